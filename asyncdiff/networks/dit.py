@@ -1,0 +1,182 @@
+"""DiT (Peebles & Xie, arXiv:2212.09748) whose adaLN-zero is per patch: each token is modulated by its own level."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.layers import Attention, Mlp
+from torch import Tensor, nn
+
+from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, grid_positions
+from asyncdiff.networks.modulation import Conditioning, Modulation, token_index
+from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
+
+Tokens = Float[Tensor, "b n dim"]
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each with a shift, scale and gate per token."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.attention = Attention(dim, num_heads=heads, qkv_bias=True, proj_drop=dropout)
+        self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=_TanhGelu, drop=dropout)
+        self.modulation = Modulation(dim, 6)
+
+    def forward(self, x: Tokens, conditioning: Conditioning) -> Tokens:
+        """The tokens after the block; the identity at initialisation."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class DiT(nn.Module):
+    """Velocity of every pixel from a noisy image and the level of every patch.
+
+    Sizes of the paper (dim / depth / heads): S 384/12/6, B 768/12/12, L 1024/24/16, XL 1152/28/16. Any image size that
+    the patches divide will do: the position embedding is computed from the token grid.
+
+    Args:
+        channels: channels of the image.
+        patch_size: side of a token in pixels.
+        dim: width; divisible by `heads` and by 4.
+        depth: number of blocks.
+        heads: attention heads.
+        mlp_ratio: width of the MLP relative to `dim`.
+        classes: number of labels, 0 for an unconditional network; the label `classes` means "no label".
+        level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; that size by default.
+        positions: whether tokens know where they are; off only to study equivariance.
+        dropout: after attention and inside the MLP.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        patch_size: int = 2,
+        dim: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        classes: int = 0,
+        level_patch_size: int | None = None,
+        positions: bool = True,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        _check_sizes(patch_size, dim, heads, level_patch_size)
+        self.channels = channels
+        self.patch_size = patch_size
+        self.dim = dim
+        self.depth = depth
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
+        self.classes = classes
+        self.level_patch_size = level_patch_size
+        self.positions = positions
+        self.dropout = dropout
+
+        self.embed = nn.Linear(channels * patch_size**2, dim)
+        self.level_embedding = LevelEmbedding(dim)
+        self.label_embedding = LabelEmbedding(classes, dim) if classes else None
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
+        self.final_modulation = Modulation(dim, 2)
+        self.head = nn.Linear(dim, channels * patch_size**2)
+        self._initialise()
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The level map's grid (gh, gw) for images of (h, w); ValueError if the patches do not divide them."""
+        patch = self.level_patch_size or self.patch_size
+        if size[0] < patch or size[1] < patch:
+            raise ValueError(
+                f"images must be at least one patch large, got {size[0]}x{size[1]} pixels for patches of "
+                f"{patch}x{patch}: use larger images or a smaller patch_size"
+            )
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(
+                f"the sides of the image must be multiples of the patch size {patch}, got {size[0]}x{size[1]}: "
+                "resize or crop the images"
+            )
+        return size[0] // patch, size[1] // patch
+
+    def forward(
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+    ) -> Image:
+        """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them."""
+        if x_t.shape[1] != self.channels:
+            raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
+        self.grid((x_t.shape[2], x_t.shape[3]))
+        tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
+        conditioning = self._condition(distinct or distinct_levels(t), tokens, label)
+        x = self.embed(patchify(x_t, self.patch_size))
+        if self.positions:
+            x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
+        for block in self.blocks:
+            x = block(x, conditioning)
+        shift, scale = self.final_modulation(conditioning)
+        return unpatchify(self.head(modulate(self.norm(x), shift, scale)), tokens, self.patch_size)
+
+    def _condition(self, distinct: Distinct, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
+        levels = F.silu(self.level_embedding(distinct.values))
+        index = token_index(distinct, tokens)
+        if self.label_embedding is None:
+            if label is not None:
+                raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")
+            return Conditioning(levels, index, None)
+        if label is None:
+            label = torch.full((len(index),), self.classes, device=index.device)
+        return Conditioning(levels, index, F.silu(self.label_embedding(label)))
+
+    def _initialise(self) -> None:
+        """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""
+        for module in (self.embed, *(m for b in self.blocks for m in (b.attention, b.mlp))):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.xavier_uniform_(layer.weight)
+                    nn.init.zeros_(layer.bias)
+        for layer in self.level_embedding.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if self.label_embedding is not None:
+            nn.init.normal_(self.label_embedding.table.weight, std=0.02)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+def modulate(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
+    """Scaled about 1 and shifted, per token."""
+    return x * (1 + scale) + shift
+
+
+def patchify(x: Image, patch: int) -> Tokens:
+    """(b, c, h, w) -> (b, tokens, c patch patch), tokens in raster order."""
+    b, c, h, w = x.shape
+    cells = x.reshape(b, c, h // patch, patch, w // patch, patch)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // patch) * (w // patch), c * patch * patch)
+
+
+def unpatchify(x: Tokens, tokens: tuple[int, int], patch: int) -> Image:
+    """The inverse of `patchify` for a token grid."""
+    b, _, features = x.shape
+    cells = x.reshape(b, *tokens, features // patch**2, patch, patch)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, tokens[0] * patch, tokens[1] * patch)
+
+
+class _TanhGelu(nn.GELU):
+    """DiT's GELU; timm's Mlp builds its activation without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+    if dim % heads or dim % 4:
+        raise ValueError(f"dim must be divisible by heads and by 4, got dim {dim} with {heads} heads")
+    if level_patch_size is not None and (level_patch_size < patch_size or level_patch_size % patch_size):
+        raise ValueError(
+            f"level_patch_size must be a multiple of patch_size {patch_size}, got {level_patch_size}: "
+            "a level map is as fine as the tokens or coarser"
+        )

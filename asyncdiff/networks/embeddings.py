@@ -1,0 +1,57 @@
+"""Embeddings of levels, positions and labels."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from asyncdiff.shapes import Labels
+
+LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
+MAX_PERIOD = 10_000.0  # slowest wave of the sinusoids (Vaswani et al., arXiv:1706.03762)
+
+
+def sinusoids(position: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
+    """Cosines and sines of `position` at dim/2 geometric frequencies from 1 to 1/10000."""
+    half = dim // 2
+    frequency = torch.exp(
+        -math.log(MAX_PERIOD) / half * torch.arange(half, device=position.device, dtype=position.dtype)
+    )
+    angle = position[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n dim"]:
+    """Fixed embedding of a token grid in raster order: half of the channels for the row, half for the column."""
+    rows, columns = (sinusoids(torch.arange(n, device=device, dtype=torch.float32), dim // 2) for n in grid)
+    by_row = rows[:, None].expand(*grid, dim // 2)
+    by_column = columns[None].expand(*grid, dim // 2)
+    return torch.cat([by_row, by_column], dim=2).reshape(grid[0] * grid[1], dim)
+
+
+class LevelEmbedding(nn.Module):
+    """Noise levels in [0, 1] -> `dim` features: sinusoids in float32 and a two-layer network, as in DiT."""
+
+    def __init__(self, dim: int, frequencies: int = 256):
+        super().__init__()
+        self.frequencies = frequencies
+        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, levels: Float[Tensor, " r"]) -> Float[Tensor, "r dim"]:
+        """One row per level."""
+        waves = sinusoids(LEVEL_SCALE * levels.to(torch.promote_types(levels.dtype, torch.float32)), self.frequencies)
+        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedding(nn.Module):
+    """Class labels 0 .. classes - 1 -> `dim` features; the label `classes` is the null class, "no label"."""
+
+    def __init__(self, classes: int, dim: int):
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, dim)
+
+    def forward(self, label: Labels) -> Float[Tensor, "b dim"]:
+        """One row per image."""
+        return self.table(label)

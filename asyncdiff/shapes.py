@@ -1,0 +1,66 @@
+"""The shapes that everything here speaks in, and the two ways between patches and pixels."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+Image = Float[Tensor, "b c h w"]  # pixels in [-1, 1], or latents
+LevelMap = Float[Tensor, "b gh gw"]  # noise level of every patch: 0 clean .. 1 noise; (b, 1, 1) is one level per image
+KnownPatches = Bool[Tensor, "b gh gw"]  # True = known
+KnownPixels = Bool[Tensor, "b h w"]  # True = known
+Progress = Float[Tensor, " b"]  # along a noise path: 0 clean image .. 1 pure noise
+Labels = Int64[Tensor, " b"]
+
+
+class Distinct(NamedTuple):
+    """A level map as the list of its distinct levels and, for every patch, which of them it has."""
+
+    values: Float[Tensor, " r"]
+    index: Int64[Tensor, "b gh gw"]
+
+
+def distinct_levels(t: LevelMap) -> Distinct:
+    """The distinct levels of `t`, found by sorting. Whoever draws a map often knows them already: pass those on."""
+    values, index = t.unique(return_inverse=True)
+    return Distinct(values, index)
+
+
+def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise ValueError unless a level grid divides an image of `size` into equal patches."""
+    if size[0] % grid[0] or size[1] % grid[1]:
+        raise ValueError(
+            f"the level map's grid must divide the image into equal patches, got grid {grid[0]}x{grid[1]} "
+            f"for an image of {size[0]}x{size[1]}: choose one that divides both sides"
+        )
+
+
+def to_pixels(per_patch: Float[Tensor, "b gh gw"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+    """Every patch's value repeated over its pixels, with a channel axis to broadcast against an image of `size`."""
+    b, gh, gw = per_patch.shape
+    check_grid((gh, gw), size)
+    cells = per_patch[:, :, None, :, None].expand(b, gh, size[0] // gh, gw, size[1] // gw)
+    return cells.reshape(b, 1, *size)
+
+
+def mean_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
+    """Mean over the channels and pixels of each patch."""
+    return _patches(image, grid).mean(dim=(1, 3, 5))
+
+
+def sum_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
+    """Sum over the channels and pixels of each patch."""
+    return _patches(image, grid).sum(dim=(1, 3, 5))
+
+
+def known_patches(known: Bool[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b gh gw"]:
+    """True where every pixel of the patch is known."""
+    check_grid(grid, (known.shape[1], known.shape[2]))
+    b, h, w = known.shape
+    return known.reshape(b, grid[0], h // grid[0], grid[1], w // grid[1]).all(4).all(2)
+
+
+def _patches(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    b, c, h, w = image.shape
+    check_grid(grid, (h, w))
+    return image.reshape(b, c, grid[0], h // grid[0], grid[1], w // grid[1])
