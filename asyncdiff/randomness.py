@@ -49,10 +49,10 @@ def normal(
 
 def _draw(draw, shape: Sequence[int], generator: Generators, device, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]
     if generator is None:
-        return draw(*shape, device=device, dtype=dtype)
+        return draw(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
-        return draw(*shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+        return draw(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
     if len(generator) != shape[0]:
         raise ValueError(f"generator must hold one generator per image, got {len(generator)} for {shape[0]} images")
-    rows = [draw(*shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]
+    rows = [draw(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
     return torch.stack(rows).to(device)

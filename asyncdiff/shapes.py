@@ -1,6 +1,6 @@
 """The shapes that everything here speaks in, and the two ways between patches and pixels."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -13,7 +13,8 @@ Progress = Float[Tensor, " b"]  # along a noise path: 0 clean image .. 1 pure no
 Labels = Int64[Tensor, " b"]
 
 
-class Distinct(NamedTuple):
+@dataclass(frozen=True)
+class Distinct:
     """A level map as the list of its distinct levels and, for every patch, which of them it has."""
 
     values: Float[Tensor, " r"]

@@ -11,7 +11,13 @@ from asyncdiff.shapes import LevelMap
 
 
 class Weighting(ABC):
-    """A weight on ||v - v_hat||^2 for every patch."""
+    """A weight on ||v - v_hat||^2 for every patch.
+
+    Attributes:
+        needs_slopes: whether it weights by dt/ds, which only levels along a path have.
+    """
+
+    needs_slopes: bool = False
 
     @abstractmethod
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
@@ -54,6 +60,8 @@ class Elbo(Weighting):
     For the rectified flow (1 - t) / t dt/ds. Holds along any path that is independent of the image (MuLAN,
     arXiv:2312.13236, for learned schedules), so it needs the slopes of a path and a floor above t = 0.
     """
+
+    needs_slopes = True
 
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
         """Weights that diverge as 1/t towards t = 0."""

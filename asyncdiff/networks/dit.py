@@ -130,9 +130,9 @@ class DiT(nn.Module):
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""
-        for module in (self.embed, *(m for b in self.blocks for m in (b.attention, b.mlp))):
+        for module in (self.embed, *self.blocks):
             for layer in module.modules():
-                if isinstance(layer, nn.Linear):
+                if isinstance(layer, nn.Linear) and layer.weight.any():  # the zeros of adaLN-zero stay
                     nn.init.xavier_uniform_(layer.weight)
                     nn.init.zeros_(layer.bias)
         for layer in self.level_embedding.modules():

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -36,12 +37,13 @@ class LevelEmbedding(nn.Module):
     def __init__(self, dim: int, frequencies: int = 256):
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.first = nn.Linear(frequencies, dim)
+        self.second = nn.Linear(dim, dim)
 
     def forward(self, levels: Float[Tensor, " r"]) -> Float[Tensor, "r dim"]:
         """One row per level."""
         waves = sinusoids(LEVEL_SCALE * levels.to(torch.promote_types(levels.dtype, torch.float32)), self.frequencies)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 
 class LabelEmbedding(nn.Module):

@@ -1,0 +1,21 @@
+"""What watches a run: averages, pictures, distances, errors by level, speed."""
+
+from asyncdiff.callbacks.denoising_strip import DenoisingStrip
+from asyncdiff.callbacks.ema import Ema
+from asyncdiff.callbacks.frechet import Frechet
+from asyncdiff.callbacks.image_writer import ImageWriter
+from asyncdiff.callbacks.inpainting import Inpainting
+from asyncdiff.callbacks.level_loss import LevelLoss
+from asyncdiff.callbacks.sample_grid import SampleGrid
+from asyncdiff.callbacks.throughput import Throughput
+
+__all__ = [
+    "DenoisingStrip",
+    "Ema",
+    "Frechet",
+    "ImageWriter",
+    "Inpainting",
+    "LevelLoss",
+    "SampleGrid",
+    "Throughput",
+]

@@ -1,0 +1,76 @@
+"""A strip of the denoising: the noisy image and its level map, from pure noise to the result."""
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, stacked, tiles
+from asyncdiff.callbacks.inpainting import held_out_images
+from asyncdiff.masks import Mask
+from asyncdiff.module import AsyncDiffusion
+from asyncdiff.paths import AsyncPatch
+from asyncdiff.sampling import Frame, Sampler
+from asyncdiff.shapes import to_pixels
+from asyncdiff.tasks import evaluation_mode
+
+
+class DenoisingStrip(Figure):
+    """Two rows an image: x_t above, its level map below (black = clean, white = noise), at evenly spaced steps.
+
+    Args:
+        count: number of images.
+        frames: states shown of each, the first and the last included.
+        mask: given, the images are inpaintings of held-out ones; else they are generated from noise.
+        sampler: follows an AsyncPatch path by default, so that patches are seen at different levels.
+        every_n_steps: 0 draws at the end only.
+        name: of the files and of the TensorBoard tag.
+    """
+
+    def __init__(
+        self,
+        count: int = 2,
+        frames: int = 9,
+        mask: Mask | None = None,
+        sampler: Sampler | None = None,
+        every_n_steps: int = 0,
+        name: str = "denoising",
+    ):
+        super().__init__(name, every_n_steps)
+        if frames < 2:
+            raise ValueError(f"frames must be at least 2, the noise and the result, got {frames}")
+        self.count = count
+        self.frames = frames
+        self.mask = mask
+        self.sampler = sampler or Sampler(AsyncPatch())
+
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+        """The strip; every process draws it whole, since it is small."""
+        frames = self._walk(trainer, module)
+        last = len(frames) - 1
+        chosen = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
+        rows = []
+        for i in range(self.count):
+            rows.append(tiles(torch.stack([f.x_t[i] for f in chosen]), columns=self.frames))
+            maps = torch.cat([to_pixels(f.t[i : i + 1], module.shape[1:]) for f in chosen])
+            rows.append(tiles(maps, columns=self.frames, low=0.0))
+        return stacked(rows)
+
+    def _walk(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
+        image: Tensor | None = None
+        known: Tensor | None = None
+        labels = cycled_labels(module, list(range(self.count)))
+        if self.mask is not None:
+            image, labels = held_out_images(trainer, self.count), None
+            known = self.mask(*module.shape[1:]).expand(self.count, *module.shape[1:])
+        with evaluation_mode(module), module.sampling_context():
+            return list(
+                self.sampler.frames(
+                    module.denoiser,
+                    seeds=range(self.count),
+                    shape=module.shape,
+                    label=None if labels is None else torch.tensor(labels, device=module.device),
+                    image=image,
+                    known=known,
+                    device=module.device,
+                )
+            )

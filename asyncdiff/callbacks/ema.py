@@ -1,0 +1,137 @@
+"""Exponential moving average of the network's parameters."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class Ema(Callback):
+    """Keeps a float32 average of the trained parameters, and puts it in their place while images are drawn or judged.
+
+    The average follows after every optimiser step with the decay min(decay, (1 + n) / (10 + n)), n steps counted, so
+    that the first steps do not weigh it down. Several callbacks with different decays may run side by side: the first
+    in the list is the one that evaluates. Checkpoints hold the raw weights in "state_dict" and every average in "ema",
+    also when they are written during an evaluation.
+
+    Args:
+        decay: in [0, 1); 0.9999 for long runs, 0.999 for some ten thousand steps.
+    """
+
+    def __init__(self, decay: float = 0.9999):
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self.average: dict[str, Tensor] | None = None
+        self._raw: dict[str, Tensor] | None = None  # the trained weights, while the average stands in their place
+        self._seen_step = 0
+        self._evaluation = ExitStack()
+
+    @property
+    def state_key(self) -> str:
+        """Several decays are several callbacks."""
+        return f"Ema{{decay={self.decay}}}"
+
+    @contextmanager
+    def swapped(self, module: LightningModule) -> Iterator[None]:
+        """The average in place of the trained parameters; nested use and a missing average change nothing."""
+        if self._raw is not None or not self._ready(module):
+            yield
+            return
+        assert self.average is not None
+        parameters = _parameters(module)
+        self._raw = {name: p.detach().clone() for name, p in parameters.items()}
+        _copy(parameters, self.average)
+        try:
+            yield
+        finally:
+            _copy(parameters, self._raw)
+            self._raw = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continue the checkpoint's average, or start from the initial weights."""
+        self._seen_step = trainer.global_step
+        if not self._ready(pl_module):
+            self.average = {name: p.detach().float().clone() for name, p in _parameters(pl_module).items()}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Follow the parameters after each optimiser step."""
+        if trainer.global_step == self._seen_step:
+            return
+        self._seen_step = trainer.global_step
+        self.updates += 1
+        assert self.average is not None, "on_train_start has run"
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        parameters = [p.detach().float() for p in _parameters(pl_module).values()]
+        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the average; while it stands in for the parameters, put the trained ones back into the file."""
+        if self._raw is not None:
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._raw}
+        if self.average is not None:
+            entry = {"decay": self.decay, "updates": self.updates, "weights": self.average}
+            checkpoint.setdefault("ema", {})[str(self.decay)] = entry
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the average."""
+        self._enter(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge the average."""
+        self._enter(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw with the average."""
+        self._enter(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the parameters back."""
+        self._evaluation.close()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the parameters back."""
+        self._evaluation.close()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the parameters back."""
+        self._evaluation.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the parameters back before anybody saves them."""
+        self._evaluation.close()
+
+    def _enter(self, trainer: Trainer, module: LightningModule) -> None:
+        first = next(c for c in trainer.callbacks if isinstance(c, Ema))  # type: ignore[attr-defined]
+        if first is self:
+            self._evaluation.enter_context(self.swapped(module))
+
+    def _ready(self, module: LightningModule) -> bool:
+        """Whether there is an average, taken from the checkpoint that the module loaded if need be."""
+        loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
+        if loaded is not None:
+            parameters = _parameters(module)
+            self.average = {name: loaded["weights"][name].to(p.device) for name, p in parameters.items()}
+            self.updates = loaded["updates"]
+        return self.average is not None
+
+
+def averaged_weights(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:
+    """The context in which `module` has the averaged weights of the trainer's first `Ema`, if it has one."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Ema):
+            return callback.swapped(module)
+    return nullcontext()
+
+
+def _parameters(module: LightningModule) -> dict[str, Tensor]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _copy(parameters: dict[str, Tensor], source: dict[str, Tensor]) -> None:
+    torch._foreach_copy_(list(parameters.values()), [source[name] for name in parameters])

@@ -1,0 +1,72 @@
+"""A figure of inpaintings: what the model is shown, what it makes of it, and what it was."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from asyncdiff.callbacks.figure import Figure, Picture, tiles
+from asyncdiff.callbacks.sharding import sharded
+from asyncdiff.masks import Half, Mask
+from asyncdiff.module import AsyncDiffusion
+from asyncdiff.sampling import Sampler
+
+UNKNOWN = (-0.2, 0.1, 0.4)  # a slate blue that neither black nor white digits nor most photographs contain
+
+
+class Inpainting(Figure):
+    """The first held-out images in three columns a case: masked input, result, truth. Labels are not told.
+
+    Args:
+        mask: what is known; the left half by default.
+        count: number of images.
+        columns: cases in a row.
+        sampler: the module's own by default.
+        every_n_steps: 0 draws at the end only.
+        name: of the files and of the TensorBoard tag.
+    """
+
+    def __init__(
+        self,
+        mask: Mask | None = None,
+        count: int = 12,
+        columns: int = 4,
+        sampler: Sampler | None = None,
+        every_n_steps: int = 1000,
+        name: str = "inpainting",
+    ):
+        super().__init__(name, every_n_steps)
+        self.mask = mask or Half()
+        self.count = count
+        self.columns = columns
+        self.sampler = sampler
+
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+        """The figure."""
+        truth = held_out_images(trainer, self.count)
+        known = self.mask(truth.shape[2], truth.shape[3])
+
+        def results(indices: Sequence[int]) -> Tensor:
+            chosen = truth[list(indices)]
+            return module.inpaint(chosen, known, seeds=list(indices), sampler=self.sampler)
+
+        result = sharded(trainer, len(truth), results)
+        colour = truth.expand(-1, 3, -1, -1) if truth.shape[1] == 1 else truth
+        triples = torch.stack([masked(colour, known), result.expand_as(colour), colour], dim=1)
+        return tiles(triples.flatten(0, 1), columns=3 * self.columns)
+
+
+def held_out_images(trainer: Trainer, count: int) -> Float[Tensor, "b c h w"]:
+    """The first `count` images of the held-out split, the same on every process."""
+    data = getattr(trainer, "datamodule", None)
+    if data is None or not hasattr(data, "images"):
+        raise ValueError("Inpainting needs a data module with a method images(split, batch_size), such as Digits")
+    return next(iter(data.images("val", count)))["image"][:count]
+
+
+def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Colour images with a plain colour where they are unknown."""
+    paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None]
+    return torch.where(known, images, paint)

@@ -1,0 +1,55 @@
+"""The velocity's error by noise level."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from asyncdiff.module import AsyncDiffusion
+
+
+class LevelLoss(Callback):
+    """Logs the mean squared error of the velocity over the training patches of each level bin.
+
+    The tags are train/error_by_level/LOW-HIGH. Sums stay on the device until they are logged, every
+    `log_every_n_steps` of the trainer; a bin that no patch fell into is left out.
+
+    Args:
+        bins: equal bins over [0, 1].
+    """
+
+    def __init__(self, bins: int = 8):
+        if bins < 1:
+            raise ValueError(f"bins must be at least 1, got {bins}")
+        self.bins = bins
+        self._sums: Tensor | None = None
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
+    ) -> None:
+        """Add this batch, log when due."""
+        sums = binned(outputs["t"], outputs["error"], self.bins)
+        self._sums = sums if self._sums is None else self._sums + sums
+        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            self._log(trainer)
+
+    def _log(self, trainer: Trainer) -> None:
+        assert self._sums is not None
+        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        self._sums = None
+        edges = [f"{i / self.bins:.3f}-{(i + 1) / self.bins:.3f}" for i in range(self.bins)]
+        rows = zip(edges, total, count, strict=True)
+        metrics = {f"train/error_by_level/{edge}": t / n for edge, t, n in rows if n}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def binned(t: Tensor, error: Tensor, bins: int) -> Tensor:
+    """(2, bins): sum of the errors and number of patches in each equal bin of t over [0, 1]."""
+    index = (t.detach().flatten() * bins).long().clamp(max=bins - 1)
+    error = error.detach().flatten().to(torch.float32)
+    sums = torch.zeros(2, bins, device=t.device)
+    sums[0].index_add_(0, index, error)
+    sums[1].index_add_(0, index, torch.ones_like(error))
+    return sums

@@ -1,0 +1,50 @@
+"""A grid of generated images, the same seeds every time."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, tiles
+from asyncdiff.callbacks.sharding import sharded
+from asyncdiff.module import AsyncDiffusion
+from asyncdiff.sampling import Sampler
+
+
+class SampleGrid(Figure):
+    """Images of the seeds first_seed, first_seed + 1, ..., classes in turn where the model has any.
+
+    Args:
+        count: number of images.
+        columns: images in a row.
+        first_seed: seed of the first image.
+        sampler: the module's own by default.
+        every_n_steps: 0 draws at the end only.
+        name: of the files and of the TensorBoard tag.
+    """
+
+    def __init__(
+        self,
+        count: int = 64,
+        columns: int = 8,
+        first_seed: int = 0,
+        sampler: Sampler | None = None,
+        every_n_steps: int = 1000,
+        name: str = "samples",
+    ):
+        super().__init__(name, every_n_steps)
+        if count < 1 or columns < 1:
+            raise ValueError(f"count and columns must be at least 1, got {count} and {columns}")
+        self.count = count
+        self.columns = columns
+        self.first_seed = first_seed
+        self.sampler = sampler
+
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+        """The grid."""
+
+        def images(indices: Sequence[int]) -> Tensor:
+            labels = cycled_labels(module, list(indices))
+            return module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
+
+        return tiles(sharded(trainer, self.count, images), columns=self.columns)

@@ -1,0 +1,57 @@
+"""Weight files from elsewhere: found or fetched, checked against their SHA-256, and read without running any code."""
+
+import hashlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def published_hash(url: str) -> str:
+    """First hex digits of a file's SHA-256, as torch.hub's file names end: NAME-6726825d.pth -> 6726825d."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", url)
+    if match is None:
+        raise ValueError(f"url must end in -HASH.EXTENSION to tell its SHA-256, got {url}: pass sha256 as well")
+    return match[1]
+
+
+def weight_file(path: str | None, *, url: str) -> Path:
+    """The local file `path`; without one, the file of `url` in torch.hub's folder, fetched if it is not there yet."""
+    if path is not None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"weights must be an existing file, got {path}: download {url} and give its path")
+        return Path(path)
+    file = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    if not file.is_file():
+        _fetch(url, file)
+    return file
+
+
+def read_weights(path: Path, *, sha256: str) -> dict[str, Any]:
+    """The tensors in `path`, once its SHA-256 is found to start with `sha256` (8 to 64 hex digits).
+
+    The bytes that were checked are the bytes that are read, and `weights_only` keeps pickled code from running.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise ValueError(f"sha256 must be the first 8 to 64 hex digits of the file's SHA-256, got {sha256!r}")
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(sha256.lower()):
+        raise ValueError(
+            f"weights must have the SHA-256 {sha256}, got {found} for {path}: fetch the file again, "
+            f"or pass its own hash as sha256 if you trust it"
+        )
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _fetch(url: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=published_hash(url), progress=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"weights must be a local file where {url} cannot be fetched, got {getattr(error, 'reason', error)}: "
+            f"put {file.name} into {file.parent} ($TORCH_HOME/hub/checkpoints) or pass its path as weights"
+        ) from error

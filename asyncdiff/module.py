@@ -1,0 +1,383 @@
+"""AsyncDiffusion: what is trained, as a LightningModule. It owns the network and nothing else."""
+
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from asyncdiff import recipe, tasks
+from asyncdiff.denoiser import Denoiser
+from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
+from asyncdiff.objective import objective
+from asyncdiff.paths import AsyncPatch
+from asyncdiff.processes import Process, RectifiedFlow
+from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
+from asyncdiff.sampling import Sampler
+from asyncdiff.shapes import Distinct, Image
+from asyncdiff.weightings import Velocity, Weighting
+
+TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
+
+
+class AsyncDiffusion(LightningModule):
+    """An objective over random level maps, and the sampler that draws images with what it learns.
+
+    All randomness of a training step is a function of the seed and of the key of the batch's first sample, which the
+    data module computes from (seed, epoch, position); that of an evaluation is a function of the seed and the index of
+    each image. So validating never changes training, processes differ, and any step can be computed again.
+
+    Args:
+        network: predicts the velocity, see `asyncdiff.networks.dit.DiT`.
+        levels: distribution over level maps in training; AlongPath(AsyncPatch()) by default.
+        weighting: weight on the squared error of the velocity; 1 by default.
+        process: noise process; the rectified flow by default.
+        sampler: how images are drawn, in callbacks, `generate`, `inpaint` and `predict`.
+        image_size: side of the images in pixels.
+        learning_rate: of AdamW, after the warm-up.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        warmup_steps: steps over which the learning rate grows linearly from 0.
+        label_dropout: probability that a training image's label is replaced by "no label".
+        level_values: training levels are rounded to this many equidistant values, so that a network computes that many
+            modulations a step rather than one per patch; the noise is added at the rounded level. 0 = continuous.
+        seed: of all randomness in training and evaluation.
+        predict_count: images that `predict` draws, with seeds 0, 1, ...; classes in turn if the network has any.
+        predict_batch_size: images drawn together.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        levels: LevelSampler | None = None,
+        weighting: Weighting | None = None,
+        process: Process | None = None,
+        sampler: Sampler | None = None,
+        image_size: int = 32,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        warmup_steps: int = 1000,
+        label_dropout: float = 0.1,
+        level_values: int = 256,
+        seed: int = 0,
+        predict_count: int = 64,
+        predict_batch_size: int = 64,
+    ):
+        super().__init__()
+        self.denoiser = Denoiser(network, process or RectifiedFlow())
+        self.levels = levels or AlongPath()
+        self.weighting = weighting or Velocity()
+        self.sampler = sampler or Sampler()
+        self.image_size = image_size
+        self.learning_rate = learning_rate
+        self.betas = (betas[0], betas[1])
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.label_dropout = label_dropout
+        self.level_values = level_values
+        self.seed = seed
+        self.predict_count = predict_count
+        self.predict_batch_size = predict_batch_size
+        self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
+        self._check()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that predicts the velocity."""
+        return self.denoiser.network
+
+    @property
+    def process(self) -> Process:
+        """The noise process."""
+        return self.denoiser.process
+
+    @property
+    def classes(self) -> int:
+        """Number of labels that the network knows, 0 for an unconditional one."""
+        return int(getattr(self.network, "classes", 0))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images."""
+        return int(getattr(self.network, "channels", 3)), self.image_size, self.image_size
+
+    # Using what was learned
+
+    def generate(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None = None,
+        *,
+        sampler: Sampler | None = None,
+        batch_size: int = 64,
+    ) -> Image:
+        """One image per seed, values in about [-1, 1]; image i depends on seed i (and label i) only."""
+        self._check_labels(labels)
+        with self.sampling_context():
+            return tasks.generate(
+                self.denoiser,
+                sampler or self.sampler,
+                seeds=seeds,
+                shape=self.shape,
+                labels=labels,
+                batch_size=batch_size,
+            )
+
+    def inpaint(
+        self,
+        image: Float[Tensor, "*n c h w"],
+        known: Bool[Tensor, "*m h w"],
+        *,
+        seeds: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
+        sampler: Sampler | None = None,
+        batch_size: int = 64,
+    ) -> Image:
+        """`image` with the pixels where `known` is False generated; the known ones come back bit for bit.
+
+        Args:
+            image: in [-1, 1]; (c, h, w), completed once per seed, or (b, c, h, w).
+            known: bool, True = known; (h, w), or (b, h, w).
+            seeds: one per result; 0, 1, ... by default.
+            labels: a class per result, None for none.
+            sampler: the module's own by default.
+            batch_size: images that go through the network together.
+        """
+        self._check_labels(labels)
+        with self.sampling_context():
+            return tasks.inpaint(
+                self.denoiser,
+                sampler or self.sampler,
+                image=image,
+                known=known,
+                seeds=seeds,
+                labels=labels,
+                batch_size=batch_size,
+            )
+
+    def sampling_context(self) -> Any:
+        """The context that drawing images runs in: the trainer's precision inside a run, float32 otherwise."""
+        return self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        """Find out now, not at the first checkpoint, whether the model can be described in one."""
+        recipe.describe(self)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed every draw of this step, dropout included."""
+        if "key" in batch:  # the place in the data, which no interruption changes
+            place = (int(batch["key"][0]),)
+        else:
+            place = (self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(counter_key(self.seed, TRAINING, *place))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the images and labels; keys and indices are read on the CPU, where that waits for nothing."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        stay = {name: batch[name] for name in ("key", "index", "seed") if name in batch}
+        rest = {name: value for name, value in batch.items() if name not in stay}
+        return stay | super().transfer_batch_to_device(rest, device, dataloader_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The loss, with the levels and errors of every patch for whoever wants to watch them."""
+        x = batch["image"]
+        draw = self._draw(len(x))
+        eps = normal(x.shape, device=x.device)
+        result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
+        loss = result.per_image.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return {"loss": loss, "t": result.t, "error": result.error.detach()}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the objective and the gap between constant and heterogeneous maps on held-out images."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """What `validation_step` logs, on the test split."""
+        self._evaluate(batch, "test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The seeds and labels of the images that `predict` draws, this process's share of them."""
+        rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+        share = _Seeds(range(rank, self.predict_count, world), self.classes)
+        return DataLoader(share, batch_size=self.predict_batch_size)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Image:
+        """The images of a batch of seeds."""
+        labels = batch["label"].tolist() if self.classes else None
+        return self.generate(batch["seed"].tolist(), labels, batch_size=self.predict_batch_size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped."""
+        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW with a linear warm-up that counts steps."""
+        # Loss scaling (16-mixed) unscales before clipping, which fused steps do not allow.
+        fused = self._trainer is None or self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(
+            self.parameters(), self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Warmup(self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how to rebuild the model, as plain containers."""
+        checkpoint["recipe"] = recipe.describe(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the averaged weights for the callback that continues or uses them."""
+        self.averaged = checkpoint.get("ema", {})
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        weights: Literal["ema", "raw"] = "ema",
+        allow: Sequence[str] = ("asyncdiff",),
+    ) -> Self:
+        """The model of a checkpoint, ready to draw images.
+
+        Args:
+            checkpoint_path: a .ckpt file of a run.
+            map_location: device to load to.
+            weights: "ema" takes the averaged weights where the run kept any (the first average if several), "raw"
+                those of the last step.
+            allow: packages whose classes may be imported to rebuild the model.
+        """
+        if weights not in ("ema", "raw"):
+            raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        model = recipe.build(checkpoint["recipe"], allow)
+        if not isinstance(model, cls):
+            raise ValueError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}")
+        state = dict(checkpoint["state_dict"])
+        averages = next(iter(checkpoint.get("ema", {}).values()), None)
+        if weights == "ema" and averages is not None:
+            state |= averages["weights"]
+        model.load_state_dict(state)
+        return model.to(map_location).eval()
+
+    # Parts
+
+    def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
+        grid = self.denoiser.grid(self.shape[1:])
+        draw = self.levels(batch, grid, generator=generator, device=self.device)
+        return draw.on_values(self.level_values) if self.level_values else draw
+
+    def _training_labels(self, batch: dict[str, Tensor]) -> Tensor | None:
+        if not self.classes:
+            return None
+        label = batch["label"]
+        dropped = uniform(label.shape, device=label.device) < self.label_dropout
+        return label.masked_fill(dropped, self.classes)
+
+    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> None:
+        x, label = batch["image"], batch["label"] if self.classes else None
+        generators = per_image(counter_key(self.seed, EVALUATION, i) for i in batch["index"].tolist())
+        eps = normal(x.shape, generator=generators, device=x.device)
+        loss = objective(self.denoiser, x, eps, self._draw(len(x), generators), self.weighting, label)
+        varied, constant = self._matched_maps(len(x), generators)
+        errors = {
+            name: objective(self.denoiser, x, eps, draw, Velocity(), label).per_image.mean()
+            for name, draw in (("heterogeneous", varied), ("constant", constant))
+        }
+        values = {
+            f"{stage}/loss": loss.per_image.mean(),
+            f"{stage}/error_heterogeneous": errors["heterogeneous"],
+            f"{stage}/error_constant": errors["constant"],
+            f"{stage}/error_gap": errors["constant"] - errors["heterogeneous"],
+        }
+        self.log_dict(values, batch_size=len(x), sync_dist=True)
+
+    def _matched_maps(self, batch: int, generators: Generators) -> tuple[LevelDraw, LevelDraw]:
+        """AsyncPatch maps, and constant maps at the level of one of their patches each: the same levels on both sides.
+
+        The maps are the same whatever the training distribution, so that runs can be compared.
+        """
+        grid = self.denoiser.grid(self.shape[1:])
+        varied = AlongPath(AsyncPatch())(batch, grid, generator=generators, device=self.device)
+        pick = (uniform((batch,), generator=generators, device=self.device) * (grid[0] * grid[1])).long()
+        t = varied.t.flatten(1).gather(1, pick[:, None])[:, 0]
+        index = torch.arange(batch, device=self.device)[:, None, None]
+        return LevelDraw(varied.t), LevelDraw(t[:, None, None], None, Distinct(t, index))
+
+    def _check(self) -> None:
+        self.weighting.check(self.levels)
+        if self.weighting.needs_slopes and self.level_values:
+            raise ValueError(
+                f"level_values must be 0 under {type(self.weighting).__name__}, got {self.level_values}: "
+                "rounded levels have no slope"
+            )
+        if self.level_values < 0 or self.level_values == 1:
+            raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {self.level_values}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        self.denoiser.grid(self.shape[1:])
+
+    def _check_labels(self, labels: Sequence[int] | None) -> None:
+        if labels is None:
+            return
+        if not self.classes:
+            raise ValueError("labels must be None for a model trained without classes: leave them out")
+        wrong = [k for k in labels if not 0 <= int(k) < self.classes]
+        if wrong:
+            raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {wrong[0]}")
+
+
+class _Warmup:
+    """Factor of the learning rate: linear from 0 to 1 over `steps`."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def __call__(self, step: int) -> float:
+        return min(1.0, (step + 1) / max(self.steps, 1))
+
+
+class _Seeds(IterableDataset):
+    """Seeds and the classes in turn. Iterable, so that Lightning leaves the sharding to us."""
+
+    def __init__(self, seeds: range, classes: int):
+        self.seeds = seeds
+        self.classes = classes
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        for seed in self.seeds:
+            yield {"seed": seed, "label": seed % self.classes if self.classes else 0}
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+
+def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
+    """The contents of a checkpoint of ours, read without running any code in it."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint_path must be a file, got {path}: a run keeps its own in RUN/checkpoints/")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {reason}") from error
+    if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:
+        raise ValueError(f"{path} is no checkpoint of AsyncDiffusion: it does not say how to rebuild its model")
+    return checkpoint

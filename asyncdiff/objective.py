@@ -1,0 +1,38 @@
+"""The training loss: the weighted squared error of the velocity at a random level map."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from asyncdiff.denoiser import Denoise
+from asyncdiff.levels import LevelDraw
+from asyncdiff.shapes import Image, Labels, LevelMap, mean_per_patch
+from asyncdiff.weightings import Weighting
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A batch's loss with what it is made of.
+
+    Attributes:
+        per_image: weighted mean over the patches of each image; under `Elbo` nats per dimension.
+        error: mean squared error of the velocity per patch, unweighted.
+        t: the level map of that error.
+    """
+
+    per_image: Float[Tensor, " b"]
+    error: LevelMap
+    t: LevelMap
+
+
+def objective(
+    denoiser: Denoise, x: Image, eps: Image, draw: LevelDraw, weighting: Weighting, label: Labels | None = None
+) -> Objective:
+    """The loss of `denoiser` on `x` noised with `eps` at the levels of `draw`."""
+    process = denoiser.process
+    prediction = denoiser(process.noised(x, eps, draw.t), draw.t, label, distinct=draw.distinct)
+    residual = process.velocity(x, eps, draw.t) - prediction.v
+    error = mean_per_patch(residual.square(), (draw.t.shape[1], draw.t.shape[2]))
+    weight = weighting(process, draw.t, draw.slope)
+    return Objective((weight * error).mean(dim=(1, 2)), error, draw.t)

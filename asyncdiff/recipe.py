@@ -1,0 +1,63 @@
+"""Objects as plain containers and back, so that a checkpoint says how to rebuild its model and nothing in it is code.
+
+The convention behind it: every constructor argument is kept as an attribute of the same name.
+"""
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+def describe(value: Any) -> Any:
+    """`value` as numbers, strings, lists and {"class_path", "init_args"} dictionaries, as in the YAML files."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): describe(item) for key, item in value.items()}
+    kind = type(value)
+    arguments = {name: describe(_kept(value, name)) for name in _parameters(kind)}
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+
+
+def build(recipe: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
+    """The object that `describe` described; only classes of the packages in `allow` are imported."""
+    if isinstance(recipe, list):
+        return [build(item, allow) for item in recipe]
+    if not isinstance(recipe, dict):
+        return recipe
+    arguments = {name: build(item, allow) for name, item in recipe.get("init_args", recipe).items()}
+    return resolve(recipe["class_path"], allow)(**arguments) if "class_path" in recipe else arguments
+
+
+def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
+    """The class of a dotted path, refused unless its package is in `allow`: importing a module runs its code."""
+    package = class_path.partition(".")[0]
+    if package not in allow:
+        raise ValueError(
+            f"class_path must lie in one of the packages {', '.join(allow)}, got {class_path}: "
+            f"if you trust it, pass allow=({', '.join(map(repr, [*allow, package]))})"
+        )
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    if not isinstance(found, type):
+        raise ValueError(f"class_path must name a class, got {class_path}: was it renamed since the file was written?")
+    return found
+
+
+def _parameters(kind: type) -> list[str]:
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _kept(value: Any, name: str) -> Any:
+    if not hasattr(value, name):
+        raise TypeError(
+            f"{type(value).__name__} must keep its constructor argument {name!r} as an attribute of that name, "
+            "so that a checkpoint can say how to rebuild it"
+        )
+    return getattr(value, name)

@@ -1,0 +1,7 @@
+"""Data for image models: batches {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
+
+from datamodules.base import Batch, ImageDataModule, ImageDataset
+from datamodules.digits import Digits
+from datamodules.image_folder import ImageFolder
+
+__all__ = ["Batch", "Digits", "ImageDataModule", "ImageDataset", "ImageFolder"]

@@ -1,0 +1,197 @@
+"""What every data module shares: three splits, batches as dicts, exact continuation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.order import ResumableLoader, ShuffledShard, sample_keys
+
+Split = Literal["train", "val", "test"]
+Item = tuple[int, int]  # index in the split, key of the sample
+
+
+class Batch(TypedDict):
+    """b images with their labels; `index` is the place in the split, `key` seeds whatever is drawn for the sample."""
+
+    image: Tensor  # float32 (b, c, h, w) in [-1, 1]
+    label: Tensor  # int64 (b,), 0 where there are no labels
+    index: Tensor  # int64 (b,)
+    key: Tensor  # int64 (b,) in [0, 2**63)
+
+
+class ImageDataset(Dataset[Batch], ABC):
+    """A split: square images of one size, read a batch at a time.
+
+    Attributes:
+        classes: number of classes, 0 without labels.
+    """
+
+    classes: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def read(self, items: Sequence[Item]) -> Batch:
+        """The images of the items, in their order."""
+
+    def plain(self) -> "ImageDataset":
+        """The same images without augmentation, each at most once."""
+        return self
+
+    def __getitems__(self, items: Sequence[Item | int]) -> Batch:
+        """The batch of (index, key) pairs; a bare index, as other samplers give it, gets a key of its own."""
+        return self.read([i if isinstance(i, tuple) else (i, _own_key(i)) for i in items])
+
+    def __getitem__(self, item: Item | int) -> Batch:
+        """A batch of one."""
+        return self.__getitems__([item])
+
+
+class ResidentImages(ImageDataset):
+    """Images held in memory: `images` float32 (n, c, h, w) in [-1, 1], `labels` int64 (n,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor, *, classes: int) -> None:
+        self.images, self.labels, self.classes = images, labels, classes
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def read(self, items: Sequence[Item]) -> Batch:
+        """One gather per batch."""
+        index, key = index_and_key(items)
+        return {"image": self.images[index], "label": self.labels[index], "index": index, "key": key}
+
+
+def index_and_key(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
+    """The pairs as two int64 tensors (b,)."""
+    index, key = torch.tensor(items, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return index, key
+
+
+def _own_key(index: int) -> int:
+    return int(sample_keys(0, 0, np.array([index]))[0])
+
+
+def _whole(batch: Any) -> Any:
+    """Collation that has nothing left to do; a named function, as workers may have to pickle it."""
+    return batch
+
+
+def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
+    """Refuse an argument below its minimum."""
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Train, val and test loaders over image splits.
+
+    Subclasses set `channels` and `size` (pixels of a side) and implement `build`.
+
+    Args:
+        batch_size: training images per step and process.
+        eval_batch_size: images per validation or test batch and process; `batch_size` if None.
+        workers: loader processes per split; 0 reads in the training process.
+        seed: chooses the order of training and the samples' keys, not the splits.
+    """
+
+    channels: int
+    size: int
+
+    def __init__(self, *, batch_size: int, eval_batch_size: int | None = None, workers: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        at_least("batch_size", batch_size, 1, "set the images per step and process")
+        at_least("eval_batch_size", eval_batch_size, 1, "leave it out to use batch_size")
+        at_least("workers", workers, 0, "use 0 to load in the training process")
+        at_least("seed", seed, 0, "choose any other whole number")
+        self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
+        self._splits: Mapping[Split, ImageDataset] | None = None
+
+    @abstractmethod
+    def build(self) -> Mapping[Split, ImageDataset]:
+        """The three splits; raises where the data is missing or unfit."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, 0 without labels."""
+        return self.dataset("train").classes
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the data, once; for "fit", also make sure that there is a batch of it."""
+        if self._splits is None:
+            self._splits = self.build()
+        if stage == "fit":
+            self._require_a_batch(ShuffledShard(self._splits["train"]))
+
+    def dataset(self, split: Split) -> ImageDataset:
+        """The images of a split, as training or evaluation reads them."""
+        self.setup()
+        assert self._splits is not None
+        if split not in self._splits:
+            raise ValueError(f"split must be one of {', '.join(self._splits)}, got {split!r}: choose one of these")
+        return self._splits[split]
+
+    def images(self, split: Split, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+        """The whole split in file order, without augmentation; only every `world`-th image, from `rank` on."""
+        at_least("batch_size", batch_size, 1, "set the images per batch")
+        data = self.dataset(split).plain()
+        shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False, rank=rank, world=world)
+        return iter(DataLoader(data, batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole))
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of equal size in an order that a resumed run continues."""
+        data = self.dataset("train")
+        shard = ShuffledShard(data, seed=self.seed)
+        self._require_a_batch(shard)
+        options = self._options(shard, self.batch_size)
+        return ResumableLoader(data, progress=self._progress, drop_last=True, **options)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every image once, in file order, with the same keys every time."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Every image once, in file order, with the same keys every time."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: Split) -> DataLoader[Batch]:
+        data = self.dataset(split)
+        shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False)
+        return DataLoader(data, **self._options(shard, self.eval_batch_size))
+
+    def _options(self, shard: ShuffledShard, batch_size: int) -> dict[str, Any]:
+        return {
+            "batch_size": batch_size,
+            "sampler": shard,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": _whole,
+        }
+
+    def _require_a_batch(self, shard: ShuffledShard) -> None:
+        """Lightning ends a fit without any batch at once and in silence: refuse it."""
+        needed = self.batch_size * shard.share[1]
+        if shard.size < needed:
+            raise ValueError(
+                f"batch_size must leave at least one batch per epoch, got {self.batch_size} x {shard.share[1]} "
+                f"process(es) = {needed} with {shard.size} training images: lower batch_size or add images"
+            )
+
+    def _progress(self) -> tuple[int, int] | None:
+        """Batches processed in this epoch and batches of an epoch, by the trainer's count."""
+        if self.trainer is None:
+            return None
+        loop: Any = self.trainer.fit_loop
+        # `processed`, not `ready`: a batch that was fetched when the run died must come again.
+        return loop.epoch_loop.batch_progress.current.processed, loop.max_batches

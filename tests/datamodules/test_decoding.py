@@ -1,0 +1,165 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import decoding
+from datamodules.decoding import centre_square, load_square, read_pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A colour image without sharp edges."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    waves = (np.sin(3 * x + 1), np.cos(4 * y), np.sin(2 * (x + y)))
+    return np.stack([(127.5 + 110 * wave).round() for wave in waves], -1).astype(np.uint8)
+
+
+def pixels(path: Path, image: Image.Image, **options: Any) -> torch.Tensor:
+    image.save(path, **options)
+    return read_pixels(path)
+
+
+def colour(image: torch.Tensor) -> list[int]:
+    return image.flatten(1)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("shape", [(60, 80), (80, 60), (31, 31), (20, 24), (37, 111)])
+def test_result_is_the_centre_of_what_pillow_resizes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    picture = Image.fromarray(smooth(*shape))
+    picture.save(tmp_path / "a.png")
+    ours = load_square(tmp_path / "a.png", size=31, channels=3)
+    height, width = (round(side * 31 / min(shape)) for side in shape)
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    top, left = (height - 31) // 2, (width - 31) // 2
+    theirs = resized[top : top + 31, left : left + 31]
+    assert ours.shape == (3, 31, 31)
+    assert np.abs(ours.permute(1, 2, 0).numpy() - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_fast_path_equals_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, options: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth(90, 70)).save(path, **options)
+    fast = load_square(path, size=32, channels=channels).int()
+    monkeypatch.setattr(decoding, "decode_jpeg", None)
+    slow = load_square(path, size=32, channels=channels).int()
+    assert (fast - slow).abs().max() <= 1
+
+
+def test_fast_path_is_taken_for_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "pillow_pixels", lambda image: pytest.fail("Pillow decoded it"))
+    for mode in ("L", "RGB"):
+        assert pixels(tmp_path / "a.jpg", Image.new(mode, (8, 8))).shape == (len(mode), 8, 8)
+
+
+def test_sixteen_bits_keep_their_ramp(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
+    for name in ("a.png", "a.tiff"):
+        Image.fromarray(ramp).save(tmp_path / name)
+        read = load_square(tmp_path / name, size=64, channels=3)
+        assert np.abs(read.numpy() / 255 - ramp / 65535).max() <= 0.5 / 255 + 1e-9
+
+
+@pytest.mark.parametrize("top", [1, 255])
+def test_float_tiff_spans_the_full_range(tmp_path: Path, top: int) -> None:
+    ramp = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    read = pixels(tmp_path / "a.tif", Image.fromarray(ramp))
+    assert read.flatten().tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("value", [-0.5, 256.0, float("nan"), float("inf")])
+def test_other_floats_are_refused(tmp_path: Path, value: float) -> None:
+    values = np.full((4, 4), 0.5, dtype=np.float32)
+    values[1, 2] = value
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\] or \[0, 255\]"):
+        pixels(tmp_path / "a.tif", Image.fromarray(values))
+
+
+def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert colour(pixels(tmp_path / "a.png", picture)) == [250, 128, 3]
+
+
+def test_transparency_lies_over_white(tmp_path: Path) -> None:
+    assert colour(pixels(tmp_path / "a.png", Image.new("RGBA", (4, 4), (*RED, 0)))) == [255, 255, 255]
+    assert colour(pixels(tmp_path / "b.png", Image.new("RGBA", (4, 4), (*RED, 255)))) == [255, 0, 0]
+    half = colour(pixels(tmp_path / "c.png", Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
+    assert half == pytest.approx([127] * 3, abs=1)
+    assert colour(pixels(tmp_path / "d.png", Image.new("LA", (4, 4), (0, 0)))) == [255, 255, 255]
+    assert colour(pixels(tmp_path / "e.gif", Image.new("P", (4, 4), 0), transparency=0)) == [255, 255, 255]
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.tif"):
+        read = pixels(tmp_path / name, Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
+        assert colour(read) == pytest.approx(RED, abs=3)
+
+
+def test_black_and_white_spans_the_full_range(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[True, False]]))
+    assert pixels(tmp_path / "a.png", picture).flatten().tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_exif_rotation_is_applied(tmp_path: Path, suffix: str) -> None:
+    picture = Image.new("RGB", (64, 32), RED)
+    picture.paste(BLUE, (32, 0, 64, 32))  # the right half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: right becomes bottom
+    read = pixels(tmp_path / f"a.{suffix}", picture, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert read.shape == (3, 64, 32)
+    assert read[:, 8, 16].tolist() == pytest.approx(RED, abs=3)
+    assert read[:, 56, 16].tolist() == pytest.approx(BLUE, abs=3)
+
+
+def test_grey_and_colour_change_into_each_other(tmp_path: Path) -> None:
+    Image.fromarray(smooth(16, 16)[..., 0]).save(tmp_path / "grey.jpg")
+    read = load_square(tmp_path / "grey.jpg", size=16, channels=3)
+    assert read.shape == (3, 16, 16)
+    assert torch.equal(read[0], read[1])
+    picture = Image.fromarray(smooth(16, 16))
+    picture.save(tmp_path / "colour.png")
+    luma = load_square(tmp_path / "colour.png", size=16, channels=1)[0].numpy().astype(int)
+    assert np.abs(luma - np.asarray(picture.convert("L"))).max() <= 1
+
+
+def test_a_small_image_is_enlarged(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), GREEN).save(tmp_path / "a.png")
+    assert colour(load_square(tmp_path / "a.png", size=8, channels=3)) == [0, 255, 0]
+
+
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("a.png", "a.jpg"):
+        with pytest.raises(Image.DecompressionBombError):
+            pixels(tmp_path / name, Image.new("RGB", (15, 14)))
+    with pytest.raises(ValueError, match="too unequal"):
+        centre_square(torch.zeros(3, 1, 40_000, dtype=torch.uint8), 256)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all"])
+def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(data)
+    with pytest.raises(ValueError, match=f"its {len(data)} bytes are no image"):
+        read_pixels(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "tiff", "gif"])
+def test_truncated_files_are_refused(tmp_path: Path, kind: str) -> None:
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, kind)
+    (tmp_path / "a").write_bytes(file.getvalue()[: file.tell() // 2])
+    with pytest.raises(Exception, match=r".+"):
+        read_pixels(tmp_path / "a")

@@ -1,0 +1,267 @@
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import Batch, ImageFolder
+from datamodules.image_files import ImageFiles
+from datamodules.image_folder import held_out_share, list_images, part
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample" / "train"
+
+
+def write(root: Path, *names: str) -> Path:
+    """Grey images; the brightness is the place in the list of names."""
+    for at, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (at, at, at)).save(root / name)
+    return root
+
+
+def numbered(count: int, folder: str = "") -> list[str]:
+    return [f"{folder}{i:03d}.png" for i in range(count)]
+
+
+def folder(root: Path, **options: Any) -> ImageFolder:
+    return ImageFolder(str(root), 4, **({"batch_size": 4} | options))
+
+
+def labels(batches: Iterable[Batch]) -> list[int]:
+    return [label for batch in batches for label in batch["label"].tolist()]
+
+
+def brightness(batch: Batch) -> list[int]:
+    return ((batch["image"][:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None:
+    names = [f"{name}/deeper/{i}.png" for name in ("b", "a", "c") for i in range(10)]
+    data = folder(write(tmp_path, *names), held_out=0.3)
+    assert (data.classes, data.channels, data.size) == (3, 3, 4)
+    for split in ("train", "val"):
+        dataset = data.dataset(split)
+        assert isinstance(dataset, ImageFiles)
+        assert [dataset.path(i).parts[-3] for i in range(len(dataset))] == ["abc"[i] for i in dataset.labels]
+    assert sorted(labels([*data.images("train", 7), *data.images("val", 7)])) == [0] * 10 + [1] * 10 + [2] * 10
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    data = folder(write(tmp_path, *numbered(30)))
+    assert data.classes == 0
+    assert set(labels(data.images("train", 8))) == {0}
+
+
+def test_batches_have_the_stated_form(tmp_path: Path) -> None:
+    data = folder(write(tmp_path, *numbered(30)), channels=1)
+    batch = next(iter(data.train_dataloader()))
+    assert {name: (value.dtype, tuple(value.shape)) for name, value in batch.items()} == {
+        "image": (torch.float32, (4, 1, 4, 4)),
+        "label": (torch.int64, (4,)),
+        "index": (torch.int64, (4,)),
+        "key": (torch.int64, (4,)),
+    }
+    white = Image.new("L", (4, 4), 255)
+    white.save(tmp_path / "000.png")
+    both = torch.cat([b["image"] for split in ("train", "val") for b in data.images(split, 8)])  # type: ignore[arg-type]
+    assert both.max() == 1
+    assert both.min() == pytest.approx(-1 + 1 / 127.5)
+
+
+def test_only_visible_images_are_listed(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", "x/b.JPG", "x/c.jpeg", ".hidden.png", ".git/d.png", "x/._c.jpeg")
+    for name in ("notes.txt", "x/c.npz", "png"):
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "x" / "circle").symlink_to(tmp_path)
+    assert list_images(tmp_path) == ["a.png", "x/b.JPG", "x/c.jpeg"]
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "a.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "elsewhere")
+    assert list_images(tmp_path / "root") == ["cat/a.png"]
+
+
+def test_held_out_files_depend_on_their_path_alone() -> None:
+    names = [f"{i}.png" for i in range(4000)]
+    train, held_out = part(names, 0.1)
+    assert sorted(train + held_out) == sorted(names)
+    assert len(held_out) == pytest.approx(400, abs=5 * 19)
+    assert set(part(names[:2000], 0.1)[1]) == set(held_out) & set(names[:2000])
+    assert held_out_share("cat/0.png") == 0.10168010684117694  # on every machine, in every version
+    assert held_out_share("e\u0301.png") == held_out_share("\u00e9.png")
+    assert len(part(names[:3], 1e-6)[1]) == 1
+
+
+def test_held_out_split_does_not_depend_on_the_seed(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(40))
+    a, b = (folder(tmp_path, seed=seed, held_out=0.25).dataset("val") for seed in (0, 1))
+    assert isinstance(a, ImageFiles)
+    assert isinstance(b, ImageFiles)
+    assert a.names.tolist() == b.names.tolist()
+
+
+def test_folders_named_as_splits_are_the_splits(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(8, "train/"), *numbered(3, "val/"), *numbered(2, "test/"))
+    data = folder(tmp_path)
+    assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [8, 3, 2]
+    with pytest.raises(ValueError, match="val_root must be left out"):
+        folder(tmp_path, val_root=str(tmp_path / "val")).setup()
+
+
+def test_test_folder_stands_in_for_a_missing_val_folder(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(8, "train/a/"), *numbered(2, "test/a/"))
+    data = folder(tmp_path)
+    assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [8, 2, 2]
+    assert data.classes == 1
+
+
+def test_val_root_is_another_folder(tmp_path: Path) -> None:
+    write(tmp_path / "a", *numbered(5, "cat/"), *numbered(5, "dog/"))
+    write(tmp_path / "b", *numbered(2, "dog/"))
+    data = folder(tmp_path / "a", val_root=str(tmp_path / "b"))
+    assert len(data.dataset("train")) == 10
+    assert labels(data.val_dataloader()) == [1, 1]
+    same = folder(tmp_path / "a", val_root=str(tmp_path / "a"))
+    assert len(same.dataset("train")) == len(same.dataset("val")) == 10
+
+
+def test_classes_unknown_in_training_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(5, "train/cat/"), *numbered(2, "val/cow/"))
+    with pytest.raises(ValueError, match=r"must occur in training, got 'cow'"):
+        folder(tmp_path).setup()
+    write(tmp_path / "flat", *numbered(2))
+    with pytest.raises(ValueError, match="must lie in class folders as in training"):
+        folder(tmp_path / "train", val_root=str(tmp_path / "flat")).setup()
+
+
+def stripes(root: Path, count: int) -> Path:
+    """Images whose left half is black and right half white."""
+    half = np.zeros((4, 4), dtype=np.uint8)
+    half[:, 2:] = 255
+    root.mkdir()
+    for name in numbered(count):
+        Image.fromarray(half).save(root / name)
+    return root
+
+
+def test_the_key_decides_which_half_is_mirrored(tmp_path: Path) -> None:
+    data = folder(stripes(tmp_path / "a", 500), batch_size=400)
+    loader = data.train_dataloader()
+    batch = next(iter(loader))
+    mirrored = batch["image"][:, 0, 0, 0] == 1
+    assert mirrored.float().mean() == pytest.approx(0.5, abs=5 * 0.5 / 20)
+    again = data.dataset("train").__getitems__(list(zip(batch["index"].tolist(), batch["key"].tolist(), strict=True)))
+    assert torch.equal(again["image"], batch["image"])
+    for batches in (data.val_dataloader(), data.images("train", 100)):
+        assert all((batch["image"][:, 0, 0, 0] == -1).all() for batch in batches)
+    straight = folder(tmp_path / "a", horizontal_flip=False).train_dataloader()
+    assert all((batch["image"][:, 0, 0, 0] == -1).all() for batch in straight)
+
+
+def damaged(root: Path) -> Path:
+    """Ten training and four validation images, of which 003, 004 and one of validation are cut off."""
+    write(root, *numbered(10, "train/"), *numbered(4, "val/"))
+    for name in ("train/003.png", "train/004.png", "val/001.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:40])
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_takes_the_next_file_and_evaluation_none(tmp_path: Path, workers: int) -> None:
+    data = folder(damaged(tmp_path), workers=workers, batch_size=5, horizontal_flip=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = list(data.train_dataloader())
+        assert [len(batch["label"]) for batch in batches] == [5, 5]
+        used = sorted(value for batch in batches for value in brightness(batch))
+        assert used == [0, 1, 2, 5, 5, 5, 6, 7, 8, 9]
+        assert all(brightness(batch) == batch["index"].tolist() for batch in batches)
+        assert [i for batch in data.val_dataloader() for i in batch["index"].tolist()] == [0, 2, 3]
+        assert [i for batch in data.images("train", 4) for i in batch["index"].tolist()] == [0, 1, 2, 5, 6, 7, 8, 9]
+    flags = data.dataset("train")
+    assert isinstance(flags, ImageFiles)
+    assert flags.unreadable.nonzero().flatten().tolist() == [3, 4]  # told by the workers
+
+
+def test_each_unreadable_file_is_reported_once(tmp_path: Path) -> None:
+    data = folder(damaged(tmp_path))
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            for batches in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+                list(batches)
+            list(data.images("train", 2))
+    reports = [str(warning.message) for warning in record if "cannot read" in str(warning.message)]
+    found = sorted(report.split(": ")[0].removeprefix(f"cannot read {tmp_path}/") for report in reports)
+    assert found == ["train/003.png", "train/004.png", "val/001.png"]
+
+
+def test_unreadable_files_stop_the_run_if_asked(tmp_path: Path) -> None:
+    data = folder(damaged(tmp_path), on_corrupt="raise")
+    with pytest.raises(ValueError, match=r"cannot read .*001\.png: .+; replace the file") as caught:
+        list(data.val_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_unreadable_files_only_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(6, "train/"), *numbered(2, "val/"))
+    for name in [*numbered(6, "train/"), *numbered(2, "val/")]:
+        (tmp_path / name).write_bytes(b"")
+    data = folder(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            with pytest.raises(ValueError, match="no file of the batch can be read"):
+                list(loader)
+
+
+def test_missing_and_empty_folders_are_refused_at_setup(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"root must be a folder of images, got .*none: no such folder"):
+        folder(tmp_path / "none").setup("fit")
+    (tmp_path / "a.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"root must contain images, got .* without any \(\.bmp .*\): check"):
+        folder(tmp_path).setup("fit")
+    write(tmp_path / "one", "a.png")
+    with pytest.raises(ValueError, match="at least 2 images"):
+        folder(tmp_path / "one").setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"val_root must be .*none"):
+        folder(tmp_path / "one", val_root=str(tmp_path / "none")).setup("fit")
+
+
+def test_too_small_a_training_split_is_refused_at_setup(tmp_path: Path) -> None:
+    data = folder(write(tmp_path, *numbered(6)), batch_size=6)
+    with pytest.raises(ValueError, match=r"batch_size must leave .* got 6 x 1 .* with 5 training images: lower"):
+        data.setup("fit")
+    data.setup("validate")
+
+
+def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got both in .* \(such as stray\.png\)"):
+        folder(write(tmp_path, "cat/a.png", "stray.png")).setup()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"channels": 2}, {"held_out": 0.0}, {"held_out": 1.0}, {"on_corrupt": "ignore"}, {"size": 0}]
+)
+def test_impossible_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must .*, got .*{wrong[name]}.*: "):
+        ImageFolder(str(tmp_path), **({"size": 4} | wrong))
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="sample photographs are not here")
+def test_photographs_of_a_thousand_classes() -> None:
+    data = ImageFolder(str(PHOTOGRAPHS), 64, batch_size=16, held_out=0.05)
+    assert data.classes == 1000
+    assert len(data.dataset("train")) + len(data.dataset("val")) == 1000
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape == (16, 3, 64, 64)
+    assert 0.3 < batch["image"].std() < 0.8

@@ -1,0 +1,356 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor, nn
+
+from datamodules.base import Batch, ImageDataModule, ImageDataset, ResidentImages, Split
+from datamodules.order import ResumableLoader, ShuffledShard, sample_keys
+
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{text}")
+    for text in ("Be aware that when using `ckpt_path`", "You requested to overfit", "`isinstance", "`max_epochs` was")
+]
+
+Seen = list[tuple[list[int], list[int]]]
+
+
+def numbered(n: int) -> ResidentImages:
+    """Images whose only pixel is their index."""
+    return ResidentImages(torch.arange(n).float().view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), classes=0)
+
+
+def shards(n: int, world: int, **options: Any) -> list[ShuffledShard]:
+    return [ShuffledShard(numbered(n), rank=rank, world=world, **options) for rank in range(world)]
+
+
+def interleave(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    longest = max(len(part) for part in parts)
+    return [part[i] for i in range(longest) for part in parts if i < len(part)]
+
+
+def test_an_epoch_is_a_permutation() -> None:
+    indices = [i for i, _ in ShuffledShard(numbered(1000))]
+    assert sorted(indices) == list(range(1000))
+    assert indices != list(range(1000))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_take_turns_in_one_global_order(world: int) -> None:
+    whole = list(ShuffledShard(numbered(100), drop_last=False))
+    assert interleave([list(shard) for shard in shards(100, world, drop_last=False)]) == whole
+
+
+def test_training_shares_are_equal_and_evaluation_shares_complete() -> None:
+    for n, world in [(10, 3), (9, 3), (2, 3)]:
+        train = [list(s) for s in shards(n, world)]
+        held_out = [list(s) for s in shards(n, world, shuffle=False, drop_last=False)]
+        assert [len(part) for part in train] == [n // world] * world == [len(s) for s in shards(n, world)]
+        assert [len(part) for part in held_out] == [len(s) for s in shards(n, world, drop_last=False)]
+        assert [i for i, _ in interleave(held_out)] == list(range(n))
+
+
+def test_order_and_keys_follow_from_seed_and_epoch_alone() -> None:
+    def epoch(seed: int, number: int) -> list[tuple[int, int]]:
+        shard = ShuffledShard(numbered(50), seed=seed)
+        shard.set_epoch(number)
+        return list(shard)
+
+    assert epoch(3, 7) == epoch(3, 7)
+    keys = {(seed, number): {k for _, k in epoch(seed, number)} for seed in (3, 4) for number in (7, 8)}
+    assert len(set.union(*keys.values())) == 4 * 50
+    assert [i for i, _ in epoch(3, 7)] != [i for i, _ in epoch(3, 8)]
+    assert [i for i, _ in epoch(3, 7)] != [i for i, _ in epoch(4, 7)]
+
+
+def test_keys_have_63_balanced_bits() -> None:
+    keys = sample_keys(0, 0, np.arange(100_000))
+    assert keys.dtype == np.int64
+    assert keys.min() >= 0
+    assert len(np.unique(keys)) == len(keys)
+    for bit in range(63):
+        assert np.mean((keys >> bit) & 1) == pytest.approx(0.5, abs=0.008)  # five standard deviations
+
+
+def test_evaluation_has_the_same_keys_in_every_epoch() -> None:
+    shard = ShuffledShard(numbered(5), shuffle=False)
+    first = list(shard)
+    shard.set_epoch(4)
+    assert list(shard) == first
+
+
+def test_continuing_yields_the_rest_of_that_epoch_only() -> None:
+    whole = ShuffledShard(numbered(20))
+    whole.set_epoch(2)
+    part = ShuffledShard(numbered(20))
+    part.continue_at(2, 12)
+    part.set_epoch(2)
+    assert list(part) == list(whole)[12:]
+    assert len(part) == 20
+    part.settle()
+    for shard in (whole, part):
+        shard.set_epoch(3)
+    assert list(part) == list(whole)
+
+
+def test_a_continued_epoch_goes_on_until_it_is_settled() -> None:
+    shard = ShuffledShard(numbered(20))
+    shard.continue_at(2, 12)
+    for counted in (3, 4):  # a trainer that counts the rest of the epoch as epochs of their own
+        shard.set_epoch(counted)
+        assert (shard.epoch, shard.start) == (2, 12)
+    shard.settle()
+    shard.set_epoch(5)
+    assert (shard.epoch, shard.start) == (3, 0)
+
+
+def test_rank_is_that_of_the_process_group_at_the_time_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = ShuffledShard(numbered(10))
+    whole = list(shard)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert list(shard) == whole[1::2]
+    assert len(shard) == 5
+
+
+@pytest.mark.parametrize("share", [{"rank": 0}, {"world": 2}, {"rank": 2, "world": 2}, {"rank": -1, "world": 2}])
+def test_impossible_shares_are_refused(share: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="rank"):
+        ShuffledShard(numbered(10), **share)
+
+
+def loader(n: int = 23, seed: int = 5, workers: int = 0) -> ResumableLoader:
+    data = numbered(n)
+    shard = ShuffledShard(data, seed=seed)
+    return ResumableLoader(
+        data, batch_size=4, sampler=shard, drop_last=True, collate_fn=lambda b: b, num_workers=workers
+    )
+
+
+def contents(batch: Batch) -> tuple[list[int], list[int]]:
+    return batch["index"].tolist(), batch["key"].tolist()
+
+
+@pytest.mark.parametrize("consumed", range(6))
+def test_a_loader_without_trainer_continues_with_the_very_next_batch(consumed: int) -> None:
+    whole = loader()
+    expected = [contents(batch) for batch in whole]
+    whole.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    expected += [contents(batch) for batch in whole]
+
+    first = loader()
+    batches = iter(first)
+    seen = [contents(next(batches)) for _ in range(consumed)]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+    epoch = second.sampler.epoch  # type: ignore[attr-defined]
+    for number in range(epoch, 2):
+        second.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        seen += [contents(batch) for batch in second]
+    assert seen == expected
+    assert len(expected) == 10
+
+
+def test_the_place_is_counted_from_the_begin_of_each_epoch() -> None:
+    batches = loader()
+    for epoch in range(3):
+        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for done, _ in enumerate(batches, start=1):
+            place = (epoch, done * 4) if done < 5 else (epoch + 1, 0)
+            state = batches.state_dict()
+            assert (state["epoch"], state["start"]) == place
+
+
+def test_other_data_or_seed_than_in_the_checkpoint_is_reported() -> None:
+    state = loader(n=23, seed=5).state_dict()
+    with pytest.warns(UserWarning, match="seed 5 -> 6, size 23 -> 24"):
+        loader(n=24, seed=6).load_state_dict(state)
+
+
+# ---- inside of a trainer ----
+
+
+class Numbers(ImageDataModule):
+    channels = size = 1
+
+    def __init__(self, workers: int = 0) -> None:
+        super().__init__(batch_size=4, workers=workers, seed=9)
+
+    def build(self) -> dict[Split, ImageDataset]:
+        return {"train": numbered(42), "val": numbered(6), "test": numbered(6)}  # ten batches, two samples dropped
+
+
+class Recorder(LightningModule):
+    """Learns one number, and notes what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: Seen = []
+        self.validated: Seen = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.seen.append(contents(batch))
+        return (self.weight - batch["image"]).square().mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated.append(contents(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1e-3)
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(Callback):
+    """Dies in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+def fit(
+    folder: Path, *, workers: int = 0, resume: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any
+) -> tuple[Trainer, Recorder]:
+    model = Recorder()
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        callbacks=list(callbacks),
+        **options,
+    )
+    trainer.fit(model, datamodule=Numbers(workers), ckpt_path=resume, weights_only=True)
+    return trainer, model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    return fit(tmp_path_factory.mktemp("whole"), max_steps=27, limit_val_batches=0)[1]
+
+
+def saving(folder: Path, steps: int) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        folder, filename="{step}", auto_insert_metric_name=False, every_n_train_steps=steps, save_top_k=-1
+    )
+
+
+def test_the_uninterrupted_run_sees_every_sample_once_an_epoch(uninterrupted: Recorder) -> None:
+    assert len(uninterrupted.seen) == 27
+    epochs = [[i for indices, _ in uninterrupted.seen[e : e + 10] for i in indices] for e in (0, 10)]
+    assert all(len(set(epoch)) == 40 for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("saved", [4, 12, 20])  # within the first epoch, within the second, at the end of it
+def test_a_killed_run_continues_with_the_very_next_batch(
+    tmp_path: Path, uninterrupted: Recorder, workers: int, saved: int
+) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path, callbacks=[saving(tmp_path, saved), Kill(saved + 3)], max_steps=27, limit_val_batches=0)
+    ckpt = tmp_path / f"{saved}.ckpt"
+    _, resumed = fit(tmp_path, workers=workers, resume=ckpt, max_steps=27, limit_val_batches=0)
+    assert resumed.seen == uninterrupted.seen[saved:]
+    assert torch.equal(resumed.weight, uninterrupted.weight)
+
+
+@pytest.mark.parametrize("steps", [7, 10, 14])
+def test_a_finished_run_can_be_made_longer(tmp_path: Path, uninterrupted: Recorder, steps: int) -> None:
+    trainer, _ = fit(tmp_path, max_steps=steps, limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    _, resumed = fit(tmp_path, resume=tmp_path / "end.ckpt", max_steps=27, limit_val_batches=0)
+    assert resumed.seen == uninterrupted.seen[steps:]
+
+
+def test_a_batch_that_was_fetched_but_not_learnt_comes_again(tmp_path: Path, uninterrupted: Recorder) -> None:
+    keeper = ModelCheckpoint(tmp_path, save_on_exception=True, filename="dead", every_n_train_steps=1000)
+    with pytest.raises(Killed):
+        fit(tmp_path, callbacks=[keeper, Kill(13)], max_steps=27, limit_val_batches=0)
+    _, resumed = fit(tmp_path, resume=tmp_path / "dead.ckpt", max_steps=27, limit_val_batches=0)
+    assert resumed.seen == uninterrupted.seen[13:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_steps": 20}])
+@pytest.mark.parametrize("validation", [0, 1.0])
+def test_a_checkpoint_of_an_epoch_s_end_continues_with_the_next_epoch(
+    tmp_path: Path, uninterrupted: Recorder, workers: int, length: dict[str, int], validation: float
+) -> None:
+    # With max_steps, Lightning takes the finished epoch for an unfinished one: it asks for one batch more, or for none.
+    keeper = ModelCheckpoint(tmp_path, filename="{epoch}", auto_insert_metric_name=False, save_top_k=-1)
+    options: dict[str, Any] = {"limit_val_batches": validation, "num_sanity_val_steps": 0, **length}
+    fit(tmp_path, callbacks=[keeper], **options)
+    _, resumed = fit(tmp_path, workers=workers, resume=tmp_path / "0.ckpt", **options)
+    assert resumed.seen == uninterrupted.seen[10:20]
+
+
+def test_a_run_can_be_interrupted_again_and_again(tmp_path: Path, uninterrupted: Recorder) -> None:
+    seen: Seen = []
+    resume = None
+    for steps in (3, 10, 11, 12, 20, 24, 27):
+        trainer, part = fit(tmp_path, resume=resume, max_steps=steps, limit_val_batches=0)
+        resume = tmp_path / f"{steps}.ckpt"
+        trainer.save_checkpoint(resume)
+        seen += part.seen
+    assert seen == uninterrupted.seen
+
+
+def test_validation_and_shortened_epochs_do_not_disturb_the_order(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 20, "limit_train_batches": 6, "val_check_interval": 3}
+    _, whole = fit(tmp_path, **options)
+    for saved in (4, 6, 9):
+        folder = tmp_path / str(saved)
+        with pytest.raises(Killed):
+            fit(folder, callbacks=[saving(folder, saved), Kill(saved + 1)], **options)
+        _, resumed = fit(folder, resume=folder / f"{saved}.ckpt", num_sanity_val_steps=0, **options)
+        assert resumed.seen == whole.seen[saved:]
+    first = whole.validated[:2]
+    assert [i for indices, _ in first for i in indices] == list(range(6))
+    assert all(whole.validated[at : at + 2] == first for at in range(0, len(whole.validated), 2))
+
+
+def test_overfitting_on_a_few_batches_is_possible(tmp_path: Path) -> None:
+    trainer, model = fit(tmp_path, max_epochs=2, overfit_batches=2, limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    assert [indices for indices, _ in model.seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
+    assert len({key for _, keys in model.seen for key in keys}) == 8
+
+
+def test_a_fit_without_any_batch_is_refused(tmp_path: Path) -> None:
+    class Few(Numbers):
+        def build(self) -> dict[Split, ImageDataset]:
+            return dict.fromkeys(("train", "val", "test"), numbered(3))
+
+    with pytest.raises(ValueError, match=r"batch_size .* 4 x 1 .* = 4 with 3 training images: lower"):
+        Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False).fit(Recorder(), datamodule=Few())
+    with pytest.raises(ValueError, match="batch_size"):
+        Few().train_dataloader()
+    assert len(Few().val_dataloader()) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"eval_batch_size": 0}, {"workers": -1}, {"seed": -1}])
+def test_impossible_arguments_are_refused(wrong: dict[str, int]) -> None:
+    class Any_(Numbers):
+        def __init__(self, **options: int) -> None:
+            ImageDataModule.__init__(self, **({"batch_size": 1} | options))
+
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must be at least .*, got {wrong[name]}: "):
+        Any_(**wrong)

@@ -1,0 +1,240 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
+from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.evaluation.frechet import frechet, square_root
+
+DIM = 12
+
+
+class Projection(nn.Module):
+    """3 x 4 x 4 images to DIM correlated features, the same in every process."""
+
+    dim = DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(48, DIM, generator=torch.Generator().manual_seed(5))
+        self.register_buffer("weight", weight)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.drop((images.flatten(1) @ self.weight).tanh())
+
+
+def images(n: int, seed: int, *, shift: float = 0.0) -> Tensor:
+    noise = torch.randn(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return (0.3 * noise + shift).clamp(-1, 1)
+
+
+def rows(n: int, d: int, seed: int, *, mean: float = 0.0, spectrum: float = 1.0) -> Tensor:
+    draw = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    mixing = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(99)) / math.sqrt(d)
+    return (draw * torch.logspace(0, -spectrum, d, dtype=torch.float64)) @ mixing + mean
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    return features.mean(0), features.T.cov()
+
+
+def torch_fidelity(real: Tensor, fake: Tensor) -> float:
+    return fid_statistics_to_metric(*map(fid_features_to_statistics, (real, fake)), verbose=False)[KEY_METRIC_FID]
+
+
+def metric_of(real: Tensor, fake: Tensor) -> FrechetDistance:
+    class Size(nn.Identity):
+        dim = real.shape[1]
+
+    metric = FrechetDistance(Size())
+    metric.update_features(real, real=True)
+    metric.update_features(fake, real=False)
+    return metric
+
+
+def filled(real: Tensor, fake: Tensor, *, batch: int = 1000) -> FrechetDistance:
+    metric = FrechetDistance(Projection())
+    for side, whole in ((True, real), (False, fake)):
+        for part in whole.split(batch):
+            metric.update(part, real=side)
+    return metric
+
+
+@pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
+def test_equals_torch_fidelity(spectrum):
+    real, fake = rows(300, 40, 0, spectrum=spectrum), rows(200, 40, 1, mean=0.1, spectrum=spectrum)
+    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity(real, fake), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
+@pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
+def test_fewer_images_than_dimensions_equals_torch_fidelity(n_real, n_fake):
+    real, fake = rows(n_real, 64, 0), rows(n_fake, 64, 1, mean=0.1)
+    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity(real, fake), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
+@pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
+def test_rank_deficient_equals_the_singular_values_of_the_samples(n_real, n_fake):
+    # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the nuclear norm of X1 X2^T for centred, scaled samples: no squares, so exact.
+    real, fake = rows(n_real, 64, 0), rows(n_fake, 64, 1, mean=0.1)
+    a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (real, fake))
+    expected = (real.mean(0) - fake.mean(0)).square().sum() + a.square().sum() + b.square().sum()
+    expected -= 2 * torch.linalg.svdvals(a @ b.T).sum()
+    assert metric_of(real, fake).compute().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_closed_form_of_commuting_covariances():
+    # With a common eigenbasis the distance is a sum over its axes: (m1 - m2)^2 + (s1 - s2)^2.
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64, generator=generator)).Q
+    s1, s2, m1, m2 = torch.rand(4, 20, dtype=torch.float64, generator=generator)
+    cov1, cov2 = ((basis * s.square()) @ basis.T for s in (s1, s2))
+    expected = (m1 - m2).square().sum() + (s1 - s2).square().sum()
+    torch.testing.assert_close(frechet(m1, cov1, m2, cov2), expected, rtol=1e-10, atol=0)
+
+
+def test_square_root_reproduces_the_covariance_with_its_rank():
+    cov = rows(9, 30, 0).T.cov()
+    root = square_root(cov)
+    assert root.shape == (8, 30)
+    torch.testing.assert_close(root.T @ root, cov, rtol=0, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
+@pytest.mark.parametrize("n", [500, 20])
+def test_identical_sets_have_distance_zero(n):
+    x = rows(n, 32, 0, mean=1.0)
+    assert 0 <= metric_of(x, x.clone()).compute().item() < 1e-8
+
+
+def test_no_variance_at_all():
+    x = torch.ones(40, 8)
+    assert metric_of(x, x + 2).compute().item() == pytest.approx(8 * 4)
+
+
+def test_symmetric():
+    a, b = moments(rows(200, 16, 0)), moments(rows(200, 16, 1, mean=0.3))
+    torch.testing.assert_close(frechet(*a, *b), frechet(*b, *a), rtol=1e-10, atol=0)
+
+
+def test_order_and_batches_do_not_matter():
+    real, fake = images(60, 0), images(50, 1, shift=0.1)
+    whole = filled(real, fake).compute()
+    for batch in (1, 7, 50):
+        torch.testing.assert_close(
+            filled(real.flip(0), fake.roll(3, 0), batch=batch).compute(), whole, rtol=1e-9, atol=0
+        )
+
+
+def test_covariance_under_a_large_mean_agrees_with_numpy():
+    x = 1e3 + torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
+    metric = metric_of(x, x)
+    expected = np.cov(x.double().numpy(), rowvar=False)
+    found = metric.statistics(real=True).cov.numpy()
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+    np.testing.assert_allclose(np.diag(found), np.diag(expected), rtol=1e-6)
+
+
+def test_reset_keeps_the_reference():
+    metric = filled(images(60, 0), images(50, 1))
+    metric.reset()
+    assert (metric.real_n, metric.fake_n) == (60, 0)
+    metric.update(images(40, 2, shift=0.2), real=False)
+    expected = filled(images(60, 0), images(40, 2, shift=0.2)).compute()
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
+
+
+def test_reset_forgets_the_reference_when_told_so():
+    metric = FrechetDistance(Projection(), keep_reference=False)
+    metric.update(images(5, 0), real=True)
+    metric.reset()
+    assert metric.real_n == 0
+
+
+def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeypatch):
+    calls = []
+    monkeypatch.setattr("asyncdiff.evaluation.frechet.square_root", lambda c: calls.append(1) or square_root(c))
+    metric = filled(images(60, 0), images(50, 1))
+    first = metric.compute()
+    metric.reset()
+    metric.update(images(50, 1), real=False)
+    assert metric.compute() == first
+    assert len(calls) == 1
+    metric.update(images(30, 3, shift=0.3), real=True)
+    metric.compute()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.bfloat16()])
+def test_sums_and_features_keep_their_precision_inside_a_cast_module(cast):
+    metric = filled(images(60, 0), images(50, 1))
+    before = metric.compute()
+    cast(nn.ModuleList([metric]))
+    assert all(getattr(metric, name).dtype == torch.float64 for name in metric._defaults)
+    metric.reset()
+    metric.update(images(50, 1), real=False)
+    assert metric.features.weight.dtype == torch.float32
+    assert metric.compute() == before
+
+
+def test_autocast_and_inference_mode_change_nothing():
+    expected = filled(images(60, 0), images(50, 1)).compute()
+    metric = FrechetDistance(Projection())
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        metric.update(images(60, 0), real=True)
+        metric.update(images(20, 7), real=False)
+        metric.reset()
+    metric.update(images(50, 1), real=False)
+    assert metric.compute() == expected
+
+
+def test_evaluates_the_features_in_eval_mode():
+    metric = filled(images(60, 0), images(50, 1)).train()
+    metric.reset()
+    metric.update(images(50, 1), real=False)
+    assert metric.compute() == filled(images(60, 0), images(50, 1)).compute()
+
+
+def test_result_is_a_float64_scalar_on_the_cpu():
+    value = filled(images(60, 0), images(50, 1)).compute()
+    assert (value.dtype, value.shape, value.device.type) == (torch.float64, (), "cpu")
+
+
+def test_refuses_a_covariance_of_one_image():
+    metric = filled(images(60, 0), images(1, 1))
+    with pytest.raises(ValueError, match=r"fake side must have at least 2 images.*got 1"):
+        metric.compute()
+
+
+def test_warns_once_about_too_few_images():
+    metric = filled(images(60, 0), images(5, 1))
+    with pytest.warns(UserWarning, match="5 fake images in 12 feature dimensions"):
+        metric.compute()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric.compute()
+
+
+def test_infinite_features_give_nan_and_a_warning():
+    metric = filled(images(60, 0), images(50, 1))
+    metric.update_features(torch.full((1, DIM), torch.inf), real=False)
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        assert metric.compute().isnan()
+
+
+def test_refuses_features_of_unknown_or_wrong_size():
+    with pytest.raises(ValueError, match=r"got None from Flatten: wrap the module in as_features"):
+        FrechetDistance(nn.Flatten())
+    with pytest.raises(ValueError, match=r"must have shape \(batch, 12\), got \(4, 11\)"):
+        FrechetDistance(Projection()).update_features(torch.zeros(4, 11), real=True)
+
+
+def test_refuses_to_be_called():
+    with pytest.raises(NotImplementedError, match="update"):
+        FrechetDistance(Projection())(images(4, 0), real=True)

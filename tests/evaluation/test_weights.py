@@ -1,0 +1,57 @@
+import hashlib
+import pickle
+
+import pytest
+import torch
+
+from asyncdiff.evaluation.weights import published_hash, read_weights
+
+RAN = []
+
+
+class Payload:
+    def __reduce__(self):
+        return RAN.append, ("unpickled",)
+
+
+@pytest.fixture
+def tensors(tmp_path):
+    path = tmp_path / "tensors.pth"
+    torch.save({"weight": torch.arange(3.0)}, path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("digits", [8, 64])
+def test_reads_a_file_whose_hash_fits(tensors, digits):
+    path, found = tensors
+    assert torch.equal(read_weights(path, sha256=found[:digits].upper())["weight"], torch.arange(3.0))
+
+
+def test_refuses_another_file_before_reading_it(tensors, monkeypatch):
+    path, found = tensors
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("the file was opened as a pickle"))
+    with pytest.raises(ValueError, match=f"must have the SHA-256 6726825d, got {found}"):
+        read_weights(path, sha256="6726825d")
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
+def test_runs_no_code_from_a_file_even_if_its_hash_fits(tmp_path, save):
+    path = tmp_path / "payload.pth"
+    save({"weight": Payload()}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        read_weights(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert not RAN
+
+
+@pytest.mark.parametrize("sha256", ["", "6726825", "not hexadecimal", "0" * 65])
+def test_refuses_what_is_no_hash(tensors, sha256):
+    with pytest.raises(ValueError, match="first 8 to 64 hex digits"):
+        read_weights(tensors[0], sha256=sha256)
+
+
+def test_the_published_name_holds_the_hash():
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    assert published_hash(URL_INCEPTION_V3) == "6726825d"
+    with pytest.raises(ValueError, match="pass sha256"):
+        published_hash("https://example.org/weights.pth")

@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from asyncdiff.shapes import distinct_levels, known_patches, mean_per_patch, sum_per_patch, to_pixels
+
+
+def test_a_level_map_repeats_over_its_patches():
+    t = torch.arange(6.0).reshape(1, 2, 3)
+    pixels = to_pixels(t, (4, 9))
+    assert pixels.shape == (1, 1, 4, 9)
+    assert torch.equal(pixels[0, 0], t[0].repeat_interleave(2, 0).repeat_interleave(3, 1))
+
+
+def test_patch_means_invert_the_repetition():
+    t = torch.rand(3, 4, 2, dtype=torch.float64)
+    assert torch.allclose(mean_per_patch(to_pixels(t, (8, 8)).expand(3, 5, 8, 8), (4, 2)), t, atol=1e-15)
+
+
+def test_patch_sums_add_up_to_the_image():
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert torch.allclose(sum_per_patch(x, (2, 4)).sum((1, 2)), x.sum((1, 2, 3)))
+    assert torch.allclose(sum_per_patch(x, (2, 4)), mean_per_patch(x, (2, 4)) * 3 * 4 * 2)
+
+
+def test_a_patch_is_known_only_if_all_its_pixels_are():
+    known = torch.ones(1, 4, 4, dtype=torch.bool)
+    known[0, 1, 2] = False
+    assert known_patches(known, (2, 2)).tolist() == [[[True, False], [True, True]]]
+
+
+def test_distinct_levels_rebuild_the_map():
+    t = torch.tensor([0.0, 0.5, 1.0])[torch.randint(3, (4, 5, 6))]
+    distinct = distinct_levels(t)
+    assert distinct.values.tolist() == [0.0, 0.5, 1.0]
+    assert torch.equal(distinct.values[distinct.index], t)
+
+
+def test_a_grid_that_does_not_divide_the_image_is_refused():
+    with pytest.raises(ValueError, match="grid 3x3 for an image of 8x8"):
+        to_pixels(torch.zeros(1, 3, 3), (8, 8))
