@@ -1,7 +1,7 @@
 """The one callable that joins everything: denoiser(x_t, t, label) -> Prediction."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ class Prediction:
         return self.process.eps_from_v(self.x_t, self.v, self.t)
 
 
+@runtime_checkable
 class Denoise(Protocol):
     """The signature shared by trained networks, guidance and exact oracles."""
 

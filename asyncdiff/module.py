@@ -175,10 +175,8 @@ class AsyncDiffusion(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed every draw of this step, dropout included."""
-        if "key" in batch:  # the place in the data, which no interruption changes
-            place = (int(batch["key"][0]),)
-        else:
-            place = (self.current_epoch, batch_idx, self.global_rank)
+        # The key is the place in the data, which no interruption changes; foreign data modules may have none.
+        place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(counter_key(self.seed, TRAINING, *place))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

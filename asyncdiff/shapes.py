@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # pixels in [-1, 1], or latents
@@ -36,7 +36,7 @@ def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
         )
 
 
-def to_pixels(per_patch: Float[Tensor, "b gh gw"], size: tuple[int, int]) -> Float[Tensor, "b 1 h w"]:
+def to_pixels(per_patch: Shaped[Tensor, "b gh gw"], size: tuple[int, int]) -> Shaped[Tensor, "b 1 h w"]:
     """Every patch's value repeated over its pixels, with a channel axis to broadcast against an image of `size`."""
     b, gh, gw = per_patch.shape
     check_grid((gh, gw), size)
