@@ -1,59 +1,53 @@
-"""The command line of train.py: LightningCLI with short errors, interpolation and a protected run directory."""
+"""The command line of train.py: LightningCLI with errors of one line, interpolation and a protected run directory.
 
-import difflib
-import inspect
+Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows where they were found.
+"""
+
 import os
-import re
 import sys
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-import datamodules
-from asyncdiff import callbacks, denoiser, evaluation, fields, levels, masks, paths, processes, solvers, weightings
+# Imported so that files may name their classes without the module, as in `class_path: Digits`.
+import asyncdiff.callbacks
+import asyncdiff.masks
+import asyncdiff.networks.dit
+import datamodules  # noqa: F401
+from asyncdiff.cli_errors import UsageError, explain, users_error
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.networks import dit
 
-OURS = (callbacks, datamodules, denoiser, dit, evaluation, fields, levels, masks, paths, processes, solvers, weightings)
-
-# Where jsonargparse's messages name the key or class that it did not know.
-UNKNOWN = re.compile(
-    r"Option '(?P<option>[\w.+-]+)' is not accepted"
-    r"|accept option '(?P<accept>[\w.+-]+)'"
-    r"|[Uu]nrecognized arguments: (?P<argument>.+?)(?: --|$)"
-    r"|import path string:? (?P<path>[\w.]+)"
-    r"|Problem with given class_path '(?P<class>[\w.]+)'",
-)
+# Set by SLURM and torchrun when they run the same command again after an interruption.
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors are one line with the nearest known name, not sixty lines of usage."""
-
-    def print_usage(self, file: Any = None) -> None:
-        """Print nothing: `--help` shows the usage."""
+    """A parser that raises what it has to say, for `explain` to condense, instead of printing its usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with the message and a hint."""
-        if self.exit_on_error:  # nested parsers raise; the outermost one prints
-            message = _one_line(message) + _hint(message, self)
-        super().error(message, ex)
-        raise AssertionError("the parser's error returns to nobody")
+        """Raise the message, with the keys that are known."""
+        if not self.exit_on_error:  # a nested parser, whose caller may have another way to read the value
+            super().error(message, ex)
+        raise UsageError(message, dotted_keys(self)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the complete configuration of a training run beside its log; other commands leave it alone."""
+    """Writes RUN/config.yaml: everything that a fit needs to run once more, here or in another directory."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write RUN/config.yaml."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Write it on one process, before anything else of the run."""
+        if stage == "fit" and trainer.is_global_zero:
+            run = run_directory(trainer.default_root_dir)
+            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            given = str(config["trainer"]["default_root_dir"])
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "config.yaml").write_text(yaml.safe_dump(portable(config, given), sort_keys=False))
 
 
 class ExperimentCLI(LightningCLI):
@@ -68,42 +62,20 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument("--vars", type=dict[str, Any], default={}, help="free variables, used as ${vars.NAME}")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; errors of interpolation are errors of the user's file, too."""
+        """Parse and find the checkpoint; errors of interpolation are errors of the user's file, too."""
         try:
             super().parse_arguments(parser, args)
         except OmegaConfBaseException as error:
             parser.error(f"interpolation: {error}")
+        config = self.config[self.config.subcommand]
+        config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: what the user typed is what runs."""
 
-    def before_instantiate_classes(self) -> None:
-        """Find the checkpoint, and protect one that would be overwritten, before anything is built."""
-        if self.subcommand is None:
-            return
-        config: Namespace = self.config[self.subcommand]
-        given = config.get("ckpt_path")
-        latest = run_directory(config.trainer.get("default_root_dir")) / "checkpoints" / "last.ckpt"
-        if given == "last":
-            if not latest.is_file():
-                self.parser.error(f"ckpt_path: there is no {latest} to continue from; leave --ckpt_path out to start")
-            config["ckpt_path"] = str(latest)
-        elif given and "://" not in given and not Path(given).exists():
-            self.parser.error(f"ckpt_path: there is no {given}")
-        elif self.subcommand == "fit" and not given and latest.is_file() and not config.trainer.get("fast_dev_run"):
-            self.parser.error(
-                f"trainer.default_root_dir: {latest.parent.parent} already holds a run; "
-                "add --ckpt_path last to continue it, or choose another directory"
-            )
-
     def after_fit(self) -> None:
         """Tell where the results are."""
-        _tell(self.trainer)
-
-
-def run_directory(default_root_dir: Any) -> Path:
-    """The directory of a run, as the trainer will understand it."""
-    return Path(default_root_dir) if default_root_dir else Path.cwd()
+        tell_results(self.trainer)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -118,30 +90,86 @@ def main(args: list[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf+"},
+            # Half a key is a typing error: it must not count as the key that begins with it.
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except (ValueError, FileNotFoundError) as error:
-        if os.environ.get("ASYNCDIFF_TRACEBACK") or not _raised_by_us(error):
+    except UsageError as error:
+        stop(explain(error, sys.argv[1:] if args is None else args), error)
+    except Exception as error:
+        line = users_error(error)
+        if line is None:
             raise
-        print(f"error: {error}\n(ASYNCDIFF_TRACEBACK=1 shows where)", file=sys.stderr)
-        sys.exit(2)
+        stop(line, error)
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether the error was raised on purpose, in our own code, rather than deep in a library."""
-    last = traceback.extract_tb(error.__traceback__)[-1].filename
-    homes = {Path(inspect.getfile(package)).parent for package in (callbacks, datamodules)}
-    homes |= {home.parent for home in homes if home.name == "callbacks"}
-    return any(home in Path(last).parents for home in homes)
+def stop(line: str, error: Exception) -> NoReturn:
+    """End the program with a line on stderr, or with the traceback if that was asked for."""
+    if os.environ.get("ASYNCDIFF_TRACEBACK"):
+        raise error
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def dotted_keys(parser: LightningArgumentParser) -> set[str]:
+    """Every key that a file or a command line may hold, those of the subcommands without their name."""
+    keys = set()
+    for action in parser._actions:
+        keys.add(action.dest)
+        for below in (getattr(action, "_name_parser_map", None) or {}).values():
+            keys |= dotted_keys(below)
+    return keys
+
+
+def run_directory(default_root_dir: Any) -> Path:
+    """The directory of a run, as the trainer will understand it."""
+    return Path(default_root_dir) if default_root_dir else Path.cwd()
+
+
+def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
+    """The file to start from, or None to start anew, which is refused where that would overwrite a run.
+
+    Every process decides alike: no checkpoint of a run can be there before all its processes have come this far and met.
+    """
+    given = config.get("ckpt_path")
+    run = run_directory(config.trainer.get("default_root_dir"))
+    latest = run / "checkpoints" / "last.ckpt"
+    held = sorted((run / "checkpoints").glob("*.ckpt"))
+    if given == "last" and not latest.is_file():
+        raise FileNotFoundError(f"ckpt_path: there is no {latest} to continue from; leave ckpt_path out to start")
+    if given == "last":
+        return str(latest)
+    if given and given not in ("best", "hpc", "registry") and "://" not in given and not Path(given).exists():
+        raise FileNotFoundError(f"ckpt_path must be a checkpoint or `last`, got {given}, which does not exist")
+    if given or not training or not held or config.trainer.get("fast_dev_run"):
+        return given
+    if any(int(os.environ.get(name, 0)) for name in RESTARTS):
+        # Lightning finds by itself what it saved when SLURM announced the interruption.
+        return str(latest) if latest.is_file() and not list(run.glob("hpc_ckpt_*.ckpt")) else None
+    remedy = "last" if latest.is_file() else held[-1]
+    raise ValueError(
+        f"trainer.default_root_dir must be a new directory, got {run}, which holds a run; "
+        f"add --ckpt_path {remedy} to continue it, or choose another"
+    )
+
+
+def portable(value: Any, root: str) -> Any:
+    """A configuration in which paths below the run directory follow it, when it is given anew."""
+    if isinstance(value, dict):
+        return {key: item if key == "default_root_dir" else portable(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item, root) for item in value]
+    if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
+        return "${trainer.default_root_dir}" + value.removeprefix(root)
+    return value
 
 
 @rank_zero_only
-def _tell(trainer: Trainer) -> None:
+def tell_results(trainer: Trainer) -> None:
+    """Print the numbers of the callbacks that have some, and where the rest lies."""
     run = run_directory(trainer.default_root_dir)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name, value in getattr(callback, "results", {}).items():
@@ -155,44 +183,3 @@ def _tell(trainer: Trainer) -> None:
         if where.exists():
             print(f"{what}: {where}")
     print(f"curves: tensorboard --logdir {run}")
-
-
-def _one_line(message: str) -> str:
-    return " ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def _hint(message: str, parser: ArgumentParser) -> str:
-    """The known names nearest to the unknown one, as a part of the same line."""
-    match = UNKNOWN.search(message)
-    if match is None:
-        return ""
-    unknown = next(group for group in match.groups() if group).lstrip("-").split("=")[0]
-    names = _known_names(parser)
-    for part in reversed(unknown.split(".")):
-        near = difflib.get_close_matches(part, sorted(names - {part}), n=2, cutoff=0.7)
-        if part not in names and near:
-            return f" -- '{part}': did you mean {' or '.join(near)}?"
-    return ""
-
-
-def _known_names(parser: ArgumentParser) -> set[str]:
-    """Every key and class name that a file of ours may contain."""
-    names: set[str] = set()
-    stack = [parser]
-    while stack:
-        for action in stack.pop()._actions:
-            names.update(action.dest.split("."))
-            stack.extend((getattr(action, "_name_parser_map", None) or {}).values())
-    for kind in _known_classes():
-        names.add(kind.__name__)
-        names.update(inspect.signature(kind).parameters)
-    return names | {"class_path", "init_args"}
-
-
-def _known_classes() -> Iterator[type]:
-    yield Trainer
-    yield AsyncDiffusion
-    for module in OURS:
-        for value in vars(module).values():
-            if isinstance(value, type) and not value.__name__.startswith("_"):
-                yield value

@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -250,7 +250,7 @@ class AsyncDiffusion(LightningModule):
         *,
         weights: Literal["ema", "raw"] = "ema",
         allow: Sequence[str] = ("asyncdiff",),
-    ) -> Self:
+    ) -> "AsyncDiffusion":
         """The model of a checkpoint, ready to draw images.
 
         Args:

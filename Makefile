@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up their own environment in .venv; nothing else is needed but Python 3.11+ and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install install-dev demo test lint types clean-demo
+help:
+	@echo "make install   create $(VENV) from requirements.txt (demo and test do it by themselves)"
+	@echo "make demo      train on handwritten digits and draw pictures into runs/demo (minutes, CPU is enough)"
+	@echo "make test      lint, types and tests"
+
+install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
+
+# The stamps make a second call install nothing; a change of the requirements installs again.
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# A finished demo is not trained again, an interrupted one goes on where it was.
+demo: install
+	$(BIN)/python train.py fit --config experiments/demo.yaml \
+		$$(test -e runs/demo/checkpoints/last.ckpt && echo --ckpt_path last)
+
+clean-demo:
+	rm -rf runs/demo
+
+test: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install-dev
+	$(BIN)/mypy

@@ -1,0 +1,113 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from asyncdiff.callbacks.ema import Ema, averaged_weights
+
+
+class Drift(LightningModule):
+    """One parameter that grows by one each step; an integer buffer that no average may touch."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.register_buffer("count", torch.tensor(5))
+        self.seen = []
+
+    def training_step(self, batch, index):
+        return -self.weight.sum()
+
+    def validation_step(self, batch, index):
+        self.seen.append(self.weight[0].item())
+        if getattr(self, "fail", False):
+            raise RuntimeError("in the middle of a validation")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(tmp_path, module, callbacks, steps=5, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    checkpointing = {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    run = Trainer(max_steps=steps, callbacks=callbacks, **{**quiet, **checkpointing, **options})
+    data = torch.utils.data.DataLoader(torch.zeros(8, 1))
+    ckpt_path = options.pop("resume", None)
+    run.fit(module, data, data, ckpt_path=ckpt_path)
+    return run
+
+
+def expected(decay: float, steps: int) -> float:
+    average = 0.0
+    for n in range(1, steps + 1):
+        d = min(decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * n
+    return average
+
+
+def test_the_average_follows_with_warm_up(tmp_path):
+    module, ema = Drift(), Ema(0.5)
+    fit(tmp_path, module, [ema], num_sanity_val_steps=0, limit_val_batches=0)
+    assert module.weight[0].item() == 5
+    assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
+
+
+def test_it_counts_optimiser_steps_not_batches(tmp_path):
+    module, ema = Drift(), Ema(0.5)
+    fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4, limit_val_batches=0)
+    assert ema.updates == 2
+
+
+def test_swapping_gives_the_weights_back_exactly(tmp_path):
+    module, ema = Drift(), Ema(0.5)
+    run = fit(tmp_path, module, [ema], limit_val_batches=0)
+    with averaged_weights(run, module):
+        assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
+        with averaged_weights(run, module):  # nested: still the average
+            assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
+        assert module.weight[0].item() != 5
+    assert module.weight[0].item() == 5
+    assert module.count.item() == 5
+
+
+def test_validation_judges_the_average(tmp_path):
+    module = Drift()
+    fit(tmp_path, module, [Ema(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
+    assert module.seen == [pytest.approx(expected(0.5, 4), rel=1e-6)]
+    assert module.weight[0].item() == 4
+
+
+def test_a_failing_validation_leaves_the_trained_weights(tmp_path):
+    module = Drift()
+    module.fail = True
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fit(tmp_path, module, [Ema(0.5)], steps=4, val_check_interval=4, num_sanity_val_steps=0)
+    assert module.weight[0].item() == 4
+
+
+def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
+    module, ema = Drift(), Ema(0.5)
+    run = fit(tmp_path, module, [ema], limit_val_batches=0)
+    with ema.swapped(module):
+        run.save_checkpoint(tmp_path / "inside.ckpt")
+    saved = torch.load(tmp_path / "inside.ckpt", weights_only=True)
+    assert saved["state_dict"]["weight"][0].item() == 5
+    assert saved["ema"]["0.5"]["weights"]["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
+
+
+def test_several_decays_side_by_side(tmp_path):
+    fast, slow = Ema(0.1), Ema(0.9)
+    module = Drift()
+    run = fit(tmp_path, module, [fast, slow], limit_val_batches=0)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["ema"]
+    assert list(saved) == ["0.1", "0.9"]
+    assert slow.average["weight"][0].item() == pytest.approx(expected(0.9, 5), rel=1e-6)
+    with averaged_weights(run, module):  # the first in the list evaluates
+        assert module.weight[0].item() == pytest.approx(expected(0.1, 5), rel=1e-6)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_out_of_range_is_refused(decay):
+    with pytest.raises(ValueError, match=f"decay must lie in .*got {decay}"):
+        Ema(decay)

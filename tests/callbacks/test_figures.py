@@ -1,0 +1,128 @@
+"""The pictures of a run: that they are there, that they show what they say, that a logger gets them."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import DenoisingStrip, Ema, Inpainting, LevelLoss, SampleGrid, Throughput
+from asyncdiff.callbacks.figure import tiles
+from asyncdiff.callbacks.inpainting import UNKNOWN, masked
+from asyncdiff.callbacks.level_loss import binned
+from asyncdiff.callbacks.sharding import gathered, share
+from asyncdiff.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.paths import AsyncPatch
+from asyncdiff.sampling import Sampler
+from datamodules import Digits
+
+CALLBACKS = {
+    "samples": lambda: SampleGrid(count=6, columns=3, every_n_steps=2),
+    "inpainting": lambda: Inpainting(count=4, columns=2, every_n_steps=0),
+    "denoising": lambda: DenoisingStrip(count=1, frames=4),
+    "completing": lambda: DenoisingStrip(count=1, frames=4, mask=Half(), name="completing"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
+    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), steps=4), image_size=8, warmup_steps=1)
+    callbacks = [Ema(0.9), LevelLoss(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=4,
+        limit_val_batches=0,
+        log_every_n_steps=2,
+        logger=TensorBoardLogger(folder, name="", version=""),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=32))
+    return trainer, module, folder
+
+
+def test_every_figure_is_on_disk_and_in_tensorboard(run):
+    _, _, folder = run
+    events = EventAccumulator(str(folder)).Reload()
+    assert {f"images/{name}" for name in CALLBACKS} <= set(events.Tags()["images"])
+    for name in CALLBACKS:
+        assert Image.open(folder / "images" / f"{name}.png").convert("RGB").getextrema() != ((0, 0),) * 3
+    assert {p.name for p in (folder / "images").glob("samples_*")} == {"samples_0000002.png", "samples_0000004.png"}
+
+
+def test_curves_are_logged(run):
+    tags = set(EventAccumulator(str(run[2])).Reload().Tags()["scalars"])
+    assert {"train/loss", "train/gradient_norm", "train/images_per_second"} <= tags
+    assert any(tag.startswith("train/error_by_level/") for tag in tags)
+
+
+def test_the_grid_is_the_same_every_time(run):
+    trainer, module, _ = run
+    grid = SampleGrid(count=4, columns=2)
+    assert torch.equal(grid.draw(trainer, module), grid.draw(trainer, module))
+
+
+def test_the_last_frame_of_a_completion_keeps_the_known_half(run):
+    trainer, module, _ = run
+    strip = DenoisingStrip(count=1, frames=4, mask=Half())
+    frames = strip._walk(trainer, module)
+    truth = trainer.datamodule.dataset("val").images[0]
+    assert torch.equal(frames[-1].x_t[0, :, :, :4], truth[:, :, :4])
+    assert all((f.t[0, :, :2] == 0).all() for f in frames)
+
+
+def test_masked_pixels_have_one_colour():
+    image = torch.rand(1, 3, 8, 8)
+    shown = masked(image, Half()(8, 8))
+    assert torch.equal(shown[..., :4], image[..., :4])
+    assert shown[0, :, 0, 7].tolist() == pytest.approx(list(UNKNOWN))
+
+
+def test_tiles_enlarge_small_images_by_whole_factors():
+    image = torch.tensor([[-1.0, 1.0], [0.0, 0.5]]).reshape(1, 1, 2, 2)
+    picture = tiles(image, columns=1)
+    assert picture.shape == (3, 64 + 4, 64 + 4)
+    inner = picture[:, 2:-2, 2:-2]
+    assert inner[0, ::32, ::32].flatten().tolist() == [0.0, 1.0, 0.5, 0.75]
+
+
+def test_latents_are_no_picture():
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+        tiles(torch.zeros(1, 4, 8, 8), columns=1)
+
+
+def test_errors_by_level_add_up():
+    t = torch.rand(64, 4, 4)
+    error = torch.rand(64, 4, 4)
+    total, count = binned(t, error, 8)
+    assert count.sum() == t.numel()
+    assert total.sum().item() == pytest.approx(error.sum().item(), rel=1e-5)
+    third = (t >= 0.25) & (t < 0.375)
+    assert total[2].item() == pytest.approx(error[third].sum().item(), rel=1e-5)
+    assert binned(torch.ones(1, 1, 1), torch.ones(1, 1, 1), 8)[1].tolist() == [0] * 7 + [1]
+
+
+class Rank:
+    def __init__(self, rank, world):
+        self.global_rank, self.world_size = rank, world
+
+
+@pytest.mark.parametrize(("count", "world"), [(7, 2), (1, 3), (12, 4), (5, 1)])
+def test_shares_are_equal_in_size_and_cover_every_index(count, world):
+    shares = [share(Rank(rank, world), count) for rank in range(world)]
+    assert len({len(s) for s in shares}) == 1
+    assert set().union(*shares) == set(range(count))
+
+
+def test_one_process_gathers_its_own_rows():
+    rows = torch.rand(5, 2)
+    assert torch.equal(gathered(Rank(0, 1), rows, 5), rows)

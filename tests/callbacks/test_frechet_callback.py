@@ -1,0 +1,72 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema, Frechet
+from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.sampling import Sampler
+from datamodules import Digits
+
+
+class Pixels(torch.nn.Module):
+    """Coarse pixels as features."""
+
+    dim = 16
+
+    def forward(self, images):
+        return torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
+    module = AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
+    callback = Frechet(Pixels(), mask=Half(), count=40, batch_size=16)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        default_root_dir=tmp_path_factory.mktemp("frechet"),
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        callbacks=[Ema(0.9), callback],
+        enable_checkpointing=False,
+        **quiet,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=32))
+    return trainer, module, callback
+
+
+def by_hand(images):
+    data, metric = Digits(), FrechetDistance(Pixels())
+    metric.update(data.dataset("train").images, real=True)
+    metric.update(images, real=False)
+    return metric.compute().item()
+
+
+def test_the_floor_is_that_of_real_held_out_images(measured):
+    expected = by_hand(Digits().dataset("val").images)
+    assert measured[2].results["frechet/pixels_real"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_distance_is_that_of_the_averaged_model_s_images(measured):
+    trainer, module, callback = measured
+    with trainer.callbacks[0].swapped(module):
+        images = module.generate(range(40), [i % 10 for i in range(40)], batch_size=16)
+    assert callback.results["frechet/pixels"] == pytest.approx(by_hand(images), rel=1e-6)
+
+
+def test_inpaintings_complete_every_held_out_image(measured):
+    trainer, module, callback = measured
+    truth = Digits().dataset("val").images
+    with trainer.callbacks[0].swapped(module):
+        images = module.inpaint(truth, Half()(8, 8), seeds=range(len(truth)), batch_size=16)
+    assert callback.results["frechet/pixels_inpainted"] == pytest.approx(by_hand(images), rel=1e-6)
+
+
+def test_one_image_is_no_distribution():
+    with pytest.raises(ValueError, match="count must be at least 2"):
+        Frechet(Pixels(), count=1)

@@ -1,0 +1,77 @@
+"""Who may import whom: the mathematics stands alone, and nothing knows the rooms above it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MATHEMATICS = ["shapes", "randomness", "processes", "fields", "paths", "levels", "weightings", "denoiser", "solvers"]
+MATHEMATICS += ["sampling", "objective", "masks", "tasks"]
+# Every room with the rooms of asyncdiff that it may import.
+ALLOWED = {
+    "shapes": set(),
+    "randomness": set(),
+    "processes": {"shapes"},
+    "fields": {"shapes", "randomness"},
+    "paths": {"shapes", "randomness", "fields"},
+    "levels": {"shapes", "randomness", "fields", "paths"},
+    "weightings": {"shapes", "processes", "levels"},
+    "denoiser": {"shapes", "processes"},
+    "objective": {"shapes", "denoiser", "levels", "weightings"},
+    "solvers": {"shapes", "processes", "denoiser"},
+    "sampling": {"shapes", "randomness", "denoiser", "paths", "solvers"},
+    "masks": set(),
+    "tasks": {"shapes", "denoiser", "sampling"},
+    "networks": {"shapes"},
+    "recipe": set(),
+    "evaluation": {"shapes"},
+    "module": {*MATHEMATICS, "recipe"} - {"masks"},
+    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def room(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "asyncdiff" and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_rooms_import_downwards_only(name):
+    home = ROOT / "asyncdiff"
+    files = [home / f"{name}.py"] if (home / f"{name}.py").exists() else sorted((home / name).glob("*.py"))
+    assert files
+    used = {room(dotted) for file in files for dotted in imports(file)} - {None, name}
+    assert used <= ALLOWED[name]
+
+
+def test_every_room_is_listed():
+    rooms = {p.stem for p in (ROOT / "asyncdiff").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__", "cli", "cli_errors"} == set(ALLOWED)
+
+
+def test_data_modules_know_nothing_of_diffusion():
+    for file in (ROOT / "datamodules").glob("*.py"):
+        assert not any(dotted.startswith("asyncdiff") for dotted in imports(file)), file
+
+
+def test_the_mathematics_loads_without_the_frameworks():
+    code = (
+        f"import sys; [__import__('asyncdiff.' + name) for name in {MATHEMATICS!r}]; "
+        "print(sorted({'lightning', 'timm', 'torchmetrics', 'torchvision', 'jsonargparse'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,47 @@
+import pytest
+
+from asyncdiff import recipe
+from asyncdiff.levels import AlongPath
+from asyncdiff.paths import AsyncPatch, Floored
+from asyncdiff.sampling import Sampler
+from asyncdiff.solvers import Ddim
+
+
+def test_objects_survive_the_way_through_plain_containers():
+    sampler = Sampler(Floored(AsyncPatch(spread=0.3), t_min=0.02), Ddim(0.25), steps=7)
+    again = recipe.build(recipe.describe(sampler))
+    assert recipe.describe(again) == recipe.describe(sampler)
+    assert again.path.path.spread == 0.3
+    assert again.solver.stochasticity == 0.25
+
+
+def test_a_description_reads_like_the_yaml_files():
+    described = recipe.describe(AlongPath())
+    assert described["class_path"] == "asyncdiff.levels.AlongPath"
+    assert described["init_args"]["path"]["init_args"]["spread"] == 1.0
+
+
+def test_numbers_lists_and_plain_dictionaries_pass():
+    value = {"a": [1, 2.5, None], "b": {"c": "d"}}
+    assert recipe.build(recipe.describe(value)) == value
+
+
+def test_foreign_classes_are_not_imported_unless_allowed():
+    with pytest.raises(ValueError, match="one of the packages asyncdiff, got subprocess.Popen"):
+        recipe.build({"class_path": "subprocess.Popen", "init_args": {"args": ["true"]}})
+    assert recipe.build({"class_path": "fractions.Fraction", "init_args": {}}, allow=["fractions"]) == 0
+
+
+def test_only_classes_are_called():
+    with pytest.raises(ValueError, match="must name a class, got asyncdiff.recipe.resolve"):
+        recipe.build({"class_path": "asyncdiff.recipe.resolve", "init_args": {}})
+
+
+class Forgetful:
+    def __init__(self, size: int):
+        self.other = size
+
+
+def test_an_argument_that_is_not_kept_is_refused():
+    with pytest.raises(TypeError, match="Forgetful must keep its constructor argument 'size'"):
+        recipe.describe(Forgetful(3))
