@@ -4,25 +4,26 @@ Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
-# Imported so that files may name their classes without the module, as in `class_path: Digits`.
-import asyncdiff.callbacks
-import asyncdiff.masks
-import asyncdiff.networks.dit
-import datamodules  # noqa: F401
+import datamodules
+from asyncdiff import callbacks, masks
 from asyncdiff.cli_errors import UsageError, explain, users_error
 from asyncdiff.module import AsyncDiffusion
+from asyncdiff.networks import dit
 
+# Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
+BY_NAME = (callbacks, datamodules, dit, masks)
 # Set by SLURM and torchrun when they run the same command again after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -36,6 +37,12 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         raise UsageError(message, dotted_keys(self)) from ex
 
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
+        """Merge the `vars` of layered files; by itself jsonargparse lets a later mapping replace an earlier one."""
+        if action.dest == "vars" and isinstance(value, dict):
+            value = {**((cfg and cfg.get(key)) or {}), **value}
+        return super()._check_value_key(action, value, key, cfg, append)
+
 
 class SaveConfig(SaveConfigCallback):
     """Writes RUN/config.yaml: everything that a fit needs to run once more, here or in another directory."""
@@ -44,10 +51,13 @@ class SaveConfig(SaveConfigCallback):
         """Write it on one process, before anything else of the run."""
         if stage == "fit" and trainer.is_global_zero:
             run = run_directory(trainer.default_root_dir)
-            config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-            given = str(config["trainer"]["default_root_dir"])
+            config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+            if root := config["trainer"]["default_root_dir"]:
+                config = portable(config, root)
+            if str(config["ckpt_path"]).startswith("${"):  # continuing is no part of what the run computes
+                config["ckpt_path"] = None
             run.mkdir(parents=True, exist_ok=True)
-            (run / "config.yaml").write_text(yaml.safe_dump(portable(config, given), sort_keys=False))
+            (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 class ExperimentCLI(LightningCLI):
@@ -72,6 +82,10 @@ class ExperimentCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: what the user typed is what runs."""
+
+    def before_predict(self) -> None:
+        """Leave the data out: the model itself says what to draw, which Lightning hears only without a data module."""
+        self.datamodule = None
 
     def after_fit(self) -> None:
         """Tell where the results are."""
@@ -126,32 +140,33 @@ def dotted_keys(parser: LightningArgumentParser) -> set[str]:
 
 def run_directory(default_root_dir: Any) -> Path:
     """The directory of a run, as the trainer will understand it."""
-    return Path(default_root_dir) if default_root_dir else Path.cwd()
+    return Path(default_root_dir).expanduser() if default_root_dir else Path.cwd()
 
 
 def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     """The file to start from, or None to start anew, which is refused where that would overwrite a run.
 
-    Every process decides alike: no checkpoint of a run can be there before all its processes have come this far and met.
+    All processes of a run decide alike: it has no checkpoint before they have all passed here and met.
     """
     given = config.get("ckpt_path")
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
     held = sorted((run / "checkpoints").glob("*.ckpt"))
     if given == "last" and not latest.is_file():
-        raise FileNotFoundError(f"ckpt_path: there is no {latest} to continue from; leave ckpt_path out to start")
+        remedy = "leave ckpt_path out to start" if training else "run fit first"
+        raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but there is no {latest}: {remedy}")
     if given == "last":
         return str(latest)
-    if given and given not in ("best", "hpc", "registry") and "://" not in given and not Path(given).exists():
-        raise FileNotFoundError(f"ckpt_path must be a checkpoint or `last`, got {given}, which does not exist")
+    if given and not re.match(r"best$|hpc$|registry|\w+://", given) and not Path(given).exists():
+        raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
     if given or not training or not held or config.trainer.get("fast_dev_run"):
         return given
     if any(int(os.environ.get(name, 0)) for name in RESTARTS):
         # Lightning finds by itself what it saved when SLURM announced the interruption.
         return str(latest) if latest.is_file() and not list(run.glob("hpc_ckpt_*.ckpt")) else None
-    remedy = "last" if latest.is_file() else held[-1]
+    remedy = "last" if latest.is_file() else str(held[-1])
     raise ValueError(
-        f"trainer.default_root_dir must be a new directory, got {run}, which holds a run; "
+        f"trainer.default_root_dir must be a new directory, got {run}, which holds a run: "
         f"add --ckpt_path {remedy} to continue it, or choose another"
     )
 
@@ -182,4 +197,5 @@ def tell_results(trainer: Trainer) -> None:
     for what, where in places.items():
         if where.exists():
             print(f"{what}: {where}")
-    print(f"curves: tensorboard --logdir {run}")
+    if trainer.loggers:
+        print(f"curves: tensorboard --logdir {run}")

@@ -4,7 +4,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics import MeanMetric
 
 from asyncdiff import recipe, tasks
 from asyncdiff.denoiser import Denoiser
@@ -24,6 +25,8 @@ from asyncdiff.sampling import Sampler
 from asyncdiff.shapes import Distinct, Image
 from asyncdiff.weightings import Velocity, Weighting
 
+STAGES = ("val", "test")
+EVALUATED = ("loss", "error_heterogeneous", "error_constant", "error_gap")
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
 
 
@@ -86,6 +89,8 @@ class AsyncDiffusion(LightningModule):
         self.seed = seed
         self.predict_count = predict_count
         self.predict_batch_size = predict_batch_size
+        # Lightning's own mean over processes rounds the number of images down; these count exactly.
+        self.means = nn.ModuleDict({f"{stage}/{name}": MeanMetric() for stage in STAGES for name in EVALUATED})
         self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
         self._check()
 
@@ -134,7 +139,7 @@ class AsyncDiffusion(LightningModule):
     def inpaint(
         self,
         image: Float[Tensor, "*n c h w"],
-        known: Bool[Tensor, "*m h w"],
+        known: Bool[Tensor, "*m mask_h mask_w"],
         *,
         seeds: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
@@ -178,14 +183,6 @@ class AsyncDiffusion(LightningModule):
         # The key is the place in the data, which no interruption changes; foreign data modules may have none.
         place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(counter_key(self.seed, TRAINING, *place))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move the images and labels; keys and indices are read on the CPU, where that waits for nothing."""
-        if not isinstance(batch, dict):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        stay = {name: batch[name] for name in ("key", "index", "seed") if name in batch}
-        rest = {name: value for name, value in batch.items() if name not in stay}
-        return stay | super().transfer_batch_to_device(rest, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The loss, with the levels and errors of every patch for whoever wants to watch them."""
@@ -293,17 +290,14 @@ class AsyncDiffusion(LightningModule):
         eps = normal(x.shape, generator=generators, device=x.device)
         loss = objective(self.denoiser, x, eps, self._draw(len(x), generators), self.weighting, label)
         varied, constant = self._matched_maps(len(x), generators)
-        errors = {
-            name: objective(self.denoiser, x, eps, draw, Velocity(), label).per_image.mean()
-            for name, draw in (("heterogeneous", varied), ("constant", constant))
-        }
-        values = {
-            f"{stage}/loss": loss.per_image.mean(),
-            f"{stage}/error_heterogeneous": errors["heterogeneous"],
-            f"{stage}/error_constant": errors["constant"],
-            f"{stage}/error_gap": errors["constant"] - errors["heterogeneous"],
-        }
-        self.log_dict(values, batch_size=len(x), sync_dist=True)
+        errors = [
+            objective(self.denoiser, x, eps, draw, Velocity(), label).per_image.mean() for draw in (varied, constant)
+        ]
+        values = (loss.per_image.mean(), *errors, errors[1] - errors[0])
+        for name, value in zip(EVALUATED, values, strict=True):
+            mean = cast(MeanMetric, self.means[f"{stage}/{name}"])
+            mean.update(value, weight=len(x))
+            self.log(f"{stage}/{name}", mean)
 
     def _matched_maps(self, batch: int, generators: Generators) -> tuple[LevelDraw, LevelDraw]:
         """AsyncPatch maps, and constant maps at the level of one of their patches each: the same levels on both sides.

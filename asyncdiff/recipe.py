@@ -16,7 +16,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
+        return type(value)(describe(item) for item in value)
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
     kind = type(value)
@@ -26,8 +26,8 @@ def describe(value: Any) -> Any:
 
 def build(recipe: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
     """The object that `describe` described; only classes of the packages in `allow` are imported."""
-    if isinstance(recipe, list):
-        return [build(item, allow) for item in recipe]
+    if isinstance(recipe, (list, tuple)):
+        return type(recipe)(build(item, allow) for item in recipe)
     if not isinstance(recipe, dict):
         return recipe
     arguments = {name: build(item, allow) for name, item in recipe.get("init_args", recipe).items()}

@@ -30,7 +30,7 @@ def inpaint(
     sampler: Sampler,
     *,
     image: Float[Tensor, "*n c h w"],
-    known: Bool[Tensor, "*m h w"],
+    known: Bool[Tensor, "*m mask_h mask_w"],
     seeds: Sequence[int] | None = None,
     labels: Sequence[int] | None = None,
     batch_size: int = 64,

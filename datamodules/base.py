@@ -164,6 +164,14 @@ class ImageDataModule(LightningDataModule, ABC):
         """Every image once, in file order, with the same keys every time."""
         return self._eval_loader("test")
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move what is computed with; indices, keys and seeds are read on the CPU, where that waits for nothing."""
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        stay = {name: batch[name] for name in ("index", "key", "seed") if name in batch}
+        rest = {name: value for name, value in batch.items() if name not in stay}
+        return super().transfer_batch_to_device(rest, device, dataloader_idx) | stay
+
     def _eval_loader(self, split: Split) -> DataLoader[Batch]:
         data = self.dataset(split)
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False)

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from asyncdiff.callbacks.ema import averaged_weights
 from asyncdiff.module import AsyncDiffusion
 
-Picture = Float[Tensor, "3 h w"]  # values in [0, 1]
+Picture = Float[Tensor, "3 height width"]  # values in [0, 1]
 
 MIN_TILE = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can see them
 
@@ -88,7 +88,7 @@ def tiles(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) 
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
 
 
-def stacked(pictures: list[Picture]) -> Picture:
+def stacked(pictures: list[Picture]) -> Float[Tensor, "3 total width"]:
     """Pictures of one width below each other."""
     return torch.cat(pictures, dim=1)
 
