@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -152,6 +152,8 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
     held = sorted((run / "checkpoints").glob("*.ckpt"))
+    if not given and not training:
+        raise ValueError("ckpt_path must be given, or untrained weights would be judged: add --ckpt_path last")
     if given == "last" and not latest.is_file():
         remedy = "leave ckpt_path out to start" if training else "run fit first"
         raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but there is no {latest}: {remedy}")

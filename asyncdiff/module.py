@@ -178,6 +178,14 @@ class AsyncDiffusion(LightningModule):
         """Find out now, not at the first checkpoint, whether the model can be described in one."""
         recipe.describe(self)
 
+    def on_train_start(self) -> None:
+        """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
+        schedule = cast(torch.optim.lr_scheduler.LambdaLR, self.lr_schedulers())
+        schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [_Warmup(self.warmup_steps)]
+        for group in schedule.optimizer.param_groups:
+            group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+            group["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed every draw of this step, dropout included."""
         # The key is the place in the data, which no interruption changes; foreign data modules may have none.

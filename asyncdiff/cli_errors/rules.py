@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from asyncdiff.cli_errors.names import did_you_mean, find_class, known_classes, near, near_class
 from asyncdiff.cli_errors.places import entries, files_of, locate, names_class

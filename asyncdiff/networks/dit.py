@@ -130,11 +130,11 @@ class DiT(nn.Module):
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""
-        for module in (self.embed, *self.blocks):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear) and layer.weight.any():  # the zeros of adaLN-zero stay
-                    nn.init.xavier_uniform_(layer.weight)
-                    nn.init.zeros_(layer.bias)
+        stays_zero = {module.linear for module in self.modules() if isinstance(module, Modulation)}
+        for layer in [self.embed, *self.blocks.modules()]:
+            if isinstance(layer, nn.Linear) and layer not in stays_zero:
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
         for layer in self.level_embedding.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
