@@ -60,7 +60,6 @@ def test_the_three_level_experiments_differ_in_their_levels_only():
     stripped = []
     for text, name in zip(files, ("shared", "independent", "async"), strict=True):
         head, rest = text.split("  levels:\n")
-        stripped.append(
-            (head + rest[rest.index("  weighting:") :]).split("\n", 1)[1].replace(f"digits_dit_{name}", "RUN")
-        )
+        without_comment = (head + rest[rest.index("  weighting:") :]).split("\n", 1)[1]
+        stripped.append(without_comment.replace(f"digits_dit_{name}", "RUN"))
     assert stripped[0] == stripped[1] == stripped[2]
