@@ -1,0 +1,127 @@
+"""Shared, independent and controlled noise levels side by side on handwritten digits, several seeds each.
+
+    python benchmarks/digits_levels.py --seeds 0 1 2 --parallel 2
+
+trains experiments/digits_dit_{shared,independent,async}.yaml (finished runs are kept) and prints a Markdown table:
+Fréchet distances in the space of a small digits classifier, and how often that classifier finds the true class in
+inpaintings of the left half, labels not told. Real held-out images and a mean-filled right half give the scale.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from torch import Tensor
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.evaluation import FrechetDistance, TrainedClassifier
+from asyncdiff.masks import Half
+from datamodules import Digits
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = ("shared", "independent", "async")
+
+
+class Judge:
+    """A classifier trained on real digits, the training split as reference, and the held-out split as the task."""
+
+    def __init__(self) -> None:
+        data = Digits()
+        self.train, self.held_out = data.dataset("train"), data.dataset("val")
+        self.images, self.labels = (
+            torch.cat(p) for p in zip(*((b["image"], b["label"]) for b in data.images("val", 64)), strict=True)
+        )
+        self.classifier = TrainedClassifier(1, 10, name="digits_classifier")
+        self.classifier.prepare(data.images("train", 64))
+        self.metric = FrechetDistance(self.classifier)
+        self.mean = torch.zeros(1, 8, 8)
+        for batch in data.images("train", 64):
+            self.metric.update(batch["image"], real=True)
+            self.mean += batch["image"].sum(0) / len(self.train)
+
+    def frechet(self, images: Tensor) -> float:
+        """Distance from the training split."""
+        self.metric.reset()
+        self.metric.update(images, real=False)
+        return self.metric.compute().item()
+
+    def accuracy(self, images: Tensor) -> float:
+        """Share of the completed held-out images in which the classifier finds the true class."""
+        return self.classifier.accuracy(images, self.labels)
+
+    def scale(self) -> dict[str, float]:
+        """What real images and a mean-filled right half reach."""
+        filled = torch.where(Half()(8, 8), self.images, self.mean)
+        return {
+            "real_frechet": self.frechet(self.images),
+            "real_accuracy": self.accuracy(self.images),
+            "filled_frechet": self.frechet(filled),
+            "filled_accuracy": self.accuracy(filled),
+        }
+
+    def judge(self, model: AsyncDiffusion) -> dict[str, float]:
+        """Whole images with and without labels, and inpaintings without."""
+        seeds = range(len(self.images))
+        inpainted = model.inpaint(self.images, Half()(8, 8), seeds=seeds)
+        return {
+            "with labels": self.frechet(model.generate(seeds, [i % 10 for i in seeds])),
+            "without": self.frechet(model.generate(seeds)),
+            "inpainted": self.frechet(inpainted),
+            "class kept": self.accuracy(inpainted),
+        }
+
+
+def train(variant: str, seed: int, out: Path, options: list[str], threads: int) -> Path:
+    """The last checkpoint of a run, trained unless it is there already."""
+    run = out / f"{variant}_{seed}"
+    done = run / "finished"
+    if not done.exists():
+        command = [sys.executable, "train.py", "fit", "--config", f"experiments/digits_dit_{variant}.yaml"]
+        command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(run)]
+        command += ["--trainer.enable_progress_bar", "false", *options]
+        if (run / "checkpoints" / "last.ckpt").exists():
+            command += ["--ckpt_path", "last"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+        done.touch()
+    return run / "checkpoints" / "last.ckpt"
+
+
+def row(name: str, results: list[dict[str, float]]) -> str:
+    """One line of the table, mean and standard deviation over the seeds."""
+    cells = []
+    for key in results[0]:
+        values = [r[key] for r in results]
+        spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+        cells.append(f"{mean(values):.2f}{spread}")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Train what is missing, judge everything, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=Path("runs/digits_levels"))
+    arguments, options = parser.parse_known_args()
+    threads = max(1, (os.cpu_count() or 1) // arguments.parallel)
+    cells = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        files = dict(zip(cells, pool.map(lambda c: train(*c, arguments.out, options, threads), cells), strict=True))
+    judge = Judge()
+    scale = judge.scale()
+    print("| levels | with labels | without | inpainted | class kept |\n|---|---|---|---|---|")
+    for variant in VARIANTS:
+        models = [AsyncDiffusion.load_from_checkpoint(files[variant, seed]) for seed in arguments.seeds]
+        print(row(variant, [judge.judge(model) for model in models]), flush=True)
+    print(f"| real held-out images | {scale['real_frechet']:.2f} | | | {scale['real_accuracy']:.2f} |")
+    print(f"| right half filled with the mean | | | {scale['filled_frechet']:.2f} | {scale['filled_accuracy']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
