@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from asyncdiff.checks import at_least
 from asyncdiff.paths import AsyncPatch, Path
 from asyncdiff.randomness import Generators, normal, uniform
 from asyncdiff.shapes import Distinct, LevelMap, Progress
@@ -30,8 +31,9 @@ class LevelDraw:
         The image is then noised at the rounded levels: training stays exact, only the distribution of levels is
         discrete. The slopes are dropped, since the rounded levels no longer lie on the path.
         """
-        if count < 2:
-            raise ValueError(f"count must be at least 2 (the levels 0 and 1), got {count}")
+        at_least("count", count, 2, "the levels 0 and 1 are needed")
+        if self.distinct is not None and len(self.distinct.values) <= count:
+            return LevelDraw(self.t, None, self.distinct)  # few enough as they are
         index = (self.t * (count - 1)).round().long()
         values = torch.arange(count, device=self.t.device, dtype=self.t.dtype) / (count - 1)
         return LevelDraw(values[index], None, Distinct(values, index))
@@ -147,4 +149,4 @@ def stratified(batch: int, *, generator: Generators = None, device: torch.device
     offset = uniform((1,), generator=generator, device=device)
     # The order is random, so that an image's place in the batch (its class, its neighbours) says nothing of its level.
     order = uniform((batch,), generator=generator, device=device).argsort()
-    return (offset + order / batch).remainder(1)
+    return (offset + order.to(offset.dtype) / batch).remainder(1)

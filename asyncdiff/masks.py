@@ -27,7 +27,7 @@ class Half(Mask):
 
     def __init__(self, side: Literal["left", "right", "top", "bottom"] = "left"):
         if side not in ("left", "right", "top", "bottom"):
-            raise ValueError(f"side must be left, right, top or bottom, got {side!r}")
+            raise ValueError(f"side must be left, right, top or bottom, got {side!r}: choose one of them")
         self.side = side
 
     def __call__(self, height: int, width: int) -> Known:
@@ -53,7 +53,7 @@ class Square(Mask):
 
     def __init__(self, fraction: float = 0.5):
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
+            raise ValueError(f"fraction must lie in (0, 1), got {fraction}: 0.5 is the usual box")
         self.fraction = fraction
 
     def __call__(self, height: int, width: int) -> Known:
@@ -70,7 +70,7 @@ class Extreme(Mask):
 
     def __init__(self, fraction: float = 0.5):
         if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie in (0, 1), got {fraction}")
+            raise ValueError(f"fraction must lie in (0, 1), got {fraction}: 0.5 is the usual box")
         self.fraction = fraction
 
     def __call__(self, height: int, width: int) -> Known:

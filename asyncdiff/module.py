@@ -1,7 +1,6 @@
 """AsyncDiffusion: what is trained, as a LightningModule. It owns the network and nothing else."""
 
-import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,12 +8,15 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
 from asyncdiff import recipe, tasks
+from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.checks import at_least, within
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
@@ -90,7 +92,8 @@ class AsyncDiffusion(LightningModule):
         self.predict_count = predict_count
         self.predict_batch_size = predict_batch_size
         # Lightning's own mean over processes rounds the number of images down; these count exactly.
-        self.means = nn.ModuleDict({f"{stage}/{name}": MeanMetric() for stage in STAGES for name in EVALUATED})
+        names = [f"{stage}/{name}" for stage in STAGES for name in EVALUATED]
+        self.means = nn.ModuleDict({name: _Mean(nan_strategy="disable") for name in names})
         self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
         self._check()
 
@@ -175,8 +178,14 @@ class AsyncDiffusion(LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        """Find out now, not at the first checkpoint, whether the model can be described in one."""
+        """Find out now, not at the first checkpoint, whether the model fits the data and can be described."""
         recipe.describe(self)
+        known = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        if self.classes and known is not None and known != self.classes:
+            raise ValueError(
+                f"network.classes must be the data's number of classes {known}, got {self.classes}: "
+                "set it, or 0 to ignore the labels"
+            )
 
     def on_train_start(self) -> None:
         """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
@@ -194,7 +203,7 @@ class AsyncDiffusion(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The loss, with the levels and errors of every patch for whoever wants to watch them."""
-        x = batch["image"]
+        x = self._images(batch)
         draw = self._draw(len(x))
         eps = normal(x.shape, device=x.device)
         result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
@@ -229,8 +238,8 @@ class AsyncDiffusion(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a linear warm-up that counts steps."""
-        # Loss scaling (16-mixed) unscales before clipping, which fused steps do not allow.
-        fused = self._trainer is None or self.trainer.precision != "16-mixed"
+        # Under mixed precision Lightning refuses to clip gradients for a fused step.
+        fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.AdamW(
             self.parameters(), self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
@@ -240,8 +249,12 @@ class AsyncDiffusion(LightningModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how to rebuild the model, as plain containers."""
+        """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
         checkpoint["recipe"] = recipe.describe(self)
+        # Their own hooks are passed over for files of weights only, which are the ones that people share.
+        for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
+            if hasattr(callback, "add_average"):
+                callback.add_average(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the averaged weights for the callback that continues or uses them."""
@@ -253,7 +266,7 @@ class AsyncDiffusion(LightningModule):
         checkpoint_path: str | Path,
         map_location: torch.device | str = "cpu",
         *,
-        weights: Literal["ema", "raw"] = "ema",
+        weights: Literal["auto", "ema", "raw"] = "auto",
         allow: Sequence[str] = ("asyncdiff",),
     ) -> "AsyncDiffusion":
         """The model of a checkpoint, ready to draw images.
@@ -261,19 +274,21 @@ class AsyncDiffusion(LightningModule):
         Args:
             checkpoint_path: a .ckpt file of a run.
             map_location: device to load to.
-            weights: "ema" takes the averaged weights where the run kept any (the first average if several), "raw"
-                those of the last step.
+            weights: "auto" takes the averaged weights where the run kept any (the first average if several), "ema"
+                insists on them, "raw" takes those of the last step.
             allow: packages whose classes may be imported to rebuild the model.
         """
-        if weights not in ("ema", "raw"):
-            raise ValueError(f"weights must be 'ema' or 'raw', got {weights!r}")
+        if weights not in ("auto", "ema", "raw"):
+            raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {weights!r}: leave it out for 'auto'")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         model = recipe.build(checkpoint["recipe"], allow)
         if not isinstance(model, cls):
             raise ValueError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}")
         state = dict(checkpoint["state_dict"])
         averages = next(iter(checkpoint.get("ema", {}).values()), None)
-        if weights == "ema" and averages is not None:
+        if weights == "ema" and averages is None:
+            raise ValueError(f"weights must not be 'ema' for {checkpoint_path}, a run without averages: use 'raw'")
+        if weights != "raw" and averages is not None:
             state |= averages["weights"]
         model.load_state_dict(state)
         return model.to(map_location).eval()
@@ -285,6 +300,15 @@ class AsyncDiffusion(LightningModule):
         draw = self.levels(batch, grid, generator=generator, device=self.device)
         return draw.on_values(self.level_values) if self.level_values else draw
 
+    def _images(self, batch: dict[str, Tensor]) -> Image:
+        x = batch["image"]
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"images must have the model's shape (channels, height, width) {self.shape}, got {tuple(x.shape[1:])}: "
+                "set image_size and network.channels"
+            )
+        return x
+
     def _training_labels(self, batch: dict[str, Tensor]) -> Tensor | None:
         if not self.classes:
             return None
@@ -293,18 +317,18 @@ class AsyncDiffusion(LightningModule):
         return label.masked_fill(dropped, self.classes)
 
     def _evaluate(self, batch: dict[str, Tensor], stage: str) -> None:
-        x, label = batch["image"], batch["label"] if self.classes else None
+        x, label = self._images(batch), batch["label"] if self.classes else None
+        if "index" not in batch:
+            raise ValueError(f"batches must hold 'index', each image's place in the split, got {list(batch)}: add it")
         generators = per_image(counter_key(self.seed, EVALUATION, i) for i in batch["index"].tolist())
         eps = normal(x.shape, generator=generators, device=x.device)
         loss = objective(self.denoiser, x, eps, self._draw(len(x), generators), self.weighting, label)
         varied, constant = self._matched_maps(len(x), generators)
-        errors = [
-            objective(self.denoiser, x, eps, draw, Velocity(), label).per_image.mean() for draw in (varied, constant)
-        ]
-        values = (loss.per_image.mean(), *errors, errors[1] - errors[0])
+        errors = [objective(self.denoiser, x, eps, draw, Velocity(), label).per_image for draw in (varied, constant)]
+        values = (loss.per_image, *errors, errors[1] - errors[0])
         for name, value in zip(EVALUATED, values, strict=True):
             mean = cast(MeanMetric, self.means[f"{stage}/{name}"])
-            mean.update(value, weight=len(x))
+            mean.update(value)
             self.log(f"{stage}/{name}", mean)
 
     def _matched_maps(self, batch: int, generators: Generators) -> tuple[LevelDraw, LevelDraw]:
@@ -327,11 +351,14 @@ class AsyncDiffusion(LightningModule):
                 "rounded levels have no slope"
             )
         if self.level_values < 0 or self.level_values == 1:
-            raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {self.level_values}")
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"label_dropout must lie in [0, 1], got {self.label_dropout}")
+            raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {self.level_values}: try 256")
+        within("label_dropout", self.label_dropout, 0, 1, "0.1 is usual")
+        at_least("warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
+        at_least("predict_count", self.predict_count, 1, "set the images to draw")
+        at_least("predict_batch_size", self.predict_batch_size, 1, "set the images to draw together")
+        at_least("weight_decay", self.weight_decay, 0, "0 is off")
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
         self.denoiser.grid(self.shape[1:])
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
@@ -342,6 +369,14 @@ class AsyncDiffusion(LightningModule):
         wrong = [k for k in labels if not 0 <= int(k) < self.classes]
         if wrong:
             raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {wrong[0]}")
+
+
+class _Mean(MeanMetric):
+    """A mean in float32, also in a module that is cast to half precision; one NaN makes it NaN."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
+        device = fn(torch.empty(0, device=self.device)).device
+        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
 
 class _Warmup:
@@ -367,17 +402,3 @@ class _Seeds(IterableDataset):
 
     def __len__(self) -> int:
         return len(self.seeds)
-
-
-def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint of ours, read without running any code in it."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint_path must be a file, got {path}: a run keeps its own in RUN/checkpoints/")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {reason}") from error
-    if not isinstance(checkpoint, dict) or "recipe" not in checkpoint:
-        raise ValueError(f"{path} is no checkpoint of AsyncDiffusion: it does not say how to rebuild its model")
-    return checkpoint

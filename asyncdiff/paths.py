@@ -17,7 +17,7 @@ Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
 
 class Path(ABC):
-    """A family of noise paths. Every patch's level is non-decreasing in s, t(0) = `t_min` and t(1) = 1."""
+    """A family of noise paths. Every level is non-decreasing in s, from `t_min` to 1 wherever it moves at all."""
 
     t_min: float = 0.0
 
@@ -68,7 +68,7 @@ class AsyncPatch(Path):
 
     def __init__(self, spread: float = 1.0, field: Field | None = None):
         if not 0 <= spread <= 1:
-            raise ValueError(f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}")
+            raise ValueError(f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}: 1 is the paper's")
         self.spread = spread
         self.field = field or IndependentField()
 

@@ -20,6 +20,10 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
     kind = type(value)
+    if hasattr(value, "_orig_mod"):
+        raise TypeError("a compiled network cannot be described: compile in place, network.compile(), after building")
+    if kind.__init__ is object.__init__:
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": {}}
     arguments = {name: describe(_kept(value, name)) for name in _parameters(kind)}
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
@@ -44,14 +48,20 @@ def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
         )
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name, None)
-    if not isinstance(found, type):
-        raise ValueError(f"class_path must name a class, got {class_path}: was it renamed since the file was written?")
+    if not isinstance(found, type) or found.__module__.partition(".")[0] not in allow:
+        raise ValueError(f"class_path must name a class of its package, got {class_path}: was it renamed since?")
     return found
 
 
 def _parameters(kind: type) -> list[str]:
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if unnamed := [str(p) for p in parameters if p.kind not in named]:
+        raise TypeError(
+            f"{kind.__name__} must have named constructor arguments only, got {', '.join(unnamed)}: "
+            "a checkpoint could not say what they were"
+        )
+    return [p.name for p in parameters]
 
 
 def _kept(value: Any, name: str) -> Any:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.checks import at_least
 from asyncdiff.denoiser import Denoise, Prediction
 from asyncdiff.paths import Conditioned, Path, Synchronous
 from asyncdiff.randomness import normal, per_image
@@ -36,9 +37,13 @@ class Sampler:
     """
 
     def __init__(self, path: Path | None = None, solver: Solver | None = None, steps: int = 50):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+        at_least("steps", steps, 1, "50 is usual")
         self.path = path or Synchronous()
+        if self.path.t_min > 0:
+            raise ValueError(
+                f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
+                "Floored is for training and likelihoods"
+            )
         self.solver = solver or Ddim()
         self.steps = steps
 
@@ -101,20 +106,21 @@ class Sampler:
             held = known_patches(known.to(device), grid)
             path = Conditioned(path, held)
             x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image.to(device, dtype), x_t)
-        curve = path.draw(len(seeds), grid, generator=generators, device=device, dtype=dtype)
+        exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
+        curve = path.draw(len(seeds), grid, generator=generators, device=device, dtype=exact)
 
         def evaluate(x_t: Image, t: LevelMap) -> Prediction:
             return denoiser(x_t, t, label)
 
         progress = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
-        maps = (curve(torch.full((len(seeds),), s, device=device, dtype=dtype))[0] for s in progress)
+        maps = (curve(torch.full((len(seeds),), s, device=device, dtype=exact))[0] for s in progress)
         t = next(maps)
         yield Frame(x_t, t, progress[0])
         for s, to in zip(progress[1:], maps, strict=True):
             noise = None
             if self.solver.stochastic:
                 noise = normal(x_t.shape, generator=generators, device=device, dtype=dtype)
-            x_t = self.solver(evaluate, x_t, t, to, noise)
+            x_t = self.solver(evaluate, x_t, t, to, noise).to(dtype)
             t = to
             yield Frame(x_t, t, s)
 
@@ -126,6 +132,10 @@ def _check(
     image: Image | None,
     known: KnownPixels | None,
 ) -> None:
+    if image is not None and not image.is_floating_point():
+        raise ValueError(f"image must be floating point in [-1, 1], got {image.dtype}: use image / 127.5 - 1")
+    if known is not None and known.dtype != torch.bool:
+        raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
     if not len(seeds):
         raise ValueError("seeds must name at least one image, got none")
     if (image is None) != (known is None):

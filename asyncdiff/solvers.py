@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from asyncdiff.checks import within
 from asyncdiff.denoiser import Prediction
 from asyncdiff.processes import Process
 from asyncdiff.shapes import Image, LevelMap, to_pixels
@@ -36,8 +37,7 @@ class Ddim(Solver):
     """
 
     def __init__(self, stochasticity: float = 0.0):
-        if not 0 <= stochasticity <= 1:
-            raise ValueError(f"stochasticity must lie in [0, 1], got {stochasticity}")
+        within("stochasticity", stochasticity, 0, 1, "0 is deterministic, 1 ancestral")
         self.stochasticity = stochasticity
         self.stochastic = stochasticity > 0
 

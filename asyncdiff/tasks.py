@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from asyncdiff.checks import at_least
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.sampling import Sampler
 from asyncdiff.shapes import Image
@@ -75,8 +76,9 @@ def _in_batches(
     known: Tensor | None,
     batch_size: int,
 ) -> Image:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+    if isinstance(seeds, int):
+        raise ValueError(f"seeds must be a sequence with one per image, got {seeds}: use range({seeds}) or [{seeds}]")
     if labels is not None and len(labels) != len(seeds):
         raise ValueError(f"labels must hold one class per seed, got {len(labels)} for {len(seeds)} seeds")
     parameter = next(denoiser.parameters())

@@ -67,7 +67,10 @@ class Elbo(Weighting):
         """Weights that diverge as 1/t towards t = 0."""
         if slope is None:
             raise ValueError("Elbo needs dt/ds, got levels without slopes: draw them with AlongPath(Floored(...))")
-        return process.wronskian(t) * process.alpha(t) / process.sigma(t) * slope
+        # A patch that stands still adds nothing, also a known one at t = 0, where its weight would be infinite.
+        still = slope == 0
+        sigma = process.sigma(t).masked_fill(still, 1)
+        return process.wronskian(t) * process.alpha(t) / sigma * slope
 
     def check(self, levels: LevelSampler) -> None:
         """Refuse level samplers without slopes, and those that reach t = 0, where the bound is infinite."""

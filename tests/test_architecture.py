@@ -8,10 +8,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MATHEMATICS = ["shapes", "randomness", "processes", "fields", "paths", "levels", "weightings", "denoiser", "solvers"]
+MATHEMATICS = [
+    "checks",
+    "shapes",
+    "randomness",
+    "processes",
+    "fields",
+    "paths",
+    "levels",
+    "weightings",
+    "denoiser",
+    "solvers",
+]
 MATHEMATICS += ["sampling", "objective", "masks", "tasks"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
+    "checks": set(),
+    "checkpoints": set(),
     "shapes": set(),
     "randomness": set(),
     "processes": {"shapes"},
@@ -28,7 +41,7 @@ ALLOWED = {
     "networks": {"shapes"},
     "recipe": set(),
     "evaluation": {"shapes"},
-    "module": {*MATHEMATICS, "recipe"} - {"masks"},
+    "module": {*MATHEMATICS, "recipe", "checkpoints"} - {"masks"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes"},
 }
 
@@ -54,7 +67,11 @@ def test_rooms_import_downwards_only(name):
     home = ROOT / "asyncdiff"
     files = [home / f"{name}.py"] if (home / f"{name}.py").exists() else sorted((home / name).glob("*.py"))
     assert files
-    used = {room(dotted) for file in files for dotted in imports(file)} - {None, name}
+    used = {room(dotted) for file in files for dotted in imports(file)} - {
+        None,
+        name,
+        "checks",
+    }  # checks serve everyone
     assert used <= ALLOWED[name]
 
 

@@ -438,7 +438,8 @@ def test_a_run_is_not_overwritten():
     config = held()
     with pytest.raises(ValueError, match="add --ckpt_path last"):
         checkpoint_to_load(config, training=True)
-    assert checkpoint_to_load(config, training=False) is None
+    with pytest.raises(ValueError, match="untrained weights would be judged: add --ckpt_path last"):
+        checkpoint_to_load(config, training=False)
     Path("run/checkpoints/last.ckpt").rename("run/checkpoints/epoch=1.ckpt")
     with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/epoch=1.ckpt"):
         checkpoint_to_load(config, training=True)

@@ -147,6 +147,37 @@ def test_misuse_is_one_clear_error(trained):
         module.inpaint(torch.zeros(2, 1, 8, 8), torch.ones(8, 8, dtype=torch.bool), seeds=[0, 1, 2])
 
 
+def test_images_of_another_shape_are_refused(tmp_path):
+    module = model(image_size=16)
+    with pytest.raises(ValueError, match=r"shape \(channels, height, width\) \(1, 16, 16\), got \(1, 8, 8\)"):
+        trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
+
+
+def test_classes_must_fit_the_data(tmp_path):
+    module = AsyncDiffusion(DiT(channels=1, dim=32, depth=1, heads=2, classes=7), image_size=8)
+    with pytest.raises(ValueError, match="network.classes must be the data's number of classes 10, got 7"):
+        trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
+
+
+def test_a_file_of_weights_only_keeps_the_average(tmp_path):
+    module, ema = model(), Ema(0.9)
+    run = trainer(tmp_path, callbacks=[ema], enable_checkpointing=False)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    loaded = AsyncDiffusion.load_from_checkpoint(tmp_path / "weights.ckpt", weights="ema")
+    with ema.swapped(module):
+        assert torch.equal(loaded.generate([0], [1]), module.generate([0], [1]))
+
+
+def test_insisting_on_an_average_that_is_not_there(tmp_path):
+    run = trainer(tmp_path, enable_checkpointing=False, max_steps=1)
+    run.fit(model(), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "raw.ckpt")
+    with pytest.raises(ValueError, match="a run without averages"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt", weights="ema")
+    AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt")
+
+
 def test_elbo_with_unsuited_levels_is_refused_when_built():
     with pytest.raises(ValueError, match="Elbo .* Independent follows no path"):
         model(weighting=Elbo(), levels=Independent())
@@ -241,5 +272,8 @@ def test_logged_values(tmp_path):
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_bf16_trains(tmp_path, precision):
     module = model()
-    trainer(tmp_path, precision=precision, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
+    options = {"precision": precision, "gradient_clip_val": 1.0, "val_check_interval": 3, "limit_val_batches": 2}
+    run = trainer(tmp_path, enable_checkpointing=False, **options)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    assert run.callback_metrics["val/loss"].dtype == torch.float32
     assert all(p.isfinite().all() for p in module.parameters())

@@ -1,17 +1,18 @@
 import pytest
+import torch
 
 from asyncdiff import recipe
 from asyncdiff.levels import AlongPath
-from asyncdiff.paths import AsyncPatch, Floored
+from asyncdiff.paths import AsyncPatch
 from asyncdiff.sampling import Sampler
 from asyncdiff.solvers import Ddim
 
 
 def test_objects_survive_the_way_through_plain_containers():
-    sampler = Sampler(Floored(AsyncPatch(spread=0.3), t_min=0.02), Ddim(0.25), steps=7)
+    sampler = Sampler(AsyncPatch(spread=0.3), Ddim(0.25), steps=7)
     again = recipe.build(recipe.describe(sampler))
     assert recipe.describe(again) == recipe.describe(sampler)
-    assert again.path.path.spread == 0.3
+    assert again.path.spread == 0.3
     assert again.solver.stochasticity == 0.25
 
 
@@ -33,7 +34,7 @@ def test_foreign_classes_are_not_imported_unless_allowed():
 
 
 def test_only_classes_are_called():
-    with pytest.raises(ValueError, match="must name a class, got asyncdiff.recipe.resolve"):
+    with pytest.raises(ValueError, match="must name a class of its package, got asyncdiff.recipe.resolve"):
         recipe.build({"class_path": "asyncdiff.recipe.resolve", "init_args": {}})
 
 
@@ -45,3 +46,24 @@ class Forgetful:
 def test_an_argument_that_is_not_kept_is_refused():
     with pytest.raises(TypeError, match="Forgetful must keep its constructor argument 'size'"):
         recipe.describe(Forgetful(3))
+
+
+class Catchall:
+    def __init__(self, **options: int):
+        self.options = options
+
+
+def test_arguments_without_a_name_are_refused():
+    with pytest.raises(TypeError, match=r"Catchall must have named constructor arguments only, got \*\*options"):
+        recipe.describe(Catchall(size=3))
+
+
+def test_what_was_compiled_in_a_wrapper_is_refused():
+    network = torch.compile(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"compile in place, network.compile\(\)"):
+        recipe.describe(network)
+
+
+def test_re_exported_foreign_classes_are_refused():
+    with pytest.raises(ValueError, match="a class of its package, got asyncdiff.callbacks.throughput.Trainer"):
+        recipe.build({"class_path": "asyncdiff.callbacks.throughput.Trainer", "init_args": {}})

@@ -5,7 +5,7 @@ import torch
 from oracle import GaussianOracle, gaussian
 
 from asyncdiff.masks import Half
-from asyncdiff.paths import AsyncPatch, Synchronous
+from asyncdiff.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.sampling import Sampler
 from asyncdiff.solvers import Ddim
 
@@ -82,7 +82,7 @@ def test_everything_known_needs_nothing():
 
 
 def test_bad_requests_are_one_clear_error():
-    x, known = torch.zeros(1, *SHAPE), torch.zeros(1, 4, 4, dtype=torch.bool)
+    x = torch.zeros(1, *SHAPE)
     call = SAMPLERS[0]
     with pytest.raises(ValueError, match="seeds must name at least one image"):
         call(ORACLE, seeds=[], shape=SHAPE)
@@ -94,4 +94,5 @@ def test_bad_requests_are_one_clear_error():
         call(ORACLE, seeds=[0], shape=SHAPE, label=torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         Sampler(steps=0)
-    assert known.shape == (1, 4, 4)
+    with pytest.raises(ValueError, match="path must end at the clean image, got a floor t_min of 0.1"):
+        Sampler(Floored(Synchronous(), 0.1))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, stacked, tiles
 from asyncdiff.callbacks.inpainting import held_out_images
+from asyncdiff.checks import at_least
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.paths import AsyncPatch
@@ -36,8 +37,8 @@ class DenoisingStrip(Figure):
         name: str = "denoising",
     ):
         super().__init__(name, every_n_steps)
-        if frames < 2:
-            raise ValueError(f"frames must be at least 2, the noise and the result, got {frames}")
+        at_least("count", count, 1, "set the images to follow")
+        at_least("frames", frames, 2, "the noise and the result")
         self.count = count
         self.frames = frames
         self.mask = mask
@@ -49,7 +50,7 @@ class DenoisingStrip(Figure):
         last = len(frames) - 1
         chosen = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
         rows = []
-        for i in range(self.count):
+        for i in range(len(chosen[0].x_t)):  # fewer than `count` where fewer images are held out
             rows.append(tiles(torch.stack([f.x_t[i] for f in chosen]), columns=self.frames))
             maps = torch.cat([to_pixels(f.t[i : i + 1], module.shape[1:]) for f in chosen])
             rows.append(tiles(maps, columns=self.frames, low=0.0))
@@ -61,12 +62,12 @@ class DenoisingStrip(Figure):
         labels = cycled_labels(module, list(range(self.count)))
         if self.mask is not None:
             image, labels = held_out_images(trainer, self.count), None
-            known = self.mask(*module.shape[1:]).expand(self.count, *module.shape[1:])
+            known = self.mask(*module.shape[1:]).expand(len(image), *module.shape[1:])
         with evaluation_mode(module), module.sampling_context():
             return list(
                 self.sampler.frames(
                     module.denoiser,
-                    seeds=range(self.count),
+                    seeds=range(self.count if image is None else len(image)),
                     shape=module.shape,
                     label=None if labels is None else torch.tensor(labels, device=module.device),
                     image=image,

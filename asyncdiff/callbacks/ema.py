@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 
@@ -23,7 +24,7 @@ class Ema(Callback):
 
     def __init__(self, decay: float = 0.9999):
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+            raise ValueError(f"decay must lie in [0, 1), got {decay}: 0.9999 for long runs, 0.999 for short ones")
         self.decay = decay
         self.updates = 0
         self.average: dict[str, Tensor] | None = None
@@ -52,10 +53,19 @@ class Ema(Callback):
             _copy(parameters, self._raw)
             self._raw = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse two averages of one decay, which a checkpoint could not tell apart."""
+        same = [c for c in trainer.callbacks if isinstance(c, Ema) and c.decay == self.decay]  # type: ignore[attr-defined]
+        if len(same) > 1:
+            raise ValueError(f"decay must differ between Ema callbacks, got {self.decay} twice: leave one out")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue the checkpoint's average, or start from the initial weights."""
+        """Continue the checkpoint's average, or start from the present weights."""
         self._seen_step = trainer.global_step
         if not self._ready(pl_module):
+            if held := list(getattr(pl_module, "averaged", {})):
+                text = f"the checkpoint has averages of decay {', '.join(held)}, none of {self.decay}: a new one begins"
+                rank_zero_warn(text)
             self.average = {name: p.detach().float().clone() for name, p in _parameters(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -69,8 +79,11 @@ class Ema(Callback):
         parameters = [p.detach().float() for p in _parameters(pl_module).values()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the average; while it stands in for the parameters, put the trained ones back into the file."""
+    def add_average(self, checkpoint: dict[str, Any]) -> None:
+        """Add the average to a checkpoint in the making; the module calls this, for files of weights only, too.
+
+        While the average stands in for the trained parameters, these are put back into the file.
+        """
         if self._raw is not None:
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._raw}
         if self.average is not None:
@@ -115,7 +128,9 @@ class Ema(Callback):
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
             parameters = _parameters(module)
-            self.average = {name: loaded["weights"][name].to(p.device) for name, p in parameters.items()}
+            with torch.inference_mode(False):  # a later fit goes on with what an evaluation has loaded
+                weights = loaded["weights"]
+                self.average = {n: weights[n].to(p.device, torch.float32, copy=True) for n, p in parameters.items()}
             self.updates = loaded["updates"]
         return self.average is not None
 

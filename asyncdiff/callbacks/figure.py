@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from asyncdiff.callbacks.ema import averaged_weights
+from asyncdiff.callbacks.schedule import EverySteps
+from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.module import AsyncDiffusion
 
 Picture = Float[Tensor, "3 height width"]  # values in [0, 1]
@@ -32,11 +34,10 @@ class Figure(Callback):
     """
 
     def __init__(self, name: str, every_n_steps: int = 1000):
-        if every_n_steps < 0:
-            raise ValueError(f"every_n_steps must be positive, or 0 for the end only, got {every_n_steps}")
         self.name = name
         self.every_n_steps = every_n_steps
-        self._last_step = 0
+        self._schedule = EverySteps(every_n_steps)
+        self._drawn_at = -1
 
     @abstractmethod
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
@@ -48,28 +49,26 @@ class Figure(Callback):
         return f"{type(self).__name__}{{name={self.name}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """A resumed run goes on counting where it was."""
-        self._last_step = trainer.global_step
+        """Start counting steps."""
+        self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
         """Draw when it is due."""
-        step = trainer.global_step
-        if self.every_n_steps and step != self._last_step and step % self.every_n_steps == 0:
+        if self._schedule.due(trainer):
             self._publish(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Draw the result, unless the last step has just done so."""
-        latest = _folder(trainer) / f"{self.name}.png"
-        if trainer.global_step != self._last_step or not latest.exists():
+        if trainer.global_step != self._drawn_at:
             self._publish(trainer, pl_module)
 
     def _publish(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._last_step = trainer.global_step
-        with averaged_weights(trainer, module):
+        self._drawn_at = trainer.global_step
+        with untimed(trainer), averaged_weights(trainer, module):
             picture = self.draw(trainer, module)
         if not trainer.is_global_zero:
             return
-        folder = _folder(trainer)
+        folder = Path(trainer.default_root_dir) / "images"
         folder.mkdir(parents=True, exist_ok=True)
         for file in (f"{self.name}.png", f"{self.name}_{trainer.global_step:07d}.png"):
             save_image(picture, folder / file)
@@ -96,7 +95,3 @@ def stacked(pictures: list[Picture]) -> Float[Tensor, "3 total width"]:
 def cycled_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
     """The classes in turn by global index, None for an unconditional model."""
     return [i % module.classes for i in indices] if module.classes else None
-
-
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "images"

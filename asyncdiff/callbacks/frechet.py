@@ -1,6 +1,6 @@
 """The Fréchet distance of generated images during a run, beside what real held-out images reach."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import averaged_weights
 from asyncdiff.callbacks.figure import cycled_labels
+from asyncdiff.callbacks.schedule import EverySteps
 from asyncdiff.callbacks.sharding import share
+from asyncdiff.callbacks.throughput import untimed
+from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features import as_features
 from asyncdiff.masks import Mask
@@ -33,6 +36,7 @@ class Frechet(Callback):
         every_n_steps: 0 measures at the end of training only.
         batch_size: images that go through the network together.
         first_seed: seed of the first image.
+        name: NAME in the tags; that of the features by default. Give one where two callbacks share their features.
     """
 
     def __init__(
@@ -44,10 +48,13 @@ class Frechet(Callback):
         every_n_steps: int = 0,
         batch_size: int = 128,
         first_seed: int = 0,
+        name: str | None = None,
     ):
-        if count is not None and count < 2:
-            raise ValueError(f"count must be at least 2 for a covariance, got {count}")
+        if count is not None:
+            at_least("count", count, 2, "a covariance needs two images, a reliable one many more than dimensions")
+        at_least("batch_size", batch_size, 1, "set the images that go through the network together")
         self.features = as_features(features)
+        self.name = name or self.features.name
         self.count = count
         self.mask = mask
         self.sampler = sampler
@@ -56,24 +63,28 @@ class Frechet(Callback):
         self.first_seed = first_seed
         self.results: dict[str, float] = {}
         self._metric: FrechetDistance | None = None
-        self._last_step = -1
+        self._schedule = EverySteps(every_n_steps)
+        self._measured_at = -1
 
     @property
     def state_key(self) -> str:
-        """Several feature spaces are several callbacks."""
-        return f"Frechet{{features={self.features.name}}}"
+        """Several feature spaces or samplers are several callbacks."""
+        return f"Frechet{{name={self.name}}}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start counting steps."""
+        self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
         """Measure when it is due."""
-        step = trainer.global_step
-        if self.every_n_steps and step != self._last_step and step % self.every_n_steps == 0:
+        if self._schedule.due(trainer):
             self._measure(trainer, pl_module)
             for name, value in self.results.items():
                 pl_module.log(name, value, logger=False)  # for callbacks that monitor it
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure the result, unless the last step has just done so."""
-        if trainer.global_step != self._last_step:
+        if trainer.global_step != self._measured_at:
             self._measure(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -82,17 +93,22 @@ class Frechet(Callback):
         pl_module.log_dict(self.results, logger=False)
 
     def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._last_step = trainer.global_step
+        self._measured_at = trainer.global_step
+        # The features may have to be trained: tensors made in inference mode, as in a test, could not be.
+        with untimed(trainer), torch.inference_mode(False), torch.no_grad():
+            self._compute(trainer, module)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.results, step=trainer.global_step)
+
+    def _compute(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         metric = self._prepared(trainer, module)
-        name = f"frechet/{self.features.name}"
+        name = f"frechet/{self.name}"
         if f"{name}_real" not in self.results:
-            self.results[f"{name}_real"] = _distance(metric, self._real(trainer, "val"))
+            self.results[f"{name}_real"] = _distance(metric, self._real(trainer, module, "val"))
         with averaged_weights(trainer, module):
             self.results[name] = _distance(metric, self._generated(trainer, module))
             if self.mask is not None:
                 self.results[f"{name}_inpainted"] = _distance(metric, self._inpainted(trainer, module, self.mask))
-        for logger in trainer.loggers:
-            logger.log_metrics(self.results, step=trainer.global_step)
 
     def _prepared(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
         """The metric with the training split as its reference, prepared once a run."""
@@ -100,14 +116,18 @@ class Frechet(Callback):
             self.features.to(module.device)
             self.features.prepare(_data(trainer).images("train", self.batch_size))
             self._metric = FrechetDistance(self.features).to(module.device)
-            for images in self._real(trainer, "train"):
-                self._metric.update(images.to(module.device), real=True)
+            for images in self._real(trainer, module, "train"):
+                self._metric.update(images, real=True)
         return self._metric
 
-    def _real(self, trainer: Trainer, split: str) -> Iterator[Tensor]:
+    def _real(self, trainer: Trainer, module: AsyncDiffusion, split: str) -> Iterator[Tensor]:
+        for batch in self._shard(trainer, split):
+            yield batch["image"].to(module.device)
+
+    def _shard(self, trainer: Trainer, split: str) -> Iterator[Any]:
+        """This process's batches of a split, every image in one process."""
         rank, world = trainer.global_rank, trainer.world_size
-        for batch in _data(trainer).images(split, self.batch_size, rank=rank, world=world):
-            yield batch["image"].to(self._device())
+        yield from _data(trainer).images(split, self.batch_size, rank=rank, world=world)
 
     def _generated(self, trainer: Trainer, module: AsyncDiffusion) -> Iterator[Tensor]:
         count = self.count or len(_data(trainer).dataset("val"))
@@ -117,26 +137,26 @@ class Frechet(Callback):
             yield module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)[:valid]
 
     def _inpainted(self, trainer: Trainer, module: AsyncDiffusion, mask: Mask) -> Iterator[Tensor]:
-        # Every process reads all held-out images in the same order and completes its share of them.
-        images = torch.cat([b["image"] for b in _data(trainer).images("val", self.batch_size)])
-        known = mask(images.shape[2], images.shape[3])
-        for indices, valid in self._batches(trainer, len(images), "inpainted"):
-            seeds = [self.first_seed + i for i in indices]
-            chosen = images[indices].to(module.device)
-            yield module.inpaint(chosen, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)[:valid]
+        batches = -(-len(_data(trainer).dataset("val")) // (self.batch_size * trainer.world_size))
+        for batch in self._bar(trainer, self._shard(trainer, "val"), batches, "inpainted"):
+            images = batch["image"].to(module.device)
+            seeds = [self.first_seed + i for i in batch["index"].tolist()]
+            known = mask(images.shape[2], images.shape[3]).to(module.device)
+            yield module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
         """This process's indices in batches, each with how many of them are its own to count."""
         mine = share(trainer, count)
         own = len(range(trainer.global_rank, count, trainer.world_size))
         starts = range(0, len(mine), self.batch_size)
-        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        for first in tqdm(starts, desc=f"Fréchet, {what}", unit="batch", leave=False, disable=quiet):
+        for first in self._bar(trainer, starts, len(starts), what):
             indices = mine[first : first + self.batch_size]
             yield indices, max(0, min(len(indices), own - first))
 
-    def _device(self) -> torch.device:
-        return next(iter(self.features.parameters()), torch.empty(0)).device
+    @staticmethod
+    def _bar(trainer: Trainer, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        return tqdm(batches, desc=f"Fréchet, {what}", total=total, unit="batch", leave=False, disable=quiet)
 
 
 def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:

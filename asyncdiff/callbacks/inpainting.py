@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.figure import Figure, Picture, tiles
 from asyncdiff.callbacks.sharding import sharded
+from asyncdiff.checks import at_least
 from asyncdiff.masks import Half, Mask
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.sampling import Sampler
@@ -38,6 +39,8 @@ class Inpainting(Figure):
         name: str = "inpainting",
     ):
         super().__init__(name, every_n_steps)
+        at_least("count", count, 1, "set the images to complete")
+        at_least("columns", columns, 1, "set the cases in a row")
         self.mask = mask or Half()
         self.count = count
         self.columns = columns
@@ -62,7 +65,7 @@ def held_out_images(trainer: Trainer, count: int) -> Float[Tensor, "b c h w"]:
     """The first `count` images of the held-out split, the same on every process."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "images"):
-        raise ValueError("Inpainting needs a data module with a method images(split, batch_size), such as Digits")
+        raise ValueError("held-out images need a data module with a method images(split, batch_size), such as Digits")
     return next(iter(data.images("val", count)))["image"][:count]
 
 

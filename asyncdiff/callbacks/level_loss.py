@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from asyncdiff.callbacks.schedule import EverySteps, log_interval
+from asyncdiff.checks import at_least
 from asyncdiff.module import AsyncDiffusion
 
 
@@ -20,10 +22,14 @@ class LevelLoss(Callback):
     """
 
     def __init__(self, bins: int = 8):
-        if bins < 1:
-            raise ValueError(f"bins must be at least 1, got {bins}")
+        at_least("bins", bins, 1, "8 shows the shape")
         self.bins = bins
         self._sums: Tensor | None = None
+        self._schedule = EverySteps(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start counting steps."""
+        self._schedule = log_interval(trainer)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
@@ -31,7 +37,7 @@ class LevelLoss(Callback):
         """Add this batch, log when due."""
         sums = binned(outputs["t"], outputs["error"], self.bins)
         self._sums = sums if self._sums is None else self._sums + sums
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if self._schedule.due(trainer):
             self._log(trainer)
 
     def _log(self, trainer: Trainer) -> None:

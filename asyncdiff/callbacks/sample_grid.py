@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, tiles
 from asyncdiff.callbacks.sharding import sharded
+from asyncdiff.checks import at_least
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.sampling import Sampler
 
@@ -33,8 +34,8 @@ class SampleGrid(Figure):
         name: str = "samples",
     ):
         super().__init__(name, every_n_steps)
-        if count < 1 or columns < 1:
-            raise ValueError(f"count and columns must be at least 1, got {count} and {columns}")
+        at_least("count", count, 1, "set the images to draw")
+        at_least("columns", columns, 1, "set the images in a row")
         self.count = count
         self.columns = columns
         self.first_seed = first_seed

@@ -109,7 +109,8 @@ class DiT(nn.Module):
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
         conditioning = self._condition(distinct or distinct_levels(t), tokens, label)
-        x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype))
+        # The residual stream keeps the weights' precision under autocast, where matrix products round.
+        x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
             x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
         for block in self.blocks:

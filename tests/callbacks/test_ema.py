@@ -23,17 +23,24 @@ class Drift(LightningModule):
         if getattr(self, "fail", False):
             raise RuntimeError("in the middle of a validation")
 
+    def on_save_checkpoint(self, checkpoint):  # as AsyncDiffusion does
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Ema):
+                callback.add_average(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint):
+        self.averaged = checkpoint["ema"]
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def fit(tmp_path, module, callbacks, steps=5, **options):
+def fit(tmp_path, module, callbacks, steps=5, resume=None, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     checkpointing = {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
     run = Trainer(max_steps=steps, callbacks=callbacks, **{**quiet, **checkpointing, **options})
     data = torch.utils.data.DataLoader(torch.zeros(8, 1))
-    ckpt_path = options.pop("resume", None)
-    run.fit(module, data, data, ckpt_path=ckpt_path)
+    run.fit(module, data, data, ckpt_path=resume)
     return run
 
 
@@ -111,3 +118,23 @@ def test_several_decays_side_by_side(tmp_path):
 def test_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay must lie in .*got {decay}"):
         Ema(decay)
+
+
+def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
+    whole, first, second = Ema(0.5), Ema(0.5), Ema(0.5)
+    fit(tmp_path, Drift(), [whole], steps=5, limit_val_batches=0)
+    fit(tmp_path, Drift(), [first], steps=3, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, Drift(), [second], steps=5, limit_val_batches=0, resume=tmp_path / "half.ckpt")
+    assert second.updates == 5
+    assert torch.equal(second.average["weight"], whole.average["weight"])
+
+
+def test_another_decay_on_resume_is_said(tmp_path):
+    fit(tmp_path, Drift(), [Ema(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.warns(UserWarning, match="averages of decay 0.5, none of 0.9"):
+        fit(tmp_path, Drift(), [Ema(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
+
+
+def test_two_averages_of_one_decay_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="decay must differ between Ema callbacks, got 0.5 twice"):
+        fit(tmp_path, Drift(), [Ema(0.5), Ema(0.5)])
