@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from conftest import awaken
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import DenoisingStrip, Frechet, Inpainting, SampleGrid
+from asyncdiff.callbacks import DenoisingStrip, Ema, Frechet, Inpainting, SampleGrid
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
 from asyncdiff.paths import AsyncPatch
@@ -42,21 +43,27 @@ def main(processes: int, out: str) -> None:
     # 7 and 5 images: neither is a multiple of two processes.
     draw = Draw([SampleGrid(count=7, columns=4), Inpainting(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
     frechet = Frechet(Pixels(), count=33, mask=Half(), batch_size=8)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
-        use_distributed_sampler=False,
-        callbacks=[draw, frechet],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(Path(out).parent),
-    )
+    options = {
+        "accelerator": "cpu",
+        "devices": processes,
+        "strategy": "ddp" if processes > 1 else "auto",
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(Path(out).parent / f"run{processes}"),
+    }
+    trainer = Trainer(callbacks=[draw, frechet], **options)
     trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
+    losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
+    callbacks = [Ema(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
+    fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
+    fit.fit(module, datamodule=Digits(batch_size=50 // processes))
     if trainer.is_global_zero:
-        losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        torch.save({"pictures": draw.pictures, "frechet": frechet.results, "losses": losses}, out)
+        result = {"pictures": draw.pictures, "frechet": frechet.results, "losses": losses}
+        torch.save(result | {"trained": keep.last_model_path}, out)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from asyncdiff import AsyncDiffusion
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -49,3 +51,12 @@ def test_distances_count_every_image_once(one_and_two):
 def test_losses_count_every_image_once(one_and_two):
     one, two = (result["losses"] for result in one_and_two)
     assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_fit_runs_to_its_end_and_its_checkpoint_loads(one_and_two):
+    for result in one_and_two:
+        model = AsyncDiffusion.load_from_checkpoint(result["trained"], weights="ema")
+        assert model.generate([0], [1]).isfinite().all()
+        pictures = Path(result["trained"]).parents[1] / "images"
+        assert {p.name for p in pictures.iterdir()} == {"samples.png", "samples_0000001.png", "samples_0000002.png"}
