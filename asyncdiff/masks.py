@@ -61,21 +61,16 @@ class Square(Mask):
         return ~_box(height, width, self.fraction)
 
 
-class Extreme(Mask):
+class Extreme(Square):
     """Only a centred box is known: the complement of `Square`.
 
     Args:
         fraction: side of the box relative to the image's, in (0, 1).
     """
 
-    def __init__(self, fraction: float = 0.5):
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie in (0, 1), got {fraction}: 0.5 is the usual box")
-        self.fraction = fraction
-
     def __call__(self, height: int, width: int) -> Known:
         """True inside the box."""
-        return _box(height, width, self.fraction)
+        return ~super().__call__(height, width)
 
 
 def _box(height: int, width: int, fraction: float) -> Known:
