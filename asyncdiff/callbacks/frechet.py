@@ -79,24 +79,27 @@ class Frechet(Callback):
         """Measure when it is due."""
         if self._schedule.due(trainer):
             self._measure(trainer, pl_module)
-            for name, value in self.results.items():
-                pl_module.log(name, value, logger=False)  # for callbacks that monitor it
+            self._write(trainer)
+            pl_module.log_dict(self.results, logger=False)  # for callbacks that monitor it
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure the result, unless the last step has just done so."""
         if trainer.global_step != self._measured_at:
             self._measure(trainer, pl_module)
+            self._write(trainer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure a trained model."""
         self._measure(trainer, pl_module)
-        pl_module.log_dict(self.results, logger=False)
+        pl_module.log_dict(self.results)
 
     def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         self._measured_at = trainer.global_step
         # The features may have to be trained: tensors made in inference mode, as in a test, could not be.
         with untimed(trainer), torch.inference_mode(False), torch.no_grad():
             self._compute(trainer, module)
+
+    def _write(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(self.results, step=trainer.global_step)
 
