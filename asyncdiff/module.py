@@ -1,6 +1,6 @@
 """AsyncDiffusion: what is trained, as a LightningModule. It owns the network and nothing else."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,23 +12,21 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from torchmetrics import MeanMetric
 
 from asyncdiff import recipe, tasks
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checks import at_least, within
 from asyncdiff.denoiser import Denoiser
+from asyncdiff.evaluation.means import ImageMean
+from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
-from asyncdiff.paths import AsyncPatch
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import Sampler
-from asyncdiff.shapes import Distinct, Image
+from asyncdiff.shapes import Image
 from asyncdiff.weightings import Velocity, Weighting
 
-STAGES = ("val", "test")
-EVALUATED = ("loss", "error_heterogeneous", "error_constant", "error_gap")
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
 
 
@@ -91,9 +89,8 @@ class AsyncDiffusion(LightningModule):
         self.seed = seed
         self.predict_count = predict_count
         self.predict_batch_size = predict_batch_size
-        # Lightning's own mean over processes rounds the number of images down; these count exactly.
-        names = [f"{stage}/{name}" for stage in STAGES for name in EVALUATED]
-        self.means = nn.ModuleDict({name: _Mean(nan_strategy="disable") for name in names})
+        names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
+        self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
         self._check()
 
@@ -321,27 +318,12 @@ class AsyncDiffusion(LightningModule):
         if "index" not in batch:
             raise ValueError(f"batches must hold 'index', each image's place in the split, got {list(batch)}: add it")
         generators = per_image(counter_key(self.seed, EVALUATION, i) for i in batch["index"].tolist())
-        eps = normal(x.shape, generator=generators, device=x.device)
-        loss = objective(self.denoiser, x, eps, self._draw(len(x), generators), self.weighting, label)
-        varied, constant = self._matched_maps(len(x), generators)
-        errors = [objective(self.denoiser, x, eps, draw, Velocity(), label).per_image for draw in (varied, constant)]
-        values = (loss.per_image, *errors, errors[1] - errors[0])
-        for name, value in zip(EVALUATED, values, strict=True):
-            mean = cast(MeanMetric, self.means[f"{stage}/{name}"])
+        draw = self._draw(len(x), generators)
+        values = held_out_errors(self.denoiser, x, draw, self.weighting, label, generators)
+        for name, value in values.items():
+            mean = cast(ImageMean, self.means[f"{stage}/{name}"])
             mean.update(value)
             self.log(f"{stage}/{name}", mean)
-
-    def _matched_maps(self, batch: int, generators: Generators) -> tuple[LevelDraw, LevelDraw]:
-        """AsyncPatch maps, and constant maps at the level of one of their patches each: the same levels on both sides.
-
-        The maps are the same whatever the training distribution, so that runs can be compared.
-        """
-        grid = self.denoiser.grid(self.shape[1:])
-        varied = AlongPath(AsyncPatch())(batch, grid, generator=generators, device=self.device)
-        pick = (uniform((batch,), generator=generators, device=self.device) * (grid[0] * grid[1])).long()
-        t = varied.t.flatten(1).gather(1, pick[:, None])[:, 0]
-        index = torch.arange(batch, device=self.device)[:, None, None]
-        return LevelDraw(varied.t), LevelDraw(t[:, None, None], None, Distinct(t, index))
 
     def _check(self) -> None:
         self.weighting.check(self.levels)
@@ -369,14 +351,6 @@ class AsyncDiffusion(LightningModule):
         wrong = [k for k in labels if not 0 <= int(k) < self.classes]
         if wrong:
             raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {wrong[0]}")
-
-
-class _Mean(MeanMetric):
-    """A mean in float32, also in a module that is cast to half precision; one NaN makes it NaN."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:
-        device = fn(torch.empty(0, device=self.device)).device
-        return super()._apply(lambda tensor: tensor.to(device), exclude_state)
 
 
 class _Warmup:

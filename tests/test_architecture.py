@@ -40,8 +40,9 @@ ALLOWED = {
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
     "recipe": set(),
+    "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes"},
-    "module": {*MATHEMATICS, "recipe", "checkpoints"} - {"masks"},
+    "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes"},
 }
 
