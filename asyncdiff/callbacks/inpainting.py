@@ -18,7 +18,7 @@ UNKNOWN = (-0.2, 0.1, 0.4)  # a slate blue that neither black nor white digits n
 
 
 class Inpainting(Figure):
-    """The first held-out images in three columns a case: masked input, result, truth. Labels are not told.
+    """Held-out images in three columns a case: masked input, result, truth. Labels are not told.
 
     Args:
         mask: what is known; the left half by default.
@@ -62,11 +62,14 @@ class Inpainting(Figure):
 
 
 def held_out_images(trainer: Trainer, count: int) -> Float[Tensor, "b c h w"]:
-    """The first `count` images of the held-out split, the same on every process."""
+    """`count` images spread evenly over the held-out split, the same on every process; fewer where it holds fewer."""
     data = getattr(trainer, "datamodule", None)
-    if data is None or not hasattr(data, "images"):
-        raise ValueError("held-out images need a data module with a method images(split, batch_size), such as Digits")
-    return next(iter(data.images("val", count)))["image"][:count]
+    if data is None or not hasattr(data, "dataset"):
+        raise ValueError("held-out images need a data module with a method dataset(split), such as Digits")
+    split = data.dataset("val").plain()
+    count = min(count, len(split))
+    # Files lie in the order of their classes: the first ones would all be of one.
+    return split.__getitems__([i * len(split) // count for i in range(count)])["image"]
 
 
 def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "b 3 h w"]:
