@@ -52,10 +52,12 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit" and trainer.is_global_zero:
             run = run_directory(trainer.default_root_dir)
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-            if root := config["trainer"]["default_root_dir"]:
-                config = portable(config, root)
-            if str(config["ckpt_path"]).startswith("${"):  # continuing is no part of what the run computes
+            given = config["ckpt_path"]
+            # Continuing is no part of what the run computes; starting from another run's checkpoint is.
+            if given and run.resolve() in Path(given).resolve().parents:
                 config["ckpt_path"] = None
+            if root := config["trainer"]["default_root_dir"]:
+                config = portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)
             (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -151,7 +153,7 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     given = config.get("ckpt_path")
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
-    held = sorted((run / "checkpoints").glob("*.ckpt"))
+    held = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not given and not training:
         raise ValueError("ckpt_path must be given, or untrained weights would be judged: add --ckpt_path last")
     if given == "last" and not latest.is_file():
@@ -165,7 +167,8 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         return given
     if any(int(os.environ.get(name, 0)) for name in RESTARTS):
         # Lightning finds by itself what it saved when SLURM announced the interruption.
-        return str(latest) if latest.is_file() and not list(run.glob("hpc_ckpt_*.ckpt")) else None
+        newest = latest if latest.is_file() else held[-1]
+        return None if list(run.glob("hpc_ckpt_*.ckpt")) else str(newest)
     remedy = "last" if latest.is_file() else str(held[-1])
     raise ValueError(
         f"trainer.default_root_dir must be a new directory, got {run}, which holds a run: "

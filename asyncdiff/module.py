@@ -317,6 +317,8 @@ class AsyncDiffusion(LightningModule):
         x, label = self._images(batch), batch["label"] if self.classes else None
         if "index" not in batch:
             raise ValueError(f"batches must hold 'index', each image's place in the split, got {list(batch)}: add it")
+        if not len(x):  # no file of the batch could be read
+            return
         generators = per_image(counter_key(self.seed, EVALUATION, i) for i in batch["index"].tolist())
         draw = self._draw(len(x), generators)
         values = held_out_errors(self.denoiser, x, draw, self.weighting, label, generators)

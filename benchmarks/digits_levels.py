@@ -1,6 +1,6 @@
 """Shared, independent and controlled noise levels side by side on handwritten digits, several seeds each.
 
-    python benchmarks/digits_levels.py --seeds 0 1 2 --parallel 2
+    python -m benchmarks.digits_levels --seeds 0 1 2 --parallel 2
 
 trains experiments/digits_dit_{shared,independent,async}.yaml (finished runs are kept) and prints a Markdown table:
 Fréchet distances in the space of a small digits classifier, and how often that classifier finds the true class in
@@ -109,10 +109,11 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/digits_levels"))
     arguments, options = parser.parse_known_args()
+    out = arguments.out.resolve()
     threads = max(1, (os.cpu_count() or 1) // arguments.parallel)
     cells = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        files = dict(zip(cells, pool.map(lambda c: train(*c, arguments.out, options, threads), cells), strict=True))
+        files = dict(zip(cells, pool.map(lambda c: train(*c, out, options, threads), cells), strict=True))
     judge = Judge()
     scale = judge.scale()
     print("| levels | with labels | without | inpainted | class kept |\n|---|---|---|---|---|")

@@ -132,6 +132,12 @@ class ImageDataModule(LightningDataModule, ABC):
             self._splits = self.build()
         if stage == "fit":
             self._require_a_batch(ShuffledShard(self._splits["train"]))
+            held, processes = len(self._splits["val"]), ShuffledShard(self._splits["val"]).share[1]
+            if held < processes:
+                raise ValueError(
+                    f"validation images must be at least as many as processes, got {held} for {processes}: "
+                    "hold out more, or use fewer processes"
+                )
 
     def dataset(self, split: Split) -> ImageDataset:
         """The images of a split, as training or evaluation reads them."""
@@ -146,7 +152,8 @@ class ImageDataModule(LightningDataModule, ABC):
         at_least("batch_size", batch_size, 1, "set the images per batch")
         data = self.dataset(split).plain()
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False, rank=rank, world=world)
-        return iter(DataLoader(data, batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole))
+        loader = DataLoader(data, batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole)
+        return (batch for batch in loader if len(batch["image"]))  # none may be readable in one
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of equal size in an order that a resumed run continues."""

@@ -68,12 +68,12 @@ class ImageFiles(ImageDataset):
         return self.root / os.fsdecode(self.names[index])
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images as float32; raises ValueError if none can be read, or if `on_corrupt` says so."""
+        """The images as float32; in evaluation only those that can be read, which may be none."""
         found = [(index, key, pixels) for i, key in items for index, pixels in self._readable(i)]
-        if not found:
-            raise ValueError(f"no file of the batch can be read, the first is {self.path(items[0][0])}: replace them")
         index, key = index_and_key([(i, k) for i, k, _ in found])
-        image = torch.stack([pixels for _, _, pixels in found]).float().div_(127.5).sub_(1)
+        nothing = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
+        image = torch.stack([pixels for _, _, pixels in found]) if found else nothing
+        image = image.float().div_(127.5).sub_(1)
         if self.flip:
             mirrored = key % 2 == 1
             image[mirrored] = image[mirrored].flip(-1)
@@ -86,6 +86,10 @@ class ImageFiles(ImageDataset):
             if (pixels := self._pixels(candidate)) is not None:
                 yield candidate, pixels
                 return
+        if self.train:
+            raise ValueError(
+                f"{min(PATIENCE, len(self))} files in a row cannot be read, from {self.path(index)} on: replace them"
+            )
 
     def _pixels(self, index: int) -> Tensor | None:
         """uint8 (channels, size, size), or None for an unreadable file."""

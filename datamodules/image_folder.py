@@ -124,7 +124,11 @@ class ImageFolder(ImageDataModule):
             files["train"], files["val"] = part(files["train"], self.held_out)
             files["test"] = files["val"]
         if not files["train"]:
-            raise ValueError(f"root must contain at least 2 images, got {self.root} with 1: add some or set val_root")
+            count = len(files["val"])
+            raise ValueError(
+                f"root must leave an image to train on, got {self.root} with {count}, all held out by "
+                f"held_out={self.held_out}: add images, lower held_out or set val_root"
+            )
         data = {split: self._split(split, roots[split], files[split], classes) for split in roots}
         # One object where val and test are the same files, so that an unreadable one is reported once.
         return data | {"test": data["val"]} if roots["val"] == roots["test"] else data
@@ -140,6 +144,12 @@ class ImageFolder(ImageDataModule):
                 )
             return {"train": self.root, "val": self.val_root, "test": self.val_root}
         if not own:
+            twin = next((name for name in ("valid", "validation", "dev") if (self.root / name).is_dir()), None)
+            if train.is_dir() and twin:
+                raise ValueError(
+                    f"root must name its validation folder val, got {self.root} with train and {twin}: "
+                    f"rename {twin} to val, or set root and val_root to the two"
+                )
             return {"train": self.root, "val": self.root, "test": self.root}
         return {"train": train, "val": val if val.is_dir() else test, "test": test if test.is_dir() else val}
 

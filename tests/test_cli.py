@@ -1,5 +1,6 @@
 """The command line: what files may say, what a mistake costs, and that no run is lost."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -424,6 +425,16 @@ def test_a_continued_fit_uses_what_is_typed_now(finished):
     assert sorted(path.name for path in Path("run/checkpoints").glob("last*")) == ["last.ckpt"]
 
 
+def test_a_continued_run_forgets_where_it_continued_from(finished):
+    folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
+    finished("fit", "--config", "experiment.yaml", *folder)
+    finished("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["ckpt_path"] is None
+    dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
+    assert not any(path and path.startswith("/") for path in dirpaths)
+
+
 def test_predict_and_validate_take_the_last_checkpoint(finished, capfd):
     finished("fit", "--config", "experiment.yaml")
     saved = Path("run/config.yaml").read_text()
@@ -443,6 +454,19 @@ def test_a_run_is_not_overwritten():
     Path("run/checkpoints/last.ckpt").rename("run/checkpoints/epoch=1.ckpt")
     with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/epoch=1.ckpt"):
         checkpoint_to_load(config, training=True)
+
+
+def test_the_newest_checkpoint_is_the_one_to_continue(monkeypatch):
+    config = held()
+    last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
+    last.unlink()
+    for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
+        (folder / name).touch()
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/step=10000.ckpt"):
+        checkpoint_to_load(config, training=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert checkpoint_to_load(config, training=True) == "run/checkpoints/step=10000.ckpt"
 
 
 def test_a_trial_of_one_batch_overwrites_nothing():

@@ -211,16 +211,34 @@ def test_unreadable_files_stop_the_run_if_asked(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_batch_of_unreadable_files_only_is_an_error(tmp_path: Path) -> None:
+def test_training_stops_where_nothing_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, *numbered(6, "train/"), *numbered(2, "val/"))
-    for name in [*numbered(6, "train/"), *numbered(2, "val/")]:
+    for name in numbered(6, "train/"):
         (tmp_path / name).write_bytes(b"")
     data = folder(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for loader in (data.train_dataloader(), data.val_dataloader()):
-            with pytest.raises(ValueError, match="no file of the batch can be read"):
-                list(loader)
+        with pytest.raises(ValueError, match=r"6 files in a row cannot be read, from .* on: replace them"):
+            list(data.train_dataloader())
+
+
+def test_evaluation_goes_on_without_a_batch_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(6, "train/"), *numbered(5, "val/"))
+    (tmp_path / numbered(5, "val/")[-1]).write_bytes(b"")
+    data = folder(tmp_path, eval_batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = list(data.val_dataloader())
+        shown = list(data.images("val", 4))
+    assert [len(batch["image"]) for batch in batches] == [4, 0]
+    assert batches[1]["image"].shape[1:] == batches[0]["image"].shape[1:]
+    assert [len(batch["image"]) for batch in shown] == [4]
+
+
+def test_a_validation_folder_of_another_name_is_not_trained_on(tmp_path: Path) -> None:
+    write(tmp_path, *numbered(3, "train/"), *numbered(3, "valid/"))
+    with pytest.raises(ValueError, match=r"validation folder val, got .* with train and valid: rename valid to val"):
+        folder(tmp_path).setup("fit")
 
 
 def test_missing_and_empty_folders_are_refused_at_setup(tmp_path: Path) -> None:
@@ -230,7 +248,7 @@ def test_missing_and_empty_folders_are_refused_at_setup(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"root must contain images, got .* without any \(\.bmp .*\): check"):
         folder(tmp_path).setup("fit")
     write(tmp_path / "one", "a.png")
-    with pytest.raises(ValueError, match="at least 2 images"):
+    with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out"):
         folder(tmp_path / "one").setup("fit")
     with pytest.raises(FileNotFoundError, match=r"val_root must be .*none"):
         folder(tmp_path / "one", val_root=str(tmp_path / "none")).setup("fit")
