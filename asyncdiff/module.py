@@ -186,7 +186,9 @@ class AsyncDiffusion(LightningModule):
 
     def on_train_start(self) -> None:
         """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
-        schedule = cast(torch.optim.lr_scheduler.LambdaLR, self.lr_schedulers())
+        schedule = self.lr_schedulers()
+        if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            return  # a subclass with optimisers of its own decides for itself
         schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [_Warmup(self.warmup_steps)]
         for group in schedule.optimizer.param_groups:
             group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
