@@ -21,6 +21,7 @@ from asyncdiff.evaluation.means import ImageMean
 from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
+from asyncdiff.paths import check_path
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import Sampler
@@ -200,7 +201,7 @@ class AsyncDiffusion(LightningModule):
         place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(counter_key(self.seed, TRAINING, *place))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor | None]:
         """The loss, with the levels and errors of every patch for whoever wants to watch them."""
         x = self._images(batch)
         draw = self._draw(len(x))
@@ -208,7 +209,7 @@ class AsyncDiffusion(LightningModule):
         result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
         self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "t": result.t, "error": result.error.detach()}
+        return {"loss": loss, "t": result.t, "error": result.error.detach(), "known": draw.known}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the objective and the gap between constant and heterogeneous maps on held-out images."""
@@ -345,7 +346,9 @@ class AsyncDiffusion(LightningModule):
         at_least("weight_decay", self.weight_decay, 0, "0 is off")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
-        self.denoiser.grid(self.shape[1:])
+        grid = self.denoiser.grid(self.shape[1:])
+        self.levels.check(grid)
+        check_path(self.sampler.path, grid)
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
         if labels is None:

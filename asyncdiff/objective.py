@@ -35,4 +35,7 @@ def objective(
     residual = process.velocity(x, eps, draw.t) - prediction.v
     error = mean_per_patch(residual.square(), (draw.t.shape[1], draw.t.shape[2]))
     weight = weighting(process, draw.t, draw.slope)
-    return Objective((weight * error).mean(dim=(1, 2)), error, draw.t)
+    if draw.known is not None:  # what is given clean: its noise cannot be known
+        weight = weight.masked_fill(draw.known, 0)
+    per_image = (weight * error).mean(dim=(1, 2))
+    return Objective(per_image if draw.importance is None else draw.importance * per_image, error, draw.t)

@@ -5,13 +5,14 @@ Training draws a point on a random curve, the likelihood integrates along one, g
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from asyncdiff.fields import Field, IndependentField
-from asyncdiff.randomness import Generators
-from asyncdiff.shapes import KnownPatches, LevelMap, Progress
+from asyncdiff.orders import Order
+from asyncdiff.randomness import Generators, Source, seeded
+from asyncdiff.shapes import KnownPatches, LevelMap, Progress, refined
 
 Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
@@ -21,7 +22,6 @@ class Path(ABC):
 
     t_min: float = 0.0
 
-    @abstractmethod
     def draw(
         self,
         batch: int,
@@ -32,24 +32,21 @@ class Path(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Curve:
         """One random curve per image on a grid of (gh, gw) patches; call it with s (batch,) in [0, 1]."""
+        return self.curve(Source(batch, grid, generator, device, dtype))
+
+    @abstractmethod
+    def curve(self, source: Source) -> Curve:
+        """One curve per image; all its randomness comes from `source`."""
 
 
 class Synchronous(Path):
     """All patches share one clock: t = s. Usual diffusion."""
 
-    def draw(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Curve:
+    def curve(self, source: Source) -> Curve:
         """The straight diagonal of the hypercube, the same for every image; nothing random."""
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            t = s[:, None, None].expand(len(s), *grid)
+            t = s[:, None, None].expand(len(s), *source.grid)
             return t, torch.ones_like(t)
 
         return curve
@@ -72,23 +69,88 @@ class AsyncPatch(Path):
         self.spread = spread
         self.field = field or IndependentField()
 
-    def draw(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Curve:
+    def curve(self, source: Source) -> Curve:
         """One field u per image, fixed along the path."""
-        u = self.spread * self.field(batch, grid, generator=generator, device=device, dtype=dtype)
+        u = self.spread * self.field.sample(source)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             s = s[:, None, None]
             # Rounding may carry s + u m(s) past the ends by one ulp; the levels are a promise to keep.
             t = (s + u * torch.minimum(s, 1 - s)).clamp(0, 1)
             return t, torch.where(s < 0.5, 1 + u, 1 - u)
+
+        return curve
+
+
+class Ordered(Path):
+    """Group after group: each has a clock of its own, and one runs while the last `overlap` of its neighbour's does.
+
+    With K groups the clocks are c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k), cut to [0, 1]: the group
+    that is generated first is noised last. Overlap 0 is strict autoregression, 1/K of the path for each group; overlap
+    towards 1 approaches `Synchronous`.
+
+    Args:
+        order: which patches move when.
+        overlap: share of a group's time in which the next one moves, too; in [0, 1).
+    """
+
+    def __init__(self, order: Order, overlap: float = 0.0):
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: overlap 1 is Synchronous, 0 strict order")
+        self.order = order
+        self.overlap = overlap
+
+    def curve(self, source: Source) -> Curve:
+        """The curves of the order's ranks."""
+        groups, lag = self.order.groups(source.grid), 1 - self.overlap
+        speed = 1 + (groups - 1) * lag
+        delay = lag * (groups - 1 - self.order.ranks(source)).to(source.dtype)
+        # A rounded s must not leave a patch a hair short of its end, unfinished for the rest of the walk.
+        tolerance = 4 * speed * torch.finfo(source.dtype).eps
+
+        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+            clock = (s * speed)[:, None, None] - delay
+            moving = (clock > tolerance) & (clock < 1 - tolerance)
+            t = torch.where(moving, clock, (clock > 0.5).to(clock.dtype))
+            return t, speed * moving.to(clock.dtype)
+
+        return curve
+
+
+class Waypoints(Path):
+    """Straight from clean through a user's level maps to pure noise.
+
+    Args:
+        maps: one or more maps of levels in [0, 1], each as rows; none may fall below the one before it. Maps that are
+            coarser than the level map are repeated over it.
+        progress: s of each map, increasing in (0, 1); evenly spaced by default.
+    """
+
+    def __init__(self, maps: Sequence[Sequence[Sequence[float]]], progress: Sequence[float] | None = None):
+        count = len(maps)
+        sizes = [(len(rows), {len(row) for row in rows}) for rows in maps]
+        if not maps or any(size != sizes[0] or len(size[1]) != 1 for size in sizes):
+            raise ValueError(f"maps must be one or more grids of one size, got {sizes}: (rows, lengths of the rows)")
+        at = [(k + 1) / (count + 1) for k in range(count)] if progress is None else [float(s) for s in progress]
+        if len(at) != count or any(a >= b for a, b in zip([0, *at], [*at, 1], strict=True)):
+            raise ValueError(f"progress must increase in (0, 1), one s per map, got {at} for {count} maps")
+        self.maps = [[[float(level) for level in row] for row in rows] for rows in maps]
+        self.progress = None if progress is None else at
+        inner = torch.tensor(self.maps, dtype=torch.float64)
+        self._maps = torch.stack([torch.zeros_like(inner[0]), *inner, torch.ones_like(inner[0])])
+        self._at = torch.tensor([0.0, *at, 1.0], dtype=torch.float64)
+        _check_rise(self._maps, self._at, "maps")
+
+    def curve(self, source: Source) -> Curve:
+        """The one piecewise straight curve, for every image."""
+        maps = refined(self._maps, source.grid, "maps").to(source.device, source.dtype)
+        at = self._at.to(source.device, source.dtype)
+
+        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+            leg = (torch.searchsorted(at, s.contiguous(), right=True) - 1).clamp(0, len(at) - 2)
+            start, end, first, last = maps[leg], maps[leg + 1], at[leg], at[leg + 1]
+            part = ((s - first) / (last - first))[:, None, None]
+            return torch.lerp(start, end, part), (end - start) / (last - first)[:, None, None]
 
         return curve
 
@@ -108,20 +170,15 @@ class Conditioned(Path):
         self.known = known
         self.t_min = path.t_min
 
-    def draw(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Curve:
+    def curve(self, source: Source) -> Curve:
         """The curves of the inner path, held at 0 on the known patches."""
-        if tuple(self.known.shape[1:]) != tuple(grid):
-            raise ValueError(f"known must have the level map's grid {tuple(grid)}, got {tuple(self.known.shape[1:])}")
-        inner = self.path.draw(batch, grid, generator=generator, device=device, dtype=dtype)
-        known = self.known.to(device)
+        if tuple(self.known.shape[1:]) != tuple(source.grid):
+            raise ValueError(
+                f"known must have the level map's grid {tuple(source.grid)}, got {tuple(self.known.shape[1:])}: "
+                "shapes.known_patches makes it from a mask of pixels"
+            )
+        inner = self.path.curve(source)
+        known = self.known.to(source.device)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t, slope = inner(s)
@@ -145,23 +202,80 @@ class Floored(Path):
             raise ValueError(f"t_min must lie in (0, 1), got {t_min}: leave Floored out for a path from t = 0")
         if isinstance(path, Conditioned):
             raise ValueError("path must not be Conditioned (known patches stay at 0): use Conditioned(Floored(...))")
+        if path.t_min > 0:
+            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: lift it once")
         self.path = path
         self.t_min = t_min
 
-    def draw(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Curve:
+    def curve(self, source: Source) -> Curve:
         """The curves of the inner path, lifted to the floor."""
-        inner = self.path.draw(batch, grid, generator=generator, device=device, dtype=dtype)
+        inner = self.path.curve(source)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t, slope = inner(s)
             return self.t_min + (1 - self.t_min) * t, (1 - self.t_min) * slope
 
         return curve
+
+
+def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: int = 65) -> None:
+    """Raise ValueError, with the patch named, unless `path` is a noise path on a level map of `grid`.
+
+    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 wherever they move, and slopes
+    that are their derivatives. Meant for classes of users; it costs milliseconds.
+    """
+    curve = path.draw(curves, grid, generator=seeded(0), dtype=torch.float64)
+    name, s = type(path).__name__, torch.linspace(0, 1, points, dtype=torch.float64)
+    maps = torch.stack([curve(at.expand(curves))[0] for at in s])
+    for number, curve_maps in enumerate(maps.unbind(1)):
+        _check_rise(curve_maps, s, f"{name}: curve {number}")
+        moves = (curve_maps != curve_maps[:1]).any(0)
+        for at, level in ((0, path.t_min), (-1, 1.0)):
+            wrong = moves & ((curve_maps[at] - level).abs() > 1e-9)
+            if wrong.any():
+                row, column, t = _first(wrong, curve_maps[at])
+                raise ValueError(
+                    f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} at {row}, {column}: "
+                    "set t_min to its lowest level, or mend its end"
+                )
+    _check_slopes(curve, name, curves)
+
+
+def _check_rise(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
+    """Raise unless the maps (n, gh, gw) at s (n,) lie in [0, 1] and none falls."""
+    for at, level_map in zip(s.tolist(), maps, strict=True):
+        outside = ~((level_map >= 0) & (level_map <= 1))  # NaN is outside, too
+        if outside.any():
+            row, column, t = _first(outside, level_map)
+            raise ValueError(f"{name} must hold levels in [0, 1], got {t:g} at s = {at:g} at {row}, {column}")
+    falls = maps.diff(dim=0) < -1e-12
+    if falls.any():
+        leg = int(falls.flatten(1).any(1).nonzero()[0])
+        row, column, before = _first(falls[leg], maps[leg])
+        after = _first(falls[leg], maps[leg + 1])[2]
+        raise ValueError(
+            f"{name} must never fall, got t = {before:g} at s = {s[leg]:g} and {after:g} at s = {s[leg + 1]:g} "
+            f"at {row}, {column}: raise the later level or lower the earlier"
+        )
+
+
+def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: float = 1e-6) -> None:
+    """Raise where slopes differ from finite differences at more than a few places: kinks are few."""
+    places = torch.rand(probes, generator=seeded(1), dtype=torch.float64) * (1 - 2 * step) + step
+    wrong = 0
+    for s in places:
+        above, below = (curve((s + d).expand(curves))[0] for d in (step, -step))
+        slope = curve(s.expand(curves))[1]
+        off = ((above - below) / (2 * step) - slope).abs() > 1e-3 * (1 + slope.abs())
+        wrong += int(off.any())
+        if wrong > probes // 8:
+            row, column, given = _first(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
+            raise ValueError(
+                f"{name} must give slopes dt/ds that are the derivatives of its levels, got {given:g} at s = {s:g} "
+                f"at {row}, {column}: without them the likelihood is wrong"
+            )
+
+
+def _first(where: torch.Tensor, values: torch.Tensor) -> tuple[str, str, float]:
+    row, column = where.nonzero()[0].tolist()
+    return f"row {row}", f"column {column}", float(values[row, column])

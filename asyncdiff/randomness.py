@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +24,47 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
     """One generator per image, on the CPU, so that a seed means the same image on every device."""
     return [seeded(int(seed)) for seed in seeds]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the random numbers of a batch of level maps come from, and what the maps are to be.
+
+    Attributes:
+        batch: number of images.
+        grid: (gh, gw) of the level maps.
+        generator: one for the batch, or one per image; with None torch's own.
+        device: where the maps are wanted.
+        dtype: floating type of the maps.
+    """
+
+    batch: int
+    grid: tuple[int, int]
+    generator: Generators = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(batch, *shape) numbers in [0, 1); row i comes from image i's generator where every image has one."""
+        return uniform((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def normal(self, *shape: int) -> Tensor:
+        """(batch, *shape) standard normal numbers; row i comes from image i's generator where every image has one."""
+        return normal((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def stratified(self) -> Tensor:
+        """(batch,) numbers, each U(0, 1), spread evenly: equal steps from one random offset (VDM, arXiv:2107.00630).
+
+        With one generator per image there is no batch to stratify over: the numbers are independent.
+        """
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            return self.uniform()
+        shared = {"generator": self.generator, "device": self.device}
+        offset = uniform((1,), dtype=self.dtype, **shared)  # type: ignore[arg-type]
+        # The order is random, so that an image's place in the batch (its class, its neighbours) says nothing of it.
+        order = uniform((self.batch,), **shared).argsort()  # type: ignore[arg-type]
+        # Rounding may bring a sum to 1, which is no progress that anyone asked for.
+        return (offset + order.to(self.dtype) / self.batch).remainder(1)
 
 
 def uniform(

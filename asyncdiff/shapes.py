@@ -44,6 +44,20 @@ def to_pixels(per_patch: Shaped[Tensor, "b gh gw"], size: tuple[int, int]) -> Sh
     return cells.reshape(b, 1, *size)
 
 
+def refined(
+    coarse: Shaped[Tensor, "b gh gw"], grid: tuple[int, int], name: str = "map"
+) -> Shaped[Tensor, "b fine_h fine_w"]:
+    """A user's map repeated over the patches of a level map's `grid`; ValueError with its `name` unless it divides."""
+    b, gh, gw = coarse.shape
+    if grid[0] % gh or grid[1] % gw:
+        raise ValueError(
+            f"{name} must divide the level map of {grid[0]}x{grid[1]} patches into equal blocks, got {gh}x{gw}: "
+            "give one value per patch or per block of patches"
+        )
+    blocks = coarse[:, :, None, :, None].expand(b, gh, grid[0] // gh, gw, grid[1] // gw)
+    return blocks.reshape(b, *grid)
+
+
 def mean_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
     """Mean over the channels and pixels of each patch."""
     return _patches(image, grid).mean(dim=(1, 3, 5))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy import stats
 
-from asyncdiff.levels import AlongPath, Independent, Shared, stratified
+from asyncdiff.levels import AlongPath, Independent, Shared
 from asyncdiff.paths import AsyncPatch, Floored, Synchronous
-from asyncdiff.randomness import per_image, seeded
+from asyncdiff.randomness import Source, per_image, seeded
 
 SAMPLERS = [Shared(), Shared(loc=0.5, scale=1.0), Independent(), AlongPath(), AlongPath(Floored(Synchronous(), 0.01))]
 
@@ -50,12 +50,12 @@ def test_controlled_levels_see_every_mean():
 
 
 def test_progress_is_stratified_over_the_batch():
-    s = stratified(64, generator=seeded(0)).sort().values
+    s = Source(64, (1, 1), seeded(0)).stratified().sort().values
     assert torch.allclose(s.diff(), torch.full((63,), 1 / 64), atol=1e-6)
 
 
 def test_the_place_in_the_batch_says_nothing_of_the_level():
-    first = torch.stack([stratified(8, generator=seeded(k)) for k in range(4000)])
+    first = torch.stack([Source(8, (1, 1), seeded(k)).stratified() for k in range(4000)])
     for row in first.T:
         assert stats.kstest(row.numpy(), "uniform").pvalue > 1e-3
 

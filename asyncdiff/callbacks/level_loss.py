@@ -35,7 +35,10 @@ class LevelLoss(Callback):
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
     ) -> None:
         """Add this batch, log when due."""
-        sums = binned(outputs["t"], outputs["error"], self.bins)
+        t, error, known = outputs["t"], outputs["error"], outputs.get("known")
+        if known is not None:  # given clean: nothing was to be predicted there
+            t, error = t[~known], error[~known]
+        sums = binned(t, error, self.bins)
         self._sums = sums if self._sums is None else self._sums + sums
         if self._schedule.due(trainer):
             self._log(trainer)
