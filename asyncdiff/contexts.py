@@ -21,7 +21,7 @@ class Context(ABC):
 
 
 class Boxes(Context):
-    """A random box is unknown, or only the box is known, with equal chances: halves, squares and frames of all sizes."""
+    """A random box is unknown, or only the box is known, with equal chances: halves, squares, frames of all sizes."""
 
     def sample(self, source: Source) -> KnownPatches:
         """Boxes of uniform random corners, never empty."""

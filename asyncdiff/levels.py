@@ -155,7 +155,7 @@ class AlongPath(LevelSampler):
 class Perlin(AlongPath):
     """Coherent maps around a uniform mean: s + spread u min(s, 1 - s) with u the ranks of Perlin noise in the image.
 
-    The "Perlin" of the ablation in arXiv:2606.07079. Every map's mean is its s, and its levels cover their range evenly.
+    The "Perlin" of the ablation in arXiv:2606.07079. Every map's mean is its s, its levels cover their range evenly.
 
     Args:
         spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1].
@@ -171,8 +171,8 @@ class Perlin(AlongPath):
 class SumBeta(LevelSampler):
     """A uniform mean level, shared out among the patches by recursive halving (SRM, arXiv:2502.21075).
 
-    Of d patches with levels of sum S the first h = d // 2 get lo + (hi - lo) Beta(a, a), where lo = max(0, S - (d - h)),
-    hi = min(S, h) and a = (d - 1 - d % 2)^1.05 sharpness; in the end the patches are permuted. The mean is exact.
+    Of d patches with levels of sum S the first h = d // 2 get lo + (hi - lo) Beta(a, a), lo = max(0, S - (d - h)),
+    hi = min(S, h), a = (d - 1 - d % 2)^1.05 sharpness; in the end the patches are permuted. The mean is exact.
 
     Args:
         sharpness: larger brings the patches of an image nearer together.
@@ -252,7 +252,7 @@ class LogitNormalTruncated(TruncatedGaussian):
 
 
 class Gaussian(LevelSampler):
-    """Levels on both sides of a uniform mean m: m + min(min(m, 1 - m) / 2, std) n_i, clamped (Patch Forcing's ablation).
+    """Levels on both sides of a uniform mean m: m + min(m / 2, (1 - m) / 2, std) n_i, clamped (Patch Forcing's ablation).
 
     Args:
         std: largest spread within an image.
@@ -270,7 +270,7 @@ class Gaussian(LevelSampler):
 
 
 class CleanContext(LevelSampler):
-    """Another sampler's maps in which, with some probability, a random part of the patches is given clean, without loss.
+    """Another sampler's maps in which, with some probability, a random part is given clean and bears no loss.
 
     What inpainting needs and paths hardly visit: level 0 beside high levels (TD-Paint; `add_zeros` of SRM,
     arXiv:2502.21075). With slopes the objective is the bound on the rest given the context.

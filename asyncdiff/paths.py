@@ -221,8 +221,8 @@ class Floored(Path):
 def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: int = 65) -> None:
     """Raise ValueError, with the patch named, unless `path` is a noise path on a level map of `grid`.
 
-    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 wherever they move, and slopes
-    that are their derivatives. Meant for classes of users; it costs milliseconds.
+    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 wherever they move, and
+    slopes that are their derivatives. Meant for classes of users; it costs milliseconds.
     """
     curve = path.draw(curves, grid, generator=seeded(0), dtype=torch.float64)
     name, s = type(path).__name__, torch.linspace(0, 1, points, dtype=torch.float64)

@@ -26,6 +26,15 @@ def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
     return [seeded(int(seed)) for seed in seeds]
 
 
+def forked(generator: Generators) -> Generators:
+    """Generators of their own, seeded by these: what is drawn from them leaves the draws of these as they are."""
+    if generator is None:
+        return None
+    if isinstance(generator, torch.Generator):
+        return seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device)), generator.device)
+    return [fork for g in generator if isinstance(fork := forked(g), torch.Generator)]
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the random numbers of a batch of level maps come from, and what the maps are to be.

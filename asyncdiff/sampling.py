@@ -33,7 +33,7 @@ class Sampler:
     Args:
         path: the path family; conditioned on what is known where an image is given.
         solver: the rule for one step.
-        steps: number of steps, the network's evaluations for a solver of one evaluation a step.
+        steps: number of steps, each of `solver.evaluations` evaluations of the network.
     """
 
     def __init__(self, path: Path | None = None, solver: Solver | None = None, steps: int = 50):
@@ -112,15 +112,16 @@ class Sampler:
         def evaluate(x_t: Image, t: LevelMap) -> Prediction:
             return denoiser(x_t, t, label)
 
+        solver = self.solver.begin()
         progress = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
         maps = (curve(torch.full((len(seeds),), s, device=device, dtype=exact))[0] for s in progress)
         t = next(maps)
         yield Frame(x_t, t, progress[0])
         for s, to in zip(progress[1:], maps, strict=True):
             noise = None
-            if self.solver.stochastic:
+            if solver.stochastic:
                 noise = normal(x_t.shape, generator=generators, device=device, dtype=dtype)
-            x_t = self.solver(evaluate, x_t, t, to, noise).to(dtype)
+            x_t = solver(evaluate, x_t, t, to, noise).to(dtype)
             t = to
             yield Frame(x_t, t, s)
 

@@ -95,7 +95,8 @@ def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
 class ImageDataModule(LightningDataModule, ABC):
     """Train, val and test loaders over image splits.
 
-    Subclasses set `channels` and `size` (pixels of a side) and implement `build`.
+    Subclasses set `channels` and `size` (pixels of a side) and implement `build`; `values` is the number of equidistant
+    values from -1 to 1 that a pixel can take.
 
     Args:
         batch_size: training images per step and process.
@@ -106,6 +107,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     channels: int
     size: int
+    values: int = 256
 
     def __init__(self, *, batch_size: int, eval_batch_size: int | None = None, workers: int = 0, seed: int = 0) -> None:
         super().__init__()

@@ -35,6 +35,7 @@ class Digits(ImageDataModule):
 
     channels = 1
     size = 8
+    values = GREY_LEVELS + 1
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ ALLOWED = {
     "weightings": {"shapes", "processes", "levels"},
     "denoiser": {"shapes", "processes"},
     "oracles": {"shapes", "processes", "denoiser"},
-    "likelihood": {"shapes", "randomness", "processes", "paths", "spacings", "denoiser"},
+    "likelihood": {"shapes", "randomness", "processes", "paths", "spacings", "denoiser", "weightings"},
     "objective": {"shapes", "denoiser", "levels", "weightings"},
     "solvers": {"shapes", "processes", "denoiser"},
     "sampling": {"shapes", "randomness", "denoiser", "paths", "solvers"},
@@ -51,9 +51,9 @@ ALLOWED = {
     "networks": {"shapes"},
     "recipe": set(),
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
-    "evaluation": {"shapes"},
+    "evaluation": {"shapes", "randomness", "denoiser", "paths", "orders", "spacings", "likelihood", "masks"},
     "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
-    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes"},
+    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"},
 }
 
 

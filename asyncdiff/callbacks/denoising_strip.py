@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, stacked, tiles
-from asyncdiff.callbacks.inpainting import held_out_images
+from asyncdiff.callbacks.held_out import held_out
 from asyncdiff.checks import at_least
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
@@ -61,7 +61,7 @@ class DenoisingStrip(Figure):
         known: Tensor | None = None
         labels = cycled_labels(module, list(range(self.count)))
         if self.mask is not None:
-            image, labels = held_out_images(trainer, self.count), None
+            image, labels = held_out(trainer, self.count)["image"], None
             known = self.mask(*module.shape[1:]).expand(len(image), *module.shape[1:])
         with evaluation_mode(module), module.sampling_context():
             return list(

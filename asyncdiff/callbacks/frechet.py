@@ -4,15 +4,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import averaged_weights
 from asyncdiff.callbacks.figure import cycled_labels
-from asyncdiff.callbacks.schedule import EverySteps
+from asyncdiff.callbacks.measurement import Measurement
 from asyncdiff.callbacks.sharding import share
-from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features import as_features
@@ -21,7 +20,7 @@ from asyncdiff.module import AsyncDiffusion
 from asyncdiff.sampling import Sampler
 
 
-class Frechet(Callback):
+class Frechet(Measurement):
     """Logs frechet/NAME, the distance of generated images from the training split in the feature space NAME.
 
     Beside it stand frechet/NAME_real, the distance of real held-out images (the floor at their number), and with a mask
@@ -53,55 +52,22 @@ class Frechet(Callback):
         if count is not None:
             at_least("count", count, 2, "a covariance needs two images, a reliable one many more than dimensions")
         at_least("batch_size", batch_size, 1, "set the images that go through the network together")
-        self.features = as_features(features)
-        self.name = name or self.features.name
+        features = as_features(features)
+        super().__init__(name or features.name, every_n_steps)
+        self.features = features
         self.count = count
         self.mask = mask
         self.sampler = sampler
-        self.every_n_steps = every_n_steps
         self.batch_size = batch_size
         self.first_seed = first_seed
-        self.results: dict[str, float] = {}
         self._metric: FrechetDistance | None = None
-        self._schedule = EverySteps(every_n_steps)
-        self._measured_at = -1
 
-    @property
-    def state_key(self) -> str:
-        """Several feature spaces or samplers are several callbacks."""
-        return f"Frechet{{name={self.name}}}"
-
-    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Start counting steps."""
-        self._schedule.start(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """Measure when it is due."""
-        if self._schedule.due(trainer):
-            self._measure(trainer, pl_module)
-            self._write(trainer)
-            pl_module.log_dict(self.results, logger=False)  # for callbacks that monitor it
-
-    def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure the result, unless the last step has just done so."""
-        if trainer.global_step != self._measured_at:
-            self._measure(trainer, pl_module)
-            self._write(trainer)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure a trained model."""
-        self._measure(trainer, pl_module)
-        pl_module.log_dict(self.results)
-
-    def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._measured_at = trainer.global_step
+    def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
+        """The distances."""
         # The features may have to be trained: tensors made in inference mode, as in a test, could not be.
-        with untimed(trainer), torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             self._compute(trainer, module)
-
-    def _write(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics(self.results, step=trainer.global_step)
+        return self.results
 
     def _compute(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         metric = self._prepared(trainer, module)

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from asyncdiff.callbacks.figure import Figure, Picture, tiles
+from asyncdiff.callbacks.held_out import held_out
 from asyncdiff.callbacks.sharding import sharded
 from asyncdiff.checks import at_least
 from asyncdiff.masks import Half, Mask
@@ -48,7 +49,7 @@ class Inpainting(Figure):
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
         """The figure."""
-        truth = held_out_images(trainer, self.count)
+        truth = held_out(trainer, self.count)["image"]
         known = self.mask(truth.shape[2], truth.shape[3])
 
         def results(indices: Sequence[int]) -> Tensor:
@@ -59,17 +60,6 @@ class Inpainting(Figure):
         colour = truth.expand(-1, 3, -1, -1) if truth.shape[1] == 1 else truth
         triples = torch.stack([masked(colour, known), result.expand_as(colour), colour], dim=1)
         return tiles(triples.flatten(0, 1), columns=3 * self.columns)
-
-
-def held_out_images(trainer: Trainer, count: int) -> Float[Tensor, "b c h w"]:
-    """`count` images spread evenly over the held-out split, the same on every process; fewer where it holds fewer."""
-    data = getattr(trainer, "datamodule", None)
-    if data is None or not hasattr(data, "dataset"):
-        raise ValueError("held-out images need a data module with a method dataset(split), such as Digits")
-    split = data.dataset("val").plain()
-    count = min(count, len(split))
-    # Files lie in the order of their classes: the first ones would all be of one.
-    return split.__getitems__([i * len(split) // count for i in range(count)])["image"]
 
 
 def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "b 3 h w"]:
