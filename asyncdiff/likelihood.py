@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from asyncdiff.checks import at_least
@@ -27,7 +27,6 @@ from asyncdiff.randomness import Generators, forked, normal, uniform
 from asyncdiff.shapes import (
     Image,
     KnownPatches,
-    KnownPixels,
     Labels,
     LevelMap,
     known_patches,
@@ -37,7 +36,6 @@ from asyncdiff.shapes import (
 from asyncdiff.spacings import FluxSpacing, Spacing, UniformSpacing
 from asyncdiff.weightings import Elbo
 
-T_MIN = 1e-3  # logSNR 13.8 for the rectified flow; VDM's fixed schedule ends at 13.3
 # Upper edges of the bins of `by_level`: the integrand goes as 1/t towards the clean end.
 LEVEL_EDGES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -48,10 +46,12 @@ class Decoder(ABC):
     Attributes:
         unit: what `Bound.rate` is given in.
         nats: nats in one of that unit.
+        finest: sigma / alpha at which a path had best end by default: what is finer is the decoder's business.
     """
 
     unit: str
     nats: float
+    finest: float
 
     @abstractmethod
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
@@ -73,6 +73,9 @@ class CategoricalDecoder(Decoder):
     def __init__(self, values: int = 256):
         at_least("values", values, 2, "256 are 8 bits")
         self.values = values
+        # A quarter of a step, logSNR 12.5 for 8 bits (VDM's ends at 13.3): from there on a network that does not know
+        # that values are discrete pays log 2 for every halving of the noise, the decoder nearly nothing.
+        self.finest = 0.25 * 2 / (values - 1)
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
         """Nats of the discrete probability; ValueError for pixels between the values."""
@@ -104,6 +107,7 @@ class GaussianDecoder(Decoder):
 
     unit = "nats/dim"
     nats = 1.0
+    finest = 1e-3
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
         """The expected nats of a density."""
@@ -154,10 +158,10 @@ def bound(
     path: Path | None = None,
     *,
     label: Labels | None = None,
-    known: KnownPixels | None = None,
+    known: Bool[Tensor, "n mask_h mask_w"] | None = None,
     points: int = 64,
     spacing: Spacing | None = None,
-    t_min: float = T_MIN,
+    t_min: float | None = None,
     decoder: Decoder | None = None,
     generator: Generators = None,
 ) -> Bound:
@@ -172,12 +176,15 @@ def bound(
             known inside other patches are counted as unknown, since the network cannot be told apart from its patch.
         points: evaluations per image, one in each of as many equal shares of u, which `spacing` maps to s.
         spacing: where on the path to look; `FluxSpacing`, importance sampling of s, by default.
-        t_min: floor of a path that has none.
+        t_min: floor of a path that has none; by default the level at which sigma / alpha is `decoder.finest`. Every
+            floor gives a bound, a lower one is not always a tighter one.
         decoder: `CategoricalDecoder(256)` by default: bits/dim of 8-bit pixels.
         generator: one for all, or one per image. The noise is the same for every path, so that paths compare pairwise.
     """
     at_least("points", points, 1, "64 is usual")
-    walk = _Walk(denoiser, x, path, known, spacing or FluxSpacing(process=denoiser.process), t_min, generator)
+    decoder = decoder or CategoricalDecoder()
+    floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
+    walk = _Walk(denoiser, x, path, known, spacing or FluxSpacing(process=denoiser.process), floor, generator)
     return walk.bound(walk.integrand(label, points), decoder, points)
 
 
@@ -188,10 +195,10 @@ def discrete_bound(
     path: Path | None = None,
     *,
     label: Labels | None = None,
-    known: KnownPixels | None = None,
+    known: Bool[Tensor, "n mask_h mask_w"] | None = None,
     steps: int = 250,
     spacing: Spacing | None = None,
-    t_min: float = T_MIN,
+    t_min: float | None = None,
     decoder: Decoder | None = None,
     generator: Generators = None,
 ) -> Bound:
@@ -202,11 +209,18 @@ def discrete_bound(
     samplers do; `FluxSpacing` comes to a tighter bound with the same number. Other arguments as for `bound`.
     """
     at_least("steps", steps, 1, "250 is the paper's")
-    walk = _Walk(denoiser, x, path, known, spacing or UniformSpacing(), t_min, generator)
+    decoder = decoder or CategoricalDecoder()
+    floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
+    walk = _Walk(denoiser, x, path, known, spacing or UniformSpacing(), floor, generator)
     return walk.bound(walk.terms(label, steps), decoder, None)
 
 
-def floored(path: Path, t_min: float = T_MIN) -> Path:
+def finest_level(process: Process, decoder: Decoder) -> float:
+    """The level at which sigma / alpha is `decoder.finest`."""
+    return process.level(torch.tensor(-2 * math.log(decoder.finest), dtype=torch.float64)).item()
+
+
+def floored(path: Path, t_min: float) -> Path:
     """`path`, lifted to `t_min` unless it has a floor of its own."""
     if isinstance(path, Conditioned):
         raise ValueError("path must not be Conditioned here, got a path that holds patches: give the mask as known")
@@ -224,7 +238,7 @@ class _Walk:
         denoiser: Denoise,
         x: Image,
         path: Path | None,
-        known: KnownPixels | None,
+        known: Tensor | None,
         spacing: Spacing,
         t_min: float,
         generator: Generators,
@@ -265,9 +279,8 @@ class _Walk:
             yield t, 0.5 * gain.masked_fill(~moved, 0) * error
             before = t
 
-    def bound(self, terms: Terms, decoder: Decoder | None, points: int | None) -> Bound:
+    def bound(self, terms: Terms, decoder: Decoder, points: int | None) -> Bound:
         """The sum of the terms, with what lies at the ends of the path."""
-        decoder = decoder or CategoricalDecoder()
         reconstruction, prior = self._reconstruction(decoder), self._prior()
         diffusion = torch.zeros_like(prior)
         by_level = prior.new_zeros(len(prior), len(LEVEL_EDGES))
@@ -293,7 +306,7 @@ class _Walk:
             decoder=decoder,
         )
 
-    def _known(self, known: KnownPixels | None) -> KnownPatches | None:
+    def _known(self, known: Tensor | None) -> KnownPatches | None:
         if known is None:
             return None
         if tuple(known.shape) != (len(self.x), *self.size):

@@ -46,6 +46,10 @@ class Process(ABC):
         """Log of the signal-to-noise ratio alpha^2 / sigma^2; +inf at t = 0, -inf at t = 1."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    @abstractmethod
+    def level(self, logsnr: Level) -> Level:
+        """The t of a log signal-to-noise ratio: the inverse of `logsnr`."""
+
     def dlogsnr(self, t: Level) -> Level:
         """Derivative of `logsnr`, never positive."""
         return -2 * self.wronskian(t) / (self.alpha(t) * self.sigma(t))
@@ -117,6 +121,10 @@ class RectifiedFlow(Process):
         """1."""
         return torch.ones_like(t)
 
+    def level(self, logsnr: Level) -> Level:
+        """1 / (1 + e^(logSNR / 2))."""
+        return (-logsnr / 2).sigmoid()
+
 
 class CosineVP(Process):
     """x_t = cos(pi t / 2) x + sin(pi t / 2) eps: variance preserving (arXiv:2102.09672, no offset)."""
@@ -136,3 +144,7 @@ class CosineVP(Process):
     def dsigma(self, t: Level) -> Level:
         """pi/2 cos(pi t / 2)."""
         return math.pi / 2 * self.alpha(t)
+
+    def level(self, logsnr: Level) -> Level:
+        """2/pi atan(e^(-logSNR / 2))."""
+        return 2 / math.pi * (-logsnr / 2).exp().atan()

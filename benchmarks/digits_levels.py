@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
@@ -76,12 +77,13 @@ class Judge:
         }
 
 
-def train(variant: str, seed: int, out: Path, options: list[str], threads: int) -> Path:
-    """The last checkpoint of a run, trained unless it is there already."""
-    run = out / f"{variant}_{seed}"
+def train(name: str, files: Sequence[str], seed: int, out: Path, options: list[str], threads: int) -> Path:
+    """The last checkpoint of a run of layered files in experiments/, trained unless it is there already."""
+    run = out / f"{name}_{seed}"
     done = run / "finished"
     if not done.exists():
-        command = [sys.executable, "train.py", "fit", "--config", f"experiments/digits_dit_{variant}.yaml"]
+        command = [sys.executable, "train.py", "fit"]
+        command += [word for file in files for word in ("--config", f"experiments/{file}.yaml")]
         command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(run)]
         command += ["--trainer.enable_progress_bar", "false", *options]
         if (run / "checkpoints" / "last.ckpt").exists():
@@ -102,23 +104,35 @@ def row(name: str, results: list[dict[str, float]]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def main() -> None:
-    """Train what is missing, judge everything, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def trained(
+    layers: Mapping[str, Sequence[str]], about: str | None, out: Path
+) -> tuple[dict[tuple[str, int], Path], list[int]]:
+    """The checkpoints of all variants and seeds of the command line, and the seeds; what is missing is trained."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits_levels"))
+    parser.add_argument("--out", type=Path, default=out)
     arguments, options = parser.parse_known_args()
     out = arguments.out.resolve()
     threads = max(1, (os.cpu_count() or 1) // arguments.parallel)
-    cells = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
+    cells = [(variant, seed) for seed in arguments.seeds for variant in layers]
+
+    def checkpoint(cell: tuple[str, int]) -> Path:
+        return train(cell[0], layers[cell[0]], cell[1], out, options, threads)
+
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        files = dict(zip(cells, pool.map(lambda c: train(*c, out, options, threads), cells), strict=True))
+        return dict(zip(cells, pool.map(checkpoint, cells), strict=True)), arguments.seeds
+
+
+def main() -> None:
+    """Train what is missing, judge everything, print the table."""
+    layers = {variant: [f"digits_dit_{variant}"] for variant in VARIANTS}
+    files, seeds = trained(layers, __doc__, Path("runs/digits_levels"))
     judge = Judge()
     scale = judge.scale()
     print("| levels | with labels | without | inpainted | class kept |\n|---|---|---|---|---|")
     for variant in VARIANTS:
-        models = [AsyncDiffusion.load_from_checkpoint(files[variant, seed]) for seed in arguments.seeds]
+        models = [AsyncDiffusion.load_from_checkpoint(files[variant, seed]) for seed in seeds]
         print(row(variant, [judge.judge(model) for model in models]), flush=True)
     print(f"| real held-out images | {scale['real_frechet']:.2f} | | | {scale['real_accuracy']:.2f} |")
     print(f"| right half filled with the mean | | | {scale['filled_frechet']:.2f} | {scale['filled_accuracy']:.2f} |")

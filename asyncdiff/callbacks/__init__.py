@@ -6,6 +6,7 @@ from asyncdiff.callbacks.frechet import Frechet
 from asyncdiff.callbacks.image_writer import ImageWriter
 from asyncdiff.callbacks.inpainting import Inpainting
 from asyncdiff.callbacks.level_loss import LevelLoss
+from asyncdiff.callbacks.level_maps import LevelMaps
 from asyncdiff.callbacks.likelihood import Likelihood
 from asyncdiff.callbacks.sample_grid import SampleGrid
 from asyncdiff.callbacks.throughput import Throughput
@@ -17,6 +18,7 @@ __all__ = [
     "ImageWriter",
     "Inpainting",
     "LevelLoss",
+    "LevelMaps",
     "Likelihood",
     "SampleGrid",
     "Throughput",

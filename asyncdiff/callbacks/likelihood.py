@@ -14,7 +14,7 @@ from asyncdiff.callbacks.measurement import Measurement
 from asyncdiff.callbacks.sharding import gathered, share
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods
-from asyncdiff.likelihood import T_MIN, CategoricalDecoder, Decoder
+from asyncdiff.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.paths import Path
@@ -38,7 +38,7 @@ class Likelihood(Measurement):
         mask: what is known: bounds -log p(unknown | known).
         labels: whether the network is told the images' classes.
         spacing: where on the paths to look; importance sampling of s by default.
-        t_min: floor of the paths.
+        t_min: floor of the paths; what suits the decoder by default.
         every_n_steps: 0 measures at the end of training only, and in `validate` and `test`.
         batch_size: images that go through the network together.
         name: put before the tags, where several callbacks measure different things.
@@ -53,7 +53,7 @@ class Likelihood(Measurement):
         mask: Mask | None = None,
         labels: bool = True,
         spacing: Spacing | None = None,
-        t_min: float = T_MIN,
+        t_min: float | None = None,
         every_n_steps: int = 0,
         batch_size: int = 128,
         name: str = "",

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.denoiser import Denoise
-from asyncdiff.likelihood import LEVEL_EDGES, T_MIN, Bound, CategoricalDecoder, Decoder, bound
+from asyncdiff.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound
 from asyncdiff.masks import Mask
 from asyncdiff.orders import Raster, Wavefront
 from asyncdiff.paths import AsyncPatch, Ordered, Path, Synchronous
@@ -38,7 +38,7 @@ class PathBounds:
         decoder: the pixels' values, see `asyncdiff.likelihood`.
         mask: what is known, drawn at the images' size: bounds -log p(unknown | known); nothing is by default.
         spacing: where on the paths to look; importance sampling of s by default.
-        t_min: floor of the paths that have none.
+        t_min: floor of the paths that have none; what suits the decoder by default.
     """
 
     paths: Mapping[str, Path]
@@ -46,7 +46,7 @@ class PathBounds:
     decoder: Decoder = field(default_factory=CategoricalDecoder)
     mask: Mask | None = None
     spacing: Spacing | None = None
-    t_min: float = T_MIN
+    t_min: float | None = None
 
     def rows(self, denoiser: Denoise, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
         """Nats of every image along every path, laid out for `PathLikelihoods`; image i depends on seed i only.

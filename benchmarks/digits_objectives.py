@@ -1,0 +1,50 @@
+"""Velocity, sigmoid and likelihood objectives side by side on handwritten digits, several seeds each.
+
+    python -m benchmarks.digits_objectives --seeds 0 1 2 --parallel 2
+
+trains experiments/digits_dit_async.yaml with the layers experiments/objectives/{velocity,sigmoid,elbo,elbo_uniform}.yaml
+(finished runs are kept) and prints a Markdown table: bits per dimension of the held-out digits, told their class, along
+synchronous and AsyncPatch paths, and the Fréchet distances and kept classes of `benchmarks.digits_levels`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds
+from asyncdiff.likelihood import CategoricalDecoder
+from benchmarks.digits_levels import Judge, row, trained
+from datamodules import Digits
+
+OBJECTIVES = ("velocity", "sigmoid", "elbo", "elbo_uniform")
+
+
+def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
+    """Mean bound of the held-out digits along two paths, and the path gap of all four."""
+    bounds = PathBounds(STANDARD_PATHS, points=64, decoder=CategoricalDecoder(Digits.values))
+    with torch.no_grad():
+        rows = bounds.rows(model.denoiser, judge.images, judge.labels, range(len(judge.images)))
+    summary = bounds.summary(rows, model.denoiser.grid((8, 8)))
+    return {
+        "synchronous": summary.mean("synchronous"),
+        "async_patch": summary.mean("async_patch"),
+        "gap": summary.gap()[0],
+    }
+
+
+def main() -> None:
+    """Train what is missing, judge everything, print the table."""
+    layers = {name: ["digits_dit_async", f"objectives/{name}"] for name in OBJECTIVES}
+    files, seeds = trained(layers, __doc__, Path("runs/digits_objectives"))
+    judge = Judge()
+    heads = ["objective", "bits/dim, synchronous", "async_patch", "path gap", "Fréchet, with labels", "without labels"]
+    heads += ["inpainted", "class kept"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for name in OBJECTIVES:
+        models = [AsyncDiffusion.load_from_checkpoint(files[name, seed]) for seed in seeds]
+        print(row(name, [bits(model, judge) | judge.judge(model) for model in models]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
