@@ -97,7 +97,7 @@ class MixtureOracle:
         # Unknown pixels become independent N(0, 1) pixels at 0, which cost their normalisation only.
         flat = x.flatten(1).masked_fill(~mask, 0)
         log_prob = torch.logsumexp(self._log_weights(x) + self._solve(flat, keep, 1 - keep)[1], dim=1)
-        return log_prob + 0.5 * math.log(2 * math.pi) * (~mask).sum(1)
+        return log_prob + 0.5 * math.log(2 * math.pi) * (1 - keep).sum(1)
 
     def conditional_log_prob(self, x: Image, known: Shaped[Tensor, "*batch rows columns"]) -> Nats:
         """log p(unknown pixels | known pixels) in nats; `known` as for `marginal_log_prob`."""
@@ -217,7 +217,9 @@ def _check_mixture(weights: Tensor, means: Tensor, covs: Tensor, tolerance: floa
     for k, cov in enumerate(covs):
         asymmetry = (cov - cov.mT).abs().max().item()
         if not asymmetry <= tolerance * cov.abs().max().item():  # NaN is refused, too
-            raise ValueError(f"covs must be symmetric, got a difference of {asymmetry:g} in number {k}: use (C + C^T) / 2")
+            raise ValueError(
+                f"covs must be symmetric, got a difference of {asymmetry:g} in number {k}: use (C + C^T) / 2"
+            )
         if torch.linalg.cholesky_ex(cov).info:
             raise ValueError(
                 f"covs must be positive definite, got an eigenvalue of {torch.linalg.eigvalsh(cov).min().item():g} "

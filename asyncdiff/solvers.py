@@ -15,6 +15,10 @@ from asyncdiff.denoiser import Prediction
 from asyncdiff.processes import Process
 from asyncdiff.shapes import Image, LevelMap, to_pixels
 
+# A patch that speeds up by more passes a kink of its path, or has moved for a part of its first step only: its slope
+# changed with the other patches meanwhile, not with its own small step, and the ratio would blow that change up.
+MAX_RATIO = 2.0
+
 Evaluate = Callable[[Image, LevelMap], Prediction]  # a denoiser with its label bound
 
 
@@ -85,8 +89,8 @@ class Heun(Solver):
     """Heun's rule for the probability-flow ODE: the mean of the slopes at both ends of the step. Order two.
 
     Patches that arrive at t' = 0 take Euler's step: there a network cannot tell noise from image, its velocity is that
-    of no noise, and half of it would leave half of the last noise behind. One such step for each patch costs O(1/steps^2)
-    and keeps the order. The second evaluation is spared where no patch is to be corrected.
+    of no noise, and half of it would leave half of the last noise behind. One such step for each patch costs
+    O(1/steps^2) and keeps the order. The second evaluation is spared where no patch is to be corrected.
     """
 
     evaluations = 2
@@ -108,7 +112,8 @@ class Multistep(Solver):
     """Adams-Bashforth's two-step rule for the probability-flow ODE: order two at one evaluation a step.
 
     x' = x_t + (t' - t) [(1 + r/2) f - r/2 f_before] with the slope f = W v now and at the step before, and r the ratio
-    of the patch's two steps. A patch that did not move in the step before has no history: it takes Euler's step.
+    of the patch's two steps, at most `MAX_RATIO`. A patch that did not move in the step before has no history: it takes
+    Euler's step.
 
     The history belongs to a walk: `begin` returns the solver that gathers it. Called without, this is Euler's step.
     """
@@ -134,9 +139,10 @@ class _MultistepWalk(Multistep):
         step, slope = to - t, _slope(evaluate(x_t, t), t)
         before, step_before = self._before or (slope, torch.zeros_like(step))
         self._before = slope, step
-        fresh = step_before == 0
-        ratio = (step / step_before.masked_fill(fresh, 1)).masked_fill(fresh, 0)
-        extrapolated = slope + to_pixels(ratio / 2, size) * (slope - before)
+        fresh = step_before >= 0
+        ratio = (step / step_before.masked_fill(fresh, 1)).clamp(max=MAX_RATIO)
+        change = torch.where(to_pixels(fresh, size), 0, slope - before)
+        extrapolated = slope + to_pixels(ratio / 2, size) * change
         return torch.where(to_pixels(to < t, size), x_t + to_pixels(step, size) * extrapolated, x_t)
 
 

@@ -4,27 +4,28 @@ import math
 
 import pytest
 import torch
-from oracle import GaussianOracle, draw, gaussian
 
 from asyncdiff.levels import AlongPath, LevelDraw
 from asyncdiff.objective import objective
+from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.processes import CosineVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.weightings import Elbo
 
 T_MIN, DIMS, N = 0.05, 16, 60_000
-MEAN, COV = gaussian(DIMS)
+MEAN, COV = random_gaussian(DIMS)
 
 
 def loss(path, process, *, slopes: bool = True) -> tuple[float, float]:
     """Mean of the ELBO objective in nats per dimension on exact samples, and its standard error."""
-    x = draw(MEAN, COV, N, (1, 4, 4))
+    oracle = GaussianOracle(MEAN, COV, (2, 2), process)
+    x = oracle.sample(N, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
     levels = AlongPath(Floored(path, T_MIN))(N, (2, 2), generator=seeded(3))
     t, slope = levels.t.double(), levels.slope.double()
     sample = LevelDraw(t, slope if slopes else torch.ones_like(slope))
-    values = objective(GaussianOracle(MEAN, COV, (2, 2), process), x, eps, sample, Elbo()).per_image
+    values = objective(oracle, x, eps, sample, Elbo()).per_image
     return values.mean().item(), values.std().item() / math.sqrt(N)
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from oracle import GaussianOracle, draw, gaussian
 
 from asyncdiff.evaluation.means import ImageMean
 from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors, matched_maps
 from asyncdiff.levels import Shared
+from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.weightings import Velocity
 
@@ -22,7 +22,7 @@ def test_the_gap_is_zero_where_patches_say_nothing_of_each_other():
     n = 4000
     mean, cov = torch.zeros(16), 0.5 * torch.eye(16)
     oracle = GaussianOracle(mean, cov, (2, 2))
-    x = draw(mean.double(), cov.double(), n, (1, 4, 4)).float()
+    x = oracle.sample(n, (1, 4, 4), seeded(3))
     levels = Shared()(n, (2, 2), generator=seeded(1))
     values = held_out_errors(oracle, x, levels, Velocity(), None, seeded(2))
     assert tuple(values) == HELD_OUT_ERRORS
@@ -32,9 +32,9 @@ def test_the_gap_is_zero_where_patches_say_nothing_of_each_other():
 
 
 def test_an_image_s_values_depend_on_its_own_seed_only():
-    mean, cov = gaussian(16)
+    mean, cov = random_gaussian(16)
     oracle = GaussianOracle(mean.float(), cov.float(), (2, 2))
-    x = draw(mean, cov, 3, (1, 4, 4)).float()
+    x = oracle.sample(3, (1, 4, 4), seeded(3))
 
     def errors(rows, seeds):
         generators = per_image(seeds)

@@ -2,16 +2,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracle import GaussianOracle, gaussian
 
 from asyncdiff.masks import Half
+from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.sampling import Sampler
-from asyncdiff.solvers import Ddim
+from asyncdiff.solvers import Ddim, Heun, Multistep, Solver
 
 SHAPE = (1, 4, 4)
-ORACLE = GaussianOracle(*gaussian(16), (2, 2))
+ORACLE = GaussianOracle(*random_gaussian(16), (2, 2))
 SAMPLERS = [Sampler(Synchronous(), Ddim(), 8), Sampler(AsyncPatch(), Ddim(0.25), 8)]
+SAMPLERS += [Sampler(AsyncPatch(), Heun(), 8), Sampler(AsyncPatch(), Multistep(), 8)]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -44,7 +45,7 @@ def test_unknown_pixels_are_never_read():
 def test_inpainting_samples_the_exact_conditional():
     """On Gaussian data the completed half has the conditional mean and covariance of the known half."""
     n = 3000
-    mean, cov = gaussian(16)
+    mean, cov = random_gaussian(16)
     known = Half("left")(4, 4)
     image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     out = Sampler(AsyncPatch(), Ddim(0.5), 100)(
@@ -72,6 +73,25 @@ def test_frames_walk_from_noise_to_clean():
     assert all((b.t <= a.t).all() for a, b in pairwise(frames))
     whole = SAMPLERS[1](ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64)
     assert torch.equal(frames[-1].x_t, whole)
+
+
+def test_a_solver_begins_once_per_walk():
+    """Its memory, if it has one, is that of one walk."""
+
+    class Begun(Solver):
+        begun = 0
+
+        def begin(self) -> Solver:
+            self.begun += 1
+            return Ddim()
+
+        def __call__(self, evaluate, x_t, t, to, noise):
+            raise AssertionError("the walk must step with what begin() returned")
+
+    sampler = Sampler(AsyncPatch(), Begun(), 3)
+    for walks in (1, 2):
+        sampler(ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64)
+        assert sampler.solver.begun == walks
 
 
 def test_everything_known_needs_nothing():
