@@ -2,9 +2,9 @@
 
     python -m benchmarks.digits_objectives --seeds 0 1 2 --parallel 2
 
-trains experiments/digits_dit_async.yaml with the layers experiments/objectives/{velocity,sigmoid,elbo,elbo_uniform}.yaml
-(finished runs are kept) and prints a Markdown table: bits per dimension of the held-out digits, told their class, along
-synchronous and AsyncPatch paths, and the Fréchet distances and kept classes of `benchmarks.digits_levels`.
+trains experiments/digits_dit_async.yaml with each of the layers experiments/objectives/*.yaml (finished runs are kept)
+and prints a Markdown table: bits per dimension of held-out digits, told their class, along synchronous and AsyncPatch
+paths, the path gap, and the Fréchet distances and kept classes of `benchmarks.digits_levels`.
 """
 
 from pathlib import Path

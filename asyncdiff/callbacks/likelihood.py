@@ -1,12 +1,12 @@
 """Bits per dimension of held-out images along several paths, and the path gap, during a run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from asyncdiff.callbacks.ema import averaged_weights
 from asyncdiff.callbacks.held_out import held_out
@@ -17,7 +17,7 @@ from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, Pa
 from asyncdiff.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.paths import Path
+from asyncdiff.paths import Path as NoisePath
 from asyncdiff.spacings import Spacing
 from asyncdiff.tasks import evaluation_mode
 
@@ -27,8 +27,8 @@ class Likelihood(Measurement):
 
     The bound is an equality on every path for a perfect model: the gap, the largest less the smallest mean, says how
     far the network is from one consistent joint score. bits_per_dim_parts/PATH/* are its terms,
-    bits_per_dim_by_level/PATH/* the diffusion term by noise level; the images bits/PATH show where in the image the
-    bits are. With averaged weights where the run has any, in full precision, on images spread evenly over the split.
+    bits_per_dim_by_level/PATH/* the diffusion term by noise level; the picture images/bits shows where in the image
+    they are. With averaged weights where the run has any, in full precision, on images spread evenly over the split.
 
     Args:
         paths: path families by name; synchronous, AsyncPatch, an overlapping wavefront and strict raster by default.
@@ -46,7 +46,7 @@ class Likelihood(Measurement):
 
     def __init__(
         self,
-        paths: dict[str, Path] | None = None,
+        paths: dict[str, NoisePath] | None = None,
         count: int | None = None,
         points: int = 64,
         decoder: Decoder | None = None,
@@ -63,7 +63,7 @@ class Likelihood(Measurement):
             at_least("count", count, 2, "a standard error needs two images")
         at_least("points", points, 2, "64 is usual")
         at_least("batch_size", batch_size, 1, "set the images that go through the network together")
-        self.paths: Mapping[str, Path] = paths or STANDARD_PATHS
+        self.paths: Mapping[str, NoisePath] = paths or STANDARD_PATHS
         self.count = count
         self.points = points
         self.decoder = decoder
@@ -91,23 +91,19 @@ class Likelihood(Measurement):
         summary = bounds.summary(gathered(trainer, torch.cat(rows), len(images)), grid)
         self._draw(trainer, summary)
         prefix = f"{self.name}/" if self.name else ""
+        self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
 
     def _draw(self, trainer: Trainer, summary: PathLikelihoods) -> None:
-        """Where the bits are: white is the largest share of all paths, black the smallest."""
+        """RUN/images/bits.png and the TensorBoard image of that name."""
         if not trainer.is_global_zero:
             return
-        for name, picture in bit_maps(summary).items():
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    tag = f"{self.name}/bits/{name}" if self.name else f"bits/{name}"
-                    logger.experiment.add_image(tag, picture, trainer.global_step)
+        from asyncdiff.plots.bit_figure import bit_figure  # late: matplotlib
+        from asyncdiff.plots.style import pixels, save
 
-
-def bit_maps(summary: PathLikelihoods) -> dict[str, Tensor]:
-    """The mean bound by patch of every path as pictures (1, height, width) in [0, 1], on one scale."""
-    maps = {name: summary.per_patch(name).float() for name in summary.names}
-    low, high = min(m.min() for m in maps.values()), max(m.max() for m in maps.values())
-    factor = max(1, 128 // max(summary.grid))
-    shown = {name: (m - low) / (high - low).clamp(min=1e-12) for name, m in maps.items()}
-    return {name: m.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[None] for name, m in shown.items()}
+        name = f"bits_{self.name}" if self.name else "bits"
+        figure = bit_figure(summary)
+        save(figure, Path(trainer.default_root_dir) / "images" / f"{name}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"images/{name}", pixels(figure), trainer.global_step, dataformats="HWC")

@@ -14,7 +14,8 @@ from asyncdiff.module import AsyncDiffusion
 class Measurement(Callback):
     """Measures every `every_n_steps` optimiser steps and at the end of training, and in `validate` and `test`.
 
-    All processes take part. The numbers are logged under their tags, and kept in `results` for whoever prints them.
+    All processes take part. The numbers are logged under their tags, and kept in `results` for whoever prints them;
+    `details` go to the loggers only.
 
     Args:
         name: tells callbacks of one kind apart.
@@ -25,6 +26,7 @@ class Measurement(Callback):
         self.name = name
         self.every_n_steps = every_n_steps
         self.results: dict[str, float] = {}
+        self.details: dict[str, float] = {}
         self._schedule = EverySteps(every_n_steps)
         self._measured_at = -1
 
@@ -58,12 +60,12 @@ class Measurement(Callback):
         """Measure a trained model; the validations within a training are left alone."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._measure(trainer, pl_module)
-            pl_module.log_dict(self.results)
+            self._report(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure a trained model."""
         self._measure(trainer, pl_module)
-        pl_module.log_dict(self.results)
+        self._report(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         self._measured_at = trainer.global_step
@@ -72,4 +74,10 @@ class Measurement(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            logger.log_metrics(self.results, step=trainer.global_step)
+            logger.log_metrics({**self.results, **self.details}, step=trainer.global_step)
+
+    def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        """What Lightning prints as its table, and logs, and what is logged besides."""
+        module.log_dict(self.results)
+        for logger in trainer.loggers:
+            logger.log_metrics(self.details, step=trainer.global_step)

@@ -28,10 +28,11 @@ far the network is from one consistent joint score. Images and noise are the sam
 
 def main(args: Sequence[str]) -> None:
     """Read the words, measure, print the table and write what it was made of."""
-    options = _parser().parse_args(args)
+    parser = _parser()
+    options = parser.parse_args(args)
     if not options.likelihood:
         raise ValueError("--likelihood must be given, it is what can be evaluated so far: add it")
-    built = _parser().instantiate_classes(options)
+    built = parser.instantiate(options)
     at_least("--points", built.points, 2, "64 is usual")
     at_least("--batch_size", built.batch_size, 1, "set the images that go through the network together")
     if built.images is not None:
@@ -132,7 +133,7 @@ def _parser() -> Any:
     parser = command_parser("evaluate", DESCRIPTION)
     parser.add_argument("run", type=Path, help="a run directory of train.py, or its config.yaml")
     parser.add_argument("--likelihood", action="store_true", help="the bound on -log p along several paths")
-    parser.add_argument("--paths", type=dict[str, path_families.Path] | None, enable_path=True, help=PATHS)
+    parser.add_argument("--paths", type=dict[str, path_families.Path] | None, sub_configs=True, help=PATHS)
     parser.add_argument("--images", type=int | None, help="number of images; all of the split by default")
     parser.add_argument("--split", type=Literal["val", "test"], default="val")
     parser.add_argument("--points", type=int, default=64, help="evaluations of the network per image and path")

@@ -164,11 +164,15 @@ class PathLikelihoods:
         return "\n".join([*lines, "", f"path gap: {gap:.4f} ± {noise:.4f} {self.unit}, {self.images} images"])
 
     def scalars(self) -> dict[str, float]:
-        """Everything that a logger plots, by tag: the rate of each path, the gap, parts and levels."""
-        rate = self.unit.replace("/", "_per_")
+        """The rate of each path and the gap, by the tags of a logger."""
+        rate = self._tag()
         found = {f"{rate}/{name}": self.mean(name) for name in self.names}
-        if len(self.names) > 1:
-            found[f"{rate}/path_gap"] = self.gap()[0]
+        return found | ({f"{rate}/path_gap": self.gap()[0]} if len(self.names) > 1 else {})
+
+    def details(self) -> dict[str, float]:
+        """The terms and levels of each path, by the tags of a logger."""
+        rate = self._tag()
+        found: dict[str, float] = {}
         for name in self.names:
             found |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
             levels = zip(LEVEL_EDGES, self.by_level(name).tolist(), strict=True)
@@ -198,6 +202,9 @@ class PathLikelihoods:
     def _per_dim(self, nats: Tensor) -> Tensor:
         dims = self.rows[..., len(TERMS)].clamp(min=1)
         return nats / dims.reshape(dims.shape + (1,) * (nats.ndim - 2)) / self.decoder.nats
+
+    def _tag(self) -> str:
+        return self.unit.replace("/", "_per_")
 
     def _place(self, name: str) -> int:
         return list(self.names).index(name)

@@ -1,0 +1,122 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema, Likelihood
+from asyncdiff.evaluation.path_likelihoods import PathBounds
+from asyncdiff.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
+from asyncdiff.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.paths import AsyncPatch, Synchronous
+from datamodules import Digits
+
+PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10)
+    module = AsyncDiffusion(network, image_size=8, warmup_steps=1)
+    plain = Likelihood(PATHS, count=20, points=3, batch_size=8)
+    half = Likelihood({"async": AsyncPatch()}, count=20, points=3, mask=Half(), labels=False, name="half")
+    root = tmp_path_factory.mktemp("likelihood")
+    trainer = Trainer(
+        default_root_dir=root,
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=[Ema(0.9), plain, half],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=32))
+    return trainer, module, plain, half
+
+
+def by_hand(measured, mask=None, label=True):
+    trainer, module, *_ = measured
+    held_out = Digits().dataset("val")
+    chosen = [i * len(held_out) // 20 for i in range(20)]
+    images, labels = held_out.images[chosen], held_out.labels[chosen]
+    bounds = PathBounds(PATHS, 3, CategoricalDecoder(17), mask)
+    with trainer.callbacks[0].swapped(module), torch.no_grad():
+        rows = bounds.rows(module.denoiser.eval(), images, labels if label else None, range(20))
+    return bounds.summary(rows, (2, 2))
+
+
+def test_it_is_the_bound_of_the_averaged_model(measured):
+    summary, results = by_hand(measured), measured[2].results
+    for name in PATHS:
+        assert results[f"bits_per_dim/{name}"] == pytest.approx(summary.mean(name), rel=1e-5)
+    gap = abs(summary.mean("synchronous") - summary.mean("async"))
+    assert results["bits_per_dim/path_gap"] == pytest.approx(gap, rel=1e-3)
+
+
+def test_the_rest_given_a_half_without_labels(measured):
+    expected = by_hand(measured, Half(), label=False).mean("async")
+    assert measured[3].results["half/bits_per_dim/async"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_parts_and_levels_add_up(measured):
+    found = measured[2].results | measured[2].details
+    parts = [found[f"bits_per_dim_parts/async/{term}"] for term in ("prior", "diffusion", "reconstruction")]
+    assert math.fsum(parts) == pytest.approx(found["bits_per_dim/async"], rel=1e-6)
+    levels = [found[f"bits_per_dim_by_level/async/up_to_{edge}"] for edge in LEVEL_EDGES]
+    assert math.fsum(levels) == pytest.approx(parts[1], rel=1e-5)
+
+
+def test_numbers_and_pictures_go_to_tensorboard(measured):
+    trainer = measured[0]
+    events = EventAccumulator(trainer.logger.log_dir).Reload()
+    tags = events.Tags()
+    assert {"bits_per_dim/synchronous", "bits_per_dim/path_gap", "half/bits_per_dim/async"} <= set(tags["scalars"])
+    assert {"images/bits", "images/bits_half"} <= set(tags["images"])
+    pictures = {file.name for file in (Path(trainer.default_root_dir) / "images").iterdir()}
+    assert {"bits.png", "bits_half.png"} <= pictures
+
+
+def test_validate_and_test_measure_too(measured):
+    trainer, module, plain, _ = measured
+    before = dict(plain.results)
+    for run in (trainer.validate, trainer.test):
+        plain.results = {}
+        metrics = run(module, datamodule=Digits(batch_size=64), verbose=False)[0]
+        assert metrics["bits_per_dim/async"] == pytest.approx(before["bits_per_dim/async"], rel=1e-6)
+
+
+def test_rates_of_densities_are_named_nats():
+    bounds = PathBounds(PATHS, 2, GaussianDecoder())
+    rows = torch.randn(5, 2, 4 + len(LEVEL_EDGES) + 4).abs()
+    summary = bounds.summary(rows, (2, 2))
+    assert summary.unit == "nats/dim"
+    assert "nats_per_dim/async" in summary.scalars()
+    assert "| path | nats/dim |" in summary.table()
+
+
+def test_the_path_gap_is_paired():
+    """A shift that all images share has no noise, however different the images are."""
+    rows = torch.rand(50, 2, 4 + len(LEVEL_EDGES) + 4) * 100
+    rows[:, 1] = rows[:, 0]
+    rows[..., 3] = 10
+    rows[:, 1, 1] += 5 * 10 * math.log(2)
+    summary = PathBounds(PATHS).summary(rows, (2, 2))
+    gap, error = summary.gap()
+    assert gap == pytest.approx(5, rel=1e-5)
+    assert error < 1e-5
+    assert summary.standard_error("async") > 0.1
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"), [({"count": 1}, "count must be at least 2"), ({"points": 1}, "points must")]
+)
+def test_too_few_are_refused(option, rule):
+    with pytest.raises(ValueError, match=rule):
+        Likelihood(**option)
