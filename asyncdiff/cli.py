@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from asyncdiff import callbacks, masks
-from asyncdiff.cli_errors import UsageError, explain, users_error
+from asyncdiff.cli_errors import ReportingParser, one_line_errors
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.networks import dit
 
@@ -28,14 +28,8 @@ BY_NAME = (callbacks, datamodules, dit, masks)
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
-class Parser(LightningArgumentParser):
-    """A parser that raises what it has to say, for `explain` to condense, instead of printing its usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message, with the keys that are known."""
-        if not self.exit_on_error:  # a nested parser, whose caller may have another way to read the value
-            super().error(message, ex)
-        raise UsageError(message, dotted_keys(self)) from ex
+class Parser(ReportingParser, LightningArgumentParser):
+    """A parser of layered files that raises what it has to say."""
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
         """Merge the `vars` of layered files; by itself jsonargparse lets a later mapping replace an earlier one."""
@@ -98,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     """Run one command; an error of the user's ends it with one line."""
     # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    try:
+    with one_line_errors(sys.argv[1:] if args is None else args):
         ExperimentCLI(
             AsyncDiffusion,
             LightningDataModule,
@@ -113,31 +107,6 @@ def main(args: list[str] | None = None) -> None:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except UsageError as error:
-        stop(explain(error, sys.argv[1:] if args is None else args), error)
-    except Exception as error:
-        line = users_error(error)
-        if line is None:
-            raise
-        stop(line, error)
-
-
-def stop(line: str, error: Exception) -> NoReturn:
-    """End the program with a line on stderr, or with the traceback if that was asked for."""
-    if os.environ.get("ASYNCDIFF_TRACEBACK"):
-        raise error
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
-
-
-def dotted_keys(parser: LightningArgumentParser) -> set[str]:
-    """Every key that a file or a command line may hold, those of the subcommands without their name."""
-    keys = set()
-    for action in parser._actions:
-        keys.add(action.dest)
-        for below in (getattr(action, "_name_parser_map", None) or {}).values():
-            keys |= dotted_keys(below)
-    return keys
 
 
 def run_directory(default_root_dir: Any) -> Path:

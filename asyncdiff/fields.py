@@ -56,7 +56,7 @@ class BlockwiseField(Field):
         """Fields that are constant on blocks."""
         gh, gw = source.grid
         side, down, right = source.uniform(3).unbind(1)
-        block = (1 + side * (self.max_block or max(gh, gw))).floor()
+        block = 1 + (side * (self.max_block or max(gh, gw))).floor()
         rows = _cells(gh, block, down * block)
         columns = _cells(gw, block, right * block)
         values = source.uniform(gh * gw)  # one per block, at most as many as patches

@@ -175,7 +175,7 @@ class SumBeta(LevelSampler):
     hi = min(S, h), a = (d - 1 - d % 2)^1.05 sharpness; in the end the patches are permuted. The mean is exact.
 
     Args:
-        sharpness: larger brings the patches of an image nearer together.
+        sharpness: larger brings the patches of an image nearer together, to one level if there are 2^k of them.
     """
 
     def __init__(self, sharpness: float = 1.0):
@@ -252,7 +252,7 @@ class LogitNormalTruncated(TruncatedGaussian):
 
 
 class Gaussian(LevelSampler):
-    """Levels on both sides of a uniform mean m: m + min(m / 2, (1 - m) / 2, std) n_i, clamped (Patch Forcing's ablation).
+    """Levels on both sides of a uniform mean m: m + min(m/2, (1 - m)/2, std) n_i, clamped (Patch Forcing's ablation).
 
     Args:
         std: largest spread within an image.

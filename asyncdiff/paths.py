@@ -18,7 +18,7 @@ Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
 
 class Path(ABC):
-    """A family of noise paths. Every level is non-decreasing in s, from `t_min` to 1 wherever it moves at all."""
+    """A family of noise paths. Every level is non-decreasing in s, from `t_min` to 1 unless it stays at 0, clean."""
 
     t_min: float = 0.0
 
@@ -105,14 +105,14 @@ class Ordered(Path):
         groups, lag = self.order.groups(source.grid), 1 - self.overlap
         speed = 1 + (groups - 1) * lag
         delay = lag * (groups - 1 - self.order.ranks(source)).to(source.dtype)
-        # A rounded s must not leave a patch a hair short of its end, unfinished for the rest of the walk.
-        tolerance = 4 * speed * torch.finfo(source.dtype).eps
+        # A rounded s must not leave a patch a hair short of its end, unfinished for the rest of the walk: every clock
+        # rests at both ends for as long as rounding can be off. It skips no level for that, or bounds would be too low.
+        rest = 4 * speed * torch.finfo(source.dtype).eps
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            clock = (s * speed)[:, None, None] - delay
-            moving = (clock > tolerance) & (clock < 1 - tolerance)
-            t = torch.where(moving, clock, (clock > 0.5).to(clock.dtype))
-            return t, speed * moving.to(clock.dtype)
+            clock = ((s * speed)[:, None, None] - delay - rest) / (1 - 2 * rest)
+            moving = (clock > 0) & (clock < 1)
+            return clock.clamp(0, 1), speed / (1 - 2 * rest) * moving.to(clock.dtype)
 
         return curve
 
@@ -129,10 +129,10 @@ class Waypoints(Path):
     def __init__(self, maps: Sequence[Sequence[Sequence[float]]], progress: Sequence[float] | None = None):
         count = len(maps)
         sizes = [(len(rows), {len(row) for row in rows}) for rows in maps]
-        if not maps or any(size != sizes[0] or len(size[1]) != 1 for size in sizes):
+        if not maps or any(size != sizes[0] or len(size[1]) != 1 or 0 in size[1] for size in sizes):
             raise ValueError(f"maps must be one or more grids of one size, got {sizes}: (rows, lengths of the rows)")
         at = [(k + 1) / (count + 1) for k in range(count)] if progress is None else [float(s) for s in progress]
-        if len(at) != count or any(a >= b for a, b in zip([0, *at], [*at, 1], strict=True)):
+        if len(at) != count or not all(a < b for a, b in zip([0, *at], [*at, 1], strict=True)):
             raise ValueError(f"progress must increase in (0, 1), one s per map, got {at} for {count} maps")
         self.maps = [[[float(level) for level in row] for row in rows] for rows in maps]
         self.progress = None if progress is None else at
@@ -176,6 +176,11 @@ class Conditioned(Path):
             raise ValueError(
                 f"known must have the level map's grid {tuple(source.grid)}, got {tuple(self.known.shape[1:])}: "
                 "shapes.known_patches makes it from a mask of pixels"
+            )
+        if len(self.known) not in (1, source.batch):
+            raise ValueError(
+                f"known must hold one mask, or one per image, got {len(self.known)} for {source.batch} images: "
+                "expand one mask to the batch, or choose those of the batch"
             )
         inner = self.path.curve(source)
         known = self.known.to(source.device)
@@ -221,15 +226,15 @@ class Floored(Path):
 def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: int = 65) -> None:
     """Raise ValueError, with the patch named, unless `path` is a noise path on a level map of `grid`.
 
-    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 wherever they move, and
+    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 unless they stay at 0, and
     slopes that are their derivatives. Meant for classes of users; it costs milliseconds.
     """
     curve = path.draw(curves, grid, generator=seeded(0), dtype=torch.float64)
-    name, s = type(path).__name__, torch.linspace(0, 1, points, dtype=torch.float64)
+    name, s = type(path).__name__, torch.linspace(0, 1, points, device="cpu", dtype=torch.float64)
     maps = torch.stack([curve(at.expand(curves))[0] for at in s])
     for number, curve_maps in enumerate(maps.unbind(1)):
         _check_rise(curve_maps, s, f"{name}: curve {number}")
-        moves = (curve_maps != curve_maps[:1]).any(0)
+        moves = (curve_maps != 0).any(0)
         for at, level in ((0, path.t_min), (-1, 1.0)):
             wrong = moves & ((curve_maps[at] - level).abs() > 1e-9)
             if wrong.any():
@@ -261,7 +266,7 @@ def _check_rise(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
 
 def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: float = 1e-6) -> None:
     """Raise where slopes differ from finite differences at more than a few places: kinks are few."""
-    places = torch.rand(probes, generator=seeded(1), dtype=torch.float64) * (1 - 2 * step) + step
+    places = torch.rand(probes, generator=seeded(1), device="cpu", dtype=torch.float64) * (1 - 2 * step) + step
     wrong = 0
     for s in places:
         above, below = (curve((s + d).expand(curves))[0] for d in (step, -step))

@@ -28,6 +28,27 @@ def describe(value: Any) -> Any:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
 
 
+def spell(value: Any) -> str:
+    """The constructor call that makes `value`, without what it sets anyway; an object given first is always told."""
+    if isinstance(value, PLAIN):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(spell(item) for item in value)}]"
+    kind = type(value)
+    names = [] if kind.__init__ is object.__init__ else _parameters(kind)
+    kept = {name: _kept(value, name) for name in names}
+    defaults = inspect.signature(kind).parameters
+    required = {name: item for name, item in kept.items() if defaults[name].default is inspect.Parameter.empty}
+    usual = kind(**required)
+    told = []
+    for name, item in kept.items():
+        if name == names[0] and not isinstance(item, PLAIN):
+            told.append(spell(item))
+        elif name in required or describe(item) != describe(_kept(usual, name)):
+            told.append(f"{name}={spell(item)}")
+    return f"{kind.__name__}({', '.join(told)})"
+
+
 def build(recipe: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
     """The object that `describe` described; only classes of the packages in `allow` are imported."""
     if isinstance(recipe, (list, tuple)):

@@ -53,7 +53,12 @@ ALLOWED = {
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "denoiser", "paths", "orders", "spacings", "likelihood", "masks"},
     "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
-    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"},
+    "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
+    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
+    | {"plots", "recipe"},
+    "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
+    | {"levels", "networks", "paths", "spacings", "masks", "likelihood"},
+    "__main__": {"cli_errors"},
 }
 
 

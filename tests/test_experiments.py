@@ -1,17 +1,23 @@
 """Every experiment file builds: all its classes are made, with all their arguments."""
 
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 
-from asyncdiff import cli
+from asyncdiff import cli, levels, recipe
+from asyncdiff.cli_errors.names import find_class
+from asyncdiff.commands.experiment import Experiment
 from asyncdiff.module import AsyncDiffusion
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
 SIZES = sorted((FOLDER / "networks").glob("*.yaml"))
+LEVELS = sorted((FOLDER / "levels").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -53,6 +59,47 @@ def test_sizes_are_layered_on_an_experiment(file, built):
         *sizes[file.stem.removeprefix("dit_")],
         2,
     )
+
+
+@pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
+def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
+    words = ["--config", str(FOLDER / "digits_dit_async.yaml"), "--config", str(file)]
+    made = built(*words, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(tmp_path))
+    assert recipe.describe(made.model.levels) == recipe.describe(
+        Experiment(file).levels()
+    )  # nothing is left of the experiment's
+    before = made.model.network.head.weight.clone()
+    made.trainer.fit(made.model, datamodule=made.datamodule)
+    assert made.trainer.global_step == 1
+    assert torch.isfinite(made.trainer.callback_metrics["train/loss"])
+    assert not torch.equal(made.model.network.head.weight, before)
+
+
+@pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
+def test_a_layer_of_levels_leaves_no_argument_to_the_file_below(file):
+    """Arguments of the same name, whatever their class, stay where a layer names a class only."""
+    classes = list(described(yaml.safe_load(file.read_text())["model"]["levels"]))
+    assert classes
+    for entry in classes:
+        kind = find_class(entry["class_path"])
+        taken = [] if kind.__init__ is object.__init__ else inspect.signature(kind).parameters
+        assert set(entry.get("init_args", {})) == set(taken), entry["class_path"]
+
+
+def test_every_level_sampler_has_a_layer():
+    named = {entry["class_path"] for f in LEVELS for entry in described(yaml.safe_load(f.read_text()))}
+    samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, levels.LevelSampler)]
+    assert {f"asyncdiff.levels.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
+
+
+def described(value: object) -> Iterator[dict]:
+    """Every {class_path, init_args} in a file."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield value
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from described(item)
 
 
 def test_the_three_level_experiments_differ_in_their_levels_only():

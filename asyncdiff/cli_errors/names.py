@@ -6,10 +6,9 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-import asyncdiff
-import datamodules
-
-OURS = (asyncdiff, datamodules)
+OURS = ("asyncdiff", "datamodules")
+# What runs, in which no experiment finds a class.
+PROGRAMS = ("asyncdiff.__main__", "asyncdiff.cli", "asyncdiff.commands")
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
@@ -68,7 +67,8 @@ def public_classes(module: str) -> dict[str, type]:
 
 def _modules() -> Iterator[str]:
     for package in OURS:
-        yield package.__name__
-        modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.", onerror=lambda name: None)
-        yield from (module.name for module in modules if ".cli" not in module.name)
+        yield package
+        home = importlib.import_module(package).__path__
+        modules = pkgutil.walk_packages(home, f"{package}.", onerror=lambda name: None)
+        yield from (module.name for module in modules if not module.name.startswith(PROGRAMS))
     yield from ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")

@@ -1,26 +1,20 @@
 """Mistakes of the user's, which are refused on purpose, told from bugs, whose traceback is needed."""
 
 import re
+import sys
 import traceback
 from pathlib import Path
 
 import jsonargparse
-import lightning.pytorch.trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-import asyncdiff
-import datamodules
 
 # Packages whose `raise ValueError` is meant for the user: ours, and what reads the arguments of the Trainer.
-CHECKING = tuple(
-    Path(path) for package in (asyncdiff, datamodules, lightning.pytorch.trainer) for path in package.__path__
-)
+CHECKING = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
 PARSER = Path(jsonargparse.__path__[0])
 
 
 def users_error(error: BaseException) -> str | None:
     """The one line of an error that was raised on purpose, for the user; None for a bug, whose traceback is needed."""
-    if isinstance(error, MisconfigurationException):  # Lightning's word for an impossible combination of settings
+    if _is_misconfiguration(error):
         return _one_line(str(error))
     if not isinstance(error, (ValueError, OSError)):
         return None
@@ -34,9 +28,17 @@ def users_error(error: BaseException) -> str | None:
     return _one_line(str(error)) if _on_purpose(last.filename, last.line or "") else None
 
 
+def _is_misconfiguration(error: BaseException) -> bool:
+    """Whether it is Lightning's word for an impossible combination of settings, if Lightning is in use at all."""
+    loaded = sys.modules.get("lightning.pytorch.utilities.exceptions")
+    return loaded is not None and isinstance(error, loaded.MisconfigurationException)
+
+
 def _on_purpose(filename: str, line: str) -> bool:
     """Whether a `raise` in the packages that check arguments ended it, rather than a function called there."""
-    return line.startswith("raise ") and any(Path(filename).is_relative_to(home) for home in CHECKING)
+    loaded = [sys.modules[name] for name in CHECKING if name in sys.modules]  # no other can have raised it
+    homes = [path for package in loaded for path in package.__path__]
+    return line.startswith("raise ") and any(Path(filename).is_relative_to(home) for home in homes)
 
 
 def _one_line(text: str) -> str:

@@ -132,7 +132,9 @@ def _missing(report: Report, match: re.Match[str]) -> Complaint:
     """Arguments that have no default."""
     keys = [without_command(key) for key in match["keys"].split(", ")]
     keys = [f"{report.key}.init_args.{key}" if report.class_path else key for key in keys]
-    remedy = "" if files_of(report.words) else "; name an experiment file with --config"
+    remedy = "; name an experiment file with --config"
+    if "config" not in report.keys or files_of(report.words):
+        remedy = ""
     return Complaint("", f"{', '.join(keys)} must be given{remedy}")
 
 

@@ -1,0 +1,46 @@
+"""`python -m asyncdiff COMMAND`: what can be done with experiments and models besides training, which is train.py's."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+# Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
+COMMANDS = {
+    "levels": ("asyncdiff.commands.levels", "noise-level samplers of experiments, drawn side by side"),
+    "evaluate": ("asyncdiff.commands.evaluate", "bits per dimension of a trained model along several paths"),
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run one command; an error of the user's ends it with one line."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return
+    from asyncdiff.cli_errors import one_line_errors  # has a parser to load, which the overview does not need
+
+    with one_line_errors(words[1:]):
+        command(words[0])(words[1:])
+
+
+def overview() -> str:
+    """The commands with a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    usage = ["usage: python -m asyncdiff COMMAND ...", "", *lines, ""]
+    return "\n".join([*usage, "python -m asyncdiff COMMAND --help tells the rest. Training: python train.py --help"])
+
+
+def command(name: str) -> Callable[[Sequence[str]], None]:
+    """The function of a command; ValueError with the nearest name if there is none."""
+    from asyncdiff.cli_errors.names import did_you_mean, near
+
+    if name not in COMMANDS:
+        hint = did_you_mean(near(name, COMMANDS))
+        raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
+    chosen: Callable[[Sequence[str]], None] = importlib.import_module(COMMANDS[name][0]).main
+    return chosen
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""How all plots look: few colours, apart for the colour-blind (Okabe & Ito), small type, no global state."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, FAINT, HAIR = "#222222", "#6e6e6e", "#c9c9c9"
+BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
+PALE_BLUE = "#a9cfe5"
+GIVEN, GIVEN_INK = ORANGE, "#9c6a00"  # patches that are given clean, and words of them
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+    "axes.labelsize": 8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
+}
+
+
+def styled() -> Any:
+    """The context in which plots are made and drawn."""
+    return rc_context(STYLE)
+
+
+class Sheet:
+    """A white figure on which axes are placed in inches, from its upper left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.width, self.height = width, height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes that fill a box."""
+        box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, text: str, **how: Any) -> None:
+        """A text whose upper left corner is given, unless `how` aligns it otherwise."""
+        how = {"va": "top", "ha": "left", **how}
+        self.figure.text(left / self.width, 1 - top / self.height, text, **how)
+
+
+def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
+    """The figure as colours, uint8 (height, width, 3)."""
+    with styled():
+        figure.set_dpi(dpi)
+        canvas = figure.canvas
+        assert isinstance(canvas, FigureCanvasAgg)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(figure: Figure, file: Path, dpi: int = 130) -> None:
+    """Write the figure to `file`, its folder included."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with styled():
+        figure.savefig(file, dpi=dpi)
+
+
+def percent(share: float) -> str:
+    """A share in two digits."""
+    value = 100 * share
+    if 0 < value < 0.1:
+        return f"{value:.2g} %"
+    return f"{value:.1f} %" if value < 9.95 and value else f"{value:.0f} %"

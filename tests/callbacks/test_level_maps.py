@@ -1,0 +1,58 @@
+"""The picture of the levels that a run trains on."""
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import LevelMaps
+from asyncdiff.levels import SumBeta
+from asyncdiff.networks.dit import DiT
+from datamodules import Digits
+
+
+def trained(folder, callbacks):
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
+    module = AsyncDiffusion(network, SumBeta(), image_size=8, warmup_steps=1)
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=2,
+        limit_val_batches=0,
+        logger=TensorBoardLogger(folder, name="", version=""),
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=32))
+    return module
+
+
+def test_the_levels_are_drawn_once_and_training_is_left_alone(tmp_path):
+    watched = trained(tmp_path / "a", [LevelMaps(images=64)])
+    alone = trained(tmp_path / "b", [])
+    for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    events = EventAccumulator(str(tmp_path / "a")).Reload()
+    (drawn,) = events.Images("images/levels")
+    with Image.open(tmp_path / "a" / "images" / "levels.png") as picture:
+        assert drawn.step == 0
+        assert picture.width / picture.height == pytest.approx(drawn.width / drawn.height, rel=0.01)
+
+
+def test_only_the_first_process_draws(tmp_path):
+    trainer = Mock(spec=Trainer, is_global_zero=False, default_root_dir=tmp_path)
+    LevelMaps().on_train_start(trainer, Mock(spec=AsyncDiffusion))
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_maps_are_refused():
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        LevelMaps(images=0)

@@ -1,0 +1,50 @@
+"""The moving picture of a path: what its frames show, and that files stay small."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asyncdiff.levels import AlongPath
+from asyncdiff.paths import AsyncPatch, Synchronous
+from asyncdiff.plots.path_viewer import BAR_WIDTH, CURVES, FILLED, LIMIT, MARGIN, SIDE, save_gif, viewer_frames
+from asyncdiff.plots.survey import survey
+
+
+def walk(path, grid, frames=60):
+    return viewer_frames(survey("a", AlongPath(path), grid, images=4), frames)
+
+
+def test_frames_show_the_maps_and_the_progress():
+    seen = survey("a", AlongPath(), (4, 4), images=4)
+    frames, maps = viewer_frames(seen, 11), seen.curves(11, CURVES)
+    assert len(frames) == 11
+    assert len({frame.size for frame in frames}) == 1
+    for k, frame in enumerate(frames):
+        shown = np.asarray(frame)
+        for curve in range(CURVES):
+            left = MARGIN + curve * (SIDE + MARGIN)
+            middles = shown[MARGIN + 10 : MARGIN + SIDE : 20, left + 10 : left + SIDE : 20, 0]
+            assert np.abs(middles / 255 - maps[k, curve].numpy()).max() < 0.003
+        blue = (shown == FILLED).all(-1)
+        assert blue.any(0).sum() == pytest.approx(k / 10 * (frame.width - 2 * MARGIN - BAR_WIDTH), abs=2)
+
+
+def test_a_path_of_one_curve_is_shown_once():
+    (noise, half, _) = walk(Synchronous(), (4, 4), frames=3)
+    assert noise.width == 2 * SIDE + 2 * MARGIN
+    inner = np.asarray(half)[MARGIN : MARGIN + 2 * SIDE, MARGIN : MARGIN + 2 * SIDE]
+    assert (np.abs(inner.astype(int) - 127.5) < 1).all()
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32), (8, 24)])
+def test_files_are_small_and_begin_with_noise_and_end_clean(grid, tmp_path):
+    file = tmp_path / "a.gif"
+    save_gif(walk(AsyncPatch(), grid), file)
+    assert file.stat().st_size < LIMIT
+    with Image.open(file) as movie:
+        assert movie.n_frames >= 30 if max(grid) <= 16 else movie.n_frames >= 15
+        assert movie.info["loop"] == 0
+        for place, level in ((0, 255), (movie.n_frames - 1, 0)):
+            movie.seek(place)
+            inner = np.asarray(movie.convert("L"))[MARGIN + 2 : MARGIN + 10, MARGIN + 2 : MARGIN + 10]
+            assert (inner == level).all()
