@@ -18,6 +18,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
 SIZES = sorted((FOLDER / "networks").glob("*.yaml"))
 LEVELS = sorted((FOLDER / "levels").glob("*.yaml"))
+OBJECTIVES = sorted((FOLDER / "objectives").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -63,11 +64,25 @@ def test_sizes_are_layered_on_an_experiment(file, built):
 
 @pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
 def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
+    made = layered(file, built, tmp_path)
+    # Nothing is left of the experiment's own.
+    assert recipe.describe(made.model.levels) == recipe.describe(Experiment(file).levels())
+    takes_a_step(made)
+
+
+@pytest.mark.parametrize("file", OBJECTIVES, ids=lambda f: f.stem)
+def test_objectives_are_layered_on_an_experiment_and_train(file, built, tmp_path):
+    made = layered(file, built, tmp_path)
+    assert file.stem.startswith(type(made.model.weighting).__name__.lower())
+    takes_a_step(made)
+
+
+def layered(file, built, root):
     words = ["--config", str(FOLDER / "digits_dit_async.yaml"), "--config", str(file)]
-    made = built(*words, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(tmp_path))
-    assert recipe.describe(made.model.levels) == recipe.describe(
-        Experiment(file).levels()
-    )  # nothing is left of the experiment's
+    return built(*words, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(root))
+
+
+def takes_a_step(made) -> None:
     before = made.model.network.head.weight.clone()
     made.trainer.fit(made.model, datamodule=made.datamodule)
     assert made.trainer.global_step == 1
@@ -75,10 +90,10 @@ def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
     assert not torch.equal(made.model.network.head.weight, before)
 
 
-@pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
-def test_a_layer_of_levels_leaves_no_argument_to_the_file_below(file):
+@pytest.mark.parametrize("file", [*LEVELS, *OBJECTIVES], ids=lambda f: f.stem)
+def test_a_layer_leaves_no_argument_to_the_file_below(file):
     """Arguments of the same name, whatever their class, stay where a layer names a class only."""
-    classes = list(described(yaml.safe_load(file.read_text())["model"]["levels"]))
+    classes = list(described(yaml.safe_load(file.read_text())["model"]))
     assert classes
     for entry in classes:
         kind = find_class(entry["class_path"])
