@@ -1,7 +1,8 @@
 import pytest
 import torch
+from scipy import stats
 
-from asyncdiff.randomness import counter_key, normal, per_image, seeded, uniform
+from asyncdiff.randomness import Source, counter_key, forked, normal, per_image, seeded, uniform
 
 
 def test_counter_keys_are_the_same_on_every_machine():
@@ -29,3 +30,55 @@ def test_one_generator_draws_the_whole_batch():
 def test_a_generator_short_is_refused():
     with pytest.raises(ValueError, match="got 2 for 3 images"):
         normal((3, 4), generator=per_image([0, 1]))
+
+
+def test_a_source_draws_for_its_batch():
+    source = Source(3, (2, 2), seeded(0), dtype=torch.float64)
+    assert torch.equal(source.uniform(4), torch.rand(3, 4, generator=seeded(0), dtype=torch.float64))
+    assert source.normal(2, 2).shape == (3, 2, 2)
+    alone = Source(1, (2, 2), per_image([8]))
+    together = Source(3, (2, 2), per_image([7, 8, 9]))
+    for name in ("uniform", "normal"):
+        assert torch.equal(getattr(together, name)(5)[1:2], getattr(alone, name)(5))
+    assert torch.equal(together.stratified()[1:2], alone.stratified())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 1000])
+def test_stratified_numbers_lie_one_in_each_share(batch):
+    for seed in range(20):
+        s = Source(batch, (1, 1), seeded(seed), dtype=torch.float64).stratified()
+        assert torch.equal((s * batch).floor().long().sort().values, torch.arange(batch))
+        single = Source(batch, (1, 1), seeded(seed)).stratified()
+        assert ((single >= 0) & (single < 1)).all()
+
+
+def test_stratified_numbers_are_uniform_and_independent_of_their_place():
+    """Every place is U(0, 1) by Kolmogorov and Smirnov; with one generator per image two places are uncorrelated."""
+    shared = torch.stack([Source(4, (1, 1), seeded(k)).stratified() for k in range(2000)])
+    apart = torch.stack([Source(4, (1, 1), per_image(range(4 * k, 4 * k + 4))).stratified() for k in range(2000)])
+    for column in (*shared.T, *apart.T):
+        assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
+    assert abs(stats.pearsonr(apart[:, 0], apart[:, 1]).statistic) < 4 / 2000**0.5
+    # Of n stratified numbers the sum has the variance 1/12 of one: cov = (1 - n) / 12 / (n (n - 1)), correlation -1/n.
+    assert stats.pearsonr(shared[:, 0], shared[:, 1]).statistic == pytest.approx(-1 / 4, abs=4 / 2000**0.5)
+
+
+def test_forks_leave_the_parent_s_draws_alone():
+    """However much is drawn from a fork, the parent goes on the same; equal parents have equal forks."""
+    drawn = []
+    for amount in (0, 1, 1000):
+        parent = seeded(3)
+        fork = forked(parent)
+        torch.rand(amount, generator=fork)
+        drawn.append(torch.rand(5, generator=parent))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    first, second = (torch.rand(5, generator=forked(seeded(3))) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, drawn[0])
+
+
+def test_forks_of_images_stay_the_images_own():
+    together, alone = forked(per_image([7, 8, 9])), forked(per_image([8]))
+    assert torch.equal(uniform((3, 5), generator=together)[1:2], uniform((1, 5), generator=alone))
+    assert forked(None) is None

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from asyncdiff import recipe
-from asyncdiff.levels import AlongPath
-from asyncdiff.paths import AsyncPatch
+from asyncdiff.fields import PerlinField
+from asyncdiff.levels import AlongPath, CleanContext, Independent, SumBeta
+from asyncdiff.orders import Given
+from asyncdiff.paths import AsyncPatch, Ordered
 from asyncdiff.sampling import Sampler
 from asyncdiff.solvers import Ddim
 
@@ -20,6 +22,21 @@ def test_a_description_reads_like_the_yaml_files():
     described = recipe.describe(AlongPath())
     assert described["class_path"] == "asyncdiff.levels.AlongPath"
     assert described["init_args"]["path"]["init_args"]["spread"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (AlongPath(), "AlongPath(AsyncPatch())"),
+        (AlongPath(AsyncPatch(0.5, PerlinField())), "AlongPath(AsyncPatch(spread=0.5, field=PerlinField()))"),
+        (CleanContext(SumBeta(2.0), 0.25), "CleanContext(SumBeta(sharpness=2), probability=0.25)"),
+        (Ordered(Given([[0, 1]]), 0.5), "Ordered(Given([[0, 1]]), overlap=0.5)"),
+        (Independent(), "Independent()"),
+        ([1, 2.5, None], "[1, 2.5, None]"),
+    ],
+)
+def test_the_call_that_makes_an_object(value, text):
+    assert recipe.spell(value) == text
 
 
 def test_numbers_lists_and_plain_dictionaries_pass():

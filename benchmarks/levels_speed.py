@@ -1,0 +1,117 @@
+"""What drawing level maps costs, beside the training step that they are drawn for.
+
+    python -m benchmarks.levels_speed --rounds 7
+
+times every sampler on 256 images of 16x16 patches, and forward and backward passes of DiT-S (dim 384, depth 12, heads
+6; 256 tokens), all on one thread, in turn, `--rounds` times over; prints a Markdown table of medians. The step is
+measured on a batch of 4 and scaled to 256; it has shared levels, the cheapest ones, and no optimiser, so that the
+percentages are upper bounds.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+
+import torch
+
+from asyncdiff.contexts import Blobs, Boxes
+from asyncdiff.denoiser import Denoiser
+from asyncdiff.fields import BlockwiseField, PerlinField
+from asyncdiff.levels import (
+    AlongPath,
+    CleanContext,
+    Gaussian,
+    Homogeneous,
+    Independent,
+    LevelSampler,
+    LogitNormalTruncated,
+    Perlin,
+    Shared,
+    SumBeta,
+    TruncatedGaussian,
+)
+from asyncdiff.networks.dit import DiT
+from asyncdiff.objective import objective
+from asyncdiff.orders import Raster, Shuffled
+from asyncdiff.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
+from asyncdiff.processes import RectifiedFlow
+from asyncdiff.randomness import seeded
+from asyncdiff.spacings import FluxSpacing
+from asyncdiff.weightings import Velocity
+
+IMAGES, GRID, SIZE, STEP_IMAGES = 256, (16, 16), 32, 4
+SAMPLERS: dict[str, LevelSampler] = {
+    "Shared": Shared(),
+    "Independent": Independent(),
+    "AlongPath(Synchronous)": AlongPath(Synchronous()),
+    "AlongPath(AsyncPatch)": AlongPath(AsyncPatch()),
+    "AlongPath(AsyncPatch(BlockwiseField))": AlongPath(AsyncPatch(field=BlockwiseField())),
+    "AlongPath(AsyncPatch(PerlinField))": AlongPath(AsyncPatch(field=PerlinField())),
+    "AlongPath(Ordered(Raster))": AlongPath(Ordered(Raster())),
+    "AlongPath(Ordered(Shuffled))": AlongPath(Ordered(Shuffled(), overlap=0.5)),
+    "AlongPath(Waypoints)": AlongPath(Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
+    "AlongPath(Floored(AsyncPatch), FluxSpacing)": AlongPath(Floored(AsyncPatch()), FluxSpacing()),
+    "AlongPath(Floored(Ordered(Raster)), FluxSpacing)": AlongPath(Floored(Ordered(Raster())), FluxSpacing()),
+    "Perlin": Perlin(),
+    "SumBeta": SumBeta(),
+    "TruncatedGaussian": TruncatedGaussian(),
+    "LogitNormalTruncated": LogitNormalTruncated(),
+    "Gaussian": Gaussian(),
+    "CleanContext(AsyncPatch, Boxes)": CleanContext(AlongPath(), context=Boxes()),
+    "CleanContext(AsyncPatch, Blobs)": CleanContext(AlongPath(), context=Blobs()),
+    "CleanContext(AsyncPatch)": CleanContext(AlongPath()),
+    "Homogeneous(AsyncPatch)": Homogeneous(AlongPath()),
+}
+
+
+def training_step() -> Callable[[], None]:
+    """Loss and gradients of DiT-S on a small batch."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(DiT(channels=4, patch_size=SIZE // GRID[0], dim=384, depth=12, heads=6), RectifiedFlow())
+    x, eps = torch.randn(2, STEP_IMAGES, 4, SIZE, SIZE)
+
+    def step() -> None:
+        denoiser.zero_grad()
+        objective(denoiser, x, eps, Shared()(STEP_IMAGES, GRID), Velocity()).per_image.mean().backward()
+
+    return step
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(rounds: int) -> tuple[float, dict[str, float]]:
+    """Medians in seconds: of a training step on `IMAGES` images, and of drawing their levels with every sampler."""
+    step, steps = training_step(), []
+    draws: dict[str, list[float]] = {name: [] for name in SAMPLERS}
+    for number in range(-1, rounds):  # the first round only warms up
+        took = seconds(step)
+        drawn = {name: seconds(partial(s, IMAGES, GRID, generator=seeded(number + 1))) for name, s in SAMPLERS.items()}
+        if number >= 0:
+            steps.append(took)
+            for name, value in drawn.items():
+                draws[name].append(value)
+    return median(steps) * IMAGES / STEP_IMAGES, {name: median(values) for name, values in draws.items()}
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    step, draws = measure(arguments.rounds)
+    print(f"A step of DiT-S on {IMAGES} images of 256 tokens: {step:.1f} s (torch {torch.__version__}, one thread)")
+    print("\n| levels | ms | % of the step |\n|---|---|---|")
+    for name, value in draws.items():
+        print(f"| {name} | {1000 * value:.1f} | {100 * value / step:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
