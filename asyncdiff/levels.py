@@ -28,7 +28,7 @@ class LevelDraw:
         slope: dt/ds along the path the maps were drawn from; None where the sampler follows no path.
         distinct: the distinct levels and their index, where the sampler knows them; spares the network a sort.
         importance: 1 / density of the progress that was drawn, where it was not uniform: a factor of each image's loss.
-        known: patches that are given clean and bear no loss; None for none.
+        known: patches that are given clean; None for none. No patch at t = 0 bears any loss, these included.
     """
 
     t: LevelMap

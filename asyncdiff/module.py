@@ -201,7 +201,7 @@ class AsyncDiffusion(LightningModule):
         place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
         torch.manual_seed(counter_key(self.seed, TRAINING, *place))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor | None]:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The loss, with the levels and errors of every patch for whoever wants to watch them."""
         x = self._images(batch)
         draw = self._draw(len(x))
@@ -209,7 +209,7 @@ class AsyncDiffusion(LightningModule):
         result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
         self.log("train/loss", loss, prog_bar=True)
-        return {"loss": loss, "t": result.t, "error": result.error.detach(), "known": draw.known}
+        return {"loss": loss, "t": result.t, "error": result.error.detach()}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the objective and the gap between constant and heterogeneous maps on held-out images."""

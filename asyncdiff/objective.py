@@ -34,8 +34,7 @@ def objective(
     prediction = denoiser(process.noised(x, eps, draw.t), draw.t, label, distinct=draw.distinct)
     residual = process.velocity(x, eps, draw.t) - prediction.v
     error = mean_per_patch(residual.square(), (draw.t.shape[1], draw.t.shape[2]))
-    weight = weighting(process, draw.t, draw.slope)
-    if draw.known is not None:  # what is given clean: its noise cannot be known
-        weight = weight.masked_fill(draw.known, 0)
+    # A patch without noise has nothing to be predicted: its target holds a noise that is not in the image.
+    weight = weighting(process, draw.t, draw.slope).masked_fill(draw.t == 0, 0)
     per_image = (weight * error).mean(dim=(1, 2))
     return Objective(per_image if draw.importance is None else draw.importance * per_image, error, draw.t)

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -20,6 +22,8 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
     kind = type(value)
+    if isinstance(value, torch.Tensor):
+        raise TypeError("a tensor cannot be described in a recipe: give numbers or lists to the constructor")
     if hasattr(value, "_orig_mod"):
         raise TypeError("a compiled network cannot be described: compile in place, network.compile(), after building")
     if kind.__init__ is object.__init__:

@@ -35,10 +35,7 @@ class LevelLoss(Callback):
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
     ) -> None:
         """Add this batch, log when due."""
-        t, error, known = outputs["t"], outputs["error"], outputs.get("known")
-        if known is not None:  # given clean: nothing was to be predicted there
-            t, error = t[~known], error[~known]
-        sums = binned(t, error, self.bins)
+        sums = binned(outputs["t"], outputs["error"], self.bins)
         self._sums = sums if self._sums is None else self._sums + sums
         if self._schedule.due(trainer):
             self._log(trainer)
@@ -55,10 +52,13 @@ class LevelLoss(Callback):
 
 
 def binned(t: Tensor, error: Tensor, bins: int) -> Tensor:
-    """(2, bins): sum of the errors and number of patches in each equal bin of t over [0, 1]."""
-    index = (t.detach().flatten() * bins).long().clamp(max=bins - 1)
-    error = error.detach().flatten().to(torch.float32)
+    """(2, bins): sum of the errors and number of patches in each equal bin of t over (0, 1].
+
+    In patches without noise, at t = 0, nothing is to be predicted: they do not count.
+    """
+    t, error = t.detach().flatten(), error.detach().flatten().to(torch.float32)
+    index, noisy = (t * bins).long().clamp(max=bins - 1), (t > 0).to(torch.float32)
     sums = torch.zeros(2, bins, device=t.device)
-    sums[0].index_add_(0, index, error)
-    sums[1].index_add_(0, index, torch.ones_like(error))
+    sums[0].index_add_(0, index, error * noisy)
+    sums[1].index_add_(0, index, noisy)
     return sums
