@@ -13,7 +13,7 @@ from torch import Tensor
 from asyncdiff.checks import at_least, within
 from asyncdiff.contexts import Blobs, Boxes, Context, Mixed
 from asyncdiff.fields import IndependentField, PerlinField
-from asyncdiff.paths import AsyncPatch, Path, check_path
+from asyncdiff.paths import AsyncPatch, Floored, Path, Synchronous, check_path
 from asyncdiff.randomness import Generators, Source
 from asyncdiff.shapes import Distinct, KnownPatches, LevelMap, Progress
 from asyncdiff.spacings import Spacing, UniformSpacing
@@ -37,16 +37,20 @@ class LevelDraw:
     importance: Progress | None = None
     known: KnownPatches | None = None
 
-    def on_values(self, count: int) -> "LevelDraw":
+    def on_values(self, count: int, t_min: float = 0.0) -> "LevelDraw":
         """The levels rounded to `count` equidistant values from 0 to 1, so that a network needs `count` conditionings.
 
         The image is then noised at the rounded levels: training stays exact, only the distribution of levels is
-        discrete. The slopes are dropped, since the rounded levels no longer lie on the path.
+        discrete. The slopes are dropped, since the rounded levels no longer lie on the path. No level comes below
+        `t_min`, but for those of known patches.
         """
         at_least("count", count, 2, "the levels 0 and 1 are needed")
         if self.distinct is not None and len(self.distinct.values) <= count:
             return replace(self, slope=None)  # few enough as they are
         index = (self.t * (count - 1)).round().long()
+        if t_min > 0:
+            lifted = index.clamp(min=math.ceil(t_min * (count - 1)))
+            index = lifted if self.known is None else torch.where(self.known, index, lifted)
         values = torch.arange(count, device=self.t.device, dtype=self.t.dtype) / (count - 1)
         return replace(self, t=values[index], slope=None, distinct=Distinct(values, index))
 
@@ -57,10 +61,12 @@ class LevelSampler(ABC):
     Attributes:
         has_slopes: whether its draws carry dt/ds, which the exact bound (`Elbo`) needs.
         t_min: no level is drawn below it, but for patches that are given clean.
+        spacing: law of the progress along the path.
     """
 
     has_slopes: bool = False
     t_min: float = 0.0
+    spacing: Spacing = UniformSpacing()  # of the progress along its path, if it follows one
 
     def __call__(
         self,
@@ -286,7 +292,7 @@ class CleanContext(LevelSampler):
         self.levels = levels
         self.probability = probability
         self.context = context or Mixed([Boxes(), Blobs(), Blobs(IndependentField())])
-        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
+        self.has_slopes, self.t_min, self.spacing = levels.has_slopes, levels.t_min, levels.spacing
 
     def sample(self, source: Source) -> LevelDraw:
         """The other sampler's maps, 0 on the known patches."""
@@ -316,16 +322,20 @@ class Homogeneous(LevelSampler):
         within("probability", probability, 0, 1, "0.25 makes a quarter of the maps constant")
         self.levels = levels
         self.probability = probability
-        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
+        self.has_slopes, self.t_min, self.spacing = levels.has_slopes, levels.t_min, levels.spacing
+        synchronous = Synchronous()
+        self._constant = AlongPath(Floored(synchronous, self.t_min) if self.t_min else synchronous, self.spacing)
 
     def sample(self, source: Source) -> LevelDraw:
         """The mixture."""
         draw = _filled(self.levels.sample(source), source.grid)
         constant = (source.uniform() < self.probability)[:, None, None]
-        level = self.t_min + (1 - self.t_min) * source.stratified()[:, None, None]
-        t = torch.where(constant, level, draw.t)
-        slope = None if draw.slope is None else torch.where(constant, 1 - self.t_min, draw.slope)
-        importance = None if draw.importance is None else draw.importance.masked_fill(constant[:, 0, 0], 1)
+        level = self._constant.sample(source)
+        t = torch.where(constant, level.t, draw.t)
+        slope = None if draw.slope is None or level.slope is None else torch.where(constant, level.slope, draw.slope)
+        importance = None
+        if draw.importance is not None and level.importance is not None:
+            importance = torch.where(constant[:, 0, 0], level.importance, draw.importance)
         known = None if draw.known is None else draw.known & ~constant
         return LevelDraw(t, slope, importance=importance, known=known)
 

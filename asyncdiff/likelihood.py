@@ -57,6 +57,9 @@ class Decoder(ABC):
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
         """Nats of every pixel, given `x_t` at level map `t`, all above 0."""
 
+    def check(self, x: Image) -> None:  # noqa: B027  densities take all values
+        """Raise ValueError for images that the decoder gives no probability."""
+
 
 class CategoricalDecoder(Decoder):
     """Pixels that take one of several equidistant values from -1 to 1, such as 8-bit ones: bits per dimension.
@@ -79,13 +82,8 @@ class CategoricalDecoder(Decoder):
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
         """Nats of the discrete probability; ValueError for pixels between the values."""
+        self.check(x)
         step = 2 / (self.values - 1)
-        off = ((x + 1) / step - ((x + 1) / step).round()).abs().max() if x.numel() else torch.zeros(())
-        if off > 0.02:  # of a step: rounding in float16 is smaller
-            raise ValueError(
-                f"pixels must take {self.values} equidistant values from -1 to 1, got one {float(off):.2f} steps off: "
-                "give the number of values of the data, or GaussianDecoder for continuous ones"
-            )
         size = (x.shape[2], x.shape[3])
         alpha, sigma = to_pixels(process.alpha(t), size), to_pixels(process.sigma(t), size)
 
@@ -97,6 +95,16 @@ class CategoricalDecoder(Decoder):
         for j in range(self.values):
             total = torch.logaddexp(total, logit(-1 + j * step))
         return total - logit(-1 + ((x + 1) / step).round() * step)
+
+    def check(self, x: Image) -> None:
+        """Refuse pixels between the values or outside [-1, 1]."""
+        place = (x + 1) * ((self.values - 1) / 2)
+        off = (place - place.round().clamp(0, self.values - 1)).abs().amax() if x.numel() else torch.zeros(())
+        if not off < 0.1:  # of a step: float16 rounds 256 values by 0.03; NaN is refused, too
+            raise ValueError(
+                f"pixels must take {self.values} equidistant values from -1 to 1, got one {float(off):.2f} steps off: "
+                "give the number of values of the data, or GaussianDecoder for continuous ones"
+            )
 
 
 class GaussianDecoder(Decoder):
@@ -170,7 +178,8 @@ def bound(
     Args:
         denoiser: a trained denoiser or an exact oracle.
         x: the images, with values as the decoder expects them.
-        path: the path family; a random one gives the bound of the mixture over its curves. Synchronous by default.
+        path: the path family; a random one gives the bound of the mixture over its curves. Synchronous by default. It
+            is taken at its word: `paths.check_path` finds slopes that are wrong, with which nothing is bounded.
         label: class per image.
         known: True = known, (b, h, w): bounds -log p(unknown | known). A patch is known where all its pixels are; those
             known inside other patches are counted as unknown, since the network cannot be told apart from its patch.
@@ -179,7 +188,8 @@ def bound(
         t_min: floor of a path that has none; by default the level at which sigma / alpha is `decoder.finest`. Every
             floor gives a bound, a lower one is not always a tighter one.
         decoder: `CategoricalDecoder(256)` by default: bits/dim of 8-bit pixels.
-        generator: one for all, or one per image. The noise is the same for every path, so that paths compare pairwise.
+        generator: one for all, or one per image. Started anew at the same seeds the noise is the same for every path,
+            so that paths compare pairwise.
     """
     at_least("points", points, 1, "64 is usual")
     decoder = decoder or CategoricalDecoder()
@@ -243,7 +253,9 @@ class _Walk:
         t_min: float,
         generator: Generators,
     ):
-        self.denoiser, self.process, self.x, self.spacing = denoiser, denoiser.process, x, spacing
+        # Half precision is not enough for levels near the floor; networks cast for themselves.
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.denoiser, self.process, self.x, self.spacing = denoiser, denoiser.process, x.to(self.dtype), spacing
         self.size = (x.shape[2], x.shape[3])
         self.grid = denoiser.grid(self.size)
         self.generator = generator
@@ -251,7 +263,6 @@ class _Walk:
         self.known = self._known(known)
         if self.known is not None:
             family = Conditioned(family, self.known)
-        self.dtype = torch.promote_types(x.dtype, torch.float32)
         # The curve's randomness is its own: the noise does not depend on how much of it a path needs.
         self.curve: Curve = family.draw(
             len(x), self.grid, generator=forked(generator), device=x.device, dtype=self.dtype

@@ -298,7 +298,7 @@ class AsyncDiffusion(LightningModule):
     def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
         grid = self.denoiser.grid(self.shape[1:])
         draw = self.levels(batch, grid, generator=generator, device=self.device)
-        return draw.on_values(self.level_values) if self.level_values else draw
+        return draw.on_values(self.level_values, self.levels.t_min) if self.level_values else draw
 
     def _images(self, batch: dict[str, Tensor]) -> Image:
         x = batch["image"]

@@ -16,7 +16,8 @@ class Objective:
     """A batch's loss with what it is made of.
 
     Attributes:
-        per_image: weighted mean over the patches of each image; under `Elbo` nats per dimension.
+        per_image: weighted mean over the patches of each image; under `Elbo` nats per dimension of the whole image,
+            patches that are given clean counting as 0.
         error: mean squared error of the velocity per patch, unweighted.
         t: the level map of that error.
     """

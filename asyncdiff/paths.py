@@ -243,7 +243,30 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
                     f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} at {row}, {column}: "
                     "set t_min to its lowest level, or mend its end"
                 )
+    _check_jump(curve, name, maps, s)
     _check_slopes(curve, name, curves)
+
+
+def _check_jump(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, halvings: int = 36) -> None:
+    """Raise where the largest rise of a curve does not shrink with the interval it is looked for in."""
+    rises = maps.diff(dim=0)  # (points - 1, curves, gh, gw)
+    for number in range(rises.shape[1]):
+        leg, row, column = (int(k) for k in (rises[:, number] == rises[:, number].max()).nonzero()[0])
+        low, high = s[leg], s[leg + 1]
+
+        def level(at: torch.Tensor, of: tuple[int, int, int] = (number, row, column)) -> torch.Tensor:
+            return curve(at.expand(rises.shape[1]))[0][of]
+
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            lower = level(middle) - level(low) > level(high) - level(middle)
+            low, high = (low, middle) if lower else (middle, high)
+        jump = float(level(high) - level(low))
+        if jump > 1e-3:
+            raise ValueError(
+                f"{name} must be continuous, got a jump by {jump:g} at s = {low:g} at row {row}, column {column}: "
+                "give every patch some time for its way, as asyncdiff.paths.Ordered does"
+            )
 
 
 def _check_rise(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:

@@ -38,6 +38,15 @@ def spell(value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(spell(item) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {spell(item)}' for key, item in value.items())}}}"
+    try:
+        return _call(value)
+    except TypeError:  # a class that does not keep its arguments
+        return type(value).__name__
+
+
+def _call(value: Any) -> str:
     kind = type(value)
     names = [] if kind.__init__ is object.__init__ else _parameters(kind)
     kept = {name: _kept(value, name) for name in names}

@@ -23,8 +23,13 @@ class Weighting(ABC):
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
         """Weight of each patch at level `t`, whose path moves with `slope` = dt/ds (None: it follows no path)."""
 
-    def check(self, levels: LevelSampler) -> None:  # noqa: B027  most weightings go with every sampler
+    def check(self, levels: LevelSampler) -> None:
         """Raise ValueError if training with `levels` would not be what this weighting promises."""
+        if levels.spacing.needs_floor and not self.needs_slopes:
+            raise ValueError(
+                f"spacing {type(levels.spacing).__name__} draws s for the weight of Elbo, got {type(self).__name__}, "
+                "whose losses it makes noisier: leave it out of the levels"
+            )
 
 
 class Velocity(Weighting):

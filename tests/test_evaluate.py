@@ -63,9 +63,11 @@ def test_the_table_the_card_and_the_figure(run, capsys):
     card = json.loads((run / "evaluation" / "likelihood.json").read_text())
     assert card["images"] == 12
     assert card["protocol"]["decoder"]["init_args"] == {"values": 17}  # the data's own
-    assert card["protocol"]["t_min"] == pytest.approx(1 / 33)  # sigma / alpha is a quarter of a step, 1/32
+    assert card["protocol"]["floors"]["raster"] == pytest.approx(1 / 33)  # sigma / alpha is a quarter of a step, 1/32
+    assert card["protocol"]["weights"] == "raw"
+    assert card["unknown_values"] == 64
     assert f"path gap: {card['path_gap']['value']:.4f}" in printed
-    assert (run / "evaluation" / "bits.png").stat().st_size > 5000
+    assert (run / "evaluation" / "likelihood.png").stat().st_size > 5000
 
 
 def test_the_same_seed_gives_the_same_numbers_in_batches_of_any_size(run, tmp_path, capsys):
@@ -85,6 +87,45 @@ def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
     assert set(card["paths"]) == {"straight", "rings"}
     assert card["protocol"]["mask"]["init_args"] == {"side": "top"}
     assert card["paths"]["rings"]["per_patch"][0] == [0, 0]
+
+
+def test_a_mask_that_gives_nothing(run, capsys):
+    mask = '{"class_path": "asyncdiff.masks.Extreme", "init_args": {"fraction": 0.3}}'
+    assert "mask must leave some patches of the level map known and some unknown, got no" in refused(
+        capsys, run, "--mask", mask
+    )
+
+
+def test_code_of_a_shared_run_is_not_run(run, tmp_path, capsys):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    marker = tmp_path / "executed"
+    (tmp_path / "config.yaml").write_text(
+        f"data: {{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
+    )
+    assert "must lie in one of the packages asyncdiff, datamodules" in refused(capsys, tmp_path)
+    assert not marker.exists()
+
+
+def test_a_config_with_a_mistake(run, tmp_path, capsys):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    (tmp_path / "config.yaml").write_text("data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}")
+    assert "Digits has no argument batch_sise; did you mean batch_size?" in refused(capsys, tmp_path)
+
+
+def test_a_file_in_place_of_the_output_folder(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "--output must be a folder" in refused(capsys, run, "--output", str(tmp_path / "file"))
+
+
+def test_a_floor_at_zero(run, capsys):
+    assert "t_min must lie in (0, 1), got 0.0" in refused(capsys, run, "--t_min", "0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_a_device_that_is_not_there(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--likelihood", "--device", "cuda"])
+    assert "--device must be one that this machine has" in capsys.readouterr().err
 
 
 def test_no_run(tmp_path, capsys):

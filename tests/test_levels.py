@@ -455,12 +455,17 @@ def test_homogeneous_at_both_ends(probability):
     assert (maps.t == maps.t[:, :1, :1]).all() == bool(probability)
 
 
-def test_constant_maps_have_no_context_and_weigh_1():
+def test_constant_maps_have_no_context_and_are_spaced_as_the_others():
     maps = draw(Homogeneous(CleanContext(FLOORED, 1.0, Masks([Half()])), 0.5), 500)
     constant = (maps.slope == 0.99).all(2).all(1)
     assert 0.3 < constant.double().mean() < 0.7
     assert not maps.known[constant].any()
-    assert (maps.importance[constant] == 1).all()
+    # Drawn by the flux of N(0, 0.1) pixels, the integrand of these divided by the density is the same everywhere.
+    t = maps.t[constant][:, 0, 0].double()
+    snr = ((1 - t) / t).square()
+    integrand = 0.5 * 0.1 * 2 * (1 - t) / t**3 / (1 + 0.1 * snr) * 0.99
+    shares = maps.importance[constant].double() * integrand
+    assert torch.allclose(shares, shares[:1].expand_as(shares), rtol=1e-4)
     assert maps.known[~constant].any(2).any(1).all()
 
 

@@ -315,6 +315,18 @@ def test_pixels_between_the_values_are_refused():
         bound(ORACLE, torch.full((1, *SHAPE), -1 + 1 / 255, dtype=torch.float64), points=1)
 
 
+@pytest.mark.parametrize("wrong", [16.0, -1.2, math.nan])
+def test_pixels_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="pixels must take 17 equidistant values"):
+        CategoricalDecoder(17).check(torch.full((1, 1, 2, 2), wrong))
+
+
+def test_half_precision_images_count_as_what_they_are():
+    x = (torch.randint(0, 256, (8, *SHAPE), generator=seeded(0)) / 127.5 - 1).double()
+    exact = bound(ORACLE, x, points=8, generator=seeded(1)).total
+    assert torch.allclose(bound(ORACLE, x.half(), points=8, generator=seeded(1)).total.double(), exact, rtol=0.2)
+
+
 def test_a_conditioned_path_is_refused_in_favour_of_the_mask():
     with pytest.raises(ValueError, match="give the mask as known"):
         bound(ORACLE, X[:2], Conditioned(Synchronous(), torch.ones(1, 2, 2, dtype=torch.bool)), points=1)

@@ -399,3 +399,18 @@ def test_what_is_a_path_is_not():
 def test_a_patch_below_the_floor_is_refused():
     with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 at row 1, column 0"):
         check_path(Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1), (2, 3))
+
+
+def test_a_path_that_jumps_is_refused():
+    """Its slope is right everywhere but where it has none: bounds along it would miss the jump."""
+
+    class Leap(Path):
+        def curve(self, source):
+            def curve(s):
+                t = (s[:, None, None] > 0.437).to(source.dtype).expand(-1, *source.grid)
+                return t, torch.zeros_like(t)
+
+            return curve
+
+    with pytest.raises(ValueError, match=r"Leap must be continuous, got a jump by 1 at s = 0\.437 at row 0, column 0"):
+        check_path(Leap(), (2, 2))

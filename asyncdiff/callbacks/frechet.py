@@ -62,6 +62,11 @@ class Frechet(Measurement):
         self.first_seed = first_seed
         self._metric: FrechetDistance | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start anew, with the reference of this fit's data."""
+        super().on_train_start(trainer, pl_module)
+        self._metric = None
+
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The distances."""
         # The features may have to be trained: tensors made in inference mode, as in a test, could not be.

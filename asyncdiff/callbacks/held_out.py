@@ -1,20 +1,27 @@
 """Held-out images for callbacks."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
 
-def held_out(trainer: Trainer, count: int | None, split: Literal["val", "test"] = "val") -> Any:
-    """A batch of `count` images spread evenly over a held-out split, the same on every process; None for all."""
+def held_out(trainer: Trainer, count: int) -> Any:
+    """A batch of `count` images spread evenly over the validation split, the same on every process."""
+    images = held_out_split(trainer)
+    return images.__getitems__(spread(images, count))
+
+
+def held_out_split(trainer: Trainer, split: Literal["val", "test"] = "val") -> Any:
+    """The images of a held-out split, without augmentation."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "dataset"):
         raise ValueError("held-out images need a data module with a method dataset(split), such as Digits")
-    return spread(data.dataset(split).plain(), count)
+    return data.dataset(split).plain()
 
 
-def spread(images: Any, count: int | None) -> Any:
-    """A batch of `count` images of a dataset, evenly over its length; all for None or more."""
+def spread(images: Any, count: int | None) -> Sequence[int]:
+    """Indices of `count` images, evenly over the length of a dataset; all for None or more."""
     count = len(images) if count is None else min(count, len(images))
     # Files lie in the order of their classes: the first ones would all be of one.
-    return images.__getitems__([i * len(images) // count for i in range(count)])
+    return [i * len(images) // count for i in range(count)]

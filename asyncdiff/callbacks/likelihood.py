@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -9,11 +10,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.held_out import held_out
+from asyncdiff.callbacks.held_out import held_out_split, spread
 from asyncdiff.callbacks.measurement import Measurement
 from asyncdiff.callbacks.sharding import gathered, share
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods
+from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
 from asyncdiff.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
@@ -73,26 +74,37 @@ class Likelihood(Measurement):
         self.t_min = t_min
         self.batch_size = batch_size
 
+    def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Find out now, not at the end of the training, whether everything fits the data and the model."""
+        self._checked(trainer, pl_module, held_out_split(trainer))
+
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The bounds per dimension and their gap."""
-        batch = held_out(trainer, self.count, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        images, label = batch["image"], batch["label"] if self.labels and module.classes else None
-        values = int(getattr(trainer.datamodule, "values", 256))  # type: ignore[attr-defined]
-        decoder = self.decoder or CategoricalDecoder(values)
-        bounds = PathBounds(self.paths, self.points, decoder, self.mask, self.spacing, self.t_min)
-        mine = torch.tensor(share(trainer, len(images)))
+        images = held_out_split(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
+        bounds = self._checked(trainer, module, images)
+        indices = spread(images, self.count)
+        mine = share(trainer, len(indices))
         rows = []
-        with averaged_weights(trainer, module), evaluation_mode(module.denoiser):
-            for part in mine.split(self.batch_size):
-                x = images[part].to(module.device)
-                told = None if label is None else label[part].to(module.device)
-                rows.append(bounds.rows(module.denoiser, x, told, part.tolist()))
+        with averaged_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
+            for first in range(0, len(mine), self.batch_size):
+                part = mine[first : first + self.batch_size]
+                batch = images.__getitems__([indices[k] for k in part])
+                label = batch["label"].to(module.device) if self.labels and module.classes else None
+                rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, part).cpu())
         grid = module.denoiser.grid(module.shape[1:])
-        summary = bounds.summary(gathered(trainer, torch.cat(rows), len(images)), grid)
+        summary = bounds.summary(gathered(trainer, torch.cat(rows), len(indices)), grid)
         self._draw(trainer, summary)
         prefix = f"{self.name}/" if self.name else ""
         self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
+
+    def _checked(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathBounds:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
+        bounds = PathBounds(self.paths, self.points, decoder, self.mask, self.spacing, self.t_min)
+        check_labels(module, getattr(data, "classes", None), told=self.labels)
+        bounds.check(module.denoiser, images.__getitems__(spread(images, 4))["image"])
+        return bounds
 
     def _draw(self, trainer: Trainer, summary: PathLikelihoods) -> None:
         """RUN/images/bits.png and the TensorBoard image of that name."""

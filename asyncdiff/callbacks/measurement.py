@@ -34,13 +34,22 @@ class Measurement(Callback):
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The numbers by their tags, equal on all processes."""
 
+    def setup(self, trainer: Trainer, pl_module: AsyncDiffusion, stage: str) -> None:  # type: ignore[override]
+        """Refuse another measurement of the same name, whose numbers would be mixed with these."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is not self and isinstance(other, Measurement) and other.state_key == self.state_key:
+                raise ValueError(
+                    f"names of {type(self).__name__} callbacks must differ, got {self.name!r} twice: give each a name"
+                )
+
     @property
     def state_key(self) -> str:
         """Several of one kind are several callbacks."""
         return f"{type(self).__name__}{{name={self.name}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Start counting steps."""
+        """Start counting steps, without the numbers of an earlier fit."""
+        self.results, self.details, self._measured_at = {}, {}, -1
         self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
@@ -78,6 +87,6 @@ class Measurement(Callback):
 
     def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """What Lightning prints as its table, and logs, and what is logged besides."""
-        module.log_dict(self.results)
+        module.log_dict(self.results, sync_dist=True)  # equal on all processes already
         for logger in trainer.loggers:
             logger.log_metrics(self.details, step=trainer.global_step)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 
 from asyncdiff import paths as path_families
 from asyncdiff import recipe
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checks import at_least
+from asyncdiff.commands.experiment import Experiment
 from asyncdiff.commands.parsing import command_parser
-from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods
-from asyncdiff.likelihood import CategoricalDecoder, Decoder, finest_level
+from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
+from asyncdiff.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.masks import Mask
 from asyncdiff.spacings import FluxSpacing
 
@@ -29,37 +29,41 @@ far the network is from one consistent joint score. Images and noise are the sam
 def main(args: Sequence[str]) -> None:
     """Read the words, measure, print the table and write what it was made of."""
     parser = _parser()
-    options = parser.parse_args(args)
-    if not options.likelihood:
+    given = parser.parse_args(args)
+    if not given.likelihood:
         raise ValueError("--likelihood must be given, it is what can be evaluated so far: add it")
-    built = parser.instantiate(options)
-    at_least("--points", built.points, 2, "64 is usual")
-    at_least("--batch_size", built.batch_size, 1, "set the images that go through the network together")
-    if built.images is not None:
-        at_least("--images", built.images, 2, "a standard error needs two images")
-    run = Run(built.run, built.ckpt_path)
-    model, data = run.model(built.weights).to(built.device), run.data()
-    decoder = built.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
-    spacing = FluxSpacing(built.variance, model.process)
-    bounds = PathBounds(built.paths or STANDARD_PATHS, built.points, decoder, built.mask, spacing, built.t_min)
-    summary = measure(model, data, bounds, built)
-    print(summary.table())
-    folder = Path(built.output) if built.output else run.folder / "evaluation"
+    options = parser.instantiate(given)
+    at_least("--points", options.points, 2, "64 is usual")
+    at_least("--batch_size", options.batch_size, 1, "set the images that go through the network together")
+    if options.images is not None:
+        at_least("--images", options.images, 2, "a standard error needs two images")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu")
+    run = Run(options.run, options.ckpt_path)
+    output = _folder(options.output or run.folder / "evaluation")
+    model, data = run.model(options.weights).to(options.device), run.data(["asyncdiff", "datamodules", *options.allow])
+    check_labels(model, getattr(data, "classes", None), told=options.labels)
+    decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
+    spacing = FluxSpacing(options.variance, model.process)
+    bounds = PathBounds(options.paths or STANDARD_PATHS, options.points, decoder, options.mask, spacing, options.t_min)
     stamp = {
         "checkpoint": str(run.checkpoint),
-        "step": run.step,
-        "weights": built.weights,
-        "split": built.split,
-        "seed": built.seed,
-        "points": built.points,
-        "t_min": finest_level(model.process, decoder) if built.t_min is None else built.t_min,
-        "labels": bool(built.labels and model.classes),
+        "step": run.checkpoint_of("global_step", 0),
+        "weights": "ema" if options.weights != "raw" and run.checkpoint_of("ema", None) else "raw",
+        "data": type(data).__name__,
+        "split": options.split,
+        "seed": options.seed,
+        "points": options.points,
+        "floors": bounds.floors(model.process),
+        "labels": bool(options.labels and model.classes),
         "decoder": recipe.describe(decoder),
-        "mask": recipe.describe(built.mask),
+        "mask": recipe.describe(options.mask),
         "spacing": recipe.describe(spacing),
         "paths": {name: recipe.describe(path) for name, path in bounds.paths.items()},
     }
-    _write(folder, summary, stamp)
+    summary = measure(model, data, bounds, options)
+    print(summary.table())
+    _write(output, options.name, summary, stamp)
 
 
 @dataclass
@@ -84,10 +88,9 @@ class Run:
         """The checkpoint to evaluate."""
         return self.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
 
-    @property
-    def step(self) -> int:
-        """Optimiser steps of the checkpoint."""
-        return int(read_checkpoint(self.checkpoint).get("global_step", 0))
+    def checkpoint_of(self, key: str, default: Any) -> Any:
+        """What the checkpoint holds under a key."""
+        return read_checkpoint(self.checkpoint).get(key, default)
 
     def model(self, weights: Literal["auto", "ema", "raw"]) -> Any:
         """The model of the checkpoint."""
@@ -95,18 +98,12 @@ class Run:
 
         return AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights)
 
-    def data(self) -> Any:
-        """The run's data module."""
+    def data(self, allow: Sequence[str]) -> Any:
+        """The run's data module; only classes of the packages in `allow` are imported."""
         file = self.folder / "config.yaml" if self.given.is_dir() else self.given
         if not file.is_file():
             raise FileNotFoundError(f"RUN must be a run directory or its config.yaml, got {self.given}: no {file}")
-        config = OmegaConf.load(file)
-        node = OmegaConf.select(config, "data")
-        if node is None or "class_path" not in node:
-            raise ValueError(f"{file} must say what the data is, got no data.class_path: give the run's config.yaml")
-        node = OmegaConf.to_container(node, resolve=True)
-        # The user ran this very file: its classes are trusted.
-        return recipe.build(node, allow=tuple({"asyncdiff", "datamodules", *_packages(node)}))
+        return Experiment(file).data(allow)
 
 
 @torch.no_grad()
@@ -114,18 +111,21 @@ def measure(model: Any, data: Any, bounds: PathBounds, options: Any) -> PathLike
     """The bounds of `options.images` images of the split, spread evenly over it."""
     from asyncdiff.callbacks.held_out import spread
 
-    batch = spread(data.dataset(options.split).plain(), options.images)
-    images, label = batch["image"], batch["label"] if options.labels and model.classes else None
-    if tuple(images.shape[1:]) != model.shape:
+    images = data.dataset(options.split).plain()
+    indices = spread(images, options.images)
+    sample = images.__getitems__(spread(images, 4))["image"]
+    if tuple(sample.shape[1:]) != model.shape:
         raise ValueError(
-            f"images must have the model's shape {model.shape}, got {tuple(images.shape[1:])}: other data?"
+            f"images must have the model's shape {model.shape}, got {tuple(sample.shape[1:])}: other data?"
         )
+    bounds.check(model.denoiser, sample.to(options.device))
     rows = []
-    parts = torch.arange(len(images)).split(options.batch_size)
-    for part in tqdm(parts, desc="likelihood", unit="batch", leave=False, disable=None):
-        told = None if label is None else label[part].to(options.device)
-        seeds = [options.seed + i for i in part.tolist()]
-        rows.append(bounds.rows(model.denoiser, images[part].to(options.device), told, seeds).cpu())
+    starts = range(0, len(indices), options.batch_size)
+    for first in tqdm(starts, desc="likelihood", unit="batch", leave=False, disable=None):
+        batch = images.__getitems__(indices[first : first + options.batch_size])
+        label = batch["label"].to(options.device) if options.labels and model.classes else None
+        seeds = [options.seed + first + k for k in range(len(batch["image"]))]
+        rows.append(bounds.rows(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
     return bounds.summary(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
 
 
@@ -148,6 +148,8 @@ def _parser() -> Any:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path | None, help="folder of the JSON card and the figure; RUN/evaluation")
+    parser.add_argument("--name", type=str, default="likelihood", help="of both files")
+    parser.add_argument("--allow", type=list[str], default=[], help="packages whose data modules may be imported")
     return parser
 
 
@@ -155,21 +157,19 @@ PATHS = """a YAML file of names with path classes, {spiral: {class_path: asyncdi
 default synchronous, async_patch, wavefront (overlap 0.5) and raster (strict)"""
 
 
-def _write(folder: Path, summary: PathLikelihoods, stamp: dict[str, Any]) -> None:
+def _folder(path: Path) -> Path:
+    """The folder, made now: an evaluation is not to be lost for want of it."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"--output must be a folder, got the file {path}: name another")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(folder: Path, name: str, summary: PathLikelihoods, stamp: dict[str, Any]) -> None:
     from asyncdiff.plots.bit_figure import bit_figure
     from asyncdiff.plots.style import save
 
-    folder.mkdir(parents=True, exist_ok=True)
-    card = folder / "likelihood.json"
+    card, figure = folder / f"{name}.json", folder / f"{name}.png"
     card.write_text(json.dumps({"protocol": stamp, **summary.card()}, indent=2))
-    figure = folder / "bits.png"
     save(bit_figure(summary), figure)
     print(f"numbers: {card}\nwhere the bits are: {figure}")
-
-
-def _packages(node: Any) -> set[str]:
-    """The packages that class paths in a configuration name."""
-    if isinstance(node, dict):
-        own = {node["class_path"].partition(".")[0]} if isinstance(node.get("class_path"), str) else set()
-        return own.union(*map(_packages, node.values()))
-    return set().union(*map(_packages, node)) if isinstance(node, list) else set()

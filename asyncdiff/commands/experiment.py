@@ -1,6 +1,6 @@
 """Parts of an experiment file, built without the rest of it: no data, no trainer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class Experiment:
     """
 
     def __init__(self, file: Path):
+        if file.is_dir():
+            raise ValueError(f"experiments must be YAML files, got {file}, which is a folder: name its files")
         if not file.is_file():
             raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check it")
         self.file = file
@@ -33,6 +35,8 @@ class Experiment:
             config = OmegaConf.load(file)
         except yaml.YAMLError as error:
             raise self._refused(UsageError(f"Problems parsing config\n{error}", ())) from error
+        except (OSError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{file} must be a YAML file, got something else: {error}") from error
         if not isinstance(config, DictConfig):
             raise ValueError(f"{file} must hold an experiment, got a list or nothing: model.levels is what is read")
         self.config = config
@@ -67,6 +71,24 @@ class Experiment:
         with self.named():
             grid: tuple[int, int] = network.grid((side, side))
         return grid
+
+    def data(self, allow: Sequence[str]) -> Any:
+        """The data module at data; only classes of the packages in `allow` are imported."""
+        from lightning.pytorch import LightningDataModule  # late: it takes seconds
+
+        given = self._value("data")
+        path = given.get("class_path") if isinstance(given, dict) else None
+        if not isinstance(path, str):
+            raise ValueError(f"{self.file}: data must have a class_path, got {given}: give a run's config.yaml")
+        package = path.partition(".")[0]
+        if "." in path and package not in allow:
+            raise ValueError(
+                f"{self.file}: data.class_path must lie in one of the packages {', '.join(allow)}, got {path}: "
+                f"if you trust it, add --allow {package}"
+            )
+        import datamodules  # noqa: F401  a file may name its class without the module
+
+        return self._built("data", LightningDataModule)
 
     def _value(self, key: str) -> Any:
         """What stands at a dotted key, with its interpolations resolved; None if nothing does."""

@@ -3,18 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.denoiser import Denoise
-from asyncdiff.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound
+from asyncdiff.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound, finest_level
 from asyncdiff.masks import Mask
 from asyncdiff.orders import Raster, Wavefront
-from asyncdiff.paths import AsyncPatch, Ordered, Path, Synchronous
+from asyncdiff.paths import AsyncPatch, Ordered, Path, Synchronous, check_path
+from asyncdiff.processes import Process
 from asyncdiff.randomness import per_image
-from asyncdiff.shapes import Image, KnownPixels, Labels
+from asyncdiff.shapes import Image, KnownPixels, Labels, known_patches
 from asyncdiff.spacings import Spacing
 
 STANDARD_PATHS: Mapping[str, Path] = {
@@ -48,6 +50,29 @@ class PathBounds:
     spacing: Spacing | None = None
     t_min: float | None = None
 
+    def check(self, denoiser: Denoise, x: Image) -> None:
+        """Raise ValueError before anything is measured, if on images like `x` nothing could be."""
+        grid = denoiser.grid((x.shape[2], x.shape[3]))
+        for name, path in self.paths.items():
+            check_path(path, grid)
+            if self.t_min is not None and path.t_min > 0:
+                raise ValueError(f"t_min must be left out for paths with a floor, got both for {name}: {path.t_min}")
+        if self.t_min is not None and not 0 < self.t_min < 1:
+            raise ValueError(f"t_min must lie in (0, 1), got {self.t_min}: 0.002 suits 8-bit pixels")
+        self.decoder.check(x)
+        known = self._known(x[:1])
+        if known is not None and (patches := known_patches(known, grid)).any() == patches.all():
+            amount = "every" if patches.all() else "no"
+            raise ValueError(
+                f"mask must leave some patches of the level map known and some unknown, got {amount} patch known: "
+                "a patch is known where all its pixels are; choose another mask"
+            )
+
+    def floors(self, process: Process) -> dict[str, float]:
+        """The lowest level of every path."""
+        floor = finest_level(process, self.decoder) if self.t_min is None else self.t_min
+        return {name: path.t_min or floor for name, path in self.paths.items()}
+
     def rows(self, denoiser: Denoise, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
         """Nats of every image along every path, laid out for `PathLikelihoods`; image i depends on seed i only.
 
@@ -78,6 +103,16 @@ class PathBounds:
         if self.mask is None:
             return None
         return self.mask(x.shape[2], x.shape[3]).to(x.device).expand(len(x), -1, -1)
+
+
+def check_labels(model: Any, classes: int | None, *, told: bool) -> None:
+    """Raise ValueError unless a model's labels are those of the data, `classes` of them, and it can do without."""
+    if not model.classes:
+        return
+    if told and classes is not None and classes != model.classes:
+        raise ValueError(f"labels must be the model's, {model.classes} classes, got data with {classes}: other data?")
+    if not told and model.label_dropout == 0:
+        raise ValueError("labels must be told to a model that was trained with label_dropout 0: leave labels on")
 
 
 @dataclass(frozen=True)
@@ -129,12 +164,29 @@ class PathLikelihoods:
         return pairs.mean().item(), _standard_error(pairs)
 
     def gap(self) -> tuple[float, float]:
-        """The path gap, the largest mean less the smallest, and the standard error of that difference.
+        """The path gap, how far the loosest path lies above the tightest, and its standard error.
 
-        0 for a consistent joint score: the exact bound is the same on every path.
+        Its expectation is 0 for a consistent joint score, whose bound is the same on every path: the two paths are
+        chosen on one half of the images and compared on the other, both ways, since the largest less the smallest of
+        several noisy means would be positive in any case.
         """
-        ordered = sorted(self.names, key=self.mean)
-        return self.difference(ordered[-1], ordered[0])
+        rates = self.rates()
+        halves = (rates[0::2], rates[1::2])
+        if len(halves[1]) < 2:
+            ordered = sorted(self.names, key=self.mean)
+            return self.difference(ordered[-1], ordered[0])
+        gaps, errors = [], []
+        for chosen, compared in (halves, halves[::-1]):
+            means = chosen.mean(0)
+            pairs = compared[:, int(means.argmax())] - compared[:, int(means.argmin())]
+            gaps.append(pairs.mean().item())
+            errors.append(_standard_error(pairs))
+        return sum(gaps) / 2, sum(errors) / 2  # halves that agree on the extremes err together: no gain of sqrt(2)
+
+    @property
+    def dims(self) -> float:
+        """Unknown values of an image, on average."""
+        return self.rows[:, 0, len(TERMS)].mean().item()
 
     def by_level(self, name: str) -> Float[Tensor, " bins"]:
         """The diffusion term per dimension by the level of the patches, bins up to each of `LEVEL_EDGES`."""
@@ -160,8 +212,11 @@ class PathLikelihoods:
             parts = " | ".join(f"{self.term(name, term):.4f}" for term in TERMS)
             against = "" if name == first else f"{change:+.4f} ± {noise:.4f}"
             lines.append(f"| {name} | {self.mean(name):.4f} ± {self.standard_error(name):.4f} | {parts} | {against} |")
-        gap, noise = self.gap()
-        return "\n".join([*lines, "", f"path gap: {gap:.4f} ± {noise:.4f} {self.unit}, {self.images} images"])
+        lines += ["", f"{self.images} images of {self.dims:g} unknown values each"]
+        if len(self.names) > 1:
+            gap, noise = self.gap()
+            lines.append(f"path gap: {gap:.4f} ± {noise:.4f} {self.unit}")
+        return "\n".join(lines)
 
     def scalars(self) -> dict[str, float]:
         """The rate of each path and the gap, by the tags of a logger."""
@@ -175,13 +230,13 @@ class PathLikelihoods:
         found: dict[str, float] = {}
         for name in self.names:
             found |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
+            found[f"{rate}_parts/{name}/standard_error"] = self.standard_error(name)
             levels = zip(LEVEL_EDGES, self.by_level(name).tolist(), strict=True)
             found |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels}
         return found
 
     def card(self) -> dict[str, object]:
         """The same as plain containers for a JSON file, with standard errors."""
-        gap, noise = self.gap()
         paths = {
             name: {
                 "rate": self.mean(name),
@@ -192,12 +247,12 @@ class PathLikelihoods:
             }
             for name in self.names
         }
-        return {
-            "unit": self.unit,
-            "images": self.images,
-            "paths": paths,
-            "path_gap": {"value": gap, "standard_error": noise},
-        }
+        card: dict[str, object] = {"unit": self.unit, "images": self.images, "unknown_values": self.dims}
+        card["paths"] = paths
+        if len(self.names) > 1:
+            gap, noise = self.gap()
+            card["path_gap"] = {"value": gap, "standard_error": noise}
+        return card
 
     def _per_dim(self, nats: Tensor) -> Tensor:
         dims = self.rows[..., len(TERMS)].clamp(min=1)

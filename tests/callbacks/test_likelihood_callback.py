@@ -12,7 +12,8 @@ from asyncdiff.evaluation.path_likelihoods import PathBounds
 from asyncdiff.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.paths import AsyncPatch, Synchronous
+from asyncdiff.orders import Given
+from asyncdiff.paths import AsyncPatch, Ordered, Synchronous
 from datamodules import Digits
 
 PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
@@ -56,8 +57,7 @@ def test_it_is_the_bound_of_the_averaged_model(measured):
     summary, results = by_hand(measured), measured[2].results
     for name in PATHS:
         assert results[f"bits_per_dim/{name}"] == pytest.approx(summary.mean(name), rel=1e-5)
-    gap = abs(summary.mean("synchronous") - summary.mean("async"))
-    assert results["bits_per_dim/path_gap"] == pytest.approx(gap, rel=1e-3)
+    assert results["bits_per_dim/path_gap"] == pytest.approx(summary.gap()[0], rel=1e-3)
 
 
 def test_the_rest_given_a_half_without_labels(measured):
@@ -112,6 +112,37 @@ def test_the_path_gap_is_paired():
     assert gap == pytest.approx(5, rel=1e-5)
     assert error < 1e-5
     assert summary.standard_error("async") > 0.1
+
+
+def test_the_path_gap_of_equal_paths_is_none_on_average():
+    """The largest of four means less the smallest would be 2.06 standard deviations of one on average."""
+    rows = torch.zeros(400, 64, 4, 4 + len(LEVEL_EDGES) + 4)
+    rows[..., 1] = torch.randn(400, 64, 4, generator=torch.Generator().manual_seed(0))
+    rows[..., 3] = 1
+    bounds = PathBounds(dict.fromkeys("abcd", Synchronous()), decoder=GaussianDecoder())
+    gaps, errors = zip(*(bounds.summary(r, (2, 2)).gap() for r in rows), strict=True)
+    spread = torch.tensor(gaps).std().item()
+    assert abs(math.fsum(gaps) / 400) < 4 * spread / math.sqrt(400)
+    assert spread == pytest.approx(math.fsum(errors) / 400, rel=0.15)
+
+
+def test_two_of_one_name_are_refused(measured):
+    module = measured[1]
+    twice = Trainer(
+        callbacks=[Likelihood(PATHS), Likelihood(PATHS)], logger=False, fast_dev_run=True, accelerator="cpu"
+    )
+    with pytest.raises(ValueError, match="names of Likelihood callbacks must differ"):
+        twice.fit(module, datamodule=Digits(batch_size=32))
+
+
+def test_what_cannot_be_measured_is_refused_before_the_training(measured):
+    order = Given([[0, 1, 2]])
+    module = measured[1]
+    trainer = Trainer(
+        callbacks=[Likelihood({"mine": Ordered(order)})], logger=False, fast_dev_run=True, accelerator="cpu"
+    )
+    with pytest.raises(ValueError, match="grid must divide the level map of 2x2 patches"):
+        trainer.fit(module, datamodule=Digits(batch_size=32))
 
 
 @pytest.mark.parametrize(
