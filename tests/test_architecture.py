@@ -51,7 +51,8 @@ ALLOWED = {
     "networks": {"shapes"},
     "recipe": set(),
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
-    "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "likelihood", "masks"},
+    "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
+    | {"likelihood"},
     "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}

@@ -576,3 +576,11 @@ def test_rounding_keeps_both_ends():
 def test_arguments_without_a_meaning_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_rounding_keeps_the_floor_but_for_known_patches():
+    maps = draw(CleanContext(AlongPath(Floored(AsyncPatch(), 0.003)), 1.0, Masks([Half()])), 4000)
+    rounded = maps.on_values(256, t_min=0.003)
+    assert (rounded.t[rounded.known] == 0).all()
+    assert rounded.t[~rounded.known].min() == pytest.approx(1 / 255)
+    assert torch.equal(rounded.distinct.values[rounded.distinct.index], rounded.t)

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from asyncdiff.levels import AlongPath, Independent, Shared
+from asyncdiff.levels import AlongPath, CleanContext, Homogeneous, Independent, Shared
 from asyncdiff.paths import AsyncPatch, Floored
 from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.spacings import FluxSpacing
 from asyncdiff.weightings import Elbo, Sigmoid, Velocity
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
@@ -64,3 +65,13 @@ def test_elbo_refuses_levels_down_to_zero():
     with pytest.raises(ValueError, match="Elbo is infinite at t = 0.*Floored"):
         Elbo().check(AlongPath(AsyncPatch()))
     Elbo().check(AlongPath(Floored(AsyncPatch(), t_min=1e-3)))
+
+
+@pytest.mark.parametrize("weighting", [Velocity(), Sigmoid()], ids=lambda w: type(w).__name__)
+def test_the_spacing_of_elbo_is_refused_by_the_others(weighting):
+    """It draws few levels where their weight is not small: losses would be noisier, not less."""
+    levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxSpacing())
+    Elbo().check(levels)
+    for sampler in (levels, CleanContext(levels), Homogeneous(levels)):
+        with pytest.raises(ValueError, match="spacing FluxSpacing draws s for the weight of Elbo"):
+            weighting.check(sampler)
