@@ -22,7 +22,7 @@ OBJECTIVES = ("velocity", "sigmoid", "elbo", "elbo_uniform")
 
 def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
     """Mean bound of the held-out digits along two paths, and the path gap of all four."""
-    bounds = PathBounds(STANDARD_PATHS, points=64, decoder=CategoricalDecoder(Digits.values))
+    bounds = PathBounds(STANDARD_PATHS, points=32, decoder=CategoricalDecoder(Digits.values))
     with torch.no_grad():
         rows = bounds.rows(model.denoiser, judge.images, judge.labels, range(len(judge.images)))
     summary = bounds.summary(rows, model.denoiser.grid((8, 8)))
