@@ -20,13 +20,13 @@ class Projection(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # In float64: a float32 product rounds otherwise for batches of another size, on some processors.
-        weight = torch.randn(48, DIM, generator=torch.Generator().manual_seed(5)).double()
+        weight = torch.randn(48, DIM, generator=torch.Generator().manual_seed(5))
         self.register_buffer("weight", weight)
         self.drop = nn.Dropout(0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.drop((images.flatten(1).double() @ self.weight).tanh())
+        # In float64: a float32 product rounds otherwise for batches of another size, on some processors.
+        return self.drop((images.flatten(1).double() @ self.weight.double()).tanh().to(self.weight.dtype))
 
 
 def images(n: int, seed: int, *, shift: float = 0.0) -> Tensor:
