@@ -174,7 +174,6 @@ def test_flux_spacing_places_steps_better():
 MASKS = {
     "left half": Half()(4, 4),
     "one patch unknown": torch.tensor([[0, 0], [0, 1]]).repeat_interleave(2, 0).repeat_interleave(2, 1) < 1,
-    "nothing known": torch.zeros(4, 4, dtype=torch.bool),
 }
 
 
@@ -185,7 +184,7 @@ def test_the_conditional_bound_is_the_gaussian_conditional(path, mask):
     known = mask.expand(2 * DIMS, 4, 4)
     found = bound(ORACLE, **copies(X[:1]), path=path, known=known, points=256, decoder=NATS, spacing=FluxSpacing(1.0))
     truth = -ORACLE.conditional_log_prob(X[:1], mask)
-    assert torch.allclose(expected(found.total), truth, rtol=5e-3)  # with 256 points; the kinks cost
+    assert torch.allclose(expected(found.total), truth, rtol=1e-3)
     assert (found.dims == (~mask).sum()).all()
     assert (found.per_patch[known_patches(known, GRID)] == 0).all()
 
@@ -202,8 +201,8 @@ def test_the_chain_rule_closes():
     cov[:8, 8:], cov[8:, :8] = 0, 0
     apart = GaussianOracle(MEAN, cov, GRID)
     first = bound(apart, **copies(X[:1]), **options).per_patch[:, 0].sum(1)
-    assert torch.allclose(expected(first + rest.total), expected(whole.total), rtol=2e-3)
-    assert torch.allclose(expected(first), -ORACLE.marginal_log_prob(X[:1], mask), rtol=2e-3)
+    assert torch.allclose(expected(first + rest.total), expected(whole.total), rtol=1e-3)
+    assert torch.allclose(expected(first), -ORACLE.marginal_log_prob(X[:1], mask), rtol=1e-3)
 
 
 def test_everything_known_leaves_nothing():

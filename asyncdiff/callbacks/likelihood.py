@@ -90,7 +90,9 @@ class Likelihood(Measurement):
                 part = mine[first : first + self.batch_size]
                 batch = images.__getitems__([indices[k] for k in part])
                 label = batch["label"].to(module.device) if self.labels and module.classes else None
-                rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, part).cpu())
+                # By the place in the split: a file that cannot be read is left out of its batch.
+                seeds = batch["index"].tolist()
+                rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
         grid = module.denoiser.grid(module.shape[1:])
         summary = bounds.summary(gathered(trainer, torch.cat(rows), len(indices)), grid)
         self._draw(trainer, summary)

@@ -124,7 +124,7 @@ def measure(model: Any, data: Any, bounds: PathBounds, options: Any) -> PathLike
     for first in tqdm(starts, desc="likelihood", unit="batch", leave=False, disable=None):
         batch = images.__getitems__(indices[first : first + options.batch_size])
         label = batch["label"].to(options.device) if options.labels and model.classes else None
-        seeds = [options.seed + first + k for k in range(len(batch["image"]))]
+        seeds = [options.seed + index for index in batch["index"].tolist()]
         rows.append(bounds.rows(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
     return bounds.summary(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
 
@@ -144,7 +144,9 @@ def _parser() -> Any:
     parser.add_argument("--variance", type=float, default=0.1, help="of FluxSpacing, the importance sampling of s")
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
-    parser.add_argument("--seed", type=int, default=0, help="image i is measured with the noise of seed + i")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="image i of the split is measured with the noise of seed + i"
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path | None, help="folder of the JSON card and the figure; RUN/evaluation")

@@ -49,7 +49,7 @@ def by_hand(measured, mask=None, label=True):
     images, labels = held_out.images[chosen], held_out.labels[chosen]
     bounds = PathBounds(PATHS, 3, CategoricalDecoder(17), mask)
     with trainer.callbacks[0].swapped(module), torch.no_grad():
-        rows = bounds.rows(module.denoiser.eval(), images, labels if label else None, range(20))
+        rows = bounds.rows(module.denoiser.eval(), images, labels if label else None, chosen)
     return bounds.summary(rows, (2, 2))
 
 
