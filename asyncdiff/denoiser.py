@@ -1,12 +1,14 @@
 """The one callable that joins everything: denoiser(x_t, t, label) -> Prediction."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from asyncdiff.processes import Process
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap
+
+LOGVAR = (-30.0, 20.0)  # bounds of a predicted log-variance (Patch Forcing, arXiv:2604.19141)
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Prediction:
         x_t: the noisy image.
         t: its level map.
         v: the velocity; `x` and `eps` follow from it.
-        logvar: log-variance of the velocity's error per patch, where the network predicts it.
+        logvar: log of the expected squared error of the velocity, mean over each patch's pixels, where the network
+            predicts it.
     """
 
     process: Process
@@ -42,7 +45,9 @@ class Prediction:
 class Denoise(Protocol):
     """The signature shared by trained networks, guidance and exact oracles."""
 
-    process: Process
+    @property
+    def process(self) -> Process:
+        """The noise process."""
 
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
@@ -57,7 +62,8 @@ class Denoiser(nn.Module):
     """A network that predicts the velocity, with the process that it belongs to.
 
     Args:
-        network: callable (x_t, t, label, distinct=...) -> v, with a method grid((h, w)) -> (gh, gw).
+        network: callable (x_t, t, label, distinct=...) -> v, or (v, logvar) where it predicts its uncertainty, with a
+            method grid((h, w)) -> (gh, gw).
         process: the noise process.
     """
 
@@ -67,13 +73,31 @@ class Denoiser(nn.Module):
         self.process = process
 
     def forward(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self,
+        x_t: Image,
+        t: LevelMap,
+        label: Labels | None = None,
+        *,
+        distinct: Distinct | None = None,
+        memory: Any | None = None,
     ) -> Prediction:
-        """The network's prediction, in the precision of `x_t` whatever autocast computed in."""
-        v: Tensor = self.network(x_t, t, label, distinct=distinct)
-        return Prediction(self.process, x_t, t, v.to(x_t.dtype))
+        """The network's prediction, in the precision of `x_t` whatever autocast computed in.
+
+        `memory` is one of the network's own, where it can compute some patches and remember the others.
+        """
+        remembered = {} if memory is None else {"memory": memory}
+        output = self.network(x_t, t, label, distinct=distinct, **remembered)
+        v, logvar = output if isinstance(output, tuple) else (output, None)
+        if logvar is not None:
+            logvar = logvar.to(x_t.dtype).clamp(*LOGVAR)
+        return Prediction(self.process, x_t, t, v.to(x_t.dtype), logvar)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The level map's grid (gh, gw) for images of (h, w)."""
         grid: tuple[int, int] = self.network.grid(size)  # type: ignore[operator]
         return grid
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no label", None for a network without labels."""
+        return int(getattr(self.network, "classes", 0)) or None

@@ -53,6 +53,8 @@ class AsyncDiffusion(LightningModule):
         level_values: training levels are rounded to this many equidistant values, so that a network computes that many
             modulations a step rather than one per patch; the noise is added at the rounded level. 0 = continuous.
         seed: of all randomness in training and evaluation.
+        uncertainty_weight: weight in the loss of the uncertainty head's Gaussian negative log-likelihood, where the
+            network has such a head.
         predict_count: images that `predict` draws, with seeds 0, 1, ...; classes in turn if the network has any.
         predict_batch_size: images drawn together.
     """
@@ -72,6 +74,7 @@ class AsyncDiffusion(LightningModule):
         label_dropout: float = 0.1,
         level_values: int = 256,
         seed: int = 0,
+        uncertainty_weight: float = 0.01,
         predict_count: int = 64,
         predict_batch_size: int = 64,
     ):
@@ -88,6 +91,7 @@ class AsyncDiffusion(LightningModule):
         self.label_dropout = label_dropout
         self.level_values = level_values
         self.seed = seed
+        self.uncertainty_weight = uncertainty_weight
         self.predict_count = predict_count
         self.predict_batch_size = predict_batch_size
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
@@ -209,6 +213,10 @@ class AsyncDiffusion(LightningModule):
         result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
         self.log("train/loss", loss, prog_bar=True)
+        if result.uncertainty is not None:
+            uncertainty = result.uncertainty.mean()
+            self.log("train/uncertainty_loss", uncertainty)
+            loss = loss + self.uncertainty_weight * uncertainty
         return {"loss": loss, "t": result.t, "error": result.error.detach()}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -343,6 +351,7 @@ class AsyncDiffusion(LightningModule):
         at_least("warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
         at_least("predict_count", self.predict_count, 1, "set the images to draw")
         at_least("predict_batch_size", self.predict_batch_size, 1, "set the images to draw together")
+        at_least("uncertainty_weight", self.uncertainty_weight, 0, "0.01 is Patch Forcing's")
         at_least("weight_decay", self.weight_decay, 0, "0 is off")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asyncdiff.denoiser import Denoise
 from asyncdiff.levels import LevelDraw
-from asyncdiff.shapes import Image, Labels, LevelMap, mean_per_patch
+from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, mean_per_patch
 from asyncdiff.weightings import Weighting
 
 
@@ -20,11 +20,14 @@ class Objective:
             patches that are given clean counting as 0.
         error: mean squared error of the velocity per patch, unweighted.
         t: the level map of that error.
+        uncertainty: negative log-likelihood of the errors under the predicted log-variances, nats per pixel, mean over
+            the noisy patches of each image; None where the network predicts none.
     """
 
     per_image: Float[Tensor, " b"]
     error: LevelMap
     t: LevelMap
+    uncertainty: Float[Tensor, " b"] | None = None
 
 
 def objective(
@@ -38,4 +41,12 @@ def objective(
     # A patch without noise has nothing to be predicted: its target holds a noise that is not in the image.
     weight = weighting(process, draw.t, draw.slope).masked_fill(draw.t == 0, 0)
     per_image = (weight * error).mean(dim=(1, 2))
-    return Objective(per_image if draw.importance is None else draw.importance * per_image, error, draw.t)
+    per_image = per_image if draw.importance is None else draw.importance * per_image
+    uncertainty = None if prediction.logvar is None else _gaussian_nll(prediction.logvar, error, draw.t > 0)
+    return Objective(per_image, error, draw.t, uncertainty)
+
+
+def _gaussian_nll(logvar: LevelMap, error: LevelMap, noisy: KnownPatches) -> Float[Tensor, " b"]:
+    """-log N(error; 0, var) per pixel without its constant. The velocity learns nothing from it: errors are given."""
+    nats = 0.5 * (logvar + error.detach() * (-logvar).exp())
+    return (nats * noisy).sum(dim=(1, 2)) / noisy.sum(dim=(1, 2)).clamp(min=1)

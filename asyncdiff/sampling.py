@@ -1,18 +1,25 @@
-"""From seeds to images: the sampling loop, written once."""
+"""From seeds to images: what every sampler shares, and the one that walks a noise path."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.denoiser import Denoise, Prediction
-from asyncdiff.paths import Conditioned, Path, Synchronous
-from asyncdiff.randomness import normal, per_image
-from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, known_patches, to_pixels
+from asyncdiff.guidance import Guidance, narrowed
+from asyncdiff.orders import Order, Raster
+from asyncdiff.paths import Conditioned, Ordered, Path, Synchronous
+from asyncdiff.randomness import Source, counter_key, normal, per_image
+from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
+from asyncdiff.skipping import Skipping
 from asyncdiff.solvers import Ddim, Solver
+
+GUIDANCE = 1  # second counter of the guidance's random streams, so that they leave those of the images alone
 
 
 @dataclass(frozen=True)
@@ -24,28 +31,74 @@ class Frame:
     s: float
 
 
-class Sampler:
-    """Walks a noise path back from s = 1 to s = 0 with a solver, on a uniform grid of s.
+@dataclass(frozen=True)
+class Start:
+    """What a walk starts from, and all that it may ask.
+
+    Attributes:
+        denoiser: with its guidance.
+        x_t: pure noise, and the image where patches are known.
+        held: True = known, per patch; none without an image.
+        label: class per image, None without.
+        source: of the walk's path: one generator per image, and a floating type that does not round steps away.
+        image: what is known, None without.
+        known: True = known, per pixel; None without.
+        skipping: the cache of a network that computes moving patches only, None where all are computed.
+    """
+
+    denoiser: Denoise
+    x_t: Image
+    held: KnownPatches
+    label: Labels | None
+    source: Source
+    image: Image | None = None
+    known: KnownPixels | None = None
+    skipping: Skipping | None = None
+
+    def evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
+        """The prediction for these images, told their labels."""
+        return self.denoiser(x_t, t, self.label)
+
+    def moving(self, patches: KnownPatches) -> None:
+        """Say whose predictions the next evaluations are wanted for; those of others may be old ones."""
+        if self.skipping is not None:
+            self.skipping.moving = patches
+
+    def noise(self) -> Image:
+        """Fresh standard normal noise, image i's from its own generator."""
+        return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
+
+    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Start":
+        """The same for some of the images."""
+        generators = self.source.generator
+        assert isinstance(generators, list)
+        denoiser = narrowed(self.denoiser, rows)
+        return replace(
+            self,
+            denoiser=denoiser,
+            x_t=self.x_t[rows],
+            held=self.held[rows],
+            label=None if self.label is None else self.label[rows],
+            source=replace(self.source, batch=len(rows), generator=[generators[i] for i in rows.tolist()]),
+            image=None if self.image is None else self.image[rows],
+            known=None if self.known is None else self.known[rows],
+        )
+
+
+class ImageSampler(ABC):
+    """A rule that turns seeds into images with a denoiser. Subclasses implement `walk`.
 
     Image i depends on seed i only: its path, its first noise and every later noise come from its own generator, on the
     CPU, whatever the batch or the device.
 
-    Args:
-        path: the path family; conditioned on what is known where an image is given.
-        solver: the rule for one step.
-        steps: number of steps, each of `solver.evaluations` evaluations of the network.
+    Attributes:
+        guidance: applied in this order, the first one next to the network.
+        refresh: evaluations between those that compute all patches; in between a network that can computes only the
+            patches that move. 1 computes all every time.
     """
 
-    def __init__(self, path: Path | None = None, solver: Solver | None = None, steps: int = 50):
-        at_least("steps", steps, 1, "50 is usual")
-        self.path = path or Synchronous()
-        if self.path.t_min > 0:
-            raise ValueError(
-                f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
-                "Floored is for training and likelihoods"
-            )
-        self.solver = solver or Ddim()
-        self.steps = steps
+    guidance: Sequence[Guidance] = ()
+    refresh: int = 1
 
     def __call__(
         self,
@@ -77,7 +130,7 @@ class Sampler:
             denoiser, seeds=seeds, shape=shape, label=label, image=image, known=known, device=device, dtype=dtype
         ):
             pass
-        assert frame is not None, "a walk has at least two frames"
+        assert frame is not None, "a walk has at least one frame"
         if image is None or known is None:
             return frame.x_t
         return torch.where(known[:, None].to(device), image.to(device, dtype), frame.x_t)
@@ -95,35 +148,127 @@ class Sampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Frame]:
-        """The steps + 1 states from pure noise to the result, as `__call__` walks them."""
+        """The states from pure noise to the result, as `__call__` walks them."""
         _check(seeds, shape, label, image, known)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
-        path = self.path
         # Drawn before anything else, in a fixed order: what is known never changes an image's noise.
         x_t = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
+        held = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
         if image is not None and known is not None:
-            held = known_patches(known.to(device), grid)
-            path = Conditioned(path, held)
-            x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image.to(device, dtype), x_t)
+            image, known = image.to(device, dtype), known.to(device)
+            held = known_patches(known, grid)
+            x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image, x_t)
         exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
-        curve = path.draw(len(seeds), grid, generator=generators, device=device, dtype=exact)
+        source = Source(len(seeds), grid, generators, device, exact)
+        skipping = Skipping(denoiser, self.refresh) if self.refresh > 1 else None
+        own = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
+        guided = skipping or denoiser
+        for guidance in self.guidance:
+            guided = guidance.begin(guided, own, shape)
+        yield from self.walk(Start(guided, x_t, held, label, source, image, known, skipping))
 
-        def evaluate(x_t: Image, t: LevelMap) -> Prediction:
-            return denoiser(x_t, t, label)
+    @abstractmethod
+    def walk(self, start: Start) -> Iterator[Frame]:
+        """The states from `start` to the result, of which the last one's patches are all at level 0."""
 
-        solver = self.solver.begin()
-        progress = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
-        maps = (curve(torch.full((len(seeds),), s, device=device, dtype=exact))[0] for s in progress)
-        t = next(maps)
+
+class Sampler(ImageSampler):
+    """Walks a noise path back from s = 1 to s = 0 with a solver, on a uniform grid of s.
+
+    Args:
+        path: the path family; conditioned on what is known where an image is given.
+        solver: the rule for one step.
+        steps: number of steps, each of `solver.evaluations` evaluations of the network. Steps in which no patch of the
+            batch moves are free.
+        guidance: what the denoiser is guided by, applied in this order.
+        refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        solver: Solver | None = None,
+        steps: int = 50,
+        guidance: Sequence[Guidance] = (),
+        refresh: int = 1,
+    ):
+        at_least("steps", steps, 1, "50 is usual")
+        at_least("refresh", refresh, 1, "1 computes all patches every time")
+        self.path = path or Synchronous()
+        if self.path.t_min > 0:
+            raise ValueError(
+                f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
+                "Floored is for training and likelihoods"
+            )
+        self.solver = solver or Ddim()
+        self.steps = steps
+        self.guidance = list(guidance)
+        self.refresh = refresh
+
+    def walk(self, start: Start) -> Iterator[Frame]:
+        """The steps + 1 states of the path."""
+        path = Conditioned(self.path, start.held) if start.known is not None else self.path
+        curve = path.curve(start.source)
+        solver, x_t = self.solver.begin(), start.x_t
+        progress = torch.linspace(1, 0, self.count(start.source.grid) + 1, dtype=torch.float64).tolist()
+
+        def level_map(s: float) -> LevelMap:
+            return curve(torch.full((len(x_t),), s, device=start.source.device, dtype=start.source.dtype))[0]
+
+        t = level_map(progress[0])
         yield Frame(x_t, t, progress[0])
-        for s, to in zip(progress[1:], maps, strict=True):
-            noise = None
-            if solver.stochastic:
-                noise = normal(x_t.shape, generator=generators, device=device, dtype=dtype)
-            x_t = solver(evaluate, x_t, t, to, noise).to(dtype)
+        for s in progress[1:]:
+            to = level_map(s)
+            noise = start.noise() if solver.stochastic else None
+            moving = to < t
+            if moving.any():
+                start.moving(moving)
+                x_t = solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype)
+            else:  # as after a step in which other images moved: no patch has a history
+                solver = self.solver.begin()
             t = to
             yield Frame(x_t, t, s)
+
+    def count(self, grid: tuple[int, int]) -> int:
+        """Number of steps for level maps of (gh, gw)."""
+        return self.steps
+
+
+class Autoregressive(Sampler):
+    """Patch after patch, each in `steps_per_patch` steps; with overlap, the next ones start before one is done.
+
+    The number of steps follows from the grid: K groups take steps_per_patch (1 + (K - 1)(1 - overlap)) of them, rounded
+    up. AsyncPatch Diffusion generates 64 patches in 16 steps each, 1024 evaluations (arXiv:2606.07079).
+
+    Args:
+        order: which patches move when; raster by default.
+        overlap: share of a group's time in which the next one moves, too; in [0, 1).
+        solver: the rule for one step.
+        steps_per_patch: steps from noise to clean of every patch.
+        guidance: what the denoiser is guided by, applied in this order.
+        refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
+    """
+
+    def __init__(
+        self,
+        order: Order | None = None,
+        overlap: float = 0.0,
+        solver: Solver | None = None,
+        steps_per_patch: int = 16,
+        guidance: Sequence[Guidance] = (),
+        refresh: int = 1,
+    ):
+        at_least("steps_per_patch", steps_per_patch, 1, "16 is the paper's")
+        self.order = order or Raster()
+        self.overlap = overlap
+        self.steps_per_patch = steps_per_patch
+        super().__init__(Ordered(self.order, overlap), solver, guidance=guidance, refresh=refresh)
+
+    def count(self, grid: tuple[int, int]) -> int:
+        """Number of steps for level maps of (gh, gw)."""
+        duration = 1 + (self.order.groups(grid) - 1) * (1 - self.overlap)
+        return math.ceil(round(self.steps_per_patch * duration, 6))
 
 
 def _check(

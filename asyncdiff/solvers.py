@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from asyncdiff.checks import within
 from asyncdiff.denoiser import Prediction
@@ -35,6 +37,10 @@ class Solver(ABC):
 
     def begin(self) -> "Solver":
         """A solver ready for one walk: one that remembers earlier steps returns a fresh copy, without any."""
+        return self
+
+    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Solver":
+        """The solver for some of the images of the walk; one that remembers steps forgets those of the others."""
         return self
 
     @abstractmethod
@@ -132,6 +138,12 @@ class _MultistepWalk(Multistep):
 
     def __init__(self) -> None:
         self._before: tuple[Image, LevelMap] | None = None
+
+    def narrowed(self, rows: Int64[Tensor, " n"]) -> Solver:
+        """The history of these images."""
+        if self._before is not None:
+            self._before = self._before[0][rows], self._before[1][rows]
+        return self
 
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
         """One evaluation of the denoiser."""

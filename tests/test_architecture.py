@@ -25,7 +25,7 @@ MATHEMATICS = [
     "likelihood",
     "solvers",
 ]
-MATHEMATICS += ["sampling", "objective", "masks", "tasks"]
+MATHEMATICS += ["skipping", "guidance", "sampling", "objective", "masks", "tasks"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
@@ -45,7 +45,9 @@ ALLOWED = {
     "likelihood": {"shapes", "randomness", "processes", "paths", "spacings", "denoiser", "weightings"},
     "objective": {"shapes", "denoiser", "levels", "weightings"},
     "solvers": {"shapes", "processes", "denoiser"},
-    "sampling": {"shapes", "randomness", "denoiser", "paths", "solvers"},
+    "skipping": {"shapes", "processes", "denoiser"},
+    "guidance": {"shapes", "randomness", "processes", "denoiser", "skipping"},
+    "sampling": {"shapes", "randomness", "denoiser", "guidance", "orders", "paths", "skipping", "solvers"},
     "masks": set(),
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},

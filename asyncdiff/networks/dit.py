@@ -1,5 +1,10 @@
 """DiT (Peebles & Xie, arXiv:2212.09748) whose adaLN-zero is per patch: each token is modulated by its own level."""
 
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import repeat
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,10 +12,13 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, grid_positions
+from asyncdiff.networks.memory import Memory
 from asyncdiff.networks.modulation import Conditioning, Modulation, token_index
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]
+Outputs = Float[Tensor, "b n features"]  # what the network says of every token
+Attend = Callable[[Attention, Tensor], Tensor]  # the attention of some tokens to all
 
 
 class DiTBlock(nn.Module):
@@ -24,10 +32,11 @@ class DiTBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=_TanhGelu, drop=dropout)
         self.modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tokens, conditioning: Conditioning) -> Tokens:
-        """The tokens after the block; the identity at initialisation."""
+    def forward(self, x: Tokens, conditioning: Conditioning, attend: Attend | None = None) -> Tokens:
+        """The tokens after the block; the identity at initialisation. `attend` stands for the attention's forward."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
-        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1))
+        h = modulate(self.norm1(x), shift1, scale1)
+        x = x + gate1 * (self.attention(h) if attend is None else attend(self.attention, h))
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
 
 
@@ -48,6 +57,7 @@ class DiT(nn.Module):
         level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; that size by default.
         positions: whether tokens know where they are; off only to study equivariance.
         dropout: after attention and inside the MLP.
+        uncertainty: also predict how far off the velocity of each patch is, see `forward`.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class DiT(nn.Module):
         level_patch_size: int | None = None,
         positions: bool = True,
         dropout: float = 0.0,
+        uncertainty: bool = False,
     ):
         super().__init__()
         _check_sizes(patch_size, dim, heads, level_patch_size)
@@ -75,6 +86,7 @@ class DiT(nn.Module):
         self.level_patch_size = level_patch_size
         self.positions = positions
         self.dropout = dropout
+        self.uncertainty = uncertainty
 
         self.embed = nn.Linear(channels * patch_size**2, dim)
         self.level_embedding = LevelEmbedding(dim)
@@ -83,6 +95,7 @@ class DiT(nn.Module):
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.final_modulation = Modulation(dim, 2)
         self.head = nn.Linear(dim, channels * patch_size**2)
+        self.uncertainty_head = nn.Linear(dim, 1) if uncertainty else None
         self._initialise()
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -101,9 +114,19 @@ class DiT(nn.Module):
         return size[0] // patch, size[1] // patch
 
     def forward(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
-    ) -> Image:
-        """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them."""
+        self,
+        x_t: Image,
+        t: LevelMap,
+        label: Labels | None = None,
+        *,
+        distinct: Distinct | None = None,
+        memory: Memory | None = None,
+    ) -> Image | tuple[Image, LevelMap]:
+        """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them.
+
+        With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
+        With a `memory` only the tokens of its moving patches are computed, all of them if it names none.
+        """
         if x_t.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
         self.grid((x_t.shape[2], x_t.shape[3]))
@@ -113,10 +136,40 @@ class DiT(nn.Module):
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
             x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
-        for block in self.blocks:
-            x = block(x, conditioning)
+        output = (
+            self._tokens(x, conditioning, repeat(None))
+            if memory is None
+            else self._some(x, conditioning, memory, tokens)
+        )
+        v = unpatchify(output[:, :, : self.head.out_features], tokens, self.patch_size)
+        return v if self.uncertainty_head is None else (v, self._logvar(output[:, :, -1:], tokens))
+
+    def memory(self) -> Memory:
+        """An empty memory for a walk in which not all patches are computed every time."""
+        return Memory()
+
+    def _tokens(self, x: Tokens, conditioning: Conditioning, attends: Iterable[Attend | None]) -> Outputs:
+        """Velocities of every token's pixels, and its log-variance where there is a head for it."""
+        for block, attend in zip(self.blocks, attends, strict=False):
+            x = block(x, conditioning, attend)
         shift, scale = self.final_modulation(conditioning)
-        return unpatchify(self.head(modulate(self.norm(x), shift, scale)), tokens, self.patch_size)
+        x = modulate(self.norm(x), shift, scale)
+        return torch.cat([self.head(x), self.uncertainty_head(x)], dim=2) if self.uncertainty_head else self.head(x)
+
+    def _some(self, x: Tokens, conditioning: Conditioning, memory: Memory, tokens: tuple[int, int]) -> Outputs:
+        """What `_tokens` says of the memory's moving patches, and what it last said of the others."""
+        chosen = memory.chosen(tokens)
+        if chosen is not None:
+            x, conditioning = chosen.of(x), conditioning.at(chosen.index)
+        attends = (partial(memory.attend, block=k, chosen=chosen) for k in range(self.depth))
+        return memory.finish(self._tokens(x, conditioning, attends), chosen)
+
+    def _logvar(self, per_token: Float[Tensor, "b n 1"], tokens: tuple[int, int]) -> LevelMap:
+        """The log of the mean variance over the tokens of each level patch."""
+        side = (self.level_patch_size or self.patch_size) // self.patch_size
+        gh, gw = tokens[0] // side, tokens[1] // side
+        cells = per_token.reshape(-1, gh, side, gw, side)
+        return torch.logsumexp(cells.permute(0, 1, 3, 2, 4).flatten(3), dim=3) - 2 * math.log(side)
 
     def _condition(self, distinct: Distinct, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
         levels = F.silu(self.level_embedding(distinct.values))
@@ -141,8 +194,10 @@ class DiT(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
         if self.label_embedding is not None:
             nn.init.normal_(self.label_embedding.table.weight, std=0.02)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for head in (self.head, self.uncertainty_head):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
 
 
 def modulate(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:

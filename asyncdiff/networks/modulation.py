@@ -5,7 +5,7 @@ which is exact and costs as much as scalar conditioning. Labels would multiply t
 classes; they enter after the nonlinearity instead, silu(level) + silu(label), as one more row per image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -27,6 +27,10 @@ class Conditioning:
     levels: Float[Tensor, "r dim"]
     index: Int64[Tensor, "b n"]
     label: Float[Tensor, "b dim"] | None
+
+    def at(self, places: Int64[Tensor, "b m"]) -> "Conditioning":
+        """Of some tokens."""
+        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, places))
 
 
 class Modulation(nn.Module):

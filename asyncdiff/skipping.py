@@ -1,0 +1,81 @@
+"""Computing only the patches that move: what others last were to the attention is remembered in between."""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from asyncdiff.denoiser import Denoise, Denoiser, Prediction
+from asyncdiff.processes import Process
+from asyncdiff.shapes import Distinct, Image, KnownPatches, Labels, LevelMap
+
+
+class Skipping:
+    """A denoiser for one walk that evaluates the moving patches only, and all of them now and then.
+
+    Patches that stand still, known, finished or waiting, stay in the keys and values that the moving ones attend to as
+    they were when last computed. What moving patches would have changed in them is missed until the next refresh: an
+    approximation, unless `refresh` is 1.
+
+    Args:
+        denoiser: its network must be able to remember, as `asyncdiff.networks.dit.DiT`.
+        refresh: steps between evaluations of all patches; the first one always is.
+
+    Attributes:
+        moving: patches whose prediction is wanted next; setting it counts a step.
+    """
+
+    def __init__(self, denoiser: Denoise, refresh: int):
+        if not isinstance(denoiser, Denoiser) or not hasattr(denoiser.network, "memory"):
+            kind = type(getattr(denoiser, "network", denoiser)).__name__
+            raise ValueError(f"refresh must be 1 for {kind}, which computes all patches at a time, got {refresh}")
+        self.denoiser = denoiser
+        self.refresh = refresh
+        self._memory = denoiser.network.memory()  # type: ignore[operator]
+        self._moving: KnownPatches | None = None
+        self._steps = -1
+        self._due = True
+
+    @property
+    def moving(self) -> KnownPatches | None:
+        """Patches whose prediction is wanted."""
+        return self._moving
+
+    @moving.setter
+    def moving(self, patches: KnownPatches) -> None:
+        self._moving = patches
+        self._steps += 1
+        self._due = self._due or self._steps % self.refresh == 0
+
+    @property
+    def process(self) -> Process:
+        """The denoiser's."""
+        return self.denoiser.process
+
+    @property
+    def null_label(self) -> int | None:
+        """The denoiser's."""
+        return self.denoiser.null_label
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The denoiser's."""
+        return self.denoiser.grid(size)
+
+    def __call__(
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+    ) -> Prediction:
+        """The prediction, fresh for moving patches, as last computed for the others."""
+        assert self._moving is not None, "a walk says what moves before it evaluates"
+        branches = len(x_t) // len(self._moving)
+        full = self._due or self._memory.rows != len(x_t)
+        self._due = False
+        self._memory.moving = None if full else self._moving.repeat(branches, 1, 1)
+        return self.denoiser(x_t, t, label, distinct=distinct, memory=self._memory)
+
+    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Skipping":
+        """Forget the other images of the walk."""
+        if self._moving is not None:
+            images = len(self._moving)
+            branches = (self._memory.rows or 0) // images
+            self._memory.narrow(torch.cat([rows + images * k for k in range(branches)]) if branches else rows)
+            self._moving = self._moving[rows]
+        return self
