@@ -165,12 +165,14 @@ class _InputGuided(Guided):
             return self.denoiser(x_t, t, label, distinct=distinct)
         size = (x_t.shape[2], x_t.shape[3])
         t_noisy = torch.where(given, self.level, t)
-        noised = self.process.noised(x_t, self.noise.to(x_t.dtype), t_noisy)
+        branches = len(x_t) // len(self.noise)  # of a guidance around this one
+        noise, strength = self.noise.repeat(branches, 1, 1, 1), self.strength.repeat(branches, 1, 1)
+        noised = self.process.noised(x_t, noise.to(x_t.dtype), t_noisy)
         x_noisy = torch.where(to_pixels(given, size), noised, x_t)
         labels = None if label is None else torch.cat([label, label])
         both = self.denoiser(torch.cat([x_t, x_noisy]), torch.cat([t, t_noisy]), labels)
         clean, noisy = both.v.chunk(2)
-        guided = clean + to_pixels(self.strength.to(x_t.dtype), size) * (clean - noisy)
+        guided = clean + to_pixels(strength.to(x_t.dtype), size) * (clean - noisy)
         # Without given patches the branches are equal but for rounding.
         v = torch.where(to_pixels(given | ~given.flatten(1).any(1)[:, None, None], size), clean, guided)
         return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])

@@ -49,6 +49,11 @@ class MixtureOracle:
         self.patches = patches
         self.process = process or RectifiedFlow()
 
+    @property
+    def null_label(self) -> int:
+        """The label that means "any component"."""
+        return len(self.weights)
+
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """`patches`, for images of any size (h, w) that they divide."""
         check_grid(self.patches, size)

@@ -67,6 +67,15 @@ class Process(ABC):
         size = (x.shape[2], x.shape[3])
         return to_pixels(self.alpha(t), size) * x + to_pixels(self.sigma(t), size) * eps
 
+    def diffused(self, x_t: Image, eps: Image, t: LevelMap, to: LevelMap) -> Image:
+        """`x_t` of level map t with noise added up to level map `to` >= t; patches at the same level are unchanged."""
+        keep = self.alpha(to) / self.alpha(t).masked_fill(to <= t, 1)
+        added = (self.sigma(to).square() - (keep * self.sigma(t)).square()).clamp(min=0).sqrt()
+        keep, added = (
+            self._pixels(factor.masked_fill(to <= t, still), x_t) for factor, still in ((keep, 1), (added, 0))
+        )
+        return keep * x_t + added * eps
+
     def velocity(self, x: Image, eps: Image, t: LevelMap) -> Image:
         """v, the network's target."""
         c_eps, c_x = self._coefficients(t, x)

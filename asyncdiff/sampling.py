@@ -38,6 +38,7 @@ class Start:
     Attributes:
         denoiser: with its guidance.
         x_t: pure noise, and the image where patches are known.
+        eps: the noise alone.
         held: True = known, per patch; none without an image.
         label: class per image, None without.
         source: of the walk's path: one generator per image, and a floating type that does not round steps away.
@@ -48,6 +49,7 @@ class Start:
 
     denoiser: Denoise
     x_t: Image
+    eps: Image
     held: KnownPatches
     label: Labels | None
     source: Source
@@ -64,6 +66,20 @@ class Start:
         if self.skipping is not None:
             self.skipping.moving = patches
 
+    def replaced(self, x_t: Image, t: LevelMap) -> Image:
+        """`x_t` where pixels that are known inside unknown patches are the image's, noised to the level of their patch.
+
+        What these pixels say reaches the network so, at no cost; Song et al., arXiv:2011.13456, complete images by such
+        replacement alone. Their noise is that of the start, on the way that the unguided flow would take to them.
+        """
+        if self.image is None or self.known is None:
+            return x_t
+        size = (x_t.shape[2], x_t.shape[3])
+        loose = self.known[:, None] & ~to_pixels(self.held, size)
+        if not loose.any():
+            return x_t
+        return torch.where(loose, self.denoiser.process.noised(self.image, self.eps, t.to(x_t.dtype)), x_t)
+
     def noise(self) -> Image:
         """Fresh standard normal noise, image i's from its own generator."""
         return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
@@ -77,6 +93,7 @@ class Start:
             self,
             denoiser=denoiser,
             x_t=self.x_t[rows],
+            eps=self.eps[rows],
             held=self.held[rows],
             label=None if self.label is None else self.label[rows],
             source=replace(self.source, batch=len(rows), generator=[generators[i] for i in rows.tolist()]),
@@ -121,7 +138,7 @@ class ImageSampler(ABC):
             label: class per image, None without.
             image: what is known, (b, c, h, w); its unknown pixels are never read.
             known: True = known, (b, h, w). A patch counts as known where all its pixels are; pixels known inside other
-                patches are restored at the end.
+                patches are replaced by what is known of them after every step.
             device: where the denoiser is.
             dtype: floating type of the images.
         """
@@ -153,7 +170,7 @@ class ImageSampler(ABC):
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
         # Drawn before anything else, in a fixed order: what is known never changes an image's noise.
-        x_t = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
+        x_t = eps = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
         held = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
         if image is not None and known is not None:
             image, known = image.to(device, dtype), known.to(device)
@@ -166,7 +183,7 @@ class ImageSampler(ABC):
         guided = skipping or denoiser
         for guidance in self.guidance:
             guided = guidance.begin(guided, own, shape)
-        yield from self.walk(Start(guided, x_t, held, label, source, image, known, skipping))
+        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, skipping))
 
     @abstractmethod
     def walk(self, start: Start) -> Iterator[Frame]:
@@ -222,9 +239,9 @@ class Sampler(ImageSampler):
             to = level_map(s)
             noise = start.noise() if solver.stochastic else None
             moving = to < t
+            start.moving(moving)
             if moving.any():
-                start.moving(moving)
-                x_t = solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype)
+                x_t = start.replaced(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
             else:  # as after a step in which other images moved: no patch has a history
                 solver = self.solver.begin()
             t = to

@@ -25,7 +25,7 @@ MATHEMATICS = [
     "likelihood",
     "solvers",
 ]
-MATHEMATICS += ["skipping", "guidance", "sampling", "objective", "masks", "tasks"]
+MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "objective", "masks", "tasks"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
@@ -48,6 +48,7 @@ ALLOWED = {
     "skipping": {"shapes", "processes", "denoiser"},
     "guidance": {"shapes", "randomness", "processes", "denoiser", "skipping"},
     "sampling": {"shapes", "randomness", "denoiser", "guidance", "orders", "paths", "skipping", "solvers"},
+    "repaint": {"shapes", "guidance", "sampling", "solvers"},
     "masks": set(),
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},

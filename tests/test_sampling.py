@@ -5,8 +5,10 @@ import torch
 
 from asyncdiff.masks import Half
 from asyncdiff.oracles import GaussianOracle, random_gaussian
+from asyncdiff.orders import Raster, Spiral
 from asyncdiff.paths import AsyncPatch, Floored, Synchronous
-from asyncdiff.sampling import Sampler
+from asyncdiff.randomness import Source, seeded
+from asyncdiff.sampling import Autoregressive, Sampler
 from asyncdiff.solvers import Ddim, Heun, Multistep, Solver
 
 SHAPE = (1, 4, 4)
@@ -116,3 +118,70 @@ def test_bad_requests_are_one_clear_error():
         Sampler(steps=0)
     with pytest.raises(ValueError, match="path must end at the clean image, got a floor t_min of 0.1"):
         Sampler(Floored(Synchronous(), 0.1))
+
+
+def test_overlap_towards_1_is_synchronous():
+    for solver in (Ddim(), Multistep()):
+        wave = Autoregressive(Raster(), 1 - 1e-9, solver, steps_per_patch=12)
+        walked = wave(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
+        plain = Sampler(Synchronous(), solver, 12)(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
+        assert torch.allclose(walked, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("overlap", "evaluations"), [(0, 1024), (0.5, 520), (0.75, 268), (0.9, 117)])
+def test_evaluations_of_64_patches_in_16_steps(overlap, evaluations):
+    """1024 is the paper's figure for strict order (arXiv:2606.07079)."""
+    assert Autoregressive(Raster(), overlap, steps_per_patch=16).count((8, 8)) == evaluations
+
+
+def test_strict_order_finishes_a_patch_before_the_next_one_starts():
+    sampler = Autoregressive(Spiral(), steps_per_patch=3)
+    frames = list(sampler.frames(ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64))
+    assert len(frames) == 4 * 3 + 1
+    ranks = Spiral().ranks(Source(1, (2, 2)))[0].flatten()
+    for number, frame in enumerate(frames):
+        done, part = divmod(number, 3)
+        expected = torch.where(ranks < done, 0.0, 1.0).double()
+        expected[ranks == done] = 1 - part / 3
+        assert torch.allclose(frame.t.flatten(), expected, rtol=0, atol=1e-9)
+
+
+def test_steps_in_which_nothing_moves_cost_nothing():
+    """Of four patches in strict order two are known: half of the evaluations, and the same image as with them."""
+    seen = []
+
+    class Watched(GaussianOracle):
+        def __call__(self, x_t, t, label=None, *, distinct=None):
+            seen.append(len(x_t))
+            return super().__call__(x_t, t, label, distinct=distinct)
+
+    oracle = Watched(*random_gaussian(16), (2, 2))
+    image = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    known = torch.stack([Half("top")(4, 4), torch.zeros(4, 4, dtype=torch.bool)])
+    sampler = Autoregressive(solver=Multistep(), steps_per_patch=5)
+    alone = sampler(oracle, seeds=[3], shape=SHAPE, image=image[:1], known=known[:1], dtype=torch.float64)
+    assert len(seen) == 10
+    together = sampler(oracle, seeds=[3, 4], shape=SHAPE, image=image, known=known, dtype=torch.float64)
+    assert len(seen) == 10 + 20
+    assert torch.allclose(together[:1], alone, rtol=0, atol=1e-12)
+
+
+def test_pixels_known_inside_unknown_patches_guide_the_others():
+    """Every second row is known, no patch is. The rest must come nearer to its conditional mean than without them."""
+    mean, cov = random_gaussian(16)
+    known = torch.zeros(4, 4, dtype=torch.bool)
+    known[::2] = True
+    k, n = known.flatten(), 400
+    image = torch.randn(1, *SHAPE, generator=seeded(1), dtype=torch.float64) * 2
+    expected = mean[~k] + cov[~k][:, k] @ torch.linalg.inv(cov[k][:, k]) @ (image.flatten()[k] - mean[k])
+    out = Sampler(Synchronous(), Ddim(), 50)(
+        ORACLE,
+        seeds=range(n),
+        shape=SHAPE,
+        image=image.expand(n, *SHAPE),
+        known=known.expand(n, 4, 4),
+        dtype=torch.float64,
+    ).flatten(1)
+    assert torch.equal(out[:, k], image.flatten()[k].expand(n, -1))
+    # Replacement closes a part of the way only (measured: a quarter): it samples no exact conditional.
+    assert (out[:, ~k].mean(0) - expected).norm() < 0.8 * (mean[~k] - expected).norm()

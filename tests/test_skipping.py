@@ -1,0 +1,128 @@
+"""Computing moving patches only: exact where it claims to be, honest where it is not, and cheaper."""
+
+import pytest
+import torch
+from conftest import awaken
+from torch.utils.flop_counter import FlopCounterMode
+
+from asyncdiff.denoiser import Denoiser
+from asyncdiff.guidance import ClassifierFree
+from asyncdiff.networks.dit import DiT
+from asyncdiff.oracles import GaussianOracle, random_gaussian
+from asyncdiff.processes import RectifiedFlow
+from asyncdiff.randomness import seeded
+from asyncdiff.sampling import Autoregressive, Sampler
+from asyncdiff.skipping import Skipping
+from asyncdiff.solvers import Ddim, Heun, Multistep
+
+SHAPE = (1, 8, 8)
+DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
+
+
+@pytest.fixture
+def denoiser(small_dit):
+    return Denoiser(small_dit, RectifiedFlow()).requires_grad_(False)
+
+
+def inputs(batch=3):
+    x_t = torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
+
+
+def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 4)
+    skipping.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
+    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
+
+
+def test_nothing_changed_means_moving_patches_are_exact(denoiser):
+    """Remembered keys and values are those of the same images: any part of them gives the same velocities."""
+    x_t, t, label = inputs()
+    skipping, exact = Skipping(denoiser, 100), denoiser(x_t, t, label).v
+    for seed in range(4):
+        skipping.moving = torch.rand(3, 4, 4, generator=seeded(seed)) < 0.3 * seed
+        assert torch.allclose(skipping(x_t, t, label).v, exact, rtol=0, atol=1e-12)
+
+
+def test_moving_patches_see_each_other_fresh_and_others_as_they_were(denoiser):
+    x_t, t, label = inputs()
+    moving = torch.zeros(3, 4, 4, dtype=torch.bool)
+    moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
+    skipping = Skipping(denoiser, 100)
+    skipping.moving = moving
+    before = skipping(x_t, t, label).v
+    pixels = moving.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    changed = torch.where(pixels, x_t + 1, x_t)
+    skipping.moving = moving
+    after = skipping(changed, t, label).v
+    assert torch.equal(after[~pixels.expand_as(after)], before[~pixels.expand_as(after)])
+    exact = denoiser(changed, t, label).v
+    assert 0 < (after - exact)[pixels].abs().max() < (before - exact)[pixels].abs().max()
+    skipping.moving = torch.ones_like(moving)
+    assert torch.allclose(skipping(changed, t, label).v, exact, rtol=0, atol=1e-12)
+
+
+def test_the_refresh_comes_every_so_many_steps(denoiser):
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 3)
+    nothing = torch.zeros(3, 4, 4, dtype=torch.bool)
+    fresh = []
+    for step in range(7):
+        x_t = x_t + 1
+        skipping.moving = nothing
+        fresh.append(torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12))
+        assert fresh[-1] == (step % 3 == 0)
+
+
+@pytest.mark.parametrize("solver", [Ddim(0.25), Heun(), Multistep()])
+@pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0)]])
+def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance):
+    """Even where the images of a batch move at different times: one is given what another must generate."""
+    sampler = Autoregressive(solver=solver, steps_per_patch=2, refresh=3, guidance=guidance)
+    image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    known = torch.zeros(3, 8, 8, dtype=torch.bool)
+    known[0, 4:], known[1, :, :4] = True, True
+    label = torch.arange(3)
+    together = sampler(denoiser, seeds=[7, 8, 9], label=label, image=image, known=known, **DOUBLE)
+    assert torch.equal(together[known[:, None]], image[known[:, None]])
+    for i in range(3):
+        part = slice(i, i + 1)
+        alone = sampler(denoiser, seeds=[7 + i], label=label[part], image=image[part], known=known[part], **DOUBLE)
+        assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
+
+
+def test_skipping_half_the_image_saves_computation():
+    """Inpainting one quarter of 256 tokens: counted operations, all evaluations of a walk."""
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
+    denoiser = Denoiser(network, RectifiedFlow())
+    image, known = torch.rand(1, 1, 32, 32), torch.ones(1, 32, 32, dtype=torch.bool)
+    known[:, :16, :16] = False
+    operations = []
+    for refresh in (1, 1000):
+        with FlopCounterMode(display=False) as counter:
+            sampler = Sampler(steps=20, refresh=refresh)
+            sampler(denoiser, seeds=[0], shape=(1, 32, 32), image=image, known=known)
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 0.35 * operations[0]
+
+
+def test_a_level_map_coarser_than_the_tokens():
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4, uncertainty=True).double()
+    denoiser = Denoiser(awaken(network).requires_grad_(False).eval(), RectifiedFlow())
+    x_t = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    t = torch.rand(2, 2, 2, generator=seeded(1), dtype=torch.float64)
+    skipping = Skipping(denoiser, 100)
+    for moving in (torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[[True, False], [False, False]]] * 2)):
+        skipping.moving = moving
+        got, exact = skipping(x_t, t), denoiser(x_t, t)
+        assert torch.allclose(got.v, exact.v, rtol=0, atol=1e-12)
+        assert torch.allclose(got.logvar, exact.logvar, rtol=0, atol=1e-12)
+
+
+def test_a_network_that_cannot_is_refused():
+    oracle = GaussianOracle(*random_gaussian(16), (2, 2))
+    with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which computes all patches"):
+        Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))
