@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from asyncdiff.processes import Process
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap
@@ -21,14 +22,14 @@ class Prediction:
         t: its level map.
         v: the velocity; `x` and `eps` follow from it.
         logvar: log of the expected squared error of the velocity, mean over each patch's pixels, where the network
-            predicts it.
+            predicts it; on the network's grid, also where `t` is coarser.
     """
 
     process: Process
     x_t: Image
     t: LevelMap
     v: Image
-    logvar: LevelMap | None = None
+    logvar: Float[Tensor, "b lh lw"] | None = None
 
     @property
     def x(self) -> Image:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asyncdiff.denoiser import Denoise
 from asyncdiff.levels import LevelDraw
-from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, mean_per_patch
+from asyncdiff.shapes import Image, Labels, LevelMap, mean_per_patch, refined
 from asyncdiff.weightings import Weighting
 
 
@@ -42,11 +42,15 @@ def objective(
     weight = weighting(process, draw.t, draw.slope).masked_fill(draw.t == 0, 0)
     per_image = (weight * error).mean(dim=(1, 2))
     per_image = per_image if draw.importance is None else draw.importance * per_image
-    uncertainty = None if prediction.logvar is None else _gaussian_nll(prediction.logvar, error, draw.t > 0)
+    uncertainty = None if prediction.logvar is None else _gaussian_nll(prediction.logvar, residual, draw.t)
     return Objective(per_image, error, draw.t, uncertainty)
 
 
-def _gaussian_nll(logvar: LevelMap, error: LevelMap, noisy: KnownPatches) -> Float[Tensor, " b"]:
-    """-log N(error; 0, var) per pixel without its constant. The velocity learns nothing from it: errors are given."""
-    nats = 0.5 * (logvar + error.detach() * (-logvar).exp())
+def _gaussian_nll(
+    logvar: Float[Tensor, "b lh lw"], residual: Float[Tensor, "b c h w"], t: LevelMap
+) -> Float[Tensor, " b"]:
+    """-log N(residual; 0, var) per pixel without its constant. The velocity learns nothing from it: errors are given."""
+    grid = (logvar.shape[1], logvar.shape[2])
+    error, noisy = mean_per_patch(residual.detach().square(), grid), refined(t, grid) > 0
+    nats = 0.5 * (logvar + error * (-logvar).exp())
     return (nats * noisy).sum(dim=(1, 2)) / noisy.sum(dim=(1, 2)).clamp(min=1)

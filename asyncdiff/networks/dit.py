@@ -18,6 +18,7 @@ from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # what the network says of every token
+LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
 Attend = Callable[[Attention, Tensor], Tensor]  # the attention of some tokens to all
 
 
@@ -121,7 +122,7 @@ class DiT(nn.Module):
         *,
         distinct: Distinct | None = None,
         memory: Memory | None = None,
-    ) -> Image | tuple[Image, LevelMap]:
+    ) -> Image | tuple[Image, LogVariances]:
         """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them.
 
         With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
@@ -164,7 +165,7 @@ class DiT(nn.Module):
         attends = (partial(memory.attend, block=k, chosen=chosen) for k in range(self.depth))
         return memory.finish(self._tokens(x, conditioning, attends), chosen)
 
-    def _logvar(self, per_token: Float[Tensor, "b n 1"], tokens: tuple[int, int]) -> LevelMap:
+    def _logvar(self, per_token: Float[Tensor, "b n 1"], tokens: tuple[int, int]) -> LogVariances:
         """The log of the mean variance over the tokens of each level patch."""
         side = (self.level_patch_size or self.patch_size) // self.patch_size
         gh, gw = tokens[0] // side, tokens[1] // side
