@@ -49,7 +49,7 @@ def objective(
 def _gaussian_nll(
     logvar: Float[Tensor, "b lh lw"], residual: Float[Tensor, "b c h w"], t: LevelMap
 ) -> Float[Tensor, " b"]:
-    """-log N(residual; 0, var) per pixel without its constant. The velocity learns nothing from it: errors are given."""
+    """-log N(residual; 0, var) per pixel, constant left out. The velocity learns nothing from it: errors are given."""
     grid = (logvar.shape[1], logvar.shape[2])
     error, noisy = mean_per_patch(residual.detach().square(), grid), refined(t, grid) > 0
     nats = 0.5 * (logvar + error * (-logvar).exp())

@@ -68,7 +68,7 @@ def test_the_velocity_learns_nothing_from_it():
 
 
 def test_a_head_changes_no_velocity_and_starts_at_variance_1():
-    x, eps, draw = batch()
+    x, _, draw = batch()
     plain, headed = dit(), dit(uncertainty=True)
     missing = headed.load_state_dict(awaken(plain).state_dict(), strict=False).missing_keys
     assert missing == ["uncertainty_head.weight", "uncertainty_head.bias"]
