@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
 from asyncdiff.denoiser import Denoiser
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling import ImageSampler
 from asyncdiff.shapes import Image
 
 
 def generate(
     denoiser: Denoiser,
-    sampler: Sampler,
+    sampler: ImageSampler,
     *,
     seeds: Sequence[int],
     shape: tuple[int, int, int],
@@ -28,7 +28,7 @@ def generate(
 
 def inpaint(
     denoiser: Denoiser,
-    sampler: Sampler,
+    sampler: ImageSampler,
     *,
     image: Float[Tensor, "*n c h w"],
     known: Bool[Tensor, "*m mask_h mask_w"],
@@ -68,7 +68,7 @@ def inpaint(
 
 def _in_batches(
     denoiser: Denoiser,
-    sampler: Sampler,
+    sampler: ImageSampler,
     seeds: Sequence[int],
     shape: tuple[int, int, int],
     labels: Sequence[int] | None,

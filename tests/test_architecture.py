@@ -25,7 +25,7 @@ MATHEMATICS = [
     "likelihood",
     "solvers",
 ]
-MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "objective", "masks", "tasks"]
+MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "adaptive", "objective", "masks", "tasks"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
@@ -49,6 +49,7 @@ ALLOWED = {
     "guidance": {"shapes", "randomness", "processes", "denoiser", "skipping"},
     "sampling": {"shapes", "randomness", "denoiser", "guidance", "orders", "paths", "skipping", "solvers"},
     "repaint": {"shapes", "guidance", "sampling", "solvers"},
+    "adaptive": {"shapes", "randomness", "denoiser", "guidance", "sampling", "solvers"},
     "masks": set(),
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
@@ -59,7 +60,7 @@ ALLOWED = {
     "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
-    | {"plots", "recipe"},
+    | {"plots", "recipe", "levels", "randomness"},
     "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"levels", "networks", "paths", "spacings", "masks", "likelihood"},
     "__main__": {"cli_errors"},

@@ -1,5 +1,6 @@
-"""What watches a run: averages, pictures, distances, errors by level, speed."""
+"""What watches a run: averages, pictures, distances, errors by level, calibration, speed."""
 
+from asyncdiff.callbacks.calibration import Calibration
 from asyncdiff.callbacks.denoising_strip import DenoisingStrip
 from asyncdiff.callbacks.ema import Ema
 from asyncdiff.callbacks.frechet import Frechet
@@ -12,6 +13,7 @@ from asyncdiff.callbacks.sample_grid import SampleGrid
 from asyncdiff.callbacks.throughput import Throughput
 
 __all__ = [
+    "Calibration",
     "DenoisingStrip",
     "Ema",
     "Frechet",

@@ -10,7 +10,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.paths import AsyncPatch
-from asyncdiff.sampling import Frame, Sampler
+from asyncdiff.sampling import Frame, ImageSampler, Sampler
 from asyncdiff.shapes import to_pixels
 from asyncdiff.tasks import evaluation_mode
 
@@ -32,7 +32,7 @@ class DenoisingStrip(Figure):
         count: int = 2,
         frames: int = 9,
         mask: Mask | None = None,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         every_n_steps: int = 0,
         name: str = "denoising",
     ):

@@ -9,7 +9,7 @@ from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, tiles
 from asyncdiff.callbacks.sharding import sharded
 from asyncdiff.checks import at_least
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling import ImageSampler
 
 
 class SampleGrid(Figure):
@@ -29,7 +29,7 @@ class SampleGrid(Figure):
         count: int = 64,
         columns: int = 8,
         first_seed: int = 0,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         every_n_steps: int = 1000,
         name: str = "samples",
     ):
