@@ -1,7 +1,8 @@
 """Data for image models: batches {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset
+from datamodules.crops import Crops
 from datamodules.digits import Digits
 from datamodules.image_folder import ImageFolder
 
-__all__ = ["Batch", "Digits", "ImageDataModule", "ImageDataset", "ImageFolder"]
+__all__ = ["Batch", "Crops", "Digits", "ImageDataModule", "ImageDataset", "ImageFolder"]

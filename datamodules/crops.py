@@ -1,0 +1,231 @@
+"""Random crops of large images: textures, from one photograph or from a folder of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.decoding import MAX_PIXELS, read_pixels, to_channels
+from datamodules.image_folder import class_names, find_images
+from datamodules.order import sample_keys, splitmix
+
+Integers = npt.NDArray[np.int64]
+Place = tuple[int, int, int]  # image, top, left
+
+
+class FixedCrops(ImageDataset):
+    """Square crops at given places.
+
+    Args:
+        images: uint8 (c, h, w) each.
+        labels: class of every image.
+        places: (image, top, left) of every crop.
+        classes: number of classes, 0 without labels.
+        size: pixels of a side.
+    """
+
+    def __init__(
+        self, images: Sequence[Tensor], labels: Sequence[int], places: Sequence[Place], *, classes: int, size: int
+    ) -> None:
+        self.images, self.labels, self.places = images, torch.tensor(labels, dtype=torch.int64), places
+        self.classes, self.size = classes, size
+
+    def __len__(self) -> int:
+        """Number of crops."""
+        return len(self.places)
+
+    def read(self, items: Sequence[Item]) -> Batch:
+        """The crops as float32 in [-1, 1]."""
+        index, key = index_and_key(items)
+        places = [self.places[i] for i in index.tolist()]
+        label = self.labels[[image for image, _, _ in places]]
+        return {"image": cut(self.images, places, self.size), "label": label, "index": index, "key": key}
+
+
+class RandomCrops(ImageDataset):
+    """Square crops at random places: sample i shows image i modulo their number, and its key says where.
+
+    So every image is shown equally often, whatever its size, and every place in it is equally likely.
+
+    Args:
+        images: uint8 (c, h, w) each, at least `size` high and wide.
+        labels: class of every image.
+        classes: number of classes, 0 without labels.
+        size: pixels of a side.
+        crops: number of samples.
+        flip: mirror half of the crops, which half is decided by the keys.
+    """
+
+    def __init__(
+        self, images: Sequence[Tensor], labels: Sequence[int], *, classes: int, size: int, crops: int, flip: bool
+    ) -> None:
+        self.images, self.labels, self.classes = images, torch.tensor(labels, dtype=torch.int64), classes
+        self.size, self.crops, self.flip = size, crops, flip
+        # Places for a crop's first pixel in every image, downwards and to the right.
+        self.free = np.array([[side - size + 1 for side in image.shape[1:]] for image in images], dtype=np.uint64)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.crops
+
+    def plain(self) -> FixedCrops:
+        """As many crops, not mirrored, each where its index says."""
+        index = np.arange(self.crops)
+        places = self.places(index, sample_keys(0, 0, index))
+        return FixedCrops(self.images, self.labels.tolist(), places, classes=self.classes, size=self.size)
+
+    def places(self, index: Integers, key: Integers) -> list[Place]:
+        """Where the samples lie; a function of their pairs only."""
+        image = index % len(self.images)
+        down = splitmix(key.astype(np.uint64))
+        right = splitmix(down)
+        # 64 random bits modulo a side: no place is likelier than another by more than side / 2^64.
+        top, left = down % self.free[image, 0], right % self.free[image, 1]
+        return list(zip(image.tolist(), top.tolist(), left.tolist(), strict=True))
+
+    def read(self, items: Sequence[Item]) -> Batch:
+        """The crops as float32 in [-1, 1]."""
+        index, key = index_and_key(items)
+        places = self.places(index.numpy(), key.numpy())
+        pixels = cut(self.images, places, self.size)
+        if self.flip:
+            mirrored = key % 2 == 1
+            pixels[mirrored] = pixels[mirrored].flip(-1)
+        label = self.labels[[image for image, _, _ in places]]
+        return {"image": pixels, "label": label, "index": index, "key": key}
+
+
+class Crops(ImageDataModule):
+    """Square crops of large images, float in [-1, 1]: random ones to train on, held-out ones next to each other.
+
+    A strip at the right end of every image is kept from training; the crops of this strip that lie side by side are
+    validation and test. All images stay in memory, one byte a value.
+
+    Args:
+        root: an image file, or a folder of them.
+        size: pixels of a crop's side.
+        channels: 3 for colour, 1 for grey.
+        labels: "none", "file" for a class per file, or "folder" for a class per folder directly below the root.
+        scale: factor that the images are resized by first (antialiased bicubic): smaller shows more of a texture.
+        crops: training crops of an epoch; the images take turns in them.
+        held_out: share of every image's width that is kept from training, in (0, 1).
+        horizontal_flip: mirror half of the training crops; off by default, as textures have a direction.
+        batch_size: training crops per step and process.
+        eval_batch_size: crops per evaluation batch and process; `batch_size` if None.
+        workers: loader processes per split; the images lie in memory, few are needed.
+        seed: chooses the places, their order and the keys, not the split.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        channels: Literal[1, 3] = 3,
+        labels: Literal["none", "file", "folder"] = "none",
+        scale: float = 1.0,
+        crops: int = 10_000,
+        held_out: float = 0.1,
+        horizontal_flip: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        at_least("size", size, 1, "set the pixels of a side")
+        at_least("crops", crops, 1, "set the training crops of an epoch")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")
+        if labels not in ("none", "file", "folder"):
+            raise ValueError(f"labels must be none, file or folder, got {labels!r}: choose one of these")
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}: 1 keeps the images as they are")
+        if not 0 < held_out < 1:
+            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.1 keeps a tenth of every image")
+        self.root, self.size, self.channels, self.labels = Path(root).expanduser(), size, channels, labels
+        self.scale, self.crops, self.held_out, self.horizontal_flip = scale, crops, held_out, horizontal_flip
+
+    def build(self) -> Mapping[Split, ImageDataset]:
+        """Read the images; raises FileNotFoundError or ValueError where one is missing, unreadable or too small."""
+        files, labels, classes = self._files()
+        if self.crops < len(files):
+            raise ValueError(
+                f"crops must be at least as many as images, got {self.crops} for {len(files)}: each is to have a turn"
+            )
+        parts = [self._part(file) for file in files]
+        train, kept = ([part[k] for part in parts] for k in (0, 1))
+        options = {"classes": classes, "size": self.size}
+        val = FixedCrops(kept, labels, side_by_side(kept, self.size), **options)
+        random = RandomCrops(train, labels, crops=self.crops, flip=self.horizontal_flip, **options)
+        return {"train": random, "val": val, "test": val}
+
+    def _files(self) -> tuple[list[Path], list[int], int]:
+        """The files, the class of each, and the number of classes."""
+        if self.root.is_file():
+            if self.labels == "folder":
+                raise ValueError(f"labels must be none or file for a single image, got folder for {self.root}")
+            return [self.root], [0], int(self.labels == "file")
+        if not self.root.exists():
+            raise FileNotFoundError(
+                f"root must be an image file or a folder of images, got {self.root}: no such file; check the path"
+            )
+        names = find_images(self.root, "root")
+        files = [self.root / name for name in names]
+        if self.labels == "none":
+            return files, [0] * len(files), 0
+        if self.labels == "file":
+            return files, list(range(len(files))), len(files)
+        folders = class_names(names, self.root)
+        if not folders:
+            raise ValueError(
+                f"labels must be none or file for images without class folders, got folder for {self.root}"
+            )
+        return files, [folders.index(name.split("/", 1)[0]) for name in names], len(folders)
+
+    def _part(self, file: Path) -> tuple[Tensor, Tensor]:
+        """The training and the held-out pixels of a file, uint8 (c, h, w)."""
+        try:
+            pixels = to_channels(resized(read_pixels(file), self.scale), self.channels)
+        except Exception as error:  # there is no telling what a decoder raises on damaged bytes
+            raise ValueError(f"cannot read {file}: {error}; replace the file, or remove it") from error
+        height, width = pixels.shape[1:]
+        kept = round(self.held_out * width)
+        if min(height, width - kept, kept) < self.size:
+            raise ValueError(
+                f"images must have crops of size {self.size} in training and in the strip that is held out, got {file} "
+                f"of {height}x{width} pixels with {kept} columns held out: change held_out or scale, or remove it"
+            )
+        return pixels[:, :, : width - kept].clone(), pixels[:, :, width - kept :].clone()
+
+
+def resized(pixels: Tensor, scale: float) -> Tensor:
+    """uint8 (c, h, w) with both sides multiplied by `scale`, rounded; antialiased bicubic."""
+    if scale == 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"scale {scale} makes {height}x{width} pixels of {pixels.shape[1]}x{pixels.shape[2]}")
+    return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
+
+
+def side_by_side(images: Sequence[Tensor], size: int) -> list[Place]:
+    """Places of all whole crops next to each other, none overlapping another; the images take turns."""
+    per_image = [
+        [(at, top, left) for top in range(0, h - size + 1, size) for left in range(0, w - size + 1, size)]
+        for at, (_, h, w) in enumerate(image.shape for image in images)
+    ]
+    most = max(map(len, per_image))
+    return [places[turn] for turn in range(most) for places in per_image if turn < len(places)]
+
+
+def cut(images: Sequence[Tensor], places: Sequence[Place], size: int) -> Tensor:
+    """The crops at these places, float32 (n, c, size, size) in [-1, 1]."""
+    crops = [images[at][:, top : top + size, left : left + size] for at, top, left in places]
+    return torch.stack(crops).float().div_(127.5).sub_(1)
