@@ -11,6 +11,8 @@ from asyncdiff.masks import Mask
 from asyncdiff.randomness import Source
 from asyncdiff.shapes import KnownPatches
 
+MASK_SEEDS = 2**20  # drawn masks to choose from
+
 
 class Context(ABC):
     """A distribution over sets of known patches."""
@@ -59,7 +61,7 @@ class Blobs(Context):
 
 
 class Masks(Context):
-    """One of several fixed masks, with equal chances, drawn on the level map itself.
+    """One of several masks, with equal chances, drawn on the level map itself.
 
     Args:
         masks: the masks, see `asyncdiff.masks`; one pixel of a mask is one patch.
@@ -71,9 +73,13 @@ class Masks(Context):
         self.masks = list(masks)
 
     def sample(self, source: Source) -> KnownPatches:
-        """The chosen masks."""
-        choices = torch.stack([mask(*source.grid) for mask in self.masks]).to(source.device)
-        return choices[(source.uniform() * len(choices)).long().clamp(max=len(choices) - 1)]
+        """The chosen masks; those that are drawn anew for every image, which takes them milliseconds each."""
+        choice = (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
+        if not any(mask.drawn for mask in self.masks):
+            return torch.stack([mask(*source.grid) for mask in self.masks]).to(source.device)[choice]
+        seeds = (source.uniform() * MASK_SEEDS).long()
+        chosen = [self.masks[k](*source.grid, seed=s) for k, s in zip(choice.tolist(), seeds.tolist(), strict=True)]
+        return torch.stack(chosen).to(source.device)
 
 
 class Mixed(Context):

@@ -25,7 +25,7 @@ MATHEMATICS = [
     "likelihood",
     "solvers",
 ]
-MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "adaptive", "objective", "masks", "tasks"]
+MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "adaptive", "objective", "masks", "tasks", "canvases"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
@@ -51,18 +51,22 @@ ALLOWED = {
     "repaint": {"shapes", "guidance", "sampling", "solvers"},
     "adaptive": {"shapes", "randomness", "denoiser", "guidance", "sampling", "solvers"},
     "masks": set(),
+    "canvases": {"denoiser", "randomness", "sampling", "tasks"},
+    "photos": set(),
+    "predictions": {"shapes", "denoiser", "sampling", "orders", "masks", "tasks", "canvases", "photos"},
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
     "recipe": set(),
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
-    | {"likelihood"},
-    "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out"} - {"masks"},
+    | {"likelihood", "sampling", "tasks"},
+    "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out", "predictions"} - {"masks"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
-    | {"plots", "recipe", "levels", "randomness"},
+    | {"plots", "recipe", "predictions", "levels", "randomness"},
     "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
-    | {"levels", "networks", "paths", "spacings", "masks", "likelihood"},
+    | {"levels", "networks", "paths", "spacings", "masks", "likelihood"}
+    | {"predictions", "photos", "sampling", "guidance", "adaptive", "repaint"},
     "__main__": {"cli_errors"},
 }
 

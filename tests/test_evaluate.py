@@ -1,5 +1,6 @@
 """`python -m asyncdiff evaluate` as a user runs it."""
 
+import hashlib
 import json
 
 import pytest
@@ -151,7 +152,12 @@ def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
 def test_what_to_evaluate_must_be_said(run, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(run)])
-    assert "--likelihood must be given" in capsys.readouterr().err
+    assert "--likelihood or --inpainting must be given, got neither" in capsys.readouterr().err
+    assert "must be given, got both" in refused(capsys, run, "--inpainting")
+    main(["evaluate", "--help"])
+    told = capsys.readouterr().out
+    assert "--likelihood" in told
+    assert "--inpainting" in told
 
 
 @pytest.mark.parametrize(
@@ -160,3 +166,119 @@ def test_what_to_evaluate_must_be_said(run, capsys):
 )
 def test_too_few(run, capsys, words, rule):
     assert rule in refused(capsys, run, *words)
+
+
+SAMPLERS = """
+quick: {class_path: asyncdiff.sampling.Sampler, init_args: {steps: 2}}
+jumping: {class_path: RePaint, init_args: {steps: 6, jump: 2, resamples: 2}}
+"""
+CLASSIFIER = (
+    '{"class_path": "asyncdiff.evaluation.TrainedClassifier", "init_args": {"channels": 1, "classes": 10, "epochs": 1}}'
+)
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory) -> str:
+    """Lpips with random weights in a file, as an option."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = models.alexnet(weights=None).features.state_dict(prefix="features.")
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(state, file)
+    arguments = {"weights": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return json.dumps({"class_path": "asyncdiff.evaluation.lpips.Lpips", "init_args": arguments})
+
+
+def inpaint(run, *words: str) -> None:
+    usual = () if "--images" in words else ("--images", "6")
+    main(["evaluate", str(run), "--inpainting", *usual, "--device", "cpu", *words])
+
+
+def not_inpainted(capsys, run, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        inpaint(run, *words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
+def test_inpaintings_in_a_table_a_card_and_a_sheet(run, alexnet, tmp_path, capsys):
+    (tmp_path / "samplers.yaml").write_text(SAMPLERS)
+    words = ["--masks", "thin,lines", "--samplers", str(tmp_path / "samplers.yaml"), "--output", str(tmp_path)]
+    inpaint(run, *words, "--features", CLASSIFIER, "--lpips", alexnet, "--seeds", "2", "--reference", "90")
+    printed = capsys.readouterr().out
+    head = "| mask | unknown | sampler | Fréchet, classifier | lpips_alex to the truth | diversity |"
+    assert f"{head} evaluations | patches | seconds |" in printed
+    table = (tmp_path / "inpainting.md").read_text()
+    assert table in printed
+    card = json.loads((tmp_path / "inpainting.json").read_text())
+    assert [(row["mask"], row["sampler"]) for row in card["rows"]] == [
+        (mask, sampler) for mask in ("thin", "lines") for sampler in ("quick", "jumping")
+    ]
+    assert [row["evaluations"] for row in card["rows"]] == [2, 6 + 2 * 2] * 2
+    assert all(len(row["frechet_by_round"]) == 2 and row["diversity"]["mean"] > 0 for row in card["rows"])
+    protocol = card["protocol"]
+    assert protocol["samplers"]["quick"]["init_args"]["steps"] == 2
+    assert protocol["masks"]["thin"]["drawn_per_image"]
+    assert protocol["reference"] == {"split": "train", "images": 90}
+    assert protocol["enlarged"] == 8
+    assert not protocol["labels"]
+    assert protocol["hardware"]
+    assert card["masks"]["lines"] == {"unknown": 0.5, "known_patches": 0}
+    assert f"the 6 true images lie at {card['frechet_real']:.2f}" in printed
+    assert (tmp_path / "inpainting.png").stat().st_size > 5000
+
+
+def test_the_models_own_sampler_completes_all_masks_in_batches_of_any_size(run, tmp_path, alexnet, capsys):
+    rows = []
+    for size in ("6", "4"):
+        words = ("--metrics", "lpips", "--lpips", alexnet, "--examples", "0", "--output", str(tmp_path / size))
+        inpaint(run, "--batch_size", size, "--steps", "3", *words)
+        card = json.loads((tmp_path / size / "inpainting.json").read_text())
+        assert card["protocol"]["samplers"]["async_path"]["init_args"]["steps"] == 3
+        assert card["frechet_real"] is None
+        assert not (tmp_path / size / "inpainting.png").exists()
+        rows.append(card["rows"])
+    assert len(rows[0]) == 7
+    for a, b in zip(*rows, strict=True):
+        assert (a["evaluations"], a["patches"]) == (3, 12)
+        assert a["lpips"]["mean"] == pytest.approx(b["lpips"]["mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("--masks", "thin,widee"), "got 'widee': did you mean wide?"),
+        (("--masks", "thin,thin"), "--masks must differ"),
+        (("--metrics", "fid"), "--metrics must be named frechet, lpips, got fid"),
+        (("--metrics", "lpips", "--features", CLASSIFIER), "--features must be left out"),
+        (("--images", "1"), "--images must be at least 2"),
+        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--steps", "0"), "steps must be at least 1"),
+        (("--points", "3"), "points"),
+    ],
+)
+def test_what_cannot_be_inpainted(run, capsys, words, rule):
+    assert rule in not_inpainted(capsys, run, *words)
+
+
+def test_steps_belong_to_the_models_own_sampler(run, tmp_path, capsys):
+    (tmp_path / "samplers.yaml").write_text(SAMPLERS)
+    error = not_inpainted(capsys, run, "--samplers", str(tmp_path / "samplers.yaml"), "--steps", "3")
+    assert "--steps must be left out with --samplers" in error
+
+
+def test_inpaintings_without_weights_say_which_file_goes_where(run, tmp_path, capsys, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    assert "put squeezenet1_1-b8a52dc0.pth into" in not_inpainted(capsys, run, "--metrics", "frechet")
+    assert "put alexnet-owt-7be5be79.pth into" in not_inpainted(capsys, run, "--metrics", "lpips")

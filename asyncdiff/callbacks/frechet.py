@@ -17,7 +17,7 @@ from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features import as_features
 from asyncdiff.masks import Mask
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling import ImageSampler
 
 
 class Frechet(Measurement):
@@ -43,7 +43,7 @@ class Frechet(Measurement):
         features: nn.Module,
         count: int | None = None,
         mask: Mask | None = None,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         every_n_steps: int = 0,
         batch_size: int = 128,
         first_seed: int = 0,
@@ -115,7 +115,7 @@ class Frechet(Measurement):
         for batch in self._bar(trainer, self._shard(trainer, "val"), batches, "inpainted"):
             images = batch["image"].to(module.device)
             seeds = [self.first_seed + i for i in batch["index"].tolist()]
-            known = mask(images.shape[2], images.shape[3]).to(module.device)
+            known = mask.per_image(*images.shape[2:], seeds=batch["index"].tolist()).to(module.device)
             yield module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:

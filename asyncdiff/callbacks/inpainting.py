@@ -13,7 +13,7 @@ from asyncdiff.callbacks.sharding import sharded
 from asyncdiff.checks import at_least
 from asyncdiff.masks import Half, Mask
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling import ImageSampler
 
 UNKNOWN = (-0.2, 0.1, 0.4)  # a slate blue that neither black nor white digits nor most photographs contain
 
@@ -35,7 +35,7 @@ class Inpainting(Figure):
         mask: Mask | None = None,
         count: int = 12,
         columns: int = 4,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         every_n_steps: int = 1000,
         name: str = "inpainting",
     ):
@@ -50,11 +50,11 @@ class Inpainting(Figure):
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
         """The figure."""
         truth = held_out(trainer, self.count)["image"]
-        known = self.mask(truth.shape[2], truth.shape[3])
+        known = self.mask.per_image(truth.shape[2], truth.shape[3], seeds=range(len(truth)))
 
         def results(indices: Sequence[int]) -> Tensor:
-            chosen = truth[list(indices)]
-            return module.inpaint(chosen, known, seeds=list(indices), sampler=self.sampler)
+            chosen = list(indices)
+            return module.inpaint(truth[chosen], known[chosen], seeds=list(indices), sampler=self.sampler)
 
         result = sharded(trainer, len(truth), results)
         colour = truth.expand(-1, 3, -1, -1) if truth.shape[1] == 1 else truth
@@ -62,7 +62,7 @@ class Inpainting(Figure):
         return tiles(triples.flatten(0, 1), columns=3 * self.columns)
 
 
-def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Colour images with a plain colour where they are unknown."""
+def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Colour images with a plain colour where they are unknown, by one mask for all or one each."""
     paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None]
-    return torch.where(known, images, paint)
+    return torch.where(known.unsqueeze(-3), images, paint)

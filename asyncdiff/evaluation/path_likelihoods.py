@@ -38,7 +38,7 @@ class PathBounds:
         paths: the path families by name.
         points: evaluations of the network per image and path.
         decoder: the pixels' values, see `asyncdiff.likelihood`.
-        mask: what is known, drawn at the images' size: bounds -log p(unknown | known); nothing is by default.
+        mask: what is known, by the image's seed where it is drawn: bounds -log p(unknown | known); nothing by default.
         spacing: where on the paths to look; importance sampling of s by default.
         t_min: floor of the paths that have none; what suits the decoder by default.
     """
@@ -60,7 +60,7 @@ class PathBounds:
         if self.t_min is not None and not 0 < self.t_min < 1:
             raise ValueError(f"t_min must lie in (0, 1), got {self.t_min}: 0.002 suits 8-bit pixels")
         self.decoder.check(x)
-        known = self._known(x[:1])
+        known = self._known(x, range(len(x)))
         if known is not None and (patches := known_patches(known, grid)).any() == patches.all():
             amount = "every" if patches.all() else "no"
             raise ValueError(
@@ -85,7 +85,7 @@ class PathBounds:
                 x,
                 path,
                 label=label,
-                known=self._known(x),
+                known=self._known(x, seeds),
                 points=self.points,
                 spacing=self.spacing,
                 t_min=self.t_min,
@@ -99,10 +99,10 @@ class PathBounds:
         """What the rows of all images say, on a level map of (gh, gw)."""
         return PathLikelihoods(rows.double(), list(self.paths), grid, self.decoder)
 
-    def _known(self, x: Image) -> KnownPixels | None:
+    def _known(self, x: Image, seeds: Sequence[int]) -> KnownPixels | None:
         if self.mask is None:
             return None
-        return self.mask(x.shape[2], x.shape[3]).to(x.device).expand(len(x), -1, -1)
+        return self.mask.per_image(x.shape[2], x.shape[3], seeds=seeds).to(x.device)
 
 
 def check_labels(model: Any, classes: int | None, *, told: bool) -> None:
