@@ -8,6 +8,11 @@ from collections.abc import Callable, Sequence
 COMMANDS = {
     "levels": ("asyncdiff.commands.levels", "noise-level samplers of experiments, drawn side by side"),
     "evaluate": ("asyncdiff.commands.evaluate", "bits per dimension of a trained model along several paths"),
+    "sample": ("asyncdiff.commands.sample", "whole images"),
+    "inpaint": ("asyncdiff.commands.inpaint", "photos with a part of them drawn anew"),
+    "outpaint": ("asyncdiff.commands.outpaint", "photos continued beyond their edges"),
+    "autoregress": ("asyncdiff.commands.autoregress", "images drawn patch after patch, in any order"),
+    "texture": ("asyncdiff.commands.texture", "textures of any size, tileable too, from an exemplar or from nothing"),
 }
 
 

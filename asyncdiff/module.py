@@ -22,9 +22,10 @@ from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
 from asyncdiff.paths import check_path
+from asyncdiff.predictions import Generate, Request, Task
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling import ImageSampler, Sampler
 from asyncdiff.shapes import Image
 from asyncdiff.weightings import Velocity, Weighting
 
@@ -55,7 +56,10 @@ class AsyncDiffusion(LightningModule):
         seed: of all randomness in training and evaluation.
         uncertainty_weight: weight in the loss of the uncertainty head's Gaussian negative log-likelihood, where the
             network has such a head.
-        predict_count: images that `predict` draws, with seeds 0, 1, ...; classes in turn if the network has any.
+        task: what `predict` draws; whole images by default. It is no part of a checkpoint.
+        predict_count: images that `predict` draws, with seeds 0, 1, ...; so many of every photo, if the task has any.
+        predict_labels: their classes, in turn over the photos or else over the seeds; by default all classes in turn
+            for whole images, none for photos. An empty list tells none.
         predict_batch_size: images drawn together.
     """
 
@@ -65,7 +69,7 @@ class AsyncDiffusion(LightningModule):
         levels: LevelSampler | None = None,
         weighting: Weighting | None = None,
         process: Process | None = None,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         image_size: int = 32,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -75,14 +79,16 @@ class AsyncDiffusion(LightningModule):
         level_values: int = 256,
         seed: int = 0,
         uncertainty_weight: float = 0.01,
+        task: Task | None = None,
         predict_count: int = 64,
+        predict_labels: Sequence[int] | None = None,
         predict_batch_size: int = 64,
     ):
         super().__init__()
         self.denoiser = Denoiser(network, process or RectifiedFlow())
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
-        self.sampler = sampler or Sampler()
+        self.sampler: ImageSampler = sampler or Sampler()
         self.image_size = image_size
         self.learning_rate = learning_rate
         self.betas = (betas[0], betas[1])
@@ -92,7 +98,9 @@ class AsyncDiffusion(LightningModule):
         self.level_values = level_values
         self.seed = seed
         self.uncertainty_weight = uncertainty_weight
+        self.task = task
         self.predict_count = predict_count
+        self.predict_labels = predict_labels
         self.predict_batch_size = predict_batch_size
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
@@ -126,7 +134,7 @@ class AsyncDiffusion(LightningModule):
         seeds: Sequence[int],
         labels: Sequence[int] | None = None,
         *,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
         """One image per seed, values in about [-1, 1]; image i depends on seed i (and label i) only."""
@@ -148,7 +156,7 @@ class AsyncDiffusion(LightningModule):
         *,
         seeds: Sequence[int] | None = None,
         labels: Sequence[int] | None = None,
-        sampler: Sampler | None = None,
+        sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
         """`image` with the pixels where `known` is False generated; the known ones come back bit for bit.
@@ -227,16 +235,19 @@ class AsyncDiffusion(LightningModule):
         """What `validation_step` logs, on the test split."""
         self._evaluate(batch, "test")
 
-    def predict_dataloader(self) -> DataLoader:
-        """The seeds and labels of the images that `predict` draws, this process's share of them."""
-        rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
-        share = _Seeds(range(rank, self.predict_count, world), self.classes)
-        return DataLoader(share, batch_size=self.predict_batch_size)
+    def predict_requests(self) -> list[Request]:
+        """Every picture that `predict` draws, on whichever process."""
+        return self._task.requests(self, seeds=range(self.predict_count), labels=self.predict_labels)
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Image:
-        """The images of a batch of seeds."""
-        labels = batch["label"].tolist() if self.classes else None
-        return self.generate(batch["seed"].tolist(), labels, batch_size=self.predict_batch_size)
+    def predict_dataloader(self) -> DataLoader:
+        """The batches of requests that `predict` draws, this process's share of them."""
+        rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+        share = self._task.batches(self, self.predict_requests()[rank::world])
+        return DataLoader(_Batches(share), batch_size=None, collate_fn=list)
+
+    def predict_step(self, batch: list[Request], batch_idx: int) -> Image:
+        """The pictures of a batch of requests."""
+        return self._task.finished(self, batch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""
@@ -259,6 +270,7 @@ class AsyncDiffusion(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
         checkpoint["recipe"] = recipe.describe(self)
+        checkpoint["recipe"]["init_args"]["task"] = None  # a wish of the day, with paths of this machine
         # Their own hooks are passed over for files of weights only, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):
@@ -302,6 +314,10 @@ class AsyncDiffusion(LightningModule):
         return model.to(map_location).eval()
 
     # Parts
+
+    @property
+    def _task(self) -> Task:
+        return self.task or Generate()
 
     def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
         grid = self.denoiser.grid(self.shape[1:])
@@ -357,7 +373,8 @@ class AsyncDiffusion(LightningModule):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
         grid = self.denoiser.grid(self.shape[1:])
         self.levels.check(grid)
-        check_path(self.sampler.path, grid)
+        if isinstance(self.sampler, Sampler):
+            check_path(self.sampler.path, grid)
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
         if labels is None:
@@ -379,16 +396,14 @@ class _Warmup:
         return min(1.0, (step + 1) / max(self.steps, 1))
 
 
-class _Seeds(IterableDataset):
-    """Seeds and the classes in turn. Iterable, so that Lightning leaves the sharding to us."""
+class _Batches(IterableDataset):
+    """Batches as they are. Iterable, so that Lightning leaves the sharding to us."""
 
-    def __init__(self, seeds: range, classes: int):
-        self.seeds = seeds
-        self.classes = classes
+    def __init__(self, batches: Sequence[list[Request]]):
+        self.batches = batches
 
-    def __iter__(self) -> Iterator[dict[str, int]]:
-        for seed in self.seeds:
-            yield {"seed": seed, "label": seed % self.classes if self.classes else 0}
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self.seeds)
+        return len(self.batches)

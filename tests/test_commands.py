@@ -1,19 +1,29 @@
-"""`python -m asyncdiff`: the overview, mistakes in a line, and what `levels` writes."""
+"""`python -m asyncdiff`: the overview, mistakes in a line, what `levels` writes, and what is drawn."""
 
 import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import awaken
+from lightning.pytorch import Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from asyncdiff import cli
 from asyncdiff.__main__ import COMMANDS, main
 from asyncdiff.commands.experiment import IMAGE_SIZE, Experiment
+from asyncdiff.guidance import ClassifierFree
 from asyncdiff.levels import AlongPath, SumBeta
 from asyncdiff.module import AsyncDiffusion
+from asyncdiff.networks.dit import DiT
 from asyncdiff.paths import AsyncPatch
+from asyncdiff.photos import read_photo, to_bytes
+from asyncdiff.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = """
@@ -212,3 +222,156 @@ def test_two_experiments_side_by_side(capfd):
     (file,) = Path("out/half").iterdir()
     again = EventAccumulator(str(file)).Reload()
     assert again.Histograms("levels/of_patches")[0].histogram_value.num == 64 * 6
+
+
+# Drawing
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with a network that is awake, for 8x8 colour images in patches of 2, and three classes."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False)
+    trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return folder
+
+
+@pytest.fixture
+def photo():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    return "photo.png"
+
+
+def drawn(folder):
+    return {f.name: read_photo(f, 3) for f in sorted(Path(folder).glob("*.png"))}
+
+
+def test_sample_writes_what_the_model_generates(run, capfd):
+    main(["sample", str(run), "--labels", "0,2", "--seeds", "1,3-4", "--output", "out", "--batch-size", "2", "--gif"])
+    told = capfd.readouterr()
+    assert told.out == "3 pictures: out\nsheet: out/sheet.png\nmovie: out/walk.gif\n"
+    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
+    expected = to_bytes(model.generate([1, 3, 4], [0, 2, 0]))
+    pictures = drawn("out")
+    del pictures["sheet.png"]
+    assert list(pictures) == ["000001_class0.png", "000003_class2.png", "000004_class0.png"]
+    for picture, truth in zip(pictures.values(), expected, strict=True):
+        assert (picture.int() - truth.int()).abs().max() <= 1
+    with Image.open("out/walk.gif") as movie:
+        assert movie.n_frames == 3
+
+
+def test_the_options_change_the_sampler(run):
+    words = ["sample", str(run / "checkpoints/last.ckpt"), "--seeds", "0", "--labels", "1"]
+    main([*words, "--output", "a", "--steps", "5", "--guidance", "2"])
+    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
+    guided = model.generate([0], [1], sampler=Sampler(steps=5, guidance=[ClassifierFree(2.0)]))
+    assert (drawn("a")["000000_class1.png"].int() - to_bytes(guided)[0].int()).abs().max() <= 1
+    main([*words, "--output", "b", "--sampler", "Sampler", "--sampler.steps", "5", "--guidance", "2"])
+    assert torch.equal(drawn("b")["000000_class1.png"], drawn("a")["000000_class1.png"])
+    main([*words, "--output", "c", "--steps", "5"])
+    assert not torch.equal(drawn("c")["000000_class1.png"], drawn("a")["000000_class1.png"])
+
+
+def test_inpaint_keeps_the_photo_and_says_how_it_came_to_its_size(run, photo, capfd):
+    main(["inpaint", str(run), "--image", photo, "--mask", "half", "--seeds", "0,1", "--mask-is-unknown", "true"])
+    main(["inpaint", str(run), "--image", photo, "--seeds", "0", "--size", "8x16", "--input_guidance", "1"])
+    first, second = Path(run) / "predictions/inpaint", Path(run) / "predictions/inpaint-2"
+    told = capfd.readouterr().out
+    assert f"{photo}: 8x16 pixels, cut to its middle 8x8\n2 pictures: {first}\nsheet: {first}/sheet.png\n" in told
+    assert f"{photo}: 8x16 pixels, taken as they are\n1 picture: {second}\n" in told
+    truth = read_photo(Path(photo), 3)[:, :, 4:12]
+    for seed in (0, 1):
+        picture = drawn(first)[f"photo_seed{seed}.png"]
+        assert torch.equal(picture[:, :, 4:], truth[:, :, 4:])
+        assert not torch.equal(picture[:, :, :4], truth[:, :, :4])
+    assert drawn(second)["photo_seed0.png"].shape == (3, 8, 16)
+
+
+def test_warnings_are_lines(run, photo, capfd):
+    Image.fromarray(np.full((8, 16), 90, dtype=np.uint8)).save("mask.png")
+    main(["inpaint", str(run), "--image", photo, "--mask", "mask.png", "--seeds", "0", "--output", "out"])
+    lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert lines == [
+        "warning: mask.png: 128 of 128 pixels are neither black nor white and decided at the middle",
+        "warning: nothing is known of photo: the pictures are free inventions",
+    ]
+
+
+def test_outpaint_autoregress_and_texture(run, photo):
+    main(["outpaint", str(run), "--image", photo, "--right", "6", "--seeds", "0", "--output", "outpainted", "--gif"])
+    picture = drawn("outpainted")["photo_seed0.png"]
+    assert picture.shape == (3, 8, 14)
+    assert torch.equal(picture[:, :, :8], read_photo(Path(photo), 3)[:, :, 4:12])
+    words = ["--order", "spiral", "--overlap", "0.5", "--steps_per_patch", "1", "--seeds", "0", "--labels", "none"]
+    main(["autoregress", str(run), *words, "--output", "ordered"])
+    assert list(drawn("ordered")) == ["000000.png"]
+    main(["texture", str(run), "--exemplar", photo, "--size", "16x12", "--tileable", "true", "--output", "texture"])
+    assert drawn("texture")["photo_seed0.png"].shape == (3, 16, 12)
+
+
+def test_train_predict_writes_what_the_command_writes(run, photo):
+    config = {
+        "model": {
+            "network": {
+                "class_path": "asyncdiff.networks.dit.DiT",
+                "init_args": {"channels": 3, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 3},
+            },
+            "sampler": {"class_path": "asyncdiff.sampling.Sampler", "init_args": {"steps": 2}},
+            "image_size": 8,
+        },
+        "data": {"class_path": "datamodules.Digits"},
+        "trainer": {
+            "default_root_dir": str(run),
+            "accelerator": "cpu",
+            "logger": False,
+            "callbacks": [{"class_path": "asyncdiff.callbacks.ImageWriter", "init_args": {"folder": "predicted"}}],
+        },
+    }
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    layer = ROOT / "experiments" / "tasks" / "inpaint.yaml"
+    words = ["predict", "--config", "config.yaml", "--config", str(layer), "--ckpt_path", "last"]
+    cli.main([*words, "--model.predict_count", "2", "--model.task.init_args.image", photo])
+    main(["inpaint", str(run), "--image", photo, "--mask", "square", "--seeds", "0,1", "--output", "commanded"])
+    predicted, commanded = drawn("predicted"), drawn("commanded")
+    assert list(predicted) == list(commanded) == ["photo_seed0.png", "photo_seed1.png", "sheet.png"]
+    for name, picture in predicted.items():
+        assert (picture.int() - commanded[name].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "nowhere"], "RUN must be a run directory of train.py or a .ckpt file, got nowhere"),
+        (["sample", "."], "checkpoint_path must be a file, got checkpoints/last.ckpt"),
+        (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
+        (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
+        (["sample", "RUN", "--labels", "cat"], "--labels must be whole numbers such as 0,3,8-15, got cat"),
+        (["sample", "RUN", "--labels", "7"], "labels must lie in 0 .. 2, got 7"),
+        (["sample", "RUN", "--step", "7"], "--step: there is no such option; did you mean --steps?"),
+        (["sample", "RUN", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["sample", "RUN", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
+        (["sample", "RUN", "--input_level", "0.5"], "--input_level must be given with --input_guidance"),
+        (["sample", "RUN", "--output", "layer.yaml"], "output must be a folder, got the file layer.yaml"),
+        (["sample", "RUN", "--device", "cuda"], "--device must be one that this machine has, got cuda: use cpu"),
+        (["sample", "RUN", "--sampler", "Autoregressive", "--steps", "3"], "--steps must be left out for Autoreg"),
+        (["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"], "--ckpt_path must be left out where RUN is"),
+        (["inpaint", "RUN"], "image must be given"),
+        (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
+        (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "masks must be named"),
+        (["inpaint", "RUN", "--image", "PHOTO", "--fit", "pad"], "fit: must be one of 'crop', 'resize', 'keep'"),
+        (["inpaint", "RUN", "--image", "layer.yaml"], "images must be files that can be read, got layer.yaml"),
+        (["outpaint", "RUN", "--image", "PHOTO"], "one of to and top, bottom, left, right must be given"),
+        (["autoregress", "RUN", "--order", "spirl"], "order must be one of"),
+        (["autoregress", "RUN", "--steps", "3"], "--steps: there is no such option"),
+        (["texture", "RUN", "--size", "4x4"], "size must be at least that of a window, 8x8, got 4x4"),
+    ],
+)
+def test_mistakes_in_drawing_are_one_line(words, message, run, photo, refused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    line = refused(*(word.replace("RUN", str(run)).replace("PHOTO", photo) for word in words))
+    assert line.startswith(message)

@@ -1,22 +1,81 @@
+"""What `predict` writes: the images of their seeds, a task's with a sheet, and never over what is there."""
+
+import numpy as np
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import ImageWriter
+from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
+from asyncdiff.photos import read_photo, to_bytes, to_model
+from asyncdiff.predictions import Inpaint
 from asyncdiff.sampling import Sampler
 
 
-def test_predictions_are_the_images_of_their_seeds(tmp_path):
+def module(**options) -> AsyncDiffusion:
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=3)
-    module = AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8, predict_count=5, predict_batch_size=2)
+    return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8, predict_batch_size=2, **options)
+
+
+def predict(model, root, writer=None):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[ImageWriter()], **quiet)
-    trainer.predict(module, return_predictions=False)
-    files = sorted((tmp_path / "predictions").iterdir())
-    assert [f.name for f in files] == [f"{i:06d}_class{i % 3}.png" for i in range(5)]
-    expected = (module.generate([4], [1])[0, 0].clamp(-1, 1) + 1) * 127.5
-    written = torch.tensor(list(Image.open(files[4]).convert("L").getdata())).reshape(8, 8)
-    assert (written - expected).abs().max() <= 1
+    trainer = Trainer(accelerator="cpu", default_root_dir=root, callbacks=[writer or ImageWriter()], **quiet)
+    return trainer.predict(model)
+
+
+def names(folder):
+    return sorted(f.name for f in folder.iterdir() if f.is_file())
+
+
+def test_predictions_are_the_images_of_their_seeds(tmp_path):
+    model = module(predict_count=5)
+    drawn = torch.cat(predict(model, tmp_path))
+    assert names(tmp_path / "predictions") == [f"{i:06d}_class{i % 3}.png" for i in range(5)]
+    expected = model.generate(range(5), [0, 1, 2, 0, 1])
+    assert torch.allclose(drawn, expected, atol=1e-5)
+    for i in range(5):
+        written = read_photo(tmp_path / "predictions" / f"{i:06d}_class{i % 3}.png", 1)
+        assert torch.equal(written, to_bytes(drawn[i]))
+
+
+def test_a_second_run_is_numbered_and_a_given_folder_refused(tmp_path):
+    model = module(predict_count=1)
+    predict(model, tmp_path)
+    before = (tmp_path / "predictions" / "000000_class0.png").read_bytes()
+    model.predict_labels = [2]
+    predict(model, tmp_path)
+    assert names(tmp_path / "predictions-2") == ["000000_class2.png"]
+    assert (tmp_path / "predictions" / "000000_class0.png").read_bytes() == before
+    with pytest.raises(ValueError, match="output must hold no pictures yet, got .*predictions"):
+        predict(model, tmp_path, ImageWriter(str(tmp_path / "predictions")))
+
+
+def test_a_task_has_its_own_folder_and_a_sheet(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    model = module(predict_count=3, task=Inpaint(str(tmp_path / "photo.png"), "half"))
+    predict(model, tmp_path)
+    folder = tmp_path / "predictions" / "inpaint"
+    assert names(folder) == [*(f"photo_seed{i}.png" for i in range(3)), "sheet.png"]
+    truth = read_photo(tmp_path / "photo.png", 1)
+    expected = model.inpaint(to_model(truth), Half()(8, 8), seeds=range(3))
+    for i in range(3):
+        written = read_photo(folder / f"photo_seed{i}.png", 1)
+        assert torch.equal(written[:, :, :4], truth[:, :, :4])
+        assert (written.int() - to_bytes(expected[i]).int()).abs().max() <= 1
+
+
+def test_processes_share_the_requests_without_overlap(tmp_path, monkeypatch):
+    model = module(predict_count=5)
+    every = [request.seed for request in model.predict_requests()]
+    model.trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(type(model), "global_rank", rank)
+        monkeypatch.setattr(Trainer, "world_size", 3)
+        shares += [request.seed for batch in model.predict_dataloader() for request in batch]
+    assert sorted(shares) == every == list(range(5))

@@ -1,0 +1,147 @@
+"""Photos as models take them: read, brought to a size, with what is known of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from asyncdiff import masks
+from asyncdiff.masks import Mask
+from asyncdiff.photos import (
+    SUFFIXES,
+    Fit,
+    by,
+    check_same_shape,
+    fitted,
+    fitted_with_mask,
+    fitting,
+    photo_files,
+    read_mask,
+    read_photo,
+    to_model,
+    warn,
+)
+from asyncdiff.shapes import known_patches
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photo that a model can take.
+
+    Attributes:
+        name: of its file, and of the pictures made from it.
+        image: in [-1, 1].
+        known: True = known.
+        note: what was done to it.
+    """
+
+    name: str
+    image: Float[Tensor, "c h w"]
+    known: Bool[Tensor, "h w"]
+    note: str
+
+
+def photos_of(
+    name: str,
+    where: str,
+    channels: int,
+    *,
+    size: tuple[int, int],
+    fit: Fit,
+    patch: tuple[int, int],
+    mask: Mask | Path | None = None,
+    mask_is_unknown: bool = False,
+    mask_seed: int = 0,
+) -> list[Photo]:
+    """The photos of a file, a folder or a pattern.
+
+    Args:
+        name: of the argument, for refusals.
+        where: the file, folder or pattern.
+        channels: 1 or 3.
+        size: (height, width) that photos are brought to.
+        fit: how, see `asyncdiff.photos.fitting`.
+        patch: (height, width) of a patch.
+        mask: a rule, a file, or a folder of files named like the photos; all is known without.
+        mask_is_unknown: the mask says what is unknown.
+        mask_seed: seed of a random rule for the first photo.
+    """
+    files = photo_files(name, where)
+    photos = []
+    for i, (file, stem) in enumerate(zip(files, _names(files), strict=True)):
+        pixels = read_photo(file, channels)
+        how = fitting((pixels.shape[1], pixels.shape[2]), size, fit, patch)
+        if isinstance(mask, Path):
+            drawn = _mask_file(mask, file)
+            known = read_mask(drawn, mask_is_unknown=mask_is_unknown)
+            check_same_shape(file, how.original, drawn, (known.shape[0], known.shape[1]))
+            pixels, known = fitted_with_mask(pixels, known, how)
+        else:
+            pixels, known = fitted(pixels, how), torch.ones(how.size, dtype=torch.bool)
+            if mask is not None:
+                known = mask(*how.size, seed=mask_seed + i) != mask_is_unknown
+        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {how.told()}"))
+    return photos
+
+
+def mask_for(mask: Mask | str) -> Mask | Path:
+    """The rule of that name, or the file or folder; ValueError if it is neither."""
+    if not isinstance(mask, str):
+        return mask
+    path = Path(mask).expanduser()
+    if path.exists():
+        return path
+    if path.suffix.lower() in SUFFIXES or path.name != mask:
+        raise FileNotFoundError(f"mask must be a file, a folder or the name of a set, got {mask}, which does not exist")
+    return masks.named(mask)
+
+
+def check_masks(photos: Sequence[Photo], patch: tuple[int, int]) -> None:
+    """Refuse photos of which all is known; warn of those of which the network is shown no patch."""
+    for photo in photos:
+        if photo.known.all():
+            raise ValueError(
+                f"mask must leave something to draw, got one that knows all of {photo.name}: "
+                "white is known; if it is the other way round, set mask_is_unknown"
+            )
+    nothing = [photo.name for photo in photos if not photo.known.any()]
+    if nothing:
+        warn(f"nothing is known of {_some(nothing)}: the pictures are free inventions")
+    bare = [p.name for p in photos if p.known.any() and not known_patches(p.known[None], _grid(p, patch)).any()]
+    if bare:
+        warn(
+            f"no patch of {by(patch)} pixels is wholly known of {_some(bare)}: "
+            "single known pixels are put back at every step, which says less to the network than a known patch"
+        )
+
+
+def _grid(photo: Photo, patch: tuple[int, int]) -> tuple[int, int]:
+    return photo.known.shape[0] // patch[0], photo.known.shape[1] // patch[1]
+
+
+def _mask_file(mask: Path, photo: Path) -> Path:
+    """The mask itself, or the file of a folder that is named like the photo."""
+    if not mask.is_dir():
+        return mask
+    found = sorted(file for file in mask.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
+    if len(found) != 1:
+        raise ValueError(f"mask must hold one file named {photo.stem} for {photo}, got {len(found)} in {mask}")
+    return found[0]
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Stems of the files, with a number where two would be alike."""
+    seen: Counter[str] = Counter()
+    names = []
+    for file in files:
+        seen[file.stem] += 1
+        names.append(file.stem if seen[file.stem] == 1 else f"{file.stem}-{seen[file.stem]}")
+    return names
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} photos, {names[0]} among them"

@@ -1,0 +1,193 @@
+"""One checkpoint, many tasks: what orders, guidance and adaptive clocks cost and give.
+
+    python -m benchmarks.tasks runs/demo overlaps guidance adaptive
+
+prints a Markdown table for each word. For digits, Fréchet distances and the share of completed images whose class is
+kept are those of a small classifier, as in benchmarks.digits_levels; for other data name the weights of SqueezeNet with
+--squeezenet FILE, whose pooled features serve then, with LPIPS to the truth instead of the class. Evaluations are rows
+that go through the network per image; patches are evaluations times the share of the patches that were computed.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.adaptive import Adaptive, DualLoop, LookAhead, Sequential, Tolerance
+from asyncdiff.callbacks.held_out import spread
+from asyncdiff.commands.experiment import Experiment
+from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips
+from asyncdiff.guidance import ClassifierFree, InputGuidance
+from asyncdiff.masks import Half
+from asyncdiff.orders import Raster
+from asyncdiff.sampling import Autoregressive, ImageSampler, Sampler
+from asyncdiff.solvers import Ddim, Multistep
+from benchmarks.digits_levels import Judge
+
+REFERENCE = 10_000  # training images behind the reference statistics
+OVERLAPS = (0.0, 0.5, 0.75, 0.9)
+
+
+class Cost:
+    """Counts what goes through a network while it is in place."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.evaluations = self.patches = self.seconds = 0.0
+        self.network = network
+
+    def _count(self, module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        rows, memory = len(args[0]), options.get("memory")
+        share = 1.0 if memory is None or memory.moving is None else float(memory.moving.flatten(1).float().mean())
+        self.evaluations += rows
+        self.patches += rows * share
+
+    def __enter__(self) -> "Cost":
+        self._hook = self.network.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+        self.seconds += time.perf_counter() - self._started
+
+
+class PhotoJudge:
+    """The held-out images of a run's data, with SqueezeNet's features of its training split as reference."""
+
+    def __init__(self, run: Path, squeezenet: Path, images: int) -> None:
+        data = Experiment(run / "config.yaml").data(["datamodules"])
+        held_out = data.dataset("val").plain()
+        batch = held_out.__getitems__(spread(held_out, images))
+        self.images, self.labels = batch["image"], batch["label"]
+        self.lpips = Lpips("squeeze", str(squeezenet))
+        self.metric = FrechetDistance(BackboneFeatures("squeeze", str(squeezenet)))
+        train = data.dataset("train").plain()
+        indices = spread(train, REFERENCE)
+        for first in range(0, len(indices), 256):
+            self.metric.update(train.__getitems__(indices[first : first + 256])["image"], real=True)
+
+    def frechet(self, images: Tensor) -> float:
+        """Distance from the training split."""
+        self.metric.reset()
+        self.metric.update(images, real=False)
+        return self.metric.compute().item()
+
+
+@dataclass
+class Bench:
+    """A model with its judge; every row draws the same seeds."""
+
+    model: AsyncDiffusion
+    judge: Judge | PhotoJudge
+    images: int
+
+    def generated(self, sampler: ImageSampler) -> dict[str, float]:
+        """Whole images, told their labels."""
+        seeds = range(self.images)
+        labels = [i % self.model.classes for i in seeds]
+        with Cost(self.model.network) as cost:
+            images = self.model.generate(seeds, labels, sampler=sampler)
+        return {"Fréchet": self.judge.frechet(images), **self.spent(cost)}
+
+    def inpainted(self, sampler: ImageSampler, told: bool = False) -> dict[str, float]:
+        """The right halves of held-out images, labels told or not."""
+        truth, labels = self.judge.images[: self.images], self.judge.labels[: self.images]
+        with Cost(self.model.network) as cost:
+            images = self.model.inpaint(
+                truth,
+                Half()(*truth.shape[2:]),
+                seeds=range(len(truth)),
+                labels=labels.tolist() if told else None,
+                sampler=sampler,
+            )
+        values = {"Fréchet": self.judge.frechet(images)}
+        if isinstance(self.judge, Judge):
+            values["class kept"] = self.judge.classifier.accuracy(images, labels)
+        else:
+            values["LPIPS"] = self.judge.lpips(images, truth).mean().item()
+        return values | self.spent(cost)
+
+    def spent(self, cost: Cost) -> dict[str, float]:
+        """Per image."""
+        each = {"evaluations": cost.evaluations, "patches": cost.patches, "ms": 1000 * cost.seconds}
+        return {name: value / self.images for name, value in each.items()}
+
+
+Rows = Iterator[tuple[str, dict[str, float]]]
+
+
+def overlaps(bench: Bench) -> Rows:
+    """Quality against evaluations in raster order, 16 steps a patch."""
+    for overlap in OVERLAPS:
+        for refresh in (1, 16):
+            name = f"overlap {overlap:g}" + (f", all patches every {refresh}" if refresh > 1 else "")
+            yield name, bench.generated(Autoregressive(Raster(), overlap, Multistep(), 16, refresh=refresh))
+    for steps in (16, 32, 64):
+        yield f"synchronous, {steps} steps", bench.generated(Sampler(solver=Multistep(), steps=steps))
+
+
+def guidance(bench: Bench) -> Rows:
+    """Strength omega and level g of input guidance on inpaintings, then label guidance, then both."""
+    yield "unguided", bench.inpainted(Sampler(solver=Multistep()))
+    for level in (0.25, 0.5, 1.0):
+        for strength in (0.25, 0.5, 1.0, 2.0):
+            sampler = Sampler(solver=Multistep(), guidance=[InputGuidance(strength, level)])
+            yield f"g = {level:g}, omega = {strength:g}", bench.inpainted(sampler)
+    for scale in (1.0, 1.5, 2.0, 3.0):
+        sampler = Sampler(solver=Multistep(), guidance=[ClassifierFree(scale)])
+        yield f"label told, w = {scale:g}", bench.inpainted(sampler, told=True)
+    both = [ClassifierFree(1.5), InputGuidance(0.5, 0.5)]
+    yield "label told, w = 1.5, g = 0.5, omega = 0.5", bench.inpainted(Sampler(solver=Multistep(), guidance=both), True)
+
+
+def adaptive(bench: Bench) -> Rows:
+    """Clocks that go by the predicted uncertainty against the uniform one, with one solver and one grid."""
+    for steps in (8, 12, 16, 24, 32, 50):
+        yield f"uniform, {steps} steps", bench.generated(Sampler(solver=Ddim(), steps=steps))
+    for tolerance in (0.02, 0.03, 0.04, 0.06, 0.08):
+        clocks = Tolerance(tolerance, max_stride=8)
+        yield f"tolerance {tolerance:g}", bench.generated(Adaptive(clocks, Ddim(), steps=50))
+        yield f"tolerance {tolerance:g}, skipping", bench.generated(Adaptive(clocks, Ddim(), steps=50, refresh=8))
+    for outer in (4, 8, 12):
+        yield f"dual loop, {outer} outer steps", bench.generated(Adaptive(DualLoop(), Ddim(), steps=4 * outer))
+    for steps in (8, 12, 24):
+        yield f"look-ahead, {steps} steps", bench.generated(Sampler(None, Ddim(), steps, [LookAhead()]))
+    yield "sequential, 16 steps a patch", bench.generated(Adaptive(Sequential(), Ddim(), steps=16))
+    yield "sequential, overlap 0.75", bench.generated(Adaptive(Sequential(overlap=0.75), Ddim(), steps=16))
+
+
+TABLES: dict[str, Callable[[Bench], Rows]] = {"overlaps": overlaps, "guidance": guidance, "adaptive": adaptive}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("tables", nargs="+", choices=TABLES)
+    parser.add_argument("--images", type=int, default=359)
+    parser.add_argument("--squeezenet", type=Path, help="torchvision's weights; for data other than digits")
+    given = parser.parse_args()
+    model = AsyncDiffusion.load_from_checkpoint(given.run / "checkpoints" / "last.ckpt")
+    judge = PhotoJudge(given.run, given.squeezenet, given.images) if given.squeezenet else Judge()
+    bench = Bench(model, judge, given.images)
+    print(f"real held-out images: {judge.frechet(judge.images[: given.images]):.2f}")
+    for name in given.tables:
+        for number, (row, values) in enumerate(TABLES[name](bench)):
+            if number == 0:
+                print(f"\n| {name} | {' | '.join(values)} |\n|{'---|' * (len(values) + 1)}")
+            print(f"| {row} | {' | '.join(_told(value) for value in values.values())} |", flush=True)
+
+
+def _told(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    main()
