@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import DenoisingStrip, Ema, Frechet, Inpainting, SampleGrid
+from asyncdiff.callbacks import DenoisingStrip, Ema, Frechet, ImageWriter, Inpainting, SampleGrid
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
 from asyncdiff.paths import AsyncPatch
+from asyncdiff.predictions import Autoregress
 from asyncdiff.sampling import Sampler
 from asyncdiff.solvers import Ddim
 from datamodules import Digits
@@ -57,13 +58,18 @@ def main(processes: int, out: str) -> None:
     trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
     losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
+    module.predict_count, module.predict_batch_size = 5, 2
+    module.task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
+    folder = Path(out).parent / f"drawn{processes}"
+    Trainer(callbacks=[ImageWriter(str(folder))], **options).predict(module, return_predictions=False)
+
     keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
     callbacks = [Ema(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
     fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
     fit.fit(module, datamodule=Digits(batch_size=50 // processes))
     if trainer.is_global_zero:
         result = {"pictures": draw.pictures, "frechet": frechet.results, "losses": losses}
-        torch.save(result | {"trained": keep.last_model_path}, out)
+        torch.save(result | {"trained": keep.last_model_path, "drawn": str(folder)}, out)
 
 
 if __name__ == "__main__":

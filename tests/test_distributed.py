@@ -48,6 +48,14 @@ def test_distances_count_every_image_once(one_and_two):
 
 
 @pytest.mark.slow
+def test_predictions_are_the_same_files(one_and_two):
+    """A task with five seeds in batches of two: shared between the processes, byte for byte the same."""
+    one, two = ({f.name: f.read_bytes() for f in Path(r["drawn"]).glob("*.png")} for r in one_and_two)
+    assert len(one) == 6  # with their sheet
+    assert two == one
+
+
+@pytest.mark.slow
 def test_losses_count_every_image_once(one_and_two):
     one, two = (result["losses"] for result in one_and_two)
     assert two == pytest.approx(one, rel=1e-5)
