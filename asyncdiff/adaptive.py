@@ -343,9 +343,9 @@ class LookAhead(Guidance):
     The patches whose uncertainty lies below the `share` quantile of their image are taken ahead provisionally, by their
     own prediction: 1 - t grows by the factor `ratio`, cut at clean. A second evaluation sees them so; the velocity of
     the others is taken from it, that of the sure ones from the first. All then take the step that the sampler asks for:
-    any sampler, solver and path. Images whose noisiest patch is within the first `skipped` of the levels are predicted
-    as usual, and so are those in which no patch is surer than the rest. The look-ahead of Patch Forcing
-    (arXiv:2604.19141), where times count from noise: t here is 1 - t there.
+    any sampler, solver and path. Images whose noisiest patch that has started is within the first `skipped` of the
+    levels are predicted as usual, and so are those in which no patch is surer than the rest. The look-ahead of Patch
+    Forcing (arXiv:2604.19141), where times count from noise: t here is 1 - t there.
 
     Args:
         share: quantile of the uncertainty below which a patch is sure; in [0, 1], 0 changes nothing.
@@ -377,11 +377,13 @@ class _LookingAhead(Guided):
         """Two evaluations, one after the other; one where nobody looks ahead."""
         first = self.denoiser(x_t, t, label, distinct=distinct)
         _check_finite(first, torch.arange(len(t), device=t.device))
-        begun = t.amax(dim=(1, 2), keepdim=True) <= 1 - self.rule.skipped
+        noisiest = t.masked_fill(t >= 1, 0).amax(dim=(1, 2), keepdim=True)  # of those that do not wait
+        begun = (noisiest > 0) & (noisiest <= 1 - self.rule.skipped)
         sure = surest(_uncertainty(first, "LookAhead"), t > 0, self.rule.share) & begun
         uncertain = sure.flatten(1).any(1)[:, None, None] & (t > 0) & ~sure
-        if not uncertain.any():
+        if not uncertain.any() and not self.steady:
             return first
+        sure = sure & uncertain.flatten(1).any(1)[:, None, None]
         size = (x_t.shape[2], x_t.shape[3])
         t_ahead = torch.where(sure, (1 - self.rule.ratio * (1 - t)).clamp(min=0), t)
         ahead = self.process.noised(first.x, first.eps, t_ahead.to(x_t.dtype))

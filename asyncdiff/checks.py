@@ -3,7 +3,7 @@
 
 def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
     """Raise ValueError if `value` is below `minimum`."""
-    if value < minimum:
+    if not value >= minimum:  # NaN is refused, too
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
 
 

@@ -30,7 +30,8 @@ class ClassifierFree(Guidance):
     """v = v_without + scale (v_with - v_without): towards the label, away from what is usual without it.
 
     Ho & Salimans, arXiv:2207.12598, where the scale is 1 + w; the interval is Kynkaanniemi et al., arXiv:2404.07724.
-    Patches outside the interval are not guided, each by its own level.
+    Patches outside the interval are not guided, each by its own level. Without labels there is nothing to be guided by:
+    the prediction is the unguided one.
 
     Args:
         scale: 1 is the unguided denoiser, exactly; 0 ignores the label.
@@ -40,8 +41,8 @@ class ClassifierFree(Guidance):
 
     def __init__(self, scale: float, low: float = 0.0, high: float = 1.0):
         at_least("scale", scale, 0, "1 is off, 1.5 to 4 are usual")
-        within("low", low, 0, high, "low and high bound the levels that are guided")
-        within("high", high, low, 1, "low and high bound the levels that are guided")
+        within("low", low, 0, 1, "low and high bound the levels that are guided")
+        within("high", high, low, 1, "low and high bound the levels that are guided, low first")
         self.scale = scale
         self.low = low
         self.high = high
@@ -68,7 +69,8 @@ class InputGuidance(Guidance):
         self.level = level
         rows = [[strength]] if isinstance(strength, (int, float)) else [list(row) for row in strength]
         if len({len(row) for row in rows}) != 1 or not rows[0]:
-            raise ValueError(f"strength must have rows of one length, got lengths {[len(r) for r in rows]}: fill them")
+            lengths = [len(row) for row in rows]
+            raise ValueError(f"strength must be a number or rows of one length, got lengths {lengths}: fill them")
         for value in (value for row in rows for value in row):
             at_least("strength", value, 0, "0 is off, 0.5 to 2 are usual")
         if not 0 < level <= 1:
@@ -94,6 +96,11 @@ class Guided(ABC):
     def process(self) -> Process:
         """The inner one's."""
         return self.denoiser.process
+
+    @property
+    def steady(self) -> bool:
+        """Whether every call must have the same branches: what a network remembers would be of others otherwise."""
+        return bool(getattr(self.denoiser, "steady", False))
 
     @property
     def null_label(self) -> int | None:
@@ -129,10 +136,10 @@ class _ClassifierFree(Guided):
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
     ) -> Prediction:
         """Two evaluations as one batch; one where no patch lies in the interval."""
-        if label is None:
-            raise ValueError("label must be given to label guidance, got none: name classes, or leave it out")
+        if label is None:  # "no label" told and "no label" withheld are one prediction
+            return self.denoiser(x_t, t, distinct=distinct)
         guided = (t >= self.rule.low) & (t <= self.rule.high) & (t > 0)
-        if not guided.any():
+        if not guided.any() and not self.steady:
             return self.denoiser(x_t, t, label, distinct=distinct)
         null = getattr(self.denoiser, "null_label", None)
         if null is None:
@@ -161,7 +168,7 @@ class _InputGuided(Guided):
     ) -> Prediction:
         """Two evaluations as one batch; one where no patch is given."""
         given = t == 0
-        if not given.any() or given.all():
+        if (not given.any() or given.all()) and not self.steady:
             return self.denoiser(x_t, t, label, distinct=distinct)
         size = (x_t.shape[2], x_t.shape[3])
         t_noisy = torch.where(given, self.level, t)

@@ -70,7 +70,7 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
     A file of nothing but 0 and 1 is read as a mask of ones; other values in between are decided at the middle, with one
     warning for all of them.
     """
-    pixels, transparent = _pixels(file)
+    pixels, transparent = _pixels(file, ones_are_white=True)
     if transparent:
         raise ValueError(
             f"mask must be black and white, got {file}, which is transparent in {transparent} pixels: "
@@ -96,20 +96,23 @@ def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"
     return torch.einsum("chw,c->hw", pixels.float(), torch.tensor(LUMA)).round().to(torch.uint8)[None]
 
 
-def _pixels(file: Path) -> tuple[Pixels, int]:
+def _pixels(file: Path, *, ones_are_white: bool = False) -> tuple[Pixels, int]:
     """The upright image with 1 or 3 channels over white, and the number of pixels that are not opaque."""
     try:
         with Image.open(file) as image:
             if getattr(image, "n_frames", 1) > 1:
                 warn(f"{file}: of its {image.n_frames} pictures the first is taken")  # type: ignore[attr-defined]
-            return _converted(ImageOps.exif_transpose(image))
+            return _converted(ImageOps.exif_transpose(image), ones_are_white)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"images must be files that can be read, got {file}: {error}") from error
 
 
-def _converted(image: Image.Image) -> tuple[Pixels, int]:
+def _converted(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return torch.from_numpy(_deep_grey(np.asarray(image)))[None], 0
+        values = np.asarray(image)
+        if ones_are_white and values.max() == 1:  # a mask of ones, whatever its depth
+            return torch.from_numpy((values == 1).astype(np.uint8))[None], 0
+        return torch.from_numpy(_deep_grey(values))[None], 0
     transparent = 0
     if image.has_transparency_data or image.mode in ("P", "PA"):
         colours = image.convert("RGBA")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from asyncdiff.checks import at_least
-from asyncdiff.guidance import Guidance
+from asyncdiff.guidance import Guidance, InputGuidance
 from asyncdiff.sampling import Frame, ImageSampler, Start
 from asyncdiff.shapes import Image, LevelMap
 from asyncdiff.solvers import Ddim, Solver
@@ -41,6 +41,10 @@ class RePaint(ImageSampler):
         self.resamples = resamples
         self.solver = solver or Ddim(1.0)
         self.guidance = list(guidance)
+        if any(isinstance(rule, InputGuidance) for rule in self.guidance):
+            raise ValueError(
+                "guidance of RePaint must not be InputGuidance, as no patch is ever given clean: use Sampler"
+            )
 
     def walk(self, start: Start) -> Iterator[Frame]:
         """The states before and after every step down or jump up."""

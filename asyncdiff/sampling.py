@@ -167,6 +167,8 @@ class ImageSampler(ABC):
     ) -> Iterator[Frame]:
         """The states from pure noise to the result, as `__call__` walks them."""
         _check(seeds, shape, label, image, known)
+        _check_label(denoiser, label)
+        label = None if label is None else label.to(device)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
         # Drawn before anything else, in a fixed order: what is known never changes an image's noise.
@@ -212,6 +214,8 @@ class Sampler(ImageSampler):
     ):
         at_least("steps", steps, 1, "50 is usual")
         at_least("refresh", refresh, 1, "1 computes all patches every time")
+        if steps != int(steps):
+            raise ValueError(f"steps must be a whole number, got {steps}: 50 is usual")
         self.path = path or Synchronous()
         if self.path.t_min > 0:
             raise ValueError(
@@ -286,6 +290,17 @@ class Autoregressive(Sampler):
         """Number of steps for level maps of (gh, gw)."""
         duration = 1 + (self.order.groups(grid) - 1) * (1 - self.overlap)
         return math.ceil(round(self.steps_per_patch * duration, 6))
+
+
+def _check_label(denoiser: Denoise, label: Labels | None) -> None:
+    null = getattr(denoiser, "null_label", None)
+    if label is None or null is None:
+        return
+    if label.dtype != torch.int64:
+        raise ValueError(f"label must be int64, one class per image, got {label.dtype}: use label.long()")
+    wrong = (label < 0) | (label > null)
+    if wrong.any():
+        raise ValueError(f"label must lie in 0 .. {null - 1}, or be {null} for none, got {int(label[wrong][0])}")
 
 
 def _check(

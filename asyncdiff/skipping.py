@@ -12,9 +12,9 @@ from asyncdiff.shapes import Distinct, Image, KnownPatches, Labels, LevelMap
 class Skipping:
     """A denoiser for one walk that evaluates the moving patches only, and all of them now and then.
 
-    Patches that stand still, known, finished or waiting, stay in the keys and values that the moving ones attend to as
-    they were when last computed. What moving patches would have changed in them is missed until the next refresh: an
-    approximation, unless `refresh` is 1.
+    Patches that stand still, known, finished or waiting, are computed once at their level and then stay in the keys and
+    values that the moving ones attend to. What moving patches would have changed in them is missed until the next
+    refresh: an approximation, unless `refresh` is 1.
 
     Args:
         denoiser: its network must be able to remember, as `asyncdiff.networks.dit.DiT`.
@@ -32,6 +32,7 @@ class Skipping:
         self.refresh = refresh
         self._memory = denoiser.network.memory()  # type: ignore[operator]
         self._moving: KnownPatches | None = None
+        self._t: LevelMap | None = None
         self._steps = -1
         self._due = True
 
@@ -45,6 +46,11 @@ class Skipping:
         self._moving = patches
         self._steps += 1
         self._due = self._due or self._steps % self.refresh == 0
+
+    @property
+    def steady(self) -> bool:
+        """True: guidance must ask for the same branches at every step, or what is remembered would be of others."""
+        return True
 
     @property
     def process(self) -> Process:
@@ -66,9 +72,12 @@ class Skipping:
         """The prediction, fresh for moving patches, as last computed for the others."""
         assert self._moving is not None, "a walk says what moves before it evaluates"
         branches = len(x_t) // len(self._moving)
-        full = self._due or self._memory.rows != len(x_t)
-        self._due = False
-        self._memory.moving = None if full else self._moving.repeat(branches, 1, 1)
+        moving = self._moving.repeat(branches, 1, 1)
+        if self._due or self._t is None or len(self._t) != len(t):
+            self._memory.moving = None
+        else:  # patches that have just moved are not to be seen as they were
+            self._memory.moving = moving | (t != self._t)
+        self._due, self._t = False, t
         return self.denoiser(x_t, t, label, distinct=distinct, memory=self._memory)
 
     def narrowed(self, rows: Int64[Tensor, " n"]) -> "Skipping":
@@ -76,6 +85,8 @@ class Skipping:
         if self._moving is not None:
             images = len(self._moving)
             branches = (self._memory.rows or 0) // images
-            self._memory.narrow(torch.cat([rows + images * k for k in range(branches)]) if branches else rows)
+            all_rows = torch.cat([rows + images * k for k in range(branches)]) if branches else rows
+            self._memory.narrow(all_rows)
+            self._t = None if self._t is None else self._t[all_rows]
             self._moving = self._moving[rows]
         return self

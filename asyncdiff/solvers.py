@@ -110,7 +110,10 @@ class Heun(Solver):
         moved = torch.where(to_pixels(moves, size), x_t + step * slope, x_t).to(x_t.dtype)
         if not corrected.any():
             return moved
-        mean_slope = (slope + _slope(evaluate(moved, to), to)) / 2
+        # Images without a patch to correct are evaluated as they were: what a network remembers of them stays.
+        again = corrected.flatten(1).any(1)[:, None, None]
+        at, x_at = torch.where(again, to, t), torch.where(to_pixels(again, (1, 1)), moved, x_t)
+        mean_slope = (slope + _slope(evaluate(x_at, at), at)) / 2
         return torch.where(to_pixels(corrected, size), x_t + step * mean_slope, moved)
 
 

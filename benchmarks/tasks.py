@@ -186,7 +186,7 @@ def main() -> None:
 
 
 def _told(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from asyncdiff.oracles import MixtureOracle, random_mixture
 from asyncdiff.paths import AsyncPatch
 from asyncdiff.processes import RectifiedFlow
 from asyncdiff.randomness import Source, per_image, seeded
+from asyncdiff.repaint import RePaint
 from asyncdiff.sampling import Autoregressive, Sampler
 from asyncdiff.solvers import Ddim, Multistep
 
@@ -136,6 +137,14 @@ def test_nothing_given_means_no_input_guidance(denoiser):
     assert denoiser.batches == [2]
 
 
+@torch.no_grad()
+def test_without_labels_there_is_nothing_to_be_guided_by(denoiser):
+    """v_with is v_without: runs whose sampler has label guidance complete photos that have no label."""
+    plain = Sampler(AsyncPatch(), Ddim(0.25), 3)(denoiser, seeds=[0, 1], **DOUBLE)
+    guided = Sampler(AsyncPatch(), Ddim(0.25), 3, [ClassifierFree(3)])(denoiser, seeds=[0, 1], **DOUBLE)
+    assert torch.equal(plain, guided)
+
+
 @pytest.mark.parametrize("sampler", [Sampler, Autoregressive])
 def test_image_i_depends_on_seed_i_only(denoiser, sampler):
     options = {"steps": 6} if sampler is Sampler else {"steps_per_patch": 1}
@@ -155,9 +164,10 @@ def test_image_i_depends_on_seed_i_only(denoiser, sampler):
     ("build", "message"),
     [
         (lambda: ClassifierFree(-1), "scale must be at least 0, got -1"),
-        (lambda: ClassifierFree(2, 0.6, 0.4), "low must lie in"),
+        (lambda: ClassifierFree(2, 0.6, 0.4), "high must lie in"),
+        (lambda: ClassifierFree(float("nan")), "scale must be at least 0, got nan"),
         (lambda: InputGuidance(-0.5), "strength must be at least 0, got -0.5"),
-        (lambda: InputGuidance([[1, 2], [1]]), "strength must have rows of one length"),
+        (lambda: InputGuidance([[1, 2], [1]]), "strength must be a number or rows of one length"),
         (lambda: InputGuidance(1, level=0), "level must lie in"),
     ],
 )
@@ -168,7 +178,9 @@ def test_refusals(build, message):
 
 @torch.no_grad()
 def test_a_walk_refuses_what_cannot_be_guided(denoiser):
-    with pytest.raises(ValueError, match="label must be given to label guidance"):
-        Sampler(steps=1, guidance=[ClassifierFree(2)])(denoiser, seeds=[0], **DOUBLE)
+    with pytest.raises(ValueError, match="label must lie in 0 .. 9, or be 10 for none, got 11"):
+        Sampler(steps=1)(denoiser, seeds=[0], label=torch.tensor([11]), **DOUBLE)
+    with pytest.raises(ValueError, match="guidance of RePaint must not be InputGuidance"):
+        RePaint(guidance=[InputGuidance(1)])
     with pytest.raises(ValueError, match="strength must divide the level map"):
         Sampler(steps=1, guidance=[InputGuidance([[1, 2, 3]])])(denoiser, seeds=[0], **DOUBLE)

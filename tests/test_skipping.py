@@ -6,9 +6,10 @@ from conftest import awaken
 from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.denoiser import Denoiser
-from asyncdiff.guidance import ClassifierFree
+from asyncdiff.guidance import ClassifierFree, InputGuidance
 from asyncdiff.networks.dit import DiT
 from asyncdiff.oracles import GaussianOracle, random_gaussian
+from asyncdiff.orders import Raster
 from asyncdiff.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling import Autoregressive, Sampler
@@ -76,10 +77,11 @@ def test_the_refresh_comes_every_so_many_steps(denoiser):
 
 
 @pytest.mark.parametrize("solver", [Ddim(0.25), Heun(), Multistep()])
-@pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0)]])
-def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance):
+@pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
+@pytest.mark.parametrize("overlap", [0.0, 0.6])
+def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
     """Even where the images of a batch move at different times: one is given what another must generate."""
-    sampler = Autoregressive(solver=solver, steps_per_patch=2, refresh=3, guidance=guidance)
+    sampler = Autoregressive(Raster(), overlap, solver, 2, guidance, refresh=7)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = torch.zeros(3, 8, 8, dtype=torch.bool)
     known[0, 4:], known[1, :, :4] = True, True
@@ -90,6 +92,20 @@ def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance):
         part = slice(i, i + 1)
         alone = sampler(denoiser, seeds=[7 + i], label=label[part], image=image[part], known=known[part], **DOUBLE)
         assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
+
+
+def test_a_patch_that_has_moved_is_seen_where_it_is(denoiser):
+    """What stands at a new level is computed there once, though it moves no more."""
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 100)
+    first = torch.zeros(3, 4, 4, dtype=torch.bool)
+    first[:, 0] = True
+    skipping.moving = first
+    skipping(x_t, t, label)
+    pixels = first.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    x_t, t = torch.where(pixels, x_t / 2, x_t), t.masked_fill(first, 0)
+    skipping.moving = ~first
+    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
 def test_skipping_half_the_image_saves_computation():

@@ -45,6 +45,8 @@ def draw(command: str, kind: type[Task], description: str, seeds: str, words: Se
         checkpoint = checkpoint_of(options.run, options.ckpt_path)
         model = _model(checkpoint, options)
         requests = task.requests(model, seeds=given_seeds, labels=labels)
+        if options.guidance is not None and any(request.label is None for request in requests):
+            raise ValueError("--guidance must be given with labels to be guided by, got none: add --labels")
         usual = run_of(checkpoint) / "predictions" / task.name
         folder = fresh_folder(options.output or usual, given=options.output is not None)
         for note in dict.fromkeys(request.note for request in requests if request.note):
@@ -133,8 +135,10 @@ def _model(checkpoint: Path, options: Any) -> Any:
     """The model of the checkpoint, drawing as the options say."""
     from asyncdiff.module import AsyncDiffusion  # late: it loads Lightning
 
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu")
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu") from error
     allow = ["asyncdiff", *options.allow]
     model: Any = AsyncDiffusion.load_from_checkpoint(checkpoint, options.device, weights=options.weights, allow=allow)
     sampler = options.get("sampler") or model.sampler

@@ -207,7 +207,7 @@ def _check(options: Any) -> None:
 
 def _samplers(own: ImageSampler, options: Any) -> dict[str, ImageSampler]:
     """The samplers of the file, or the model's own; and RePaint, if it is asked for."""
-    samplers = dict(options.samplers) if options.samplers else {"async_path": _with_steps(own, options.steps)}
+    samplers = dict(options.samplers) if options.samplers else {"async_path": _with_steps(own, options)}
     if options.repaint:
         if "repaint" in samplers:
             raise ValueError("--repaint must be left out where --samplers names a repaint: rename one")
@@ -215,15 +215,15 @@ def _samplers(own: ImageSampler, options: Any) -> dict[str, ImageSampler]:
     return samplers
 
 
-def _with_steps(sampler: ImageSampler, steps: int | None) -> ImageSampler:
+def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
     """The sampler with another number of steps, 50 unless it is told; one without such a number as it is."""
     described = recipe.describe(sampler)
     if "steps" not in described["init_args"]:
-        if steps is not None:
+        if options.steps is not None:
             raise ValueError(f"--steps must be left out for {type(sampler).__name__}, which has no steps to set")
         return sampler
-    described["init_args"]["steps"] = 50 if steps is None else steps
-    built: ImageSampler = recipe.build(described, (type(sampler).__module__.partition(".")[0], "asyncdiff"))
+    described["init_args"]["steps"] = 50 if options.steps is None else options.steps
+    built: ImageSampler = recipe.build(described, ["asyncdiff", *options.allow])
     return built
 
 

@@ -1,8 +1,8 @@
 """Photos as models take them: read, brought to a size, with what is known of them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -135,11 +135,13 @@ def _mask_file(mask: Path, photo: Path) -> Path:
 
 def _names(files: Sequence[Path]) -> list[str]:
     """Stems of the files, with a number where two would be alike."""
-    seen: Counter[str] = Counter()
-    names = []
+    stems, names = {file.stem for file in files}, []
     for file in files:
-        seen[file.stem] += 1
-        names.append(file.stem if seen[file.stem] == 1 else f"{file.stem}-{seen[file.stem]}")
+        name = file.stem
+        if name in names:
+            free = (f"{name}-{k}" for k in count(2))
+            name = next(other for other in free if other not in stems and other not in names)
+        names.append(name)
     return names
 
 

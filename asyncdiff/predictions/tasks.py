@@ -117,6 +117,8 @@ class Generate(Task):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed."""
+        if model.shape[0] not in (1, 3):
+            raise ValueError(f"pictures have 1 or 3 channels, got a model of {model.shape[0]}: decode its latents")
         size = size_for(self.size, model)
         classes = labels_in_turn(labels, len(seeds), model, cycle=True, per="seed")
         return [

@@ -96,6 +96,7 @@ class Outpaint(Windowed):
         if (to is not None) == any((top, bottom, left, right)):
             raise ValueError("one of to and top, bottom, left, right must be given: what to add, or the result's size")
         check_fit(fit, size)
+        Canvas(overlap=overlap)  # refuses what it cannot be
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Of every photo one per seed."""
@@ -146,6 +147,7 @@ class Texture(Windowed):
         self.overlap = overlap
         self.scale = scale
         self.piece = piece
+        Canvas(overlap=overlap)  # refuses what it cannot be
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}: 1 leaves the exemplar as it is")
         if exemplar is None and (scale != 1 or piece is not None):
@@ -158,6 +160,9 @@ class Texture(Windowed):
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed; labels are taken in turn over the seeds, none by default."""
         size = height_by_width("size", self.size)
+        if size[0] < model.shape[1] or size[1] < model.shape[2]:
+            smallest = by(model.shape[1:])
+            raise ValueError(f"size must be at least the model's {smallest}, got {self.size}: cut it afterwards")
         classes = labels_in_turn(labels, len(seeds), model, cycle=False, per="seed")
         given = None if self.exemplar is None else self._given(self.exemplar, model)
         requests = []
