@@ -368,7 +368,7 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
         (["outpaint", "RUN", "--image", "PHOTO"], "one of to and top, bottom, left, right must be given"),
         (["autoregress", "RUN", "--order", "spirl"], "order must be one of"),
         (["autoregress", "RUN", "--steps", "3"], "--steps: there is no such option"),
-        (["texture", "RUN", "--size", "4x4"], "size must be at least that of a window, 8x8, got 4x4"),
+        (["texture", "RUN", "--size", "4x4"], "size must be at least the model's 8x8, got 4x4"),
     ],
 )
 def test_mistakes_in_drawing_are_one_line(words, message, run, photo, refused, monkeypatch):
