@@ -1,4 +1,7 @@
-"""RePaint (Lugmayr et al., arXiv:2201.09865): the baseline that completes images without level maps."""
+"""RePaint (Lugmayr et al., arXiv:2201.09865): the baseline that completes images without level maps.
+
+What it repeats to harmonise known and unknown pixels also helps a level map where masks cut its patches.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +15,7 @@ from asyncdiff.solvers import Ddim, Solver
 
 
 class RePaint(ImageSampler):
-    """All patches at one level; after every step the known pixels are replaced by the image, noised afresh.
+    """All unknown pixels at one level; after every step the known ones are replaced by the image, noised afresh.
 
     Known and unknown pixels do not harmonise that way: the walk jumps back to higher noise and repeats. With the usual
     250 steps and 10 jumps of 10 it takes 2410 evaluations.
@@ -23,6 +26,8 @@ class RePaint(ImageSampler):
         resamples: how often every stretch of `jump` steps is walked; 1 never jumps back.
         solver: the rule for one step; ancestral by default, as in the paper.
         guidance: what the denoiser is guided by, applied in this order.
+        hold: keep wholly known patches at level 0, as a conditioned path does, and replace only the known pixels of
+            others: for masks that cut many patches. False is the paper's, which has no level maps.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class RePaint(ImageSampler):
         resamples: int = 10,
         solver: Solver | None = None,
         guidance: Sequence[Guidance] = (),
+        hold: bool = False,
     ):
         at_least("steps", steps, 1, "250 is the paper's")
         at_least("jump", jump, 1, "10 is the paper's")
@@ -41,25 +47,24 @@ class RePaint(ImageSampler):
         self.resamples = resamples
         self.solver = solver or Ddim(1.0)
         self.guidance = list(guidance)
-        if any(isinstance(rule, InputGuidance) for rule in self.guidance):
-            raise ValueError(
-                "guidance of RePaint must not be InputGuidance, as no patch is ever given clean: use Sampler"
-            )
+        self.hold = hold
+        if not hold and any(isinstance(rule, InputGuidance) for rule in self.guidance):
+            raise ValueError("guidance of RePaint must not be InputGuidance, as no patch is ever given clean: set hold")
 
     def walk(self, start: Start) -> Iterator[Frame]:
         """The states before and after every step down or jump up."""
         if start.image is None or start.known is None:
             raise ValueError("RePaint completes images, got neither image nor known: use Sampler to generate")
-        process, x_t = start.denoiser.process, start.eps
+        process, x_t = start.denoiser.process, start.x_t if self.hold else start.eps
 
-        def constant(step: int) -> LevelMap:
-            level = torch.full((len(x_t), 1, 1), step / self.steps, device=x_t.device, dtype=start.source.dtype)
-            return level.expand(start.held.shape)
+        def level_map(step: int) -> LevelMap:
+            t = torch.full(start.held.shape, step / self.steps, device=x_t.device, dtype=start.source.dtype)
+            return t.masked_fill(start.held, 0) if self.hold else t
 
-        at, t = self.steps, constant(self.steps)
+        at, t = self.steps, level_map(self.steps)
         yield Frame(x_t, t, 1.0)
         for step in self.schedule():
-            to = constant(step)
+            to = level_map(step)
             if step > at:
                 x_t = process.diffused(x_t, start.noise(), t, to).to(x_t.dtype)
             else:

@@ -1,6 +1,6 @@
 """One checkpoint, many tasks: what orders, guidance and adaptive clocks cost and give.
 
-    python -m benchmarks.tasks runs/demo overlaps guidance adaptive
+    python -m benchmarks.tasks runs/demo overlaps guidance adaptive masks
 
 prints a Markdown table for each word. For digits, Fréchet distances and the share of completed images whose class is
 kept are those of a small classifier, as in benchmarks.digits_levels; for other data name the weights of SqueezeNet with
@@ -25,13 +25,15 @@ from asyncdiff.commands.experiment import Experiment
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips
 from asyncdiff.guidance import ClassifierFree, InputGuidance
-from asyncdiff.masks import Half
+from asyncdiff.masks import MASKS, Half, Mask
 from asyncdiff.orders import Raster
+from asyncdiff.repaint import RePaint
 from asyncdiff.sampling import Autoregressive, ImageSampler, Sampler
 from asyncdiff.solvers import Ddim, Multistep
 from benchmarks.digits_levels import Judge
 
 REFERENCE = 10_000  # training images behind the reference statistics
+HALF = Half()
 OVERLAPS = (0.0, 0.5, 0.75, 0.9)
 
 
@@ -96,13 +98,13 @@ class Bench:
             images = self.model.generate(seeds, labels, sampler=sampler)
         return {"Fréchet": self.judge.frechet(images), **self.spent(cost)}
 
-    def inpainted(self, sampler: ImageSampler, told: bool = False) -> dict[str, float]:
-        """The right halves of held-out images, labels told or not."""
+    def inpainted(self, sampler: ImageSampler, told: bool = False, mask: Mask = HALF) -> dict[str, float]:
+        """Held-out images completed, labels told or not; mask i has seed i."""
         truth, labels = self.judge.images[: self.images], self.judge.labels[: self.images]
         with Cost(self.model.network) as cost:
             images = self.model.inpaint(
                 truth,
-                Half()(*truth.shape[2:]),
+                mask.per_image(*truth.shape[2:], seeds=range(len(truth))),
                 seeds=range(len(truth)),
                 labels=labels.tolist() if told else None,
                 sampler=sampler,
@@ -163,7 +165,24 @@ def adaptive(bench: Bench) -> Rows:
     yield "sequential, overlap 0.75", bench.generated(Adaptive(Sequential(overlap=0.75), Ddim(), steps=16))
 
 
-TABLES: dict[str, Callable[[Bench], Rows]] = {"overlaps": overlaps, "guidance": guidance, "adaptive": adaptive}
+def masks(bench: Bench) -> Rows:
+    """The conditioned path, RePaint, and RePaint that holds known patches clean, all with 50 evaluations."""
+    samplers = {
+        "path": bench.model.sampler,
+        "RePaint": RePaint(10, 2, 6),
+        "RePaint, hold": RePaint(10, 2, 6, hold=True),
+    }
+    for name, mask in MASKS.items():
+        for tag, sampler in samplers.items():
+            yield f"{name}, {tag}", bench.inpainted(sampler, mask=mask)
+
+
+TABLES: dict[str, Callable[[Bench], Rows]] = {
+    "overlaps": overlaps,
+    "guidance": guidance,
+    "adaptive": adaptive,
+    "masks": masks,
+}
 
 
 def main() -> None:

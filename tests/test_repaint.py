@@ -88,6 +88,25 @@ def test_resampling_brings_the_unknown_part_to_its_conditional():
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_held_patches_are_clean_throughout_and_loose_pixels_are_repeated():
+    """With hold, wholly known patches stand at 0 in every frame; the others walk RePaint's schedule."""
+    image = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    known = known_left(2)
+    known[1] = False
+    known[1, ::2] = True  # no patch of the second image is wholly known
+    sampler = RePaint(steps=10, jump=3, resamples=2, hold=True)
+    options = {"shape": SHAPE, "image": image, "known": known, "dtype": torch.float64}
+    for frame, step in zip(sampler.frames(ORACLE, seeds=[0, 1], **options), [10, *sampler.schedule()], strict=True):
+        assert torch.equal(frame.x_t[0, ..., :2], image[0, ..., :2])
+        assert not frame.t[0, :, 0].any()
+        assert torch.allclose(frame.t[1], torch.full((2, 2), step / 10, dtype=torch.float64))
+        assert torch.allclose(frame.t[0, :, 1], frame.t[1, :, 1])
+    free = RePaint(steps=10, jump=3, resamples=2)(ORACLE, seeds=[0, 1], **options)
+    held = sampler(ORACLE, seeds=[0, 1], **options)
+    assert torch.equal(free[1], held[1])  # nothing to hold
+    assert not torch.equal(free[0], held[0])
+
+
 def test_it_refuses_to_generate():
     with pytest.raises(ValueError, match="RePaint completes images, got neither"):
         RePaint(steps=2)(ORACLE, seeds=[0], shape=SHAPE)
