@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.adaptive import Adaptive, DualLoop, LookAhead, Sequential, Tolerance
+from asyncdiff.adaptive import Adaptive
 from asyncdiff.callbacks.held_out import spread
+from asyncdiff.clocks import DualLoop, Sequential, Tolerance
 from asyncdiff.commands.experiment import Experiment
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips
 from asyncdiff.guidance import ClassifierFree, InputGuidance
+from asyncdiff.look_ahead import LookAhead
 from asyncdiff.masks import MASKS, Half, Mask
 from asyncdiff.orders import Raster
 from asyncdiff.repaint import RePaint

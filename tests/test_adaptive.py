@@ -9,9 +9,11 @@ import torch
 from conftest import awaken
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from asyncdiff.adaptive import Adaptive, Clocks, DualLoop, LookAhead, Sequential, Tolerance, surest
+from asyncdiff.adaptive import Adaptive
+from asyncdiff.clocks import Clocks, DualLoop, Sequential, Tolerance
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.guidance import ClassifierFree, InputGuidance
+from asyncdiff.look_ahead import LookAhead
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
 from asyncdiff.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
@@ -23,6 +25,7 @@ from asyncdiff.recipe import describe
 from asyncdiff.sampling import Autoregressive, Sampler
 from asyncdiff.shapes import mean_per_patch, to_pixels
 from asyncdiff.solvers import Ddim, Heun, Multistep
+from asyncdiff.uncertainty import surest
 
 SHAPE = (1, 4, 4)
 GAUSSIAN = GaussianOracle(*random_gaussian(16), (2, 2))

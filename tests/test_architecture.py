@@ -25,7 +25,8 @@ MATHEMATICS = [
     "likelihood",
     "solvers",
 ]
-MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "adaptive", "objective", "masks", "tasks", "canvases"]
+MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "uncertainty", "clocks", "adaptive", "look_ahead"]
+MATHEMATICS += ["objective", "masks", "tasks", "canvases"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
@@ -49,7 +50,10 @@ ALLOWED = {
     "guidance": {"shapes", "randomness", "processes", "denoiser", "skipping"},
     "sampling": {"shapes", "randomness", "denoiser", "guidance", "orders", "paths", "skipping", "solvers"},
     "repaint": {"shapes", "guidance", "sampling", "solvers"},
-    "adaptive": {"shapes", "randomness", "denoiser", "guidance", "sampling", "solvers"},
+    "uncertainty": {"shapes", "denoiser"},
+    "clocks": {"shapes", "uncertainty"},
+    "adaptive": {"shapes", "randomness", "denoiser", "guidance", "sampling", "solvers", "clocks", "uncertainty"},
+    "look_ahead": {"shapes", "randomness", "denoiser", "guidance", "uncertainty"},
     "masks": set(),
     "canvases": {"denoiser", "randomness", "sampling", "tasks"},
     "photos": set(),
@@ -66,7 +70,7 @@ ALLOWED = {
     | {"plots", "recipe", "predictions", "levels", "randomness"},
     "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"levels", "networks", "paths", "spacings", "masks", "likelihood"}
-    | {"predictions", "photos", "sampling", "guidance", "adaptive", "repaint"},
+    | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"},
     "__main__": {"cli_errors"},
 }
 

@@ -4,9 +4,11 @@ import pytest
 import torch
 from conftest import awaken
 
-from asyncdiff.adaptive import Adaptive, DualLoop, LookAhead, Sequential, Tolerance
+from asyncdiff.adaptive import Adaptive
+from asyncdiff.clocks import DualLoop, Sequential, Tolerance
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.guidance import ClassifierFree, InputGuidance
+from asyncdiff.look_ahead import LookAhead
 from asyncdiff.networks.dit import DiT
 from asyncdiff.orders import Shuffled
 from asyncdiff.paths import AsyncPatch
@@ -57,3 +59,13 @@ def test_one_by_one_and_64_at_a_time(name):
     assert torch.equal(together[known[:, None]], image[known[:, None]])
     for row in (0, 1, 2, 37):
         assert torch.allclose(together[row], drawn([row])[0], rtol=0, atol=1e-9), f"{name}: image {row}"
+
+
+def test_looking_ahead_changes_walks_in_which_patches_wait():
+    """Patches that wait in pure noise do not keep the others from looking ahead."""
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, uncertainty=True).double()
+    denoiser = Denoiser(awaken(network).eval().requires_grad_(False), RectifiedFlow())
+    options = {"seeds": [0], "shape": (1, 8, 8), "dtype": torch.float64}
+    plain, ahead = (Autoregressive(None, 0.5, Ddim(), 4, rules)(denoiser, **options) for rules in ([], [LookAhead()]))
+    assert (plain - ahead).abs().max() > 1e-3

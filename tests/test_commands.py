@@ -356,6 +356,8 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
         (["sample", "RUN", "--steps", "0"], "steps must be at least 1, got 0"),
         (["sample", "RUN", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
         (["sample", "RUN", "--input_level", "0.5"], "--input_level must be given with --input_guidance"),
+        (["inpaint", "RUN", "--image", "PHOTO", "--guidance", "2"], "--guidance must be given with labels"),
+        (["sample", "RUN", "--device", "foo"], "--device must be one that this machine has, got foo: use cpu"),
         (["sample", "RUN", "--output", "layer.yaml"], "output must be a folder, got the file layer.yaml"),
         (["sample", "RUN", "--device", "cuda"], "--device must be one that this machine has, got cuda: use cpu"),
         (["sample", "RUN", "--sampler", "Autoregressive", "--steps", "3"], "--steps must be left out for Autoreg"),

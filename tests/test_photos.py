@@ -130,6 +130,12 @@ def test_white_is_known_unless_said_otherwise(tmp_path):
         assert read_mask(file, mask_is_unknown=True).tolist() == [[False, True], [True, False]]
 
 
+def test_a_mask_of_ones_may_have_any_depth(tmp_path):
+    """16-bit values 0 and 1 are black and white, not two nearly black greys."""
+    Image.fromarray(np.array([[1, 0], [0, 1]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_mask(tmp_path / "deep.png").tolist() == [[True, False], [False, True]]
+
+
 def test_what_is_between_is_decided_at_the_middle_with_one_warning(tmp_path):
     file = saved([[0, 127, 128, 255]], tmp_path / "a.png")
     with pytest.warns(PhotoWarning) as told:

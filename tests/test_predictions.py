@@ -211,9 +211,17 @@ def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
 
 
 def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
-    for name in ("a.png", "a.bmp"):
+    for name in ("a.png", "a.bmp", "a-2.png"):  # the last one's name is what the second might be given
         saved(tmp_path / name, 8, 8)
-    assert [r.name for r in Inpaint(str(tmp_path)).requests(model, seeds=[0])] == ["a_seed0", "a-2_seed0"]
+    names = [r.name for r in Inpaint(str(tmp_path)).requests(model, seeds=[0])]
+    assert sorted(names) == ["a-2_seed0", "a-3_seed0", "a_seed0"]
+
+
+def test_latents_are_no_pictures():
+    network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
+    latent = AsyncDiffusion(network, image_size=8)
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got a model of 4: decode its latents"):
+        Generate().requests(latent, seeds=[0])
 
 
 @pytest.mark.parametrize(
@@ -234,6 +242,10 @@ def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
         (lambda p: Outpaint(p, to="6x16"), "to must exceed the photo, got 6x16 for 8x8"),
         (lambda p: Outpaint(p, to="8x8"), "to must exceed the photo"),
         (lambda p: Outpaint(p, right=3, size="4x4"), "must be multiples of the patch size 2, got 4x7"),
+        (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
+        (lambda p: Outpaint(saved(Path(p).with_name("low.png"), 4, 4), right=8, fit="keep"), "size .* 8x8, got 4x12"),
+        (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
+        (lambda p: Texture(size="4x4"), "size must be at least the model's 8x8, got 4x4"),
         (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
         (lambda p: Autoregress(overlap=1.0), "overlap"),
         (lambda p: Autoregress(steps_per_patch=0), "steps_per_patch must be at least 1"),

@@ -13,9 +13,8 @@ from asyncdiff.callbacks.sharding import sharded
 from asyncdiff.checks import at_least
 from asyncdiff.masks import Half, Mask
 from asyncdiff.module import AsyncDiffusion
+from asyncdiff.predictions.album import UNKNOWN
 from asyncdiff.sampling import ImageSampler
-
-UNKNOWN = (-0.2, 0.1, 0.4)  # a slate blue that neither black nor white digits nor most photographs contain
 
 
 class Inpainting(Figure):
@@ -64,5 +63,5 @@ class Inpainting(Figure):
 
 def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m h w"]) -> Float[Tensor, "b 3 h w"]:
     """Colour images with a plain colour where they are unknown, by one mask for all or one each."""
-    paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None]
+    paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None] / 127.5 - 1
     return torch.where(known.unsqueeze(-3), images, paint)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from asyncdiff import adaptive, recipe, repaint  # noqa: F401  their samplers may be named without the module
+from asyncdiff import adaptive, look_ahead, recipe, repaint  # noqa: F401  their samplers may be named without the module
 from asyncdiff.cli_errors import ReportingParser
 from asyncdiff.commands.parsing import command_parser
 from asyncdiff.guidance import ClassifierFree, Guidance, InputGuidance

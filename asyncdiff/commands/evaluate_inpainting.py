@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff import adaptive, recipe  # noqa: F401  a file may name its samplers without the module
+from asyncdiff import adaptive, look_ahead, recipe  # noqa: F401  a file may name its samplers without the module
 from asyncdiff.checks import at_least
 from asyncdiff.commands.evaluate import Run, add_run, check_shape
 from asyncdiff.commands.parsing import command_parser

@@ -105,7 +105,9 @@ class Outpaint(Windowed):
         frames = [self._placed(photo, patch) for photo in photos]
         requests = from_photos(photos, model, seeds, labels, frames)
         for request in requests:
-            if not self.on_canvas(model, request):
+            if self.on_canvas(model, request):
+                _check_canvas(request.size, model)
+            else:
                 model.denoiser.grid(request.size)  # refuses what patches do not cover
         return requests
 
@@ -160,9 +162,7 @@ class Texture(Windowed):
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed; labels are taken in turn over the seeds, none by default."""
         size = height_by_width("size", self.size)
-        if size[0] < model.shape[1] or size[1] < model.shape[2]:
-            smallest = by(model.shape[1:])
-            raise ValueError(f"size must be at least the model's {smallest}, got {self.size}: cut it afterwards")
+        _check_canvas(size, model)
         classes = labels_in_turn(labels, len(seeds), model, cycle=False, per="seed")
         given = None if self.exemplar is None else self._given(self.exemplar, model)
         requests = []
@@ -210,3 +210,9 @@ def middle(whole: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]
     """Where the upper left pixel of a part comes to lie in the middle of the whole, on a whole patch."""
     top, left = ((a - b) // 2 // p * p for a, b, p in zip(whole, part, patch, strict=True))
     return top, left
+
+
+def _check_canvas(size: tuple[int, int], model: Model) -> None:
+    """Raise ValueError where a canvas would be smaller than its windows."""
+    if size[0] < model.shape[1] or size[1] < model.shape[2]:
+        raise ValueError(f"size must be at least the model's {by(model.shape[1:])}, got {by(size)}: cut it afterwards")
