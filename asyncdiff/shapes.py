@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
@@ -19,6 +20,11 @@ class Distinct:
 
     values: Float[Tensor, " r"]
     index: Int64[Tensor, "b gh gw"]
+
+    def padded(self) -> "Distinct":
+        """The same, filled up to the next power of two (at least 2) with values of no patch: few shapes to compile for."""
+        count = max(2, 1 << (len(self.values) - 1).bit_length())
+        return Distinct(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
 
 def distinct_levels(t: LevelMap) -> Distinct:

@@ -4,41 +4,78 @@ import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import repeat
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from timm.layers import Attention, Mlp
+from jaxtyping import Float, Int64
+from timm.layers import Attention, AttentionRope, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, grid_positions
+from asyncdiff.networks.embeddings import (
+    LEVEL_SCALE,
+    MAX_PERIOD,
+    LabelEmbedding,
+    LevelEmbedding,
+    grid_positions,
+    rotations,
+)
 from asyncdiff.networks.memory import Memory
-from asyncdiff.networks.modulation import Conditioning, Modulation, token_index
+from asyncdiff.networks.modulation import Conditioning, Modulation, gated, modulated, token_index
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # what the network says of every token
 LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
-Attend = Callable[[Attention, Tensor], Tensor]  # the attention of some tokens to all
+Rotations = Float[Tensor, "n two_head_dim"]  # sine and cosine of the angles of every token, as timm has them
+Attend = Callable[[nn.Module, Tensor], Tensor]  # the attention of some tokens to all
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each with a shift, scale and gate per token."""
+    """Attention and MLP, each with a shift, scale and gate per token.
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0):
+    Args:
+        dim: width.
+        heads: attention heads.
+        mlp_ratio: width of the MLP relative to `dim`.
+        dropout: after attention and inside the MLP.
+        rope: whether queries and keys are rotated by their token's position.
+        qk_norm: whether they are normalised.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        rope: bool = False,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.attention = Attention(dim, num_heads=heads, qkv_bias=True, proj_drop=dropout)
+        norm = partial(nn.RMSNorm, eps=1e-6)
+        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": norm}
+        self.attention = (
+            AttentionRope(dim, heads, num_prefix_tokens=0, **options) if rope else Attention(dim, heads, **options)
+        )
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=_TanhGelu, drop=dropout)
         self.modulation = Modulation(dim, 6)
 
-    def forward(self, x: Tokens, conditioning: Conditioning, attend: Attend | None = None) -> Tokens:
+    def forward(
+        self, x: Tokens, conditioning: Conditioning, rope: Rotations | None = None, attend: Attend | None = None
+    ) -> Tokens:
         """The tokens after the block; the identity at initialisation. `attend` stands for the attention's forward."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
-        h = modulate(self.norm1(x), shift1, scale1)
-        x = x + gate1 * (self.attention(h) if attend is None else attend(self.attention, h))
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        h = modulated(self.norm1(x), shift1, scale1)
+        if attend is not None:
+            change = attend(self.attention, h)
+        else:
+            change = self.attention(h) if rope is None else self.attention(h, rope)
+        x = gated(x, gate1, change)
+        return gated(x, gate2, self.mlp(modulated(self.norm2(x), shift2, scale2)))
 
 
 class DiT(nn.Module):
@@ -56,9 +93,18 @@ class DiT(nn.Module):
         mlp_ratio: width of the MLP relative to `dim`.
         classes: number of labels, 0 for an unconditional network; the label `classes` means "no label".
         level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; that size by default.
-        positions: whether tokens know where they are; off only to study equivariance.
+        positions: whether fixed sines and cosines of its place are added to every token, as in DiT. Without these and
+            without `rope` tokens do not know where they are.
         dropout: after attention and inside the MLP.
         uncertainty: also predict how far off the velocity of each patch is, see `forward`.
+        rope: rotate queries and keys by their token's row and column (RoPE, arXiv:2104.09864, in two dimensions).
+        qk_norm: normalise queries and keys by their root mean square (arXiv:2302.05442): keeps large networks stable.
+        checkpointing: compute every block once more in the backward pass instead of keeping what is inside it.
+        joint_labels: let the label in before the nonlinearity, silu(level + label), as DiT and SiT do, for checkpoints
+            of theirs. Costs one modulation for every level of every image, where silu(level) + silu(label) takes
+            one for every level of the batch: train with few `level_values`.
+        level_scale: what a level is multiplied by before it is embedded; 1000 is DiT's, 1 SiT's.
+        level_period: slowest wave of the level's embedding.
     """
 
     def __init__(
@@ -74,9 +120,17 @@ class DiT(nn.Module):
         positions: bool = True,
         dropout: float = 0.0,
         uncertainty: bool = False,
+        rope: bool = False,
+        qk_norm: bool = False,
+        checkpointing: bool = False,
+        joint_labels: bool = False,
+        level_scale: float = LEVEL_SCALE,
+        level_period: float = MAX_PERIOD,
     ):
         super().__init__()
         _check_sizes(patch_size, dim, heads, level_patch_size)
+        if rope and dim // heads % 4:
+            raise ValueError(f"dim / heads must be divisible by 4 for rope, got {dim} / {heads}: change heads")
         self.channels = channels
         self.patch_size = patch_size
         self.dim = dim
@@ -88,16 +142,33 @@ class DiT(nn.Module):
         self.positions = positions
         self.dropout = dropout
         self.uncertainty = uncertainty
+        self.rope = rope
+        self.qk_norm = qk_norm
+        self.checkpointing = checkpointing
+        self.joint_labels = joint_labels
+        self.level_scale = level_scale
+        self.level_period = level_period
 
         self.embed = nn.Linear(channels * patch_size**2, dim)
-        self.level_embedding = LevelEmbedding(dim)
+        self.level_embedding = LevelEmbedding(dim, scale=level_scale, max_period=level_period)
         self.label_embedding = LabelEmbedding(classes, dim) if classes else None
-        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, dropout, rope, qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.final_modulation = Modulation(dim, 2)
         self.head = nn.Linear(dim, channels * patch_size**2)
         self.uncertainty_head = nn.Linear(dim, 1) if uncertainty else None
+        self._compiled = False
         self._initialise()
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile every block in place, with the arguments of torch.compile: one compilation serves them all.
+
+        The rest is little work. The number of distinct levels is rounded up to a power of two from then on, so that it
+        may change from batch to batch.
+        """
+        self._compiled = True
+        for block in self.blocks:
+            block.compile(*args, **kwargs)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The level map's grid (gh, gw) for images of (h, w); ValueError if the patches do not divide them."""
@@ -137,10 +208,11 @@ class DiT(nn.Module):
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
             x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
+        rope = rotations(tokens, self.dim // self.heads, x.device) if self.rope else None
         output = (
-            self._tokens(x, conditioning, repeat(None))
+            self._tokens(x, conditioning, rope, repeat(None))
             if memory is None
-            else self._some(x, conditioning, memory, tokens)
+            else self._some(x, conditioning, rope, memory, tokens)
         )
         v = unpatchify(output[:, :, : self.head.out_features], tokens, self.patch_size)
         return v if self.uncertainty_head is None else (v, self._logvar(output[:, :, -1:], tokens))
@@ -149,21 +221,35 @@ class DiT(nn.Module):
         """An empty memory for a walk in which not all patches are computed every time."""
         return Memory()
 
-    def _tokens(self, x: Tokens, conditioning: Conditioning, attends: Iterable[Attend | None]) -> Outputs:
+    def _tokens(
+        self, x: Tokens, conditioning: Conditioning, rope: Rotations | None, attends: Iterable[Attend | None]
+    ) -> Outputs:
         """Velocities of every token's pixels, and its log-variance where there is a head for it."""
         for block, attend in zip(self.blocks, attends, strict=False):
-            x = block(x, conditioning, attend)
+            if attend is not None:
+                x = block.forward(x, conditioning, rope, attend)  # never compiled: it changes what is remembered
+            elif self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, conditioning, rope, use_reentrant=False)
+            else:
+                x = block(x, conditioning, rope)
         shift, scale = self.final_modulation(conditioning)
-        x = modulate(self.norm(x), shift, scale)
+        x = modulated(self.norm(x), shift, scale)
         return torch.cat([self.head(x), self.uncertainty_head(x)], dim=2) if self.uncertainty_head else self.head(x)
 
-    def _some(self, x: Tokens, conditioning: Conditioning, memory: Memory, tokens: tuple[int, int]) -> Outputs:
+    def _some(
+        self,
+        x: Tokens,
+        conditioning: Conditioning,
+        rope: Rotations | None,
+        memory: Memory,
+        tokens: tuple[int, int],
+    ) -> Outputs:
         """What `_tokens` says of the memory's moving patches, and what it last said of the others."""
         chosen = memory.chosen(tokens)
         if chosen is not None:
             x, conditioning = chosen.of(x), conditioning.at(chosen.index)
-        attends = (partial(memory.attend, block=k, chosen=chosen) for k in range(self.depth))
-        return memory.finish(self._tokens(x, conditioning, attends), chosen)
+        attends = (partial(memory.attend, block=k, chosen=chosen, rope=rope) for k in range(self.depth))
+        return memory.finish(self._tokens(x, conditioning, rope, attends), chosen)
 
     def _logvar(self, per_token: Float[Tensor, "b n 1"], tokens: tuple[int, int]) -> LogVariances:
         """The log of the mean variance over the tokens of each level patch."""
@@ -173,15 +259,26 @@ class DiT(nn.Module):
         return torch.logsumexp(cells.permute(0, 1, 3, 2, 4).flatten(3), dim=3) - 2 * math.log(side)
 
     def _condition(self, distinct: Distinct, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
-        levels = F.silu(self.level_embedding(distinct.values))
         index = token_index(distinct, tokens)
+        if self._compiled:
+            distinct = distinct.padded()
+        levels = self.level_embedding(distinct.values)
         if self.label_embedding is None:
             if label is not None:
                 raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")
-            return Conditioning(levels, index, None)
+            return self._steady(Conditioning(F.silu(levels), index, None))
         if label is None:
             label = torch.full((len(index),), self.classes, device=index.device)
-        return Conditioning(levels, index, F.silu(self.label_embedding(label)))
+        labels = self.label_embedding(label)
+        if not self.joint_labels:
+            return self._steady(Conditioning(F.silu(levels), index, F.silu(labels)))
+        return self._steady(_joint(levels, index, labels))
+
+    def _steady(self, conditioning: Conditioning) -> Conditioning:
+        """The same; a compiled block is told that the number of levels varies, or it would be compiled for each."""
+        if self._compiled:
+            torch._dynamo.maybe_mark_dynamic(conditioning.levels, 0)
+        return conditioning
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""
@@ -201,11 +298,6 @@ class DiT(nn.Module):
                 nn.init.zeros_(head.bias)
 
 
-def modulate(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
-    """Scaled about 1 and shifted, per token."""
-    return x * (1 + scale) + shift
-
-
 def patchify(x: Image, patch: int) -> Tokens:
     """(b, c, h, w) -> (b, tokens, c patch patch), tokens in raster order."""
     b, c, h, w = x.shape
@@ -218,6 +310,17 @@ def unpatchify(x: Tokens, tokens: tuple[int, int], patch: int) -> Image:
     b, _, features = x.shape
     cells = x.reshape(b, *tokens, features // patch**2, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, tokens[0] * patch, tokens[1] * patch)
+
+
+def _joint(levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"]) -> Conditioning:
+    """silu(level + label) for every level of every image, or for every token where these are fewer."""
+    (b, n), r = index.shape, len(levels)
+    image = torch.arange(b, device=index.device)[:, None]
+    if r < n:
+        pairs = (levels[None] + labels[:, None]).flatten(0, 1)
+        return Conditioning(F.silu(pairs), index + r * image, None)
+    pairs = (levels[index] + labels[:, None]).flatten(0, 1)
+    return Conditioning(F.silu(pairs), n * image + torch.arange(n, device=index.device), None)
 
 
 class _TanhGelu(nn.GELU):

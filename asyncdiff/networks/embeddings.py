@@ -5,19 +5,21 @@ import math
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
 
 from asyncdiff.shapes import Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
 MAX_PERIOD = 10_000.0  # slowest wave of the sinusoids (Vaswani et al., arXiv:1706.03762)
+ROPE_PERIOD = 100.0
 
 
-def sinusoids(position: Float[Tensor, " n"], dim: int) -> Float[Tensor, "n dim"]:
-    """Cosines and sines of `position` at dim/2 geometric frequencies from 1 to 1/10000."""
+def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_PERIOD) -> Float[Tensor, "n dim"]:
+    """Cosines and sines of `position` at dim/2 geometric frequencies from 1 to about 1 / max_period."""
     half = dim // 2
     frequency = torch.exp(
-        -math.log(MAX_PERIOD) / half * torch.arange(half, device=position.device, dtype=position.dtype)
+        -math.log(max_period) / half * torch.arange(half, device=position.device, dtype=position.dtype)
     )
     angle = position[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -31,18 +33,37 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
     return torch.cat([by_row, by_column], dim=2).reshape(grid[0] * grid[1], dim)
 
 
-class LevelEmbedding(nn.Module):
-    """Noise levels in [0, 1] -> `dim` features: sinusoids in float32 and a two-layer network, as in DiT."""
+def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
+    """Sines and cosines by which timm rotates queries and keys of `dim` channels, half for the row, half for the column.
 
-    def __init__(self, dim: int, frequencies: int = 256):
+    The slowest wave is 100 tokens long, as for images elsewhere (Heo et al., arXiv:2403.13298).
+    """
+    emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_PERIOD, in_pixels=False, device=device)
+    return torch.cat(emb, dim=-1)
+
+
+class LevelEmbedding(nn.Module):
+    """Noise levels in [0, 1] -> `dim` features: sinusoids in float32 and a two-layer network, as in DiT.
+
+    Args:
+        dim: number of features.
+        frequencies: number of sinusoids.
+        scale: what levels are multiplied by first.
+        max_period: slowest sinusoid.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 256, scale: float = LEVEL_SCALE, max_period: float = MAX_PERIOD):
         super().__init__()
         self.frequencies = frequencies
+        self.scale = scale
+        self.max_period = max_period
         self.first = nn.Linear(frequencies, dim)
         self.second = nn.Linear(dim, dim)
 
     def forward(self, levels: Float[Tensor, " r"]) -> Float[Tensor, "r dim"]:
         """One row per level."""
-        waves = sinusoids(LEVEL_SCALE * levels.to(torch.promote_types(levels.dtype, torch.float32)), self.frequencies)
+        exact = levels.to(torch.promote_types(levels.dtype, torch.float32))
+        waves = sinusoids(self.scale * exact, self.frequencies, self.max_period)
         return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 

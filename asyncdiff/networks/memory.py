@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from timm.layers import Attention
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from torch import Tensor
 
 from asyncdiff.shapes import KnownPatches, refined
@@ -72,7 +72,14 @@ class Memory:
         place = torch.arange(most, device=order.device).expand_as(order)
         return Chosen(torch.where(place < counts[:, None], order, order[:, :1]), counts > 0)
 
-    def attend(self, attention: Attention, x: Tokens, block: int, chosen: Chosen | None) -> Tokens:
+    def attend(
+        self,
+        attention: Attention | AttentionRope,
+        x: Tokens,
+        block: int,
+        chosen: Chosen | None,
+        rope: Float[Tensor, "n two_head_dim"] | None = None,
+    ) -> Tokens:
         """timm's attention of the chosen tokens to all, whose keys and values are brought up to date by theirs."""
         q, k, v = attention.qkv(x).chunk(3, dim=2)
         state = torch.cat([k, v], dim=2)
@@ -83,7 +90,11 @@ class Memory:
         k, v = state.to(q.dtype).chunk(2, dim=2)
         heads, dim = attention.num_heads, q.shape[2] // attention.num_heads
         q, k, v = (part.unflatten(2, (heads, dim)).transpose(1, 2) for part in (q, k, v))
-        result = F.scaled_dot_product_attention(attention.q_norm(q), attention.k_norm(k), v)
+        q, k = attention.q_norm(q), attention.k_norm(k)
+        if rope is not None:
+            q_rope = rope if chosen is None else rope[chosen.index]
+            q, k = apply_rot_embed_cat(q, q_rope).type_as(v), apply_rot_embed_cat(k, rope).type_as(v)
+        result = F.scaled_dot_product_attention(q, k, v)
         return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))
 
     def finish(self, output: Float[Tensor, "b m features"], chosen: Chosen | None) -> Float[Tensor, "b n features"]:
