@@ -34,7 +34,7 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
 
 
 def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
-    """Sines and cosines by which timm rotates queries and keys of `dim` channels, half for the row, half for the column.
+    """Sines and cosines by which timm rotates queries and keys, half of the `dim` channels by row, half by column.
 
     The slowest wave is 100 tokens long, as for images elsewhere (Heo et al., arXiv:2403.13298).
     """
