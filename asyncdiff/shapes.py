@@ -22,7 +22,7 @@ class Distinct:
     index: Int64[Tensor, "b gh gw"]
 
     def padded(self) -> "Distinct":
-        """The same, filled up to a power of two, at least 2, with values that no patch has: few shapes to compile for."""
+        """The same, filled up to a power of two, at least 2, with values of no patch: few shapes to compile for."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
         return Distinct(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
