@@ -56,6 +56,8 @@ class AsyncDiffusion(LightningModule):
         seed: of all randomness in training and evaluation.
         uncertainty_weight: weight in the loss of the uncertainty head's Gaussian negative log-likelihood, where the
             network has such a head.
+        compiled: compile the network, in training and when images are drawn: faster steps after a slow first one
+            (minutes for a large U-Net). It is no part of a checkpoint.
         task: what `predict` draws; whole images by default. It is no part of a checkpoint.
         predict_count: images that `predict` draws, with seeds 0, 1, ...; so many of every photo, if the task has any.
         predict_labels: their classes, in turn over the photos or else over the seeds; by default all classes in turn
@@ -79,6 +81,7 @@ class AsyncDiffusion(LightningModule):
         level_values: int = 256,
         seed: int = 0,
         uncertainty_weight: float = 0.01,
+        compiled: bool = False,
         task: Task | None = None,
         predict_count: int = 64,
         predict_labels: Sequence[int] | None = None,
@@ -98,6 +101,7 @@ class AsyncDiffusion(LightningModule):
         self.level_values = level_values
         self.seed = seed
         self.uncertainty_weight = uncertainty_weight
+        self.compiled = compiled
         self.task = task
         self.predict_count = predict_count
         self.predict_labels = predict_labels
@@ -106,6 +110,8 @@ class AsyncDiffusion(LightningModule):
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
         self._check()
+        if compiled:  # in place: the names of the weights stay, and so does what a checkpoint says of the network
+            network.compile()
 
     @property
     def network(self) -> nn.Module:
@@ -270,7 +276,8 @@ class AsyncDiffusion(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
         checkpoint["recipe"] = recipe.describe(self)
-        checkpoint["recipe"]["init_args"]["task"] = None  # a wish of the day, with paths of this machine
+        # Wishes of the day, and of this machine.
+        checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False}
         # Their own hooks are passed over for files of weights only, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):

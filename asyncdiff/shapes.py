@@ -28,9 +28,13 @@ class Distinct:
 
 
 def distinct_levels(t: LevelMap) -> Distinct:
-    """The distinct levels of `t`, found by sorting. Whoever draws a map often knows them already: pass those on."""
+    """The distinct levels of `t`, found by sorting. Whoever draws a map often knows them already: pass those on.
+
+    Where every image has one level all over, its index is 1x1.
+    """
     values, index = t.unique(return_inverse=True)
-    return Distinct(values, index)
+    first = index[:, :1, :1]
+    return Distinct(values, first if bool((index == first).all()) else index)
 
 
 def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:

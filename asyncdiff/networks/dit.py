@@ -22,7 +22,8 @@ from asyncdiff.networks.embeddings import (
     rotations,
 )
 from asyncdiff.networks.memory import Memory
-from asyncdiff.networks.modulation import Conditioning, Modulation, gated, modulated, token_index
+from asyncdiff.networks.modulation import Conditioning, Modulation, check_map, gated, modulated, token_index
+from asyncdiff.networks.norms import RmsNorm
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]
@@ -55,8 +56,7 @@ class DiTBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        norm = partial(nn.RMSNorm, eps=1e-6)
-        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": norm}
+        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": RmsNorm}
         self.attention = (
             AttentionRope(dim, heads, num_prefix_tokens=0, **options) if rope else Attention(dim, heads, **options)
         )
@@ -203,6 +203,7 @@ class DiT(nn.Module):
             raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
+        check_map((t.shape[1], t.shape[2]), tokens)
         conditioning = self._condition(distinct or distinct_levels(t), tokens, label)
         # The residual stream keeps the weights' precision under autocast, where matrix products round.
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)

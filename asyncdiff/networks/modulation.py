@@ -104,14 +104,19 @@ def gated(x: Places, gate: Rows, change: Places) -> Places:
     return result
 
 
+def check_map(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
+    """Raise ValueError unless a level map of `grid` gives every token one level."""
+    if tokens[0] % grid[0] or tokens[1] % grid[1]:
+        raise ValueError(
+            f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {grid[0]}x{grid[1]}: "
+            "give one level per token or per block of tokens"
+        )
+
+
 def token_index(distinct: Distinct, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
     """The level index of every token in raster order, from a level map as coarse as the token grid or coarser."""
     b, gh, gw = distinct.index.shape
-    if tokens[0] % gh or tokens[1] % gw:
-        raise ValueError(
-            f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {gh}x{gw}: "
-            "give one level per token or per block of tokens"
-        )
+    check_map((gh, gw), tokens)
     if gh == gw == 1:
         return distinct.index.reshape(b, 1)
     cells = distinct.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)

@@ -1,0 +1,56 @@
+"""What a compiled DiT computes and how often it is compiled, as JSON. Apart, since Dynamo does not trace the types'
+checks: run with JAXTYPING_DISABLE=1 by test_dit_speed.py."""
+
+import json
+import sys
+
+import torch
+from conftest import awaken
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from asyncdiff.denoiser import Denoiser
+from asyncdiff.networks.dit import DiT
+from asyncdiff.paths import AsyncPatch
+from asyncdiff.processes import RectifiedFlow
+from asyncdiff.sampling import Sampler
+from asyncdiff.shapes import Distinct
+
+OPTIONS = json.loads(sys.argv[1])
+BACKEND = sys.argv[2]
+LABEL = torch.arange(6)
+
+
+def network() -> DiT:
+    torch.manual_seed(0)
+    return awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **OPTIONS))
+
+
+def draw(count: int) -> Distinct:
+    index = torch.randint(count, (6, 4, 4), generator=torch.Generator().manual_seed(count))
+    return Distinct(torch.arange(count) / max(count - 1, 1), index)
+
+
+def step(net: DiT, count: int) -> list[torch.Tensor]:
+    """The output and all gradients, with `count` distinct levels."""
+    net.zero_grad()
+    x, levels = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)), draw(count)
+    v = net(x, levels.values[levels.index], LABEL, distinct=levels)
+    v.square().mean().backward()
+    return [v.detach(), *(p.grad.clone() for p in net.parameters())]
+
+
+def samples(net: DiT) -> list[torch.Tensor]:
+    """Images drawn with one level at a time, and with levels that all differ."""
+    denoiser = Denoiser(net, RectifiedFlow()).requires_grad_(False)
+    options = {"seeds": range(6), "shape": (1, 8, 8), "label": LABEL}
+    return [Sampler(path, steps=4)(denoiser, **options) for path in (None, AsyncPatch())]
+
+
+COUNTS = (16, 2, 3, 7, 12, 16, 1)
+eager, compiled, counter = network(), network(), CompileCounterWithBackend(BACKEND)
+compiled.compile(backend=counter, fullgraph=True)
+pairs = [pair for n in COUNTS for pair in zip(step(eager, n), step(compiled, n), strict=True)]
+training = counter.frame_count
+pairs += zip(samples(eager), samples(compiled), strict=True)
+largest = max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-6)) for a, b in pairs)
+print(json.dumps({"training": training, "all": counter.frame_count, "difference": largest}))

@@ -1,0 +1,250 @@
+"""What makes the DiT fast changes nothing: tables, the fused backward, checkpointing, compilation, bf16."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import awaken
+from timm.layers import apply_rot_embed_cat
+from torch.utils.flop_counter import FlopCounterMode
+
+from asyncdiff.networks import modulation
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.embeddings import rotations
+from asyncdiff.networks.modulation import Rows, gated, modulated
+from asyncdiff.randomness import seeded
+from asyncdiff.shapes import Distinct
+
+HERE = Path(__file__).parent
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+
+
+def rows(dim: int = 6, levels: int = 5, label: bool = True) -> tuple[Rows, list[torch.Tensor]]:
+    """Vectors for 3 images of 8 places, and the leaves that they come from."""
+    table = torch.randn(levels, dim, generator=seeded(1), dtype=torch.float64, requires_grad=True)
+    by_image = torch.randn(3, dim, generator=seeded(2), dtype=torch.float64, requires_grad=True) if label else None
+    index = torch.randint(levels, (3, 8), generator=seeded(3))
+    return Rows(table, index, by_image), [table] + ([by_image] if label else [])
+
+
+def places(seed: int = 0) -> torch.Tensor:
+    return torch.randn(3, 8, 6, generator=seeded(seed), dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_the_fused_gather_is_the_naive_one(label):
+    """Values and gradients of every input, against gathering with plain autograd."""
+    x, change = places(), places(9)
+    shift, leaves = rows(label=label)
+    scale = Rows(shift.table.detach() * 2 + 1, shift.index, shift.label)
+    scale.table.requires_grad_()
+    leaves = [x, change, *leaves, scale.table]
+    fused = gated(x, shift, modulated(x, shift, scale) + change)
+
+    def naive(row: Rows) -> torch.Tensor:
+        vectors = row.table[row.index]
+        return vectors if row.label is None else vectors + row.label[:, None]
+
+    plain = x + naive(shift) * (x * (1 + naive(scale)) + naive(shift) + change)
+    assert torch.allclose(fused, plain, rtol=0, atol=1e-13)
+    weight = torch.randn(plain.shape, generator=seeded(4), dtype=torch.float64)
+    for got, expected in zip(
+        torch.autograd.grad((fused * weight).sum(), leaves),
+        torch.autograd.grad((plain * weight).sum(), leaves),
+        strict=True,
+    ):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_numerical_gradients():
+    (shift, leaves), x = rows(), places()
+    table, label = leaves
+
+    def run(x, table, label):
+        row = Rows(table, shift.index, label)
+        return gated(x, row, modulated(x, row, row))
+
+    assert torch.autograd.gradcheck(run, (x, table, label))
+
+
+def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The network with one conditioning per token, and each gathered, computed and kept by plain autograd."""
+    distinct = Distinct(t.flatten(), torch.arange(t.numel()).view(t.shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modulation.Rows, "gathered", lambda r: naive_rows(r))
+        patch.setattr(modulation.Rows, "shared", True)
+        return network(x, t, label, distinct=distinct)
+
+
+def naive_rows(row: Rows) -> torch.Tensor:
+    vectors = row.table[row.index]
+    return vectors if row.label is None else vectors + row.label[:, None]
+
+
+@pytest.mark.parametrize("options", [{}, {"joint_labels": True}, {"rope": True, "qk_norm": True}])
+def test_a_table_of_levels_is_one_conditioning_per_patch(options):
+    """The whole network, with the gradients of all parameters."""
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **options).double())
+    index = torch.randint(7, (3, 4, 4), generator=seeded(0))
+    values = torch.rand(7, generator=seeded(1), dtype=torch.float64)
+    x = torch.randn(3, 1, 8, 8, generator=seeded(2), dtype=torch.float64)
+    label, weight = torch.tensor([0, 4, 10]), torch.randn(3, 1, 8, 8, generator=seeded(3), dtype=torch.float64)
+    ours = network(x, values[index], label, distinct=Distinct(values, index))
+    naive = naive_network(network, x, values[index], label)
+    assert torch.allclose(ours, naive, rtol=0, atol=1e-12)
+    parameters = list(network.parameters())
+    for got, expected in zip(
+        torch.autograd.grad((ours * weight).sum(), parameters),
+        torch.autograd.grad((naive * weight).sum(), parameters),
+        strict=True,
+    ):
+        assert torch.allclose(got, expected, rtol=0, atol=1e-10)
+
+
+def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, distinct: Distinct, naive: bool = False) -> int:
+    """Bytes that the forward pass keeps for the backward, parameters left out."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = naive_network(network, x, t, None) if naive else network(x, t, distinct=distinct)
+    del output
+    return sum(storages.values())
+
+
+def test_nothing_of_six_vectors_per_token_is_kept():
+    """DiT-S with 64 tokens: what a level map costs in memory beside one level per image."""
+    torch.manual_seed(0)
+    network = DiT(channels=3, patch_size=4, dim=384, depth=2, heads=6)
+    x, index = torch.randn(64, 3, 32, 32), torch.randint(256, (64, 8, 8))
+    values = torch.arange(256) / 255
+    one_each = Distinct(values, index[:, :1, :1])
+    scalar = kept(network, x, values[one_each.index], one_each)
+    ours = kept(network, x, values[index], Distinct(values, index))
+    naive = kept(network, x, values[index], Distinct(values, index), naive=True)
+    assert ours < 1.08 * scalar
+    assert naive > 1.3 * scalar
+
+
+def test_operations_of_a_level_map_are_those_of_one_level():
+    """DiT-XL/2 at 256 tokens, batch 64, forward and backward, counted: 256 levels against one per image, and naive."""
+    counted = {}
+    with torch.device("meta"):
+        network = DiT(channels=4, patch_size=2, dim=1152, depth=28, heads=16)
+        x = torch.empty(64, 4, 32, 32)
+        index = torch.empty(64, 16, 16, dtype=torch.int64)
+        every = torch.empty(64 * 256)
+        cases = {
+            "scalar": Distinct(every[:64], index[:, :1, :1]),
+            "ours": Distinct(every[:256], index),
+            "naive": Distinct(every, index),
+        }
+        for name, distinct in cases.items():
+            with FlopCounterMode(display=False) as counter:
+                network(x, torch.empty(distinct.index.shape), distinct=distinct).sum().backward()
+            counted[name] = counter.get_total_flops()
+    assert counted["ours"] < 1.01 * counted["scalar"]
+    assert counted["naive"] == pytest.approx(1.48 * counted["scalar"], rel=0.02)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_checkpointing_changes_no_gradient(dropout):
+    gradients, memory = [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = DiT(1, 2, 32, 2, 4, classes=10, dropout=dropout, checkpointing=checkpointing)
+        awaken(network)
+        x, index = torch.randn(3, 1, 8, 8, generator=seeded(0)), torch.randint(5, (3, 4, 4), generator=seeded(1))
+        distinct = Distinct(torch.rand(5, generator=seeded(2)), index)
+        torch.manual_seed(1)
+        network(x, distinct.values[index], torch.arange(3), distinct=distinct).square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()])
+        memory.append(kept(network, x, distinct.values[index], distinct))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert memory[1] < 0.5 * memory[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True}])
+def test_compiled_is_eager_and_compiled_once(options):
+    """One graph for training and two for sampling (one level an image, and a map), however many levels there are."""
+    told = run_compiled(options, "aot_eager")
+    assert told["training"] == 1
+    assert told["all"] <= 3
+    assert told["difference"] < 2e-4
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_is_eager():
+    told = run_compiled({"checkpointing": True}, "inductor")
+    assert told["training"] == 1
+    assert told["difference"] < 2e-3  # float32 sums in another order, relative to the largest entry of each tensor
+
+
+def run_compiled(options: dict, backend: str) -> dict:
+    command = [sys.executable, str(HERE / "compiled_dit.py"), json.dumps(options), backend]
+    path = os.pathsep.join(str(p) for p in (HERE.parents[1], HERE.parent))
+    environment = os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": path}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True, "uncertainty": True}])
+def test_bfloat16_is_near_float32(options):
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=64, depth=2, heads=4, classes=10, **options))
+    index = torch.randint(5, (3, 4, 4), generator=seeded(1))
+    distinct = Distinct(torch.rand(5, generator=seeded(2)), index)
+    x, label = torch.randn(3, 1, 8, 8, generator=seeded(0)), torch.arange(3)
+
+    def run() -> torch.Tensor:
+        output = network(x, distinct.values[index], label, distinct=distinct)
+        return output[0] if network.uncertainty else output
+
+    exact = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run()
+    rounded.float().square().sum().backward()
+    assert ((rounded - exact).square().mean() / exact.square().mean()).sqrt() < 0.02
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_those_of_dit(name):
+    """To the unit, but for learned variances, which ours has none of. The level map itself adds none."""
+    dim, depth, heads = SIZES[name]
+    with torch.device("meta"):
+        network = DiT(4, 2, dim, depth, heads, classes=1000)
+    linear = {(16, dim): 1, (256, dim): 1, (dim, dim): 1 + depth, (dim, 3 * dim): depth, (dim, 6 * dim): depth}
+    linear |= {(dim, 4 * dim): depth, (4 * dim, dim): depth, (dim, 2 * dim): 1, (dim, 16): 1}
+    expected = sum(count * (i + 1) * o for (i, o), count in linear.items()) + 1001 * dim
+    assert sum(p.numel() for p in network.parameters()) == expected
+    positions, variances = 256 * dim, (dim + 1) * 16  # the fixed embedding is counted in the figure that DiT prints
+    assert name != "XL" or expected + positions + variances == 675_129_632
+
+
+def test_rope_sees_distances_only():
+    """Scores of equal queries and keys depend on the distance of their tokens, by row and by column apart."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, positions=False, rope=True).double())
+    x = torch.randn(1, 1, 16, 16, generator=seeded(0), dtype=torch.float64)
+    t = torch.rand(1, 8, 8, generator=seeded(1), dtype=torch.float64)
+    shifted = network(x.roll((2, 4), (2, 3)), t.roll((1, 2), (1, 2)))
+    assert not torch.allclose(shifted, network(x, t).roll((2, 4), (2, 3)), atol=1e-3)
+    q, k = torch.randn(2, 1, 4, 1, 8, generator=seeded(2), dtype=torch.float64).expand(2, 1, 4, 64, 8)
+    rope = rotations((8, 8), 8, x.device).double()
+    scores = (apply_rot_embed_cat(q, rope) @ apply_rot_embed_cat(k, rope).transpose(2, 3))[0]
+    grid = scores.reshape(4, 8, 8, 8, 8)
+    assert torch.allclose(grid[:, :-1, :-1, :-1, :-1], grid[:, 1:, 1:, 1:, 1:], atol=1e-5)
+    assert not torch.allclose(grid[:, 0, 0, 1, 0], grid[:, 0, 0, 0, 1], atol=1e-2)
