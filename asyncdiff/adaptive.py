@@ -17,7 +17,7 @@ from asyncdiff.clocks import Clocks, Standing, Tolerance
 from asyncdiff.denoiser import Prediction
 from asyncdiff.guidance import Guidance
 from asyncdiff.randomness import Source
-from asyncdiff.sampling import Frame, ImageSampler, Start
+from asyncdiff.sampling import Frame, ImageSampler, Start, check_skipping
 from asyncdiff.shapes import Image, KnownPatches, LevelMap
 from asyncdiff.solvers import Ddim, Evaluate, Solver
 from asyncdiff.uncertainty import check_finite, rms_error
@@ -37,6 +37,7 @@ class Adaptive(ImageSampler):
             `solver.evaluations`. Elastic rules keep to a smaller one by larger strides, others refuse it.
         guidance: what the denoiser is guided by, applied in this order; a guided evaluation counts as one.
         refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
+        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
     """
 
     def __init__(
@@ -47,15 +48,17 @@ class Adaptive(ImageSampler):
         budget: int | None = None,
         guidance: Sequence[Guidance] = (),
         refresh: int = 1,
+        margin: int = 0,
     ):
         at_least("steps", steps, 1, "50 is usual")
-        at_least("refresh", refresh, 1, "1 computes all patches every time")
+        check_skipping(refresh, margin)
         self.clocks = clocks or Tolerance()
         self.solver = solver or Ddim()
         self.steps = steps
         self.budget = budget
         self.guidance = list(guidance)
         self.refresh = refresh
+        self.margin = margin
         if budget is not None:
             at_least("budget", budget, self.solver.evaluations, "one step is the least")
 

@@ -112,10 +112,12 @@ class ImageSampler(ABC):
         guidance: applied in this order, the first one next to the network.
         refresh: evaluations between those that compute all patches; in between a network that can computes only the
             patches that move. 1 computes all every time.
+        margin: patches around moving ones, in every direction, that are then computed with them.
     """
 
     guidance: Sequence[Guidance] = ()
     refresh: int = 1
+    margin: int = 0
 
     def __call__(
         self,
@@ -180,7 +182,7 @@ class ImageSampler(ABC):
             x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image, x_t)
         exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
         source = Source(len(seeds), grid, generators, device, exact)
-        skipping = Skipping(denoiser, self.refresh) if self.refresh > 1 else None
+        skipping = Skipping(denoiser, self.refresh, self.margin) if self.refresh > 1 else None
         own = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
         guided = skipping or denoiser
         for guidance in self.guidance:
@@ -202,6 +204,7 @@ class Sampler(ImageSampler):
             batch moves are free.
         guidance: what the denoiser is guided by, applied in this order.
         refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
+        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
     """
 
     def __init__(
@@ -211,9 +214,10 @@ class Sampler(ImageSampler):
         steps: int = 50,
         guidance: Sequence[Guidance] = (),
         refresh: int = 1,
+        margin: int = 0,
     ):
         at_least("steps", steps, 1, "50 is usual")
-        at_least("refresh", refresh, 1, "1 computes all patches every time")
+        check_skipping(refresh, margin)
         if steps != int(steps):
             raise ValueError(f"steps must be a whole number, got {steps}: 50 is usual")
         self.path = path or Synchronous()
@@ -226,6 +230,7 @@ class Sampler(ImageSampler):
         self.steps = steps
         self.guidance = list(guidance)
         self.refresh = refresh
+        self.margin = margin
 
     def walk(self, start: Start) -> Iterator[Frame]:
         """The steps + 1 states of the path."""
@@ -269,6 +274,7 @@ class Autoregressive(Sampler):
         steps_per_patch: steps from noise to clean of every patch.
         guidance: what the denoiser is guided by, applied in this order.
         refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
+        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
     """
 
     def __init__(
@@ -279,17 +285,26 @@ class Autoregressive(Sampler):
         steps_per_patch: int = 16,
         guidance: Sequence[Guidance] = (),
         refresh: int = 1,
+        margin: int = 0,
     ):
         at_least("steps_per_patch", steps_per_patch, 1, "16 is the paper's")
         self.order = order or Raster()
         self.overlap = overlap
         self.steps_per_patch = steps_per_patch
-        super().__init__(Ordered(self.order, overlap), solver, guidance=guidance, refresh=refresh)
+        super().__init__(Ordered(self.order, overlap), solver, guidance=guidance, refresh=refresh, margin=margin)
 
     def count(self, grid: tuple[int, int]) -> int:
         """Number of steps for level maps of (gh, gw)."""
         duration = 1 + (self.order.groups(grid) - 1) * (1 - self.overlap)
         return math.ceil(round(self.steps_per_patch * duration, 6))
+
+
+def check_skipping(refresh: int, margin: int) -> None:
+    """Raise ValueError unless the two say which patches are computed when."""
+    at_least("refresh", refresh, 1, "1 computes all patches every time")
+    at_least("margin", margin, 0, "0 computes only patches that move")
+    if margin and refresh == 1:
+        raise ValueError(f"margin must be 0 with refresh 1, which computes all patches, got {margin}: set refresh")
 
 
 def _check_label(denoiser: Denoise, label: Labels | None) -> None:

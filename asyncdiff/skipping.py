@@ -1,6 +1,7 @@
 """Computing only the patches that move: what others last were to the attention is remembered in between."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -16,20 +17,26 @@ class Skipping:
     values that the moving ones attend to. What moving patches would have changed in them is missed until the next
     refresh: an approximation, unless `refresh` is 1.
 
+    The first step computes all patches, later refreshes come half an interval after its multiples. In strict order,
+    with as many steps a patch as an interval has, they so fall into the middle of every patch's time: refreshed at its
+    start, the others would only ever have seen it as noise.
+
     Args:
         denoiser: its network must be able to remember, as `asyncdiff.networks.dit.DiT`.
-        refresh: steps between evaluations of all patches; the first one always is.
+        refresh: steps between evaluations of all patches.
+        margin: patches around moving ones, in every direction, that are computed with them.
 
     Attributes:
         moving: patches whose prediction is wanted next; setting it counts a step.
     """
 
-    def __init__(self, denoiser: Denoise, refresh: int):
+    def __init__(self, denoiser: Denoise, refresh: int, margin: int = 0):
         if not isinstance(denoiser, Denoiser) or not hasattr(denoiser.network, "memory"):
             kind = type(getattr(denoiser, "network", denoiser)).__name__
             raise ValueError(f"refresh must be 1 for {kind}, which computes all patches at a time, got {refresh}")
         self.denoiser = denoiser
         self.refresh = refresh
+        self.margin = margin
         self._memory = denoiser.network.memory()  # type: ignore[operator]
         self._moving: KnownPatches | None = None
         self._t: LevelMap | None = None
@@ -45,7 +52,7 @@ class Skipping:
     def moving(self, patches: KnownPatches) -> None:
         self._moving = patches
         self._steps += 1
-        self._due = self._due or self._steps % self.refresh == 0
+        self._due = self._due or (self._steps + self.refresh // 2) % self.refresh == 0
 
     @property
     def steady(self) -> bool:
@@ -76,9 +83,15 @@ class Skipping:
         if self._due or self._t is None or len(self._t) != len(t):
             self._memory.moving = None
         else:  # patches that have just moved are not to be seen as they were
-            self._memory.moving = moving | (t != self._t)
+            self._memory.moving = self._widened(moving) | (t != self._t)
         self._due, self._t = False, t
         return self.denoiser(x_t, t, label, distinct=distinct, memory=self._memory)
+
+    def _widened(self, moving: KnownPatches) -> KnownPatches:
+        if not self.margin:
+            return moving
+        side = 2 * self.margin + 1
+        return F.max_pool2d(moving[:, None].float(), side, stride=1, padding=self.margin)[:, 0] > 0
 
     def narrowed(self, rows: Int64[Tensor, " n"]) -> "Skipping":
         """Forget the other images of the walk."""

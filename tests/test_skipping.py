@@ -5,6 +5,8 @@ import torch
 from conftest import awaken
 from torch.utils.flop_counter import FlopCounterMode
 
+from asyncdiff.adaptive import Adaptive
+from asyncdiff.clocks import Tolerance
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.guidance import ClassifierFree, InputGuidance
 from asyncdiff.networks.dit import DiT
@@ -69,11 +71,41 @@ def test_the_refresh_comes_every_so_many_steps(denoiser):
     skipping = Skipping(denoiser, 3)
     nothing = torch.zeros(3, 4, 4, dtype=torch.bool)
     fresh = []
-    for step in range(7):
+    for _ in range(7):
         x_t = x_t + 1
         skipping.moving = nothing
         fresh.append(torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12))
-        assert fresh[-1] == (step % 3 == 0)
+    assert fresh == [step in (0, 2, 5) for step in range(7)]  # the first, then in the middle between 0, 3, 6
+
+
+@pytest.mark.parametrize("margin", [1, 2])
+def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
+    """As if it moved itself, and nothing beyond it."""
+    x_t, t, label = inputs()
+    moving, wide = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    moving[0, 1, 0], moving[1, 3, 3] = True, True
+    wide[0, max(1 - margin, 0) : 2 + margin, : 1 + margin], wide[1, 3 - margin :, 3 - margin :] = True, True
+    found = []
+    for patches, by in ((moving, margin), (wide, 0)):
+        skipping = Skipping(denoiser, 100, by)
+        for image in (x_t, x_t + 1):
+            skipping.moving = patches
+            v = skipping(image, t, label).v
+        found.append(v)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0][:2], denoiser(x_t, t, label).v[:2])
+
+
+def test_refreshing_every_time_is_the_network_itself():
+    """Bit for bit: nothing is remembered, every evaluation is the plain call."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
+    remembered = []
+    network.register_forward_pre_hook(lambda _, args, told: remembered.append(told.get("memory")), with_kwargs=True)
+    for sampler in (Sampler(steps=4), Autoregressive(steps_per_patch=1), Adaptive(Tolerance(0.3), steps=4)):
+        sampler(Denoiser(network, RectifiedFlow()), seeds=[1, 2], label=torch.arange(2), **DOUBLE)
+    assert len(remembered) > 4 + 16
+    assert set(remembered) == {None}
 
 
 @pytest.mark.parametrize("solver", [Ddim(0.25), Heun(), Multistep()])
@@ -136,6 +168,35 @@ def test_a_level_map_coarser_than_the_tokens():
         got, exact = skipping(x_t, t), denoiser(x_t, t)
         assert torch.allclose(got.v, exact.v, rtol=0, atol=1e-12)
         assert torch.allclose(got.logvar, exact.logvar, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [Sampler, Autoregressive, Adaptive])
+def test_a_margin_needs_a_refresh(make):
+    with pytest.raises(ValueError, match="margin must be 0 with refresh 1, which computes all patches, got 2"):
+        make(margin=2)
+    with pytest.raises(ValueError, match="margin must be at least 0, got -1"):
+        make(refresh=4, margin=-1)
+    assert make(refresh=4, margin=2).margin == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}])
+@pytest.mark.parametrize("kind", [Sampler, Adaptive])
+def test_every_kind_of_network_remembers(options, kind):
+    """A refresh at every step but for patches that stand still, whose remembered state is exact: the full walk.
+
+    With a margin as wide as the grid all patches are computed in between, too.
+    """
+    torch.manual_seed(0)
+    options = {"uncertainty": kind is Adaptive, **options}
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, **options).double()).requires_grad_(False).eval()
+    denoiser, told = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
+    made = (
+        (lambda **k: Adaptive(Tolerance(0.3), steps=6, **k))
+        if kind is Adaptive
+        else (lambda **k: Sampler(steps=6, **k))
+    )
+    exact = made()(denoiser, **told)
+    assert torch.allclose(made(refresh=50, margin=4)(denoiser, **told), exact, rtol=0, atol=1e-10)
 
 
 def test_a_network_that_cannot_is_refused():

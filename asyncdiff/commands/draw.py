@@ -142,7 +142,8 @@ def _model(checkpoint: Path, options: Any) -> Any:
     allow = ["asyncdiff", *options.allow]
     model: Any = AsyncDiffusion.load_from_checkpoint(checkpoint, options.device, weights=options.weights, allow=allow)
     sampler = options.get("sampler") or model.sampler
-    given = {"steps": options.get("steps"), "refresh": options.refresh, "guidance": _guidance(sampler, options)}
+    given = {name: options.get(name) for name in ("steps", "refresh", "margin")}
+    given["guidance"] = _guidance(sampler, options)
     changes = {name: value for name, value in given.items() if value is not None}
     model.sampler = altered(sampler, allow, **changes) if changes else sampler
     model.predict_batch_size = options.batch_size
@@ -187,6 +188,7 @@ def _parser(command: str, kind: type[Task], description: str, seeds: str) -> Rep
     parser.add_argument("--input_guidance", type=float | None, help="strength of guidance by what is given; 0 is off")
     parser.add_argument("--input_level", type=float | None, help="its level of added noise; 0.5 by default")
     parser.add_argument("--refresh", type=int | None, help="evaluations between those that compute all patches")
+    parser.add_argument("--margin", type=int | None, help="patches around moving ones that are computed in between")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures or windows that are drawn together")
     parser.add_argument("--output", type=Path | None, help="folder; RUN/predictions/TASK, numbered, by default")
     parser.add_argument("--gif", action="store_true", help=f"also a movie of the first {SHOWN} and their level maps")

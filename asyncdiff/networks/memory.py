@@ -92,7 +92,7 @@ class Memory:
         q, k, v = (part.unflatten(2, (heads, dim)).transpose(1, 2) for part in (q, k, v))
         q, k = attention.q_norm(q), attention.k_norm(k)
         if rope is not None:
-            q_rope = rope if chosen is None else rope[chosen.index]
+            q_rope = rope if chosen is None else rope[chosen.index][:, None]
             q, k = apply_rot_embed_cat(q, q_rope).type_as(v), apply_rot_embed_cat(k, rope).type_as(v)
         result = F.scaled_dot_product_attention(q, k, v)
         return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))

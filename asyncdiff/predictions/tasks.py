@@ -230,11 +230,17 @@ class Autoregress(Task):
         return completed.requests(model, seeds=seeds, labels=labels)
 
     def sampler(self, model: Model) -> ImageSampler:
-        """An autoregressive one with the solver, the guidance and the refreshing of the model's."""
+        """An autoregressive one with the solver, the guidance and the skipping of the model's."""
         own = model.sampler
         solver = getattr(own, "solver", None)
         return Autoregressive(
-            self._sampler.order, self.overlap, solver, self.steps_per_patch, list(own.guidance), own.refresh
+            self._sampler.order,
+            self.overlap,
+            solver,
+            self.steps_per_patch,
+            list(own.guidance),
+            own.refresh,
+            own.margin,
         )
 
 
