@@ -20,10 +20,10 @@ import datamodules
 from asyncdiff import callbacks, masks
 from asyncdiff.cli_errors import ReportingParser, one_line_errors
 from asyncdiff.module import AsyncDiffusion
-from asyncdiff.networks import dit
+from asyncdiff.networks import dit, unet
 
 # Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
-BY_NAME = (callbacks, datamodules, dit, masks)
+BY_NAME = (callbacks, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they run the same command again after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 

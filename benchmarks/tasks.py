@@ -1,6 +1,6 @@
 """One checkpoint, many tasks: what orders, guidance and adaptive clocks cost and give.
 
-    python -m benchmarks.tasks runs/demo overlaps guidance adaptive masks
+    python -m benchmarks.tasks runs/demo overlaps skipping guidance adaptive masks
 
 prints a Markdown table for each word. For digits, Fréchet distances and the share of completed images whose class is
 kept are those of a small classifier, as in benchmarks.digits_levels; for other data name the weights of SqueezeNet with
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -91,10 +92,16 @@ class Bench:
     model: AsyncDiffusion
     judge: Judge | PhotoJudge
     images: int
+    draws: int = 1
 
-    def generated(self, sampler: ImageSampler) -> dict[str, float]:
+    def averaged(self, sampler: ImageSampler) -> dict[str, float]:
+        """Means over `draws` sets of seeds."""
+        each = [self.generated(sampler, first * self.images) for first in range(self.draws)]
+        return {name: mean(values[name] for values in each) for name in each[0]}
+
+    def generated(self, sampler: ImageSampler, first: int = 0) -> dict[str, float]:
         """Whole images, told their labels."""
-        seeds = range(self.images)
+        seeds = range(first, first + self.images)
         labels = [i % self.model.classes for i in seeds]
         with Cost(self.model.network) as cost:
             images = self.model.generate(seeds, labels, sampler=sampler)
@@ -135,6 +142,16 @@ def overlaps(bench: Bench) -> Rows:
             yield name, bench.generated(Autoregressive(Raster(), overlap, Multistep(), 16, refresh=refresh))
     for steps in (16, 32, 64):
         yield f"synchronous, {steps} steps", bench.generated(Sampler(solver=Multistep(), steps=steps))
+
+
+def skipping(bench: Bench) -> Rows:
+    """Strict raster order, 16 steps a patch: what is computed, and what it changes."""
+    full = None
+    for refresh, margin in ((1, 0), (64, 0), (32, 0), (16, 0), (8, 0), (16, 1)):
+        values = bench.averaged(Autoregressive(Raster(), 0.0, Multistep(), 16, refresh=refresh, margin=margin))
+        full = full or values
+        shares = {"of the patches": values["patches"] / full["patches"], "of the time": values["ms"] / full["ms"]}
+        yield f"refresh {refresh}, margin {margin}", values | shares
 
 
 def guidance(bench: Bench) -> Rows:
@@ -181,6 +198,7 @@ def masks(bench: Bench) -> Rows:
 
 TABLES: dict[str, Callable[[Bench], Rows]] = {
     "overlaps": overlaps,
+    "skipping": skipping,
     "guidance": guidance,
     "adaptive": adaptive,
     "masks": masks,
@@ -193,11 +211,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--images", type=int, default=359)
+    parser.add_argument("--draws", type=int, default=1, help="sets of seeds that the table of skipping is a mean over")
     parser.add_argument("--squeezenet", type=Path, help="torchvision's weights; for data other than digits")
     given = parser.parse_args()
     model = AsyncDiffusion.load_from_checkpoint(given.run / "checkpoints" / "last.ckpt")
     judge = PhotoJudge(given.run, given.squeezenet, given.images) if given.squeezenet else Judge()
-    bench = Bench(model, judge, given.images)
+    bench = Bench(model, judge, given.images, given.draws)
     print(f"real held-out images: {judge.frechet(judge.images[: given.images]):.2f}")
     for name in given.tables:
         for number, (row, values) in enumerate(TABLES[name](bench)):

@@ -57,7 +57,7 @@ class Experiment:
         """The level map's grid for model.network and model.image_size; None in a file without a network."""
         if self._value("model.network") is None:
             return None
-        from asyncdiff.networks import dit  # noqa: F401  a file may name its class without the module
+        from asyncdiff.networks import dit, unet  # noqa: F401  a file may name its class without the module
 
         with torch.device("meta"):  # sizes without memory or time
             network = self._built("model.network", nn.Module)

@@ -12,6 +12,7 @@ from conftest import awaken
 from timm.layers import apply_rot_embed_cat
 from torch.utils.flop_counter import FlopCounterMode
 
+from asyncdiff import AsyncDiffusion
 from asyncdiff.networks import modulation
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import rotations
@@ -189,6 +190,16 @@ def test_compiled_by_inductor_is_eager():
     told = run_compiled({"checkpointing": True}, "inductor")
     assert told["training"] == 1
     assert told["difference"] < 2e-3  # float32 sums in another order, relative to the largest entry of each tensor
+
+
+def test_a_run_compiles_its_network_and_a_checkpoint_does_not_ask_for_it(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(DiT, "compile", lambda self, *_, **__: compiled.append(self))
+    model = AsyncDiffusion(DiT(channels=1, dim=32, depth=1, heads=4), image_size=8, compiled=True)
+    assert compiled == [model.network]
+    checkpoint: dict = {}
+    model.on_save_checkpoint(checkpoint)
+    assert checkpoint["recipe"]["init_args"]["compiled"] is False
 
 
 def run_compiled(options: dict, backend: str) -> dict:
