@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -19,10 +20,11 @@ from asyncdiff.networks.embeddings import (
     LabelEmbedding,
     LevelEmbedding,
     grid_positions,
+    refuse_label,
     rotations,
 )
 from asyncdiff.networks.memory import Memory
-from asyncdiff.networks.modulation import Conditioning, Modulation, check_map, gated, modulated, token_index
+from asyncdiff.networks.modulation import Conditioning, Modulation, check_map, gated, modulated, token_index, varying
 from asyncdiff.networks.norms import RmsNorm
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
@@ -265,21 +267,13 @@ class DiT(nn.Module):
             distinct = distinct.padded()
         levels = self.level_embedding(distinct.values)
         if self.label_embedding is None:
-            if label is not None:
-                raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")
-            return self._steady(Conditioning(F.silu(levels), index, None))
-        if label is None:
-            label = torch.full((len(index),), self.classes, device=index.device)
-        labels = self.label_embedding(label)
-        if not self.joint_labels:
-            return self._steady(Conditioning(F.silu(levels), index, F.silu(labels)))
-        return self._steady(_joint(levels, index, labels))
-
-    def _steady(self, conditioning: Conditioning) -> Conditioning:
-        """The same; a compiled block is told that the number of levels varies, or it would be compiled for each."""
-        if self._compiled:
-            torch._dynamo.maybe_mark_dynamic(conditioning.levels, 0)
-        return conditioning
+            refuse_label(label)
+            found = Conditioning(F.silu(levels), index, None)
+        elif self.joint_labels:
+            found = _joint(levels, index, self.label_embedding.known(label, len(index)))
+        else:
+            found = Conditioning(F.silu(levels), index, F.silu(self.label_embedding.known(label, len(index))))
+        return replace(found, levels=varying(found.levels)) if self._compiled else found
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""

@@ -78,3 +78,15 @@ class LabelEmbedding(nn.Module):
     def forward(self, label: Labels) -> Float[Tensor, "b dim"]:
         """One row per image."""
         return self.table(label)
+
+    def known(self, label: Labels | None, batch: int) -> Float[Tensor, "b dim"]:
+        """One row per image of the batch, the null class's where no labels are told."""
+        if label is None:
+            label = torch.full((batch,), self.classes, device=self.table.weight.device)
+        return self(label)
+
+
+def refuse_label(label: Labels | None) -> None:
+    """Raise ValueError for labels that are told to a network without classes."""
+    if label is not None:
+        raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")

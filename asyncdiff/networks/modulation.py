@@ -104,6 +104,12 @@ def gated(x: Places, gate: Rows, change: Places) -> Places:
     return result
 
 
+def varying(levels: Float[Tensor, "r dim"]) -> Float[Tensor, "r dim"]:
+    """The same; what is compiled for them is told that their number varies, or it would be compiled for each."""
+    torch._dynamo.maybe_mark_dynamic(levels, 0)
+    return levels
+
+
 def check_map(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
     """Raise ValueError unless a level map of `grid` gives every token one level."""
     if tokens[0] % grid[0] or tokens[1] % grid[1]:

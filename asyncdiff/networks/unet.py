@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding
-from asyncdiff.networks.modulation import Conditioning, Modulation
+from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, refuse_label
+from asyncdiff.networks.modulation import Conditioning, Modulation, varying
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, conditioning
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, check_grid, distinct_levels
 
@@ -162,20 +162,14 @@ class UNet(nn.Module):
         if self._compiled:
             distinct = distinct.padded()
         levels = F.silu(self.level_embedding(distinct.values))
-        if self._compiled:  # the number of levels varies, and the trunk would be compiled for each
-            torch._dynamo.maybe_mark_dynamic(levels, 0)
-        labels = self._labels(label, distinct)
+        levels = varying(levels) if self._compiled else levels
+        labels = None
+        if self.label_embedding is None:
+            refuse_label(label)
+        else:
+            labels = F.silu(self.label_embedding.known(label, len(distinct.index)))
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
         return [conditioning(levels, distinct.index, labels, at) for at in sizes]
-
-    def _labels(self, label: Labels | None, distinct: Distinct) -> Float[Tensor, "b features"] | None:
-        if self.label_embedding is None:
-            if label is not None:
-                raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")
-            return None
-        if label is None:
-            label = torch.full((len(distinct.index),), self.classes, device=distinct.index.device)
-        return F.silu(self.label_embedding(label))
 
     def _initialise(self) -> None:
         """Xavier's, N(0, 0.02) for labels, and zeros where a branch must vanish: at first the velocity is zero."""
