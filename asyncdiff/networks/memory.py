@@ -34,6 +34,12 @@ class Chosen:
         index = self.index[:, :, None].expand(-1, -1, old.shape[2])
         return old.scatter(1, index, torch.where(self.valid[:, None, None], new.to(old.dtype), old.gather(1, index)))
 
+    def store(self, state: Float[Tensor, "2 b heads n head_dim"], new: Float[Tensor, "2 b heads m head_dim"]) -> None:
+        """Replace the chosen tokens' keys and values, in place: the others are many."""
+        index = self.index[None, :, None, :, None].expand(new.shape)
+        valid = self.valid[None, :, None, None, None]
+        state.scatter_(3, index, torch.where(valid, new.to(state.dtype), state.gather(3, index)))
+
 
 @dataclass
 class Memory:
@@ -41,7 +47,7 @@ class Memory:
 
     Attributes:
         moving: patches to compute; None computes and stores all of them.
-        states: keys and values of every block, (b, n, 2 dim).
+        states: keys, as queries meet them, and values of every block, (2, b, heads, n, head_dim).
         output: what the network last said of every token.
     """
 
@@ -56,7 +62,7 @@ class Memory:
 
     def narrow(self, rows: Int64[Tensor, " n"]) -> None:
         """Forget the other images."""
-        self.states = [state[rows] for state in self.states]
+        self.states = [state[:, rows] for state in self.states]
         self.output = None if self.output is None else self.output[rows]
 
     def chosen(self, tokens: tuple[int, int]) -> Chosen | None:
@@ -81,19 +87,16 @@ class Memory:
         rope: Float[Tensor, "n two_head_dim"] | None = None,
     ) -> Tokens:
         """timm's attention of the chosen tokens to all, whose keys and values are brought up to date by theirs."""
-        q, k, v = attention.qkv(x).chunk(3, dim=2)
-        state = torch.cat([k, v], dim=2)
-        if chosen is None:
-            self.states.append(state)
-        else:
-            state = self.states[block] = chosen.into(self.states[block], state)
-        k, v = state.to(q.dtype).chunk(2, dim=2)
-        heads, dim = attention.num_heads, q.shape[2] // attention.num_heads
-        q, k, v = (part.unflatten(2, (heads, dim)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = attention.q_norm(q), attention.k_norm(k)
         if rope is not None:
-            q_rope = rope if chosen is None else rope[chosen.index][:, None]
-            q, k = apply_rot_embed_cat(q, q_rope).type_as(v), apply_rot_embed_cat(k, rope).type_as(v)
+            at = rope if chosen is None else rope[chosen.index][:, None]
+            q, k = apply_rot_embed_cat(q, at).type_as(v), apply_rot_embed_cat(k, at).type_as(v)
+        if chosen is None:
+            self.states.append(torch.stack([k, v]))
+        else:
+            chosen.store(self.states[block], torch.stack([k, v]))
+        k, v = self.states[block].to(q.dtype)
         result = F.scaled_dot_product_attention(q, k, v)
         return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))
 

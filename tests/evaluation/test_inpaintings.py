@@ -90,7 +90,7 @@ def test_patches_that_were_not_computed_are_not_counted(denoiser, given):
     sampler = Sampler(steps=8, refresh=4)
     found = bench().completion(denoiser, given, HALF, ("s", sampler))
     assert found.evaluations == 8
-    assert found.patches == 2 * 16 + 6 * 8
+    assert found.patches == 3 * 16 + 5 * 8  # all at the first step, and two and six steps later
     known = given.masks(HALF[1])
     counted = bench().completed(Counted(denoiser), given, known, sampler)
     assert torch.equal(counted, bench().completed(denoiser, given, known, sampler))
