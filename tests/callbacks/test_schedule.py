@@ -1,14 +1,12 @@
-import time
 from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Frechet, LevelLoss, SampleGrid, Throughput
 from asyncdiff.callbacks.schedule import EverySteps
-from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling import Sampler
 from datamodules import Digits
@@ -67,14 +65,3 @@ def test_callbacks_count_optimiser_steps_under_accumulation(tmp_path, monkeypatc
     assert [step for what, step in calls if what == "draw"] == [2, 3]
     assert [step for what, step in calls if what == "measure"] == [2, 3]
     assert [step for what, step in calls if what == "levels"] == [1, 2, 3]
-
-
-def test_untimed_work_is_no_training_time():
-    clock = Throughput()
-    trainer = Mock(spec=Trainer, callbacks=[clock], global_step=0, world_size=1)
-    clock.on_train_batch_start(trainer, Mock(spec=LightningModule), {}, 0)
-    with untimed(trainer):
-        time.sleep(0.2)
-    clock.on_train_batch_end(trainer, Mock(spec=LightningModule), None, {"image": torch.zeros(4, 1)}, 0)
-    assert clock._seconds < 0.1
-    assert clock._images == 4

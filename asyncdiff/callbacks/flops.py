@@ -1,0 +1,67 @@
+"""Floating point operations: those that a model needs, and those that a device can do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+BACKWARD = 2  # every product of the forward pass has two of its size in the backward, one for each factor's gradient
+DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
+# Dense FLOP/s in float32, TF32 and 16 bit by NVIDIA's data sheets, of GPUs that Lightning mistakes for others or counts
+# with sparsity (Lightning issue 21677). A name comes before those that it begins with.
+DENSE = {
+    "H200 NVL": (60e12, 417.5e12, 835.5e12),
+    "H200": (67e12, 494.5e12, 989.5e12),
+    "H100 NVL": (60e12, 417.5e12, 835.5e12),
+    "L40S": (91.6e12, 183e12, 362.05e12),
+    "L40": (90.5e12, 90.5e12, 181.05e12),
+}
+
+
+def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
+    """What a training step needs for this call of `network`; None, with a warning, where it cannot be counted.
+
+    Multiplications and additions of matrix products, attention and convolutions, three times those of the forward pass
+    (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes once more is no need of the model's and left out.
+    The call is made on the meta device: nothing is computed, drawn or kept.
+    """
+    state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            functional_call(network, state, tree_map(_meta, tuple(args)), tree_map(_meta, dict(kwargs)))
+    except Exception as error:  # a user's network may fail in any way where there are no numbers
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        rank_zero_warn(f"train/tflops is left out: counting FLOPs on the meta device failed with {reason}")
+        return None
+    return (1 + BACKWARD) * counter.get_total_flops()
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Most FLOP/s of dense products on `device` in the trainer's `precision`; None where that is not known."""
+    dtype = DTYPES.get(precision.split("-")[0])
+    if device.type != "cuda" or dtype is None:
+        return None
+    name = torch.cuda.get_device_name(device)
+    rates = next((rates for chip, rates in DENSE.items() if f" {chip}" in name), None)
+    if rates is None:
+        return get_available_flops(device, dtype)
+    single, tf32, half = rates
+    single = single if torch.get_float32_matmul_precision() == "highest" else tf32
+    return {torch.float32: single, torch.float16: half, torch.bfloat16: half}.get(dtype)
+
+
+def _meta(value: Any) -> Any:
+    """The same without numbers: tensors, also inside dataclasses, on the meta device."""
+    if isinstance(value, Tensor):
+        return torch.empty_like(value, device="meta")
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _meta(getattr(value, f.name)) for f in fields(value)})
+    return value
