@@ -13,6 +13,7 @@ COMMANDS = {
     "outpaint": ("asyncdiff.commands.outpaint", "photos continued beyond their edges"),
     "autoregress": ("asyncdiff.commands.autoregress", "images drawn patch after patch, in any order"),
     "texture": ("asyncdiff.commands.texture", "textures of any size, tileable too, from an exemplar or from nothing"),
+    "port": ("asyncdiff.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
 }
 
 

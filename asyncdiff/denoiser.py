@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from asyncdiff.processes import Process
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap
+from asyncdiff.targets import Target, Velocity
 
 LOGVAR = (-30.0, 20.0)  # bounds of a predicted log-variance (Patch Forcing, arXiv:2604.19141)
 
@@ -60,18 +61,22 @@ class Denoise(Protocol):
 
 
 class Denoiser(nn.Module):
-    """A network that predicts the velocity, with the process that it belongs to.
+    """A network, with the process that it belongs to and what it predicts.
 
     Args:
-        network: callable (x_t, t, label, distinct=...) -> v, or (v, logvar) where it predicts its uncertainty, with a
-            method grid((h, w)) -> (gh, gw).
+        network: callable (x_t, t, label, distinct=...) -> output, or (output, logvar) where it predicts its
+            uncertainty, with a method grid((h, w)) -> (gh, gw).
         process: the noise process.
+        target: what the output stands for; the velocity by default. A predicted log-variance is that of the
+            velocity's error whatever the target: this is the error that heads are trained on.
     """
 
-    def __init__(self, network: nn.Module, process: Process):
+    def __init__(self, network: nn.Module, process: Process, target: Target | None = None):
         super().__init__()
         self.network = network
         self.process = process
+        self.target: Target = target or Velocity()
+        self.target.check(process)
 
     def forward(
         self,
@@ -88,9 +93,10 @@ class Denoiser(nn.Module):
         """
         remembered = {} if memory is None else {"memory": memory}
         output = self.network(x_t, t, label, distinct=distinct, **remembered)
-        v, logvar = output if isinstance(output, tuple) else (output, None)
+        predicted, logvar = output if isinstance(output, tuple) else (output, None)
         if logvar is not None:
             logvar = logvar.to(x_t.dtype).clamp(*LOGVAR)
+        v = self.target.velocity(self.process, predicted.to(x_t.dtype), x_t, t)
         return Prediction(self.process, x_t, t, v.to(x_t.dtype), logvar)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:

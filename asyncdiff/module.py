@@ -23,10 +23,12 @@ from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
 from asyncdiff.paths import check_path
 from asyncdiff.predictions import Generate, Request, Task
+from asyncdiff.pretrained import load_pretrained
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import ImageSampler, Sampler
 from asyncdiff.shapes import Image
+from asyncdiff.targets import Target
 from asyncdiff.weightings import Velocity, Weighting
 
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
@@ -40,10 +42,11 @@ class AsyncDiffusion(LightningModule):
     each image. So validating never changes training, processes differ, and any step can be computed again.
 
     Args:
-        network: predicts the velocity, see `asyncdiff.networks.dit.DiT`.
+        network: predicts the velocity or another `target`, see `asyncdiff.networks.dit.DiT`.
         levels: distribution over level maps in training; AlongPath(AsyncPatch()) by default.
         weighting: weight on the squared error of the velocity; 1 by default.
         process: noise process; the rectified flow by default.
+        target: what the network's output stands for; the velocity by default.
         sampler: how images are drawn, in callbacks, `generate`, `inpaint` and `predict`.
         image_size: side of the images in pixels.
         learning_rate: of AdamW, after the warm-up.
@@ -58,6 +61,8 @@ class AsyncDiffusion(LightningModule):
             network has such a head.
         compiled: compile the network, in training and when images are drawn: faster steps after a slow first one
             (minutes for a large U-Net). It is no part of a checkpoint.
+        pretrained: a checkpoint of ours whose weights training starts from, averaged ones where it has any; see
+            `asyncdiff.pretrained`. A run that is continued has its own. It is no part of a checkpoint.
         task: what `predict` draws; whole images by default. It is no part of a checkpoint.
         predict_count: images that `predict` draws, with seeds 0, 1, ...; so many of every photo, if the task has any.
         predict_labels: their classes, in turn over the photos or else over the seeds; by default all classes in turn
@@ -71,6 +76,7 @@ class AsyncDiffusion(LightningModule):
         levels: LevelSampler | None = None,
         weighting: Weighting | None = None,
         process: Process | None = None,
+        target: Target | None = None,
         sampler: ImageSampler | None = None,
         image_size: int = 32,
         learning_rate: float = 1e-4,
@@ -82,13 +88,14 @@ class AsyncDiffusion(LightningModule):
         seed: int = 0,
         uncertainty_weight: float = 0.01,
         compiled: bool = False,
+        pretrained: str | None = None,
         task: Task | None = None,
         predict_count: int = 64,
         predict_labels: Sequence[int] | None = None,
         predict_batch_size: int = 64,
     ):
         super().__init__()
-        self.denoiser = Denoiser(network, process or RectifiedFlow())
+        self.denoiser = Denoiser(network, process or RectifiedFlow(), target)
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
         self.sampler: ImageSampler = sampler or Sampler()
@@ -102,6 +109,7 @@ class AsyncDiffusion(LightningModule):
         self.seed = seed
         self.uncertainty_weight = uncertainty_weight
         self.compiled = compiled
+        self.pretrained = pretrained
         self.task = task
         self.predict_count = predict_count
         self.predict_labels = predict_labels
@@ -115,13 +123,18 @@ class AsyncDiffusion(LightningModule):
 
     @property
     def network(self) -> nn.Module:
-        """The network that predicts the velocity."""
+        """The network, which predicts the target."""
         return self.denoiser.network
 
     @property
     def process(self) -> Process:
         """The noise process."""
         return self.denoiser.process
+
+    @property
+    def target(self) -> Target:
+        """What the network's output stands for."""
+        return self.denoiser.target
 
     @property
     def classes(self) -> int:
@@ -194,7 +207,7 @@ class AsyncDiffusion(LightningModule):
     # Training
 
     def on_fit_start(self) -> None:
-        """Find out now, not at the first checkpoint, whether the model fits the data and can be described."""
+        """Find out now, not at the first checkpoint, whether the model fits the data and can be described; start."""
         recipe.describe(self)
         known = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
         if self.classes and known is not None and known != self.classes:
@@ -202,6 +215,8 @@ class AsyncDiffusion(LightningModule):
                 f"network.classes must be the data's number of classes {known}, got {self.classes}: "
                 "set it, or 0 to ignore the labels"
             )
+        if self.pretrained is not None and self.trainer.ckpt_path is None:
+            load_pretrained(self, self.pretrained)
 
     def on_train_start(self) -> None:
         """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
@@ -277,7 +292,7 @@ class AsyncDiffusion(LightningModule):
         """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
         checkpoint["recipe"] = recipe.describe(self)
         # Wishes of the day, and of this machine.
-        checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False}
+        checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False, "pretrained": None}
         # Their own hooks are passed over for files of weights only, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):

@@ -40,6 +40,14 @@ class Velocity(Weighting):
         return torch.ones_like(t)
 
 
+class Epsilon(Weighting):
+    """alpha^2: the plain squared error of the noise, eps - eps_hat = alpha (v - v_hat), DDPM's and DiT's loss."""
+
+    def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
+        """From 1 at t = 0 down to 0 or nearly at t = 1."""
+        return process.alpha(t).square()
+
+
 class Sigmoid(Weighting):
     """The sigmoid weight -1/2 dlogSNR/dt sigmoid(bias - logSNR) on the noise's error, twice and on the velocity's.
 

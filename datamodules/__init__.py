@@ -1,8 +1,9 @@
 """Data for image models: batches {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
 
+from datamodules.arrays import Arrays
 from datamodules.base import Batch, ImageDataModule, ImageDataset
 from datamodules.crops import Crops
 from datamodules.digits import Digits
 from datamodules.image_folder import ImageFolder
 
-__all__ = ["Batch", "Crops", "Digits", "ImageDataModule", "ImageDataset", "ImageFolder"]
+__all__ = ["Arrays", "Batch", "Crops", "Digits", "ImageDataModule", "ImageDataset", "ImageFolder"]

@@ -20,6 +20,7 @@ MATHEMATICS = [
     "paths",
     "levels",
     "weightings",
+    "targets",
     "denoiser",
     "oracles",
     "likelihood",
@@ -41,7 +42,8 @@ ALLOWED = {
     "contexts": {"shapes", "randomness", "fields", "masks"},
     "levels": {"shapes", "randomness", "fields", "paths", "spacings", "contexts"},
     "weightings": {"shapes", "processes", "levels"},
-    "denoiser": {"shapes", "processes"},
+    "targets": {"shapes", "processes"},
+    "denoiser": {"shapes", "processes", "targets"},
     "oracles": {"shapes", "processes", "denoiser"},
     "likelihood": {"shapes", "randomness", "processes", "paths", "spacings", "denoiser", "weightings"},
     "objective": {"shapes", "denoiser", "levels", "weightings"},
@@ -61,16 +63,19 @@ ALLOWED = {
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
     "recipe": set(),
+    "pretrained": {"recipe", "checkpoints"},
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
     | {"likelihood", "sampling", "tasks"},
-    "module": {*MATHEMATICS, "recipe", "checkpoints", "evaluation", "held_out", "predictions"} - {"masks"},
+    "module": {*MATHEMATICS, "recipe", "checkpoints", "pretrained", "evaluation", "held_out", "predictions"}
+    - {"masks"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
     | {"plots", "recipe", "predictions", "levels", "randomness"},
     "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"levels", "networks", "paths", "spacings", "masks", "likelihood"}
-    | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"},
+    | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"}
+    | {"processes", "targets", "weightings", "solvers"},
     "__main__": {"cli_errors"},
 }
 
@@ -112,6 +117,11 @@ def test_every_room_is_listed():
 def test_data_modules_know_nothing_of_diffusion():
     for file in (ROOT / "datamodules").glob("*.py"):
         assert not any(dotted.startswith("asyncdiff") for dotted in imports(file)), file
+
+
+def test_diffusers_is_a_reference_of_tests_only():
+    files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").glob("*.py"), ROOT / "train.py"]
+    assert not any(dotted.startswith("diffusers") for file in files for dotted in imports(file))
 
 
 def test_the_mathematics_loads_without_the_frameworks():

@@ -9,7 +9,7 @@ from asyncdiff.levels import AlongPath, LevelDraw
 from asyncdiff.objective import objective
 from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.paths import AsyncPatch, Floored, Synchronous
-from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.weightings import Elbo
 
@@ -29,7 +29,7 @@ def loss(path, process, *, slopes: bool = True) -> tuple[float, float]:
     return values.mean().item(), values.std().item() / math.sqrt(N)
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), AsyncPatch(spread=0.5)], ids=["sync", "async", "half"])
 def test_the_loss_is_the_mutual_information_on_every_path(path, process):
     """Integral of the MMSE over SNR: I(x; x at the floor) = 1/2 log det(1 + SNR S) (Guo, Shamai & Verdu, 2005)."""

@@ -13,10 +13,12 @@ from asyncdiff import cli, levels, recipe
 from asyncdiff.cli_errors.names import find_class
 from asyncdiff.commands.experiment import Experiment
 from asyncdiff.module import AsyncDiffusion
+from asyncdiff.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
-SIZES = sorted((FOLDER / "networks").glob("*.yaml"))
+SIZES = sorted((FOLDER / "networks").glob("dit_*.yaml"))
+UNETS = sorted((FOLDER / "networks").glob("unet_*.yaml"))
 LEVELS = sorted((FOLDER / "levels").glob("*.yaml"))
 OBJECTIVES = sorted((FOLDER / "objectives").glob("*.yaml"))
 
@@ -36,7 +38,8 @@ def built(monkeypatch):
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
 def test_every_experiment_builds(file, built):
-    made = built("--config", str(file))
+    with torch.device("meta"):  # shapes without memory
+        made = built("--config", str(file))
     assert isinstance(made.model, AsyncDiffusion)
     assert isinstance(made.trainer, Trainer)
     assert isinstance(made.datamodule, LightningDataModule)
@@ -60,6 +63,34 @@ def test_sizes_are_layered_on_an_experiment(file, built):
         *sizes[file.stem.removeprefix("dit_")],
         2,
     )
+
+
+@pytest.mark.parametrize("file", UNETS, ids=lambda f: f.stem)
+def test_unets_are_layered_on_an_experiment(file, built):
+    """In the place of its network: what the layer leaves out stays the experiment's, or is the network's default."""
+    with torch.device("meta"):
+        made = built("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file), "--vars.size", "64")
+    network, layer = made.model.network, unet_arguments(file)
+    assert {key: recipe.describe(getattr(network, key)) for key in layer} == layer
+    assert set(inspect.signature(UNet).parameters) - set(layer) == {
+        "channels",
+        "classes",
+        "uncertainty",
+        "checkpointing",
+    }
+    assert (network.channels, network.classes, network.uncertainty, network.checkpointing) == (3, 0, False, False)
+    assert network.grid((64, 64)) == (64 // network.level_patch_size,) * 2
+
+
+def test_the_imagenet64_experiment_has_the_network_of_its_layer():
+    layer = unet_arguments(FOLDER / "networks" / "unet_imagenet64.yaml")
+    own = unet_arguments(FOLDER / "imagenet64_unet_async.yaml")
+    assert own == layer | {"channels": 3, "classes": 1000}
+
+
+def unet_arguments(file: Path) -> dict:
+    arguments = yaml.safe_load(file.read_text())["model"]["network"]["init_args"]
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
 
 
 @pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from asyncdiff import likelihood
 from asyncdiff.denoiser import Prediction
@@ -20,7 +21,7 @@ from asyncdiff.masks import Half, Square
 from asyncdiff.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
 from asyncdiff.orders import Raster, Shuffled, Wavefront
 from asyncdiff.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
-from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import known_patches
 from asyncdiff.spacings import FluxSpacing, UniformSpacing
@@ -87,6 +88,24 @@ def test_it_is_on_every_path(name):
     """The kinks of paths cost points: 1e-2 with 64 of them, 3e-3 with 256."""
     process = CosineVP() if name == "wavefront" else RectifiedFlow()
     assert off(PATHS[name], GaussianOracle(MEAN, COV, GRID, process), images=1, points=1024).abs().max() < 1e-3
+
+
+@pytest.mark.usefixtures("cubature")
+def test_what_is_left_of_the_image_at_the_end_is_paid_in_the_prior():
+    """The bound exceeds the truth by E log p(x_1) / N(x_1; 0, I): the end is taken for pure noise."""
+    process = LinearVP(beta_end=0.005)  # alpha(1) = 0.28
+    oracle = GaussianOracle(MEAN, COV, GRID, process)
+    excess = off(Synchronous(), oracle) * -oracle.log_prob(X[:2])
+    alpha, sigma = (float(k) for k in (process.alpha(torch.ones(()).double()), process.sigma(torch.ones(()).double())))
+    noise = torch.eye(DIMS, dtype=torch.float64)
+    end = MultivariateNormal(alpha * X[:2].flatten(1), sigma**2 * noise)
+    believed, true = (
+        MultivariateNormal(0 * MEAN, noise),
+        MultivariateNormal(alpha * MEAN, alpha**2 * COV + sigma**2 * noise),
+    )
+    price = kl_divergence(end, believed) - kl_divergence(end, true)
+    assert torch.allclose(excess, price, atol=5e-3)
+    assert (price.abs() > 0.04).all()  # it is seen
 
 
 def test_it_is_the_likelihood_of_a_mixture_too():

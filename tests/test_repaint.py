@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asyncdiff.oracles import GaussianOracle, random_gaussian
-from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.repaint import RePaint
 
@@ -28,7 +28,7 @@ def test_without_resampling_the_schedule_is_straight():
     assert list(RePaint(steps=7, resamples=1).schedule()) == [6, 5, 4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 def test_noise_added_in_two_parts_is_noise_added_at_once(process):
     """diffused(x_t) has the mean and the variance of q(x_to | x)."""
     b = 100_000

@@ -12,7 +12,7 @@ from asyncdiff.objective import objective
 from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.orders import CentreOut, Raster, Shuffled, Wavefront
 from asyncdiff.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
-from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.spacings import FluxSpacing, Spacing, UniformSpacing
 from asyncdiff.weightings import Elbo
@@ -31,7 +31,9 @@ FREE = {
 PATHS: dict[str, Path] = {name: Floored(path, T_MIN) for name, path in FREE.items()}
 PATHS |= {f"{name}, conditioned": Conditioned(PATHS[name], KNOWN) for name in ("async", "raster")}
 every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-every_process = pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()], ids=lambda p: type(p).__name__)
+every_process = pytest.mark.parametrize(
+    "process", [RectifiedFlow(), CosineVP(), LinearVP()], ids=lambda p: type(p).__name__
+)
 
 
 def gathered(t: torch.Tensor, variance: float, process) -> torch.Tensor:
@@ -117,10 +119,10 @@ def relative_integrand(path: Path, spacing: Spacing, u: torch.Tensor, variance: 
 @every_process
 @every_path
 def test_no_variance_is_left_on_the_pixels_it_is_made_for(path, process):
-    """Every single place gives the whole integral, G at the floor, on every path."""
+    """Every single place gives the whole integral, G at the floor less G at the end, on every path."""
     values = relative_integrand(path, FluxSpacing(0.1, process), inner(300), 0.1, process)
-    whole = gathered(single(path)(torch.zeros(1).double())[0], 0.1, process).expand(300)
-    assert torch.allclose(values, whole, rtol=1e-9)
+    floor, end = (gathered(single(path)(torch.full((1,), s).double())[0], 0.1, process) for s in (0, 1))
+    assert torch.allclose(values, (floor - end).expand(300), rtol=1e-9)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32)], ids=lambda g: str(g[0] * g[1]))

@@ -5,14 +5,14 @@ import torch
 
 from asyncdiff.levels import AlongPath, CleanContext, Homogeneous, Independent, Shared
 from asyncdiff.paths import AsyncPatch, Floored
-from asyncdiff.processes import CosineVP, RectifiedFlow
+from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.spacings import FluxSpacing
-from asyncdiff.weightings import Elbo, Sigmoid, Velocity
+from asyncdiff.weightings import Elbo, Epsilon, Sigmoid, Velocity
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
 def test_sigmoid_agrees_in_the_forms_of_x_eps_and_v(process, bias):
     """One loss, written on the error of x, of eps and of v, with the leading 1/2 of the definition dropped."""
@@ -45,10 +45,22 @@ def test_elbo_of_the_rectified_flow():
     assert torch.allclose(Elbo()(RectifiedFlow(), T, slope), (1 - T) / T * slope)
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 def test_elbo_is_half_the_fall_of_snr_on_the_error_of_x(process):
     weight = -0.5 * process.dsnr(T) * process.sigma(T) ** 2  # x - x_hat = -sigma (v - v_hat)
     assert torch.allclose(Elbo()(process, T, torch.ones_like(T)), weight, rtol=1e-9)
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
+def test_epsilon_is_the_plain_error_of_the_noise(process):
+    g = torch.Generator().manual_seed(0)
+    x, eps, eps_hat = (torch.randn(1, 1, 9, 11, generator=g, dtype=torch.float64) for _ in range(3))
+    error = process.velocity(x, eps, T) - process.v_from_eps(process.noised(x, eps, T), eps_hat, T)
+    weighted = Epsilon()(process, T, None) * error[:, 0].square()
+    assert torch.allclose(weighted, (eps - eps_hat)[:, 0].square(), rtol=1e-9)
+    ends = Epsilon()(process, torch.tensor([[[0.0, 1.0]]]), None).flatten()
+    assert ends[0] == 1
+    assert ends[1] < 1e-4
 
 
 def test_velocity_is_one():
@@ -67,7 +79,7 @@ def test_elbo_refuses_levels_down_to_zero():
     Elbo().check(AlongPath(Floored(AsyncPatch(), t_min=1e-3)))
 
 
-@pytest.mark.parametrize("weighting", [Velocity(), Sigmoid()], ids=lambda w: type(w).__name__)
+@pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(), Epsilon()], ids=lambda w: type(w).__name__)
 def test_the_spacing_of_elbo_is_refused_by_the_others(weighting):
     """It draws few levels where their weight is not small: losses would be noisier, not less."""
     levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxSpacing())

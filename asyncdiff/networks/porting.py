@@ -1,0 +1,262 @@
+"""Weights of DiT (arXiv:2212.09748) and SiT (arXiv:2401.08740) as weights of our DiT: one level is one time step.
+
+The networks compute the same in other conventions. Each is taken up by the weights, exactly:
+
+| | theirs | ours | taken up by |
+|---|---|---|---|
+| positions | sin column, cos column, sin row, cos row | cos row, sin row, cos column, ... | the order of channels |
+| a token's pixels | row, column, channel | channel, row, column | the order of the head's rows |
+| time | a line in our t | `level_scale` times t | a rotation of the first layer's sines and cosines |
+| output | the noise, or image minus noise | the same, or noise minus image | the sign of the head |
+
+Channels may have any order between the first layer and the head: LayerNorm without weights does not see it.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.embeddings import MAX_PERIOD, grid_positions
+
+Weights = dict[str, Tensor]
+
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of S, B, L and XL by width: the weights do not tell
+FREQUENCIES = 256
+ROUNDING = 1e-3  # of stored positions, as half precision leaves them
+NAMED = 3  # names in an error
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What the weights of a network do not tell.
+
+    Attributes:
+        slope: the network is told the time `slope` t + `offset`.
+        offset: see `slope`.
+        sign: of its output against the target's.
+        period: slowest wave of the time's embedding.
+    """
+
+    slope: float
+    offset: float
+    sign: int = 1
+    period: float = MAX_PERIOD
+
+
+DIT = Convention(1000.0, -1.0)  # time step k has had k + 1 of 1000 noisings
+SIT = Convention(-1.0, 1.0, sign=-1)  # time 1 is the image, the velocity leads to it
+
+
+@dataclass(frozen=True)
+class Ported:
+    """A network in our conventions.
+
+    Attributes:
+        network: our DiT.
+        image_size: side of the images that it was trained on.
+        dropped: output channels that were left out, those of the learned sigma.
+    """
+
+    network: DiT
+    image_size: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the shapes of the authors' weights tell."""
+
+    channels: int
+    patch: int
+    dim: int
+    depth: int
+    hidden: int
+    classes: int
+    outputs: int
+
+    @classmethod
+    def of(cls, weights: Weights) -> "_Sizes":
+        dim, channels, patch, _ = _shape(weights, "x_embedder.proj.weight", 4)
+        return cls(
+            channels=channels,
+            patch=patch,
+            dim=dim,
+            depth=len({match[1] for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}),
+            hidden=_shape(weights, "blocks.0.mlp.fc1.weight", 2)[0],
+            classes=_shape(weights, "y_embedder.embedding_table.weight", 2)[0] - 1,
+            outputs=_shape(weights, "final_layer.linear.weight", 2)[0] // patch**2,
+        )
+
+    def layers(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every linear layer of the authors' with the shape of its weight."""
+        d = self.dim
+        yield "x_embedder.proj", (d, self.channels, self.patch, self.patch)
+        yield "t_embedder.mlp.0", (d, FREQUENCIES)
+        yield "t_embedder.mlp.2", (d, d)
+        for k in range(self.depth):
+            yield f"blocks.{k}.attn.qkv", (3 * d, d)
+            yield f"blocks.{k}.attn.proj", (d, d)
+            yield f"blocks.{k}.mlp.fc1", (self.hidden, d)
+            yield f"blocks.{k}.mlp.fc2", (d, self.hidden)
+            yield f"blocks.{k}.adaLN_modulation.1", (6 * d, d)
+        yield "final_layer.adaLN_modulation.1", (2 * d, d)
+        yield "final_layer.linear", (self.patch**2 * self.outputs, d)
+
+
+def is_authors(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of DiT's and SiT's authors."""
+    return "x_embedder.proj.weight" in weights and "blocks.0.adaLN_modulation.1.weight" in weights
+
+
+def ported(
+    weights: Weights, convention: Convention, *, heads: int | None = None, image_size: int | None = None
+) -> Ported:
+    """Our network with the authors' weights, in their precision but no lower than float32.
+
+    Args:
+        weights: by the authors' names, as `asyncdiff.networks.diffusers_names` gives them, too.
+        convention: `DIT`, `SIT`, or one of one's own.
+        heads: of the attention; by default those of the official size of this width.
+        image_size: where the weights hold no positions that tell it.
+    """
+    sizes = _Sizes.of(weights)
+    _check(weights, sizes)
+    if heads is None and sizes.dim not in HEADS:
+        raise ValueError(f"heads must be given for a width of {sizes.dim}, which is no official size: add --heads")
+    with torch.device("meta"):  # its own weights would be thrown away
+        network = DiT(
+            channels=sizes.channels,
+            patch_size=sizes.patch,
+            dim=sizes.dim,
+            depth=sizes.depth,
+            heads=heads or HEADS[sizes.dim],
+            mlp_ratio=_ratio(sizes.hidden, sizes.dim),
+            classes=sizes.classes,
+            joint_labels=True,
+            level_scale=abs(convention.slope),
+            level_period=convention.period,
+        )
+    exact = {name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in weights.items()}
+    network.load_state_dict(dict(_ours(exact, sizes, convention)), assign=True)
+    return Ported(network, _image_size(weights, sizes, image_size), sizes.outputs - sizes.channels)
+
+
+def _shape(weights: Weights, name: str, axes: int) -> tuple[int, ...]:
+    if name not in weights or weights[name].ndim != axes:
+        raise ValueError(
+            f"weights must be those of a DiT, got none of {axes} axes called {name}: another architecture?"
+        )
+    return tuple(weights[name].shape)
+
+
+def _check(weights: Weights, sizes: _Sizes) -> None:
+    """Raise ValueError unless there is every weight of these sizes, and no other."""
+    expected: dict[str, tuple[int, ...]] = {"y_embedder.embedding_table.weight": (sizes.classes + 1, sizes.dim)}
+    for layer, shape in sizes.layers():
+        expected |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
+    if missing := [name for name in expected if name not in weights]:
+        raise ValueError(f"weights must be complete, got none called {_some(missing)}: is the file whole?")
+    if foreign := [name for name in weights if name not in expected and name != "pos_embed"]:
+        raise ValueError(f"weights must be those of a plain DiT, got also {_some(foreign)}: another architecture?")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(
+                f"weights must fit each other, got {tuple(weights[name].shape)} for {name}, which the others want to "
+                f"be {shape}: another architecture?"
+            )
+    if sizes.outputs not in (sizes.channels, 2 * sizes.channels):
+        raise ValueError(
+            f"output channels must be those of the input or twice as many, with a learned sigma, got {sizes.outputs} "
+            f"for {sizes.channels}: another architecture?"
+        )
+
+
+def _image_size(weights: Weights, sizes: _Sizes, given: int | None) -> int:
+    """Side of the images: what the stored positions are for, or what was given where there are none."""
+    if "pos_embed" not in weights:
+        if given is None:
+            raise ValueError("image_size must be given, as the weights hold no positions: add --image_size")
+        return given
+    stored = weights["pos_embed"]
+    side = math.isqrt(stored.numel() // sizes.dim)
+    usual = grid_positions((side, side), sizes.dim, stored.device)
+    if stored.numel() != usual.numel():
+        raise ValueError(f"pos_embed must be for a square of tokens, got the shape {tuple(stored.shape)}")
+    theirs = stored.reshape(usual.shape)[:, _order(sizes.dim)]
+    if not (theirs.float() - usual).abs().amax() < ROUNDING:
+        raise ValueError("pos_embed must hold DiT's sines and cosines, got others: learned positions cannot be ported")
+    if given is not None and given != side * sizes.patch:
+        raise ValueError(
+            f"image_size must be {side * sizes.patch}, as the positions in the weights are for, got {given}: leave it "
+            "out"
+        )
+    return side * sizes.patch
+
+
+def _ours(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of ours."""
+    order = _order(sizes.dim)
+    yield "embed.weight", w["x_embedder.proj.weight"].flatten(1)[order]
+    yield "embed.bias", w["x_embedder.proj.bias"][order]
+    yield "level_embedding.first.weight", _retimed(w["t_embedder.mlp.0.weight"], convention)
+    yield "level_embedding.first.bias", w["t_embedder.mlp.0.bias"]
+    yield "level_embedding.second.weight", w["t_embedder.mlp.2.weight"]
+    yield "level_embedding.second.bias", w["t_embedder.mlp.2.bias"]
+    yield "label_embedding.table.weight", w["y_embedder.embedding_table.weight"]
+    for k in range(sizes.depth):
+        at = f"blocks.{k}"
+        yield f"{at}.attention.qkv.weight", w[f"{at}.attn.qkv.weight"][:, order]
+        yield f"{at}.attention.qkv.bias", w[f"{at}.attn.qkv.bias"]
+        yield f"{at}.mlp.fc1.weight", w[f"{at}.mlp.fc1.weight"][:, order]
+        yield f"{at}.mlp.fc1.bias", w[f"{at}.mlp.fc1.bias"]
+        for kind in ("weight", "bias"):
+            yield f"{at}.attention.proj.{kind}", w[f"{at}.attn.proj.{kind}"][order]
+            yield f"{at}.mlp.fc2.{kind}", w[f"{at}.mlp.fc2.{kind}"][order]
+            yield f"{at}.modulation.linear.{kind}", _chunked(w[f"{at}.adaLN_modulation.1.{kind}"], 6, order)
+    for kind in ("weight", "bias"):
+        yield f"final_modulation.linear.{kind}", _chunked(w[f"final_layer.adaLN_modulation.1.{kind}"], 2, order)
+        yield f"head.{kind}", convention.sign * _head(w[f"final_layer.linear.{kind}"], sizes, order)
+
+
+def _order(dim: int) -> Tensor:
+    """The channel of theirs that is each of ours: their quarters are sin column, cos column, sin row, cos row."""
+    return torch.arange(dim).reshape(4, -1).flip(0).flatten()
+
+
+def _chunked(rows: Tensor, count: int, order: Tensor) -> Tensor:
+    """Rows of `count` vectors of channels, every vector in our order."""
+    return rows.unflatten(0, (count, -1))[:, order].flatten(0, 1)
+
+
+def _head(rows: Tensor, sizes: _Sizes, order: Tensor) -> Tensor:
+    """The head's weight or bias: pixels channel first, without those of sigma, which are the later channels."""
+    cells = rows.unflatten(0, (sizes.patch, sizes.patch, sizes.outputs))[:, :, : sizes.channels]
+    ours = cells.movedim(2, 0).flatten(0, 2)
+    return ours[:, order] if ours.ndim == 2 else ours
+
+
+def _retimed(weight: Tensor, convention: Convention) -> Tensor:
+    """The first layer on sines and cosines of |slope| t instead of slope t + offset."""
+    exact = weight.double()
+    cosine, sine = exact.chunk(2, dim=1)
+    half = FREQUENCIES // 2
+    frequency = torch.exp(-math.log(convention.period) / half * torch.arange(half, dtype=torch.float64))
+    c, s = (convention.offset * frequency).cos(), (convention.offset * frequency).sin()
+    direction = math.copysign(1.0, convention.slope)
+    return torch.cat([cosine * c + sine * s, direction * (sine * c - cosine * s)], dim=1).to(weight.dtype)
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """A number by which `dim` becomes `hidden`, rounded down."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

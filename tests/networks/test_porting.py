@@ -1,0 +1,308 @@
+"""Ported networks against those that they come from: diffusers' own, and the paper's equations."""
+
+import pytest
+import torch
+from authors_dit import TIME, forward, random_weights
+from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
+from diffusers.models.embeddings import get_timestep_embedding
+
+from asyncdiff.denoiser import Denoiser
+from asyncdiff.guidance import ClassifierFree
+from asyncdiff.networks import dit
+from asyncdiff.networks.diffusers_names import DIFFUSERS_PERIOD, from_diffusers, is_diffusers
+from asyncdiff.networks.embeddings import grid_positions, sinusoids
+from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, is_authors, ported
+from asyncdiff.processes import LinearVP, RectifiedFlow
+from asyncdiff.randomness import normal, per_image
+from asyncdiff.sampling import Sampler
+from asyncdiff.solvers import Ddim
+from asyncdiff.targets import Noise
+
+DIFFUSERS = Convention(1000.0, -1.0, period=DIFFUSERS_PERIOD)
+LABELS = torch.tensor([0, 7, 10])  # 10 is "no label"
+TIMES = [0, 1, 37, 250, 500, 871, 998, 999]
+
+
+def noisy(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+
+
+def levels(t: float, dtype: torch.dtype = torch.float32, grid: tuple[int, int] = (4, 4)) -> torch.Tensor:
+    return torch.full((3, *grid), t, dtype=torch.float64).to(dtype)
+
+
+def theirs(heads: int = 4, sigma: bool = True, **options) -> DiTTransformer2DModel:
+    """A model of diffusers with nothing switched off, its embeddings shared by its blocks as in published weights."""
+    options = {"norm_eps": 1e-6, "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 10} | options
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=heads, attention_head_dim=16, in_channels=4, out_channels=8 if sigma else 4, **options
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            spread = 1 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1
+            spread = TIME if name.endswith("timestep_embedder.linear_1.weight") else spread
+            p.copy_(spread * torch.randn(p.shape, generator=generator))
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+    return model.eval()
+
+
+def ours(model: DiTTransformer2DModel, convention: Convention = DIFFUSERS):
+    weights = from_diffusers(model.state_dict())
+    return ported(weights, convention, heads=model.config.num_attention_heads, image_size=8)
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+# diffusers
+
+
+@pytest.mark.parametrize(("heads", "sigma"), [(4, True), (2, False)])
+@torch.no_grad()
+def test_the_output_is_diffusers(heads, sigma):
+    model, x = theirs(heads, sigma), noisy()
+    port = ours(model)
+    assert port.dropped == (4 if sigma else 0)
+    for k in TIMES:
+        expected = model(x, timestep=torch.full((3,), k), class_labels=LABELS).sample[:, :4]
+        for grid in ((1, 1), (4, 4)):
+            assert off(port.network(x, levels((k + 1) / 1000, grid=grid), LABELS), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
+    """With both libraries' sinusoids, which are float32's, in double precision, too."""
+    model, x = theirs().double(), noisy(torch.float64)
+
+    def exact_waves(timesteps):
+        angle = timesteps[:, None] * 10000.0 ** -(torch.arange(128, dtype=torch.float64) / 127)
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.forward = exact_waves
+    plain = model.pos_embed.pos_embed[0].reshape(16, 4, 16)  # rounded, but the same for both
+    monkeypatch.setattr(dit, "grid_positions", lambda *_: plain.flip(1).reshape(16, 64))
+    network = ours(model).network
+    for k in TIMES:
+        expected = model(x, timestep=torch.full((3,), k, dtype=torch.float64), class_labels=LABELS).sample[:, :4]
+        found = network(x, levels((k + 1) / 1000, torch.float64), LABELS)
+        assert off(found, expected) < 1e-12
+
+
+@torch.no_grad()
+def test_the_prediction_is_that_of_their_schedule():
+    """Also the clean image, which is 157 times as large as the noise at the last step, and so are its errors."""
+    model, x = theirs(), noisy()
+    denoiser = Denoiser(ours(model).network, LinearVP(), Noise())
+    scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    for k in TIMES:
+        eps = model(x, timestep=torch.full((3,), k), class_labels=LABELS).sample[:, :4]
+        clean = scheduler.step(eps, k, x).pred_original_sample
+        prediction = denoiser(x, levels((k + 1) / 1000), LABELS)
+        assert off(prediction.eps, eps) < 1e-5
+        assert off(prediction.x, clean) < 1e-5
+
+
+@torch.no_grad()
+def test_the_noise_of_their_schedule_is_that_of_the_process():
+    scheduler, x, eps = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02), noisy(), noisy().flip(0)
+    for k in TIMES:
+        expected = scheduler.add_noise(x, eps, torch.tensor([k]))
+        assert torch.allclose(LinearVP().noised(x, eps, levels((k + 1) / 1000)), expected, atol=1e-5)  # theirs cancels
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@torch.no_grad()
+def test_the_images_are_those_of_their_sampler(scale):
+    """DDIM down the same times, with guidance by the same scale, from the same noise."""
+    model, steps = theirs(), 20
+    scheduler = DDIMScheduler(
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"
+    )
+    scheduler.set_timesteps(steps)
+    sampler = Sampler(solver=Ddim(), steps=steps, guidance=[ClassifierFree(scale)] if scale != 1 else [])
+    denoiser = Denoiser(ours(model).network, LinearVP(), Noise())
+    found = sampler(denoiser, seeds=range(2), shape=(4, 8, 8), label=LABELS[:2])
+    x = normal((2, 4, 8, 8), generator=per_image(range(2)))
+    for k in scheduler.timesteps:
+        both = model(x.repeat(2, 1, 1, 1), timestep=k.expand(4), class_labels=torch.tensor([0, 7, 10, 10])).sample
+        given, free = both[:, :4].chunk(2)
+        x = scheduler.step(free + scale * (given - free), k, x).prev_sample
+    assert off(found, x) < 1e-4
+
+
+@torch.no_grad()
+def test_another_eps_of_their_second_norms_is_nearly_nothing():
+    """Their class has 1e-5 by default, the authors 1e-6."""
+    model, x = theirs(norm_eps=1e-5), noisy()
+    expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
+    assert off(ours(model).network(x, levels(0.501), LABELS), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_the_frequencies_are_theirs_unless_the_authors_are_asked_for():
+    model, x = theirs(), noisy()
+    expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
+    authors = ours(model, DIT).network(x, levels(0.501), LABELS)
+    assert (authors - expected).abs().max() > 0.01
+    waves = get_timestep_embedding(torch.tensor([500.0]), 256, flip_sin_to_cos=True, downscale_freq_shift=1)
+    assert torch.allclose(sinusoids(torch.tensor([500.0]), 256, DIFFUSERS_PERIOD), waves, atol=1e-4)
+
+
+def test_blocks_with_embeddings_of_their_own_are_refused():
+    model = theirs()
+    with torch.no_grad():
+        model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="blocks must share the embeddings of time and label, got another transf"):
+        ours(model)
+
+
+# The authors' layout
+
+
+def told(kind: str, t: float) -> float:
+    return 1000 * t - 1 if kind == "dit" else 1 - t
+
+
+@pytest.mark.parametrize("kind", ["dit", "sit"])
+@pytest.mark.parametrize(("heads", "sigma", "patch"), [(4, True, 2), (2, False, 4)])
+@torch.no_grad()
+def test_the_output_is_the_papers(kind, heads, sigma, patch):
+    convention, sign = (DIT, 1) if kind == "dit" else (SIT, -1)
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # positions are float32 in both
+        w, x = random_weights(sigma=sigma, patch=patch, side=8 // patch, dtype=dtype), noisy(dtype)
+        port = ported(w, convention, heads=heads)
+        assert (port.image_size, port.dropped) == (8, 4 if sigma else 0)
+        for t in (0.001, 0.25, 0.5, 0.963, 1.0):
+            time = torch.full((3,), told(kind, t), dtype=torch.float64).to(dtype)
+            expected = sign * forward(w, x, time, LABELS, heads)[:, :4]
+            assert off(port.network(x, levels(t, dtype, (1, 1)), LABELS), expected) < tolerance
+
+
+@pytest.mark.parametrize(("kind", "convention"), [("dit", DIT), ("sit", SIT)])
+@torch.no_grad()
+def test_it_is_exact_with_the_same_positions(kind, convention, monkeypatch):
+    w, x = random_weights(), noisy(torch.float64)
+    monkeypatch.setattr(dit, "grid_positions", lambda *_: w["pos_embed"][0].reshape(16, 4, 8).flip(1).reshape(16, 32))
+    network = ported(w, convention, heads=4).network
+    t = torch.linspace(0, 1, 21, dtype=torch.float64)
+    for level in t.tolist():
+        time = torch.full((3,), told(kind, level), dtype=torch.float64)
+        expected = convention.sign * forward(w, x, time, LABELS, 4)[:, :4]
+        assert off(network(x, levels(level, torch.float64), LABELS), expected) < 1e-12
+
+
+@torch.no_grad()
+def test_a_sit_walks_from_noise_to_the_image():
+    """Its velocity is d x / d time with time 1 at the image; ours leads to the noise, under the rectified flow."""
+    w, x = random_weights(), noisy(torch.float64)
+    t = levels(0.3, torch.float64, (1, 1))
+    prediction = Denoiser(ported(w, SIT, heads=4).network, RectifiedFlow())(x, t, LABELS)
+    to_image = forward(w, x, torch.full((3,), 0.7, dtype=torch.float64), LABELS, 4)[:, :4]
+    assert torch.allclose(prediction.x, x + 0.3 * to_image, atol=1e-6)
+    assert torch.allclose(prediction.eps, x - 0.7 * to_image, atol=1e-6)
+
+
+@torch.no_grad()
+def test_levels_may_differ_from_patch_to_patch():
+    network = ported(random_weights(dtype=torch.float32), DIT, heads=4).network
+    t = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(2))
+    constant, mixed = network(noisy(), levels(0.5), LABELS), network(noisy(), t, LABELS)
+    assert mixed.isfinite().all()
+    assert not torch.allclose(mixed, constant, atol=1e-2)
+    assert network.joint_labels
+
+
+def test_a_ported_network_trains():
+    network = ported(random_weights(dtype=torch.float32), DIT, heads=4).network
+    network(noisy(), torch.rand(3, 4, 4), LABELS).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_half_precision_is_raised():
+    w = random_weights(dtype=torch.float32)
+    half = {name: weight.half() for name, weight in w.items()}
+    network = ported(half, DIT, heads=4).network
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    with torch.no_grad():
+        found, full = (ported(v, DIT, heads=4).network(noisy(), levels(0.5), LABELS) for v in (half, w))
+    assert torch.allclose(found, full, atol=0.02)
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
+def test_sizes_are_read_and_official_heads_known(dim, heads):
+    w = random_weights(dim, depth=1, channels=3, patch=4, classes=5, dtype=torch.float32)
+    network = ported(w, DIT).network
+    found = (network.channels, network.patch_size, network.dim, network.depth, network.heads, network.classes)
+    assert found == (3, 4, dim, 1, heads, 5)
+
+
+def test_the_width_of_the_mlp_survives_rounding():
+    assert all(int(dim * _ratio(hidden, dim)) == hidden for dim in range(4, 200, 4) for hidden in range(1, 5 * dim, 7))
+
+
+def test_layouts_are_told_apart():
+    assert is_authors(random_weights())
+    assert not is_diffusers(random_weights())
+    state = theirs().state_dict()
+    assert is_diffusers(state)
+    assert is_authors(from_diffusers(state))
+    assert not is_authors(state)
+
+
+# Wrong weights
+
+
+def changed(**weights) -> dict[str, torch.Tensor]:
+    """Small weights with some exchanged, added, or, if None, left out; two underscores are a dot."""
+    w = random_weights()
+    for name, weight in weights.items():
+        name = name.replace("__", ".")
+        if weight is None:
+            del w[name]
+        else:
+            w[name] = weight
+    return w
+
+
+@pytest.mark.parametrize(
+    ("w", "message"),
+    [
+        (changed(blocks__1__mlp__fc1__bias=None), "must be complete, got none called blocks.1.mlp.fc1.bias: is"),
+        (changed(x_embedder__proj__weight=None), "got none of 4 axes called x_embedder.proj.weight: another"),
+        (changed(blocks__0__attn__q_norm__weight=torch.ones(8)), "got also blocks.0.attn.q_norm.weight: another"),
+        (changed(blocks__3__mlp__fc1__bias=torch.ones(128)), "got none called blocks.2.attn.qkv.weight"),
+        (changed(t_embedder__mlp__2__weight=torch.ones(32, 16)), r"got \(32, 16\) for t_embedder.mlp.2.weight, which"),
+        (changed(pos_embed=torch.ones(1, 15, 32)), r"must be for a square of tokens, got the shape \(1, 15, 32\)"),
+        (changed(pos_embed=torch.ones(1, 16, 32)), "must hold DiT's sines and cosines, got others"),
+        (changed(pos_embed=torch.full((1, 16, 32), torch.nan)), "must hold DiT's sines and cosines, got others"),
+        (changed(final_layer__linear__weight=torch.ones(48, 32), final_layer__linear__bias=torch.ones(48)),
+         "or twice as many, with a learned sigma, got 12 for 4"),
+    ],
+)  # fmt: skip
+def test_wrong_weights_are_refused(w, message):
+    with pytest.raises(ValueError, match=message):
+        ported(w, DIT, heads=4)
+
+
+def test_what_the_weights_do_not_tell_must_be_given():
+    with pytest.raises(ValueError, match="heads must be given for a width of 32, .* add --heads"):
+        ported(random_weights(), DIT)
+    with pytest.raises(ValueError, match="dim must be divisible by heads"):
+        ported(random_weights(), DIT, heads=5)
+    with pytest.raises(ValueError, match="image_size must be given, .* add --image_size"):
+        ported(changed(pos_embed=None), DIT, heads=4)
+    with pytest.raises(ValueError, match="image_size must be 8, .* got 16: leave it out"):
+        ported(random_weights(), DIT, heads=4, image_size=16)
+
+
+def test_stored_positions_are_ours_in_another_order():
+    stored = random_weights(side=5, dim=16)["pos_embed"][0]
+    assert torch.allclose(
+        stored.reshape(25, 4, 4).flip(1).reshape(25, 16).float(), grid_positions((5, 5), 16, stored.device), atol=1e-6
+    )
