@@ -395,6 +395,12 @@ class AsyncDiffusion(LightningModule):
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
         grid = self.denoiser.grid(self.shape[1:])
         self.levels.check(grid)
+        if self.sampler.refresh > 1 and not hasattr(self.network, "memory"):
+            kind = type(self.network).__name__
+            raise ValueError(
+                f"sampler.refresh must be 1 for {kind}, which computes all patches, got {self.sampler.refresh}: "
+                "leave it out"
+            )
         if isinstance(self.sampler, Sampler):
             check_path(self.sampler.path, grid)
 

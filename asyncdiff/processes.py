@@ -223,7 +223,7 @@ class LinearVP(Process):
 
     def level(self, logsnr: Level) -> Level:
         """By Newton's iteration on log(1 + e^-logSNR) = -2 log alpha; 1 for ratios that t = 1 does not come down to."""
-        decay = F.softplus(-logsnr).clamp(max=2 * float(self._decay(torch.ones((), dtype=torch.float64))))
+        decay = F.softplus(-logsnr).clamp(max=2 * float(self._decay(torch.ones((), device="cpu", dtype=torch.float64))))
         # The first term alone, a parabola: an upper bound, from which a convex function's iteration falls to the root.
         linear, square = self.steps * self._first, self.steps**2 * self._slope / 2
         t = 2 * decay / (linear + (linear**2 + 4 * square * decay).sqrt())

@@ -304,7 +304,9 @@ def check_skipping(refresh: int, margin: int) -> None:
     at_least("refresh", refresh, 1, "1 computes all patches every time")
     at_least("margin", margin, 0, "0 computes only patches that move")
     if margin and refresh == 1:
-        raise ValueError(f"margin must be 0 with refresh 1, which computes all patches, got {margin}: set refresh")
+        raise ValueError(
+            f"margin must be 0 with refresh 1, which computes all patches, got {margin}: refresh more rarely"
+        )
 
 
 def _check_label(denoiser: Denoise, label: Labels | None) -> None:

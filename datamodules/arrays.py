@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,16 @@ class ArrayFile(ImageDataset):
         self, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, *, classes: int, scale: float
     ) -> None:
         self.images, self.labels, self.rows, self.classes, self.scale = images, labels, rows, classes, scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: the file's name instead of all that is in it."""
+        return self.__dict__ | {"images": self.images.filename if isinstance(self.images, np.memmap) else self.images}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file anew."""
+        self.__dict__.update(state)
+        if isinstance(self.images, Path | str):
+            self.images = _opened(Path(self.images))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -64,6 +75,8 @@ class Arrays(ImageDataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the rows of an image")
         at_least("channels", channels, 1, "4 is usual for latents")
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}: 1 leaves the numbers as they are")
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 keeps one image of a hundred")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels

@@ -5,11 +5,13 @@ import torch
 from conftest import awaken
 from torch.utils.flop_counter import FlopCounterMode
 
+from asyncdiff import AsyncDiffusion
 from asyncdiff.adaptive import Adaptive
 from asyncdiff.clocks import Tolerance
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.guidance import ClassifierFree, InputGuidance
 from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.unet import UNet
 from asyncdiff.oracles import GaussianOracle, random_gaussian
 from asyncdiff.orders import Raster
 from asyncdiff.processes import RectifiedFlow
@@ -27,6 +29,14 @@ def denoiser(small_dit):
     return Denoiser(small_dit, RectifiedFlow()).requires_grad_(False)
 
 
+@pytest.fixture(params=[{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}], ids=str)
+def any_denoiser(request):
+    """Of every kind of DiT."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
+    return Denoiser(network, RectifiedFlow())
+
+
 def inputs(batch=3):
     x_t = torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
     return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
@@ -39,17 +49,17 @@ def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
     assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
-def test_nothing_changed_means_moving_patches_are_exact(denoiser):
+def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
     """Remembered keys and values are those of the same images: any part of them gives the same velocities."""
-    x_t, t, label = inputs()
+    denoiser, (x_t, t, label) = any_denoiser, inputs()
     skipping, exact = Skipping(denoiser, 100), denoiser(x_t, t, label).v
     for seed in range(4):
         skipping.moving = torch.rand(3, 4, 4, generator=seeded(seed)) < 0.3 * seed
         assert torch.allclose(skipping(x_t, t, label).v, exact, rtol=0, atol=1e-12)
 
 
-def test_moving_patches_see_each_other_fresh_and_others_as_they_were(denoiser):
-    x_t, t, label = inputs()
+def test_moving_patches_see_each_other_fresh_and_others_as_they_were(any_denoiser):
+    denoiser, (x_t, t, label) = any_denoiser, inputs()
     moving = torch.zeros(3, 4, 4, dtype=torch.bool)
     moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
     skipping = Skipping(denoiser, 100)
@@ -179,24 +189,21 @@ def test_a_margin_needs_a_refresh(make):
     assert make(refresh=4, margin=2).margin == 2
 
 
-@pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}])
 @pytest.mark.parametrize("kind", [Sampler, Adaptive])
-def test_every_kind_of_network_remembers(options, kind):
-    """A refresh at every step but for patches that stand still, whose remembered state is exact: the full walk.
-
-    With a margin as wide as the grid all patches are computed in between, too.
-    """
+def test_a_margin_as_wide_as_the_grid_is_the_full_walk(kind):
+    """All patches are computed at every step, through what is remembered."""
     torch.manual_seed(0)
-    options = {"uncertainty": kind is Adaptive, **options}
-    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, **options).double()).requires_grad_(False).eval()
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
     denoiser, told = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
-    made = (
-        (lambda **k: Adaptive(Tolerance(0.3), steps=6, **k))
-        if kind is Adaptive
-        else (lambda **k: Sampler(steps=6, **k))
-    )
-    exact = made()(denoiser, **told)
-    assert torch.allclose(made(refresh=50, margin=4)(denoiser, **told), exact, rtol=0, atol=1e-10)
+    options = {"clocks": Tolerance(0.3)} if kind is Adaptive else {}
+    exact, wide = (kind(steps=6, **options, **skip)(denoiser, **told) for skip in ({}, {"refresh": 50, "margin": 4}))
+    assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
+
+
+def test_a_module_whose_network_cannot_is_refused_at_once():
+    network = UNet(1, 16, (1, 2), 1, 1, attention=(), middle_attention=False, level_patch_size=2)
+    with pytest.raises(ValueError, match="refresh must be 1 for UNet, which computes all patches, got 4"):
+        AsyncDiffusion(network, sampler=Sampler(refresh=4), image_size=8)
 
 
 def test_a_network_that_cannot_is_refused():

@@ -35,8 +35,9 @@ class Throughput(Callback):
     The four parts add up to the whole. What other callbacks do at the end of a batch counts under the optimiser where
     they are listed before this one, as `Ema` is, under data otherwise, and so does waiting for the other processes,
     which Lightning makes meet between two batches. Validation, checkpoints, logging of this callback and what runs
-    inside `untimed` (pictures, distances) are no training and count nowhere. The first figures have the warm-up in
-    them, and the compilation of a compiled network.
+    inside `untimed` (pictures, distances) are no training and count nowhere; checkpoints of weights only, of which no
+    callback is told, count under data. The first figures have the warm-up in them, and the compilation of a compiled
+    network.
 
     On CUDA all times are the device's, and nothing waits for it but the logging; Lightning's ThroughputMonitor waits
     for it after every batch, does not split the step, and leaves counting the FLOPs to the module.
@@ -118,11 +119,18 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Leave nothing behind in the module."""
+        self._leave()
+
+    def on_exception(self, trainer: Trainer, pl_module: AsyncDiffusion, exception: BaseException) -> None:  # type: ignore[override]
+        """Leave nothing behind in the module."""
+        self._leave()
+
+    def _leave(self) -> None:
         if self._hook is not None:
             self._hook.remove()
 
     def _count(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        images = len(args[0])
+        images = len(args[0]) if args else 0
         if self._hook is None or not images or not torch.is_grad_enabled():
             return
         self._hook.remove()

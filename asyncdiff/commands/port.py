@@ -1,6 +1,7 @@
 """`python -m asyncdiff port CHECKPOINT --output FILE.ckpt`: a DiT or SiT of elsewhere as a checkpoint of ours."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from asyncdiff.commands.parsing import command_parser
 from asyncdiff.commands.sources import Source, read_source
 from asyncdiff.networks.diffusers_names import DIFFUSERS_PERIOD
 from asyncdiff.networks.embeddings import MAX_PERIOD
-from asyncdiff.networks.porting import SIT, Convention, Ported, ported
+from asyncdiff.networks.porting import DIT, SIT, Convention, Ported, ported
 from asyncdiff.processes import LinearVP, Process, RectifiedFlow
 from asyncdiff.targets import Noise, Target, Velocity
 from asyncdiff.weightings import Epsilon, Weighting
@@ -122,7 +123,7 @@ def _convention(source: Source, process: Process, frequencies: str | None) -> Co
     if not isinstance(process, LinearVP):
         return SIT
     theirs = source.config and frequencies != "authors"
-    return Convention(process.steps, -1.0, period=DIFFUSERS_PERIOD if theirs else MAX_PERIOD)
+    return replace(DIT, slope=process.steps, period=DIFFUSERS_PERIOD if theirs else MAX_PERIOD)
 
 
 def _sizes(source: Source, options: Any) -> dict[str, int | None]:

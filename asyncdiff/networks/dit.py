@@ -1,8 +1,6 @@
 """DiT (Peebles & Xie, arXiv:2212.09748) whose adaLN-zero is per patch: each token is modulated by its own level."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -24,14 +22,23 @@ from asyncdiff.networks.embeddings import (
     rotations,
 )
 from asyncdiff.networks.memory import Memory
-from asyncdiff.networks.modulation import Conditioning, Modulation, check_map, gated, modulated, token_index, varying
+from asyncdiff.networks.modulation import (
+    Conditioning,
+    Modulation,
+    check_map,
+    gated,
+    mark_varying,
+    modulated,
+    token_index,
+)
 from asyncdiff.networks.norms import RmsNorm
+from asyncdiff.networks.uncertainties import mean_logvar
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # what the network says of every token
 LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
-Rotations = Float[Tensor, "n two_head_dim"]  # sine and cosine of the angles of every token, as timm has them
+Rotations = Float[Tensor, "all_tokens two_head_dim"]  # sine and cosine of the angles of every token, as timm has them
 Attend = Callable[[nn.Module, Tensor], Tensor]  # the attention of some tokens to all
 
 
@@ -211,6 +218,8 @@ class DiT(nn.Module):
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
             x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
+        if self._compiled:
+            mark_varying(x, [conditioning])
         rope = rotations(tokens, self.dim // self.heads, x.device) if self.rope else None
         output = (
             self._tokens(x, conditioning, rope, repeat(None))
@@ -218,7 +227,10 @@ class DiT(nn.Module):
             else self._some(x, conditioning, rope, memory, tokens)
         )
         v = unpatchify(output[:, :, : self.head.out_features], tokens, self.patch_size)
-        return v if self.uncertainty_head is None else (v, self._logvar(output[:, :, -1:], tokens))
+        if self.uncertainty_head is None:
+            return v
+        side = (self.level_patch_size or self.patch_size) // self.patch_size
+        return v, mean_logvar(output[:, :, -1].unflatten(1, tokens), side)
 
     def memory(self) -> Memory:
         """An empty memory for a walk in which not all patches are computed every time."""
@@ -254,13 +266,6 @@ class DiT(nn.Module):
         attends = (partial(memory.attend, block=k, chosen=chosen, rope=rope) for k in range(self.depth))
         return memory.finish(self._tokens(x, conditioning, rope, attends), chosen)
 
-    def _logvar(self, per_token: Float[Tensor, "b n 1"], tokens: tuple[int, int]) -> LogVariances:
-        """The log of the mean variance over the tokens of each level patch."""
-        side = (self.level_patch_size or self.patch_size) // self.patch_size
-        gh, gw = tokens[0] // side, tokens[1] // side
-        cells = per_token.reshape(-1, gh, side, gw, side)
-        return torch.logsumexp(cells.permute(0, 1, 3, 2, 4).flatten(3), dim=3) - 2 * math.log(side)
-
     def _condition(self, distinct: Distinct, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
         index = token_index(distinct, tokens)
         if self._compiled:
@@ -268,12 +273,11 @@ class DiT(nn.Module):
         levels = self.level_embedding(distinct.values)
         if self.label_embedding is None:
             refuse_label(label)
-            found = Conditioning(F.silu(levels), index, None)
-        elif self.joint_labels:
-            found = _joint(levels, index, self.label_embedding.known(label, len(index)))
-        else:
-            found = Conditioning(F.silu(levels), index, F.silu(self.label_embedding.known(label, len(index))))
-        return replace(found, levels=varying(found.levels)) if self._compiled else found
+            return Conditioning(F.silu(levels), index, None)
+        labels = self.label_embedding.known(label, len(index))
+        if self.joint_labels:
+            return _joint(levels, index, labels)
+        return Conditioning(F.silu(levels), index, F.silu(labels))
 
     def _initialise(self) -> None:
         """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""

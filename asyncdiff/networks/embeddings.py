@@ -12,7 +12,7 @@ from asyncdiff.shapes import Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
 MAX_PERIOD = 10_000.0  # slowest wave of the sinusoids (Vaswani et al., arXiv:1706.03762)
-ROPE_PERIOD = 100.0
+ROPE_BASE = 100.0
 
 
 def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_PERIOD) -> Float[Tensor, "n dim"]:
@@ -36,9 +36,9 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
 def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
     """Sines and cosines by which timm rotates queries and keys, half of the `dim` channels by row, half by column.
 
-    The slowest wave is 100 tokens long, as for images elsewhere (Heo et al., arXiv:2403.13298).
+    Frequencies fall from 1 to about 1/100 radians per token, as for images elsewhere (Heo et al., arXiv:2403.13298).
     """
-    emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_PERIOD, in_pixels=False, device=device)
+    emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_BASE, in_pixels=False, device=device)
     return torch.cat(emb, dim=-1)
 
 

@@ -84,7 +84,7 @@ class Memory:
         x: Tokens,
         block: int,
         chosen: Chosen | None,
-        rope: Float[Tensor, "n two_head_dim"] | None = None,
+        rope: Float[Tensor, "all_tokens two_head_dim"] | None = None,
     ) -> Tokens:
         """timm's attention of the chosen tokens to all, whose keys and values are brought up to date by theirs."""
         q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)

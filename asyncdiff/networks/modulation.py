@@ -8,6 +8,7 @@ silu(level) + silu(label), as one more row per image; or before it, silu(level +
 of every image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,10 +105,17 @@ def gated(x: Places, gate: Rows, change: Places) -> Places:
     return result
 
 
-def varying(levels: Float[Tensor, "r dim"]) -> Float[Tensor, "r dim"]:
-    """The same; what is compiled for them is told that their number varies, or it would be compiled for each."""
-    torch._dynamo.maybe_mark_dynamic(levels, 0)
-    return levels
+def mark_varying(x: Tensor, conditionings: Sequence[Conditioning]) -> None:
+    """Tell what is compiled for these which sizes vary, or it would be compiled for each and soon no more.
+
+    The number of levels does, and, but for training, the number of images, `x`'s first axis.
+    """
+    varying = [each.levels for each in conditionings]
+    if not torch.is_grad_enabled():
+        varying += [x, *(each.index for each in conditionings)]
+        varying += [each.label for each in conditionings if each.label is not None]
+    for tensor in varying:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def check_map(grid: tuple[int, int], tokens: tuple[int, int]) -> None:

@@ -1,6 +1,5 @@
 """U-Net (DDPM arXiv:2006.11239, ADM arXiv:2105.05233) with spatial FiLM: a shift and scale for every pixel."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, refuse_label
-from asyncdiff.networks.modulation import Conditioning, Modulation, varying
+from asyncdiff.networks.modulation import Conditioning, Modulation, mark_varying
+from asyncdiff.networks.uncertainties import mean_logvar
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, conditioning
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, check_grid, distinct_levels
 
@@ -130,9 +130,13 @@ class UNet(nn.Module):
         conditionings = self._condition(distinct or distinct_levels(t), size, label)
         # The residual stream keeps the weights' precision under autocast, where convolutions round.
         x = x_t.to(self.head.weight.dtype, memory_format=torch.channels_last)
+        if self._compiled:
+            mark_varying(x, conditionings)
         features = self.trunk(x, conditionings)
         v = self.head(features).contiguous()
-        return v if self.uncertainty_head is None else (v, self._logvar(self.uncertainty_head(features)))
+        if self.uncertainty_head is None:
+            return v
+        return v, mean_logvar(self.uncertainty_head(features).squeeze(1), self.level_patch_size)
 
     @property
     def _coarsest(self) -> int:
@@ -150,19 +154,11 @@ class UNet(nn.Module):
         """The dropout of every level."""
         return list(self.dropout) if isinstance(self.dropout, tuple) else [self.dropout] * len(self.multipliers)
 
-    def _logvar(self, per_pixel: Float[Tensor, "b 1 h w"]) -> LogVariances:
-        """The log of the mean variance over the pixels of each level patch."""
-        side = self.level_patch_size
-        exact = per_pixel.to(torch.promote_types(per_pixel.dtype, torch.float32))
-        cells = exact.squeeze(1).unflatten(2, (-1, side)).unflatten(1, (-1, side))
-        return torch.logsumexp(cells, dim=(2, 4)) - 2 * math.log(side)
-
     def _condition(self, distinct: Distinct, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
         """What modulates the pixels of every level."""
         if self._compiled:
             distinct = distinct.padded()
         levels = F.silu(self.level_embedding(distinct.values))
-        levels = varying(levels) if self._compiled else levels
         labels = None
         if self.label_embedding is None:
             refuse_label(label)

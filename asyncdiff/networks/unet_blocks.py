@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asyncdiff.networks.modulation import Conditioning, Modulation, Places, modulated
-from asyncdiff.networks.norms import RmsNorm
+from asyncdiff.networks.norms import GroupNorm, RmsNorm
 from asyncdiff.shapes import refined
 
 Features = Float[Tensor, "b c h w"]
@@ -219,4 +219,4 @@ def conditioning(
 
 def norm(channels: int, groups: int | None) -> nn.Module:
     """GroupNorm of so many groups, or the norm per pixel."""
-    return PixelNorm(channels) if groups is None else nn.GroupNorm(groups, channels, eps=1e-6)
+    return PixelNorm(channels) if groups is None else GroupNorm(groups, channels, eps=1e-6)

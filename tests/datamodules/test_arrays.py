@@ -1,5 +1,6 @@
 """Arrays on disk as training data."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,19 @@ def test_objects_in_a_file_are_not_unpickled(root):
 def test_wrong_arguments_are_refused(options):
     with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
         Arrays("somewhere", 8, **options)
+
+
+def test_a_worker_that_is_spawned_gets_the_name_of_the_file_not_its_contents(root):
+    np.save(root / "train.npy", np.random.default_rng(0).standard_normal((50, 4, 64, 64)))
+    dataset = Arrays(str(root), 64).dataset("train")
+    pickled = pickle.dumps(dataset)
+    assert len(pickled) < 20_000
+    again = pickle.loads(pickled)
+    assert isinstance(again.images, np.memmap)
+    assert np.array_equal(again.images, dataset.images)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_a_scale_that_is_not_positive_is_refused(root, scale):
+    with pytest.raises(ValueError, match=f"scale must be positive, got {scale}"):
+        arrays(root, scale=scale)

@@ -178,10 +178,11 @@ def test_checkpointing_changes_no_gradient(dropout):
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True}])
 def test_compiled_is_eager_and_compiled_once(options):
-    """One graph for training and two for sampling (one level an image, and a map), however many levels there are."""
+    """One graph for training, however many levels there are; two for sampling and two for validation, one level an
+    image or a map, however many images."""
     told = run_compiled(options, "aot_eager")
     assert told["training"] == 1
-    assert told["all"] <= 3
+    assert told["all"] <= 5
     assert told["difference"] < 2e-4
 
 
