@@ -16,10 +16,14 @@ def levels(batch: int = 3, grid: tuple[int, int] = (4, 4)) -> torch.Tensor:
     return torch.rand(batch, *grid, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def test_a_constant_map_is_the_1x1_map(small_dit):
+@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)])
+def test_a_constant_map_is_the_1x1_map(small_dit, grid):
+    """Found to be constant, and gathered patch by patch where the caller hands on an index of all patches."""
     x, t = noisy(), levels(grid=(1, 1))
-    label = torch.tensor([0, 5, 10])
-    assert torch.allclose(small_dit(x, t.expand(3, 4, 4), label), small_dit(x, t, label), atol=1e-13)
+    label, exact = torch.tensor([0, 5, 10]), small_dit(x, t, torch.tensor([0, 5, 10]))
+    every = Distinct(t.flatten(), torch.arange(3)[:, None, None].expand(3, *grid).contiguous())
+    for distinct in (None, every):
+        assert torch.allclose(small_dit(x, t.expand(3, *grid), label, distinct=distinct), exact, rtol=0, atol=1e-13)
 
 
 def test_a_constant_map_is_scalar_conditioning(small_dit):
