@@ -90,9 +90,13 @@ class Modulation(nn.Module):
 
 
 def modulated(x: Places, shift: Rows, scale: Rows) -> Places:
-    """x (1 + scale) + shift, in the precision of the modulation: what autocast would round to in the next product."""
+    """x (1 + scale) + shift, in the precision of the modulation: what autocast would round to in the next product.
+
+    `x` is rounded to it first, so that nothing in full precision is kept for the backward.
+    """
+    x = x.to(scale.table.dtype)
     if scale.shared:
-        return (x * (1 + scale.gathered()) + shift.gathered()).to(scale.table.dtype)
+        return x * (1 + scale.gathered()) + shift.gathered()
     result: Tensor = _Modulate.apply(x, shift.table, scale.table, shift.label, scale.label, scale.index)
     return result
 
@@ -152,7 +156,7 @@ class _Modulate(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, label_scale, index)
         factor = _gathered(scale, index, label_scale).add_(1)
-        return torch.addcmul(_gathered(shift, index, label_shift), x, factor).to(scale.dtype)
+        return torch.addcmul(_gathered(shift, index, label_shift), x, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -176,8 +180,9 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, label, change, index = ctx.saved_tensors
         (grad,) = grads
-        grad_change = (_gathered(gate, index, label) * grad).to(change.dtype)
-        grad_gate, by_image = _scattered(grad * change, gate, label, index)
+        rounded = grad.to(change.dtype)  # as autocast would for the product that made the change
+        grad_change = (_gathered(gate, index, label) * rounded).to(change.dtype)
+        grad_gate, by_image = _scattered(rounded * change, gate, label, index)
         return grad, grad_gate, by_image, grad_change, None
 
 
