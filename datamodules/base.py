@@ -39,19 +39,49 @@ class ImageDataset(Dataset[Batch], ABC):
         """Number of images."""
 
     @abstractmethod
-    def read(self, items: Sequence[Item]) -> Batch:
-        """The images of the items, in their order."""
+    def read(self, items: Sequence[Item]) -> Any:
+        """The images of the items, in their order: a Batch, or whatever `finish` makes one of."""
+
+    def finish(self, batch: Any) -> Batch:
+        """The batch of what `read` returned, computed where its tensors are.
+
+        What is cheaper on the device than in a loader's process belongs here. It must be a function of the batch alone.
+        """
+        return batch
 
     def plain(self) -> "ImageDataset":
         """The same images without augmentation, each at most once."""
         return self
 
+    def fingerprint(self) -> str:
+        """A text that differs for other data, as far as can be told without reading all of it."""
+        return f"{len(self)} images of {self.classes} classes"
+
     def __getitems__(self, items: Sequence[Item | int]) -> Batch:
         """The batch of (index, key) pairs; a bare index, as other samplers give it, gets a key of its own."""
-        return self.read([i if isinstance(i, tuple) else (i, _own_key(i)) for i in items])
+        return self.finish(self.read(with_keys(items)))
 
     def __getitem__(self, item: Item | int) -> Batch:
         """A batch of one."""
+        return self.__getitems__([item])
+
+
+class Unfinished(Dataset[Any]):
+    """What loaders read: the batches before `finish`, which the data module calls on the device."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.data)
+
+    def __getitems__(self, items: Sequence[Item | int]) -> Any:
+        """What the images' `read` returns."""
+        return self.data.read(with_keys(items))
+
+    def __getitem__(self, item: Item | int) -> Any:
+        """The same of a single one."""
         return self.__getitems__([item])
 
 
@@ -75,6 +105,11 @@ def index_and_key(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     """The pairs as two int64 tensors (b,)."""
     index, key = torch.tensor(items, dtype=torch.int64).reshape(-1, 2).unbind(1)
     return index, key
+
+
+def with_keys(items: Sequence[Item | int]) -> list[Item]:
+    """Pairs as they are, and bare indices with a key of their own."""
+    return [i if isinstance(i, tuple) else (i, _own_key(i)) for i in items]
 
 
 def _own_key(index: int) -> int:
@@ -154,8 +189,15 @@ class ImageDataModule(LightningDataModule, ABC):
         at_least("batch_size", batch_size, 1, "set the images per batch")
         data = self.dataset(split).plain()
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False, rank=rank, world=world)
-        loader = DataLoader(data, batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole)
-        return (batch for batch in loader if len(batch["image"]))  # none may be readable in one
+        loader = DataLoader(Unfinished(data), batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole)
+        # None may be readable in one.
+        return (data.finish(batch) for batch in loader if len(batch["index"]))
+
+    def listed(self, split: Split, batches: Sequence[list[int]]) -> Iterator[Batch]:
+        """The images of the listed indices without augmentation, a batch per list; unreadable ones are left out."""
+        data = self.dataset(split).plain()
+        loader = DataLoader(Unfinished(data), batch_sampler=batches, num_workers=self.workers, collate_fn=_whole)
+        return (data.finish(batch) for batch in loader)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of equal size in an order that a resumed run continues."""
@@ -163,7 +205,7 @@ class ImageDataModule(LightningDataModule, ABC):
         shard = ShuffledShard(data, seed=self.seed)
         self._require_a_batch(shard)
         options = self._options(shard, self.batch_size)
-        return ResumableLoader(data, progress=self._progress, drop_last=True, **options)
+        return ResumableLoader(Unfinished(data), progress=self._progress, drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every image once, in file order, with the same keys every time."""
@@ -181,10 +223,14 @@ class ImageDataModule(LightningDataModule, ABC):
         rest = {name: value for name, value in batch.items() if name not in stay}
         return super().transfer_batch_to_device(rest, device, dataloader_idx) | stay
 
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Finish the batch where it is computed with."""
+        return self.dataset("train").finish(batch) if isinstance(batch, dict) and "index" in batch else batch
+
     def _eval_loader(self, split: Split) -> DataLoader[Batch]:
         data = self.dataset(split)
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False)
-        return DataLoader(data, **self._options(shard, self.eval_batch_size))
+        return DataLoader(Unfinished(data), **self._options(shard, self.eval_batch_size))
 
     def _options(self, shard: ShuffledShard, batch_size: int) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,17 +30,21 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and JPEG weigh red, gree
 MAX_PIXELS = 2**28  # of an enlarged image before its crop: only absurd aspect ratios come so far
 
 
-def load_square(path: Path, *, size: int, channels: int) -> Tensor:
-    """The file as uint8 (channels, size, size): short side resized (antialiased bicubic), centre cropped.
+def load_square(data: npt.NDArray[np.uint8], *, size: int, channels: int) -> Tensor:
+    """An encoded image as uint8 (channels, size, size): short side resized (antialiased bicubic), centre cropped.
 
-    Raises OSError, ValueError, Image.DecompressionBombError or what else the decoder raises on a damaged file.
+    Raises ValueError, Image.DecompressionBombError or what else the decoder raises on damaged bytes.
     """
-    return to_channels(centre_square(read_pixels(path), size), channels)
+    return to_channels(centre_square(decoded(data), size), channels)
 
 
 def read_pixels(path: Path) -> Tensor:
+    """The upright image of a file as uint8 (c, h, w), c = 1 or 3; raises OSError, or as `load_square` does."""
+    return decoded(np.fromfile(path, dtype=np.uint8))
+
+
+def decoded(data: npt.NDArray[np.uint8]) -> Tensor:
     """The upright image as uint8 (c, h, w), c = 1 or 3."""
-    data = np.fromfile(path, dtype=np.uint8)
     # Pillow's header check comes first for every file, as it alone refuses decompression bombs.
     with open_image(data) as image:
         if decode_jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.encoded import check_encoded
 from datamodules.image_files import ImageFiles
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -102,12 +103,9 @@ class ImageFolder(ImageDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the pixels of a side")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")
+        check_encoded(channels=channels, on_corrupt=on_corrupt)
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must lie in (0, 1), got {held_out}: to train on every file, set val_root")
-        if on_corrupt not in ("skip", "raise"):
-            raise ValueError(f"on_corrupt must be skip or raise, got {on_corrupt!r}: choose one of these")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules import decoding
-from datamodules.decoding import centre_square, load_square, read_pixels
+from datamodules.decoding import centre_square, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
@@ -25,6 +25,10 @@ def smooth(height: int, width: int) -> np.ndarray:
 def pixels(path: Path, image: Image.Image, **options: Any) -> torch.Tensor:
     image.save(path, **options)
     return read_pixels(path)
+
+
+def load_square(path: Path, *, size: int, channels: int) -> torch.Tensor:
+    return decoding.load_square(np.fromfile(path, dtype=np.uint8), size=size, channels=channels)
 
 
 def colour(image: torch.Tensor) -> list[int]:
