@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -175,6 +176,13 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"validation images must be at least as many as processes, got {held} for {processes}: "
                     "hold out more, or use fewer processes"
                 )
+
+    def teardown(self, stage: str) -> None:
+        """Tell how many images could not be read. Called when a run has come to its end, on all processes."""
+        from datamodules.unreadable import report_unreadable  # late: it imports this module
+
+        if self._splits is not None and self.trainer is not None:
+            report_unreadable(self._splits, Path(self.trainer.default_root_dir))
 
     def dataset(self, split: Split) -> ImageDataset:
         """The images of a split, as training or evaluation reads them."""

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 Words = npt.NDArray[np.uint64]
 
+WINDOW = 16  # blocks among which samples are shuffled: few enough to be held at a time, enough to mix them
 CHUNK = 4096  # pairs turned into Python integers at a time: a list of a million of them would cost 80 MB
 
 
@@ -39,11 +40,40 @@ def _process_group() -> tuple[int, int]:
     return 0, 1
 
 
+def in_blocks(blocks: npt.NDArray[np.int64], world: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+    """A permutation in which the positions r, r + world, ... go through few blocks at a time, for every r.
+
+    Args:
+        blocks: sizes of consecutive runs of indices, (m,).
+        world: number of processes.
+        generator: of all that is random in it.
+    """
+    size, ends = int(blocks.sum()), np.cumsum(blocks)
+    chosen = torch.randperm(len(blocks), generator=generator).numpy()
+    runs = [np.arange(ends[block] - blocks[block], ends[block]) for block in chosen]
+    walk = np.concatenate([np.empty(0, np.int64), *runs])
+    share = size // world
+    order = np.empty(size, np.int64)
+    order[share * world :] = walk[share * world :]  # left out in training, and not the same ones every time
+    window = max(1, WINDOW * int(np.ceil(blocks.mean()))) if size else 1
+    for rank in range(world):
+        own = walk[rank * share : (rank + 1) * share]
+        for first in range(0, share, window):
+            part = own[first : first + window]
+            part[:] = part[torch.randperm(len(part), generator=generator).numpy()]
+        order[rank : share * world : world] = own
+    return order
+
+
 class ShuffledShard(DistributedSampler[Any]):
     """Yields `(index, key)` for this process' share of a global order.
 
     Process r of w takes the positions r, r + w, ... . With `shuffle`, the order is a permutation for each epoch;
     without, it is the order of the dataset, and the epoch counts as 0, so that every evaluation has the same keys.
+
+    A dataset may have `blocks`, the sizes of consecutive runs of samples that are cheap to read together, such as the
+    shards that a storage fetches as a whole. Then blocks are permuted, dealt out to the processes, and what a process
+    holds is shuffled among `WINDOW` blocks at a time: each block is read by one process (two where shares meet), once.
 
     Args:
         dataset: whatever has a length.
@@ -132,11 +162,19 @@ class ShuffledShard(DistributedSampler[Any]):
             part = positions[first : first + CHUNK]
             yield from zip(order[part].tolist(), sample_keys(self.seed, epoch, part).tolist(), strict=True)
 
+    @property
+    def blocks(self) -> npt.NDArray[np.int64] | None:
+        """Sizes of the runs of samples that are to be read together, None where that makes no difference."""
+        return getattr(self.dataset, "blocks", None)
+
     def _order(self, epoch: int) -> npt.NDArray[np.int64]:
         if not self.shuffle:
             return np.arange(self.size)
         seed = int(sample_keys(self.seed, epoch, np.array([-1]))[0])  # -1 is the key of no sample
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(seed)).numpy()
+        generator = torch.Generator().manual_seed(seed)
+        if self.blocks is None:
+            return torch.randperm(self.size, generator=generator).numpy()
+        return in_blocks(self.blocks, self.share[1], generator)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -199,15 +237,17 @@ class ResumableLoader(DataLoader[Any]):
             return {}
         began = self._begin is not None
         epoch, start = self._place(self._counted()[0] - self._before if began else 0)
-        return {"epoch": epoch, "start": start, "seed": shard.seed, "size": shard.size}
+        place = {"epoch": epoch, "start": start, "seed": shard.seed, "size": shard.size}
+        return place if shard.blocks is None else place | {"processes": shard.share[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at the place that `state_dict` described. Warns if seed or size of the data have changed."""
+        """Continue at the place that `state_dict` described. Warns if what the order depends on has changed."""
         shard = self.sampler
         if not state or not isinstance(shard, ShuffledShard):
             return
-        now = {"seed": shard.seed, "size": shard.size}
-        if changed := [f"{name} {state[name]} -> {value}" for name, value in now.items() if state[name] != value]:
+        now = {"seed": shard.seed, "size": shard.size, "processes": shard.share[1]}
+        before = now | state  # the number of processes counts where the order depends on it
+        if changed := [f"{name} {before[name]} -> {value}" for name, value in now.items() if before[name] != value]:
             text = f"the data changed since the checkpoint ({', '.join(changed)}): the order is not the one it began"
             warnings.warn(text, stacklevel=2)
         self._begin = None

@@ -109,6 +109,70 @@ def test_a_continued_epoch_goes_on_until_it_is_settled() -> None:
     assert (shard.epoch, shard.start) == (3, 0)
 
 
+class Blocks(ResidentImages):
+    def __init__(self, sizes: Sequence[int]) -> None:
+        n = sum(sizes)
+        super().__init__(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), classes=0)
+        self.blocks = np.array(sizes)
+        self.block_of = np.repeat(np.arange(len(sizes)), sizes)
+
+
+def of_ranks(data: Blocks, world: int, epoch: int = 0, seed: int = 0) -> list[list[int]]:
+    parts = [ShuffledShard(data, seed=seed, rank=rank, world=world) for rank in range(world)]
+    for part in parts:
+        part.set_epoch(epoch)
+    return [[i for i, _ in part] for part in parts]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_blocks_are_dealt_out_whole_and_each_is_read_in_a_short_time(world: int) -> None:
+    data = Blocks([50] * 100 + [7])
+    parts = of_ranks(data, world)
+    indices = [i for part in parts for i in part]
+    assert len(set(indices)) == len(indices) == 5007 - 5007 % world
+    assert {len(part) for part in parts} == {5007 // world}
+    readers = np.zeros(101, dtype=int)
+    for part in parts:
+        blocks = data.block_of[part]
+        readers[np.unique(blocks)] += 1
+        for block in np.unique(blocks):
+            (places,) = np.nonzero(blocks == block)
+            # Within two windows of 16 blocks where it lies across their border.
+            assert places[-1] - places[0] < 2 * 16 * 50
+    assert readers.max() <= 2
+    assert (readers == 2).sum() <= world - 1
+
+
+def test_samples_of_a_window_are_mixed() -> None:
+    data = Blocks([50] * 64)
+    ((part),) = of_ranks(data, 1)
+    first = data.block_of[part[: 16 * 50]]
+    assert len(np.unique(first)) == 16
+    same = (first[1:] == first[:-1]).mean()  # independent draws: 49 / 799
+    assert same == pytest.approx(49 / 799, abs=5 * (0.061 * 0.94 / 799) ** 0.5)
+
+
+def test_the_order_of_blocks_follows_from_seed_epoch_and_processes() -> None:
+    data = Blocks([5, 1, 9, 4] * 8)
+    assert of_ranks(data, 2) == of_ranks(data, 2)
+    orders = [of_ranks(data, 2), of_ranks(data, 2, epoch=1), of_ranks(data, 2, seed=1)]
+    assert all(a != b for a, b in zip(orders, orders[1:] + orders[:1], strict=True))
+
+
+def test_a_run_in_blocks_continues_with_the_very_next_sample() -> None:
+    data = Blocks([5, 1, 9, 4] * 8)
+    loader = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
+    whole = [batch["index"].tolist() for batch in loader]
+    again = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
+    taken = [batch["index"].tolist() for _, batch in zip(range(7), again, strict=False)]
+    state = again.state_dict()
+    fresh = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
+    fresh.load_state_dict(state)
+    assert taken + [batch["index"].tolist() for batch in fresh] == whole
+    with pytest.warns(UserWarning, match=r"processes 3 -> 1"):
+        fresh.load_state_dict(state | {"processes": 3})
+
+
 def test_rank_is_that_of_the_process_group_at_the_time_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = ShuffledShard(numbered(10))
     whole = list(shard)
