@@ -108,6 +108,11 @@ def index_and_key(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     return index, key
 
 
+def from_bytes(batch: Batch) -> Batch:
+    """The batch with its image, uint8, as float32 in [-1, 1]: a loader that carries bytes carries a quarter."""
+    return {**batch, "image": batch["image"].float().div_(127.5).sub_(1)}
+
+
 def with_keys(items: Sequence[Item | int]) -> list[Item]:
     """Pairs as they are, and bare indices with a key of their own."""
     return [i if isinstance(i, tuple) else (i, _own_key(i)) for i in items]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.decoding import MAX_PIXELS, read_pixels, to_channels
-from datamodules.image_folder import class_names, find_images
+from datamodules.file_lists import find_images
 from datamodules.order import sample_keys, splitmix
 
 Integers = npt.NDArray[np.int64]
@@ -176,18 +176,18 @@ class Crops(ImageDataModule):
             raise FileNotFoundError(
                 f"root must be an image file or a folder of images, got {self.root}: no such file; check the path"
             )
-        names = find_images(self.root, "root")
-        files = [self.root / name for name in names]
+        found = find_images(self.root, "root")
+        files = [self.root / name for name in found.paths()]
         if self.labels == "none":
             return files, [0] * len(files), 0
         if self.labels == "file":
             return files, list(range(len(files))), len(files)
-        folders = class_names(names, self.root)
+        folders = found.class_names(self.root)
         if not folders:
             raise ValueError(
                 f"labels must be none or file for images without class folders, got folder for {self.root}"
             )
-        return files, [folders.index(name.split("/", 1)[0]) for name in names], len(folders)
+        return files, found.labels(folders).tolist(), len(folders)
 
     def _part(self, file: Path) -> tuple[Tensor, Tensor]:
         """The training and the held-out pixels of a file, uint8 (c, h, w)."""

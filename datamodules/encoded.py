@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataset, Item, index_and_key
-from datamodules.decoding import load_square
+from datamodules.base import Batch, ImageDataset, Item, from_bytes, index_and_key
+from datamodules.decoding import Crop, load_square
 from datamodules.index_cache import with_references, without_references
 
 Bytes = npt.NDArray[np.uint8]
@@ -33,6 +33,8 @@ class EncodedImages(ImageDataset):
         train: an unreadable image is replaced by the next readable one; otherwise it is left out.
         flip: mirror half of the images, which half is decided by the keys.
         on_corrupt: "skip" warns once per image, "raise" stops.
+        crop: how a square is made of an image: `decoding.centre_square`.
+        reduced_decoding: decode JPEGs scaled down where that leaves at least `size`: `decoding.load_square`.
     """
 
     def __init__(
@@ -45,10 +47,13 @@ class EncodedImages(ImageDataset):
         train: bool,
         flip: bool,
         on_corrupt: OnCorrupt,
+        crop: Crop = "short_side",
+        reduced_decoding: bool = False,
     ) -> None:
         self.labels = np.asarray(labels)
         self.classes, self.size, self.channels = classes, size, channels
         self.train, self.flip, self.on_corrupt = train, flip, on_corrupt
+        self.crop, self.reduced_decoding = crop, reduced_decoding
         # Shared with the workers, so that each image is reported once and tried no more.
         self.unreadable = torch.zeros(len(self.labels), dtype=torch.uint8).share_memory_()
 
@@ -80,31 +85,40 @@ class EncodedImages(ImageDataset):
 
     def fingerprint(self) -> str:
         """Hash of the names and labels of all images."""
-        digest = hashlib.sha256(super().fingerprint().encode())
+        digest = hashlib.sha256(self.kind().encode())
         for index, label in enumerate(self.labels.tolist()):
             digest.update(f"{self.relative_name(index)}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+    def kind(self) -> str:
+        """What is said of all images at once: how many, and what becomes of each."""
+        form = f"{self.channels}x{self.size}x{self.size}, {self.crop}"
+        return f"{super().fingerprint()}, {form}{', reduced decoding' * self.reduced_decoding}"
 
     def relative_name(self, index: int) -> str:
         """The name without the place of the dataset, which may move."""
         return self.name(index)
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images as float32; in evaluation only those that can be read, which may be none."""
+        """The images as bytes; in evaluation only those that can be read, which may be none."""
         found = [(index, key, pixels) for i, key in items for index, pixels in self._readable(i)]
         index, key = index_and_key([(i, k) for i, k, _ in found])
         nothing = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
         image = torch.stack([pixels for _, _, pixels in found]) if found else nothing
-        image = image.float().div_(127.5).sub_(1)
         if self.flip:
             mirrored = key % 2 == 1
             image[mirrored] = image[mirrored].flip(-1)
         label = torch.from_numpy(self.labels[index.numpy()].astype(np.int64))
         return {"image": image, "label": label, "index": index, "key": key}
 
+    def finish(self, batch: Batch) -> Batch:
+        """The bytes as float32 in [-1, 1], computed where they are."""
+        return from_bytes(batch)
+
     def decoded(self, data: Bytes) -> Tensor:
         """uint8 (channels, size, size) of an encoded image; raises whatever the decoder raises."""
-        return load_square(data, size=self.size, channels=self.channels)
+        how: dict[str, Any] = {"crop": self.crop, "reduced": self.reduced_decoding}
+        return load_square(data, size=self.size, channels=self.channels, **how)
 
     def _readable(self, index: int) -> Iterator[tuple[int, Tensor]]:
         """The image, or what stands for it: in training the next readable one, in evaluation nothing."""
@@ -133,9 +147,11 @@ class EncodedImages(ImageDataset):
             return None
 
 
-def check_encoded(*, channels: int, on_corrupt: str) -> None:
+def check_encoded(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
     """Refuse what no data module of encoded images knows."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")
     if on_corrupt not in ("skip", "raise"):
         raise ValueError(f"on_corrupt must be skip or raise, got {on_corrupt!r}: choose one of these")
+    if crop not in ("short_side", "adm"):
+        raise ValueError(f"crop must be short_side or adm, got {crop!r}: choose one of these")

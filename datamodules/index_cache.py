@@ -44,7 +44,13 @@ def stamp(file: Path) -> dict[str, Any]:
     return {"file": place, "size": status.st_size, "time": status.st_mtime_ns, "ends": digest.hexdigest()}
 
 
-def cached_arrays(kind: str, identity: Any, build: Callable[[], Mapping[str, npt.NDArray[Any]]]) -> Arrays:
+def cached_arrays(
+    kind: str,
+    identity: Any,
+    build: Callable[[], Mapping[str, npt.NDArray[Any]]],
+    *,
+    holds: Callable[[Arrays], bool] = lambda arrays: True,
+) -> Arrays:
     """The arrays of `build()`, taken from the cache where it was called for the same `identity` before.
 
     Several processes may build at a time; one of them is kept, and none ever sees half of an entry. Where nothing can
@@ -54,14 +60,17 @@ def cached_arrays(kind: str, identity: Any, build: Callable[[], Mapping[str, npt
         kind: what is indexed, in small letters: the beginning of the entry's name.
         identity: plain containers that tell the data, such as `stamp` of its files; part of the entry's name as a hash.
         build: makes the arrays; none may hold objects.
+        holds: whether the kept arrays are still true, where the identity alone does not tell; otherwise they are
+            built again and replaced.
     """
     text = json.dumps(identity, sort_keys=True)
     entry = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    if (found := _mapped(entry)) is not None:
+    found = _mapped(entry)
+    if found is not None and holds(found):
         return found
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
-        _keep(entry, arrays, text)
+        _keep(entry, arrays, text, replace=found is not None)
     except OSError as error:
         warnings.warn(
             f"cannot keep the index {entry}: {error}; it will be built again every time: set ASYNCDIFF_CACHE to a "
@@ -82,15 +91,18 @@ def _mapped(entry: Path) -> Arrays | None:
         return None
 
 
-def _keep(entry: Path, arrays: Arrays, identity: str) -> None:
-    """Write an entry as a whole: a folder that gets its name when all is in it."""
+def _keep(entry: Path, arrays: Arrays, identity: str, *, replace: bool) -> None:
+    """Write an entry as a whole: a folder that gets its name when all is in it.
+
+    What is replaced may be mapped by other processes: its bytes stay theirs until they end.
+    """
     entry.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
         for name, array in arrays.items():
             np.save(new / f"{name}.npy", array, allow_pickle=False)
         (new / "index.json").write_text(json.dumps({"arrays": list(arrays), "of": json.loads(identity)}, indent=1))
-        if entry.exists() and _mapped(entry) is None:  # damaged: no one can be reading it
+        if entry.exists() and (replace or _mapped(entry) is None):
             shutil.rmtree(entry, ignore_errors=True)
         new.rename(entry)
     except OSError:

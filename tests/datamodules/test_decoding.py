@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from datamodules import decoding
-from datamodules.decoding import centre_square, read_pixels
+from datamodules.decoding import centre_square, halved, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample" / "train"
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -167,3 +168,78 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "a").write_bytes(file.getvalue()[: file.tell() // 2])
     with pytest.raises(Exception, match=r".+"):
         read_pixels(tmp_path / "a")
+
+
+def by_pillow(picture: Image.Image, size: int, *, halving: bool) -> np.ndarray:
+    """Short side resized by Pillow, after ADM's halving if asked for, and the centre: (size, size) and channels."""
+    while halving and min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    width, height = round(picture.width * scale), round(picture.height * scale)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return resized[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_halving_is_pillows_box_filter(channels: int) -> None:
+    random = np.random.default_rng(0)
+    off, wrong, count = 0, 0, 0
+    for height, width in random.integers(4, 90, (80, 2)).tolist():
+        pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        picture = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        theirs = np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.BOX)).astype(int)
+        ours = halved(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        difference = np.abs(ours.reshape(theirs.shape) - theirs)
+        off, wrong, count = max(off, difference.max()), wrong + difference.sum(), count + difference.size
+    assert off <= 1
+    assert wrong / count < 0.02  # where a height is odd, of noise; of even sides every pixel is the same
+
+
+def test_even_sides_are_halved_to_the_last_bit() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 90, 3), dtype=np.uint8)
+    theirs = Image.fromarray(pixels).resize((45, 32), Image.Resampling.BOX)
+    assert np.array_equal(
+        halved(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy(), np.asarray(theirs)
+    )
+
+
+@pytest.mark.parametrize("halving", [False, True])
+@pytest.mark.parametrize("size", [7, 31, 64, 150])
+def test_crops_are_those_of_pillow(size: int, halving: bool) -> None:
+    for shape in [(150, 201), (333, 250), (256, 256), (301, 600)]:
+        picture = Image.fromarray(smooth(*shape))
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        ours = centre_square(pixels, size, "adm" if halving else "short_side").permute(1, 2, 0).numpy()
+        difference = np.abs(ours.astype(int) - by_pillow(picture, size, halving=halving))
+        assert difference.max() <= 2
+        assert difference.mean() < 0.05
+
+
+def test_reduced_decoding_is_for_jpegs_of_at_least_twice_the_size(tmp_path: Path) -> None:
+    Image.fromarray(smooth(64, 96)).save(tmp_path / "a.jpg", quality=95)
+    data = np.fromfile(tmp_path / "a.jpg", dtype=np.uint8)
+    sides = {least: tuple(decoding.decoded(data, at_least=least).shape) for least in (33, 32, 17, 16, 9, 8, 1)}
+    assert sides == {
+        33: (3, 64, 96), 32: (3, 32, 48), 17: (3, 32, 48), 16: (3, 16, 24), 9: (3, 16, 24), 8: (3, 8, 12), 1: (3, 8, 12)
+    }  # fmt: skip
+    Image.fromarray(smooth(64, 96)).save(tmp_path / "a.png")
+    assert decoding.decoded(np.fromfile(tmp_path / "a.png", dtype=np.uint8), at_least=8).shape == (3, 64, 96)
+    for size in (8, 16, 32):
+        exact, quick = (decoding.load_square(data, size=size, channels=3, reduced=r).int() for r in (False, True))
+        assert quick.shape == (3, size, size)
+        assert (exact - quick).abs().float().mean() < 2
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="sample photographs are not here")
+@pytest.mark.parametrize("crop", ["short_side", "adm"])
+def test_photographs_are_within_a_hundredth_of_a_grey_level_of_pillows(crop: Any) -> None:
+    differences = []
+    for file in sorted(PHOTOGRAPHS.glob("*/*.JPEG"))[::40]:
+        data = np.fromfile(file, dtype=np.uint8)
+        ours = decoding.load_square(data, size=64, channels=3, crop=crop).permute(1, 2, 0).numpy().astype(int)
+        with Image.open(file) as image:
+            theirs = by_pillow(image.convert("RGB"), 64, halving=crop == "adm")
+        differences.append(np.abs(ours - theirs))
+    assert np.mean(differences) < 0.01
+    assert np.max(differences) <= 2

@@ -1,0 +1,84 @@
+"""LMDB files of encoded images, opened once in each process and never used across a fork."""
+
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.encoded import Bytes
+from datamodules.index_cache import Arrays, cached_arrays, stamp
+
+
+class Database:
+    """One data.mdb, read only. Get it from `database`, as LMDB must not open a file twice in one process."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._environment: Any = None
+        self._process = 0
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Database"], tuple[Path]]:
+        """For a worker that is spawned: the file's name."""
+        return database, (self.file,)
+
+    def value(self, key: bytes) -> Bytes:
+        """What is stored under a key; raises KeyError, or what LMDB raises on a damaged page."""
+        with self._opened().begin(buffers=True) as transaction:
+            found = transaction.get(key)
+            if found is None:
+                raise KeyError("the database has no such key")
+            return np.array(found, dtype=np.uint8)  # a copy: the buffer ends with the transaction
+
+    def index(self) -> Arrays:
+        """All keys in their order, one after the other, as `keys` uint8 (bytes,), and `ends` int64 (n,) of each."""
+        self._opened()  # refuses a file that is damaged before anything is kept of it
+        return cached_arrays("lmdb", stamp(self.file), self._keys)
+
+    def _keys(self) -> Arrays:
+        """The index, from a walk over the leaves of the tree; values are not touched."""
+        text, ends = bytearray(), []
+        with self._opened().begin() as transaction:
+            for key in transaction.cursor().iternext(keys=True, values=False):
+                text += key
+                ends.append(len(text))
+        return {"keys": np.frombuffer(bytes(text), np.uint8), "ends": np.array(ends, np.int64)}
+
+    def _opened(self) -> Any:
+        """The environment of this process."""
+        if self._process != os.getpid():
+            if self._environment is not None:  # the parent's, of which a fork has a copy: this closes the copy
+                self._environment.close()
+                self._environment = None
+            self._environment, self._process = _environment(self.file), os.getpid()
+        return self._environment
+
+
+_DATABASES: "weakref.WeakValueDictionary[tuple[int, int], Database]" = weakref.WeakValueDictionary()
+
+
+def database(file: Path) -> Database:
+    """The one Database of a file in this process; nothing is opened yet. Raises OSError where there is no file."""
+    status = file.stat()
+    return _DATABASES.setdefault((status.st_dev, status.st_ino), Database(file))
+
+
+def _environment(file: Path) -> Any:
+    """The opened file; raises where LMDB is not installed, or the file is none of it or cut off."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ImportError(f"{file} needs lmdb, which is not installed: pip install lmdb") from error
+    try:
+        # No lock file is written beside the data; pages are fetched in random order, so reading ahead is in vain.
+        environment = lmdb.open(str(file.parent), readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again") from error
+    # LMDB maps the file: to touch a page beyond its end would kill the process without a word.
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if (size := file.stat().st_size) < expected:
+        environment.close()
+        raise ValueError(f"{file} must have {expected} bytes, got {size}: it is cut off; copy or extract it again")
+    return environment

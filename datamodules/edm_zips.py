@@ -1,0 +1,125 @@
+"""The zips of NVIDIA's `dataset_tool.py` (StyleGAN, EDM, EDM2): images, and class numbers in dataset.json."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.decoding import centre_square, to_channels
+from datamodules.encoded import Bytes, EncodedImages, OnCorrupt, check_encoded
+from datamodules.held_out import check_held_out
+from datamodules.image_folder import SUFFIXES
+from datamodules.labelled_members import Labelled, parted
+
+LATENTS = "img-mean-std-latents-"  # how EDM2's tool names what its encoder made
+ARRAY = b"\x93NUMPY"  # how a .npy file begins
+
+
+class MemberImages(EncodedImages):
+    """Files of a zip or folder as images: encoded ones, or .npy arrays uint8 (1 or 3, h, w).
+
+    Args:
+        data: the files and their labels.
+        **options: as in EncodedImages.
+    """
+
+    def __init__(
+        self, data: Labelled, *, size: int, channels: int, train: bool, flip: bool, on_corrupt: OnCorrupt
+    ) -> None:
+        options = {"size": size, "channels": channels, "train": train, "flip": flip, "on_corrupt": on_corrupt}
+        super().__init__(data.labels, classes=data.classes, **options)  # type: ignore[arg-type]
+        self.files, self.rows = data.files, data.rows
+
+    def fetch(self, index: int) -> Bytes:
+        """The file's content."""
+        return self.files.read(int(self.rows[index]))
+
+    def name(self, index: int) -> str:
+        """The zip or folder, and the path in it."""
+        return f"{self.files.root}/{self.relative_name(index)}"
+
+    def relative_name(self, index: int) -> str:
+        """The path in the zip or folder."""
+        return self.files.name(int(self.rows[index]))
+
+    def decoded(self, data: Bytes) -> Tensor:
+        """uint8 (channels, size, size) of an encoded image or an array."""
+        if data[: len(ARRAY)].tobytes() != ARRAY:
+            return super().decoded(data)
+        pixels = array_of(data)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3):
+            raise ValueError(f"its array must be uint8 (1 or 3, h, w), got {pixels.dtype} of {pixels.shape}")
+        return to_channels(centre_square(torch.from_numpy(pixels), self.size), self.channels)
+
+
+def array_of(data: Bytes) -> np.ndarray[Any, Any]:
+    """The array in the bytes of a .npy file; pickled objects are refused, as reading them runs code."""
+    return np.load(io.BytesIO(data.data), allow_pickle=False)
+
+
+class EdmZip(ImageDataModule):
+    """Square images from a zip of EDM's or StyleGAN's `dataset_tool.py`, or from such a zip unpacked into a folder.
+
+    Labels are those of dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}; null or no such file means none.
+    Files count in the order of their names. Without `val_root`, a share is held out by a hash of their names.
+
+    Args:
+        root: the zip or folder.
+        size: pixels of a side; images that are stored otherwise are resized by their short side, the centre cut out.
+        channels: 3 for colour, 1 for grey.
+        val_root: another zip or folder to validate and test on; it must not hold other classes.
+        held_out: share of the images kept from training, in (0, 1), where there is no `val_root`.
+        horizontal_flip: mirror half of the training images.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
+            evaluation; "raise" stops.
+        batch_size: training images per step and process.
+        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
+        workers: loader processes per split.
+        seed: chooses the order of training and the keys, not the split.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        channels: Literal[1, 3] = 3,
+        val_root: str | None = None,
+        held_out: float = 0.01,
+        horizontal_flip: bool = True,
+        on_corrupt: Literal["skip", "raise"] = "skip",
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        at_least("size", size, 1, "set the pixels of a side")
+        check_encoded(channels=channels, on_corrupt=on_corrupt)
+        check_held_out(held_out)
+        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.val_root = None if val_root is None else Path(val_root).expanduser()
+        self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt
+
+    def build(self) -> Mapping[Split, ImageDataset]:
+        """Find the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
+        splits = parted(self.root, self.val_root, self.held_out, SUFFIXES | {".npy"})
+        for data in splits.values():
+            if LATENTS in (name := data.files.name(int(data.rows[0]))):
+                raise ValueError(f"root must hold images, got latents such as {name}: use datamodules.EdmLatents")
+        train, val = self._images(splits["train"], True), self._images(splits["val"], False)
+        return {"train": train, "val": val, "test": val}
+
+    def _images(self, data: Labelled, train: bool) -> MemberImages:
+        return MemberImages(
+            data,
+            size=self.size,
+            channels=self.channels,
+            train=train,
+            flip=train and self.horizontal_flip,
+            on_corrupt=self.on_corrupt,
+        )

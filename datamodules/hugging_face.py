@@ -1,0 +1,184 @@
+"""Data sets in the formats of the Hugging Face library `datasets`, on disk or from its hub."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.encoded import Bytes, EncodedImages, OnCorrupt, check_encoded
+from datamodules.held_out import check_held_out, held_out_rows, shares_of
+from datamodules.hugging_face_tables import UNLABELLED, Integers, Table, load_tables
+
+VAL_NAMES = ("validation", "val", "valid", "dev", "test")
+
+
+class TableImages(EncodedImages):
+    """Some rows of a table.
+
+    Args:
+        table: the table, whose cells of images are not decoded.
+        rows: which.
+        classes: number of classes, 0 without labels.
+        size: pixels of a side.
+        channels: 1 or 3.
+        train: an unreadable image is replaced by the next readable one; otherwise it is left out.
+        flip: mirror half of the images, which half is decided by the keys.
+        on_corrupt: "skip" warns once per image, "raise" stops.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        rows: Integers,
+        *,
+        classes: int,
+        size: int,
+        channels: int,
+        train: bool,
+        flip: bool,
+        on_corrupt: OnCorrupt,
+    ) -> None:
+        options = {"size": size, "channels": channels, "train": train, "flip": flip, "on_corrupt": on_corrupt}
+        super().__init__(table.labels[rows], classes=classes, **options)  # type: ignore[arg-type]
+        self.table, self.rows = table, rows
+
+    def fetch(self, index: int) -> Bytes:
+        """The bytes of the cell, or of the file that it names."""
+        cell = self.table.cell(int(self.rows[index]))
+        if cell["bytes"] is not None:
+            return np.frombuffer(bytearray(cell["bytes"]), dtype=np.uint8)  # writable, as decoders ask for
+        if cell["path"] is None:
+            raise ValueError("the cell is empty")
+        return np.fromfile(cell["path"], dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        """The data set, its split and the row."""
+        return f"{self.table.place} row {int(self.rows[index])}"
+
+    def relative_name(self, index: int) -> str:
+        """The row: what is in it is not read for a name."""
+        return f"row {int(self.rows[index])}"
+
+
+class HuggingFace(ImageDataModule):
+    """Square images from a data set of the library `datasets` (pip install datasets), float in [-1, 1].
+
+    Validated on `val_split`, or else on the split of the first usual name that there is (validation, val, valid, dev,
+    test), or else on a share of training that is held out by a hash of the row's number. Tested on `test_split`, or
+    else on test, or else on what is validated on. A split that is only found by its name is passed over where it has no
+    labels (-1, as ImageNet's test split) although training has.
+
+    Args:
+        root: a folder that `save_to_disk` has written, one of parquet files or of images, or else the name of a data
+            set on the hub, such as ylecun/mnist, which is downloaded. No code of a data set is ever run.
+        size: pixels of a side; the short side is resized to it, the centre cut out.
+        channels: 3 for colour, 1 for grey.
+        image_column: where the images are; None takes the only column of images.
+        label_column: where the labels are: class labels, whole numbers from 0, or texts, whose classes are those of
+            training in alphabetical order. None takes "label", or else the only column of class labels; an empty text
+            takes none.
+        config_name: which part of a data set that has several.
+        revision: branch, tag or commit on the hub.
+        train_split: name of the split to train on.
+        val_split: name of the split to validate on.
+        test_split: name of the split to test on.
+        held_out: share of the images kept from training, in (0, 1), where nothing else is to be validated on.
+        horizontal_flip: mirror half of the training images.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
+            evaluation; "raise" stops.
+        batch_size: training images per step and process.
+        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
+        workers: loader processes per split.
+        seed: chooses the order of training and the keys, not the split.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        channels: Literal[1, 3] = 3,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        config_name: str | None = None,
+        revision: str | None = None,
+        train_split: str = "train",
+        val_split: str | None = None,
+        test_split: str | None = None,
+        held_out: float = 0.01,
+        horizontal_flip: bool = True,
+        on_corrupt: Literal["skip", "raise"] = "skip",
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        at_least("size", size, 1, "set the pixels of a side")
+        check_encoded(channels=channels, on_corrupt=on_corrupt)
+        check_held_out(held_out)
+        self.root, self.size, self.channels = root, size, channels
+        self.image_column, self.label_column = image_column, label_column
+        self.config_name, self.revision = config_name, revision
+        self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
+        self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt
+
+    def build(self) -> Mapping[Split, ImageDataset]:
+        """Open the data set; raises where it, a split or a column is missing, or a label is none of training's."""
+        found = load_tables(self.root, config_name=self.config_name, revision=self.revision)
+        train = self._table(found, self.train_split, "train_split", None)
+        val = self._chosen(found, self.val_split, "val_split", VAL_NAMES, train)
+        test = self._chosen(found, self.test_split, "test_split", ("test",), train)
+        rows, kept = np.arange(len(train)), np.zeros(len(train), np.bool_)
+        if val is None:
+            kept = held_out_rows(shares_of(map(str, range(len(train)))), self.held_out)
+            if kept.all():
+                raise ValueError(
+                    f"root must leave an image to train on, got {train.place} with {len(train)}, all held out by "
+                    f"held_out={self.held_out}: lower held_out or set val_split"
+                )
+        train_images = self._images(train, rows[~kept], train=True)
+        val_images = self._images(train, rows[kept]) if val is None else self._images(val, np.arange(len(val)))
+        if test is None or (val is not None and test.place == val.place):
+            return {"train": train_images, "val": val_images, "test": val_images}
+        return {"train": train_images, "val": val_images, "test": self._images(test, np.arange(len(test)))}
+
+    def _images(self, table: Table, rows: Integers, train: bool = False) -> TableImages:
+        return TableImages(
+            table,
+            rows,
+            classes=len(table.classes),
+            size=self.size,
+            channels=self.channels,
+            train=train,
+            flip=train and self.horizontal_flip,
+            on_corrupt=self.on_corrupt,
+        )
+
+    def _table(self, found: Mapping[str, Any], name: str, argument: str, train: Table | None) -> Table:
+        """A split by the name that was given for it."""
+        if name not in found:
+            raise ValueError(
+                f"{argument} must be a split of {self.root} ({', '.join(found)}), got {name!r}: choose one of these"
+            )
+        place = f"{self.root} {name}"
+        return Table(place, found[name], image_column=self.image_column, label_column=self.label_column, train=train)
+
+    def _chosen(
+        self, found: Mapping[str, Any], given: str | None, argument: str, usual: tuple[str, ...], train: Table
+    ) -> Table | None:
+        """A split to evaluate on: the given one, or the first of the usual names that has labels; None if none has."""
+        if given is not None:
+            table = self._table(found, given, argument, train)
+            if train.labelled and not table.labelled:
+                raise ValueError(
+                    f"{argument} must have labels as training has, got {given!r} with {UNLABELLED} for some: "
+                    "choose another, or set label_column to an empty text"
+                )
+            return table
+        for name in usual:
+            if name in found and name != self.train_split:
+                table = self._table(found, name, argument, train)
+                if table.labelled or not train.labelled:
+                    return table
+        return None

@@ -1,0 +1,203 @@
+"""Latents that `python -m asyncdiff cache-latents` has put on disk: mapped into memory, finished on the device."""
+
+import copy
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.counter_noise import counter_normal
+from datamodules.latent_shards import check_bytes, opened_shards, read_manifest, views_of
+
+
+class CachedLatents(ImageDataset):
+    """A split of a cache. Nothing of it is held in memory: processes share the pages of the files.
+
+    Args:
+        root: the cache's folder.
+        split: the manifest's entry of the split.
+        scale: of every channel.
+        shift: of every channel; latents are (raw - shift) * scale.
+        sample: draw from the posterior, by the keys; otherwise its mean.
+        flip: take the mirrored view of half of the images, which half is decided by the keys.
+        verify: compare all bytes with their SHA-256 now.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Mapping[str, Any],
+        *,
+        scale: Sequence[float],
+        shift: Sequence[float],
+        sample: bool,
+        flip: bool,
+        verify: bool = False,
+    ) -> None:
+        self.root, self.split, self.classes = root, split, int(split["classes"])
+        self.scale, self.shift, self.sample, self.flip = scale, shift, sample, flip
+        shards = opened_shards(root, split)
+        if verify:
+            for file, _, header in shards:
+                check_bytes(file, header)
+        self.shards = [(file, layout, header.start) for file, layout, header in shards]
+        self.starts = np.cumsum([0, *(layout.count for _, layout, _ in self.shards)])
+        self._maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned, which maps the files itself."""
+        return self.__dict__ | {"_maps": {}}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return int(self.split["count"])
+
+    def plain(self) -> "CachedLatents":
+        """The means of the same latents, not mirrored."""
+        twin = copy.copy(self)
+        twin.flip = twin.sample = False
+        return twin
+
+    def fingerprint(self) -> str:
+        """Hash of the hashes of all shards."""
+        return hashlib.sha256(json.dumps([shard["sha256"] for shard in self.split["shards"]]).encode()).hexdigest()
+
+    def read(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Rows as they are stored: "moments" (b, k, c, h, w), the mean and, where one is drawn with, log-variance."""
+        index, key = index_and_key(items)
+        shard = np.searchsorted(self.starts, index.numpy(), side="right") - 1
+        row = index.numpy() - self.starts[shard]
+        view = key.numpy() % 2 if self.flip else np.zeros(len(row), np.int64)
+        layout = self.shards[0][1]
+        wanted = layout.moments if self.sample else 1
+        moments = np.empty((len(row), wanted, *layout.shape), layout.dtype)
+        label = np.empty(len(row), np.int64)
+        # Row after row into its place: as fast as one gather per shard, and does not mind how many shards there are.
+        for place, (s, r, v) in enumerate(zip(shard.tolist(), row.tolist(), view.tolist(), strict=True)):
+            latents, labels = self._maps.get(s) or self._mapped(s)
+            moments[place] = latents[:wanted, r, v]
+            label[place] = labels[r]
+        return {"moments": torch.from_numpy(moments), "label": torch.from_numpy(label), "index": index, "key": key}
+
+    def finish(self, batch: Mapping[str, Tensor]) -> Batch:
+        """Latents in model space, float32, drawn where there is a log-variance; the noise is a function of the key."""
+        moments = batch["moments"].float()
+        latents = moments[:, 0]
+        if moments.shape[1] == 2:
+            eps = counter_normal(batch["key"].to(moments.device), latents.shape[1:])
+            latents = torch.addcmul(latents, moments[:, 1].div(2).exp_(), eps)
+        scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in (self.scale, self.shift))
+        image = (latents - shift) * scale
+        return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
+
+    def _mapped(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Latents (moments, n, views, c, h, w) and labels (n,) of a shard, mapped once in each process."""
+        file, layout, start = self.shards[number]
+        with file.open("rb") as stream:
+            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps[number] = views_of(pages, layout, start)
+        return self._maps[number]
+
+
+class LatentCache(ImageDataModule):
+    """Latents of an autoencoder that were cached with `python -m asyncdiff cache-latents`, see docs/latents.md.
+
+    Training and validation draw from the posterior N(mean, exp(logvar)), by noise that is a function of each sample's
+    key: anew in every epoch of training, the same every time in validation, whose losses so are those of what is
+    trained on and can be compared. `images` and `listed`, which callbacks and commands read, give the means.
+
+    Args:
+        root: the cache's folder.
+        size: rows and columns of a latent, as the model has them.
+        channels: of a latent.
+        sample: draw from the posterior; otherwise its mean is used. The same for codecs without a variance.
+        horizontal_flip: take the latent of the mirrored image for half of the training images.
+        verify: compare every byte with its SHA-256 at the start, which reads all files; otherwise sizes and headers.
+        batch_size: training images per step and process.
+        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
+        workers: loader processes per split; 0 is enough for files in the page cache.
+        seed: chooses the order of training and the keys.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        size: int,
+        channels: int = 4,
+        sample: bool = True,
+        horizontal_flip: bool = True,
+        verify: bool = False,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        at_least("size", size, 1, "set the rows of a latent")
+        at_least("channels", channels, 1, "4 is usual")
+        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.sample, self.horizontal_flip, self.verify = sample, horizontal_flip, verify
+        self._manifest: dict[str, Any] | None = None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the cache tells of itself, read once."""
+        if self._manifest is None:
+            self._manifest = read_manifest(self.root)
+        return self._manifest
+
+    @property
+    def codec(self) -> dict[str, Any]:
+        """Identity of the codec that made the latents: class, weights (SHA-256), channels, factor, scale, shift."""
+        return dict(self.manifest["codec"])
+
+    def build(self) -> Mapping[Split, ImageDataset]:
+        """Open the cache; raises where it is incomplete, damaged, or not what the model expects."""
+        splits = self.manifest["splits"]
+        if missing := [name for name in ("train", "val") if name not in splits]:
+            raise ValueError(
+                f"root must hold latents to train and to validate on, got {self.root} without {missing[0]}: run the "
+                f"command again with --splits {missing[0]}"
+            )
+        for split in splits.values():
+            self._check(split)
+        data = {name: self._split(name, splits[name]) for name in splits}
+        return {"train": data["train"], "val": data["val"], "test": data.get("test", data["val"])}
+
+    def _split(self, name: str, split: Mapping[str, Any]) -> CachedLatents:
+        return CachedLatents(
+            self.root,
+            split,
+            scale=self.codec["scale"],
+            shift=self.codec["shift"],
+            sample=self.sample,
+            flip=self.horizontal_flip and name == "train",
+            verify=self.verify,
+        )
+
+    def _check(self, split: Mapping[str, Any]) -> None:
+        """Refuse a cache of other shapes than the model's, or without mirrored views."""
+        channels, height, width = split["shape"]
+        if channels != self.channels:
+            raise ValueError(
+                f"channels must be the cache's, got {self.channels} for latents of {channels} in {self.root}: set "
+                f"channels: {channels}, here and in the network, or encode with another codec"
+            )
+        if (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"size must be the cache's, got {self.size} for latents of {height}x{width} in {self.root}: set size "
+                f"and image_size: {height}, or encode images of {self.size * self.codec['factor']} pixels"
+            )
+        if self.horizontal_flip and split["views"] < 2:
+            raise ValueError(
+                f"horizontal_flip must be false for a cache without mirrored views, got true for {self.root}: set it "
+                "so, or cache with --flip true"
+            )

@@ -1,0 +1,170 @@
+"""Files inside of a zip, read in place, or of a folder: named bytes, whichever way they are kept."""
+
+import os
+import struct
+import weakref
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.encoded import Bytes
+from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
+
+HEADER = struct.Struct(
+    "<4s22xHH"
+)  # of a member (APPNOTE 4.3.7): signature, ..., lengths of the name and the extra field
+SLACK = 64  # bytes read for an extra field, so that one read is enough
+STORED, DEFLATED = 0, 8
+
+
+class Members(ABC):
+    """Files with any of some suffixes, sorted by name.
+
+    Attributes:
+        root: the zip or folder.
+        names: paths inside of it, bytes (n,).
+    """
+
+    root: Path
+    names: np.ndarray
+
+    @abstractmethod
+    def read(self, index: int) -> Bytes:
+        """The content of a file; raises OSError or ValueError where it is damaged."""
+
+    @abstractmethod
+    def text(self, name: str) -> bytes | None:
+        """The content of a file of any suffix; None where there is none of this name."""
+
+    def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
+        """What is found out about these files; kept where that is quicker than to find it out again."""
+        return build()
+
+    def name(self, index: int) -> str:
+        """The path of a file inside of the root."""
+        return os.fsdecode(self.names[index])
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.names)
+
+
+class FolderMembers(Members):
+    """Files below a folder; hidden ones are left out."""
+
+    def __init__(self, root: Path, suffixes: Collection[str]) -> None:
+        found = [
+            Path(folder, name).relative_to(root).as_posix()
+            for folder, _, files in os.walk(root, followlinks=True)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+        self.root, self.names = root, np.array(sorted(map(os.fsencode, found)), dtype=np.bytes_)
+
+    def read(self, index: int) -> Bytes:
+        """All of the file."""
+        return np.fromfile(self.root / self.name(index), dtype=np.uint8)
+
+    def text(self, name: str) -> bytes | None:
+        """All of the file."""
+        return (self.root / name).read_bytes() if (self.root / name).is_file() else None
+
+
+class ZipMembers(Members):
+    """Files in a zip, stored or deflated. Where they lie is found out once and kept in the cache.
+
+    Raises:
+        ValueError: it is no zip, is cut off, or holds encrypted files or such of another compression.
+    """
+
+    def __init__(self, root: Path, suffixes: Collection[str]) -> None:
+        self.root, self.suffixes = root, frozenset(suffixes)
+        self.stamp = stamp(root) | {"suffixes": sorted(suffixes)}
+        found = cached_arrays("zip", self.stamp, self._directory)
+        self.names, self.begins, self.sizes = found["names"], found["begins"], found["sizes"]
+        self.packed, self.methods, self.sums = found["packed"], found["methods"], found["sums"]
+        self._descriptor: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: files' names instead of what is mapped from them or open."""
+        return with_references(self.__dict__ | {"_descriptor": None})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files anew."""
+        self.__dict__.update(without_references(state))
+
+    def read(self, index: int) -> Bytes:
+        """The content of a file, unpacked."""
+        data = self._stored(int(self.begins[index]), int(self.packed[index]), len(self.names[index]))
+        if self.methods[index] == DEFLATED:
+            data = zlib.decompress(data, -zlib.MAX_WBITS, int(self.sizes[index]))
+        if zlib.crc32(data) != self.sums[index]:
+            raise ValueError("its bytes do not have the checksum of the zip's directory")
+        return np.frombuffer(bytearray(data), dtype=np.uint8)  # writable, as decoders ask for
+
+    def text(self, name: str) -> bytes | None:
+        """The content of a file, found by reading the whole directory: for few."""
+        with zipfile.ZipFile(self.root) as archive:
+            return archive.read(name) if name in archive.NameToInfo else None
+
+    def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
+        """Kept in the cache for this zip."""
+        return cached_arrays(kind, self.stamp, build)
+
+    def _directory(self) -> Arrays:
+        """Place, size and compression of every file, from the zip's directory; in it, offsets are of local headers."""
+        try:
+            with zipfile.ZipFile(self.root) as archive:
+                found = [i for i in archive.infolist() if os.path.splitext(i.filename)[1].lower() in self.suffixes]
+        except (zipfile.BadZipFile, struct.error, EOFError) as error:
+            raise ValueError(f"{self.root} cannot be read as a zip: {error}; copy or write it again") from error
+        found.sort(key=lambda info: os.fsencode(info.filename))
+        for info in found:
+            if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
+                raise ValueError(
+                    f"{self.root} must hold stored or deflated files, got {info.filename} encrypted or compressed "
+                    "otherwise: write it again without"
+                )
+        return {
+            "names": np.array([os.fsencode(info.filename) for info in found], dtype=np.bytes_),
+            "begins": np.array([info.header_offset for info in found], dtype=np.int64),
+            "sizes": np.array([info.file_size for info in found], dtype=np.int64),
+            "packed": np.array([info.compress_size for info in found], dtype=np.int64),
+            "methods": np.array([info.compress_type for info in found], dtype=np.uint8),
+            "sums": np.array([info.CRC for info in found], dtype=np.uint32),
+        }
+
+    def _stored(self, begin: int, packed: int, length: int) -> bytes:
+        """The bytes of a file as they lie in the zip, behind a header whose length is only known to itself."""
+        head = HEADER.size + length + SLACK
+        data = os.pread(self._opened(), head + packed, begin)
+        signature, name, extra = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0)
+        if signature != b"PK\3\4":
+            raise ValueError(f"at byte {begin} of the zip begins no file")
+        first = HEADER.size + name + extra
+        if first > head:
+            data += os.pread(self._opened(), first - head, begin + len(data))
+        if len(data) < first + packed:
+            raise ValueError(f"the zip ends {first + packed - len(data)} bytes too early")
+        return data[first : first + packed]
+
+    def _opened(self) -> int:
+        """A descriptor to read at given places with, which processes may share after a fork."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self.root, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
+        return self._descriptor
+
+
+def members(root: Path, suffixes: Collection[str], argument: str) -> Members:
+    """The files of a zip or folder with any of some suffixes; `argument` is who named it. Refuses a missing one."""
+    if root.is_dir():
+        return FolderMembers(root, suffixes)
+    if not root.is_file():
+        raise FileNotFoundError(f"{argument} must be a zip or a folder, got {root}: no such file; check the path")
+    return ZipMembers(root, suffixes)

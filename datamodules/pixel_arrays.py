@@ -1,0 +1,74 @@
+"""Small images as one array of bytes, in memory or mapped from a file: read by one gather per batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from datamodules.base import Batch, ImageDataset, Item, from_bytes, index_and_key
+from datamodules.index_cache import with_references, without_references
+
+
+class PixelArray(ImageDataset):
+    """Images of one array. Loaders carry bytes, a quarter of the floats that `finish` makes of them on the device.
+
+    Args:
+        pixels: uint8 (n, c, size, size), in memory or mapped.
+        labels: class of every image, whole numbers (n,).
+        classes: number of classes, 0 without labels.
+        flip: mirror half of the images, which half is decided by the keys.
+        name: tells these images from others of the same number and classes, for the fingerprint.
+    """
+
+    def __init__(
+        self,
+        pixels: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.integer],
+        *,
+        classes: int,
+        flip: bool,
+        name: str = "",
+    ) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
+            raise ValueError(
+                f"pixels must be uint8 of shape (n, c, size, size) with n labels, got {pixels.dtype} of {pixels.shape} "
+                f"and {len(labels)} labels: store them so"
+            )
+        self.pixels, self.labels, self.classes, self.flip, self.name = pixels, labels, classes, flip, name
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
+        return with_references(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the files anew."""
+        self.__dict__.update(without_references(state))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.pixels)
+
+    def plain(self) -> "PixelArray":
+        """The same images, not mirrored."""
+        return PixelArray(self.pixels, self.labels, classes=self.classes, flip=False, name=self.name)
+
+    def fingerprint(self) -> str:
+        """Their number, form and name."""
+        return f"{super().fingerprint()}, {'x'.join(map(str, self.pixels.shape[1:]))} {self.name}".rstrip()
+
+    def read(self, items: Sequence[Item]) -> Batch:
+        """The images as bytes, mirrored where the key is odd."""
+        index, key = index_and_key(items)
+        rows = index.numpy()
+        image = torch.from_numpy(self.pixels[rows])
+        if self.flip:
+            mirrored = (key % 2).nonzero().squeeze(1)
+            image[mirrored] = image[mirrored].flip(-1)
+        label = torch.from_numpy(self.labels[rows].astype(np.int64))
+        return {"image": image, "label": label, "index": index, "key": key}
+
+    def finish(self, batch: Batch) -> Batch:
+        """The bytes as float32 in [-1, 1], computed where they are."""
+        return from_bytes(batch)

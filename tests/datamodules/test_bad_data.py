@@ -1,0 +1,247 @@
+"""What people have in their folders: every oddity is read as `datamodules.decoding` documents, or refused by name."""
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import ImageFolder
+from datamodules.decoding import pillow_pixels, read_pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+RED = (255, 0, 0)
+Made = tuple[str, bytes]  # name of a file and its content
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height: int = 12, width: int = 16) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def png16(values: np.ndarray, kind: int, **chunks: bytes) -> bytes:
+    """A PNG of 16-bit values (h, w, c) of a colour type: 0 grey, 2 colour, 4 grey and alpha, 6 colour and alpha."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))]
+    parts += [chunk(name.encode(), data) for name, data in chunks.items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*parts, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")])
+
+
+def ycck(red: int, green: int, blue: int) -> bytes:
+    """A JPEG of four components: luma and chroma of the inverted colour, and black, as Adobe's programs write."""
+    inverted = Image.new("RGB", (16, 16), (255 - red, 255 - green, 255 - blue))
+    luma, blueness, redness = inverted.convert("YCbCr").getpixel((0, 0))
+    # Pillow writes the components of CMYK inverted and says that they are not transformed: let it say that they are.
+    plain = encoded(Image.new("CMYK", (16, 16), (255 - luma, 255 - blueness, 255 - redness, 0)), "jpeg", quality=100)
+    marker = plain.index(b"Adobe")
+    assert plain[marker + 11] == 0
+    return plain[: marker + 11] + b"\2" + plain[marker + 12 :]
+
+
+JPEG = encoded(noise(), "jpeg", quality=95)
+UNREADABLE: dict[str, Made] = {
+    "truncated JPEG": ("bad.jpg", JPEG[: len(JPEG) * 2 // 3]),
+    "JPEG without its last bytes": ("bad.jpg", JPEG[:-40]),
+    "truncated progressive JPEG": ("bad.jpg", encoded(noise(), "jpeg", progressive=True)[:-60]),
+    "text": ("bad.jpg", b"<html>404 Not Found</html>"),
+    "zero bytes": ("bad.jpg", b""),
+    "only zeros": ("bad.jpg", bytes(len(JPEG))),
+    "header only": ("bad.png", encoded(noise(), "png")[:40]),
+    "PNG with a flipped bit": ("bad.png", (lambda d: d[:100] + bytes([d[100] ^ 4]) + d[101:])(encoded(noise(), "png"))),
+    "floats beyond any range": ("bad.tif", encoded(Image.fromarray(np.full((8, 8), 1e4, np.float32)), "tiff")),
+    "far too unequal sides": ("bad.png", encoded(Image.new("L", (1, 60_000)), "png")),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., ImageFolder]:
+    """A folder of two good images to train on, two to validate on, and one odd file among the latter."""
+
+    def made(name: str | None = None, content: bytes = b"", size: int = 8, **options: Any) -> ImageFolder:
+        for at in range(4):
+            file = tmp_path / ("train", "val")[at % 2] / f"good{at}.png"
+            file.parent.mkdir(exist_ok=True)
+            noise().save(file)
+        if name is not None:
+            (tmp_path / "val" / name).write_bytes(content)
+        return ImageFolder(str(tmp_path), size, batch_size=2, **options)
+
+    return made
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_is_refused_by_name_in_one_line(folder: Callable[..., ImageFolder], kind: str) -> None:
+    size = 200 if kind == "far too unequal sides" else 8
+    data = folder(*UNREADABLE[kind], size=size, on_corrupt="raise")
+    with pytest.raises(ValueError, match=rf"cannot read .*{UNREADABLE[kind][0]}: .+; replace the file") as caught:
+        list(data.val_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_is_left_out_with_a_warning(folder: Callable[..., ImageFolder], kind: str) -> None:
+    size = 200 if kind == "far too unequal sides" else 8
+    data = folder(*UNREADABLE[kind], size=size)
+    with pytest.warns(UserWarning, match=rf"cannot read .*{UNREADABLE[kind][0]}: .+; it is left out"):
+        assert sum(len(batch["image"]) for batch in data.val_dataloader()) == 2
+
+
+def test_reduced_decoding_refuses_a_truncated_jpeg_too(folder: Callable[..., ImageFolder]) -> None:
+    big = encoded(noise(64, 64), "jpeg")
+    data = folder("bad.jpg", big[: len(big) // 2], reduced_decoding=True, on_corrupt="raise")
+    with pytest.raises(ValueError, match=r"cannot read .*bad\.jpg"):
+        list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link.png"])
+def test_a_broken_link_is_left_out_with_a_warning(
+    folder: Callable[..., ImageFolder], tmp_path: Path, target: str
+) -> None:
+    data = folder()
+    (tmp_path / "val" / "link.png").symlink_to(tmp_path / "val" / target)
+    with pytest.warns(UserWarning, match=r"cannot read .*link\.png: .+; it is left out"):
+        assert sum(len(batch["image"]) for batch in data.val_dataloader()) == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_left_out_with_a_warning(
+    folder: Callable[..., ImageFolder], tmp_path: Path
+) -> None:
+    data = folder("closed.png", encoded(noise(), "png"))
+    (tmp_path / "val" / "closed.png").chmod(0)
+    with pytest.warns(UserWarning, match=r"cannot read .*closed\.png: .*Permission denied.*; it is left out"):
+        assert sum(len(batch["image"]) for batch in data.val_dataloader()) == 2
+
+
+def test_a_folder_named_like_an_image_is_a_class(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("x.jpg", "y.jpg"):
+            (tmp_path / split / name).mkdir(parents=True)
+            noise().save(tmp_path / split / name / "a.png")
+    data = ImageFolder(str(tmp_path), 8, batch_size=2)
+    assert data.classes == 2
+    assert next(iter(data.val_dataloader()))["label"].tolist() == [0, 1]
+
+
+def pixels(tmp_path: Path, content: bytes) -> torch.Tensor:
+    (tmp_path / "odd").write_bytes(content)  # the suffix does not matter
+    return read_pixels(tmp_path / "odd")
+
+
+def colour(tmp_path: Path, content: bytes) -> list[int]:
+    return pixels(tmp_path, content)[:, 0, 0].tolist()
+
+
+def test_sixteen_bits_are_spread_over_eight_within_a_grey_level(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32, 1)
+    full = np.full_like(ramp, 65535)
+    made = {
+        "grey": (png16(ramp, 0), 0.5),
+        "colour": (png16(np.concatenate([ramp, ramp[::-1], ramp], -1), 2), 0.75),
+        "grey and alpha": (png16(np.concatenate([ramp, full], -1), 4), 0.75),
+        "colour and alpha": (png16(np.concatenate([ramp, ramp, ramp, full], -1), 6), 0.75),
+    }
+    for kind, (content, tolerance) in made.items():
+        read = pixels(tmp_path, content)[0].numpy() / 255 - ramp[..., 0] / 65535
+        assert np.abs(read).max() * 255 <= tolerance + 1e-4, kind
+        assert abs(read.mean()) * 255 < 1e-3, kind  # no darker and no brighter
+
+
+def test_transparency_of_every_kind_lies_over_white(tmp_path: Path) -> None:
+    clear = np.zeros((2, 2, 4), np.uint16)
+    assert colour(tmp_path, png16(clear, 6)) == [255, 255, 255]
+    assert colour(tmp_path, png16(clear[..., :2], 4)) == [255, 255, 255]
+    grey = np.full((2, 2, 1), 4660, np.uint16)
+    assert colour(tmp_path, png16(grey, 0, tRNS=struct.pack(">H", 4660))) == [255]
+    assert colour(tmp_path, png16(grey, 0, tRNS=struct.pack(">H", 4661))) == [18]
+    assert colour(tmp_path, encoded(Image.new("L", (2, 2), 7), "png", transparency=7)) == [255, 255, 255]
+    assert colour(tmp_path, encoded(Image.new("RGB", (2, 2), RED), "png", transparency=RED)) == [255, 255, 255]
+    assert colour(tmp_path, encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "webp", lossless=True)) == [255] * 3
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_alpha_of_every_mode_lies_over_white(mode: str) -> None:
+    """Some modes come from TIFF files only, which Pillow cannot write."""
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    assert pillow_pixels(Image.new(mode, (2, 2), (0,) * bands))[:, 0, 0].tolist() == [255, 255, 255]
+    half = (0,) * (bands - 1) + (128,)
+    image = Image.new(mode, (2, 2), half)
+    if mode == "PA":
+        image.putpalette([0, 0, 0])
+    assert pillow_pixels(image)[:, 0, 0].tolist() == pytest.approx([127] * 3, abs=1)
+
+
+def test_four_components_become_colours(tmp_path: Path) -> None:
+    assert colour(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpeg")) == pytest.approx(RED, abs=3)
+    assert colour(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "jpeg")) == pytest.approx([0] * 3, abs=3)
+    assert colour(tmp_path, ycck(200, 30, 90)) == pytest.approx([200, 30, 90], abs=4)
+
+
+def test_a_palette_is_looked_up(tmp_path: Path) -> None:
+    palette = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
+    for kind in ("png", "gif", "bmp"):
+        assert colour(tmp_path, encoded(palette, kind)) == [250, 128, 3]
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff", "mpo"])
+def test_of_several_pictures_the_first_is_taken(tmp_path: Path, kind: str) -> None:
+    others = [Image.new("RGB", (8, 8), (0, 0, 255)), Image.new("RGB", (8, 8), (0, 255, 0))]
+    content = encoded(Image.new("RGB", (8, 8), RED), kind, save_all=True, append_images=others)
+    assert colour(tmp_path, content)[:3] == pytest.approx(RED, abs=3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("crop", ["short_side", "adm"])
+def test_lines_of_one_pixel_are_enlarged(folder: Callable[..., ImageFolder], shape: tuple[int, int], crop: Any) -> None:
+    content = encoded(Image.new("RGB", shape, RED), "png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        batches = list(folder("odd.png", content, crop=crop).images("val", 2))
+    image = torch.cat([batch["image"] for batch in batches])[2]  # behind good1 and good3
+    assert (image[0] == 1).all()
+    assert (image[1:] == -1).all()
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied(folder: Callable[..., ImageFolder], orientation: int, reduced: bool) -> None:
+    """The upper left quarter of the upright picture is white."""
+    upright = np.zeros((64, 64), np.uint8)
+    upright[:32, :32] = 255
+    # The inverse of what each orientation asks a viewer to do.
+    stored = [
+        lambda x: x,
+        np.fliplr,
+        lambda x: np.rot90(x, 2),
+        np.flipud,
+        np.transpose,
+        lambda x: np.rot90(x, 1),
+        lambda x: np.rot90(x, 2).T,
+        lambda x: np.rot90(x, 3),
+    ][orientation - 1](upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(np.ascontiguousarray(stored)).convert("RGB"), "jpeg", exif=exif)
+    data = folder("odd.jpg", content, reduced_decoding=reduced)
+    image = torch.cat([batch["image"] for batch in data.images("val", 2)])[2, 0]
+    assert image[:3, :3].min() > 0.8
+    assert max(image[:3, 5:].max(), image[5:].max()) < -0.8

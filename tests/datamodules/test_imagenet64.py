@@ -1,0 +1,259 @@
+import multiprocessing
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from datamodules import ImageNet64, npz_batches
+from datamodules.imagenet_classes import PLACES
+from datamodules.pixel_arrays import PixelArray
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*holds . of 10 training files")
+
+SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample" / "downsampled64"
+SIZE = 4
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def arrays(seed: int, count: int, size: int = SIZE) -> dict[str, np.ndarray]:
+    noise = np.random.default_rng(seed)
+    return {
+        "data": noise.integers(0, 256, (count, 3 * size * size), dtype=np.uint8),
+        "labels": noise.integers(1, 1001, count),
+        "mean": np.zeros(3 * size * size),
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two training files, one stored and one deflated, and a validation file, without `mean` as published."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    np.savez(folder / "train_data_batch_1.npz", **arrays(1, 5))
+    np.savez_compressed(folder / "train_data_batch_2.npz", **arrays(2, 7))
+    val = arrays(3, 6)
+    np.savez(folder / "val_data.npz", data=val["data"], labels=val["labels"])
+    return folder
+
+
+def imagenet64(root: Path, **options: Any) -> ImageNet64:
+    return ImageNet64(str(root), **({"size": SIZE, "batch_size": 4, "horizontal_flip": False} | options))
+
+
+def whole(data: ImageNet64, split: Any) -> dict[str, torch.Tensor]:
+    batches = list(data.images(split, 4))
+    return {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "label")}  # type: ignore[literal-required]
+
+
+def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
+    data = imagenet64(root)
+    assert (data.classes, data.channels, data.size) == (1000, 3, SIZE)
+    for split, files in {"train": [arrays(1, 5), arrays(2, 7)], "val": [arrays(3, 6)]}.items():
+        read = whole(data, split)
+        pixels = np.concatenate([file["data"] for file in files]).reshape(-1, 3, SIZE, SIZE)
+        numbers = np.concatenate([file["labels"] for file in files])
+        assert read["image"].dtype == torch.float32
+        assert torch.equal(read["image"], torch.from_numpy(pixels).float() / 127.5 - 1)
+        assert read["label"].tolist() == PLACES[numbers - 1].tolist()
+    assert data.dataset("test") is data.dataset("val")
+
+
+def test_loaders_carry_bytes_and_the_module_gets_floats(root: Path) -> None:
+    data = imagenet64(root)
+    assert next(iter(data.train_dataloader()))["image"].dtype == torch.uint8
+    seen = []
+
+    class Looking(LightningModule):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch)
+
+        def configure_optimizers(self):
+            return None
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    Trainer(max_epochs=1, limit_val_batches=0, enable_model_summary=False, **quiet).fit(Looking(), datamodule=data)
+    assert len(seen) == 3
+    assert all(batch["image"].dtype == torch.float32 for batch in seen)
+    pairs = list(zip(seen[0]["index"].tolist(), seen[0]["key"].tolist(), strict=True))
+    again = data.dataset("train").__getitems__(pairs)
+    assert torch.equal(again["image"], seen[0]["image"])
+
+
+def test_the_key_decides_which_half_is_mirrored(root: Path) -> None:
+    data = imagenet64(root, horizontal_flip=True).dataset("train")
+    both = data.__getitems__([(3, 2), (3, 5)])["image"]
+    assert torch.equal(both[1], both[0].flip(-1))
+    assert not torch.equal(both[1], both[0])
+    plain = data.plain().__getitems__([(3, 2), (3, 5)])["image"]
+    assert torch.equal(plain[0], plain[1])
+
+
+def test_files_are_put_together_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imagenet64(root).prepare_data()
+    (made,) = (entry for entry in cache.iterdir() if entry.is_dir())
+    monkeypatch.setattr(npz_batches, "_make", lambda *_, **__: pytest.fail("made again"))
+    data = imagenet64(root)
+    data.prepare_data()
+    train = data.dataset("train")
+    assert isinstance(train, PixelArray)
+    assert isinstance(train.pixels, np.memmap)
+    assert Path(str(train.pixels.filename)).parent == made
+    assert len(pickle.dumps(train)) < 5000
+    again = pickle.loads(pickle.dumps(train))
+    assert torch.equal(again.__getitems__([2])["image"], train.__getitems__([2])["image"])
+    elsewhere = imagenet64(root, converted=str(root / "own"))
+    monkeypatch.undo()
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(cache))
+    elsewhere.setup()
+    assert any((root / "own").glob("pixels4-*/train.npy"))
+
+
+def test_changed_files_are_put_together_anew(root: Path) -> None:
+    before = imagenet64(root).dataset("train")
+    np.savez(root / "train_data_batch_2.npz", **arrays(4, 7))
+    after = imagenet64(root).dataset("train")
+    assert before.fingerprint() != after.fingerprint()
+    pixels = torch.from_numpy(arrays(4, 7)["data"][0].reshape(3, SIZE, SIZE)).float() / 127.5 - 1
+    assert torch.equal(after.__getitems__([5])["image"][0], pixels)
+
+
+def test_what_a_killed_process_left_is_not_taken_for_the_whole(root: Path, cache: Path) -> None:
+    imagenet64(root).prepare_data()
+    (made,) = (entry for entry in cache.iterdir() if entry.is_dir())
+    left = cache / f".{made.name}-half"
+    made.rename(left)
+    (left / "train.npy").write_bytes(b"")
+    assert len(whole(imagenet64(root), "train")["image"]) == 12
+    assert not left.exists()
+
+
+def _prepare(root: str) -> None:
+    ImageNet64(root, SIZE).prepare_data()
+
+
+def test_processes_wait_for_each_other(root: Path, cache: Path) -> None:
+    workers = [multiprocessing.get_context("fork").Process(target=_prepare, args=(str(root),)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
+    assert len(whole(imagenet64(root), "train")["image"]) == 12
+
+
+def refused(root: Path, message: str, kind: type[Exception] = ValueError, **options: Any) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        imagenet64(root, **options).setup()
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_are_named(root: Path) -> None:
+    np.savez(root / "train_data_batch_4.npz", **arrays(4, 3))
+    refused(root, r"root must hold train_data_batch_3\.npz, got .* without", FileNotFoundError)
+    (root / "train_data_batch_4.npz").unlink()
+    (root / "val_data.npz").unlink()
+    refused(root, r"root must hold val_data\.npz, got .* without", FileNotFoundError)
+    shutil.rmtree(root)
+    refused(root, "root must be a folder, got .*: no such folder", FileNotFoundError)
+
+
+def test_fewer_files_than_published_are_told(root: Path) -> None:
+    with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: the others are not used"):
+        imagenet64(root).setup()
+
+
+def test_pickles_are_refused_with_a_remedy(root: Path) -> None:
+    (root / "train_data_batch_1.npz").rename(root / "train_data_batch_1")
+    (root / "train_data_batch_2.npz").unlink()
+    refused(root, r"got a pickle, whose reading may run any code, in .*: if you trust it, numpy\.savez\(")
+
+
+def test_another_size_is_told(root: Path) -> None:
+    refused(root, r"size must be 4, as in .*batch_1\.npz, got 8: set it so", size=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.array([0, 1, 2])}, r"labels of .* must be 3 numbers from 1 to 1000, got 3 from 0 to 2"),
+        ({"labels": np.array([1, 1001, 2])}, "from 1 to 1001"),
+        ({"labels": np.array([1, 2])}, "got 2 from 1 to 2"),
+        ({"labels": None}, r"must hold data and labels, got it without: .*labels"),
+        ({"data": None}, "must hold data and labels, got it without: .*data"),
+        ({"labels": np.array([{}, {}, {}])}, "cannot be read: .*allow_pickle"),
+        ({"data": np.zeros((3, 48), np.float32)}, "its data must be uint8 in rows, got float32"),
+        ({"data": np.asfortranarray(np.zeros((3, 48), np.uint8))}, "got uint8 in columns"),
+        ({"data": np.zeros((3, 3, 4, 4), np.uint8)}, r"must have shape \(n, 48\), got \(3, 3, 4, 4\)"),
+        (
+            {"data": np.zeros((0, 48), np.uint8), "labels": np.zeros(0, int)},
+            r"must have shape \(n, 48\), got \(0, 48\)",
+        ),
+    ],
+)
+def test_unfit_arrays_are_refused(root: Path, change: dict[str, Any], message: str) -> None:
+    made = {key: value for key, value in (arrays(1, 3) | change).items() if value is not None}
+    np.savez(root / "train_data_batch_2.npz", **made)
+    refused(root, rf"train_data_batch_2\.npz.*{message}|{message}.*train_data_batch_2\.npz|{message}")
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "flipped"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_files_are_refused(root: Path, cache: Path, damage: str, save: Any) -> None:
+    file = root / "train_data_batch_1.npz"
+    save(file, **arrays(1, 40))
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[1000] ^= 255  # among the images
+    file.write_bytes({"cut": data[: len(data) // 2], "text": b"no zip", "flipped": data}[damage])
+    refused(root, r"train_data_batch_1\.npz cannot be read: .*; download it anew")
+    assert not [entry for entry in cache.glob("*") if entry.is_dir()]  # nothing half made is left
+
+
+def test_a_disk_that_is_too_small_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 100))  # type: ignore[attr-defined]
+    refused(root, r"converted must have 0\.3 GB free, got 0\.0 GB in .*cache: free some, or set it to")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(root: Path) -> None:
+    (root / "file").write_text("")
+    refused(root, r"converted must be a folder to write to, got .*file: ", converted=str(root / "file"))
+
+
+def test_a_damaged_array_is_refused(root: Path, cache: Path) -> None:
+    imagenet64(root).setup()
+    (file,) = cache.glob("pixels4-*/train.npy")
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(root, r"pixels4-.* is damaged: .*; remove the folder")
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((3, 1, 4, 4)), np.zeros((3, 16), np.uint8), np.zeros((2, 1, 4, 4), np.uint8)]
+)
+def test_other_arrays_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"pixels must be uint8 of shape \(n, c, size, size\) with n labels"):
+        PixelArray(pixels, np.zeros(3, int), classes=0, flip=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="sample photographs are not here")
+def test_photographs_have_the_labels_of_the_table() -> None:
+    data = ImageNet64(str(SAMPLE), batch_size=100)
+    rows = [line.split("\t") for line in (SAMPLE.parent / "classes.tsv").read_text().splitlines()[1:]]
+    starts = {"train_data_batch_1": ("train", 0), "train_data_batch_2": ("train", 400), "val_data": ("val", 0)}
+    read: dict[str, list[int]] = {split: whole(data, split)["label"].tolist() for split in ("train", "val")}
+    for place, _, _, _, _, file, row in rows:
+        split, start = starts[file]
+        assert read[split][start + int(row)] == int(place)
+    assert (len(read["train"]), len(read["val"])) == (800, 200)
+    batch = next(iter(data.images("val", 50)))
+    assert 0.3 < batch["image"].std() < 0.8

@@ -1,0 +1,252 @@
+import io
+import pickle
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules.databases import database
+from datamodules.lsun import Lsun, LsunImages
+
+lmdb = pytest.importorskip("lmdb")
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "lsun_sample"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def encoded(grey: int, kind: str = "PNG", size: tuple[int, int] = (4, 4)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, (grey, grey, grey)).save(stream, kind)
+    return stream.getvalue()
+
+
+def write(folder: Path, values: Sequence[bytes], keys: Sequence[bytes] | None = None) -> Path:
+    """A database of these values; the keys are numbers of 40 digits if None are given."""
+    folder.mkdir(parents=True)
+    environment = lmdb.open(str(folder), map_size=1 << 28)
+    with environment.begin(write=True) as transaction:
+        for key, value in zip(keys or [b"%040x" % i for i in range(len(values))], values, strict=True):
+            transaction.put(key, value)
+    environment.close()
+    (folder / "lock.mdb").unlink()
+    return folder
+
+
+def rooms(root: Path, train: int = 40, val: int = 4, category: str = "bedroom") -> Path:
+    write(root / f"{category}_train_lmdb", [encoded(i) for i in range(train)])
+    if val:
+        write(root / f"{category}_val_lmdb", [encoded(100 + i) for i in range(val)])
+    return root
+
+
+def lsun(root: Path, **options: Any) -> Lsun:
+    return Lsun(str(root), 4, **({"batch_size": 4, "horizontal_flip": False} | options))
+
+
+def brightness(image: torch.Tensor) -> list[int]:
+    values = image[:, 0, 0, 0]  # loaders carry bytes, finished batches floats
+    return values.tolist() if values.dtype == torch.uint8 else ((values + 1) * 127.5).round().int().tolist()
+
+
+def seen(batches: Any) -> list[int]:
+    return [value for batch in batches for value in brightness(batch["image"])]
+
+
+def names(data: Any) -> list[str]:
+    return [data.name(i) for i in range(len(data))]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_database_is_read_in_the_order_of_its_keys(tmp_path: Path, workers: int) -> None:
+    data = lsun(rooms(tmp_path), workers=workers)
+    data.setup("fit")
+    assert data.classes == 0
+    assert seen(data.images("train", 7)) == list(range(40))
+    assert sorted(seen(data.train_dataloader())) == list(range(40))
+    for batches in (data.val_dataloader(), data.test_dataloader()):
+        assert seen(batches) == [100, 101, 102, 103]
+    assert data.dataset("val").name(3) == f"{tmp_path}/bedroom_val_lmdb key {(b'%040x' % 3).hex()}"  # type: ignore[attr-defined]
+    assert not (tmp_path / "bedroom_train_lmdb" / "lock.mdb").exists()
+
+
+def test_keys_may_differ_in_length_and_hold_any_byte(tmp_path: Path) -> None:
+    keys = [b"a", b"a\0", b"ab\0\0", b"\xff" * 200]
+    write(tmp_path / "x_train_lmdb", [encoded(i) for i in range(4)], keys)
+    write(tmp_path / "x_val_lmdb", [encoded(9)])
+    data = lsun(tmp_path).dataset("train")
+    assert seen([data.__getitems__(range(4))]) == [0, 1, 2, 3]
+    assert [name.split(" key ")[1] for name in names(data)] == [key.hex() for key in keys]
+
+
+def test_several_categories_are_labelled_in_the_order_given(tmp_path: Path) -> None:
+    rooms(rooms(rooms(tmp_path), 6, 2, "church"), 5, 1, "tower")
+    data = lsun(tmp_path, categories=["tower", "bedroom"])
+    batches = list(data.images("train", 50))
+    assert data.classes == 2
+    assert batches[0]["label"].tolist() == [0] * 5 + [1] * 40
+    assert brightness(batches[0]["image"]) == [*range(5), *range(40)]
+    assert [label for batch in data.val_dataloader() for label in batch["label"].tolist()] == [0, 1, 1, 1, 1]
+    everything = lsun(tmp_path)
+    assert everything.classes == 3
+    assert next(iter(everything.images("train", 60)))["label"].tolist() == [0] * 40 + [1] * 6 + [2] * 5
+
+
+@pytest.mark.parametrize("name", ["bedroom_train_lmdb", "photos"])
+def test_the_root_may_be_a_database_itself(tmp_path: Path, name: str) -> None:
+    rooms(tmp_path)
+    (tmp_path / "bedroom_train_lmdb").rename(tmp_path / name)
+    data = lsun(tmp_path / name, held_out=0.2)
+    if name == "photos":
+        assert sorted(seen(data.images("train", 9)) + seen(data.images("val", 9))) == list(range(40))
+    else:
+        assert (len(data.dataset("train")), len(data.dataset("val"))) == (40, 4)
+    with pytest.raises(ValueError, match=r"categories must be left out for the single database .*: leave it out, or"):
+        lsun(tmp_path / name, categories=["tower"]).setup()
+
+
+def test_without_validation_a_share_is_held_out_by_the_keys(tmp_path: Path) -> None:
+    rooms(tmp_path, 600, 0)
+    splits = [lsun(tmp_path, held_out=0.1, seed=seed) for seed in (0, 1)]
+    parts = [[names(data.dataset(split)) for split in ("train", "val")] for data in splits]  # type: ignore[arg-type]
+    assert parts[0] == parts[1]
+    assert not set(parts[0][0]) & set(parts[0][1])
+    assert len(parts[0][0]) + len(parts[0][1]) == 600
+    assert len(parts[0][1]) == pytest.approx(60, abs=5 * 7.4)
+    rooms(tmp_path / "fewer", 300, 0)
+    fewer = [Path(name).name for name in names(lsun(tmp_path / "fewer", held_out=0.1).dataset("val"))]
+    assert fewer == [Path(name).name for name in parts[0][1]][: len(fewer)]  # more images move none
+
+
+def test_jpeg_and_webp_are_told_by_content(tmp_path: Path) -> None:
+    values = [encoded(50, kind, (16, 8)) for kind in ("JPEG", "WEBP", "PNG")]
+    data = lsun(rooms(tmp_path) / "m_train_lmdb", batch_size=1)
+    write(tmp_path / "m_train_lmdb", values)
+    write(tmp_path / "m_val_lmdb", values)
+    assert np.abs(np.array(seen(data.images("train", 3))) - 50).max() <= 2
+
+
+def test_keys_are_listed_once_and_nothing_is_written_elsewhere(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms(tmp_path / "data")
+    monkeypatch.chdir(tmp_path / "data")
+    lsun(Path()).setup()
+    entries = sorted(cache.iterdir())
+    assert [entry.name.split("-")[0] for entry in entries] == ["lmdb", "lmdb"]
+    lsun(Path()).setup()
+    assert sorted(cache.iterdir()) == entries
+    files = sorted(str(path.relative_to(tmp_path / "data")) for path in tmp_path.glob("data/**/*") if path.is_file())
+    assert files == ["bedroom_train_lmdb/data.mdb", "bedroom_val_lmdb/data.mdb"]
+
+
+def test_a_dataset_travels_without_its_keys_and_opens_anew(tmp_path: Path) -> None:
+    rooms(tmp_path, 2000)
+    data = lsun(tmp_path).dataset("train")
+    first = data.read([(1, 0)])["image"]
+    text = pickle.dumps(data)
+    assert len(text) < 2000 * (8 + 8) + 5000  # rows and labels; the keys alone have 80 kB
+    again = pickle.loads(text)
+    assert isinstance(again, LsunImages)
+    assert again.parts[0].data is data.parts[0].data  # type: ignore[attr-defined]  # LMDB must not open a file twice
+    assert torch.equal(again.read([(1, 0)])["image"], first)
+
+
+def test_two_data_modules_share_the_open_file(tmp_path: Path) -> None:
+    rooms(tmp_path)
+    a, b = (lsun(tmp_path, workers=workers) for workers in (0, 2))
+    assert seen(a.images("train", 9)) == seen(b.images("train", 9)) == seen(a.images("train", 9))
+    assert database(tmp_path / "bedroom_train_lmdb" / "data.mdb") is a.dataset("train").parts[0].data  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_value_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
+    values = [encoded(i) for i in range(12)]
+    values[5], values[6] = values[5][:40], b""
+    write(tmp_path / "a_train_lmdb", values)
+    write(tmp_path / "a_val_lmdb", values)
+    data = lsun(tmp_path, workers=workers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sorted(seen(data.train_dataloader())) == [0, 1, 2, 3, 4, 7, 7, 7, 8, 9, 10, 11]
+        assert seen(data.val_dataloader()) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match=r"cannot read .*a_val_lmdb key 3030.*35: .*; replace the file, or") as caught:
+        list(lsun(tmp_path, on_corrupt="raise").val_dataloader())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000, 8192, 30000])
+def test_a_truncated_database_is_refused(tmp_path: Path, kept: int) -> None:
+    file = rooms(tmp_path, 400) / "bedroom_train_lmdb" / "data.mdb"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"data\.mdb (cannot be read as an LMDB|must have \d+ bytes, got).*; copy or"):
+        lsun(tmp_path).setup()
+
+
+def test_missing_empty_and_foreign_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"root must be a folder of LMDBs, got .*none: no such folder; check"):
+        lsun(tmp_path / "none").setup()
+    with pytest.raises(ValueError, match=r"root must contain CATEGORY_train_lmdb/data.mdb, got .* without any: unpack"):
+        lsun(tmp_path).setup()
+    rooms(rooms(tmp_path), category="tower")
+    with pytest.raises(ValueError, match=r"among those of .* \(bedroom, tower\), got 'kitchen': choose"):
+        lsun(tmp_path, categories=["bedroom", "kitchen"]).setup()
+    write(tmp_path / "void" / "x_train_lmdb", [])
+    with pytest.raises(ValueError, match=r"x_train_lmdb/data.mdb must hold images, got none: copy"):
+        lsun(tmp_path / "void").setup()
+    (tmp_path / "bedroom_train_lmdb" / "data.mdb").write_bytes(b"x" * 20000)
+    with pytest.raises(ValueError, match=r"bedroom_train_lmdb/data.mdb cannot be read as an LMDB file: .*; copy"):
+        lsun(tmp_path).setup()
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size must leave .* got 64 x 1 .* with 40 training images: lower"):
+        lsun(rooms(tmp_path), batch_size=64).setup("fit")
+    rooms(tmp_path / "one", 1, 0)
+    with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out by held_out=0.01"):
+        lsun(tmp_path / "one").setup()
+
+
+def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms(tmp_path)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ImportError, match=r"data.mdb needs lmdb, which is not installed: pip install lmdb"):
+        lsun(tmp_path).setup()
+
+
+@pytest.mark.parametrize("wrong", [{"channels": 2}, {"held_out": 0.0}, {"on_corrupt": "x"}, {"categories": ["a", "a"]}])
+def test_impossible_arguments_are_refused(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must .*, got .*: "):
+        lsun(Path("/nowhere"), **wrong)
+
+
+def test_the_fingerprint_tells_other_images_and_not_other_places(tmp_path: Path) -> None:
+    rooms(tmp_path / "a")
+    rooms(tmp_path / "b")
+    rooms(tmp_path / "c", 41)
+    prints = [lsun(tmp_path / name).dataset("train").fingerprint() for name in "abc"]
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="sample databases are not here")
+def test_photographs() -> None:
+    data = Lsun(str(SAMPLE), 64, ["church_outdoor", "bedroom"], batch_size=16)
+    assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [771, 80, 80]  # type: ignore[arg-type]
+    assert data.classes == 2
+    for split in ("train", "val"):
+        batches = list(data.images(split, 40))  # type: ignore[arg-type]
+        assert sum(len(batch["image"]) for batch in batches) == len(data.dataset(split))  # type: ignore[arg-type]
+        assert all(0.3 < batch["image"].std() < 0.8 for batch in batches)
