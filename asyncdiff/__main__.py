@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 # Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
 COMMANDS = {
     "levels": ("asyncdiff.commands.levels", "noise-level samplers of experiments, drawn side by side"),
-    "evaluate": ("asyncdiff.commands.evaluate", "bits per dimension of a trained model along several paths"),
+    "evaluate": ("asyncdiff.commands.evaluate", "numbers of a trained model: samples, likelihood, inpaintings"),
+    "compare": ("asyncdiff.commands.compare", "cards of evaluate in one table, unlike protocols marked"),
     "sample": ("asyncdiff.commands.sample", "whole images"),
     "inpaint": ("asyncdiff.commands.inpaint", "photos with a part of them drawn anew"),
     "outpaint": ("asyncdiff.commands.outpaint", "photos continued beyond their edges"),
     "autoregress": ("asyncdiff.commands.autoregress", "images drawn patch after patch, in any order"),
     "texture": ("asyncdiff.commands.texture", "textures of any size, tileable too, from an exemplar or from nothing"),
+    "ablate": ("asyncdiff.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
+    "cache-latents": ("asyncdiff.commands.cache_latents", "images through a codec onto the disk, to train on"),
+    "report": ("asyncdiff.commands.report", "tables, curves and pictures of runs, as Markdown and as one HTML page"),
     "port": ("asyncdiff.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
 }
 

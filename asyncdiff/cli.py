@@ -6,6 +6,7 @@ Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
-from asyncdiff import callbacks, masks
+from asyncdiff import callbacks, codecs, masks
 from asyncdiff.cli_errors import ReportingParser, one_line_errors
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.networks import dit, unet
 
 # Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
-BY_NAME = (callbacks, datamodules, dit, masks, unet)
+BY_NAME = (callbacks, codecs, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they run the same command again after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -88,25 +89,59 @@ class ExperimentCLI(LightningCLI):
         tell_results(self.trainer)
 
 
+class Parsed(ExperimentCLI):
+    """The configuration of a command line, of which nothing is built or run."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look for no checkpoint."""
+        try:
+            super(ExperimentCLI, self).parse_arguments(parser, args)
+        except OmegaConfBaseException as error:
+            parser.error(f"interpolation: {error}")
+
+    def _set_seed(self) -> None:
+        """Leave the random state alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def parsed(args: list[str]) -> dict[str, Any]:
+    """The whole configuration that a command line means, as plain containers."""
+    with warnings.catch_warnings():
+        # It is meant: the words of the program that runs are others.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        made = _cli(Parsed, args)
+    config: dict[str, Any] = yaml.safe_load(made.parser.dump(made.config, skip_unset=False))
+    return dict(config[made.config.subcommand])
+
+
 def main(args: list[str] | None = None) -> None:
     """Run one command; an error of the user's ends it with one line."""
+    with one_line_errors(sys.argv[1:] if args is None else args):
+        _cli(ExperimentCLI, args)
+
+
+def _cli(kind: type[ExperimentCLI], args: list[str] | None) -> ExperimentCLI:
     # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    with one_line_errors(sys.argv[1:] if args is None else args):
-        ExperimentCLI(
-            AsyncDiffusion,
-            LightningDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=Parser,
-            # Half a key is a typing error: it must not count as the key that begins with it.
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-            save_config_callback=SaveConfig,
-            seed_everything_default=0,
-            trainer_defaults={"use_distributed_sampler": False},
-            args=args,
-        )
+    return kind(
+        AsyncDiffusion,
+        LightningDataModule,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_class=Parser,
+        # Half a key is a typing error: it must not count as the key that begins with it.
+        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False},
+        args=args,
+    )
 
 
 def run_directory(default_root_dir: Any) -> Path:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from asyncdiff import recipe, tasks
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checks import at_least, within
+from asyncdiff.codecs import Codec, check_same
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.evaluation.means import ImageMean
 from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
@@ -27,7 +28,7 @@ from asyncdiff.pretrained import load_pretrained
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import ImageSampler, Sampler
-from asyncdiff.shapes import Image
+from asyncdiff.shapes import Image, Latents
 from asyncdiff.targets import Target
 from asyncdiff.weightings import Velocity, Weighting
 
@@ -48,7 +49,9 @@ class AsyncDiffusion(LightningModule):
         process: noise process; the rectified flow by default.
         target: what the network's output stands for; the velocity by default.
         sampler: how images are drawn, in callbacks, `generate`, `inpaint` and `predict`.
-        image_size: side of the images in pixels.
+        codec: what turns the latents that the model is of into pictures; a model of pixels needs none. A checkpoint
+            names it, and has none of its weights.
+        image_size: side of the images in pixels, or of the latents.
         learning_rate: of AdamW, after the warm-up.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -78,6 +81,7 @@ class AsyncDiffusion(LightningModule):
         process: Process | None = None,
         target: Target | None = None,
         sampler: ImageSampler | None = None,
+        codec: Codec | None = None,
         image_size: int = 32,
         learning_rate: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
@@ -99,6 +103,7 @@ class AsyncDiffusion(LightningModule):
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
         self.sampler: ImageSampler = sampler or Sampler()
+        self.codec = codec
         self.image_size = image_size
         self.learning_rate = learning_rate
         self.betas = (betas[0], betas[1])
@@ -143,7 +148,7 @@ class AsyncDiffusion(LightningModule):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images."""
+        """(channels, height, width) of what it draws: images, or latents."""
         return int(getattr(self.network, "channels", 3)), self.image_size, self.image_size
 
     # Using what was learned
@@ -156,7 +161,10 @@ class AsyncDiffusion(LightningModule):
         sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
-        """One image per seed, values in about [-1, 1]; image i depends on seed i (and label i) only."""
+        """One image per seed, values in about [-1, 1]; image i depends on seed i (and label i) only.
+
+        A model of latents draws latents: `decode` makes pictures of them.
+        """
         self._check_labels(labels)
         with self.sampling_context():
             return tasks.generate(
@@ -180,6 +188,8 @@ class AsyncDiffusion(LightningModule):
     ) -> Image:
         """`image` with the pixels where `known` is False generated; the known ones come back bit for bit.
 
+        A model of latents completes latents; `asyncdiff.predictions.Inpaint` takes photos to them and back.
+
         Args:
             image: in [-1, 1]; (c, h, w), completed once per seed, or (b, c, h, w).
             known: bool, True = known; (h, w), or (b, h, w).
@@ -200,6 +210,14 @@ class AsyncDiffusion(LightningModule):
                 batch_size=batch_size,
             )
 
+    def encode(self, images: Image) -> Latents:
+        """What the model works on, of images (b, c, h, w) in [-1, 1]: latents where it has a codec, else the images."""
+        return images if self.codec is None else self.codec.to(self.device).encode(images)
+
+    def decode(self, x: Latents) -> Image:
+        """Pictures of what the model draws, about in [-1, 1]: through its codec; without one, x as it is."""
+        return x if self.codec is None else self.codec.to(self.device).decode(x)
+
     def sampling_context(self) -> Any:
         """The context that drawing images runs in: the trainer's precision inside a run, float32 otherwise."""
         return self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
@@ -209,12 +227,16 @@ class AsyncDiffusion(LightningModule):
     def on_fit_start(self) -> None:
         """Find out now, not at the first checkpoint, whether the model fits the data and can be described; start."""
         recipe.describe(self)
-        known = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        known = getattr(data, "classes", None)
         if self.classes and known is not None and known != self.classes:
             raise ValueError(
                 f"network.classes must be the data's number of classes {known}, got {self.classes}: "
                 "set it, or 0 to ignore the labels"
             )
+        if self.codec is not None:  # read now: a missing file is not to be missed by the first picture
+            self._check_codec(self.codec.channels)
+            check_same(self.codec, getattr(data, "codec", None) or {})
         if self.pretrained is not None and self.trainer.ckpt_path is None:
             load_pretrained(self, self.pretrained)
 
@@ -393,6 +415,8 @@ class AsyncDiffusion(LightningModule):
         at_least("weight_decay", self.weight_decay, 0, "0 is off")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
+        if self.codec is not None:
+            self._check_codec(self.codec.channels_at_hand())
         grid = self.denoiser.grid(self.shape[1:])
         self.levels.check(grid)
         if self.sampler.refresh > 1 and not hasattr(self.network, "memory"):
@@ -403,6 +427,12 @@ class AsyncDiffusion(LightningModule):
             )
         if isinstance(self.sampler, Sampler):
             check_path(self.sampler.path, grid)
+
+    def _check_codec(self, channels: int | None) -> None:
+        if channels not in (None, self.shape[0]):
+            raise ValueError(
+                f"network.channels must be the codec's {channels}, got {self.shape[0]}: set it, or another model.codec"
+            )
 
     def _check_labels(self, labels: Sequence[int] | None) -> None:
         if labels is None:

@@ -88,7 +88,7 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
 def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"]:
     """uint8 (1 or 3, h, w) -> (channels, h, w): grey is repeated, colour becomes its luma."""
     if channels not in (1, 3):
-        raise ValueError(f"photos have 1 or 3 channels, got a model of {channels}: latents are not photos")
+        raise ValueError(f"photos have 1 or 3 channels, got a model of {channels}: set model.codec for latents")
     if len(pixels) == channels:
         return pixels
     if channels == 3:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # pixels in [-1, 1], or latents
+Latents = Float[Tensor, "b lc lh lw"]  # beside the pixels that they are of
 LevelMap = Float[Tensor, "b gh gw"]  # noise level of every patch: 0 clean .. 1 noise; (b, 1, 1) is one level per image
 KnownPatches = Bool[Tensor, "b gh gw"]  # True = known
 KnownPixels = Bool[Tensor, "b h w"]  # True = known

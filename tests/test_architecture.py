@@ -59,21 +59,24 @@ ALLOWED = {
     "masks": set(),
     "canvases": {"denoiser", "randomness", "sampling", "tasks"},
     "photos": set(),
-    "predictions": {"shapes", "denoiser", "sampling", "orders", "masks", "tasks", "canvases", "photos"},
+    "codecs": {"shapes", "checkpoints"},
+    "predictions": {"shapes", "codecs", "denoiser", "sampling", "orders", "masks", "tasks", "canvases", "photos"},
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
     "recipe": set(),
+    "caching": {"codecs", "recipe", "shapes"},
     "pretrained": {"recipe", "checkpoints"},
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
     | {"likelihood", "sampling", "tasks"},
-    "module": {*MATHEMATICS, "recipe", "checkpoints", "pretrained", "evaluation", "held_out", "predictions"}
+    "module": {*MATHEMATICS, "codecs", "recipe", "checkpoints", "pretrained", "evaluation", "held_out", "predictions"}
     - {"masks"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
     | {"plots", "recipe", "predictions", "levels", "randomness"},
-    "commands": {"cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
-    | {"levels", "networks", "paths", "spacings", "masks", "likelihood"}
+    "ablations": {"cli"},
+    "commands": {"ablations", "cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
+    | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}
     | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"}
     | {"processes", "targets", "weightings", "solvers"},
     "__main__": {"cli_errors"},
@@ -119,9 +122,16 @@ def test_data_modules_know_nothing_of_diffusion():
         assert not any(dotted.startswith("asyncdiff") for dotted in imports(file)), file
 
 
-def test_diffusers_is_a_reference_of_tests_only():
+def test_only_codecs_use_diffusers():
     files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").glob("*.py"), ROOT / "train.py"]
-    assert not any(dotted.startswith("diffusers") for file in files for dotted in imports(file))
+    found = {file.parent.name for file in files if any(dotted.startswith("diffusers") for dotted in imports(file))}
+    assert found == {"codecs"}
+
+
+def test_codecs_load_without_diffusers():
+    code = "import sys, asyncdiff.codecs; print(sorted({'diffusers', 'lightning'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def test_the_mathematics_loads_without_the_frameworks():

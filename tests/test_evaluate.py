@@ -152,8 +152,8 @@ def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
 def test_what_to_evaluate_must_be_said(run, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(run)])
-    assert "--likelihood or --inpainting must be given, got neither" in capsys.readouterr().err
-    assert "must be given, got both" in refused(capsys, run, "--inpainting")
+    assert "one of --samples, --likelihood, --inpainting must be given, got none" in capsys.readouterr().err
+    assert "must be given, got --likelihood and --inpainting" in refused(capsys, run, "--inpainting")
     main(["evaluate", "--help"])
     told = capsys.readouterr().out
     assert "--likelihood" in told

@@ -165,7 +165,7 @@ def test_latents_are_said_to_be_some(capfd):
     torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
     port("latents.pt", "--kind", "sit", "--heads", "4")
     told = capfd.readouterr().out
-    assert "images: 8x8 latents of 4 channels, to be looked at through their own autoencoder" in told
+    assert "images: 8x8 latents of 4 channels; --codec with their autoencoder shows them" in told
     assert "dropped: nothing\n" in told
 
 

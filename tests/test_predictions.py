@@ -220,7 +220,7 @@ def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
 def test_latents_are_no_pictures():
     network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
     latent = AsyncDiffusion(network, image_size=8)
-    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got a model of 4: decode its latents"):
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got a model of 4: set model.codec"):
         Generate().requests(latent, seeds=[0])
 
 

@@ -18,6 +18,8 @@ from asyncdiff.tasks import evaluation_mode
 class DenoisingStrip(Figure):
     """Two rows an image: x_t above, its level map below (black = clean, white = noise), at evenly spaced steps.
 
+    Of a model of latents x_t is decoded, noise and all.
+
     Args:
         count: number of images.
         frames: states shown of each, the first and the last included.
@@ -51,8 +53,9 @@ class DenoisingStrip(Figure):
         chosen = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
         rows = []
         for i in range(len(chosen[0].x_t)):  # fewer than `count` where fewer images are held out
-            rows.append(tiles(torch.stack([f.x_t[i] for f in chosen]), columns=self.frames))
-            maps = torch.cat([to_pixels(f.t[i : i + 1], module.shape[1:]) for f in chosen])
+            shown = module.decode(torch.stack([f.x_t[i] for f in chosen]))
+            rows.append(tiles(shown, columns=self.frames))
+            maps = torch.cat([to_pixels(f.t[i : i + 1], (shown.shape[2], shown.shape[3])) for f in chosen])
             rows.append(tiles(maps, columns=self.frames, low=0.0))
         return stacked(rows)
 

@@ -82,7 +82,9 @@ def tiles(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) 
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
     shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
     if shown.shape[1] not in (1, 3):
-        raise ValueError(f"pictures need images of 1 or 3 channels, got {shown.shape[1]}: decode latents first")
+        raise ValueError(
+            f"pictures need images of 1 or 3 channels, got {shown.shape[1]}: set model.codec to see pictures of latents"
+        )
     shown = F.interpolate(shown.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
 

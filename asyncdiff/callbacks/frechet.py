@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import averaged_weights
 from asyncdiff.callbacks.figure import cycled_labels
+from asyncdiff.callbacks.frechet_protocol import log_protocol, protocol_of, write_card
 from asyncdiff.callbacks.measurement import Measurement
 from asyncdiff.callbacks.sharding import share
 from asyncdiff.checks import at_least
@@ -25,7 +26,11 @@ class Frechet(Measurement):
 
     Beside it stand frechet/NAME_real, the distance of real held-out images (the floor at their number), and with a mask
     frechet/NAME_inpainted, that of held-out images whose unknown part was generated, labels not told. A distance
-    shrinks with the number of images: compare only numbers of equal `count`.
+    shrinks with the number of images: compare only numbers of equal `count`. What they were measured with is the text
+    protocol/NAME of TensorBoard, and with the last numbers of a fit RUN/evaluation/frechet_NAME.json.
+
+    Of a model of latents all is decoded, real images and generated ones: the distances are from what the autoencoder
+    makes of the training split, and do not show what it loses.
 
     Args:
         features: `Features`, or any module from images in [-1, 1] to (b, d).
@@ -61,11 +66,18 @@ class Frechet(Measurement):
         self.batch_size = batch_size
         self.first_seed = first_seed
         self._metric: FrechetDistance | None = None
+        self._protocol: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start anew, with the reference of this fit's data."""
         super().on_train_start(trainer, pl_module)
         self._metric = None
+
+    def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Measure the result, and leave it with what it was measured with beside the run."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.is_global_zero:
+            write_card(trainer, self.name, self._protocol, self.results)
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The distances."""
@@ -88,15 +100,27 @@ class Frechet(Measurement):
         """The metric with the training split as its reference, prepared once a run."""
         if self._metric is None:
             self.features.to(module.device)
-            self.features.prepare(_data(trainer).images("train", self.batch_size))
+            batches = _data(trainer).images("train", self.batch_size)
+            self.features.prepare({**batch, "image": module.decode(batch["image"])} for batch in batches)
             self._metric = FrechetDistance(self.features).to(module.device)
             for images in self._real(trainer, module, "train"):
                 self._metric.update(images, real=True)
+            if trainer.is_global_zero:
+                self._protocol = protocol_of(
+                    trainer,
+                    module,
+                    self.features,
+                    count=self._count(trainer),
+                    first_seed=self.first_seed,
+                    sampler=self.sampler,
+                    mask=self.mask,
+                )
+                log_protocol(trainer, self.name, self._protocol)
         return self._metric
 
     def _real(self, trainer: Trainer, module: AsyncDiffusion, split: str) -> Iterator[Tensor]:
         for batch in self._shard(trainer, split):
-            yield batch["image"].to(module.device)
+            yield module.decode(batch["image"].to(module.device))
 
     def _shard(self, trainer: Trainer, split: str) -> Iterator[Any]:
         """This process's batches of a split, every image in one process."""
@@ -104,11 +128,14 @@ class Frechet(Measurement):
         yield from _data(trainer).images(split, self.batch_size, rank=rank, world=world)
 
     def _generated(self, trainer: Trainer, module: AsyncDiffusion) -> Iterator[Tensor]:
-        count = self.count or len(_data(trainer).dataset("val"))
-        for indices, valid in self._batches(trainer, count, "generated"):
+        for indices, valid in self._batches(trainer, self._count(trainer), "generated"):
             labels = cycled_labels(module, indices)
             seeds = [self.first_seed + i for i in indices]
-            yield module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)[:valid]
+            drawn = module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)
+            yield module.decode(drawn[:valid])
+
+    def _count(self, trainer: Trainer) -> int:
+        return self.count or len(_data(trainer).dataset("val"))
 
     def _inpainted(self, trainer: Trainer, module: AsyncDiffusion, mask: Mask) -> Iterator[Tensor]:
         batches = -(-len(_data(trainer).dataset("val")) // (self.batch_size * trainer.world_size))
@@ -116,7 +143,8 @@ class Frechet(Measurement):
             images = batch["image"].to(module.device)
             seeds = [self.first_seed + i for i in batch["index"].tolist()]
             known = mask.per_image(*images.shape[2:], seeds=batch["index"].tolist()).to(module.device)
-            yield module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
+            drawn = module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
+            yield module.decode(drawn)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
         """This process's indices in batches, each with how many of them are its own to count."""

@@ -15,10 +15,13 @@ from asyncdiff.masks import Half, Mask
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.predictions.album import UNKNOWN
 from asyncdiff.sampling import ImageSampler
+from asyncdiff.shapes import to_pixels
 
 
 class Inpainting(Figure):
     """Held-out images in three columns a case: masked input, result, truth. Labels are not told.
+
+    Of a model of latents masks are of latents, and all that is shown is decoded, the truth, too.
 
     Args:
         mask: what is known; the left half by default.
@@ -53,15 +56,23 @@ class Inpainting(Figure):
 
         def results(indices: Sequence[int]) -> Tensor:
             chosen = list(indices)
-            return module.inpaint(truth[chosen], known[chosen], seeds=list(indices), sampler=self.sampler)
+            drawn = module.inpaint(truth[chosen], known[chosen], seeds=chosen, sampler=self.sampler)
+            return module.decode(drawn)
 
         result = sharded(trainer, len(truth), results)
-        colour = truth.expand(-1, 3, -1, -1) if truth.shape[1] == 1 else truth
+        shown = sharded(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
+        colour = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown
         triples = torch.stack([masked(colour, known), result.expand_as(colour), colour], dim=1)
         return tiles(triples.flatten(0, 1), columns=3 * self.columns)
 
 
-def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m h w"]) -> Float[Tensor, "b 3 h w"]:
-    """Colour images with a plain colour where they are unknown, by one mask for all or one each."""
+def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m mh mw"]) -> Float[Tensor, "b 3 h w"]:
+    """Colour images with a plain colour where they are unknown.
+
+    Args:
+        images: in [-1, 1].
+        known: True = known, one mask for all or one each; of latents, whose pixels go with them.
+    """
     paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None] / 127.5 - 1
-    return torch.where(known.unsqueeze(-3), images, paint)
+    known = known if known.ndim == 3 else known[None]
+    return torch.where(to_pixels(known, (images.shape[2], images.shape[3])), images, paint)

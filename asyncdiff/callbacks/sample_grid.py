@@ -46,6 +46,7 @@ class SampleGrid(Figure):
 
         def images(indices: Sequence[int]) -> Tensor:
             labels = cycled_labels(module, list(indices))
-            return module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
+            drawn = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
+            return module.decode(drawn)
 
         return tiles(sharded(trainer, self.count, images), columns=self.columns)

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from asyncdiff import adaptive, look_ahead, recipe, repaint  # noqa: F401  their samplers may be named without the module
 from asyncdiff.cli_errors import ReportingParser
-from asyncdiff.commands.parsing import command_parser
+from asyncdiff.codecs import Codec
+from asyncdiff.commands.parsing import CODEC, command_parser, with_codec
 from asyncdiff.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.photos import PhotoWarning, to_bytes
 from asyncdiff.plots.walk_movie import SHOWN, WalkMovie
@@ -141,6 +142,7 @@ def _model(checkpoint: Path, options: Any) -> Any:
         raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu") from error
     allow = ["asyncdiff", *options.allow]
     model: Any = AsyncDiffusion.load_from_checkpoint(checkpoint, options.device, weights=options.weights, allow=allow)
+    with_codec(model, options.codec)
     sampler = options.get("sampler") or model.sampler
     given = {name: options.get(name) for name in ("steps", "refresh", "margin")}
     given["guidance"] = _guidance(sampler, options)
@@ -184,6 +186,7 @@ def _parser(command: str, kind: type[Task], description: str, seeds: str) -> Rep
     if kind is not Autoregress:  # which is a sampler itself
         parser.add_argument("--sampler", type=ImageSampler | None, sub_configs=True, help=SAMPLER)
         parser.add_argument("--steps", type=int | None, help="of the sampler; its own by default")
+    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
     parser.add_argument("--guidance", type=float | None, help="scale of classifier-free guidance; 1 is off")
     parser.add_argument("--input_guidance", type=float | None, help="strength of guidance by what is given; 0 is off")
     parser.add_argument("--input_level", type=float | None, help="its level of added noise; 0.5 by default")

@@ -1,7 +1,6 @@
-"""`python -m asyncdiff evaluate RUN --likelihood | --inpainting`: numbers of a trained model."""
+"""`python -m asyncdiff evaluate RUN --samples | --likelihood | --inpainting`: numbers of a trained model."""
 
 import importlib
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,15 @@ import torch
 
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checks import at_least
+from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
+from asyncdiff.commands.parsing import CODEC, with_codec
+from asyncdiff.evaluation.protocol import software
+from asyncdiff.evaluation.weights import file_sha256
 
 # What can be measured, by the word that asks for it: the module, which has a function `main(args)`, and what it is.
 MEASUREMENTS = {
+    "--samples": ("asyncdiff.commands.evaluate_samples", "generated images: FID, KID, precision, recall and more"),
     "--likelihood": ("asyncdiff.commands.evaluate_likelihood", "bits per dimension along several noise paths"),
     "--inpainting": ("asyncdiff.commands.evaluate_inpainting", "completed images: Fréchet distance, LPIPS, cost"),
 }
@@ -27,8 +31,8 @@ def main(args: Sequence[str]) -> None:
         print(overview())
         return
     if len(chosen) != 1:
-        given = "both" if chosen else "neither"
-        raise ValueError(f"{' or '.join(MEASUREMENTS)} must be given, got {given}: each has a --help of its own")
+        given = " and ".join(chosen) or "none"
+        raise ValueError(f"one of {', '.join(MEASUREMENTS)} must be given, got {given}: each has a --help of its own")
     importlib.import_module(MEASUREMENTS[chosen[0]][0]).main(args)
 
 
@@ -39,15 +43,16 @@ def overview() -> str:
     return "\n".join([*usage, "python -m asyncdiff evaluate MEASUREMENT --help tells the rest."])
 
 
-def add_run(parser: Any) -> None:
-    """Add the options that all measurements have: which model, on what, and where to."""
+def add_run(parser: Any, splits: Any = Literal["val", "test"], split: str = "val") -> None:
+    """Add the options that all measurements have: which model, on what of the `splits`, and where to."""
     parser.add_argument("run", type=Path, help="a run directory of train.py, or its config.yaml")
-    parser.add_argument("--split", type=Literal["val", "test"], default="val")
+    parser.add_argument("--split", type=splits, default=split)
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path | None, help="folder of what is written; RUN/evaluation by default")
+    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
     parser.add_argument("--allow", type=list[str], default=[], help="packages whose data modules may be imported")
 
 
@@ -58,10 +63,12 @@ class Run:
     Attributes:
         given: the directory or the file.
         ckpt_path: another checkpoint than the last one.
+        codec: another than the checkpoint's.
     """
 
     given: Path
     ckpt_path: Path | None = None
+    codec: Codec | None = None
 
     @classmethod
     def of(cls, options: Any) -> "Run":
@@ -69,7 +76,7 @@ class Run:
         at_least("--batch_size", options.batch_size, 1, "set the images that go through the network together")
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu")
-        return cls(options.run, options.ckpt_path)
+        return cls(options.run, options.ckpt_path, options.get("codec"))
 
     @property
     def folder(self) -> Path:
@@ -89,7 +96,9 @@ class Run:
         """The model of the checkpoint."""
         from asyncdiff.module import AsyncDiffusion  # late: it loads Lightning
 
-        return AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights)
+        model = AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights)
+        with_codec(model, self.codec)
+        return model
 
     def data(self, allow: Sequence[str]) -> Any:
         """The run's data module; only classes of the packages in `allow` are imported."""
@@ -108,24 +117,18 @@ class Run:
 
     def stamp(self, options: Any, data: Any) -> dict[str, Any]:
         """What the numbers are of and by whom they were measured, for a card."""
+        held = read_checkpoint(self.checkpoint)
         return {
             "checkpoint": str(self.checkpoint),
-            "step": self.checkpoint_of("global_step", 0),
-            "weights": "ema" if options.weights != "raw" and self.checkpoint_of("ema", None) else "raw",
+            "checkpoint_sha256": file_sha256(self.checkpoint),
+            "step": held.get("global_step", 0),
+            "weights": "ema" if options.weights != "raw" and held.get("ema") else "raw",
             "data": type(data).__name__,
             "split": options.split,
             "seed": options.seed,
-            "hardware": hardware(options.device),
-            "torch": torch.__version__,
+            "dtype": next(str(v.dtype) for v in held["state_dict"].values() if v.is_floating_point()),
+            **software(options.device),
         }
-
-
-def hardware(device: str) -> str:
-    """The name of a device, of a processor that of its kind."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def check_shape(model: Any, sample: torch.Tensor) -> None:
@@ -134,8 +137,3 @@ def check_shape(model: Any, sample: torch.Tensor) -> None:
         raise ValueError(
             f"images must have the model's shape {model.shape}, got {tuple(sample.shape[1:])}: other data?"
         )
-
-
-def _cpuinfo() -> list[str]:
-    file = Path("/proc/cpuinfo")  # Linux only; elsewhere the platform says less
-    return file.read_text().splitlines() if file.is_file() else []

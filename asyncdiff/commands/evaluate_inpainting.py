@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,7 @@ from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.evaluation.inpaintings import HeldOut, InpaintingBench, Inpaintings, shares
 from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips, enlargement
 from asyncdiff.evaluation.path_likelihoods import check_labels
+from asyncdiff.evaluation.protocol import card_of
 from asyncdiff.masks import MASKS, Mask, named
 from asyncdiff.repaint import RePaint
 from asyncdiff.sampling import ImageSampler
@@ -27,7 +28,8 @@ from asyncdiff.sampling import ImageSampler
 DESCRIPTION = """Held-out images completed under several masks by several samplers: how far they lie from real images
 (Fréchet distance) and from the truth (LPIPS), how much the results of one image differ, and what they cost.
 
-Masks, images and noise are the same for all samplers. Labels are not told unless --labels is true."""
+Masks, images and noise are the same for all samplers. Labels are not told unless --labels is true. Of a model of
+latents masks are of latents, and images are decoded, true ones, too: what the autoencoder loses does not show."""
 METRICS = ("frechet", "lpips")
 
 Picture = Float[Tensor, "3 height width"]
@@ -47,10 +49,11 @@ def main(args: Sequence[str]) -> None:
     given = held_out(model, data, options)
     bench = InpaintingBench(
         lpips=(options.lpips or Lpips()).to(options.device) if "lpips" in metrics else None,
-        frechet=reference(data, options) if "frechet" in metrics else None,
+        frechet=reference(data, model.decode, options) if "frechet" in metrics else None,
         rounds=options.seeds,
         seed=options.seed,
         batch_size=options.batch_size,
+        decode=model.decode,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the Fréchet distance of \d+")  # of few images: the table says so
@@ -72,19 +75,20 @@ def held_out(model: Any, data: Any, options: Any) -> HeldOut:
     return HeldOut(batch["image"], batch["index"].tolist(), batch["label"] if told else None)
 
 
-def reference(data: Any, options: Any) -> FrechetDistance:
-    """The Fréchet distance from images of the training split, spread evenly over it."""
+def reference(data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> FrechetDistance:
+    """The Fréchet distance from images of the training split, spread evenly over it, decoded where they are latents."""
     from asyncdiff.callbacks.held_out import spread
 
     features = (options.features or BackboneFeatures()).to(options.device)
-    features.prepare(data.images("train", options.batch_size))
+    batches = data.images("train", options.batch_size)
+    features.prepare({**batch, "image": decode(batch["image"])} for batch in batches)
     metric = FrechetDistance(features).to(options.device)
     images = data.dataset("train").plain()
     indices = spread(images, options.reference)
     starts = range(0, len(indices), options.batch_size)
     for first in tqdm(starts, desc="reference", unit="batch", leave=False, disable=None):
         batch = images.__getitems__(indices[first : first + options.batch_size])
-        metric.update(batch["image"].to(options.device), real=True)
+        metric.update(decode(batch["image"].to(options.device)), real=True)
     return metric
 
 
@@ -139,11 +143,12 @@ def draw(
     chosen = list(spread(given.images, examples))
     labels = None if given.labels is None else given.labels[chosen]
     some = HeldOut(given.images[chosen], [given.indices[i] for i in chosen], labels)
-    truth = some.images.expand(-1, 3, -1, -1)
+    truth = bench.decode(some.images).cpu().expand(-1, 3, -1, -1)
     rows: dict[str, list[Picture]] = {}
     for name, mask in tqdm(masks.items(), desc="pictures", unit="mask", leave=False, disable=None):
         known = some.masks(mask)
-        results = [bench.completed(denoiser, some, known, sampler).cpu() for sampler in samplers.values()]
+        drawn = [bench.completed(denoiser, some, known, sampler) for sampler in samplers.values()]
+        results = [bench.decode(result).cpu() for result in drawn]
         shown = torch.stack([masked(truth, known), truth, *(result.expand_as(truth) for result in results)], dim=1)
         rows[name] = [tiles(example, columns=len(example)) for example in shown]
     save(_sheet(rows, ["given", "truth", *samplers]), file)
@@ -237,8 +242,9 @@ def _protocol(
     options: Any,
 ) -> dict[str, Any]:
     """What the numbers were made of, beside what `Run.stamp` tells."""
-    features = None if bench.frechet is None else bench.frechet.features
+    features = None if bench.frechet is None else cast(Features, bench.frechet.features)
     return {
+        "measurement": "inpainting",
         "images": len(given.images),
         "image_size": list(given.images.shape[1:]),
         "results_per_image": bench.rounds,
@@ -246,11 +252,11 @@ def _protocol(
         "batch_size": bench.batch_size,
         "masks": {name: recipe.describe(mask) | {"drawn_per_image": mask.drawn} for name, mask in masks.items()},
         "samplers": {name: recipe.describe(sampler) for name, sampler in samplers.items()},
-        "features": _described(features),
+        "features": None if features is None else features.stamp(),
         "dimensions": found.dim,
         "reference": {"split": "train", "images": found.reference} if features is not None else None,
         "lpips": _described(bench.lpips),
-        "enlarged": enlargement(given.images.shape[2], given.images.shape[3]),
+        "enlarged": enlargement(*bench.decode(given.images[:1]).shape[2:]),
     }
 
 
@@ -291,6 +297,6 @@ pooled ones of SqueezeNet, which is not FID"""
 
 def _write(folder: Path, name: str, found: Inpaintings, stamp: dict[str, Any]) -> None:
     card, table = folder / f"{name}.json", folder / f"{name}.md"
-    card.write_text(json.dumps({"protocol": stamp, **found.card()}, indent=2))
+    card.write_text(json.dumps(card_of(stamp, found.metrics(), **found.card()), indent=2))
     table.write_text(found.table() + "\n")
     print(f"numbers: {card}\ntable: {table}")

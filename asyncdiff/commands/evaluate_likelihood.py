@@ -14,6 +14,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.commands.evaluate import Run, add_run, check_shape
 from asyncdiff.commands.parsing import command_parser
 from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
+from asyncdiff.evaluation.protocol import card_of
 from asyncdiff.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.masks import Mask
 from asyncdiff.spacings import FluxSpacing
@@ -38,7 +39,7 @@ def main(args: Sequence[str]) -> None:
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
     spacing = FluxSpacing(options.variance, model.process)
     bounds = PathBounds(options.paths or STANDARD_PATHS, options.points, decoder, options.mask, spacing, options.t_min)
-    stamp = run.stamp(options, data) | {
+    stamp = {"measurement": "likelihood", **run.stamp(options, data)} | {
         "points": options.points,
         "floors": bounds.floors(model.process),
         "labels": bool(options.labels and model.classes),
@@ -49,7 +50,7 @@ def main(args: Sequence[str]) -> None:
     }
     summary = measure(model, data, bounds, options)
     print(summary.table())
-    _write(output, options.name, summary, stamp)
+    _write(output, options.name, summary, stamp | {"images": summary.images})
 
 
 @torch.no_grad()
@@ -100,6 +101,6 @@ def _write(folder: Path, name: str, summary: PathLikelihoods, stamp: dict[str, A
     from asyncdiff.plots.style import save
 
     card, figure = folder / f"{name}.json", folder / f"{name}.png"
-    card.write_text(json.dumps({"protocol": stamp, **summary.card()}, indent=2))
+    card.write_text(json.dumps(card_of(stamp, summary.scalars(), **summary.card()), indent=2))
     save(bit_figure(summary), figure)
     print(f"numbers: {card}\nwhere the bits are: {figure}")

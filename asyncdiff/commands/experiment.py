@@ -76,24 +76,32 @@ class Experiment:
         """The data module at data; only classes of the packages in `allow` are imported."""
         from lightning.pytorch import LightningDataModule  # late: it takes seconds
 
-        given = self._value("data")
-        path = given.get("class_path") if isinstance(given, dict) else None
-        if not isinstance(path, str):
-            raise ValueError(f"{self.file}: data must have a class_path, got {given}: give a run's config.yaml")
-        package = path.partition(".")[0]
-        if "." in path and package not in allow:
-            raise ValueError(
-                f"{self.file}: data.class_path must lie in one of the packages {', '.join(allow)}, got {path}: "
-                f"if you trust it, add --allow {package}"
-            )
+        self.section("data", allow)
         import datamodules  # noqa: F401  a file may name its class without the module
 
         return self._built("data", LightningDataModule)
 
+    def section(self, key: str, allow: Sequence[str]) -> dict[str, Any]:
+        """The {class_path, init_args} at a dotted key, or the file's own; its class must be of a package in `allow`."""
+        given = self._value(key)
+        if given is None and "class_path" in self.config:
+            key, given = "", self._value("")
+        path = given.get("class_path") if isinstance(given, dict) else None
+        if not isinstance(path, str):
+            raise ValueError(f"{self.file}: {key} must have a class_path, got {given}: give a run's config.yaml")
+        package = path.partition(".")[0]
+        if "." in path and package not in allow:
+            raise ValueError(
+                f"{self.file}: {f'{key}.class_path'.lstrip('.')} must lie in one of the packages {', '.join(allow)}, "
+                f"got {path}: if you trust it, add --allow {package}"
+            )
+        assert isinstance(given, dict)
+        return given
+
     def _value(self, key: str) -> Any:
-        """What stands at a dotted key, with its interpolations resolved; None if nothing does."""
+        """What stands at a dotted key, with its interpolations resolved; None if nothing does. All for an empty key."""
         try:
-            value = OmegaConf.select(self.config, key)
+            value = OmegaConf.select(self.config, key) if key else self.config
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
             raise self._refused(UsageError(f"interpolation: {error}", ())) from error

@@ -1,14 +1,28 @@
 """How all commands read their words. Whatever is wrong with them is raised; the dispatcher puts it into one line."""
 
 import re
+from typing import Any
 
 from asyncdiff.cli_errors import ReportingParser
+from asyncdiff.codecs import Codec
 
 
 def command_parser(command: str, description: str) -> ReportingParser:
     """An empty parser for `python -m asyncdiff COMMAND`; arguments are added as to any of jsonargparse."""
     # Half an option is a typing error: it must not count as the option that begins with it.
-    return ReportingParser(prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False)
+    # OmegaConf, so that files may interpolate as those of train.py.
+    return ReportingParser(
+        prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False, parser_mode="omegaconf+"
+    )
+
+
+def with_codec(model: Any, codec: Codec | None) -> None:
+    """Give the model a codec in place of its own, if there is one; ValueError if its latents are others."""
+    if codec is None:
+        return
+    if codec.channels != model.shape[0]:
+        raise ValueError(f"--codec must have the model's {model.shape[0]} channels, got {codec.channels}: name another")
+    model.codec = codec
 
 
 def rows_by_columns(name: str, text: str) -> tuple[int, int]:
@@ -17,3 +31,7 @@ def rows_by_columns(name: str, text: str) -> tuple[int, int]:
     if not match or "0" in match.groups():
         raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: 16x16, say")
     return int(match[1]), int(match[2])
+
+
+CODEC = """what makes pictures of a model of latents: a class of asyncdiff.codecs or a YAML file of one; by default what
+the checkpoint names, whose files may have moved"""

@@ -90,7 +90,7 @@ def summary(source: Source, kind: Kind, port: Ported, model: Any) -> list[str]:
         lines.append(f"normalisation: eps is 1e-06 as with the authors, {eps:g} in this folder's second norms")
     if channels in IMAGE_CHANNELS:
         return [*lines, f"images: {size}x{size} pixels of {channels} channels"]
-    text = f"images: {size}x{size} latents of {channels} channels, to be looked at through their own autoencoder"
+    text = f"images: {size}x{size} latents of {channels} channels; --codec with their autoencoder shows them"
     return [*lines, text]
 
 

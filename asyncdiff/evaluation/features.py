@@ -1,6 +1,5 @@
-"""Feature spaces for the Fréchet distance: a classifier trained on the spot, Inception, or any module of the user's."""
+"""Feature spaces for distances between sets of images: a classifier trained on the spot, or any module."""
 
-import io
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from asyncdiff.evaluation.weights import published_hash, read_weights, weight_file
+from asyncdiff.evaluation.weights import tensors_sha256
 from asyncdiff.shapes import Image, Labels
 
 FeatureRows = Float[Tensor, "b d"]
@@ -32,6 +31,7 @@ class Features(nn.Module, ABC):
 
     name: str
     dim: int
+    _hashed: tuple[int, str] | None = None
 
     @abstractmethod
     def forward(self, images: Image) -> FeatureRows:
@@ -40,6 +40,34 @@ class Features(nn.Module, ABC):
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
         """Called once, in every process, with batches {"image", "label"} of the real training split."""
         del train_batches
+
+    def preparation(self) -> dict[str, Any]:
+        """What becomes of an image before the network, for `stamp`: rounding, resize, size and range."""
+        return {}
+
+    def stamp(self) -> dict[str, Any]:
+        """What numbers measured with these features depend on, in plain containers; after `prepare`.
+
+        Keys: class (dotted path), name, dim, weights (SHA-256 of all tensors, whatever file they came from), and input
+        (`preparation()`).
+        """
+        return {
+            "class": class_path(self),
+            "name": self.name,
+            "dim": self.dim,
+            "weights": self._weights(),
+            "input": self.preparation(),
+        }
+
+    def _weights(self) -> str:
+        """The hash of the tensors, kept until one of them is written to."""
+        state = self.state_dict()
+        if any(tensor.is_inference() for tensor in state.values()):  # these do not count how often they were written to
+            return tensors_sha256(state)
+        version = sum(tensor._version for tensor in state.values())
+        if self._hashed is None or self._hashed[0] != version:
+            self._hashed = version, tensors_sha256(state)
+        return self._hashed[1]
 
 
 class _Wrapped(Features):
@@ -52,12 +80,15 @@ class _Wrapped(Features):
     def forward(self, images: Image) -> FeatureRows:
         return self.module(images)
 
+    def preparation(self) -> dict[str, Any]:
+        return {"module": class_path(self.module)}
+
     @torch.no_grad()
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
         """Find `dim` from one image, if nobody told it."""
         if not hasattr(self, "dim"):
             self.eval()
-            with _own_randomness(0):  # a DataLoader draws from the global state when it starts
+            with own_randomness(0):  # a DataLoader draws from the global state when it starts
                 image = next(iter(train_batches))["image"][:1]
             self.dim = self.module(image.to(_device(self))).shape[1]
 
@@ -110,7 +141,7 @@ class TrainedClassifier(Features):
     ) -> None:
         super().__init__()
         self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
-        with _own_randomness(seed):
+        with own_randomness(seed):
             self.trunk = nn.Sequential(
                 _convolution(channels, width, stride=1),
                 _convolution(width, 2 * width, stride=2),
@@ -129,7 +160,15 @@ class TrainedClassifier(Features):
 
     def logits(self, images: Image) -> Float[Tensor, "b k"]:
         """Unnormalised log-probabilities of the classes."""
-        return self.head(self(images))
+        return self.logits_of(self(images))
+
+    def logits_of(self, rows: FeatureRows) -> Float[Tensor, "b k"]:
+        """The same, of features."""
+        return self.head(rows)
+
+    def preparation(self) -> dict[str, Any]:
+        """Images are taken as they are."""
+        return {"rounding": None, "resize": None, "range": "[-1, 1]"}
 
     def accuracy(self, images: Image, labels: Labels) -> float:
         """Share of the images given their label, 0 .. 1."""
@@ -137,7 +176,7 @@ class TrainedClassifier(Features):
 
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
         """Train on the images and labels of one pass over `train_batches`; the global random state is left alone."""
-        with _own_randomness(self.seed), torch.inference_mode(False), torch.enable_grad():
+        with own_randomness(self.seed), torch.inference_mode(False), torch.enable_grad():
             batches = [(batch["image"], batch["label"]) for batch in train_batches]
             if not batches:
                 raise ValueError("train_batches must hold at least one batch, got none: give the real training split")
@@ -173,48 +212,9 @@ class TrainedClassifier(Features):
         return F.silu(self.embedding(_quadrants(self.trunk(images))))
 
 
-class InceptionFeatures(Features):
-    """The 2048 pooled features of the Inception that published FIDs use, with its own resize to 299x299.
-
-    torch-fidelity's port of the TensorFlow graph of 2015-12-05 (arXiv:1706.08500). Images are rounded to 8 bits first,
-    as if they had been saved; grey images are given three equal channels.
-
-    Args:
-        weights: local weight file; without it, torch-fidelity's file in $TORCH_HOME/hub/checkpoints, fetched if absent.
-        sha256: first 8 to 64 hex digits of the file's SHA-256, in place of those in the name of the published file.
-
-    Raises:
-        ImportError: torch-fidelity is not installed.
-        FileNotFoundError: there is no file and none can be fetched.
-        ValueError: the file is another one than its hash says.
-    """
-
-    name = "inception"
-    dim = 2048
-
-    def __init__(self, weights: str | None = None, *, sha256: str | None = None) -> None:
-        super().__init__()
-        try:
-            from torch_fidelity import feature_extractor_inceptionv3 as inception
-        except ImportError as error:
-            raise ImportError(
-                "InceptionFeatures needs the package torch-fidelity: pip install torch-fidelity"
-            ) from error
-        url = inception.URL_INCEPTION_V3
-        sha256 = published_hash(url) if sha256 is None else sha256
-        state = read_weights(weight_file(weights, url=url), sha256=sha256)
-        # The extractor insists on un-pickling a file: it gets one that we wrote, of nothing but checked tensors.
-        file = io.BytesIO()
-        torch.save(state, file)
-        file.seek(0)
-        with _own_randomness(0):  # its layers draw initial weights, which the file then replaces
-            self.extractor = inception.FeatureExtractorInceptionV3(self.name, ["2048"], file)
-
-    def forward(self, images: Image) -> FeatureRows:
-        """One row of 2048 features per image of 1 or 3 channels."""
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
-        return self.extractor(to_uint8(images).expand(-1, 3, -1, -1))[0]
+def class_path(value: Any) -> str:
+    """The dotted path of an object's class."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _convolution(channels: int, width: int, *, stride: int) -> nn.Sequential:
@@ -234,7 +234,7 @@ def _device(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
+def own_randomness(seed: int) -> Iterator[None]:
     """The CPU's random state starts at `seed` inside and is what it was before outside."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too

@@ -136,6 +136,8 @@ class InpaintingBench:
         rounds: results per image, each from noise of its own.
         seed: result k of image i starts from the noise of counter_key(seed, i, k).
         batch_size: images that go through the network together.
+        decode: makes pictures, which distances are between, of what is completed: of latents a codec's; true images are
+            decoded likewise.
     """
 
     lpips: nn.Module | None = None
@@ -143,6 +145,7 @@ class InpaintingBench:
     rounds: int = 1
     seed: int = 0
     batch_size: int = 128
+    decode: Callable[[Image], Image] = lambda images: images
 
     @torch.no_grad()
     def completion(
@@ -162,20 +165,22 @@ class InpaintingBench:
         features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
         near, apart = [], []
         for batch in given.batches(self.batch_size):
-            truth, results = batch.images.to(_device(denoiser)), []
+            truth, results, shown = batch.images.to(_device(denoiser)), [], []
             known = batch.masks(mask[1]).to(truth.device)
             for k in range(self.rounds):
                 started = _now(truth.device)
                 results.append(self.completed(counted, batch, known, sampler[1], k))
                 seconds += _now(truth.device) - started
                 _check_known(results[-1], truth, known, sampler[0], mask[0])
+                shown.append(self.decode(results[-1]))
                 if self.frechet is not None:
-                    features[k].append(self._features(results[-1]))
+                    features[k].append(self._features(shown[-1]))
                 done(len(truth))
             if self.lpips is not None:
-                near.append(_mean([self.lpips(result, truth) for result in results]))
+                true = self.decode(truth)
+                near.append(_mean([self.lpips(result, true) for result in shown]))
                 if self.rounds > 1:
-                    apart.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(results, 2)]))
+                    apart.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(shown, 2)]))
         count = len(given.images) * self.rounds
         return Completion(
             mask[0],
@@ -209,7 +214,8 @@ class InpaintingBench:
         """The Fréchet distance that the true images reach: the floor at their number; None if it is not measured."""
         if self.frechet is None:
             return None
-        return self._distance([self._features(batch.images.to(device)) for batch in given.batches(self.batch_size)])
+        batches = given.batches(self.batch_size)
+        return self._distance([self._features(self.decode(batch.images.to(device))) for batch in batches])
 
     @torch.no_grad()
     def _features(self, images: Image) -> Float[Tensor, "b d"]:
@@ -266,6 +272,15 @@ class Inpaintings:
             "masks": {name: dict(shares) for name, shares in self.masks.items()},
             "rows": [row.card() for row in self.rows],
         }
+
+    def metrics(self) -> dict[str, float]:
+        """Means of what was measured, by METRIC/MASK/SAMPLER."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            measured = {"frechet": mean(row.frechet), "lpips": None if row.lpips is None else row.lpips.mean().item()}
+            place = f"{row.mask}/{row.sampler}"
+            found |= {f"{name}/{place}": value for name, value in measured.items() if value is not None}
+        return found
 
     def _columns(self) -> dict[str, Callable[[Completion], str]]:
         """The cells of each column by its head."""

@@ -1,11 +1,10 @@
 """How alike two images look (LPIPS), and features for Fréchet distances, from small networks of ImageNet."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.evaluation.features import Features, to_uint8
-from asyncdiff.evaluation.weights import published_hash, read_weights, weight_file
+from asyncdiff.evaluation.weights import published_hash, read_tensors, read_weights, tensors_sha256, weight_file
 from asyncdiff.shapes import Image
 
 Distances = Float[Tensor, " b"]
@@ -135,6 +134,11 @@ class BackboneFeatures(Features):
         *_, last = self.backbone(_shown(to_uint8(images) / 127.5 - 1))
         return last.mean((2, 3))
 
+    def preparation(self) -> dict[str, Any]:
+        """Rounded to 8 bits, and enlarged where they are small."""
+        resize = f"bilinear, by a whole factor, to {SMALLEST} pixels and more"
+        return {"rounding": "8 bits", "resize": resize, "range": "ImageNet's mean and spread"}
+
 
 def enlargement(height: int, width: int) -> int:
     """The whole factor by which images of this size are enlarged before they are looked at."""
@@ -188,8 +192,8 @@ def _architecture(net: Net) -> nn.Sequential:
 def _features(net: Net, path: Path, sha256: str | None) -> dict[str, Tensor]:
     """The tensors of the convolutions in a file that is found to be what it should be."""
     if path.suffix == ".safetensors":
-        state = _convolutions(_read_safetensors(path, sha256))
-        if sha256 is None and not fingerprint(state).startswith(NETS[net].tensors):
+        state = _convolutions(read_tensors(path, sha256=sha256))
+        if sha256 is None and not tensors_sha256(state).startswith(NETS[net].tensors):
             raise ValueError(
                 f"weights must hold the published tensors of {NETS[net].name}, got others in {path}: "
                 "pass the file's own SHA-256 as sha256 if you trust it"
@@ -201,29 +205,6 @@ def _features(net: Net, path: Path, sha256: str | None) -> dict[str, Tensor]:
 def _convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     part = "features."
     return {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-
-
-def fingerprint(state: dict[str, Tensor]) -> str:
-    """The SHA-256 of named tensors, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {tuple(state[name].shape)}".encode())
-        digest.update(state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read_safetensors(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors in `path`; a format that cannot hold code, so that they may be read before they are recognised."""
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if sha256 is not None and not (len(sha256) >= 8 and digest.startswith(sha256.lower())):
-        raise ValueError(
-            f"weights must have the SHA-256 {sha256}, got {digest} for {path}: fetch the file again, "
-            "or pass its own hash as sha256 if you trust it"
-        )
-    return load(content)
 
 
 def _heads(net: Net) -> list[Float[Tensor, "c 1 1"]]:

@@ -3,10 +3,12 @@
 import hashlib
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def published_hash(url: str) -> str:
@@ -34,16 +36,55 @@ def read_weights(path: Path, *, sha256: str) -> dict[str, Any]:
 
     The bytes that were checked are the bytes that are read, and `weights_only` keeps pickled code from running.
     """
+    content = path.read_bytes()
+    _check(content, sha256, path)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of named tensors, whatever file and order they came in and wherever they are."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {tuple(state[name].shape)}".encode())
+        values = state[name].detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
+    """The tensors of a .safetensors file, or of one that torch.save wrote: neither can run code.
+
+    Args:
+        path: the file.
+        sha256: first 8 to 64 hex digits of the file's SHA-256, None to take any.
+    """
+    if path.suffix != ".safetensors":
+        return read_weights(path, sha256=file_sha256(path) if sha256 is None else sha256)
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    _check(content, sha256, path)
+    return load(content)
+
+
+def _check(content: bytes, sha256: str | None, path: Path) -> None:
+    """Refuse bytes of another hash than one that is given."""
+    if sha256 is None:
+        return
     if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise ValueError(f"sha256 must be the first 8 to 64 hex digits of the file's SHA-256, got {sha256!r}")
-    content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if not found.startswith(sha256.lower()):
         raise ValueError(
             f"weights must have the SHA-256 {sha256}, got {found} for {path}: fetch the file again, "
             f"or pass its own hash as sha256 if you trust it"
         )
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _fetch(url: str, file: Path) -> None:

@@ -100,8 +100,14 @@ def mask_for(mask: Mask | str) -> Mask | Path:
     return masks.named(mask)
 
 
-def check_masks(photos: Sequence[Photo], patch: tuple[int, int]) -> None:
-    """Refuse photos of which all is known; warn of those of which the network is shown no patch."""
+def check_masks(photos: Sequence[Photo], patch: tuple[int, int], factor: int = 1) -> None:
+    """Refuse photos of which all is known; warn of those of which the network is shown no patch.
+
+    Args:
+        photos: with their masks.
+        patch: (height, width) of a patch in pixels.
+        factor: pixels per latent, each way; 1 for a model of pixels.
+    """
     for photo in photos:
         if photo.known.all():
             raise ValueError(
@@ -111,7 +117,14 @@ def check_masks(photos: Sequence[Photo], patch: tuple[int, int]) -> None:
     nothing = [photo.name for photo in photos if not photo.known.any()]
     if nothing:
         warn(f"nothing is known of {_some(nothing)}: the pictures are free inventions")
-    bare = [p.name for p in photos if p.known.any() and not known_patches(p.known[None], _grid(p, patch)).any()]
+    shown = [p for p in photos if p.known.any()]
+    untold = [p.name for p in shown if not known_patches(p.known[None], _grid(p, (factor, factor))).any()]
+    if untold:
+        warn(
+            f"no latent of {by((factor, factor))} pixels is wholly known of {_some(untold)}: "
+            "the pictures are free inventions, with the known pixels put into them"
+        )
+    bare = [p.name for p in shown if not known_patches(p.known[None], _grid(p, patch)).any() and p.name not in untold]
     if bare:
         warn(
             f"no patch of {by(patch)} pixels is wholly known of {_some(bare)}: "

@@ -1,21 +1,23 @@
 """One picture to draw: its seed, its label, and what is known of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from asyncdiff.codecs import Codec
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.sampling import ImageSampler
-from asyncdiff.shapes import Image, LevelMap
+from asyncdiff.shapes import Image, Latents, LevelMap
 
 
 class Request(NamedTuple):
-    """A picture that is wanted. A named tuple, which Lightning collates and moves between devices as it is.
+    """A picture that is wanted, all in pixels. A named tuple, which Lightning collates and moves between devices.
 
     Attributes:
         name: of its file, without the suffix.
@@ -56,16 +58,24 @@ class State:
     """How far a batch of pictures is.
 
     Attributes:
-        images: in about [-1, 1]; of the last state what is known is returned bit for bit.
+        show: makes the images.
         t: their level map, None on a canvas of windows.
         done: steps walked, or windows drawn.
         total: of these, None where the sampler cannot tell.
     """
 
-    images: Image
+    show: Callable[[], Image]
     t: LevelMap | None
     done: int
     total: int | None
+
+    @cached_property
+    def images(self) -> Image:
+        """Pixels in about [-1, 1]; of the last state what is known is returned bit for bit.
+
+        Made when they are asked for, since latents take long to decode: ask before the next state.
+        """
+        return self.show()
 
 
 @runtime_checkable
@@ -73,6 +83,7 @@ class Model(Protocol):
     """What tasks use of a model, such as `asyncdiff.AsyncDiffusion`."""
 
     denoiser: Denoiser
+    codec: Codec | None
     predict_batch_size: int
 
     @property
@@ -81,11 +92,17 @@ class Model(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) that it was trained on."""
+        """(channels, height, width) that it was trained on: of images, or of latents if it has a codec."""
 
     @property
     def classes(self) -> int:
         """Number of labels, 0 without."""
+
+    def encode(self, images: Image) -> Latents:
+        """What it works on, of images."""
+
+    def decode(self, x: Latents) -> Image:
+        """Images of what it draws."""
 
     def sampling_context(self) -> AbstractContextManager[Any]:
         """The context that pictures are drawn in."""
@@ -94,13 +111,6 @@ class Model(Protocol):
 def device_of(model: Model) -> torch.device:
     """Where its parameters are."""
     return next(model.denoiser.parameters()).device
-
-
-def patch_of(model: Model) -> tuple[int, int]:
-    """(height, width) in pixels of a patch of the level map."""
-    _, height, width = model.shape
-    gh, gw = model.denoiser.grid((height, width))
-    return height // gh, width // gw
 
 
 def labels_in_turn(

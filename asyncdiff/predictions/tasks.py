@@ -3,18 +3,29 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
-from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.masks import Mask
 from asyncdiff.orders import CentreOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
 from asyncdiff.photos import Fit, height_by_width
 from asyncdiff.predictions.given import Photo, check_masks, mask_for, photos_of
-from asyncdiff.predictions.requests import Model, Request, State, device_of, labels_in_turn, named_for, patch_of
-from asyncdiff.sampling import Autoregressive, ImageSampler, Sampler
+from asyncdiff.predictions.requests import Model, Request, State, device_of, labels_in_turn, named_for
+from asyncdiff.predictions.spaces import (
+    check_pictures,
+    check_size,
+    encoded,
+    factor_of,
+    given_of,
+    patch_of,
+    pictures,
+    size_in_space,
+    window_of,
+)
+from asyncdiff.sampling import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.shapes import Image
 from asyncdiff.tasks import evaluation_mode
 
@@ -65,23 +76,31 @@ class Task(ABC):
     def states(self, model: Model, batch: Sequence[Request]) -> Iterator[State]:
         """How a batch comes about, from noise to the result."""
         sampler, device, size = self.sampler(model), device_of(model), batch[0].size
-        image, known = _stacked(batch, device)
-        total = sampler.count(model.denoiser.grid(size)) if isinstance(sampler, Sampler) else None
+        within = size_in_space(size, model)
+        total = sampler.count(model.denoiser.grid(within)) if isinstance(sampler, Sampler) else None
+        given = given_of(batch, model)
+        image, known = (None, None) if given is None else encoded(given, model)
+
+        def shown(frame: Frame) -> Image:
+            x_t = frame.x_t
+            if frame.t.any():  # on its way; what is known in part is as noisy as its patch
+                return pictures(x_t, size, model)
+            if image is not None and known is not None:
+                x_t = torch.where(known[:, None], image, x_t)
+            return pictures(x_t, size, model, given=given)
+
         with evaluation_mode(model.denoiser), model.sampling_context():
             frames = sampler.frames(
                 model.denoiser,
                 seeds=[r.seed for r in batch],
-                shape=(model.shape[0], *size),
+                shape=(model.shape[0], *within),
                 label=None if batch[0].label is None else torch.tensor([r.label for r in batch], device=device),
                 image=image,
                 known=known,
                 device=device,
             )
             for done, frame in enumerate(frames):
-                images = frame.x_t
-                if image is not None and known is not None and not frame.t.any():
-                    images = torch.where(known[:, None], image, images)
-                yield State(images, frame.t, done, total)
+                yield State(partial(shown, frame), frame.t, done, total)
 
     def finished(self, model: Model, batch: Sequence[Request]) -> Image:
         """The pictures of a batch, in about [-1, 1]."""
@@ -117,8 +136,7 @@ class Generate(Task):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed."""
-        if model.shape[0] not in (1, 3):
-            raise ValueError(f"pictures have 1 or 3 channels, got a model of {model.shape[0]}: decode its latents")
+        check_pictures(model)
         size = size_for(self.size, model)
         classes = labels_in_turn(labels, len(seeds), model, cycle=True, per="seed")
         return [
@@ -160,11 +178,12 @@ class Inpaint(Task):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Of every photo one per seed."""
+        check_pictures(model)
         size, rule = size_for(self.size, model), mask_for(self.mask)
         photos = photos_of(
             "image",
             self.image,
-            model.shape[0],
+            window_of(model)[0],
             size=size,
             fit=self.fit,
             patch=patch_of(model),
@@ -172,7 +191,7 @@ class Inpaint(Task):
             mask_is_unknown=self.mask_is_unknown,
             mask_seed=self.mask_seed,
         )
-        check_masks(photos, patch_of(model))
+        check_masks(photos, patch_of(model), factor_of(model))
         return from_photos(photos, model, seeds, labels)
 
 
@@ -280,9 +299,9 @@ def from_photos(
 
 
 def size_for(size: str | None, model: Model) -> tuple[int, int]:
-    """(height, width) of a size's text, the model's own without; ValueError unless whole patches cover it."""
-    height, width = height_by_width("size", size) if size else model.shape[1:]
-    model.denoiser.grid((height, width))
+    """(height, width) in pixels of a size's text, the model's own without; ValueError unless patches cover it."""
+    height, width = height_by_width("size", size) if size else window_of(model)[1:]
+    check_size((height, width), model)
     return height, width
 
 
@@ -309,11 +328,3 @@ def check_fit(fit: str, size: str | None) -> None:
         raise ValueError(f"fit must be crop, resize or keep, got {fit}: crop is usual")
     if fit == "keep" and size is not None:
         raise ValueError(f"size must be left out where fit is keep, got {size}: photos keep their own")
-
-
-def _stacked(batch: Sequence[Request], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    """(b, c, h, w) and (b, h, w) of what is known, on the device; None without."""
-    if batch[0].image is None:
-        return None, None
-    images, known = zip(*(request.whole() for request in batch), strict=True)
-    return torch.stack(images).to(device), torch.stack(known).to(device)

@@ -1,15 +1,28 @@
 """Tasks whose pictures may be larger than what the model was trained on: window after window on a canvas."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
-from asyncdiff.canvases import Canvas
+from asyncdiff.canvases import Canvas, Stage
 from asyncdiff.checks import at_least
 from asyncdiff.photos import Fit, Fitting, by, fitted, fitting, height_by_width, photo_files, read_photo, to_model
 from asyncdiff.predictions.given import Photo, photos_of
-from asyncdiff.predictions.requests import Model, Request, State, device_of, labels_in_turn, named_for, patch_of
+from asyncdiff.predictions.requests import Model, Request, State, device_of, labels_in_turn, named_for
+from asyncdiff.predictions.spaces import (
+    check_pictures,
+    check_size,
+    exemplar_of,
+    given_of,
+    patch_of,
+    pictures,
+    size_in_space,
+    whole_latents,
+    window_of,
+)
 from asyncdiff.predictions.tasks import Task, at_least_one, check_fit, from_photos, size_for
+from asyncdiff.shapes import Image
 from asyncdiff.tasks import evaluation_mode
 
 
@@ -21,7 +34,8 @@ class Windowed(Task):
 
     def on_canvas(self, model: Model, request: Request) -> bool:
         """Whether the picture exceeds one window."""
-        return request.size[0] > model.shape[1] or request.size[1] > model.shape[2]
+        _, height, width = window_of(model)
+        return request.size[0] > height or request.size[1] > width
 
     def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
         """Canvases alone: their windows are what is drawn together."""
@@ -36,20 +50,25 @@ class Windowed(Task):
             yield from super().states(model, batch)
             return
         (request,) = batch
-        device = device_of(model)
+        device, given = device_of(model), given_of(batch, model)
+        exemplar, place = exemplar_of(request, model)
+
+        def shown(stage: Stage) -> Image:
+            return pictures(stage.canvas[None], request.size, model, given=given, tileable=self.tileable)
+
         canvas = Canvas(self.sampler(model), self.overlap, self.tileable, at_least_one(model.predict_batch_size))
         with evaluation_mode(model.denoiser), model.sampling_context():
             for stage in canvas.steps(
                 model.denoiser,
-                size=request.size,
+                size=size_in_space(request.size, model),
                 shape=model.shape,
                 seed=request.seed,
                 label=request.label,
-                exemplar=None if request.image is None else request.image.to(device),
-                place=request.place,
+                exemplar=exemplar,
+                place=place,
                 device=device,
             ):
-                yield State(stage.canvas[None], None, stage.done, stage.windows)
+                yield State(partial(shown, stage), None, stage.done, stage.windows)
 
 
 class Outpaint(Windowed):
@@ -100,15 +119,16 @@ class Outpaint(Windowed):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Of every photo one per seed."""
+        check_pictures(model)
         size, patch = size_for(self.size, model), patch_of(model)
-        photos = photos_of("image", self.image, model.shape[0], size=size, fit=self.fit, patch=patch)
+        photos = photos_of("image", self.image, window_of(model)[0], size=size, fit=self.fit, patch=patch)
         frames = [self._placed(photo, patch) for photo in photos]
         requests = from_photos(photos, model, seeds, labels, frames)
         for request in requests:
             if self.on_canvas(model, request):
-                _check_canvas(request.size, model)
+                _check_canvas(request, model)
             else:
-                model.denoiser.grid(request.size)  # refuses what patches do not cover
+                check_size(request.size, model)
         return requests
 
     def _placed(self, photo: Photo, patch: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -161,8 +181,8 @@ class Texture(Windowed):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed; labels are taken in turn over the seeds, none by default."""
+        check_pictures(model)
         size = height_by_width("size", self.size)
-        _check_canvas(size, model)
         classes = labels_in_turn(labels, len(seeds), model, cycle=False, per="seed")
         given = None if self.exemplar is None else self._given(self.exemplar, model)
         requests = []
@@ -178,12 +198,13 @@ class Texture(Windowed):
                     group=given.name,
                     note=given.note,
                 )
+            _check_canvas(request, model, self.tileable)
             requests.append(request)
         return requests
 
     def _given(self, exemplar: str, model: Model) -> Photo:
         """The middle of the exemplar, as much as is wanted and as is there."""
-        channels, height, width = model.shape
+        channels, height, width = window_of(model)
         patch = patch_of(model)
         files = photo_files("exemplar", exemplar)
         if len(files) > 1:
@@ -212,7 +233,12 @@ def middle(whole: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]
     return top, left
 
 
-def _check_canvas(size: tuple[int, int], model: Model) -> None:
-    """Raise ValueError where a canvas would be smaller than its windows."""
-    if size[0] < model.shape[1] or size[1] < model.shape[2]:
-        raise ValueError(f"size must be at least the model's {by(model.shape[1:])}, got {by(size)}: cut it afterwards")
+def _check_canvas(request: Request, model: Model, tileable: bool = False) -> None:
+    """Raise ValueError for a canvas that cannot be drawn: smaller than its windows, or around too little of a photo."""
+    size, (_, height, width) = request.size, window_of(model)
+    if size[0] < height or size[1] < width:
+        raise ValueError(f"size must be at least the model's {by((height, width))}, got {by(size)}: cut it afterwards")
+    if tileable:
+        check_size(size, model)  # what is cut does not close upon itself
+    if model.codec is not None and request.image is not None:
+        whole_latents(request, model)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -5,6 +7,7 @@ from lightning.pytorch import Trainer
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Ema, Frechet
 from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.evaluation.protocol import read_card
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling import Sampler
@@ -65,6 +68,19 @@ def test_inpaintings_complete_every_held_out_image(measured):
     with trainer.callbacks[0].swapped(module):
         images = module.inpaint(truth, Half()(8, 8), seeds=range(len(truth)), batch_size=16)
     assert callback.results["frechet/pixels_inpainted"] == pytest.approx(by_hand(images), rel=1e-6)
+
+
+def test_the_numbers_are_left_with_what_they_were_measured_with(measured):
+    trainer, _, callback = measured
+    card = read_card(Path(trainer.default_root_dir) / "evaluation" / "frechet_pixels.json")
+    assert card["metrics"] == callback.results
+    protocol = card["protocol"]
+    assert protocol["step"] == 1
+    assert protocol["samples"]["seeds"] == [0, 39]
+    assert protocol["samples"]["sampler"]["init_args"]["steps"] == 2
+    assert protocol["reference"]["count"] == len(Digits().dataset("train"))
+    assert protocol["features"]["dim"] == 16
+    assert protocol["mask"]["class_path"] == "asyncdiff.masks.Half"
 
 
 def test_one_image_is_no_distribution():

@@ -181,7 +181,7 @@ def test_inception_from_a_local_file(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
-        reference = FeatureExtractorInceptionV3("reference", ["2048"])
+        reference = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"])
     path = tmp_path / "random.pth"
     torch.save(reference.state_dict(), path)
     with pytest.raises(ValueError, match="must have the SHA-256 6726825d, got"):
@@ -194,7 +194,11 @@ def test_inception_from_a_local_file(tmp_path):
     levels = torch.randint(256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(features(levels / 127.5 - 1), reference(levels.to(torch.uint8))[0])
+        scores = reference(levels.to(torch.uint8))[1]
+        torch.testing.assert_close(features.logits(levels / 127.5 - 1), scores, rtol=1e-5, atol=1e-6)
         grey = levels[:, :1] / 127.5 - 1
         assert torch.equal(features(grey), features(grey.repeat(1, 3, 1, 1)))
+    assert features.stamp()["input"]["size"] == [299, 299]
+    assert features.stamp()["weights"] != TrainedClassifier(1, 2).stamp()["weights"]
     with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):
         features(torch.zeros(1, 4, 8, 8))

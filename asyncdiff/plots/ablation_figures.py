@@ -1,0 +1,88 @@
+"""Runs of several variants beside each other: every seed's last value, and curves over the steps."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from asyncdiff.plots.style import BLUE, FAINT, HAIR, INK, Sheet, styled
+
+Curve = list[tuple[int, float]]  # steps with values
+
+# In inches.
+ROW, PANEL, GAP, TOP, BOTTOM, SIDE = 0.22, 1.9, 0.35, 0.5, 0.45, 0.15
+LETTER = 0.065  # width of a letter of the labels, about
+CURVES, CURVE_HEIGHT, LEGEND = 5.2, 3.0, 0.16
+# Apart for the colour-blind (Okabe & Ito); more than these repeat with other dashes.
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
+DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
+SMOOTHED = 200  # points of a curve that are drawn; each the mean of those between
+
+
+def dots_figure(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """A panel per metric with a row per variant: a dot for every seed, and a line at their mean.
+
+    Args:
+        found: by metric, the values of each variant; the variants in the same order everywhere.
+    """
+    variants = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    left = SIDE + LETTER * max(map(len, variants))
+    height = ROW * len(variants)
+    with styled():
+        sheet = Sheet(left + (PANEL + GAP) * len(found), TOP + height + BOTTOM)
+        for at, (metric, rows) in enumerate(found.items()):
+            axes = sheet.axes(left + (PANEL + GAP) * at, TOP, PANEL, height)
+            sheet.text(left + (PANEL + GAP) * at, TOP - 0.28, metric, weight="bold")
+            _dots(axes, [rows.get(name, []) for name in variants])
+            axes.set_yticks(range(len(variants)), variants if at == 0 else [""] * len(variants), color=INK)
+    return sheet.figure
+
+
+def curves_figure(tag: str, found: Mapping[str, Sequence[Curve]]) -> Figure:
+    """The mean of each variant's curves over the steps, within the range of its seeds."""
+    with styled():
+        sheet = Sheet(CURVES, TOP + CURVE_HEIGHT + BOTTOM + LEGEND * -(-len(found) // 2) + 0.1)
+        sheet.text(0.6, 0.15, tag, weight="bold")
+        axes = sheet.axes(0.6, TOP, CURVES - 0.8, CURVE_HEIGHT)
+        for at, (name, curves) in enumerate(found.items()):
+            steps, values = _together(curves)
+            colour, dash = COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)]
+            axes.plot(steps, values.mean(0), color=colour, linestyle=dash, linewidth=1.1, label=name)
+            if len(values) > 1:
+                axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+        axes.set_xlabel("step")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12))
+    return sheet.figure
+
+
+def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
+    for at, values in enumerate(rows):
+        axes.plot(values, [at] * len(values), "o", color=BLUE, markersize=3, alpha=0.55, markeredgewidth=0)
+        if values:
+            mean = float(np.mean(values))
+            axes.plot([mean, mean], [at - 0.32, at + 0.32], color=INK, linewidth=1.3)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color=HAIR, linewidth=0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="x", labelcolor=FAINT)
+
+
+def _together(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """The curves at common steps, long ones averaged over neighbouring steps: (n,) and (curves, n)."""
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    count = min(SMOOTHED, *(len(curve) for curve in curves))
+    edges = np.linspace(first, last + 1, count + 1)
+    rows = []
+    for curve in curves:
+        steps, values = np.array([step for step, _ in curve]), np.array([value for _, value in curve])
+        sums, _ = np.histogram(steps, edges, weights=values)
+        numbers, _ = np.histogram(steps, edges)
+        filled = np.divide(sums, numbers, out=np.full(count, np.nan), where=numbers > 0)
+        centres = (edges[1:] + edges[:-1]) / 2
+        known = ~np.isnan(filled)
+        rows.append(np.interp(centres, centres[known], filled[known]))
+    return (edges[1:] + edges[:-1]) / 2, np.stack(rows)

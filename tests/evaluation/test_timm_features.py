@@ -1,0 +1,104 @@
+import hashlib
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import create_transform, resolve_model_data_config
+
+from asyncdiff.evaluation import TimmFeatures
+from asyncdiff.photos import to_model
+
+SMALL_VIT = "vit_tiny_patch16_224.augreg_in21k"
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return TimmFeatures("resnet18.tv_in1k")
+
+
+def levels(n: int, size: int, channels: int = 3) -> torch.Tensor:
+    return torch.randint(256, (n, channels, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def test_features_are_the_networks_own_pooled_ones(resnet):
+    x = to_model(levels(2, 224))
+    settings = resolve_model_data_config(resnet.network)
+    mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
+    expected = resnet.network((levels(2, 224) / 255 - mean) / std)
+    assert (resnet.name, resnet.dim, resnet.size, resnet.filter) == ("resnet18", 512, 224, "bilinear")
+    torch.testing.assert_close(resnet(x), expected, rtol=1e-5, atol=1e-6)
+    assert not any(p.requires_grad for p in resnet.parameters())
+
+
+def test_the_resize_is_pillows(resnet):
+    """timm's own pipeline on a photograph that is not cut: as good as equal, Pillow rounds once more."""
+    from torchvision.transforms.functional import to_pil_image
+
+    picture = torch.nn.functional.avg_pool2d(levels(1, 600)[0].float(), 3).round().to(torch.uint8)
+    settings = resolve_model_data_config(resnet.network) | {"crop_pct": 1.0}
+    transformed = create_transform(**settings)(to_pil_image(picture))[None]
+    torch.testing.assert_close(resnet(to_model(picture[None])), resnet.network(transformed), rtol=0.01, atol=5e-3)
+
+
+def test_grey_images_have_three_equal_channels(resnet):
+    grey = to_model(levels(1, 32, 1))
+    assert torch.equal(resnet(grey), resnet(grey.expand(-1, 3, -1, -1)))
+    with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):
+        resnet(torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weights_come_from_a_local_file_and_lose_their_classifier(tmp_path, suffix):
+    network = timm.create_model(SMALL_VIT, num_classes=21843)
+    file = tmp_path / f"weights.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(network.state_dict(), file)
+    own = hashlib.sha256(file.read_bytes()).hexdigest()
+    features = TimmFeatures(SMALL_VIT, str(file), sha256=own[:8])
+    x = to_model(levels(1, 32))
+    resized = torch.nn.functional.interpolate(levels(1, 32).float(), (224, 224), mode="bicubic", antialias=True)
+    network.reset_classifier(0)
+    with torch.no_grad():
+        expected = network.eval()((resized.clamp(0, 255) / 255 - 0.5) / 0.5)
+    torch.testing.assert_close(features(x), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="weights must have the SHA-256 00000000, got"):
+        TimmFeatures(SMALL_VIT, str(file), sha256="00000000")
+
+
+def test_another_size_moves_the_positions_of_a_transformer():
+    features = TimmFeatures(SMALL_VIT, size=64)
+    assert features(to_model(levels(1, 32))).shape == (1, 192)
+    assert features.stamp()["input"]["size"] == [64, 64]
+    assert features.stamp()["input"]["resize"] == "bicubic, antialiased"
+
+
+def test_the_stamp_names_the_tensors(resnet):
+    other = TimmFeatures("resnet18.tv_in1k", size=64)
+    assert other.stamp()["weights"] == resnet.stamp()["weights"]  # random, of one seed
+    assert other.stamp() != resnet.stamp()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    assert other.stamp()["weights"] != resnet.stamp()["weights"]
+
+
+def test_the_global_random_state_is_left_alone():
+    before = torch.get_rng_state()
+    TimmFeatures("resnet18.tv_in1k")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_mistakes_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="model must be one of timm's, got resnet17"):
+        TimmFeatures("resnet17")
+    with pytest.raises(FileNotFoundError, match=r"existing file, got nowhere\.pth"):
+        TimmFeatures("resnet18", "nowhere.pth")
+    with pytest.raises(ValueError, match="pretrained must be false"):
+        TimmFeatures("resnet18", "x.pth", pretrained=True)
+    with pytest.raises(ValueError, match="sha256 must be given with weights"):
+        TimmFeatures("resnet18", sha256="00000000")
+    with pytest.raises(ValueError, match="patches of 16 pixels, got 33"):
+        TimmFeatures(SMALL_VIT, size=33)
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="weights and size must be those of timm's resnet18") as error:
+        TimmFeatures("resnet18", str(tmp_path / "other.safetensors"))
+    assert "\n" not in str(error.value)
