@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from asyncdiff.caching.shards import Settings, Shard
@@ -16,6 +18,7 @@ from asyncdiff.shapes import Image
 from datamodules.latent_shards import Layout, write_shard, written
 
 Rows = dict[str, npt.NDArray[Any]]
+Views = Float[Tensor, "b views c h w"]
 
 
 def check_fits(data: Any, codec: Codec) -> None:
@@ -75,7 +78,7 @@ def encoded(batch: Any, codec: Codec, settings: Settings, source: Any) -> Rows:
     return rows
 
 
-def refuse(name: str, exact: Image, stored: Image, index: Sequence[int], source: Any) -> None:
+def refuse(name: str, exact: Views, stored: Views, index: Sequence[int], source: Any) -> None:
     """Raise ValueError, naming the first image whose latents cannot be stored."""
     place = int((~stored.isfinite()).flatten(1).any(1).nonzero()[0])
     image = source.name(index[place]) if hasattr(source, "name") else f"image {index[place]}"

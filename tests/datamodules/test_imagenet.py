@@ -235,7 +235,7 @@ def test_ground_truths_that_do_not_fit_are_refused(tmp_path: Path, text: str, me
 def test_flat_validation_images_need_a_ground_truth(tmp_path: Path) -> None:
     flat(tmp_path)
     (tmp_path / "ILSVRC2012_validation_ground_truth.txt").unlink()
-    with pytest.raises(ValueError, match=r"class folders of training or have a ground truth, got neither: set"):
+    with pytest.raises(ValueError, match=r"in class folders or have a ground truth, got neither: set"):
         imagenet(tmp_path).setup()
     with pytest.raises(FileNotFoundError, match=r"ground_truth must be a file, got .*none"):
         imagenet(tmp_path, ground_truth=str(tmp_path / "none")).setup()
