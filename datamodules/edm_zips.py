@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
-from datamodules.decoding import centre_square, to_channels
-from datamodules.encoded import Bytes, EncodedImages, OnCorrupt, check_encoded
+from datamodules.base import ImageDataset, Split
+from datamodules.decoding import Crop, centre_square, to_channels
+from datamodules.encoded import Bytes, EncodedImages
+from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out
 from datamodules.image_folder import SUFFIXES
 from datamodules.labelled_members import Labelled, parted
@@ -25,14 +26,11 @@ class MemberImages(EncodedImages):
 
     Args:
         data: the files and their labels.
-        **options: as in EncodedImages.
+        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
     """
 
-    def __init__(
-        self, data: Labelled, *, size: int, channels: int, train: bool, flip: bool, on_corrupt: OnCorrupt
-    ) -> None:
-        options = {"size": size, "channels": channels, "train": train, "flip": flip, "on_corrupt": on_corrupt}
-        super().__init__(data.labels, classes=data.classes, **options)  # type: ignore[arg-type]
+    def __init__(self, data: Labelled, **options: Any) -> None:
+        super().__init__(data.labels, classes=data.classes, **options)
         self.files, self.rows = data.files, data.rows
 
     def fetch(self, index: int) -> Bytes:
@@ -54,7 +52,7 @@ class MemberImages(EncodedImages):
         pixels = array_of(data)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3):
             raise ValueError(f"its array must be uint8 (1 or 3, h, w), got {pixels.dtype} of {pixels.shape}")
-        return to_channels(centre_square(torch.from_numpy(pixels), self.size), self.channels)
+        return to_channels(centre_square(torch.from_numpy(pixels), self.size, self.crop), self.channels)
 
 
 def array_of(data: Bytes) -> np.ndarray[Any, Any]:
@@ -62,7 +60,7 @@ def array_of(data: Bytes) -> np.ndarray[Any, Any]:
     return np.load(io.BytesIO(data.data), allow_pickle=False)
 
 
-class EdmZip(ImageDataModule):
+class EdmZip(EncodedDataModule):
     """Square images from a zip of EDM's or StyleGAN's `dataset_tool.py`, or from such a zip unpacked into a folder.
 
     Labels are those of dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}; null or no such file means none.
@@ -72,6 +70,10 @@ class EdmZip(ImageDataModule):
         root: the zip or folder.
         size: pixels of a side; images that are stored otherwise are resized by their short side, the centre cut out.
         channels: 3 for colour, 1 for grey.
+        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
+            sides by a box filter before that, while the short one is at least twice the size.
+        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
+            and not the same pixels.
         val_root: another zip or folder to validate and test on; it must not hold other classes.
         held_out: share of the images kept from training, in (0, 1), where there is no `val_root`.
         horizontal_flip: mirror half of the training images.
@@ -88,6 +90,8 @@ class EdmZip(ImageDataModule):
         root: str,
         size: int,
         channels: Literal[1, 3] = 3,
+        crop: Crop = "short_side",
+        reduced_decoding: bool = False,
         val_root: str | None = None,
         held_out: float = 0.01,
         horizontal_flip: bool = True,
@@ -97,13 +101,22 @@ class EdmZip(ImageDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=channels, on_corrupt=on_corrupt)
+        super().__init__(
+            size=size,
+            channels=channels,
+            crop=crop,
+            reduced_decoding=reduced_decoding,
+            horizontal_flip=horizontal_flip,
+            on_corrupt=on_corrupt,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         check_held_out(held_out)
-        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
-        self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt
+        self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Find the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
@@ -111,15 +124,6 @@ class EdmZip(ImageDataModule):
         for data in splits.values():
             if LATENTS in (name := data.files.name(int(data.rows[0]))):
                 raise ValueError(f"root must hold images, got latents such as {name}: use datamodules.EdmLatents")
-        train, val = self._images(splits["train"], True), self._images(splits["val"], False)
+        train = MemberImages(splits["train"], **self.options(train=True))
+        val = MemberImages(splits["val"], **self.options(train=False))
         return {"train": train, "val": val, "test": val}
-
-    def _images(self, data: Labelled, train: bool) -> MemberImages:
-        return MemberImages(
-            data,
-            size=self.size,
-            channels=self.channels,
-            train=train,
-            flip=train and self.horizontal_flip,
-            on_corrupt=self.on_corrupt,
-        )

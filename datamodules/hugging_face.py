@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
-from datamodules.encoded import Bytes, EncodedImages, OnCorrupt, check_encoded
+from datamodules.base import ImageDataset, Split
+from datamodules.decoding import Crop
+from datamodules.encoded import Bytes, EncodedImages
+from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out, held_out_rows, shares_of
 from datamodules.hugging_face_tables import UNLABELLED, Integers, Table, load_tables
 
@@ -20,27 +22,11 @@ class TableImages(EncodedImages):
         table: the table, whose cells of images are not decoded.
         rows: which.
         classes: number of classes, 0 without labels.
-        size: pixels of a side.
-        channels: 1 or 3.
-        train: an unreadable image is replaced by the next readable one; otherwise it is left out.
-        flip: mirror half of the images, which half is decided by the keys.
-        on_corrupt: "skip" warns once per image, "raise" stops.
+        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        rows: Integers,
-        *,
-        classes: int,
-        size: int,
-        channels: int,
-        train: bool,
-        flip: bool,
-        on_corrupt: OnCorrupt,
-    ) -> None:
-        options = {"size": size, "channels": channels, "train": train, "flip": flip, "on_corrupt": on_corrupt}
-        super().__init__(table.labels[rows], classes=classes, **options)  # type: ignore[arg-type]
+    def __init__(self, table: Table, rows: Integers, *, classes: int, **options: Any) -> None:
+        super().__init__(table.labels[rows], classes=classes, **options)
         self.table, self.rows = table, rows
 
     def fetch(self, index: int) -> Bytes:
@@ -61,7 +47,7 @@ class TableImages(EncodedImages):
         return f"row {int(self.rows[index])}"
 
 
-class HuggingFace(ImageDataModule):
+class HuggingFace(EncodedDataModule):
     """Square images from a data set of the library `datasets` (pip install datasets), float in [-1, 1].
 
     Validated on `val_split`, or else on the split of the first usual name that there is (validation, val, valid, dev,
@@ -74,6 +60,10 @@ class HuggingFace(ImageDataModule):
             set on the hub, such as ylecun/mnist, which is downloaded. No code of a data set is ever run.
         size: pixels of a side; the short side is resized to it, the centre cut out.
         channels: 3 for colour, 1 for grey.
+        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
+            sides by a box filter before that, while the short one is at least twice the size.
+        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
+            and not the same pixels.
         image_column: where the images are; None takes the only column of images.
         label_column: where the labels are: class labels, whole numbers from 0, or texts, whose classes are those of
             training in alphabetical order. None takes "label", or else the only column of class labels; an empty text
@@ -98,6 +88,8 @@ class HuggingFace(ImageDataModule):
         root: str,
         size: int,
         channels: Literal[1, 3] = 3,
+        crop: Crop = "short_side",
+        reduced_decoding: bool = False,
         image_column: str | None = None,
         label_column: str | None = None,
         config_name: str | None = None,
@@ -113,15 +105,24 @@ class HuggingFace(ImageDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=channels, on_corrupt=on_corrupt)
+        super().__init__(
+            size=size,
+            channels=channels,
+            crop=crop,
+            reduced_decoding=reduced_decoding,
+            horizontal_flip=horizontal_flip,
+            on_corrupt=on_corrupt,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         check_held_out(held_out)
-        self.root, self.size, self.channels = root, size, channels
+        self.root = root
         self.image_column, self.label_column = image_column, label_column
         self.config_name, self.revision = config_name, revision
         self.train_split, self.val_split, self.test_split = train_split, val_split, test_split
-        self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt
+        self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the data set; raises where it, a split or a column is missing, or a label is none of training's."""
@@ -144,16 +145,7 @@ class HuggingFace(ImageDataModule):
         return {"train": train_images, "val": val_images, "test": self._images(test, np.arange(len(test)))}
 
     def _images(self, table: Table, rows: Integers, train: bool = False) -> TableImages:
-        return TableImages(
-            table,
-            rows,
-            classes=len(table.classes),
-            size=self.size,
-            channels=self.channels,
-            train=train,
-            flip=train and self.horizontal_flip,
-            on_corrupt=self.on_corrupt,
-        )
+        return TableImages(table, rows, classes=len(table.classes), **self.options(train=train))
 
     def _table(self, found: Mapping[str, Any], name: str, argument: str, train: Table | None) -> Table:
         """A split by the name that was given for it."""

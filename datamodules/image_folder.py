@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.base import ImageDataset, Split
 from datamodules.decoding import Crop
-from datamodules.encoded import check_encoded
+from datamodules.encoded_module import EncodedDataModule
 from datamodules.file_lists import SUFFIXES as SUFFIXES
 from datamodules.file_lists import FileList, find_images
 from datamodules.file_lists import list_images as list_images
@@ -14,7 +14,7 @@ from datamodules.held_out import held_out_rows
 from datamodules.image_files import ImageFiles
 
 
-class ImageFolder(ImageDataModule):
+class ImageFolder(EncodedDataModule):
     """Square images from a folder, float in [-1, 1], labelled by the folders directly below it if there are any.
 
     With `train` and `val` or `test` folders below `root`, these are the splits (one of the latter serves as both).
@@ -55,15 +55,23 @@ class ImageFolder(ImageDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=channels, on_corrupt=on_corrupt, crop=crop)
+        super().__init__(
+            size=size,
+            channels=channels,
+            crop=crop,
+            reduced_decoding=reduced_decoding,
+            horizontal_flip=horizontal_flip,
+            on_corrupt=on_corrupt,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         if not 0 < held_out < 1:
             raise ValueError(f"held_out must lie in (0, 1), got {held_out}: to train on every file, set val_root")
-        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
-        self.crop, self.reduced_decoding = crop, reduced_decoding
+        self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
-        self.held_out, self.horizontal_flip, self.on_corrupt = held_out, horizontal_flip, on_corrupt
+        self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """List the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
@@ -106,20 +114,8 @@ class ImageFolder(ImageDataModule):
         return {"train": train, "val": val if val.is_dir() else test, "test": test if test.is_dir() else val}
 
     def _split(self, split: Split, root: Path, files: FileList, classes: list[str]) -> ImageFiles:
-        train = split == "train"
-        return ImageFiles(
-            root,
-            files.names,
-            class_names=classes,
-            labels=files.labels(classes),
-            size=self.size,
-            channels=self.channels,
-            train=train,
-            flip=train and self.horizontal_flip,
-            on_corrupt=self.on_corrupt,
-            crop=self.crop,
-            reduced_decoding=self.reduced_decoding,
-        )
+        options = self.options(train=split == "train")
+        return ImageFiles(root, files.names, class_names=classes, labels=files.labels(classes), **options)
 
 
 def require_known(found: Sequence[str], classes: Sequence[str], root: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.base import ImageDataset, Split
 from datamodules.decoding import Crop
-from datamodules.encoded import EncodedImages, check_encoded
+from datamodules.encoded import EncodedImages
+from datamodules.encoded_module import EncodedDataModule
 from datamodules.file_lists import FileList, find_images
 from datamodules.image_files import ImageFiles
 from datamodules.imagenet_tars import TarImages, TarIndex, tar_index
@@ -42,7 +43,7 @@ class Source(NamedTuple):
         return ImageFiles(self.place, self.files.names, class_names=classes, labels=labels, **options)
 
 
-class ImageNet(ImageDataModule):
+class ImageNet(EncodedDataModule):
     """ImageNet as square colour images, float in [-1, 1], labelled by the places of the sorted WordNet ids.
 
     Training images are found in `root`/train/WNID/*, in Kaggle's `root`/ILSVRC/Data/CLS-LOC/train, or read in place
@@ -71,8 +72,6 @@ class ImageNet(ImageDataModule):
         seed: chooses the order of training and the keys.
     """
 
-    channels = 3
-
     def __init__(
         self,
         root: str,
@@ -87,12 +86,20 @@ class ImageNet(ImageDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=self.channels, on_corrupt=on_corrupt, crop=crop)
-        self.root, self.size, self.crop, self.reduced_decoding = Path(root).expanduser(), size, crop, reduced_decoding
+        super().__init__(
+            size=size,
+            channels=3,
+            crop=crop,
+            reduced_decoding=reduced_decoding,
+            horizontal_flip=horizontal_flip,
+            on_corrupt=on_corrupt,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
+        self.root = Path(root).expanduser()
         self.ground_truth = None if ground_truth is None else Path(ground_truth).expanduser()
-        self.horizontal_flip, self.on_corrupt = horizontal_flip, on_corrupt
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Find the images; raises FileNotFoundError or ValueError where some are missing, damaged or without class."""
@@ -102,17 +109,10 @@ class ImageNet(ImageDataModule):
             raise ValueError(
                 f"images of {train.place} must lie in class folders, got none: sort them into n01440764, ..."
             )
-        options: dict[str, Any] = {
-            "size": self.size,
-            "channels": self.channels,
-            "on_corrupt": self.on_corrupt,
-            "crop": self.crop,
-        }
-        options |= {"reduced_decoding": self.reduced_decoding}
         labels = self._val_labels(val, classes)
         known = labels >= 0
-        data = train.images(train.files.labels(classes), classes, train=True, flip=self.horizontal_flip, **options)
-        kept = val.of(known).images(labels[known], classes, train=False, flip=False, **options)
+        data = train.images(train.files.labels(classes), classes, **self.options(train=True))
+        kept = val.of(known).images(labels[known], classes, **self.options(train=False))
         return {"train": data, "val": kept, "test": kept}
 
     def prepare_data(self) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.base import ImageDataset, Split
 from datamodules.databases import Database, database
-from datamodules.encoded import Bytes, EncodedImages, OnCorrupt, check_encoded
+from datamodules.decoding import Crop
+from datamodules.encoded import Bytes, EncodedImages
+from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out, held_out_rows, shares_of
 from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
 
@@ -60,19 +62,12 @@ class LsunImages(EncodedImages):
 
     Args:
         parts: which images of which databases; a single one gives no labels.
-        size: pixels of a side.
-        channels: 1 or 3.
-        train: an unreadable image is replaced by the next readable one; otherwise it is left out.
-        flip: mirror half of the images, which half is decided by the keys.
-        on_corrupt: "skip" warns once per image, "raise" stops.
+        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], *, size: int, channels: int, train: bool, flip: bool, on_corrupt: OnCorrupt
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], **options: Any) -> None:
         labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        options = {"size": size, "channels": channels, "train": train, "flip": flip, "on_corrupt": on_corrupt}
-        super().__init__(labels, classes=len(parts) if len(parts) > 1 else 0, **options)  # type: ignore[arg-type]
+        super().__init__(labels, classes=len(parts) if len(parts) > 1 else 0, **options)
         self.parts = list(parts)
         self.begins = np.cumsum([0, *map(len, parts)])
 
@@ -93,7 +88,7 @@ class LsunImages(EncodedImages):
 
     def fingerprint(self) -> str:
         """Hash of all keys and rows; millions of names one by one would take a minute."""
-        digest = hashlib.sha256(f"{len(self)} images of {self.classes} classes".encode())
+        digest = hashlib.sha256(self.kind().encode())
         for part in self.parts:
             for array in (part.keys, part.ends, part.rows):
                 digest.update(np.ascontiguousarray(array).data)
@@ -104,7 +99,7 @@ class LsunImages(EncodedImages):
         return self.parts[which], self.parts[which].key(index - int(self.begins[which]))
 
 
-class Lsun(ImageDataModule):
+class Lsun(EncodedDataModule):
     """Square images from LSUN's databases, `root`/CATEGORY_train_lmdb/data.mdb, float in [-1, 1].
 
     Validated and tested on CATEGORY_val_lmdb, as LSUN's test images have no labels. Where a category has none, a share
@@ -116,6 +111,10 @@ class Lsun(ImageDataModule):
         categories: which, such as [bedroom, church_outdoor]. Several are labelled in this order, a single one gives no
             labels; None takes all that are there, by their names.
         channels: 3 for colour, 1 for grey.
+        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
+            sides by a box filter before that, while the short one is at least twice the size.
+        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
+            and not the same pixels.
         held_out: share of the images kept from training, in (0, 1), where there are no validation databases.
         horizontal_flip: mirror half of the training images.
         on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
@@ -132,6 +131,8 @@ class Lsun(ImageDataModule):
         size: int,
         categories: list[str] | None = None,
         channels: Literal[1, 3] = 3,
+        crop: Crop = "short_side",
+        reduced_decoding: bool = False,
         held_out: float = 0.01,
         horizontal_flip: bool = True,
         on_corrupt: Literal["skip", "raise"] = "skip",
@@ -140,31 +141,30 @@ class Lsun(ImageDataModule):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=channels, on_corrupt=on_corrupt)
+        super().__init__(
+            size=size,
+            channels=channels,
+            crop=crop,
+            reduced_decoding=reduced_decoding,
+            horizontal_flip=horizontal_flip,
+            on_corrupt=on_corrupt,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            seed=seed,
+        )
         check_held_out(held_out)
         if categories is not None and (not categories or len(set(categories)) < len(categories)):
             raise ValueError(f"categories must be different names, got {categories}: leave it out to take all")
-        self.root, self.size, self.channels = Path(root).expanduser(), size, channels
+        self.root = Path(root).expanduser()
         self.categories, self.held_out = categories, held_out
-        self.horizontal_flip, self.on_corrupt = horizontal_flip, on_corrupt
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """List the keys; raises where a database is missing, damaged or empty, or lmdb is not installed."""
         pairs = [_parts(folder, self.held_out) for folder in self._folders()]
-        val = self._images([part for _, part in pairs])
-        return {"train": self._images([part for part, _ in pairs], train=True), "val": val, "test": val}
-
-    def _images(self, parts: Sequence[Part], train: bool = False) -> LsunImages:
-        return LsunImages(
-            parts,
-            size=self.size,
-            channels=self.channels,
-            train=train,
-            flip=train and self.horizontal_flip,
-            on_corrupt=self.on_corrupt,
-        )
+        train = LsunImages([part for part, _ in pairs], **self.options(train=True))
+        val = LsunImages([part for _, part in pairs], **self.options(train=False))
+        return {"train": train, "val": val, "test": val}
 
     def _folders(self) -> list[Path]:
         """The folders of the training databases, in the order of their labels."""
