@@ -1,5 +1,6 @@
 """Ablations: every combination once, finished ones left alone, interrupted ones continued, failures told."""
 
+import fcntl
 import json
 import os
 import signal
@@ -217,7 +218,8 @@ def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_
 
 
 @pytest.mark.slow
-def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
     long = SMALL | {"trainer.max_steps": 400, "trainer.val_check_interval": 400}
     file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
     words = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
@@ -226,8 +228,11 @@ def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path):
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=60)
+    process.send_signal(interruption)
+    assert process.wait(timeout=60) != 0
+    # No process of the ablation is left: the lock of the cell is free.
+    with (run / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not (run / "finished.json").exists()
     again = command(str(file), "--output", str(tmp_path / "out"))
     assert again.returncode == 0, again.stdout + again.stderr

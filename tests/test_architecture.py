@@ -74,7 +74,7 @@ ALLOWED = {
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
     | {"plots", "recipe", "predictions", "levels", "randomness"},
-    "ablations": {"cli"},
+    "ablations": {"cli", "evaluation"},
     "commands": {"ablations", "cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}
     | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"}

@@ -3,8 +3,8 @@
 import fcntl
 import json
 import os
-import platform
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
+
+import torch
 
 from asyncdiff.ablations.cells import Ablation, Cell
+from asyncdiff.evaluation.protocol import software
 
 State = Literal["finished", "ran", "failed", "elsewhere"]
 
@@ -90,7 +94,16 @@ class Runner:
         return configurations
 
     def run(self, cells: Sequence[Cell], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
-        """What became of every cell. Ctrl-C passes on to the processes, which save and end."""
+        """What became of every cell. An interruption, by Ctrl-C or SIGTERM, ends the processes, too."""
+        # A process in the background of a script does not hear Ctrl-C's signal; SIGTERM by itself would leave the
+        # processes running.
+        usual = signal.signal(signal.SIGTERM, _stop)
+        try:
+            return self._all(cells, configurations, parallel)
+        finally:
+            signal.signal(signal.SIGTERM, usual)
+
+    def _all(self, cells: Sequence[Cell], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
         with ThreadPoolExecutor(parallel) as pool:
             futures = [pool.submit(self._one, cell, configurations[_key(cell)]) for cell in cells]
             try:
@@ -134,7 +147,7 @@ class Runner:
             "seed": cell.seed,
             "command": shlex.join(["python", "train.py", "fit", *words]),
             "metrics": [vars(metric) for metric in self.ablation.metrics],
-            "software": software(),
+            "software": software("cuda" if torch.cuda.is_available() else "cpu"),
             "config": config,
         }
 
@@ -155,20 +168,6 @@ class Runner:
                 self._children.discard(child)
 
 
-def software() -> dict[str, str]:
-    """What computes: versions, the commit of this checkout where it is one, and the processor or GPU."""
-    import torch  # late: a definition can be read without it
-
-    home = Path(__file__).resolve().parents[2]
-    git = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"commit": commit, "torch": torch.__version__, "device": device}
-
-
 def write_json(file: Path, held: Any) -> None:
     """Write a file as a whole: a reader finds the old one or the new one."""
     new = file.with_name(f".{file.name}.{os.getpid()}")
@@ -186,6 +185,10 @@ def _locked(folder: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + signum)
 
 
 def _key(cell: Cell) -> Any:

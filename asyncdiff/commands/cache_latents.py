@@ -18,6 +18,7 @@ from asyncdiff.caching import Settings, cache, verify
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
 from asyncdiff.commands.parsing import command_parser
+from asyncdiff.commands.ranks import environment
 from datamodules.base import ImageDataModule
 from datamodules.latent_shards import read_manifest
 
@@ -26,8 +27,6 @@ DATA = """an experiment's YAML file, whose data section counts, or one of {class
 arguments as --data.init_args.root PATH"""
 CODEC = """a class of asyncdiff.codecs or a YAML file of one, or an experiment's, whose model.codec counts; arguments as
 --codec.init_args.path PATH"""
-# Rank, number of processes and rank on the machine: of torchrun, and of a step of SLURM.
-PLACES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 
 
 def main(args: Sequence[str]) -> None:
@@ -42,7 +41,7 @@ def main(args: Sequence[str]) -> None:
         _spawn(options.processes, args, options.device)
         _tell(read_manifest(options.out), options.out)
         return
-    rank, world, local = place(os.environ)
+    rank, world, local = environment()
     built = parser.instantiate(options)
     for name in ("data", "codec"):
         if built[name] is None:
@@ -74,17 +73,6 @@ def with_section(word: str, before: str, words: Sequence[str]) -> str:
     return word
 
 
-def place(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Rank of this process, number of processes, and rank on this machine; (0, 1, 0) if it was started alone."""
-    for rank, world, local in PLACES:
-        if rank in environment and world in environment:
-            found = int(environment[rank]), int(environment[world])
-            if not 0 <= found[0] < found[1]:
-                raise ValueError(f"{rank} must lie in [0, {world}), got {found[0]} of {found[1]}: unset both")
-            return *found, int(environment.get(local, 0))
-    return 0, 1, 0
-
-
 def _device(name: str, local: int) -> str:
     """The device of a process; each has its own GPU as far as there are so many."""
     try:
@@ -96,17 +84,17 @@ def _device(name: str, local: int) -> str:
 
 def _spawn(count: int, args: Sequence[str], device: str) -> None:
     """Run the command in so many processes of this machine, until all are done or one has failed."""
-    if place(os.environ)[1] > 1:
+    if environment()[1] > 1:
         raise ValueError(f"--processes must be left out under torchrun or srun, got {count}: they start the processes")
-    environment = dict(os.environ)
+    variables = dict(os.environ)
     if device == "cpu":
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     words = [sys.executable, "-m", "asyncdiff", "cache-latents", *args, "--processes=1"]
     usual = signal.signal(signal.SIGTERM, _stop)
     started: list[subprocess.Popen[bytes]] = []
     try:
         for rank in map(str, range(count)):
-            own = environment | {"RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": rank}
+            own = variables | {"RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": rank}
             started.append(subprocess.Popen(words, env=own, stdout=subprocess.DEVNULL))
         while any(process.poll() is None for process in started):
             if failed := [process.returncode for process in started if process.returncode]:

@@ -93,7 +93,10 @@ def environment() -> tuple[int, int, int]:
     from lightning.fabric.plugins.environments import SLURMEnvironment  # late: it loads Lightning
 
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return tuple(int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))  # type: ignore[return-value]
+        rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if not 0 <= rank < world:
+            raise ValueError(f"RANK must lie in [0, WORLD_SIZE), got {rank} of {world}: unset both")
+        return rank, world, local
     if not SLURMEnvironment.detect():
         return 0, 1, 0
     slurm = SLURMEnvironment()
