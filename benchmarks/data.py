@@ -71,7 +71,7 @@ def photos(options: argparse.Namespace) -> None:
         reference = {crop: list(pillow(Path(folder), options.size, crop)) for crop in ("short_side", "adm")}
         print(f"| {options.size}x{options.size} | images/s | ratio | grey levels from Pillow |\n|---|---|---|---|")
         for name, variant in variants.items():
-            theirs = reference["adm" if "adm" in name else "short_side"]
+            theirs = reference["adm" if "adm" in name.lower() else "short_side"]
             print(f"| {name} | {rates[name]:.0f} | {rates[name] / base:.2f} | {difference(variant(), theirs):.4f} |")
 
 
