@@ -125,6 +125,12 @@ def test_shards_of_processes_make_the_same_cache_and_the_last_writes_the_manifes
     assert contents(tmp_path) == contents(whole)
 
 
+def test_there_may_be_more_processes_than_shards(tmp_path, data, whole):
+    for rank in range(24, -1, -1):  # 19 shards: the last six have nothing to do
+        cache(data, Halves(), tmp_path, SMALL, batch_size=32, rank=rank, world=25)
+    assert contents(tmp_path) == contents(whole)
+
+
 def test_shards_of_at_most_256_megabytes_by_default():
     assert Settings().images(4, 32) == 8192  # Stable Diffusion's at 256 pixels: 32 KB an image
     assert Settings(flip=False).images(4, 32) == 16384

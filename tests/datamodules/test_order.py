@@ -143,6 +143,12 @@ def test_blocks_are_dealt_out_whole_and_each_is_read_in_a_short_time(world: int)
     assert (readers == 2).sum() <= world - 1
 
 
+def test_there_may_be_more_processes_than_blocks() -> None:
+    parts = of_ranks(Blocks([7, 9]), 5)
+    assert [len(part) for part in parts] == [3] * 5
+    assert len({i for part in parts for i in part}) == 15
+
+
 def test_samples_of_a_window_are_mixed() -> None:
     data = Blocks([50] * 64)
     ((part),) = of_ranks(data, 1)
