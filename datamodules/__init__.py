@@ -12,6 +12,7 @@ from datamodules.imagenet import ImageNet
 from datamodules.imagenet64 import ImageNet64
 from datamodules.latents import LatentCache
 from datamodules.lsun import Lsun
+from datamodules.streamed import Streamed
 
 __all__ = [
     "Arrays",
@@ -28,4 +29,5 @@ __all__ = [
     "ImageNet64",
     "LatentCache",
     "Lsun",
+    "Streamed",
 ]

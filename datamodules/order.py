@@ -55,13 +55,13 @@ def in_blocks(blocks: npt.NDArray[np.int64], world: int, generator: torch.Genera
     share = size // world
     order = np.empty(size, np.int64)
     order[share * world :] = walk[share * world :]  # left out in training, and not the same ones every time
-    window = max(1, WINDOW * int(np.ceil(blocks.mean()))) if size else 1
+    # Each sample waits for up to WINDOW blocks. Unlike shuffling so many at a time, that asks for one new block after
+    # the other, so that a storage need not bring many at once.
+    window = WINDOW * float(blocks.mean()) if size else 1.0
     for rank in range(world):
         own = walk[rank * share : (rank + 1) * share]
-        for first in range(0, share, window):
-            part = own[first : first + window]
-            part[:] = part[torch.randperm(len(part), generator=generator).numpy()]
-        order[rank : share * world : world] = own
+        waits = torch.rand(share, generator=generator, dtype=torch.float64).numpy() * window
+        order[rank : share * world : world] = own[np.argsort(np.arange(share) + waits, kind="stable")]
     return order
 
 
@@ -73,7 +73,8 @@ class ShuffledShard(DistributedSampler[Any]):
 
     A dataset may have `blocks`, the sizes of consecutive runs of samples that are cheap to read together, such as the
     shards that a storage fetches as a whole. Then blocks are permuted, dealt out to the processes, and what a process
-    holds is shuffled among `WINDOW` blocks at a time: each block is read by one process (two where shares meet), once.
+    holds is shuffled among `WINDOW` blocks at any time: each block is read by one process (two where shares meet), within
+    a short time.
 
     Args:
         dataset: whatever has a length.

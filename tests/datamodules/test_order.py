@@ -137,8 +137,8 @@ def test_blocks_are_dealt_out_whole_and_each_is_read_in_a_short_time(world: int)
         readers[np.unique(blocks)] += 1
         for block in np.unique(blocks):
             (places,) = np.nonzero(blocks == block)
-            # Within two windows of 16 blocks where it lies across their border.
-            assert places[-1] - places[0] < 2 * 16 * 50
+            # The block's own length, and the 16 blocks that its samples wait for at most.
+            assert places[-1] - places[0] <= 17 * 50
     assert readers.max() <= 2
     assert (readers == 2).sum() <= world - 1
 
@@ -150,12 +150,24 @@ def test_there_may_be_more_processes_than_blocks() -> None:
 
 
 def test_samples_of_a_window_are_mixed() -> None:
-    data = Blocks([50] * 64)
+    data = Blocks([50] * 128)
     ((part),) = of_ranks(data, 1)
-    first = data.block_of[part[: 16 * 50]]
-    assert len(np.unique(first)) == 16
-    same = (first[1:] == first[:-1]).mean()  # independent draws: 49 / 799
-    assert same == pytest.approx(49 / 799, abs=5 * (0.061 * 0.94 / 799) ** 0.5)
+    middle = data.block_of[part[16 * 50 : -16 * 50]]
+    same = (middle[1:] == middle[:-1]).mean()
+    # At a random moment the next sample is of one of 17 blocks, with chances of 1/16, the first and last of less.
+    expected = (16 - 1 / 3) / 16**2
+    assert same == pytest.approx(expected, abs=5 * (expected * (1 - expected) / len(middle)) ** 0.5)
+
+
+def test_new_blocks_come_one_after_the_other() -> None:
+    data = Blocks([50] * 128)
+    ((part),) = of_ranks(data, 1)
+    blocks = data.block_of[part]
+    first = np.sort(np.unique(blocks, return_index=True)[1])
+    assert (first[:16] <= 16 * 50).all()
+    # From then on one block for each that is read, within the scatter of a first sample: 4 blocks.
+    late = first[16:] - 50 * np.arange(16, 128)
+    assert late.max() - late.min() < 8 * 50
 
 
 def test_the_order_of_blocks_follows_from_seed_epoch_and_processes() -> None:
