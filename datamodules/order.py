@@ -73,8 +73,8 @@ class ShuffledShard(DistributedSampler[Any]):
 
     A dataset may have `blocks`, the sizes of consecutive runs of samples that are cheap to read together, such as the
     shards that a storage fetches as a whole. Then blocks are permuted, dealt out to the processes, and what a process
-    holds is shuffled among `WINDOW` blocks at any time: each block is read by one process (two where shares meet), within
-    a short time.
+    holds is shuffled among `WINDOW` blocks at any time: each block is read by one process (two where shares meet),
+    within a short time.
 
     Args:
         dataset: whatever has a length.

@@ -1,5 +1,6 @@
 """Images streamed from object storage, in the shards that `litdata.optimize` writes."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -68,8 +69,8 @@ class StreamedImages(EncodedImages):
         """The image as its shard holds it; also takes note of the label."""
         parts = self.shards.sample(self._sample(index))
         if self.label is not None:
-            self.labels[index] = int(parts[self.label.place])
-        return parts[self.image.place]
+            self.labels[index] = int(parts[self.label.name])
+        return parts[self.image.name]
 
     def name(self, index: int) -> str:
         """The address, the shard and the place in it."""
@@ -80,12 +81,13 @@ class StreamedImages(EncodedImages):
         return self.shards.name(self._sample(index))
 
     def fingerprint(self) -> str:
-        """What is said of all images at once, and a hash of the shards' names and sizes: no image is read for it."""
-        return f"{self.kind()}, shards {self.shards.identity()}, {self.image.place} {self.label}, {self.shift.tolist()}"
+        """A hash of what is said of all images at once and of the shards' names and sizes: no image is read for it."""
+        told = f"{self.kind()} {self.shards.identity()} {self.image} {self.label} {self.shift.tolist()}"
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def decoded(self, data: Any) -> Tensor:
         """uint8 (channels, size, size) of encoded bytes, Pillow's image, or an array (h, w[, c]) or (c, h, w)."""
-        if isinstance(data, bytes):
+        if isinstance(data, bytes | bytearray):
             return super().decoded(np.frombuffer(bytearray(data), np.uint8))  # writable, as decoders ask for
         pixels = _of_array(torch.as_tensor(data)) if self.image.kind != "pil" else pillow_pixels(data)
         return to_channels(centre_square(pixels, self.size, self.crop), self.channels)
@@ -101,8 +103,8 @@ class Streamed(EncodedDataModule):
     Shards are fetched as a whole when they are needed, each once in an epoch and by one process, kept on the local
     disk, and shuffled: shards among each other, and samples among 16 shards. As everywhere, the order follows from
     (seed, epoch, rank), and a resumed run continues with the very next sample, whatever the number of workers. Workers
-    fetch ahead of training: give some. Samples are {"image": ..., "label": ...} or (image, label), images encoded bytes,
-    litdata's JPEG, Pillow's images or arrays uint8; shards of any other content can be read, too, and none runs code.
+    fetch ahead of training: give some. Samples are {"image": ..., "label": ...} or (image, label), images encoded
+    bytes, litdata's JPEG, Pillow's images or arrays uint8. What else is in a sample is not looked at, and never run.
 
     Args:
         root: a folder, read in place, or an address: s3://bucket/folder, gs://, r2://, azure://; local:/folder for
@@ -169,7 +171,9 @@ class Streamed(EncodedDataModule):
         check_held_out(held_out)
         at_least("classes", classes, 0, "0 leaves the labels out")
         if cache_gigabytes is not None and cache_gigabytes <= 0:
-            raise ValueError(f"cache_gigabytes must be positive, got {cache_gigabytes}: leave it out to keep all shards")
+            raise ValueError(
+                f"cache_gigabytes must be positive, got {cache_gigabytes}: leave it out to keep all shards"
+            )
         self.root, self.val_root, self.held_out = root, val_root, held_out
         self._classes = classes
         self.image_field, self.label_field = image_field, label_field
@@ -243,8 +247,8 @@ def _label_field(shards: Shards, chosen: str | None) -> Field:
     name = chosen or ("label" if "label" in may_be or len(may_be) != 1 else next(iter(may_be)))
     if name not in may_be:
         raise ValueError(
-            f"label_field must name whole numbers in the samples of {shards.root} ({_told(may_be) or 'there are none'}), "
-            f"got {name!r}: choose another, or leave classes at 0"
+            f"label_field must name whole numbers in the samples of {shards.root} ({_told(may_be) or 'none'}), got "
+            f"{name!r}: choose another, or leave classes at 0"
         )
     return may_be[name]
 

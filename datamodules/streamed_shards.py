@@ -7,7 +7,6 @@ order of its own, which depends on the number of workers; here samples are asked
 
 import hashlib
 import json
-import mmap
 import os
 import time
 from collections import OrderedDict
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from datamodules.index_cache import cache_folder
+from datamodules.mapped_shards import Rows, Table, mapped
 from datamodules.order import WINDOW
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
@@ -28,9 +27,9 @@ PATIENCE = 600.0  # seconds to wait for a shard that another process fetches
 
 
 class Field(NamedTuple):
-    """A part of a sample: its place among the parts, and litdata's word for what it is."""
+    """A part of a sample, and litdata's word for what it is; the parts of a tuple are named "0", "1", ... ."""
 
-    place: int
+    name: str
     kind: str
 
 
@@ -55,15 +54,22 @@ class Shards:
     """
 
     def __init__(
-        self, root: str, *, folder: Path | None = None, limit: int | None = None, options: Mapping[str, Any] | None = None
+        self,
+        root: str,
+        *,
+        folder: Path | None = None,
+        limit: int | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self.root, self.limit, self.options = root, limit, None if options is None else dict(options)
         self.remote = root.startswith(STORAGES)
         if "://" in root and not self.remote:
-            raise ValueError(f"root must be a folder or begin with one of {', '.join(STORAGES)}, got {root}: correct it")
+            raise ValueError(
+                f"root must be a folder or begin with one of {', '.join(STORAGES)}, got {root}: correct it"
+            )
         self.folder = (folder or _own_folder(root)) if self.remote else Path(root).expanduser()
         self._open: tuple[int, Any, Any] | None = None  # process, litdata's configuration and its reader of samples
-        self._maps: OrderedDict[int, tuple[mmap.mmap, npt.NDArray[np.int64]]] = OrderedDict()
+        self._maps: OrderedDict[int, Rows | Table] = OrderedDict()
         config, _ = self._opened()
         index = json.loads((self.folder / "index.json").read_text())
         self.files = [self.folder / str(chunk["filename"]) for chunk in index["chunks"]]
@@ -101,24 +107,24 @@ class Shards:
         for shard in sorted({self.place(index)[0] for index in indices}):
             self._mapped(shard)
 
-    def sample(self, index: int) -> Any:
-        """The parts of a sample, each as litdata's readers give it and images encoded as they are, in order."""
+    def sample(self, index: int) -> dict[str, Any]:
+        """The parts of a sample by name, each as litdata's readers give it, and images encoded as they are."""
         shard, place = self.place(index)
-        pages, offsets = self._mapped(shard)
-        data = pages[int(offsets[place]) : int(offsets[place + 1])]
-        return _parts(self._opened()[1].load_item_from_bytes(data, shard))
+        return self._mapped(shard).sample(place)
 
-    def _mapped(self, shard: int) -> tuple[mmap.mmap, npt.NDArray[np.int64]]:
-        """The bytes of a shard and the offsets of its samples in them, int64 (n + 1,)."""
+    def _mapped(self, shard: int) -> Rows | Table:
         self._opened()  # in a forked process, maps are opened anew
         if shard not in self._maps:
             self._maps[shard] = self._fetched(shard)
+            # A file that was removed to make room keeps its bytes on the disk as long as it is mapped.
+            for other in [other for other in self._maps if other != shard and not self.files[other].exists()]:
+                del self._maps[other]
             while len(self._maps) > 2 * LIVE:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(shard)
         return self._maps[shard]
 
-    def _fetched(self, shard: int) -> tuple[mmap.mmap, npt.NDArray[np.int64]]:
+    def _fetched(self, shard: int) -> Rows | Table:
         file = self.files[shard]
         until = time.monotonic() + PATIENCE
         while True:
@@ -126,7 +132,7 @@ class Shards:
             with suppress(FileNotFoundError), file.open("rb") as stream:
                 if self.remote:
                     os.utime(file)
-                return self._checked(shard, stream.fileno())
+                return self._read(shard, stream.fileno())
             if not self.remote:
                 raise ValueError(f"{file} is missing, which index.json lists: copy it again")
             if time.monotonic() > until:
@@ -146,20 +152,18 @@ class Shards:
         if not self.files[shard].exists():
             time.sleep(0.05)
 
-    def _checked(self, shard: int, descriptor: int) -> tuple[mmap.mmap, npt.NDArray[np.int64]]:
-        """Map a file, whose header tells where its samples begin: their number, then offsets, all uint32."""
-        size, count = os.fstat(descriptor).st_size, int(self.sizes[shard])
-        if size < max(self.bytes[shard], 4 * (count + 2)):
-            self._refuse(shard, f"has {size} of {self.bytes[shard]} bytes")
-        pages = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        offsets = np.frombuffer(pages, np.uint32, count + 2).astype(np.int64)
-        if offsets[0] != count or offsets[1] < 4 * (count + 2) or (np.diff(offsets[1:]) < 0).any() or offsets[-1] > size:
-            self._refuse(shard, f"does not begin with the places of {count} samples")
-        return pages, offsets[1:]
-
-    def _refuse(self, shard: int, what: str) -> None:
-        remedy = "remove it, to have it fetched again" if self.remote else "copy it again"
-        raise ValueError(f"{self.files[shard]} is damaged: it {what}; {remedy}")
+    def _read(self, shard: int, descriptor: int) -> Rows | Table:
+        reader = self._opened()[1]
+        try:
+            return mapped(
+                descriptor,
+                count=int(self.sizes[shard]),
+                least=int(self.bytes[shard]),
+                decode=lambda data: reader.load_item_from_bytes(data, shard),
+            )
+        except ValueError as error:
+            remedy = "remove it, to have it fetched again" if self.remote else "copy it again"
+            raise ValueError(f"{self.files[shard]} is damaged: {error}; {remedy}") from error
 
     def _make_room(self, needed: int) -> None:
         """Remove the shards that were not used for longest, as far as the limit asks for it."""
@@ -216,8 +220,8 @@ class Shards:
         if config.get("compression") or config.get("encryption"):
             what = "compressed" if config.get("compression") else "encrypted"
             raise ValueError(
-                f"root must hold shards as they are, got {what} ones in {self.root}: write them without; encoded images "
-                "do not get smaller"
+                f"root must hold shards as they are, got {what} ones in {self.root}: write them without; encoded "
+                "images do not get smaller"
             )
         if not len(self):
             raise ValueError(f"root must hold samples, got none in {self.root}: write them again")
@@ -233,19 +237,15 @@ def _own_folder(root: str) -> Path:
     return cache_folder() / f"shards-{hashlib.sha256(root.encode()).hexdigest()[:24]}"
 
 
-def _parts(sample: Any) -> list[Any]:
-    return list(sample.values()) if isinstance(sample, dict) else list(sample)
-
-
 def _fields(formats: Any, root: str) -> dict[str, Field]:
     """Parts by name."""
     named = formats if isinstance(formats, dict) else dict(enumerate(formats)) if _is_row(formats) else None
     if named is None or not all(isinstance(kind, str) for kind in named.values()):
         raise ValueError(
-            f'root must hold samples such as {{"image": ..., "label": ...}} or (image, label), got {formats} in {root}: '
-            "write them so"
+            f'root must hold samples such as {{"image": ..., "label": ...}} or (image, label), got {formats} in '
+            f"{root}: write them so"
         )
-    return {str(name): Field(place, kind) for place, (name, kind) in enumerate(named.items())}
+    return {str(name): Field(str(name), kind) for name, kind in named.items()}
 
 
 def _is_row(formats: Any) -> bool:

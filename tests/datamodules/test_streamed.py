@@ -1,0 +1,318 @@
+import io
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import Streamed
+from datamodules.streamed_shards import LIVE, Shards
+
+litdata = pytest.importorskip("litdata")
+
+SIZE = 4
+COUNT = 120
+PER_SHARD = 5
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
+
+
+def grey(index: int) -> Image.Image:
+    """An image that tells its index."""
+    return Image.new("RGB", (SIZE, SIZE), (index, index, index))
+
+
+def encoded(index: int, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    grey(index).save(stream, kind)
+    return stream.getvalue()
+
+
+def sample(index: int) -> Any:
+    return {"image": encoded(index), "label": index % 7}
+
+
+def shards(place: Path, make: Callable[[int], Any] = sample, count: int = COUNT, per_shard: int = PER_SHARD) -> Path:
+    """Shards as litdata.optimize writes them, by its own writer and without its processes."""
+    from litdata.streaming import Cache
+
+    place.mkdir(parents=True)
+    writer = Cache(str(place), chunk_size=per_shard)
+    for index in range(count):
+        writer[index] = make(index)
+    writer.done()
+    writer.merge()
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shards(tmp_path_factory.mktemp("litdata") / "all")
+
+
+def streamed(root: str | Path, **options: Any) -> Streamed:
+    return Streamed(str(root), SIZE, **({"classes": 7, "batch_size": 4, "horizontal_flip": False} | options))
+
+
+def seen(batches: Any) -> list[tuple[int, int]]:
+    """Brightness, which is the index of the sample, and label."""
+    pairs = []
+    for batch in batches:
+        image = batch["image"]  # loaders carry bytes, finished batches floats
+        values = image if image.dtype == torch.uint8 else ((image + 1) * 127.5).round()
+        pairs += list(zip(values[:, 0, 0, 0].int().tolist(), batch["label"].tolist(), strict=True))
+    return pairs
+
+
+def truth(indices: Any) -> set[tuple[int, int]]:
+    return {(index, index % 7) for index in indices}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_has_every_sample_with_its_label_once(folder: Path, workers: int) -> None:
+    data = streamed(folder, workers=workers, batch_size=1)
+    train, val = seen(data.train_dataloader()), seen(data.val_dataloader())
+    assert len(train) == len(data.dataset("train")) == COUNT - PER_SHARD
+    assert len(val) == len(data.dataset("val")) == PER_SHARD
+    assert {*train, *val} == truth(range(COUNT))
+    assert val == sorted(val)
+
+
+def jpeg_pair(index: int) -> Any:
+    return Image.open(io.BytesIO(encoded(index, "JPEG"))), index % 7
+
+
+def pillow_pair(index: int) -> Any:
+    return grey(index), index % 7
+
+
+def rows_columns_channels(index: int) -> Any:
+    return {"picture": np.asarray(grey(index)), "name": f"x{index}", "class": index % 7}
+
+
+def channels_rows_columns(index: int) -> Any:
+    return {"picture": torch.from_numpy(np.array(grey(index))).permute(2, 0, 1).contiguous(), "class": index % 7}
+
+
+@pytest.mark.parametrize("make", [jpeg_pair, pillow_pair, rows_columns_channels, channels_rows_columns])
+def test_images_may_be_stored_in_many_ways(tmp_path: Path, make: Callable[[int], Any]) -> None:
+    data = streamed(shards(tmp_path / "d", make, count=20))
+    assert set(seen(data.images("train", 4))) | set(seen(data.images("val", 4))) == truth(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_continues_with_the_very_next_sample(folder: Path, workers: int) -> None:
+    whole = seen(streamed(folder, workers=workers).train_dataloader())
+    loader = streamed(folder, workers=workers).train_dataloader()
+    taken = seen(batch for _, batch in zip(range(9), loader, strict=False))
+    again = streamed(folder, workers=2 - workers).train_dataloader()
+    again.load_state_dict(loader.state_dict())
+    assert taken + seen(again) == whole
+
+
+class Counted:
+    """What is asked of a storage: files by name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from litdata.streaming.downloader import LocalDownloaderWithCache
+
+        self.files: Counter[str] = Counter()
+        usual = LocalDownloaderWithCache.download_file
+
+        def download_file(downloader: Any, remote: str, local: str) -> None:
+            self.files[Path(remote).name] += 1
+            usual(downloader, remote, local)
+
+        monkeypatch.setattr(LocalDownloaderWithCache, "download_file", download_file)
+
+    @property
+    def shards(self) -> dict[str, int]:
+        return {name: count for name, count in self.files.items() if name != "index.json"}
+
+
+def test_each_shard_is_fetched_once_and_stays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    data = streamed(f"local:{folder}", cache_dir=str(tmp_path / "fetched"))
+    data.setup("fit")
+    assert not counted.shards
+    loader = data.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        assert len(seen(loader)) == 112  # 115, of which whole batches of 4
+    seen(data.val_dataloader())
+    assert set(counted.shards) == {f"chunk-0-{i}.bin" for i in range(COUNT // PER_SHARD)}
+    assert set(counted.shards.values()) == {1}
+    assert {f.name for f in (tmp_path / "fetched" / "train").glob("*.bin")} == set(counted.shards)
+    assert sorted(f.name for f in folder.iterdir()) == sorted(["index.json", *counted.shards])
+
+
+def test_a_bounded_cache_never_holds_more_and_fetches_once_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shards(tmp_path / "many", lambda i: {"image": encoded(i % 200)}, count=300)  # 60 shards
+    largest = max(file.stat().st_size for file in root.glob("*.bin"))
+    counted, limit = Counted(monkeypatch), (LIVE + 1) * largest
+    data = streamed(
+        f"local:{root}", classes=0, cache_dir=str(tmp_path / "c"), cache_gigabytes=limit / 1e9, batch_size=1
+    )
+    loader, held = data.train_dataloader(), []
+    for batch in loader:
+        held.append(sum(file.stat().st_size for file in (tmp_path / "c").rglob("*.bin")))
+        assert len(batch["index"]) == 1
+    assert len(held) == len(data.dataset("train")) == 290
+    assert max(held) <= limit
+    assert max(held) > limit - 2 * largest
+    assert set(counted.shards.values()) == {1}
+    assert len(counted.shards) == 58
+
+
+def test_processes_fetch_different_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodules.order import ShuffledShard
+
+    data = streamed(folder).dataset("train")
+    parts = []
+    for rank in range(2):
+        indices = [i for i, _ in ShuffledShard(data, rank=rank, world=2)]
+        parts.append({data.relative_name(i).split()[0] for i in indices})
+    assert len(parts[0] & parts[1]) <= 1
+    assert len(parts[0] | parts[1]) == COUNT // PER_SHARD - 1
+
+
+def test_a_spawned_worker_reads_the_same(folder: Path) -> None:
+    data = streamed(folder).dataset("train")
+    first = data.read([(3, 0), (40, 1)])
+    again = pickle.loads(pickle.dumps(data)).read([(3, 0), (40, 1)])
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["label"], again["label"])
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (Path.write_text, (Path("/nonexistent-folder/sprung"), "run"))
+
+
+def test_no_pickle_is_ever_read(tmp_path: Path) -> None:
+    root = shards(tmp_path / "d", lambda i: {"image": encoded(i), "label": i % 7, "more": Trap()}, count=10)
+    assert "pickle" in json.loads((root / "index.json").read_text())["config"]["data_format"]
+    assert set(seen(streamed(root).images("train", 4))) <= truth(range(10))
+
+
+def test_an_unreadable_image_is_replaced_in_training_and_left_out_in_evaluation(tmp_path: Path) -> None:
+    def make(index: int) -> Any:
+        return {"image": b"no image" if index == 3 else encoded(index), "label": index % 7}
+
+    root = shards(tmp_path / "d", make, count=10)
+    data = streamed(root, val_root=str(root), batch_size=10)
+    with pytest.warns(UserWarning, match=r"cannot read .*/d/chunk-0-0.bin sample 3: its 8 bytes"):
+        train = seen(data.train_dataloader())
+    assert sorted(train) == sorted([*((i, i % 7) for i in range(10) if i != 3), (4, 4)])
+    with pytest.warns(UserWarning, match="sample 3"):
+        assert set(seen(data.val_dataloader())) == truth(set(range(10)) - {3})
+    with pytest.raises(ValueError, match=r"sample 3.*on_corrupt: skip"):
+        seen(streamed(root, val_root=str(root), on_corrupt="raise").val_dataloader())
+
+
+def truncated(file: Path) -> str:
+    file.write_bytes(file.read_bytes()[:-7])
+    return "is damaged: it has"
+
+
+def overwritten(file: Path) -> str:
+    file.write_bytes(b"x" * file.stat().st_size)
+    return "is damaged: it does not begin with the places of 5 samples"
+
+
+def removed(file: Path) -> str:
+    file.unlink()
+    return "is missing, which index.json lists"
+
+
+@pytest.mark.parametrize("damage", [truncated, overwritten, removed])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, damage: Callable[[Path], str], workers: int) -> None:
+    root = shutil.copytree(folder, tmp_path / "d")
+    says = damage(root / "chunk-0-12.bin")
+    with pytest.raises(ValueError, match=rf"d/chunk-0-12.bin {says}"):
+        seen(streamed(root, workers=workers, batch_size=1).train_dataloader())
+
+
+def test_a_shard_that_the_storage_lacks_is_named(folder: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(folder, tmp_path / "d")
+    (root / "chunk-0-12.bin").unlink()
+    with pytest.raises(ValueError, match=rf"local:{root}/chunk-0-12.bin cannot be fetched: .*doesn't exist"):
+        seen(streamed(f"local:{root}", batch_size=1).train_dataloader())
+
+
+def test_labels_are_checked_and_left_out_without_classes(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\), got [56] for .*chunk-0-\d+.bin sample \d"):
+        seen(streamed(folder, classes=5).train_dataloader())
+    data = streamed(folder, classes=0)
+    assert data.classes == 0
+    assert {label for _, label in seen(data.train_dataloader())} == {0}
+
+
+def two_images(index: int) -> Any:
+    return {"image": encoded(index), "mask": encoded(0), "a": 1, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, r"image_field must name the images .*got 2 fields that may be: choose of image, mask"),
+        ({"image_field": "a"}, r"image_field must name images .*\(image, mask\), got 'a'"),
+        ({"image_field": "mask"}, r"label_field must name whole numbers .*\(a, b\), got 'label'.*classes at 0"),
+        ({"image_field": "mask", "label_field": "image"}, r"label_field .*got 'image'"),
+    ],
+)
+def test_fields_that_are_not_clear_are_asked_for(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        streamed(shards(tmp_path / "d", two_images, count=10), **options).setup()
+
+
+def test_fields_are_chosen_by_name(tmp_path: Path) -> None:
+    data = streamed(shards(tmp_path / "d", two_images, count=10), image_field="image", label_field="b")
+    assert {label for _, label in seen(data.train_dataloader())} == {2}
+
+
+def refusals() -> Iterator[tuple[dict[str, Any], type[Exception], str]]:
+    yield {"root": "ftp://host/d"}, ValueError, r"root must be a folder or begin with one of s3://.*got ftp://host/d"
+    yield {"root": "/nonexistent"}, FileNotFoundError, r"root must hold shards .*got /nonexistent without index.json"
+    yield {"cache_gigabytes": -1}, ValueError, "cache_gigabytes must be positive, got -1"
+    yield {"cache_gigabytes": 1e-9}, ValueError, r"cache_gigabytes must hold 20 shards per process"
+    yield {"held_out": 0.0}, ValueError, r"held_out must lie in \(0, 1\)"
+    yield {"held_out": 0.9999999}, ValueError, r"root must leave a shard to train on.*write smaller shards"
+    yield {"classes": -1}, ValueError, "classes must be at least 0"
+
+
+@pytest.mark.parametrize(("options", "kind", "says"), list(refusals()))
+def test_bad_arguments_are_refused(folder: Path, options: dict[str, Any], kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=says):
+        streamed(**({"root": folder} | options)).setup()
+
+
+@pytest.mark.parametrize("key", ["compression", "encryption"])
+def test_shards_that_are_not_as_they_are_are_refused(folder: Path, tmp_path: Path, key: str) -> None:
+    root = shutil.copytree(folder, tmp_path / "d")
+    index = json.loads((root / "index.json").read_text())
+    index["config"][key] = {"compression": "zstd", "encryption": {"algorithm": "fernet", "level": "sample"}}[key]
+    (root / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"root must hold shards as they are, got (compressed|encrypted) ones|zstd"):
+        Shards(str(root))
+
+
+def test_fingerprints_tell_shards_apart(folder: Path, tmp_path: Path) -> None:
+    other = shards(tmp_path / "d", lambda i: {"image": encoded(i, "JPEG"), "label": i % 7})
+    prints = [streamed(root).dataset(split).fingerprint() for root in (folder, other) for split in ("train", "val")]
+    assert len(set(prints)) == 4
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert streamed(moved).dataset("train").fingerprint() == prints[0]
