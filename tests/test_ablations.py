@@ -182,7 +182,8 @@ def test_tensorboard_gets_parameters_and_overlays_apart_from_the_curves(tmp_path
     root.Reload()
     layout = layout_pb2.Layout()
     layout.ParseFromString(root.Tensors(metadata.CONFIG_SUMMARY_TAG)[0].tensor_proto.string_val[0])
-    assert [list(chart.multiline.tag) for chart in layout.category[0].chart] == [["^val/loss$"]]
+    charts = [[list(chart.multiline.tag) for chart in category.chart] for category in layout.category]
+    assert charts == [[["^val/loss$"]], [["^train/loss$"], ["^val/error_constant$"], ["^val/error_heterogeneous$"]]]
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):

@@ -8,6 +8,7 @@ from asyncdiff.ablations.cells import Ablation, Cell, Metric
 
 SUFFIX = ".ablation"  # of our own event files, so that a second call replaces them and no others
 EVENTS = "events.out.tfevents.*"
+COURSES = ("train/loss", "val/loss", "val/error_constant", "val/error_heterogeneous")  # what every run logs all along
 
 Curve = list[tuple[int, float]]  # steps with values
 
@@ -61,15 +62,21 @@ def write_layout(ablation: Ablation, output: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     forget(output)
-    charts = {metric.label: ["Multiline", [f"^{_escaped(metric.tag)}$"]] for metric in ablation.metrics}
+    metrics = {metric.label: _chart(metric.tag) for metric in ablation.metrics}
+    # Metrics may have been measured at the end only: a dot for each run. Losses always have a course.
+    courses = {tag: _chart(tag) for tag in COURSES if tag not in {metric.tag for metric in ablation.metrics}}
     with SummaryWriter(str(output), filename_suffix=SUFFIX) as writer:
-        writer.add_custom_scalars({ablation.name: charts})
+        writer.add_custom_scalars({ablation.name: metrics, "training": courses})
 
 
 def forget(folder: Path) -> None:
     """Remove what an earlier call wrote."""
     for earlier in folder.glob(f"{EVENTS}{SUFFIX}"):
         earlier.unlink()
+
+
+def _chart(tag: str) -> list[Any]:
+    return ["Multiline", [f"^{_escaped(tag)}$"]]
 
 
 def _escaped(tag: str) -> str:

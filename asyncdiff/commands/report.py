@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncdiff.ablations.cells import Metric
+from asyncdiff.ablations.curves import COURSES
 from asyncdiff.ablations.found import FoundRun, by_variant, comparable, find_runs, metrics_of, values
 from asyncdiff.ablations.report import Picture, Report
 from asyncdiff.commands.parsing import command_parser
 
 DESCRIPTION = """Compare the runs in one or several folders: report.md with plots, report.html as one file, report.json.
 Numbers are the last values in the runs' event files."""
-CURVES = ("train/loss", "val/loss")  # beside the metrics
 GRIDS = ("samples", "inpainting")  # pictures in RUN/images
 
 
@@ -54,7 +54,7 @@ def figures(runs: Sequence[FoundRun], metrics: Sequence[Metric], folder: Path) -
     pictures = [Picture(folder / "metrics.png", "last values: a dot per run, a line at their mean")]
     dots = {metric.label: {name: values(group, metric) for name, group in groups.items()} for metric in metrics}
     save(dots_figure(dots), pictures[0].file)
-    for tag in dict.fromkeys([*CURVES, *(metric.tag for metric in metrics)]):
+    for tag in dict.fromkeys([*COURSES, *(metric.tag for metric in metrics)]):
         found = {name: [run.curves[tag] for run in group if tag in run.curves] for name, group in groups.items()}
         drawn = {name: curves for name, curves in found.items() if curves and min(map(len, curves)) > 1}
         if drawn:
