@@ -31,8 +31,8 @@ from torchvision import transforms as tv
 
 from datamodules import ImageFolder
 from datamodules.base import ImageDataModule, ImageDataset
-from datamodules.file_lists import list_images
-from datamodules.pixel_arrays import PixelArray
+from datamodules.images.pixel_arrays import PixelArray
+from datamodules.storage.file_lists import list_images
 
 BATCH = 64
 GREY = 127.5  # grey levels in one unit of [-1, 1]

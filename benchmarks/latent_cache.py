@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.data import measured
 from datamodules import LatentCache
-from datamodules.latent_shards import MANIFEST, Layout, read_header, shard_name, write_shard
+from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, shard_name, write_shard
 
 SHAPE, SHARD, BATCH = (4, 32, 32), 16384, 256
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.data import BATCH, Variant, copies, measured
 from datamodules import Streamed
-from datamodules.decoding import centre_square, load_square, to_channels
+from datamodules.images.decoding import centre_square, load_square, to_channels
 from datamodules.order import ShuffledShard
 from datamodules.streamed import StreamedImages
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
-from datamodules.decoding import MAX_PIXELS, read_pixels, to_channels
-from datamodules.file_lists import find_images
+from datamodules.images.decoding import MAX_PIXELS, read_pixels, to_channels
 from datamodules.order import sample_keys, splitmix
+from datamodules.storage.file_lists import find_images
 
 Integers = npt.NDArray[np.int64]
 Place = tuple[int, int, int]  # image, top, left

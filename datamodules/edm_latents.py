@@ -12,9 +12,9 @@ from torch import Tensor
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.counter_noise import counter_normal
 from datamodules.edm_zips import MemberImages, array_of
-from datamodules.encoded import Bytes, OnCorrupt, check_encoded
 from datamodules.held_out import check_held_out
-from datamodules.labelled_members import Labelled, parted
+from datamodules.images.encoded import Bytes, OnCorrupt, check_encoded
+from datamodules.storage.labelled_members import Labelled, parted
 
 # Mean and deviation of sd-vae-ft-mse's latents on ImageNet, as EDM2 states them (arXiv 2312.02696, its encoder).
 SHIFT = (5.81, 3.25, 0.12, -2.15)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataset, Split
-from datamodules.decoding import Crop, centre_square, to_channels
-from datamodules.encoded import Bytes, EncodedImages
-from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out
 from datamodules.image_folder import SUFFIXES
-from datamodules.labelled_members import Labelled, parted
+from datamodules.images.decoding import Crop, centre_square, to_channels
+from datamodules.images.encoded import Bytes, EncodedImages
+from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.storage.labelled_members import Labelled, parted
 
 LATENTS = "img-mean-std-latents-"  # how EDM2's tool names what its encoder made
 ARRAY = b"\x93NUMPY"  # how a .npy file begins

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.base import ImageDataset, Split
-from datamodules.decoding import Crop
-from datamodules.encoded import Bytes, EncodedImages
-from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out, held_out_rows, shares_of
-from datamodules.hugging_face_tables import UNLABELLED, Integers, Table, load_tables
+from datamodules.images.decoding import Crop
+from datamodules.images.encoded import Bytes, EncodedImages
+from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.storage.hugging_face_tables import UNLABELLED, Integers, Table, load_tables
 
 VAL_NAMES = ("validation", "val", "valid", "dev", "test")
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ImageDataset, Split
-from datamodules.decoding import Crop
-from datamodules.encoded_module import EncodedDataModule
-from datamodules.file_lists import SUFFIXES as SUFFIXES
-from datamodules.file_lists import FileList, find_images
-from datamodules.file_lists import list_images as list_images
 from datamodules.held_out import held_out_rows
-from datamodules.image_files import ImageFiles
+from datamodules.images.decoding import Crop
+from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.image_files import ImageFiles
+from datamodules.storage.file_lists import SUFFIXES as SUFFIXES
+from datamodules.storage.file_lists import FileList, find_images
+from datamodules.storage.file_lists import list_images as list_images
 
 
 class ImageFolder(EncodedDataModule):

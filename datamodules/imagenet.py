@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.decoding import Crop
-from datamodules.encoded import EncodedImages
-from datamodules.encoded_module import EncodedDataModule
-from datamodules.file_lists import FileList, find_images
-from datamodules.image_files import ImageFiles
-from datamodules.imagenet_tars import TarImages, TarIndex, tar_index
-from datamodules.imagenet_truth import classes_of, find_ground_truth
+from datamodules.images.decoding import Crop
+from datamodules.images.encoded import EncodedImages
+from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.image_files import ImageFiles
+from datamodules.storage.file_lists import FileList, find_images
+from datamodules.storage.imagenet_tars import TarImages, TarIndex, tar_index
+from datamodules.storage.imagenet_truth import classes_of, find_ground_truth
 
 Rows = npt.NDArray[np.bool_]
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")

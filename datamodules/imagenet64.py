@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
-from datamodules.imagenet_classes import PLACES
+from datamodules.images.pixel_arrays import PixelArray
 from datamodules.index_cache import cache_folder
-from datamodules.npz_batches import opened, put_together
-from datamodules.pixel_arrays import PixelArray
+from datamodules.storage.imagenet_classes import PLACES
+from datamodules.storage.npz_batches import opened, put_together
 
 BATCHES = 10  # files of all training images
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.counter_noise import counter_normal
-from datamodules.latent_shards import check_bytes, opened_shards, read_manifest, views_of
+from datamodules.storage.latent_shards import check_bytes, opened_shards, read_manifest, views_of
 
 
 class CachedLatents(ImageDataset):

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.databases import Database, database
-from datamodules.decoding import Crop
-from datamodules.encoded import Bytes, EncodedImages
-from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out, held_out_rows, shares_of
+from datamodules.images.decoding import Crop
+from datamodules.images.encoded import Bytes, EncodedImages
+from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
+from datamodules.storage.databases import Database, database
 
 Rows = npt.NDArray[np.int64]
 SUFFIX = "_train_lmdb"

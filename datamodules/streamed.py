@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, Split, at_least
-from datamodules.decoding import Crop, centre_square, pillow_pixels, to_channels
-from datamodules.encoded import EncodedImages
-from datamodules.encoded_module import EncodedDataModule
 from datamodules.held_out import check_held_out, held_out_rows, shares_of
-from datamodules.streamed_shards import Field, Shards
+from datamodules.images.decoding import Crop, centre_square, pillow_pixels, to_channels
+from datamodules.images.encoded import EncodedImages
+from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.storage.streamed_shards import Field, Shards
 
 ENCODED = ("jpeg", "image", "bytes")  # litdata's words for what is decoded here
 IMAGES = (*ENCODED, "pil", "numpy", "tensor")

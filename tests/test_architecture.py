@@ -118,12 +118,25 @@ def test_every_room_is_listed():
 
 
 def test_data_modules_know_nothing_of_diffusion():
-    for file in (ROOT / "datamodules").glob("*.py"):
+    for file in (ROOT / "datamodules").rglob("*.py"):
         assert not any(dotted.startswith("asyncdiff") for dotted in imports(file)), file
 
 
+@pytest.mark.parametrize(("name", "below"), [("images", set()), ("storage", {"images"})])
+def test_rooms_of_data_modules_import_downwards_only(name, below):
+    """Storages know how images are read, images know no storage, and neither knows a data module."""
+    home = ROOT / "datamodules"
+    shared = {"base", "order", "held_out", "index_cache"}
+    files = sorted((home / name).glob("*.py"))
+    assert len(files) > 3
+    used = {dotted.split(".")[1] for file in files for dotted in imports(file) if dotted.startswith("datamodules.")}
+    assert used - {name} <= shared | below
+    above = {dotted for file in shared for dotted in imports(home / f"{file}.py") if dotted.startswith("datamodules.")}
+    assert {dotted.split(".")[1] for dotted in above} <= shared | {"unreadable"}
+
+
 def test_only_codecs_use_diffusers():
-    files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").glob("*.py"), ROOT / "train.py"]
+    files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py"), ROOT / "train.py"]
     found = {file.parent.name for file in files if any(dotted.startswith("diffusers") for dotted in imports(file))}
     assert found == {"codecs"}
 

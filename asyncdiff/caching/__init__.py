@@ -13,8 +13,8 @@ from asyncdiff.caching.manifests import finish
 from asyncdiff.caching.shards import Settings, Shard, check_whole, plan, refuse_others
 from asyncdiff.caching.verification import verify
 from asyncdiff.codecs import Codec
-from datamodules.latent_shards import DamagedError
-from datamodules.whole_files import remove_stale
+from datamodules.storage.latent_shards import DamagedError
+from datamodules.storage.whole_files import remove_stale
 
 __all__ = ["Settings", "cache", "verify"]
 

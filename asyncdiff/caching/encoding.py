@@ -15,7 +15,7 @@ from asyncdiff.caching.shards import Settings, Shard
 from asyncdiff.checks import at_least
 from asyncdiff.codecs import Codec
 from asyncdiff.shapes import Image
-from datamodules.latent_shards import Layout, write_shard, written
+from datamodules.storage.latent_shards import Layout, write_shard, written
 
 Rows = dict[str, npt.NDArray[Any]]
 Views = Float[Tensor, "b views c h w"]

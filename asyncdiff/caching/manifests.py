@@ -9,7 +9,7 @@ from asyncdiff import recipe
 from asyncdiff.caching.encoding import statistics
 from asyncdiff.caching.shards import SPLITS, Shard, arguments, class_path, depends_on
 from asyncdiff.codecs import Codec
-from datamodules.latent_shards import (
+from datamodules.storage.latent_shards import (
     MANIFEST,
     VERSION,
     DamagedError,
@@ -18,7 +18,7 @@ from datamodules.latent_shards import (
     layout_in,
     read_header,
 )
-from datamodules.whole_files import replace
+from datamodules.storage.whole_files import replace
 
 
 def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from asyncdiff import recipe
 from asyncdiff.checks import at_least
 from asyncdiff.codecs import Codec
-from datamodules.latent_shards import (
+from datamodules.storage.latent_shards import (
     REMEDY,
     SUFFIX,
     VERSION,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.latent_shards import (
+from datamodules.storage.latent_shards import (
     REMEDY,
     DamagedError,
     Header,

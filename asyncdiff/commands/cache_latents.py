@@ -20,7 +20,7 @@ from asyncdiff.commands.experiment import Experiment
 from asyncdiff.commands.parsing import command_parser
 from asyncdiff.commands.ranks import environment
 from datamodules.base import ImageDataModule
-from datamodules.latent_shards import read_manifest
+from datamodules.storage.latent_shards import read_manifest
 
 DESCRIPTION = "Encode the images of a data module with a codec, and keep the latents for datamodules.LatentCache."
 DATA = """an experiment's YAML file, whose data section counts, or one of {class_path, init_args}, or a class path;

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from asyncdiff.caching import Settings, cache, verify
 from asyncdiff.codecs import Codec, Identity, Moments
 from datamodules import Digits, ImageFolder
-from datamodules.latent_shards import MANIFEST, DamagedError, read_header
+from datamodules.storage.latent_shards import MANIFEST, DamagedError, read_header
 
 SMALL = Settings(shard_size=100)
 

@@ -1,4 +1,4 @@
-"""What people have in their folders: every oddity is read as `datamodules.decoding` documents, or refused by name."""
+"""What people have in their folders: every oddity is read as `datamodules.images.decoding` says, or refused by name."""
 
 import io
 import os
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from datamodules import ImageFolder
-from datamodules.decoding import pillow_pixels, read_pixels
+from datamodules.images.decoding import pillow_pixels, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

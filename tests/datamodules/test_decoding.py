@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import decoding
-from datamodules.decoding import centre_square, halved, read_pixels
+from datamodules.images import decoding
+from datamodules.images.decoding import centre_square, halved, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

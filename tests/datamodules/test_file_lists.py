@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import ImageFolder, file_lists
-from datamodules.file_lists import FileList, file_list, list_images
+from datamodules import ImageFolder
 from datamodules.held_out import held_out_rows, held_out_share
-from datamodules.image_files import ImageFiles
+from datamodules.images.image_files import ImageFiles
+from datamodules.storage import file_lists
+from datamodules.storage.file_lists import FileList, file_list, list_images
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datamodules import Batch, ImageFolder
-from datamodules.image_files import ImageFiles
+from datamodules.images.image_files import ImageFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from datamodules import ImageNet, imagenet_classes
-from datamodules.imagenet_tars import TarImages
+from datamodules import ImageNet
+from datamodules.storage import imagenet_classes
+from datamodules.storage.imagenet_tars import TarImages
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
@@ -133,7 +134,7 @@ def test_an_index_is_made_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
     tars(tmp_path)
     before = seen(imagenet(tmp_path), "train")
     assert sorted(entry.name.split("-")[0] for entry in cache.iterdir()) == ["tar", "tar"]
-    monkeypatch.setattr("datamodules.imagenet_tars._built", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("datamodules.storage.imagenet_tars._built", lambda file: pytest.fail("read again"))
     data = imagenet(tmp_path)
     assert seen(data, "train") == before
     train = data.dataset("train")

@@ -9,9 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from datamodules import ImageNet64, npz_batches
-from datamodules.imagenet_classes import PLACES
-from datamodules.pixel_arrays import PixelArray
+from datamodules import ImageNet64
+from datamodules.images.pixel_arrays import PixelArray
+from datamodules.storage import npz_batches
+from datamodules.storage.imagenet_classes import PLACES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*holds . of 10 training files")
 

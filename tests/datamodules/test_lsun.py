@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.databases import database
 from datamodules.lsun import Lsun, LsunImages
+from datamodules.storage.databases import database
 
 lmdb = pytest.importorskip("lmdb")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.members import FolderMembers, Members, ZipMembers, members
+from datamodules.storage.members import FolderMembers, Members, ZipMembers, members
 
 SUFFIXES = {".png", ".npy"}
 

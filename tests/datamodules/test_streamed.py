@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from datamodules import Streamed
-from datamodules.streamed_shards import LIVE, Shards
+from datamodules.storage.streamed_shards import LIVE, Shards
 
 litdata = pytest.importorskip("litdata")
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.index_cache import cache_folder
-from datamodules.mapped_shards import Rows, Table, mapped
 from datamodules.order import WINDOW
+from datamodules.storage.mapped_shards import Rows, Table, mapped
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
 LIVE = WINDOW + 4  # shards that the order of one process moves among, and a few to spare

@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from datamodules.base import ImageDataModule, at_least
-from datamodules.decoding import Crop
-from datamodules.encoded import check_encoded
+from datamodules.images.decoding import Crop
+from datamodules.images.encoded import check_encoded
 
 
 class EncodedDataModule(ImageDataModule):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from datamodules.base import Split
 from datamodules.held_out import held_out_rows, shares_of
 from datamodules.index_cache import Arrays
-from datamodules.members import Members, members
+from datamodules.storage.members import Members, members
 
 Integers = npt.NDArray[np.int64]
 LISTING = "dataset.json"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, from_bytes, index_and_key
-from datamodules.decoding import Crop, load_square
+from datamodules.images.decoding import Crop, load_square
 from datamodules.index_cache import with_references, without_references
 
 Bytes = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.encoded import Bytes
+from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, stamp
 
 

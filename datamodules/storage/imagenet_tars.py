@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.encoded import Bytes, EncodedImages
-from datamodules.file_lists import SUFFIXES, FileList, classified
+from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.index_cache import Arrays, cached_arrays, stamp
+from datamodules.storage.file_lists import SUFFIXES, FileList, classified
 
 Places = npt.NDArray[np.int64]
 BLOCK = 512  # bytes: tar files are made of such

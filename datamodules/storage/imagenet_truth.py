@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.imagenet_classes import BY_NUMBER, SORTED
+from datamodules.storage.imagenet_classes import BY_NUMBER, SORTED
 
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 # Where such files usually lie in the folder of the data.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.encoded import Bytes
+from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
 
 HEADER = struct.Struct(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.encoded import Bytes, EncodedImages
+from datamodules.images.encoded import Bytes, EncodedImages
 
 
 class ImageFiles(EncodedImages):
