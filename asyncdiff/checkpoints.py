@@ -11,6 +11,11 @@ import torch
 
 def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
     """The contents of a checkpoint of ours, read without running any code in it."""
+    if (Path(path) / ".metadata").is_file():
+        raise ValueError(
+            f"checkpoint_path must be one file, got {path}, a folder of shards: train with --trainer.strategy "
+            f"fully_shard, or join them by python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint_path must be a file, got {path}: a run keeps its own in RUN/checkpoints/")
     checkpoint = read_safely(path, map_location)

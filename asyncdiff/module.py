@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -29,6 +30,7 @@ from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import ImageSampler, Sampler
 from asyncdiff.shapes import Image, Latents
+from asyncdiff.strategies import shard
 from asyncdiff.targets import Target
 from asyncdiff.weightings import Velocity, Weighting
 
@@ -224,6 +226,16 @@ class AsyncDiffusion(LightningModule):
 
     # Training
 
+    def configure_model(self) -> None:
+        """Share the network out where the strategy has a device mesh, as fully_shard has; ValueError under fsdp."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "trainer.strategy must be another one, got fsdp, which gathers weights inside of training steps only, "
+                "while pictures are drawn between them: use --trainer.strategy fully_shard"
+            )
+        if self._device_mesh is not None:
+            shard(self.network, self._device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         """Find out now, not at the first checkpoint, whether the model fits the data and can be described; start."""
         recipe.describe(self)
@@ -318,7 +330,7 @@ class AsyncDiffusion(LightningModule):
         # Their own hooks are passed over for files of weights only, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):
-                callback.add_average(checkpoint)
+                callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the averaged weights for the callback that continues or uses them."""

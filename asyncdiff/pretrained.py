@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asyncdiff import recipe
 from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.strategies import laid_out
 
 DENOISER = "denoiser."  # where a model keeps what is trained
 SHOWN = 4  # names in a report
@@ -33,7 +34,7 @@ def load_pretrained(model: Any, path: str | Path) -> None:
                 f"pretrained must have the network's shapes, got {tuple(weight.shape)} for {name}, which is "
                 f"{tuple(own[name].shape)} here, in {path}: set the sizes of the network as there"
             )
-    model.denoiser.load_state_dict(shared, strict=False)
+    model.denoiser.load_state_dict({n: laid_out(w, own[n]) for n, w in shared.items()}, strict=False)
     for line in _report(path, given, own, _differences(model, checkpoint["recipe"])):
         rank_zero_info(f"pretrained: {line}")
 

@@ -21,7 +21,7 @@ def describe(value: Any) -> Any:
         return type(value)(describe(item) for item in value)
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
-    kind = type(value)
+    kind: Any = _kind(value)
     if isinstance(value, torch.Tensor):
         raise TypeError("a tensor cannot be described in a recipe: give numbers or lists to the constructor")
     if hasattr(value, "_orig_mod"):
@@ -85,6 +85,23 @@ def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
     if not isinstance(found, type) or found.__module__.partition(".")[0] not in allow:
         raise ValueError(f"class_path must name a class of its package, got {class_path}: was it renamed since?")
     return found
+
+
+def packages(recipe: Any) -> set[str]:
+    """The packages whose classes a recipe names."""
+    if isinstance(recipe, (list, tuple)):
+        return set().union(*map(packages, recipe))
+    if not isinstance(recipe, dict):
+        return set()
+    own = {recipe["class_path"].partition(".")[0]} if "class_path" in recipe else set()
+    return own.union(*map(packages, recipe.values()))
+
+
+def _kind(value: Any) -> type[Any]:
+    """The class that `value` was made of: PyTorch's `fully_shard` gives it another one that is derived from it."""
+    kind = type(value)
+    sharding = kind.__bases__[:1] and kind.__bases__[0].__name__ == "FSDPModule"
+    return kind.__bases__[1] if sharding else kind
 
 
 def _parameters(kind: type) -> list[str]:

@@ -65,15 +65,16 @@ ALLOWED = {
     "networks": {"shapes"},
     "recipe": set(),
     "caching": {"codecs", "recipe", "shapes"},
-    "pretrained": {"recipe", "checkpoints"},
+    "strategies": set(),
+    "pretrained": {"recipe", "checkpoints", "strategies"},
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
     | {"likelihood", "sampling", "tasks"},
-    "module": {*MATHEMATICS, "codecs", "recipe", "checkpoints", "pretrained", "evaluation", "held_out", "predictions"}
-    - {"masks"},
+    "module": ({*MATHEMATICS} - {"masks"})
+    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out", "predictions"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
-    | {"plots", "recipe", "predictions", "levels", "randomness"},
+    | {"strategies", "plots", "recipe", "predictions", "levels", "randomness"},
     "ablations": {"cli", "evaluation"},
     "commands": {"ablations", "cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}

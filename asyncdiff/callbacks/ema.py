@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from asyncdiff.strategies import laid_out, local, whole
+
 
 class Ema(Callback):
     """Keeps a float32 average of the trained parameters, and puts it in their place while images are drawn or judged.
@@ -45,7 +47,7 @@ class Ema(Callback):
             return
         assert self.average is not None
         parameters = _parameters(module)
-        self._raw = {name: p.detach().clone() for name, p in parameters.items()}
+        self._raw = {name: p.clone() for name, p in parameters.items()}
         _copy(parameters, self.average)
         try:
             yield
@@ -66,7 +68,7 @@ class Ema(Callback):
             if held := list(getattr(pl_module, "averaged", {})):
                 text = f"the checkpoint has averages of decay {', '.join(held)}, none of {self.decay}: a new one begins"
                 rank_zero_warn(text)
-            self.average = {name: p.detach().float().clone() for name, p in _parameters(pl_module).items()}
+            self.average = {name: p.float().clone() for name, p in _parameters(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Follow the parameters after each optimiser step."""
@@ -76,18 +78,20 @@ class Ema(Callback):
         self.updates += 1
         assert self.average is not None, "on_train_start has run"
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters = [p.detach().float() for p in _parameters(pl_module).values()]
+        parameters = [p.float() for p in _parameters(pl_module).values()]
         torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
 
-    def add_average(self, checkpoint: dict[str, Any]) -> None:
+    def add_average(self, checkpoint: dict[str, Any], module: LightningModule) -> None:
         """Add the average to a checkpoint in the making; the module calls this, for files of weights only, too.
 
-        While the average stands in for the trained parameters, these are put back into the file.
+        While the average stands in for the trained parameters, these are put back into the file. Shares of several
+        processes are gathered: all have to call this.
         """
+        parameters = dict(module.named_parameters())
         if self._raw is not None:
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **self._raw}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **whole(self._raw, parameters)}
         if self.average is not None:
-            entry = {"decay": self.decay, "updates": self.updates, "weights": self.average}
+            entry = {"decay": self.decay, "updates": self.updates, "weights": whole(self.average, parameters)}
             checkpoint.setdefault("ema", {})[str(self.decay)] = entry
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -127,10 +131,10 @@ class Ema(Callback):
         """Whether there is an average, taken from the checkpoint that the module loaded if need be."""
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
-            parameters = _parameters(module)
             with torch.inference_mode(False):  # a later fit goes on with what an evaluation has loaded
                 weights = loaded["weights"]
-                self.average = {n: weights[n].to(p.device, torch.float32, copy=True) for n, p in parameters.items()}
+                trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+                self.average = {n: local(laid_out(weights[n].float(), p)).clone() for n, p in trained.items()}
             self.updates = loaded["updates"]
         return self.average is not None
 
@@ -144,7 +148,8 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> AbstractConte
 
 
 def _parameters(module: LightningModule) -> dict[str, Tensor]:
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+    """The trained parameters, of sharded ones this process's share."""
+    return {name: local(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

@@ -9,9 +9,12 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
+
+from asyncdiff import recipe
 
 BACKWARD = 2  # every product of the forward pass has two of its size in the backward, one for each factor's gradient
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
@@ -33,8 +36,9 @@ def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes once more is no need of the model's and left out.
     The call is made on the meta device: nothing is computed, drawn or kept.
     """
-    state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
     try:
+        network = _whole(network)
+        state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             functional_call(network, state, tree_map(_meta, tuple(args)), tree_map(_meta, dict(kwargs)))
     except Exception as error:  # a user's network may fail in any way where there are no numbers
@@ -56,6 +60,16 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     single, tf32, half = rates
     single = single if torch.get_float32_matmul_precision() == "highest" else tf32
     return {torch.float32: single, torch.float16: half, torch.bfloat16: half}.get(dtype)
+
+
+def _whole(network: nn.Module) -> nn.Module:
+    """The same network, one that is shared out over processes made anew: its own forward pass would gather it."""
+    if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
+        return network
+    described = recipe.describe(network)
+    with torch.device("meta"):
+        rebuilt: nn.Module = recipe.build(described, allow=sorted(recipe.packages(described)))
+    return rebuilt
 
 
 def _meta(value: Any) -> Any:

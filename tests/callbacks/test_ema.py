@@ -26,7 +26,7 @@ class Drift(LightningModule):
     def on_save_checkpoint(self, checkpoint):  # as AsyncDiffusion does
         for callback in self.trainer.callbacks:
             if isinstance(callback, Ema):
-                callback.add_average(checkpoint)
+                callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint):
         self.averaged = checkpoint["ema"]
