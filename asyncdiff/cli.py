@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -121,8 +122,12 @@ def parsed(args: list[str]) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; an error of the user's ends it with one line."""
+    grouped = dist.is_available() and dist.is_initialized()
     with one_line_errors(sys.argv[1:] if args is None else args):
         _cli(ExperimentCLI, args)
+    # Left to the interpreter's end, threads of a group that the trainer made may abort a run that has succeeded.
+    if not grouped and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _cli(kind: type[ExperimentCLI], args: list[str] | None) -> ExperimentCLI:
