@@ -317,6 +317,7 @@ def test_a_model_of_other_channels_is_refused(tiny):
 def test_files_name_a_codec_for_commands_and_for_train(file, monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_WEIGHTS", "/weights")
     monkeypatch.setenv("ASYNCDIFF_SD_VAE", "/weights/vae")
+    monkeypatch.setenv("ASYNCDIFF_VQ_F4", "/weights/vq")
     parser = command_parser("sample", "")
     parser.add_argument("--codec", type=Codec, sub_configs=True)
     named = parser.instantiate(parser.parse_args(["--codec", str(file)])).codec

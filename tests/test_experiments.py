@@ -88,6 +88,12 @@ def test_the_imagenet64_experiment_has_the_network_of_its_layer():
     assert own == layer | {"channels": 3, "classes": 1000}
 
 
+@pytest.mark.parametrize(("name", "classes"), [("imagenet256", 1000), ("lsun256", 0)])
+def test_the_latent_experiments_have_the_network_of_their_layer(name, classes):
+    layer = unet_arguments(FOLDER / "networks" / "unet_paper_620m.yaml")
+    assert unet_arguments(FOLDER / f"{name}_unet_async.yaml") == layer | {"channels": 3, "classes": classes}
+
+
 def unet_arguments(file: Path) -> dict:
     arguments = yaml.safe_load(file.read_text())["model"]["network"]["init_args"]
     return {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
