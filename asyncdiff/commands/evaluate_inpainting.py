@@ -281,9 +281,9 @@ def _parser() -> Any:
     parser.add_argument("--seed", type=int, default=0, help="of the results' noise; masks do not depend on it")
     parser.add_argument("--labels", type=bool, default=False, help="tell the network the classes, if it knows any")
     parser.add_argument("--metrics", type=str, default="", help="frechet,lpips by default")
-    parser.add_argument("--features", type=Features | None, help=FEATURES)
+    parser.add_argument("--features", type=Features | None, sub_configs=True, help=FEATURES)
     parser.add_argument("--reference", type=int, default=10_000, help="training images for the Fréchet distance")
-    parser.add_argument("--lpips", type=Lpips | None, help="Lpips with AlexNet by default; can name a weight file")
+    parser.add_argument("--lpips", type=Lpips | None, sub_configs=True, help="AlexNet by default; may name a file")
     parser.add_argument("--examples", type=int, default=3, help="images per mask set on the sheet of pictures")
     parser.add_argument("--name", type=str, default="inpainting", help="of all files")
     return parser
@@ -291,8 +291,8 @@ def _parser() -> Any:
 
 SAMPLERS = """a YAML file of names with sampler classes, {slow: {class_path: asyncdiff.sampling.Sampler, init_args:
 {steps: 200}}}; by default async_path, the model's own"""
-FEATURES = """of the Fréchet distance: a class of asyncdiff.evaluation or your own; by default BackboneFeatures, the
-pooled ones of SqueezeNet, which is not FID"""
+FEATURES = """of the Fréchet distance: a class of asyncdiff.evaluation or your own, or a YAML file of one; by default
+BackboneFeatures, the pooled ones of SqueezeNet, which is not FID"""
 
 
 def _write(folder: Path, name: str, found: Inpaintings, stamp: dict[str, Any]) -> None:
