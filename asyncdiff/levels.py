@@ -62,9 +62,11 @@ class LevelSampler(ABC):
         has_slopes: whether its draws carry dt/ds, which the exact bound (`Elbo`) needs.
         t_min: no level is drawn below it, but for patches that are given clean.
         spacing: law of the progress along the path.
+        weighted: whether losses are weighted for that law.
     """
 
     has_slopes: bool = False
+    weighted: bool = True
     t_min: float = 0.0
     spacing: Spacing = UniformSpacing()  # of the progress along its path, if it follows one
 
@@ -130,13 +132,15 @@ class AlongPath(LevelSampler):
         path: the family; `AsyncPatch()` is the sampler of AsyncPatch Diffusion (arXiv:2606.07079).
         spacing: law of s, uniform by default. With another the losses are weighted by 1 / density: the objective stays
             what it is and its noise changes. `FluxSpacing` goes with `Elbo`.
+        weighted: False leaves these weights out, so that the law of s decides how much each part of the path counts, as
+            logit-normal levels do in usual diffusion: `LogitNormalSpacing`. No bound is left then, so that `Elbo`
+            refuses.
     """
 
-    has_slopes = True
-
-    def __init__(self, path: Path | None = None, spacing: Spacing | None = None):
+    def __init__(self, path: Path | None = None, spacing: Spacing | None = None, weighted: bool = True):
         self.path = path or AsyncPatch()
         self.spacing = spacing or UniformSpacing()
+        self.weighted = self.has_slopes = weighted
         self.t_min = self.path.t_min
         if self.spacing.needs_floor and self.t_min <= 0:
             raise ValueError(
@@ -149,6 +153,8 @@ class AlongPath(LevelSampler):
         curve = self.path.curve(source)
         s, density = self.spacing(curve, source.stratified())
         t, slope = curve(s)
+        if not self.weighted:
+            return LevelDraw(t)
         if isinstance(self.spacing, UniformSpacing):
             return LevelDraw(t, slope)
         return LevelDraw(t, slope, importance=density.reciprocal().nan_to_num(posinf=0))
@@ -292,7 +298,8 @@ class CleanContext(LevelSampler):
         self.levels = levels
         self.probability = probability
         self.context = context or Mixed([Boxes(), Blobs(), Blobs(IndependentField())])
-        self.has_slopes, self.t_min, self.spacing = levels.has_slopes, levels.t_min, levels.spacing
+        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
+        self.spacing, self.weighted = levels.spacing, levels.weighted
 
     def sample(self, source: Source) -> LevelDraw:
         """The other sampler's maps, 0 on the known patches."""
@@ -322,9 +329,11 @@ class Homogeneous(LevelSampler):
         within("probability", probability, 0, 1, "0.25 makes a quarter of the maps constant")
         self.levels = levels
         self.probability = probability
-        self.has_slopes, self.t_min, self.spacing = levels.has_slopes, levels.t_min, levels.spacing
+        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
+        self.spacing, self.weighted = levels.spacing, levels.weighted
         synchronous = Synchronous()
-        self._constant = AlongPath(Floored(synchronous, self.t_min) if self.t_min else synchronous, self.spacing)
+        floored = Floored(synchronous, self.t_min) if self.t_min else synchronous
+        self._constant = AlongPath(floored, self.spacing, self.weighted)
 
     def sample(self, source: Source) -> LevelDraw:
         """The mixture."""

@@ -1,5 +1,6 @@
 """Where along a path to look: uniformly, or where the likelihood's integrand is large (importance sampling of s)."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -31,6 +32,29 @@ class UniformSpacing(Spacing):
     def __call__(self, curve: Curve, u: Progress) -> tuple[Progress, Progress]:
         """Density 1."""
         return u, torch.ones_like(u)
+
+
+class LogitNormalSpacing(Spacing):
+    """logit(s) ~ N(loc, scale^2): more of the middle of a path, less of its ends (Esser et al., arXiv:2403.03206).
+
+    Args:
+        loc: mean of logit(s); larger means noisier.
+        scale: standard deviation of logit(s).
+    """
+
+    def __init__(self, loc: float = 0.0, scale: float = 1.0):
+        if scale <= 0:
+            raise ValueError(f"scale must be positive, got {scale}: 1 is usual")
+        self.loc = loc
+        self.scale = scale
+
+    def __call__(self, curve: Curve, u: Progress) -> tuple[Progress, Progress]:
+        """The law's quantiles. u is kept off 0 and 1 by its rounding, where s would not be inside of (0, 1)."""
+        tiny = torch.finfo(u.dtype).eps
+        normal = torch.special.ndtri(u.clamp(tiny, 1 - tiny))
+        s = (self.loc + self.scale * normal).sigmoid()
+        density = torch.exp(-0.5 * normal.square()) / (math.sqrt(2 * math.pi) * self.scale * s * (1 - s))
+        return s, density
 
 
 class FluxSpacing(Spacing):

@@ -14,7 +14,7 @@ from asyncdiff.orders import CentreOut, Raster, Shuffled, Wavefront
 from asyncdiff.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
-from asyncdiff.spacings import FluxSpacing, Spacing, UniformSpacing
+from asyncdiff.spacings import FluxSpacing, LogitNormalSpacing, Spacing, UniformSpacing
 from asyncdiff.weightings import Elbo
 
 GRID, T_MIN = (4, 4), 1e-3
@@ -103,6 +103,45 @@ def test_uniform_spacing_is_uniform(path):
     s, density = UniformSpacing()(single(path), u)
     assert torch.equal(s, u)
     assert (density == 1).all()
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (0.7, 0.5), (-2.0, 2.0)])
+def test_logit_normal_places_are_quantiles_with_their_density(loc, scale):
+    u = inner(1000).clamp(1e-6, 1 - 1e-6).requires_grad_()
+    s, density = LogitNormalSpacing(loc, scale)(single(AsyncPatch()), u)
+    law = torch.distributions.Normal(loc, scale)
+    assert torch.allclose(law.cdf(torch.logit(s)), u, atol=1e-12)
+    (slope,) = torch.autograd.grad(s.sum(), u)
+    assert torch.allclose(slope * density, torch.ones_like(u), rtol=1e-6)
+
+
+def test_the_ends_of_the_uniform_law_stay_inside():
+    for dtype in (torch.float32, torch.float64):
+        s, density = LogitNormalSpacing()(single(AsyncPatch(), dtype), torch.tensor([0.0, 1.0], dtype=dtype))
+        assert ((s > 0) & (s < 1)).all()
+        assert density.isfinite().all()
+
+
+def test_without_weights_the_law_of_s_is_the_objective():
+    """Levels with no factors of the loss, no slopes and so no bound; with weights the usual ones."""
+    plain = AlongPath(Synchronous(), LogitNormalSpacing(0.5, 0.8), weighted=False)
+    draw = plain(4096, GRID, generator=seeded(0))
+    assert draw.slope is None
+    assert draw.importance is None
+    logits = torch.logit(draw.t[:, 0, 0])
+    assert logits.mean().item() == pytest.approx(0.5, abs=0.01)  # stratified: far below 0.8 / sqrt(4096)
+    assert logits.std().item() == pytest.approx(0.8, abs=0.01)
+    with pytest.raises(ValueError, match="Elbo"):
+        Elbo().check(plain)
+    weighted = AlongPath(Synchronous(), LogitNormalSpacing(0.5, 0.8))(4096, GRID, generator=seeded(0))
+    assert torch.equal(weighted.t, draw.t)
+    law = torch.distributions.Normal(0.5, 0.8)
+    density = law.log_prob(logits).exp() / (draw.t[:, 0, 0] * (1 - draw.t[:, 0, 0]))
+    assert torch.allclose(weighted.importance * density, torch.ones(4096), rtol=1e-3)
+    for mixed in (Homogeneous(plain, 0.5), CleanContext(plain, 0.5)):
+        drawn = mixed(64, GRID, generator=seeded(0))
+        assert not mixed.has_slopes
+        assert drawn.importance is None
 
 
 def relative_integrand(path: Path, spacing: Spacing, u: torch.Tensor, variance: float, process, grid=GRID):
