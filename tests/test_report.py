@@ -9,6 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.ablations.found import comparable, find_runs, metrics_of
 from asyncdiff.commands import report
+from asyncdiff.plots.ablation_figures import dots_figure
 
 METRIC = {"tag": "frechet/x", "label": "generated", "goal": "min"}
 
@@ -80,6 +81,26 @@ def test_the_page_stands_alone_and_every_link_of_the_markdown_leads_somewhere(ru
     assert page.count("data:image/png;base64,") == len(links)
     assert 'src="http' not in page
     assert 'src="metrics' not in page
+
+
+def test_many_pictures_go_into_several_rows(runs):
+    from PIL import Image
+
+    for number in range(7):
+        folder = runs / f"v{number}" / "seed_0"
+        run(folder, [1.0, 1.0], variant=f"v{number}", number=10 + number)
+        (folder / "images").mkdir()
+        Image.new("RGB", (4, 4)).save(folder / "images" / "samples.png")
+    markdown, page, _ = written(runs)
+    assert "| v0 | v1 | v2 | v3 | v4 |\n|---|---|---|---|---|\n" in markdown
+    assert "| v5 | v6 |\n|---|---|\n" in markdown
+    assert page.count('alt="v6"') == 1
+
+
+@pytest.mark.parametrize(("values", "scale"), [([1.0, 90.0], "log"), ([1.0, 9.0], "linear"), ([-1.0, 90.0], "linear")])
+def test_one_bad_variant_does_not_press_the_others_together(values, scale):
+    figure = dots_figure({"generated": {"a": values[:1], "b": values[1:]}})
+    assert [axes.get_xscale() for axes in figure.axes if axes.lines] == [scale]
 
 
 def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):

@@ -11,6 +11,8 @@ from typing import Any
 from asyncdiff.ablations.cells import Metric
 from asyncdiff.ablations.found import FoundRun, by_variant, mean_and_deviation, shared_and_different, values
 
+BESIDE = 5  # pictures in a row of Markdown
+OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
 SHOWN = 40  # characters of a setting in the protocol
 # Keys that tell nothing about a comparison, by their beginnings or ends.
 HIDDEN = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
@@ -96,10 +98,9 @@ class Report:
         parts = [f"# {self.title}", "\n".join(table), "\n".join(f"* {note}" for note in self.notes())]
         parts += [f"![{picture.caption}]({picture.file.name})" for picture in self.figures]
         for name, pictures in self.grids.items():
-            heads = " | ".join(picture.caption for picture in pictures)
-            links = " | ".join(f"![{picture.caption}]({picture.file.name})" for picture in pictures)
-            parts.append(f"## {name}\n\n| {heads} |\n{'|---' * len(pictures)}|\n| {links} |")
-        return "\n\n".join([*parts, "## Commands", *self._commands()]) + "\n"
+            rows = [pictures[first : first + BESIDE] for first in range(0, len(pictures), BESIDE)]
+            parts += [f"## {name}", *map(_beside, rows)]
+        return "\n\n".join([*parts, "## Commands", OTHER_SEEDS, *self._commands()]) + "\n"
 
     def page(self) -> str:
         """The report as one HTML file, pictures included."""
@@ -108,7 +109,8 @@ class Report:
         body += [_figure(picture) for picture in self.figures]
         for name, pictures in self.grids.items():
             body += [f"<h2>{html.escape(name)}</h2>", *(_figure(picture) for picture in pictures)]
-        commands = "".join(f"<p><code>{html.escape(line)}</code></p>" for line in self._commands())
+        commands = f"<p>{OTHER_SEEDS}</p>"
+        commands += "".join(f"<p><code>{html.escape(line)}</code></p>" for line in self._commands())
         body.append(f"<details><summary>Commands</summary>{commands}</details>")
         head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
         return (
@@ -130,7 +132,8 @@ class Report:
         return {"common": same, "different": different, "left_out": list(self.left_out), "runs": runs}
 
     def _commands(self) -> list[str]:
-        return [run.record["command"] for run in self.runs if "command" in run.record] or ["(runs of train.py)"]
+        first = [runs[0].record for runs in by_variant(self.runs).values()]
+        return [record["command"] for record in first if "command" in record] or ["(runs of train.py)"]
 
     def _table(self) -> str:
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.heads())
@@ -147,6 +150,13 @@ class Report:
 
 
 PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "model.image_size", "trainer.max_steps")
+
+
+def _beside(pictures: Sequence[Picture]) -> str:
+    """A row of pictures as a table of Markdown."""
+    heads = " | ".join(picture.caption for picture in pictures)
+    links = " | ".join(f"![{picture.caption}]({picture.file.name})" for picture in pictures)
+    return f"| {heads} |\n{'|---' * len(pictures)}|\n| {links} |"
 
 
 def _figure(picture: Picture) -> str:

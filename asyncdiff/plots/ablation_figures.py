@@ -17,6 +17,7 @@ CURVES, CURVE_HEIGHT, LEGEND = 5.2, 3.0, 0.16
 # Apart for the colour-blind (Okabe & Ito); more than these repeat with other dashes.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
+WIDE = 10  # largest value by smallest, above which an axis is logarithmic
 SMOOTHED = 200  # points of a curve that are drawn; each the mean of those between
 
 
@@ -58,6 +59,10 @@ def curves_figure(tag: str, found: Mapping[str, Sequence[Curve]]) -> Figure:
 
 
 def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
+    everything = [value for values in rows for value in values]
+    # One bad variant would press all others together at one end.
+    if everything and min(everything) > 0 and max(everything) > WIDE * min(everything):
+        axes.set_xscale("log")
     for at, values in enumerate(rows):
         axes.plot(values, [at] * len(values), "o", color=BLUE, markersize=3, alpha=0.55, markeredgewidth=0)
         if values:
