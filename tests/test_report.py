@@ -113,6 +113,26 @@ def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):
     assert "**Not the same protocol**: software.commit differ" in written(runs)[0]
 
 
+def card(folder: Path, **protocol) -> None:
+    (folder / "evaluation").mkdir(exist_ok=True)
+    held = {"format": 1, "protocol": {"step": 4, "torch": "2.14", **protocol}, "metrics": {}}
+    (folder / "evaluation" / "frechet_x.json").write_text(json.dumps(held))
+
+
+def test_what_distances_were_measured_with_is_a_footnote_and_a_difference_is_said(runs):
+    for folder in runs.glob("?/seed_?"):
+        card(folder, features={"weights": "abcdef"}, samples={"count": 100})
+    markdown, page, told = written(runs)
+    assert "* frechet/x: features.weights = abcdef, samples.count = 100." in markdown
+    assert "Not the same protocol" not in markdown
+    assert "features.weights = abcdef" in page
+    assert told["protocols"]["frechet/x"]["common"] == {"features.weights": "abcdef", "samples.count": 100}
+    card(runs / "a" / "seed_1", features={"weights": "abcdef"}, samples={"count": 50})
+    assert "**Not the same protocol**: samples.count of frechet/x differ" in written(runs)[0]
+    (runs / "a" / "seed_1" / "evaluation" / "frechet_x.json").unlink()
+    assert "**Not the same protocol**: features.weights, samples.count, card of frechet/x differ" in written(runs)[0]
+
+
 def test_unfinished_runs_and_runs_without_events_are_left_out_and_named(runs, capsys):
     (runs / "a" / "seed_1" / "finished.json").unlink()
     for file in (runs / "b" / "seed_1").glob("events*"):

@@ -12,9 +12,11 @@ import yaml
 from asyncdiff.ablations.cells import Metric
 from asyncdiff.ablations.curves import EVENTS, Curve, read_curves
 from asyncdiff.ablations.runs import FINISHED, RECORD
+from asyncdiff.evaluation.protocol import read_card
 
 # Tags that are compared where no ablation says which: the beginning of each, and which value is better.
 COMPARED = {"frechet/": "min", "bits_per_dim/": "min", "val/loss": "min", "val/error_constant": "min"}
+ELSEWHERE = ("hardware", "torch", "commit", "step", "measurement")  # keys of protocols that a report tells anyway
 NOT_COMPARED = ("_real",)  # the ends of tags that are the same for every model
 
 
@@ -107,15 +109,42 @@ def values(runs: Sequence[FoundRun], metric: Metric) -> list[float]:
 
 def shared_and_different(runs: Sequence[FoundRun]) -> tuple[dict[str, Any], list[str]]:
     """What all runs have in common of software and settings, and the dotted keys in which they differ."""
-    described = [_leaves({"software": run.record.get("software", {}), **_config(run)}) for run in runs]
-    keys = list(dict.fromkeys(key for leaves in described for key in leaves))
-    same = {key: described[0].get(key) for key in keys if len({repr(leaves.get(key)) for leaves in described}) == 1}
-    return same, [key for key in keys if key not in same]
+    return _common([_leaves({"software": run.record.get("software", {}), **_config(run)}) for run in runs])
+
+
+def measurements(runs: Sequence[FoundRun], metrics: Sequence[Metric]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """What each Fréchet distance was measured with, by its tag: common to all runs, and the dotted keys that differ.
+
+    A run without a card of it, as one of an earlier version, differs in the key "card".
+    """
+    found = {}
+    names = sorted({tag for metric in metrics if (tag := _distance(metric.tag, runs))})
+    for name in names:
+        cards = [run.folder / "evaluation" / f"frechet_{name}.json" for run in runs]
+        protocols = [_leaves(read_card(card)["protocol"]) if card.is_file() else {"card": "none"} for card in cards]
+        found[f"frechet/{name}"] = _common([{k: v for k, v in p.items() if k not in ELSEWHERE} for p in protocols])
+    return found
 
 
 def mean_and_deviation(numbers: Sequence[float]) -> tuple[float, float | None]:
     """The mean, and the standard deviation of two and more."""
     return statistics.fmean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else None
+
+
+def _common(described: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """What all have in common, and the keys in which they differ."""
+    keys = list(dict.fromkeys(key for leaves in described for key in leaves))
+    same = {key: described[0].get(key) for key in keys if len({repr(leaves.get(key)) for leaves in described}) == 1}
+    return same, [key for key in keys if key not in same]
+
+
+def _distance(tag: str, runs: Sequence[FoundRun]) -> str | None:
+    """The features' name in the tag of a Fréchet distance, which may go on after it; None for other tags."""
+    rest = tag.removeprefix("frechet/")
+    names = (
+        card.stem.removeprefix("frechet_") for run in runs for card in run.folder.glob("evaluation/frechet_*.json")
+    )
+    return max((n for n in set(names) if rest.startswith(n)), key=len, default=None) if rest != tag else None
 
 
 def _run(folder: Path, place: Path) -> FoundRun:

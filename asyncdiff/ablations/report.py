@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.ablations.cells import Metric
-from asyncdiff.ablations.found import FoundRun, by_variant, mean_and_deviation, shared_and_different, values
+from asyncdiff.ablations.found import (
+    FoundRun,
+    by_variant,
+    mean_and_deviation,
+    measurements,
+    shared_and_different,
+    values,
+)
 
 BESIDE = 5  # pictures in a row of Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
@@ -87,6 +94,11 @@ class Report:
         lines += [f"They differ in: {', '.join(differ)}."] if differ else []
         if unlike := [key for key in differ if key.startswith("software.") or key in PROTOCOL]:
             lines.append(f"**Not the same protocol**: {', '.join(unlike)} differ between the runs of this table.")
+        for tag, (common, apart) in measurements(self.runs, self.metrics).items():
+            if common:
+                lines.append(f"{tag}: {', '.join(f'{k} = {_short(v)}' for k, v in common.items() if v is not None)}.")
+            if apart:
+                lines.append(f"**Not the same protocol**: {', '.join(apart)} of {tag} differ between the runs.")
         tags = [f"{metric.label} is `{metric.tag}`" for metric in self.metrics if metric.label != metric.tag]
         lines.append(f"Last values of the runs{': ' if tags else ''}{', '.join(tags)}.")
         return [*lines, *(f"Left out: {line}" for line in self.left_out)]
@@ -129,7 +141,17 @@ class Report:
             }
             for run in self.runs
         ]
-        return {"common": same, "different": different, "left_out": list(self.left_out), "runs": runs}
+        protocols = {
+            tag: {"common": common, "different": apart}
+            for tag, (common, apart) in measurements(self.runs, self.metrics).items()
+        }
+        return {
+            "common": same,
+            "different": different,
+            "protocols": protocols,
+            "left_out": list(self.left_out),
+            "runs": runs,
+        }
 
     def _commands(self) -> list[str]:
         first = [runs[0].record for runs in by_variant(self.runs).values()]

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from asyncdiff import recipe
+from asyncdiff.callbacks.ema import Ema
 from asyncdiff.evaluation.features import Features, class_path
 from asyncdiff.evaluation.protocol import card_of, software
 from asyncdiff.masks import Mask
@@ -48,6 +49,7 @@ def protocol_of(
     return {
         "measurement": "run",
         "precision": str(trainer.precision),
+        "weights": "ema" if any(isinstance(callback, Ema) for callback in _callbacks(trainer)) else "raw",
         "features": features.stamp(),
         "reference": {"data": class_path(data), "split": "train", **_told(data)},
         "samples": samples,
@@ -70,6 +72,10 @@ def write_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: d
     folder.mkdir(parents=True, exist_ok=True)
     held = card_of({**protocol, "step": trainer.global_step}, metrics)
     (folder / f"frechet_{name}.json").write_text(json.dumps(held, indent=2))
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return list(getattr(trainer, "callbacks", []))
 
 
 def _told(data: Any) -> dict[str, Any]:
