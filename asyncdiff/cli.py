@@ -213,3 +213,7 @@ def tell_results(trainer: Trainer) -> None:
             print(f"{what}: {where}")
     if trainer.loggers:
         print(f"curves: tensorboard --logdir {run}")
+
+
+if __name__ == "__main__":
+    main()

@@ -242,6 +242,25 @@ def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
     assert "Restored all states" in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_cell_may_take_several_processes(tmp_path):
+    two = SMALL | {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=two)
+    done = command(str(file), "--output", str(tmp_path / "out"))
+    run = tmp_path / "out" / "async" / "seed_0"
+    assert done.returncode == 0, (run / "log.txt").read_text()[-2000:]
+    assert "distributed_backend=gloo" in (run / "log.txt").read_text()
+    assert [step for step, _ in read_curves(run)["train/loss"]] == list(range(4))
+
+
+@pytest.mark.parametrize("words", [["--sbatch", "--gres=gpu:8"], ["--sbatch=--gres=gpu:8"]])
+def test_one_option_of_sbatch_is_no_option_of_ours(tmp_path, words):
+    script = tmp_path / "job.sh"
+    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *words)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gres=gpu:8" in script.read_text().splitlines()
+
+
 def test_a_slurm_script_has_a_task_per_cell(tmp_path):
     script = tmp_path / "job.sh"
     words = ["--slurm", str(script), "--sbatch", "--gres=gpu:1 --time=1:00:00", "--parallel", "3"]

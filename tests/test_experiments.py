@@ -1,17 +1,31 @@
 """Every experiment file builds: all its classes are made, with all their arguments."""
 
 import inspect
+import json
+import re
+import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
+from test_evaluate import alexnet  # noqa: F401  a fixture
+from test_latent_pictures import run as latent_run  # noqa: F401  a fixture
+from torch.nn.functional import max_pool2d
 
 from asyncdiff import cli, levels, recipe
+from asyncdiff.__main__ import main
+from asyncdiff.ablations import Ablation
+from asyncdiff.ablations.runs import resolved
 from asyncdiff.cli_errors.names import find_class
+from asyncdiff.codecs import Codec
+from asyncdiff.commands.evaluate_inpainting import OnPixels, on_pixels
 from asyncdiff.commands.experiment import Experiment
+from asyncdiff.commands.parsing import command_parser
+from asyncdiff.masks import MASKS
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.networks.unet import UNet
 
@@ -20,6 +34,8 @@ EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
 SIZES = sorted((FOLDER / "networks").glob("dit_*.yaml"))
 UNETS = sorted((FOLDER / "networks").glob("unet_*.yaml"))
 LEVELS = sorted((FOLDER / "levels").glob("*.yaml"))
+PAPER = sorted(f for f in (FOLDER / "ablations").glob("*.yaml") if f.stem.startswith(("imagenet", "lsun")))
+INPAINTING = sorted((FOLDER / "inpainting").glob("*.yaml"))
 OBJECTIVES = sorted((FOLDER / "objectives").glob("*.yaml"))
 
 
@@ -162,3 +178,160 @@ def test_the_three_level_experiments_differ_in_their_levels_only():
         without_comment = (head + rest[rest.index("  weighting:") :]).split("\n", 1)[1]
         stripped.append(without_comment.replace(f"digits_dit_{name}", "RUN"))
     assert stripped[0] == stripped[1] == stripped[2]
+
+
+# The paper's tables
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
+def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
+    ablation = Ablation.read(file)
+    parameters, images = (59_979_779, 512) if "imagenet64" in file.stem else (626_142_723, 256)
+    for cell in ablation.cells():
+        words = [*cell.words(tmp_path), "--trainer.callbacks", "[]"]  # Inception's weights are not here
+        with torch.device("meta"):
+            made = built(*words, "--trainer.devices", "1")
+        assert made.model.shape == (made.datamodule.channels, made.datamodule.size, made.datamodule.size)
+        (levels_file,) = (f for f in cell.files if f.parent.name == "levels")
+        assert recipe.describe(made.model.levels) == recipe.describe(Experiment(levels_file).levels())
+        classes = 1000 if "imagenet" in file.stem else 0
+        assert made.model.classes == classes
+        # Without labels their table is missing: 1000 and the one of "no label", 1024 numbers each.
+        count = sum(p.numel() for p in made.model.network.parameters())
+        assert count == parameters - (0 if classes else 1001 * 1024)
+        trainer = resolved(cell, tmp_path)["trainer"]
+        together = int(trainer["devices"]) * trainer.get("accumulate_grad_batches", 1)
+        assert made.datamodule.batch_size * together == images
+        assert trainer["gradient_clip_val"] == 1
+        (fid,) = (c for c in trainer["callbacks"] if c["class_path"].endswith("Frechet"))
+        assert fid["init_args"]["count"] == 50_000
+        assert fid["init_args"]["features"]["class_path"] == "asyncdiff.evaluation.InceptionFeatures"
+        sampler = recipe.describe(made.model.sampler)["init_args"]
+        assert (sampler["steps"], sampler["solver"]["init_args"]["stochasticity"]) == (250, 0.25)
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
+def test_the_command_in_an_ablations_head_writes_its_script(file, tmp_path, monkeypatch):
+    (line,) = (command for command in commands_in(file) if command[:1] == ["ablate"])
+    monkeypatch.chdir(FOLDER.parent)
+    script = tmp_path / "job.sh"
+    main([str(script) if word == "job.sh" else word for word in line] + ["--output", str(tmp_path / "out")])
+    assert Path(line[1]).resolve() == file
+    cells = len(Ablation.read(file).cells())
+    assert f"#SBATCH --array=0-{cells - 1}%{cells}" in script.read_text()  # all at once
+    assert "#SBATCH --gres=gpu:8" in script.read_text()
+
+
+def test_figures_stand_beside_the_variants_that_they_are_of():
+    table = (FOLDER.parent / "docs" / "evaluation.md").read_text()
+    told = {}
+    for file in PAPER:
+        text = file.read_text().replace("\n# ", " ")
+        if found := re.search(r"FID of 50000 images in the paper: (.*?\d\.\d\d)\.\s", text):
+            told[file.stem] = dict(re.findall(r"(\w+) (\d\.\d\d)", found[1]))
+            assert set(told[file.stem]) <= {cell.variant for cell in Ablation.read(file).cells()}
+            assert all(figure in table for figure in told[file.stem].values())
+    assert told == {
+        "imagenet64_levels": {"shared": "1.74", "perlin": "2.05", "independent": "2.54", "async": "1.77"},
+        "imagenet256_levels": {"shared": "8.24", "async": "8.06"},
+        "lsun256_levels": {"shared": "2.83", "async": "3.09"},
+    }
+
+
+@pytest.mark.parametrize("name", ["imagenet256", "lsun256"])
+def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, tmp_path, capsys):
+    pixels = Experiment(FOLDER / "pixels" / f"{name}.yaml").data(["datamodules"])
+    latents = Experiment(FOLDER / f"{name}_unet_async.yaml").data(["datamodules"])
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.VQModel(  # as many stages as the published one, thinner
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        block_out_channels=[8] * 3,
+        latent_channels=3,
+        norm_num_groups=4,
+        num_vq_embeddings=16,
+    ).save_pretrained(tmp_path)
+    monkeypatch.setenv("ASYNCDIFF_VQ_F4", str(tmp_path))
+    codec = codec_of(FOLDER / "codecs" / "vq_f4.yaml")
+    assert (pixels.size, pixels.channels) == (latents.size * codec.factor, codec.pixel_channels) == (256, 3)
+    assert latents.channels == codec.channels
+    # The command in the head gets as far as the photographs, which are not here.
+    (line,) = (command for command in commands_in(FOLDER / f"{name}_unet_async.yaml") if command[0] == "cache-latents")
+    monkeypatch.chdir(FOLDER.parent)
+    words = [str(tmp_path / "out") if word == latents.root.name else word for word in line]
+    with pytest.raises(SystemExit):
+        main([word for word in words if word not in ("--processes", "8")])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: root must be")
+
+
+@pytest.mark.parametrize("file", INPAINTING, ids=lambda f: f.stem)
+def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, tmp_path):  # noqa: F811
+    """The command of the file's head, on a small run and with few steps; the file's own sampler is read as it is."""
+    (line,) = commands_in(file)
+    documented = re.sub(r"\\\n +", "", (FOLDER.parent / "docs" / "evaluation.md").read_text())
+    assert shlex.join(line) in documented
+    figures = re.findall(r"\w+ (\d\d\.\d / \.\d{3})", file.read_text())
+    assert figures
+    assert all(f"| {figure} |" in documented for figure in figures)
+    samplers = yaml.safe_load(file.read_text())
+    (name,) = samplers
+    own = recipe.build(samplers[name], ["asyncdiff"])
+    assert (own.steps, own.solver.stochasticity) == (250, 1.0 if name == "repaint" else 0.25)
+    if name == "repaint":
+        assert sum(b < a for a, b in pairwise([own.steps, *own.schedule()])) == 2410
+    samplers[name]["init_args"] |= {"steps": 6} | ({"jump": 2, "resamples": 2} if name == "repaint" else {})
+    (tmp_path / "samplers.yaml").write_text(yaml.safe_dump(samplers))
+    _, folder = latent_run
+    data = {"class_path": "datamodules.Arrays", "init_args": {"root": str(folder), "size": 4, "channels": 4}}
+    (folder / "config.yaml").write_text(json.dumps({"data": data}))
+    changed = {
+        line[1]: str(folder),
+        str(file.relative_to(FOLDER.parent)): str(tmp_path / "samplers.yaml"),
+        "10000": "3",
+        "--features": "--metrics",
+        "asyncdiff.evaluation.InceptionFeatures": "lpips",
+    }
+    assert set(changed) <= set(line)
+    few = ["--lpips", alexnet, "--examples", "1", "--device", "cpu", "--output", str(tmp_path)]
+    main([changed.get(word, word) for word in line] + few)
+    card = json.loads((tmp_path / "inpainting.json").read_text())
+    assert [(row["mask"], row["sampler"]) for row in card["rows"]] == [
+        (mask, name) for mask in ("extreme", "square", "thin", "wide")
+    ]
+    assert card["protocol"]["masks"]["thin"]["init_args"]["factor"] == 8
+    assert card["protocol"]["samplers"][name]["init_args"]["steps"] == 6
+    assert card["masks"]["square"]["unknown"] == 0.25
+
+
+def test_masks_on_pixels_know_a_latent_where_its_pixels_are():
+    seeds = range(20)
+    for name in ("thin", "wide", "square", "extreme"):
+        drawn = OnPixels(MASKS[name], 4).per_image(64, 64, seeds=seeds)
+        unknown = ~MASKS[name].per_image(256, 256, seeds=seeds)
+        assert torch.equal(drawn, ~max_pool2d(unknown.float(), 4).bool())
+        told = MASKS[name].per_image(64, 64, seeds=seeds)
+        assert (told & ~drawn).any() == (name in ("thin", "wide"))
+
+
+def test_pixel_masks_that_cannot_be(latent_run):  # noqa: F811
+    _, folder = latent_run
+    model = AsyncDiffusion.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        ValueError, match="--masks must leave a latent known with --pixel_masks, got lines: name others"
+    ):
+        on_pixels({"square": MASKS["square"], "lines": MASKS["lines"]}, model)
+    model.codec = None
+    with pytest.raises(ValueError, match="--pixel_masks must be left out for a model of pixels"):
+        on_pixels({"square": MASKS["square"]}, model)
+
+
+def commands_in(file: Path) -> list[list[str]]:
+    """The words after `python -m asyncdiff` of every such line in a file's comments, continued lines joined."""
+    text = re.sub(r"\\\n# +", "", file.read_text())
+    return [shlex.split(line) for line in re.findall(r"^#   python -m asyncdiff (.*)$", text, re.MULTILINE)]
+
+
+def codec_of(file: Path) -> Codec:
+    parser = command_parser("sample", "")
+    parser.add_argument("--codec", type=Codec, sub_configs=True)
+    return parser.instantiate(parser.parse_args(["--codec", str(file)])).codec

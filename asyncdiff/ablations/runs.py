@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -26,7 +26,7 @@ State = Literal["finished", "ran", "failed", "elsewhere"]
 RECORD, FINISHED, LOG = "cell.json", "finished.json", "log.txt"
 # What does not decide about the result of a run.
 APART = (("trainer", "default_root_dir"), ("ckpt_path",), ("trainer", "enable_progress_bar"))
-PROGRAM = "from asyncdiff.cli import main; main()"
+PROGRAM = "asyncdiff.cli"  # as a module: a strategy of several processes starts the others by the same name
 
 
 def resolved(cell: Cell, output: Path) -> dict[str, Any]:
@@ -113,7 +113,8 @@ class Runner:
                 for future in futures:
                     future.cancel()
                 for child in list(self._children):
-                    child.terminate()
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGTERM)  # with the processes that it has started itself
                 raise
 
     def _one(self, cell: Cell, config: dict[str, Any]) -> State:
@@ -152,7 +153,7 @@ class Runner:
         }
 
     def _train(self, cell: Cell, folder: Path) -> int:
-        command = [sys.executable, "-c", PROGRAM, "fit", *cell.words(self.output)]
+        command = [sys.executable, "-m", PROGRAM, "fit", *cell.words(self.output)]
         command += ["--trainer.enable_progress_bar", "false"]
         if (folder / "checkpoints" / "last.ckpt").is_file():
             command += ["--ckpt_path", "last"]
@@ -160,7 +161,8 @@ class Runner:
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / LOG).open("ab") as log:
-            child = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            how: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            child = subprocess.Popen(command, env=environment, **how)
             self._children.add(child)
             try:
                 return child.wait()

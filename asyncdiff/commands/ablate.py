@@ -29,7 +29,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--slurm", type=Path | None, help="write a batch script with a task per cell, and run nothing")
     parser.add_argument("--sbatch", type=str, default="", help='options for it, such as "--gres=gpu:1 --time=12:00:00"')
     parser.add_argument("--dry_run", action="store_true", help="print the cells with their commands, and run nothing")
-    options = parser.parse_args([_with_underscores(word) for word in args])
+    options = parser.parse_args(_joined([_with_underscores(word) for word in args]))
     at_least("--parallel", options.parallel, 1, "set the runs at a time")
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
@@ -104,6 +104,17 @@ def _chosen(cells: list[Cell], number: int | None) -> list[Cell]:
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--sbatch --gres=gpu:8` as one word: a parser would take the value for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--sbatch":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _with_underscores(word: str) -> str:

@@ -21,7 +21,7 @@ from asyncdiff.evaluation.inpaintings import HeldOut, InpaintingBench, Inpaintin
 from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips, enlargement
 from asyncdiff.evaluation.path_likelihoods import check_labels
 from asyncdiff.evaluation.protocol import card_of
-from asyncdiff.masks import MASKS, Mask, named
+from asyncdiff.masks import MASKS, Known, Mask, named
 from asyncdiff.repaint import RePaint
 from asyncdiff.sampling import ImageSampler
 
@@ -29,10 +29,30 @@ DESCRIPTION = """Held-out images completed under several masks by several sample
 (Fréchet distance) and from the truth (LPIPS), how much the results of one image differ, and what they cost.
 
 Masks, images and noise are the same for all samplers. Labels are not told unless --labels is true. Of a model of
-latents masks are of latents, and images are decoded, true ones, too: what the autoencoder loses does not show."""
+latents masks are of latents, unless --pixel_masks is given, and images are decoded, true ones, too: what the
+autoencoder loses does not show."""
 METRICS = ("frechet", "lpips")
 
 Picture = Float[Tensor, "3 height width"]
+
+
+class OnPixels(Mask):
+    """Masks of latents, drawn on their pixels by another rule: a latent is known where all of its pixels are.
+
+    Args:
+        mask: the rule.
+        factor: pixels per latent, each way.
+    """
+
+    def __init__(self, mask: Mask, factor: int):
+        self.mask = mask
+        self.factor = factor
+        self.drawn = mask.drawn
+
+    def __call__(self, height: int, width: int, *, seed: int = 0) -> Known:
+        """True = known, for `height` x `width` latents."""
+        pixels = self.mask(height * self.factor, width * self.factor, seed=seed)
+        return pixels.reshape(height, self.factor, width, self.factor).all(3).all(1)
 
 
 def main(args: Sequence[str]) -> None:
@@ -45,6 +65,8 @@ def main(args: Sequence[str]) -> None:
     output = run.output(options.output)
     model, data = run.model(options.weights).to(options.device), run.data(["asyncdiff", "datamodules", *options.allow])
     check_labels(model, getattr(data, "classes", None), told=options.labels)
+    if options.pixel_masks:
+        masks = on_pixels(masks, model)
     samplers = _samplers(model.sampler, options)
     given = held_out(model, data, options)
     bench = InpaintingBench(
@@ -62,6 +84,17 @@ def main(args: Sequence[str]) -> None:
     print(found.table())
     _write(output, options.name, found, stamp)
     draw(output / f"{options.name}.png", model.denoiser, given, bench, masks, samplers, examples=options.examples)
+
+
+def on_pixels(masks: Mapping[str, Mask], model: Any) -> dict[str, Mask]:
+    """The masks drawn on the pixels of the model's latents; ValueError if it has none, or no latent would be known."""
+    if model.codec is None:
+        raise ValueError("--pixel_masks must be left out for a model of pixels, whose masks are of pixels anyway")
+    drawn: dict[str, Mask] = {name: OnPixels(mask, model.codec.factor) for name, mask in masks.items()}
+    for name, mask in drawn.items():
+        if not mask.drawn and not mask(*model.shape[1:]).any():
+            raise ValueError(f"--masks must leave a latent known with --pixel_masks, got {name}: name others")
+    return drawn
 
 
 def held_out(model: Any, data: Any, options: Any) -> HeldOut:
@@ -273,6 +306,7 @@ def _parser() -> Any:
     add_run(parser)
     parser.add_argument("--inpainting", action="store_true", help="completed images")
     parser.add_argument("--masks", type=str, default="", help=f"some of {','.join(MASKS)}; all by default")
+    parser.add_argument("--pixel_masks", action="store_true", help=PIXEL_MASKS)
     parser.add_argument("--samplers", type=dict[str, ImageSampler] | None, sub_configs=True, help=SAMPLERS)
     parser.add_argument("--steps", type=int | None, help="of the model's own sampler; 50 by default")
     parser.add_argument("--repaint", action="store_true", help="add RePaint with 250 steps and 10 jumps of 10, too")
@@ -291,6 +325,8 @@ def _parser() -> Any:
 
 SAMPLERS = """a YAML file of names with sampler classes, {slow: {class_path: asyncdiff.sampling.Sampler, init_args:
 {steps: 200}}}; by default async_path, the model's own"""
+PIXEL_MASKS = """of a model of latents: draw masks on pixels; a latent is known where all of its pixels are, so that
+less is known around thin strokes"""
 FEATURES = """of the Fréchet distance: a class of asyncdiff.evaluation or your own, or a YAML file of one; by default
 BackboneFeatures, the pooled ones of SqueezeNet, which is not FID"""
 
