@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -30,7 +29,7 @@ from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import ImageSampler, Sampler
 from asyncdiff.shapes import Image, Latents
-from asyncdiff.strategies import shard
+from asyncdiff.strategies import check_strategy, shard
 from asyncdiff.targets import Target
 from asyncdiff.weightings import Velocity, Weighting
 
@@ -227,12 +226,9 @@ class AsyncDiffusion(LightningModule):
     # Training
 
     def configure_model(self) -> None:
-        """Share the network out where the strategy has a device mesh, as fully_shard has; ValueError under fsdp."""
-        if self._trainer is not None and isinstance(self.trainer.strategy, FSDPStrategy):
-            raise ValueError(
-                "trainer.strategy must be another one, got fsdp, which gathers weights inside of training steps only, "
-                "while pictures are drawn between them: use --trainer.strategy fully_shard"
-            )
+        """Share the network out under fully_shard; ValueError under other strategies that do not copy it."""
+        if self._trainer is not None:
+            check_strategy(self.trainer.strategy, str(self.trainer.precision))
         if self._device_mesh is not None:
             shard(self.network, self._device_mesh["data_parallel"])
 
@@ -297,12 +293,14 @@ class AsyncDiffusion(LightningModule):
     def predict_dataloader(self) -> DataLoader:
         """The batches of requests that `predict` draws, this process's share of them."""
         rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
-        share = self._task.batches(self, self.predict_requests()[rank::world])
+        mine = self.predict_requests()[rank::world]
+        # A process without any takes an empty batch: Lightning would let it go, and others wait for it for ever.
+        share = self._task.batches(self, mine) if mine else [[]]
         return DataLoader(_Batches(share), batch_size=None, collate_fn=list)
 
     def predict_step(self, batch: list[Request], batch_idx: int) -> Image:
         """The pictures of a batch of requests."""
-        return self._task.finished(self, batch)
+        return self._task.finished(self, batch) if batch else torch.empty(0, *self.shape, device=self.device)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped."""

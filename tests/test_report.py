@@ -83,6 +83,12 @@ def test_the_page_stands_alone_and_every_link_of_the_markdown_leads_somewhere(ru
     assert 'src="metrics' not in page
 
 
+def test_large_numbers_have_no_exponents(tmp_path):
+    for seed, value in enumerate([11940.4, 12340.4]):
+        run(tmp_path / "a" / f"seed_{seed}", [value, value], seed=seed)
+    assert "| a | 2 | 12140 ± 283 |" in written(tmp_path)[0]
+
+
 def test_many_pictures_go_into_several_rows(runs):
     from PIL import Image
 

@@ -167,11 +167,16 @@ class Report:
         if not found:
             return ""
         mean, deviation = mean_and_deviation(found)
-        text = f"**{mean:.4g}**" if mean == best else f"{mean:.4g}"
-        return text if deviation is None else f"{text} ± {deviation:.2g}"
+        text = f"**{_number(mean, 4)}**" if mean == best else _number(mean, 4)
+        return text if deviation is None else f"{text} ± {_number(deviation, 2)}"
 
 
 PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "model.image_size", "trainer.max_steps")
+
+
+def _number(value: float, digits: int) -> str:
+    """So many significant digits; large numbers whole, as nobody compares exponents."""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
 def _beside(pictures: Sequence[Picture]) -> str:

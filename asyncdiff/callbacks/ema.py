@@ -1,7 +1,7 @@
 """Exponential moving average of the network's parameters."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from asyncdiff.strategies import laid_out, local, whole
+from asyncdiff.strategies import gathered, laid_out, local, scatter, whole
 
 
 class Ema(Callback):
@@ -46,13 +46,13 @@ class Ema(Callback):
             yield
             return
         assert self.average is not None
-        parameters = _parameters(module)
+        parameters = _shares(module)
         self._raw = {name: p.clone() for name, p in parameters.items()}
         _copy(parameters, self.average)
         try:
             yield
         finally:
-            _copy(parameters, self._raw)
+            _copy(_shares(module), self._raw)
             self._raw = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -139,12 +139,23 @@ class Ema(Callback):
         return self.average is not None
 
 
-def averaged_weights(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:
-    """The context in which `module` has the averaged weights of the trainer's first `Ema`, if it has one."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Ema):
-            return callback.swapped(module)
-    return nullcontext()
+@contextmanager
+def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """The context in which `module` has the averaged weights of the trainer's first `Ema`, if it has one.
+
+    All processes have the network whole in it: none waits for another in a forward pass.
+    """
+    with ExitStack() as stack:
+        if averages := [callback for callback in trainer.callbacks if isinstance(callback, Ema)]:  # type: ignore[attr-defined]
+            stack.enter_context(averages[0].swapped(module))
+        stack.enter_context(gathered(module))
+        yield
+
+
+def _shares(module: LightningModule) -> dict[str, Tensor]:
+    """The trained parameters to be changed: copies of them, gathered for an evaluation, are let go of."""
+    scatter(module)
+    return _parameters(module)
 
 
 def _parameters(module: LightningModule) -> dict[str, Tensor]:
