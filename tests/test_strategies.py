@@ -75,6 +75,13 @@ def test_sharing_out_measures_the_same(runs, name):
 
 
 @pytest.mark.slow
+def test_processes_may_have_unequal_numbers_of_batches(runs):
+    a, b = (torch.load(runs[strategy] / "results.pt", weights_only=True)["uneven"] for strategy in STRATEGIES)
+    assert set(a) >= {"val/loss", "val/error_constant"}
+    assert b == pytest.approx(a, rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_that_continues_ends_where_the_uninterrupted_one_does(runs, strategy):
     a, b = (checkpoint(runs[strategy], name, 4) for name in ("dit", "again"))
@@ -114,8 +121,8 @@ def test_shards_are_refused_with_what_to_do(tmp_path):
 
 def test_fsdp_is_refused_before_it_fails():
     model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2), image_size=8)
-    model._trainer = SimpleNamespace(strategy=FSDPStrategy())
-    with pytest.raises(ValueError, match=r"got fsdp, .*use --trainer.strategy fully_shard"):
+    model._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    with pytest.raises(ValueError, match=r"got FSDPStrategy, .*use --trainer.strategy fully_shard"):
         model.configure_model()
 
 
