@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from asyncdiff import callbacks, codecs, masks
+from asyncdiff.checkpoints.newest import held, newest_whole
+from asyncdiff.checkpoints.plugin import AtomicCheckpointIO
 from asyncdiff.cli_errors import ReportingParser, one_line_errors
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.networks import dit, unet
@@ -66,8 +69,11 @@ class ExperimentCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Free variables for interpolation."""
+        """Free variables for interpolation, and what to do with a run that is there."""
         parser.add_argument("--vars", type=dict[str, Any], default={}, help="free variables, used as ${vars.NAME}")
+        parser.add_argument(
+            "--auto_resume", type=bool, default=False, help="continue the run of this directory where there is one"
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse and find the checkpoint; errors of interpolation are errors of the user's file, too."""
@@ -80,6 +86,16 @@ class ExperimentCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Take nothing from the checkpoint: what the user typed is what runs."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with what keeps a run from losing anything, unless the user has configured it otherwise."""
+        config = self._get(self.config_init, "trainer", default={})
+        plugins, given = (_listed(config.get(key)) for key in ("plugins", "callbacks"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        kinds = [kind for kind in (callbacks.Continuation, callbacks.Interruption) if not _holds(given, kind)]
+        added = {"plugins": plugins, "callbacks": [*given, *(kind() for kind in kinds)]}
+        return super().instantiate_trainer(**added, **kwargs)
 
     def before_predict(self) -> None:
         """Leave the data out: the model itself says what to draw, which Lightning hears only without a data module."""
@@ -162,27 +178,34 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     given = config.get("ckpt_path")
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
-    held = sorted((run / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    there = held(run)
     if not given and not training:
         raise ValueError("ckpt_path must be given, or untrained weights would be judged: add --ckpt_path last")
     if given == "last" and not latest.is_file():
         remedy = "leave ckpt_path out to start" if training else "run fit first"
         raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but there is no {latest}: {remedy}")
     if given == "last":
-        return str(latest)
+        return str(newest_whole(run)) if training else str(latest)
     if given and not re.match(r"best$|hpc$|registry|\w+://", given) and not Path(given).exists():
         raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
-    if given or not training or not held or config.trainer.get("fast_dev_run"):
+    if given or not training or not there or config.trainer.get("fast_dev_run"):
         return given
-    if any(int(os.environ.get(name, 0)) for name in RESTARTS):
-        # Lightning finds by itself what it saved when SLURM announced the interruption.
-        newest = latest if latest.is_file() else held[-1]
-        return None if list(run.glob("hpc_ckpt_*.ckpt")) else str(newest)
-    remedy = "last" if latest.is_file() else str(held[-1])
+    if config.get("auto_resume") or any(int(os.environ.get(name, 0)) for name in RESTARTS):
+        return str(newest_whole(run))
+    remedy = "last" if latest.is_file() else str(there[0])
     raise ValueError(
         f"trainer.default_root_dir must be a new directory, got {run}, which holds a run: "
-        f"add --ckpt_path {remedy} to continue it, or choose another"
+        f"add --ckpt_path {remedy} or --auto_resume true to continue it, or choose another"
     )
+
+
+def _listed(value: Any) -> list[Any]:
+    """What a key that takes one or several holds, as a list."""
+    return [] if value is None else [*value] if isinstance(value, list) else [value]
+
+
+def _holds(values: list[Any], kind: type) -> bool:
+    return any(isinstance(value, kind) for value in values)
 
 
 def portable(value: Any, root: str) -> Any:

@@ -1,5 +1,6 @@
 """What every data module shares: three splits, batches as dicts, exact continuation."""
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,12 @@ def _own_key(index: int) -> int:
 def _whole(batch: Any) -> Any:
     """Collation that has nothing left to do; a named function, as workers may have to pickle it."""
     return batch
+
+
+def _carry_on(worker: int) -> None:
+    """Let the training process decide what signals to the whole group mean: it may want to finish its step."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
@@ -253,6 +260,7 @@ class ImageDataModule(LightningDataModule, ABC):
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "collate_fn": _whole,
+            "worker_init_fn": _carry_on,
         }
 
     def _require_a_batch(self, shard: ShuffledShard) -> None:

@@ -32,6 +32,7 @@ MATHEMATICS += ["objective", "masks", "tasks", "canvases"]
 ALLOWED = {
     "checks": set(),
     "checkpoints": set(),
+    "event_files": set(),
     "shapes": set(),
     "randomness": set(),
     "processes": {"shapes"},
@@ -74,7 +75,7 @@ ALLOWED = {
     | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out", "predictions"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
-    | {"strategies", "plots", "recipe", "predictions", "levels", "randomness"},
+    | {"event_files", "strategies", "plots", "recipe", "predictions", "levels", "randomness"},
     "ablations": {"cli", "evaluation"},
     "commands": {"ablations", "cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
     | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}

@@ -116,7 +116,7 @@ def edit(old, new, text=EXPERIMENT):
 
 def held(**trainer):
     Path("run/checkpoints").mkdir(parents=True)
-    Path("run/checkpoints/last.ckpt").touch()
+    torch.save({}, "run/checkpoints/last.ckpt")
     return Namespace(ckpt_path=None, trainer=Namespace(default_root_dir="run", **trainer))
 
 
@@ -461,7 +461,7 @@ def test_the_newest_checkpoint_is_the_one_to_continue(monkeypatch):
     last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
     last.unlink()
     for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
-        (folder / name).touch()
+        torch.save({}, folder / name)
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/step=10000.ckpt"):
         checkpoint_to_load(config, training=True)
@@ -481,8 +481,11 @@ def test_a_job_that_is_run_again_continues(name, monkeypatch):
         checkpoint_to_load(config, training=True)
     monkeypatch.setenv(name, "1")
     assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
-    Path("run/hpc_ckpt_1.ckpt").touch()  # newer, and Lightning's to find
-    assert checkpoint_to_load(config, training=True) is None
+    torch.save({}, "run/hpc_ckpt_1.ckpt")
+    os.utime("run/checkpoints/last.ckpt", (1e9, 1e9))  # older
+    assert checkpoint_to_load(config, training=True) == str(Path("run/hpc_ckpt_1.ckpt"))
+    os.utime("run/checkpoints/last.ckpt")  # of a later interruption
+    assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
 
 
 def test_paths_below_the_run_follow_it():

@@ -1,11 +1,13 @@
 """What watches a run: averages, pictures, distances, errors by level, calibration, speed."""
 
 from asyncdiff.callbacks.calibration import Calibration
+from asyncdiff.callbacks.continuation import Continuation
 from asyncdiff.callbacks.denoising_strip import DenoisingStrip
 from asyncdiff.callbacks.ema import Ema
 from asyncdiff.callbacks.frechet import Frechet
 from asyncdiff.callbacks.image_writer import ImageWriter
 from asyncdiff.callbacks.inpainting import Inpainting
+from asyncdiff.callbacks.interruption import Interruption
 from asyncdiff.callbacks.level_loss import LevelLoss
 from asyncdiff.callbacks.level_maps import LevelMaps
 from asyncdiff.callbacks.likelihood import Likelihood
@@ -14,11 +16,13 @@ from asyncdiff.callbacks.throughput import Throughput
 
 __all__ = [
     "Calibration",
+    "Continuation",
     "DenoisingStrip",
     "Ema",
     "Frechet",
     "ImageWriter",
     "Inpainting",
+    "Interruption",
     "LevelLoss",
     "LevelMaps",
     "Likelihood",

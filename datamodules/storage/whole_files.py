@@ -3,17 +3,21 @@
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def replace(file: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Put a file in its place as a whole, on the disk when this returns, whatever happens meanwhile."""
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[BinaryIO]:
+    """A stream whose contents take the place of `file` when the block has ended well, on the disk by then.
+
+    Whatever happens before, `file` is as it was.
+    """
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            for part in parts:
-                stream.write(part)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
@@ -29,6 +33,13 @@ def replace(file: Path, parts: Iterable[bytes | memoryview]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(file: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Put a file in its place as a whole, on the disk when this returns, whatever happens meanwhile."""
+    with written_whole(file) as stream:
+        for part in parts:
+            stream.write(part)
 
 
 def remove_stale(folder: Path) -> None:

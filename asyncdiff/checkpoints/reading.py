@@ -3,6 +3,8 @@
 import pickle
 import re
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,35 @@ def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
 
 
 def read_safely(path: str | Path, map_location: torch.device | str = "cpu") -> Any:
-    """What torch.save wrote, as tensors and plain containers; ValueError for all else."""
+    """What torch.save wrote, as tensors and plain containers; ValueError for all else, and for damaged files."""
+    if told := damage(path):
+        raise ValueError(f"{path} is no checkpoint that can be read safely: {told}: take another, or a copy of it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle's versions, for files that are no pickle
             return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # files of other things end in any of them
         raise ValueError(f"{path} is no checkpoint that can be read safely: {_reason(error)}") from error
+
+
+def damage(path: str | Path) -> str | None:
+    """What is wrong with a file of torch.save's as far as its checksums tell, or None; PyTorch itself checks none.
+
+    Files that are no zip archives, as of PyTorch before 1.6, are passed, and so are those saved without checksums.
+    """
+    if not zipfile.is_zipfile(path):
+        with Path(path).open("rb") as file:
+            begins = file.read(4)
+        if not begins:
+            return "it is empty"
+        return "it is cut short or overwritten" if begins == b"PK\x03\x04" or not any(begins) else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # Zeros all over are PyTorch's way to save without them.
+            wrong = archive.testzip() if any(record.CRC for record in archive.infolist()) else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+        return f"it is damaged ({error})"
+    return f"its record {wrong} is damaged" if wrong else None
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,101 @@
+"""What a signal does to a run, at a moment that suits all its processes."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+NOTHING, REQUEUE, STOP = 0, 1, 2
+GRACEFUL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Interruption(Callback):
+    """Saves and ends a run between two steps when it is told to: by SIGTERM, Ctrl-C or SIGUSR1.
+
+    The step that has begun is finished, averages included; then every process learns whether any has been told, and all
+    save together into checkpoints/last.ckpt and end with the exit code 128 + signal. Lightning by itself acts in the
+    middle of a step: one process may then save while another waits for its gradients, both for ever. A second Ctrl-C
+    ends the run at once. A validation is not interrupted.
+
+    Under SLURM, `#SBATCH --signal=SIGUSR1@SECONDS` announces the time limit: Lightning saves and requeues the job, and
+    the job that is run again goes on by itself. SECONDS must be enough for a step and for writing a checkpoint.
+
+    `train.py` has this callback without being told.
+    """
+
+    def __init__(self) -> None:
+        self._wish, self._signal = NOTHING, 0
+        self._requeue: Callable[[int, Any], Any] | None = None  # Lightning's own
+        self._usual: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen in Lightning's place."""
+        self._wish, self._requeue = NOTHING, None
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python hears signals in the main one only
+        if SLURMEnvironment.detect():
+            handler = signal.getsignal(signal.SIGUSR1)
+            self._requeue = handler if callable(handler) else None  # none under auto_requeue=False
+        for number in GRACEFUL:
+            self._usual[number] = signal.signal(number, self._hear)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Act if any process has been told to."""
+        wish = self._wish
+        if trainer.world_size > 1:
+            told = torch.tensor(wish, device=trainer.strategy.root_device)
+            wish = int(trainer.strategy.reduce(told, reduce_op="max"))
+        self._wish = NOTHING
+        if wish == REQUEUE and self._requeue is not None:
+            self._requeue(signal.SIGUSR1, None)
+        elif wish == STOP:
+            path = _save(trainer)
+            number = self._signal or signal.SIGTERM
+            name = signal.Signals(number).name
+            _tell(f"{name}: stopped after step {trainer.global_step}, saved {path}; --ckpt_path last continues")
+            sys.exit(128 + number)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the signals as they were: what comes now is not to be continued."""
+        self._give_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the signals as they were."""
+        self._give_back()
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._wish == STOP:
+            raise KeyboardInterrupt
+        requeue = number == signal.SIGUSR1 and self._requeue is not None
+        self._wish = max(self._wish, REQUEUE if requeue else STOP)
+        self._signal = number
+
+    def _give_back(self) -> None:
+        usual, self._usual = self._usual, {}
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def _save(trainer: Trainer) -> Path:
+    """Save into the run's last.ckpt, as the next ModelCheckpoint will do."""
+    writers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    folder = next((Path(writer.dirpath) for writer in writers if writer.dirpath), None)
+    path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+    for writer in writers:
+        if writer.save_last and writer.dirpath and Path(writer.dirpath) == path.parent:
+            writer.last_model_path = str(path)  # part of its state: it would find the name taken otherwise
+    trainer.save_checkpoint(path)
+    return path
+
+
+@rank_zero_only
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
