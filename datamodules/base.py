@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -138,6 +138,13 @@ def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
     """Refuse an argument below its minimum."""
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
+
+
+def gathered(trainer: Trainer) -> int:
+    """Batches of this epoch whose gradients wait for more before the next step; a checkpoint does not hold them."""
+    loop: Any = trainer.fit_loop
+    batches: int = loop.epoch_loop.batch_progress.current.processed
+    return batches % trainer.accumulate_grad_batches if batches < loop.max_batches else 0
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -278,4 +285,4 @@ class ImageDataModule(LightningDataModule, ABC):
             return None
         loop: Any = self.trainer.fit_loop
         # `processed`, not `ready`: a batch that was fetched when the run died must come again.
-        return loop.epoch_loop.batch_progress.current.processed, loop.max_batches
+        return loop.epoch_loop.batch_progress.current.processed - gathered(self.trainer), loop.max_batches

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from asyncdiff.event_files import drop_after
+from datamodules.base import gathered
+from datamodules.order import ResumableLoader
 
 
 class Continuation(Callback):
@@ -15,17 +18,21 @@ class Continuation(Callback):
 
     A checkpoint tells when it was written, what was still to be logged of its step, and whether a validation was due
     after it, which Lightning would pass over. A run that goes on from it takes back the events that were written since
-    (it computes them again), logs what was left, and validates first where that was due. `train.py` has this callback
-    without being told.
+    (it computes them again), logs what was left, and validates first where that was due. A checkpoint that is written
+    when only a part of a step's gradients has been gathered (`accumulate_grad_batches`), as after some validations,
+    tells the state before that step: gradients are not in it. `train.py` has this callback without being told.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, Any] = {}
         self._trainer: Trainer | None = None
+        self._step_began = 0.0  # seconds since the epoch
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on from the checkpoint in the making needs to know."""
         trainer = self._trainer
+        if _gathered(trainer):
+            return {"scalars": {}, "validation_due": False, "epoch": 0, "step": 0, "moment": self._step_began}
         # A step ends with the hooks in which checkpoints are written, then its scalars are logged, then it validates.
         ending = trainer is not None and trainer.training and _step_is_ending(trainer)
         return {
@@ -40,6 +47,15 @@ class Continuation(Callback):
         """Keep what the checkpoint tells."""
         self._held = dict(state_dict)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go back to the first batch of a step of which only a part has been gathered."""
+        if not (batches := _gathered(trainer)):
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            before = counts["processed"] - batches
+            counts.update(ready=before, started=before, processed=before, completed=before)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Know the trainer, whose state goes into checkpoints."""
         self._trainer = trainer
@@ -47,6 +63,12 @@ class Continuation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back what comes again, and log what was left."""
         held = self._held
+        for writer in trainer.callbacks if held else ():  # type: ignore[attr-defined]
+            if isinstance(writer, ModelCheckpoint) and trainer.ckpt_path:
+                # Of this step there is a checkpoint; Lightning would write a second one after its next batch.
+                writer._last_global_step_saved = trainer.global_step
+                if writer.dirpath and Path(trainer.ckpt_path).parent.resolve() == Path(writer.dirpath).resolve():
+                    writer._last_checkpoint_saved = str(trainer.ckpt_path)
         for logger in trainer.loggers if held else ():
             if isinstance(logger, TensorBoardLogger):
                 if trainer.is_global_zero:
@@ -58,6 +80,8 @@ class Continuation(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Validate before the first step, if that is what came next."""
         self._validate(trainer)
+        if not _gathered(trainer):
+            self._step_began = time.time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate now, if the run ended before the first step."""
@@ -71,13 +95,24 @@ class Continuation(Callback):
         held, self._held = self._held, {}
         if not held.get("validation_due"):
             return
-        # As Lightning's loop does after a step; by now it counts the next one.
+        # As Lightning's loop does after a step; by now it counts the next one, maybe of the next epoch.
         loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
+        epochs = trainer.fit_loop.epoch_progress.current
         step, loop._batches_that_stepped = loop._batches_that_stepped, held["step"]
+        epoch, epochs.processed = epochs.processed, held["epoch"]
         first, trainer.validating = connector._first_loop_iter, True
         loop.val_loop.run()
         trainer.training = True
-        connector._first_loop_iter, loop._batches_that_stepped = first, step
+        connector._first_loop_iter, loop._batches_that_stepped, epochs.processed = first, step, epoch
+
+
+def _gathered(trainer: Trainer | None) -> int:
+    """Batches that come again after a checkpoint of now, since their gradients are not in it."""
+    loaders = None if trainer is None else trainer.fit_loop._combined_loader
+    if trainer is None or loaders is None:
+        return 0
+    # Loaders of another kind tell a place of their own, of which nothing can be taken back.
+    return gathered(trainer) if all(isinstance(loader, ResumableLoader) for loader in loaders.flattened) else 0
 
 
 def _step_is_ending(trainer: Trainer) -> bool:

@@ -49,6 +49,8 @@ class Interruption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Act if any process has been told to."""
+        if trainer.fit_loop._should_accumulate():
+            return  # the step goes on
         wish = self._wish
         if trainer.world_size > 1:
             told = torch.tensor(wish, device=trainer.strategy.root_device)

@@ -10,6 +10,7 @@ from asyncdiff.checkpoints.reading import damage
 def held(run: Path) -> list[Path]:
     """The checkpoints of a run, the newest first; of equally old ones last.ckpt."""
     found = [*(run / "checkpoints").glob("*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
+    found = [file for file in found if file.is_file()]  # a link may have lost what it named
     return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name == "last.ckpt"), reverse=True)
 
 
