@@ -21,9 +21,13 @@ class Continuation(Callback):
     (it computes them again), logs what was left, and validates first where that was due. A checkpoint that is written
     when only a part of a step's gradients has been gathered (`accumulate_grad_batches`), as after some validations,
     tells the state before that step: gradients are not in it. `train.py` has this callback without being told.
+
+    Args:
+        take_over: where a run begins anew, drop the events of one that died in its folder, as if it had not been.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, take_over: bool = False) -> None:
+        self.take_over = take_over
         self._held: dict[str, Any] = {}
         self._trainer: Trainer | None = None
         self._step_began = 0.0  # seconds since the epoch
@@ -69,11 +73,12 @@ class Continuation(Callback):
                 writer._last_global_step_saved = trainer.global_step
                 if writer.dirpath and Path(trainer.ckpt_path).parent.resolve() == Path(writer.dirpath).resolve():
                     writer._last_checkpoint_saved = str(trainer.ckpt_path)
-        for logger in trainer.loggers if held else ():
+        anew = self.take_over and not trainer.ckpt_path
+        for logger in trainer.loggers if held or anew else ():
             if isinstance(logger, TensorBoardLogger):
                 if trainer.is_global_zero:
-                    drop_after(Path(logger.log_dir), held["moment"])
-                if held["scalars"]:
+                    drop_after(Path(logger.log_dir), held.get("moment", 0))
+                if held.get("scalars"):
                     logger.log_metrics({**held["scalars"], "epoch": held["epoch"]}, held["step"])
                     logger.save()
 

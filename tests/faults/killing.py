@@ -4,7 +4,9 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 
 def forked(work: Callable[[], None], log: Path) -> int:
-    """Do some work in a process of its own, with a process group of its own, and return the process's number."""
+    """Do some work in a process of its own, and return the process's number; what it prints goes into a file."""
     child = os.fork()
     if child:
         return child
@@ -28,8 +30,6 @@ def forked(work: Callable[[], None], log: Path) -> int:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -49,47 +49,70 @@ def ended(child: int, within: float) -> int | None:
 
 
 def kill(child: int) -> int:
-    """End a process and all that it has started, as the power does; return its exit code."""
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
+    """End a process and all that it has started, as a loss of power does; return its exit code."""
+    family, found = [child], 0
+    while found < len(family):  # stopped first, so that none starts another meanwhile
+        with suppress(ProcessLookupError):
+            os.kill(family[found], signal.SIGSTOP)
+        family += children(family[found])
+        found += 1
+    for process in family:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def curves(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, list[tuple[int, float | bytes]]]:
-    """Every value of every tag as TensorBoard finds it, doubled ones too, scalars as numbers and pictures as bytes."""
+def children(process: int) -> list[int]:
+    """The processes that a process has started and that are alive."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        tasks = Path(f"/proc/{process}/task").glob("*/children")
+        return [int(number) for task in tasks for number in task.read_text().split()]
+    return []
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float | bytes]]]:
+    """Every value of every tag in event files, doubled ones too, scalars as numbers and pictures as bytes."""
     found: dict[str, list[tuple[int, float | bytes]]] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
-                if value.tag.startswith(apart) or value.tag.startswith("_"):
-                    continue
-                held = value.tensor
-                content = held.float_val[0] if held.float_val else b"".join(held.string_val)
-                found.setdefault(value.tag, []).append((event.step, content))
+                if not value.tag.startswith("_"):
+                    held = value.tensor
+                    content = held.float_val[0] if held.float_val else b"".join(held.string_val)
+                    found.setdefault(value.tag, []).append((event.step, content))
     return {tag: sorted(values) for tag, values in found.items()}
 
 
-def same(a: object, b: object, path: str = "") -> None:
-    """Assert that two checkpoints are equal bit for bit, times and paths apart."""
-    if isinstance(a, dict):
-        assert isinstance(b, dict), path
-        assert a.keys() == b.keys(), path
-        for key in a:
-            if key not in APART:
-                same(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert isinstance(b, (list, tuple)), path
-        assert len(a) == len(b), path
-        for i, (one, other) in enumerate(zip(a, b, strict=True)):
-            same(one, other, f"{path}/{i}")
-    elif isinstance(a, torch.Tensor):
-        assert isinstance(b, torch.Tensor), path
-        assert torch.equal(a, b), path
-    else:
-        assert a == b, f"{path}: {a} and {b}"
-
-
-# When a checkpoint was written, how fast it went, and what the saver remembers of files.
+# When a checkpoint was written and what its writer remembers of files; counts of the loops are in `curves`.
 APART = ("moment", "callbacks", "loops", "scalars")
+
+
+def unlike(a: object, b: object, path: str = "") -> str | None:
+    """Where two checkpoints first differ in a single bit, times and paths apart; None where nowhere."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return None if a.dtype == b.dtype and torch.equal(a, b) else path
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return path
+        pairs = [(key, a[key], b[key]) for key in a if key not in APART]
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return path
+        pairs = list(zip(range(len(a)), a, b, strict=True))
+    else:
+        return None if a == b else path
+    return next((found for key, x, y in pairs if (found := unlike(x, y, f"{path}/{key}"))), None)
+
+
+def lost(expected: Path, found: Path) -> str | None:
+    """What a run that was interrupted has lost against one that was not; None where nothing."""
+    a, b = curves(expected), curves(found)
+    if a.keys() != b.keys():
+        return f"tags {sorted(a.keys() ^ b.keys())}"
+    for tag in a:
+        if [step for step, _ in a[tag]] != [step for step, _ in b[tag]]:
+            return f"steps of {tag}: {[step for step, _ in b[tag]]}"
+        if a[tag] != b[tag]:
+            return f"values of {tag}"
+    read = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (expected, found)]
+    return unlike(*read)

@@ -1,0 +1,187 @@
+"""Ends runs at the worst moments, runs them again, and compares them with a run that was left alone.
+
+python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 14, "lost": []} as its last line.
+
+In a process of its own, for the reasons of kill_runs.py.
+"""
+
+import argparse
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import torch
+from kill_runs import EXPERIMENT
+from killing import ended, forked, kill, lost
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from asyncdiff.checkpoints.plugin import AtomicCheckpointIO
+from asyncdiff.cli import main as train
+from asyncdiff.module import AsyncDiffusion
+
+KILLED = -signal.SIGKILL
+
+
+def die(*_: Any, **__: Any) -> None:
+    """What a loss of power does to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def instead(
+    owner: Any, name: str, do: Callable[..., None], *, when: Callable[..., bool] = lambda *_: True, nth: int = 1
+):
+    """Do something before the nth call of a function that meets a condition."""
+    usual, calls, static = getattr(owner, name), [], isinstance(vars(owner).get(name), staticmethod)
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        if when(*args):
+            calls.append(1)
+            if len(calls) == nth:
+                do(*args, **kwargs)
+        return usual(*args, **kwargs)
+
+    setattr(owner, name, staticmethod(changed) if static else changed)
+
+
+def half(state: Any, stream: Any) -> None:
+    """Write the first half of a checkpoint, and die."""
+    import io
+
+    whole = io.BytesIO()
+    torch.serialization.save(state, whole)
+    stream.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    stream.flush()
+    die()
+
+
+def full(*_: Any) -> None:
+    """What the system says when the disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def at_step(step: int, do: Callable[[], None]) -> None:
+    """Do something after a step, when its checkpoint is written and its scalars are not."""
+    usual = ModelCheckpoint.on_train_batch_end
+
+    def changed(self: Any, trainer: Any, *args: Any) -> None:
+        usual(self, trainer, *args)
+        if trainer.global_step == step:
+            do()
+
+    ModelCheckpoint.on_train_batch_end = changed
+
+
+def during_step(step: int, number: int) -> None:
+    """Get a signal in the middle of a step."""
+    usual = AsyncDiffusion.training_step
+
+    def changed(self: Any, *args: Any) -> Any:
+        if self.trainer.global_step == step:
+            os.kill(os.getpid(), number)
+        return usual(self, *args)
+
+    AsyncDiffusion.training_step = changed
+
+
+def limit(size: int) -> None:
+    """Let the system refuse to write files of more bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def is_checkpoint(*paths: Any) -> bool:
+    """Whether the last path is one of a checkpoint."""
+    return str(paths[-1]).endswith(".ckpt")
+
+
+# What happens in the first run, and how that ends.
+MOMENTS: dict[str, tuple[Callable[[], None], int]] = {
+    "before the first checkpoint": (lambda: at_step(5, die), KILLED),
+    "while a checkpoint is written": (lambda: instead(torch, "save", half, nth=4), KILLED),
+    "before a checkpoint gets its name": (lambda: instead(Path, "replace", die, when=is_checkpoint, nth=4), KILLED),
+    "after it got its name": (lambda: instead(ModelCheckpoint, "_link_checkpoint", die, nth=4), KILLED),
+    "while the last one has no name": (lambda: instead(os, "symlink", die, nth=4), KILLED),
+    "before an old one is removed": (lambda: instead(AtomicCheckpointIO, "remove_checkpoint", die, nth=2), KILLED),
+    "after a checkpoint, before its step is logged": (lambda: at_step(24, die), KILLED),
+    "between two checkpoints": (lambda: at_step(28, die), KILLED),
+    "in a validation": (lambda: instead(AsyncDiffusion, "validation_step", die, nth=4), KILLED),
+    "in the last step": (lambda: at_step(64, die), KILLED),
+    "by SIGTERM in a step": (lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM),
+    "by Ctrl-C in a step": (lambda: during_step(21, signal.SIGINT), 128 + signal.SIGINT),
+    "by SIGUSR1 in the step of a validation": (lambda: during_step(25, signal.SIGUSR1), 128 + signal.SIGUSR1),
+    "when the disk is full": (lambda: instead(torch, "save", full, nth=4), 2),
+    "when files get too large": (lambda: at_step(25, lambda: limit(100_000)), 2),
+}
+
+
+def begun(run: str, moment: Callable[[], None] | None, expected: int, *words: str) -> str | None:
+    """Run until a moment that ends it; what is unexpected about its end."""
+
+    def work() -> None:
+        if moment is not None:
+            moment()
+        train(["fit", "--config", "experiment.yaml", "--trainer.default_root_dir", run, *words])
+
+    log = Path(f"{run}.txt")
+    log.unlink(missing_ok=True)
+    if (code := ended(child := forked(work, log), 300)) is None:
+        kill(child)
+    told = log.read_text()
+    if code != expected:
+        return f"exit code {code}\n{told[-3000:]}"
+    if code > 0 and "Traceback" in told:
+        return f"a traceback\n{told[-3000:]}"
+    return None
+
+
+def tried(name: str) -> str | None:
+    """What a run that is ended at a moment has lost after another one has gone on from it."""
+    moment, expected = MOMENTS[name]
+    shutil.rmtree("run", ignore_errors=True)
+    wrong = begun("run", moment, expected) or begun("run", None, 0, "--auto_resume", "true")
+    return wrong or lost(Path("whole"), Path("run"))
+
+
+def rewriting() -> str | None:
+    """The same, where the run that goes on dies while it takes back what came after the checkpoint."""
+    shutil.rmtree("run", ignore_errors=True)
+    again = ("--auto_resume", "true")
+    wrong = begun("run", lambda: at_step(28, die), KILLED)
+    wrong = wrong or begun("run", lambda: instead(RecordWriter, "write", die, nth=6), KILLED, *again)
+    return wrong or begun("run", None, 0, *again) or lost(Path("whole"), Path("run"))
+
+
+def damaged() -> str | None:
+    """The same, where the newest checkpoint has become damaged: the one before it serves."""
+    shutil.rmtree("run", ignore_errors=True)
+    wrong = begun("run", lambda: at_step(28, die), KILLED)
+    newest = Path("run/checkpoints/last.ckpt").resolve()
+    held = bytearray(newest.read_bytes())
+    held[len(held) // 2] ^= 1
+    newest.write_bytes(held)
+    wrong = wrong or begun("run", None, 0, "--ckpt_path", "last")
+    if not wrong and "is passed over" not in Path("run.txt").read_text():
+        return "no warning"
+    return wrong or lost(Path("whole"), Path("run"))
+
+
+OTHERS = {"while events are taken back": rewriting, "when the newest is damaged": damaged}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("moments", nargs="*", choices=[[], *MOMENTS, *OTHERS])
+    chosen = parser.parse_args().moments or [*MOMENTS, *OTHERS]
+    Path("experiment.yaml").write_text(EXPERIMENT)
+    if wrong := begun("whole", None, 0):
+        raise SystemExit(f"the work itself fails with {wrong}")
+    outcomes = {name: OTHERS[name]() if name in OTHERS else tried(name) for name in chosen}
+    print(json.dumps({"tried": len(chosen), "lost": [f"{name}: {found}" for name, found in outcomes.items() if found]}))
