@@ -20,7 +20,8 @@ class Continuation(Callback):
     after it, which Lightning would pass over. A run that goes on from it takes back the events that were written since
     (it computes them again), logs what was left, and validates first where that was due. A checkpoint that is written
     when only a part of a step's gradients has been gathered (`accumulate_grad_batches`), as after some validations,
-    tells the state before that step: gradients are not in it. `train.py` has this callback without being told.
+    tells the state before that step: gradients are not in it. A ModelCheckpoint that keeps every so many steps keeps the
+    last one, too. `train.py` has this callback without being told.
 
     Args:
         take_over: where a run begins anew, drop the events of one that died in its folder, as if it had not been.
@@ -89,8 +90,13 @@ class Continuation(Callback):
             self._step_began = time.time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate now, if the run ended before the first step."""
+        """Validate now, if the run ended before the first step, and keep the last step where steps are kept."""
         self._validate(trainer)
+        for writer in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(writer, ModelCheckpoint) and _wants_the_end(writer, trainer):
+                at = writer._monitor_candidates(trainer)
+                writer._save_topk_checkpoint(trainer, at)
+                writer._save_last_checkpoint(trainer, at)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the trainer."""
@@ -118,6 +124,12 @@ def _gathered(trainer: Trainer | None) -> int:
         return 0
     # Loaders of another kind tell a place of their own, of which nothing can be taken back.
     return gathered(trainer) if all(isinstance(loader, ResumableLoader) for loader in loaders.flattened) else 0
+
+
+def _wants_the_end(writer: ModelCheckpoint, trainer: Trainer) -> bool:
+    """Whether last.ckpt is to be the last step's, which Lightning writes at multiples of an interval only."""
+    by_step = writer._every_n_train_steps > 0 and writer.monitor in (None, "step")
+    return bool(writer.save_last) and by_step and not writer._should_skip_saving_checkpoint(trainer)
 
 
 def _step_is_ending(trainer: Trainer) -> bool:

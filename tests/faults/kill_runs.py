@@ -1,6 +1,7 @@
 """Kills runs at random moments, runs them again until they end, and compares them with runs that were left alone.
 
-python tests/faults/kill_runs.py KIND --kills 20 --seed 0     prints {"tried": 20, "lost": []} as its last line.
+PYTHONPATH=. python tests/faults/kill_runs.py KIND --kills 20 --seed 0     prints {"tried": 20, "lost": []} at its end,
+and works in the present folder.
 
 In a process of its own, from which runs fork: they start in milliseconds then, with everything imported.
 """
@@ -8,22 +9,17 @@ In a process of its own, from which runs fork: they start in milliseconds then, 
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 from killing import ended, forked, kill, lost
 
 from asyncdiff.__main__ import main as command
 from asyncdiff.cli import main as train
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
 seed_everything: 0
 data: {class_path: datamodules.Digits, init_args: {batch_size: 48, eval_batch_size: 180, workers: 0}}
@@ -59,8 +55,7 @@ trainer:
 ABLATION = """
 base: [experiment.yaml]
 seeds: [0]
-axes: {levels: {shared: {model.levels: {class_path: asyncdiff.levels.AlongPath, init_args: {path: asyncdiff.paths.Synchronous}}},
-                async: null}}
+axes: {levels: {shared: {model.levels.init_args.path: {class_path: asyncdiff.paths.Synchronous}}, async: null}}
 set: {trainer.max_steps: 30}
 metrics: {train/loss: {goal: min, label: loss}}
 """
@@ -68,8 +63,10 @@ KINDS = {
     "training": [],
     "accumulating": ["--trainer.accumulate_grad_batches", "3", "--data.init_args.batch_size", "24"],
     "loading": ["--data.init_args.workers", "2"],
-    "two_processes": ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.init_args.workers", "1"]
-    + ["--data.init_args.batch_size", "24", "--data.init_args.eval_batch_size", "90"],
+    "two_processes": [
+        *("--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.init_args.workers", "1"),
+        *("--data.init_args.batch_size", "24", "--data.init_args.eval_batch_size", "90"),
+    ],
 }
 
 
@@ -102,8 +99,6 @@ def ablation(kills: int, moments: random.Random) -> list[str]:
         found = (lost(Path("whole") / cell, run / cell) for cell in ("shared/seed_0", "async/seed_0"))
         return next(filter(None, found), None)
 
-    # Cells are processes of their own, in which the working tree has to be found.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     words = ["ablate", "ablation.yaml", "--threads", "1", "--output"]
     return campaign(lambda run: lambda: command([*words, run]), kills, moments, judge)
 

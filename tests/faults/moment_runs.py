@@ -1,23 +1,23 @@
 """Ends runs at the worst moments, runs them again, and compares them with a run that was left alone.
 
-python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 14, "lost": []} as its last line.
+PYTHONPATH=. python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 18, "lost": []} at its end, and works
+in the present folder.
 
 In a process of its own, for the reasons of kill_runs.py.
 """
 
 import argparse
 import errno
+import io
 import json
 import os
 import resource
 import shutil
 import signal
-import sys
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import torch
 from kill_runs import EXPERIMENT
@@ -55,8 +55,6 @@ def instead(
 
 def half(state: Any, stream: Any) -> None:
     """Write the first half of a checkpoint, and die."""
-    import io
-
     whole = io.BytesIO()
     torch.serialization.save(state, whole)
     stream.write(whole.getvalue()[: len(whole.getvalue()) // 2])
@@ -123,17 +121,23 @@ MOMENTS: dict[str, tuple[Callable[[], None], int]] = {
 }
 
 
-def begun(run: str, moment: Callable[[], None] | None, expected: int, *words: str) -> str | None:
+def begun(run: str, moment: Callable[[], None] | None, expected: int, *words: str, **environment: str) -> str | None:
     """Run until a moment that ends it; what is unexpected about its end."""
 
     def work() -> None:
+        os.environ.update(environment)
         if moment is not None:
             moment()
         train(["fit", "--config", "experiment.yaml", "--trainer.default_root_dir", run, *words])
 
     log = Path(f"{run}.txt")
     log.unlink(missing_ok=True)
-    if (code := ended(child := forked(work, log), 300)) is None:
+    return judged(forked(work, log), log, expected)
+
+
+def judged(child: int, log: Path, expected: int) -> str | None:
+    """What is unexpected about the end of a process; None if nothing."""
+    if (code := ended(child, 300)) is None:
         kill(child)
     told = log.read_text()
     if code != expected:
@@ -141,6 +145,28 @@ def begun(run: str, moment: Callable[[], None] | None, expected: int, *words: st
     if code > 0 and "Traceback" in told:
         return f"a traceback\n{told[-3000:]}"
     return None
+
+
+def pair(run: str, moment: Callable[[], None] | None, expected: int, port: int) -> str | None:
+    """Run as two processes, of which the second meets the moment."""
+    words = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.workers", "1"]
+    words += ["--data.init_args.batch_size", "24", "--auto_resume", "true", "--trainer.default_root_dir", run]
+
+    def work(rank: int) -> Callable[[], None]:
+        def begin() -> None:
+            os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            if rank and moment is not None:
+                moment()
+            train(["fit", "--config", "experiment.yaml", *words])
+
+        return begin
+
+    logs = [Path(f"{run}_{rank}.txt") for rank in (0, 1)]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    both = [forked(work(rank), logs[rank]) for rank in (0, 1)]
+    ends = [judged(child, log, expected) for child, log in zip(both, logs, strict=True)]
+    return next(filter(None, ends), None)
 
 
 def tried(name: str) -> str | None:
@@ -174,7 +200,50 @@ def damaged() -> str | None:
     return wrong or lost(Path("whole"), Path("run"))
 
 
-OTHERS = {"while events are taken back": rewriting, "when the newest is damaged": damaged}
+def told_apart() -> str | None:
+    """The same, where one of two processes gets a signal: both save together and end."""
+    shutil.rmtree("run", ignore_errors=True)
+    wrong = pair("whole_pair", None, 0, free_port())
+    wrong = wrong or pair("run", lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM, free_port())
+    return wrong or pair("run", None, 0, free_port()) or lost(Path("whole_pair"), Path("run"))
+
+
+def requeued() -> str | None:
+    """The same under SLURM, which announces the time limit, ends the job, and runs it again as it was told to."""
+    shutil.rmtree("run", ignore_errors=True)
+    scontrol = Path("bin/scontrol")
+    scontrol.parent.mkdir(exist_ok=True)
+    scontrol.write_text('#!/bin/sh\necho "$@" >> asked.txt\n')
+    scontrol.chmod(0o755)
+    job = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}
+    job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "here"}
+    job["PATH"] = f"{scontrol.parent.resolve()}{os.pathsep}{os.environ['PATH']}"
+
+    def limit_is_near() -> None:
+        during_step(20, signal.SIGUSR1)
+        during_step(23, signal.SIGTERM)
+
+    wrong = begun("run", limit_is_near, 128 + signal.SIGTERM, **job)
+    wrong = wrong or begun("run", None, 0, **job, SLURM_RESTART_COUNT="1")
+    if not wrong and Path("asked.txt").read_text() != "requeue 7\n":
+        return "no requeue"
+    return wrong or lost(Path("whole"), Path("run"))
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+OTHERS = {
+    "while events are taken back": rewriting,
+    "when the newest is damaged": damaged,
+    "by SIGTERM to one of two processes": told_apart,
+    "by SLURM": requeued,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

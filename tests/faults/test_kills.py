@@ -1,0 +1,42 @@
+"""Runs, caches and ablations that are killed at any moment, and are run again, are those of an undisturbed run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+# Kills of each kind at scale 1: fifty in all.
+KILLS = {"training": 20, "accumulating": 6, "loading": 4, "two_processes": 4, "caching": 12, "ablation": 4}
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder: Path, script: str, *words: str) -> dict:
+    # Threads of other libraries do not come along when a process forks.
+    environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / script), *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", KILLS)
+def test_kills_at_random_moments_lose_nothing(kind, tmp_path, campaign):
+    kills = campaign.number(KILLS[kind])
+    told = run(tmp_path, "kill_runs.py", kind, "--kills", str(kills), "--seed", str(campaign.seed))
+    assert told["tried"] == kills
+    name = f"kills of {kind.replace('_', ' ')}"
+    campaign.survived(name, kills - len(told["lost"]))
+    for what in told["lost"]:
+        campaign.lost(name, what)
+
+
+def test_the_worst_moments_lose_nothing(tmp_path, campaign):
+    told = run(tmp_path, "moment_runs.py")
+    campaign.survived("worst moments", told["tried"] - len(told["lost"]))
+    for what in told["lost"]:
+        campaign.lost("worst moments", what)
