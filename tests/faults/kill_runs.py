@@ -62,6 +62,10 @@ metrics: {train/loss: {goal: min, label: loss}}
 KINDS = {
     "training": [],
     "accumulating": ["--trainer.accumulate_grad_batches", "3", "--data.init_args.batch_size", "24"],
+    "writing_beside": [
+        "--trainer.plugins+=asyncdiff.checkpoints.plugin.AtomicCheckpointIO",
+        *("--trainer.plugins.init_args.asynchronous", "true"),
+    ],
     "loading": ["--data.init_args.workers", "2"],
     "two_processes": [
         *("--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.init_args.workers", "1"),

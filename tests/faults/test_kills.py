@@ -10,7 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 # Kills of each kind at scale 1: fifty in all.
-KILLS = {"training": 20, "accumulating": 6, "loading": 4, "two_processes": 4, "caching": 12, "ablation": 4}
+KILLS = {"training": 16, "accumulating": 6, "writing_beside": 4, "loading": 4, "two_processes": 4, "caching": 12}
+KILLS |= {"ablation": 4}
 
 pytestmark = pytest.mark.slow
 
