@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from asyncdiff.module import AsyncDiffusion
 
 __all__ = ["AsyncDiffusion"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
