@@ -7,27 +7,25 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
-from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from asyncdiff import recipe, tasks
-from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.checks import at_least, within
+from asyncdiff import mismatch, recipe, tasks
+from asyncdiff.checkpoints import choose, read_checkpoint
 from asyncdiff.codecs import Codec, check_same
 from asyncdiff.denoiser import Denoiser
 from asyncdiff.evaluation.means import ImageMean
+from asyncdiff.exports.hub import located
 from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
-from asyncdiff.paths import check_path
+from asyncdiff.optimisation import Optimised
 from asyncdiff.predictions import Generate, Request, Task
 from asyncdiff.pretrained import load_pretrained
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import ImageSampler, Sampler
+from asyncdiff.settings import check_codec, check_labels, check_settings
 from asyncdiff.shapes import Image, Latents
 from asyncdiff.strategies import check_strategy, shard
 from asyncdiff.targets import Target
@@ -36,7 +34,7 @@ from asyncdiff.weightings import Velocity, Weighting
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
 
 
-class AsyncDiffusion(LightningModule):
+class AsyncDiffusion(Optimised):
     """An objective over random level maps, and the sampler that draws images with what it learns.
 
     All randomness of a training step is a function of the seed and of the key of the batch's first sample, which the
@@ -57,6 +55,8 @@ class AsyncDiffusion(LightningModule):
         betas: of AdamW.
         weight_decay: of AdamW.
         warmup_steps: steps over which the learning rate grows linearly from 0.
+        stop_after_bad_steps: a step whose loss or gradient is NaN or infinite is skipped; so many in a row end the run,
+            with a file of what was in the last one. 0 never ends it.
         label_dropout: probability that a training image's label is replaced by "no label".
         level_values: training levels are rounded to this many equidistant values, so that a network computes that many
             modulations a step rather than one per patch; the noise is added at the rounded level. 0 = continuous.
@@ -88,6 +88,7 @@ class AsyncDiffusion(LightningModule):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         warmup_steps: int = 1000,
+        stop_after_bad_steps: int = 10,
         label_dropout: float = 0.1,
         level_values: int = 256,
         seed: int = 0,
@@ -99,17 +100,19 @@ class AsyncDiffusion(LightningModule):
         predict_labels: Sequence[int] | None = None,
         predict_batch_size: int = 64,
     ):
-        super().__init__()
+        super().__init__(
+            learning_rate=learning_rate,
+            betas=betas,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            stop_after_bad_steps=stop_after_bad_steps,
+        )
         self.denoiser = Denoiser(network, process or RectifiedFlow(), target)
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
         self.sampler: ImageSampler = sampler or Sampler()
         self.codec = codec
         self.image_size = image_size
-        self.learning_rate = learning_rate
-        self.betas = (betas[0], betas[1])
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
         self.label_dropout = label_dropout
         self.level_values = level_values
         self.seed = seed
@@ -123,7 +126,9 @@ class AsyncDiffusion(LightningModule):
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
-        self._check()
+        self._stream: int | None = None  # seed of the draws of the present step
+        self.latents: dict[str, Any] = {}  # identities of their codec as far as known, see `mismatch.know_latents`
+        check_settings(self)
         if compiled:  # in place: the names of the weights stay, and so does what a checkpoint says of the network
             network.compile()
 
@@ -166,7 +171,7 @@ class AsyncDiffusion(LightningModule):
 
         A model of latents draws latents: `decode` makes pictures of them.
         """
-        self._check_labels(labels)
+        check_labels(labels, self.classes)
         with self.sampling_context():
             return tasks.generate(
                 self.denoiser,
@@ -199,7 +204,7 @@ class AsyncDiffusion(LightningModule):
             sampler: the module's own by default.
             batch_size: images that go through the network together.
         """
-        self._check_labels(labels)
+        check_labels(labels, self.classes)
         with self.sampling_context():
             return tasks.inpaint(
                 self.denoiser,
@@ -236,33 +241,21 @@ class AsyncDiffusion(LightningModule):
         """Find out now, not at the first checkpoint, whether the model fits the data and can be described; start."""
         recipe.describe(self)
         data = getattr(self.trainer, "datamodule", None)
-        known = getattr(data, "classes", None)
-        if self.classes and known is not None and known != self.classes:
-            raise ValueError(
-                f"network.classes must be the data's number of classes {known}, got {self.classes}: "
-                "set it, or 0 to ignore the labels"
-            )
+        mismatch.check_data(self)
         if self.codec is not None:  # read now: a missing file is not to be missed by the first picture
-            self._check_codec(self.codec.channels)
+            check_codec(self, self.codec.channels)
             check_same(self.codec, getattr(data, "codec", None) or {})
+        own = None if self.codec is None else self.codec.identity()
+        mismatch.know_latents(self, here=getattr(data, "codec", None) or own)
         if self.pretrained is not None and self.trainer.ckpt_path is None:
             load_pretrained(self, self.pretrained)
-
-    def on_train_start(self) -> None:
-        """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
-        schedule = self.lr_schedulers()
-        if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
-            return  # a subclass with optimisers of its own decides for itself
-        schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [_Warmup(self.warmup_steps)]
-        for group in schedule.optimizer.param_groups:
-            group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
-            group["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed every draw of this step, dropout included."""
         # The key is the place in the data, which no interruption changes; foreign data modules may have none.
         place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
-        torch.manual_seed(counter_key(self.seed, TRAINING, *place))
+        self._stream = counter_key(self.seed, TRAINING, *place)
+        torch.manual_seed(self._stream)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The loss, with the levels and errors of every patch for whoever wants to watch them."""
@@ -276,7 +269,17 @@ class AsyncDiffusion(LightningModule):
             uncertainty = result.uncertainty.mean()
             self.log("train/uncertainty_loss", uncertainty)
             loss = loss + self.uncertainty_weight * uncertainty
+        facts = {name: batch.get(name) for name in ("index", "key", "label")} | {"stream": self._stream}
+        loss = self.guard.watch(loss, **facts, loss_per_image=result.per_image.detach(), levels=result.t)
         return {"loss": loss, "t": result.t, "error": result.error.detach()}
+
+    def on_validation_start(self) -> None:
+        """Refuse data of other classes."""
+        mismatch.check_data(self)
+
+    def on_test_start(self) -> None:
+        """Refuse data of other classes."""
+        mismatch.check_data(self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the objective and the gap between constant and heterogeneous maps on held-out images."""
@@ -302,36 +305,25 @@ class AsyncDiffusion(LightningModule):
         """The pictures of a batch of requests."""
         return self._task.finished(self, batch) if batch else torch.empty(0, *self.shape, device=self.device)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped."""
-        if (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW with a linear warm-up that counts steps."""
-        # Under mixed precision Lightning refuses to clip gradients for a fused step.
-        fused = self._trainer is None or not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = torch.optim.AdamW(
-            self.parameters(), self.learning_rate, betas=self.betas, weight_decay=self.weight_decay, fused=fused
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _Warmup(self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = recipe.describe(self)
         # Wishes of the day, and of this machine.
         checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False, "pretrained": None}
+        if latents := self.latents.get("here") or self.latents.get("there"):
+            checkpoint["latents"] = latents
         # Their own hooks are passed over for files of weights only, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):
                 callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the averaged weights for the callback that continues or uses them."""
+        """Refuse the weights of another model; keep the averages for the callback that continues or uses them."""
+        mismatch.check_checkpoint(self, checkpoint)
+        super().on_load_checkpoint(checkpoint)
         self.averaged = checkpoint.get("ema", {})
 
     @classmethod
@@ -346,26 +338,41 @@ class AsyncDiffusion(LightningModule):
         """The model of a checkpoint, ready to draw images.
 
         Args:
-            checkpoint_path: a .ckpt file of a run.
+            checkpoint_path: a .ckpt file of a run, or an exported folder.
             map_location: device to load to.
             weights: "auto" takes the averaged weights where the run kept any (the first average if several), "ema"
                 insists on them, "raw" takes those of the last step.
             allow: packages whose classes may be imported to rebuild the model.
         """
-        if weights not in ("auto", "ema", "raw"):
-            raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {weights!r}: leave it out for 'auto'")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
+        state, _ = choose(checkpoint, weights, checkpoint_path)
         model = recipe.build(checkpoint["recipe"], allow)
         if not isinstance(model, cls):
             raise ValueError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}")
-        state = dict(checkpoint["state_dict"])
-        averages = next(iter(checkpoint.get("ema", {}).values()), None)
-        if weights == "ema" and averages is None:
-            raise ValueError(f"weights must not be 'ema' for {checkpoint_path}, a run without averages: use 'raw'")
-        if weights != "raw" and averages is not None:
-            state |= averages["weights"]
+        mismatch.check_weights(model.state_dict(), state, checkpoint_path)
         model.load_state_dict(state)
+        mismatch.know_latents(model, here=checkpoint.get("latents"))
         return model.to(map_location).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        revision: str | None = None,
+        *,
+        map_location: torch.device | str = "cpu",
+        allow: Sequence[str] = ("asyncdiff",),
+    ) -> "AsyncDiffusion":
+        """The model of an export, ready to draw images; see docs/sharing.md.
+
+        Args:
+            path_or_repo: a folder that `python -m asyncdiff export` wrote, or a repository of the Hugging Face hub with
+                its files, OWNER/NAME.
+            revision: branch, tag or commit of a repository.
+            map_location: device to load to.
+            allow: packages whose classes may be imported to rebuild the model.
+        """
+        return cls.load_from_checkpoint(located(path_or_repo, revision), map_location, allow=allow)
 
     # Parts
 
@@ -407,61 +414,6 @@ class AsyncDiffusion(LightningModule):
             mean = cast(ImageMean, self.means[f"{stage}/{name}"])
             mean.update(value)
             self.log(f"{stage}/{name}", mean)
-
-    def _check(self) -> None:
-        self.weighting.check(self.levels)
-        if self.weighting.needs_slopes and self.level_values:
-            raise ValueError(
-                f"level_values must be 0 under {type(self.weighting).__name__}, got {self.level_values}: "
-                "rounded levels have no slope"
-            )
-        if self.level_values < 0 or self.level_values == 1:
-            raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {self.level_values}: try 256")
-        within("label_dropout", self.label_dropout, 0, 1, "0.1 is usual")
-        at_least("warmup_steps", self.warmup_steps, 0, "0 starts at the full learning rate")
-        at_least("predict_count", self.predict_count, 1, "set the images to draw")
-        at_least("predict_batch_size", self.predict_batch_size, 1, "set the images to draw together")
-        at_least("uncertainty_weight", self.uncertainty_weight, 0, "0.01 is Patch Forcing's")
-        at_least("weight_decay", self.weight_decay, 0, "0 is off")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}: 1e-4 is usual")
-        if self.codec is not None:
-            self._check_codec(self.codec.channels_at_hand())
-        grid = self.denoiser.grid(self.shape[1:])
-        self.levels.check(grid)
-        if self.sampler.refresh > 1 and not hasattr(self.network, "memory"):
-            kind = type(self.network).__name__
-            raise ValueError(
-                f"sampler.refresh must be 1 for {kind}, which computes all patches, got {self.sampler.refresh}: "
-                "leave it out"
-            )
-        if isinstance(self.sampler, Sampler):
-            check_path(self.sampler.path, grid)
-
-    def _check_codec(self, channels: int | None) -> None:
-        if channels not in (None, self.shape[0]):
-            raise ValueError(
-                f"network.channels must be the codec's {channels}, got {self.shape[0]}: set it, or another model.codec"
-            )
-
-    def _check_labels(self, labels: Sequence[int] | None) -> None:
-        if labels is None:
-            return
-        if not self.classes:
-            raise ValueError("labels must be None for a model trained without classes: leave them out")
-        wrong = [k for k in labels if not 0 <= int(k) < self.classes]
-        if wrong:
-            raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {wrong[0]}")
-
-
-class _Warmup:
-    """Factor of the learning rate: linear from 0 to 1 over `steps`."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def __call__(self, step: int) -> float:
-        return min(1.0, (step + 1) / max(self.steps, 1))
 
 
 class _Batches(IterableDataset):

@@ -57,15 +57,15 @@ class Process(ABC):
         """The t of a log signal-to-noise ratio: the inverse of `logsnr`."""
 
     def dlogsnr(self, t: Level) -> Level:
-        """Derivative of `logsnr`, never positive."""
+        """Derivative of `logsnr`, never positive; -inf at t = 0, and at t = 1 where alpha is 0 there."""
         return -2 * self.wronskian(t) / (self.alpha(t) * self.sigma(t))
 
     def snr(self, t: Level) -> Level:
-        """Signal-to-noise ratio alpha^2 / sigma^2."""
+        """Signal-to-noise ratio alpha^2 / sigma^2; inf at t = 0."""
         return (self.alpha(t) / self.sigma(t)).square()
 
     def dsnr(self, t: Level) -> Level:
-        """Derivative of `snr`, never positive; for the rectified flow -2 (1 - t) / t^3."""
+        """Derivative of `snr`, never positive; for the rectified flow -2 (1 - t) / t^3. -inf at t = 0."""
         return -2 * self.wronskian(t) * self.alpha(t) / self.sigma(t) ** 3
 
     def noised(self, x: Image, eps: Image, t: LevelMap) -> Image:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import (
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from asyncdiff.checkpoints import read_safely
+from asyncdiff.exports import is_export
+from asyncdiff.mismatch import check_checkpoint
 
 # Others than FullyShard that keep shares of the network; FullyShard is a ModelParallelStrategy itself.
 SHARING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -39,6 +45,24 @@ class FullyShard(ModelParallelStrategy):
         """One data-parallel group of all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read it as tensors and plain containers; ValueError for all else, and where it is of another model.
+
+        Lightning loads the weights before it asks the module whether they are its own.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if weights_only is False:
+            raise ValueError(
+                "weights_only must be true, got false, which would run whatever code a checkpoint holds: leave it out"
+            )
+        if is_export(path):
+            raise ValueError(
+                f"ckpt_path must be a checkpoint under fully_shard, got the export {path}: give it as model.pretrained"
+            )
+        if path.is_file():  # else a folder of shards
+            check_checkpoint(self.lightning_module, read_safely(path, mapped=True))
+        return super().load_checkpoint(path, weights_only=True)
 
     def on_validation_start(self) -> None:
         """Gather the network."""

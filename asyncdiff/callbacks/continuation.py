@@ -20,8 +20,8 @@ class Continuation(Callback):
     after it, which Lightning would pass over. A run that goes on from it takes back the events that were written since
     (it computes them again), logs what was left, and validates first where that was due. A checkpoint that is written
     when only a part of a step's gradients has been gathered (`accumulate_grad_batches`), as after some validations,
-    tells the state before that step: gradients are not in it. A ModelCheckpoint that keeps every so many steps keeps the
-    last one, too. `train.py` has this callback without being told.
+    tells the state before that step: gradients are not in it. A ModelCheckpoint that keeps every so many steps also
+    keeps the last one. `train.py` has this callback without being told.
 
     Args:
         take_over: where a run begins anew, drop the events of one that died in its folder, as if it had not been.
@@ -108,7 +108,7 @@ class Continuation(Callback):
             return
         # As Lightning's loop does after a step; by now it counts the next one, maybe of the next epoch.
         loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
-        epochs = trainer.fit_loop.epoch_progress.current
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         step, loop._batches_that_stepped = loop._batches_that_stepped, held["step"]
         epoch, epochs.processed = epochs.processed, held["epoch"]
         first, trainer.validating = connector._first_loop_iter, True

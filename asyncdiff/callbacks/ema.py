@@ -11,12 +11,15 @@ from torch import Tensor
 
 from asyncdiff.strategies import gathered, laid_out, local, scatter, whole
 
+CHUNK = 64  # tensors, so many that kernels are launched for many at once
+
 
 class Ema(Callback):
     """Keeps a float32 average of the trained parameters, and puts it in their place while images are drawn or judged.
 
     The average follows after every optimiser step with the decay min(decay, (1 + n) / (10 + n)), n steps counted, so
-    that the first steps do not weigh it down. Several callbacks with different decays may run side by side: the first
+    that the first steps do not weigh it down. Steps that were skipped because they were not finite leave it as it is,
+    bit for bit, and are not counted. Several callbacks with different decays may run side by side: the first
     in the list is the one that evaluates. Checkpoints hold the raw weights in "state_dict" and every average in "ema",
     also when they are written during an evaluation.
 
@@ -29,6 +32,7 @@ class Ema(Callback):
             raise ValueError(f"decay must lie in [0, 1), got {decay}: 0.9999 for long runs, 0.999 for short ones")
         self.decay = decay
         self.updates = 0
+        self._missed: Tensor | None = None  # updates that were none: skipped steps, of which only the device knows
         self.average: dict[str, Tensor] | None = None
         self._raw: dict[str, Tensor] | None = None  # the trained weights, while the average stands in their place
         self._seen_step = 0
@@ -75,11 +79,17 @@ class Ema(Callback):
         if trainer.global_step == self._seen_step:
             return
         self._seen_step = trainer.global_step
-        self.updates += 1
         assert self.average is not None, "on_train_start has run"
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        parameters = [p.float() for p in _parameters(pl_module).values()]
-        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+        averages, parameters = list(self.average.values()), [p.float() for p in _parameters(pl_module).values()]
+        taken = getattr(getattr(pl_module, "guard", None), "taken", torch.ones(()))
+        if taken.device.type == "cpu":
+            if taken:
+                self.updates += 1
+                torch._foreach_lerp_(averages, parameters, 1 - self._decay(self.updates))
+            return
+        self.updates += 1
+        self._missed = (1 - taken) if self._missed is None else self._missed + (1 - taken)
+        follow(averages, parameters, (1 - self._decay(self.updates - self._missed)) * taken)
 
     def add_average(self, checkpoint: dict[str, Any], module: LightningModule) -> None:
         """Add the average to a checkpoint in the making; the module calls this, for files of weights only, too.
@@ -91,6 +101,7 @@ class Ema(Callback):
         if self._raw is not None:
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **whole(self._raw, parameters)}
         if self.average is not None:
+            self._settle()
             entry = {"decay": self.decay, "updates": self.updates, "weights": whole(self.average, parameters)}
             checkpoint.setdefault("ema", {})[str(self.decay)] = entry
 
@@ -122,6 +133,17 @@ class Ema(Callback):
         """Give the parameters back before anybody saves them."""
         self._evaluation.close()
 
+    def _decay(self, updates: Any) -> Any:
+        """The decay of the n-th update; n is a number, or a tensor on the device."""
+        early = (1 + updates) / (10 + updates)
+        return early.clamp(max=self.decay) if isinstance(early, Tensor) else min(self.decay, early)
+
+    def _settle(self) -> None:
+        """Take what was no update out of the count; waits for the device."""
+        if self._missed is not None:
+            self.updates -= int(self._missed)
+            self._missed = None
+
     def _enter(self, trainer: Trainer, module: LightningModule) -> None:
         first = next(c for c in trainer.callbacks if isinstance(c, Ema))  # type: ignore[attr-defined]
         if first is self:
@@ -135,8 +157,17 @@ class Ema(Callback):
                 weights = loaded["weights"]
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
                 self.average = {n: local(laid_out(weights[n].float(), p)).clone() for n, p in trained.items()}
-            self.updates = loaded["updates"]
+            self.updates, self._missed = loaded["updates"], None
         return self.average is not None
+
+
+def follow(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
+    """Move averages towards parameters by a weight on their device, for which nothing waits; 0 moves none, exactly."""
+    for first in range(0, len(averages), CHUNK):  # the differences of all at once would be a copy of the network
+        some = averages[first : first + CHUNK]
+        differences = list(torch._foreach_sub(parameters[first : first + CHUNK], some))
+        torch._foreach_mul_(differences, weight)
+        torch._foreach_add_(some, differences)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 NOTHING, REQUEUE, STOP = 0, 1, 2
@@ -66,8 +67,24 @@ class Interruption(Callback):
             sys.exit(128 + number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the signals as they were: what comes now is not to be continued."""
+        """Let SIGTERM and Ctrl-C end what comes now at once: it is done again by a run that goes on."""
         self._give_back()
+        if self._wish == STOP:  # heard in the validation after the last step
+            sys.exit(128 + (self._signal or signal.SIGTERM))
+        self._end_at_once()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end a validation that no training waits for; Lightning takes note of it only."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._end_at_once()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end it."""
+        self._end_at_once()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let SIGTERM end it."""
+        self._end_at_once()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the signals as they were."""
@@ -79,6 +96,10 @@ class Interruption(Callback):
         requeue = number == signal.SIGUSR1 and self._requeue is not None
         self._wish = max(self._wish, REQUEUE if requeue else STOP)
         self._signal = number
+
+    def _end_at_once(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._usual[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _give_back(self) -> None:
         usual, self._usual = self._usual, {}

@@ -10,8 +10,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from asyncdiff.checkpoints.reading import damage
+from asyncdiff.checkpoints.reading import damage, read_safely
+from asyncdiff.exports import is_export, read_export
 from datamodules.storage.whole_files import remove_stale, written_whole
+
+# Lightning's file in which the processes of ddp_fork and ddp_spawn hand on weights alone at the end of a fit.
+HANDED_ON = ".temp.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,17 +45,30 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not self.asynchronous:
             _write(checkpoint, Path(path))
             return
+        Path(path).parent.mkdir(parents=True, exist_ok=True)  # now: a link to the file may be made before it is there
         # One thread: files come and go in the order they were asked to, so that there is one at any time.
         self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._submit(_write, apply_to_collection(checkpoint, Tensor, _copied), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it as tensors and plain containers, unless told otherwise; ValueError for a damaged one."""
+        """Read it, or an export, as tensors and plain containers; ValueError for all else, and for a damaged one."""
+        if weights_only is False:
+            raise ValueError(
+                "weights_only must be true, got false, which would run whatever code a checkpoint holds: leave it out"
+            )
         self._wait()
-        if "://" not in str(path) and (told := damage(path)):
+        if "://" in str(path):
+            remote: dict[str, Any] = super().load_checkpoint(path, map_location or _to_cpu, True)
+            return remote
+        if is_export(path):
+            return read_export(path)
+        if told := damage(path):
             raise ValueError(f"ckpt_path must be a whole checkpoint, got {path}: {told}: take an earlier one")
-        only = True if weights_only is None else weights_only
-        loaded: dict[str, Any] = super().load_checkpoint(path, map_location or _to_cpu, only)
+        loaded = read_safely(path, map_location or _to_cpu, checked=True)
+        if Path(path).name == HANDED_ON:
+            return loaded
+        if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= loaded.keys():
+            raise ValueError(f"ckpt_path must be a checkpoint, got {path}, which holds something else: take another")
         return loaded
 
     def remove_checkpoint(self, path: Any) -> None:

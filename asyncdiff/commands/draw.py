@@ -1,29 +1,88 @@
-"""What `sample`, `inpaint`, `outpaint`, `autoregress` and `texture` share: a checkpoint, a task, and a folder."""
+"""What `sample`, `inpaint`, `edit`, `outpaint`, `autoregress` and `texture` share: checkpoint, task and folder."""
 
 import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
 
-from asyncdiff import adaptive, look_ahead, recipe, repaint  # noqa: F401  their samplers may be named without the module
+from asyncdiff import adaptive, class_paths, look_ahead, recipe, repaint  # noqa: F401  their samplers may be named without the module
 from asyncdiff.cli_errors import ReportingParser
 from asyncdiff.codecs import Codec
-from asyncdiff.commands.parsing import CODEC, command_parser, with_codec
+from asyncdiff.commands.parsing import CODEC, command_parser, with_codec, with_underscores
+from asyncdiff.exports import is_export
 from asyncdiff.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.photos import PhotoWarning, to_bytes
 from asyncdiff.plots.walk_movie import SHOWN, WalkMovie
-from asyncdiff.predictions import Autoregress, Request, Task
+from asyncdiff.predictions import Autoregress, Request, State, Task
 from asyncdiff.predictions.album import fresh_folder, write, write_sheet
 from asyncdiff.sampling import ImageSampler
 
 MOVIE = "walk.gif"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One state of a drawing.
+
+    Attributes:
+        state: of the batch that is being drawn.
+        first: whether it is the first batch, the one that is filmed.
+        done: steps of all batches so far.
+        total: of these, about; None where the sampler cannot tell.
+    """
+
+    state: State
+    first: bool
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures that the words of a command ask for: all that can be refused was, and nothing is drawn yet.
+
+    Attributes:
+        task: what is drawn.
+        model: that draws, as the words say.
+        requests: the pictures.
+        folder: for the files.
+        filmed: whether there is to be a movie.
+    """
+
+    task: Task
+    model: Any
+    requests: Sequence[Request]
+    folder: Path
+    filmed: bool
+
+    @property
+    def movie(self) -> Path:
+        """The file of the movie, where there is one."""
+        return self.folder / MOVIE
+
+    def steps(self) -> Iterator[Step]:
+        """Every state; after the last one all files but the sheet are written."""
+        batches, movie, before = self.task.batches(self.model, self.requests), WalkMovie() if self.filmed else None, 0
+        for number, batch in enumerate(batches):
+            state = None
+            for state in self.task.states(self.model, batch):
+                if movie is not None and number == 0:
+                    movie.add(to_bytes(state.images[:SHOWN]), None if state.t is None else state.t[:SHOWN].cpu())
+                total = None if state.total is None else before + state.total * (len(batches) - number)
+                yield Step(state, number == 0, before + state.done, total)
+            assert state is not None, "a walk has at least one state"
+            write(state.images, batch, self.folder)
+            before += state.done
+        if movie is not None:
+            movie.save(self.movie)
 
 
 def draw(command: str, kind: type[Task], description: str, seeds: str, words: Sequence[str]) -> None:
@@ -36,38 +95,77 @@ def draw(command: str, kind: type[Task], description: str, seeds: str, words: Se
         seeds: by default.
         words: of the command line.
     """
-    parser = _parser(command, kind, description, seeds)
-    options = parser.instantiate(parser.parse_args([_with_underscores(word) for word in words]))
     with plain_warnings():
-        given_seeds, labels = numbers("--seeds", options.seeds), _labels(options.labels)
-        if len(set(given_seeds)) < len(given_seeds):
-            raise ValueError(f"--seeds must differ, got {options.seeds}: equal ones give the same picture")
-        task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
-        checkpoint = checkpoint_of(options.run, options.ckpt_path)
-        model = _model(checkpoint, options)
-        requests = task.requests(model, seeds=given_seeds, labels=labels)
-        if options.guidance is not None and any(request.label is None for request in requests):
-            raise ValueError("--guidance must be given with labels to be guided by, got none: add --labels")
-        usual = run_of(checkpoint) / "predictions" / task.name
-        folder = fresh_folder(options.output or usual, given=options.output is not None)
+        drawing = drawing_of(command, kind, description, seeds, words)
+        requests, folder = drawing.requests, drawing.folder
         for note in dict.fromkeys(request.note for request in requests if request.note):
             print(note)
-        _draw_all(task, model, requests, folder, WalkMovie() if options.gif else None)
+        with tqdm(desc=drawing.task.name, unit="step", disable=None) as bar:
+            for step in drawing.steps():
+                bar.total = step.total
+                bar.update(step.done - bar.n)
+        sheet = write_sheet(requests, folder)
+    print(f"{len(requests)} {'picture' if len(requests) == 1 else 'pictures'}: {folder}")
+    if sheet is not None:
+        print(f"sheet: {sheet}")
+    if drawing.filmed:
+        print(f"movie: {drawing.movie}")
+
+
+def drawing_of(
+    command: str,
+    kind: type[Task],
+    description: str,
+    seeds: str,
+    words: Sequence[str],
+    load: Callable[[Path, Any], Any] | None = None,
+) -> Drawing:
+    """What the words of a command ask for, read and checked.
+
+    Args:
+        command: as `draw` takes it.
+        kind: as `draw` takes it.
+        description: as `draw` takes it.
+        seeds: as `draw` takes it.
+        words: as `draw` takes them.
+        load: makes the model of a checkpoint and the options; `loaded` by default.
+    """
+    parser = _parser(command, kind, description, seeds)
+    options = parser.instantiate(parser.parse_args([with_underscores(word) for word in words]))
+    given_seeds, labels = numbers("--seeds", options.seeds), _labels(options.labels)
+    if len(set(given_seeds)) < len(given_seeds):
+        raise ValueError(f"--seeds must differ, got {options.seeds}: equal ones give the same picture")
+    task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
+    checkpoint = checkpoint_of(options.run, options.ckpt_path)
+    model = _adjusted((load or loaded)(checkpoint, options), options)
+    requests = task.requests(model, seeds=given_seeds, labels=labels)
+    if options.guidance is not None and any(request.label is None for request in requests):
+        raise ValueError("--guidance must be given with labels to be guided by, got none: add --labels")
+    usual = run_of(checkpoint) / "predictions" / task.name
+    folder = fresh_folder(options.output or usual, given=options.output is not None)
+    return Drawing(task, model, requests, folder, options.gif)
 
 
 def checkpoint_of(run: Path, ckpt_path: Path | None) -> Path:
-    """The checkpoint of a run directory, or the file itself."""
-    if run.is_file():
+    """The checkpoint of a run directory, or the file or the export itself."""
+    if run.is_file() or is_export(run):
         if ckpt_path is not None:
             raise ValueError(f"--ckpt_path must be left out where RUN is a checkpoint itself, got {ckpt_path}")
         return run
     if not run.exists():
-        raise FileNotFoundError(f"RUN must be a run directory of train.py or a .ckpt file, got {run}: there is none")
+        raise FileNotFoundError(
+            f"RUN must be a run directory of train.py, a .ckpt file or an export, got {run}: there is none"
+        )
     return ckpt_path or run / "checkpoints" / "last.ckpt"
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to; its own folder where that is not named checkpoints."""
+    """The folder of the run that a checkpoint belongs to; its own folder where that is not named checkpoints.
+
+    An export is a folder itself.
+    """
+    if is_export(checkpoint):
+        return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
@@ -112,44 +210,34 @@ def altered(sampler: ImageSampler, allow: Sequence[str] = ("asyncdiff",), **chan
     return built
 
 
-def _draw_all(task: Task, model: Any, requests: Sequence[Request], folder: Path, movie: WalkMovie | None) -> None:
-    batches = task.batches(model, requests)
-    with tqdm(desc=task.name, unit="step", disable=None) as bar:
-        for number, batch in enumerate(batches):
-            start = bar.n
-            for state in task.states(model, batch):
-                bar.total = None if state.total is None else start + state.total * (len(batches) - number)
-                bar.update(start + state.done - bar.n)
-                if movie is not None and number == 0:
-                    movie.add(to_bytes(state.images[:SHOWN]), None if state.t is None else state.t[:SHOWN].cpu())
-            write(state.images, batch, folder)
-    sheet = write_sheet(requests, folder)
-    print(f"{len(requests)} {'picture' if len(requests) == 1 else 'pictures'}: {folder}")
-    if sheet is not None:
-        print(f"sheet: {sheet}")
-    if movie is not None:
-        movie.save(folder / MOVIE)
-        print(f"movie: {folder / MOVIE}")
-
-
-def _model(checkpoint: Path, options: Any) -> Any:
-    """The model of the checkpoint, drawing as the options say."""
+def loaded(checkpoint: Path, options: Any) -> Any:
+    """The model of a checkpoint, on the device and with the weights that the options name."""
     from asyncdiff.module import AsyncDiffusion  # late: it loads Lightning
 
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu") from error
-    allow = ["asyncdiff", *options.allow]
-    model: Any = AsyncDiffusion.load_from_checkpoint(checkpoint, options.device, weights=options.weights, allow=allow)
+    model: Any = AsyncDiffusion.load_from_checkpoint(
+        checkpoint, options.device, weights=options.weights, allow=_allowed()
+    )
+    return model
+
+
+def _adjusted(model: Any, options: Any) -> Any:
+    """The model, drawing as the options say."""
     with_codec(model, options.codec)
     sampler = options.get("sampler") or model.sampler
     given = {name: options.get(name) for name in ("steps", "refresh", "margin")}
     given["guidance"] = _guidance(sampler, options)
     changes = {name: value for name, value in given.items() if value is not None}
-    model.sampler = altered(sampler, allow, **changes) if changes else sampler
+    model.sampler = altered(sampler, _allowed(), **changes) if changes else sampler
     model.predict_batch_size = options.batch_size
     return model
+
+
+def _allowed() -> list[str]:
+    return ["asyncdiff", *class_paths.extra()]
 
 
 def _guidance(sampler: ImageSampler, options: Any) -> list[Guidance] | None:
@@ -171,15 +259,9 @@ def _labels(text: str | None) -> list[int] | None:
     return None if text is None else [] if text == "none" else numbers("--labels", text)
 
 
-def _with_underscores(word: str) -> str:
-    """Options may be spelt with dashes, too."""
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
-
-
 def _parser(command: str, kind: type[Task], description: str, seeds: str) -> ReportingParser:
     parser = command_parser(command, description)
-    parser.add_argument("run", type=Path, help="a run directory of train.py, or a .ckpt file")
+    parser.add_argument("run", type=Path, help="a run directory of train.py, a .ckpt file or an exported folder")
     parser.add_class_arguments(kind)
     parser.add_argument("--seeds", type=str, default=seeds, help="one picture each, such as 0,1,2 or 0-15")
     parser.add_argument("--labels", type=str | None, help=LABELS)
@@ -198,7 +280,6 @@ def _parser(command: str, kind: type[Task], description: str, seeds: str) -> Rep
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--allow", type=list[str], default=[], help="packages whose classes a checkpoint may name")
     return parser
 
 

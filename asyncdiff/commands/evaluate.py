@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff import class_paths
+from asyncdiff.checkpoints import choose, read_checkpoint
 from asyncdiff.checks import at_least
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
 from asyncdiff.commands.parsing import CODEC, with_codec
 from asyncdiff.evaluation.protocol import software
 from asyncdiff.evaluation.weights import file_sha256
+from asyncdiff.exports import is_export, weight_file
 
 # What can be measured, by the word that asks for it: the module, which has a function `main(args)`, and what it is.
 MEASUREMENTS = {
@@ -45,7 +47,7 @@ def overview() -> str:
 
 def add_run(parser: Any, splits: Any = Literal["val", "test"], split: str = "val") -> None:
     """Add the options that all measurements have: which model, on what of the `splits`, and where to."""
-    parser.add_argument("run", type=Path, help="a run directory of train.py, or its config.yaml")
+    parser.add_argument("run", type=Path, help="a run directory of train.py, its config.yaml, or an exported folder")
     parser.add_argument("--split", type=splits, default=split)
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
@@ -53,7 +55,6 @@ def add_run(parser: Any, splits: Any = Literal["val", "test"], split: str = "val
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path | None, help="folder of what is written; RUN/evaluation by default")
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
-    parser.add_argument("--allow", type=list[str], default=[], help="packages whose data modules may be imported")
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The checkpoint to evaluate."""
+        """The checkpoint or export to evaluate."""
+        if is_export(self.folder) and self.ckpt_path is None:
+            return self.folder
         return self.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
 
     def checkpoint_of(self, key: str, default: Any) -> Any:
@@ -96,16 +99,17 @@ class Run:
         """The model of the checkpoint."""
         from asyncdiff.module import AsyncDiffusion  # late: it loads Lightning
 
-        model = AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights)
+        allow = ["asyncdiff", *class_paths.extra()]
+        model = AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights, allow=allow)
         with_codec(model, self.codec)
         return model
 
-    def data(self, allow: Sequence[str]) -> Any:
-        """The run's data module; only classes of the packages in `allow` are imported."""
+    def data(self) -> Any:
+        """The run's data module."""
         file = self.folder / "config.yaml" if self.given.is_dir() else self.given
         if not file.is_file():
             raise FileNotFoundError(f"RUN must be a run directory or its config.yaml, got {self.given}: no {file}")
-        return Experiment(file).data(allow)
+        return Experiment(file).data()
 
     def output(self, given: Path | None) -> Path:
         """The folder to write to, made now: an evaluation is not to be lost for want of it."""
@@ -120,9 +124,9 @@ class Run:
         held = read_checkpoint(self.checkpoint)
         return {
             "checkpoint": str(self.checkpoint),
-            "checkpoint_sha256": file_sha256(self.checkpoint),
+            "checkpoint_sha256": file_sha256(weight_file(self.checkpoint)),
             "step": held.get("global_step", 0),
-            "weights": "ema" if options.weights != "raw" and held.get("ema") else "raw",
+            "weights": choose(held, options.weights, self.checkpoint)[1],
             "data": type(data).__name__,
             "split": options.split,
             "seed": options.seed,

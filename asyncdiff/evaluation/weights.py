@@ -3,12 +3,15 @@
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from asyncdiff.checkpoints import reason
 
 
 def published_hash(url: str) -> str:
@@ -38,7 +41,13 @@ def read_weights(path: Path, *, sha256: str) -> dict[str, Any]:
     """
     content = path.read_bytes()
     _check(content, sha256, path)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle's versions, for files that are no pickle
+            held: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # files of other things end in any of them
+        raise ValueError(f"weights must be a file that can be read safely, got {path}: {reason(error)}") from error
+    return held
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -66,11 +75,16 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     """
     if path.suffix != ".safetensors":
         return read_weights(path, sha256=file_sha256(path) if sha256 is None else sha256)
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     content = path.read_bytes()
     _check(content, sha256, path)
-    return load(content)
+    try:
+        return load(content)
+    except (SafetensorError, ValueError) as error:
+        line = str(error).split("\n")[0]
+        raise ValueError(f"weights must be a file of safetensors, got {path}: {line}; fetch it again") from error
 
 
 def _check(content: bytes, sha256: str | None, path: Path) -> None:

@@ -113,6 +113,10 @@ def test_errors_by_level_add_up():
     third = (t >= 0.25) & (t < 0.375)
     assert total[2].item() == pytest.approx(error[third].sum().item(), rel=1e-5)
     assert binned(torch.ones(1, 1, 1), torch.ones(1, 1, 1), 8)[1].tolist() == [0] * 7 + [1]
+    error[0, 0, 0] = torch.nan  # of a step that is skipped
+    rest, fewer = binned(t, error, 8)
+    assert rest.isfinite().all()
+    assert (count - fewer).sum() == 1
 
 
 def process(rank: int, world: int) -> Mock:
