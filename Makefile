@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo test lint types clean-demo
+.PHONY: help install install-dev demo test lint types experiments hooks clean-demo
 help:
 	@echo "make install   create $(VENV) from requirements.txt (demo and test do it by themselves)"
 	@echo "make demo      train on handwritten digits and draw pictures into runs/demo (minutes, CPU is enough)"
@@ -25,8 +25,7 @@ $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
 
 # A finished demo is not trained again, an interrupted one goes on where it was.
 demo: install
-	$(BIN)/python train.py fit --config experiments/demo.yaml \
-		$$(test -e runs/demo/checkpoints/last.ckpt && echo --ckpt_path last)
+	$(BIN)/python train.py fit --config experiments/demo.yaml --auto_resume true
 
 clean-demo:
 	rm -rf runs/demo
@@ -43,3 +42,11 @@ lint: install-dev
 
 types: install-dev
 	$(BIN)/mypy
+
+# That every YAML file builds what it says.
+experiments: install-dev
+	$(BIN)/python -m pytest -q tests/test_experiments.py -k "builds or layered or complete"
+
+hooks: install-dev
+	$(BIN)/python -m pip install --disable-pip-version-check -q pre-commit
+	$(BIN)/pre-commit install

@@ -3,10 +3,13 @@
 Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows where they were found.
 """
 
+import math
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
-from asyncdiff import callbacks, codecs, masks
+from asyncdiff import callbacks, class_paths, codecs, masks
 from asyncdiff.checkpoints.newest import held, newest_whole
 from asyncdiff.checkpoints.plugin import AtomicCheckpointIO
+from asyncdiff.checks import at_least
 from asyncdiff.cli_errors import ReportingParser, one_line_errors
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.networks import dit, unet
+from datamodules.storage.whole_files import replace
 
 # Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
 BY_NAME = (callbacks, codecs, datamodules, dit, masks, unet)
@@ -58,7 +63,7 @@ class SaveConfig(SaveConfigCallback):
             if root := config["trainer"]["default_root_dir"]:
                 config = portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)
-            (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+            replace(run / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
 
 
 class ExperimentCLI(LightningCLI):
@@ -77,11 +82,14 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse and find the checkpoint; errors of interpolation are errors of the user's file, too."""
-        try:
+        with reported(parser):
             super().parse_arguments(parser, args)
-        except OmegaConfBaseException as error:
-            parser.error(f"interpolation: {error}")
         config = self.config[self.config.subcommand]
+        if not isinstance(config.trainer, Namespace):
+            raise ValueError(f"trainer must be a section of keys, got {config.trainer}: max_steps: 1000, say")
+        if (clip := config.trainer.get("gradient_clip_val")) is not None and math.isnan(clip):
+            raise ValueError("trainer.gradient_clip_val must be a number, got nan: 1.0 is usual, null is off")
+        at_least("trainer.log_every_n_steps", config.trainer.get("log_every_n_steps") or 0, 0, "50 is the default")
         config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
@@ -93,9 +101,10 @@ class ExperimentCLI(LightningCLI):
         plugins, given = (_listed(config.get(key)) for key in ("plugins", "callbacks"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
-        kinds = [kind for kind in (callbacks.Continuation, callbacks.Interruption) if not _holds(given, kind)]
-        added = {"plugins": plugins, "callbacks": [*given, *(kind() for kind in kinds)]}
-        return super().instantiate_trainer(**added, **kwargs)
+        again = _goes_on(bool(self._get(self.config, "auto_resume", default=False)))
+        usual = (callbacks.Continuation(take_over=again), callbacks.Interruption())
+        missing = [callback for callback in usual if not any(isinstance(one, type(callback)) for one in given)]
+        return super().instantiate_trainer(plugins=plugins, callbacks=[*given, *missing], **kwargs)
 
     def before_predict(self) -> None:
         """Leave the data out: the model itself says what to draw, which Lightning hears only without a data module."""
@@ -111,10 +120,8 @@ class Parsed(ExperimentCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and look for no checkpoint."""
-        try:
+        with reported(parser):
             super(ExperimentCLI, self).parse_arguments(parser, args)
-        except OmegaConfBaseException as error:
-            parser.error(f"interpolation: {error}")
 
     def _set_seed(self) -> None:
         """Leave the random state alone."""
@@ -126,29 +133,42 @@ class Parsed(ExperimentCLI):
         """Run nothing."""
 
 
+@contextmanager
+def reported(parser: LightningArgumentParser) -> Iterator[None]:
+    """Errors of the user's files that jsonargparse does not take for any, as its own."""
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        parser.error(f"interpolation: {error}")
+    except UnicodeDecodeError as error:
+        parser.error(f"Problems parsing config: {error}")
+
+
 def parsed(args: list[str]) -> dict[str, Any]:
     """The whole configuration that a command line means, as plain containers."""
-    with warnings.catch_warnings():
-        # It is meant: the words of the program that runs are others.
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        made = _cli(Parsed, args)
-    config: dict[str, Any] = yaml.safe_load(made.parser.dump(made.config, skip_unset=False))
+    with class_paths.gate(args) as left:
+        made = _cli(Parsed, left)
+        config: dict[str, Any] = yaml.safe_load(made.parser.dump(made.config, skip_unset=False))
     return dict(config[made.config.subcommand])
 
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; an error of the user's ends it with one line."""
     grouped = dist.is_available() and dist.is_initialized()
-    with one_line_errors(sys.argv[1:] if args is None else args):
-        _cli(ExperimentCLI, args)
+    words = sys.argv[1:] if args is None else args
+    with one_line_errors(words), class_paths.gate(words) as left:
+        _cli(ExperimentCLI, left)
     # Left to the interpreter's end, threads of a group that the trainer made may abort a run that has succeeded.
     if not grouped and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _cli(kind: type[ExperimentCLI], args: list[str] | None) -> ExperimentCLI:
+def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # A dictionary that looks like a class, where any value may stand, is a dictionary.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
+    # It is meant: some words of the program have been taken, or are others.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     return kind(
         AsyncDiffusion,
         LightningDataModule,
@@ -181,7 +201,7 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     there = held(run)
     if not given and not training:
         raise ValueError("ckpt_path must be given, or untrained weights would be judged: add --ckpt_path last")
-    if given == "last" and not latest.is_file():
+    if given == "last" and not (there if training else latest.is_file()):
         remedy = "leave ckpt_path out to start" if training else "run fit first"
         raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but there is no {latest}: {remedy}")
     if given == "last":
@@ -190,7 +210,7 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
     if given or not training or not there or config.trainer.get("fast_dev_run"):
         return given
-    if config.get("auto_resume") or any(int(os.environ.get(name, 0)) for name in RESTARTS):
+    if _goes_on(bool(config.get("auto_resume"))):
         return str(newest_whole(run))
     remedy = "last" if latest.is_file() else str(there[0])
     raise ValueError(
@@ -204,8 +224,9 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else [*value] if isinstance(value, list) else [value]
 
 
-def _holds(values: list[Any], kind: type) -> bool:
-    return any(isinstance(value, kind) for value in values)
+def _goes_on(auto_resume: bool) -> bool:
+    """Whether a run that is there is to be continued."""
+    return auto_resume or any(int(os.environ.get(name, 0)) for name in RESTARTS)
 
 
 def portable(value: Any, root: str) -> Any:

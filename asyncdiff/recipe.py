@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 PLAIN = (bool, int, float, str, type(None))
+# Packages of ours that run what they are told: no file may name a class of theirs.
+PROGRAMS = ("asyncdiff.__main__", "asyncdiff.ablations", "asyncdiff.cli", "asyncdiff.commands", "asyncdiff.serve")
 
 
 def describe(value: Any) -> Any:
@@ -78,13 +80,20 @@ def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
     if package not in allow:
         raise ValueError(
             f"class_path must lie in one of the packages {', '.join(allow)}, got {class_path}: "
-            f"if you trust it, pass allow=({', '.join(map(repr, [*allow, package]))})"
+            f"if you trust it, pass allow=({', '.join(map(repr, [*allow, package]))}), or to a command "
+            f"--allow-class-paths {package}"
         )
     module, _, name = class_path.rpartition(".")
+    if _runs(module):
+        raise ValueError(f"class_path must name a part of a model, got {class_path}, a program: do not use this file")
     found = getattr(importlib.import_module(module), name, None)
-    if not isinstance(found, type) or found.__module__.partition(".")[0] not in allow:
+    if not isinstance(found, type) or found.__module__.partition(".")[0] not in allow or _runs(found.__module__):
         raise ValueError(f"class_path must name a class of its package, got {class_path}: was it renamed since?")
     return found
+
+
+def _runs(module: str) -> bool:
+    return any(module == program or module.startswith(f"{program}.") for program in PROGRAMS)
 
 
 def packages(recipe: Any) -> set[str]:

@@ -5,9 +5,12 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from asyncdiff.checks import within
 from asyncdiff.levels import LevelSampler
 from asyncdiff.processes import Process
 from asyncdiff.shapes import LevelMap
+
+BIASES = 50.0  # far beyond any use: e^50 is a weight of 1 at one level and of 0 elsewhere
 
 
 class Weighting(ABC):
@@ -59,6 +62,7 @@ class Sigmoid(Weighting):
     """
 
     def __init__(self, bias: float = 0.0):
+        within("bias", bias, -BIASES, BIASES, "the larger the image, the lower: 2 to -4")
         self.bias = bias
 
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:

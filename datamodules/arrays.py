@@ -11,7 +11,15 @@ from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, 
 
 
 class ArrayFile(ImageDataset):
-    """Some rows of a .npy file of floats (n, c, h, w), times `scale`."""
+    """Some rows of a .npy file of floats (n, c, h, w), times `scale`.
+
+    Args:
+        images: of the file, mapped.
+        labels: (n,), of all images of the file; None where there are none.
+        rows: which of the images, in order.
+        classes: number of classes.
+        scale: what every number is multiplied by.
+    """
 
     def __init__(
         self, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, *, classes: int, scale: float
@@ -127,5 +135,6 @@ def _opened(file: Path) -> np.ndarray:
         raise FileNotFoundError(f"root must hold {file.name}, got {file.parent} without: check the path")
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no array that can be read safely: {error}") from error
+    except Exception as error:  # there is no telling what NumPy raises on damaged headers, which are Python to it
+        line = str(error).split("\n")[0]
+        raise ValueError(f"{file} is no array that can be read safely: {line}") from error

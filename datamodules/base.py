@@ -69,7 +69,11 @@ class ImageDataset(Dataset[Batch], ABC):
 
 
 class Unfinished(Dataset[Any]):
-    """What loaders read: the batches before `finish`, which the data module calls on the device."""
+    """What loaders read: the batches before `finish`, which the data module calls on the device.
+
+    Args:
+        data: the images.
+    """
 
     def __init__(self, data: ImageDataset) -> None:
         self.data = data
@@ -88,7 +92,13 @@ class Unfinished(Dataset[Any]):
 
 
 class ResidentImages(ImageDataset):
-    """Images held in memory: `images` float32 (n, c, h, w) in [-1, 1], `labels` int64 (n,)."""
+    """Images held in memory: `images` float32 (n, c, h, w) in [-1, 1], `labels` int64 (n,).
+
+    Args:
+        images: of the split.
+        labels: of these, from 0.
+        classes: number of classes.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, *, classes: int) -> None:
         self.images, self.labels, self.classes = images, labels, classes

@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+# Here and not below faults/: of several processes the one that prints loads this file only.
+from faults.campaign import campaign, pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401
+
 from asyncdiff.networks.dit import DiT
 
 torch.set_num_threads(1)

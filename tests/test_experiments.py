@@ -240,8 +240,8 @@ def test_figures_stand_beside_the_variants_that_they_are_of():
 
 @pytest.mark.parametrize("name", ["imagenet256", "lsun256"])
 def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, tmp_path, capsys):
-    pixels = Experiment(FOLDER / "pixels" / f"{name}.yaml").data(["datamodules"])
-    latents = Experiment(FOLDER / f"{name}_unet_async.yaml").data(["datamodules"])
+    pixels = Experiment(FOLDER / "pixels" / f"{name}.yaml").data()
+    latents = Experiment(FOLDER / f"{name}_unet_async.yaml").data()
     diffusers = pytest.importorskip("diffusers")
     diffusers.VQModel(  # as many stages as the published one, thinner
         down_block_types=["DownEncoderBlock2D"] * 3,

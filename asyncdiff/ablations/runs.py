@@ -18,8 +18,10 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from asyncdiff import class_paths
 from asyncdiff.ablations.cells import Ablation, Cell
 from asyncdiff.evaluation.protocol import software
+from datamodules.storage.whole_files import replace
 
 State = Literal["finished", "ran", "failed", "elsewhere"]
 
@@ -154,9 +156,7 @@ class Runner:
 
     def _train(self, cell: Cell, folder: Path) -> int:
         command = [sys.executable, "-m", PROGRAM, "fit", *cell.words(self.output)]
-        command += ["--trainer.enable_progress_bar", "false"]
-        if (folder / "checkpoints" / "last.ckpt").is_file():
-            command += ["--ckpt_path", "last"]
+        command += ["--trainer.enable_progress_bar", "false", "--auto_resume", "true", *class_paths.option()]
         environment = dict(os.environ)
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -172,9 +172,7 @@ class Runner:
 
 def write_json(file: Path, held: Any) -> None:
     """Write a file as a whole: a reader finds the old one or the new one."""
-    new = file.with_name(f".{file.name}.{os.getpid()}")
-    new.write_text(json.dumps(held, indent=1, default=str))
-    os.replace(new, file)
+    replace(file, [json.dumps(held, indent=1, default=str).encode()])
 
 
 @contextmanager

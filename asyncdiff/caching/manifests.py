@@ -17,6 +17,7 @@ from datamodules.storage.latent_shards import (
     check_shard,
     layout_in,
     read_header,
+    sha256_of,
 )
 from datamodules.storage.whole_files import replace
 
@@ -49,6 +50,8 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
         },
         "splits": {name: splits[name] for name in SPLITS if name in splits},
     }
+    manifest = json.loads(json.dumps(manifest))  # as it will be read, tuples as lists
+    manifest["sha256"] = sha256_of(manifest)
     replace(out / MANIFEST, [(json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()])
     return manifest
 

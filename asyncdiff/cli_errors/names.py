@@ -2,13 +2,15 @@
 
 import difflib
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from asyncdiff.class_paths import may_be_imported
+from asyncdiff.recipe import PROGRAMS
+
 OURS = ("asyncdiff", "datamodules")
-# What runs, in which no experiment finds a class.
-PROGRAMS = ("asyncdiff.__main__", "asyncdiff.cli", "asyncdiff.commands")
 
 
 def near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
@@ -25,10 +27,19 @@ def did_you_mean(name: str) -> str:
 def find_class(class_path: str) -> type | None:
     """The class of a dotted path, if there is one."""
     module, _, name = class_path.rpartition(".")
+    if not may_be_imported(class_path):
+        return None
     with suppress(ImportError, ValueError):
         found = getattr(importlib.import_module(module), name, None)
         return found if isinstance(found, type) else None
     return None
+
+
+def installed(class_path: str) -> bool:
+    """Whether there is a package of this name; nothing of it is imported."""
+    with suppress(ImportError, ValueError):
+        return importlib.util.find_spec(class_path.partition(".")[0]) is not None
+    return False
 
 
 def near_class(path: str) -> str:
@@ -53,7 +64,9 @@ def known_classes() -> dict[str, type]:
 
 
 def public_classes(module: str) -> dict[str, type]:
-    """The classes that a module defines or exports, by name; none if it cannot be imported."""
+    """The classes that a module defines or exports, by name; none if it cannot be imported, or may not be."""
+    if not may_be_imported(module):
+        return {}
     with suppress(ImportError, ValueError):
         loaded = importlib.import_module(module)
         exported = getattr(loaded, "__all__", ())

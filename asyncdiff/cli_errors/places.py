@@ -33,7 +33,7 @@ def locate(key: str, value: str, files: Sequence[Path]) -> str:
 def entries(file: Path) -> list[tuple[str, str, int]]:
     """Every key of a file, dotted and without the indices of lists, with its scalar value and its line."""
     with suppress(yaml.YAMLError):
-        return list(_walk(yaml.compose(file.read_text(), yaml.SafeLoader), ""))
+        return list(_walk(yaml.compose(file.read_bytes(), yaml.SafeLoader), ""))
     return []
 
 

@@ -4,11 +4,12 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import yaml
 
-from asyncdiff.cli_errors.names import did_you_mean, find_class, known_classes, near, near_class
+from asyncdiff.class_paths import refusal
+from asyncdiff.cli_errors.names import did_you_mean, find_class, installed, known_classes, near, near_class
 from asyncdiff.cli_errors.places import entries, files_of, locate, names_class
 from asyncdiff.cli_errors.reports import COMMANDS, Report, UsageError, take_apart, without_command
 
@@ -93,6 +94,34 @@ def _unknown_class(report: Report, match: re.Match[str]) -> Complaint:
     return Complaint(report.key, f"there is no class {path}{did_you_mean(near_class(path))}", path)
 
 
+def _not_allowed(report: Report, match: re.Match[str]) -> Complaint:
+    """A class whose module may not be imported."""
+    path = match["path"]
+    given = next((value for value in (report.class_path, _given(report)) if names_class(value, report.words)), path)
+    said = names_class(path, report.words) or any(path in word for word in report.words)
+    if path == given and not said:  # the parser fell back to the base
+        return _without_class(report)
+    if not installed(path):
+        return _unknown_class(replace(report, class_path=path), match)
+    return Complaint(report.key, refusal(path), given)
+
+
+def _without_class(report: Report) -> Complaint:
+    """Arguments without the class that takes them."""
+    for line in [report.reason, *report.rest]:
+        for key in re.findall(r"[{,(] ?'?(\w+)'?[:=]", line):
+            if key not in STRUCTURE and (close := near(key, STRUCTURE, 0.8)):
+                return Complaint(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
+    return Complaint(report.key, "class_path must be given next to init_args")
+
+
+def _no_path(report: Report, match: re.Match[str]) -> Complaint:
+    """A word that is no class path, such as the name of a file that is not there."""
+    path = match["path"]
+    known = "there is no such file" if path.endswith((".yaml", ".yml", ".json")) else "it is no dotted path either"
+    return Complaint(report.key, f"must be a class or a file of one, got {path}: {known}", path)
+
+
 def _wrong_kind(report: Report, match: re.Match[str]) -> Complaint:
     """A class that exists, but not of the kind that the key asks for."""
     path, kind = match["path"], match.groupdict().get("kind")
@@ -161,14 +190,22 @@ def _before_command(report: Report, match: re.Match[str]) -> Complaint:
     return Complaint("", f"options must come after the command, as in: train.py {match['command']} --config FILE")
 
 
+def _no_sections(report: Report, match: re.Match[str]) -> Complaint:
+    """A file that is YAML, but holds no keys."""
+    named = ", ".join(str(file) for file in files_of(report.words)) or "the configuration"
+    return Complaint("", f"{named} must hold sections such as data, model and trainer, got {_short(match['given'])}")
+
+
 def _bad_file(report: Report, match: re.Match[str]) -> Complaint:
     """A file that is no YAML."""
     for file in files_of(report.words):
         try:
-            yaml.compose(file.read_text(), yaml.SafeLoader)
+            yaml.compose(file.read_bytes(), yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             return Complaint("", f"{file}:{line}: not valid YAML: {error.problem}")
+        except yaml.reader.ReaderError as error:
+            return Complaint("", f"{file}: not valid YAML: {error.reason} at byte {error.position}; save it as UTF-8")
     return Complaint("", " ".join([report.reason, *report.rest]))
 
 
@@ -178,6 +215,8 @@ RULES: tuple[tuple[str, Callable[[Report, re.Match[str]], Complaint]], ...] = (
     (r"[Uu]nrecognized arguments: (?P<word>\S+)", _unrecognized),
     (r"Option '[^']+' is not accepted before subcommand '?(?P<command>\w+)", _before_command),
     (r"Option '(?P<key>[^']+)' is not accepted", _unknown_argument),
+    (r"Unexpected import path format: (?P<path>\S+)", _no_path),
+    (r"Importing '(?P<path>[^']+)' is not allowed", _not_allowed),
     (r"module '[\w.]+' has no attribute", _unknown_class),
     (r"No module named '(?P<missing>[\w.]+)'", _unknown_class),
     (r"Expected a dot import path string: (?P<path>.+)", _unknown_class),
@@ -189,6 +228,7 @@ RULES: tuple[tuple[str, Callable[[Report, re.Match[str]], Complaint]], ...] = (
     (r"invalid choice: '(?P<command>\w+)'", _wrong_command),
     (r'expected "subcommand"', _wrong_command),
     (r"Problems parsing config", _bad_file),
+    (r"^Unexpected config:\s*(?P<given>.*)", _no_sections),
     (TYPE, _wrong_type),
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from asyncdiff import class_paths
 from asyncdiff.ablations.cells import Ablation, Cell
 from asyncdiff.ablations.curves import last_values, read_curves, write_layout, write_parameters
 from asyncdiff.ablations.runs import FINISHED, Runner
@@ -88,6 +89,7 @@ def write_script(options: Any, ablation: Ablation, output: Path, count: int) -> 
     lines += [f"#SBATCH {word}" for word in shlex.split(options.sbatch)]
     lines += [f"#SBATCH --output={output}/slurm-%A_%a.txt", "", f"cd {shlex.quote(str(Path.cwd()))}"]
     words = [sys.executable, "-m", "asyncdiff", "ablate", str(options.ablation), "--output", str(output)]
+    words += class_paths.option()
     output.mkdir(parents=True, exist_ok=True)
     options.slurm.write_text("\n".join([*lines, f"{shlex.join(words)} --cell $SLURM_ARRAY_TASK_ID", ""]))
     print(f"{count} tasks: sbatch {options.slurm}")

@@ -1,6 +1,5 @@
 """`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: images through a codec, once, onto the disk."""
 
-import itertools
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from tqdm.auto import tqdm
 
+from asyncdiff import class_paths
 from asyncdiff.caching import Settings, cache, verify
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
@@ -31,7 +31,7 @@ CODEC = """a class of asyncdiff.codecs or a YAML file of one, or an experiment's
 
 def main(args: Sequence[str]) -> None:
     """Read the words, encode or verify, and tell what is there."""
-    words = [with_section(word, before, args) for before, word in zip(["", *args], args, strict=False)]
+    words = [with_section(word, before) for before, word in zip(["", *args], args, strict=False)]
     parser = _parser()
     options = parser.parse_args(words)
     if options.verify:
@@ -62,14 +62,13 @@ def main(args: Sequence[str]) -> None:
         _tell(manifest, options.out)
 
 
-def with_section(word: str, before: str, words: Sequence[str]) -> str:
+def with_section(word: str, before: str) -> str:
     """A word that names an experiment, as JSON of the part that is meant; others as they are."""
     for option, key in (("--data", "data"), ("--codec", "model.codec")):
         prefix = f"{option}=" if word.startswith(f"{option}=") else ""
         file = Path(word.removeprefix(prefix))
         if (before == option or prefix) and file.suffix in (".yaml", ".yml"):
-            allow = [later for earlier, later in itertools.pairwise(words) if earlier == "--allow"]
-            return prefix + json.dumps(Experiment(file).section(key, ["asyncdiff", "datamodules", *allow]))
+            return prefix + json.dumps(Experiment(file).section(key))
     return word
 
 
@@ -89,7 +88,7 @@ def _spawn(count: int, args: Sequence[str], device: str) -> None:
     variables = dict(os.environ)
     if device == "cpu":
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    words = [sys.executable, "-m", "asyncdiff", "cache-latents", *args, "--processes=1"]
+    words = [sys.executable, "-m", "asyncdiff", "cache-latents", *args, "--processes=1", *class_paths.option()]
     usual = signal.signal(signal.SIGTERM, _stop)
     started: list[subprocess.Popen[bytes]] = []
     try:
@@ -152,5 +151,4 @@ def _parser() -> Any:
     parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--processes", type=int, default=1, help="of this machine, each with a GPU if there are any")
     parser.add_argument("--verify", action="store_true", help="encode nothing: compare every byte with the manifest")
-    parser.add_argument("--allow", type=list[str], default=[], help="packages whose classes a file may name")
     return parser

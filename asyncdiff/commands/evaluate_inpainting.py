@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff import adaptive, look_ahead, recipe  # noqa: F401  a file may name its samplers without the module
+from asyncdiff import adaptive, class_paths, look_ahead, recipe  # noqa: F401  samplers to name without the module
 from asyncdiff.checks import at_least
 from asyncdiff.commands.evaluate import Run, add_run, check_shape
 from asyncdiff.commands.parsing import command_parser
@@ -63,7 +63,7 @@ def main(args: Sequence[str]) -> None:
     _check(options)
     run = Run.of(options)
     output = run.output(options.output)
-    model, data = run.model(options.weights).to(options.device), run.data(["asyncdiff", "datamodules", *options.allow])
+    model, data = run.model(options.weights).to(options.device), run.data()
     check_labels(model, getattr(data, "classes", None), told=options.labels)
     if options.pixel_masks:
         masks = on_pixels(masks, model)
@@ -261,7 +261,7 @@ def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
             raise ValueError(f"--steps must be left out for {type(sampler).__name__}, which has no steps to set")
         return sampler
     described["init_args"]["steps"] = 50 if options.steps is None else options.steps
-    built: ImageSampler = recipe.build(described, ["asyncdiff", *options.allow])
+    built: ImageSampler = recipe.build(described, ["asyncdiff", *class_paths.extra()])
     return built
 
 

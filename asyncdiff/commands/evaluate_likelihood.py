@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
         at_least("--images", options.images, 2, "a standard error needs two images")
     run = Run.of(options)
     output = run.output(options.output)
-    model, data = run.model(options.weights).to(options.device), run.data(["asyncdiff", "datamodules", *options.allow])
+    model, data = run.model(options.weights).to(options.device), run.data()
     check_labels(model, getattr(data, "classes", None), told=options.labels)
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
     spacing = FluxSpacing(options.variance, model.process)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from asyncdiff import adaptive, look_ahead, repaint  # noqa: F401  their samplers may be named without the module
+from asyncdiff import adaptive, class_paths, look_ahead, repaint  # noqa: F401  samplers to name without the module
 from asyncdiff.checks import at_least
 from asyncdiff.commands.draw import altered
 from asyncdiff.commands.evaluate import Run, add_run, check_shape
@@ -94,7 +94,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _prepared(options: Any, run: Run, processes: Ranks) -> Work:
-    data = run.data(["asyncdiff", "datamodules", *options.allow])
+    data = run.data()
     latent = bool(getattr(data, "codec", None))
     model = None
     if options.images is None or latent:
@@ -133,7 +133,7 @@ def _sampler(model: Any, options: Any) -> ImageSampler:
             raise ValueError(f"--guidance must be left out without labels to be guided by, got {options.guidance}")
         others = [rule for rule in sampler.guidance if not isinstance(rule, ClassifierFree)]
         changes["guidance"] = [*others, ClassifierFree(options.guidance)]
-    return altered(sampler, ["asyncdiff", *options.allow], **changes) if changes else sampler
+    return altered(sampler, ["asyncdiff", *class_paths.extra()], **changes) if changes else sampler
 
 
 def _quality(work: Work, metrics: Sequence[str], reference: Reference, rows: Tensor) -> Quality:

@@ -1,6 +1,6 @@
 """Parts of an experiment file, built without the rest of it: no data, no trainer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from asyncdiff.class_paths import gate, may_be_imported, refusal
 from asyncdiff.cli_errors import ReportingParser, UsageError, explain, users_error
 from asyncdiff.cli_errors.names import near
 from asyncdiff.levels import AlongPath, LevelSampler
@@ -72,29 +73,25 @@ class Experiment:
             grid: tuple[int, int] = network.grid((side, side))
         return grid
 
-    def data(self, allow: Sequence[str]) -> Any:
-        """The data module at data; only classes of the packages in `allow` are imported."""
+    def data(self) -> Any:
+        """The data module at data."""
         from lightning.pytorch import LightningDataModule  # late: it takes seconds
 
-        self.section("data", allow)
+        self.section("data")
         import datamodules  # noqa: F401  a file may name its class without the module
 
         return self._built("data", LightningDataModule)
 
-    def section(self, key: str, allow: Sequence[str]) -> dict[str, Any]:
-        """The {class_path, init_args} at a dotted key, or the file's own; its class must be of a package in `allow`."""
+    def section(self, key: str) -> dict[str, Any]:
+        """The {class_path, init_args} at a dotted key, or the file's own, of a class that may be imported."""
         given = self._value(key)
         if given is None and "class_path" in self.config:
             key, given = "", self._value("")
         path = given.get("class_path") if isinstance(given, dict) else None
         if not isinstance(path, str):
             raise ValueError(f"{self.file}: {key} must have a class_path, got {given}: give a run's config.yaml")
-        package = path.partition(".")[0]
-        if "." in path and package not in allow:
-            raise ValueError(
-                f"{self.file}: {f'{key}.class_path'.lstrip('.')} must lie in one of the packages {', '.join(allow)}, "
-                f"got {path}: if you trust it, add --allow {package}"
-            )
+        if "." in path and not may_be_imported(path):
+            raise ValueError(f"{self.file}: {f'{key}.class_path'.lstrip('.')} {refusal(path)}")
         assert isinstance(given, dict)
         return given
 
@@ -113,12 +110,13 @@ class Experiment:
             return None
         parser = ReportingParser()
         parser.add_argument(f"--{key}", type=kind)
-        try:
-            config = parser.parse_object({key: value})
-        except UsageError as error:
-            raise self._refused(error) from error
-        with self.named():
-            return parser.instantiate(config)[key]
+        with gate():  # which is open already, unless Python calls
+            try:
+                config = parser.parse_object({key: value})
+            except UsageError as error:
+                raise self._refused(error) from error
+            with self.named():
+                return parser.instantiate(config)[key]
 
     @contextmanager
     def named(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from asyncdiff.checks import at_least
 from asyncdiff.evaluation.weights import tensors_sha256
 from asyncdiff.shapes import Image, Labels
 
@@ -120,6 +121,7 @@ class TrainedClassifier(Features):
     Args:
         channels: of the images, which must be at least 5x5 pixels.
         classes: labels run from 0 to `classes - 1`.
+        name: of the curves, cards and tables of what is measured in these features.
         width: channels after the first convolution; doubled at every halving of the size.
         dim: length of a row of features.
         epochs: passes over the split.
@@ -140,6 +142,9 @@ class TrainedClassifier(Features):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        for argument, value in {"channels": channels, "classes": classes, "width": width, "dim": dim}.items():
+            at_least(argument, value, 1, "as many as the images and the features have")
+        at_least("epochs", epochs, 0, "8 is usual")
         self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
         with own_randomness(seed):
             self.trunk = nn.Sequential(

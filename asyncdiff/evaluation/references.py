@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.protocol import differences, told, value_at
-from asyncdiff.evaluation.weights import file_sha256
+from asyncdiff.evaluation.weights import file_sha256, tensors_sha256
 
 Rows = Float[Tensor, "n d"]
 
@@ -57,12 +57,14 @@ def save(reference: Reference, file: Path) -> None:
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.cov}
     if reference.rows is not None:
         tensors["rows"] = reference.rows.float()
-    told_with = {"version": VERSION, "count": reference.count, "stamp": reference.stamp}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    told_with: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.stamp}
+    told_with["sha256"] = _sha256(told_with, tensors)
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, new = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
     os.close(handle)
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, new, metadata={"reference": json.dumps(told_with)})
+        save_file(tensors, new, metadata={"reference": json.dumps(told_with)})
         os.replace(new, file)
     except OSError:
         Path(new).unlink(missing_ok=True)
@@ -104,6 +106,12 @@ def check(reference: Reference, expected: Mapping[str, Any], file: Path) -> None
         )
 
 
+def _sha256(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Over all that a file tells and holds."""
+    text = json.dumps(about, sort_keys=True)
+    return hashlib.sha256(f"{text} {tensors_sha256(tensors)}".encode()).hexdigest()
+
+
 def _own(file: Path) -> Reference:
     from safetensors import SafetensorError, safe_open
 
@@ -111,6 +119,9 @@ def _own(file: Path) -> Reference:
         with safe_open(str(file), "pt") as held:
             about = json.loads(held.metadata()["reference"])
             tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
+        sha256 = about.pop("sha256", None)
+        if sha256 not in (None, _sha256(about, tensors)):  # none in files of earlier releases
+            raise ValueError("it is damaged, its SHA-256 is not what was written")
         if about["version"] != VERSION:
             raise ValueError(f"it is of version {about['version']}, not {VERSION}")
         gaussian = Gaussian(tensors["mean"], tensors["covariance"])
@@ -124,7 +135,7 @@ def _external(file: Path) -> Reference:
     try:
         with np.load(file, allow_pickle=False) as held:
             mean, cov = (torch.from_numpy(np.asarray(held[name], np.float64)) for name in ("mu", "sigma"))
-    except (KeyError, ValueError, OSError) as error:
+    except Exception as error:  # there is no telling what is raised on damaged archives
         line = str(error).split("\n")[0]
         raise ValueError(f"reference must hold arrays mu and sigma, got {file}: {line}; use another file") from error
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):

@@ -12,6 +12,7 @@ from timm.layers import Attention, AttentionRope, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import (
     LEVEL_SCALE,
     MAX_PERIOD,
@@ -138,6 +139,11 @@ class DiT(nn.Module):
     ):
         super().__init__()
         _check_sizes(patch_size, dim, heads, level_patch_size)
+        at_least("channels", channels, 1, "3 for colour")
+        at_least("depth", depth, 1, "12 is usual")
+        at_least("classes", classes, 0, "0 is for networks without labels")
+        at_least("mlp_ratio", mlp_ratio, 0, "4 is usual")
+        within("dropout", dropout, 0, 1, "it is a probability")
         if rope and dim // heads % 4:
             raise ValueError(f"dim / heads must be divisible by 4 for rope, got {dim} / {heads}: change heads")
         self.channels = channels
@@ -332,7 +338,7 @@ class _TanhGelu(nn.GELU):
 def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:
     if patch_size < 1:
         raise ValueError(f"patch_size must be at least 1, got {patch_size}")
-    if dim % heads or dim % 4:
+    if min(dim, heads) < 1 or dim % heads or dim % 4:
         raise ValueError(f"dim must be divisible by heads and by 4, got dim {dim} with {heads} heads")
     if level_patch_size is not None and (level_patch_size < patch_size or level_patch_size % patch_size):
         raise ValueError(

@@ -68,7 +68,12 @@ class LevelEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """Class labels 0 .. classes - 1 -> `dim` features; the label `classes` is the null class, "no label"."""
+    """Class labels 0 .. classes - 1 -> `dim` features; the label `classes` is the null class, "no label".
+
+    Args:
+        classes: number of classes, without the null class.
+        dim: number of features.
+    """
 
     def __init__(self, classes: int, dim: int):
         super().__init__()

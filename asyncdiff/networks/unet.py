@@ -203,6 +203,8 @@ class UNet(nn.Module):
         levels = len(self.multipliers)
         at_least("the number of multipliers", levels, 1, "one for every level")
         at_least("width", self.width, 1, "give channels")
+        at_least("channels", self.channels, 1, "3 for colour")
+        at_least("classes", self.classes, 0, "0 is for networks without labels")
         at_least("multipliers", min(self.multipliers), 1, "a level has channels")
         at_least("blocks", self.blocks, 1, "a level has blocks")
         at_least(

@@ -101,7 +101,11 @@ class ResidualBlock(nn.Module):
 
 
 class Halving(nn.Module):
-    """An image of half the size: the mean of every 2x2 pixels, and a convolution."""
+    """An image of half the size: the mean of every 2x2 pixels, and a convolution.
+
+    Args:
+        channels: before and after.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -113,7 +117,11 @@ class Halving(nn.Module):
 
 
 class Doubling(nn.Module):
-    """An image of twice the size: every pixel four times, and a convolution."""
+    """An image of twice the size: every pixel four times, and a convolution.
+
+    Args:
+        channels: before and after.
+    """
 
     def __init__(self, channels: int):
         super().__init__()

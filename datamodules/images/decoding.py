@@ -14,6 +14,8 @@
 """
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,8 @@ try:  # torchvision >= 0.29 announces the removal of its decoders; Pillow is slo
 except ImportError:
     decode_jpeg = None
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 Crop = Literal["short_side", "adm"]
 
 BACKGROUND = (255, 255, 255, 255)
@@ -77,10 +81,37 @@ def decoded(data: npt.NDArray[np.uint8], *, at_least: int | None = None) -> Tens
 
 def open_image(data: np.ndarray) -> Image.Image:
     """The image in these bytes, its header read; raises ValueError if they are none, and on decompression bombs."""
+    check_png(data)
     try:
-        return Image.open(io.BytesIO(data.data))
+        return Image.open(io.BytesIO(data.data), formats=formats())
     except UnidentifiedImageError as error:
         raise ValueError(f"its {len(data)} bytes are no image in a known format") from error
+
+
+def check_png(data: np.ndarray) -> None:
+    """Raise ValueError for a PNG of which a part does not have its checksum; Pillow skips those of the pixels."""
+    if data[: len(PNG)].tobytes() != PNG:
+        return
+    at, name = len(PNG), b""
+    while name != b"IEND":
+        length, name = struct.unpack(">I4s", data[at : at + 8].tobytes().ljust(8, b"\0"))
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ValueError("it is a PNG that is cut off")
+        # Lower case: what a reader may leave out, and often is not as it should be.
+        if (
+            name[:1].isupper()
+            and zlib.crc32(data[at + 4 : end].data).to_bytes(4, "big") != data[end : end + 4].tobytes()
+        ):
+            raise ValueError(f"it is a PNG whose part {name.decode('latin-1')!r} does not have its checksum")
+        at = end + 4
+
+
+@lru_cache(maxsize=1)
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: it knows more, such as EPS, which it gives to another program."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def pillow_pixels(image: Image.Image) -> Tensor:

@@ -10,10 +10,15 @@ import numpy as np
 
 from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, stamp
+from datamodules.storage.database_pages import beginning, checked_keys
 
 
 class Database:
-    """One data.mdb, read only. Get it from `database`, as LMDB must not open a file twice in one process."""
+    """One data.mdb, read only. Get it from `database`, as LMDB must not open a file twice in one process.
+
+    Args:
+        file: its path.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -38,12 +43,14 @@ class Database:
         return cached_arrays("lmdb", stamp(self.file), self._keys)
 
     def _keys(self) -> Arrays:
-        """The index, from a walk over the leaves of the tree; values are not touched."""
+        """The index, from a walk over the leaves of the tree, which are checked; values are not touched."""
         text, ends = bytearray(), []
-        with self._opened().begin() as transaction:
-            for key in transaction.cursor().iternext(keys=True, values=False):
+        try:
+            for key in checked_keys(self.file):
                 text += key
                 ends.append(len(text))
+        except ValueError as error:
+            raise _refused(self.file, error) from error
         return {"keys": np.frombuffer(bytes(text), np.uint8), "ends": np.array(ends, np.int64)}
 
     def _opened(self) -> Any:
@@ -72,13 +79,14 @@ def _environment(file: Path) -> Any:
     except ImportError as error:
         raise ImportError(f"{file} needs lmdb, which is not installed: pip install lmdb") from error
     try:
+        # LMDB maps the file: to touch a page beyond its end would kill the process without a word.
+        beginning(file)
         # No lock file is written beside the data; pages are fetched in random order, so reading ahead is in vain.
         environment = lmdb.open(str(file.parent), readonly=True, lock=False, readahead=False, meminit=False)
-    except lmdb.Error as error:
-        raise ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again") from error
-    # LMDB maps the file: to touch a page beyond its end would kill the process without a word.
-    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if (size := file.stat().st_size) < expected:
-        environment.close()
-        raise ValueError(f"{file} must have {expected} bytes, got {size}: it is cut off; copy or extract it again")
+    except (lmdb.Error, ValueError) as error:
+        raise _refused(file, error) from error
     return environment
+
+
+def _refused(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again")

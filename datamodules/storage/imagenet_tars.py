@@ -16,6 +16,7 @@ from datamodules.index_cache import Arrays, cached_arrays, stamp
 from datamodules.storage.file_lists import SUFFIXES, FileList, classified
 
 Places = npt.NDArray[np.int64]
+CHUNK = 1 << 20  # bytes read at a time
 BLOCK = 512  # bytes: tar files are made of such
 
 
@@ -135,6 +136,10 @@ def _members(stream: BinaryIO, begin: int, end: int) -> Sequence[tarfile.TarInfo
     stream.seek(archive.offset)
     if archive.offset + BLOCK > end or stream.read(BLOCK) != bytes(BLOCK):
         raise _damaged(stream, begin, f"no file and no end of the archive at byte {archive.offset}")
+    # Zeros where a header should be look like the end, too; behind the true one there is nothing but zeros.
+    while stream.tell() < end:
+        if any(stream.read(min(CHUNK, end - stream.tell()))):
+            raise _damaged(stream, begin, f"more behind the end of the archive at byte {archive.offset}")
     return [member for member in members if member.isreg()]
 
 

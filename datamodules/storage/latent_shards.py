@@ -191,12 +191,19 @@ def read_manifest(root: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text())
-        version = manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
+        version, told = manifest["version"], manifest.pop("sha256", None)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {REMEDY}") from error
     if version != VERSION:
         raise ValueError(f"{file} must be of version {VERSION}, got {version}: cache the latents with this release")
+    if told not in (None, sha256_of(manifest)):  # none in caches of earlier releases
+        raise ValueError(f"{file} is damaged, its SHA-256 is not what was written: {REMEDY}")
     return dict(manifest)
+
+
+def sha256_of(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest without its own."""
+    return hashlib.sha256(written(manifest).encode()).hexdigest()
 
 
 def layout_of(split: Mapping[str, Any], count: int) -> Layout:
@@ -209,6 +216,8 @@ def opened_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layo
     """Every shard of a manifest's split, its header compared with the manifest; no tensor is read."""
     found = []
     for entry in split["shards"]:
+        if Path(entry["file"]).name != entry["file"]:
+            raise DamagedError(f"{root / MANIFEST} is damaged, it names {entry['file']} outside of the cache: {REMEDY}")
         file, layout = root / entry["file"], layout_of(split, entry["count"])
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: run the command that made the cache again")

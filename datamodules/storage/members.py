@@ -20,6 +20,10 @@ HEADER = struct.Struct(
 )  # of a member (APPNOTE 4.3.7): signature, ..., lengths of the name and the extra field
 SLACK = 64  # bytes read for an extra field, so that one read is enough
 STORED, DEFLATED = 0, 8
+OTHERS = 1000  # files of other kinds that are looked at
+# What zipfile raises on damaged files: the last one, and one derived from it, for encrypted
+# files and compressions that it does not know.
+DAMAGED = (zipfile.BadZipFile, struct.error, zlib.error, EOFError, ValueError, OSError, RuntimeError)
 
 
 class Members(ABC):
@@ -55,7 +59,12 @@ class Members(ABC):
 
 
 class FolderMembers(Members):
-    """Files below a folder; hidden ones are left out."""
+    """Files below a folder; hidden ones are left out.
+
+    Args:
+        root: the folder.
+        suffixes: of the files, small letters with their dot.
+    """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         found = [
@@ -77,6 +86,10 @@ class FolderMembers(Members):
 
 class ZipMembers(Members):
     """Files in a zip, stored or deflated. Where they lie is found out once and kept in the cache.
+
+    Args:
+        root: the zip.
+        suffixes: of the files, small letters with their dot.
 
     Raises:
         ValueError: it is no zip, is cut off, or holds encrypted files or such of another compression.
@@ -100,17 +113,21 @@ class ZipMembers(Members):
 
     def read(self, index: int) -> Bytes:
         """The content of a file, unpacked."""
-        data = self._stored(int(self.begins[index]), int(self.packed[index]), len(self.names[index]))
+        data = self._stored(int(self.begins[index]), int(self.packed[index]), self.names[index])
         if self.methods[index] == DEFLATED:
-            data = zlib.decompress(data, -zlib.MAX_WBITS, int(self.sizes[index]))
+            # No more than the directory tells: a few bytes may be written so that they unpack to gigabytes.
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(self.sizes[index]) + 1)
         if zlib.crc32(data) != self.sums[index]:
             raise ValueError("its bytes do not have the checksum of the zip's directory")
         return np.frombuffer(bytearray(data), dtype=np.uint8)  # writable, as decoders ask for
 
     def text(self, name: str) -> bytes | None:
         """The content of a file, found by reading the whole directory: for few."""
-        with zipfile.ZipFile(self.root) as archive:
-            return archive.read(name) if name in archive.NameToInfo else None
+        try:
+            with zipfile.ZipFile(self.root) as archive:
+                return archive.read(name) if name in archive.NameToInfo else None
+        except DAMAGED as error:
+            raise ValueError(f"{self.root}/{name} cannot be read: {error}; copy or write it again") from error
 
     def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
         """Kept in the cache for this zip."""
@@ -120,8 +137,15 @@ class ZipMembers(Members):
         """Place, size and compression of every file, from the zip's directory; in it, offsets are of local headers."""
         try:
             with zipfile.ZipFile(self.root) as archive:
-                found = [i for i in archive.infolist() if os.path.splitext(i.filename)[1].lower() in self.suffixes]
-        except (zipfile.BadZipFile, struct.error, EOFError) as error:
+                found: list[zipfile.ZipInfo] = []
+                others: list[zipfile.ZipInfo] = []
+                for info in archive.infolist():
+                    (found if os.path.splitext(info.filename)[1].lower() in self.suffixes else others).append(info)
+                # The directory has no checksums: a name that was damaged there would be one image or listing less. A
+                # member's own header has its name once more; that of an image is compared when it is read.
+                for info in others[:OTHERS]:
+                    archive.open(info).close()
+        except DAMAGED as error:
             raise ValueError(f"{self.root} cannot be read as a zip: {error}; copy or write it again") from error
         found.sort(key=lambda info: os.fsencode(info.filename))
         for info in found:
@@ -139,13 +163,16 @@ class ZipMembers(Members):
             "sums": np.array([info.CRC for info in found], dtype=np.uint32),
         }
 
-    def _stored(self, begin: int, packed: int, length: int) -> bytes:
+    def _stored(self, begin: int, packed: int, known: bytes) -> bytes:
         """The bytes of a file as they lie in the zip, behind a header whose length is only known to itself."""
-        head = HEADER.size + length + SLACK
+        head = HEADER.size + len(known) + SLACK
         data = os.pread(self._opened(), head + packed, begin)
         signature, name, extra = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0)
         if signature != b"PK\3\4":
             raise ValueError(f"at byte {begin} of the zip begins no file")
+        own = data[HEADER.size : HEADER.size + name]
+        if known.isascii() and b"\\" not in own and own != known:  # others may be spelt in another encoding there
+            raise ValueError(f"the zip's directory calls it otherwise than its own header, {os.fsdecode(own)}")
         first = HEADER.size + name + extra
         if first > head:
             data += os.pread(self._opened(), first - head, begin + len(data))

@@ -72,6 +72,7 @@ class Shards:
         self._maps: OrderedDict[int, Rows | Table] = OrderedDict()
         config, _ = self._opened()
         index = json.loads((self.folder / "index.json").read_text())
+        _check_inside(index, root)
         self.files = [self.folder / str(chunk["filename"]) for chunk in index["chunks"]]
         self.bytes = np.array([chunk["chunk_bytes"] for chunk in index["chunks"]], np.int64)
         self.sizes = np.array([chunk["chunk_size"] for chunk in index["chunks"]], np.int64)
@@ -230,6 +231,16 @@ class Shards:
             raise ValueError(
                 f"cache_gigabytes must hold {LIVE} shards per process, {needed / 1e9:.2g} GB for {self.root}, got "
                 f"{self.limit / 1e9:.2g}: raise it, or write smaller shards"
+            )
+
+
+def _check_inside(index: Mapping[str, Any], root: str) -> None:
+    """Refuse an index whose shards would be read, or written when they are fetched, outside of their folder."""
+    for chunk in index["chunks"]:
+        parts = Path(str(chunk["filename"])).parts
+        if ".." in parts or Path(str(chunk["filename"])).is_absolute() or not parts:
+            raise ValueError(
+                f"index.json of {root} must name files in its folder, got {chunk['filename']}: write it anew"
             )
 
 

@@ -1,0 +1,145 @@
+"""Files that are made to do harm: pictures that unpack to gigabytes, and names that lead out of their folder."""
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asyncdiff.photos import read_photo
+from datamodules import EdmZip, ImageFolder
+from datamodules.images.decoding import decoded
+from datamodules.index_cache import cached_arrays
+from datamodules.storage.latent_shards import MANIFEST, DamagedError, opened_shards
+from datamodules.storage.members import members
+from datamodules.storage.streamed_shards import _check_inside
+
+BOUND = 178_956_970  # Pillow's: twice 2^30 / 12
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(side: int) -> bytes:
+    """A grey square of so many pixels a side, of zeros, in next to no bytes."""
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) if side < 100 else b""
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows + packer.flush()) + chunk(b"IEND", b"")
+
+
+def jpeg(side: int) -> bytes:
+    """A JPEG whose header tells another size than it has: its decoder would make room for that."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "jpeg")
+    data = stream.getvalue()
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", side, side) + data[at + 4 :]
+
+
+BOMBS = {"png": png(20_000), "jpeg": jpeg(20_000)}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_picture_of_too_many_pixels_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    assert len(BOMBS[kind]) < 1000 < BOUND < 20_000**2
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / "good.png")
+    (tmp_path / "val" / f"bomb.{kind}").write_bytes(BOMBS[kind])
+    data = ImageFolder(str(tmp_path), 8, batch_size=2, on_corrupt="raise")
+    with pytest.raises(ValueError, match=rf"cannot read .*bomb\.{kind}: .*exceeds limit of {BOUND} pixels") as caught:
+        list(data.val_dataloader())
+    assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match=rf"bomb\.{kind}.*it is left out"):
+        left = [batch["image"] for batch in ImageFolder(str(tmp_path), 8, batch_size=2).val_dataloader()]
+    assert sum(map(len, left)) == 1
+    with pytest.raises(ValueError, match=rf"bomb\.{kind}: .*exceeds limit"):
+        read_photo(tmp_path / "val" / f"bomb.{kind}", 3)
+
+
+def test_a_format_that_is_given_to_another_program_is_no_image(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "eps")
+    with pytest.raises(ValueError, match="no image in a known format"):
+        decoded(np.frombuffer(stream.getvalue(), np.uint8))
+    (tmp_path / "picture.png").write_bytes(stream.getvalue())
+    with pytest.raises(ValueError, match=r"picture\.png"):
+        read_photo(tmp_path / "picture.png", 3)
+
+
+def test_a_png_whose_pixels_do_not_have_their_checksum_is_refused() -> None:
+    """Pillow and zlib take it: the stored checksum is right for zlib, and wrong for the file."""
+    good = png(8)
+    at = good.index(b"IDAT") + 4
+    wrong = good[: good.index(b"IEND") - 8] + b"\0\0\0\0" + good[good.index(b"IEND") - 4 :]
+    assert decoded(np.frombuffer(bytearray(good), np.uint8)).shape == (1, 8, 8)
+    with pytest.raises(ValueError, match="IDAT.* does not have its checksum"):
+        decoded(np.frombuffer(bytearray(wrong), np.uint8))
+    with pytest.raises(ValueError, match="cut off"):
+        decoded(np.frombuffer(bytearray(good[: at + 5]), np.uint8))
+
+
+def test_no_more_is_unpacked_than_the_directory_tells(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(10_000_000))
+    raw = (tmp_path / "a.zip").read_bytes()
+    assert len(raw) < 20_000
+    (tmp_path / "b.zip").write_bytes(raw.replace(struct.pack("<I", 10_000_000), struct.pack("<I", 100)))
+    found = members(tmp_path / "b.zip", {".png"}, "root")
+    with pytest.raises(ValueError, match="checksum"):
+        found.read(0)
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/secret.safetensors", "a/../../secret.safetensors"])
+def test_a_manifest_names_no_file_outside(name: str, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.safetensors").write_bytes(b"secret")
+    split = {"shape": [4, 2, 2], "views": 1, "dtype": "float16", "moments": ["mean"], "count": 1}
+    shards = [{"file": name, "count": 1, "sha256": "", "header": ""}]
+    with pytest.raises(DamagedError, match=rf"{MANIFEST} is damaged, it names .*secret.* outside of the cache"):
+        opened_shards(tmp_path / "root", split | {"shards": shards})
+
+
+@pytest.mark.parametrize("name", ["../chunk.bin", "/tmp/chunk.bin", "a/../../chunk.bin", ""])
+def test_an_index_of_shards_names_no_file_outside(name: str) -> None:
+    _check_inside({"chunks": [{"filename": "chunk-0-0.bin"}, {"filename": "part/chunk-0-1.bin"}]}, "root")
+    with pytest.raises(ValueError, match="must name files in its folder"):
+        _check_inside({"chunks": [{"filename": name}]}, "root")
+
+
+def test_a_listing_reads_no_file_outside(tmp_path: Path) -> None:
+    """Names in dataset.json are looked up among the files that are there, and never opened."""
+    root = tmp_path / "root"
+    root.mkdir()
+    labels: list[Any] = [["../outside.png", 0]]
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
+    for i in range(8):
+        Image.new("RGB", (8, 8)).save(root / f"{i}.png")
+        labels.append([f"{i}.png", i])
+    (root / "dataset.json").write_text(json.dumps({"labels": labels}))
+    data = EdmZip(str(root), 8, held_out=0.3)
+    found: list[Any] = [data.dataset("train"), data.dataset("val")]
+    names = [split.name(i) for split in found for i in range(len(split))]
+    assert sorted(names) == [str(root / f"{i}.png") for i in range(8)]
+
+
+def test_an_index_in_the_cache_names_no_file_outside(tmp_path: Path) -> None:
+    np.save(tmp_path / "secret.npy", np.arange(3))
+    cached_arrays("zip", 1, lambda: {"names": np.arange(2)})
+    (entry,) = (tmp_path / "cache").iterdir()
+    told = json.loads((entry / "index.json").read_text())
+    (entry / "index.json").write_text(json.dumps(told | {"sums": {"../../secret": 0}}))
+    assert cached_arrays("zip", 1, lambda: {"names": np.arange(2)}).keys() == {"names"}
