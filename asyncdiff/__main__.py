@@ -1,4 +1,4 @@
-"""`python -m asyncdiff COMMAND`: what can be done with experiments and models besides training, which is train.py's."""
+"""`python -m asyncdiff COMMAND`, or `asyncdiff COMMAND` where it is installed: train.py's commands and all others."""
 
 import importlib
 import sys
@@ -11,14 +11,20 @@ COMMANDS = {
     "compare": ("asyncdiff.commands.compare", "cards of evaluate in one table, unlike protocols marked"),
     "sample": ("asyncdiff.commands.sample", "whole images"),
     "inpaint": ("asyncdiff.commands.inpaint", "photos with a part of them drawn anew"),
+    "edit": ("asyncdiff.commands.edit", "photos changed as much as a painted map of noise levels says"),
     "outpaint": ("asyncdiff.commands.outpaint", "photos continued beyond their edges"),
     "autoregress": ("asyncdiff.commands.autoregress", "images drawn patch after patch, in any order"),
     "texture": ("asyncdiff.commands.texture", "textures of any size, tileable too, from an exemplar or from nothing"),
+    "serve": ("asyncdiff.commands.serve", "a page in the browser to paint on photos and watch them being drawn"),
     "ablate": ("asyncdiff.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
     "cache-latents": ("asyncdiff.commands.cache_latents", "images through a codec onto the disk, to train on"),
     "report": ("asyncdiff.commands.report", "tables, curves and pictures of runs, as Markdown and as one HTML page"),
+    "export": ("asyncdiff.commands.export", "a trained model as a folder to share: safetensors, YAML and a model card"),
     "port": ("asyncdiff.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
 }
+
+# What train.py does, for those who have installed the package and have no train.py.
+TRAINING = ("fit", "validate", "test", "predict")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -27,10 +33,16 @@ def main(words: Sequence[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return
-    from asyncdiff.cli_errors import one_line_errors  # has a parser to load, which the overview does not need
+    if words[0] in TRAINING:
+        from asyncdiff.cli import main as train
 
-    with one_line_errors(words[1:]):
-        command(words[0])(words[1:])
+        train(list(words))
+        return
+    from asyncdiff.class_paths import gate  # has a parser to load, which the overview does not need
+    from asyncdiff.cli_errors import one_line_errors
+
+    with one_line_errors(words[1:]), gate(words[1:]) as left:
+        command(words[0])(left)
 
 
 def overview() -> str:
@@ -38,7 +50,9 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     usage = ["usage: python -m asyncdiff COMMAND ...", "", *lines, ""]
-    return "\n".join([*usage, "python -m asyncdiff COMMAND --help tells the rest. Training: python train.py --help"])
+    told = [f"python -m asyncdiff COMMAND --help tells the rest. {' | '.join(TRAINING)} are those of train.py."]
+    told += ["--allow-class-paths PACKAGE[,PACKAGE] lets files name classes of other packages, whose code then runs."]
+    return "\n".join([*usage, *told])
 
 
 def command(name: str) -> Callable[[Sequence[str]], None]:
@@ -46,8 +60,8 @@ def command(name: str) -> Callable[[Sequence[str]], None]:
     from asyncdiff.cli_errors.names import did_you_mean, near
 
     if name not in COMMANDS:
-        hint = did_you_mean(near(name, COMMANDS))
-        raise ValueError(f"the command must be one of {', '.join(COMMANDS)}, got {name}{hint}")
+        known = (*COMMANDS, *TRAINING)
+        raise ValueError(f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(near(name, known))}")
     chosen: Callable[[Sequence[str]], None] = importlib.import_module(COMMANDS[name][0]).main
     return chosen
 

@@ -16,6 +16,8 @@ from asyncdiff.shapes import KnownPatches, LevelMap, Progress, refined
 
 Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
+LOWEST = 1e-12  # of floors: signal-to-noise ratios and their derivatives, 2 / t^3, are numbers of float32 down to it
+
 
 class Path(ABC):
     """A family of noise paths. Every level is non-decreasing in s, from `t_min` to 1 unless it stays at 0, clean."""
@@ -192,6 +194,40 @@ class Conditioned(Path):
         return curve
 
 
+class Entered(Path):
+    """A path that is entered on its way: every patch's levels are those of `path` times the level that it starts from.
+
+    The end at s = 1 is the image noised to `levels`: the path of editing, SDEdit (arXiv:2108.01073) patch by patch. All
+    patches reach the clean image together, or in the order of `path`, in strides that their levels shorten.
+
+    Args:
+        path: the path of patches that start as pure noise.
+        levels: of every patch at s = 1, 0 = stays as it is .. 1 = pure noise; (batch or 1, gh, gw).
+    """
+
+    def __init__(self, path: Path, levels: LevelMap):
+        if path.t_min > 0:
+            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: leave Floored out")
+        self.path = path
+        self.levels = levels
+
+    def curve(self, source: Source) -> Curve:
+        """The curves of the inner path, scaled patch by patch."""
+        if tuple(self.levels.shape[1:]) != tuple(source.grid) or len(self.levels) not in (1, source.batch):
+            raise ValueError(
+                f"levels must hold one map, or one per image, of the grid {tuple(source.grid)}, "
+                f"got {tuple(self.levels.shape)} for {source.batch} images: give one value per patch"
+            )
+        inner = self.path.curve(source)
+        levels = self.levels.to(source.device, source.dtype)
+
+        def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
+            t, slope = inner(s)
+            return levels * t, levels * slope
+
+        return curve
+
+
 class Floored(Path):
     """`path` compressed to levels [t_min, 1] by t -> t_min + (1 - t_min) t; its slopes shrink with it.
 
@@ -199,12 +235,14 @@ class Floored(Path):
 
     Args:
         path: the path to lift.
-        t_min: the lowest level, in (0, 1).
+        t_min: the lowest level, in [`LOWEST`, 1).
     """
 
     def __init__(self, path: Path, t_min: float = 1e-3):
         if not 0 < t_min < 1:
             raise ValueError(f"t_min must lie in (0, 1), got {t_min}: leave Floored out for a path from t = 0")
+        if t_min < LOWEST:
+            raise ValueError(f"t_min must be at least {LOWEST}, got {t_min}: float32 has no 1 / t^3 below; try 1e-3")
         if isinstance(path, Conditioned):
             raise ValueError("path must not be Conditioned (known patches stay at 0): use Conditioned(Floored(...))")
         if path.t_min > 0:

@@ -13,6 +13,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Literal
@@ -26,9 +27,11 @@ from torch import Tensor
 
 Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known
+Levels = Float[Tensor, "h w"]  # per pixel: 0 = stays as it is .. 1 = drawn anew
 Fit = Literal["crop", "resize", "keep"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 WHITE = (255, 255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and JPEG weigh red, green and blue
 MAX_PIXELS = 2**28  # of an enlarged photo before its crop: only absurd aspect ratios come so far
@@ -85,6 +88,17 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
     return (grey > 127) != mask_is_unknown
 
 
+def read_levels(file: Path) -> Levels:
+    """Noise levels from grey: black = 0, stays as it is .. white = 1, drawn anew."""
+    pixels, transparent = _pixels(file)
+    if transparent:
+        raise ValueError(
+            f"levels must be grey, got {file}, which is transparent in {transparent} pixels: "
+            "save it without transparency, black = kept, white = drawn anew"
+        )
+    return to_channels(pixels, 1)[0] / 255
+
+
 def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"]:
     """uint8 (1 or 3, h, w) -> (channels, h, w): grey is repeated, colour becomes its luma."""
     if channels not in (1, 3):
@@ -96,10 +110,17 @@ def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"
     return torch.einsum("chw,c->hw", pixels.float(), torch.tensor(LUMA)).round().to(torch.uint8)[None]
 
 
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read: it knows more, such as EPS, which it gives to another program."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _pixels(file: Path, *, ones_are_white: bool = False) -> tuple[Pixels, int]:
     """The upright image with 1 or 3 channels over white, and the number of pixels that are not opaque."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:
             if getattr(image, "n_frames", 1) > 1:
                 warn(f"{file}: of its {image.n_frames} pictures the first is taken")  # type: ignore[attr-defined]
             return _converted(ImageOps.exif_transpose(image), ones_are_white)
@@ -139,7 +160,13 @@ def _deep_grey(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a photo comes to its size, (height, width): first resized, then cut on both sides alike."""
+    """How a photo comes to its size, (height, width): first resized, then cut on both sides alike.
+
+    Attributes:
+        original: size of the file.
+        resized: size that the whole photo is brought to.
+        size: what is left of it after cutting.
+    """
 
     original: tuple[int, int]
     resized: tuple[int, int]
@@ -211,12 +238,19 @@ def covered(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "
     return F.adaptive_max_pool2d(unknown, size)[0] == 0
 
 
-def check_same_shape(photo: Path, original: tuple[int, int], mask: Path, size: tuple[int, int]) -> None:
-    """Raise ValueError unless a mask of `size` is the photo's at another resolution."""
+def fitted_levels(levels: Float[Tensor, "map_h map_w"], how: Fitting) -> Float[Tensor, "fh fw"]:
+    """A map resized and cut with its photo: a pixel has the highest of the levels that it covers."""
+    return how.cut(F.adaptive_max_pool2d(levels[None], how.resized)[0])
+
+
+def check_same_shape(
+    photo: Path, original: tuple[int, int], mask: Path, size: tuple[int, int], name: str = "mask"
+) -> None:
+    """Raise ValueError with the argument `name` unless a mask of `size` is the photo's at another resolution."""
     scale = min(size[0] / original[0], size[1] / original[1])
     if max(abs(size[0] - scale * original[0]), abs(size[1] - scale * original[1])) >= 1:
         raise ValueError(
-            f"mask must have the size of its photo, got {mask} of {by(size)} for {photo} of {by(original)}: "
+            f"{name} must have the size of its photo, got {mask} of {by(size)} for {photo} of {by(original)}: "
             "cut or resize it, height x width"
         )
 

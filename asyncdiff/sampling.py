@@ -13,7 +13,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.denoiser import Denoise, Prediction
 from asyncdiff.guidance import Guidance, narrowed
 from asyncdiff.orders import Order, Raster
-from asyncdiff.paths import Conditioned, Ordered, Path, Synchronous
+from asyncdiff.paths import Conditioned, Entered, Ordered, Path, Synchronous
 from asyncdiff.randomness import Source, counter_key, normal, per_image
 from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
 from asyncdiff.skipping import Skipping
@@ -24,7 +24,13 @@ GUIDANCE = 1  # second counter of the guidance's random streams, so that they le
 
 @dataclass(frozen=True)
 class Frame:
-    """One state of the reverse process: the noisy image, its level map, and its progress s from 1 to 0."""
+    """One state of the reverse process: the noisy image, its level map, and its progress s from 1 to 0.
+
+    Attributes:
+        x_t: the noisy image.
+        t: its level map.
+        s: its progress, from 1 at noise to 0 at the end.
+    """
 
     x_t: Image
     t: LevelMap
@@ -37,7 +43,7 @@ class Start:
 
     Attributes:
         denoiser: with its guidance.
-        x_t: pure noise, and the image where patches are known.
+        x_t: pure noise, and the image where patches are known; in between where they start from lower levels.
         eps: the noise alone.
         held: True = known, per patch; none without an image.
         label: class per image, None without.
@@ -45,6 +51,7 @@ class Start:
         image: what is known, None without.
         known: True = known, per pixel; None without.
         skipping: the cache of a network that computes moving patches only, None where all are computed.
+        levels: that patches start from, None where those that are not known start as pure noise.
     """
 
     denoiser: Denoise
@@ -56,6 +63,7 @@ class Start:
     image: Image | None = None
     known: KnownPixels | None = None
     skipping: Skipping | None = None
+    levels: LevelMap | None = None
 
     def evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
         """The prediction for these images, told their labels."""
@@ -99,6 +107,7 @@ class Start:
             source=replace(self.source, batch=len(rows), generator=[generators[i] for i in rows.tolist()]),
             image=None if self.image is None else self.image[rows],
             known=None if self.known is None else self.known[rows],
+            levels=None if self.levels is None else self.levels[rows],
         )
 
 
@@ -113,11 +122,13 @@ class ImageSampler(ABC):
         refresh: evaluations between those that compute all patches; in between a network that can computes only the
             patches that move. 1 computes all every time.
         margin: patches around moving ones, in every direction, that are then computed with them.
+        enters: whether it can start from levels between the image and pure noise.
     """
 
     guidance: Sequence[Guidance] = ()
     refresh: int = 1
     margin: int = 0
+    enters: bool = False
 
     def __call__(
         self,
@@ -128,6 +139,7 @@ class ImageSampler(ABC):
         label: Labels | None = None,
         image: Image | None = None,
         known: KnownPixels | None = None,
+        levels: LevelMap | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
@@ -138,15 +150,25 @@ class ImageSampler(ABC):
             seeds: one per image.
             shape: (c, h, w) of every image.
             label: class per image, None without.
-            image: what is known, (b, c, h, w); its unknown pixels are never read.
+            image: what is known, (b, c, h, w); its unknown pixels are read where `levels` says so, never else.
             known: True = known, (b, h, w). A patch counts as known where all its pixels are; pixels known inside other
                 patches are replaced by what is known of them after every step.
+            levels: that patches start from, (b, gh, gw): 0 keeps a patch of the image, 1 is pure noise, which unknown
+                patches start as by default; in between the image is noised to the level.
             device: where the denoiser is.
             dtype: floating type of the images.
         """
         frame = None
         for frame in self.frames(  # noqa: B007  the last one is wanted
-            denoiser, seeds=seeds, shape=shape, label=label, image=image, known=known, device=device, dtype=dtype
+            denoiser,
+            seeds=seeds,
+            shape=shape,
+            label=label,
+            image=image,
+            known=known,
+            levels=levels,
+            device=device,
+            dtype=dtype,
         ):
             pass
         assert frame is not None, "a walk has at least one frame"
@@ -164,6 +186,7 @@ class ImageSampler(ABC):
         label: Labels | None = None,
         image: Image | None = None,
         known: KnownPixels | None = None,
+        levels: LevelMap | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Frame]:
@@ -179,6 +202,14 @@ class ImageSampler(ABC):
         if image is not None and known is not None:
             image, known = image.to(device, dtype), known.to(device)
             held = known_patches(known, grid)
+        if levels is not None:
+            self._check_levels(levels, image, (len(seeds), *grid))
+            assert image is not None, "checked"
+            levels = levels.to(device).masked_fill(held, 0)
+            held = levels == 0
+            noised = denoiser.process.noised(image, eps, levels.to(dtype))
+            x_t = torch.where(to_pixels(levels == 1, (shape[1], shape[2])), eps, noised)
+        if image is not None:
             x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image, x_t)
         exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
         source = Source(len(seeds), grid, generators, device, exact)
@@ -187,7 +218,24 @@ class ImageSampler(ABC):
         guided = skipping or denoiser
         for guidance in self.guidance:
             guided = guidance.begin(guided, own, shape)
-        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, skipping))
+        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, skipping, levels))
+
+    def _check_levels(self, levels: LevelMap, image: Image | None, shape: tuple[int, int, int]) -> None:
+        if not self.enters:
+            raise ValueError(
+                f"levels must be left out for {type(self).__name__}, which starts from pure noise: use Sampler"
+            )
+        if image is None:
+            raise ValueError("levels must come with image and known, got levels alone: they are what it is noised to")
+        if tuple(levels.shape) != shape:
+            raise ValueError(
+                f"levels must hold a value per patch, {shape}, got {tuple(levels.shape)}: expand or repeat them"
+            )
+        outside = ~((levels >= 0) & (levels <= 1))  # NaN is outside, too
+        if outside.any():
+            raise ValueError(
+                f"levels must lie in [0, 1], got {float(levels[outside][0]):g}: 0 keeps a patch, 1 draws it anew"
+            )
 
     @abstractmethod
     def walk(self, start: Start) -> Iterator[Frame]:
@@ -206,6 +254,8 @@ class Sampler(ImageSampler):
         refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
         margin: patches around moving ones, in every direction, that are computed with them between refreshes.
     """
+
+    enters = True
 
     def __init__(
         self,
@@ -235,6 +285,8 @@ class Sampler(ImageSampler):
     def walk(self, start: Start) -> Iterator[Frame]:
         """The steps + 1 states of the path."""
         path = Conditioned(self.path, start.held) if start.known is not None else self.path
+        if start.levels is not None:
+            path = Entered(path, start.levels)
         curve = path.curve(start.source)
         solver, x_t = self.solver.begin(), start.x_t
         progress = torch.linspace(1, 0, self.count(start.source.grid) + 1, dtype=torch.float64).tolist()

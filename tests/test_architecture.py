@@ -31,7 +31,9 @@ MATHEMATICS += ["objective", "masks", "tasks", "canvases"]
 # Every room with the rooms of asyncdiff that it may import.
 ALLOWED = {
     "checks": set(),
-    "checkpoints": set(),
+    "class_paths": {"recipe"},
+    "exports": set(),
+    "checkpoints": {"exports"},
     "event_files": set(),
     "shapes": set(),
     "randomness": set(),
@@ -66,22 +68,38 @@ ALLOWED = {
     "networks": {"shapes"},
     "recipe": set(),
     "caching": {"codecs", "recipe", "shapes"},
-    "strategies": set(),
-    "pretrained": {"recipe", "checkpoints", "strategies"},
+    "strategies": {"checkpoints", "exports", "mismatch"},
+    "optimisation": {"strategies"},
+    "settings": {"paths", "sampling"},
+    "mismatch": {"recipe", "codecs"},
+    "pretrained": {"mismatch", "checkpoints", "strategies"},
     "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
-    | {"likelihood", "sampling", "tasks"},
+    | {"likelihood", "sampling", "tasks", "checkpoints"},
     "module": ({*MATHEMATICS} - {"masks"})
-    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out", "predictions"},
+    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out", "predictions"}
+    | {"optimisation", "settings", "mismatch", "exports"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
     | {"event_files", "strategies", "plots", "recipe", "predictions", "levels", "randomness"},
-    "ablations": {"cli", "evaluation"},
-    "commands": {"ablations", "cli_errors", "recipe", "checkpoints", "module", "callbacks", "evaluation", "plots"}
+    "ablations": {"class_paths", "cli", "evaluation"},
+    "serve": {"photos", "predictions"},
+    "commands": {
+        "serve",
+        "ablations",
+        "class_paths",
+        "cli_errors",
+        "recipe",
+        "checkpoints",
+        "module",
+        "callbacks",
+        "evaluation",
+        "plots",
+    }
     | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}
     | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"}
-    | {"processes", "targets", "weightings", "solvers"},
-    "__main__": {"cli_errors"},
+    | {"processes", "targets", "weightings", "solvers", "exports"},
+    "__main__": {"cli", "class_paths", "cli_errors"},
 }
 
 
@@ -141,6 +159,15 @@ def test_only_codecs_use_diffusers():
     files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py"), ROOT / "train.py"]
     found = {file.parent.name for file in files if any(dotted.startswith("diffusers") for dotted in imports(file))}
     assert found == {"codecs"}
+
+
+def test_only_the_page_uses_gradio():
+    files = (ROOT / "asyncdiff").rglob("*.py")
+    found = {file.name for file in files if any(dotted.startswith("gradio") for dotted in imports(file))}
+    assert found == {"page.py", "layout.py", "painter.py"}
+    code = "import sys, asyncdiff.commands.serve, asyncdiff.serve.pictures; print('gradio' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_codecs_load_without_diffusers():

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import cli
-from asyncdiff.__main__ import COMMANDS, main
+from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.commands.experiment import IMAGE_SIZE, Experiment
 from asyncdiff.guidance import ClassifierFree
 from asyncdiff.levels import AlongPath, SumBeta
@@ -97,7 +97,8 @@ def test_levels_does_without_lightning():
 
 
 def test_an_unknown_command(refused):
-    assert refused("levls") == f"the command must be one of {', '.join(COMMANDS)}, got levls; did you mean levels?"
+    known = ", ".join((*COMMANDS, *TRAINING))
+    assert refused("levls") == f"the command must be one of {known}, got levls; did you mean levels?"
 
 
 def test_as_a_program(tmp_path):
@@ -164,7 +165,8 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
         (EXPERIMENT.replace("size: 16", "size: big"), ": model.image_size must be int, got big"),
         (EXPERIMENT.replace("heads: 16", "head: 16"), ":6: model.network.init_args.head: DiT has no argument head"),
         (EXPERIMENT.replace("asyncdiff.networks.dit.DiT", "torch.nn.Identity").replace("{channels", "{} #"),
-         ": model.network must have a method grid((h, w)), got Identity"),
+         ":5: model.network: must name a class of asyncdiff, datamodules and Lightning's callbacks, loggers, plugins, "
+         "profilers and strategies, got torch.nn.Identity: if you trust its code, add --allow-class-paths torch"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_one_line_with_their_place(text, message, refused):
@@ -292,6 +294,16 @@ def test_inpaint_keeps_the_photo_and_says_how_it_came_to_its_size(run, photo, ca
     assert drawn(second)["photo_seed0.png"].shape == (3, 8, 16)
 
 
+def test_edit_keeps_what_is_black(run, photo):
+    grey = np.zeros((8, 16), dtype=np.uint8)
+    grey[:, 8:] = 128
+    Image.fromarray(grey).save("map.png")
+    main(["edit", str(run), "--image", photo, "--levels", "map.png", "--seeds", "0", "--output", "out"])
+    truth, picture = read_photo(Path(photo), 3)[:, :, 4:12], drawn("out")["photo_seed0.png"]
+    assert torch.equal(picture[:, :, :4], truth[:, :, :4])
+    assert (picture[:, :, 4:] != truth[:, :, 4:]).float().mean() > 0.5
+
+
 def test_warnings_are_lines(run, photo, capfd):
     Image.fromarray(np.full((8, 16), 90, dtype=np.uint8)).save("mask.png")
     main(["inpaint", str(run), "--image", photo, "--mask", "mask.png", "--seeds", "0", "--output", "out"])
@@ -343,10 +355,17 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
         assert (picture.int() - commanded[name].int()).abs().max() <= 1
 
 
+def test_serve_needs_gradio(run, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in ("page", "layout", "painter"):
+        monkeypatch.delitem(sys.modules, f"asyncdiff.serve.{name}", raising=False)
+    assert refused("serve", str(run)) == "serve needs the package gradio, got none: pip install gradio"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["sample", "nowhere"], "RUN must be a run directory of train.py or a .ckpt file, got nowhere"),
+        (["sample", "nowhere"], "RUN must be a run directory of train.py, a .ckpt file or an export, got nowhere"),
         (["sample", "."], "checkpoint_path must be a file, got checkpoints/last.ckpt"),
         (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
         (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
@@ -367,6 +386,10 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
         (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "masks must be named"),
         (["inpaint", "RUN", "--image", "PHOTO", "--fit", "pad"], "fit: must be one of 'crop', 'resize', 'keep'"),
         (["inpaint", "RUN", "--image", "layer.yaml"], "images must be files that can be read, got layer.yaml"),
+        (["edit", "RUN", "--image", "PHOTO", "--levels", "2"], "levels must lie in (0, 1], got 2"),
+        (["edit", "RUN", "--image", "PHOTO", "--levels", "a.png"], "levels must be a number, a file or a folder"),
+        (["serve", "nowhere"], "RUN must be a run directory of train.py"),
+        (["serve", "RUN", "--port", "70000"], "--port must lie in [0, 65535], got 70000"),
         (["outpaint", "RUN", "--image", "PHOTO"], "one of to and top, bottom, left, right must be given"),
         (["autoregress", "RUN", "--order", "spirl"], "order must be one of"),
         (["autoregress", "RUN", "--steps", "3"], "--steps: there is no such option"),

@@ -20,7 +20,7 @@ from asyncdiff.evaluation.inpaintings import HeldOut, InpaintingBench
 from asyncdiff.masks import Half
 from asyncdiff.networks.dit import DiT
 from asyncdiff.photos import PhotoWarning, read_photo, to_model
-from asyncdiff.predictions import Autoregress, Generate, Inpaint, Outpaint, Texture
+from asyncdiff.predictions import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
 from asyncdiff.predictions.spaces import filled, patch_of, pictures, window_of
 from asyncdiff.sampling import Sampler
 from asyncdiff.solvers import Ddim
@@ -101,6 +101,7 @@ def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
     for task in (
         Generate(),
         Inpaint(photo),
+        Edit(photo, "0.4"),
         Outpaint(photo, right=3, top=5, overlap=0.25),
         Autoregress("spiral", 0.5, 4, image=photo, mask="half"),
         Texture(photo, "40x48", tileable=True, piece="8x8"),
@@ -109,6 +110,24 @@ def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
 
 
 # What is known
+
+
+def test_edits_of_latents_are_those_of_the_encoded_photo(model, photo, tmp_path):
+    """The level of a patch of latents is the highest of its pixels'; pixels of another level than 1 are encoded."""
+    grey = np.repeat(np.array([0, 51, 204, 255], np.uint8), 8)[None].repeat(32, 0)
+    Image.fromarray(grey).save(tmp_path / "levels.png")
+    drawn = Edit(photo, str(tmp_path / "levels.png")).draw(model, seeds=[2])
+    image, known = pixels_of(photo), torch.arange(32).expand(32, 32) < 8
+    assert torch.equal(drawn[0, :, known], image[:, known])
+    latents = model.sampler(
+        model.denoiser,
+        seeds=[2],
+        shape=model.shape,
+        image=model.encode(filled(image[None], torch.arange(32).expand(1, 32, 32) < 24)),
+        known=torch.arange(8).expand(1, 8, 8) < 2,
+        levels=torch.tensor([[[0, 0.2, 0.8, 1]]]).expand(1, 4, 4),
+    )
+    assert torch.allclose(drawn[0, :, ~known], model.decode(latents)[0, :, ~known], atol=1e-5)
 
 
 @pytest.mark.parametrize(

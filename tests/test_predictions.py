@@ -300,7 +300,7 @@ def test_a_layer_names_every_argument(file):
 
 
 def test_every_task_has_a_layer():
-    assert [f.stem for f in LAYERS] == ["autoregress", "generate", "inpaint", "outpaint", "texture"]
+    assert [f.stem for f in LAYERS] == ["autoregress", "edit", "generate", "inpaint", "outpaint", "texture"]
 
 
 # The album

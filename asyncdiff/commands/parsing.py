@@ -16,6 +16,12 @@ def command_parser(command: str, description: str) -> ReportingParser:
     )
 
 
+def with_underscores(word: str) -> str:
+    """Options may be spelt with dashes, too."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
 def with_codec(model: Any, codec: Codec | None) -> None:
     """Give the model a codec in place of its own, if there is one; ValueError if its latents are others."""
     if codec is None:

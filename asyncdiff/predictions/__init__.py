@@ -6,7 +6,7 @@ Nothing is read before the requests are made: a task can be described where its 
 """
 
 from asyncdiff.predictions.requests import Request, State
-from asyncdiff.predictions.tasks import Autoregress, Generate, Inpaint, Task
+from asyncdiff.predictions.tasks import Autoregress, Edit, Generate, Inpaint, Task
 from asyncdiff.predictions.windowed import Outpaint, Texture
 
-__all__ = ["Autoregress", "Generate", "Inpaint", "Outpaint", "Request", "State", "Task", "Texture"]
+__all__ = ["Autoregress", "Edit", "Generate", "Inpaint", "Outpaint", "Request", "State", "Task", "Texture"]

@@ -74,10 +74,12 @@ def sheet(blocks: Sequence[Sequence[Tile]]) -> Tile:
 
 
 def given_tile(request: Request) -> Tile:
-    """What is known of a picture, the rest in one colour."""
+    """What is known of a picture, the rest in one colour, the thicker the more it may change."""
     image, known = request.whole()
     colour = to_bytes(image).expand(3, -1, -1)
     paint = torch.tensor(UNKNOWN, dtype=torch.uint8)[:, None, None]
+    if request.levels is not None:
+        return torch.lerp(colour.float(), paint.float(), request.levels.cpu()).round().to(torch.uint8)
     return torch.where(known.cpu(), colour, paint)
 
 

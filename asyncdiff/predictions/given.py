@@ -1,7 +1,7 @@
 """Photos as models take them: read, brought to a size, with what is known of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from asyncdiff.photos import (
     by,
     check_same_shape,
     fitted,
+    fitted_levels,
     fitted_with_mask,
     fitting,
     photo_files,
+    read_levels,
     read_mask,
     read_photo,
     to_model,
@@ -37,12 +39,14 @@ class Photo:
         image: in [-1, 1].
         known: True = known.
         note: what was done to it.
+        levels: that its pixels start from, 0 = known .. 1 = drawn anew; None where `known` says all.
     """
 
     name: str
     image: Float[Tensor, "c h w"]
     known: Bool[Tensor, "h w"]
     note: str
+    levels: Float[Tensor, "h w"] | None = None
 
 
 def photos_of(
@@ -76,7 +80,7 @@ def photos_of(
         pixels = read_photo(file, channels)
         how = fitting((pixels.shape[1], pixels.shape[2]), size, fit, patch)
         if isinstance(mask, Path):
-            drawn = _mask_file(mask, file)
+            drawn = _file_for(mask, file, "mask")
             known = read_mask(drawn, mask_is_unknown=mask_is_unknown)
             check_same_shape(file, how.original, drawn, (known.shape[0], known.shape[1]))
             pixels, known = fitted_with_mask(pixels, known, how)
@@ -86,6 +90,61 @@ def photos_of(
                 known = mask(*how.size, seed=mask_seed + i) != mask_is_unknown
         photos.append(Photo(stem, to_model(pixels), known, f"{file}: {how.told()}"))
     return photos
+
+
+def edited_of(
+    name: str,
+    where: str,
+    channels: int,
+    *,
+    size: tuple[int, int],
+    fit: Fit,
+    patch: tuple[int, int],
+    levels: float | Path,
+) -> list[Photo]:
+    """The photos of a file, a folder or a pattern, with how much of them is to change.
+
+    Args:
+        name: of the argument, for refusals.
+        where: the file, folder or pattern.
+        channels: 1 or 3.
+        size: (height, width) that photos are brought to.
+        fit: how, see `asyncdiff.photos.fitting`.
+        patch: (height, width) of a patch.
+        levels: one for all pixels, a file of grey values, or a folder of files named like the photos.
+    """
+    photos = []
+    for photo, file in zip(
+        photos_of(name, where, channels, size=size, fit=fit, patch=patch), photo_files(name, where), strict=True
+    ):
+        if isinstance(levels, Path):
+            drawn = _file_for(levels, file, "levels")
+            given, pixels = read_levels(drawn), read_photo(file, 1)
+            original = (pixels.shape[1], pixels.shape[2])
+            check_same_shape(file, original, drawn, (given.shape[0], given.shape[1]), "levels")
+            given = fitted_levels(given, fitting(original, size, fit, patch))
+        else:
+            given = torch.full(photo.known.shape, float(levels))
+        if not given.any():
+            raise ValueError(f"levels must leave something to change, got 0 all over {photo.name}: paint it brighter")
+        photos.append(replace(photo, known=given == 0, levels=given))
+    return photos
+
+
+def levels_for(levels: str) -> float | Path:
+    """The number, or the file or folder; ValueError if it is neither."""
+    try:
+        level = float(levels)
+    except ValueError:
+        path = Path(levels).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(
+                f"levels must be a number, a file or a folder, got {levels}, which does not exist"
+            ) from None
+        return path
+    if not 0 < level <= 1:
+        raise ValueError(f"levels must lie in (0, 1], got {levels}: 0.5 keeps the layout, 1 draws all anew")
+    return level
 
 
 def mask_for(mask: Mask | str) -> Mask | Path:
@@ -136,13 +195,13 @@ def _grid(photo: Photo, patch: tuple[int, int]) -> tuple[int, int]:
     return photo.known.shape[0] // patch[0], photo.known.shape[1] // patch[1]
 
 
-def _mask_file(mask: Path, photo: Path) -> Path:
-    """The mask itself, or the file of a folder that is named like the photo."""
-    if not mask.is_dir():
-        return mask
-    found = sorted(file for file in mask.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
+def _file_for(where: Path, photo: Path, name: str) -> Path:
+    """The file itself, or that of a folder that is named like the photo."""
+    if not where.is_dir():
+        return where
+    found = sorted(file for file in where.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
     if len(found) != 1:
-        raise ValueError(f"mask must hold one file named {photo.stem} for {photo}, got {len(found)} in {mask}")
+        raise ValueError(f"{name} must hold one file named {photo.stem} for {photo}, got {len(found)} in {where}")
     return found[0]
 
 

@@ -29,6 +29,7 @@ class Request(NamedTuple):
         place: (row, column) of the image's upper left pixel, for images smaller than the picture.
         group: the photo it is made from; empty without.
         note: what was done to the photo.
+        levels: that the pixels start from, (h, w) in [0, 1]: 0 = known .. 1 = drawn anew; None where `known` says all.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Request(NamedTuple):
     place: tuple[int, int] = (0, 0)
     group: str = ""
     note: str = ""
+    levels: Tensor | None = None
 
     def whole(self) -> tuple[Float[Tensor, "c H W"], Bool[Tensor, "H W"]]:
         """The image and its mask at the picture's size; zeros and False around the image."""

@@ -28,10 +28,12 @@ class Given(NamedTuple):
     Attributes:
         image: its unknown values are never read.
         known: True = known.
+        levels: that pixels start from, or patches in model space; None without.
     """
 
     image: Image
     known: KnownPixels
+    levels: Float[Tensor, "b level_h level_w"] | None = None
 
 
 # Sizes
@@ -91,15 +93,27 @@ def given_of(batch: Sequence[Request], model: Model) -> Given | None:
         return None
     images, known = zip(*(request.whole() for request in batch), strict=True)
     device = device_of(model)
-    return Given(torch.stack(images).to(device), torch.stack(known).to(device))
+    levels = [request.levels for request in batch if request.levels is not None]
+    return Given(
+        torch.stack(images).to(device),
+        torch.stack(known).to(device),
+        torch.stack(levels).to(device) if levels else None,
+    )
 
 
 def encoded(given: Given, model: Model) -> Given:
-    """The same in the model's space, where a latent is known whose pixels all are; unknown pixels have no say."""
-    if model.codec is None:
-        return given
+    """The same in the model's space, where a latent is known whose pixels all are; unknown pixels have no say.
+
+    With levels, pixels that are drawn anew have none; a patch starts from the highest of its pixels' levels.
+    """
     height, width = size_in_space((given.image.shape[2], given.image.shape[3]), model)
-    return Given(model.encode(filled(given.image, given.known)), known_patches(given.known, (height, width)))
+    levels = given.levels
+    read = given.known if levels is None else levels < 1
+    if levels is not None:
+        levels = F.adaptive_max_pool2d(levels, model.denoiser.grid((height, width)))
+    if model.codec is None:
+        return given._replace(levels=levels)
+    return Given(model.encode(filled(given.image, read)), known_patches(given.known, (height, width)), levels)
 
 
 def exemplar_of(request: Request, model: Model) -> tuple[Float[Tensor, "c eh ew"] | None, tuple[int, int]]:

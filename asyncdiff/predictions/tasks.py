@@ -12,7 +12,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.masks import Mask
 from asyncdiff.orders import CentreOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
 from asyncdiff.photos import Fit, height_by_width
-from asyncdiff.predictions.given import Photo, check_masks, mask_for, photos_of
+from asyncdiff.predictions.given import Photo, check_masks, edited_of, levels_for, mask_for, photos_of
 from asyncdiff.predictions.requests import Model, Request, State, device_of, labels_in_turn, named_for
 from asyncdiff.predictions.spaces import (
     check_pictures,
@@ -79,7 +79,7 @@ class Task(ABC):
         within = size_in_space(size, model)
         total = sampler.count(model.denoiser.grid(within)) if isinstance(sampler, Sampler) else None
         given = given_of(batch, model)
-        image, known = (None, None) if given is None else encoded(given, model)
+        image, known, levels = (None, None, None) if given is None else encoded(given, model)
 
         def shown(frame: Frame) -> Image:
             x_t = frame.x_t
@@ -97,6 +97,7 @@ class Task(ABC):
                 label=None if batch[0].label is None else torch.tensor([r.label for r in batch], device=device),
                 image=image,
                 known=known,
+                levels=levels,
                 device=device,
             )
             for done, frame in enumerate(frames):
@@ -195,6 +196,47 @@ class Inpaint(Task):
         return from_photos(photos, model, seeds, labels)
 
 
+class Edit(Task):
+    """Photos changed as much as a map of noise levels says: SDEdit (arXiv:2108.01073), patch by patch.
+
+    A patch starts as the photo noised to its level, the highest of its pixels'. All that is black stays bit for bit;
+    a map of black and white is `Inpaint` with that mask.
+
+    Args:
+        image: a file, a folder or a pattern such as "photos/*.jpg"; any size, turned upright.
+        levels: how much may change: a grey file, black = nothing to white = everything, a folder of files named like
+            the photos, or one number in (0, 1] for all patches. A file has its photo's shape.
+        size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
+        fit: "crop" resizes photos until they cover the size and cuts the rest, "resize" stretches them to it, "keep"
+            leaves them as they are, but for what exceeds whole patches.
+    """
+
+    def __init__(self, image: str, levels: str = "0.5", size: str | None = None, fit: Fit = "crop"):
+        self.image = image
+        self.levels = levels
+        self.size = size
+        self.fit: Fit = fit
+        check_fit(fit, size)
+
+    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
+        """Of every photo one per seed."""
+        check_pictures(model)
+        if not model.sampler.enters:
+            raise ValueError(
+                f"sampler must start from any level to edit, got {type(model.sampler).__name__}: take Sampler"
+            )
+        photos = edited_of(
+            "image",
+            self.image,
+            window_of(model)[0],
+            size=size_for(self.size, model),
+            fit=self.fit,
+            patch=patch_of(model),
+            levels=levels_for(self.levels),
+        )
+        return from_photos(photos, model, seeds, labels)
+
+
 class Autoregress(Task):
     """Images, or missing parts of photos, patch after patch.
 
@@ -210,6 +252,7 @@ class Autoregress(Task):
         mask_seed: of the sets that are random; photo i has the mask of mask_seed + i.
         size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
         fit: how photos come to it: "crop", "resize" or "keep".
+        levels: how much of the photos is to change instead of a mask, as `Edit` takes it.
     """
 
     def __init__(
@@ -223,6 +266,7 @@ class Autoregress(Task):
         mask_seed: int = 0,
         size: str | None = None,
         fit: Fit = "crop",
+        levels: str | None = None,
     ):
         self.order = order
         self.overlap = overlap
@@ -234,7 +278,11 @@ class Autoregress(Task):
         self.size = size
         self.fit: Fit = fit
         check_fit(fit, size)
-        if (image is None) != (mask is None):
+        self.levels = levels
+        if levels is not None and (image is None or mask is not None):
+            given = "no image" if image is None else f"the mask {mask}, too"
+            raise ValueError(f"levels must come with an image and without a mask, got {given}: black is known")
+        if (image is None) != (mask is None and levels is None):
             given, missing = ("image", "mask") if mask is None else ("mask", "image")
             raise ValueError(f"image and mask go together, got {given} without {missing}: give both or none")
         if image is None and (mask_is_unknown or mask_seed or fit != "crop"):
@@ -243,6 +291,8 @@ class Autoregress(Task):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed, of every photo where there are any."""
+        if self.image is not None and self.levels is not None:
+            return Edit(self.image, self.levels, self.size, self.fit).requests(model, seeds=seeds, labels=labels)
         if self.image is None or self.mask is None:
             return Generate(self.size).requests(model, seeds=seeds, labels=labels)
         completed = Inpaint(self.image, self.mask, self.mask_is_unknown, self.mask_seed, self.size, self.fit)
@@ -292,6 +342,7 @@ def from_photos(
             place=place,
             group=photo.name,
             note=photo.note,
+            levels=photo.levels,
         )
         for photo, label, (size, place) in zip(photos, classes, frames, strict=True)
         for seed in seeds

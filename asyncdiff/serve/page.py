@@ -1,0 +1,347 @@
+"""The page itself: what happens when something is clicked, and the server behind it. The only room with Gradio."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is loaded: it is to tell nobody anything
+
+import gradio as gr
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from asyncdiff.photos import by, fitted, fitting, photo_files, read_photo, to_bytes
+from asyncdiff.predictions import Generate
+from asyncdiff.predictions.spaces import check_pictures, patch_of, window_of
+from asyncdiff.serve.jobs import LOOKS, Job, Plan, Studio
+from asyncdiff.serve.layout import NO_CLASS, TOLD, About, Layout, layout
+from asyncdiff.serve.painter import painted, scene
+from asyncdiff.serve.pictures import data_url, failed, finished, on_its_way, stopped, waiting
+from asyncdiff.serve.wishes import KINDS, TOGETHER, Limits, Wish
+
+Photo = UInt8[Tensor, "c h w"]
+
+EXAMPLES = 6
+SEEDS = 2**31
+HOUR = 3600  # uploads are thrown away after one
+FONT = ("system-ui", "sans-serif")  # what the machine has: nothing is fetched
+
+
+def serve(
+    plan: Plan,
+    model: Any,
+    root: Path,
+    *,
+    limits: Limits,
+    name: str,
+    examples: str,
+    host: str,
+    port: int,
+    browser: bool,
+) -> None:
+    """Serve the page until the program is interrupted.
+
+    Args:
+        plan: makes drawings of wishes.
+        model: that draws.
+        root: folder of all that is drawn.
+        limits: of wishes and of the queue.
+        name: of the model.
+        examples: photos to pick from; "drawn" or "none".
+        host: address to listen at.
+        port: 0 takes any that is free.
+        browser: open the page in one.
+    """
+    check_pictures(model)
+    about = about_of(model, name)
+    given = examples_of(examples, model, about, limits)
+    studio = Studio(plan, root, limits)
+    try:
+        blocks = page(studio, about, given)
+        url = launched(blocks, limits, host, port, browser)
+        print(f"page: {url} (Ctrl+C ends it)", flush=True)
+        if host not in ("127.0.0.1", "localhost", "::1"):
+            print(f"warning: whoever reaches {host} can draw here, there is no password", flush=True)
+        while True:
+            time.sleep(HOUR)
+    except KeyboardInterrupt:
+        print("closed")
+    finally:
+        studio.close()
+        gr.close_all(verbose=False)
+
+
+def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, browser: bool) -> str:
+    """The address of the page, served from now on; OSError if the port is taken."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        _, url, _ = blocks.queue(max_size=4 * limits.waiting, api_open=False).launch(
+            server_name=host,
+            server_port=port or _free(host),
+            share=False,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            allowed_paths=[],
+            max_file_size=f"{limits.megabytes}mb",
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=gr.themes.Default(font=FONT, font_mono=("ui-monospace", "monospace")),
+            css=files("asyncdiff.serve").joinpath("page.css").read_text(),
+        )
+    except OSError as error:
+        raise OSError(f"--port must be free at {host}, got {port}: choose another, or 0 for any") from error
+    return str(url)
+
+
+def about_of(model: Any, name: str) -> About:
+    """What the page says of a model."""
+    channels, height, width = window_of(model)
+    steps = getattr(model.sampler, "steps", None)
+    return About(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)
+
+
+def examples_of(where: str, model: Any, about: About, limits: Limits) -> list[Photo]:
+    """Photos to pick from: those of a file, a folder or a pattern, those that the model draws, or none."""
+    if where == "none":
+        return []
+    if where == "drawn":
+        return list(to_bytes(Generate().draw(model, seeds=range(EXAMPLES))))
+    return [photo_of(file, about, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
+
+
+def photo_of(file: Path, about: About, limits: Limits) -> Photo:
+    """A file as the model takes it; ValueError if it is too large or no picture."""
+    try:
+        with Image.open(file) as image:  # its head alone
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"pictures must be files that can be read, got {file.name}: save it as PNG or JPEG") from error
+    if width * height > limits.photo_pixels:
+        raise ValueError(
+            f"pictures must have at most {limits.photo_pixels} pixels, got {by((height, width))}: reduce it first"
+        )
+    pixels = read_photo(file, about.channels)
+    how = fitting((pixels.shape[1], pixels.shape[2]), about.size, "crop", about.patch)
+    return fitted(pixels, how)
+
+
+def page(studio: Studio, about: About, examples: list[Photo]) -> gr.Blocks:
+    """The page, not yet served."""
+    with gr.Blocks(
+        title=f"{about.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True
+    ) as blocks:
+        pixels, number = first_of(examples)
+        parts = layout(about, studio.limits, _buttons(examples), scene(pixels, about.patch, "fill", number))
+        _Events(studio, about, examples, parts).bind(blocks)
+    return blocks
+
+
+def first_of(examples: list[Photo]) -> tuple[Photo | None, int]:
+    """What is painted on at first: the pixels, and a number that is new for every photo."""
+    return (examples[0], 1) if examples else (None, 0)
+
+
+class _Events:
+    """What happens. The photo that is painted on is a state of the visitor's, the job is found by the visit."""
+
+    def __init__(self, studio: Studio, about: About, examples: list[Photo], parts: Layout):
+        self.studio = studio
+        self.about = about
+        self.examples = examples
+        self.parts = parts
+        self.photo = gr.State(first_of(examples))
+        self._jobs: dict[str, Job] = {}
+
+    def bind(self, blocks: gr.Blocks) -> None:
+        """Tie the components to what they do."""
+        parts = self.parts
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        shown = [self.photo, parts.painter, parts.view]
+        arranged = [
+            parts.told,
+            parts.easel,
+            parts.remove,
+            parts.around,
+            parts.size,
+            parts.tileable,
+            parts.order,
+            parts.overlap,
+        ]
+        arranged += [parts.steps_per_patch, parts.steps, parts.guidance, parts.input_guidance, parts.painter]
+        for part in (parts.kind, parts.order, parts.label):
+            part.change(self.arrange, [parts.kind, parts.order, parts.label, self.photo], arranged, **quick)
+        parts.upload.upload(self.upload, [parts.upload, parts.kind, self.photo], shown, **quick)
+        parts.examples.click(self.pick, [parts.kind, self.photo], shown, **quick)
+        parts.again.click(self.take, [parts.kind, self.photo], shown, **quick)
+        parts.remove.click(self.remove, [parts.kind, self.photo], shown, **quick)
+        parts.another.click(lambda: SystemRandom().randrange(SEEDS), None, parts.seed, **quick)
+        wanted = [parts.kind, self.photo, parts.painter, parts.seed, parts.pictures, parts.label, parts.order]
+        wanted += [parts.overlap, parts.steps, parts.steps_per_patch, parts.guidance, parts.input_guidance]
+        wanted += [*parts.sides, parts.size, parts.tileable, parts.movie]
+        parts.draw.click(
+            self.draw,
+            wanted,
+            [parts.view, parts.line, parts.draw, parts.stop, parts.again],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=self.studio.limits.waiting + 2,  # they wait in the studio's queue, which counts them
+        )
+        parts.stop.click(self.stop, None, None, **quick)
+        blocks.unload(self.leave)
+
+    # Photos
+
+    def upload(self, file: str, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
+        """Show a file."""
+        try:
+            return self._shown(photo_of(Path(file), self.about, self.studio.limits), kind, photo)
+        except (ValueError, OSError) as error:
+            return {self.parts.view: failed(str(error))}
+
+    def pick(self, kind: str, photo: tuple[Photo | None, int], event: gr.EventData) -> dict[Any, Any]:
+        """Show an example."""
+        index = int(event.index)
+        return self._shown(self.examples[index], kind, photo) if 0 <= index < len(self.examples) else {}
+
+    def take(self, kind: str, photo: tuple[Photo | None, int], request: gr.Request) -> dict[Any, Any]:
+        """Show the first picture of the visitor's last job, brought to the model's size."""
+        job = self._jobs.get(str(request.session_hash))
+        if job is None or job.result is None:
+            return {}
+        return self.upload(str(job.result.pictures[0]), kind, photo)
+
+    def remove(self, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
+        """Show no photo."""
+        return self._shown(None, kind, photo)
+
+    def _shown(self, pixels: Photo | None, kind: str, before: tuple[Photo | None, int]) -> dict[Any, Any]:
+        number = before[1] + 1
+        return {self.photo: (pixels, number), self.parts.painter: self._scene(pixels, kind, number)}
+
+    def _scene(self, pixels: Photo | None, kind: str, number: int) -> Any:
+        return gr.update(scene=scene(pixels, self.about.patch, kind if KINDS[kind].painted else "none", number))
+
+    # Settings
+
+    def arrange(self, kind: str, order: str, label: int, photo: tuple[Photo | None, int]) -> list[Any]:
+        """Show what the kind of wish needs."""
+        ordered = KINDS[kind].ordered and order != TOGETHER
+        given = KINDS[kind].needs_photo or ordered
+        return [
+            TOLD[kind],
+            gr.update(visible=kind != "new"),
+            gr.update(visible=kind == "texture"),
+            gr.update(visible=kind == "extend"),
+            gr.update(visible=kind in ("new", "texture")),
+            gr.update(visible=kind == "texture"),
+            gr.update(visible=KINDS[kind].ordered),
+            gr.update(visible=ordered),
+            gr.update(visible=ordered),
+            gr.update(visible=not ordered and self.about.steps is not None),
+            gr.update(interactive=label != NO_CLASS),
+            gr.update(visible=given),
+            self._scene(photo[0], kind, photo[1]),
+        ]
+
+    def _wish(self, kind: str, photo: tuple[Photo | None, int], paint: str | None, *said: Any) -> Wish:
+        seed, count, label, order, overlap, steps, steps_per_patch, guidance, input_guidance, *rest = said
+        *sides, size, tileable, movie = rest
+        needs = kind != "new"
+        return Wish(
+            kind=kind,
+            photo=photo[0] if needs else None,
+            painted=painted(paint, photo[0]) if KINDS[kind].painted else None,
+            seed=int(seed or 0),
+            count=int(count),
+            label=None if label in (None, NO_CLASS) else int(label),
+            order=order,
+            overlap=overlap,
+            steps=None if self.about.steps is None else int(steps),
+            steps_per_patch=int(steps_per_patch),
+            guidance=guidance,
+            input_guidance=input_guidance if KINDS[kind].needs_photo or order != TOGETHER else 0.0,
+            sides=(int(sides[0]), int(sides[1]), int(sides[2]), int(sides[3])),
+            size=(size or "").strip() or None,
+            tileable=tileable,
+            movie=movie,
+        )
+
+    # Drawing
+
+    def draw(self, request: gr.Request, *said: Any) -> Iterator[dict[Any, Any]]:
+        """Show pictures on their way until they are done."""
+        parts = self.parts
+        try:
+            job = self.studio.submit(self._wish(*said))
+        except ValueError as error:
+            yield {parts.view: failed(str(error))}
+            return
+        self._jobs[str(request.session_hash)] = job
+        try:
+            yield {parts.draw: gr.update(interactive=False), parts.stop: gr.update(interactive=True), parts.line: ""}
+            shown = None
+            while not job.wait(LOOKS):
+                text = self._told(job)
+                if text != shown:
+                    shown = text
+                    yield {parts.view: text}
+            yield {
+                parts.view: self._told(job),
+                parts.line: job.result.line if job.result is not None else "",
+                parts.draw: gr.update(interactive=True),
+                parts.stop: gr.update(interactive=False),
+                parts.again: gr.update(interactive=job.result is not None),
+            }
+        finally:  # whoever closes the page waits for nothing any more
+            self.studio.stop(job)
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop the visitor's job."""
+        job = self._jobs.get(str(request.session_hash))
+        if job is not None:
+            self.studio.stop(job)
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget a visitor who closed the page."""
+        job = self._jobs.pop(str(request.session_hash), None)
+        if job is not None:
+            self.studio.stop(job)
+
+    def _told(self, job: Job) -> str:
+        if job.result is not None:
+            return finished(job.result, job)
+        if job.where == "failed":
+            return failed(job.error)
+        if job.where == "stopped":
+            return stopped(job.look)
+        return waiting(self.studio.before(job)) if job.look is None else on_its_way(job.look, job.stopping)
+
+
+def _buttons(examples: list[Photo]) -> str:
+    """Photos to click at, in a row."""
+    if not examples:
+        return ""
+    pictures = "".join(
+        f'<button class="example" data-index="{i}" title="paint on it"><img src="{data_url(pixels)}" alt=""></button>'
+        for i, pixels in enumerate(examples)
+    )
+    return f'<div class="examples"><span>or pick one:</span>{pictures}</div>'
+
+
+def _free(host: str) -> int:
+    """A port that nobody listens at."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,223 @@
+// One byte of paint per pixel of the picture: 0 stays as it is, 255 is drawn anew. What is shown is enlarged by a whole
+// factor, so that pixels and patches are squares one can aim at.
+const $ = (name) => element.querySelector(name);
+const BLUE = [102, 140, 178]; // of paint, as on the sheets of the commands
+const SIDE = 384; // CSS pixels of the longer side, about
+const HINTS = {
+  fill: "Paint what is to be drawn anew; the rest stays, pixel by pixel.",
+  change: "Paint how much may change: the brighter the brush, the more; bare parts stay, pixel by pixel.",
+  none: "",
+};
+let scene = { mode: "none", photo: null, number: -1 };
+let paint = new Uint8Array(0);
+let history = [];
+let level = 255;
+let photo = null;
+let last = null;
+
+const levels = JSON.parse(props.levels);
+for (const percent of levels) {
+  const button = document.createElement("button");
+  const grey = Math.round((255 * percent) / 100);
+  button.className = "brush";
+  button.dataset.level = grey;
+  button.title = `noise level ${percent} %`;
+  button.textContent = percent;
+  button.style.background = `rgb(${grey},${grey},${grey})`;
+  button.style.color = grey > 127 ? "#222" : "#fff";
+  button.addEventListener("click", () => choose(grey));
+  $(".brushes").append(button);
+}
+
+function choose(grey) {
+  level = grey;
+  for (const button of element.querySelectorAll(".brush")) {
+    button.classList.toggle("chosen", Number(button.dataset.level) === grey);
+  }
+  $(".eraser").classList.toggle("chosen", grey === 0);
+}
+
+function factor() {
+  return Math.max(1, Math.floor(SIDE / Math.max(scene.height, scene.width)));
+}
+
+function load(text) {
+  const next = JSON.parse(text);
+  const same = next.number === scene.number && next.height === scene.height && next.width === scene.width;
+  const mode = scene.mode;
+  scene = next;
+  const bare = !scene.photo;
+  element.querySelector(".painter").classList.toggle("bare", bare);
+  element.querySelector(".painter").dataset.mode = bare ? "none" : scene.mode;
+  $(".hint").textContent = HINTS[scene.mode];
+  if (bare) return publish(new Uint8Array(0));
+  if (!same) {
+    history = [];
+    paint = new Uint8Array(scene.height * scene.width);
+    const size = $(".size");
+    size.max = Math.max(4, Math.ceil(Math.max(scene.height, scene.width) / 3));
+    size.value = Math.max(1, Math.round(Math.max(scene.height, scene.width) / 12));
+  }
+  if (!same || mode !== scene.mode) choose(scene.mode === "change" ? Math.round((255 * levels[2]) / 100) : 255);
+  if (scene.mode === "fill") paint = paint.map((value) => (value ? 255 : 0));
+  const image = new Image();
+  image.onload = () => {
+    photo = image;
+    show();
+    publish(paint);
+  };
+  image.src = scene.photo;
+}
+
+// What the sampler starts from: the highest level of each patch.
+function patches() {
+  const [ph, pw] = scene.patch;
+  const [gh, gw] = [Math.floor(scene.height / ph), Math.floor(scene.width / pw)];
+  const most = new Uint8Array(gh * gw);
+  for (let y = 0; y < gh * ph; y++) {
+    for (let x = 0; x < gw * pw; x++) {
+      const at = Math.floor(y / ph) * gw + Math.floor(x / pw);
+      most[at] = Math.max(most[at], paint[y * scene.width + x]);
+    }
+  }
+  return [most, gh, gw];
+}
+
+function grid(context, scale) {
+  const [ph, pw] = scene.patch;
+  if (Math.min(ph, pw) * scale < 8) return;
+  context.strokeStyle = "rgba(128,128,128,0.45)";
+  context.beginPath();
+  for (let y = ph; y < scene.height; y += ph) {
+    context.moveTo(0, y * scale + 0.5);
+    context.lineTo(scene.width * scale, y * scale + 0.5);
+  }
+  for (let x = pw; x < scene.width; x += pw) {
+    context.moveTo(x * scale + 0.5, 0);
+    context.lineTo(x * scale + 0.5, scene.height * scale);
+  }
+  context.stroke();
+}
+
+// What is painted as a picture: the thicker, the more may change.
+function veil() {
+  const layer = document.createElement("canvas");
+  layer.width = scene.width;
+  layer.height = scene.height;
+  const pixels = layer.getContext("2d").createImageData(scene.width, scene.height);
+  paint.forEach((value, i) => pixels.data.set([...BLUE, value ? 38 + 0.75 * value : 0], 4 * i));
+  layer.getContext("2d").putImageData(pixels, 0, 0);
+  return layer;
+}
+
+function show() {
+  if (!photo) return;
+  const scale = factor();
+  const canvas = $(".photo");
+  canvas.width = scene.width * scale;
+  canvas.height = scene.height * scale;
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(photo, 0, 0, canvas.width, canvas.height);
+  if (scene.mode === "none") return;
+  context.drawImage(veil(), 0, 0, canvas.width, canvas.height);
+  grid(context, scale);
+  const [most, gh, gw] = patches();
+  const map = $(".map");
+  map.width = gw;
+  map.height = gh;
+  map.style.width = `${canvas.width / 2.4}px`;
+  map.style.height = `${canvas.height / 2.4}px`;
+  const pixels = map.getContext("2d").createImageData(gw, gh);
+  most.forEach((value, i) => pixels.data.set([value, value, value, 255], 4 * i));
+  map.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+function publish(bytes) {
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
+  props.value = btoa(text);
+}
+
+function put(x, y) {
+  if (x < 0 || y < 0 || x >= scene.width || y >= scene.height) return;
+  paint[y * scene.width + x] = level;
+}
+
+// A disc around a place in pixels of the picture; of whole patches all that it touches.
+function dab(x, y) {
+  const radius = Number($(".size").value) / 2;
+  const whole = $(".whole").checked;
+  const [ph, pw] = whole ? scene.patch : [1, 1];
+  const middle = [Math.floor(y), Math.floor(x)];
+  for (let row = Math.floor(y - radius); row <= y + radius; row++) {
+    for (let column = Math.floor(x - radius); column <= x + radius; column++) {
+      const inside = (row + 0.5 - y) ** 2 + (column + 0.5 - x) ** 2 < radius ** 2;
+      if (!inside && (row !== middle[0] || column !== middle[1])) continue;
+      if (row < 0 || column < 0 || row >= scene.height || column >= scene.width) continue;
+      const [top, left] = [Math.floor(row / ph) * ph, Math.floor(column / pw) * pw];
+      for (let i = 0; i < ph; i++) for (let j = 0; j < pw; j++) put(left + j, top + i);
+    }
+  }
+}
+
+function place(event) {
+  const box = $(".photo").getBoundingClientRect();
+  return [
+    ((event.clientX - box.left) / box.width) * scene.width,
+    ((event.clientY - box.top) / box.height) * scene.height,
+  ];
+}
+
+function remember() {
+  history.push(paint.slice());
+  if (history.length > 30) history.shift();
+}
+
+function painting() {
+  return scene.photo && scene.mode !== "none";
+}
+
+$(".photo").addEventListener("pointerdown", (event) => {
+  if (!painting()) return;
+  event.preventDefault();
+  $(".photo").setPointerCapture(event.pointerId);
+  remember();
+  last = place(event);
+  dab(...last);
+  show();
+});
+
+$(".photo").addEventListener("pointermove", (event) => {
+  if (!last) return;
+  const [x, y] = place(event);
+  const steps = Math.max(1, Math.ceil(2 * Math.hypot(x - last[0], y - last[1])));
+  for (let i = 1; i <= steps; i++) {
+    dab(last[0] + ((x - last[0]) * i) / steps, last[1] + ((y - last[1]) * i) / steps);
+  }
+  last = [x, y];
+  show();
+});
+
+for (const name of ["pointerup", "pointercancel"]) {
+  $(".photo").addEventListener(name, () => {
+    if (!last) return;
+    last = null;
+    publish(paint);
+  });
+}
+
+function edited(change) {
+  if (!painting()) return;
+  change();
+  show();
+  publish(paint);
+}
+
+$(".eraser").addEventListener("click", () => choose(0));
+$(".undo").addEventListener("click", () => edited(() => (paint = history.pop() || paint)));
+$(".clear").addEventListener("click", () => edited(() => (remember(), paint.fill(0))));
+$(".all").addEventListener("click", () => edited(() => (remember(), paint.fill(level))));
+
+watch("scene", () => load(props.scene));
+load(props.scene);

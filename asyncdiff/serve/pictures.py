@@ -1,0 +1,126 @@
+"""What is shown beside the painting: pictures on their way and finished ones, as HTML that holds all its data."""
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from asyncdiff.serve.jobs import Job, Look, Result
+
+SIDE, SEVERAL, PAIRED = 224, 146, 108  # CSS pixels of a picture's longer side: two, three or four stand in a row
+
+EMPTY = """<div class="nothing">What is drawn appears here: the picture, and beside it how noisy each patch still is.
+</div>"""
+
+
+def data_url(pixels: UInt8[Tensor, "c h w"]) -> str:
+    """A PNG inside an address."""
+    array = pixels.cpu().permute(1, 2, 0).numpy()
+    data = BytesIO()
+    Image.fromarray(array[..., 0] if len(pixels) == 1 else np.ascontiguousarray(array)).save(data, "PNG")
+    return _url("image/png", data.getvalue())
+
+
+def grey(levels: Float[Tensor, "gh gw"]) -> UInt8[Tensor, "1 gh gw"]:
+    """A level map as pixels: black = clean, white = noise."""
+    return (levels.clamp(0, 1) * 255).round().byte()[None]
+
+
+def waiting(before: int) -> str:
+    """The page while others are drawn."""
+    others = "1 picture is" if before == 1 else f"{before} pictures are"
+    return _status("Waiting", f"{others} drawn first.") if before else _status("Starting", "")
+
+
+def on_its_way(look: Look, stopping: bool) -> str:
+    """The pictures and their level maps, with a bar."""
+    counted = f"step {look.done}" + (f" of {look.total}" if look.total else "")
+    return _status("Stopping" if stopping else "Drawing", counted, _bar(look)) + _pairs(look)
+
+
+def stopped(look: Look | None) -> str:
+    """What there was when it was stopped."""
+    if look is None:
+        return _status("Stopped", "before it began.")
+    return _status("Stopped", f"at step {look.done}.", _bar(look)) + _pairs(look)
+
+
+def failed(error: str) -> str:
+    """One line."""
+    return f'<div class="status failed"><b>That does not work</b> <span>{escape(error)}</span></div>'
+
+
+def finished(result: Result, job: Job) -> str:
+    """The pictures, with links that save them, and what they were made from, all at one scale."""
+    images: list[tuple[str, Sequence[int], str]] = []
+    if job.wish.photo is not None:
+        images.append((data_url(job.wish.photo), job.wish.photo.shape[1:], "what was given"))
+    for file in result.pictures:
+        data = file.read_bytes()
+        with Image.open(BytesIO(data)) as image:
+            size = (image.height, image.width)
+        url = _url("image/png", data)
+        images.append((url, size, f'<a class="save" download="{escape(file.name)}" href="{url}">Save PNG</a>'))
+    scale = (SIDE if len(images) <= 2 else SEVERAL) / max(max(size) for _, size, _ in images)
+    figures = [_figure(url, size, scale, caption) for url, size, caption in images]
+    notes = "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in result.notes)
+    movie = "" if result.movie is None else _movie(result.movie)
+    return _status("Done", f"in {result.seconds:.1f} seconds.", notes) + _row(figures) + movie
+
+
+def _pairs(look: Look) -> str:
+    """Every picture with its level map."""
+    side, pairs = SIDE if len(look.images) == 1 else PAIRED, []
+    for i, image in enumerate(look.images):
+        size = image.shape[1:]
+        scale = side / max(size)
+        figures = [_figure(data_url(image), size, scale, "picture")]
+        if look.levels is not None:
+            figures.append(_figure(data_url(grey(look.levels[i])), size, scale, "noise: white = all"))
+        pairs.append(f'<div class="pair">{"".join(figures)}</div>')
+    return _row(pairs)
+
+
+def _bar(look: Look) -> str:
+    """How far it is."""
+    share = 100 * look.done / look.total if look.total else 0
+    return f'<div class="bar"><div style="width:{share:.1f}%"></div></div>'
+
+
+def _figure(url: str, size: Sequence[int], scale: float, caption: str) -> str:
+    """A picture enlarged without blurring: a pixel stays a square. The caption is HTML."""
+    height, width = size
+    shape = f"width:{max(1, round(width * scale))}px;aspect-ratio:{width}/{height}"
+    return f'<figure><img alt="" src="{url}" style="{shape}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _movie(file: Path) -> str:
+    url = _url("image/gif", file.read_bytes())
+    link = f'<a class="save" download="{escape(file.name)}" href="{url}">Save GIF</a>'
+    shown = f'<details open><summary>How it came about</summary><img alt="movie" src="{url}"></details>'
+    return f'<div class="movie">{link}{shown}</div>'
+
+
+def _row(figures: Sequence[str]) -> str:
+    return f'<div class="row">{"".join(figures)}</div>'
+
+
+def _status(state: str, text: str, more: str = "") -> str:
+    return f'<div class="status"><b>{state}</b> <span>{escape(text)}</span>{more}</div>'
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _without_folders(note: str) -> str:
+    """A note about a file, whose folder is the server's affair."""
+    return " ".join(
+        Path(word.rstrip(":")).name + ":" if word.endswith(":") and "/" in word else word for word in note.split(" ")
+    )
