@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo test lint types experiments hooks clean-demo
+.PHONY: help install install-dev demo test lint types experiments hooks docs clean-demo
 help:
 	@echo "make install   create $(VENV) from requirements.txt (demo and test do it by themselves)"
 	@echo "make demo      train on handwritten digits and draw pictures into runs/demo (minutes, CPU is enough)"
 	@echo "make test      lint, types and tests"
+	@echo "make docs      the documentation site, into site/"
 
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
@@ -46,6 +47,11 @@ types: install-dev
 # That every YAML file builds what it says.
 experiments: install-dev
 	$(BIN)/python -m pytest -q tests/test_experiments.py -k "builds or layered or complete"
+
+# Warnings are errors, but not with --quiet. The variable silences what the theme says of its successor.
+docs: install-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open site/index.html, or with its search: $(BIN)/python -m http.server -d site"
 
 hooks: install-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -q pre-commit

@@ -87,7 +87,11 @@ class InputGuidance(Guidance):
 
 
 class Guided(ABC):
-    """A denoiser around another one."""
+    """A denoiser around another one.
+
+    Args:
+        denoiser: the inner one.
+    """
 
     def __init__(self, denoiser: Denoise):
         self.denoiser = denoiser

@@ -17,7 +17,12 @@ Labels = Int64[Tensor, " b"]
 
 @dataclass(frozen=True)
 class Distinct:
-    """A level map as the list of its distinct levels and, for every patch, which of them it has."""
+    """A level map as the list of its distinct levels and, for every patch, which of them it has.
+
+    Attributes:
+        values: the levels, each once.
+        index: of every patch's level among them.
+    """
 
     values: Float[Tensor, " r"]
     index: Int64[Tensor, "b gh gw"]

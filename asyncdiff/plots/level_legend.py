@@ -17,7 +17,12 @@ Mark = Callable[[Axes], None]  # draws the mark of an entry of the legend
 
 @dataclass(frozen=True)
 class Scale:
-    """The colours of the joint histograms, the same in all columns."""
+    """The colours of the joint histograms, the same in all columns.
+
+    Attributes:
+        norm: from a share of the images to [0, 1], on a logarithmic scale.
+        colours: of these.
+    """
 
     norm: LogNorm
     colours: Colormap

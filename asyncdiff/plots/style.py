@@ -40,7 +40,12 @@ def styled() -> Any:
 
 
 class Sheet:
-    """A white figure on which axes are placed in inches, from its upper left corner."""
+    """A white figure on which axes are placed in inches, from its upper left corner.
+
+    Args:
+        width: in inches.
+        height: in inches.
+    """
 
     def __init__(self, width: float, height: float):
         self.figure = Figure(figsize=(width, height), facecolor="white")

@@ -1,0 +1,188 @@
+"""Pages that are made from the code at every build: the keys of YAML files, and the commands with their options."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse._parameter_resolvers import get_signature_parameters
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+# What a YAML file may name: heading, the base class, and the key or argument under which it stands.
+FAMILIES = (
+    ("The model", "asyncdiff.module.AsyncDiffusion", "`model`"),
+    ("Networks", "torch.nn.Module", "`model.network`"),
+    ("Levels", "asyncdiff.levels.LevelSampler", "`model.levels`"),
+    ("Paths", "asyncdiff.paths.Path", "`path` of samplers, levels and likelihoods"),
+    ("Spacings", "asyncdiff.spacings.Spacing", "`spacing` of `AlongPath` and of likelihoods"),
+    ("Fields", "asyncdiff.fields.Field", "`field` of `AsyncPatch`"),
+    ("Orders", "asyncdiff.orders.Order", "`order` of `Ordered`, `Autoregressive` and `Autoregress`"),
+    ("Contexts", "asyncdiff.contexts.Context", "`context` of `CleanContext`"),
+    ("Weightings", "asyncdiff.weightings.Weighting", "`model.weighting`"),
+    ("Processes", "asyncdiff.processes.Process", "`model.process`"),
+    ("Targets", "asyncdiff.targets.Target", "`model.target`"),
+    ("Samplers", "asyncdiff.sampling.ImageSampler", "`model.sampler`, and `--sampler` of commands"),
+    ("Solvers", "asyncdiff.solvers.Solver", "`solver` of samplers"),
+    ("Guidance", "asyncdiff.guidance.Guidance", "`guidance` of samplers, a list"),
+    ("Clocks", "asyncdiff.clocks.Clocks", "`clocks` of `Adaptive`"),
+    ("Tasks", "asyncdiff.predictions.Task", "`model.task`"),
+    ("Masks", "asyncdiff.masks.Mask", "`mask` of tasks, callbacks and commands"),
+    ("Codecs", "asyncdiff.codecs.Codec", "`model.codec`, and `--codec` of commands"),
+    ("Decoders", "asyncdiff.likelihood.Decoder", "`decoder` of likelihoods"),
+    ("Features", "asyncdiff.evaluation.Features", "`features` of `Frechet`, and `--features` of `evaluate`"),
+    ("Data", "datamodules.ImageDataModule", "`data`"),
+    ("Callbacks", "lightning.pytorch.Callback", "`trainer.callbacks`, a list"),
+    ("Strategies", "lightning.pytorch.strategies.Strategy", "`trainer.strategy`"),
+    ("Plugins", "lightning.fabric.plugins.CheckpointIO", "`trainer.plugins`, a list"),
+)
+NETWORKS = ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.unet.UNet")  # other torch modules are parts of these
+NO_DEFAULT = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One key below `init_args`.
+
+    Attributes:
+        name: of the key.
+        type: as it is written in the code, shortened.
+        default: as it is written in Python; empty where the key is required.
+        meaning: from the docstring of the class that defines the argument; empty where there is none.
+    """
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages."""
+    files.append(File.generated(config, "reference/keys.md", content=keys_page()))
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    return files
+
+
+def families() -> Iterator[tuple[str, str, dict[str, type]]]:
+    """Heading, place and classes of every family; every class by the shortest path to it."""
+    from asyncdiff.cli_errors.names import known_classes
+
+    ours = {path: kind for path, kind in known_classes().items() if not path.startswith("lightning.")}
+    for heading, base, place in FAMILIES:
+        module, _, name = base.rpartition(".")
+        root = getattr(importlib.import_module(module), name)
+        yield (
+            heading,
+            place,
+            {
+                path: kind
+                for path, kind in ours.items()
+                if issubclass(kind, root)
+                and not inspect.isabstract(kind)
+                and (base != "torch.nn.Module" or path in NETWORKS)
+                and (not path.startswith("asyncdiff.callbacks.") or path.count(".") == 2)  # not their base classes
+                and (kind is not root or heading == "The model")
+            },
+        )
+
+
+def arguments(kind: type) -> list[Argument]:
+    """The keys that a file may write below `init_args`, as the command line reads them."""
+    return [
+        Argument(
+            parameter.name,
+            shortened(parameter.annotation),
+            "" if parameter.default is NO_DEFAULT else shown(parameter.default),
+            " ".join((parameter.doc or "").split()),
+        )
+        for parameter in get_signature_parameters(kind, None, logger=False)
+    ]
+
+
+def shortened(annotation: Any) -> str:
+    """A type in words of one or two syllables: modules left out, `X | None` kept."""
+    if annotation is NO_DEFAULT:
+        return ""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+
+
+def shown(default: Any) -> str:
+    """A default as Python writes it, without addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(default))
+
+
+def keys_page() -> str:
+    """Every class that a YAML file may name, with its arguments."""
+    parts = ["# YAML keys", INTRODUCTION]
+    for heading, place, classes in families():
+        parts += [f"## {heading}", f"Under {place}."]
+        for path, kind in classes.items():
+            parts += [f"### {kind.__name__}", f"`{path}`: {first_line(kind)}", table(arguments(kind))]
+    return "\n\n".join(parts) + "\n"
+
+
+def first_line(kind: type) -> str:
+    """The first sentence of the docstring."""
+    return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+
+
+def table(listed: list[Argument]) -> str:
+    """The arguments as a table; a line of words where there is none."""
+    if not listed:
+        return "No arguments."
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for one in listed:
+        default = f"`{one.default}`" if one.default else "required"
+        rows.append(f"| `{one.name}` | `{one.type}` | {default} | {cell(one.meaning)} |")
+    return "\n".join(rows)
+
+
+def cell(text: str) -> str:
+    """Text that may stand in a cell of a table: a bar outside of code would end the cell."""
+    parts = text.split("`")
+    parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+    return "`".join(parts)
+
+
+def commands_page() -> str:
+    """`--help` of every command, in the order of the overview."""
+    from asyncdiff.__main__ import COMMANDS, main, overview
+
+    parts = ["# Commands", "```\n" + overview().strip() + "\n```", TRAINING]
+    for name, (_, summary) in COMMANDS.items():
+        for words in ([name], *([name, way] for way in WAYS.get(name, ()))):
+            parts += [f"## `{' '.join(words)}`", *([summary.capitalize() + "."] if len(words) == 1 else [])]
+            parts += ["```\n" + helped(main, words) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def helped(main: Any, words: list[str]) -> str:
+    """What `--help` prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return printed.getvalue().strip()
+
+
+WAYS = {"evaluate": ("--samples", "--likelihood", "--inpainting")}
+INTRODUCTION = """Made from the code at every build. In a file every key is an argument of the class it stands under:
+
+```yaml
+model:
+  levels:
+    class_path: asyncdiff.levels.AlongPath
+    init_args:
+      path: {class_path: asyncdiff.paths.AsyncPatch, init_args: {spread: 0.5}}
+```
+
+On the command line the same is `--model.levels.init_args.path.init_args.spread 0.5`. A class of your own
+stands by its full dotted path and needs `--allow-class-paths PACKAGE`. The keys of `trainer` are the arguments
+of Lightning's [Trainer](https://lightning.ai/docs/pytorch/stable/common/trainer.html)."""
+TRAINING = """Training is `python train.py fit | validate | test | predict --config FILE`: its options are
+[the YAML keys](keys.md), of the command line as of files."""
