@@ -103,7 +103,7 @@ def test_code_of_a_shared_run_is_not_run(run, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(
         f"data: {{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
     )
-    assert "must lie in one of the packages asyncdiff, datamodules" in refused(capsys, tmp_path)
+    assert "data.class_path must name a class of asyncdiff, datamodules and Lightning's" in refused(capsys, tmp_path)
     assert not marker.exists()
 
 
