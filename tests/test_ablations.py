@@ -224,7 +224,8 @@ def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_
 def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
     long = SMALL | {"trainer.max_steps": 150, "trainer.val_check_interval": 150}
     file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
-    words = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out"), "--threads", "1"]
+    words = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
+    words += ["--threads", "1"]
     run = tmp_path / "out" / "async" / "seed_0"
     # Where tests run in the background, SIGINT is ignored, and so it would be here.
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
