@@ -1,6 +1,6 @@
 """Ends runs at the worst moments, runs them again, and compares them with a run that was left alone.
 
-PYTHONPATH=. python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 18, "lost": []} at its end, and works
+PYTHONPATH=. python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 20, "lost": []} at its end, and works
 in the present folder.
 
 In a process of its own, for the reasons of kill_runs.py.
@@ -147,15 +147,18 @@ def judged(child: int, log: Path, expected: int) -> str | None:
     return None
 
 
-def pair(run: str, moment: Callable[[], None] | None, expected: int, port: int) -> str | None:
-    """Run as two processes, of which the second meets the moment."""
-    words = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.init_args.workers", "1"]
+def pair(
+    run: str, moment: Callable[[], None] | None, expected: int, *, strategy: str = "ddp", first_too: bool = False
+) -> str | None:
+    """Run as two processes, of which the second meets the moment, or both do."""
+    port = free_port()
+    words = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.workers", "1"]
     words += ["--data.init_args.batch_size", "24", "--auto_resume", "true", "--trainer.default_root_dir", run]
 
     def work(rank: int) -> Callable[[], None]:
         def begin() -> None:
             os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            if rank and moment is not None:
+            if moment is not None and (rank or first_too):
                 moment()
             train(["fit", "--config", "experiment.yaml", *words])
 
@@ -203,9 +206,17 @@ def damaged() -> str | None:
 def told_apart() -> str | None:
     """The same, where one of two processes gets a signal: both save together and end."""
     shutil.rmtree("run", ignore_errors=True)
-    wrong = pair("whole_pair", None, 0, free_port())
-    wrong = wrong or pair("run", lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM, free_port())
-    return wrong or pair("run", None, 0, free_port()) or lost(Path("whole_pair"), Path("run"))
+    wrong = pair("whole_pair", None, 0)
+    wrong = wrong or pair("run", lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM)
+    return wrong or pair("run", None, 0) or lost(Path("whole_pair"), Path("run"))
+
+
+def shared_out() -> str | None:
+    """The same, where two processes share the network out, and both die."""
+    shutil.rmtree("run", ignore_errors=True)
+    wrong = pair("whole_shared", None, 0, strategy="fully_shard")
+    wrong = wrong or pair("run", lambda: at_step(27, die), KILLED, strategy="fully_shard", first_too=True)
+    return wrong or pair("run", None, 0, strategy="fully_shard") or lost(Path("whole_shared"), Path("run"))
 
 
 def requeued() -> str | None:
@@ -242,6 +253,7 @@ OTHERS = {
     "while events are taken back": rewriting,
     "when the newest is damaged": damaged,
     "by SIGTERM to one of two processes": told_apart,
+    "with a network that is shared out": shared_out,
     "by SLURM": requeued,
 }
 
