@@ -427,13 +427,60 @@ def test_a_repository_of_something_else(line, tmp_path, monkeypatch):
     assert line("somebody/other").startswith("path_or_repo must be a repository with model.safetensors and config.yaml")
 
 
+class Hub:
+    """A hub that takes note of what it is asked for."""
+
+    def __init__(self, refusal: Exception | None = None):
+        self.asked, self.refusal = [], refusal
+
+    def create_repo(self, *words, **options):
+        self.asked.append(("create_repo", words, options))
+        return f"https://huggingface.co/{words[0]}"
+
+    def upload_folder(self, *words, **options):
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append(("upload_folder", words, options))
+
+
+def test_an_export_is_uploaded_where_it_is_asked_for(export, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
+    folder = export("--push_to_hub", "somebody/digits", "--private")
+    files = {"folder_path": folder, "allow_patterns": list(FILES), "commit_message": "Export of shared"}
+    assert hub.asked == [
+        ("create_repo", ("somebody/digits",), {"private": True, "exist_ok": True}),
+        ("upload_folder", (), {"repo_id": "somebody/digits", **files}),
+    ]
+    assert capsys.readouterr().out.endswith("published: https://huggingface.co/somebody/digits\n")
+
+
+def test_a_hub_that_refuses_leaves_the_export(export, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: Hub(OSError("401\nUnauthorized")))
+    )
+    with pytest.raises(SystemExit):
+        export("--push_to_hub", "somebody/digits")
+    assert "error: cannot upload to somebody/digits: 401 Unauthorized: " in capfd.readouterr().err
+    assert AsyncDiffusion.from_pretrained(tmp_path / "shared").guard.stop_after == 10
+    with pytest.raises(SystemExit):
+        export("--push_to_hub", "digits", name="other")
+    assert capfd.readouterr().err == (
+        "error: push_to_hub must be OWNER/NAME of a repository, got digits: somebody/digits, say\n"
+    )
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_library_takes_what_it_is_called_with():
-    """The call of the tests above, against the signature of the library itself."""
+    """The calls of the tests above, against the signatures of the library itself."""
     import inspect
 
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     inspect.signature(snapshot_download).bind("a/b", revision=None, allow_patterns=list(FILES))
+    inspect.signature(HfApi.create_repo).bind(None, "a/b", private=True, exist_ok=True)
+    files = {"folder_path": "a", "allow_patterns": list(FILES), "commit_message": "told"}
+    inspect.signature(HfApi.upload_folder).bind(None, repo_id="a/b", **files)
 
 
 def test_a_run_s_own_file_is_read_as_before(run):

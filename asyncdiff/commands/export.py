@@ -15,6 +15,7 @@ from asyncdiff.commands.parsing import command_parser
 from asyncdiff.evaluation.protocol import commit, read_card
 from asyncdiff.evaluation.weights import file_sha256
 from asyncdiff.exports import is_export
+from asyncdiff.exports.hub import check_repository, published
 from asyncdiff.exports.model_card import model_card, without_places
 from asyncdiff.exports.writing import check_place, write_export
 
@@ -34,7 +35,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WHICH)
     parser.add_argument("--name", type=str | None, help="of the model, in its card; the folder's by default")
     parser.add_argument("--label_names", type=Path | None, help="text file with the name of a class in each line")
+    parser.add_argument("--push_to_hub", type=str | None, help="upload it, too, to OWNER/NAME of the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="of a repository that is made: only for its owner")
     options = parser.parse_args(list(args))
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
     if is_export(options.run):
         raise ValueError(f"RUN must be a run directory or a .ckpt file, got {options.run}, an export: copy the folder")
     check_place(options.output, overwrite=options.overwrite)
@@ -49,6 +54,8 @@ def main(args: Sequence[str]) -> None:
     which = "averaged weights" if config["weights"] == "ema" else "weights of the last step"
     print(f"{which} of step {config['step']}: {config['parameters']:,} parameters; cards of evaluate: {len(cards)}")
     print(f"export: {options.output}")
+    if options.push_to_hub is not None:
+        print(f"published: {published(options.output, options.push_to_hub, private=options.private)}")
 
 
 def contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:

@@ -43,6 +43,44 @@ def located(path_or_repo: str | Path, revision: str | None = None) -> Path:
     return folder
 
 
+def check_repository(name: str) -> None:
+    """Refuse a name of a repository that the hub would refuse, before anything is written."""
+    if not REPOSITORY.fullmatch(name):
+        raise ValueError(f"push_to_hub must be OWNER/NAME of a repository, got {name}: somebody/digits, say")
+
+
+def published(folder: Path, name: str, *, private: bool = False) -> str:
+    """Upload the three files of an export to a repository of the hub, which is made if need be; returns its address.
+
+    The token is that of `hf auth login`, or HF_TOKEN. Other files of the repository stay as they are.
+
+    Args:
+        folder: of an export.
+        name: OWNER/NAME.
+        private: whether a repository that is made is seen by its owner only.
+
+    Raises:
+        ValueError: huggingface_hub is not installed.
+        OSError: the hub cannot be reached, or does not let us; the folder stays.
+    """
+    check_repository(name)
+    try:
+        from huggingface_hub import HfApi  # late: few need it
+    except ImportError as error:
+        raise ValueError(
+            f"push_to_hub must be left out without huggingface_hub, got {name}: pip install huggingface_hub"
+        ) from error
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=private, exist_ok=True)
+        told = f"Export of {folder.name}"
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message=told)
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split()[:30])
+        raise OSError(f"cannot upload to {name}: {told}: {folder} is complete, hf upload {name} {folder}") from error
+    return str(address)
+
+
 def _fetched(name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import snapshot_download  # late: few need it
