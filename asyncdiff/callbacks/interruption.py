@@ -1,5 +1,6 @@
 """What a signal does to a run, at a moment that suits all its processes."""
 
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ class Interruption(Callback):
     The step that has begun is finished, averages included; then every process learns whether any has been told, and all
     save together into checkpoints/last.ckpt and end with the exit code 128 + signal. Lightning by itself acts in the
     middle of a step: one process may then save while another waits for its gradients, both for ever. A second Ctrl-C
-    ends the run at once. A validation is not interrupted.
+    ends the run at once. A validation is not interrupted; what callbacks measure after the last step is, at once.
 
     Under SLURM, `#SBATCH --signal=SIGUSR1@SECONDS` announces the time limit: Lightning saves and requeues the job, and
     the job that is run again goes on by itself. SECONDS must be enough for a step and for writing a checkpoint.
@@ -36,10 +37,11 @@ class Interruption(Callback):
         self._wish, self._signal = NOTHING, 0
         self._requeue: Callable[[int, Any], Any] | None = None  # Lightning's own
         self._usual: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen in Lightning's place."""
-        self._wish, self._requeue = NOTHING, None
+        self._wish, self._requeue, self._trainer = NOTHING, None, trainer
         if threading.current_thread() is not threading.main_thread():
             return  # Python hears signals in the main one only
         if SLURMEnvironment.detect():
@@ -67,9 +69,11 @@ class Interruption(Callback):
             sys.exit(128 + number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let SIGTERM and Ctrl-C end what comes now at once: it is done again by a run that goes on."""
+        """Act on what was heard after the last step, and let SIGTERM end what comes now at once."""
         self._give_back()
-        if self._wish == STOP:  # heard in the validation after the last step
+        if self._wish == REQUEUE and self._requeue is not None:
+            self._requeue(signal.SIGUSR1, None)
+        elif self._wish == STOP:
             sys.exit(128 + (self._signal or signal.SIGTERM))
         self._end_at_once()
 
@@ -89,13 +93,22 @@ class Interruption(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the signals as they were."""
         self._give_back()
+        self._trainer = None
 
     def _hear(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self._wish == STOP:
+        if number == signal.SIGINT and (self._wish == STOP or self._is_judging()):
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and self._is_judging():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         requeue = number == signal.SIGUSR1 and self._requeue is not None
         self._wish = max(self._wish, REQUEUE if requeue else STOP)
         self._signal = number
+
+    def _is_judging(self) -> bool:
+        """Whether training is over, and callbacks measure what came of it: a run that goes on does that again."""
+        module = None if self._trainer is None else self._trainer.lightning_module
+        return module is not None and module._current_fx_name == "on_train_end"
 
     def _end_at_once(self) -> None:
         if threading.current_thread() is threading.main_thread():

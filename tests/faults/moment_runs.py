@@ -1,6 +1,6 @@
 """Ends runs at the worst moments, runs them again, and compares them with a run that was left alone.
 
-PYTHONPATH=. python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 20, "lost": []} at its end, and works
+PYTHONPATH=. python tests/faults/moment_runs.py [MOMENT ...]     prints {"tried": 21, "lost": []} at its end, and works
 in the present folder.
 
 In a process of its own, for the reasons of kill_runs.py.
@@ -25,6 +25,7 @@ from killing import ended, forked, kill, lost
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from asyncdiff.callbacks import SampleGrid
 from asyncdiff.checkpoints.plugin import AtomicCheckpointIO
 from asyncdiff.cli import main as train
 from asyncdiff.module import AsyncDiffusion
@@ -116,6 +117,10 @@ MOMENTS: dict[str, tuple[Callable[[], None], int]] = {
     "by SIGTERM in a step": (lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM),
     "by Ctrl-C in a step": (lambda: during_step(21, signal.SIGINT), 128 + signal.SIGINT),
     "by SIGUSR1 in the step of a validation": (lambda: during_step(25, signal.SIGUSR1), 128 + signal.SIGUSR1),
+    "by SIGTERM in the last evaluation": (
+        lambda: instead(SampleGrid, "on_train_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM)),
+        -signal.SIGTERM,
+    ),
     "when the disk is full": (lambda: instead(torch, "save", full, nth=4), 2),
     "when files get too large": (lambda: at_step(25, lambda: limit(100_000)), 2),
 }
