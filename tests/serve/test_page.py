@@ -103,7 +103,8 @@ class Visit:
         self.browser = browser
 
     def find(self, selector):
-        return self.browser.find_element("css selector", selector)
+        """The first of its kind, as soon as there is one: the server arranges the page anew."""
+        return self.until(lambda: self.browser.find_element("css selector", selector))
 
     def all(self, selector):
         return self.browser.find_elements("css selector", selector)
@@ -117,7 +118,7 @@ class Visit:
     def choose(self, kind):
         self.find(f"input[value={kind}]").click()
         self.until(lambda: self.find(f"input[value={kind}]").is_selected())
-        time.sleep(0.5)  # the server arranges the page anew
+        time.sleep(0.5)
 
     def upload(self, file):
         before = self.script("return document.querySelector('canvas.photo').toDataURL()")
@@ -218,7 +219,9 @@ def test_a_part_is_filled_in_undone_and_cancelled(visit):
     known = pixels(words[words.index("--mask") + 1])
     assert (known == np.repeat([[0, 0, 255, 255, 255, 255, 255, 255]], 8, 0)).all()
     visit.choose("new")
-    visit.find("#size input, #size textarea").send_keys("96x96")
+    size = visit.find("#size input, #size textarea")
+    visit.until(size.is_displayed)
+    size.send_keys("96x96")
     visit.find("#settings button").click()
     steps = visit.find("#steps input[type=number]")
     visit.until(steps.is_displayed)
