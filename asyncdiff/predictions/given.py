@@ -1,7 +1,7 @@
 """Photos as models take them: read, brought to a size, with what is known of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from asyncdiff.masks import Mask
 from asyncdiff.photos import (
     SUFFIXES,
     Fit,
+    Fitting,
+    Pixels,
     by,
     check_same_shape,
     fitted,
@@ -74,11 +76,8 @@ def photos_of(
         mask_is_unknown: the mask says what is unknown.
         mask_seed: seed of a random rule for the first photo.
     """
-    files = photo_files(name, where)
     photos = []
-    for i, (file, stem) in enumerate(zip(files, _names(files), strict=True)):
-        pixels = read_photo(file, channels)
-        how = fitting((pixels.shape[1], pixels.shape[2]), size, fit, patch)
+    for i, (file, stem, pixels, how) in enumerate(_read(name, where, channels, size, fit, patch)):
         if isinstance(mask, Path):
             drawn = _file_for(mask, file, "mask")
             known = read_mask(drawn, mask_is_unknown=mask_is_unknown)
@@ -114,21 +113,28 @@ def edited_of(
         levels: one for all pixels, a file of grey values, or a folder of files named like the photos.
     """
     photos = []
-    for photo, file in zip(
-        photos_of(name, where, channels, size=size, fit=fit, patch=patch), photo_files(name, where), strict=True
-    ):
+    for file, stem, pixels, how in _read(name, where, channels, size, fit, patch):
         if isinstance(levels, Path):
             drawn = _file_for(levels, file, "levels")
-            given, pixels = read_levels(drawn), read_photo(file, 1)
-            original = (pixels.shape[1], pixels.shape[2])
-            check_same_shape(file, original, drawn, (given.shape[0], given.shape[1]), "levels")
-            given = fitted_levels(given, fitting(original, size, fit, patch))
+            given = read_levels(drawn)
+            check_same_shape(file, how.original, drawn, (given.shape[0], given.shape[1]), "levels")
+            given = fitted_levels(given, how)
         else:
-            given = torch.full(photo.known.shape, float(levels))
+            given = torch.full(how.size, float(levels))
         if not given.any():
-            raise ValueError(f"levels must leave something to change, got 0 all over {photo.name}: paint it brighter")
-        photos.append(replace(photo, known=given == 0, levels=given))
+            raise ValueError(f"levels must leave something to change, got 0 all over {stem}: paint it brighter")
+        photos.append(Photo(stem, to_model(fitted(pixels, how)), given == 0, f"{file}: {how.told()}", given))
     return photos
+
+
+def _read(
+    name: str, where: str, channels: int, size: tuple[int, int], fit: Fit, patch: tuple[int, int]
+) -> Iterator[tuple[Path, str, Pixels, Fitting]]:
+    """Every photo's file, its name in results, its pixels, and how they come to the size."""
+    files = photo_files(name, where)
+    for file, stem in zip(files, _names(files), strict=True):
+        pixels = read_photo(file, channels)
+        yield file, stem, pixels, fitting((pixels.shape[1], pixels.shape[2]), size, fit, patch)
 
 
 def levels_for(levels: str) -> float | Path:
