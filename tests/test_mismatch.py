@@ -1,5 +1,7 @@
 """Checkpoints, data and models that do not belong together: one line with both values, the file and the remedy."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import awaken
@@ -68,30 +70,19 @@ CASES = [
         "model.network must be asyncdiff.networks.dit.DiT as in {file}, got asyncdiff.networks.unet.UNet: "
         "set it to asyncdiff.networks.dit.DiT, or {otherwise}",
     ),
-    (
-        "patch size",
-        lambda: model({"patch_size": 4}),
-        "model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or {otherwise}",
-    ),
-    (
-        "channels",
-        lambda: model({"channels": 3}),
-        "model.network.channels must be 1 as in {file}, got 3: set it to 1, or {otherwise}",
-    ),
-    (
-        "classes",
-        lambda: model({"classes": 3}),
-        "model.network.classes must be 10 as in {file}, got 3: set it to 10, or {otherwise}",
-    ),
-    (
-        "width",
-        lambda: model({"dim": 64}),
-        "model.network.dim must be 32 as in {file}, got 64: set it to 32, or {otherwise}",
-    ),
-    (  # the shapes are the same
-        "heads",
-        lambda: model({"heads": 4}),
-        "model.network.heads must be 2 as in {file}, got 4: set it to 2, or {otherwise}",
+    *(
+        (
+            kind,
+            partial(model, {argument: got}),
+            f"model.network.{argument} must be {held} as in {{file}}, got {got}: set it to {held}, or {{otherwise}}",
+        )
+        for kind, argument, held, got in (
+            ("patch size", "patch_size", 2, 4),
+            ("channels", "channels", 1, 3),
+            ("classes", "classes", 10, 3),
+            ("width", "dim", 32, 64),
+            ("heads", "heads", 2, 4),  # the shapes are the same
+        )
     ),
 ]
 CONTINUED = [
