@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from asyncdiff.plots.style import BLUE, FAINT, HAIR, INK, Sheet, styled
 
@@ -63,6 +64,10 @@ def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
     # One bad variant would press all others together at one end.
     if everything and min(everything) > 0 and max(everything) > WIDE * min(everything):
         axes.set_xscale("log")
+        # As plain numbers: between powers of ten Matplotlib writes as many products as it finds, one over the other.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     for at, values in enumerate(rows):
         axes.plot(values, [at] * len(values), "o", color=BLUE, markersize=3, alpha=0.55, markeredgewidth=0)
         if values:
