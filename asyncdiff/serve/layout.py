@@ -1,6 +1,6 @@
 """What is on the page, in its places; what happens there is the page's affair."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -116,106 +116,111 @@ def layout(about: About, limits: Limits, examples: str, scene: str) -> Layout:
         examples: HTML with a button for each.
         scene: what is painted on at first.
     """
-    (height, width), most = about.size, limits.steps
     gr.Markdown(f"# asyncdiff\n{about.told()}", elem_id="about")
     with gr.Row(equal_height=False):
         with gr.Column(scale=6, min_width=420):
-            kind = gr.Radio([(CHOICES[k], k) for k in CHOICES if k in KINDS], value="fill", label="What to do")
-            told = gr.Markdown(TOLD["fill"], elem_id="told")
-            with gr.Column(elem_id="easel") as easel:
-                with gr.Row():
-                    upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", elem_id="upload")
-                    remove = gr.Button("Remove it", size="sm", visible=False, elem_id="remove")
-                picked = gr.HTML(examples, js_on_load=PICK, visible=bool(examples), elem_id="examples")
-                canvas = painter(scene)
-            with gr.Row(visible=False) as around:
-                names = ("above", "right", "below", "left")
-                most_added = 4 * max(about.size)
-                sides = tuple(gr.Slider(0, most_added, value=0, step=1, label=n, min_width=200) for n in names)
-            size = gr.Textbox(
-                label="Size",
-                info="HEIGHTxWIDTH in pixels; whole pictures come out best at the model's own",
-                placeholder=f"{height}x{width}",
-                visible=False,
-                max_length=20,
-                elem_id="size",
-            )
-            tileable = gr.Checkbox(label="tileable: its edges fit each other", visible=False)
-            with gr.Row():
-                classes = [("not told", NO_CLASS), *((str(k), k) for k in range(about.classes))]
-                label = gr.Dropdown(
-                    classes, value=NO_CLASS, label="Class", visible=bool(about.classes), elem_id="class"
-                )
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
-                pictures = gr.Slider(1, limits.pictures, value=1, step=1, label="Pictures")
-            with gr.Accordion("How it is drawn", open=False, elem_id="settings"):
-                order = gr.Dropdown(
-                    [(ORDER_NAMES.get(k, k), k) for k in (TOGETHER, *ORDERS)],
-                    value=TOGETHER,
-                    label="Order",
-                    info="which patches move when",
-                )
-                with gr.Row():
-                    overlap = gr.Slider(
-                        0, 0.95, value=0.75, step=0.05, label="Overlap", visible=False,
-                        info="0: a patch waits until the one before is done; more: they move together",
-                    )  # fmt: skip
-                    steps_per_patch = gr.Slider(
-                        1, min(most, 100), value=16, step=1, label="Steps per patch", visible=False
-                    )
-                    steps = gr.Slider(
-                        1, min(most, 250), value=min(about.steps or 50, 250), step=1, label="Steps",
-                        visible=about.steps is not None, info="from noise to picture; more are finer and slower",
-                        elem_id="steps",
-                    )  # fmt: skip
-                with gr.Row():
-                    guidance = gr.Slider(
-                        1, 6, value=1, step=0.25, label="Class guidance", visible=bool(about.classes),
-                        interactive=False, info="1 is off; needs a class",
-                    )  # fmt: skip
-                    input_guidance = gr.Slider(
-                        0, 4, value=0, step=0.25, label="Input guidance",
-                        info="0 is off; more holds closer to what is given",
-                    )  # fmt: skip
-                movie = gr.Checkbox(about.movie, label="record a GIF", info="of the picture and its noise levels")
+            wanted = _what_to_draw(about, limits, examples, scene) | _how_to_draw(about, limits.steps)
         with gr.Column(scale=5, min_width=380, elem_id="right"):
-            with gr.Row():
-                draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                stop = gr.Button("Cancel", interactive=False, elem_id="stop")
-            view = gr.HTML(EMPTY, elem_id="view", apply_default_css=False)
-            with gr.Row():
-                another = gr.Button("New seed", size="sm", elem_id="another")
-                again = gr.Button("Paint on the result", size="sm", interactive=False, elem_id="again")
-            line = gr.Textbox(
-                label="The same on the command line", lines=3, max_lines=8, interactive=False, buttons=["copy"],
-                elem_id="line", placeholder="The command that draws the same appears here.",
-            )  # fmt: skip
-    return Layout(
-        kind=kind,
-        told=told,
-        easel=easel,
-        upload=upload,
-        remove=remove,
-        examples=picked,
-        painter=canvas,
-        sides=sides,
-        around=around,
-        size=size,
-        tileable=tileable,
-        label=label,
-        seed=seed,
-        another=another,
-        pictures=pictures,
-        order=order,
-        overlap=overlap,
-        steps=steps,
-        steps_per_patch=steps_per_patch,
-        guidance=guidance,
-        input_guidance=input_guidance,
-        movie=movie,
-        draw=draw,
-        stop=stop,
-        view=view,
-        again=again,
-        line=line,
+            result = _result()
+    return Layout(**wanted, **result)
+
+
+def _what_to_draw(about: About, limits: Limits, examples: str, scene: str) -> dict[str, Any]:
+    height, width = about.size
+    kind = gr.Radio([(CHOICES[k], k) for k in CHOICES if k in KINDS], value="fill", label="What to do")
+    told = gr.Markdown(TOLD["fill"], elem_id="told")
+    with gr.Column(elem_id="easel") as easel:
+        with gr.Row():
+            upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", elem_id="upload")
+            remove = gr.Button("Remove it", size="sm", visible=False, elem_id="remove")
+        picked = gr.HTML(examples, js_on_load=PICK, visible=bool(examples), elem_id="examples")
+        canvas = painter(scene)
+    with gr.Row(visible=False) as around:
+        names = ("above", "right", "below", "left")
+        most_added = 4 * max(about.size)
+        sides = tuple(gr.Slider(0, most_added, value=0, step=1, label=n, min_width=200) for n in names)
+    size = gr.Textbox(
+        label="Size",
+        info="HEIGHTxWIDTH in pixels; whole pictures come out best at the model's own",
+        placeholder=f"{height}x{width}",
+        visible=False,
+        max_length=20,
+        elem_id="size",
     )
+    tileable = gr.Checkbox(label="tileable: its edges fit each other", visible=False)
+    with gr.Row():
+        classes = [("not told", NO_CLASS), *((str(k), k) for k in range(about.classes))]
+        label = gr.Dropdown(classes, value=NO_CLASS, label="Class", visible=bool(about.classes), elem_id="class")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+        pictures = gr.Slider(1, limits.pictures, value=1, step=1, label="Pictures")
+    return {
+        "kind": kind,
+        "told": told,
+        "easel": easel,
+        "upload": upload,
+        "remove": remove,
+        "examples": picked,
+        "painter": canvas,
+        "sides": sides,
+        "around": around,
+        "size": size,
+        "tileable": tileable,
+        "label": label,
+        "seed": seed,
+        "pictures": pictures,
+    }
+
+
+def _how_to_draw(about: About, most: int) -> dict[str, Any]:
+    with gr.Accordion("How it is drawn", open=False, elem_id="settings"):
+        order = gr.Dropdown(
+            [(ORDER_NAMES.get(k, k), k) for k in (TOGETHER, *ORDERS)],
+            value=TOGETHER,
+            label="Order",
+            info="which patches move when",
+        )
+        with gr.Row():
+            overlap = gr.Slider(
+                0, 0.95, value=0.75, step=0.05, label="Overlap", visible=False,
+                info="0: a patch waits until the one before is done; more: they move together",
+            )  # fmt: skip
+            steps_per_patch = gr.Slider(1, min(most, 100), value=16, step=1, label="Steps per patch", visible=False)
+            steps = gr.Slider(
+                1, min(most, 250), value=min(about.steps or 50, 250), step=1, label="Steps",
+                visible=about.steps is not None, info="from noise to picture; more are finer and slower",
+                elem_id="steps",
+            )  # fmt: skip
+        with gr.Row():
+            guidance = gr.Slider(
+                1, 6, value=1, step=0.25, label="Class guidance", visible=bool(about.classes),
+                interactive=False, info="1 is off; needs a class",
+            )  # fmt: skip
+            input_guidance = gr.Slider(
+                0, 4, value=0, step=0.25, label="Input guidance",
+                info="0 is off; more holds closer to what is given",
+            )  # fmt: skip
+        movie = gr.Checkbox(about.movie, label="record a GIF", info="of the picture and its noise levels")
+    return {
+        "order": order,
+        "overlap": overlap,
+        "steps": steps,
+        "steps_per_patch": steps_per_patch,
+        "guidance": guidance,
+        "input_guidance": input_guidance,
+        "movie": movie,
+    }
+
+
+def _result() -> dict[str, Any]:
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        stop = gr.Button("Cancel", interactive=False, elem_id="stop")
+    view = gr.HTML(EMPTY, elem_id="view", apply_default_css=False)
+    with gr.Row():
+        another = gr.Button("New seed", size="sm", elem_id="another")
+        again = gr.Button("Paint on the result", size="sm", interactive=False, elem_id="again")
+    line = gr.Textbox(
+        label="The same on the command line", lines=3, max_lines=8, interactive=False, buttons=["copy"],
+        elem_id="line", placeholder="The command that draws the same appears here.",
+    )  # fmt: skip
+    return {"draw": draw, "stop": stop, "view": view, "another": another, "again": again, "line": line}
