@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.protocol import differences, told, value_at
 from asyncdiff.evaluation.weights import file_sha256, tensors_sha256
+from datamodules.storage.whole_files import replace
 
 Rows = Float[Tensor, "n d"]
 
@@ -52,7 +51,7 @@ def place(stamp: Mapping[str, Any]) -> Path:
 
 def save(reference: Reference, file: Path) -> None:
     """Write a safetensors file as a whole: a reader finds the old one or the new one. OSError where it cannot be."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as as_bytes
 
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.cov}
     if reference.rows is not None:
@@ -61,14 +60,7 @@ def save(reference: Reference, file: Path) -> None:
     told_with: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.stamp}
     told_with["sha256"] = _sha256(told_with, tensors)
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, new = tempfile.mkstemp(prefix=f".{file.name}-", dir=file.parent)
-    os.close(handle)
-    try:
-        save_file(tensors, new, metadata={"reference": json.dumps(told_with)})
-        os.replace(new, file)
-    except OSError:
-        Path(new).unlink(missing_ok=True)
-        raise
+    replace(file, [as_bytes(tensors, metadata={"reference": json.dumps(told_with)})])
 
 
 def load(file: Path) -> Reference:
