@@ -20,8 +20,8 @@ $(VENV)/installed: requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt
 	@touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # A finished demo is not trained again, an interrupted one goes on where it was.
@@ -54,5 +54,4 @@ docs: install-dev
 	@echo "open site/index.html, or with its search: $(BIN)/python -m http.server -d site"
 
 hooks: install-dev
-	$(BIN)/python -m pip install --disable-pip-version-check -q pre-commit
 	$(BIN)/pre-commit install

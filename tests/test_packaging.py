@@ -53,6 +53,8 @@ def test_what_is_in_the_wheel(wheel):
     required = [line.removeprefix("Requires-Dist: ") for line in told.splitlines() if line.startswith("Requires-Dist")]
     assert {"torch>=2.8", "lightning>=2.6.6"} <= set(required)
     assert 'gradio>=6; extra == "serve"' in required
+    extras = {line.removeprefix("Provides-Extra: ") for line in told.splitlines() if line.startswith("Provides-Extra")}
+    assert extras >= {"latents", "serve", "docs", "dev"}
 
 
 def test_what_is_installed_trains_and_draws_elsewhere(wheel, tmp_path):
@@ -61,7 +63,7 @@ def test_what_is_installed_trains_and_draws_elsewhere(wheel, tmp_path):
     # What it depends on is lent by this environment.
     (lent,) = (tmp_path / "venv").glob("lib/*/site-packages")
     (lent / "lent.pth").write_text(sysconfig.get_path("purelib"))
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel, cwd=tmp_path)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--ignore-installed", "-q", wheel, cwd=tmp_path)
     command = tmp_path / "venv" / "bin" / "asyncdiff"
     told = run(
         python, "-c", "import asyncdiff, datamodules; print(asyncdiff.__file__, datamodules.__file__)", cwd=tmp_path
