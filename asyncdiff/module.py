@@ -1,6 +1,6 @@
 """AsyncDiffusion: what is trained, as a LightningModule. It owns the network and nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -8,7 +8,6 @@ from typing import Any, Literal, cast
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from asyncdiff import mismatch, recipe, tasks
 from asyncdiff.checkpoints import choose, read_checkpoint
@@ -20,7 +19,8 @@ from asyncdiff.held_out import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.objective import objective
 from asyncdiff.optimisation import Optimised
-from asyncdiff.predictions import Generate, Request, Task
+from asyncdiff.predicted import Predicted, check_predictions
+from asyncdiff.predictions import Task
 from asyncdiff.pretrained import load_pretrained
 from asyncdiff.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
@@ -34,7 +34,7 @@ from asyncdiff.weightings import Velocity, Weighting
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
 
 
-class AsyncDiffusion(Optimised):
+class AsyncDiffusion(Predicted, Optimised):
     """An objective over random level maps, and the sampler that draws images with what it learns.
 
     All randomness of a training step is a function of the seed and of the key of the batch's first sample, which the
@@ -69,6 +69,7 @@ class AsyncDiffusion(Optimised):
             `asyncdiff.pretrained`. A run that is continued has its own. It is no part of a checkpoint.
         task: what `predict` draws; whole images by default. It is no part of a checkpoint.
         predict_count: images that `predict` draws, with seeds 0, 1, ...; so many of every photo, if the task has any.
+        predict_seeds: their seeds, in place of 0 .. predict_count - 1.
         predict_labels: their classes, in turn over the photos or else over the seeds; by default all classes in turn
             for whole images, none for photos. An empty list tells none.
         predict_batch_size: images drawn together.
@@ -97,6 +98,7 @@ class AsyncDiffusion(Optimised):
         pretrained: str | None = None,
         task: Task | None = None,
         predict_count: int = 64,
+        predict_seeds: Sequence[int] | None = None,
         predict_labels: Sequence[int] | None = None,
         predict_batch_size: int = 64,
     ):
@@ -121,6 +123,7 @@ class AsyncDiffusion(Optimised):
         self.pretrained = pretrained
         self.task = task
         self.predict_count = predict_count
+        self.predict_seeds = predict_seeds
         self.predict_labels = predict_labels
         self.predict_batch_size = predict_batch_size
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
@@ -129,6 +132,7 @@ class AsyncDiffusion(Optimised):
         self._stream: int | None = None  # seed of the draws of the present step
         self.latents: dict[str, Any] = {}  # identities of their codec as far as known, see `mismatch.know_latents`
         check_settings(self)
+        check_predictions(self)
         if compiled:  # in place: the names of the weights stay, and so does what a checkpoint says of the network
             network.compile()
 
@@ -289,22 +293,6 @@ class AsyncDiffusion(Optimised):
         """What `validation_step` logs, on the test split."""
         self._evaluate(batch, "test")
 
-    def predict_requests(self) -> list[Request]:
-        """Every picture that `predict` draws, on whichever process."""
-        return self._task.requests(self, seeds=range(self.predict_count), labels=self.predict_labels)
-
-    def predict_dataloader(self) -> DataLoader:
-        """The batches of requests that `predict` draws, this process's share of them."""
-        rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
-        mine = self.predict_requests()[rank::world]
-        # A process without any takes an empty batch: Lightning would let it go, and others wait for it for ever.
-        share = self._task.batches(self, mine) if mine else [[]]
-        return DataLoader(_Batches(share), batch_size=None, collate_fn=list)
-
-    def predict_step(self, batch: list[Request], batch_idx: int) -> Image:
-        """The pictures of a batch of requests."""
-        return self._task.finished(self, batch) if batch else torch.empty(0, *self.shape, device=self.device)
-
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -376,10 +364,6 @@ class AsyncDiffusion(Optimised):
 
     # Parts
 
-    @property
-    def _task(self) -> Task:
-        return self.task or Generate()
-
     def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
         grid = self.denoiser.grid(self.shape[1:])
         draw = self.levels(batch, grid, generator=generator, device=self.device)
@@ -414,16 +398,3 @@ class AsyncDiffusion(Optimised):
             mean = cast(ImageMean, self.means[f"{stage}/{name}"])
             mean.update(value)
             self.log(f"{stage}/{name}", mean)
-
-
-class _Batches(IterableDataset):
-    """Batches as they are. Iterable, so that Lightning leaves the sharding to us."""
-
-    def __init__(self, batches: Sequence[list[Request]]):
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Request]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)

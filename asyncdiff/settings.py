@@ -19,7 +19,6 @@ def check_settings(model: Any) -> None:
     if model.level_values < 0 or model.level_values == 1:
         raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {model.level_values}: try 256")
     within("label_dropout", model.label_dropout, 0, 1, "0.1 is usual")
-    at_least("predict_count", model.predict_count, 1, "set the images to draw")
     at_least("predict_batch_size", model.predict_batch_size, 1, "set the images to draw together")
     at_least("uncertainty_weight", model.uncertainty_weight, 0, "0.01 is Patch Forcing's")
     if model.codec is not None:

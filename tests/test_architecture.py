@@ -64,6 +64,7 @@ ALLOWED = {
     "photos": set(),
     "codecs": {"shapes", "checkpoints"},
     "predictions": {"shapes", "codecs", "denoiser", "sampling", "orders", "masks", "tasks", "canvases", "photos"},
+    "predicted": {"predictions", "shapes"},
     "tasks": {"shapes", "denoiser", "sampling"},
     "networks": {"shapes"},
     "recipe": set(),
@@ -77,7 +78,8 @@ ALLOWED = {
     "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
     | {"likelihood", "sampling", "tasks", "checkpoints"},
     "module": ({*MATHEMATICS} - {"masks"})
-    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out", "predictions"}
+    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out"}
+    | {"predictions", "predicted"}
     | {"optimisation", "settings", "mismatch", "exports"},
     "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
     "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}

@@ -1,6 +1,7 @@
 """`python -m asyncdiff`: the overview, mistakes in a line, what `levels` writes, and what is drawn."""
 
 import inspect
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -355,10 +356,26 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
         assert (picture.int() - commanded[name].int()).abs().max() <= 1
 
 
+def test_pictures_have_a_record_that_draws_them_again(run, photo):
+    words = ["--image", photo, "--mask", "square", "--seeds", "4,1", "--labels", "2", "--steps", "3", "--guidance", "2"]
+    main(["inpaint", str(run), *words, "--output", "out"])
+    text = Path("out/predict.yaml").read_text()
+    command = text.splitlines()[1].removeprefix("#   python -m asyncdiff ")
+    assert command == shlex.join(["inpaint", str(run), *words])
+    assert "train.py" not in text  # the run has no experiment
+    said = yaml.safe_load(text)
+    assert said["trainer"]["precision"] == "32-true"
+    assert said["model"]["predict_seeds"] == [4, 1]
+    assert said["model"]["predict_labels"] == [2]
+    assert said["model"]["sampler"]["init_args"]["steps"] == 3
+    assert said["model"]["task"]["init_args"]["mask"] == "square"
+
+
 def test_serve_needs_gradio(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in ("page", "layout", "painter"):
         monkeypatch.delitem(sys.modules, f"asyncdiff.serve.{name}", raising=False)
+        monkeypatch.delattr(f"asyncdiff.serve.{name}", raising=False)
     assert refused("serve", str(run)) == "serve needs the package gradio, got none: pip install gradio"
 
 

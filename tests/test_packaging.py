@@ -63,7 +63,8 @@ def test_what_is_installed_trains_and_draws_elsewhere(wheel, tmp_path):
     # What it depends on is lent by this environment.
     (lent,) = (tmp_path / "venv").glob("lib/*/site-packages")
     (lent / "lent.pth").write_text(sysconfig.get_path("purelib"))
-    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--ignore-installed", "-q", wheel, cwd=tmp_path)
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--ignore-installed", "-q"]
+    run(*install, wheel, cwd=tmp_path)
     command = tmp_path / "venv" / "bin" / "asyncdiff"
     told = run(
         python, "-c", "import asyncdiff, datamodules; print(asyncdiff.__file__, datamodules.__file__)", cwd=tmp_path

@@ -17,6 +17,7 @@ from asyncdiff import adaptive, class_paths, look_ahead, recipe, repaint  # noqa
 from asyncdiff.cli_errors import ReportingParser
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.parsing import CODEC, command_parser, with_codec, with_underscores
+from asyncdiff.commands.records import RECORD, record
 from asyncdiff.exports import is_export
 from asyncdiff.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.photos import PhotoWarning, to_bytes
@@ -55,6 +56,7 @@ class Drawing:
         requests: the pictures.
         folder: for the files.
         filmed: whether there is to be a movie.
+        record: how they are made, as a file of YAML.
     """
 
     task: Task
@@ -62,14 +64,21 @@ class Drawing:
     requests: Sequence[Request]
     folder: Path
     filmed: bool
+    record: str
 
     @property
     def movie(self) -> Path:
         """The file of the movie, where there is one."""
         return self.folder / MOVIE
 
+    @property
+    def recorded(self) -> Path:
+        """The file that says how they are made."""
+        return self.folder / RECORD
+
     def steps(self) -> Iterator[Step]:
         """Every state; after the last one all files but the sheet are written."""
+        self.recorded.write_text(self.record)
         batches, movie, before = self.task.batches(self.model, self.requests), WalkMovie() if self.filmed else None, 0
         for number, batch in enumerate(batches):
             state = None
@@ -119,6 +128,7 @@ def drawing_of(
     seeds: str,
     words: Sequence[str],
     load: Callable[[Path, Any], Any] | None = None,
+    more: Sequence[str] = (),
 ) -> Drawing:
     """What the words of a command ask for, read and checked.
 
@@ -129,6 +139,7 @@ def drawing_of(
         seeds: as `draw` takes it.
         words: as `draw` takes them.
         load: makes the model of a checkpoint and the options; `loaded` by default.
+        more: words that `load` has heeded already, for the record.
     """
     parser = _parser(command, kind, description, seeds)
     options = parser.instantiate(parser.parse_args([with_underscores(word) for word in words]))
@@ -143,7 +154,22 @@ def drawing_of(
         raise ValueError("--guidance must be given with labels to be guided by, got none: add --labels")
     usual = run_of(checkpoint) / "predictions" / task.name
     folder = fresh_folder(options.output or usual, given=options.output is not None)
-    return Drawing(task, model, requests, folder, options.gif)
+    said = [command, *without(words, "--output"), *more, *class_paths.option()]
+    run = run_of(checkpoint)
+    made = record(said, task, model, seeds=given_seeds, labels=labels, options=options, run=run, checkpoint=checkpoint)
+    return Drawing(task, model, requests, folder, options.gif, made)
+
+
+def without(words: Sequence[str], option: str) -> list[str]:
+    """The words but for an option and its value."""
+    left: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == option:
+            next(waiting, None)
+        elif not word.startswith(f"{option}="):
+            left.append(word)
+    return left
 
 
 def checkpoint_of(run: Path, ckpt_path: Path | None) -> Path:

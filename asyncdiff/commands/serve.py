@@ -86,7 +86,9 @@ class Planner:
         if self.options.weights != "auto":
             said += ["--weights", self.options.weights]
         into = ["--output", str(folder / "pictures")]
-        drawing = drawing_of(said[0], TASKS[said[0]], DESCRIPTION, "0", [*said[1:], *into], load=self._again)
+        drawing = drawing_of(
+            said[0], TASKS[said[0]], DESCRIPTION, "0", [*said[1:], *into], load=self._again, more=self.codec
+        )
         return drawing, line([*said, *self.codec, *class_paths.option()])
 
     def _again(self, checkpoint: Path, options: Any) -> Any:

@@ -60,6 +60,10 @@ class Drawing(Protocol):
     def movie(self) -> Path:
         """Its file."""
 
+    @property
+    def recorded(self) -> Path:
+        """The file that says how they are made."""
+
     def steps(self) -> Iterator[Step]:
         """Every state; after the last one the files are written."""
 
@@ -97,6 +101,7 @@ class Result:
         pictures: their files.
         movie: its file, None without.
         line: the command that draws the same.
+        recorded: a YAML file that says the same to `train.py predict`.
         notes: what was done with the photo that its owner may not expect.
         seconds: that it took.
     """
@@ -104,6 +109,7 @@ class Result:
     pictures: list[Path]
     movie: Path | None
     line: str
+    recorded: Path
     notes: list[str]
     seconds: float
 
@@ -160,7 +166,8 @@ class Job:
             notes = [str(w.message) for w in told if issubclass(w.category, PhotoWarning)]
             files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
             seconds = time.monotonic() - started
-            self.result = Result(files, drawing.movie if drawing.filmed else None, line, notes, seconds)
+            movie = drawing.movie if drawing.filmed else None
+            self.result = Result(files, movie, line, drawing.recorded, notes, seconds)
             self.where = "done"
         except (ValueError, OSError) as error:
             self.error, self.where = " ".join(str(error).split()), "failed"

@@ -71,7 +71,8 @@ def finished(result: Result, job: Job) -> str:
     figures = [_figure(url, size, scale, caption) for url, size, caption in images]
     notes = "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in result.notes)
     movie = "" if result.movie is None else _movie(result.movie)
-    return _status("Done", f"in {result.seconds:.1f} seconds.", notes) + _row(figures) + movie
+    record = _link(result.recorded, "text/yaml", "Save YAML")
+    return _status("Done", f"in {result.seconds:.1f} seconds.", notes) + _row(figures) + movie + record
 
 
 def _pairs(look: Look) -> str:
@@ -100,9 +101,13 @@ def _figure(url: str, size: Sequence[int], scale: float, caption: str) -> str:
     return f'<figure><img alt="" src="{url}" style="{shape}"><figcaption>{caption}</figcaption></figure>'
 
 
+def _link(file: Path, kind: str, caption: str) -> str:
+    url = _url(kind, file.read_bytes())
+    return f'<a class="save" download="{escape(file.name)}" href="{url}">{caption}</a>'
+
+
 def _movie(file: Path) -> str:
-    url = _url("image/gif", file.read_bytes())
-    link = f'<a class="save" download="{escape(file.name)}" href="{url}">Save GIF</a>'
+    url, link = _url("image/gif", file.read_bytes()), _link(file, "image/gif", "Save GIF")
     shown = f'<details open><summary>How it came about</summary><img alt="movie" src="{url}"></details>'
     return f'<div class="movie">{link}{shown}</div>'
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_run import small_run
 
+from asyncdiff import cli
 from asyncdiff.__main__ import main
 from asyncdiff.commands.serve import Planner
 from asyncdiff.photos import PhotoWarning, read_photo
@@ -62,7 +63,7 @@ def finished(studio, wish):
     ],
     ids=lambda wish: f"{wish.kind}-{wish.order}",
 )
-def test_the_line_that_is_shown_draws_the_same_files(wish, studio, tmp_path):
+def test_the_line_and_the_yaml_that_are_shown_draw_the_same_files(wish, studio, tmp_path):
     result = finished(studio, wish)
     words = shlex.split(result.line)
     assert words[:3] == ["python", "-m", "asyncdiff"]
@@ -71,6 +72,13 @@ def test_the_line_that_is_shown_draws_the_same_files(wish, studio, tmp_path):
     assert (result.movie is not None) == wish.movie
     for file in [*result.pictures, *([result.movie] if result.movie else [])]:
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    predicting = result.recorded.read_text().splitlines()[3].removeprefix("#   ")
+    words = shlex.split(predicting.replace(" predict.yaml ", f" {result.recorded} "))
+    assert words[:3] == ["python", "train.py", "predict"]
+    cli.main([*words[2:], "--trainer.default_root_dir", str(tmp_path / "predicted")])
+    (folder,) = (tmp_path / "predicted" / "predictions").iterdir()
+    for file in result.pictures:
+        assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["fill", "change"])
@@ -142,6 +150,7 @@ class Walk:
     shown: int = 0
     filmed = False
     movie = Path("walk.gif")
+    recorded = Path("predict.yaml")
     requests = ()
 
     def steps(self):

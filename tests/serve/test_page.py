@@ -192,8 +192,9 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
     words = shlex.split(visit.drawn())
     visit.find("#view a.save[download$='.png']").click()
     visit.find("#view a.save[download$='.gif']").click()
+    visit.find("#view a.save[download$='.yaml']").click()
     saved = tmp_path / "saved"
-    visit.until(lambda: sorted(f.suffix for f in saved.iterdir()) == [".gif", ".png"])
+    visit.until(lambda: sorted(f.suffix for f in saved.iterdir()) == [".gif", ".png", ".yaml"])
     (picture,) = saved.glob("*.png")
     assert (pixels(picture)[:, :4] == photo[:, :4]).all()
     assert (pixels(picture)[:, 4:] != photo[:, 4:]).mean() > 0.5
@@ -202,6 +203,7 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
     words = [sys.executable, *words[1:], "--output", str(tmp_path / "again")]
     subprocess.run(words, cwd=ROOT, env=THREADS, check=True, capture_output=True)
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again" / "predict.yaml").read_text() == (saved / "predict.yaml").read_text()
     assert (tmp_path / "again" / "walk.gif").read_bytes() == next(saved.glob("*.gif")).read_bytes()
     elsewhere = [url for url in visit.addresses() if not url.startswith((page, "data:", "blob:"))]
     assert elsewhere == []
