@@ -11,7 +11,9 @@
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob
@@ -35,6 +37,9 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM",
 WHITE = (255, 255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and JPEG weigh red, green and blue
 MAX_PIXELS = 2**28  # of an enlarged photo before its crop: only absurd aspect ratios come so far
+
+
+_notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 class PhotoWarning(UserWarning):
@@ -300,4 +305,19 @@ def save_png(pixels: UInt8[Tensor, "c h w"], file: Path) -> None:
 
 def warn(text: str) -> None:
     """Tell the owner of a photo."""
-    warnings.warn(text, PhotoWarning, stacklevel=3)
+    notes = _notes.get()
+    if notes is None:
+        warnings.warn(text, PhotoWarning, stacklevel=3)
+    else:
+        notes.append(text)
+
+
+@contextmanager
+def collected() -> Iterator[list[str]]:
+    """A list of what would have been warnings; in this thread alone, other than `warnings.catch_warnings`."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)

@@ -48,6 +48,8 @@ def main(args: Sequence[str]) -> None:
     within("--port", options.port, 0, 65535, "7860 is usual")
     within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 are 1024x1024")
     checkpoint = checkpoint_of(options.run, options.ckpt_path)
+    if checkpoint.is_symlink():  # of a run that goes on: lines name what was read, not what is the last one by then
+        checkpoint = checkpoint.parent / checkpoint.readlink()
     page = _page()  # before the model is read: it may be missing
     planner = Planner(checkpoint, options, _codec_words(args))
     page.serve(

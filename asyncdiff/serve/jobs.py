@@ -3,7 +3,6 @@
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from asyncdiff.photos import PhotoWarning, to_bytes
+from asyncdiff.photos import collected, to_bytes
 from asyncdiff.predictions import Request, State
 from asyncdiff.serve.wishes import Limits, Wish, check
 
@@ -157,13 +156,11 @@ class Job:
         started = time.monotonic()
         self.where = "drawing"
         try:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", PhotoWarning)
+            with collected() as notes:
                 drawing, line = plan(self.wish, folder())
                 if not self._walk(drawing):
                     self.where = "stopped"
                     return
-            notes = [str(w.message) for w in told if issubclass(w.category, PhotoWarning)]
             files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
             seconds = time.monotonic() - started
             movie = drawing.movie if drawing.filmed else None

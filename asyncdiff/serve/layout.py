@@ -83,6 +83,7 @@ class Layout(NamedTuple):
     easel: gr.Column
     upload: gr.UploadButton
     remove: gr.Button
+    note: gr.HTML
     examples: gr.HTML
     painter: gr.HTML
     sides: tuple[gr.Slider, ...]
@@ -131,8 +132,10 @@ def _what_to_draw(about: About, limits: Limits, examples: str, scene: str) -> di
     told = gr.Markdown(TOLD["fill"], elem_id="told")
     with gr.Column(elem_id="easel") as easel:
         with gr.Row():
-            upload = gr.UploadButton("Upload a picture", file_types=["image"], size="sm", elem_id="upload")
+            # Of any type: the browser would pass others over without a word.
+            upload = gr.UploadButton("Upload a picture", size="sm", elem_id="upload")
             remove = gr.Button("Remove it", size="sm", visible=False, elem_id="remove")
+        note = gr.HTML("", elem_id="note", apply_default_css=False)
         picked = gr.HTML(examples, js_on_load=PICK, visible=bool(examples), elem_id="examples")
         canvas = painter(scene)
     with gr.Row(visible=False) as around:
@@ -159,6 +162,7 @@ def _what_to_draw(about: About, limits: Limits, examples: str, scene: str) -> di
         "easel": easel,
         "upload": upload,
         "remove": remove,
+        "note": note,
         "examples": picked,
         "painter": canvas,
         "sides": sides,

@@ -16,19 +16,20 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from asyncdiff.photos import by, fitted, fitting, photo_files, read_photo, to_bytes
+from asyncdiff.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes
 from asyncdiff.predictions import Generate
 from asyncdiff.predictions.spaces import check_pictures, patch_of, window_of
 from asyncdiff.serve.jobs import LOOKS, Job, Plan, Studio
 from asyncdiff.serve.layout import NO_CLASS, TOLD, About, Layout, layout
 from asyncdiff.serve.painter import painted, scene
-from asyncdiff.serve.pictures import data_url, failed, finished, on_its_way, stopped, waiting
+from asyncdiff.serve.pictures import data_url, failed, finished, noted, on_its_way, stopped, waiting
 from asyncdiff.serve.wishes import KINDS, TOGETHER, Limits, Wish
 
 Photo = UInt8[Tensor, "c h w"]
 
 EXAMPLES = 6
 SEEDS = 2**31
+LONGEST = 16  # times the shorter side
 HOUR = 3600  # uploads are thrown away after one
 FONT = ("system-ui", "sans-serif")  # what the machine has: nothing is fetched
 
@@ -120,17 +121,25 @@ def examples_of(where: str, model: Any, about: About, limits: Limits) -> list[Ph
 
 
 def photo_of(file: Path, about: About, limits: Limits) -> Photo:
-    """A file as the model takes it; ValueError if it is too large or no picture."""
+    """A file as the model takes it; ValueError if it is too large, too long or no picture."""
+    unread = f"pictures must be files that can be read, got {file.name}: save it as PNG or JPEG"
     try:
         with Image.open(file) as image:  # its head alone
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"pictures must be files that can be read, got {file.name}: save it as PNG or JPEG") from error
+        raise ValueError(unread) from error
     if width * height > limits.photo_pixels:
         raise ValueError(
             f"pictures must have at most {limits.photo_pixels} pixels, got {by((height, width))}: reduce it first"
         )
-    pixels = read_photo(file, about.channels)
+    if max(width, height) > LONGEST * min(width, height):  # it would be enlarged before it is cut
+        raise ValueError(
+            f"pictures must be {LONGEST} times as long as wide at most, got {width}x{height}: cut it first"
+        )
+    try:
+        pixels = read_photo(file, about.channels)
+    except ValueError as error:  # its path is the server's affair
+        raise ValueError(unread) from error
     how = fitting((pixels.shape[1], pixels.shape[2]), about.size, "crop", about.patch)
     return fitted(pixels, how)
 
@@ -166,7 +175,7 @@ class _Events:
         """Tie the components to what they do."""
         parts = self.parts
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        shown = [self.photo, parts.painter, parts.view]
+        shown = [self.photo, parts.painter, parts.note]
         arranged = [
             parts.told,
             parts.easel,
@@ -204,9 +213,11 @@ class _Events:
     def upload(self, file: str, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
         """Show a file."""
         try:
-            return self._shown(photo_of(Path(file), self.about, self.studio.limits), kind, photo)
+            with collected() as notes:
+                pixels = photo_of(Path(file), self.about, self.studio.limits)
         except (ValueError, OSError) as error:
-            return {self.parts.view: failed(str(error))}
+            return {self.parts.note: failed(str(error))}
+        return self._shown(pixels, kind, photo) | {self.parts.note: noted(notes)}
 
     def pick(self, kind: str, photo: tuple[Photo | None, int], event: gr.EventData) -> dict[Any, Any]:
         """Show an example."""
@@ -226,7 +237,8 @@ class _Events:
 
     def _shown(self, pixels: Photo | None, kind: str, before: tuple[Photo | None, int]) -> dict[Any, Any]:
         number = before[1] + 1
-        return {self.photo: (pixels, number), self.parts.painter: self._scene(pixels, kind, number)}
+        scene = self._scene(pixels, kind, number)
+        return {self.photo: (pixels, number), self.parts.painter: scene, self.parts.note: ""}
 
     def _scene(self, pixels: Photo | None, kind: str, number: int) -> Any:
         return gr.update(scene=scene(pixels, self.about.patch, kind if KINDS[kind].painted else "none", number))
@@ -239,7 +251,7 @@ class _Events:
         given = KINDS[kind].needs_photo or ordered
         return [
             TOLD[kind],
-            gr.update(visible=kind != "new"),
+            gr.update(visible=True if kind != "new" else "hidden"),  # what leaves the page loses its paint
             gr.update(visible=kind == "texture"),
             gr.update(visible=kind == "extend"),
             gr.update(visible=kind in ("new", "texture")),

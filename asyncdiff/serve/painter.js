@@ -9,14 +9,15 @@ const HINTS = {
   none: "",
 };
 let scene = { mode: "none", photo: null, number: -1 };
-let paint = new Uint8Array(0);
-let history = [];
-let level = 255;
+let papers = {}; // what is painted in each mode, its history and its brush
 let photo = null;
-let last = null;
+let stroke = null; // the pointer that paints, and where it was last
 
-const levels = JSON.parse(props.levels);
-for (const percent of levels) {
+function paper() {
+  return papers[scene.mode];
+}
+
+function brush(percent) {
   const button = document.createElement("button");
   const grey = Math.round((255 * percent) / 100);
   button.className = "brush";
@@ -30,7 +31,7 @@ for (const percent of levels) {
 }
 
 function choose(grey) {
-  level = grey;
+  paper().level = grey;
   for (const button of element.querySelectorAll(".brush")) {
     button.classList.toggle("chosen", Number(button.dataset.level) === grey);
   }
@@ -41,30 +42,37 @@ function factor() {
   return Math.max(1, Math.floor(SIDE / Math.max(scene.height, scene.width)));
 }
 
+// A picture that is new has no paint in any mode; a mode that is empty takes over what is painted in the other.
+function lay() {
+  const fresh = (level) => ({ paint: new Uint8Array(scene.height * scene.width), history: [], level });
+  papers = { fill: fresh(255), change: fresh(Math.round((255 * scene.levels[2]) / 100)), none: fresh(0) };
+  const size = $(".size");
+  size.max = Math.max(4, Math.ceil(Math.max(scene.height, scene.width) / 3));
+  size.value = Math.max(1, Math.round(Math.max(scene.height, scene.width) / 12));
+}
+
 function load(text) {
   const next = JSON.parse(text);
   const same = next.number === scene.number && next.height === scene.height && next.width === scene.width;
-  const mode = scene.mode;
   scene = next;
+  stroke = null;
+  if (!$(".brush")) scene.levels.forEach(brush);
   const bare = !scene.photo;
   element.querySelector(".painter").classList.toggle("bare", bare);
   element.querySelector(".painter").dataset.mode = bare ? "none" : scene.mode;
   $(".hint").textContent = HINTS[scene.mode];
   if (bare) return publish(new Uint8Array(0));
-  if (!same) {
-    history = [];
-    paint = new Uint8Array(scene.height * scene.width);
-    const size = $(".size");
-    size.max = Math.max(4, Math.ceil(Math.max(scene.height, scene.width) / 3));
-    size.value = Math.max(1, Math.round(Math.max(scene.height, scene.width) / 12));
+  if (!same) lay();
+  const other = papers[{ fill: "change", change: "fill" }[scene.mode]];
+  if (other && !paper().paint.some((value) => value)) {
+    paper().paint = scene.mode === "fill" ? other.paint.map((value) => (value ? 255 : 0)) : other.paint.slice();
   }
-  if (!same || mode !== scene.mode) choose(scene.mode === "change" ? Math.round((255 * levels[2]) / 100) : 255);
-  if (scene.mode === "fill") paint = paint.map((value) => (value ? 255 : 0));
+  choose(paper().level);
   const image = new Image();
   image.onload = () => {
     photo = image;
     show();
-    publish(paint);
+    publish(paper().paint);
   };
   image.src = scene.photo;
 }
@@ -77,7 +85,7 @@ function patches() {
   for (let y = 0; y < gh * ph; y++) {
     for (let x = 0; x < gw * pw; x++) {
       const at = Math.floor(y / ph) * gw + Math.floor(x / pw);
-      most[at] = Math.max(most[at], paint[y * scene.width + x]);
+      most[at] = Math.max(most[at], paper().paint[y * scene.width + x]);
     }
   }
   return [most, gh, gw];
@@ -105,7 +113,7 @@ function veil() {
   layer.width = scene.width;
   layer.height = scene.height;
   const pixels = layer.getContext("2d").createImageData(scene.width, scene.height);
-  paint.forEach((value, i) => pixels.data.set([...BLUE, value ? 38 + 0.75 * value : 0], 4 * i));
+  paper().paint.forEach((value, i) => pixels.data.set([...BLUE, value ? 38 + 0.75 * value : 0], 4 * i));
   layer.getContext("2d").putImageData(pixels, 0, 0);
   return layer;
 }
@@ -137,11 +145,12 @@ function publish(bytes) {
   let text = "";
   for (let i = 0; i < bytes.length; i += 4096) text += String.fromCharCode(...bytes.subarray(i, i + 4096));
   props.value = btoa(text);
+  element.querySelector(".painter").dataset.paint = props.value;
 }
 
 function put(x, y) {
   if (x < 0 || y < 0 || x >= scene.width || y >= scene.height) return;
-  paint[y * scene.width + x] = level;
+  paper().paint[y * scene.width + x] = paper().level;
 }
 
 // A disc around a place in pixels of the picture; of whole patches all that it touches.
@@ -170,54 +179,57 @@ function place(event) {
 }
 
 function remember() {
-  history.push(paint.slice());
-  if (history.length > 30) history.shift();
+  paper().history.push(paper().paint.slice());
+  if (paper().history.length > 30) paper().history.shift();
 }
 
 function painting() {
   return scene.photo && scene.mode !== "none";
 }
 
+// One pointer at a time, the left button alone: menus, second fingers and lost releases paint nothing.
 $(".photo").addEventListener("pointerdown", (event) => {
-  if (!painting()) return;
+  if (!painting() || stroke || event.button !== 0) return;
   event.preventDefault();
   $(".photo").setPointerCapture(event.pointerId);
   remember();
-  last = place(event);
-  dab(...last);
+  stroke = { pointer: event.pointerId, at: place(event) };
+  dab(...stroke.at);
   show();
 });
+
+function lift() {
+  stroke = null;
+  publish(paper().paint);
+}
 
 $(".photo").addEventListener("pointermove", (event) => {
-  if (!last) return;
-  const [x, y] = place(event);
-  const steps = Math.max(1, Math.ceil(2 * Math.hypot(x - last[0], y - last[1])));
-  for (let i = 1; i <= steps; i++) {
-    dab(last[0] + ((x - last[0]) * i) / steps, last[1] + ((y - last[1]) * i) / steps);
-  }
-  last = [x, y];
+  if (!stroke || event.pointerId !== stroke.pointer) return;
+  if (!(event.buttons & 1)) return lift();
+  const [[x0, y0], [x, y]] = [stroke.at, place(event)];
+  const steps = Math.max(1, Math.ceil(2 * Math.hypot(x - x0, y - y0)));
+  for (let i = 1; i <= steps; i++) dab(x0 + ((x - x0) * i) / steps, y0 + ((y - y0) * i) / steps);
+  stroke.at = [x, y];
   show();
 });
 
-for (const name of ["pointerup", "pointercancel"]) {
-  $(".photo").addEventListener(name, () => {
-    if (!last) return;
-    last = null;
-    publish(paint);
+for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
+  $(".photo").addEventListener(name, (event) => {
+    if (stroke && event.pointerId === stroke.pointer) lift();
   });
 }
 
 function edited(change) {
   if (!painting()) return;
-  change();
+  change(paper());
   show();
-  publish(paint);
+  publish(paper().paint);
 }
 
 $(".eraser").addEventListener("click", () => choose(0));
-$(".undo").addEventListener("click", () => edited(() => (paint = history.pop() || paint)));
-$(".clear").addEventListener("click", () => edited(() => (remember(), paint.fill(0))));
-$(".all").addEventListener("click", () => edited(() => (remember(), paint.fill(level))));
+$(".undo").addEventListener("click", () => edited((on) => (on.paint = on.history.pop() || on.paint)));
+$(".clear").addEventListener("click", () => edited((on) => (remember(), on.paint.fill(0))));
+$(".all").addEventListener("click", () => edited((on) => (remember(), on.paint.fill(on.level))));
 
 watch("scene", () => load(props.scene));
 load(props.scene);

@@ -46,7 +46,6 @@ def painter(first: str) -> gr.HTML:
         apply_default_css=False,
         elem_id="painter",
         scene=first,
-        levels=json.dumps(LEVELS),
     )
 
 
@@ -59,7 +58,7 @@ def scene(photo: UInt8[Tensor, "c h w"] | None, patch: tuple[int, int], mode: st
         mode: "fill", "change", or "none" to look only.
         number: of the photo; another number takes all paint away.
     """
-    described: dict[str, Any] = {"mode": mode, "number": number, "photo": None, "patch": patch}
+    described: dict[str, Any] = {"mode": mode, "number": number, "photo": None, "patch": patch, "levels": LEVELS}
     if photo is not None:
         described |= {"photo": data_url(photo), "height": photo.shape[1], "width": photo.shape[2]}
     return json.dumps(described)

@@ -69,10 +69,14 @@ def finished(result: Result, job: Job) -> str:
         images.append((url, size, f'<a class="save" download="{escape(file.name)}" href="{url}">Save PNG</a>'))
     scale = (SIDE if len(images) <= 2 else SEVERAL) / max(max(size) for _, size, _ in images)
     figures = [_figure(url, size, scale, caption) for url, size, caption in images]
-    notes = "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in result.notes)
     movie = "" if result.movie is None else _movie(result.movie)
     record = _link(result.recorded, "text/yaml", "Save YAML")
-    return _status("Done", f"in {result.seconds:.1f} seconds.", notes) + _row(figures) + movie + record
+    return _status("Done", f"in {result.seconds:.1f} seconds.", noted(result.notes)) + _row(figures) + movie + record
+
+
+def noted(notes: Sequence[str]) -> str:
+    """What was done to a photo that its owner may not expect."""
+    return "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in notes)
 
 
 def _pairs(look: Look) -> str:

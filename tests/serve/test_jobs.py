@@ -3,7 +3,6 @@
 import shlex
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from small_run import small_run
 from asyncdiff import cli
 from asyncdiff.__main__ import main
 from asyncdiff.commands.serve import Planner
-from asyncdiff.photos import PhotoWarning, read_photo
+from asyncdiff.photos import read_photo, warn
 from asyncdiff.predictions import State
 from asyncdiff.serve.jobs import LOOKS, Studio
 from asyncdiff.serve.wishes import Limits, Wish
@@ -242,7 +241,7 @@ def test_a_bug_is_told_to_whoever_started_the_server(tmp_path, capsys):
     def plan(wish, folder):
         if wish.seed == 0:
             raise KeyError("a bug")
-        warnings.warn("a note", PhotoWarning, stacklevel=1)
+        warn("a note")
         return Walk(folder), "line"
 
     studio = Studio(plan, tmp_path)

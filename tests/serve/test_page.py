@@ -1,5 +1,6 @@
 """The page in a real browser: paint, draw, save, draw the same on the command line; cancel; nothing from elsewhere."""
 
+import base64
 import json
 import os
 import re
@@ -46,6 +47,12 @@ def test_photos_come_to_the_models_size_or_are_refused(tmp_path):
         photo_of(tmp_path / "a.png", ABOUT, Limits(photo_pixels=500))
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
+        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # its head is whole
+    with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
+        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="must be 16 times as long as wide at most, got 1700x100: cut it"):
         photo_of(tmp_path / "b.png", ABOUT, Limits())
     (tmp_path / "b.png").unlink()
     (example,) = examples_of(str(tmp_path), None, ABOUT, Limits())
@@ -96,6 +103,12 @@ def visit(page, tmp_path):
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
+PAINT = """
+const canvas = document.querySelector("canvas.photo");
+return canvas.closest(".painter").dataset.paint || "";
+"""
+
+
 class Visit:
     """What someone does at the page."""
 
@@ -132,6 +145,10 @@ class Visit:
         x = int((column + 0.5 - 4) * side)
         steps = ActionChains(self.browser).move_to_element_with_offset(canvas, x, int(-3.5 * side)).click_and_hold()
         steps.move_by_offset(0, int(3 * side)).move_by_offset(0, int(4 * side)).release().perform()
+
+    def paint(self):
+        """What the painter would send: a byte per pixel."""
+        return np.frombuffer(base64.b64decode(self.script(PAINT)), dtype=np.uint8).reshape(8, 8)
 
     def draw(self):
         self.find("#draw").click()
@@ -236,6 +253,78 @@ def test_a_part_is_filled_in_undone_and_cancelled(visit):
     assert int(re.search(r"\d+", visit.status)[0]) < 250
     visit.until(lambda: visit.find("#draw").is_enabled())
     assert visit.line == ""
+
+
+@pytest.mark.slow
+def test_paint_is_of_its_mode_and_outlives_the_others(visit):
+    """Levels of Change are whole again after Fill in, what is undone is what was painted there, and nothing is lost."""
+    visit.choose("change")
+    visit.all(".brush")[0].click()
+    visit.stroke(0)
+    visit.stroke(3)
+    changed = np.repeat([[64, 64, 64, 64, 0, 0, 0, 0]], 8, 0)
+    until_painted(visit, changed)
+    visit.choose("fill")  # takes over what is painted
+    until_painted(visit, changed // 64 * 255)
+    visit.stroke(7)
+    until_painted(visit, np.repeat([[255, 255, 255, 255, 0, 0, 255, 255]], 8, 0))
+    visit.find(".undo").click()
+    until_painted(visit, changed // 64 * 255)
+    visit.find(".undo").click()  # nothing was painted here before
+    until_painted(visit, changed // 64 * 255)
+    for kind in ("new", "extend", "texture", "change"):
+        visit.choose(kind)
+    until_painted(visit, changed)
+    assert visit.find(".brush.chosen").get_attribute("data-level") == "64"
+    visit.find(".undo").click()
+    until_painted(visit, np.repeat([[64, 64, 0, 0, 0, 0, 0, 0]], 8, 0))
+
+
+@pytest.mark.slow
+def test_one_pointer_paints_with_its_main_button(visit):
+    visit.choose("fill")
+    visit.script("document.querySelector('canvas.photo').setPointerCapture = () => {}")  # made-up pointers have none
+    assert not visit.paint().any()
+    point = """
+        const canvas = document.querySelector("canvas.photo"), box = canvas.getBoundingClientRect();
+        const [kind, pointerId, x, button, buttons] = arguments;
+        const clientX = box.left + (x + 0.5) * box.width / 8, clientY = box.top + box.height / 2;
+        canvas.dispatchEvent(new PointerEvent(kind, {pointerId, clientX, clientY, button, buttons, bubbles: true}));
+    """
+
+    def does(*event):
+        visit.browser.execute_script(point, *event)
+
+    does("pointerdown", 1, 0, 2, 2)  # the menu's button
+    does("pointermove", 1, 7, -1, 2)
+    does("pointerup", 1, 7, 2, 0)
+    assert not visit.paint().any()
+    does("pointerdown", 1, 0, 0, 1)
+    does("pointerdown", 2, 7, 0, 1)  # a second finger
+    does("pointermove", 2, 6, -1, 1)
+    does("pointermove", 1, 1, -1, 0)  # the button was released where no one saw it
+    does("pointermove", 1, 4, -1, 0)
+    visit.until(lambda: visit.paint().any())
+    assert not visit.paint()[:, 2:].any()
+
+
+@pytest.mark.slow
+def test_what_is_uploaded_is_told_beside_it(visit, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    visit.find("input[type=file]").send_keys(str(tmp_path / "notes.txt"))
+    visit.until(lambda: "files that can be read, got notes.txt" in visit.find("#note .failed").text)
+    clear = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    visit.upload(tmp_path / "clear.png")
+    visit.until(lambda: "clear.png: what shines through in 63 pixels is taken as white" in visit.find("#note").text)
+    assert not visit.all("#note .failed")
+    Image.fromarray(clear[..., :3]).save(tmp_path / "opaque.png")
+    visit.upload(tmp_path / "opaque.png")
+    visit.until(lambda: not visit.find("#note").text)
+
+
+def until_painted(visit, expected):
+    visit.until(lambda: (visit.paint() == expected).all())
 
 
 def test_a_port_that_is_taken_is_one_line(tmp_path):
