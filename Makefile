@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: help install install-dev demo test lint types experiments hooks docs clean-demo
 help:
-	@echo "make install   create $(VENV) from requirements.txt (demo and test do it by themselves)"
+	@echo "make install   create $(VENV) from requirements.txt, with the command asyncdiff (demo and test do it by themselves)"
 	@echo "make demo      train on handwritten digits and draw pictures into runs/demo (minutes, CPU is enough)"
 	@echo "make test      lint, types and tests"
 	@echo "make docs      the documentation site, into site/"
@@ -14,10 +14,10 @@ install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
 # The stamps make a second call install nothing; a change of the requirements installs again.
-$(VENV)/installed: requirements.txt
+$(VENV)/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: try make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -r requirements.txt -e .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed

@@ -1,6 +1,9 @@
 """Train, validate, test or draw images: python train.py fit --config experiments/demo.yaml."""
 
-from asyncdiff.cli import main
+from asyncdiff.__main__ import packages_told
+
+with packages_told():
+    from asyncdiff.cli import main
 
 if __name__ == "__main__":
     main()

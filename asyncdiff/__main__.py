@@ -2,7 +2,8 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 # Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
 COMMANDS = {
@@ -34,15 +35,29 @@ def main(words: Sequence[str] | None = None) -> None:
         print(overview())
         return
     if words[0] in TRAINING:
-        from asyncdiff.cli import main as train
+        with packages_told():
+            from asyncdiff.cli import main as train
 
         train(list(words))
         return
-    from asyncdiff.class_paths import gate  # has a parser to load, which the overview does not need
-    from asyncdiff.cli_errors import one_line_errors
+    with packages_told():
+        from asyncdiff.class_paths import gate  # has a parser to load, which the overview does not need
+        from asyncdiff.cli_errors import one_line_errors
 
     with one_line_errors(words[1:]), gate(words[1:]) as left:
         command(words[0])(left)
+
+
+@contextmanager
+def packages_told() -> Iterator[None]:
+    """End the program with one line where a package is missing: most often another Python was meant."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("asyncdiff", "datamodules"):
+            raise  # a mistake of ours
+        missing = f"error: the package {error.name} must be installed, got none in {sys.executable}"
+        sys.exit(f"{missing}: use .venv/bin/python after make install, or pip install -r requirements.txt")
 
 
 def overview() -> str:

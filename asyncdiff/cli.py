@@ -3,6 +3,7 @@
 Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows where they were found.
 """
 
+import logging
 import math
 import os
 import re
@@ -18,6 +19,7 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
@@ -103,7 +105,10 @@ class ExperimentCLI(LightningCLI):
             plugins = [*plugins, AtomicCheckpointIO()]
         again = _goes_on(bool(self._get(self.config, "auto_resume", default=False)))
         usual = (callbacks.Continuation(take_over=again), callbacks.Interruption())
-        missing = [callback for callback in usual if not any(isinstance(one, type(callback)) for one in given)]
+        missing: list[Any] = [one for one in usual if not any(isinstance(other, type(one)) for other in given)]
+        shown = config.get("enable_progress_bar") is not False
+        if shown and not any(isinstance(one, ProgressBar) for one in given):
+            missing.append(callbacks.StepProgress())
         return super().instantiate_trainer(plugins=plugins, callbacks=[*given, *missing], **kwargs)
 
     def before_predict(self) -> None:
@@ -167,8 +172,7 @@ def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
     # A dictionary that looks like a class, where any value may stand, is a dictionary.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
-    # It is meant: some words of the program have been taken, or are others.
-    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    _quiet()
     return kind(
         AsyncDiffusion,
         LightningDataModule,
@@ -183,6 +187,32 @@ def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
         trainer_defaults={"use_distributed_sampler": False},
         args=args,
     )
+
+
+# What libraries say to each other, and what is meant here: some words of the program have been taken, or are others;
+# the batches of `predict` are an iterable whose length is right.
+UNSAID = (
+    "LightningCLI's args parameter",
+    r"(?s).*`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"(?s).*``instantiate_classes`` was deprecated",
+    r"(?s).*By default only one JsonargparseDeprecationWarning",
+    "Your `IterableDataset` has `__len__` defined",
+)
+ADVERTISED = ("Tip: For seamless cloud", "`weights_only` was not set")  # in logs; weights are read as such anyway
+
+
+def _quiet() -> None:
+    """Leave out what no user of this program can do anything about."""
+    for message in UNSAID:
+        warnings.filterwarnings("ignore", message)
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        logger = logging.getLogger(f"lightning.pytorch.{name}")
+        logger.removeFilter(_worth_reading)
+        logger.addFilter(_worth_reading)
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in ADVERTISED)
 
 
 def run_directory(default_root_dir: Any) -> Path:

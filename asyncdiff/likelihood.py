@@ -6,8 +6,9 @@ For every path drawn independently of x, with x_t the image noised to the level 
                  - E log p(x | x_0),
 
 an equality for a perfect denoiser, on every path: what differs between paths is what the network is inconsistent by.
-The line integral is that of VDM (arXiv:2107.00630) and MuLAN (arXiv:2312.13236) along curves of level maps. On a path
-that holds known patches at t = 0 it bounds -log p(unknown | known).
+AsyncPatch Diffusion (arXiv:2606.07079) proves a bound for levels that differ between patches; the line integral is that
+of VDM (arXiv:2107.00630) and MuLAN (arXiv:2312.13236) along curves of level maps. On a path that holds known patches at
+t = 0 it bounds -log p(unknown | known).
 """
 
 import math

@@ -383,7 +383,10 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
     ("words", "message"),
     [
         (["sample", "nowhere"], "RUN must be a run directory of train.py, a .ckpt file or an export, got nowhere"),
-        (["sample", "."], "checkpoint_path must be a file, got checkpoints/last.ckpt"),
+        (
+            ["sample", "."],
+            "RUN must hold checkpoints/last.ckpt, got . without: --ckpt_path FILE names another",
+        ),
         (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
         (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
         (["sample", "RUN", "--labels", "cat"], "--labels must be whole numbers such as 0,3,8-15, got cat"),

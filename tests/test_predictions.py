@@ -61,7 +61,9 @@ def test_generate_is_the_models_own(model):
 
 def test_other_sizes_that_patches_cover(model):
     assert Generate("4x10").draw(model, seeds=[0]).shape == (1, 3, 4, 10)
-    with pytest.raises(ValueError, match="the sides of the image must be multiples of the patch size 2, got 5x8"):
+    with pytest.raises(
+        ValueError, match="sides of the picture must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
+    ):
         Generate("5x8").draw(model, seeds=[0])
 
 
@@ -229,7 +231,10 @@ def test_latents_are_no_pictures():
     [
         (lambda p: Inpaint(p, "sqare"), "masks must be named .* did you mean square"),
         (lambda p: Inpaint(p, "none.png"), "mask must be a file, a folder or the name of a set, got none.png"),
-        (lambda p: Inpaint(p, size="9x8"), "must be multiples of the patch size 2, got 9x8"),
+        (
+            lambda p: Inpaint(p, size="9x8"),
+            "must be multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest",
+        ),
         (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
         (lambda p: Inpaint(p, size="8x8", fit="keep"), "size must be left out where fit is keep"),
         (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern, got none.jpg"),
@@ -241,7 +246,10 @@ def test_latents_are_no_pictures():
         (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
         (lambda p: Outpaint(p, to="6x16"), "to must exceed the photo, got 6x16 for 8x8"),
         (lambda p: Outpaint(p, to="8x8"), "to must exceed the photo"),
-        (lambda p: Outpaint(p, right=3, size="4x4"), "must be multiples of the patch size 2, got 4x7"),
+        (
+            lambda p: Outpaint(p, right=3, size="4x4"),
+            "must be multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is the nearest",
+        ),
         (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
         (lambda p: Outpaint(saved(Path(p).with_name("low.png"), 4, 4), right=8, fit="keep"), "size .* 8x8, got 4x12"),
         (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),

@@ -11,6 +11,7 @@ from asyncdiff.callbacks.interruption import Interruption
 from asyncdiff.callbacks.level_loss import LevelLoss
 from asyncdiff.callbacks.level_maps import LevelMaps
 from asyncdiff.callbacks.likelihood import Likelihood
+from asyncdiff.callbacks.progress import StepProgress
 from asyncdiff.callbacks.sample_grid import SampleGrid
 from asyncdiff.callbacks.throughput import Throughput
 
@@ -27,5 +28,6 @@ __all__ = [
     "LevelMaps",
     "Likelihood",
     "SampleGrid",
+    "StepProgress",
     "Throughput",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.module import AsyncDiffusion
 from asyncdiff.predictions import Request
-from asyncdiff.predictions.album import fresh_folder, write, write_sheet
+from asyncdiff.predictions.album import fresh_folder, notes_of, write, write_sheet
 
 
 class ImageWriter(Callback):
@@ -53,7 +53,7 @@ class ImageWriter(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             requests = pl_module.predict_requests()
-            for note in dict.fromkeys(request.note for request in requests if request.note):
+            for note in notes_of(requests):
                 rank_zero_info(note)
             if pl_module.task is not None:
                 write_sheet(requests, self._folder)

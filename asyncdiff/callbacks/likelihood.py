@@ -26,8 +26,9 @@ from asyncdiff.tasks import evaluation_mode
 class Likelihood(Measurement):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
 
-    The bound is an equality on every path for a perfect model: the gap, the largest less the smallest mean, says how
-    far the network is from one consistent joint score. bits_per_dim_parts/PATH/* are its terms,
+    The bound is an equality on every path for a perfect model. The gap says how far the network is from one consistent
+    joint score: it is that of the loosest path above the tightest, which are chosen on one half of the images and
+    compared on the other. bits_per_dim_parts/PATH/* are its terms,
     bits_per_dim_by_level/PATH/* the diffusion term by noise level; the picture images/bits shows where in the image
     they are. With averaged weights where the run has any, in full precision, on images spread evenly over the split.
 

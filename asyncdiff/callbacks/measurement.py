@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from asyncdiff.callbacks.progress import tell
 from asyncdiff.callbacks.schedule import EverySteps
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.module import AsyncDiffusion
@@ -62,6 +63,7 @@ class Measurement(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure the result, unless the last step has just done so."""
         if trainer.global_step != self._measured_at:
+            tell(trainer, f"measuring: {self.name or type(self).__name__.lower()}")
             self._measure(trainer, pl_module)
             self._write(trainer)
 

@@ -1,6 +1,7 @@
-"""How a command ends: mistakes of the user's with one line and exit code 2, bugs with their traceback."""
+"""How a command ends: mistakes of the user's with one line and exit code 2, Ctrl-C with 130, bugs with a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ def one_line_errors(words: Sequence[str]) -> Iterator[None]:
         yield
     except UsageError as error:
         _stop(explain(error, words), error)
+    except KeyboardInterrupt:
+        if os.environ.get("ASYNCDIFF_TRACEBACK"):
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         line = users_error(error)
         if line is None:

@@ -51,7 +51,9 @@ def near_class(path: str) -> str:
     everywhere = {entry.rpartition(".")[2]: entry for entry in known}
     if close := near(path, same, 0.0):
         return close
-    return f"{module}.{close}" if (close := near(name, siblings)) else everywhere.get(near(name, everywhere), "")
+    if close := near(name, siblings):
+        return f"{module}.{close}"
+    return everywhere.get(near(name, everywhere, 0.75), "")  # of any kind: it has to be very like
 
 
 def known_classes() -> dict[str, type]:

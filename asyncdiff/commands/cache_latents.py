@@ -17,7 +17,7 @@ from asyncdiff import class_paths
 from asyncdiff.caching import Settings, cache, verify
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
-from asyncdiff.commands.parsing import command_parser
+from asyncdiff.commands.parsing import add_device, command_parser
 from asyncdiff.commands.ranks import environment
 from datamodules.base import ImageDataModule
 from datamodules.storage.latent_shards import read_manifest
@@ -148,7 +148,7 @@ def _parser() -> Any:
     parser.add_argument("--flip", type=bool, default=True, help="store the latents of the mirrored images, too")
     parser.add_argument("--shard_size", type=int | None, help="images per shard; by default such that it has 256 MB")
     parser.add_argument("--batch_size", type=int, default=64, help="images that are encoded together")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--processes", type=int, default=1, help="of this machine, each with a GPU if there are any")
     parser.add_argument("--verify", action="store_true", help="encode nothing: compare every byte with the manifest")
     return parser

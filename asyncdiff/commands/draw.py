@@ -2,13 +2,14 @@
 
 import inspect
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -16,14 +17,14 @@ from tqdm.auto import tqdm
 from asyncdiff import adaptive, class_paths, look_ahead, recipe, repaint  # noqa: F401  their samplers may be named without the module
 from asyncdiff.cli_errors import ReportingParser
 from asyncdiff.codecs import Codec
-from asyncdiff.commands.parsing import CODEC, command_parser, with_codec, with_underscores
+from asyncdiff.commands.parsing import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
 from asyncdiff.commands.records import RECORD, record
 from asyncdiff.exports import is_export
 from asyncdiff.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.photos import PhotoWarning, to_bytes
 from asyncdiff.plots.walk_movie import SHOWN, WalkMovie
 from asyncdiff.predictions import Autoregress, Request, State, Task
-from asyncdiff.predictions.album import fresh_folder, write, write_sheet
+from asyncdiff.predictions.album import fresh_folder, notes_of, write, write_sheet
 from asyncdiff.sampling import ImageSampler
 
 MOVIE = "walk.gif"
@@ -107,12 +108,19 @@ def draw(command: str, kind: type[Task], description: str, seeds: str, words: Se
     with plain_warnings():
         drawing = drawing_of(command, kind, description, seeds, words)
         requests, folder = drawing.requests, drawing.folder
-        for note in dict.fromkeys(request.note for request in requests if request.note):
+        for note in notes_of(requests):
             print(note)
-        with tqdm(desc=drawing.task.name, unit="step", disable=None) as bar:
-            for step in drawing.steps():
-                bar.total = step.total
-                bar.update(step.done - bar.n)
+        try:
+            with tqdm(desc=drawing.task.name, unit="step", disable=None) as bar:
+                for step in drawing.steps():
+                    bar.total = step.total
+                    bar.update(step.done - bar.n)
+        except KeyboardInterrupt:
+            there = len(list(folder.glob("*.png")))
+            print(f"stopped with {there} of {len(requests)} pictures" + (f": {folder}" if there else ""))
+            if not there:
+                shutil.rmtree(folder)
+            raise
         sheet = write_sheet(requests, folder)
     print(f"{len(requests)} {'picture' if len(requests) == 1 else 'pictures'}: {folder}")
     if sheet is not None:
@@ -182,7 +190,11 @@ def checkpoint_of(run: Path, ckpt_path: Path | None) -> Path:
         raise FileNotFoundError(
             f"RUN must be a run directory of train.py, a .ckpt file or an export, got {run}: there is none"
         )
-    return ckpt_path or run / "checkpoints" / "last.ckpt"
+    if ckpt_path is None and not (last := run / "checkpoints" / "last.ckpt").exists():
+        below = sorted(str(path.parent.parent) for path in run.glob("*/checkpoints/last.ckpt"))
+        remedy = f"runs below it are {', '.join(below[:4])}" if below else "--ckpt_path FILE names another"
+        raise FileNotFoundError(f"RUN must hold checkpoints/last.ckpt, got {run} without: {remedy}")
+    return ckpt_path or last
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -304,8 +316,8 @@ def _parser(command: str, kind: type[Task], description: str, seeds: str) -> Rep
     parser.add_argument("--output", type=Path | None, help="folder; RUN/predictions/TASK, numbered, by default")
     parser.add_argument("--gif", action="store_true", help=f"also a movie of the first {SHOWN} and their level maps")
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
-    parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    add_weights(parser)
+    add_device(parser)
     return parser
 
 

@@ -13,7 +13,7 @@ from asyncdiff.checkpoints import choose, read_checkpoint
 from asyncdiff.checks import at_least
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.experiment import Experiment
-from asyncdiff.commands.parsing import CODEC, with_codec
+from asyncdiff.commands.parsing import CODEC, add_device, add_weights, with_codec
 from asyncdiff.evaluation.protocol import software
 from asyncdiff.evaluation.weights import file_sha256
 from asyncdiff.exports import is_export, weight_file
@@ -50,9 +50,9 @@ def add_run(parser: Any, splits: Any = Literal["val", "test"], split: str = "val
     parser.add_argument("run", type=Path, help="a run directory of train.py, its config.yaml, or an exported folder")
     parser.add_argument("--split", type=splits, default=split)
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
-    parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
+    add_weights(parser)
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--output", type=Path | None, help="folder of what is written; RUN/evaluation by default")
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
 

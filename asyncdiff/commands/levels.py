@@ -11,6 +11,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.commands.experiment import Experiment
 from asyncdiff.commands.parsing import command_parser, rows_by_columns
 from asyncdiff.plots.survey import Survey, survey
+from asyncdiff.predictions.album import fresh_folder
 
 GRID = (16, 16)  # of files without a network
 
@@ -19,7 +20,7 @@ def main(args: Sequence[str]) -> None:
     """Draw the samplers of the experiment files that are named."""
     parser = command_parser("levels", "Draw the noise-level samplers of experiments (model.levels) side by side.")
     parser.add_argument("experiments", nargs="+", type=str, help="YAML files of train.py, or of experiments/levels")
-    parser.add_argument("--output", type=str, default="runs/levels", help="folder for pictures and event files")
+    parser.add_argument("--output", type=Path | None, help="folder of all files; runs/levels, numbered, by default")
     parser.add_argument("--names", nargs="+", type=str, help="one per experiment; the names of the files by default")
     parser.add_argument("--grid", type=str, help="ROWSxCOLUMNS of the level map; the network's by default, or 16x16")
     parser.add_argument("--images", type=int, default=4096, help="maps to draw of each sampler")
@@ -38,7 +39,8 @@ def main(args: Sequence[str]) -> None:
         surveyed(experiment, name, grid, images=given.images, seed=given.seed)
         for experiment, name in zip(experiments, names, strict=True)
     ]
-    publish(surveys, Path(given.output), columns=given.columns, moving=given.gif)
+    output = given.output or fresh_folder(Path("runs/levels"), given=False)
+    publish(surveys, output, columns=given.columns, moving=given.gif)
 
 
 def checked_names(names: Sequence[str], count: int) -> Sequence[str]:

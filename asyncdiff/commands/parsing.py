@@ -1,7 +1,9 @@
 """How all commands read their words. Whatever is wrong with them is raised; the dispatcher puts it into one line."""
 
 import re
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from asyncdiff.cli_errors import ReportingParser
 from asyncdiff.codecs import Codec
@@ -14,6 +16,17 @@ def command_parser(command: str, description: str) -> ReportingParser:
     return ReportingParser(
         prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False, parser_mode="omegaconf+"
     )
+
+
+def add_device(parser: ReportingParser) -> None:
+    """The option --device."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=str, default=usual, help="cpu, cuda, cuda:1, mps; cuda where there is one")
+
+
+def add_weights(parser: ReportingParser) -> None:
+    """The option --weights."""
+    parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
 
 
 def with_underscores(word: str) -> str:
@@ -39,5 +52,7 @@ def rows_by_columns(name: str, text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+WEIGHTS = """auto takes the averaged weights where the run kept any, ema insists on them, raw takes those of the last
+step"""
 CODEC = """what makes pictures of a model of latents: a class of asyncdiff.codecs or a YAML file of one; by default what
 the checkpoint names, whose files may have moved"""

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from asyncdiff import class_paths
 from asyncdiff.checks import within
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.draw import Drawing, checkpoint_of, drawing_of, loaded, run_of
-from asyncdiff.commands.parsing import CODEC, command_parser, with_codec, with_underscores
+from asyncdiff.commands.parsing import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
 from asyncdiff.predictions import Autoregress, Edit, Generate, Inpaint, Outpaint, Task, Texture
 from asyncdiff.serve.wishes import Limits, Wish, line
 from asyncdiff.serve.wishes import words as words_of
@@ -41,8 +39,8 @@ def main(args: Sequence[str]) -> None:
     )
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
     parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
-    parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    add_weights(parser)
+    add_device(parser)
     parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="of a picture that is drawn")
     options = parser.instantiate(parser.parse_args([with_underscores(word) for word in args]))
     within("--port", options.port, 0, 65535, "7860 is usual")

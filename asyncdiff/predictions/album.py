@@ -16,6 +16,7 @@ from asyncdiff.predictions.requests import Request
 Tile = UInt8[Tensor, "3 _ _"]  # of any size, and several sizes in one call
 
 SHEET = "sheet.png"
+TOLD = 5  # photos of which it is told what was done to them
 SHOWN = 100  # pictures on a sheet
 MIN_TILE, WIDTH = 96, 1200  # pixels: smaller tiles are enlarged by a whole factor; blocks stand beside each other up to
 COLUMNS, GAP, BETWEEN = 10, 4, 12  # tiles of a block in a row; pixels between them, and between blocks
@@ -39,6 +40,13 @@ def fresh_folder(folder: Path, *, given: bool) -> Path:
         chosen = folder.with_name(f"{folder.name}-{number}")
     chosen.mkdir(parents=True, exist_ok=True)
     return chosen
+
+
+def notes_of(requests: Sequence[Request]) -> list[str]:
+    """What was done to the photos, of the first few of them."""
+    notes = list(dict.fromkeys(request.note for request in requests if request.note))
+    left = len(notes) - TOLD
+    return [*notes[:TOLD], f"and {left} more photos"] if left > 1 else notes
 
 
 def write(images: Float[Tensor, "b c h w"], requests: Sequence[Request], folder: Path) -> None:

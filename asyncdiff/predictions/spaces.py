@@ -70,10 +70,12 @@ def check_pictures(model: Model) -> None:
 def check_size(size: tuple[int, int], model: Model) -> None:
     """Raise ValueError unless whole patches cover a picture of `size` in pixels."""
     patch = patch_of(model)
-    if model.codec is not None and (size[0] % patch[0] or size[1] % patch[1]):
+    if size[0] % patch[0] or size[1] % patch[1]:
+        latents = f"a patch is {by([side // factor_of(model) for side in patch])} latents; "
+        nearest = [max(1, round(side / of)) * of for side, of in zip(size, patch, strict=True)]
         raise ValueError(
             f"the sides of the picture must be multiples of the patch size {by(patch)} in pixels, got {by(size)}: "
-            f"a patch is {by([side // factor_of(model) for side in patch])} latents; choose the nearest multiples"
+            f"{latents if model.codec is not None else ''}{by(nearest)} is the nearest"
         )
     model.denoiser.grid(size_in_space(size, model))
 

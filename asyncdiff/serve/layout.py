@@ -188,9 +188,9 @@ def _how_to_draw(about: About, most: int) -> dict[str, Any]:
                 0, 0.95, value=0.75, step=0.05, label="Overlap", visible=False,
                 info="0: a patch waits until the one before is done; more: they move together",
             )  # fmt: skip
-            steps_per_patch = gr.Slider(1, min(most, 100), value=16, step=1, label="Steps per patch", visible=False)
+            steps_per_patch = gr.Slider(1, most, value=16, step=1, label="Steps per patch", visible=False)
             steps = gr.Slider(
-                1, min(most, 250), value=min(about.steps or 50, 250), step=1, label="Steps",
+                1, most, value=min(about.steps or 50, most), step=1, label="Steps",
                 visible=about.steps is not None, info="from noise to picture; more are finer and slower",
                 elem_id="steps",
             )  # fmt: skip

@@ -53,7 +53,7 @@ def stopped(look: Look | None) -> str:
 
 def failed(error: str) -> str:
     """One line."""
-    return f'<div class="status failed"><b>That does not work</b> <span>{escape(error)}</span></div>'
+    return f'<div class="status failed"><b>That does not work:</b> <span>{escape(error)}</span></div>'
 
 
 def finished(result: Result, job: Job) -> str:

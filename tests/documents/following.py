@@ -41,12 +41,21 @@ class Parsed(BaseException):
 def follow(line: str, *, needs: bool) -> str:
     """Run or check one command; "run" or "checked"."""
     program, *words = words_of(line)
+    if program == "asyncdiff":
+        program, words = "python", ["-m", "asyncdiff", *words]
+    if program == "python" and words[:2] == ["-m", "pip"]:
+        program, words = "pip", words[2:]
     if program == "make":
         assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
     elif program == "pip":
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert words[0] == "install"
-        assert {re.split(r"[><=]", one)[0] for extra in known.values() for one in extra} >= set(words[1:]), line
+        ours = [word for word in words[1:] if word.startswith(".")]  # this repository, with extras
+        assert {extra for one in ours for extra in re.findall(r"[a-z]+", one)} <= set(known), line
+        others = set(words[1:]) - {"-e", *ours}
+        assert {re.split(r"[><=]", one)[0] for extra in known.values() for one in extra} >= others, line
+    elif program == "python" and words[:2] == ["-m", "venv"]:
+        assert words[2:] == ["venv", "&&", "source", "venv/bin/activate"], line
     elif program in LAUNCHERS:
         read(launched(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
@@ -97,8 +106,8 @@ def ended_well(words: list[str]) -> Iterator[None]:
 
 def read(words: list[str]) -> None:
     """Read what follows `python`: every word and every file of it, to the class paths and arguments of the last."""
-    if words[0] == "train.py":
-        config = cli.parsed(words[1:])
+    if words[0] == "train.py" or words[2] in asyncdiff_main.TRAINING:
+        config = cli.parsed(words[1:] if words[0] == "train.py" else words[2:])
         assert config["model"]["network"]["class_path"]
         return
     assert words[:2] == ["-m", "asyncdiff"], words

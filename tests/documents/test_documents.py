@@ -9,7 +9,7 @@ from workplace import furnish, stand_ins, trained
 
 from asyncdiff.cli_errors.reports import UsageError
 
-PROGRAMS = ("python ", "make ", "pip ", "torchrun ", "srun ", "asyncdiff ", "git ")
+PROGRAMS = ("python ", "make ", "pip ", "source ", "torchrun ", "srun ", "asyncdiff ", "git ")
 WITH_BLOCKS = [file for file in DOCUMENTS if any(block.language for block in blocks(file))]
 
 pytestmark = pytest.mark.slow
@@ -84,6 +84,9 @@ def test_most_commands_are_run():
         "python -m benchmarks.nothing",
         "make nothing",
         "pip install nothing",
+        "python -m pip install nothing",
+        "pip install .[nothing]",
+        "asyncdiff smple RUN",
         "rm -r runs",
     ],
 )
