@@ -86,8 +86,9 @@ class Tolerance(Clocks):
     at least (levels left) / (predictions left), beyond `max_stride` if need be.
 
     Args:
-        tolerance: of one stride; the larger, the fewer predictions. In pure noise u is about the standard deviation of
-            the data, next to the clean image about 1, that of the noise.
+        tolerance: largest root mean square error that a stride may add, in model units; the larger, the fewer
+            predictions. In pure noise u is about the standard deviation of the data, next to the clean image about 1,
+            that of the noise.
         max_stride: longest stride in steps of the grid.
         lead: how far the level of a patch may be below the image's highest one, in [0, 1]; a patch that has run so far
             ahead waits. 1 is no bound, which exact Gaussians pay for, too; choose levels that the network has seen.

@@ -44,7 +44,7 @@ class Blobs(Context):
     Args:
         field: the field; Perlin noise by default.
         low: smallest expected share of known patches, in [0, 1].
-        high: largest expected share.
+        high: largest expected share of known patches, in [low, 1].
     """
 
     def __init__(self, field: Field | None = None, low: float = 0.0, high: float = 1.0):

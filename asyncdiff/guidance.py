@@ -36,7 +36,7 @@ class ClassifierFree(Guidance):
     Args:
         scale: 1 is the unguided denoiser, exactly; 0 ignores the label.
         low: lowest level that is guided, in [0, 1].
-        high: highest one.
+        high: highest level that is guided, in [low, 1].
     """
 
     def __init__(self, scale: float, low: float = 0.0, high: float = 1.0):

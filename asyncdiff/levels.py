@@ -226,7 +226,7 @@ class TruncatedGaussian(LevelSampler):
     U(0, tau_max). Here 1 - tau_max is the level of an image's cleanest patches.
 
     Args:
-        std: largest spread within an image.
+        std: largest standard deviation of the levels within an image.
     """
 
     def __init__(self, std: float = 0.2):
@@ -250,7 +250,7 @@ class LogitNormalTruncated(TruncatedGaussian):
     Args:
         loc: mean of logit(tau_max); larger means cleaner.
         scale: standard deviation of logit(tau_max).
-        std: largest spread within an image.
+        std: largest standard deviation of the levels within an image.
     """
 
     def __init__(self, loc: float = 0.7, scale: float = 1.0, std: float = 0.6):
@@ -267,7 +267,7 @@ class Gaussian(LevelSampler):
     """Levels on both sides of a uniform mean m: m + min(m/2, (1 - m)/2, std) n_i, clamped (Patch Forcing's ablation).
 
     Args:
-        std: largest spread within an image.
+        std: largest standard deviation of the levels within an image.
     """
 
     def __init__(self, std: float = 0.2):
@@ -289,7 +289,7 @@ class CleanContext(LevelSampler):
 
     Args:
         levels: the other sampler.
-        probability: that an image gets a context, in [0, 1].
+        probability: share of the images that get a context, in [0, 1].
         context: distribution of the clean parts; boxes, irregular regions and single patches by default.
     """
 
@@ -322,7 +322,7 @@ class Homogeneous(LevelSampler):
 
     Args:
         levels: the other sampler.
-        probability: of a constant map, in [0, 1].
+        probability: share of constant maps, in [0, 1].
     """
 
     def __init__(self, levels: LevelSampler, probability: float = 0.25):

@@ -155,10 +155,10 @@ class Thin(Mask):
     is our own: these are not the masks of its authors.
 
     Args:
-        fewest: strokes, at least 1.
-        most: strokes.
+        fewest: smallest number of strokes, at least 1.
+        most: largest number of strokes, at least `fewest`.
         length: of the longest segment, in pixels of an image whose shorter side has 256; at least 10.
-        width: of the widest, likewise; at least 5.
+        width: of the widest segment, in the same pixels; at least 5.
         boxes: probability that 1 to 4 unknown boxes with sides of 30 to 150 are added, in [0, 1].
     """
 
@@ -209,10 +209,10 @@ class Wide(Thin):
     """Unknown under a few wide strokes and boxes, as LaMa draws them for 256x256 pixels; see `Thin`.
 
     Args:
-        fewest: strokes, at least 1.
-        most: strokes.
+        fewest: smallest number of strokes, at least 1.
+        most: largest number of strokes, at least `fewest`.
         length: of the longest segment, in pixels of an image whose shorter side has 256; at least 10.
-        width: of the widest, likewise; at least 5.
+        width: of the widest segment, in the same pixels; at least 5.
         boxes: probability that 1 to 4 unknown boxes with sides of 30 to 150 are added, in [0, 1].
     """
 

@@ -52,8 +52,8 @@ class AsyncDiffusion(Predicted, Optimised):
             names it, and has none of its weights.
         image_size: side of the images in pixels, or of the latents.
         learning_rate: of AdamW, after the warm-up.
-        betas: of AdamW.
-        weight_decay: of AdamW.
+        betas: decay rates of AdamW's averages of the gradient and of its square.
+        weight_decay: decoupled weight decay of AdamW, times the learning rate.
         warmup_steps: steps over which the learning rate grows linearly from 0.
         stop_after_bad_steps: a step whose loss or gradient is NaN or infinite is skipped; so many in a row end the run,
             with a file of what was in the last one. 0 never ends it.

@@ -180,7 +180,7 @@ class LinearVP(Process):
 
     Args:
         beta_start: variance of the first noising.
-        beta_end: of the last.
+        beta_end: variance of the last noising.
         steps: number of noisings from t = 0 to 1.
     """
 

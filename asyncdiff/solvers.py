@@ -58,7 +58,7 @@ class Ddim(Solver):
     Euler's step for the rectified flow. AsyncPatch Diffusion samples with c = 0.25 and 250 steps.
 
     Args:
-        stochasticity: c in [0, 1].
+        stochasticity: c in [0, 1]: 0 is deterministic, 1 ancestral, 0.25 AsyncPatch Diffusion's.
     """
 
     def __init__(self, stochasticity: float = 0.0):

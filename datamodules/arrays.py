@@ -58,7 +58,7 @@ class Arrays(ImageDataModule):
     Args:
         root: the folder.
         size: rows and columns of an image.
-        channels: of an image.
+        channels: of an image: 1 or 3, or those of latents.
         scale: of what is in the files, such as 0.18215 for Stable Diffusion's latents that were stored without. Images
             should come out in [-1, 1], latents at a deviation of about 1.
         held_out: share that is kept from training, in (0, 1), where there is no val.npy.

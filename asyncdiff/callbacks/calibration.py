@@ -62,7 +62,8 @@ class Calibration(Measurement):
         count: images of the held-out split; all of them for None.
         bins: equal bins of the level over (0, 1].
         groups: quantile groups of the predicted error within a bin.
-        every_n_steps: 0 measures at the end of training only, and in `validate` and `test`.
+        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only, and in
+            `validate` and `test`.
         batch_size: images that go through the network together.
         name: put before the tags, where several callbacks measure different things.
     """

@@ -25,7 +25,7 @@ class DenoisingStrip(Figure):
         frames: states shown of each, the first and the last included.
         mask: given, the images are inpaintings of held-out ones; else they are generated from noise.
         sampler: follows an AsyncPatch path by default, so that patches are seen at different levels.
-        every_n_steps: 0 draws at the end only.
+        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
         name: of the files and of the TensorBoard tag.
     """
 

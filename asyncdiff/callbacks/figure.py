@@ -30,7 +30,7 @@ class Figure(Callback):
 
     Args:
         name: of the files and of the TensorBoard tag.
-        every_n_steps: 0 draws at the end only.
+        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
     """
 
     def __init__(self, name: str, every_n_steps: int = 1000):

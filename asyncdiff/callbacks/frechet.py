@@ -37,7 +37,7 @@ class Frechet(Measurement):
         count: generated images; as many as are held out by default, so that the floor has the same bias.
         mask: what is known in the inpaintings; none are made without.
         sampler: the module's own by default.
-        every_n_steps: 0 measures at the end of training only.
+        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only.
         batch_size: images that go through the network together.
         first_seed: seed of the first image.
         name: NAME in the tags; that of the features by default. Give one where two callbacks share their features.

@@ -28,7 +28,7 @@ class Inpainting(Figure):
         count: number of images.
         columns: cases in a row.
         sampler: the module's own by default.
-        every_n_steps: 0 draws at the end only.
+        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
         name: of the files and of the TensorBoard tag.
     """
 

@@ -20,7 +20,7 @@ class LevelMaps(Callback):
 
     Args:
         images: maps to draw.
-        seed: of the maps.
+        seed: of the maps that are drawn.
     """
 
     def __init__(self, images: int = 4096, seed: int = 0):

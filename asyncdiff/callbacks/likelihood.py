@@ -41,7 +41,8 @@ class Likelihood(Measurement):
         labels: whether the network is told the images' classes.
         spacing: where on the paths to look; importance sampling of s by default.
         t_min: floor of the paths; what suits the decoder by default.
-        every_n_steps: 0 measures at the end of training only, and in `validate` and `test`.
+        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only, and in
+            `validate` and `test`.
         batch_size: images that go through the network together.
         name: put before the tags, where several callbacks measure different things.
     """

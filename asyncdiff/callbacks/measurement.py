@@ -20,7 +20,7 @@ class Measurement(Callback):
 
     Args:
         name: tells callbacks of one kind apart.
-        every_n_steps: 0 measures at the end of training only.
+        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only.
     """
 
     def __init__(self, name: str, every_n_steps: int = 0):

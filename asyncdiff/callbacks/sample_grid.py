@@ -20,7 +20,7 @@ class SampleGrid(Figure):
         columns: images in a row.
         first_seed: seed of the first image.
         sampler: the module's own by default.
-        every_n_steps: 0 draws at the end only.
+        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
         name: of the files and of the TensorBoard tag.
     """
 

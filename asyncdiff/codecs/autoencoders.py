@@ -23,7 +23,7 @@ class Autoencoder(Codec):
 
     Args:
         scale: of the latents, one number or one per channel.
-        shift: likewise; model space is (raw - shift) * scale.
+        shift: subtracted from raw latents, one number or one per channel; model space is (raw - shift) * scale.
         dtype: that the network computes in; results are float32 always.
     """
 

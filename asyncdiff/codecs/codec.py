@@ -34,7 +34,7 @@ class Codec(ABC):
 
     Attributes:
         scale: as given to the constructor: one number or one per channel; `normalisation` tells what is used.
-        shift: likewise.
+        shift: subtracted from raw latents, one number or one per channel.
     """
 
     scale: float | Sequence[float] | None = 1.0

@@ -36,7 +36,7 @@ class DiffusersAutoencoder(Autoencoder):
             as "stabilityai/sd-vae-ft-ema".
         subfolder: in `path`; by default found.
         scale: of the latents, one number or one per channel; by default what the config.json says.
-        shift: likewise.
+        shift: subtracted from raw latents, one number or one per channel.
         dtype: that the network computes in.
     """
 

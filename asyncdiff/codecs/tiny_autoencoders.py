@@ -31,7 +31,7 @@ class TinyAutoencoder(Autoencoder):
         encoder: file of its weights, .safetensors or .pth (read without running anything in it).
         decoder: file of its weights.
         scale: of the latents, one number or one per channel; tiny ones are used as they are.
-        shift: likewise.
+        shift: subtracted from raw latents, one number or one per channel.
         dtype: that the networks compute in.
     """
 

@@ -114,7 +114,7 @@ class DiT(nn.Module):
             of theirs. Costs one modulation for every level of every image, where silu(level) + silu(label) takes
             one for every level of the batch: train with few `level_values`.
         level_scale: what a level is multiplied by before it is embedded; 1000 is DiT's, 1 SiT's.
-        level_period: slowest wave of the level's embedding.
+        level_period: longest period of the sinusoids that embed a level.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class UNet(nn.Module):
 
     Args:
         channels: channels of the image.
-        width: channels that `multipliers` count in; the conditioning has four times as many features.
+        width: base number of channels, multiplied by `multipliers`; the conditioning has four times as many features.
         multipliers: channels of every level relative to `width`, the finest level first.
         blocks: residual blocks of every level on the way down, one more on the way up.
         middle_blocks: residual blocks between the two ways, at the coarsest resolution.
