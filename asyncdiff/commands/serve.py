@@ -9,7 +9,9 @@ from asyncdiff.checks import within
 from asyncdiff.codecs import Codec
 from asyncdiff.commands.draw import Drawing, checkpoint_of, drawing_of, loaded, run_of
 from asyncdiff.commands.parsing import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
+from asyncdiff.photos import photo_files
 from asyncdiff.predictions import Autoregress, Edit, Generate, Inpaint, Outpaint, Task, Texture
+from asyncdiff.serve.doors import free_port
 from asyncdiff.serve.wishes import Limits, Wish, line
 from asyncdiff.serve.wishes import words as words_of
 
@@ -48,7 +50,11 @@ def main(args: Sequence[str]) -> None:
     checkpoint = checkpoint_of(options.run, options.ckpt_path)
     if checkpoint.is_symlink():  # of a run that goes on: lines name what was read, not what is the last one by then
         checkpoint = checkpoint.parent / checkpoint.readlink()
-    page = _page()  # before the model is read: it may be missing
+    free_port(options.host, options.port)
+    if options.examples not in ("drawn", "none"):
+        photo_files("--examples", options.examples)
+    page = _page()  # what may be missing is found out before the model is read
+    print(f"reading {checkpoint}", flush=True)
     planner = Planner(checkpoint, options, _codec_words(args))
     page.serve(
         planner,

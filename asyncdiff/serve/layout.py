@@ -103,6 +103,7 @@ class Layout(NamedTuple):
     movie: gr.Checkbox
     draw: gr.Button
     stop: gr.Button
+    message: gr.HTML
     view: gr.HTML
     again: gr.Button
     line: gr.Textbox
@@ -133,7 +134,7 @@ def _what_to_draw(about: About, limits: Limits, examples: str, scene: str) -> di
     with gr.Column(elem_id="easel") as easel:
         with gr.Row():
             # Of any type: the browser would pass others over without a word.
-            upload = gr.UploadButton("Upload a picture", size="sm", elem_id="upload")
+            upload = gr.UploadButton(f"Upload a picture (up to {limits.megabytes} MB)", size="sm", elem_id="upload")
             remove = gr.Button("Remove it", size="sm", visible=False, elem_id="remove")
         note = gr.HTML("", elem_id="note", apply_default_css=False)
         picked = gr.HTML(examples, js_on_load=PICK, visible=bool(examples), elem_id="examples")
@@ -219,6 +220,7 @@ def _result() -> dict[str, Any]:
     with gr.Row():
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         stop = gr.Button("Cancel", interactive=False, elem_id="stop")
+    message = gr.HTML("", elem_id="message", apply_default_css=False)
     view = gr.HTML(EMPTY, elem_id="view", apply_default_css=False)
     with gr.Row():
         another = gr.Button("New seed", size="sm", elem_id="another")
@@ -227,4 +229,12 @@ def _result() -> dict[str, Any]:
         label="The same on the command line", lines=3, max_lines=8, interactive=False, buttons=["copy"],
         elem_id="line", placeholder="The command that draws the same appears here.",
     )  # fmt: skip
-    return {"draw": draw, "stop": stop, "view": view, "another": another, "again": again, "line": line}
+    return {
+        "draw": draw,
+        "stop": stop,
+        "message": message,
+        "view": view,
+        "another": another,
+        "again": again,
+        "line": line,
+    }

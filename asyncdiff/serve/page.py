@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from random import SystemRandom
@@ -14,11 +16,13 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio i
 import gradio as gr
 from jaxtyping import UInt8
 from PIL import Image
+from starlette.middleware import Middleware
 from torch import Tensor
 
-from asyncdiff.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes
+from asyncdiff.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes, warn
 from asyncdiff.predictions import Generate
 from asyncdiff.predictions.spaces import check_pictures, patch_of, window_of
+from asyncdiff.serve.doors import LOCAL, OwnPage, free_port
 from asyncdiff.serve.jobs import LOOKS, Job, Plan, Studio
 from asyncdiff.serve.layout import NO_CLASS, TOLD, About, Layout, layout
 from asyncdiff.serve.painter import painted, scene
@@ -63,11 +67,13 @@ def serve(
     about = about_of(model, name)
     given = examples_of(examples, model, about, limits)
     studio = Studio(plan, root, limits)
+    with suppress(ValueError):  # not in the main thread: whoever started it there ends it
+        signal.signal(signal.SIGTERM, _end)  # uploads are thrown away then, too
     try:
         blocks = page(studio, about, given)
         url = launched(blocks, limits, host, port, browser)
         print(f"page: {url} (Ctrl+C ends it)", flush=True)
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if host not in LOCAL:
             print(f"warning: whoever reaches {host} can draw here, there is no password", flush=True)
         while True:
             time.sleep(HOUR)
@@ -78,30 +84,40 @@ def serve(
         gr.close_all(verbose=False)
 
 
+def _end(number: int, frame: Any) -> None:
+    """End the program as Ctrl+C does; a second signal does not disturb it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, browser: bool) -> str:
     """The address of the page, served from now on; OSError if the port is taken."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        _, url, _ = blocks.queue(max_size=4 * limits.waiting, api_open=False).launch(
-            server_name=host,
-            server_port=port or _free(host),
-            share=False,
-            inbrowser=browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            allowed_paths=[],
-            max_file_size=f"{limits.megabytes}mb",
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            theme=gr.themes.Default(font=FONT, font_mono=("ui-monospace", "monospace")),
-            css=files("asyncdiff.serve").joinpath("page.css").read_text(),
-        )
-    except OSError as error:
-        raise OSError(f"--port must be free at {host}, got {port}: choose another, or 0 for any") from error
+    _, url, _ = blocks.queue(max_size=4 * limits.waiting, api_open=False).launch(
+        server_name=host,
+        server_port=free_port(host, port),
+        share=False,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        footer_links=[],
+        allowed_paths=[],
+        max_file_size=f"{limits.megabytes}mb",
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme(),
+        css=files("asyncdiff.serve").joinpath("page.css").read_text(),
+        app_kwargs={"middleware": [Middleware(OwnPage, host=host)]},
+    )
     return str(url)
+
+
+def theme() -> Any:
+    """Gradio's, with texts that can be read and fonts that the machine has."""
+    usual = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
+    return usual.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
 
 
 def about_of(model: Any, name: str) -> About:
@@ -117,7 +133,8 @@ def examples_of(where: str, model: Any, about: About, limits: Limits) -> list[Ph
         return []
     if where == "drawn":
         return list(to_bytes(Generate().draw(model, seeds=range(EXAMPLES))))
-    return [photo_of(file, about, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
+    with collected():  # they are seen as they are
+        return [photo_of(file, about, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
 
 
 def photo_of(file: Path, about: About, limits: Limits) -> Photo:
@@ -141,13 +158,15 @@ def photo_of(file: Path, about: About, limits: Limits) -> Photo:
     except ValueError as error:  # its path is the server's affair
         raise ValueError(unread) from error
     how = fitting((pixels.shape[1], pixels.shape[2]), about.size, "crop", about.patch)
+    if how.size != how.resized:
+        warn(f"{file.name}: {how.told()}")
     return fitted(pixels, how)
 
 
 def page(studio: Studio, about: About, examples: list[Photo]) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(
-        title=f"{about.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR, HOUR), fill_width=True
+        title=f"{about.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR), fill_width=True
     ) as blocks:
         pixels, number = first_of(examples)
         parts = layout(about, studio.limits, _buttons(examples), scene(pixels, about.patch, "fill", number))
@@ -200,7 +219,7 @@ class _Events:
         parts.draw.click(
             self.draw,
             wanted,
-            [parts.view, parts.line, parts.draw, parts.stop, parts.again],
+            [parts.message, parts.view, parts.line, parts.draw, parts.stop, parts.again],
             show_progress="hidden",
             api_visibility="private",
             concurrency_limit=self.studio.limits.waiting + 2,  # they wait in the studio's queue, which counts them
@@ -225,11 +244,17 @@ class _Events:
         return self._shown(self.examples[index], kind, photo) if 0 <= index < len(self.examples) else {}
 
     def take(self, kind: str, photo: tuple[Photo | None, int], request: gr.Request) -> dict[Any, Any]:
-        """Show the first picture of the visitor's last job, brought to the model's size."""
+        """Show the first picture of the visitor's last job, at its own size."""
         job = self._jobs.get(str(request.session_hash))
         if job is None or job.result is None:
             return {}
-        return self.upload(str(job.result.pictures[0]), kind, photo)
+        pixels = read_photo(job.result.pictures[0], self.about.channels)
+        size = (pixels.shape[1], pixels.shape[2])
+        note = (
+            f"{by(size)} pixels, where the model learnt {by(self.about.size)}: Extend and Texture draw such in windows"
+        )
+        told = noted([note]) if size != self.about.size else ""
+        return self._shown(pixels, kind, photo) | {self.parts.note: told}
 
     def remove(self, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
         """Show no photo."""
@@ -278,8 +303,8 @@ class _Events:
             label=None if label in (None, NO_CLASS) else int(label),
             order=order,
             overlap=overlap,
-            steps=None if self.about.steps is None else int(steps),
-            steps_per_patch=int(steps_per_patch),
+            steps=None if self.about.steps is None else int(steps or self.about.steps),
+            steps_per_patch=int(steps_per_patch or Wish.steps_per_patch),
             guidance=guidance,
             input_guidance=input_guidance if KINDS[kind].needs_photo or order != TOGETHER else 0.0,
             sides=(int(sides[0]), int(sides[1]), int(sides[2]), int(sides[3])),
@@ -295,12 +320,17 @@ class _Events:
         parts = self.parts
         try:
             job = self.studio.submit(self._wish(*said))
-        except ValueError as error:
-            yield {parts.view: failed(str(error))}
+        except ValueError as error:  # pictures that are there stay
+            yield {parts.message: failed(str(error))}
             return
         self._jobs[str(request.session_hash)] = job
         try:
-            yield {parts.draw: gr.update(interactive=False), parts.stop: gr.update(interactive=True), parts.line: ""}
+            yield {
+                parts.message: "",
+                parts.draw: gr.update(interactive=False),
+                parts.stop: gr.update(interactive=True),
+                parts.line: "",
+            }
             shown = None
             while not job.wait(LOOKS):
                 text = self._told(job)
@@ -344,16 +374,8 @@ def _buttons(examples: list[Photo]) -> str:
     if not examples:
         return ""
     pictures = "".join(
-        f'<button class="example" data-index="{i}" title="paint on it"><img src="{data_url(pixels)}" alt=""></button>'
+        f'<button class="example" data-index="{i}" title="paint on it" aria-label="example {i + 1}">'
+        f'<img src="{data_url(pixels)}" alt=""></button>'
         for i, pixels in enumerate(examples)
     )
     return f'<div class="examples"><span>or pick one:</span>{pictures}</div>'
-
-
-def _free(host: str) -> int:
-    """A port that nobody listens at."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])

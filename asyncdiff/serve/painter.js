@@ -11,6 +11,7 @@ const HINTS = {
 let scene = { mode: "none", photo: null, number: -1 };
 let papers = {}; // what is painted in each mode, its history and its brush
 let photo = null;
+let cursor = null; // of the keyboard, (row, column) of its upper left pixel
 let stroke = null; // the pointer that paints, and where it was last
 
 function paper() {
@@ -32,10 +33,11 @@ function brush(percent) {
 
 function choose(grey) {
   paper().level = grey;
-  for (const button of element.querySelectorAll(".brush")) {
-    button.classList.toggle("chosen", Number(button.dataset.level) === grey);
+  for (const button of element.querySelectorAll(".brush, .eraser")) {
+    const chosen = Number(button.dataset.level) === grey;
+    button.classList.toggle("chosen", chosen);
+    button.setAttribute("aria-pressed", chosen);
   }
-  $(".eraser").classList.toggle("chosen", grey === 0);
 }
 
 function factor() {
@@ -55,7 +57,7 @@ function load(text) {
   const next = JSON.parse(text);
   const same = next.number === scene.number && next.height === scene.height && next.width === scene.width;
   scene = next;
-  stroke = null;
+  stroke = cursor = null;
   if (!$(".brush")) scene.levels.forEach(brush);
   const bare = !scene.photo;
   element.querySelector(".painter").classList.toggle("bare", bare);
@@ -68,6 +70,8 @@ function load(text) {
     paper().paint = scene.mode === "fill" ? other.paint.map((value) => (value ? 255 : 0)) : other.paint.slice();
   }
   choose(paper().level);
+  const brushes = element.querySelectorAll(".brush");
+  brushes[brushes.length - 1].textContent = scene.mode === "fill" ? "Brush" : scene.levels[brushes.length - 1];
   const image = new Image();
   image.onload = () => {
     photo = image;
@@ -130,6 +134,12 @@ function show() {
   if (scene.mode === "none") return;
   context.drawImage(veil(), 0, 0, canvas.width, canvas.height);
   grid(context, scale);
+  if (cursor) {
+    const [ph, pw] = $(".whole").checked ? scene.patch : [1, 1];
+    context.strokeStyle = "#e07b00";
+    context.lineWidth = 2;
+    context.strokeRect(cursor[1] * scale, cursor[0] * scale, pw * scale, ph * scale);
+  }
   const [most, gh, gw] = patches();
   const map = $(".map");
   map.width = gw;
@@ -218,6 +228,27 @@ for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
     if (stroke && event.pointerId === stroke.pointer) lift();
   });
 }
+
+// Without a mouse: arrows move a cursor by patches, or by pixels, and the space bar paints there.
+const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+
+$(".photo").addEventListener("keydown", (event) => {
+  if (!painting()) return;
+  const [ph, pw] = $(".whole").checked ? scene.patch : [1, 1];
+  if (event.key in ARROWS) {
+    const [down, right] = ARROWS[event.key];
+    const [y, x] = cursor ? [cursor[0] + down * ph, cursor[1] + right * pw] : [0, 0];
+    cursor = [Math.max(0, Math.min(scene.height - ph, y)), Math.max(0, Math.min(scene.width - pw, x))];
+    show();
+  } else if (event.key === " " && cursor) {
+    edited(() => (remember(), dab(cursor[1] + pw / 2, cursor[0] + ph / 2)));
+  } else return;
+  event.preventDefault();
+});
+$(".photo").addEventListener("blur", () => {
+  cursor = null;
+  show();
+});
 
 function edited(change) {
   if (!painting()) return;

@@ -21,15 +21,20 @@ TEMPLATE = """
 <div class="painter">
   <div class="tools">
     <span class="brushes"></span>
-    <button class="eraser" title="take paint away">Eraser</button>
+    <button class="eraser" data-level="0" title="take paint away">Eraser</button>
     <label>size <input class="size" type="range" min="1" max="16" value="2"></label>
     <label><input class="whole" type="checkbox" checked> whole patches</label>
     <button class="undo">Undo</button><button class="clear">Clear</button><button class="all">Paint all</button>
   </div>
   <div class="easel">
-    <figure><canvas class="photo"></canvas><figcaption class="hint"></figcaption></figure>
+    <figure>
+      <canvas class="photo" tabindex="0" role="application"
+        aria-label="the picture: paint with a pointer, or move with arrow keys and paint with the space bar"></canvas>
+      <figcaption class="hint"></figcaption>
+    </figure>
     <figure class="start">
-      <canvas class="map"></canvas><figcaption>noise at the start: black = kept, white = drawn anew</figcaption>
+      <canvas class="map" role="img" aria-label="noise levels at the start"></canvas>
+      <figcaption>noise at the start: black = kept, white = drawn anew</figcaption>
     </figure>
   </div>
 </div>

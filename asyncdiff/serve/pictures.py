@@ -13,7 +13,9 @@ from torch import Tensor
 
 from asyncdiff.serve.jobs import Job, Look, Result
 
-SIDE, SEVERAL, PAIRED = 224, 146, 108  # CSS pixels of a picture's longer side: two, three or four stand in a row
+# CSS pixels of a picture's longer side, about: one, two, three or four stand in a row. What is larger has its own size,
+# as far as there is room.
+ALONE, SIDE, SEVERAL, PAIRED, ROOM = 448, 224, 146, 108, 512
 
 EMPTY = """<div class="nothing">What is drawn appears here: the picture, and beside it how noisy each patch still is.
 </div>"""
@@ -53,24 +55,24 @@ def stopped(look: Look | None) -> str:
 
 def failed(error: str) -> str:
     """One line."""
-    return f'<div class="status failed"><b>That does not work:</b> <span>{escape(error)}</span></div>'
+    return f'<div class="status failed" role="alert"><b>That does not work:</b> <span>{escape(error)}</span></div>'
 
 
 def finished(result: Result, job: Job) -> str:
     """The pictures, with links that save them, and what they were made from, all at one scale."""
-    images: list[tuple[str, Sequence[int], str]] = []
+    images: list[tuple[str, Sequence[int], str, str]] = []
     if job.wish.photo is not None:
-        images.append((data_url(job.wish.photo), job.wish.photo.shape[1:], "what was given"))
-    for file in result.pictures:
-        data = file.read_bytes()
-        with Image.open(BytesIO(data)) as image:
+        images.append((data_url(job.wish.photo), job.wish.photo.shape[1:], "what was given", "what was given"))
+    for seed, file in enumerate(result.pictures, job.wish.seed):
+        with Image.open(file) as image:
             size = (image.height, image.width)
-        url = _url("image/png", data)
-        images.append((url, size, f'<a class="save" download="{escape(file.name)}" href="{url}">Save PNG</a>'))
-    scale = (SIDE if len(images) <= 2 else SEVERAL) / max(max(size) for _, size, _ in images)
-    figures = [_figure(url, size, scale, caption) for url, size, caption in images]
-    movie = "" if result.movie is None else _movie(result.movie)
-    record = _link(result.recorded, "text/yaml", "Save YAML")
+        link = _link(file, "image/png", "Save PNG", job)
+        images.append((_url("image/png", file.read_bytes()), size, f"seed {seed} {link}", f"picture of seed {seed}"))
+    side = {1: ALONE, 2: SIDE}.get(len(images), SEVERAL)
+    scale = _scale(max(max(size) for _, size, _, _ in images), side)
+    figures = [_figure(url, size, scale, caption, alt) for url, size, caption, alt in images]
+    movie = "" if result.movie is None else _movie(result.movie, job)
+    record = _link(result.recorded, "text/yaml", "Save YAML", job)
     return _status("Done", f"in {result.seconds:.1f} seconds.", noted(result.notes)) + _row(figures) + movie + record
 
 
@@ -84,10 +86,11 @@ def _pairs(look: Look) -> str:
     side, pairs = SIDE if len(look.images) == 1 else PAIRED, []
     for i, image in enumerate(look.images):
         size = image.shape[1:]
-        scale = side / max(size)
-        figures = [_figure(data_url(image), size, scale, "picture")]
+        scale = _scale(max(size), side)
+        figures = [_figure(data_url(image), size, scale, "picture", "picture on its way")]
         if look.levels is not None:
-            figures.append(_figure(data_url(grey(look.levels[i])), size, scale, "noise: white = all"))
+            map_url = data_url(grey(look.levels[i]))
+            figures.append(_figure(map_url, size, scale, "noise: white = all", "noise levels", map_of=True))
         pairs.append(f'<div class="pair">{"".join(figures)}</div>')
     return _row(pairs)
 
@@ -98,20 +101,29 @@ def _bar(look: Look) -> str:
     return f'<div class="bar"><div style="width:{share:.1f}%"></div></div>'
 
 
-def _figure(url: str, size: Sequence[int], scale: float, caption: str) -> str:
-    """A picture enlarged without blurring: a pixel stays a square. The caption is HTML."""
+def _scale(longest: int, side: int) -> float:
+    """CSS pixels per pixel: a whole number, so that pixels are squares; 1 for large ones, less if there is no room."""
+    return side // longest if longest <= side else min(1.0, ROOM / longest)
+
+
+def _figure(url: str, size: Sequence[int], scale: float, caption: str, alt: str, *, map_of: bool = False) -> str:
+    """A picture, or a map of one of that size. The caption is HTML."""
     height, width = size
     shape = f"width:{max(1, round(width * scale))}px;aspect-ratio:{width}/{height}"
-    return f'<figure><img alt="" src="{url}" style="{shape}"><figcaption>{caption}</figcaption></figure>'
+    kind = "large" if scale <= 1 and not map_of else "small"
+    image = f'<img class="{kind}" alt="{escape(alt)}" src="{url}" style="{shape}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _link(file: Path, kind: str, caption: str) -> str:
+def _link(file: Path, kind: str, caption: str, job: Job) -> str:
+    """A link that saves a file under a name that says which job it is of: its folder's number, and the kind."""
     url = _url(kind, file.read_bytes())
-    return f'<a class="save" download="{escape(file.name)}" href="{url}">{caption}</a>'
+    name = f"{file.parent.parent.name}_{job.wish.kind}_{file.name}"
+    return f'<a class="save" download="{escape(name)}" href="{url}">{caption}</a>'
 
 
-def _movie(file: Path) -> str:
-    url, link = _url("image/gif", file.read_bytes()), _link(file, "image/gif", "Save GIF")
+def _movie(file: Path, job: Job) -> str:
+    url, link = _url("image/gif", file.read_bytes()), _link(file, "image/gif", "Save GIF", job)
     shown = f'<details open><summary>How it came about</summary><img alt="movie" src="{url}"></details>'
     return f'<div class="movie">{link}{shown}</div>'
 
@@ -121,7 +133,7 @@ def _row(figures: Sequence[str]) -> str:
 
 
 def _status(state: str, text: str, more: str = "") -> str:
-    return f'<div class="status"><b>{state}</b> <span>{escape(text)}</span>{more}</div>'
+    return f'<div class="status" role="status"><b>{state}</b> <span>{escape(text)}</span>{more}</div>'
 
 
 def _url(kind: str, data: bytes) -> str:

@@ -3,6 +3,7 @@
 import shlex
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from small_run import small_run
 from asyncdiff import cli
 from asyncdiff.__main__ import main
 from asyncdiff.commands.serve import Planner
-from asyncdiff.photos import read_photo, warn
+from asyncdiff.photos import collected, read_photo, warn
 from asyncdiff.predictions import State
 from asyncdiff.serve.jobs import LOOKS, Studio
 from asyncdiff.serve.wishes import Limits, Wish
@@ -235,6 +236,16 @@ def test_no_more_than_ten_looks_a_second(tmp_path):
     assert seconds >= 0.48
     assert 2 <= plans.walks[0].shown <= seconds / LOOKS + 2
     studio.close()
+
+
+def test_notes_are_of_the_thread_whose_photo_it_is(tmp_path):
+    """What one visitor's upload is told about does not end up beside another's picture."""
+    with collected() as mine:
+        thread = threading.Thread(target=lambda: warnings.simplefilter("ignore") or warn("of another"))
+        thread.start()
+        thread.join()
+        warn("mine")
+    assert mine == ["mine"]
 
 
 def test_a_bug_is_told_to_whoever_started_the_server(tmp_path, capsys):

@@ -22,10 +22,11 @@ from small_run import small_run
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  after what may skip them
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from asyncdiff.serve.layout import About  # noqa: E402
-from asyncdiff.serve.page import examples_of, launched, photo_of  # noqa: E402
+from asyncdiff.serve.page import examples_of, photo_of  # noqa: E402
 from asyncdiff.serve.painter import painted  # noqa: E402
 from asyncdiff.serve.wishes import Limits  # noqa: E402
 
@@ -79,7 +80,7 @@ def page(tmp_path_factory):
     run = small_run(tmp_path_factory.mktemp("page") / "small")
     words = [sys.executable, "-m", "asyncdiff", "serve", str(run), "--port", "0", "--max_pixels", "20000"]
     with subprocess.Popen(words, cwd=ROOT, env=THREADS, stdout=subprocess.PIPE, text=True) as server:
-        line = server.stdout.readline()
+        line = next(line for line in server.stdout if line.startswith("page: "))
         yield re.match(r"page: (http://127\.0\.0\.1:\d+/) \(Ctrl\+C ends it\)", line)[1]
         server.terminate()
 
@@ -187,6 +188,9 @@ def test_no_file_is_served_and_large_ones_are_refused(page):
             return error.code
 
     assert answer("") == 200
+    assert answer("", Host="evil.example") == 403
+    assert answer("", Origin="http://evil.example") == 403
+    assert answer("", Origin=page.rstrip("/")) == 200
     assert answer(f"gradio_api/file={ROOT / 'README.md'}") == 403
     assert answer("gradio_api/file=README.md") == 403
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -219,8 +223,10 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
     assert (pixels(words[words.index("--levels") + 1]) == levels).all()
     words = [sys.executable, *words[1:], "--output", str(tmp_path / "again")]
     subprocess.run(words, cwd=ROOT, env=THREADS, check=True, capture_output=True)
-    assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
-    assert (tmp_path / "again" / "predict.yaml").read_text() == (saved / "predict.yaml").read_text()
+    number, kind, name = picture.name.split("_", 2)
+    assert (number.isdecimal(), kind, name) == (True, "change", "photo_seed0.png")
+    assert (tmp_path / "again" / name).read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again" / "predict.yaml").read_text() == next(saved.glob("*.yaml")).read_text()
     assert (tmp_path / "again" / "walk.gif").read_bytes() == next(saved.glob("*.gif")).read_bytes()
     elsewhere = [url for url in visit.addresses() if not url.startswith((page, "data:", "blob:"))]
     assert elsewhere == []
@@ -229,7 +235,7 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
 @pytest.mark.slow
 def test_a_part_is_filled_in_undone_and_cancelled(visit):
     visit.draw()
-    visit.until(lambda: "something must be painted, got nothing" in visit.status)
+    visit.until(lambda: "something must be painted, got nothing" in visit.find("#message").text)
     visit.stroke(0)
     visit.stroke(7)
     visit.find(".undo").click()
@@ -251,6 +257,7 @@ def test_a_part_is_filled_in_undone_and_cancelled(visit):
     visit.find("#stop").click()
     visit.until(lambda: visit.status.startswith("Stopped at step"))
     assert int(re.search(r"\d+", visit.status)[0]) < 250
+    assert visit.find("#message").text == ""
     visit.until(lambda: visit.find("#draw").is_enabled())
     assert visit.line == ""
 
@@ -309,6 +316,35 @@ def test_one_pointer_paints_with_its_main_button(visit):
 
 
 @pytest.mark.slow
+def test_painting_without_a_mouse(visit):
+    canvas = visit.find("canvas.photo")
+    visit.script("document.querySelector('canvas.photo').focus()")
+    canvas.send_keys(Keys.ARROW_DOWN)  # to the first patch
+    canvas.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.SPACE)
+    expected = np.zeros((8, 8), dtype=np.uint8)
+    expected[2:4, 4:6] = 255
+    until_painted(visit, expected)
+    canvas.send_keys(*[Keys.ARROW_RIGHT] * 9, Keys.SPACE)  # it stays inside
+    expected[2:4, 6:8] = 255
+    until_painted(visit, expected)
+
+
+@pytest.mark.slow
+def test_a_result_is_painted_on_at_its_own_size(visit):
+    visit.choose("extend")
+    box = visit.find("input[aria-label*='right']")
+    visit.until(box.is_displayed)
+    box.clear()
+    box.send_keys("4\t")
+    visit.draw()
+    visit.drawn()
+    visit.find("#again").click()
+    visit.until(lambda: "8x12 pixels, where the model learnt 8x8" in visit.find("#note").text)
+    canvas = visit.find("canvas.photo")
+    visit.until(lambda: abs(2 * canvas.size["width"] - 3 * canvas.size["height"]) < 8)  # with its border
+
+
+@pytest.mark.slow
 def test_what_is_uploaded_is_told_beside_it(visit, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     visit.find("input[type=file]").send_keys(str(tmp_path / "notes.txt"))
@@ -325,16 +361,3 @@ def test_what_is_uploaded_is_told_beside_it(visit, tmp_path):
 
 def until_painted(visit, expected):
     visit.until(lambda: (visit.paint() == expected).all())
-
-
-def test_a_port_that_is_taken_is_one_line(tmp_path):
-    import socket
-
-    import gradio as gr
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with gr.Blocks() as blocks, pytest.raises(OSError, match=f"--port must be free at 127.0.0.1, got {port}"):
-            launched(blocks, Limits(), "127.0.0.1", port, False)
