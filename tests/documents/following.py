@@ -163,7 +163,9 @@ def check_yaml(block: Block) -> None:
     if isinstance(held, dict) and {*held} & {"model", "trainer"} and {*held} <= {"data", "model", "trainer", "vars"}:
         layer = Path("layer_of_a_document.yaml")
         layer.write_text(block.text)
-        cli.parsed(["fit", "--config", str(ROOT / "experiments" / "digits_dit_async.yaml"), "--config", str(layer)])
+        others = ["--allow-class-paths", "mine"] if "mine." in block.text else []  # the package of a reader
+        base = str(ROOT / "experiments" / "digits_dit_async.yaml")
+        cli.parsed(["fit", "--config", base, "--config", str(layer), *others])
 
 
 def classes(held: Any) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -26,9 +26,11 @@ def test_a_document_can_be_followed(file, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(runs / "cache"))
     monkeypatch.setenv("ASYNCDIFF_PHOTOS", "photos")
+    monkeypatch.syspath_prepend(tmp_path)  # where users' own packages lie
     furnish(tmp_path, runs)
     for block in blocks(file):
         if block.title:
+            (tmp_path / block.title).parent.mkdir(exist_ok=True)
             (tmp_path / block.title).write_text(block.text)
     names, done, due, marked = stand_ins(), Counter(), 0, 0
     for block in blocks(file):
