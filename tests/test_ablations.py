@@ -273,6 +273,8 @@ def test_a_slurm_script_has_a_task_per_cell(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = script.read_text().splitlines()
     assert "#SBATCH --array=0-7%3" in lines
+    command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script))
+    assert "#SBATCH --array=0-7" in script.read_text().splitlines()  # side by side, as far as the cluster lets them
     assert "#SBATCH --gres=gpu:1" in lines
     assert lines[-1].endswith("--cell $SLURM_ARRAY_TASK_ID")
     assert not list((tmp_path / "out").glob("*/seed_0"))

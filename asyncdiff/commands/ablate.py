@@ -24,18 +24,19 @@ def main(args: Sequence[str]) -> None:
     parser = command_parser("ablate", DESCRIPTION)
     parser.add_argument("ablation", type=Path, help="a YAML file, see experiments/ablations")
     parser.add_argument("--output", type=Path | None, help="runs/ablations/NAME by default")
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--parallel", type=int | None, help="runs at a time; 1 by default, all tasks of a SLURM array")
     parser.add_argument("--threads", type=int | None, help="CPU threads of a run; the machine's shared out by default")
     parser.add_argument("--cell", type=int | None, help="run one cell only, as the tasks of a SLURM array do")
     parser.add_argument("--slurm", type=Path | None, help="write a batch script with a task per cell, and run nothing")
     parser.add_argument("--sbatch", type=str, default="", help='options for it, such as "--gres=gpu:1 --time=12:00:00"')
     parser.add_argument("--dry_run", action="store_true", help="print the cells with their commands, and run nothing")
     options = parser.parse_args(_joined([_with_underscores(word) for word in args]))
-    at_least("--parallel", options.parallel, 1, "set the runs at a time")
+    parallel = 1 if options.parallel is None else options.parallel
+    at_least("--parallel", parallel, 1, "set the runs at a time")
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
     cells = ablation.cells()
-    threads = options.threads or max(1, (os.cpu_count() or 1) // options.parallel)
+    threads = options.threads or max(1, (os.cpu_count() or 1) // parallel)
     runner = Runner(ablation, output, threads=threads)
     configurations = runner.check(cells)
     if options.dry_run:
@@ -48,7 +49,7 @@ def main(args: Sequence[str]) -> None:
     if options.slurm is not None:
         write_script(options, ablation, output, len(cells))
         return
-    states = runner.run(_chosen(cells, options.cell), configurations, options.parallel)
+    states = runner.run(_chosen(cells, options.cell), configurations, parallel)
     publish(ablation, output)
     if failed := states.count("failed"):
         print(f"error: {failed} of {len(states)} cells failed: run the command again to go on", file=sys.stderr)
@@ -85,7 +86,8 @@ def table(ablation: Ablation, found: dict[str, list[dict[str, float]]]) -> str:
 
 def write_script(options: Any, ablation: Ablation, output: Path, count: int) -> None:
     """A batch script for SLURM with one task per cell; a task that is started again goes on where it was."""
-    lines = ["#!/bin/bash", f"#SBATCH --job-name={ablation.name}", f"#SBATCH --array=0-{count - 1}%{options.parallel}"]
+    limit = "" if options.parallel is None else f"%{options.parallel}"
+    lines = ["#!/bin/bash", f"#SBATCH --job-name={ablation.name}", f"#SBATCH --array=0-{count - 1}{limit}"]
     lines += [f"#SBATCH {word}" for word in shlex.split(options.sbatch)]
     lines += [f"#SBATCH --output={output}/slurm-%A_%a.txt", "", f"cd {shlex.quote(str(Path.cwd()))}"]
     words = [sys.executable, "-m", "asyncdiff", "ablate", str(options.ablation), "--output", str(output)]

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = ("sh", "bash")
 FENCE = re.compile(
-    r"(?:^<!-- needs: (?P<needs>.+?) -->\n)?^```(?P<language>\w*)(?: title=\"(?P<title>[\w./]+)\")?\n(?P<text>.*?)^```$",
+    r"(?:^<!-- needs: (?P<needs>.+?) -->\n)?"
+    r"^```(?P<language>\w*)(?: title=\"(?P<title>[\w./]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
