@@ -4,11 +4,14 @@ import importlib.util
 import inspect
 import re
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from blocks import DOCUMENTS, ROOT
+from blocks import DOCUMENTS, ROOT, blocks
 from docstring_parser import parse
+from markdown import markdown
+from pymdownx.superfences import SuperFencesException
 
 from asyncdiff.cli_errors.names import known_classes
 
@@ -22,7 +25,7 @@ def hook(name):
     return module
 
 
-generated, repository = hook("generated"), hook("repository")
+formulas, generated, repository = hook("formulas"), hook("generated"), hook("repository")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,35 @@ def test_links_of_the_repository_lead_to_files():
             assert target.exists() or made, f"{file.relative_to(ROOT)}: {match[1]}"
             seen += 1
     assert seen > 150
+
+
+def test_every_formula_is_one_that_browsers_draw():
+    found = [block.text for file in DOCUMENTS for block in blocks(file) if block.language == "math"]
+    found += [match[1] for file in DOCUMENTS for match in re.finditer(formulas.INLINE, file.read_text())]
+    assert len(found) > 8
+    for latex in found:
+        assert formulas.mathml(latex, display="block").startswith("<math ")
+
+
+@pytest.mark.parametrize("latex", [r"\nothing x", r"\frac", r"a &= b", r"\begin{aligned}a\end"])
+def test_a_formula_with_a_mistake_ends_the_build(latex):
+    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["pymdownx.superfences"])
+    formulas.on_config(config)
+    for text in (f"$`{latex}`$", f"```math\n{latex}\n```"):
+        with pytest.raises((ValueError, SuperFencesException), match="formulas must"):
+            markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+
+
+def test_formulas_are_read_in_lines_tables_and_fences():
+    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["tables", "pymdownx.superfences"])
+    formulas.on_config(config)
+    text = "`a` and $`x_1 < 2`$\n\n| a |\n|---|\n| $`y \\mid z`$ |\n\n```math\n\\frac{1}{n}\n```\n"
+    html = markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+    assert html.count("<math ") == 3
+    assert "<code>a</code>" in html
+    assert "<mi>x</mi><mn>1</mn></msub><mo>&lt;</mo>" in html
+    assert re.search(r"<td><math .*∣.*</math></td>", html)
+    assert re.search(r'<div class="formula"><math .*display="block">.*<mfrac>', html)
 
 
 def test_what_a_page_fetches_is_found():
