@@ -163,3 +163,19 @@ def test_the_navigation_names_files_that_are_there_or_made():
     assert {name for name in named if not (DOCS / name).exists()} == {"reference/keys.md", "reference/commands.md"}
     assert config["strict"] is True
     assert config["theme"]["font"] is False
+    titles = [
+        re.search("^# (.+)", (DOCS / name).read_text(), re.MULTILINE)[1] for name in named if (DOCS / name).exists()
+    ]
+    assert len(titles) == len(set(titles))
+
+
+def test_links_are_called_by_what_they_lead_to():
+    for file in (file for file in DOCS.rglob("*.md") if "results" not in file.parts):
+        assert not re.findall(r"\[[\w/.]+\.md\]\(", file.read_text()), file
+
+
+def test_search_works_from_the_disk_and_fetches_nothing():
+    """The plugin takes a script of its own from elsewhere unless one of this name is there."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert "offline" in config["plugins"]
+    assert [(DOCS / name).is_file() and "iframe-worker" in name for name in config["extra"]["polyfills"]] == [True]
