@@ -13,6 +13,7 @@ from docstring_parser import parse
 from markdown import markdown
 from pymdownx.superfences import SuperFencesException
 
+from asyncdiff import shapes
 from asyncdiff.cli_errors.names import known_classes
 
 DOCS = ROOT / "docs"
@@ -75,6 +76,22 @@ def test_the_page_of_keys_says_what_a_class_is_made_with(keys):
     assert "| `spread` | `float` | `1.0` | half-width of the levels within an image" in page
     assert "| `network` | `Module` | required |" in page
     assert all(f"`{path}`: " in page for path in keys)
+
+
+def test_the_page_of_keys_begins_with_those_at_the_top_of_a_file():
+    named = {one.name: one for one in generated.top_level()}
+    assert set(generated.MEANINGS) == set(named)
+    assert {"seed_everything", "vars", "model", "data", "trainer", "auto_resume", "ckpt_path"} <= set(named)
+    assert named["auto_resume"].default == "False"
+    for file in (ROOT / "experiments").glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= set(named), file
+
+
+@pytest.mark.parametrize("name", ["Image", "Latents", "LevelMap", "KnownPatches", "KnownPixels", "Progress", "Labels"])
+def test_the_table_of_shapes_is_that_of_the_code(name):
+    page = (DOCS / "reference" / "index.md").read_text()
+    dims = ", ".join(getattr(shapes, name).dim_str.split())
+    assert re.search(rf"^\| `{name}` \| \({dims},?\) \|", page, re.MULTILINE)
 
 
 def test_the_page_of_commands_has_all_of_them_with_their_options():
