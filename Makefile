@@ -51,7 +51,7 @@ experiments: install-dev
 # Warnings are errors, but not with --quiet. The variable silences what the theme says of its successor.
 docs: install-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
-	@echo "open site/index.html, or with its search: $(BIN)/python -m http.server -d site"
+	@echo "open site/index.html"
 
 hooks: install-dev
 	$(BIN)/pre-commit install

@@ -29,7 +29,10 @@ def viewer_frames(survey: Survey, frames: int = FRAMES) -> list[Image.Image]:
 
 
 def save_gif(frames: Sequence[Image.Image], file: Path) -> None:
-    """Write a GIF that runs for ever; below 300 kB, at the cost of gray values and frames where it has to be."""
+    """Write a GIF that runs for ever, from the walk's middle on, so that something is seen where it stands still.
+
+    It is below 300 kB, at the cost of gray values and frames where it has to be.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     for grays, every in QUALITIES:
         data = _gif(list(_thinned(frames, every)), grays)
@@ -69,9 +72,10 @@ def _gif(frames: Sequence[Image.Image], grays: int) -> bytes:
     shades = [(round(255 * k / (grays - 1)),) * 3 for k in range(grays)]
     palette.putpalette([value for colour in (*shades, FRAME, TRACK, FILLED) for value in colour])
     pictures = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
-    between = [WALK // len(frames)] * (len(frames) - 2)
+    durations = [PAUSE, *[WALK // len(frames)] * (len(frames) - 2), PAUSE]
+    middle = len(frames) // 2
+    first, *others = pictures[middle:] + pictures[:middle]
+    durations = durations[middle:] + durations[:middle]
     file = BytesIO()
-    pictures[0].save(
-        file, "GIF", save_all=True, append_images=pictures[1:], duration=[PAUSE, *between, PAUSE], loop=0, optimize=True
-    )
+    first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
     return file.getvalue()

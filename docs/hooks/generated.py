@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -42,6 +43,8 @@ FAMILIES = (
 )
 NETWORKS = ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.unet.UNet")  # other torch modules are parts of these
 NO_DEFAULT = inspect.Parameter.empty
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = ("help", "config", "print_config")  # of the command line only
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,27 @@ def shown(default: Any) -> str:
 
 def keys_page() -> str:
     """Every class that a YAML file may name, with its arguments."""
-    parts = ["# YAML keys", INTRODUCTION]
+    parts = ["# YAML keys", INTRODUCTION, "## The file", table(top_level()), LAYERS]
     for heading, place, classes in families():
         parts += [f"## {heading}", f"Under {place}."]
         for path, kind in classes.items():
             parts += [f"### {kind.__name__}", f"`{path}`: {first_line(kind)}", table(arguments(kind))]
     return "\n\n".join(parts) + "\n"
+
+
+def top_level() -> list[Argument]:
+    """The keys at the top of an experiment file, as `fit` has them."""
+    from asyncdiff import cli
+
+    read = cli._cli(cli.Parsed, ["fit", "--config", str(ROOT / "experiments" / "demo.yaml")])
+    fit = read.parser._subcommands_action._name_parser_map["fit"]  # type: ignore[union-attr]
+    keys = {action.dest: action for action in fit._actions if "." not in action.dest and action.dest not in OPTIONS}
+    return [
+        Argument(name, shortened(kind), shown(key.default), MEANINGS[name])
+        if (kind := getattr(key, "_typehint", None)) and name != "data"
+        else Argument(name, "section", "", MEANINGS[name])
+        for name, key in keys.items()
+    ]
 
 
 def first_line(kind: type) -> str:
@@ -171,6 +189,17 @@ def helped(main: Any, words: list[str]) -> str:
 
 
 WAYS = {"evaluate": ("--samples", "--likelihood", "--inpainting")}
+MEANINGS = {
+    "seed_everything": "seed of Python, NumPy and torch before anything is built; elsewhere `${seed_everything}`",
+    "trainer": "arguments of Lightning's `Trainer`; `default_root_dir` is the run directory, RUN",
+    "model": "arguments of [AsyncDiffusion](#asyncdiffusion), without `class_path`",
+    "data": "`class_path` and `init_args` of a [data module](#data)",
+    "vars": "names and values of your own, which other keys take as `${vars.NAME}`",
+    "auto_resume": "true continues the run that RUN holds, if any; without it a fit into such a directory is refused",
+    "ckpt_path": "a checkpoint to continue from or to judge: a file, an exported folder, or `last` for "
+    "RUN/checkpoints/last.ckpt (a fit takes the newest whole one); required in `validate`, `test` and `predict`",
+    "weights_only": "leave it out: checkpoints are always read without running code, and `false` is refused",
+}
 INTRODUCTION = """Made from the code at every build. In a file every key is an argument of the class it stands under:
 
 ```yaml
@@ -184,5 +213,29 @@ model:
 On the command line the same is `--model.levels.init_args.path.init_args.spread 0.5`. A class of your own
 stands by its full dotted path and needs `--allow-class-paths PACKAGE`. The keys of `trainer` are the arguments
 of Lightning's [Trainer](https://lightning.ai/docs/pytorch/stable/common/trainer.html)."""
+LAYERS = """Several files are layers, and what is given last counts, on the command line as well:
+
+```sh
+python train.py fit --config experiments/demo.yaml --config mine.yaml --model.learning_rate 1e-3
+```
+
+| | |
+|---|---|
+| a number or a word | the last one |
+| arguments of a class | are merged, as long as the class is the same; a layer may leave its `class_path` out |
+| another class | replaces the one before with all its arguments |
+| a list, such as `trainer.callbacks` | the last one, as a whole; `--trainer.callbacks+=LevelLoss` adds to it |
+| `vars` | are merged |
+| `${vars.NAME}`, `${trainer.default_root_dir}`, any key in full | its value in the end; in quotes within `{}` |
+
+To see what a command line means, without running it, and what a class takes:
+
+```sh
+python train.py fit --config experiments/demo.yaml --config mine.yaml --print_config
+python train.py fit --model.network.help DiT
+python train.py fit --data.help ImageFolder
+```
+
+RUN/config.yaml is the whole of it, as the run had it."""
 TRAINING = """Training is `python train.py fit | validate | test | predict --config FILE`: its options are
 [the YAML keys](keys.md), of the command line as of files."""

@@ -4,12 +4,16 @@ import importlib.util
 import inspect
 import re
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from blocks import DOCUMENTS, ROOT
+from blocks import DOCUMENTS, ROOT, blocks
 from docstring_parser import parse
+from markdown import markdown
+from pymdownx.superfences import SuperFencesException
 
+from asyncdiff import shapes
 from asyncdiff.cli_errors.names import known_classes
 
 DOCS = ROOT / "docs"
@@ -22,7 +26,7 @@ def hook(name):
     return module
 
 
-generated, repository = hook("generated"), hook("repository")
+formulas, generated, repository = hook("formulas"), hook("generated"), hook("repository")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,22 @@ def test_the_page_of_keys_says_what_a_class_is_made_with(keys):
     assert all(f"`{path}`: " in page for path in keys)
 
 
+def test_the_page_of_keys_begins_with_those_at_the_top_of_a_file():
+    named = {one.name: one for one in generated.top_level()}
+    assert set(generated.MEANINGS) == set(named)
+    assert {"seed_everything", "vars", "model", "data", "trainer", "auto_resume", "ckpt_path"} <= set(named)
+    assert named["auto_resume"].default == "False"
+    for file in (ROOT / "experiments").glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= set(named), file
+
+
+@pytest.mark.parametrize("name", ["Image", "Latents", "LevelMap", "KnownPatches", "KnownPixels", "Progress", "Labels"])
+def test_the_table_of_shapes_is_that_of_the_code(name):
+    page = (DOCS / "reference" / "index.md").read_text()
+    dims = ", ".join(getattr(shapes, name).dim_str.split())
+    assert re.search(rf"^\| `{name}` \| \({dims},?\) \|", page, re.MULTILINE)
+
+
 def test_the_page_of_commands_has_all_of_them_with_their_options():
     from asyncdiff.__main__ import COMMANDS
 
@@ -113,6 +133,35 @@ def test_links_of_the_repository_lead_to_files():
     assert seen > 150
 
 
+def test_every_formula_is_one_that_browsers_draw():
+    found = [block.text for file in DOCUMENTS for block in blocks(file) if block.language == "math"]
+    found += [match[1] for file in DOCUMENTS for match in re.finditer(formulas.INLINE, file.read_text())]
+    assert len(found) > 8
+    for latex in found:
+        assert formulas.mathml(latex, display="block").startswith("<math ")
+
+
+@pytest.mark.parametrize("latex", [r"\nothing x", r"\frac", r"a &= b", r"\begin{aligned}a\end"])
+def test_a_formula_with_a_mistake_ends_the_build(latex):
+    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["pymdownx.superfences"])
+    formulas.on_config(config)
+    for text in (f"$`{latex}`$", f"```math\n{latex}\n```"):
+        with pytest.raises((ValueError, SuperFencesException), match="formulas must"):
+            markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+
+
+def test_formulas_are_read_in_lines_tables_and_fences():
+    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["tables", "pymdownx.superfences"])
+    formulas.on_config(config)
+    text = "`a` and $`x_1 < 2`$\n\n| a |\n|---|\n| $`y \\mid z`$ |\n\n```math\n\\frac{1}{n}\n```\n"
+    html = markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+    assert html.count("<math ") == 3
+    assert "<code>a</code>" in html
+    assert "<mi>x</mi><mn>1</mn></msub><mo>&lt;</mo>" in html
+    assert re.search(r"<td><math .*∣.*</math></td>", html)
+    assert re.search(r'<div class="formula"><math .*display="block">.*<mfrac>', html)
+
+
 def test_what_a_page_fetches_is_found():
     html = '<img src="https://a/b.png"><a href="https://c"></a><link rel=x href=//d/e.css><script src="f.js"></script>'
     assert repository.fetched(html) == ["https://a/b.png", "//d/e.css"]
@@ -131,3 +180,19 @@ def test_the_navigation_names_files_that_are_there_or_made():
     assert {name for name in named if not (DOCS / name).exists()} == {"reference/keys.md", "reference/commands.md"}
     assert config["strict"] is True
     assert config["theme"]["font"] is False
+    titles = [
+        re.search("^# (.+)", (DOCS / name).read_text(), re.MULTILINE)[1] for name in named if (DOCS / name).exists()
+    ]
+    assert len(titles) == len(set(titles))
+
+
+def test_links_are_called_by_what_they_lead_to():
+    for file in (file for file in DOCS.rglob("*.md") if "results" not in file.parts):
+        assert not re.findall(r"\[[\w/.]+\.md\]\(", file.read_text()), file
+
+
+def test_search_works_from_the_disk_and_fetches_nothing():
+    """The plugin takes a script of its own from elsewhere unless one of this name is there."""
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert "offline" in config["plugins"]
+    assert [(DOCS / name).is_file() and "iframe-worker" in name for name in config["extra"]["polyfills"]] == [True]

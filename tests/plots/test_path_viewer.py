@@ -37,14 +37,22 @@ def test_a_path_of_one_curve_is_shown_once():
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32), (8, 24)])
-def test_files_are_small_and_begin_with_noise_and_end_clean(grid, tmp_path):
+def test_files_are_small_and_go_from_the_middle_to_clean_and_from_noise_to_the_middle(grid, tmp_path):
     file = tmp_path / "a.gif"
     save_gif(walk(AsyncPatch(), grid), file)
     assert file.stat().st_size < LIMIT
     with Image.open(file) as movie:
         assert movie.n_frames >= 30 if max(grid) <= 16 else movie.n_frames >= 15
         assert movie.info["loop"] == 0
-        for place, level in ((0, 255), (movie.n_frames - 1, 0)):
+        first = np.asarray(movie.convert("L"))[MARGIN + 2 : -MARGIN - 22, MARGIN + 2 : MARGIN + 2 + SIDE // 2]
+        assert 50 < first.mean() < 200
+        levels, pauses = [], []
+        for place in range(movie.n_frames):
             movie.seek(place)
             inner = np.asarray(movie.convert("L"))[MARGIN + 2 : MARGIN + 10, MARGIN + 2 : MARGIN + 10]
-            assert (inner == level).all()
+            levels.append(set(inner.flat))
+            pauses.append(movie.info["duration"])
+        clean, noise = (place for place, pause in enumerate(pauses) if pause == max(pauses))
+        assert noise == clean + 1
+        assert abs(clean - movie.n_frames / 2) <= 1
+        assert (levels[clean], levels[noise]) == ({0}, {255})
