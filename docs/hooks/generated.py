@@ -1,14 +1,16 @@
 """Pages that are made from the code at every build: the keys of YAML files, and the commands with their options."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 import io
+import operator
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from mkdocs.config.defaults import MkDocsConfig
@@ -44,6 +46,7 @@ FAMILIES = (
 NETWORKS = ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.unet.UNet")  # other torch modules are parts of these
 NO_DEFAULT = inspect.Parameter.empty
 ROOT = Path(__file__).resolve().parents[2]
+SECTIONS = ("trainer", "model", "data")
 OPTIONS = ("help", "config", "print_config")  # of the command line only
 
 
@@ -115,6 +118,11 @@ def shortened(annotation: Any) -> str:
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])", "", text)
 
 
+def joined(kind: Any) -> Any:
+    """A union as `X | Y`, however it was written."""
+    return functools.reduce(operator.or_, get_args(kind)) if get_origin(kind) is Union else kind
+
+
 def shown(default: Any) -> str:
     """A default as Python writes it, without addresses."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(default))
@@ -138,9 +146,9 @@ def top_level() -> list[Argument]:
     fit = read.parser._subcommands_action._name_parser_map["fit"]  # type: ignore[union-attr]
     keys = {action.dest: action for action in fit._actions if "." not in action.dest and action.dest not in OPTIONS}
     return [
-        Argument(name, shortened(kind), shown(key.default), MEANINGS[name])
-        if (kind := getattr(key, "_typehint", None)) and name != "data"
-        else Argument(name, "section", "", MEANINGS[name])
+        Argument(name, "section", "{}" if name == "trainer" else "", MEANINGS[name])
+        if name in SECTIONS
+        else Argument(name, shortened(joined(key._typehint)), shown(key.default), MEANINGS[name])
         for name, key in keys.items()
     ]
 
@@ -219,16 +227,16 @@ LAYERS = """Several files are layers, and what is given last counts, on the comm
 python train.py fit --config experiments/demo.yaml --config mine.yaml --model.learning_rate 1e-3
 ```
 
-| | |
+| given twice | what counts |
 |---|---|
 | a number or a word | the last one |
 | arguments of a class | are merged, as long as the class is the same; a layer may leave its `class_path` out |
 | another class | replaces the one before with all its arguments |
 | a list, such as `trainer.callbacks` | the last one, as a whole; `--trainer.callbacks+=LevelLoss` adds to it |
 | `vars` | are merged |
-| `${vars.NAME}`, `${trainer.default_root_dir}`, any key in full | its value in the end; in quotes within `{}` |
 
-To see what a command line means, without running it, and what a class takes:
+`${vars.NAME}`, `${trainer.default_root_dir}` and any other key in full stand for the value that the key has in the
+end; within `{}` they need quotes. To see what a command line means, without running it, and what a class takes:
 
 ```sh
 python train.py fit --config experiments/demo.yaml --config mine.yaml --print_config
