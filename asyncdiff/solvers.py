@@ -51,9 +51,12 @@ class Solver(ABC):
 class Ddim(Solver):
     """DDIM whose stochasticity c blends the deterministic step (c = 0) with the ancestral one (c = 1).
 
-    With r01 = sigma'/sigma and r11 = alpha r01 / alpha':
-    x' = [c r11 r01 + (1 - c) r01] x_t + alpha' [1 - c r11^2 - (1 - c) r11] x_hat
-         + sigma' sqrt(1 - (c r11 + 1 - c)^2) noise.
+    With r01 = sigma'/sigma and r11 = alpha r01 / alpha',
+
+        x' = [c r11 r01 + (1 - c) r01] x_t
+           + alpha' [1 - c r11^2 - (1 - c) r11] x_hat
+           + sigma' sqrt(1 - (c r11 + 1 - c)^2) noise
+
     The step keeps the marginals for every c (Song et al., arXiv:2010.02502, eq. 12, with c about eta^2); c = 0 is
     Euler's step for the rectified flow. AsyncPatch Diffusion samples with c = 0.25 and 250 steps.
 
