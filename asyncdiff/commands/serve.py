@@ -34,6 +34,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="a run directory of train.py, or a .ckpt file")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; this machine's own alone")
     parser.add_argument("--port", type=int, default=7860, help="of the page; 0 takes any that is free")
+    parser.add_argument("--name", type=str, action="append", default=[], help="that a proxy calls the page by")
     parser.add_argument("--examples", type=str, default="drawn", help=EXAMPLES)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument(
@@ -65,6 +66,7 @@ def main(args: Sequence[str]) -> None:
         examples=options.examples,
         host=options.host,
         port=options.port,
+        names=options.name,
         browser=options.open,
     )
 

@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,16 +32,18 @@ class OwnPage:
     """Middleware that answers the page itself and no other: names that merely lead here, and other sites' scripts.
 
     A site that someone has open elsewhere could otherwise send requests to this machine, under its own name (Origin) or
-    under one that it lets point here (Host, DNS rebinding). Behind a proxy both headers must be passed on.
+    under one that it lets point here (Host, DNS rebinding).
 
     Args:
         app: what is guarded.
         host: that the server listens at. Where that is this machine alone, so are the names it may be called by.
+        names: further ones, such as a proxy's.
     """
 
-    def __init__(self, app: Call, host: str):
+    def __init__(self, app: Call, host: str, names: Sequence[str] = ()):
         self.app = app
         self.host = host
+        self.names = names
 
     async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
         """Pass on, or answer 403."""
@@ -58,6 +60,6 @@ class OwnPage:
         """Whether the names in a request's headers are the page's."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
-        if self.host in LOCAL and urlsplit(f"//{host}").hostname not in LOCAL:
+        if self.host in LOCAL and urlsplit(f"//{host}").hostname not in (*LOCAL, *self.names):
             return False
-        return origin is None or urlsplit(origin).netloc == host
+        return origin is None or urlsplit(origin).netloc == host or urlsplit(origin).hostname in self.names

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
@@ -48,6 +48,7 @@ def serve(
     examples: str,
     host: str,
     port: int,
+    names: Sequence[str],
     browser: bool,
 ) -> None:
     """Serve the page until the program is interrupted.
@@ -61,6 +62,7 @@ def serve(
         examples: photos to pick from; "drawn" or "none".
         host: address to listen at.
         port: 0 takes any that is free.
+        names: that the page may be called by, beside this machine's own.
         browser: open the page in one.
     """
     check_pictures(model)
@@ -71,7 +73,7 @@ def serve(
         signal.signal(signal.SIGTERM, _end)  # uploads are thrown away then, too
     try:
         blocks = page(studio, about, given)
-        url = launched(blocks, limits, host, port, browser)
+        url = launched(blocks, limits, host, port, names, browser)
         print(f"page: {url} (Ctrl+C ends it)", flush=True)
         if host not in LOCAL:
             print(f"warning: whoever reaches {host} can draw here, there is no password", flush=True)
@@ -90,7 +92,7 @@ def _end(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, browser: bool) -> str:
+def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Sequence[str], browser: bool) -> str:
     """The address of the page, served from now on; OSError if the port is taken."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _, url, _ = blocks.queue(max_size=4 * limits.waiting, api_open=False).launch(
@@ -109,7 +111,7 @@ def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, browser: b
         mcp_server=False,
         theme=theme(),
         css=files("asyncdiff.serve").joinpath("page.css").read_text(),
-        app_kwargs={"middleware": [Middleware(OwnPage, host=host)]},
+        app_kwargs={"middleware": [Middleware(OwnPage, host=host, names=names)]},
     )
     return str(url)
 
@@ -150,9 +152,7 @@ def photo_of(file: Path, about: About, limits: Limits) -> Photo:
             f"pictures must have at most {limits.photo_pixels} pixels, got {by((height, width))}: reduce it first"
         )
     if max(width, height) > LONGEST * min(width, height):  # it would be enlarged before it is cut
-        raise ValueError(
-            f"pictures must be {LONGEST} times as long as wide at most, got {width}x{height}: cut it first"
-        )
+        raise ValueError(f"pictures must be {LONGEST} times as long as wide at most, got {by((height, width))}: cut it")
     try:
         pixels = read_photo(file, about.channels)
     except ValueError as error:  # its path is the server's affair
@@ -250,11 +250,14 @@ class _Events:
             return {}
         pixels = read_photo(job.result.pictures[0], self.about.channels)
         size = (pixels.shape[1], pixels.shape[2])
-        note = (
-            f"{by(size)} pixels, where the model learnt {by(self.about.size)}: Extend and Texture draw such in windows"
-        )
-        told = noted([note]) if size != self.about.size else ""
-        return self._shown(pixels, kind, photo) | {self.parts.note: told}
+        how = fitting(size, size, "keep", self.about.patch)
+        notes = [how.told()] if how.size != size else []
+        if how.size != self.about.size:
+            learnt = by(self.about.size)
+            notes.append(
+                f"{by(how.size)} pixels, where the model learnt {learnt}: Extend and Texture draw such in windows"
+            )
+        return self._shown(fitted(pixels, how), kind, photo) | {self.parts.note: noted(notes)}
 
     def remove(self, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
         """Show no photo."""

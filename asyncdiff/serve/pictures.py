@@ -15,6 +15,7 @@ from asyncdiff.serve.jobs import Job, Look, Result
 
 # CSS pixels of a picture's longer side, about: one, two, three or four stand in a row. What is larger has its own size,
 # as far as there is room.
+SQUARES = 4  # CSS pixels from which on a pixel is seen as a square
 ALONE, SIDE, SEVERAL, PAIRED, ROOM = 448, 224, 146, 108, 512
 
 EMPTY = """<div class="nothing">What is drawn appears here: the picture, and beside it how noisy each patch still is.
@@ -71,9 +72,12 @@ def finished(result: Result, job: Job) -> str:
     side = {1: ALONE, 2: SIDE}.get(len(images), SEVERAL)
     scale = _scale(max(max(size) for _, size, _, _ in images), side)
     figures = [_figure(url, size, scale, caption, alt) for url, size, caption, alt in images]
-    movie = "" if result.movie is None else _movie(result.movie, job)
-    record = _link(result.recorded, "text/yaml", "Save YAML", job)
-    return _status("Done", f"in {result.seconds:.1f} seconds.", noted(result.notes)) + _row(figures) + movie + record
+    links, movie = _link(result.recorded, "text/yaml", "Save YAML", job), ""
+    if result.movie is not None:
+        links = _link(result.movie, "image/gif", "Save GIF", job) + links
+        movie = _movie(result.movie)
+    done = _status("Done", f"in {result.seconds:.1f} seconds.", noted(result.notes))
+    return f'{done}{_row(figures)}<div class="links">{links}</div>{movie}'
 
 
 def noted(notes: Sequence[str]) -> str:
@@ -102,15 +106,17 @@ def _bar(look: Look) -> str:
 
 
 def _scale(longest: int, side: int) -> float:
-    """CSS pixels per pixel: a whole number, so that pixels are squares; 1 for large ones, less if there is no room."""
-    return side // longest if longest <= side else min(1.0, ROOM / longest)
+    """CSS pixels per pixel: whole numbers for small pictures, so that pixels are squares; 1 for large ones."""
+    if longest > side:
+        return min(1.0, ROOM / longest)
+    return side // longest if SQUARES * longest <= side else side / longest
 
 
 def _figure(url: str, size: Sequence[int], scale: float, caption: str, alt: str, *, map_of: bool = False) -> str:
     """A picture, or a map of one of that size. The caption is HTML."""
     height, width = size
     shape = f"width:{max(1, round(width * scale))}px;aspect-ratio:{width}/{height}"
-    kind = "large" if scale <= 1 and not map_of else "small"
+    kind = "large" if scale < SQUARES and not map_of else "small"
     image = f'<img class="{kind}" alt="{escape(alt)}" src="{url}" style="{shape}">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
@@ -122,10 +128,9 @@ def _link(file: Path, kind: str, caption: str, job: Job) -> str:
     return f'<a class="save" download="{escape(name)}" href="{url}">{caption}</a>'
 
 
-def _movie(file: Path, job: Job) -> str:
-    url, link = _url("image/gif", file.read_bytes()), _link(file, "image/gif", "Save GIF", job)
-    shown = f'<details open><summary>How it came about</summary><img alt="movie" src="{url}"></details>'
-    return f'<div class="movie">{link}{shown}</div>'
+def _movie(file: Path) -> str:
+    url = _url("image/gif", file.read_bytes())
+    return f'<details open><summary>How it came about</summary><img alt="movie" src="{url}"></details>'
 
 
 def _row(figures: Sequence[str]) -> str:

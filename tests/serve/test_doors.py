@@ -29,6 +29,21 @@ async def nothing(*_):
 
 
 @pytest.mark.parametrize(
+    ("host", "origin", "own"),
+    [
+        (b"lab.example", b"https://lab.example", True),
+        (b"127.0.0.1:7860", b"https://lab.example", True),  # a proxy that keeps the name to itself
+        (b"other.example", b"https://lab.example", False),
+        (b"lab.example", b"https://evil.example", False),
+    ],
+)
+def test_names_of_proxies_are_told(host, origin, own):
+    headers = [(b"host", host), (b"origin", origin)]
+    door = OwnPage(nothing, "127.0.0.1", ["lab.example"])
+    assert door.is_own({"type": "http", "headers": headers}) == own
+
+
+@pytest.mark.parametrize(
     ("listens", "host", "origin", "own"),
     [
         ("127.0.0.1", "127.0.0.1:7860", None, True),

@@ -53,7 +53,7 @@ def test_photos_come_to_the_models_size_or_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
         photo_of(tmp_path / "b.png", ABOUT, Limits())
     Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match="must be 16 times as long as wide at most, got 1700x100: cut it"):
+    with pytest.raises(ValueError, match="must be 16 times as long as wide at most, got 100x1700: cut it"):
         photo_of(tmp_path / "b.png", ABOUT, Limits())
     (tmp_path / "b.png").unlink()
     (example,) = examples_of(str(tmp_path), None, ABOUT, Limits())
