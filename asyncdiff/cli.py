@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
@@ -104,6 +104,8 @@ class ExperimentCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         again = _goes_on(bool(self._get(self.config, "auto_resume", default=False)))
+        if self.config.subcommand == "fit" and not any(isinstance(one, Checkpoint) for one in given):
+            _tell("warning: trainer.callbacks has no ModelCheckpoint: what is learnt may not be kept")
         usual = (callbacks.Continuation(take_over=again), callbacks.Interruption())
         missing: list[Any] = [one for one in usual if not any(isinstance(other, type(one)) for other in given)]
         shown = config.get("enable_progress_bar") is not False
@@ -268,6 +270,11 @@ def portable(value: Any, root: str) -> Any:
     if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
         return "${trainer.default_root_dir}" + value.removeprefix(root)
     return value
+
+
+@rank_zero_only
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 @rank_zero_only
