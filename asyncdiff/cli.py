@@ -108,6 +108,8 @@ class ExperimentCLI(LightningCLI):
             _tell("warning: trainer.callbacks has no ModelCheckpoint: what is learnt may not be kept")
         usual = (callbacks.Continuation(take_over=again), callbacks.Interruption())
         missing: list[Any] = [one for one in usual if not any(isinstance(other, type(one)) for other in given)]
+        if self.config.subcommand == "predict" and not any(isinstance(one, callbacks.ImageWriter) for one in given):
+            missing.append(callbacks.ImageWriter())
         shown = config.get("enable_progress_bar") is not False
         if shown and not any(isinstance(one, ProgressBar) for one in given):
             missing.append(callbacks.StepProgress())

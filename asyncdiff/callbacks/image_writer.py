@@ -17,7 +17,8 @@ class ImageWriter(Callback):
     """Writes every image that `predict` draws to a PNG file, and a sheet of them where a task is given.
 
     Files are named by seed, and class where one is told; those of photos by the photo, too. A folder that holds
-    pictures already is left alone: without a `folder` the next number is taken, a given one is refused.
+    pictures already is left alone: without a `folder` the next number is taken, a given one is refused. `train.py
+    predict` has this callback without being told.
 
     Args:
         folder: RUN/predictions, and in it one per task, by default; RUN being the trainer's default_root_dir.

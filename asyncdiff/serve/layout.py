@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from asyncdiff.photos import by
 from asyncdiff.predictions.tasks import ORDERS
 from asyncdiff.serve.painter import painter
 from asyncdiff.serve.pictures import EMPTY
@@ -63,13 +64,19 @@ class About(NamedTuple):
     steps: int | None
     movie: bool
 
+    def usual(self, kind: str) -> str:
+        """HEIGHTxWIDTH of what is drawn where no size is told: textures show what they are at twice the model's."""
+        factor = 2 if kind == "texture" else 1
+        return by([factor * side for side in self.size])
+
     def told(self) -> str:
         """In words."""
         (h, w), (ph, pw) = self.size, self.patch
         colour = "grey" if self.channels == 1 else "colour"
         classes = f"; it knows {self.classes} classes" if self.classes else ""
+        patches = f"{h // ph}x{w // pw} patches of {ph}x{pw}"
         return (
-            f"**{self.name}** draws {colour} pictures of {h}x{w} pixels in {h // ph}x{w // pw} patches{classes}. "
+            f"**{self.name}** draws {colour} pictures of {h}x{w} pixels, {patches}{classes}. "
             "Every patch has its own noise level: what you leave alone is clean from the start, the rest is drawn to "
             "fit."
         )
@@ -142,7 +149,7 @@ def _what_to_draw(about: About, limits: Limits, examples: str, scene: str) -> di
     with gr.Row(visible=False) as around:
         names = ("above", "right", "below", "left")
         most_added = 4 * max(about.size)
-        sides = tuple(gr.Slider(0, most_added, value=0, step=1, label=n, min_width=200) for n in names)
+        sides = tuple(gr.Slider(0, most_added, value=0, step=1, label=n, min_width=240) for n in names)
     size = gr.Textbox(
         label="Size",
         info="HEIGHTxWIDTH in pixels; whole pictures come out best at the model's own",

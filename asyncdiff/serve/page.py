@@ -119,7 +119,13 @@ def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seq
 def theme() -> Any:
     """Gradio's, with texts that can be read and fonts that the machine has."""
     usual = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
-    return usual.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+    grey, light = "*neutral_600", "*neutral_300"
+    return usual.set(
+        block_info_text_color=grey,
+        block_info_text_color_dark=light,
+        body_text_color_subdued=grey,
+        body_text_color_subdued_dark=light,
+    )
 
 
 def about_of(model: Any, name: str) -> About:
@@ -282,7 +288,7 @@ class _Events:
             gr.update(visible=True if kind != "new" else "hidden"),  # what leaves the page loses its paint
             gr.update(visible=kind == "texture"),
             gr.update(visible=kind == "extend"),
-            gr.update(visible=kind in ("new", "texture")),
+            gr.update(visible=kind in ("new", "texture"), placeholder=self.about.usual(kind)),
             gr.update(visible=kind == "texture"),
             gr.update(visible=KINDS[kind].ordered),
             gr.update(visible=ordered),
@@ -311,7 +317,7 @@ class _Events:
             guidance=guidance,
             input_guidance=input_guidance if KINDS[kind].needs_photo or order != TOGETHER else 0.0,
             sides=(int(sides[0]), int(sides[1]), int(sides[2]), int(sides[3])),
-            size=(size or "").strip() or None,
+            size=(size or "").strip() or (self.about.usual(kind) if kind == "texture" else None),
             tileable=tileable,
             movie=movie,
         )

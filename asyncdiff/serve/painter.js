@@ -44,9 +44,9 @@ function factor() {
   return Math.max(1, Math.floor(SIDE / Math.max(scene.height, scene.width)));
 }
 
-// A picture that is new has no paint in any mode; a mode that is empty takes over what is painted in the other.
+// A picture that is new has no paint in any mode; one that was not touched takes over what is painted in the other.
 function lay() {
-  const fresh = (level) => ({ paint: new Uint8Array(scene.height * scene.width), history: [], level });
+  const fresh = (level) => ({ paint: new Uint8Array(scene.height * scene.width), history: [], level, touched: false });
   papers = { fill: fresh(255), change: fresh(Math.round((255 * scene.levels[2]) / 100)), none: fresh(0) };
   const size = $(".size");
   size.max = Math.max(4, Math.ceil(Math.max(scene.height, scene.width) / 3));
@@ -66,7 +66,7 @@ function load(text) {
   if (bare) return publish(new Uint8Array(0));
   if (!same) lay();
   const other = papers[{ fill: "change", change: "fill" }[scene.mode]];
-  if (other && !paper().paint.some((value) => value)) {
+  if (other && !paper().touched) {
     paper().paint = scene.mode === "fill" ? other.paint.map((value) => (value ? 255 : 0)) : other.paint.slice();
   }
   choose(paper().level);
@@ -189,6 +189,7 @@ function place(event) {
 }
 
 function remember() {
+  paper().touched = true;
   paper().history.push(paper().paint.slice());
   if (paper().history.length > 30) paper().history.shift();
 }

@@ -90,6 +90,7 @@ def families() -> Iterator[tuple[str, str, dict[str, type]]]:
                 for path, kind in ours.items()
                 if issubclass(kind, root)
                 and not inspect.isabstract(kind)
+                and all("Tensor" not in one.type for one in arguments(kind) if not one.default)  # made in Python only
                 and (base != "torch.nn.Module" or path in NETWORKS)
                 and (not path.startswith("asyncdiff.callbacks.") or path.count(".") == 2)  # not their base classes
                 and (kind is not root or heading == "The model")

@@ -16,7 +16,7 @@ from pymdownx.superfences import SuperFencesException
 from asyncdiff import shapes
 from asyncdiff.cli_errors.names import known_classes
 
-DOCS = ROOT / "docs"
+DOCS, EXPERIMENTS = ROOT / "docs", ROOT / "experiments"
 
 
 def hook(name):
@@ -52,6 +52,13 @@ def test_constructors_of_all_public_classes_are_explained():
         assert names <= told, f"{path}: {names - told}"
         checked += bool(names)
     assert checked > 120
+
+
+def test_every_environment_variable_is_explained():
+    files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py"), *EXPERIMENTS.rglob("*.yaml")]
+    read = {name for file in files for name in re.findall(r"ASYNCDIFF_[A-Z0-9_]+", file.read_text())}
+    assert len(read) > 10
+    assert read == set(re.findall(r"ASYNCDIFF_[A-Z0-9_]+", (DOCS / "reference" / "index.md").read_text()))
 
 
 def test_every_class_of_our_experiments_is_on_the_page_of_keys(keys):

@@ -20,7 +20,7 @@ CONFIG = {
     "trainer": {
         "precision": "bf16-mixed",  # of the training
         "logger": False,
-        "callbacks": [{"class_path": "asyncdiff.callbacks.ImageWriter"}],
+        "callbacks": None,
     },
 }
 

@@ -285,6 +285,11 @@ def test_paint_is_of_its_mode_and_outlives_the_others(visit):
     assert visit.find(".brush.chosen").get_attribute("data-level") == "64"
     visit.find(".undo").click()
     until_painted(visit, np.repeat([[64, 64, 0, 0, 0, 0, 0, 0]], 8, 0))
+    visit.choose("fill")
+    visit.find(".clear").click()
+    visit.choose("change")
+    visit.choose("fill")  # what was taken away stays so
+    until_painted(visit, np.zeros((8, 8)))
 
 
 @pytest.mark.slow
