@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from asyncdiff.photos import by
 from asyncdiff.predictions.tasks import ORDERS
+from asyncdiff.serve.about import About
 from asyncdiff.serve.painter import painter
 from asyncdiff.serve.pictures import EMPTY
 from asyncdiff.serve.wishes import KINDS, TOGETHER, Limits
@@ -41,45 +41,6 @@ element.addEventListener("click", (event) => {
   if (button) trigger("click", { index: Number(button.dataset.index) });
 });
 """
-
-
-class About(NamedTuple):
-    """What the page says and asks depending on the model.
-
-    Attributes:
-        name: of the run.
-        channels: 1 or 3.
-        size: (height, width) of its pictures in pixels.
-        patch: (height, width) of a patch in pixels.
-        classes: that it knows, 0 for none.
-        steps: of its sampler, None if that has no such number.
-        movie: whether a GIF is cheap enough to be made unasked.
-    """
-
-    name: str
-    channels: int
-    size: tuple[int, int]
-    patch: tuple[int, int]
-    classes: int
-    steps: int | None
-    movie: bool
-
-    def usual(self, kind: str) -> str:
-        """HEIGHTxWIDTH of what is drawn where no size is told: textures show what they are at twice the model's."""
-        factor = 2 if kind == "texture" else 1
-        return by([factor * side for side in self.size])
-
-    def told(self) -> str:
-        """In words."""
-        (h, w), (ph, pw) = self.size, self.patch
-        colour = "grey" if self.channels == 1 else "colour"
-        classes = f"; it knows {self.classes} classes" if self.classes else ""
-        patches = f"{h // ph}x{w // pw} patches of {ph}x{pw}"
-        return (
-            f"**{self.name}** draws {colour} pictures of {h}x{w} pixels, {patches}{classes}. "
-            "Every patch has its own noise level: what you leave alone is clean from the start, the rest is drawn to "
-            "fit."
-        )
 
 
 class Layout(NamedTuple):

@@ -14,26 +14,20 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is loaded: it is to tell nobody anything
 
 import gradio as gr
-from jaxtyping import UInt8
-from PIL import Image
 from starlette.middleware import Middleware
-from torch import Tensor
 
-from asyncdiff.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes, warn
-from asyncdiff.predictions import Generate
-from asyncdiff.predictions.spaces import check_pictures, patch_of, window_of
+from asyncdiff.photos import collected
+from asyncdiff.predictions.spaces import check_pictures
+from asyncdiff.serve.about import About, about_of
 from asyncdiff.serve.doors import LOCAL, OwnPage, free_port
 from asyncdiff.serve.jobs import LOOKS, Job, Plan, Studio
-from asyncdiff.serve.layout import NO_CLASS, TOLD, About, Layout, layout
+from asyncdiff.serve.layout import NO_CLASS, TOLD, Layout, layout
 from asyncdiff.serve.painter import painted, scene
 from asyncdiff.serve.pictures import data_url, failed, finished, noted, on_its_way, stopped, waiting
+from asyncdiff.serve.uploads import Photo, examples_of, photo_of, result_of
 from asyncdiff.serve.wishes import KINDS, TOGETHER, Limits, Wish
 
-Photo = UInt8[Tensor, "c h w"]
-
-EXAMPLES = 6
 SEEDS = 2**31
-LONGEST = 16  # times the shorter side
 HOUR = 3600  # uploads are thrown away after one
 FONT = ("system-ui", "sans-serif")  # what the machine has: nothing is fetched
 
@@ -128,47 +122,6 @@ def theme() -> Any:
     )
 
 
-def about_of(model: Any, name: str) -> About:
-    """What the page says of a model."""
-    channels, height, width = window_of(model)
-    steps = getattr(model.sampler, "steps", None)
-    return About(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)
-
-
-def examples_of(where: str, model: Any, about: About, limits: Limits) -> list[Photo]:
-    """Photos to pick from: those of a file, a folder or a pattern, those that the model draws, or none."""
-    if where == "none":
-        return []
-    if where == "drawn":
-        return list(to_bytes(Generate().draw(model, seeds=range(EXAMPLES))))
-    with collected():  # they are seen as they are
-        return [photo_of(file, about, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
-
-
-def photo_of(file: Path, about: About, limits: Limits) -> Photo:
-    """A file as the model takes it; ValueError if it is too large, too long or no picture."""
-    unread = f"pictures must be files that can be read, got {file.name}: save it as PNG or JPEG"
-    try:
-        with Image.open(file) as image:  # its head alone
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(unread) from error
-    if width * height > limits.photo_pixels:
-        raise ValueError(
-            f"pictures must have at most {limits.photo_pixels} pixels, got {by((height, width))}: reduce it first"
-        )
-    if max(width, height) > LONGEST * min(width, height):  # it would be enlarged before it is cut
-        raise ValueError(f"pictures must be {LONGEST} times as long as wide at most, got {by((height, width))}: cut it")
-    try:
-        pixels = read_photo(file, about.channels)
-    except ValueError as error:  # its path is the server's affair
-        raise ValueError(unread) from error
-    how = fitting((pixels.shape[1], pixels.shape[2]), about.size, "crop", about.patch)
-    if how.size != how.resized:
-        warn(f"{file.name}: {how.told()}")
-    return fitted(pixels, how)
-
-
 def page(studio: Studio, about: About, examples: list[Photo]) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(
@@ -254,16 +207,8 @@ class _Events:
         job = self._jobs.get(str(request.session_hash))
         if job is None or job.result is None:
             return {}
-        pixels = read_photo(job.result.pictures[0], self.about.channels)
-        size = (pixels.shape[1], pixels.shape[2])
-        how = fitting(size, size, "keep", self.about.patch)
-        notes = [how.told()] if how.size != size else []
-        if how.size != self.about.size:
-            learnt = by(self.about.size)
-            notes.append(
-                f"{by(how.size)} pixels, where the model learnt {learnt}: Extend and Texture draw such in windows"
-            )
-        return self._shown(fitted(pixels, how), kind, photo) | {self.parts.note: noted(notes)}
+        pixels, notes = result_of(job.result.pictures[0], self.about)
+        return self._shown(pixels, kind, photo) | {self.parts.note: noted(notes)}
 
     def remove(self, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
         """Show no photo."""

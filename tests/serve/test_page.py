@@ -25,9 +25,9 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from asyncdiff.serve.layout import About  # noqa: E402
-from asyncdiff.serve.page import examples_of, photo_of  # noqa: E402
+from asyncdiff.serve.about import About  # noqa: E402
 from asyncdiff.serve.painter import painted  # noqa: E402
+from asyncdiff.serve.uploads import examples_of, photo_of  # noqa: E402
 from asyncdiff.serve.wishes import Limits  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
