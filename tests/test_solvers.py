@@ -99,8 +99,23 @@ def test_a_step_at_pure_noise_to_clean_is_finite(solver, process):
     t, to = torch.ones(3, *GRID, dtype=torch.float64), torch.zeros(3, *GRID, dtype=torch.float64)
     out = solver(oracle, x_t, t, to, torch.randn_like(x_t))
     assert out.isfinite().all()
-    if isinstance(solver, Ddim) or isinstance(process, RectifiedFlow):
-        assert torch.allclose(out, oracle(x_t, t).x)  # one step gives the mean of the images
+
+
+@pytest.mark.parametrize(
+    ("solver", "process"),
+    [
+        *((Ddim(c), process) for c in (0.0, 0.25, 1.0) for process in PROCESSES),
+        (Heun(), RectifiedFlow()),  # rules that step onto clean patches as Euler does
+        (Multistep(), RectifiedFlow()),
+    ],
+    ids=label,
+)
+def test_one_step_gives_the_mean_of_the_images(solver, process):
+    oracle = GaussianOracle(MEAN, COV, GRID, process)
+    x_t = torch.randn(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    t, to = torch.ones(3, *GRID, dtype=torch.float64), torch.zeros(3, *GRID, dtype=torch.float64)
+    noise = torch.randn(3, *SHAPE, generator=seeded(1), dtype=torch.float64)
+    assert torch.allclose(solver(oracle, x_t, t, to, noise), oracle(x_t, t).x)
 
 
 def test_deterministic_ddim_is_euler_for_the_rectified_flow():
