@@ -62,6 +62,7 @@ class SaveConfig(SaveConfigCallback):
             # Continuing is no part of what the run computes; starting from another run's checkpoint is.
             if given and run.resolve() in Path(given).resolve().parents:
                 config["ckpt_path"] = None
+            config["auto_resume"] = False  # likewise; another directory may hold another run
             if root := config["trainer"]["default_root_dir"]:
                 config = portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)

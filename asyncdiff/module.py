@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from asyncdiff import mismatch, recipe, tasks
@@ -312,6 +313,9 @@ class AsyncDiffusion(Predicted, Optimised):
         """Refuse the weights of another model; keep the averages for the callback that continues or uses them."""
         mismatch.check_checkpoint(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+            # The step that numbers are logged at: the checkpoint's, where Lightning would say 0.
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(checkpoint.get("global_step", 0))
         self.averaged = checkpoint.get("ema", {})
 
     @classmethod

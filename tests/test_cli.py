@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import Namespace
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._utils import ExceptionWrapper
 
 from asyncdiff.cli import ExperimentCLI, checkpoint_to_load, main, portable
@@ -433,6 +434,19 @@ def test_a_continued_run_forgets_where_it_continued_from(finished):
     assert saved["ckpt_path"] is None
     dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
     assert not any(path and path.startswith("/") for path in dirpaths)
+
+
+def test_numbers_of_a_test_stand_at_the_step_of_the_checkpoint(finished):
+    edit("logger: false", LOGGER)
+    finished("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
+    finished("test", "--config", "run/config.yaml", "--ckpt_path", "last")
+    events = EventAccumulator("run").Reload()
+    assert [event.step for event in events.Scalars("test/loss")] == [3]
+
+
+def test_continuing_is_no_part_of_what_is_saved(finished):
+    finished("fit", "--config", "experiment.yaml", "--auto_resume", "true")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["auto_resume"] is False
 
 
 def test_predict_and_validate_take_the_last_checkpoint(finished, capfd):

@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.ablations.found import comparable, find_runs, metrics_of
 from asyncdiff.commands import report
-from asyncdiff.plots.ablation_figures import dots_figure
+from asyncdiff.plots.ablation_figures import _together, dots_figure
 
 METRIC = {"tag": "frechet/x", "label": "generated", "goal": "min"}
 
@@ -107,6 +108,20 @@ def test_many_pictures_go_into_several_rows(runs):
 def test_one_bad_variant_does_not_press_the_others_together(values, scale):
     figure = dots_figure({"generated": {"a": values[:1], "b": values[1:]}})
     assert [axes.get_xscale() for axes in figure.axes if axes.lines] == [scale]
+
+
+def test_short_curves_stand_at_their_own_steps():
+    steps, values = _together([[(999, 3.0), (5999, 1.0)], [(999, 5.0), (5999, 2.0)]])
+    assert steps.tolist() == [999, 5999]
+    assert values.tolist() == [[3, 1], [5, 2]]
+
+
+def test_means_over_neighbours_stand_at_the_mean_of_their_steps():
+    """A straight line stays one, whatever the steps are."""
+    curves = [[(step, 2.0 * step + 1) for step in range(offset, 3000, 7)] for offset in (0, 3)]
+    steps, values = _together(curves)
+    assert 50 < len(steps) < 3000 / 7
+    np.testing.assert_allclose(values[:, 1:-1], np.stack([2 * steps + 1] * 2)[:, 1:-1], rtol=1e-6)
 
 
 def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):

@@ -90,5 +90,6 @@ class Measurement(Callback):
     def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """What Lightning prints as its table, and logs, and what is logged besides."""
         module.log_dict(self.results, sync_dist=True)  # equal on all processes already
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the checkpoint's, see `AsyncDiffusion`
         for logger in trainer.loggers:
-            logger.log_metrics(self.details, step=trainer.global_step)
+            logger.log_metrics(self.details, step=step)

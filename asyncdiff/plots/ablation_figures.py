@@ -82,17 +82,29 @@ def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
 
 
 def _together(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """The curves at common steps, long ones averaged over neighbouring steps: (n,) and (curves, n)."""
+    """The curves at common steps, long ones averaged over neighbouring steps: (n,) and (curves, n).
+
+    A mean over neighbours stands at the mean of their steps; short curves of the same steps are as they are.
+    """
     first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
-    count = min(SMOOTHED, *(len(curve) for curve in curves))
-    edges = np.linspace(first, last + 1, count + 1)
-    rows = []
-    for curve in curves:
-        steps, values = np.array([step for step, _ in curve]), np.array([value for _, value in curve])
-        sums, _ = np.histogram(steps, edges, weights=values)
-        numbers, _ = np.histogram(steps, edges)
-        filled = np.divide(sums, numbers, out=np.full(count, np.nan), where=numbers > 0)
-        centres = (edges[1:] + edges[:-1]) / 2
-        known = ~np.isnan(filled)
-        rows.append(np.interp(centres, centres[known], filled[known]))
-    return (edges[1:] + edges[:-1]) / 2, np.stack(rows)
+    steps = [step for step, _ in curves[0]]
+    if len(steps) <= SMOOTHED and all([step for step, _ in curve] == steps for curve in curves):
+        return np.array(steps), np.array([[value for _, value in curve] for curve in curves])
+    edges = np.linspace(first, last + 1, min(SMOOTHED, *(len(curve) for curve in curves)) + 1)
+    binned = [_binned(curve, edges) for curve in curves]
+    stood = np.stack([steps for steps, _ in binned])
+    at = np.nanmean(stood[:, ~np.isnan(stood).all(0)], axis=0)
+    known = [~np.isnan(steps) for steps, _ in binned]
+    rows = [np.interp(at, s[k], values[k]) for (s, values), k in zip(binned, known, strict=True)]
+    return at, np.stack(rows)
+
+
+def _binned(curve: Curve, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean step and mean value of every bin, NaN where it is empty."""
+    steps, values = np.array([step for step, _ in curve], dtype=float), np.array([value for _, value in curve])
+    numbers, _ = np.histogram(steps, edges)
+    means = []
+    for weights in (steps, values):
+        sums, _ = np.histogram(steps, edges, weights=weights)
+        means.append(np.divide(sums, numbers, out=np.full(len(numbers), np.nan), where=numbers > 0))
+    return means[0], means[1]
