@@ -181,6 +181,7 @@ def test_every_command_reads_the_checkpoint():
     assert sorted(file.name for file in Path("drawn").iterdir()) == [
         "000000_class1.png",
         "000001_class2.png",
+        "predict.yaml",
         "sheet.png",
     ]
     main(["inpaint", "out/model.ckpt", "--image", "photo.png", "--mask", "half", *few, "--output", "inpainted"])
