@@ -3,7 +3,7 @@
 from asyncdiff.__main__ import packages_told
 
 with packages_told():
-    from asyncdiff.cli import main
+    from asyncdiff.cli.train import main
 
 if __name__ == "__main__":
     main()

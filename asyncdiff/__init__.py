@@ -6,7 +6,7 @@ Importing the package costs nothing: `AsyncDiffusion` (and with it Lightning) is
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncdiff.module import AsyncDiffusion
+    from asyncdiff.training.module import AsyncDiffusion
 
 __all__ = ["AsyncDiffusion"]
 __version__ = "0.1.0"
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "AsyncDiffusion":
-        from asyncdiff.module import AsyncDiffusion
+        from asyncdiff.training.module import AsyncDiffusion
 
         return AsyncDiffusion
     raise AttributeError(f"module 'asyncdiff' has no attribute {name!r}")

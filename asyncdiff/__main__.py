@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 # Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
 COMMANDS = {
-    "levels": ("asyncdiff.commands.levels", "noise-level samplers of experiments, drawn side by side"),
-    "evaluate": ("asyncdiff.commands.evaluate", "numbers of a trained model: samples, likelihood, inpaintings"),
-    "compare": ("asyncdiff.commands.compare", "cards of evaluate in one table, unlike protocols marked"),
-    "sample": ("asyncdiff.commands.sample", "whole images"),
-    "inpaint": ("asyncdiff.commands.inpaint", "photos with a part of them drawn anew"),
-    "edit": ("asyncdiff.commands.edit", "photos changed as much as a painted map of noise levels says"),
-    "outpaint": ("asyncdiff.commands.outpaint", "photos continued beyond their edges"),
-    "autoregress": ("asyncdiff.commands.autoregress", "images drawn patch after patch, in any order"),
-    "texture": ("asyncdiff.commands.texture", "textures of any size, tileable too, from an exemplar or from nothing"),
-    "serve": ("asyncdiff.commands.serve", "a page in the browser to paint on photos and watch them being drawn"),
-    "ablate": ("asyncdiff.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
-    "cache-latents": ("asyncdiff.commands.cache_latents", "images through a codec onto the disk, to train on"),
-    "report": ("asyncdiff.commands.report", "tables, curves and pictures of runs, as Markdown and as one HTML page"),
-    "export": ("asyncdiff.commands.export", "a trained model as a folder to share: safetensors, YAML and a model card"),
-    "port": ("asyncdiff.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
+    "levels": ("asyncdiff.cli.commands.levels", "noise-level samplers of experiments, drawn side by side"),
+    "evaluate": ("asyncdiff.cli.commands.evaluate", "numbers of a trained model: samples, likelihood, inpaintings"),
+    "compare": ("asyncdiff.cli.commands.compare", "cards of evaluate in one table, unlike protocols marked"),
+    "sample": ("asyncdiff.cli.commands.draw", "whole images"),
+    "inpaint": ("asyncdiff.cli.commands.draw", "photos with a part of them drawn anew"),
+    "edit": ("asyncdiff.cli.commands.draw", "photos changed as much as a painted map of noise levels says"),
+    "outpaint": ("asyncdiff.cli.commands.draw", "photos continued beyond their edges"),
+    "autoregress": ("asyncdiff.cli.commands.draw", "images drawn patch after patch, in any order"),
+    "texture": ("asyncdiff.cli.commands.draw", "textures of any size, tileable too, from an exemplar or from nothing"),
+    "serve": ("asyncdiff.cli.commands.serve", "a page in the browser to paint on photos and watch them being drawn"),
+    "ablate": ("asyncdiff.cli.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
+    "cache-latents": ("asyncdiff.cli.commands.cache_latents", "images through a codec onto the disk, to train on"),
+    "report": ("asyncdiff.cli.commands.report", "tables, curves and pictures of runs, as Markdown and as one HTML page"),
+    "export": ("asyncdiff.cli.commands.export", "a trained model as a folder to share: safetensors, YAML and a model card"),
+    "port": ("asyncdiff.cli.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
 }
 
 # What train.py does, for those who have installed the package and have no train.py.
@@ -36,13 +36,13 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     if words[0] in TRAINING:
         with packages_told():
-            from asyncdiff.cli import main as train
+            from asyncdiff.cli.train import main as train
 
         train(list(words))
         return
     with packages_told():
-        from asyncdiff.class_paths import gate  # has a parser to load, which the overview does not need
-        from asyncdiff.cli_errors import one_line_errors
+        from asyncdiff.cli.trusted_packages import gate  # has a parser to load, which the overview does not need
+        from asyncdiff.cli.errors import one_line_errors
 
     with one_line_errors(words[1:]), gate(words[1:]) as left:
         command(words[0])(left)
@@ -72,7 +72,7 @@ def overview() -> str:
 
 def command(name: str) -> Callable[[Sequence[str]], None]:
     """The function of a command; ValueError with the nearest name if there is none."""
-    from asyncdiff.cli_errors.names import did_you_mean, near
+    from asyncdiff.cli.errors.suggestions import did_you_mean, near
 
     if name not in COMMANDS:
         known = (*COMMANDS, *TRAINING)

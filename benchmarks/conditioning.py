@@ -27,16 +27,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.callbacks.flops import peak_flops
-from asyncdiff.denoiser import Denoiser
-from asyncdiff.levels import AlongPath, LevelDraw, Shared
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.noise.levels import AlongPath, LevelDraw, Shared
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import LevelEmbedding
 from asyncdiff.networks.modulation import Conditioning, Modulation, Rows
 from asyncdiff.networks.unet import UNet
-from asyncdiff.objective import objective
-from asyncdiff.processes import RectifiedFlow
+from asyncdiff.denoising.loss import objective
+from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.shapes import Distinct
-from asyncdiff.weightings import Sigmoid
+from asyncdiff.denoising.weightings import Sigmoid
 
 # Variants
 ONE, NAIVE, OURS = "one level an image", "map, naive", "map, ours"

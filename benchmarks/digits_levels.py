@@ -21,7 +21,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.evaluation import FrechetDistance, TrainedClassifier
-from asyncdiff.masks import Half
+from asyncdiff.noise.masks import Half
 from datamodules import Digits
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,10 +16,10 @@ from statistics import median
 
 import torch
 
-from asyncdiff.contexts import Blobs, Boxes
-from asyncdiff.denoiser import Denoiser
-from asyncdiff.fields import BlockwiseField, PerlinField
-from asyncdiff.levels import (
+from asyncdiff.noise.clean_patches import Blobs, Boxes
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.noise.fields import BlockwiseField, PerlinField
+from asyncdiff.noise.levels import (
     AlongPath,
     CleanContext,
     Gaussian,
@@ -33,13 +33,13 @@ from asyncdiff.levels import (
     TruncatedGaussian,
 )
 from asyncdiff.networks.dit import DiT
-from asyncdiff.objective import objective
-from asyncdiff.orders import Raster, Shuffled
-from asyncdiff.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
-from asyncdiff.processes import RectifiedFlow
+from asyncdiff.denoising.loss import objective
+from asyncdiff.noise.orders import Raster, Shuffled
+from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
+from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
-from asyncdiff.spacings import FluxSpacing
-from asyncdiff.weightings import Velocity
+from asyncdiff.noise.progress import FluxSpacing
+from asyncdiff.denoising.weightings import Velocity
 
 IMAGES, GRID, SIZE, STEP_IMAGES = 256, (16, 16), 32, 4
 SAMPLERS: dict[str, LevelSampler] = {

@@ -13,15 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-from asyncdiff import likelihood
-from asyncdiff.likelihood import GaussianDecoder, bound, discrete_bound
-from asyncdiff.masks import Half
-from asyncdiff.oracles import GaussianOracle, random_gaussian
-from asyncdiff.orders import CentreOut, Raster, Shuffled, Spiral, Wavefront
-from asyncdiff.paths import AsyncPatch, Ordered, Path, Synchronous, Waypoints
+from asyncdiff.denoising import likelihood
+from asyncdiff.denoising.likelihood import GaussianDecoder, bound, discrete_bound
+from asyncdiff.noise.masks import Half
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.noise.orders import CentreOut, Raster, Shuffled, Spiral, Wavefront
+from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import LevelMap, Progress
-from asyncdiff.spacings import FluxSpacing, UniformSpacing
+from asyncdiff.noise.progress import FluxSpacing, UniformSpacing
 
 DIMS, GRID, SHAPE, FLOOR = 16, (2, 2), (1, 4, 4), 0.2
 PATHS = {

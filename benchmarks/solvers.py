@@ -12,12 +12,12 @@ import argparse
 import torch
 from torch import Tensor
 
-from asyncdiff.oracles import MixtureOracle, random_mixture
-from asyncdiff.orders import Raster, Wavefront
-from asyncdiff.paths import AsyncPatch, Ordered, Path, Synchronous
-from asyncdiff.processes import CosineVP, Process, RectifiedFlow
-from asyncdiff.sampling import Sampler
-from asyncdiff.solvers import Ddim, Heun, Multistep, Solver
+from asyncdiff.denoising.oracles import MixtureOracle, random_mixture
+from asyncdiff.noise.orders import Raster, Wavefront
+from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous
+from asyncdiff.noise.processes import CosineVP, Process, RectifiedFlow
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim, Heun, Multistep, Solver
 
 SHAPE, GRID, COMPONENTS = (1, 4, 4), (4, 4), 4
 PATHS: dict[str, Path] = {

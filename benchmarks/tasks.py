@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.adaptive import Adaptive
-from asyncdiff.callbacks.held_out import spread
-from asyncdiff.clocks import DualLoop, Sequential, Tolerance
-from asyncdiff.commands.experiment import Experiment
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.callbacks.validation_images import spread
+from asyncdiff.sampling.step_rules import DualLoop, Sequential, Tolerance
+from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.lpips import BackboneFeatures, Lpips
-from asyncdiff.guidance import ClassifierFree, InputGuidance
-from asyncdiff.look_ahead import LookAhead
-from asyncdiff.masks import MASKS, Half, Mask
-from asyncdiff.orders import Raster
-from asyncdiff.repaint import RePaint
-from asyncdiff.sampling import Autoregressive, ImageSampler, Sampler
-from asyncdiff.solvers import Ddim, Multistep
+from asyncdiff.evaluation.features.lpips import BackboneFeatures, Lpips
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.look_ahead import LookAhead
+from asyncdiff.noise.masks import MASKS, Half, Mask
+from asyncdiff.noise.orders import Raster
+from asyncdiff.sampling.repaint import RePaint
+from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
+from asyncdiff.sampling.solvers import Ddim, Multistep
 from benchmarks.digits_levels import Judge
 
 REFERENCE = 10_000  # training images behind the reference statistics

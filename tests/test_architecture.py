@@ -167,13 +167,13 @@ def test_only_the_page_uses_gradio():
     files = (ROOT / "asyncdiff").rglob("*.py")
     found = {file.name for file in files if any(dotted.startswith("gradio") for dotted in imports(file))}
     assert found == {"page.py", "layout.py", "painter.py"}
-    code = "import sys, asyncdiff.commands.serve, asyncdiff.serve.pictures; print('gradio' in sys.modules)"
+    code = "import sys, asyncdiff.cli.commands.serve, asyncdiff.web.image_encoding; print('gradio' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
 def test_codecs_load_without_diffusers():
-    code = "import sys, asyncdiff.codecs; print(sorted({'diffusers', 'lightning'} & set(sys.modules)))"
+    code = "import sys, asyncdiff.latents; print(sorted({'diffusers', 'lightning'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

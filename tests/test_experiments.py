@@ -16,17 +16,19 @@ from test_evaluate import alexnet  # noqa: F401  a fixture
 from test_latent_pictures import run as latent_run  # noqa: F401  a fixture
 from torch.nn.functional import max_pool2d
 
-from asyncdiff import cli, levels, recipe
+from asyncdiff.cli import train as cli
+from asyncdiff.noise import levels
+from asyncdiff.checkpoints import object_config
 from asyncdiff.__main__ import main
-from asyncdiff.ablations import Ablation
-from asyncdiff.ablations.runs import resolved
-from asyncdiff.cli_errors.names import find_class
-from asyncdiff.codecs import Codec
-from asyncdiff.commands.evaluate_inpainting import OnPixels, on_pixels
-from asyncdiff.commands.experiment import Experiment
-from asyncdiff.commands.parsing import command_parser
-from asyncdiff.masks import MASKS
-from asyncdiff.module import AsyncDiffusion
+from asyncdiff.ablation import Ablation
+from asyncdiff.ablation.launch import resolved
+from asyncdiff.cli.errors.suggestions import find_class
+from asyncdiff.latents import Codec
+from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
+from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.noise.masks import MASKS
+from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -87,7 +89,7 @@ def test_unets_are_layered_on_an_experiment(file, built):
     with torch.device("meta"):
         made = built("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file), "--vars.size", "64")
     network, layer = made.model.network, unet_arguments(file)
-    assert {key: recipe.describe(getattr(network, key)) for key in layer} == layer
+    assert {key: object_config.describe(getattr(network, key)) for key in layer} == layer
     assert set(inspect.signature(UNet).parameters) - set(layer) == {
         "channels",
         "classes",
@@ -119,7 +121,7 @@ def unet_arguments(file: Path) -> dict:
 def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
     made = layered(file, built, tmp_path)
     # Nothing is left of the experiment's own.
-    assert recipe.describe(made.model.levels) == recipe.describe(Experiment(file).levels())
+    assert object_config.describe(made.model.levels) == object_config.describe(Experiment(file).levels())
     takes_a_step(made)
 
 
@@ -157,7 +159,7 @@ def test_a_layer_leaves_no_argument_to_the_file_below(file):
 def test_every_level_sampler_has_a_layer():
     named = {entry["class_path"] for f in LEVELS for entry in described(yaml.safe_load(f.read_text()))}
     samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, levels.LevelSampler)]
-    assert {f"asyncdiff.levels.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
+    assert {f"asyncdiff.noise.levels.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
 
 
 def described(value: object) -> Iterator[dict]:
@@ -193,7 +195,7 @@ def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
             made = built(*words, "--trainer.devices", "1")
         assert made.model.shape == (made.datamodule.channels, made.datamodule.size, made.datamodule.size)
         (levels_file,) = (f for f in cell.files if f.parent.name == "levels")
-        assert recipe.describe(made.model.levels) == recipe.describe(Experiment(levels_file).levels())
+        assert object_config.describe(made.model.levels) == object_config.describe(Experiment(levels_file).levels())
         classes = 1000 if "imagenet" in file.stem else 0
         assert made.model.classes == classes
         # Without labels their table is missing: 1000 and the one of "no label", 1024 numbers each.
@@ -206,7 +208,7 @@ def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
         (fid,) = (c for c in trainer["callbacks"] if c["class_path"].endswith("Frechet"))
         assert fid["init_args"]["count"] == 50_000
         assert fid["init_args"]["features"]["class_path"] == "asyncdiff.evaluation.InceptionFeatures"
-        sampler = recipe.describe(made.model.sampler)["init_args"]
+        sampler = object_config.describe(made.model.sampler)["init_args"]
         assert (sampler["steps"], sampler["solver"]["init_args"]["stochasticity"]) == (250, 0.25)
 
 
@@ -275,7 +277,7 @@ def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, t
     assert all(f"| {figure} |" in documented for figure in figures)
     samplers = yaml.safe_load(file.read_text())
     (name,) = samplers
-    own = recipe.build(samplers[name], ["asyncdiff"])
+    own = object_config.build(samplers[name], ["asyncdiff"])
     assert (own.steps, own.solver.stochasticity) == (250, 1.0 if name == "repaint" else 0.25)
     if name == "repaint":
         assert sum(b < a for a, b in pairwise([own.steps, *own.schedule()])) == 2410

@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.held_out import held_out_split, spread
-from asyncdiff.callbacks.measurement import Measurement
-from asyncdiff.callbacks.sharding import gathered, share
+from asyncdiff.callbacks.validation_images import held_out_split, spread
+from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.split_work import gathered, share
 from asyncdiff.checks import at_least
-from asyncdiff.levels import AlongPath
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.paths import AsyncPatch
+from asyncdiff.noise.levels import AlongPath
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.shapes import mean_per_patch
-from asyncdiff.tasks import evaluation_mode
+from asyncdiff.sampling.batched import evaluation_mode
 
 STREAM = 2  # second counter of the random streams: noise and levels of an image are those of no other measurement
 
@@ -122,8 +122,8 @@ class Calibration(Measurement):
         """RUN/images/calibration.png and the TensorBoard image of that name."""
         if not trainer.is_global_zero:
             return
-        from asyncdiff.plots.calibration_figure import calibration_figure  # late: matplotlib
-        from asyncdiff.plots.style import pixels, save
+        from asyncdiff.evaluation.figures.calibration_figure import calibration_figure  # late: matplotlib
+        from asyncdiff.evaluation.figures.style import pixels, save
 
         name = f"calibration_{self.name}" if self.name else "calibration"
         figure = calibration_figure(

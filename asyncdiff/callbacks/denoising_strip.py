@@ -4,15 +4,15 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, stacked, tiles
-from asyncdiff.callbacks.held_out import held_out
+from asyncdiff.callbacks.periodic_image import Figure, Picture, cycled_labels, stacked, tiles
+from asyncdiff.callbacks.validation_images import held_out
 from asyncdiff.checks import at_least
-from asyncdiff.masks import Mask
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.paths import AsyncPatch
-from asyncdiff.sampling import Frame, ImageSampler, Sampler
+from asyncdiff.noise.masks import Mask
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
 from asyncdiff.shapes import to_pixels
-from asyncdiff.tasks import evaluation_mode
+from asyncdiff.sampling.batched import evaluation_mode
 
 
 class DenoisingStrip(Figure):

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from asyncdiff.strategies import gathered, laid_out, local, scatter, whole
+from asyncdiff.training.fsdp2 import gathered, laid_out, local, scatter, whole
 
 CHUNK = 64  # tensors, so many that kernels are launched for many at once
 

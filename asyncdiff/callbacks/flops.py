@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from asyncdiff import recipe
+from asyncdiff.checkpoints import object_config
 
 BACKWARD = 2  # every product of the forward pass has two of its size in the backward, one for each factor's gradient
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
@@ -66,9 +66,9 @@ def _whole(network: nn.Module) -> nn.Module:
     """The same network, one that is shared out over processes made anew: its own forward pass would gather it."""
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return network
-    described = recipe.describe(network)
+    described = object_config.describe(network)
     with torch.device("meta"):
-        rebuilt: nn.Module = recipe.build(described, allow=sorted(recipe.packages(described)))
+        rebuilt: nn.Module = object_config.build(described, allow=sorted(object_config.packages(described)))
     return rebuilt
 
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.figure import cycled_labels
-from asyncdiff.callbacks.frechet_protocol import log_protocol, protocol_of, write_card
-from asyncdiff.callbacks.measurement import Measurement
-from asyncdiff.callbacks.sharding import share
+from asyncdiff.callbacks.periodic_image import cycled_labels
+from asyncdiff.callbacks.frechet_card import log_protocol, protocol_of, write_card
+from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.split_work import share
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.features import as_features
-from asyncdiff.masks import Mask
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.sampling import ImageSampler
+from asyncdiff.evaluation.features.base import as_features
+from asyncdiff.noise.masks import Mask
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.sampling.samplers import ImageSampler
 
 
 class Frechet(Measurement):

@@ -5,10 +5,10 @@ from pathlib import Path
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from asyncdiff import recipe
+from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.plots.survey import survey
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.evaluation.figures.level_statistics import survey
 
 
 class LevelMaps(Callback):
@@ -33,11 +33,11 @@ class LevelMaps(Callback):
         if not trainer.is_global_zero:
             return
         # Loads matplotlib, which takes a second that other commands and processes need not spend.
-        from asyncdiff.plots.level_figure import level_figure
-        from asyncdiff.plots.style import pixels, save
+        from asyncdiff.evaluation.figures.level_figure import level_figure
+        from asyncdiff.evaluation.figures.style import pixels, save
 
         levels, grid = pl_module.levels, pl_module.denoiser.grid(pl_module.shape[1:])
-        name, note = type(levels).__name__, recipe.spell(levels)
+        name, note = type(levels).__name__, object_config.spell(levels)
         figure = level_figure([survey(name, levels, grid, note=note, images=self.images, seed=self.seed)])
         save(figure, Path(trainer.default_root_dir) / "images" / "levels.png")
         for logger in trainer.loggers:

@@ -10,17 +10,17 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.held_out import held_out_split, spread
-from asyncdiff.callbacks.measurement import Measurement
-from asyncdiff.callbacks.sharding import gathered, share
+from asyncdiff.callbacks.validation_images import held_out_split, spread
+from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.split_work import gathered, share
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.path_likelihoods import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
-from asyncdiff.likelihood import CategoricalDecoder, Decoder
-from asyncdiff.masks import Mask
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.paths import Path as NoisePath
-from asyncdiff.spacings import Spacing
-from asyncdiff.tasks import evaluation_mode
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
+from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
+from asyncdiff.noise.masks import Mask
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.noise.paths import Path as NoisePath
+from asyncdiff.noise.progress import Spacing
+from asyncdiff.sampling.batched import evaluation_mode
 
 
 class Likelihood(Measurement):
@@ -114,8 +114,8 @@ class Likelihood(Measurement):
         """RUN/images/bits.png and the TensorBoard image of that name."""
         if not trainer.is_global_zero:
             return
-        from asyncdiff.plots.bit_figure import bit_figure  # late: matplotlib
-        from asyncdiff.plots.style import pixels, save
+        from asyncdiff.evaluation.figures.bits_figure import bit_figure  # late: matplotlib
+        from asyncdiff.evaluation.figures.style import pixels, save
 
         name = f"bits_{self.name}" if self.name else "bits"
         figure = bit_figure(summary)

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.figure import Figure, Picture, cycled_labels, tiles
-from asyncdiff.callbacks.sharding import sharded
+from asyncdiff.callbacks.periodic_image import Figure, Picture, cycled_labels, tiles
+from asyncdiff.callbacks.split_work import sharded
 from asyncdiff.checks import at_least
-from asyncdiff.module import AsyncDiffusion
-from asyncdiff.sampling import ImageSampler
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.sampling.samplers import ImageSampler
 
 
 class SampleGrid(Figure):

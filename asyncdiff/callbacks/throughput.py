@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.schedule import EverySteps, log_interval
-from asyncdiff.callbacks.stopwatch import Stopwatch, WallClock, clock_of
-from asyncdiff.module import AsyncDiffusion
+from asyncdiff.callbacks.every_n_steps import EverySteps, log_interval
+from asyncdiff.callbacks.phase_timer import Stopwatch, WallClock, clock_of
+from asyncdiff.training.module import AsyncDiffusion
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "optimizer")
 

@@ -22,7 +22,7 @@ from asyncdiff.networks.embeddings import (
     refuse_label,
     rotations,
 )
-from asyncdiff.networks.memory import Memory
+from asyncdiff.networks.kv_cache import Memory
 from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,
@@ -33,7 +33,7 @@ from asyncdiff.networks.modulation import (
     token_index,
 )
 from asyncdiff.networks.norms import RmsNorm
-from asyncdiff.networks.uncertainties import mean_logvar
+from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
 
 Tokens = Float[Tensor, "b n dim"]

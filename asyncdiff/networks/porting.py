@@ -119,7 +119,7 @@ def ported(
     """Our network with the authors' weights, in their precision but no lower than float32.
 
     Args:
-        weights: by the authors' names, as `asyncdiff.networks.diffusers_names` gives them, too.
+        weights: by the authors' names, as `asyncdiff.networks.diffusers_keys` gives them, too.
         convention: `DIT`, `SIT`, or one of one's own.
         heads: of the attention; by default those of the official size of this width.
         image_size: where the weights hold no positions that tell it.

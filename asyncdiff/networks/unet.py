@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, refuse_label
 from asyncdiff.networks.modulation import Conditioning, Modulation, mark_varying
-from asyncdiff.networks.uncertainties import mean_logvar
+from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, conditioning
 from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, check_grid, distinct_levels
 

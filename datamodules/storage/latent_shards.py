@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.storage.whole_files import replace
+from asyncdiff.checkpoints.atomic_files import replace
 
 VERSION = 1
 MANIFEST = "manifest.json"

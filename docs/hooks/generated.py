@@ -18,25 +18,25 @@ from mkdocs.structure.files import File, Files
 
 # What a YAML file may name: heading, the base class, and the key or argument under which it stands.
 FAMILIES = (
-    ("The model", "asyncdiff.module.AsyncDiffusion", "`model`"),
+    ("The model", "asyncdiff.training.module.AsyncDiffusion", "`model`"),
     ("Networks", "torch.nn.Module", "`model.network`"),
-    ("Levels", "asyncdiff.levels.LevelSampler", "`model.levels`"),
-    ("Paths", "asyncdiff.paths.Path", "`path` of samplers, levels and likelihoods"),
-    ("Spacings", "asyncdiff.spacings.Spacing", "`spacing` of `AlongPath` and of likelihoods"),
-    ("Fields", "asyncdiff.fields.Field", "`field` of `AsyncPatch`"),
-    ("Orders", "asyncdiff.orders.Order", "`order` of `Ordered`, `Autoregressive` and `Autoregress`"),
-    ("Contexts", "asyncdiff.contexts.Context", "`context` of `CleanContext`"),
-    ("Weightings", "asyncdiff.weightings.Weighting", "`model.weighting`"),
-    ("Processes", "asyncdiff.processes.Process", "`model.process`"),
-    ("Targets", "asyncdiff.targets.Target", "`model.target`"),
-    ("Samplers", "asyncdiff.sampling.ImageSampler", "`model.sampler`, and `--sampler` of commands"),
-    ("Solvers", "asyncdiff.solvers.Solver", "`solver` of samplers"),
-    ("Guidance", "asyncdiff.guidance.Guidance", "`guidance` of samplers, a list"),
-    ("Clocks", "asyncdiff.clocks.Clocks", "`clocks` of `Adaptive`"),
-    ("Tasks", "asyncdiff.predictions.Task", "`model.task`"),
-    ("Masks", "asyncdiff.masks.Mask", "`mask` of tasks, callbacks and commands"),
-    ("Codecs", "asyncdiff.codecs.Codec", "`model.codec`, and `--codec` of commands"),
-    ("Decoders", "asyncdiff.likelihood.Decoder", "`decoder` of likelihoods"),
+    ("Levels", "asyncdiff.noise.levels.LevelSampler", "`model.levels`"),
+    ("Paths", "asyncdiff.noise.paths.Path", "`path` of samplers, levels and likelihoods"),
+    ("Spacings", "asyncdiff.noise.progress.Spacing", "`spacing` of `AlongPath` and of likelihoods"),
+    ("Fields", "asyncdiff.noise.fields.Field", "`field` of `AsyncPatch`"),
+    ("Orders", "asyncdiff.noise.orders.Order", "`order` of `Ordered`, `Autoregressive` and `Autoregress`"),
+    ("Contexts", "asyncdiff.noise.clean_patches.Context", "`context` of `CleanContext`"),
+    ("Weightings", "asyncdiff.denoising.weightings.Weighting", "`model.weighting`"),
+    ("Processes", "asyncdiff.noise.processes.Process", "`model.process`"),
+    ("Targets", "asyncdiff.denoising.targets.Target", "`model.target`"),
+    ("Samplers", "asyncdiff.sampling.samplers.ImageSampler", "`model.sampler`, and `--sampler` of commands"),
+    ("Solvers", "asyncdiff.sampling.solvers.Solver", "`solver` of samplers"),
+    ("Guidance", "asyncdiff.sampling.guidance.Guidance", "`guidance` of samplers, a list"),
+    ("Clocks", "asyncdiff.sampling.step_rules.Clocks", "`clocks` of `Adaptive`"),
+    ("Tasks", "asyncdiff.tasks.Task", "`model.task`"),
+    ("Masks", "asyncdiff.noise.masks.Mask", "`mask` of tasks, callbacks and commands"),
+    ("Codecs", "asyncdiff.latents.Codec", "`model.codec`, and `--codec` of commands"),
+    ("Decoders", "asyncdiff.denoising.likelihood.Decoder", "`decoder` of likelihoods"),
     ("Features", "asyncdiff.evaluation.Features", "`features` of `Frechet`, and `--features` of `evaluate`"),
     ("Data", "datamodules.ImageDataModule", "`data`"),
     ("Callbacks", "lightning.pytorch.Callback", "`trainer.callbacks`, a list"),
@@ -76,7 +76,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def families() -> Iterator[tuple[str, str, dict[str, type]]]:
     """Heading, place and classes of every family; every class by the shortest path to it."""
-    from asyncdiff.cli_errors.names import known_classes
+    from asyncdiff.cli.errors.suggestions import known_classes
 
     ours = {path: kind for path, kind in known_classes().items() if not path.startswith("lightning.")}
     for heading, base, place in FAMILIES:
@@ -141,7 +141,7 @@ def keys_page() -> str:
 
 def top_level() -> list[Argument]:
     """The keys at the top of an experiment file, as `fit` has them."""
-    from asyncdiff import cli
+    from asyncdiff.cli import train as cli
 
     read = cli._cli(cli.Parsed, ["fit", "--config", str(ROOT / "experiments" / "demo.yaml")])
     fit = read.parser._subcommands_action._name_parser_map["fit"]  # type: ignore[union-attr]
@@ -214,9 +214,9 @@ INTRODUCTION = """Made from the code at every build. In a file every key is an a
 ```yaml
 model:
   levels:
-    class_path: asyncdiff.levels.AlongPath
+    class_path: asyncdiff.noise.levels.AlongPath
     init_args:
-      path: {class_path: asyncdiff.paths.AsyncPatch, init_args: {spread: 0.5}}
+      path: {class_path: asyncdiff.noise.paths.AsyncPatch, init_args: {spread: 0.5}}
 ```
 
 On the command line the same is `--model.levels.init_args.path.init_args.spread 0.5`. A class of your own

@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Calibration, Ema
 from asyncdiff.callbacks.calibration import STREAM, rank_correlation, reliability
-from asyncdiff.levels import AlongPath
+from asyncdiff.noise.levels import AlongPath
 from asyncdiff.networks.dit import DiT
-from asyncdiff.paths import AsyncPatch
-from asyncdiff.plots.calibration_figure import calibration_figure
-from asyncdiff.plots.style import pixels
+from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.evaluation.figures.calibration_figure import calibration_figure
+from asyncdiff.evaluation.figures.style import pixels
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.shapes import mean_per_patch
 from datamodules import Digits

@@ -11,15 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import DenoisingStrip, Ema, Inpainting, LevelLoss, SampleGrid, Throughput
-from asyncdiff.callbacks.figure import tiles
-from asyncdiff.callbacks.inpainting import masked
-from asyncdiff.callbacks.level_loss import binned
-from asyncdiff.callbacks.sharding import gathered, share
-from asyncdiff.masks import Half
+from asyncdiff.callbacks.periodic_image import tiles
+from asyncdiff.callbacks.inpainting_grid import masked
+from asyncdiff.callbacks.loss_by_level import binned
+from asyncdiff.callbacks.split_work import gathered, share
+from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.paths import AsyncPatch
-from asyncdiff.predictions.album import UNKNOWN
-from asyncdiff.sampling import Sampler
+from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.tasks.contact_sheet import UNKNOWN
+from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
 
 CALLBACKS = {

@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Ema, Frechet
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.protocol import read_card
-from asyncdiff.masks import Half
+from asyncdiff.evaluation.result_card import read_card
+from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
 
 
@@ -80,7 +80,7 @@ def test_the_numbers_are_left_with_what_they_were_measured_with(measured):
     assert protocol["samples"]["sampler"]["init_args"]["steps"] == 2
     assert protocol["reference"]["count"] == len(Digits().dataset("train"))
     assert protocol["features"]["dim"] == 16
-    assert protocol["mask"]["class_path"] == "asyncdiff.masks.Half"
+    assert protocol["mask"]["class_path"] == "asyncdiff.noise.masks.Half"
 
 
 def test_one_image_is_no_distribution():

@@ -8,11 +8,11 @@ from PIL import Image
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import ImageWriter
-from asyncdiff.masks import Half
+from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.photos import read_photo, to_bytes, to_model
-from asyncdiff.predictions import Inpaint
-from asyncdiff.sampling import Sampler
+from asyncdiff.tasks.photos import read_photo, to_bytes, to_model
+from asyncdiff.tasks import Inpaint
+from asyncdiff.sampling.samplers import Sampler
 
 
 def module(**options) -> AsyncDiffusion:

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
-from asyncdiff.levels import SumBeta
+from asyncdiff.noise.levels import SumBeta
 from asyncdiff.networks.dit import DiT
 from datamodules import Digits
 

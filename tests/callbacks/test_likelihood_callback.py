@@ -8,12 +8,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Ema, Likelihood
-from asyncdiff.evaluation.path_likelihoods import PathBounds
-from asyncdiff.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
-from asyncdiff.masks import Half
+from asyncdiff.evaluation.likelihood_by_path import PathBounds
+from asyncdiff.denoising.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
+from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.orders import Given
-from asyncdiff.paths import AsyncPatch, Ordered, Synchronous
+from asyncdiff.noise.orders import Given
+from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
 from datamodules import Digits
 
 PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}

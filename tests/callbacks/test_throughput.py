@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import Logger
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Ema, Throughput
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.stopwatch import CudaClock, Stopwatch
+from asyncdiff.callbacks.phase_timer import CudaClock, Stopwatch
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import Distinct
 from datamodules import Digits
 

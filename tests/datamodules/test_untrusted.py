@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncdiff.photos import read_photo
+from asyncdiff.tasks.photos import read_photo
 from datamodules import EdmZip, ImageFolder
 from datamodules.images.decoding import decoded
 from datamodules.index_cache import cached_arrays

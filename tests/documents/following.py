@@ -16,9 +16,9 @@ from blocks import ROOT, Block, words_of
 from workplace import SMALLER
 
 from asyncdiff import __main__ as asyncdiff_main
-from asyncdiff import cli
-from asyncdiff.cli_errors import ReportingParser
-from asyncdiff.cli_errors.names import find_class
+from asyncdiff.cli import train as cli
+from asyncdiff.cli.errors import ReportingParser
+from asyncdiff.cli.errors.suggestions import find_class
 
 # Words that make a command small; the last one of a kind counts.
 FEWER = {

@@ -7,7 +7,7 @@ from blocks import DOCUMENTS, ROOT, SHELL, Block, blocks
 from following import check_yaml, follow, follow_python
 from workplace import furnish, stand_ins, trained
 
-from asyncdiff.cli_errors.reports import UsageError
+from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 
 PROGRAMS = ("python ", "make ", "pip ", "source ", "torchrun ", "srun ", "asyncdiff ", "git ")
 WITH_BLOCKS = [file for file in DOCUMENTS if any(block.language not in ("", "math") for block in blocks(file))]
@@ -77,10 +77,10 @@ def test_most_commands_are_run():
     "line",
     [
         "python -m asyncdiff port a.pt --kindd dit --output b.ckpt",
-        "python -m asyncdiff sample RUN --sampler asyncdiff.sampling.Smpler",
+        "python -m asyncdiff sample RUN --sampler asyncdiff.sampling.samplers.Smpler",
         "python -m asyncdiff smple RUN",
         "python train.py fit --config experiments/demo.yaml --model.learning_rat 1",
-        "python train.py fit --config experiments/demo.yaml --model.levels asyncdiff.levels.Nothing",
+        "python train.py fit --config experiments/demo.yaml --model.levels asyncdiff.noise.levels.Nothing",
         "torchrun --nproc_per_node 8 train.py fit --config experiments/nothing.yaml",
         "torchrun --nproc_per_node 8 -m asyncdiff evaluate RUN --samples --cuont 5",
         "python -m benchmarks.nothing",
@@ -102,11 +102,11 @@ def test_a_block_that_is_only_checked_is_checked():
     def block(text, language="python"):
         return Block(ROOT / "README.md", 1, language, "", ("Sampler",), text)
 
-    assert follow_python(block("from asyncdiff.sampling import Sampler\nSampler(steps=nowhere)"), {}) == "checked"
+    assert follow_python(block("from asyncdiff.sampling.samplers import Sampler\nSampler(steps=nowhere)"), {}) == "checked"
     with pytest.raises(TypeError, match="stepz"):
-        follow_python(block("from asyncdiff.sampling import Sampler\nSampler(stepz=3)"), {})
+        follow_python(block("from asyncdiff.sampling.samplers import Sampler\nSampler(stepz=3)"), {})
     with pytest.raises(AttributeError, match="Smpler"):
-        follow_python(block("from asyncdiff.sampling import Smpler"), {})
-    check_yaml(block("{class_path: asyncdiff.sampling.Sampler, init_args: {steps: 3}}", "yaml"))
+        follow_python(block("from asyncdiff.sampling.samplers import Smpler"), {})
+    check_yaml(block("{class_path: asyncdiff.sampling.samplers.Sampler, init_args: {steps: 3}}", "yaml"))
     with pytest.raises(AssertionError, match="stepz"):
-        check_yaml(block("{class_path: asyncdiff.sampling.Sampler, init_args: {stepz: 3}}", "yaml"))
+        check_yaml(block("{class_path: asyncdiff.sampling.samplers.Sampler, init_args: {stepz: 3}}", "yaml"))

@@ -14,7 +14,7 @@ from markdown import markdown
 from pymdownx.superfences import SuperFencesException
 
 from asyncdiff import shapes
-from asyncdiff.cli_errors.names import known_classes
+from asyncdiff.cli.errors.suggestions import known_classes
 
 DOCS, EXPERIMENTS = ROOT / "docs", ROOT / "experiments"
 

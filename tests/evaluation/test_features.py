@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from asyncdiff.evaluation import Features, FrechetDistance, InceptionFeatures, TrainedClassifier, as_features
-from asyncdiff.evaluation.features import to_uint8
+from asyncdiff.evaluation.features.base import to_uint8
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from asyncdiff import recipe
+from asyncdiff.checkpoints import object_config
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.lpips import NETS, BackboneFeatures, Lpips, enlargement
+from asyncdiff.evaluation.features.lpips import NETS, BackboneFeatures, Lpips, enlargement
 
 # Real weights: alexnet_features_torchvision.safetensors, squeezenet1_1_torchvision.safetensors, and lpips_check/*.png
 # of the LPIPS repository.
@@ -126,7 +126,7 @@ def test_features_make_a_frechet_distance(files):
 
 def test_both_are_rebuilt_from_their_recipe(files):
     for built in (lpips(files, "squeeze"), BackboneFeatures("alex", str(files["alex"][0]), files["alex"][1])):
-        again = recipe.build(recipe.describe(built))
+        again = object_config.build(object_config.describe(built))
         assert again.net == built.net
         assert torch.equal(again.backbone.layers[0].weight, built.backbone.layers[0].weight)
 

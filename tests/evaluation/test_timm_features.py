@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 from asyncdiff.evaluation import TimmFeatures
-from asyncdiff.photos import to_model
+from asyncdiff.tasks.photos import to_model
 
 SMALL_VIT = "vit_tiny_patch16_224.augreg_in21k"
 

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from asyncdiff.evaluation.weights import published_hash, read_weights
+from asyncdiff.evaluation.features.weights import published_hash, read_weights
 
 RAN = []
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from killing import ended, forked, kill, lost
 
 from asyncdiff.__main__ import main as command
-from asyncdiff.cli import main as train
+from asyncdiff.cli.train import main as train
 
 EXPERIMENT = """
 seed_everything: 0
@@ -27,7 +27,7 @@ model:
   network:
     class_path: asyncdiff.networks.dit.DiT
     init_args: {channels: 1, patch_size: 2, dim: 32, depth: 2, heads: 2, classes: 10, dropout: 0.1}
-  levels: {class_path: asyncdiff.levels.AlongPath, init_args: {path: {class_path: asyncdiff.paths.AsyncPatch}}}
+  levels: {class_path: asyncdiff.noise.levels.AlongPath, init_args: {path: {class_path: asyncdiff.noise.paths.AsyncPatch}}}
   image_size: 8
   warmup_steps: 20
 trainer:
@@ -55,7 +55,7 @@ trainer:
 ABLATION = """
 base: [experiment.yaml]
 seeds: [0]
-axes: {levels: {shared: {model.levels.init_args.path: {class_path: asyncdiff.paths.Synchronous}}, async: null}}
+axes: {levels: {shared: {model.levels.init_args.path: {class_path: asyncdiff.noise.paths.Synchronous}}, async: null}}
 set: {trainer.max_steps: 30}
 metrics: {train/loss: {goal: min, label: loss}}
 """
@@ -63,7 +63,7 @@ KINDS = {
     "training": [],
     "accumulating": ["--trainer.accumulate_grad_batches", "3", "--data.init_args.batch_size", "24"],
     "writing_beside": [
-        "--trainer.plugins+=asyncdiff.checkpoints.plugin.AtomicCheckpointIO",
+        "--trainer.plugins+=asyncdiff.checkpoints.lightning_io.AtomicCheckpointIO",
         *("--trainer.plugins.init_args.asynchronous", "true"),
     ],
     "loading": ["--data.init_args.workers", "2"],
@@ -87,7 +87,7 @@ def training(words: list[str], kills: int, moments: random.Random) -> list[str]:
 
 def caching(kills: int, moments: random.Random) -> list[str]:
     """What caches of latents have lost by so many kills."""
-    words = ["cache-latents", "--data", "datamodules.Digits", "--codec", "asyncdiff.codecs.Identity"]
+    words = ["cache-latents", "--data", "datamodules.Digits", "--codec", "asyncdiff.latents.Identity"]
     words += ["--codec.init_args.channels", "1", "--shard_size", "20", "--batch_size", "10"]
     return campaign(lambda run: lambda: command([*words, "--out", run]), kills, moments, unlike_folder)
 

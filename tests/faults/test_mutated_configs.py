@@ -15,7 +15,7 @@ import pytest
 from configs import SOURCES, Mistake, misspelt_keys, no_files, out_of_range, trees
 from faults.campaign import Campaign
 
-from asyncdiff.cli import ExperimentCLI, main
+from asyncdiff.cli.train import ExperimentCLI, main
 
 ROOT = Path(__file__).resolve().parents[2]
 KIND = "mutated configs"

@@ -19,7 +19,7 @@ from damages import ALL
 from faults.campaign import Campaign
 from subjects import SUBJECTS, Subject
 
-from asyncdiff.cli_errors import users_error
+from asyncdiff.cli.errors import users_error
 
 NUMBER = 32  # faults of every kind of file at scale 1
 LIMIT = 20  # seconds for one file

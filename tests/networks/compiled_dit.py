@@ -8,11 +8,11 @@ import torch
 from conftest import awaken
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from asyncdiff.denoiser import Denoiser
+from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.networks.dit import DiT
-from asyncdiff.paths import AsyncPatch
-from asyncdiff.processes import RectifiedFlow
-from asyncdiff.sampling import Sampler
+from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import Distinct
 
 OPTIONS = json.loads(sys.argv[1])

@@ -6,17 +6,17 @@ from authors_dit import TIME, forward, random_weights
 from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 
-from asyncdiff.denoiser import Denoiser
-from asyncdiff.guidance import ClassifierFree
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.networks import dit
-from asyncdiff.networks.diffusers_names import DIFFUSERS_PERIOD, from_diffusers, is_diffusers
+from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD, from_diffusers, is_diffusers
 from asyncdiff.networks.embeddings import grid_positions, sinusoids
 from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, is_authors, ported
-from asyncdiff.processes import LinearVP, RectifiedFlow
+from asyncdiff.noise.processes import LinearVP, RectifiedFlow
 from asyncdiff.randomness import normal, per_image
-from asyncdiff.sampling import Sampler
-from asyncdiff.solvers import Ddim
-from asyncdiff.targets import Noise
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.denoising.targets import Noise
 
 DIFFUSERS = Convention(1000.0, -1.0, period=DIFFUSERS_PERIOD)
 LABELS = torch.tensor([0, 7, 10])  # 10 is "no label"

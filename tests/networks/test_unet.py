@@ -16,12 +16,12 @@ from lightning.pytorch import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from asyncdiff.module import AsyncDiffusion
+from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks.modulation import Modulation
 from asyncdiff.networks.unet import UNet
 from asyncdiff.networks.unet_blocks import ResidualBlock, pixels, places
 from asyncdiff.randomness import seeded
-from asyncdiff.sampling import Sampler
+from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import Distinct
 from datamodules import Digits
 

@@ -1,5 +1,0 @@
-"""Experiments that differ in a few settings, run over several seeds and compared."""
-
-from asyncdiff.ablations.cells import Ablation, Cell, Metric
-
-__all__ = ["Ablation", "Cell", "Metric"]

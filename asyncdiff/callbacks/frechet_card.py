@@ -1,0 +1,94 @@
+"""What the Fréchet distances of a run were measured with, for TensorBoard and beside the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff.callbacks.ema import Ema
+from asyncdiff.evaluation.features.base import Features, class_path
+from asyncdiff.evaluation.result_card import card_of, software
+from asyncdiff.noise.masks import Mask
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.sampling.samplers import ImageSampler
+
+
+def protocol_of(
+    trainer: Trainer,
+    module: AsyncDiffusion,
+    features: Features,
+    *,
+    count: int,
+    first_seed: int,
+    sampler: ImageSampler | None,
+    mask: Mask | None,
+) -> dict[str, Any]:
+    """The stamp of what the callback `Frechet` measures, in plain containers.
+
+    Args:
+        trainer: with the data module.
+        module: that draws.
+        features: prepared.
+        count: generated images.
+        first_seed: seed of the first one.
+        sampler: in place of the module's own.
+        mask: what is known in inpaintings, None without.
+    """
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    samples = {
+        "count": count,
+        "seeds": [first_seed, first_seed + count - 1],
+        "labels": f"{module.classes} classes in turn" if module.classes else None,
+        "sampler": _described(sampler or module.sampler),
+        "codec": None if module.codec is None else module.codec.identity(),
+        "rounding": None,  # but for what the features do
+    }
+    return {
+        "measurement": "run",
+        "precision": str(trainer.precision),
+        "weights": "ema" if any(isinstance(callback, Ema) for callback in _callbacks(trainer)) else "raw",
+        "features": features.stamp(),
+        "reference": {"data": class_path(data), "split": "train", **_told(data)},
+        "samples": samples,
+        "mask": None if mask is None else _described(mask),
+        **software(module.device),
+    }
+
+
+def log_protocol(trainer: Trainer, name: str, protocol: dict[str, Any]) -> None:
+    """Show it in TensorBoard as the text protocol/NAME."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            text = "\n".join(f"    {line}" for line in json.dumps(protocol, indent=2).splitlines())
+            logger.experiment.add_text(f"protocol/{name}", text, trainer.global_step)
+
+
+def write_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: dict[str, float]) -> None:
+    """Write it with the run's last numbers to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
+    folder = Path(trainer.default_root_dir) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    held = card_of({**protocol, "step": trainer.global_step}, metrics)
+    (folder / f"frechet_{name}.json").write_text(json.dumps(held, indent=2))
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return list(getattr(trainer, "callbacks", []))
+
+
+def _told(data: Any) -> dict[str, Any]:
+    """Number and fingerprint of the training images, of data that tell them."""
+    if not hasattr(data, "dataset"):
+        return {}
+    images = data.dataset("train").plain()
+    return {"count": len(images), "fingerprint": images.fingerprint() if hasattr(images, "fingerprint") else None}
+
+
+def _described(value: Any) -> Any:
+    """A recipe; of an object that does not keep its arguments the class."""
+    try:
+        return object_config.describe(value)
+    except TypeError:
+        return {"class_path": class_path(value)}

@@ -1,0 +1,86 @@
+"""The velocity's error by noise level."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from asyncdiff.callbacks.every_n_steps import EverySteps, log_interval
+from asyncdiff.checks import at_least
+from asyncdiff.training.module import AsyncDiffusion
+
+
+class LevelLoss(Callback):
+    """Logs the mean squared error of the velocity over the training patches of each level bin.
+
+    The tags are train/error_by_level/LOW-HIGH. Sums stay on the device until they are logged, every
+    `log_every_n_steps` of the trainer; a bin that no patch fell into is left out. Checkpoints hold what is not yet
+    logged, so that a run that goes on logs what it would have logged without a break.
+
+    Args:
+        bins: equal bins over [0, 1].
+    """
+
+    def __init__(self, bins: int = 8):
+        at_least("bins", bins, 1, "8 shows the shape")
+        self.bins = bins
+        self._sums: Tensor | None = None  # of steps
+        self._begun: Tensor | None = None  # of the batches of a step that waits for more of them
+        self._schedule = EverySteps(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start counting steps."""
+        self._schedule = log_interval(trainer)
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
+    ) -> None:
+        """Add this batch, log when due."""
+        sums = binned(outputs["t"], outputs["error"], self.bins)
+        self._begun = sums if self._begun is None else self._begun + sums
+        if trainer.fit_loop._should_accumulate():
+            return
+        self._sums = self._begun if self._sums is None else self._sums.to(sums.device) + self._begun
+        self._begun = None
+        if self._schedule.due(trainer):
+            self._log(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what waits to be logged, of every process on its own: their sum would be rounded differently."""
+        if self._sums is not None:
+            every: Tensor = trainer.strategy.all_gather(self._sums)
+            checkpoint.setdefault("level_loss", {})[str(self.bins)] = every.reshape(-1, 2, self.bins).cpu()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up what waited; the first process all of it if there are more or fewer than before."""
+        every: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
+        self._sums = self._begun = None
+        if every is not None and len(every) == trainer.world_size:
+            self._sums = every[trainer.global_rank]
+        elif every is not None:
+            self._sums = every.sum(0) * (trainer.global_rank == 0)
+
+    def _log(self, trainer: Trainer) -> None:
+        assert self._sums is not None
+        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
+        self._sums = None
+        edges = [f"{i / self.bins:.3f}-{(i + 1) / self.bins:.3f}" for i in range(self.bins)]
+        rows = zip(edges, total, count, strict=True)
+        metrics = {f"train/error_by_level/{edge}": t / n for edge, t, n in rows if n}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def binned(t: Tensor, error: Tensor, bins: int) -> Tensor:
+    """(2, bins): sum of the errors and number of patches in each equal bin of t over (0, 1].
+
+    In patches without noise, at t = 0, nothing is to be predicted: they do not count. Nor do errors that are not
+    finite, of steps that are skipped: one of them would hide all others.
+    """
+    t, error = t.detach().flatten(), error.detach().flatten().to(torch.float32)
+    index, counted = (t * bins).long().clamp(max=bins - 1), (t > 0) & error.isfinite()
+    sums = torch.zeros(2, bins, device=t.device)
+    sums[0].index_add_(0, index, error.masked_fill(~counted, 0))
+    sums[1].index_add_(0, index, counted.to(torch.float32))
+    return sums

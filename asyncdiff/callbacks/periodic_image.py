@@ -1,0 +1,99 @@
+"""The base of every picture that a run draws: when, with which weights, and where it goes."""
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from asyncdiff.callbacks.ema import averaged_weights
+from asyncdiff.callbacks.every_n_steps import EverySteps
+from asyncdiff.callbacks.throughput import untimed
+from asyncdiff.training.module import AsyncDiffusion
+
+Picture = Float[Tensor, "3 height width"]  # values in [0, 1]
+
+MIN_TILE = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can see them
+
+
+class Figure(Callback):
+    """Draws a picture every `every_n_steps` optimiser steps and at the end of training, with the averaged weights.
+
+    All processes take part in drawing; the first writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the
+    TensorBoard image images/NAME. RUN is the trainer's default_root_dir.
+
+    Args:
+        name: of the files and of the TensorBoard tag.
+        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
+    """
+
+    def __init__(self, name: str, every_n_steps: int = 1000):
+        self.name = name
+        self.every_n_steps = every_n_steps
+        self._schedule = EverySteps(every_n_steps)
+        self._drawn_at = -1
+
+    @abstractmethod
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+        """The picture; called on all processes, with the averaged weights in place."""
+
+    @property
+    def state_key(self) -> str:
+        """Figures of one kind with several names are several callbacks."""
+        return f"{type(self).__name__}{{name={self.name}}}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start counting steps."""
+        self._schedule.start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
+        """Draw when it is due."""
+        if self._schedule.due(trainer):
+            self._publish(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Draw the result, unless the last step has just done so."""
+        if trainer.global_step != self._drawn_at:
+            self._publish(trainer, pl_module)
+
+    def _publish(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        self._drawn_at = trainer.global_step
+        with untimed(trainer), averaged_weights(trainer, module):
+            picture = self.draw(trainer, module)
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in (f"{self.name}.png", f"{self.name}_{trainer.global_step:07d}.png"):
+            save_image(picture, folder / file)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"images/{self.name}", picture, trainer.global_step)
+
+
+def tiles(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> Picture:
+    """Images with values in [low, 1] as one grid, gray repeated to colour, small ones enlarged by a whole factor."""
+    factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
+    shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
+    if shown.shape[1] not in (1, 3):
+        raise ValueError(
+            f"pictures need images of 1 or 3 channels, got {shown.shape[1]}: set model.codec to see pictures of latents"
+        )
+    shown = F.interpolate(shown.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
+    return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
+
+
+def stacked(pictures: list[Picture]) -> Float[Tensor, "3 total width"]:
+    """Pictures of one width below each other."""
+    return torch.cat(pictures, dim=1)
+
+
+def cycled_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
+    """The classes in turn by global index, None for an unconditional model."""
+    return [i % module.classes for i in indices] if module.classes else None

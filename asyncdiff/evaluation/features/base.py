@@ -1,0 +1,255 @@
+"""Feature spaces for distances between sets of images: a classifier trained on the spot, or any module."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from asyncdiff.checks import at_least
+from asyncdiff.evaluation.features.weights import tensors_sha256
+from asyncdiff.shapes import Image, Labels
+
+FeatureRows = Float[Tensor, "b d"]
+
+BATCH = 64
+PEAK_LR = 3e-3
+
+
+def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
+    """Images in [-1, 1] as the nearest of the 256 grey levels; what lies outside is clipped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class Features(nn.Module, ABC):
+    """Images in [-1, 1] to rows of `dim` numbers; `name` is the tag of what is measured with them, `frechet/{name}`."""
+
+    name: str
+    dim: int
+    _hashed: tuple[int, str] | None = None
+
+    @abstractmethod
+    def forward(self, images: Image) -> FeatureRows:
+        """One row of `dim` numbers per image."""
+
+    def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
+        """Called once, in every process, with batches {"image", "label"} of the real training split."""
+        del train_batches
+
+    def preparation(self) -> dict[str, Any]:
+        """What becomes of an image before the network, for `stamp`: rounding, resize, size and range."""
+        return {}
+
+    def stamp(self) -> dict[str, Any]:
+        """What numbers measured with these features depend on, in plain containers; after `prepare`.
+
+        Keys: class (dotted path), name, dim, weights (SHA-256 of all tensors, whatever file they came from), and input
+        (`preparation()`).
+        """
+        return {
+            "class": class_path(self),
+            "name": self.name,
+            "dim": self.dim,
+            "weights": self._weights(),
+            "input": self.preparation(),
+        }
+
+    def _weights(self) -> str:
+        """The hash of the tensors, kept until one of them is written to."""
+        state = self.state_dict()
+        if any(tensor.is_inference() for tensor in state.values()):  # these do not count how often they were written to
+            return tensors_sha256(state)
+        version = sum(tensor._version for tensor in state.values())
+        if self._hashed is None or self._hashed[0] != version:
+            self._hashed = version, tensors_sha256(state)
+        return self._hashed[1]
+
+
+class _Wrapped(Features):
+    def __init__(self, module: nn.Module, name: str, dim: int | None) -> None:
+        super().__init__()
+        self.module, self.name = module, name
+        if dim is not None:
+            self.dim = dim
+
+    def forward(self, images: Image) -> FeatureRows:
+        return self.module(images)
+
+    def preparation(self) -> dict[str, Any]:
+        return {"module": class_path(self.module)}
+
+    @torch.no_grad()
+    def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
+        """Find `dim` from one image, if nobody told it."""
+        if not hasattr(self, "dim"):
+            self.eval()
+            with own_randomness(0):  # a DataLoader draws from the global state when it starts
+                image = next(iter(train_batches))["image"][:1]
+            self.dim = self.module(image.to(_device(self))).shape[1]
+
+
+def as_features(module: nn.Module, *, name: str | None = None, dim: int | None = None) -> Features:
+    """`module` as `Features`: unchanged if it is already, else named `name` or its class name in lower case.
+
+    Its size is `dim`, or the module's own `dim`, or found by `prepare` from the first training image.
+    """
+    if isinstance(module, Features):
+        if name is not None or dim is not None:
+            raise ValueError(
+                f"name and dim must be None for {type(module).__name__}, which has its own, got {name!r} and {dim!r}"
+            )
+        return module
+    return _Wrapped(module, name or type(module).__name__.lower(), dim or getattr(module, "dim", None))
+
+
+class TrainedClassifier(Features):
+    """The last hidden layer of a small classifier that is trained on the real training split, once per run.
+
+    For images on which Inception says little, such as 8x8 digits. The same seed, batches and machine give the same
+    features; every process uses the weights of rank 0. The whole split is held in memory during `prepare`, which trains
+    where the module is: move it to a GPU first if the images are many.
+
+    The features are the activations after the last nonlinearity (SiLU, which leaves no unit dead as ReLU would): on the
+    digits their covariance is six times better conditioned than that of the linear outputs before it.
+
+    Args:
+        channels: of the images, which must be at least 5x5 pixels.
+        classes: labels run from 0 to `classes - 1`.
+        name: of the curves, cards and tables of what is measured in these features.
+        width: channels after the first convolution; doubled at every halving of the size.
+        dim: length of a row of features.
+        epochs: passes over the split.
+        seed: of the initial weights and of the order of the images.
+    """
+
+    prepared: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        name: str = "classifier",
+        width: int = 32,
+        dim: int = 64,
+        epochs: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for argument, value in {"channels": channels, "classes": classes, "width": width, "dim": dim}.items():
+            at_least(argument, value, 1, "as many as the images and the features have")
+        at_least("epochs", epochs, 0, "8 is usual")
+        self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
+        with own_randomness(seed):
+            self.trunk = nn.Sequential(
+                _convolution(channels, width, stride=1),
+                _convolution(width, 2 * width, stride=2),
+                _convolution(2 * width, 4 * width, stride=2),
+            )
+            self.embedding = nn.Linear(4 * 4 * width, dim)
+            self.head = nn.Linear(dim, classes)
+        self.requires_grad_(False).eval()
+        self.register_buffer("prepared", torch.tensor(False))
+
+    def forward(self, images: Image) -> FeatureRows:
+        """One row of `dim` features per image; RuntimeError before `prepare`."""
+        if not self.prepared:
+            raise RuntimeError(f"features {self.name!r} must be trained before use: call prepare(train_batches) first")
+        return self._embed(images)
+
+    def logits(self, images: Image) -> Float[Tensor, "b k"]:
+        """Unnormalised log-probabilities of the classes."""
+        return self.logits_of(self(images))
+
+    def logits_of(self, rows: FeatureRows) -> Float[Tensor, "b k"]:
+        """The same, of features."""
+        return self.head(rows)
+
+    def preparation(self) -> dict[str, Any]:
+        """Images are taken as they are."""
+        return {"rounding": None, "resize": None, "range": "[-1, 1]"}
+
+    def accuracy(self, images: Image, labels: Labels) -> float:
+        """Share of the images given their label, 0 .. 1."""
+        return (self.logits(images).argmax(1) == labels).float().mean().item()
+
+    def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
+        """Train on the images and labels of one pass over `train_batches`; the global random state is left alone."""
+        with own_randomness(self.seed), torch.inference_mode(False), torch.enable_grad():
+            batches = [(batch["image"], batch["label"]) for batch in train_batches]
+            if not batches:
+                raise ValueError("train_batches must hold at least one batch, got none: give the real training split")
+            images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+            if min(images.shape[2:]) < 5:
+                raise ValueError(f"images must be at least 5x5 pixels, got {tuple(images.shape[2:])}: use as_features")
+            self.requires_grad_(True)
+            with (
+                torch.autocast(_device(self).type, enabled=False),
+                torch.backends.cudnn.flags(enabled=True, deterministic=True),
+            ):
+                self._train(images.float(), labels)
+            self.requires_grad_(False)
+        self.prepared.fill_(True)
+        _share_from_rank_0(self)
+
+    def _train(self, images: Tensor, labels: Tensor) -> None:
+        device = _device(self)
+        size = min(BATCH, len(images))
+        orders = [torch.randperm(len(images)) for _ in range(self.epochs)]
+        steps = [indices for order in orders for indices in order.split(size) if len(indices) == size]
+        optimizer = torch.optim.AdamW(self.parameters(), lr=PEAK_LR)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=len(steps))
+        for indices in steps:
+            logits = self.head(self._embed(images[indices].to(device)))
+            loss = F.cross_entropy(logits, labels[indices].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return F.silu(self.embedding(_quadrants(self.trunk(images))))
+
+
+def class_path(value: Any) -> str:
+    """The dotted path of an object's class."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _convolution(channels: int, width: int, *, stride: int) -> nn.Sequential:
+    # Group normalisation is the same in training and evaluation and does not depend on the batch.
+    norm = nn.GroupNorm(math.gcd(8, width), width)
+    return nn.Sequential(nn.Conv2d(channels, width, 3, stride, padding=1), norm, nn.SiLU())
+
+
+def _quadrants(maps: Tensor) -> Tensor:
+    """Means over the four quadrants, (b, 4 c): adaptive pooling's gradient is not deterministic on a GPU."""
+    parts = [part for half in maps.tensor_split(2, dim=2) for part in half.tensor_split(2, dim=3)]
+    return torch.cat([part.mean((2, 3)) for part in parts], dim=1)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(iter(module.parameters()), torch.empty(0)).device
+
+
+@contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """The CPU's random state starts at `seed` inside and is what it was before outside."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+        yield
+
+
+def _share_from_rank_0(module: nn.Module) -> None:
+    """Give every process the weights of rank 0: processes that saw other batches would measure with other features."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    states = [{name: value.cpu() for name, value in module.state_dict().items()}]
+    dist.broadcast_object_list(states)  # works for tensors on the CPU under every backend
+    module.load_state_dict(states[0])

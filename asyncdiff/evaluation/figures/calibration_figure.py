@@ -1,0 +1,83 @@
+"""Predicted against actual errors of the velocity: by noise level, and between patches of about one level."""
+
+import torch
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, VERMILION, Sheet, styled
+
+# In inches.
+LEFT, RIGHT, PANEL, GAP, BAR = 0.7, 0.6, 2.8, 0.85, 0.1
+TITLE, BOTTOM = 0.55, 0.5
+DARKEST, PALEST = 0.0, 0.92  # of the colours of levels: the palest yellow is not seen on white
+
+
+def calibration_figure(
+    predicted: Float[Tensor, " bins"],
+    actual: Float[Tensor, " bins"],
+    grouped_predicted: Float[Tensor, "bins groups"],
+    grouped_actual: Float[Tensor, "bins groups"],
+    *,
+    note: str = "",
+) -> Figure:
+    """Means by level on the left; on the right, for every level, those of quantile groups of the prediction.
+
+    Args:
+        predicted: mean squared error that the network predicts, by equal level bins over [0, 1].
+        actual: that it makes; NaN where a bin is empty.
+        grouped_predicted: within each bin, by groups of equal size.
+        grouped_actual: of the same groups.
+        note: written below the title.
+    """
+    with styled():
+        sheet = Sheet(LEFT + 2 * PANEL + GAP + RIGHT, TITLE + PANEL + BOTTOM)
+        sheet.text(LEFT, 0.1, "predicted and actual squared error of the velocity", weight="bold")
+        sheet.text(LEFT, 0.27, note, color=FAINT, size=7)
+        _by_level(sheet.axes(LEFT, TITLE, PANEL, PANEL), predicted, actual)
+        left = LEFT + PANEL + GAP
+        shown = _between_patches(sheet.axes(left, TITLE, PANEL, PANEL), grouped_predicted, grouped_actual)
+        scale = sheet.axes(left + PANEL + 0.12, TITLE, BAR, PANEL)
+        sheet.figure.colorbar(shown, cax=scale, label="noise level t", ticks=[0, 0.5, 1])
+    return sheet.figure
+
+
+def _by_level(axes: Axes, predicted: Float[Tensor, " bins"], actual: Float[Tensor, " bins"]) -> None:
+    edges = torch.linspace(0, 1, len(predicted) + 1).tolist()
+    axes.stairs(actual.tolist(), edges, baseline=None, color=BLUE, linewidth=1.6, label="actual")
+    axes.stairs(predicted.tolist(), edges, baseline=None, color=VERMILION, linewidth=1, label="predicted")
+    axes.set_yscale("log")
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_xlabel("noise level t")
+    axes.set_ylabel("mean squared error")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=7)
+
+
+def _between_patches(
+    axes: Axes, predicted: Float[Tensor, "bins groups"], actual: Float[Tensor, "bins groups"]
+) -> ScalarMappable:
+    bins = len(predicted)
+    colours = ListedColormap(colormaps["viridis"](torch.linspace(DARKEST, PALEST, bins).numpy()))
+    for k in range(bins):
+        axes.plot(
+            predicted[k].tolist(), actual[k].tolist(), color=colours(k), linewidth=0.8, marker="o", markersize=2.5
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    finite = torch.stack([predicted, actual])
+    finite = finite[finite.isfinite() & (finite > 0)]
+    if len(finite):
+        low, high = float(finite.min()) / 1.2, float(finite.max()) * 1.2
+        axes.plot([low, high], [low, high], color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
+        axes.set_xlim(low, high)
+        axes.set_ylim(low, high)
+    axes.set_xlabel("predicted, groups of patches of one level")
+    axes.set_ylabel("actual")
+    axes.spines[["top", "right"]].set_visible(False)
+    return ScalarMappable(BoundaryNorm(torch.linspace(0, 1, bins + 1).tolist(), bins), colours)

@@ -1,0 +1,122 @@
+"""Reading images and writing the shards of their latents."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from asyncdiff.latents.cache.shards import Settings, Shard
+from asyncdiff.checks import at_least
+from asyncdiff.latents import Codec
+from asyncdiff.shapes import Image
+from datamodules.storage.latent_shards import Layout, write_shard, written
+
+Rows = dict[str, npt.NDArray[Any]]
+Views = Float[Tensor, "b views c h w"]
+
+
+def check_fits(data: Any, codec: Codec) -> None:
+    """Raise ValueError unless the codec takes the data's images."""
+    if data.channels != codec.pixel_channels:
+        raise ValueError(
+            f"--data must have the codec's {codec.pixel_channels} channels, got {data.channels}: set channels of the "
+            "data, or name another codec"
+        )
+    if data.size % codec.factor:
+        raise ValueError(
+            f"size of the data must be a multiple of the codec's {codec.factor} pixels, got {data.size}: set "
+            f"{max(1, round(data.size / codec.factor)) * codec.factor}"
+        )
+
+
+def encode(
+    shards: Sequence[Shard], data: Any, codec: Codec, settings: Settings, *, batch_size: int, shown: bool
+) -> None:
+    """Write the shards, in their order; with a bar of images a second if `shown`."""
+    at_least("--batch_size", batch_size, 1, "set the images that are encoded together")
+    total = sum(len(shard.rows) for shard in shards)
+    with tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar:
+        for split, group in groupby(shards, lambda shard: shard.split):
+            of_split = list(group)
+            # One loader for all of them: its processes go on reading while a shard is written.
+            batches = data.listed(split, [rows for shard in of_split for rows in batches_of(shard, batch_size)])
+            for number, shard in enumerate(of_split, 1):
+                bar.set_description(f"{split} {number}/{len(of_split)}")
+                parts = []
+                for rows in batches_of(shard, batch_size):
+                    parts.append(encoded(next(batches), codec, settings, data.dataset(split)))
+                    bar.update(len(rows))
+                write(shard, parts)
+
+
+def batches_of(shard: Shard, batch_size: int) -> list[list[int]]:
+    """Indices of the images that are encoded together: never of two shards."""
+    rows = shard.rows
+    return [list(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
+
+
+def encoded(batch: Any, codec: Codec, settings: Settings, source: Any) -> Rows:
+    """What a shard holds of a batch, of which unreadable images are left out already."""
+    images: Image = batch["image"]
+    with torch.no_grad():
+        found = [codec.moments(view) for view in ([images, images.flip(-1)] if settings.flip else [images])]
+    rows: Rows = {"label": batch["label"].numpy(), "index": batch["index"].numpy()}
+    moments = {"mean": [m.mean for m in found], "logvar": [m.logvar for m in found if m.logvar is not None]}
+    for name, views in moments.items():
+        if views:
+            exact = torch.stack(views, 1).float().cpu()
+            stored = exact.to(getattr(torch, settings.dtype))
+            if not stored.isfinite().all():
+                refuse(name, exact, stored, batch["index"].tolist(), source)
+            rows[name] = stored.numpy()
+    return rows
+
+
+def refuse(name: str, exact: Views, stored: Views, index: Sequence[int], source: Any) -> None:
+    """Raise ValueError, naming the first image whose latents cannot be stored."""
+    place = int((~stored.isfinite()).flatten(1).any(1).nonzero()[0])
+    image = source.name(index[place]) if hasattr(source, "name") else f"image {index[place]}"
+    if not exact[place].isfinite().all():
+        raise ValueError(
+            f"{name} of latents must be finite, got others for {image}: remove the image, or compute with dtype: "
+            "float32 in the codec"
+        )
+    largest = exact[place].abs().max().item()
+    raise ValueError(f"{name} of latents must fit into float16, got {largest:g} for {image}: use --dtype float32")
+
+
+def write(shard: Shard, parts: Sequence[Rows]) -> None:
+    """Put the parts of a shard together, with their sums."""
+    mean = parts[0]["mean"]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    count, views, channels, height, width = joined["mean"].shape
+    layout = Layout(count, views, (channels, height, width), mean.dtype.name, 2 if "logvar" in joined else 1)
+    about = {"sums": written(sums(parts)), "unreadable": str(len(shard.rows) - count)}
+    write_shard(shard.file, layout, joined, shard.metadata | about)
+
+
+def sums(parts: Sequence[Rows]) -> dict[str, Any]:
+    """Number, sum and sum of squares of each channel's raw latents, the variance of the posterior included."""
+    numbers = sum(part["mean"].size // part["mean"].shape[2] for part in parts)
+    first, second = (np.sum(list(column), axis=0).tolist() for column in zip(*map(_sums_of, parts), strict=True))
+    return {"count": numbers, "first": first, "second": second}
+
+
+def _sums_of(part: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    mean = part["mean"].astype(np.float64)
+    square = mean**2 + (np.exp(part["logvar"].astype(np.float64)) if "logvar" in part else 0)
+    return mean.sum((0, 1, 3, 4)), square.sum((0, 1, 3, 4))
+
+
+def statistics(told: Sequence[dict[str, Any]], scale: Sequence[float], shift: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation of each channel in model space, from the sums of all shards."""
+    count = max(1, sum(one["count"] for one in told))
+    first, second = (np.sum([one[name] for one in told], axis=0) / count for name in ("first", "second"))
+    deviation = np.sqrt(np.maximum(second - first**2, 0)) * np.abs(scale)
+    return {"mean": ((first - np.asarray(shift)) * np.asarray(scale)).tolist(), "std": deviation.tolist()}

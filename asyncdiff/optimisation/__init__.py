@@ -1,5 +1,0 @@
-"""How weights are moved: AdamW, its warm-up, clipping, and steps that are skipped where gradients are not finite."""
-
-from asyncdiff.optimisation.optimised import Optimised
-
-__all__ = ["Optimised"]

@@ -1,0 +1,113 @@
+"""What a trained denoiser is asked to do: each task is a path walked by a sampler."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from asyncdiff.checks import at_least
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.shapes import Image
+
+
+def generate(
+    denoiser: Denoiser,
+    sampler: ImageSampler,
+    *,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    labels: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Image:
+    """One whole image per seed, in [-1, 1] up to the network's error, on the denoiser's device."""
+    return _in_batches(denoiser, sampler, seeds, shape, labels, None, None, batch_size)
+
+
+def inpaint(
+    denoiser: Denoiser,
+    sampler: ImageSampler,
+    *,
+    image: Float[Tensor, "*n c h w"],
+    known: Bool[Tensor, "*m mask_h mask_w"],
+    seeds: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Image:
+    """The images with their unknown pixels generated and their known pixels returned bit for bit.
+
+    Args:
+        denoiser: the trained denoiser.
+        sampler: its path is followed on the unknown patches.
+        image: one image (c, h, w), completed once per seed; or a batch (b, c, h, w) with a seed each.
+        known: True = known; one mask (h, w) for all, or one per image (b, h, w).
+        seeds: one per result; 0, 1, ... by default.
+        labels: a class per result, None for none.
+        batch_size: images that go through the network together.
+    """
+    if image.ndim not in (3, 4):
+        raise ValueError(f"image must be (c, h, w) or (b, c, h, w), got shape {tuple(image.shape)}")
+    if known.ndim not in (2, 3) or known.shape[-2:] != image.shape[-2:]:
+        raise ValueError(
+            f"known must be a mask of the image's size {tuple(image.shape[-2:])}, True = known, "
+            f"got shape {tuple(known.shape)}: resize the mask to the image, nearest neighbour"
+        )
+    seeds = range(len(image) if image.ndim == 4 else 1) if seeds is None else seeds
+    count = len(seeds)
+    if image.ndim == 4 and len(image) != count:
+        raise ValueError(f"seeds must hold one per image, got {count} for {len(image)} images")
+    if known.ndim == 3 and len(known) != count:
+        raise ValueError(f"known must hold one mask per image or be a single one, got {len(known)} for {count}")
+    image = image if image.ndim == 4 else image.expand(count, *image.shape)
+    known = known if known.ndim == 3 else known.expand(count, *known.shape)
+    c, h, w = image.shape[1:]
+    return _in_batches(denoiser, sampler, seeds, (c, h, w), labels, image, known, batch_size)
+
+
+def _in_batches(
+    denoiser: Denoiser,
+    sampler: ImageSampler,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    labels: Sequence[int] | None,
+    image: Tensor | None,
+    known: Tensor | None,
+    batch_size: int,
+) -> Image:
+    at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+    if isinstance(seeds, int):
+        raise ValueError(f"seeds must be a sequence with one per image, got {seeds}: use range({seeds}) or [{seeds}]")
+    if labels is not None and len(labels) != len(seeds):
+        raise ValueError(f"labels must hold one class per seed, got {len(labels)} for {len(seeds)} seeds")
+    parameter = next(denoiser.parameters())
+    classes = None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=parameter.device)
+    rows = []
+    with evaluation_mode(denoiser):
+        for first in range(0, max(len(seeds), 1), batch_size):
+            part = slice(first, first + batch_size)
+            rows.append(
+                sampler(
+                    denoiser,
+                    seeds=list(seeds[part]),
+                    shape=shape,
+                    label=None if classes is None else classes[part],
+                    image=None if image is None else image[part],
+                    known=None if known is None else known[part],
+                    device=parameter.device,
+                )
+            )
+    return torch.cat(rows)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode again afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training

@@ -1,0 +1,280 @@
+"""Ablations: every combination once, finished ones left alone, interrupted ones continued, failures told."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from asyncdiff.ablation import Ablation
+from asyncdiff.ablation.config import Metric
+from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
+from asyncdiff.ablation.launch import Runner, difference, resolved, without
+from asyncdiff.cli.commands.ablate import table
+
+ROOT = Path(__file__).resolve().parents[1]
+ABLATIONS = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
+SMALL = {
+    "trainer.max_steps": 4,
+    "trainer.log_every_n_steps": 1,
+    "trainer.val_check_interval": 4,
+    "trainer.accelerator": "cpu",
+    "model.network.init_args.dim": 16,
+    "model.network.init_args.depth": 1,
+}
+
+
+SAVING = """
+trainer:
+  callbacks:
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: 2, save_last: true}
+"""
+
+
+def write(folder: Path, **changes) -> Path:
+    (folder / "saving.yaml").write_text(SAVING)
+    held = {
+        "base": [os.path.relpath(ROOT / "experiments" / "digits_dit_async.yaml", folder), "saving.yaml"],
+        "seeds": [0, 1],
+        "axes": {
+            "levels": {
+                name: os.path.relpath(ROOT / "experiments" / "levels" / f"{name}.yaml", folder)
+                for name in ("shared", "async")
+            },
+            "model.learning_rate": [0.001, 0.002],
+        },
+        "set": SMALL,
+        "metrics": {"train/loss": {"goal": "min", "label": "loss"}, "val/loss": "min"},
+    } | changes
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in held.items() if v is not None}, sort_keys=False))
+    return file
+
+
+def command(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "asyncdiff", "ablate", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_cells_are_all_combinations_with_seeds_outside(tmp_path):
+    ablation = Ablation.read(write(tmp_path))
+    cells = ablation.cells()
+    assert [(c.variant, c.seed) for c in cells] == [
+        (f"{levels},{rate}", seed) for seed in (0, 1) for levels in ("shared", "async") for rate in (0.001, 0.002)
+    ]
+    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
+
+
+def test_a_cell_is_what_its_words_say(tmp_path):
+    cell = Ablation.read(write(tmp_path)).cells()[-1]
+    config = resolved(cell, tmp_path)
+    assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.levels.AlongPath"
+    assert config["model"]["learning_rate"] == 0.002
+    assert config["seed_everything"] == config["model"]["seed"] == config["data"]["init_args"]["seed"] == 1
+    assert config["trainer"]["max_steps"] == 4
+    assert "default_root_dir" not in config["trainer"]
+
+
+def test_variants_win_over_what_is_set_for_all_and_later_axes_over_earlier(tmp_path):
+    axes = {"a": {"x": {"model.learning_rate": 1.0}}, "b": {"y": [{"model.learning_rate": 2.0}], "none": None}}
+    cells = Ablation.read(write(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).cells()
+    assert [c.settings["model.learning_rate"] for c in cells] == [2.0, 1.0]
+
+
+def test_the_place_of_a_run_does_not_decide_about_its_result():
+    one = without({"trainer": {"default_root_dir": "/a", "max_steps": 3}, "callbacks": ["/a/checkpoints"]}, "/a")
+    two = without({"trainer": {"default_root_dir": "/b", "max_steps": 3}, "callbacks": ["/b/checkpoints"]}, "/b")
+    assert one == two
+    assert difference(one, two | {"trainer": {"max_steps": 4}}) == "trainer.max_steps 3 -> 4"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"axes": None}, "axes must name at least one axis"),
+        ({"axes": {"a": {}}}, "axes.a must have at least one variant"),
+        ({"axes": {"model.learning_rate": [1.0, 1.0]}}, "must list different values"),
+        ({"axes": {"a": {"x/y": None}}}, "variants that can be folders, got 'x/y'"),
+        ({"axes": {"a": {"x": "nowhere.yaml"}}}, r"axes.a.x must name YAML files .*nowhere.yaml, which does not exist"),
+        ({"seeds": [0, 0]}, "seeds must differ"),
+        ({"seeds": 3}, "seeds must list whole numbers"),
+        ({"set": {"learning_rate": 1}}, "must set keys of data, model, trainer or vars, got learning_rate"),
+        ({"metrics": {"val/loss": "smaller"}}, "metrics.val/loss must be min, max"),
+        ({"metrics": None}, "metrics must name the tags"),
+        ({"bases": []}, "keys must be among base, seeds, axes, set, metrics, got bases"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_told_in_one_line(tmp_path, change, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        Ablation.read(write(tmp_path, **change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ABLATIONS, ids=lambda f: f.stem)
+def test_every_ablation_of_ours_can_be_run(file, tmp_path):
+    held = yaml.safe_load(file.read_text())
+    if "axes" not in held:  # a layer
+        return
+    ablation = Ablation.read(file)
+    first = [cell for cell in ablation.cells() if cell.seed == ablation.seeds[0]]
+    configurations = Runner(ablation, tmp_path).check(first)
+    described = [json.dumps(config, sort_keys=True) for config in configurations.values()]
+    assert len(set(described)) == len(described)
+
+
+def logged(folder: Path, **curves: list[float]) -> Path:
+    with SummaryWriter(str(folder)) as writer:
+        for tag, values in curves.items():
+            for step, value in enumerate(values):
+                writer.add_scalar(tag.replace("__", "/"), value, step)
+    return folder
+
+
+def test_of_a_step_logged_twice_the_later_value_counts(tmp_path):
+    logged(tmp_path, val__loss=[3.0, 2.0, 9.0])
+    time.sleep(1.1)  # names of event files count seconds
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("val/loss", 1.0, 2)
+    assert read_curves(tmp_path)["val/loss"] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+
+
+def test_a_metric_that_is_not_logged_is_told_with_those_that_are(tmp_path):
+    curves = read_curves(logged(tmp_path, val__loss=[3.0], other=[1.0]))
+    with pytest.raises(ValueError, match=r"got no frechet in .*, where there are.* other, val/loss"):
+        last_values(curves, [Metric("frechet", "f", "min")], tmp_path)
+
+
+def test_tensorboard_gets_parameters_and_overlays_apart_from_the_curves(tmp_path):
+    ablation = Ablation.read(write(tmp_path, metrics={"val/loss": "min"}))
+    cell = ablation.cells()[0]
+    folder = logged(cell.folder(tmp_path), val__loss=[3.0, 2.0])
+    for _ in range(2):  # a second call replaces the first
+        write_parameters(cell, ablation, folder, {"val/loss": 2.0}, step=1)
+        write_layout(ablation, tmp_path)
+    assert len(list(folder.glob("*.ablation"))) == len(list(tmp_path.glob("*.ablation"))) == 1
+    assert read_curves(folder) == {"val/loss": [(0, 3.0), (1, 2.0)]}
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+    from tensorboard.plugins.hparams import metadata as hparams
+
+    events = EventAccumulator(str(next(iter(folder.glob("*.ablation")))))
+    events.Reload()
+    assert events.Scalars("hp/val/loss")[-1].value == 2.0
+    told = hparams.parse_session_start_info_plugin_data(
+        events.summary_metadata[hparams.SESSION_START_INFO_TAG].plugin_data.content
+    )
+    assert {name: v.string_value or v.number_value for name, v in told.hparams.items()} == {
+        "levels": "shared",
+        "model.learning_rate": "0.001",
+        "seed": 0,
+    }
+    root = EventAccumulator(str(next(iter(tmp_path.glob("*.ablation")))))
+    root.Reload()
+    layout = layout_pb2.Layout()
+    layout.ParseFromString(root.Tensors(metadata.CONFIG_SUMMARY_TAG)[0].tensor_proto.string_val[0])
+    charts = [[list(chart.multiline.tag) for chart in category.chart] for category in layout.category]
+    assert charts == [[["^val/loss$"]], [["^train/loss$"], ["^val/error_constant$"], ["^val/error_heterogeneous$"]]]
+
+
+def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
+    ablation = Ablation.read(write(tmp_path, metrics={"val/loss": {"goal": "min", "label": "loss"}}))
+    rows = {"shared,0.001": [{"val/loss": 1.0}, {"val/loss": 3.0}], "async,0.001": [{"val/loss": 2.0}]}
+    assert table(ablation, rows).splitlines() == [
+        "| levels, model.learning_rate | seeds | loss |",
+        "|---|---|---|",
+        "| shared,0.001 | 2 | 2.000 ± 1.414 |",
+        "| async,0.001 | 1 | 2.000 |",
+    ]
+
+
+@pytest.mark.slow
+def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_path):
+    axes = {"levels": {"async": None}, "model.label_dropout": [0.5, 7.0]}  # the second one fails when it is built
+    file, out = write(tmp_path, axes=axes, seeds=[0]), str(tmp_path / "out")
+    first = command(str(file), "--output", out)
+    assert first.returncode == 1, first.stderr
+    assert "async,0.5, seed 0: finished in" in first.stdout
+    assert "async,7.0, seed 0: failed" in first.stdout
+    assert "label_dropout must lie in [0, 1], got 7.0" in first.stdout  # the last line of its log
+    assert "1 of 2 cells are finished" in first.stdout
+    write(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0])
+    again = command(str(file), "--output", out)
+    assert again.returncode == 0, again.stderr
+    assert "async,0.5, seed 0: finished before" in again.stdout
+    write(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0], set=SMALL | {"model.weight_decay": 0.1})
+    other = command(str(file), "--output", out)
+    assert other.returncode == 2
+    assert "must have been run with the same settings, got model.weight_decay 0.0 -> 0.1" in other.stderr
+    assert len(other.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
+    long = SMALL | {"trainer.max_steps": 150, "trainer.val_check_interval": 150}
+    file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
+    words = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
+    words += ["--threads", "1"]
+    run = tmp_path / "out" / "async" / "seed_0"
+    # Where tests run in the background, SIGINT is ignored, and so it would be here.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(words, cwd=ROOT, preexec_fn=heard, **quiet)
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(interruption)
+    assert process.wait(timeout=60) != 0
+    # No process of the ablation is left: the lock of the cell is free.
+    with (run / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not (run / "finished.json").exists()
+    again = command(str(file), "--output", str(tmp_path / "out"))
+    assert again.returncode == 0, again.stdout + again.stderr
+    steps = [step for step, _ in read_curves(run)["train/loss"]]
+    assert steps == list(range(150))
+    assert "Restored all states" in (run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_cell_may_take_several_processes(tmp_path):
+    two = SMALL | {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=two)
+    done = command(str(file), "--output", str(tmp_path / "out"))
+    run = tmp_path / "out" / "async" / "seed_0"
+    assert done.returncode == 0, (run / "log.txt").read_text()[-2000:]
+    assert "distributed_backend=gloo" in (run / "log.txt").read_text()
+    assert [step for step, _ in read_curves(run)["train/loss"]] == list(range(4))
+
+
+@pytest.mark.parametrize("words", [["--sbatch", "--gres=gpu:8"], ["--sbatch=--gres=gpu:8"]])
+def test_one_option_of_sbatch_is_no_option_of_ours(tmp_path, words):
+    script = tmp_path / "job.sh"
+    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *words)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gres=gpu:8" in script.read_text().splitlines()
+
+
+def test_a_slurm_script_has_a_task_per_cell(tmp_path):
+    script = tmp_path / "job.sh"
+    words = ["--slurm", str(script), "--sbatch", "--gres=gpu:1 --time=1:00:00", "--parallel", "3"]
+    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), *words)
+    assert done.returncode == 0, done.stderr
+    lines = script.read_text().splitlines()
+    assert "#SBATCH --array=0-7%3" in lines
+    command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script))
+    assert "#SBATCH --array=0-7" in script.read_text().splitlines()  # side by side, as far as the cluster lets them
+    assert "#SBATCH --gres=gpu:1" in lines
+    assert lines[-1].endswith("--cell $SLURM_ARRAY_TASK_ID")
+    assert not list((tmp_path / "out").glob("*/seed_0"))

@@ -1,0 +1,199 @@
+"""Reports: what is compared, what is left out and said so, and that two protocols never pass for one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from asyncdiff.ablation.collect import comparable, find_runs, metrics_of
+from asyncdiff.cli.commands import report
+from asyncdiff.evaluation.figures.sweep_figures import _together, dots_figure
+
+METRIC = {"tag": "frechet/x", "label": "generated", "goal": "min"}
+
+
+def run(folder: Path, values: list[float], *, variant: str = "a", seed: int = 0, number: int = 0, **changes) -> Path:
+    """A run directory as an ablation leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed}))
+    record = {
+        "number": number,
+        "variants": {"levels": variant},
+        "seed": seed,
+        "command": f"python train.py fit --seed_everything {seed}",
+        "metrics": [METRIC],
+        "software": {"commit": "abc", "torch": "2.14"},
+        "config": {"model": {"levels": {"class_path": variant}}, "trainer": {"max_steps": 4}, "data": {}},
+    } | changes
+    (folder / "cell.json").write_text(json.dumps(record))
+    (folder / "finished.json").write_text("{}")
+    with SummaryWriter(str(folder)) as writer:
+        for step, value in enumerate(values):
+            writer.add_scalar("frechet/x", value, step)
+            writer.add_scalar("train/loss", value / 10, step)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """Two variants with two seeds each; the second of the ablation comes first by name."""
+    out = tmp_path / "out"
+    run(out / "b" / "seed_0", [9.0, 1.0], variant="b", number=0)
+    run(out / "b" / "seed_1", [9.0, 3.0], variant="b", seed=1, number=2)
+    run(out / "a" / "seed_0", [9.0, 4.0], number=1)
+    run(out / "a" / "seed_1", [9.0, 4.0], seed=1, number=3)
+    return out
+
+
+def written(runs: Path, *words: str) -> tuple[str, str, dict]:
+    report.main([str(runs), *words])
+    folder = runs / "report"
+    return tuple(read((folder / f"report.{end}").read_text()) for end, read in KINDS)  # type: ignore[return-value]
+
+
+KINDS = (("md", str), ("html", str), ("json", json.loads))
+
+
+def test_the_table_has_the_last_values_in_the_order_of_the_ablation(runs):
+    markdown, page, card = written(runs)
+    assert markdown.splitlines()[2:6] == [
+        "|  | runs | generated ↓ |",
+        "|---|---|---|",
+        "| b | 2 | **2** ± 1.4 |",
+        "| a | 2 | 4 ± 0 |",
+    ]
+    assert "<td><b>2</b> ± 1.4</td>" in page
+    assert sorted(entry["metrics"]["frechet/x"] for entry in card["runs"]) == [1, 3, 4, 4]
+
+
+def test_the_page_stands_alone_and_every_link_of_the_markdown_leads_somewhere(runs):
+    images = runs / "a" / "seed_0" / "images"
+    images.mkdir()
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(images / "samples.png")
+    markdown, page, _ = written(runs)
+    links = [part.split(")")[0] for part in markdown.split("](")[1:]]
+    assert {"metrics.png", "train_loss.png", "samples_a.png"} <= set(links)
+    assert all((runs / "report" / link).is_file() for link in links)
+    assert page.count("data:image/png;base64,") == len(links)
+    assert 'src="http' not in page
+    assert 'src="metrics' not in page
+
+
+def test_large_numbers_have_no_exponents(tmp_path):
+    for seed, value in enumerate([11940.4, 12340.4]):
+        run(tmp_path / "a" / f"seed_{seed}", [value, value], seed=seed)
+    assert "| a | 2 | 12140 ± 283 |" in written(tmp_path)[0]
+
+
+def test_many_pictures_go_into_several_rows(runs):
+    from PIL import Image
+
+    for number in range(7):
+        folder = runs / f"v{number}" / "seed_0"
+        run(folder, [1.0, 1.0], variant=f"v{number}", number=10 + number)
+        (folder / "images").mkdir()
+        Image.new("RGB", (4, 4)).save(folder / "images" / "samples.png")
+    markdown, page, _ = written(runs)
+    assert "| v0 | v1 | v2 | v3 | v4 |\n|---|---|---|---|---|\n" in markdown
+    assert "| v5 | v6 |\n|---|---|\n" in markdown
+    assert page.count('alt="v6"') == 1
+
+
+@pytest.mark.parametrize(("values", "scale"), [([1.0, 90.0], "log"), ([1.0, 9.0], "linear"), ([-1.0, 90.0], "linear")])
+def test_one_bad_variant_does_not_press_the_others_together(values, scale):
+    figure = dots_figure({"generated": {"a": values[:1], "b": values[1:]}})
+    assert [axes.get_xscale() for axes in figure.axes if axes.lines] == [scale]
+
+
+def test_short_curves_stand_at_their_own_steps():
+    steps, values = _together([[(999, 3.0), (5999, 1.0)], [(999, 5.0), (5999, 2.0)]])
+    assert steps.tolist() == [999, 5999]
+    assert values.tolist() == [[3, 1], [5, 2]]
+
+
+def test_means_over_neighbours_stand_at_the_mean_of_their_steps():
+    """A straight line stays one, whatever the steps are."""
+    curves = [[(step, 2.0 * step + 1) for step in range(offset, 3000, 7)] for offset in (0, 3)]
+    steps, values = _together(curves)
+    assert 50 < len(steps) < 3000 / 7
+    np.testing.assert_allclose(values[:, 1:-1], np.stack([2 * steps + 1] * 2)[:, 1:-1], rtol=1e-6)
+
+
+def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):
+    markdown, _, _ = written(runs)
+    assert "software.commit = abc" in markdown
+    assert "trainer.max_steps = 4" in markdown
+    assert "They differ in: model.levels.class_path." in markdown
+    assert "Not the same protocol" not in markdown
+    run(runs / "c" / "seed_0", [1.0, 1.0], variant="c", number=4, software={"commit": "def", "torch": "2.14"})
+    assert "**Not the same protocol**: software.commit differ" in written(runs)[0]
+
+
+def card(folder: Path, **protocol) -> None:
+    (folder / "evaluation").mkdir(exist_ok=True)
+    held = {"format": 1, "protocol": {"step": 4, "torch": "2.14", **protocol}, "metrics": {}}
+    (folder / "evaluation" / "frechet_x.json").write_text(json.dumps(held))
+
+
+def test_what_distances_were_measured_with_is_a_footnote_and_a_difference_is_said(runs):
+    for folder in runs.glob("?/seed_?"):
+        card(folder, features={"weights": "abcdef"}, samples={"count": 100})
+    markdown, page, told = written(runs)
+    assert "* frechet/x: features.weights = abcdef, samples.count = 100." in markdown
+    assert "Not the same protocol" not in markdown
+    assert "features.weights = abcdef" in page
+    assert told["protocols"]["frechet/x"]["common"] == {"features.weights": "abcdef", "samples.count": 100}
+    card(runs / "a" / "seed_1", features={"weights": "abcdef"}, samples={"count": 50})
+    assert "**Not the same protocol**: samples.count of frechet/x differ" in written(runs)[0]
+    (runs / "a" / "seed_1" / "evaluation" / "frechet_x.json").unlink()
+    assert "**Not the same protocol**: features.weights, samples.count, card of frechet/x differ" in written(runs)[0]
+
+
+def test_unfinished_runs_and_runs_without_events_are_left_out_and_named(runs, capsys):
+    (runs / "a" / "seed_1" / "finished.json").unlink()
+    for file in (runs / "b" / "seed_1").glob("events*"):
+        file.unlink()
+    markdown, _, _ = written(runs)
+    assert "| b | 1 | **1** |" in markdown
+    assert "| a | 1 | 4 |" in markdown
+    assert f"Left out: {runs / 'a' / 'seed_1'}: not finished" in markdown
+    assert f"Left out: {runs / 'b' / 'seed_1'}: no event files" in markdown
+    assert "not finished" in capsys.readouterr().out
+
+
+def test_runs_that_no_ablation_made_are_compared_by_the_usual_tags(runs):
+    for file in runs.rglob("cell.json"):
+        file.unlink()
+    found, _ = comparable(find_runs([runs]))
+    assert [r.variant for r in found] == ["a/seed_0", "a/seed_1", "b/seed_0", "b/seed_1"]
+    assert [m.tag for m in metrics_of(found)] == ["frechet/x"]
+    assert [m.tag for m in metrics_of(found, ["train/loss"])] == ["train/loss"]
+
+
+def test_what_cannot_be_reported_is_told_in_one_line(runs, tmp_path):
+    found, _ = comparable(find_runs([runs]))
+    with pytest.raises(ValueError, match=r"--metrics must be .* a run, got fid: there are frechet/x, train/loss"):
+        metrics_of(found, ["fid"])
+    with pytest.raises(FileNotFoundError, match="RUNS must be folders"):
+        find_runs([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"RUNS must hold run directories .* got .*empty without any"):
+        find_runs([tmp_path / "empty"])
+    (runs / "a" / "seed_0" / "cell.json").write_text('{"version": 0}')
+    with pytest.raises(ValueError, match=r"cell.json must be what an ablation of this version writes"):
+        find_runs([runs])
+    (runs / "a" / "seed_0" / "cell.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cell.json is damaged"):
+        find_runs([runs])
+    for file in runs.rglob("finished.json"):
+        file.unlink()
+    (runs / "a" / "seed_0" / "cell.json").unlink()
+    for file in (runs / "a" / "seed_0").glob("events*"):
+        file.unlink()
+    with pytest.raises(ValueError, match="RUNS must hold a finished run, got none of 4"):
+        comparable(find_runs([runs]))

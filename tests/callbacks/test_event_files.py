@@ -1,0 +1,63 @@
+"""Event files of a run that goes on: what came after a moment is gone, all else is as it was."""
+
+import os
+import random
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from asyncdiff.callbacks.event_files import drop_after
+
+
+def written(folder, steps, suffix=""):
+    """An event file whose step s is written at the moment 1000 + s, by a process that is no more."""
+    writer = SummaryWriter(folder, filename_suffix=suffix)
+    for step in steps:
+        writer.add_scalar("loss", step / 7, step, walltime=1000 + step)
+    writer.close()
+    (file,) = folder.glob(f"*.{os.getpid()}.*{suffix}")
+    return file.rename(file.with_name(file.name.replace(f".{os.getpid()}.", ".4194305.")))
+
+
+def steps(folder):
+    files = sorted(folder.glob("events*"))
+    events = (event for file in files for event in EventFileLoader(str(file)).Load())
+    return [event.step for event in events if event.summary.value]
+
+
+def test_what_came_later_is_dropped_and_all_else_kept_to_the_byte(tmp_path):
+    file = written(tmp_path, range(10), ".a")
+    other = written(tmp_path, range(10, 20), ".b")
+    before = file.read_bytes()
+    assert drop_after(tmp_path, 1014) == 5
+    assert steps(tmp_path) == list(range(15))
+    assert file.read_bytes() == before
+    assert drop_after(tmp_path, 1014) == 0
+    assert drop_after(tmp_path, 1004) == 10
+    assert steps(tmp_path) == list(range(5))
+    assert before.startswith(file.read_bytes())
+    assert not other.exists()  # nothing was left in it
+    assert drop_after(tmp_path, 0) == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_ends_in_the_middle_of_an_event_is_read_up_to_there(tmp_path):
+    file = written(tmp_path, range(10))
+    whole = file.read_bytes()
+    for cut in random.Random(0).sample(range(60, len(whole)), 20):
+        file.write_bytes(whole[:cut])
+        kept = steps(tmp_path)
+        drop_after(tmp_path, 1003)
+        assert steps(tmp_path) == kept[:4]
+
+
+def test_a_file_of_this_process_and_one_that_was_not_touched_since_are_left(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    writer.add_scalar("loss", 1, 1, walltime=2e9)
+    writer.close()
+    old = written(tmp_path / "old", range(3))
+    os.utime(old, (500, 500))
+    assert drop_after(tmp_path, 0) == 0
+    assert drop_after(tmp_path / "old", 1001) == 0
+    assert steps(tmp_path) == [1]
+    assert steps(tmp_path / "old") == [0, 1, 2]

@@ -1,0 +1,67 @@
+from unittest.mock import Mock
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Frechet, LevelLoss, SampleGrid, Throughput
+from asyncdiff.callbacks.every_n_steps import EverySteps
+from asyncdiff.networks.dit import DiT
+from asyncdiff.sampling.samplers import Sampler
+from datamodules import Digits
+
+
+def at(step: int) -> Mock:
+    return Mock(spec=Trainer, global_step=step)
+
+
+def test_due_once_per_step_and_never_at_the_start():
+    schedule = EverySteps(2)
+    schedule.start(at(4))
+    assert [step for step in (4, 4, 5, 5, 6, 6, 7, 8) if schedule.due(at(step))] == [6, 8]
+
+
+def test_zero_is_never():
+    schedule = EverySteps(0)
+    assert not any(schedule.due(at(step)) for step in range(5))
+
+
+def test_a_negative_interval_is_refused():
+    with pytest.raises(ValueError, match="every_n_steps must be at least 0, got -3"):
+        EverySteps(-3)
+
+
+class Pixels(torch.nn.Module):
+    dim = 4
+
+    def forward(self, images):
+        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+
+
+def test_callbacks_count_optimiser_steps_under_accumulation(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        SampleGrid, "draw", lambda self, t, m: calls.append(("draw", t.global_step)) or torch.zeros(3, 8, 8)
+    )
+    monkeypatch.setattr(Frechet, "_compute", lambda self, t, m: calls.append(("measure", t.global_step)))
+    monkeypatch.setattr(LevelLoss, "_log", lambda self, t: calls.append(("levels", t.global_step)))
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_steps=3,
+        accumulate_grad_batches=4,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        callbacks=[LevelLoss(), Throughput(), SampleGrid(every_n_steps=2), Frechet(Pixels(), every_n_steps=2)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8), datamodule=Digits(batch_size=32))
+    assert [step for what, step in calls if what == "draw"] == [2, 3]
+    assert [step for what, step in calls if what == "measure"] == [2, 3]
+    assert [step for what, step in calls if what == "levels"] == [1, 2, 3]

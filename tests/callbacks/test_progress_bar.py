@@ -1,0 +1,77 @@
+"""The bar of a run: of all its steps, from where it goes on, and what is told above it."""
+
+import io
+from contextlib import redirect_stderr
+
+import pytest
+from conftest import awaken
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks.progress_bar import StepProgress, tell
+from asyncdiff.networks.dit import DiT
+from datamodules import Digits
+
+
+class Watched(StepProgress):
+    """Keeps (n, total, initial) after every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, *batch):
+        super().on_train_batch_end(trainer, pl_module, *batch)
+        bar = self.train_progress_bar
+        self.seen.append((bar.n, bar.total, bar.initial))
+
+
+def fit(folder, bar, ckpt_path=None, **bounds):
+    model = AsyncDiffusion(awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2)), image_size=8)
+    checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True)
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[bar, checkpoint],
+        limit_train_batches=3,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **bounds,
+    )
+    with redirect_stderr(io.StringIO()):
+        trainer.fit(model, Digits(batch_size=8), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_it_counts_the_steps_of_the_run_over_epochs_and_interruptions(tmp_path):
+    first, second = Watched(), Watched()
+    fit(tmp_path, first, max_steps=5)
+    assert first.seen == [(n, 5, 0) for n in (1, 2, 3, 4, 5)]
+    fit(tmp_path, second, tmp_path / "checkpoints" / "last.ckpt", max_steps=8)
+    assert [n for n, _, _ in second.seen] == [6, 7, 8]
+    assert {(total, initial) for _, total, initial in second.seen} == {(8, 5)}
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    bar = Watched()
+    fit(tmp_path, bar, max_steps=2, accumulate_grad_batches=3)
+    assert [n for n, _, _ in bar.seen] == [0, 0, 1, 1, 1, 2]
+
+
+def test_runs_without_a_number_of_steps_have_lightnings_bar(tmp_path):
+    bar = Watched()
+    fit(tmp_path, bar, max_epochs=2, max_steps=-1)
+    assert [seen[:2] for seen in bar.seen] == [(1, 3), (2, 3), (3, 3)] * 2
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_lines_are_told_where_there_is_a_bar(tmp_path, shown, capsys):
+    bar = StepProgress(refresh_rate=int(shown))
+    trainer = fit(tmp_path, bar, max_steps=1)
+    capsys.readouterr()
+    tell(trainer, "measuring: something")
+    assert capsys.readouterr().err == ("measuring: something\n" if shown else "")

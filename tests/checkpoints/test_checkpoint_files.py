@@ -1,0 +1,174 @@
+"""Checkpoint files: whole or not there, refused when damaged, found again, written beside training if wanted."""
+
+import os
+import pickle
+import random
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from asyncdiff.checkpoints import damage, plugin
+from asyncdiff.checkpoints.latest import held, newest_whole
+from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+from asyncdiff.checkpoints.atomic_files import replace, written_whole
+
+
+def state(value: float = 1.0) -> dict:
+    weights = torch.linspace(0, value, 999, dtype=torch.float64)
+    return {"state_dict": {"weight": weights}, "pytorch-lightning_version": "2.6.0", "global_step": 3}
+
+
+def aged(file: Path, age: int) -> Path:
+    os.utime(file, (1e9 - age, 1e9 - age))
+    return file
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with three checkpoints and a link to the newest."""
+    folder = tmp_path / "checkpoints"
+    for step in (10, 20, 30):
+        AtomicCheckpointIO().save_checkpoint(state(step), aged_path := folder / f"step={step}.ckpt")
+        aged(aged_path, 100 - step)
+    (folder / "last.ckpt").symlink_to("step=30.ckpt")
+    return tmp_path
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+    file = tmp_path / "held"
+    replace(file, [b"old"])
+    with pytest.raises(TypeError, match="bytes-like"), written_whole(file) as stream:
+        stream.writelines([b"new", "no bytes"])
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+    with written_whole(file) as stream:
+        stream.write(b"new")
+        assert file.read_bytes() == b"old"
+    assert file.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_checkpoint_is_what_was_given(tmp_path):
+    file = tmp_path / "new" / "folder" / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint(state(), file)
+    read = io.load_checkpoint(file)
+    assert torch.equal(read["state_dict"]["weight"], state()["state_dict"]["weight"])
+    assert damage(file) is None
+    # A link is replaced, not followed: the file that it names belongs to another step.
+    link = file.with_name("link.ckpt")
+    link.symlink_to(file.name)
+    io.save_checkpoint(state(2.0), link)
+    assert not link.is_symlink()
+    assert io.load_checkpoint(file)["state_dict"]["weight"][-1] == 1
+
+
+def test_a_flipped_bit_of_contents_is_found(tmp_path):
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state(), file)
+    whole, moments = file.read_bytes(), random.Random(0)
+    first = whole.index(torch.linspace(0, 1, 999, dtype=torch.float64)[1:5].numpy().tobytes())
+    for _ in range(50):
+        at = first + moments.randrange(999 * 8 - 100)
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << moments.randrange(8))]) + whole[at + 1 :])
+        torch.load(file, weights_only=True)  # PyTorch itself does not notice
+        with pytest.raises(ValueError, match=r"last.ckpt: its record .* is damaged: take an earlier one"):
+            AtomicCheckpointIO().load_checkpoint(file)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_file_that_is_cut_short_is_refused(tmp_path, share):
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(state(), file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(share * len(whole))])
+    assert damage(file) in ("it is empty", "it is cut short or overwritten")
+    file.write_bytes(bytes(len(whole)))
+    assert damage(file) == "it is cut short or overwritten"
+
+
+def test_the_newest_whole_checkpoint_goes_on(run):
+    folder = run / "checkpoints"
+    assert newest_whole(run).name == "last.ckpt"
+    assert [file.name for file in held(run)] == ["last.ckpt", "step=30.ckpt", "step=20.ckpt", "step=10.ckpt"]
+    newest = folder / "step=30.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"last.ckpt is passed over: it is cut .* goes on from .*step=20.ckpt$"):
+        assert newest_whole(run).name == "step=20.ckpt"
+    (folder / "step=20.ckpt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="is passed over: it is empty"):
+        assert newest_whole(run).name == "step=10.ckpt"
+    (folder / "step=10.ckpt").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"got none: .*: restore one, or start in another directory"):
+        newest_whole(run)
+
+
+def test_a_link_that_has_lost_its_file_is_no_checkpoint(run):
+    (run / "checkpoints" / "step=30.ckpt").unlink()
+    assert newest_whole(run).name == "step=20.ckpt"
+    assert newest_whole(run / "elsewhere") is None
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, monkeypatch):
+    import socket
+
+    dead = tmp_path / f".last.ckpt.{socket.gethostname()}.4194305.tmp"  # above every process number of Linux
+    living = tmp_path / f".last.ckpt.{socket.gethostname()}.{os.getppid()}.tmp"
+    far = tmp_path / ".last.ckpt.elsewhere.4194305.tmp"
+    for file in (dead, living, far):
+        file.touch()
+    AtomicCheckpointIO().save_checkpoint(state(), tmp_path / "last.ckpt")
+    assert sorted(tmp_path.iterdir()) == sorted([living, far, tmp_path / "last.ckpt"])
+
+
+# Beside training
+
+
+def test_the_state_of_the_moment_is_written_in_the_background(tmp_path, monkeypatch):
+    go, write = threading.Event(), plugin._write
+    monkeypatch.setattr(plugin, "_write", lambda *args: go.wait(10) and write(*args))
+    io, held_state = AtomicCheckpointIO(asynchronous=True), state()
+    io.save_checkpoint(held_state, tmp_path / "a.ckpt")
+    held_state["state_dict"]["weight"].zero_()  # training goes on
+    io.save_checkpoint(state(2.0), tmp_path / "b.ckpt")
+    io.remove_checkpoint(tmp_path / "a.ckpt")
+    io.save_checkpoint(state(3.0), tmp_path / "c.ckpt")
+    assert not list(tmp_path.iterdir())
+    go.set()
+    # Loading waits for what is being written.
+    assert io.load_checkpoint(tmp_path / "c.ckpt")["state_dict"]["weight"][-1] == 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.ckpt", "c.ckpt"]
+    io.teardown()
+    AtomicCheckpointIO().save_checkpoint(state(3.0), tmp_path / "d.ckpt")
+    assert (tmp_path / "c.ckpt").stat().st_size == (tmp_path / "d.ckpt").stat().st_size
+
+
+def test_a_failure_in_the_background_is_told(tmp_path):
+    (tmp_path / "taken.ckpt").mkdir()
+    io = AtomicCheckpointIO(asynchronous=True)
+    io.save_checkpoint(state(), tmp_path / "taken.ckpt")
+    with pytest.raises(OSError, match=r"cannot write .*taken.ckpt: Is a directory: make room, or choose"):
+        io.teardown()
+    io.save_checkpoint(state(), tmp_path / "taken.ckpt")
+    while not all(future.done() for future in io._writing):
+        pass
+    with pytest.raises(OSError, match="taken"):
+        io.save_checkpoint(state(), tmp_path / "b.ckpt")
+
+
+class Payload:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_payload_is_refused_and_does_nothing(tmp_path):
+    file, marker = tmp_path / "last.ckpt", tmp_path / "marker"
+    torch.save(state() | {"more": Payload(marker)}, file)
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        AtomicCheckpointIO().load_checkpoint(file)
+    assert not marker.exists()

@@ -1,0 +1,490 @@
+"""Models as folders to share: the same model bit for bit, whole or not there, refused where anything is amiss."""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from conftest import awaken
+from lightning.pytorch import Trainer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.callbacks import Ema
+from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.evaluation.result_card import card_of
+from asyncdiff.checkpoints.export import writing
+from asyncdiff.checkpoints.export.hub import located
+from asyncdiff.checkpoints.export.model_card import without_places
+from asyncdiff.checkpoints.export.load import FILES
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.unet import UNet
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from datamodules import Digits
+
+DATA = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with a checkpoint of two steps, its average, a configuration and three cards of evaluate."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    model = AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=2), image_size=8, learning_rate=0.01)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        callbacks=[Ema(0.9)],
+        max_steps=2,
+        enable_checkpointing=False,
+        **quiet,
+    )
+    trainer.fit(model, datamodule=Digits(batch_size=32))
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    arguments = {**DATA["init_args"], "root": "/home/somebody/secret", "nested": ["~/also", "kept"]}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {**DATA, "init_args": arguments}, "model": {}}))
+    (folder / "evaluation").mkdir()
+    sha = hashlib.sha256((folder / "checkpoints" / "last.ckpt").read_bytes()).hexdigest()
+    protocol = {"checkpoint": "/home/somebody/last.ckpt", "checkpoint_sha256": sha, "weights": "ema", "split": "val"}
+    cards = {
+        "training": {"step": 2, "split": "val"},  # as callbacks write it, of the averages
+        "ours": protocol,
+        "others": protocol | {"checkpoint_sha256": "0" * 64},
+        "raw": protocol | {"weights": "raw"},
+    }
+    for name, stamp in cards.items():
+        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(card_of(stamp, {"frechet": 1.2345678})))
+    (folder / "evaluation" / "broken.json").write_text("{")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """An export of the run, to be copied."""
+    main(["export", str(run), "--output", str(run / "exports" / "shared")])
+    return run / "exports" / "shared"
+
+
+@pytest.fixture
+def export(run, exported, tmp_path):
+    """Exports the run with further words, if any; returns the folder, which may be changed."""
+
+    def write(*words, name="shared"):
+        if words:
+            main(["export", str(run), "--output", str(tmp_path / name), *words])
+        else:
+            shutil.copytree(exported, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that has to fail; returns the line that says why."""
+
+    def run(*words):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        assert stopped.value.code == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        return line.removeprefix("error: ")
+
+    return run
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_model_is_that_of_the_checkpoint_bit_for_bit(run, export, weights):
+    folder = export("--weights", weights)
+    there = AsyncDiffusion.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights=weights)
+    here = AsyncDiffusion.from_pretrained(folder)
+    assert {n: w.dtype for n, w in here.state_dict().items()} == {n: w.dtype for n, w in there.state_dict().items()}
+    assert all(torch.equal(weight, there.state_dict()[name]) for name, weight in here.state_dict().items())
+    assert object_config.describe(here) == object_config.describe(there)
+    assert torch.equal(here.generate([0, 1], [2, 3]), there.generate([0, 1], [2, 3]))
+    assert not here.training
+
+
+def test_averaged_and_raw_weights_are_told_apart(run, export, refused):
+    ema, raw = export("--weights", "ema", name="a"), export("--weights", "raw", name="b")
+    assert not torch.equal(*(load_file(folder / FILES[0])["denoiser.network.head.weight"] for folder in (ema, raw)))
+    assert torch.equal(*(load_file(f / FILES[0])["denoiser.network.head.weight"] for f in (ema, export(name="c"))))
+    message = "weights must be 'auto' or 'ema' for the export .*, got 'raw': leave it out"
+    with pytest.raises(ValueError, match=message):
+        AsyncDiffusion.load_from_checkpoint(ema, weights="raw")
+    assert AsyncDiffusion.load_from_checkpoint(raw, weights="raw").classes == 10
+    assert refused("sample", ema, "--weights", "raw").startswith("weights must be 'auto' or 'ema'")
+
+
+def test_networks_with_other_layouts_of_memory(tmp_path):
+    """A U-Net lies with channels last, and its tuples come back from YAML as lists."""
+    torch.manual_seed(0)
+    model = AsyncDiffusion(
+        awaken(UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)), image_size=8
+    )
+    checkpoint = {"state_dict": model.state_dict(), "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "unet.ckpt")
+    main(["export", str(tmp_path / "unet.ckpt"), "--output", str(tmp_path / "unet")])
+    again = AsyncDiffusion.from_pretrained(tmp_path / "unet")
+    assert object_config.describe(again) == object_config.describe(model)
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in again.state_dict().items())
+
+
+def test_the_configuration_tells_what_is_needed_and_no_place_of_this_machine(run, export):
+    folder = export("--ckpt_path", "last")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {"format": 1, "weights": "ema", "step": 2, "classes": 10, "label_names": None}.items() <= config.items()
+    assert config["normalisation"] == {"space": "pixels", "range": [-1, 1], "channels": 1, "size": 8}
+    assert config["data"] == {**DATA, "init_args": {**DATA["init_args"], "nested": ["kept"]}}
+    assert set(config["software"]) == {"commit", "torch", "lightning"}
+    assert config["recipe"]["init_args"]["sampler"]["init_args"]["steps"] == 2
+    told = "".join((folder / name).read_text() for name in ("config.yaml", "README.md"))
+    assert "somebody" not in told
+    assert str(run) not in told
+    with safe_open(folder / "model.safetensors", "pt") as held:
+        about = held.metadata()
+    assert about["config_sha256"] == hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
+
+
+def test_places_are_those_of_any_system():
+    given = {"a": "/x", "b": "~x", "c": "C:\\x", "d": "x/y", "e": ["/x", "x", 1], "f": {"g": "//x"}, "h": "a: b"}
+    assert without_places(given) == {"d": "x/y", "e": ["x", 1], "f": {}, "h": "a: b"}
+
+
+def test_the_card_tells_what_was_measured_of_these_weights_only(export, capsys):
+    text = (export("--name", "Digits, small") / "README.md").read_text()
+    told = capsys.readouterr().out
+    _, front, body = text.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "asyncdiff"
+    assert front.startswith("# license: to be filled in")
+    assert "# Digits, small\n" in body
+    assert "`DiT(channels=1, dim=32, depth=1, heads=2, classes=10)`" in body
+    assert body.count("| frechet | 1.235 |") == 2
+    assert {"### ours", "### training"} <= set(body.splitlines())
+    assert '"split": "val"' in body
+    assert "others.json is of another checkpoint_sha256" in told
+    assert "raw.json is of another weights" in told
+    assert "broken.json, which cannot be read" in told
+    text = (export("--weights", "raw", name="raw") / "README.md").read_text()
+    assert [name for name in text.splitlines() if name.startswith("###")] == ["### raw"]
+
+
+def test_the_python_of_the_card_runs(export):
+    folder = export()
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict = {}
+    exec(code.replace("PATH", str(folder)), names)
+    assert names["images"].shape == (4, 1, 8, 8)
+
+
+def test_names_of_classes(export, refused, tmp_path, run):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"digit {i}" for i in range(10)))
+    folder = export("--label_names", str(names))
+    assert "Classes: 0 digit 0, 1 digit 1" in (folder / "README.md").read_text()
+    names.write_text("one\ntwo\n")
+    line = refused("export", run, "--output", tmp_path / "x", "--label_names", names)
+    assert line == f"--label_names must have a line for each of 10 classes, got 2 in {names}"
+
+
+# Where exports are taken
+
+
+def test_commands_take_an_export_and_draw_the_same(run, export, tmp_path):
+    folder = export()
+    for given, output in ((run, "a"), (folder, "b")):
+        main(["sample", str(given), "--seeds", "0-1", "--labels", "3", "--output", str(tmp_path / output)])
+    a, b = (sorted((tmp_path / name).glob("*.png")) for name in "ab")
+    assert [f.name for f in a] == [f.name for f in b]
+    assert all(one.read_bytes() == other.read_bytes() for one, other in zip(a, b, strict=True))
+
+
+def test_evaluate_takes_an_export_and_its_data(export):
+    folder = export()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["data"]["init_args"]["nested"]
+    rewritten(folder, config)
+    main(["evaluate", str(folder), "--likelihood", "--images", "2", "--points", "2", "--device", "cpu"])
+    (card,) = (folder / "evaluation").glob("*.json")
+    stamp = json.loads(card.read_text())["protocol"]
+    assert stamp["weights"] == "ema"
+    assert stamp["checkpoint_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_the_trainer_judges_an_export_and_continues_none(export, tmp_path):
+    folder = export()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+
+    def trainer():
+        return Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", max_steps=3, plugins=[AtomicCheckpointIO()], **quiet
+        )
+
+    loaded = AsyncDiffusion.from_pretrained(folder)
+    torch.manual_seed(1)
+    fresh = object_config.build(object_config.describe(loaded))
+    (found,) = trainer().validate(fresh, datamodule=Digits(), ckpt_path=str(folder), verbose=False)
+    (expected,) = trainer().validate(loaded, datamodule=Digits(), verbose=False)
+    assert found == expected
+    with pytest.raises(
+        ValueError, match="ckpt_path must be a checkpoint of a run, got .*, an export, .* model.pretrained"
+    ):
+        trainer().fit(fresh, datamodule=Digits(), ckpt_path=str(folder))
+
+
+# As a whole or not at all
+
+
+def test_folders_are_not_overwritten_unasked(export, refused, run, tmp_path):
+    folder = export()
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    assert refused("export", run, "--output", folder) == (
+        f"--output must be a new folder, got {folder}, an export: add --overwrite, or name another"
+    )
+    export("--overwrite", "--weights", "raw")
+    assert (folder / FILES[0]).read_bytes() != before[FILES[0]]
+    (folder / "notes.txt").write_text("mine")
+    assert refused("export", run, "--output", folder, "--overwrite") == (
+        f"--overwrite must not lose other files, got notes.txt in {folder}: move it, or name another folder"
+    )
+    (tmp_path / "mine").mkdir()
+    assert refused("export", run, "--output", tmp_path / "mine", "--overwrite") == (
+        f"--output must be a new folder or an earlier export, got {tmp_path / 'mine'}: name another"
+    )
+    assert refused("export", folder, "--output", tmp_path / "x").startswith("RUN must be a run directory or a .ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
+
+
+@pytest.mark.parametrize("step", ["_write_tensors", "replace", "_put"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch, step, before):
+    kept = {name: (folder / name).read_bytes() for folder in ([export()] if before else []) for name in FILES}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writing, step, full)
+    line = refused("export", run, "--output", tmp_path / "shared", "--overwrite")
+    assert "No space left on device; what was there is as it was" in line
+    assert [path.name for path in tmp_path.iterdir()] == (["shared"] if before else [])
+    assert all((tmp_path / "shared" / name).read_bytes() == content for name, content in kept.items())
+
+
+# What is refused
+
+
+def rewritten(folder: Path, config) -> None:
+    """Put another configuration into an export, with a hash that fits."""
+    content = config if isinstance(config, bytes) else yaml.safe_dump(config, sort_keys=False).encode()
+    (folder / "config.yaml").write_bytes(content)
+    tensors = load_file(folder / "model.safetensors")
+    told = {"asyncdiff_format": "1", "config_sha256": hashlib.sha256(content).hexdigest()}
+    save_file(tensors, folder / "model.safetensors", metadata=told)
+
+
+@pytest.fixture
+def line():
+    """The one line by which `from_pretrained` refuses a folder."""
+
+    def of(folder, **options):
+        with pytest.raises((ValueError, OSError)) as refusal:
+            AsyncDiffusion.from_pretrained(folder, **options)
+        assert "\n" not in str(refusal.value)
+        return str(refusal.value)
+
+    return of
+
+
+def test_a_configuration_that_was_changed(export, line):
+    folder = export()
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("steps: 2", "steps: 3"))
+    assert line(folder).startswith("config.yaml must have the SHA-256 that model.safetensors tells, ")
+
+
+def test_another_version_and_none(export, line):
+    folder = export()
+    tensors = load_file(folder / "model.safetensors")
+    for told, version in (({"asyncdiff_format": "2"}, "2"), (None, "none")):
+        save_file(tensors, folder / "model.safetensors", metadata=told)
+        assert line(folder) == (
+            f"an export must be of format 1, got {version} in {folder / 'model.safetensors'}: "
+            "read it by the version of asyncdiff that wrote it"
+        )
+
+
+def test_a_weight_that_was_changed(export, line):
+    """Safetensors has no checksum; the configuration has."""
+    folder = export()
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    assert line(folder).startswith("model.safetensors must hold tensors of the SHA-256 ")
+    (folder / "model.safetensors").write_bytes(content[:-8])
+    assert line(folder).startswith(f"{folder / 'model.safetensors'} must be a file of safetensors, got something else")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (b"recipe: [", "must be YAML, got something else"),
+        (b"\xff\xfe\x00", "must be YAML, got something else"),
+        (b"!!python/object/apply:os.system ['true']", "must be YAML, got something else"),
+        (b"- 1", "must have a dict at recipe, got NoneType"),
+        ({"recipe": {}, "tuples": [], "weights": 3}, "must have a str at weights, got int"),
+        (
+            {"recipe": {}, "tuples": [], "weights": "x", "weights_sha256": "", "step": 0, "software": {}},
+            "must have ema or raw at weights and a version at software.lightning, got x and None",
+        ),
+    ],
+)
+def test_configurations_of_another_kind(export, line, change, message):
+    folder = export()
+    rewritten(folder, change)
+    assert message in line(folder)
+
+
+def test_foreign_classes_are_not_imported(export, line, tmp_path, monkeypatch):
+    folder = export()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["recipe"]["init_args"]["levels"] = {"class_path": "elsewhere.Levels", "init_args": {}}
+    rewritten(folder, config)
+    (tmp_path / "elsewhere.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert line(folder).startswith("class_path must lie in one of the packages asyncdiff, got elsewhere.Levels")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_weights_of_another_model(export, line):
+    folder = export()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["recipe"]["init_args"]["network"]["init_args"]["dim"] = 16
+    rewritten(folder, config)
+    assert "must have the model's shapes, got (32, 4) for denoiser.network.embed.weight, which is (16, 4) here" in line(
+        folder
+    )
+
+
+def test_places_without_an_export(export, line, tmp_path):
+    folder = export()
+    assert line(folder, revision="main") == (
+        f"revision must be left out for a folder, got main for {folder}: it has but one"
+    )
+    (folder / "config.yaml").unlink()
+    assert line(folder).startswith("an export must hold model.safetensors and config.yaml, got ")
+    assert "with model.safetensors and config.yaml, got " in line(tmp_path)
+    assert line(folder / "README.md").startswith("path_or_repo must be an export's folder, got the file ")
+    assert line("no/such/thing") == (
+        "path_or_repo must be an export's folder or OWNER/NAME of the hub, got no/such/thing: there is none"
+    )
+
+
+# The hub
+
+
+def test_a_repository_of_the_hub(export, monkeypatch):
+    folder, asked = export(), []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    model = AsyncDiffusion.from_pretrained("somebody/digits", revision="v1")
+    assert asked == [("somebody/digits", "v1", list(FILES))]
+    assert torch.equal(model.generate([0], [1]), AsyncDiffusion.from_pretrained(folder).generate([0], [1]))
+
+
+def test_a_hub_that_cannot_be_reached(line, monkeypatch):
+    def snapshot_download(name, **_):
+        raise OSError("no\nconnection")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert line("somebody/digits", revision="v1") == (
+        "path_or_repo must be a folder here or a repository that can be reached, got somebody/digits at v1: "
+        "no connection"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert line("somebody/digits").endswith("got somebody/digits: pip install huggingface_hub")
+
+
+def test_a_repository_of_something_else(line, tmp_path, monkeypatch):
+    module = SimpleNamespace(snapshot_download=lambda name, **_: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    assert line("somebody/other").startswith("path_or_repo must be a repository with model.safetensors and config.yaml")
+
+
+class Hub:
+    """A hub that takes note of what it is asked for."""
+
+    def __init__(self, refusal: Exception | None = None):
+        self.asked, self.refusal = [], refusal
+
+    def create_repo(self, *words, **options):
+        self.asked.append(("create_repo", words, options))
+        return f"https://huggingface.co/{words[0]}"
+
+    def upload_folder(self, *words, **options):
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append(("upload_folder", words, options))
+
+
+def test_an_export_is_uploaded_where_it_is_asked_for(export, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
+    folder = export("--push_to_hub", "somebody/digits", "--private")
+    files = {"folder_path": folder, "allow_patterns": list(FILES), "commit_message": "Export of shared"}
+    assert hub.asked == [
+        ("create_repo", ("somebody/digits",), {"private": True, "exist_ok": True}),
+        ("upload_folder", (), {"repo_id": "somebody/digits", **files}),
+    ]
+    assert capsys.readouterr().out.endswith("published: https://huggingface.co/somebody/digits\n")
+
+
+def test_a_hub_that_refuses_leaves_the_export(export, tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(
+        sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: Hub(OSError("401\nUnauthorized")))
+    )
+    with pytest.raises(SystemExit):
+        export("--push_to_hub", "somebody/digits")
+    assert "error: cannot upload to somebody/digits: 401 Unauthorized: " in capfd.readouterr().err
+    assert AsyncDiffusion.from_pretrained(tmp_path / "shared").guard.stop_after == 10
+    with pytest.raises(SystemExit):
+        export("--push_to_hub", "digits", name="other")
+    assert capfd.readouterr().err == (
+        "error: push_to_hub must be OWNER/NAME of a repository, got digits: somebody/digits, say\n"
+    )
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_library_takes_what_it_is_called_with():
+    """The calls of the tests above, against the signatures of the library itself."""
+    import inspect
+
+    from huggingface_hub import HfApi, snapshot_download
+
+    inspect.signature(snapshot_download).bind("a/b", revision=None, allow_patterns=list(FILES))
+    inspect.signature(HfApi.create_repo).bind(None, "a/b", private=True, exist_ok=True)
+    files = {"folder_path": "a", "allow_patterns": list(FILES), "commit_message": "told"}
+    inspect.signature(HfApi.upload_folder).bind(None, repo_id="a/b", **files)
+
+
+def test_a_run_s_own_file_is_read_as_before(run):
+    assert "export" not in read_checkpoint(run / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match="use load_from_checkpoint"):
+        located(run / "checkpoints" / "last.ckpt")

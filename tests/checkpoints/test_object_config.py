@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff.noise.fields import PerlinField
+from asyncdiff.noise.levels import AlongPath, CleanContext, Independent, SumBeta
+from asyncdiff.noise.orders import Given
+from asyncdiff.noise.paths import AsyncPatch, Ordered
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+
+
+def test_objects_survive_the_way_through_plain_containers():
+    sampler = Sampler(AsyncPatch(spread=0.3), Ddim(0.25), steps=7)
+    again = object_config.build(object_config.describe(sampler))
+    assert object_config.describe(again) == object_config.describe(sampler)
+    assert again.path.spread == 0.3
+    assert again.solver.stochasticity == 0.25
+
+
+def test_a_description_reads_like_the_yaml_files():
+    described = object_config.describe(AlongPath())
+    assert described["class_path"] == "asyncdiff.noise.levels.AlongPath"
+    assert described["init_args"]["path"]["init_args"]["spread"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (AlongPath(), "AlongPath(AsyncPatch())"),
+        (AlongPath(AsyncPatch(0.5, PerlinField())), "AlongPath(AsyncPatch(spread=0.5, field=PerlinField()))"),
+        (CleanContext(SumBeta(2.0), 0.25), "CleanContext(SumBeta(sharpness=2), probability=0.25)"),
+        (Ordered(Given([[0, 1]]), 0.5), "Ordered(Given([[0, 1]]), overlap=0.5)"),
+        (Independent(), "Independent()"),
+        ([1, 2.5, None], "[1, 2.5, None]"),
+    ],
+)
+def test_the_call_that_makes_an_object(value, text):
+    assert object_config.spell(value) == text
+
+
+def test_numbers_lists_and_plain_dictionaries_pass():
+    value = {"a": [1, 2.5, None], "b": {"c": "d"}}
+    assert object_config.build(object_config.describe(value)) == value
+
+
+def test_foreign_classes_are_not_imported_unless_allowed():
+    with pytest.raises(ValueError, match="one of the packages asyncdiff, got subprocess.Popen"):
+        object_config.build({"class_path": "subprocess.Popen", "init_args": {"args": ["true"]}})
+    assert object_config.build({"class_path": "fractions.Fraction", "init_args": {}}, allow=["fractions"]) == 0
+
+
+def test_only_classes_are_called():
+    with pytest.raises(ValueError, match="must name a class of its package, got asyncdiff.checkpoints.object_config.resolve"):
+        object_config.build({"class_path": "asyncdiff.checkpoints.object_config.resolve", "init_args": {}})
+
+
+class Forgetful:
+    def __init__(self, size: int):
+        self.other = size
+
+
+def test_an_argument_that_is_not_kept_is_refused():
+    with pytest.raises(TypeError, match="Forgetful must keep its constructor argument 'size'"):
+        object_config.describe(Forgetful(3))
+
+
+class Catchall:
+    def __init__(self, **options: int):
+        self.options = options
+
+
+def test_arguments_without_a_name_are_refused():
+    with pytest.raises(TypeError, match=r"Catchall must have named constructor arguments only, got \*\*options"):
+        object_config.describe(Catchall(size=3))
+
+
+def test_what_was_compiled_in_a_wrapper_is_refused():
+    network = torch.compile(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"compile in place, network.compile\(\)"):
+        object_config.describe(network)
+
+
+def test_re_exported_foreign_classes_are_refused():
+    with pytest.raises(ValueError, match="a class of its package, got asyncdiff.callbacks.throughput.Trainer"):
+        object_config.build({"class_path": "asyncdiff.callbacks.throughput.Trainer", "init_args": {}})

@@ -1,0 +1,449 @@
+"""Files are data: a pickle with a program in it does nothing, wherever it is put, and is refused in one line."""
+
+import ast
+import functools
+import io
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+
+from asyncdiff.cli import train as cli
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.cli.errors import users_error
+from asyncdiff.latents import DiffusersAutoencoder, TinyAutoencoder
+from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.evaluation import references
+from asyncdiff.evaluation.features.inception import InceptionFeatures
+from asyncdiff.evaluation.features.lpips import Lpips
+from asyncdiff.evaluation.features.timm import TimmFeatures
+from asyncdiff.evaluation.features.weights import file_sha256
+from asyncdiff.networks.dit import DiT
+from asyncdiff.training.warm_start import load_pretrained
+from asyncdiff.training.fsdp2 import FullyShard
+from datamodules import Arrays, Digits, EdmZip, ImageNet64, LatentCache
+from datamodules.index_cache import cached_arrays
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("asyncdiff", "datamodules", "benchmarks")
+REASON = r"it (wants to call [\w.]+|is damaged or of another kind)"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+
+class Payload:
+    """Makes the file `marker` when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def payload(tmp_path):
+    """A payload whose marker must not be there in the end."""
+    yield Payload(tmp_path / "marker")
+    assert not (tmp_path / "marker").exists()
+
+
+def model() -> AsyncDiffusion:
+    torch.manual_seed(0)
+    return AsyncDiffusion(awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)), image_size=8)
+
+
+def contents(**more) -> dict:
+    """A checkpoint of ours, in which nothing is missing."""
+    built = model()
+    checkpoint = {"state_dict": built.state_dict(), "epoch": 0, "global_step": 1, "pytorch-lightning_version": "2.6.0"}
+    built.on_save_checkpoint(checkpoint)
+    return checkpoint | more
+
+
+SAVED = {
+    "torch.save": torch.save,
+    "torch.save of old": lambda value, file: torch.save(value, file, _use_new_zipfile_serialization=False),
+    "pickle": lambda value, file: Path(file).write_bytes(pickle.dumps(value)),
+}
+
+
+def writer(payload, save):
+    def write(path="evil.ckpt", **more) -> Path:
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save(contents(more=payload, **more), file)
+        return file
+
+    return write
+
+
+@pytest.fixture
+def poisoned(payload):
+    """Writes a checkpoint that has a program in it to a path; returns the path."""
+    return writer(payload, torch.save)
+
+
+@pytest.fixture(params=SAVED)
+def poisoned_anyhow(request, payload):
+    """The same, as torch.save or pickle write it: of the latter torch.load does not even get to the call."""
+    return writer(payload, SAVED[request.param])
+
+
+def line(call, *args, **options) -> str:
+    """The one line in which a call is refused, as a command would print it."""
+    with pytest.raises((ValueError, OSError)) as refusal:
+        call(*args, **options)
+    told = users_error(refusal.value)
+    assert told is not None, "it was not refused on purpose"
+    assert "\n" not in told
+    return told
+
+
+def stopped(capfd, call, *words) -> str:
+    """The last line on stderr of a command that ends with exit code 2 and no traceback."""
+    with pytest.raises(SystemExit) as ending:
+        call([str(word) for word in words])
+    assert ending.value.code == 2
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    return told.splitlines()[-1]
+
+
+def quiet(**options) -> Trainer:
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", max_steps=2, enable_checkpointing=False, **silent, **options)
+
+
+def test_the_payload_works_where_pickles_are_read(tmp_path):
+    """What all tests here rest upon."""
+    torch.save(contents(more=Payload(tmp_path / "marker")), "evil.ckpt")
+    torch.load("evil.ckpt", weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+# Checkpoints
+
+
+def test_load_from_checkpoint(poisoned_anyhow):
+    told = line(AsyncDiffusion.load_from_checkpoint, poisoned_anyhow())
+    assert re.match(f"evil.ckpt is no checkpoint that can be read safely: {REASON}$", told)
+
+
+def test_pretrained_weights(poisoned):
+    assert "can be read safely" in line(load_pretrained, model(), poisoned())
+
+
+@pytest.mark.parametrize("work", ["fit", "validate"])
+def test_the_trainer_with_our_plugin(poisoned, work):
+    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+
+    run = quiet(plugins=[AtomicCheckpointIO()])
+    told = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
+    assert told.startswith("evil.ckpt is no checkpoint that can be read safely: it wants to call")
+
+
+def test_nobody_can_ask_our_plugin_to_run_it(poisoned):
+    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+
+    run = quiet(plugins=[AtomicCheckpointIO()])
+    told = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
+    assert (
+        told == "weights_only must be true, got false, which would run whatever code a checkpoint holds: leave it out"
+    )
+
+
+def test_the_trainer_alone(poisoned):
+    """Lightning's own way to read, of which our packages see nothing."""
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        quiet().fit(model(), datamodule=Digits(), ckpt_path=poisoned())
+
+
+def test_fully_shard_reads_as_the_others_do(poisoned):
+    strategy = FullyShard()
+    strategy.broadcast = lambda path: path
+    strategy._lightning_module = model()
+    strategy._model = strategy._lightning_module
+    told = line(strategy.load_checkpoint, poisoned())
+    assert told.startswith("evil.ckpt is no checkpoint that can be read safely: ")
+
+
+def test_train_py(poisoned, capfd):
+    Path("experiment.yaml").write_text(
+        "data: datamodules.Digits\n"
+        "model: {image_size: 8, network: {class_path: asyncdiff.networks.dit.DiT, "
+        "init_args: {channels: 1, patch_size: 2, dim: 32, depth: 1, heads: 2, classes: 10}}}\n"
+        "trainer: {accelerator: cpu, logger: false, enable_model_summary: false, default_root_dir: run, max_steps: 1}\n"
+    )
+    evil = poisoned()
+    for words in (("fit", "--ckpt_path", evil), ("predict", "--ckpt_path", evil), ("fit", "--model.pretrained", evil)):
+        told = stopped(capfd, cli.main, words[0], "--config", "experiment.yaml", *words[1:])
+        assert told.startswith("error: evil.ckpt is no checkpoint that can be read safely: it wants to call")
+    told = stopped(
+        capfd, cli.main, "fit", "--config", "experiment.yaml", "--ckpt_path", evil, "--weights_only", "false"
+    )
+    assert told.startswith("error: weights_only must be true, got false")
+
+
+def test_commands(poisoned, capfd):
+    evil = poisoned("run/checkpoints/last.ckpt")
+    Path("run/config.yaml").write_text("data: {class_path: datamodules.Digits}\n")
+    for words in (
+        ("sample", "run"),
+        ("sample", evil),
+        ("evaluate", "run", "--likelihood"),
+        ("export", "run", "--output", "x"),
+        ("port", evil, "--kind", "dit", "--output", "x.ckpt"),
+    ):
+        assert "can be read safely: it wants to call" in stopped(capfd, main, *words)
+
+
+# Exports
+
+
+def test_exports(payload):
+    torch.save(contents(), "good.ckpt")
+    main(["export", "good.ckpt", "--output", "good"])
+    weights = Path("good/model.safetensors")
+    whole = weights.read_bytes()
+    for write in SAVED.values():
+        write(contents(more=payload), weights)
+        assert "must be a file of safetensors, got something else" in line(AsyncDiffusion.from_pretrained, "good")
+    weights.write_bytes(whole)
+    Path("good/pytorch_model.bin").write_bytes(pickle.dumps(payload))  # a file that nobody asked for
+    assert AsyncDiffusion.from_pretrained("good").classes == 10
+    Path("good/config.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch [{payload.marker}]")
+    assert "must have the SHA-256" in line(AsyncDiffusion.from_pretrained, "good")
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"])
+def test_yaml(payload, tag, capfd):
+    Path("evil.yaml").write_text(f"model: !!python/{tag} ['touch {payload.marker}']\n")
+    assert "evil.yaml" in line(Experiment, Path("evil.yaml"))
+    assert f"could not determine a constructor for the tag 'tag:yaml.org,2002:python/{tag}'" in stopped(
+        capfd, cli.main, "fit", "--config", "evil.yaml"
+    )
+
+
+# Codecs
+
+
+def test_tiny_autoencoders(poisoned_anyhow):
+    good = {"0.weight": torch.zeros(4, 3, 3, 3), "14.weight": torch.zeros(4, 4, 3, 3)}
+    evil = poisoned_anyhow("evil.pth", **good)
+    codec = TinyAutoencoder(str(evil), str(evil))
+    assert re.search(f"can be read safely: {REASON}$", line(codec.encode, torch.zeros(1, 3, 32, 32)))
+
+
+def test_autoencoders_of_diffusers(payload):
+    from diffusers import AutoencoderKL
+
+    sizes = {"block_out_channels": (4,), "norm_num_groups": 4, "latent_channels": 2}
+    AutoencoderKL(**sizes).save_pretrained("vae", safe_serialization=False)
+    file = Path("vae/diffusion_pytorch_model.bin")
+    torch.save(torch.load(file, weights_only=True) | {"more": payload}, file)
+    assert "path must hold weights that fit" in line(DiffusersAutoencoder("vae").encode, torch.zeros(1, 3, 8, 8))
+
+
+# Numbers to compare with
+
+
+def test_features_of_networks(poisoned_anyhow):
+    evil = poisoned_anyhow("evil.pth")
+    sha = file_sha256(evil)
+    for kind in (
+        lambda: InceptionFeatures(str(evil), sha256=sha),
+        lambda: TimmFeatures("resnet10t", str(evil)),
+        lambda: Lpips("alex", str(evil), sha),
+    ):
+        assert re.match(f"weights must be a file that can be read safely, got evil.pth: {REASON}$", line(kind))
+
+
+def objects(payload) -> np.ndarray:
+    return np.array([payload, payload], dtype=object)
+
+
+def test_reference_statistics(payload, poisoned_anyhow):
+    np.savez("evil.npz", mu=objects(payload), sigma=objects(payload))
+    assert "reference must hold arrays mu and sigma, got evil.npz" in line(references.load, Path("evil.npz"))
+    for suffix in ("npz", "safetensors"):
+        assert line(references.load, poisoned_anyhow(f"evil_too.{suffix}")).startswith("reference must ")
+
+
+# Data
+
+
+def test_arrays(payload):
+    np.save("train.npy", objects(payload))
+    assert "is no array that can be read safely" in line(Arrays(".", size=8).setup, "fit")
+    Path("train.npy").write_bytes(pickle.dumps(payload))  # what numpy reads as a pickle, if it may
+    assert "is no array that can be read safely" in line(Arrays(".", size=8).setup, "fit")
+
+
+def test_batches_of_imagenet64(payload):
+    folder = Path("imagenet64")
+    folder.mkdir()
+    for name in ("train_data_batch_1", "val_data"):
+        np.savez(folder / f"{name}.npz", data=np.zeros((2, 3 * 64 * 64), np.uint8), labels=objects(payload))
+    with pytest.warns(UserWarning, match="holds 1 of 10"):
+        assert "cannot be read" in line(ImageNet64(str(folder)).setup, "fit")
+    for name in ("train_data_batch_1", "val_data"):
+        (folder / f"{name}.npz").unlink()
+        (folder / name).write_bytes(pickle.dumps(payload))
+    assert "got a pickle, whose reading may run any code" in line(ImageNet64(str(folder)).setup, "fit")
+
+
+def test_arrays_in_zips(payload):
+    stream = io.BytesIO()
+    np.save(stream, objects(payload))
+    with zipfile.ZipFile("evil.zip", "w") as archive:
+        for i in range(4):
+            archive.writestr(f"{i}.npy", stream.getvalue())
+    data = EdmZip("evil.zip", size=8, on_corrupt="raise", horizontal_flip=False)
+    assert "evil.zip" in line(lambda: next(iter(data.images("train", 2))))
+
+
+def test_indices(payload):
+    made = {"names": np.arange(3)}
+
+    def found() -> np.ndarray:
+        return cached_arrays("kind", "identity", lambda: made)["names"]
+
+    found()
+    (file,) = Path("cache").rglob("names.npy")
+    told = json.loads((file.parent / "index.json").read_text())
+    np.save(file, objects(payload))
+    told["sums"]["names"] = zlib.crc32(file.read_bytes())  # one that fits
+    (file.parent / "index.json").write_text(json.dumps(told))
+    assert np.array_equal(found(), np.arange(3))  # it is made again
+
+
+def test_latent_caches(payload):
+    folder = Path("latents")
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(pickle.dumps(payload))
+    assert "latents" in line(LatentCache("latents", size=4, channels=4).setup, "fit")
+
+
+# Our own code
+
+# Calls that read what may be a program, with the keyword arguments by which they do not; None: not to be used at all.
+READERS: dict[str, dict[str, object] | None] = {
+    "torch.load": {"weights_only": True},
+    "torch.jit.load": None,
+    "torch.hub.load": None,
+    "torch.package.PackageImporter": None,
+    "pickle.load": None,
+    "pickle.loads": None,
+    "pickle.Unpickler": None,
+    "marshal.load": None,
+    "marshal.loads": None,
+    "shelve.open": None,
+    "joblib.load": None,
+    "yaml.load": None,
+    "yaml.load_all": None,
+    "yaml.full_load": None,
+    "yaml.unsafe_load": None,
+    "os.system": None,
+    "eval": None,
+    "exec": None,
+    "compile": None,
+    "__import__": None,
+}
+# Modules that may be imported by a name that was not written into the code, and why.
+IMPORTERS = {
+    "asyncdiff/__main__.py": "names in the table of commands",
+    "asyncdiff/cli/commands/evaluate.py": "names in the table of measurements",
+    "asyncdiff/checkpoints/object_config.py": "after the package was found among the allowed ones",
+    "asyncdiff/cli/errors/suggestions.py": "names of our own packages, and what the command line has named itself",
+}
+# Classes that weights_only is told to read, and why.
+SAFE_GLOBALS = {"asyncdiff/cli/commands/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"}
+
+
+def dotted(node: ast.expr) -> str:
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+@functools.cache
+def sources() -> list[tuple[str, ast.Module]]:
+    files = [ROOT / "train.py", *(file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py")))]
+    return [(file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())) for file in files]
+
+
+def offences(tree: ast.Module) -> list[str]:
+    """The calls in a file that could run a program out of a file."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):  # under another name they would not be seen
+            found += [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in READERS]
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted(node.func)
+        given = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else "?" for k in node.keywords}
+        if name in READERS:
+            needed = READERS[name]
+            if needed is None or any(given.get(key) is not value for key, value in needed.items()):
+                found.append(name)
+        if given.get("allow_pickle", False) is not False or given.get("shell", False) is not False:
+            found.append(name)
+        if given.get("weights_only", True) is not True and name != "super.load_checkpoint":
+            found.append(name)
+    return found
+
+
+def test_our_packages_read_no_pickle():
+    trees = sources()
+    assert len(trees) > 150
+    assert {name: wrong for name, tree in trees if (wrong := offences(tree))} == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "torch.load(f, weights_only=x)",
+        "from torch import load",
+        "pickle.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "numpy.load(f, allow_pickle=x)",
+        "yaml.load(f, Loader=yaml.Loader)",
+        "eval('1')",
+        "subprocess.run('x', shell=True)",
+        "f.load_checkpoint(path, weights_only=False)",
+    ],
+)
+def test_what_would_be_found(code):
+    assert offences(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    "code", ["torch.load(f, weights_only=True)", "np.load(f)", "yaml.safe_load(f)", "model.eval()"]
+)
+def test_what_is_no_offence(code):
+    assert not offences(ast.parse(code))
+
+
+@pytest.mark.parametrize(
+    ("call", "known"), [("importlib.import_module", IMPORTERS), ("torch.serialization.safe_globals", SAFE_GLOBALS)]
+)
+def test_exceptions_are_those_that_have_a_reason(call, known):
+    found = {
+        name for name, tree in sources() for n in ast.walk(tree) if isinstance(n, ast.Call) and dotted(n.func) == call
+    }
+    assert found == set(known)

@@ -1,0 +1,284 @@
+"""`python -m asyncdiff evaluate` as a user runs it."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.networks.dit import DiT
+
+PATHS = """
+straight: {class_path: asyncdiff.noise.paths.Synchronous}
+rings:
+  class_path: asyncdiff.noise.paths.Ordered
+  init_args: {order: {class_path: asyncdiff.noise.orders.CentreOut}, overlap: 0.5}
+"""
+FALLING = """
+down: {class_path: asyncdiff.noise.paths.Waypoints, init_args: {maps: [[[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.6], [0.3, 0.6]]]}}
+"""
+CONFIG = """
+data: {class_path: datamodules.Digits, init_args: {batch_size: 32, seed: "${seed_everything}"}}
+seed_everything: 3
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with a network that is awake."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    network = awaken(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
+    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
+    trainer.strategy.connect(AsyncDiffusion(network, image_size=8))
+    (folder / "checkpoints").mkdir()
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def evaluate(run, *words: str) -> None:
+    main(["evaluate", str(run), "--likelihood", "--images", "12", "--points", "2", "--device", "cpu", *words])
+
+
+def refused(capsys, run, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        evaluate(run, *words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_the_table_the_card_and_the_figure(run, capsys):
+    evaluate(run)
+    printed = capsys.readouterr().out
+    assert "| path | bits/dim | prior | diffusion | reconstruction | against synchronous |" in printed
+    for name in ("synchronous", "async_patch", "wavefront", "raster"):
+        assert f"| {name} | " in printed
+    card = json.loads((run / "evaluation" / "likelihood.json").read_text())
+    assert card["images"] == 12
+    assert card["protocol"]["decoder"]["init_args"] == {"values": 17}  # the data's own
+    assert card["protocol"]["floors"]["raster"] == pytest.approx(1 / 33)  # sigma / alpha is a quarter of a step, 1/32
+    assert card["protocol"]["weights"] == "raw"
+    assert card["unknown_values"] == 64
+    assert f"path gap: {card['path_gap']['value']:.4f}" in printed
+    assert (run / "evaluation" / "likelihood.png").stat().st_size > 5000
+
+
+def test_the_same_seed_gives_the_same_numbers_in_batches_of_any_size(run, tmp_path, capsys):
+    cards = []
+    for size in ("12", "5"):
+        evaluate(run, "--batch_size", size, "--output", str(tmp_path / size))
+        cards.append(json.loads((tmp_path / size / "likelihood.json").read_text())["paths"])
+    for name in cards[0]:
+        assert cards[0][name]["rate"] == pytest.approx(cards[1][name]["rate"], rel=1e-5)
+
+
+def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
+    (tmp_path / "paths.yaml").write_text(PATHS)
+    mask = '{"class_path": "asyncdiff.noise.masks.Half", "init_args": {"side": "top"}}'
+    evaluate(run, "--paths", str(tmp_path / "paths.yaml"), "--mask", mask, "--output", str(tmp_path))
+    card = json.loads((tmp_path / "likelihood.json").read_text())
+    assert set(card["paths"]) == {"straight", "rings"}
+    assert card["protocol"]["mask"]["init_args"] == {"side": "top"}
+    assert card["paths"]["rings"]["per_patch"][0] == [0, 0]
+
+
+def test_a_mask_that_gives_nothing(run, capsys):
+    mask = '{"class_path": "asyncdiff.noise.masks.Extreme", "init_args": {"fraction": 0.3}}'
+    assert "mask must leave some patches of the level map known and some unknown, got no" in refused(
+        capsys, run, "--mask", mask
+    )
+
+
+def test_code_of_a_shared_run_is_not_run(run, tmp_path, capsys):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    marker = tmp_path / "executed"
+    (tmp_path / "config.yaml").write_text(
+        f"data: {{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
+    )
+    assert "data.class_path must name a class of asyncdiff, datamodules and Lightning's" in refused(capsys, tmp_path)
+    assert not marker.exists()
+
+
+def test_a_config_with_a_mistake(run, tmp_path, capsys):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    (tmp_path / "config.yaml").write_text("data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}")
+    assert "Digits has no argument batch_sise; did you mean batch_size?" in refused(capsys, tmp_path)
+
+
+def test_a_file_in_place_of_the_output_folder(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "--output must be a folder" in refused(capsys, run, "--output", str(tmp_path / "file"))
+
+
+def test_a_floor_at_zero(run, capsys):
+    assert "t_min must lie in (0, 1), got 0.0" in refused(capsys, run, "--t_min", "0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
+def test_a_device_that_is_not_there(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--likelihood", "--device", "cuda"])
+    assert "--device must be one that this machine has" in capsys.readouterr().err
+
+
+def test_no_run(tmp_path, capsys):
+    assert "last.ckpt" in refused(capsys, tmp_path)
+
+
+def test_a_run_without_its_config(run, tmp_path, capsys):
+    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
+    assert "config.yaml" in refused(capsys, tmp_path)
+
+
+def test_values_that_the_data_do_not_have(run, capsys):
+    decoder = '{"class_path": "asyncdiff.denoising.likelihood.CategoricalDecoder", "init_args": {"values": 256}}'
+    assert "pixels must take 256 equidistant values" in refused(capsys, run, "--decoder", decoder)
+
+
+def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
+    (tmp_path / "paths.yaml").write_text(FALLING)
+    error = refused(capsys, run, "--paths", str(tmp_path / "paths.yaml"))
+    assert "maps must never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 at row 1, column 0" in error
+
+
+def test_what_to_evaluate_must_be_said(run, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run)])
+    assert "one of --samples, --likelihood, --inpainting must be given, got none" in capsys.readouterr().err
+    assert "must be given, got --likelihood and --inpainting" in refused(capsys, run, "--inpainting")
+    main(["evaluate", "--help"])
+    told = capsys.readouterr().out
+    assert "--likelihood" in told
+    assert "--inpainting" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [(("--points", "1"), "--points must be at least 2"), (("--images", "1"), "--images must be at least")],
+)
+def test_too_few(run, capsys, words, rule):
+    assert rule in refused(capsys, run, *words)
+
+
+SAMPLERS = """
+quick: {class_path: asyncdiff.sampling.samplers.Sampler, init_args: {steps: 2}}
+jumping: {class_path: RePaint, init_args: {steps: 6, jump: 2, resamples: 2}}
+"""
+CLASSIFIER = (
+    '{"class_path": "asyncdiff.evaluation.TrainedClassifier", "init_args": {"channels": 1, "classes": 10, "epochs": 1}}'
+)
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory) -> str:
+    """Lpips with random weights in a file, as an option."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = models.alexnet(weights=None).features.state_dict(prefix="features.")
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(state, file)
+    arguments = {"weights": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return json.dumps({"class_path": "asyncdiff.evaluation.features.lpips.Lpips", "init_args": arguments})
+
+
+def inpaint(run, *words: str) -> None:
+    usual = () if "--images" in words else ("--images", "6")
+    main(["evaluate", str(run), "--inpainting", *usual, "--device", "cpu", *words])
+
+
+def not_inpainted(capsys, run, *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        inpaint(run, *words)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
+def test_inpaintings_in_a_table_a_card_and_a_sheet(run, alexnet, tmp_path, capsys):
+    (tmp_path / "samplers.yaml").write_text(SAMPLERS)
+    words = ["--masks", "thin,lines", "--samplers", str(tmp_path / "samplers.yaml"), "--output", str(tmp_path)]
+    inpaint(run, *words, "--features", CLASSIFIER, "--lpips", alexnet, "--seeds", "2", "--reference", "90")
+    printed = capsys.readouterr().out
+    head = "| mask | unknown | sampler | Fréchet, classifier | lpips_alex to the truth | diversity |"
+    assert f"{head} evaluations | patches | seconds |" in printed
+    table = (tmp_path / "inpainting.md").read_text()
+    assert table in printed
+    card = json.loads((tmp_path / "inpainting.json").read_text())
+    assert [(row["mask"], row["sampler"]) for row in card["rows"]] == [
+        (mask, sampler) for mask in ("thin", "lines") for sampler in ("quick", "jumping")
+    ]
+    assert [row["evaluations"] for row in card["rows"]] == [2, 6 + 2 * 2] * 2
+    assert all(len(row["frechet_by_round"]) == 2 and row["diversity"]["mean"] > 0 for row in card["rows"])
+    protocol = card["protocol"]
+    assert protocol["samplers"]["quick"]["init_args"]["steps"] == 2
+    assert protocol["masks"]["thin"]["drawn_per_image"]
+    assert protocol["reference"] == {"split": "train", "images": 90}
+    assert protocol["enlarged"] == 8
+    assert not protocol["labels"]
+    assert protocol["hardware"]
+    assert card["masks"]["lines"] == {"unknown": 0.5, "known_patches": 0}
+    assert f"the 6 true images lie at {card['frechet_real']:.2f}" in printed
+    assert (tmp_path / "inpainting.png").stat().st_size > 5000
+
+
+def test_the_models_own_sampler_completes_all_masks_in_batches_of_any_size(run, tmp_path, alexnet, capsys):
+    rows = []
+    for size in ("6", "4"):
+        words = ("--metrics", "lpips", "--lpips", alexnet, "--examples", "0", "--output", str(tmp_path / size))
+        inpaint(run, "--batch_size", size, "--steps", "3", *words)
+        card = json.loads((tmp_path / size / "inpainting.json").read_text())
+        assert card["protocol"]["samplers"]["async_path"]["init_args"]["steps"] == 3
+        assert card["frechet_real"] is None
+        assert not (tmp_path / size / "inpainting.png").exists()
+        rows.append(card["rows"])
+    assert len(rows[0]) == 7
+    for a, b in zip(*rows, strict=True):
+        assert (a["evaluations"], a["patches"]) == (3, 12)
+        assert a["lpips"]["mean"] == pytest.approx(b["lpips"]["mean"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("--masks", "thin,widee"), "got 'widee': did you mean wide?"),
+        (("--masks", "thin,thin"), "--masks must differ"),
+        (("--metrics", "fid"), "--metrics must be named frechet, lpips, got fid"),
+        (("--metrics", "lpips", "--features", CLASSIFIER), "--features must be left out"),
+        (("--images", "1"), "--images must be at least 2"),
+        (("--seeds", "0"), "--seeds must be at least 1"),
+        (("--steps", "0"), "steps must be at least 1"),
+        (("--points", "3"), "points"),
+    ],
+)
+def test_what_cannot_be_inpainted(run, capsys, words, rule):
+    assert rule in not_inpainted(capsys, run, *words)
+
+
+def test_steps_belong_to_the_models_own_sampler(run, tmp_path, capsys):
+    (tmp_path / "samplers.yaml").write_text(SAMPLERS)
+    error = not_inpainted(capsys, run, "--samplers", str(tmp_path / "samplers.yaml"), "--steps", "3")
+    assert "--steps must be left out with --samplers" in error
+
+
+def test_inpaintings_without_weights_say_which_file_goes_where(run, tmp_path, capsys, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub._hub_dir", None)
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    assert "put squeezenet1_1-b8a52dc0.pth into" in not_inpainted(capsys, run, "--metrics", "frechet")
+    assert "put alexnet-owt-7be5be79.pth into" in not_inpainted(capsys, run, "--metrics", "lpips")

@@ -1,0 +1,321 @@
+"""`python -m asyncdiff evaluate RUN --samples` and `compare` as a user runs them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+from test_latent_pictures import run as latent_run  # noqa: F401  a fixture
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.cli.commands.distributed import Ranks, environment
+from asyncdiff.evaluation.reference_statistics import load
+from asyncdiff.networks.dit import DiT
+from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
+from asyncdiff.sampling.samplers import Sampler
+
+HERE = Path(__file__).resolve().parent
+CONFIG = "data: {class_path: datamodules.Digits, init_args: {batch_size: 32}}"
+CLASSIFIER = json.dumps(
+    {
+        "class_path": "asyncdiff.evaluation.TrainedClassifier",
+        "init_args": {"channels": 1, "classes": 10, "epochs": 1, "width": 8, "dim": 16},
+    }
+)
+ALL = ["frechet", "kid", "inception_score", "precision", "recall", "density", "coverage"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with a network that is awake."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("run")
+    network = awaken(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
+    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
+    trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
+    (folder / "checkpoints").mkdir()
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The statistics of these tests, shared by them."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("ASYNCDIFF_CACHE", str(folder))
+        yield folder
+
+
+def words(run, output, *more: str) -> list[str]:
+    usual = ["--count", "50"] if "--count" not in more else []
+    usual += ["--features", CLASSIFIER] if "--features" not in more else []
+    return ["evaluate", str(run), "--samples", "--device", "cpu", "--output", str(output), *usual, *more]
+
+
+def evaluated(run, output, *more: str) -> dict:
+    main(words(run, output, *more))
+    return json.loads((output / "samples.json").read_text())
+
+
+def is_train(file: Path) -> bool:
+    return load(file).stamp["images"]["split"] == "train"
+
+
+def refused(capsys, run, output, *more: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(words(run, output, *more))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def card(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card")
+    return evaluated(run, folder, "--floor", "val", "--seed", "3", "--steps", "3", "--guidance", "2"), folder
+
+
+def test_the_card_says_what_was_measured(card):
+    held, _ = card
+    assert held["format"] == 1
+    assert list(held["metrics"]) == [f"{name}/classifier" for name in ALL]
+    assert set(held["deviations"]) == {"kid/classifier", "inception_score/classifier"}
+    assert all(np.isfinite(value) for value in held["metrics"].values())
+    protocol = held["protocol"]
+    assert (protocol["measurement"], protocol["weights"], protocol["dtype"]) == ("samples", "raw", "torch.float32")
+    assert len(protocol["checkpoint_sha256"]) == len(protocol["features"]["weights"]) == 64
+    samples = protocol["samples"]
+    assert (samples["count"], samples["seeds"], samples["labels"]) == (50, [3, 52], "10 classes in turn")
+    assert samples["sampler"]["init_args"]["steps"] == 3
+    assert samples["sampler"]["init_args"]["guidance"][0]["init_args"]["scale"] == 2
+    real = protocol["reference"]
+    assert (real["data"], real["split"], real["size"]) == ("datamodules.digits.Digits", "train", [1, 8, 8])
+    assert real["count"] == real["read"] > 1400
+    assert protocol["settings"]["kid"] == {"subsets": 100, "subset_size": 50, "seed": 3}
+    assert protocol["commit"]
+    assert held["floor"]["metrics"]["frechet/classifier"] < held["metrics"]["frechet/classifier"]
+    assert held["floor"]["count"] == 50
+
+
+def test_the_table_and_the_sheet(card):
+    held, folder = card
+    text = (folder / "samples.md").read_text()
+    assert text.splitlines()[0] == f"| images | count | {' | '.join(held['metrics'])} |"
+    assert "| generated | 50 | " in text
+    assert "| real, val | 50 | " in text
+    assert "features: classifier, 16 numbers" in text
+    assert "KID: 100 subsets of 50, seed 3; of classes in turn it lies below 0" in text
+    assert "density, coverage: k = 5, 1438 real images" in text
+    assert read_photo(folder / "samples.png", 3).shape[1] > 400
+
+
+def test_the_reference_is_kept_and_can_be_given(run, tmp_path, capsys, card, cache):
+    files = sorted((cache / "references").iterdir())
+    evaluated(run, tmp_path)
+    printed = capsys.readouterr().out
+    assert sorted((cache / "references").iterdir()) == files
+    used = Path(next(line for line in printed.splitlines() if line.startswith("reference: "))[11:])
+    assert used in files
+    given = tmp_path / "statistics.safetensors"
+    shutil.copy(used, given)
+    assert evaluated(run, tmp_path, "--reference", str(given))["metrics"] == evaluated(run, tmp_path)["metrics"]
+    error = refused(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
+    assert "reference must have the same images.split, got train in" in error
+    assert "where val is asked for" in error
+
+
+def test_statistics_from_elsewhere(run, tmp_path, capsys, card, cache):
+    own = next(r for r in map(load, (cache / "references").iterdir()) if r.stamp["images"]["split"] == "train")
+    file = tmp_path / "published.npz"
+    np.savez(file, mu=own.gaussian.mean.numpy(), sigma=own.gaussian.cov.numpy())
+    held = evaluated(run, tmp_path, "--reference", str(file), "--metrics", "frechet,inception_score")
+    whole = evaluated(run, tmp_path)
+    assert held["metrics"]["frechet/classifier"] == pytest.approx(whole["metrics"]["frechet/classifier"], rel=1e-9)
+    assert held["protocol"]["reference"]["external"] == "published.npz"
+    assert "got kid, precision_recall, density_coverage" in refused(capsys, run, tmp_path, "--reference", str(file))
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
+    assert "must be of 16 features, got 3" in refused(capsys, run, tmp_path, "--reference", str(file))
+
+
+def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys):
+    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    images = to_bytes(model.generate(range(50), [i % 10 for i in range(50)], batch_size=128))
+    for i, image in enumerate(images):
+        save_png(image, tmp_path / "pictures" / str(i % 10) / f"{i:03d}.png")
+    save_png(images[0].repeat(1, 9, 9), tmp_path / "pictures" / "sheet.png")  # which the command `sample` leaves
+    expected = evaluated(run, tmp_path, "--metrics", "frechet,density_coverage")["metrics"]
+    only_data = tmp_path / "data"
+    only_data.mkdir()
+    shutil.copy(run / "config.yaml", only_data)
+    more = ("--images", str(tmp_path / "pictures"), "--metrics", "frechet,density_coverage")
+    found = evaluated(only_data, tmp_path, *more)
+    assert found["metrics"] == pytest.approx(expected, rel=1e-6)
+    assert found["protocol"]["samples"]["folder"] == str(tmp_path / "pictures")
+    assert "--steps must be left out with --images" in refused(capsys, only_data, tmp_path, *more, "--steps", "3")
+
+
+def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
+    one, other = (evaluated(run, tmp_path, "--batch_size", size)["metrics"] for size in ("128", "7"))
+    assert other == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "rule"),
+    [
+        (("--metrics", "fid"), "--metrics must be some of frechet,kid,"),
+        (("--count", "1"), "--count must be at least 2"),
+        (("--count", "5"), "images must be at least 10, got 5: the Inception score has 10 splits"),
+        (("--count", "3", "--metrics", "precision_recall"), "fake must be at least 4, got 3"),
+        (("--guidance", "2", "--labels", "false"), "--guidance must be left out without labels"),
+        (("--images", "nowhere"), "--images must be a folder, got nowhere"),
+        (("--reference", "nowhere"), "reference must be an existing file, got nowhere"),
+        (("--reference_count", "4", "--metrics", "density_coverage"), "real must be at least 6, got 4"),
+    ],
+)
+def test_what_cannot_be_measured(run, tmp_path, capsys, more, rule):
+    assert rule in refused(capsys, run, tmp_path, *more)
+
+
+def test_features_without_classes_have_no_inception_score(run, tmp_path, capsys):
+    flat = json.dumps(
+        {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
+    )
+    error = refused(capsys, run, tmp_path, "--features", flat, "--metrics", "inception_score")
+    assert "must leave inception_score out for TimmFeatures" in error
+
+
+def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):  # noqa: F811
+    trainer, folder = latent_run
+    where = {"root": str(folder), "size": 4, "channels": 4, "batch_size": 8}
+    data = {"class_path": "datamodules.Arrays", "init_args": where}
+    (folder / "config.yaml").write_text(json.dumps({"data": data}))
+    network = {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        held = evaluated(
+            folder, tmp_path, "--features", json.dumps(network), "--metrics", "frechet,kid", "--count", "12"
+        )
+    codec = trainer.lightning_module.codec.identity()
+    for part in ("samples", "reference"):
+        assert held["protocol"][part]["codec"] == json.loads(json.dumps(codec))
+    assert held["protocol"]["reference"]["size"] == [4, 4, 4]
+    assert read_photo(tmp_path / "samples.png", 3).shape[2] > 10 * 96  # twelve pictures of 32 pixels, in rows of ten
+    assert any("12 generated images in 512 feature dimensions" in note for note in held["notes"])
+
+
+def test_comparing_cards(run, tmp_path, card, capsys):
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    for seed, file in (("0", one), ("0", other)):
+        evaluated(run, tmp_path, "--seed", seed, "--metrics", "frechet,kid")
+        shutil.move(tmp_path / "samples.json", file)
+    held = json.loads(other.read_text())
+    held["protocol"] |= {"checkpoint": "another.ckpt", "step": 7, "checkpoint_sha256": "0"}
+    other.write_text(json.dumps(held))
+    capsys.readouterr()
+    main(["compare", str(one), str(other)])
+    printed = capsys.readouterr().out
+    assert "(a)" not in printed
+    assert f"| {other} | 7 | " in printed
+    held["protocol"]["samples"]["count"] = 5000
+    held["protocol"]["torch"] = "1.0"
+    other.write_text(json.dumps(held))
+    main(["compare", str(one), str(other), str(card[1] / "samples.json")])
+    printed = capsys.readouterr().out
+    assert f"| {other} (a) | 7 | " in printed
+    assert f"(a) measured unlike {one} in samples.count (5000 instead of 50): not to be compared" in printed
+    assert "samples.json (b) | 0 | " in printed
+    assert "samples.sampler.init_args.steps (3 instead of 2)" in printed
+    assert "1.0; ought to make no difference" in printed
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("{", "cards must be JSON files"),
+        ("[]", "cards must hold a protocol and metrics"),
+        ('{"format": 0, "protocol": {}, "metrics": {}}', "cards must be of format 1, got 0"),
+        ('{"format": 1, "protocol": [], "metrics": {}}', "keys with values"),
+        (None, "which does not exist"),
+    ],
+)
+def test_broken_cards(tmp_path, capsys, text, rule):
+    file = tmp_path / "card.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit):
+        main(["compare", str(file)])
+    error = capsys.readouterr().err
+    assert rule in error
+    assert error.count("\n") == 1
+
+
+def test_processes_of_torchrun_and_slurm_are_recognised(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM", "RANK", "WORLD", "MASTER"))]:
+        monkeypatch.delenv(name)
+    assert environment() == (0, 1, 0)
+    told = {
+        "NTASKS": "4",
+        "NTASKS_PER_NODE": "2",
+        "PROCID": "2",
+        "LOCALID": "0",
+        "NODEID": "1",
+        "NODELIST": "n[1-2]",
+        "JOB_ID": "7",
+    }
+    for name, value in (told | {"JOB_NAME": "evaluate"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("MASTER_ADDR", "n1")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert environment() == (2, 4, 0)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # an interactive job, in which srun started nothing
+    assert environment() == (0, 1, 0)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert environment() == (3, 8, 1)
+
+
+def test_batches_are_shared_without_loss_or_repetition():
+    shares = [Ranks(rank, 3, torch.device("cpu")).share(range(7)) for rank in range(3)]
+    assert sorted(batch for share in shares for batch in share) == list(range(7))
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_images_and_numbers(run, tmp_path):
+    """1, 2 and 3 processes of torchrun; 50 images in batches of 8 are no multiple of either."""
+    cards, sheets = [], []
+    for processes in (1, 2, 3):
+        output, cache = tmp_path / f"{processes}", tmp_path / f"cache{processes}"
+        surroundings = os.environ | {
+            "PYTHONPATH": str(HERE.parent),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "ASYNCDIFF_CACHE": str(cache),
+        }
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        start = start if processes > 1 else [sys.executable]
+        command = [*start, "-m", "asyncdiff", *words(run, output, "--batch_size", "8", "--floor", "val")]
+        if processes == 3:
+            kept = next(f for f in (tmp_path / "cache1" / "references").iterdir() if is_train(f))
+            command += ["--reference", str(kept)]
+        done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("| generated | 50 |") == 1
+        cards.append(json.loads((output / "samples.json").read_text()))
+        sheets.append((output / "samples.png").read_bytes())
+    for other, sheet in zip(cards[1:], sheets[1:], strict=True):
+        assert sheet == sheets[0]
+        assert other["metrics"] == pytest.approx(cards[0]["metrics"], rel=1e-9)
+        assert other["floor"]["metrics"] == pytest.approx(cards[0]["floor"]["metrics"], rel=1e-9)

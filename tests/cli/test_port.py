@@ -1,0 +1,338 @@
+"""`python -m asyncdiff port`: what it reads, what every command then does with it, and what it refuses."""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from authors_dit import forward, random_weights
+from diffusers import DDPMScheduler, DiTTransformer2DModel
+from PIL import Image
+
+from asyncdiff.cli import train as cli
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.noise.processes import LinearVP, RectifiedFlow
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.denoising.targets import Noise, Velocity
+from asyncdiff.denoising.weightings import Epsilon
+
+WEIGHTS = random_weights(channels=3, dtype=torch.float32)
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABEL = torch.tensor([3, 10])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(WEIGHTS, "weights.pt")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A pipeline's folder as diffusers saves one, of a DiT for 8x8 images of 3 channels."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6, "num_layers": 2}
+    model = DiTTransformer2DModel(**sizes, sample_size=8, num_embeds_ada_norm=10)
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+    model.save_pretrained(folder / "transformer")
+    DDPMScheduler(beta_start=1e-4, beta_end=0.015, num_train_timesteps=900).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs `port` with words that have to fail; returns the line that says why."""
+
+    def run(*words: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["port", *words, "--output", "out.ckpt"])
+        printed = capfd.readouterr()
+        assert stopped.value.code == 2
+        assert printed.out == ""
+        assert not Path("out.ckpt").exists()
+        (line,) = printed.err.splitlines()
+        return line.removeprefix("error: ")
+
+    return run
+
+
+def port(*words: str) -> AsyncDiffusion:
+    main(["port", *words, "--output", "out/model.ckpt"])
+    return AsyncDiffusion.load_from_checkpoint("out/model.ckpt")
+
+
+def predicted(model: AsyncDiffusion, t: float):
+    with torch.no_grad():
+        return model.denoiser(X, torch.full((2, 1, 1), t), LABEL)
+
+
+# What is read
+
+
+def test_a_dit_of_the_authors(capfd):
+    model = port("weights.pt", "--kind", "dit", "--heads", "4")
+    told = capfd.readouterr().out.splitlines()
+    assert told == [
+        "kind: DiT in the authors' layout",
+        "network: DiT(dim=32, depth=2, heads=4, classes=10, joint_labels=True)",
+        f"parameters: {sum(p.numel() for p in model.network.parameters()):,}",
+        "dropped: 3 output channels of the learned sigma",
+        "process: LinearVP(), target: Noise()",
+        "images: 8x8 pixels of 3 channels",
+        "checkpoint: out/model.ckpt",
+    ]
+    assert isinstance(model.process, LinearVP)
+    assert isinstance(model.target, Noise)
+    assert isinstance(model.weighting, Epsilon)
+    assert isinstance(model.sampler, Sampler)
+    assert isinstance(model.sampler.solver, Ddim)
+    assert (model.sampler.steps, model.sampler.solver.stochasticity) == (50, 0)
+    assert (model.shape, model.classes, model.level_values) == ((3, 8, 8), 10, 32)
+    eps = forward(WEIGHTS, X, torch.full((2,), 499.0), LABEL, 4)[:, :3]
+    assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
+
+
+def test_a_sit_of_the_authors(capfd):
+    model = port("weights.pt", "--kind", "sit", "--heads", "4")
+    assert "process: RectifiedFlow(), target: Velocity()" in capfd.readouterr().out
+    assert isinstance(model.process, RectifiedFlow)
+    assert isinstance(model.target, Velocity)
+    to_image = forward(WEIGHTS, X, torch.full((2,), 0.7), LABEL, 4)[:, :3]
+    assert torch.allclose(predicted(model, 0.3).v, -to_image, atol=1e-5)
+
+
+def test_safetensors_and_prefixes():
+    from safetensors.torch import save_file
+
+    save_file(WEIGHTS, "weights.safetensors")
+    plain = port("weights.safetensors", "--kind", "dit", "--heads", "4")
+    torch.save({f"module.{name}": weight for name, weight in WEIGHTS.items()}, "parallel.pth")
+    Path("out/model.ckpt").unlink()
+    parallel = port("parallel.pth", "--kind", "dit", "--heads", "4")
+    assert torch.equal(predicted(plain, 0.5).v, predicted(parallel, 0.5).v)
+
+
+@pytest.mark.parametrize(("words", "which"), [([], 2), (["--weights", "ema"], 2), (["--weights", "raw"], 1)])
+def test_a_checkpoint_of_their_training_has_two_sets(words, which, capfd):
+    sets = {"model": WEIGHTS, "ema": {name: 2 * weight for name, weight in WEIGHTS.items()}}
+    sets["ema"]["pos_embed"] = WEIGHTS["pos_embed"]
+    torch.save(sets | {"opt": {"state": {}}, "args": argparse.Namespace(image_size=256)}, "train.pt")
+    model = port("train.pt", "--kind", "dit", "--heads", "4", *words)
+    table = WEIGHTS["y_embedder.embedding_table.weight"]
+    assert torch.equal(model.network.label_embedding.table.weight, which * table)
+    name = {2: "averaged weights", 1: "weights of the last step"}[which]
+    assert f"kind: DiT in the authors' layout, {name}\n" in capfd.readouterr().out
+
+
+@torch.no_grad()
+def test_a_pipeline_of_diffusers(pipeline, capfd):
+    model = port(str(pipeline))
+    told = capfd.readouterr().out
+    assert "kind: DiT in diffusers' layout\n" in told
+    assert "normalisation: eps is 1e-06 as with the authors, 1e-05 in this folder's second norms\n" in told
+    assert "process: LinearVP(beta_end=0.015, steps=900), target: Noise()\n" in told
+    theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
+    eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
+    assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
+
+
+def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
+    shutil.copytree(pipeline / "transformer", "folder")
+    first = port("folder")
+    assert "process: LinearVP(), as there is no scheduler, target: Noise()\n" in capfd.readouterr().out
+    weights = DiTTransformer2DModel.from_pretrained("folder").state_dict()
+    torch.save(weights, "folder/diffusion_pytorch_model.bin")
+    Path("folder/diffusion_pytorch_model.safetensors").unlink()
+    Path("out/model.ckpt").unlink()
+    assert torch.equal(predicted(port("folder"), 0.5).v, predicted(first, 0.5).v)
+
+
+def test_the_authors_frequencies_can_be_asked_for(pipeline):
+    assert port(str(pipeline), "--frequencies", "authors").network.level_period == 10_000
+    Path("out/model.ckpt").unlink()
+    assert port(str(pipeline)).network.level_period == pytest.approx(10_000 ** (128 / 127))
+
+
+def test_latents_are_said_to_be_some(capfd):
+    torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
+    port("latents.pt", "--kind", "sit", "--heads", "4")
+    told = capfd.readouterr().out
+    assert "images: 8x8 latents of 4 channels; --codec with their autoencoder shows them" in told
+    assert "dropped: nothing\n" in told
+
+
+# What is done with it
+
+
+def test_every_command_reads_the_checkpoint():
+    port("weights.pt", "--kind", "dit", "--heads", "4")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("photo.png")
+    few = ["--steps", "3", "--seeds", "0,1"]
+    main(["sample", "out/model.ckpt", *few, "--labels", "1,2", "--guidance", "3", "--output", "drawn"])
+    assert sorted(file.name for file in Path("drawn").iterdir()) == [
+        "000000_class1.png",
+        "000001_class2.png",
+        "predict.yaml",
+        "sheet.png",
+    ]
+    main(["inpaint", "out/model.ckpt", "--image", "photo.png", "--mask", "half", *few, "--output", "inpainted"])
+    found = np.asarray(Image.open("inpainted/photo_seed0.png"))
+    kept = (found == pixels).all(2)
+    assert kept.sum() >= 32  # the known half, bit for bit
+    assert not kept.all()
+
+
+def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(random_weights(channels=1, dtype=torch.float32), "grey.pt")
+    port("grey.pt", "--kind", "dit", "--heads", "4")
+    sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 2, "heads": 4, "classes": 10, "joint_labels": True}
+    config = {
+        "model": {
+            "network": {"class_path": "asyncdiff.networks.dit.DiT", "init_args": sizes | {"uncertainty": True}},
+            "process": {"class_path": "asyncdiff.noise.processes.LinearVP"},
+            "target": {"class_path": "asyncdiff.denoising.targets.Noise"},
+            "weighting": {"class_path": "asyncdiff.denoising.weightings.Epsilon"},
+            "sampler": {"class_path": "asyncdiff.sampling.samplers.Sampler", "init_args": {"steps": 2}},
+            "image_size": 8,
+            "level_values": 8,
+            "pretrained": "out/model.ckpt",
+        },
+        "data": {"class_path": "datamodules.Digits"},
+        "trainer": {
+            "default_root_dir": "run",
+            "accelerator": "cpu",
+            "logger": False,
+            "max_steps": 1,
+            "limit_val_batches": 1,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                    "init_args": {"dirpath": "run/checkpoints", "save_last": True},
+                },
+            ],
+        },
+    }
+    Path("config.yaml").write_text(json.dumps(config))
+    cli.main(["fit", "--config", "config.yaml"])
+    told = [record.getMessage() for record in caplog.records]
+    assert "pretrained: 31 of 33 weights are those of out/model.ckpt" in told
+    start, end = (
+        AsyncDiffusion.load_from_checkpoint(f).network for f in ("out/model.ckpt", "run/checkpoints/last.ckpt")
+    )
+    for (name, before), after in zip(start.named_parameters(), end.parameters(), strict=False):
+        assert torch.allclose(before, after, atol=1e-5), name  # a step of the warm-up
+    cli.main(["validate", "--config", "config.yaml", "--model.network.init_args.uncertainty", "false",
+              "--ckpt_path", "out/model.ckpt"])  # fmt: skip
+
+
+# What is refused
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("payload",)
+
+
+def test_code_in_a_file_is_not_run(refused):
+    torch.save(WEIGHTS | {"x": Payload()}, "evil.pt")
+    line = refused("evil.pt", "--kind", "dit")
+    assert line == "evil.pt is no checkpoint that can be read safely: it wants to call posix.mkdir"
+    assert not Path("payload").exists()
+
+
+def test_damaged_files(refused):
+    whole = Path("weights.pt").read_bytes()
+    Path("cut.pt").write_bytes(whole[: len(whole) // 2])
+    Path("text.pt").write_text("no weights at all")
+    Path("empty.pt").write_bytes(b"")
+    for name in ("cut.pt", "text.pt", "empty.pt"):
+        assert refused(name, "--kind", "dit").startswith(f"{name} is no checkpoint that can be read safely: ")
+    Path("cut.safetensors").write_bytes(whole[:1000])
+    assert refused("cut.safetensors", "--kind", "dit").startswith("cut.safetensors is no file of safetensors that can")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt: no such path"),
+        (["weights.pt"], "--kind must be given for a file, dit or sit: the two have the same weights"),
+        (["weights.pt", "--kind", "dit"], "heads must be given for a width of 32, which is no official"),
+        (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
+        (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
+        (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
+        (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights must be left out for a file with one set"),
+        (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies must be left out for a file"),
+        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"], "image_size must be 8, as the"),
+        (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
+        (["PIPELINE", "--heads", "4"], "--heads must be left out, got 4: the folder's config.json has 2"),
+        (["PIPELINE", "--weights", "raw"], "--weights must be left out for a folder, got raw"),
+        (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"], "CHECKPOINT must be the folder of diffusers"),
+        (["PIPELINE/scheduler"], "CHECKPOINT must be a diffusers folder with config.json, got no PIPELINE/sch"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(words, message, pipeline, refused):
+    line = refused(*(word.replace("PIPELINE", str(pipeline)) for word in words))
+    assert line.startswith(message.replace("PIPELINE", str(pipeline)))
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({"conv.weight": torch.ones(2)}, "CHECKPOINT must hold a DiT or a SiT, got conv.weight ... in it.pt: another"),
+        ({}, "CHECKPOINT must hold a DiT or a SiT, got nothing in it.pt"),
+        ([1, 2], "CHECKPOINT must hold named tensors, got list in it.pt"),
+        (torch.ones(3), "CHECKPOINT must hold named tensors, got Tensor in it.pt"),
+        ({"epoch": 3}, "CHECKPOINT must hold named tensors, got dict in it.pt"),
+        ({"model": WEIGHTS}, "--weights must be in the file, got ema, but it.pt has no 'ema'"),
+    ],
+)
+def test_files_of_other_things(held, message, refused):
+    torch.save(held, "it.pt")
+    words = ["--weights", "ema"] if message.startswith("--weights") else []
+    assert refused("it.pt", "--kind", "dit", *words).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("transformer/config.json", {"_class_name": "PixArtTransformer2DModel"}, "CHECKPOINT must hold a DiTTransf"),
+        ("transformer/config.json", {"activation_fn": "geglu"}, "activation_fn must be gelu-approximate in a DiT"),
+        ("transformer/config.json", {"num_attention_heads": 3}, "dim must be divisible by heads"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "beta_schedule of the scheduler must"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type of the scheduler must"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "beta_start and beta_end must rise"),
+    ],
+)  # fmt: skip
+def test_folders_of_other_things(file, change, message, pipeline, refused):
+    shutil.copytree(pipeline, "changed")
+    path = Path("changed") / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert refused("changed").startswith(message)
+
+
+def test_folders_with_something_missing(pipeline, refused):
+    shutil.copytree(pipeline, "changed")
+    Path("changed/transformer/config.json").write_text("{")
+    assert refused("changed").startswith("changed/transformer/config.json is no JSON that can be read")
+    shutil.copy(pipeline / "transformer/config.json", "changed/transformer/config.json")
+    Path("changed/transformer/diffusion_pytorch_model.safetensors").unlink()
+    assert refused("changed").startswith("CHECKPOINT must hold diffusion_pytorch_model.safetensors or diff")
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "out.pth"])
+def test_the_output_is_a_new_checkpoint(name, capfd):
+    with pytest.raises(SystemExit):
+        main(["port", "weights.pt", "--kind", "dit", "--heads", "4", "--output", name])
+    assert capfd.readouterr().err.startswith(f"error: --output must be a new .ckpt file, got {name}: name another")

@@ -1,0 +1,517 @@
+"""The command line: what files may say, what a mistake costs, and that no run is lost."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from jsonargparse import Namespace
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._utils import ExceptionWrapper
+
+from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, portable
+from asyncdiff.cli.errors import users_error
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.noise.paths import AsyncPatch
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = """
+seed_everything: 0
+vars: {dim: 32}
+data:
+  class_path: datamodules.Digits
+  init_args: {batch_size: 32, seed: "${seed_everything}"}
+model:
+  network:
+    class_path: asyncdiff.networks.dit.DiT
+    init_args: {channels: 1, patch_size: 2, dim: "${vars.dim}", depth: 1, heads: 2, classes: 10}
+  levels:
+    class_path: asyncdiff.noise.levels.AlongPath
+    init_args:
+      path: {class_path: asyncdiff.noise.paths.AsyncPatch, init_args: {spread: 1.0}}
+  sampler:
+    class_path: asyncdiff.sampling.samplers.Sampler
+    init_args: {steps: 2, solver: {class_path: asyncdiff.sampling.solvers.Ddim}}
+  image_size: 8
+  learning_rate: 1.0e-3
+  warmup_steps: 2
+  seed: ${seed_everything}
+trainer:
+  default_root_dir: run
+  accelerator: cpu
+  max_steps: 2
+  limit_val_batches: 1
+  num_sanity_val_steps: 0
+  enable_progress_bar: false
+  enable_model_summary: false
+  logger: false
+  callbacks:
+    - {class_path: asyncdiff.callbacks.Ema, init_args: {decay: 0.9}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: 1, save_last: true}
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    Path("experiment.yaml").write_text(EXPERIMENT)
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that has to fail; returns the line that says why."""
+
+    def run(*args, chatter=False):
+        with pytest.raises(SystemExit) as stopped:
+            main(list(args))
+        printed = capfd.readouterr()
+        lines = printed.err.splitlines()
+        assert stopped.value.code == 2
+        assert printed.out == ""
+        assert "Traceback" not in printed.err
+        assert chatter or len(lines) == 1
+        assert lines[-1].startswith("error: ")
+        return lines[-1].removeprefix("error: ")
+
+    return run
+
+
+@pytest.fixture
+def printed(capfd):
+    """The configuration that a command would run, and its text."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as stopped:
+            main([*args, "--print_config"])
+        assert stopped.value.code == 0
+        text = capfd.readouterr().out
+        return yaml.safe_load(text), text
+
+    return run
+
+
+@pytest.fixture
+def finished():
+    """Runs a command to its end and returns the CLI with what it built."""
+
+    def run(*args):
+        built = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ExperimentCLI, "after_instantiate_classes", lambda self: built.append(self))
+            main(list(args))
+        return built[0]
+
+    return run
+
+
+def edit(old, new, text=EXPERIMENT):
+    assert old in text
+    Path("experiment.yaml").write_text(text.replace(old, new))
+
+
+def held(**trainer):
+    Path("run/checkpoints").mkdir(parents=True)
+    torch.save({}, "run/checkpoints/last.ckpt")
+    return Namespace(ckpt_path=None, trainer=Namespace(default_root_dir="run", **trainer))
+
+
+# Files
+
+
+def test_values_flow_through_files_overrides_and_environment(printed, monkeypatch):
+    Path("wider.yaml").write_text(
+        "vars: {width: 64}\n"
+        "model:\n"
+        '  network: {init_args: {dim: "${vars.width}", depth: "${oc.env:ASYNCDIFF_TEST_DEPTH,3}"}}\n'
+        "  warmup_steps: ${trainer.max_steps}\n"
+        "trainer:\n"
+        "  callbacks+: [{class_path: asyncdiff.callbacks.Throughput}]\n"
+    )
+    args = ["fit", "--config", "experiment.yaml", "--config", "wider.yaml", "--data.init_args.batch_size", "16"]
+    args += ["--seed_everything", "3", "--trainer.max_steps", "7", "--model.learning_rate", "0.01"]
+    args += ["--trainer.callbacks+=asyncdiff.callbacks.LevelLoss"]
+    config, _ = printed(*args)
+    network = config["model"]["network"]["init_args"]
+    assert (network["dim"], network["depth"], network["classes"]) == (64, 3, 10)
+    assert config["vars"] == {"dim": 32, "width": 64}
+    assert config["data"]["init_args"]["batch_size"] == 16
+    assert config["model"]["warmup_steps"] == 7
+    assert config["model"]["learning_rate"] == 0.01
+    assert [config["data"]["init_args"]["seed"], config["model"]["seed"]] == [3, 3]
+    classes = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+    assert classes == ["Ema", "ModelCheckpoint", "Throughput", "LevelLoss"]
+    monkeypatch.setenv("ASYNCDIFF_TEST_DEPTH", "5")
+    config, _ = printed(*args, "--vars.width", "128")
+    network = config["model"]["network"]["init_args"]
+    assert (network["dim"], network["depth"]) == (128, 5)
+
+
+def test_a_printed_configuration_prints_itself(printed):
+    _, text = printed("fit", "--config", "experiment.yaml", "--seed_everything", "3", "--vars.dim", "64")
+    Path("again.yaml").write_text(text)
+    assert printed("fit", "--config", "again.yaml")[1] == text
+
+
+def test_classes_may_be_named_without_their_module(printed):
+    edit("asyncdiff.noise.paths.AsyncPatch", "AsyncPatch", EXPERIMENT.replace("datamodules.Digits", "Digits"))
+    config, _ = printed("fit", "--config", "experiment.yaml")
+    assert config["data"]["class_path"] == "datamodules.Digits"
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["validate"], ["test"], ["predict"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert "--config" in capsys.readouterr().out
+
+
+# Mistakes in them
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "key", "meant"),
+    [
+        ("trainer:\n", "trainr:\n", 22, "trainr", "trainer"),
+        ("seed_everything: 0", "sed_everything: 0", 2, "sed_everything", "seed_everything"),
+        ("seed_everything: 0", "seed_everything: 0\nmax_steps: 3", 3, "max_steps", "trainer.max_steps"),
+        ("  learning_rate", "  learning_rat", 19, "model.learning_rat", "model.learning_rate"),
+        ("max_steps", "max_step", 25, "trainer.max_step", "trainer.max_steps"),
+        ("patch_size", "patchsize", 10, "model.network.init_args.patchsize", "patch_size"),
+        ("spread", "spred", 14, "model.levels.init_args.path.init_args.spred", "spread"),
+        ("steps: 2, solver", "steps: 2, solvr", 17, "model.sampler.init_args.solvr", "solver"),
+        ("batch_size", "batchsize", 6, "data.init_args.batchsize", "batch_size"),
+        ("decay", "decy", 32, "trainer.callbacks.init_args.decy", "decay"),
+        ("save_last", "savelast", 34, "trainer.callbacks.init_args.savelast", "save_last"),
+        ("init_args: {decay", "init_arg: {decay", 32, "trainer.callbacks.init_arg", "init_args"),
+        ("- {class_path", "- {class_pat", 32, "trainer.callbacks.class_pat", "class_path"),
+        ("path: {class_path", "path: {class_pat", 14, "model.levels.init_args.path.class_pat", "class_path"),
+        ("class_path: asyncdiff.networks", "class_pat: asyncdiff.networks", 9, "model.network.class_pat", "class_path"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line, key, meant, refused):
+    edit(old, new)
+    message = refused("fit", "--config", "experiment.yaml")
+    assert message.startswith(f"experiment.yaml:{line}: {key}: ")
+    assert message.endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "key"),
+    [
+        ("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.noise.paths.AsyncPach", "model.levels.init_args.path"),
+        ("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.path.AsyncPatch", "model.levels.init_args.path"),
+        ("asyncdiff.noise.paths.AsyncPatch", "AsyncPach", "model.levels.init_args.path"),
+        ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.dit.DIT", "model.network"),
+        ("asyncdiff.networks.dit.DiT", "asyncdiff.network.dit.DiT", "model.network"),
+        ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.DiT", "model.network"),
+        ("asyncdiff.networks.dit.DiT", "DIT", "model.network"),
+        ("asyncdiff.sampling.solvers.Ddim", "asyncdiff.sampling.solvers.Ddimm", "model.sampler.init_args.solver"),
+        ("datamodules.Digits", "datamodules.Digit", "data"),
+        ("datamodules.Digits", "datamodule.Digits", "data"),
+        ("datamodules.Digits", "Digts", "data"),
+        ("asyncdiff.callbacks.Ema", "asyncdiff.callbacks.Emma", "trainer.callbacks"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpont", "trainer.callbacks"),
+    ],
+)
+def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong, key, refused):
+    edit(right, wrong)
+    line = next(n for n, text in enumerate(Path("experiment.yaml").read_text().splitlines(), 1) if wrong in text)
+    expected = f"experiment.yaml:{line}: {key}: there is no class {wrong}; did you mean {right}?"
+    assert refused("fit", "--config", "experiment.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "meant"),
+    [
+        (["--trainer.max_step", "3"], "--trainer.max_step", "--trainer.max_steps"),
+        (["--model.learning_rat=3"], "--model.learning_rat", "--model.learning_rate"),
+        (["--sed_everything", "3"], "--sed_everything", "--seed_everything"),
+        (["--data.init_args.batchsize", "3"], "data.init_args.batchsize", "batch_size"),
+        (["--model.network.init_args.dept", "3"], "model.network.init_args.dept", "depth"),
+        (["--model.weighting", "asyncdiff.denoising.weightings.Velocty"], "model.weighting", "asyncdiff.denoising.weightings.Velocity"),
+        (["--trainer.callbacks+=asyncdiff.callbacks.LevelLos"], "trainer.callbacks", "asyncdiff.callbacks.LevelLoss"),
+    ],
+)
+def test_misspelt_on_the_command_line(words, key, meant, refused):
+    message = refused("fit", "--config", "experiment.yaml", *words)
+    assert message.startswith(f"{key}: ")
+    assert message.endswith(f"; did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "reason"),
+    [
+        ("1.0e-3", "fast", "19: model.learning_rate", "must be float, got fast"),
+        ("spread: 1.0", "spread: far", "14: model.levels.init_args.path.init_args.spread", "must be float, got far"),
+        (
+            "${vars.dim}",
+            "${vars.dimm}",
+            "10: model.network.init_args.dim",
+            "${vars.dimm} leads to no value; did you mean vars.dim?",
+        ),
+        (
+            "${vars.dim}",
+            "${oc.env:NO_SUCH_NAME}",
+            "10: model.network.init_args.dim",
+            "Environment variable 'NO_SUCH_NAME' not found",
+        ),
+        ("trainer:\n", "trainer: [\n", "24", "not valid YAML: expected ',' or ']', but got ':'"),
+        (
+            "    class_path: asyncdiff.networks.dit.DiT\n",
+            "",
+            "8: model.network",
+            "class_path must be given next to init_args",
+        ),
+        (
+            "model:\n",
+            "model:\n  class_path: asyncdiff.AsyncDiffusion\n",
+            "8: model.class_path",
+            "there is no such key; its arguments stand directly below model",
+        ),
+        ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "Ema has no argument zzz; it takes decay"),
+    ],
+)
+def test_other_mistakes(old, new, place, reason, refused):
+    edit(old, new)
+    assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
+
+
+def test_arguments_that_a_class_needs(refused):
+    edit("datamodules.Digits", "datamodules.ImageFolder")
+    assert refused("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"
+
+
+def test_a_class_of_another_kind(refused):
+    edit("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.sampling.solvers.Ddim")
+    message = refused("fit", "--config", "experiment.yaml")
+    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.solvers.Ddim is no Path; ")
+    assert "asyncdiff.noise.paths.AsyncPatch" in message
+
+
+def test_the_file_that_counts_is_named(refused):
+    Path("more.yaml").write_text("model:\n  learning_rate: fast\n")
+    assert refused("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the command must be one of fit, validate, test, predict"),
+        (["fitt"], "the command must be one of fit, validate, test, predict, got fitt; did you mean fit?"),
+        (["fit"], "model.network, data must be given; name an experiment file with --config"),
+        (["--config", "experiment.yaml", "fit"], "options must come after the command, as in: train.py fit"),
+        (["fit", "--config", "none.yaml"], "config: File does not exist"),
+        (["fit", "--config", "experiment.yaml", "3"], "3 is no option"),
+        (
+            ["fit", "--config", "experiment.yaml", "--ckpt_path", "last"],
+            "ckpt_path must be a checkpoint, got last",
+        ),
+        (
+            ["fit", "--config", "experiment.yaml", "--ckpt_path", "a.ckpt"],
+            "ckpt_path must be a checkpoint or last",
+        ),
+    ],
+)
+def test_wrong_commands(args, message, refused):
+    assert refused(*args).startswith(message)
+
+
+# Mistakes that only building or running finds
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.image_size", "1"], "images must be at least one patch large"),
+        (["--model.learning_rate", "-1"], "learning_rate must be positive"),
+        (["--data.init_args.batch_size", "0"], "batch_size must be at least 1"),
+        (["--data.init_args.batch_size", "5000"], "batch_size must leave at least one batch"),
+        (["--trainer.callbacks+=asyncdiff.callbacks.Ema", "--trainer.callbacks.decay", "2"], "decay must lie in"),
+        (["--model.levels", "asyncdiff.noise.levels.Independent", "--model.weighting", "asyncdiff.denoising.weightings.Elbo"], "Elbo"),
+        (["--trainer.accelerator", "abacus"], "You selected an invalid accelerator name"),
+    ],
+)  # fmt: skip
+def test_a_refused_argument_ends_with_one_line(args, message, refused):
+    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+
+
+@pytest.mark.parametrize(("folder", "message"), [("none", "root must be a folder"), (".", "root must contain images")])
+def test_a_wrong_folder_ends_with_one_line(folder, message, refused):
+    edit("datamodules.Digits", "datamodules.ImageFolder")
+    args = ["--data.init_args.root", folder, "--data.init_args.size", "8", "--data.init_args.channels", "1"]
+    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(AsyncDiffusion, "training_step", lambda self, batch, batch_idx: int("no number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["fit", "--config", "experiment.yaml"])
+
+
+def test_an_error_that_our_code_did_not_raise_itself_is_a_bug(monkeypatch):
+    config = held()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        checkpoint_to_load(config, training=True)
+    assert users_error(caught.value) is None
+
+
+def test_the_traceback_of_a_mistake_can_be_had(monkeypatch):
+    monkeypatch.setenv("ASYNCDIFF_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        main(["fit", "--config", "experiment.yaml", "--model.learning_rate", "-1"])
+
+
+def test_a_mistake_found_in_a_data_worker_is_still_one():
+    lines = []
+    for mistake in (lambda: AsyncPatch(spread=-1.0), lambda: int("no number")):
+        try:
+            mistake()
+        except ValueError:
+            passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
+        with pytest.raises(ValueError, match="Original Traceback") as caught:
+            passed_on.reraise()
+        lines.append(users_error(caught.value))
+    assert lines[0].startswith("spread must")
+    assert lines[1] is None
+
+
+# Runs
+
+
+LOGGER = """logger:
+    class_path: lightning.pytorch.loggers.TensorBoardLogger
+    init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}"""
+
+
+def test_a_fit_tells_where_its_results_are_and_can_be_repeated(finished, refused, capfd):
+    edit("logger: false", LOGGER)
+    finished("fit", "--config", "experiment.yaml")
+    told = capfd.readouterr().out
+    for line in ("checkpoint: run/checkpoints/last.ckpt", "config: run/config.yaml", "tensorboard --logdir run"):
+        assert line in told
+    finished("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "twin")
+    assert list(Path("twin").glob("events*"))
+    ours, theirs = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("run", "twin"))
+    torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
+    configs = [yaml.safe_load(Path(name, "config.yaml").read_text()) for name in ("run", "twin")]
+    assert [config["trainer"].pop("default_root_dir") for config in configs] == ["run", "twin"]
+    assert configs[0] == configs[1]
+    capfd.readouterr()
+    for file in ("experiment.yaml", "run/config.yaml"):
+        message = refused("fit", "--config", file)
+        assert message.startswith("trainer.default_root_dir must be a new directory, got run, which holds a run: ")
+        assert "--ckpt_path last" in message
+
+
+def test_a_continued_fit_uses_what_is_typed_now(finished):
+    finished("fit", "--config", "experiment.yaml")
+    args = ["--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
+    args += ["--model.betas", "[0.8,0.95]", "--model.weight_decay", "0.1", "--model.warmup_steps", "8"]
+    cli = finished("fit", "--config", "experiment.yaml", *args)
+    assert cli.trainer.global_step == 3
+    assert cli.model.learning_rate == 5e-4
+    group = cli.trainer.optimizers[0].param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.1)
+    assert group["lr"] == pytest.approx(5e-4 * 4 / 8)  # of the fourth step
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["ckpt_path"] is None
+    assert sorted(path.name for path in Path("run/checkpoints").glob("last*")) == ["last.ckpt"]
+
+
+def test_a_continued_run_forgets_where_it_continued_from(finished):
+    folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
+    finished("fit", "--config", "experiment.yaml", *folder)
+    finished("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
+    saved = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert saved["ckpt_path"] is None
+    dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
+    assert not any(path and path.startswith("/") for path in dirpaths)
+
+
+def test_numbers_of_a_test_stand_at_the_step_of_the_checkpoint(finished):
+    edit("logger: false", LOGGER)
+    finished("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
+    finished("test", "--config", "run/config.yaml", "--ckpt_path", "last")
+    events = EventAccumulator("run").Reload()
+    assert [event.step for event in events.Scalars("test/loss")] == [3]
+
+
+def test_continuing_is_no_part_of_what_is_saved(finished):
+    finished("fit", "--config", "experiment.yaml", "--auto_resume", "true")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["auto_resume"] is False
+
+
+def test_predict_and_validate_take_the_last_checkpoint(finished, capfd):
+    finished("fit", "--config", "experiment.yaml")
+    saved = Path("run/config.yaml").read_text()
+    args = ["--ckpt_path", "last", "--model.predict_count", "4"]
+    for command in ("predict", "validate"):
+        cli = finished(command, "--config", "run/config.yaml", *args)
+        assert Path(cli.config[command].ckpt_path) == Path("run/checkpoints/last.ckpt")
+    assert Path("run/config.yaml").read_text() == saved
+
+
+def test_a_run_is_not_overwritten():
+    config = held()
+    with pytest.raises(ValueError, match="add --ckpt_path last"):
+        checkpoint_to_load(config, training=True)
+    with pytest.raises(ValueError, match="untrained weights would be judged: add --ckpt_path last"):
+        checkpoint_to_load(config, training=False)
+    Path("run/checkpoints/last.ckpt").rename("run/checkpoints/epoch=1.ckpt")
+    with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/epoch=1.ckpt"):
+        checkpoint_to_load(config, training=True)
+
+
+def test_the_newest_checkpoint_is_the_one_to_continue(monkeypatch):
+    config = held()
+    last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
+    last.unlink()
+    for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
+        torch.save({}, folder / name)
+        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/step=10000.ckpt"):
+        checkpoint_to_load(config, training=True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert checkpoint_to_load(config, training=True) == "run/checkpoints/step=10000.ckpt"
+
+
+def test_a_trial_of_one_batch_overwrites_nothing():
+    assert checkpoint_to_load(held(fast_dev_run=True), training=True) is None
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_job_that_is_run_again_continues(name, monkeypatch):
+    config = held()
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(ValueError, match="holds a run"):
+        checkpoint_to_load(config, training=True)
+    monkeypatch.setenv(name, "1")
+    assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
+    torch.save({}, "run/hpc_ckpt_1.ckpt")
+    os.utime("run/checkpoints/last.ckpt", (1e9, 1e9))  # older
+    assert checkpoint_to_load(config, training=True) == str(Path("run/hpc_ckpt_1.ckpt"))
+    os.utime("run/checkpoints/last.ckpt")  # of a later interruption
+    assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
+
+
+def test_paths_below_the_run_follow_it():
+    config = {"trainer": {"default_root_dir": "a"}, "x": ["a/b", "ab", "a", 3], "y": {"z": "a/c/d"}}
+    root = "${trainer.default_root_dir}"
+    expected = {"trainer": {"default_root_dir": "a"}, "x": [f"{root}/b", "ab", root, 3], "y": {"z": f"{root}/c/d"}}
+    assert portable(config, "a") == expected
+
+
+def test_the_program_prints_one_line_and_nothing_else():
+    edit("spread", "spred")
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "experiment.yaml"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.endswith("did you mean spread?\n")

@@ -1,0 +1,278 @@
+"""Exact denoisers against quadrature, automatic differentiation and torch.distributions: no code is shared."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+
+from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
+from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
+from asyncdiff.randomness import seeded
+from asyncdiff.shapes import to_pixels
+
+PROCESSES = pytest.mark.parametrize(
+    "process", [RectifiedFlow(), CosineVP(), LinearVP()], ids=lambda p: type(p).__name__
+)
+SHAPE, GRID = (1, 2, 2), (2, 2)
+WEIGHTS, MEANS, COVS = random_mixture(3, 4)
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def noised(oracle: MixtureOracle, t: Tensor) -> Tensor:
+    x = oracle.sample(len(t), SHAPE, seeded(3))
+    return oracle.process.noised(x, torch.randn(x.shape, generator=seeded(4), dtype=torch.float64), t)
+
+
+def density(weights: Tensor, means: Tensor, covs: Tensor) -> MixtureSameFamily:
+    return MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covs))
+
+
+@PROCESSES
+@pytest.mark.parametrize("levels", [(0.3, 0.8), (0.05, 0.6), (0.9, 1.0), (1.0, 1.0)], ids=str)
+def test_the_mean_of_the_images_is_that_of_a_quadrature(process, levels):
+    """E[x | x_t] of two pixels by the trapezoidal rule, which converges exponentially on Gaussians."""
+    mixture = random_mixture(2, 2)
+    oracle = MixtureOracle(*mixture, (1, 2), process)
+    t, x_t = torch.tensor(levels, dtype=torch.float64), torch.tensor([0.7, -0.4], dtype=torch.float64)
+    axis = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    misfit = (x_t - process.alpha(t) * x) / process.sigma(t)
+    share = (density(*mixture).log_prob(x) - 0.5 * misfit.square().sum(1)).softmax(0)
+    prediction = oracle(x_t.reshape(1, 1, 1, 2), t.reshape(1, 1, 2))
+    assert torch.allclose(prediction.x.flatten(), share @ x, atol=1e-10)
+    eps = share @ misfit
+    assert torch.allclose(prediction.eps.flatten(), eps, atol=1e-10)
+
+
+@PROCESSES
+def test_beside_a_clean_pixel_it_conditions_on_it(process):
+    """One pixel at t = 0, where quadrature runs over the other one only."""
+    mixture = random_mixture(2, 2)
+    t, x_t = (torch.tensor(pair, dtype=torch.float64) for pair in ([0, 0.4], [0.7, -0.4]))
+    other = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    x = torch.stack([x_t[0].expand_as(other), other], 1)
+    share = (
+        density(*mixture).log_prob(x) - 0.5 * ((x_t - process.alpha(t) * x) / process.sigma(t))[:, 1].square()
+    ).softmax(0)
+    oracle = MixtureOracle(*mixture, (1, 2), process)
+    x_hat = oracle(x_t.reshape(1, 1, 1, 2), t.reshape(1, 1, 2)).x.flatten()
+    assert x_hat[0] == x_t[0]
+    assert x_hat[1].item() == pytest.approx((share @ other).item(), abs=1e-10)
+
+
+@PROCESSES
+def test_the_denoiser_is_the_score(process):
+    """Tweedie: E[eps | x_t] = -sigma grad log p(x_t), by automatic differentiation of the noised mixture."""
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
+    t = 0.02 + 0.98 * uniform(6, *GRID)
+    x_t = noised(oracle, t).requires_grad_()
+    alpha, sigma = (to_pixels(k, (2, 2)).flatten(1)[:, None] for k in (process.alpha(t), process.sigma(t)))
+    covs = alpha[..., None] * COVS * alpha[:, :, None] + torch.diag_embed(sigma.square())
+    log_prob = density(WEIGHTS.expand(6, 3), alpha * MEANS, covs).log_prob(x_t.flatten(1))
+    (score,) = torch.autograd.grad(log_prob.sum(), x_t)
+    prediction = oracle(x_t.detach(), t)
+    assert torch.allclose(prediction.eps, -to_pixels(process.sigma(t), (2, 2)) * score, atol=1e-11)
+    x_hat = (x_t + to_pixels(process.sigma(t), (2, 2)) ** 2 * score)[t[:, None] < 1]
+    assert torch.allclose((to_pixels(process.alpha(t), (2, 2)) * prediction.x)[t[:, None] < 1], x_hat, atol=1e-11)
+
+
+@PROCESSES
+def test_one_component_is_the_gaussian(process):
+    mean, cov = random_gaussian(4)
+    one = MixtureOracle(torch.ones(1, dtype=torch.float64), mean[None], cov[None], GRID, process)
+    twice = MixtureOracle(torch.tensor([0.3, 0.7]).double(), mean.expand(2, 4), cov.expand(2, 4, 4), GRID, process)
+    oracle = GaussianOracle(mean, cov, GRID, process)
+    t = uniform(5, *GRID)
+    x_t = noised(oracle, t)
+    assert torch.equal(oracle(x_t, t).v, one(x_t, t).v)
+    assert torch.allclose(oracle(x_t, t).v, twice(x_t, t).v, atol=1e-13)
+    alpha, sigma = (to_pixels(k, (2, 2)).flatten(1) for k in (process.alpha(t), process.sigma(t)))
+    gain = (
+        cov
+        * alpha[:, None]
+        @ torch.linalg.inv(alpha[:, :, None] * cov * alpha[:, None] + torch.diag_embed(sigma.square()))
+    )
+    x_hat = mean + (gain @ (x_t.flatten(1) - alpha * mean)[:, :, None])[:, :, 0]
+    assert torch.allclose(oracle(x_t, t).x.flatten(1), x_hat, atol=1e-12)
+
+
+@PROCESSES
+def test_at_the_ends(process):
+    """Clean: the image itself and no noise, v = alpha'/W x_t. Pure noise: the mean of all images, or nearly."""
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
+    x_t, zero = 3 * torch.randn(4, *SHAPE, generator=seeded(0), dtype=torch.float64), torch.zeros(4, 1, 1).double()
+    clean, noise = oracle(x_t, zero), oracle(x_t, zero + 1)
+    assert torch.allclose(clean.v, process.velocity(x_t, torch.zeros_like(x_t), zero), atol=1e-12)
+    assert torch.equal(clean.x, x_t)
+    if isinstance(process, RectifiedFlow):
+        assert torch.allclose(clean.v, -x_t, atol=1e-12)
+    near = oracle(x_t, zero + 1e-9)
+    root = isinstance(process, LinearVP)  # sigma goes as the root of t, and something of the image is left at t = 1
+    assert torch.allclose(near.v, clean.v, atol=1e-3 if root else 1e-7)
+    tolerance = 0.1 if root else 1e-12
+    assert torch.allclose(noise.x.flatten(1), (WEIGHTS @ MEANS).expand(4, 4), atol=tolerance)
+    assert torch.allclose(noise.eps, x_t, atol=tolerance)
+
+
+def test_a_map_of_any_grid_counts_as_its_refinement():
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    t = uniform(3, 1, 1)
+    x_t = noised(oracle, t)
+    assert torch.allclose(oracle(x_t, t).v, oracle(x_t, t.expand(3, 2, 2)).v, atol=1e-14)
+
+
+def test_channels_share_their_patch_s_level():
+    """Three channels, 1x2 patches: what the flattening of (c, h, w) is."""
+    oracle = GaussianOracle(torch.arange(12.0).double(), torch.eye(12).double(), (1, 2))
+    t = torch.tensor([[[1.0, 0.0]]]).double()
+    x = oracle(torch.zeros(1, 3, 2, 2).double(), t).x
+    assert torch.equal(x[..., 0].flatten(), torch.tensor([0.0, 2, 4, 6, 8, 10]).double())
+    assert torch.equal(x[..., 1], torch.zeros(1, 3, 2).double())
+
+
+def test_a_label_is_a_component_and_one_more_is_any():
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    t = uniform(4, *GRID)
+    x_t = noised(oracle, t)
+    told = oracle(x_t, t, torch.tensor([0, 1, 2, 3])).v
+    for k in range(3):
+        alone = GaussianOracle(MEANS[k], COVS[k], GRID)(x_t[k : k + 1], t[k : k + 1]).v
+        assert torch.allclose(told[k : k + 1], alone, atol=1e-13)
+    assert torch.allclose(told[3:], oracle(x_t, t).v[3:], atol=1e-13)
+    with pytest.raises(ValueError, match=r"label must lie in 0 .. 3, got \[4, 0, 0, 0\]"):
+        oracle(x_t, t, torch.tensor([4, 0, 0, 0]))
+
+
+@PROCESSES
+def test_single_and_half_precision_follow_the_images(process):
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
+    t = uniform(64, *GRID)
+    t[:, 0, 0], t[:, 0, 1] = 0, 1
+    x_t = noised(oracle, t)
+    exact, single = oracle(x_t, t).v, oracle(x_t.float(), t.float()).v
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), exact, atol=2e-4)
+    half = oracle(x_t.bfloat16(), t.float()).v
+    assert half.dtype == torch.bfloat16
+    assert (half.double() - exact).abs().max() < 0.2
+
+
+def test_far_away_nothing_is_nan():
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    x_t = 1e6 * torch.randn(8, *SHAPE, generator=seeded(0))
+    for t in (0.0, 0.5, 1.0):
+        assert oracle(x_t, torch.full((8, 1, 1), t)).v.isfinite().all()
+    assert oracle.log_prob(x_t).isfinite().all()
+
+
+def test_the_density_is_the_mixture_s():
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    x = 3 * torch.randn(8, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    assert torch.allclose(oracle.log_prob(x), density(WEIGHTS, MEANS, COVS).log_prob(x.flatten(1)), atol=1e-11)
+
+
+def test_the_marginal_is_the_mixture_s_over_the_known_pixels():
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    x = 3 * torch.randn(4, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    masks = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    spoiled = x.flatten(1).masked_fill(~masks, torch.nan).reshape(x.shape)
+    values = oracle.marginal_log_prob(spoiled, masks.reshape(4, 2, 2))
+    for value, row, k in zip(values, x.flatten(1), masks, strict=True):
+        part = density(WEIGHTS, MEANS[:, k], COVS[:, k][:, :, k]).log_prob(row[k]) if k.any() else torch.zeros(())
+        assert value.item() == pytest.approx(part.item(), abs=1e-11)
+
+
+def test_the_conditional_is_the_mixture_s_given_the_known_pixels():
+    """log p(unknown | known) from the conditional weights, means and covariances of the components."""
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    x = 2 * torch.randn(5, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    k = torch.tensor([True, False, False, True])
+    flat, values = x.flatten(1), oracle.conditional_log_prob(x, k.reshape(2, 2))
+    seen = MultivariateNormal(MEANS[:, k], COVS[:, k][:, :, k])
+    weights = (WEIGHTS.log() + seen.log_prob(flat[:, None, k])).softmax(1)
+    gain = COVS[:, ~k][:, :, k] @ torch.linalg.inv(COVS[:, k][:, :, k])
+    means = MEANS[:, ~k] + ((flat[:, None, k] - MEANS[:, k])[:, :, None] @ gain.mT)[:, :, 0]
+    covs = COVS[:, ~k][:, :, ~k] - gain @ COVS[:, k][:, :, ~k]
+    expected = density(weights, means, covs.expand(5, 3, 2, 2)).log_prob(flat[:, ~k])
+    assert torch.allclose(values, expected, atol=1e-11)
+
+
+def test_the_chain_rule_closes():
+    """log p(a) + log p(b | a) + log p(c | a, b) = log p, the middle one from marginals."""
+    oracle = MixtureOracle(*random_mixture(2, 12), (2, 1))
+    x = oracle.sample(6, (3, 2, 2), seeded(0))
+    first, both = torch.zeros(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)
+    first[0, 0] = both[0] = True
+    middle = oracle.marginal_log_prob(x, both) - oracle.marginal_log_prob(x, first)
+    whole = oracle.marginal_log_prob(x, first) + middle + oracle.conditional_log_prob(x, both)
+    assert torch.allclose(whole, oracle.log_prob(x), atol=1e-10)
+    assert (oracle.conditional_log_prob(x, ~torch.zeros(6, 2, 2).bool()) == 0).all()
+
+
+def test_samples_have_the_moments_of_the_mixture():
+    n = 100_000
+    oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
+    x = oracle.sample(n, SHAPE, seeded(0)).flatten(1)
+    mean = WEIGHTS @ MEANS
+    centred = MEANS - mean
+    cov = torch.einsum("k,kij->ij", WEIGHTS, COVS + centred[:, :, None] * centred[:, None])
+    assert (x.mean(0) - mean).abs().max() < 4 * (cov.diagonal().max() / n).sqrt()
+    assert (x.T.cov() - cov).abs().max() < 4 * 2**0.5 * cov.diagonal().max() / n**0.5
+    entropy = -oracle.log_prob(x.reshape(-1, *SHAPE))
+    reference = -density(*(p for p in (WEIGHTS, MEANS, COVS))).log_prob(x)
+    assert entropy.mean().item() == pytest.approx(reference.mean().item(), abs=1e-10)
+    assert torch.equal(x[:5], oracle.sample(n, SHAPE, seeded(0)).flatten(1)[:5])
+
+
+def test_it_is_a_denoiser_and_knows_its_grid():
+    oracle = GaussianOracle(*random_gaussian(16), (2, 4))
+    assert isinstance(oracle, Denoise)
+    assert oracle.grid((8, 8)) == (2, 4)
+    with pytest.raises(ValueError, match="must divide the image into equal patches, got grid 2x4 for an image of 4x6"):
+        oracle.grid((4, 6))
+
+
+def test_random_data_are_well_conditioned():
+    weights, means, covs = random_mixture(5, 16, seed=2)
+    assert weights.sum().item() == pytest.approx(1, abs=1e-12)
+    assert weights.min() >= 0.1
+    assert means.shape == (5, 16)
+    assert torch.linalg.cond(covs).max() < 200
+    assert not torch.equal(random_gaussian(4, 0)[0], random_gaussian(4, 1)[0])
+
+
+def test_bad_mixtures_are_one_clear_error():
+    weights, means, covs = random_mixture(2, 4)
+
+    def refused(message: str, w: Tensor = weights, m: Tensor = means, c: Tensor = covs) -> None:
+        with pytest.raises(ValueError, match=message):
+            MixtureOracle(w, m, c, GRID)
+
+    refused("weights must sum to 1, got a sum of 2: divide them by it", w=2 * weights)
+    refused(r"weights must be positive, got \[1.5, -0.5\]: leave out", w=torch.tensor([1.5, -0.5]))
+    refused("weights must hold one number per mean, got 3 for 2 means", w=torch.ones(3) / 3)
+    refused("means must be finite, got NaN", m=means * math.nan)
+    refused(r"covs must have shape \(2, 4, 4\), got \(2, 3, 4\)", c=covs[:, :3])
+    refused("covs must be symmetric, got a difference of 1 in number 0", c=covs + torch.eye(4).roll(1, 0).triu(1))
+    refused("covs must be symmetric, got a difference of nan", c=covs * math.nan)
+    refused("covs must be positive definite, got an eigenvalue of -1 in number 0", c=-torch.eye(4).expand(2, 4, 4))
+
+
+def test_bad_questions_are_one_clear_error():
+    oracle, x = MixtureOracle(WEIGHTS, MEANS, COVS, GRID), torch.zeros(3, *SHAPE)
+    with pytest.raises(ValueError, match=r"x_t must have \(c, h, w\) of 4 pixels in all, got \(2, 2, 2\)"):
+        oracle(torch.zeros(3, 2, 2, 2), torch.zeros(3, 1, 1))
+    with pytest.raises(ValueError, match=r"shape must have \(c, h, w\) of 4 pixels in all, got \(1, 4, 4\)"):
+        oracle.sample(3, (1, 4, 4))
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        oracle.sample(0, SHAPE)
+    with pytest.raises(ValueError, match="known must be bool, True = known, got torch.float32: use mask > 0.5"):
+        oracle.marginal_log_prob(x, torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"known must have shape \(2, 2\) or \(3, 2, 2\), got \(2, 2, 2\)"):
+        oracle.conditional_log_prob(x, torch.zeros(2, 2, 2).bool())

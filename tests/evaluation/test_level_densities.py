@@ -1,0 +1,85 @@
+"""Exact densities against their formulas, their moments and what is drawn."""
+
+import pytest
+import torch
+
+from asyncdiff.noise.clean_patches import Boxes
+from asyncdiff.noise.fields import BlockwiseField, PerlinField
+from asyncdiff.noise.levels import (
+    AlongPath,
+    CleanContext,
+    Gaussian,
+    Homogeneous,
+    Independent,
+    LevelSampler,
+    Perlin,
+    Shared,
+    SumBeta,
+)
+from asyncdiff.noise.orders import Raster
+from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous
+from asyncdiff.evaluation.figures.level_densities import exact_density
+from asyncdiff.randomness import seeded
+from asyncdiff.noise.progress import FluxSpacing
+
+KNOWN = {
+    "shared": Shared(),
+    "logit-normal": Shared(loc=0.5, scale=0.8),
+    "independent": Independent(),
+    "async": AlongPath(),
+    "half": AlongPath(AsyncPatch(0.5)),
+    "synchronous": AlongPath(Synchronous()),
+    "spread 0": AlongPath(AsyncPatch(0.0)),
+    "blockwise": AlongPath(AsyncPatch(0.8, BlockwiseField())),
+    "perlin": AlongPath(AsyncPatch(field=PerlinField())),
+    "perlin in the image": Perlin(0.7),
+    "floored": AlongPath(Floored(AsyncPatch(0.9), 0.1)),
+    "homogeneous": Homogeneous(AlongPath(), 0.4),
+}
+MIDDLES = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+
+
+def test_asyncpatch_is_its_formula():
+    density = exact_density(AlongPath())
+    t = MIDDLES[::100]
+    torch.testing.assert_close(density(t), -0.5 * (t * (1 - t)).log())
+
+
+@pytest.mark.parametrize("sampler", KNOWN.values(), ids=KNOWN)
+def test_densities_are_those_of_the_draws(sampler):
+    density = exact_density(sampler)(MIDDLES)
+    assert density.mean().item() == pytest.approx(1, abs=2e-4)
+    t = sampler(8192, (8, 8), generator=seeded(0)).t
+    drawn = torch.histc(t, 10, 0, 1) / t.numel() * 10
+    # Images are independent, the patches of one are not: a tenth has a standard error of 0.033 at most.
+    torch.testing.assert_close(drawn, density.reshape(10, -1).mean(1).float(), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SumBeta(),
+        Gaussian(),
+        CleanContext(AlongPath(), context=Boxes()),
+        AlongPath(Ordered(Raster())),
+        AlongPath(Floored(AsyncPatch()), FluxSpacing()),
+        Homogeneous(SumBeta()),
+        Homogeneous(AlongPath(Floored(AsyncPatch()))),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_where_no_closed_form_is_known_none_is_claimed(sampler):
+    assert exact_density(sampler) is None
+
+
+def test_a_subclass_is_not_taken_for_its_base():
+    class Mine(Independent):
+        def sample(self, source):
+            raise NotImplementedError
+
+    class Twisted(AsyncPatch):
+        pass
+
+    assert issubclass(Mine, LevelSampler)
+    assert exact_density(Mine()) is None
+    assert exact_density(AlongPath(Twisted())) is None

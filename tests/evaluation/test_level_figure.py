@@ -1,0 +1,115 @@
+"""The figure of the levels: its shape, its colours and that its marks are the numbers."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from asyncdiff.noise.levels import AlongPath, CleanContext, Independent, Shared
+from asyncdiff.noise.orders import Raster
+from asyncdiff.noise.paths import AsyncPatch, Ordered
+from asyncdiff.evaluation.figures.level_figure import coloured, joint_shares, level_figure
+from asyncdiff.evaluation.figures.style import GIVEN, percent, pixels, save
+from asyncdiff.evaluation.figures.level_statistics import survey
+
+
+def few(name="a", sampler=None, grid=(4, 4)):
+    return survey(name, sampler or AlongPath(), grid, note="what it is", images=64)
+
+
+def histograms(figure):
+    return [axes for axes in figure.axes if axes.get_xlabel() == "level of a patch, t"]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "bands", "columns"), [(1, 5, 1, 1), (2, 5, 1, 2), (5, 5, 1, 5), (6, 5, 2, 3), (3, 1, 3, 1)]
+)
+def test_many_samplers_go_into_bands(count, most, bands, columns):
+    boxes = [axes.get_position() for axes in histograms(level_figure([few()] * count, columns=most))]
+    assert len(boxes) == count
+    assert len({round(box.x0, 6) for box in boxes}) == columns
+    assert len({round(box.y0, 6) for box in boxes}) == bands
+    assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+
+
+def test_a_band_without_paths_is_lower():
+    samplers = [Independent(), AlongPath()]
+    without, with_path = (level_figure([few(sampler=s)]).get_size_inches()[1] for s in samplers)
+    assert without < with_path - 1
+
+
+def texts(figure):
+    return {text.get_text() for axes in figure.axes for text in axes.texts} | {t.get_text() for t in figure.texts}
+
+
+def test_exact_zeros_and_ones_are_told_in_words():
+    shown = texts(level_figure([few(sampler=AlongPath(Ordered(Raster(), 0.5)))]))
+    assert any(text.endswith("% at 0") for text in shown)
+    assert any(text.endswith("% at 1") for text in shown)
+    assert not any("given clean" in text for text in shown)
+    context = few(sampler=CleanContext(AlongPath(), 1.0))
+    shown = texts(level_figure([context]))
+    assert f"({percent(float(context.known.float().mean()))} given clean)" in shown
+    assert "no path of its own" in texts(level_figure([context, few()]))
+    assert {"a", "what it is", "4×4", f"{float(context.spreads.mean()):.2f}"} <= shown
+
+
+def test_the_density_is_drawn_where_it_is_exact():
+    figure = level_figure([few(), few(sampler=CleanContext(AlongPath()))])
+    assert [len(axes.lines) for axes in histograms(figure)] == [1, 0]
+
+
+def test_the_bars_are_a_density():
+    seen = [few(sampler=AlongPath(Ordered(Raster(), 0.5))), few()]
+    inner = ((seen[0].t > 0) & (seen[0].t < 1)).float().mean()
+    for axes, mass in zip(histograms(level_figure(seen)), (inner, 1.0), strict=True):
+        heights, edges, _ = axes.patches[0].get_data()
+        assert (heights * np.diff(edges)).sum() == pytest.approx(float(mass), abs=1e-5)
+
+
+def test_every_image_is_in_the_joint_histogram():
+    for sampler in (Shared(), AlongPath(), CleanContext(AlongPath()), AlongPath(Ordered(Raster()))):
+        assert joint_shares(few(sampler=sampler)).sum().item() == pytest.approx(1)
+
+
+def test_given_patches_have_a_colour_of_their_own():
+    t = torch.tensor([[[0.0, 0.25], [1.0, 0.0]]])
+    known = torch.tensor([[[False, False], [False, True]]])
+    colours = coloured(t, known)
+    assert colours[0, 0].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
+    assert colours[0, 1, 1].tolist() == pytest.approx(to_rgb(GIVEN))
+
+
+def test_wide_and_long_maps_fit_into_their_places():
+    for grid in ((2, 8), (8, 2), (1, 1)):
+        assert pixels(level_figure([few(grid=grid)]), dpi=40).shape[2] == 3
+
+
+def test_a_figure_is_saved_as_it_is_shown(tmp_path):
+    figure = level_figure([few(sampler=AlongPath(AsyncPatch(0.5)))])
+    save(figure, tmp_path / "new" / "levels.png", dpi=50)
+    with Image.open(tmp_path / "new" / "levels.png") as image:
+        saved = np.asarray(image.convert("RGB"))
+    assert np.array_equal(saved, pixels(figure, dpi=50))
+    assert saved.min() < 100 < saved.max()
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0 %"), (0.00024, "0.024 %"), (0.0123, "1.2 %"), (0.17, "17 %"), (1, "100 %")]
+)
+def test_shares_in_two_digits(share, text):
+    assert percent(share) == text
+
+
+def test_no_global_figure_is_made():
+    code = (
+        "import sys; from asyncdiff.noise.levels import AlongPath; from asyncdiff.evaluation.figures.level_statistics import survey; "
+        "assert 'matplotlib' not in sys.modules; from asyncdiff.evaluation.figures.level_figure import level_figure; "
+        "level_figure([survey('a', AlongPath(), (4, 4), images=8)]); print('matplotlib.pyplot' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

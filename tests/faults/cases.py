@@ -1,0 +1,277 @@
+"""Kinds of files that are read: how one is made, and how it is read to the end into something that can be compared."""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.commands.external_checkpoints import read_tensors
+from asyncdiff.evaluation import references
+from asyncdiff.evaluation.frechet import Gaussian
+from asyncdiff.evaluation.result_card import card_of, read_card
+from datamodules import Arrays, EdmZip, LatentCache, Lsun
+from datamodules.images.image_files import ImageFiles
+from datamodules.index_cache import cache_folder, cached_arrays
+from datamodules.storage import npz_batches
+from datamodules.storage.imagenet_tars import TarImages, tar_index
+from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, sha256_of, shard_name, write_shard
+
+SIZE = 8
+HOW: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
+
+
+class Subject(NamedTuple):
+    """A kind of file.
+
+    Attributes:
+        name: of the file, below a folder.
+        make: fills a folder.
+        read: what is in it, from the folder; equal for equal contents.
+        checked: whether the format tells all of its content from other content, by checksums.
+        mapped: whether a library follows numbers in the file without looking, so that a child is to read it.
+    """
+
+    name: str
+    make: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    checked: bool = False
+    mapped: bool = False
+
+
+def noise(seed: int, side: int = 24) -> Image.Image:
+    """A picture of which no part looks like another."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def encoded(seed: int, kind: str = "png", side: int = 24, **options: Any) -> bytes:
+    """Such a picture as bytes."""
+    stream = io.BytesIO()
+    noise(seed, side).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _picture(kind: str, checked: bool = False, **options: Any) -> Subject:
+    def make(folder: Path) -> None:
+        (folder / f"picture.{kind}").write_bytes(encoded(0, kind, **options))
+
+    def read(folder: Path) -> Any:
+        data = ImageFiles(folder, [f"picture.{kind}"], class_names=[], **HOW)
+        return data.read([(0, 0)])["image"].tolist()
+
+    return Subject(f"picture.{kind}", make, read, checked)
+
+
+def _of(data: Any) -> Any:
+    """All of a data module's images and labels."""
+    splits = (data.images(name, 4) for name in ("train", "val"))
+    batches = [batch for split in splits for batch in split]
+    return [(batch["image"].tolist(), batch["label"].tolist()) for batch in batches]
+
+
+def _make_zip(folder: Path) -> None:
+    names = [f"00000/img{i:08d}.png" for i in range(6)]
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for i, name in enumerate(names):
+            archive.writestr(name, encoded(i), zipfile.ZIP_DEFLATED if i % 2 else zipfile.ZIP_STORED)
+        archive.writestr("dataset.json", json.dumps({"labels": [[name, i] for i, name in enumerate(names)]}))
+
+
+def _read_zip(folder: Path) -> Any:
+    data = EdmZip(str(folder / "images.zip"), SIZE, horizontal_flip=False, held_out=0.3, on_corrupt="raise")
+    return _of(data)
+
+
+def _make_tar(folder: Path) -> None:
+    with tarfile.open(folder / "images.tar", "w") as archive:
+        for i in range(5):
+            info = tarfile.TarInfo(f"n0144076{i}/{i}.png")
+            info.size = len(data := encoded(i))
+            archive.addfile(info, io.BytesIO(data))
+
+
+def _read_tar(folder: Path) -> Any:
+    index = tar_index(folder / "images.tar")
+    data = TarImages(
+        folder / "images.tar", index, labels=index.files.labels(index.files.class_names(folder)), **HOW, classes=5
+    )
+    return [data.read([(i, 0)])["image"].tolist() for i in range(len(data))], data.labels.tolist()
+
+
+def _make_database(folder: Path) -> None:
+    import lmdb
+
+    environment = lmdb.open(str(folder), map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        for i in range(40):  # small values lie in the leaves, large ones on pages of their own
+            transaction.put(b"%040x" % i, encoded(i, side=24 if i % 3 else 48))
+    environment.close()
+    (folder / "lock.mdb").unlink()
+
+
+def _read_database(folder: Path) -> Any:
+    return _of(Lsun(str(folder), SIZE, horizontal_flip=False, held_out=0.2, on_corrupt="raise"))
+
+
+def _make_batch(folder: Path) -> None:
+    values = np.random.default_rng(0)
+    pixels = values.integers(0, 256, (6, 3 * SIZE * SIZE), dtype=np.uint8)
+    np.savez_compressed(folder / "batch.npz", data=pixels, labels=values.integers(1, 10, 6))
+
+
+def _read_batch(folder: Path) -> Any:
+    batch = npz_batches.opened(folder / "batch.npz", size=SIZE, numbers=10)
+    return batch.labels.tolist(), b"".join(npz_batches._chunks(batch.file))
+
+
+def _make_arrays(folder: Path) -> None:
+    np.save(folder / "train.npy", np.random.default_rng(0).normal(size=(6, 4, SIZE, SIZE)).astype(np.float32))
+
+
+def _read_arrays(folder: Path) -> Any:
+    return _of(Arrays(str(folder), SIZE, held_out=0.3))
+
+
+def _make_cache(folder: Path) -> None:
+    layout = Layout(4, 2, (4, 2, 2), "float16", 2)
+    values = np.random.default_rng(0)
+    latents = {name: values.normal(size=(4, 2, 4, 2, 2)).astype(np.float16) for name in ("mean", "logvar")}
+    counted = {"label": np.arange(4), "index": np.arange(4)}
+    shards = []
+    for split in ("train", "val"):
+        file = folder / shard_name(split, 0, 1)
+        write_shard(file, layout, latents | counted, {"unreadable": "0"})
+        header = read_header(file)
+        shards.append({"file": file.name, "count": 4, "sha256": header.metadata["sha256"], "header": header.sha256})
+    about = {
+        "count": 4,
+        "classes": 4,
+        "dtype": "float16",
+        "shape": [4, 2, 2],
+        "views": 2,
+        "moments": ["mean", "logvar"],
+    }
+    splits = {name: about | {"shards": [shard]} for name, shard in zip(("train", "val"), shards, strict=True)}
+    manifest = {"version": 1, "codec": {"scale": [1.0] * 4, "shift": [0.0] * 4}, "splits": splits}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": sha256_of(manifest)}))
+
+
+def _read_cache(folder: Path) -> Any:
+    return _of(LatentCache(str(folder), 2, horizontal_flip=False, verify=True))
+
+
+STAMP = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
+
+
+def _make_reference(folder: Path) -> None:
+    rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    gaussian = Gaussian(rows.double().mean(0), rows.double().T.cov())
+    references.save(references.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors")
+
+
+def _make_statistics(folder: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 8))
+    np.savez(folder / "statistics.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
+
+
+def _read_reference(name: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> Any:
+        found = references.load(folder / name)
+        rows = None if found.rows is None else found.rows.tolist()
+        stamp = {key: value for key, value in found.stamp.items() if key != "sha256"}
+        return found.gaussian.mean.tolist(), found.gaussian.cov.tolist(), found.count, rows, stamp
+
+    return read
+
+
+WEIGHTS = {"a.weight": torch.arange(96.0).reshape(8, 12), "b.bias": torch.ones(7)}
+
+
+def _make_weights(folder: Path) -> None:
+    save_file(WEIGHTS, folder / "weights.safetensors")
+
+
+def _read_weights(folder: Path) -> Any:
+    return {name: value.tolist() for name, value in read_tensors(folder / "weights.safetensors").items()}
+
+
+def _make_checkpoint(folder: Path) -> None:
+    torch.save(
+        {"recipe": {"class_path": "asyncdiff.training.module.AsyncDiffusion"}, "state_dict": WEIGHTS}, folder / "last.ckpt"
+    )
+
+
+def _read_checkpoint(folder: Path) -> Any:
+    held = read_checkpoint(folder / "last.ckpt")
+    return held["recipe"], {name: value.tolist() for name, value in held["state_dict"].items()}
+
+
+def _made() -> dict[str, np.ndarray]:
+    return {"names": np.array([b"a/b.png", b"c/d.png"]), "begins": np.arange(200)}
+
+
+def _make_index(folder: Path) -> None:
+    cached_arrays("zip", 1, _made)
+    (entry,) = cache_folder().glob("zip-*")
+    for file in entry.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
+def _read_index(folder: Path) -> Any:
+    (entry,) = cache_folder().glob("zip-*")
+    for file in folder.iterdir():
+        (entry / file.name).unlink(missing_ok=True)
+        (entry / file.name).write_bytes(file.read_bytes())
+    return {name: array.tolist() for name, array in cached_arrays("zip", 1, _made).items()}
+
+
+def _make_card(folder: Path) -> None:
+    (folder / "card.json").write_text(json.dumps(card_of({"split": "val", "count": 10}, {"frechet": 1.25, "kid": 0.5})))
+
+
+def _make_experiment(folder: Path) -> None:
+    path = {"class_path": "asyncdiff.noise.paths.AsyncPatch", "init_args": {"spread": 0.5}}
+    levels = {"class_path": "asyncdiff.noise.levels.AlongPath", "init_args": {"path": path}}
+    (folder / "levels.yaml").write_text(json.dumps({"model": {"levels": levels}}, indent=1))
+
+
+def _read_experiment(folder: Path) -> Any:
+    return object_config.describe(Experiment(folder / "levels.yaml").levels())
+
+
+SUBJECTS = {
+    "JPEG": _picture("jpeg"),
+    "PNG": _picture("png", checked=True),
+    "WebP": _picture("webp", lossless=True),
+    "GIF": _picture("gif"),
+    "TIFF": _picture("tiff"),
+    "zip": Subject("images.zip", _make_zip, _read_zip, checked=True),
+    "tar": Subject("images.tar", _make_tar, _read_tar, checked=True),
+    "LMDB": Subject("data.mdb", _make_database, _read_database, checked=True, mapped=True),
+    "npz": Subject("batch.npz", _make_batch, _read_batch, checked=True),
+    "npy": Subject("train.npy", _make_arrays, _read_arrays),
+    "latent shards": Subject(shard_name("train", 0, 1), _make_cache, _read_cache, checked=True),
+    "manifests": Subject(MANIFEST, _make_cache, _read_cache, checked=True),
+    "index caches": Subject("begins.npy", _make_index, _read_index, checked=True),
+    "index lists": Subject("index.json", _make_index, _read_index, checked=True),
+    "references": Subject(
+        "reference.safetensors", _make_reference, _read_reference("reference.safetensors"), checked=True
+    ),
+    "published statistics": Subject(
+        "statistics.npz", _make_statistics, _read_reference("statistics.npz"), checked=True
+    ),
+    "weights": Subject("weights.safetensors", _make_weights, _read_weights),
+    "checkpoints": Subject("last.ckpt", _make_checkpoint, _read_checkpoint, checked=True),
+    "cards": Subject("card.json", _make_card, lambda folder: read_card(folder / "card.json")),
+    "YAML": Subject("levels.yaml", _make_experiment, _read_experiment),
+}

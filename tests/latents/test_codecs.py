@@ -1,0 +1,408 @@
+"""Codecs: they agree with the libraries they stand for, are known by their weights, and are saved with nothing."""
+
+import copy
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from asyncdiff.cli import train as cli
+from asyncdiff.checkpoints import object_config
+from asyncdiff.cli.errors.user_errors import users_error
+from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoders, check_same
+from asyncdiff.latents.taesd import decoder_of, encoder_of
+from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.networks.dit import DiT
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+PHOTOGRAPHS = SHARED / "imagenet_sample" / "train"
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 32, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return tiny_files(tmp_path)
+
+
+def tiny_files(folder, channels=4, pooled=False):
+    """A random tiny autoencoder of width 16 in two files."""
+    torch.manual_seed(0)
+    for name, make in (("encoder", encoder_of), ("decoder", decoder_of)):
+        save_file(make(3, channels, 16, pooled=pooled).state_dict(), folder / f"{name}.safetensors")
+    return TinyAutoencoder(str(folder / "encoder.safetensors"), str(folder / "decoder.safetensors"))
+
+
+def saved(folder, kind, **config):
+    """A random autoencoder of diffusers in a folder, and its network."""
+    import diffusers
+
+    torch.manual_seed(0)
+    network = getattr(diffusers, kind)(**config).eval()
+    network.save_pretrained(folder)
+    return network
+
+
+KL = {
+    "block_out_channels": (8, 8, 8),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "norm_num_groups": 4,
+    "latent_channels": 2,
+}
+VQ = KL | {"vq_embed_dim": 3, "num_vq_embeddings": 16}
+TINY = {"latent_channels": 5, "encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+
+
+def error_of(call, *arguments):
+    with pytest.raises((ValueError, OSError)) as caught:
+        call(*arguments)
+    line = users_error(caught.value)
+    assert line is not None, "a refusal on purpose"
+    assert "\n" not in str(caught.value)
+    return line
+
+
+# Against what they stand for
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not here")
+@pytest.mark.parametrize(
+    ("every", "mean", "low", "high"),
+    [(250, 27.60, 19.93, 32.97), pytest.param(25, 29.08, 19.93, 36.57, marks=pytest.mark.slow)],
+)
+def test_taef2_brings_photographs_back(every, mean, low, high):
+    weights = SHARED / "weights"
+    codec = TinyAutoencoder(str(weights / "taef2_encoder.safetensors"), str(weights / "taef2_decoder.safetensors"))
+    images = torch.stack([centre(file) for file in sorted(PHOTOGRAPHS.rglob("*.JPEG"))[::every]])
+    latents = codec.encode(images)
+    assert latents.shape == (1000 // every, 32, 32, 32)
+    error = ((codec.decode(latents).clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
+    psnr = -10 * torch.log10(error)
+    assert psnr.mean().item() == pytest.approx(mean, abs=0.01)
+    assert psnr.min().item() == pytest.approx(low, abs=0.01)
+    assert psnr.max().item() == pytest.approx(high, abs=0.01)
+
+
+def centre(file):
+    image = Image.open(file).convert("RGB")
+    left, top = (image.width - 256) // 2, (image.height - 256) // 2
+    pixels = np.array(image.crop((left, top, left + 256, top + 256)))
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
+
+
+def test_kl_autoencoders_agree_with_the_library(tmp_path, images):
+    network = saved(tmp_path, "AutoencoderKL", **KL, scaling_factor=0.25, shift_factor=0.5)
+    codec = DiffusersAutoencoder(str(tmp_path))
+    assert (codec.channels, codec.pixel_channels, codec.factor) == (2, 3, 4)
+    with torch.no_grad():
+        posterior = network.encode(images).latent_dist
+        pixels = network.decode(posterior.mean).sample
+    moments = codec.moments(images)
+    torch.testing.assert_close(moments.mean, posterior.mean)
+    torch.testing.assert_close(moments.logvar, posterior.logvar)
+    latents = codec.encode(images)
+    torch.testing.assert_close(latents, (posterior.mean - 0.5) * 0.25)
+    torch.testing.assert_close(codec.decode(latents), pixels)
+
+
+def test_vq_autoencoders_quantise_when_they_decode(tmp_path, images):
+    network = saved(tmp_path, "VQModel", **VQ)
+    codec = DiffusersAutoencoder(str(tmp_path), scale=2.0)
+    with torch.no_grad():
+        raw = network.encode(images).latents
+        pixels = network.decode(raw).sample
+    assert codec.channels == 3 == raw.shape[1]
+    assert codec.moments(images).logvar is None
+    torch.testing.assert_close(codec.encode(images), raw * 2)
+    torch.testing.assert_close(codec.decode(raw * 2), pixels)
+
+
+def test_tiny_autoencoders_agree_with_the_library_s(tmp_path, images):
+    network = saved(tmp_path / "theirs", "AutoencoderTiny", **TINY)
+    (tmp_path / "ours").mkdir()
+    for name, first in (("encoder", 0), ("decoder", 1)):  # theirs has no layer that limits: a function does
+        state = {}
+        for key, tensor in getattr(network, name).layers.state_dict().items():
+            place, _, rest = key.partition(".")
+            state[f"{int(place) + first}.{rest}"] = tensor
+        save_file(state, tmp_path / "ours" / f"{name}.safetensors")
+    ours = TinyAutoencoder(*(str(tmp_path / "ours" / f"{name}.safetensors") for name in ("encoder", "decoder")))
+    theirs = DiffusersAutoencoder(str(tmp_path / "theirs"))
+    assert ours.channels == theirs.channels == 5
+    assert ours.factor == theirs.factor == 8
+    with torch.no_grad():
+        raw = network.encode(images).latents
+        pixels = network.decode(raw).sample
+    for codec in (ours, theirs):
+        torch.testing.assert_close(codec.encode(images), raw)
+        torch.testing.assert_close(codec.decode(raw), pixels)
+
+
+def test_pools_are_read_from_the_files(tmp_path, images):
+    plain = tiny_files(tmp_path)
+    assert plain.encode(images).shape == (3, 4, 4, 3)
+    state = load_file(plain.encoder)
+    pooled = tiny_files(tmp_path, channels=16, pooled=True)
+    assert len(load_file(pooled.encoder)) == len(state) + 3 * 4
+    assert pooled.decode(pooled.encode(images)).shape == images.shape
+    assert pooled.channels == 16
+
+
+def test_identity_is_exact(images):
+    codec = Identity()
+    assert torch.equal(codec.decode(codec.encode(images)), images)
+    assert codec.identity() == {
+        "class": "asyncdiff.latents.codec.Identity",
+        "weights": None,
+        "channels": 3,
+        "factor": 1,
+        "scale": [1.0] * 3,
+        "shift": [0.0] * 3,
+    }
+
+
+@pytest.mark.parametrize("numbers", [(0.5, 0.25), ([2.0, 0.5, 4.0, 1.0], [0.5, 0.0, -1.0, 0.25])])
+def test_scale_and_shift_come_back(tiny, numbers):
+    codec = TinyAutoencoder(tiny.encoder, tiny.decoder, *numbers)
+    raw = torch.arange(64.0).reshape(2, 4, 2, 4)  # powers of two leave it exact
+    scale, shift = (torch.tensor(n).expand(4)[:, None, None] for n in numbers)
+    assert torch.equal(codec.scaled(raw), (raw - shift) * scale)
+    assert torch.equal(codec.unscaled(codec.scaled(raw)), raw)
+
+
+def test_few_images_at_a_time_are_the_same(tiny, images, monkeypatch):
+    whole = tiny.decode(tiny.encode(images))
+    sizes = []
+    decoded = TinyAutoencoder.decoded
+    monkeypatch.setattr(TinyAutoencoder, "decoded", lambda *a: sizes.append(len(a[2])) or decoded(*a))
+    monkeypatch.setattr(autoencoders, "PIXELS_AT_ONCE", 2 * 32 * 24 + 1)
+    torch.testing.assert_close(tiny.decode(tiny.encode(images)), whole)
+    assert sizes == [2, 1]
+
+
+def test_neither_autocast_nor_gradients_nor_inference_reach_the_network(tiny, images):
+    expected = copy.deepcopy(tiny).encode(images)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        latents = tiny.encode(images)
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents, expected)
+    leaf = images.clone().requires_grad_()
+    assert not tiny.encode(leaf).requires_grad
+    assert torch.equal(tiny.decode(tiny.encode(leaf)), tiny.decode(expected))  # loaded during inference, used outside
+
+
+def test_half_precision_computes_and_single_comes_out(tiny, images):
+    half = TinyAutoencoder(tiny.encoder, tiny.decoder, dtype="bfloat16")
+    pixels = half.decode(half.encode(images))
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels, tiny.decode(tiny.encode(images)), atol=0.1, rtol=0)
+    assert half.weights() == tiny.weights()
+
+
+def test_loading_draws_no_random_numbers(tmp_path, tiny):
+    saved(tmp_path, "AutoencoderKL", **KL)
+    for codec in (tiny, DiffusersAutoencoder(str(tmp_path))):
+        before = torch.get_rng_state()
+        codec.weights()
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+# What they are known by
+
+
+def test_a_copy_elsewhere_is_the_same_codec(tmp_path):
+    saved(tmp_path / "here", "AutoencoderKL", **KL)
+    shutil.copytree(tmp_path / "here", tmp_path / "pipeline" / "vae")
+    here, there = (DiffusersAutoencoder(str(tmp_path / name)) for name in ("here", "pipeline"))
+    assert here.identity() == there.identity()
+    assert json.loads(json.dumps(here.identity())) == here.identity()
+    assert here.identity()["scale"] == [0.18215] * 2
+    check_same(here, there.identity())
+
+
+def test_one_weight_makes_another_codec(tmp_path, tiny):
+    identity = tiny.identity()
+    state = load_file(tiny.decoder)
+    state["19.bias"][0] += 1e-3
+    save_file(state, tmp_path / "other.safetensors")
+    other = TinyAutoencoder(tiny.encoder, str(tmp_path / "other.safetensors"))
+    assert other.identity() | {"weights": identity["weights"]} == identity
+    line = error_of(check_same, other, identity)
+    assert line.startswith("model.codec must be the one that encoded the data, got another weights: ")
+    assert identity["weights"][:12] in line
+    assert other.weights()[:12] in line
+
+
+def test_other_numbers_make_another_codec(tiny):
+    scaled = TinyAutoencoder(tiny.encoder, tiny.decoder, scale=0.5)
+    assert "got another scale: 0.5 for 1:" in error_of(check_same, scaled, tiny.identity())
+    shifted = TinyAutoencoder(tiny.encoder, tiny.decoder, shift=[0.0, 1.0, 0.0, 0.0])
+    assert "got another shift: [0.0, 1.0, 0.0, 0.0] for 0:" in error_of(check_same, shifted, tiny.identity())
+    check_same(TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0] * 4), tiny.identity())
+
+
+def test_the_configuration_s_own_numbers(tmp_path):
+    saved(tmp_path, "AutoencoderKL", **KL, scaling_factor=0.5, latents_mean=(1.0, 2.0), latents_std=(2.0, 4.0))
+    assert DiffusersAutoencoder(str(tmp_path)).normalisation() == ([0.25, 0.125], [1.0, 2.0])
+    assert DiffusersAutoencoder(str(tmp_path), scale=3.0, shift=0.0).normalisation() == ([3.0] * 2, [0.0] * 2)
+
+
+# What is saved of them: nothing
+
+
+def model_with(codec, channels=4):
+    return AsyncDiffusion(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2), codec=codec, image_size=8)
+
+
+def test_a_model_has_no_weights_of_its_codec(tiny, images, tmp_path):
+    model = model_with(tiny)
+    before = set(model.state_dict())
+    assert torch.equal(model.decode(model.encode(images)), tiny.decode(tiny.encode(images)))
+    assert set(model.state_dict()) == before
+    assert all("codec" not in name for name, _ in model.named_modules())
+    checkpoint = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    described = checkpoint["recipe"]["init_args"]["codec"]
+    assert described["class_path"] == "asyncdiff.latents.taesd.TinyAutoencoder"
+    assert described["init_args"]["encoder"] == tiny.encoder
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    loaded = AsyncDiffusion.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(loaded.encode(images), tiny.encode(images))
+
+
+def test_copies_leave_the_weights_behind(tiny, images):
+    latents = tiny.encode(images)
+    for copied in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
+        assert copied._loaded is None
+        assert torch.equal(copied.encode(images), latents)
+    assert len(pickle.dumps(tiny)) < 1000
+
+
+def test_codecs_are_described_where_their_files_are_not():
+    for codec in (TinyAutoencoder("a", "b", [1.0, 2.0]), DiffusersAutoencoder("owner/name", "vae"), Identity(1)):
+        if isinstance(codec, Identity):
+            continue
+        described = object_config.describe(codec)
+        assert object_config.describe(object_config.build(described)) == described
+
+
+def test_models_are_built_where_the_files_are_not(tmp_path):
+    model = model_with(TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")))
+    assert error_of(model.decode, torch.zeros(1, 4, 8, 8)) == (
+        f"encoder must be a file of weights, got {tmp_path}/encoder.pth, which does not exist: "
+        "set model.codec, or --codec, to where it lies"
+    )
+
+
+def test_a_model_of_other_channels_is_refused(tiny):
+    expected = "network.channels must be the codec's 4, got 8: set it, or another model.codec"
+    assert error_of(model_with, tiny, 8) == expected
+
+
+# Files of the command lines
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "codecs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_files_name_a_codec_for_commands_and_for_train(file, monkeypatch):
+    monkeypatch.setenv("ASYNCDIFF_WEIGHTS", "/weights")
+    monkeypatch.setenv("ASYNCDIFF_SD_VAE", "/weights/vae")
+    monkeypatch.setenv("ASYNCDIFF_VQ_F4", "/weights/vq")
+    parser = command_parser("sample", "")
+    parser.add_argument("--codec", type=Codec, sub_configs=True)
+    named = parser.instantiate(parser.parse_args(["--codec", str(file)])).codec
+    made = []
+    monkeypatch.setattr(cli.ExperimentCLI, "_run_subcommand", lambda self, _: made.append(self.model.codec))
+    experiment = str(ROOT / "experiments" / "digits_dit_async.yaml")
+    cli.main(["fit", "--config", experiment, "--model.codec", str(file), "--trainer.accelerator", "cpu"])
+    assert object_config.describe(named) == object_config.describe(made[0])
+    first = object_config.describe(named)["init_args"]
+    assert next(iter(first.values())).startswith("/weights/")
+
+
+# Mistakes
+
+
+def test_pth_files_are_read_without_running_them(tmp_path, tiny, images):
+    for name in ("encoder", "decoder"):
+        torch.save(load_file(getattr(tiny, name)), tmp_path / f"{name}.pth")
+    loaded = TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
+    assert loaded.identity() == tiny.identity()
+    torch.save({"code": shutil.rmtree}, tmp_path / "encoder.pth")
+    assert "it wants to call shutil.rmtree" in error_of(
+        TinyAutoencoder(str(tmp_path / "encoder.pth"), tiny.decoder).encode, images
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TinyAutoencoder("a", "b", scale=0.0), "scale must be finite and not 0, .* got 0.0"),
+        (lambda: TinyAutoencoder("a", "b", shift=[float("nan")]), "shift must be finite, .* got .nan."),
+        (lambda: Identity(0), "channels must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit(tiny, images, tmp_path):
+    assert "got 3x30x24: resize or crop them" in error_of(tiny.encode, images[:, :, 1:-1])
+    assert "got 1x32x24" in error_of(tiny.encode, images[:, :1])
+    assert "latents must have the codec's 4 channels, got 8" in error_of(tiny.decode, torch.zeros(1, 8, 2, 2))
+    wrong = TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0, 2.0])
+    assert "scale must be one number or one per channel, got 2 for 4 channels" in error_of(wrong.encode, images)
+    swapped = TinyAutoencoder(tiny.decoder, tiny.encoder)
+    assert "encoder must have TAESD's layout" in error_of(swapped.encode, images)
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    assert "encoder must be a safetensors file" in error_of(
+        TinyAutoencoder(str(tmp_path / "text.safetensors"), tiny.decoder).encode, images
+    )
+
+
+def test_folders_without_an_autoencoder(tmp_path, monkeypatch, images):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
+    gone = DiffusersAutoencoder(str(tmp_path / "gone" / "vae"))
+    assert f"got {tmp_path}/gone/vae, which does not exist" in error_of(gone.encode, images)
+    assert "got owner/name: none there, or no connection" in error_of(DiffusersAutoencoder("owner/name").encode, images)
+    assert "none in it" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    assert "a UNet2DModel; name its folder" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    (tmp_path / "config.json").write_text("[")
+    assert "config.json must be JSON" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+
+
+def test_weights_that_are_not_there(tmp_path, images):
+    saved(tmp_path, "AutoencoderKL", **KL)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    name = sorted(state)[0]
+    save_file({key: tensor for key, tensor in state.items() if key != name}, file, {"format": "pt"})
+    assert f"without {name}: fetch it again" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    file.unlink()
+    assert "path must hold weights that fit its config.json" in error_of(
+        DiffusersAutoencoder(str(tmp_path)).encode, images
+    )
+
+
+def test_without_the_library(tmp_path, monkeypatch, images):
+    saved(tmp_path, "AutoencoderKL", **KL)
+    codec = DiffusersAutoencoder(str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    assert codec.channels == 2  # the config.json tells
+    assert error_of(codec.encode, images) == (
+        "DiffusersAutoencoder needs the package diffusers, got none: pip install diffusers"
+    )

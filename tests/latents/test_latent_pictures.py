@@ -1,0 +1,383 @@
+"""Models of latents: sizes and photos in pixels, known pixels bit for bit, all pictures through the codec."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import awaken
+from lightning.pytorch import Trainer
+from PIL import Image
+from test_codecs import tiny_files
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.callbacks import DenoisingStrip, Frechet, Inpainting, SampleGrid
+from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
+from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBench
+from asyncdiff.noise.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
+from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
+from asyncdiff.tasks.pixel_space import filled, patch_of, pictures, window_of
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from datamodules import Arrays
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Cells(Codec):
+    """Exactly invertible: the 4x4 pixels of a cell, shuffled into channels, halved."""
+
+    channels, pixel_channels, factor, scale = 48, 3, 4, 0.5
+
+    def __init__(self):
+        self.decoded = 0
+
+    def moments(self, images):
+        return Moments(F.pixel_unshuffle(images, 4), None)
+
+    def decode(self, latents):
+        self.decoded += 1
+        return F.pixel_shuffle(self.unscaled(latents), 4)
+
+    def weights(self):
+        return None
+
+
+def model_of(codec, channels, size, **network):
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2, **network))
+    sampler = Sampler(solver=Ddim(0.25), steps=3)
+    return AsyncDiffusion(network, sampler=sampler, codec=codec, image_size=size, warmup_steps=1).eval()
+
+
+@pytest.fixture
+def model():
+    """Of 8x8 latents of 4x4 pixels, in patches of 2x2 latents."""
+    return model_of(Cells(), 48, 8)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return saved(tmp_path / "photo.png", 32, 32)
+
+
+def saved(file, h, w, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return str(file)
+
+
+def pixels_of(file):
+    return to_model(read_photo(Path(file), 3))
+
+
+# Sizes
+
+
+def test_sizes_are_of_pixels(model):
+    assert window_of(model) == (3, 32, 32)
+    assert patch_of(model) == (8, 8)
+    assert Generate().draw(model, seeds=[0]).shape == (1, 3, 32, 32)
+    assert Generate("40x16").draw(model, seeds=[0]).shape == (1, 3, 40, 16)
+    with pytest.raises(
+        ValueError, match="must be multiples of the patch size 8x8 in pixels, got 36x32: .* 2x2 latents"
+    ):
+        Generate("36x32").requests(model, seeds=[0])
+
+
+def test_pictures_are_what_is_drawn_decoded(model):
+    drawn = Generate().draw(model, seeds=[3, 5])
+    assert torch.equal(drawn, model.decode(model.generate([3, 5])))
+    assert torch.equal(Generate().draw(model, seeds=[5])[0], drawn[1])
+
+
+def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
+    plain, through = model_of(None, 3, 32), model_of(Identity(), 3, 32)
+    for task in (
+        Generate(),
+        Inpaint(photo),
+        Edit(photo, "0.4"),
+        Outpaint(photo, right=3, top=5, overlap=0.25),
+        Autoregress("spiral", 0.5, 4, image=photo, mask="half"),
+        Texture(photo, "40x48", tileable=True, piece="8x8"),
+    ):
+        assert torch.equal(task.draw(plain, seeds=[1]), task.draw(through, seeds=[1]))
+
+
+# What is known
+
+
+def test_edits_of_latents_are_those_of_the_encoded_photo(model, photo, tmp_path):
+    """The level of a patch of latents is the highest of its pixels'; pixels of another level than 1 are encoded."""
+    grey = np.repeat(np.array([0, 51, 204, 255], np.uint8), 8)[None].repeat(32, 0)
+    Image.fromarray(grey).save(tmp_path / "levels.png")
+    drawn = Edit(photo, str(tmp_path / "levels.png")).draw(model, seeds=[2])
+    image, known = pixels_of(photo), torch.arange(32).expand(32, 32) < 8
+    assert torch.equal(drawn[0, :, known], image[:, known])
+    latents = model.sampler(
+        model.denoiser,
+        seeds=[2],
+        shape=model.shape,
+        image=model.encode(filled(image[None], torch.arange(32).expand(1, 32, 32) < 24)),
+        known=torch.arange(8).expand(1, 8, 8) < 2,
+        levels=torch.tensor([[[0, 0.2, 0.8, 1]]]).expand(1, 4, 4),
+    )
+    assert torch.allclose(drawn[0, :, ~known], model.decode(latents)[0, :, ~known], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "place", "size"),
+    [
+        (lambda p: Outpaint(p, right=8), (0, 0), (32, 40)),
+        (lambda p: Outpaint(p, right=8, size="16x16"), (0, 0), (16, 24)),
+        (lambda p: Outpaint(p, left=5, bottom=7, top=3), (3, 5), (42, 37)),
+        (lambda p: Outpaint(p, to="64x72"), (16, 16), (64, 72)),
+        (lambda p: Texture(p, "50x61"), (8, 8), (50, 61)),
+        (lambda p: Texture(p, "48x64", tileable=True, piece="16x16"), (16, 24), (48, 64)),
+    ],
+)
+def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model, photo):
+    request = task(photo).requests(model, seeds=[0])[0]
+    drawn = task(photo).draw(model, seeds=[0])[0]
+    assert drawn.shape[1:] == size
+    (top, left), (h, w) = request.place, request.known.shape
+    assert (top, left) == place
+    assert torch.equal(drawn[:, top : top + h, left : left + w], request.image)
+
+
+@pytest.mark.parametrize("mask", ["square", "half", "thin", "lines"])
+@pytest.mark.filterwarnings("ignore::asyncdiff.tasks.photos.PhotoWarning")
+def test_known_pixels_stay_and_unknown_ones_have_no_say(model, photo, mask, tmp_path):
+    (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
+    drawn = Inpaint(photo, mask).draw(model, seeds=[0])[0]
+    truth, known = pixels_of(photo), request.known
+    assert torch.equal(drawn[:, known], truth[:, known])
+    other = read_photo(Path(photo), 3)
+    other[:, ~known] = 255 - other[:, ~known]
+    Image.fromarray(other.permute(1, 2, 0).numpy()).save(tmp_path / "other.png")
+    assert torch.equal(Inpaint(str(tmp_path / "other.png"), mask).draw(model, seeds=[0])[0], drawn)
+
+
+def test_latents_are_known_where_all_their_pixels_are(model, photo):
+    """The drawn latents beside known ones depend on those: one more known pixel that completes none changes nothing."""
+    (request,) = Inpaint(photo, "half").requests(model, seeds=[0])
+    more = request.known.clone()
+    more[0, request.known.int().sum(1)[0]] = True  # first pixel right of the known half
+    first, second = (Inpaint("").finished(model, [request._replace(known=known)]) for known in (request.known, more))
+    same = (first == second).all(1)[0]
+    assert int((~same).sum()) == 1
+    assert not same[0, 16]
+
+
+def test_what_is_filled_in_goes_on_as_what_is_known_ends():
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
+    known = torch.ones(1, 32, 32, dtype=torch.bool)
+    known[:, 8:24, 12:20] = False
+    noisy = torch.where(known[:, None], ramp, torch.full_like(ramp, torch.nan).nan_to_num(9.0))
+    back = filled(noisy, known)
+    assert torch.equal(back[known[:, None].expand_as(back)], ramp[known[:, None].expand_as(ramp)])
+    assert (back - ramp).abs().max() < 0.3  # of a range of 2, in a hole of a quarter of it
+    assert torch.equal(filled(ramp, torch.zeros_like(known)), torch.zeros_like(ramp))
+
+
+def test_masks_that_tell_a_model_of_latents_nothing_are_told(model, photo):
+    with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is wholly known of photo: .* free inventions"):
+        Inpaint(photo, "lines").requests(model, seeds=[0])
+
+
+def test_photos_that_cover_no_patch_where_they_lie(model, tmp_path):
+    small = saved(tmp_path / "small.png", 8, 32)
+    with pytest.raises(
+        ValueError, match="photos must cover a whole patch of 8x8 pixels where they lie, got 8x32 at 3x0"
+    ):
+        Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
+
+
+def test_tileable_pictures_close_upon_themselves(tmp_path):
+    model = model_of(tiny_files(tmp_path), 4, 8)
+    latents = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    shifted = pictures(latents.roll((2, 3), (2, 3)), (48, 80), model, tileable=True)
+    expected = pictures(latents, (48, 80), model, tileable=True).roll((16, 24), (2, 3))
+    torch.testing.assert_close(shifted, expected, atol=1e-5, rtol=0)
+    plain = pictures(latents, (48, 80), model)
+    assert (plain - pictures(latents, (48, 80), model, tileable=True)).abs().max() > 1e-3
+
+
+def test_states_are_decoded_when_they_are_looked_at(model):
+    (request,) = Generate().requests(model, seeds=[0])
+    Generate().finished(model, [request])
+    assert model.codec.decoded == 1
+    states = list(Generate().states(model, [request]))
+    assert [state.images.shape for state in states] == [(1, 3, 32, 32)] * 4
+    assert model.codec.decoded == 5
+
+
+# A run on latents
+
+
+class Means(torch.nn.Module):
+    dim = 3
+
+    def forward(self, images):
+        assert images.shape[1:] == (3, 32, 32)
+        return images.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on latents of a tiny autoencoder, with all its pictures; its trainer and its folder."""
+    folder = tmp_path_factory.mktemp("latents")
+    codec = tiny_files(folder)
+    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    np.save(folder / "train.npy", codec.encode(images).numpy()[:16])
+    np.save(folder / "val.npy", codec.encode(images).numpy()[16:])
+    callbacks = [
+        SampleGrid(count=4, columns=2),
+        Inpainting(Half(), count=2, columns=1),
+        DenoisingStrip(count=1, frames=3),
+        Frechet(Means(), mask=Half(), count=8, batch_size=4),
+    ]
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(model_of(codec, 4, 4), datamodule=data_of(folder, codec))
+    (folder / "checkpoints").mkdir()
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    return trainer, folder
+
+
+def data_of(folder, codec):
+    data = Arrays(str(folder), size=4, channels=4, batch_size=8)
+    data.codec = codec.identity()
+    return data
+
+
+def test_pictures_of_a_run_are_of_pixels(run):
+    trainer, folder = run
+    sizes = {
+        name: Image.open(folder / "images" / f"{name}.png").size for name in ("samples", "inpainting", "denoising")
+    }
+    # 32 pixels, twice as large, 2 between them; the strip has two grids below each other.
+    assert sizes == {"samples": (134, 134), "inpainting": (200, 134), "denoising": (200, 136)}
+    module = trainer.lightning_module
+    drawn = module.decode(module.generate(range(4)))
+    grid = SampleGrid(count=4, columns=2).draw(trainer, module)
+    assert torch.equal(grid[:, 2:66:2, 2:66:2], (drawn[0] * 0.5 + 0.5).clamp(0, 1))
+
+
+def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(run):
+    trainer, _ = run
+    figure = Inpainting(Half(), count=2, columns=1).draw(trainer, trainer.lightning_module)
+    given, truth = figure[:, 2:66, 2:66], figure[:, 2:66, 134:198]
+    assert torch.equal(given[..., :32], truth[..., :32])
+    assert given[..., 32:].flatten(1).unique(dim=1).shape[1] == 1
+
+
+def test_distances_are_to_reconstructions(run):
+    trainer, folder = run
+    results = trainer.callbacks[3].results
+    assert set(results) == {"frechet/means", "frechet/means_real", "frechet/means_inpainted"}
+    metric, decode = FrechetDistance(Means()), trainer.lightning_module.decode
+    for split, real in (("train", True), ("val", False)):
+        metric.update(decode(torch.from_numpy(np.load(folder / f"{split}.npy"))), real=real)
+    assert results["frechet/means_real"] == pytest.approx(metric.compute().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("codec", "message"),
+    [
+        (lambda c: TinyAutoencoder(c.encoder, c.decoder, 0.5), "another scale: 0.5 for 1: give model.codec"),
+        (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be a file of weights, got gone"),
+    ],
+)
+def test_another_codec_than_the_data_s_is_refused_at_the_start(run, codec, message):
+    trainer, folder = run
+    given = trainer.lightning_module.codec
+    other = model_of(codec(given), 4, 4)
+    again = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        again.fit(other, datamodule=data_of(folder, given))
+
+
+def test_training_without_a_codec_needs_none(run):
+    trainer, folder = run
+    data = data_of(folder, trainer.lightning_module.codec)
+    again = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    plain = model_of(None, 4, 4)
+    again.fit(plain, datamodule=data)
+    with pytest.raises(ValueError, match="got 4: set model.codec to see pictures of latents"):
+        SampleGrid(count=1).draw(again, plain)
+
+
+class Difference(torch.nn.Module):
+    name = "difference"
+
+    def forward(self, images, others):
+        assert images.shape[1:] == (3, 32, 32)
+        return (images - others).abs().mean((1, 2, 3))
+
+
+def test_the_bench_compares_decoded_images(model):
+    latents = torch.randn(3, 48, 8, 8, generator=torch.Generator().manual_seed(0))
+    given, sampler = HeldOut(latents, [0, 1, 2]), Sampler(steps=2)
+    bench = InpaintingBench(lpips=Difference(), decode=model.decode)
+    found = bench.completion(model.denoiser, given, ("half", Half()), ("own", sampler))
+    drawn = bench.completed(model.denoiser, given, given.masks(Half()), sampler)
+    assert torch.equal(drawn[..., :4], latents[..., :4])
+    expected = Difference()(model.decode(drawn), model.decode(latents))
+    torch.testing.assert_close(found.lpips, expected)
+
+
+# Commands
+
+
+def test_commands_draw_through_the_codec(run, tmp_path, capsys):
+    _, folder = run
+    photo = saved(tmp_path / "photo.png", 50, 40)
+    main(["inpaint", str(folder), "--image", photo, "--mask", "half", "--fit", "keep", "--gif", "--output", "drawn"])
+    drawn, truth = read_photo(Path("drawn/photo_seed0.png"), 3), read_photo(Path(photo), 3)
+    assert drawn.shape == (3, 48, 32)
+    assert torch.equal(drawn[:, :, :16], truth[:, 1:49, 4:20])
+    assert "movie: drawn/walk.gif" in capsys.readouterr().out
+
+
+def test_a_codec_that_moved_is_named_on_the_command_line(run, tmp_path, capfd, monkeypatch):
+    _, folder = run
+    for name in ("encoder", "decoder"):
+        (folder / f"{name}.safetensors").rename(tmp_path / f"{name}.safetensors")
+    words = ["sample", str(folder), "--seeds", "0", "--output", "drawn"]
+    try:
+        with pytest.raises(SystemExit):
+            main(words)
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line.startswith(f"error: encoder must be a file of weights, got {folder}/encoder.safetensors")
+        assert line.endswith("set model.codec, or --codec, to where it lies")
+        file = tmp_path / "codec.yaml"
+        file.write_text((ROOT / "experiments" / "codecs" / "taef2.yaml").read_text().replace("taef2_", ""))
+        monkeypatch.setenv("ASYNCDIFF_WEIGHTS", str(tmp_path))
+        main([*words, "--codec", str(file)])
+        with pytest.raises(SystemExit):
+            main([*words, "--codec", "Identity"])
+        assert "--codec must have the model's 4 channels, got 3: name another" in capfd.readouterr().err
+    finally:
+        for name in ("encoder", "decoder"):
+            (tmp_path / f"{name}.safetensors").rename(folder / f"{name}.safetensors")
+    assert read_photo(Path("drawn/000000.png"), 3).shape == (3, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)

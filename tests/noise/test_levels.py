@@ -1,0 +1,587 @@
+"""Laws of the training distributions over level maps: marginals, means, slopes, what is known, and the bound."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from scipy.special import expit, ndtr, ndtri
+
+from asyncdiff.noise import levels
+from asyncdiff.checkpoints import object_config
+from asyncdiff.noise.clean_patches import Blobs, Boxes, Masks, Mixed
+from asyncdiff.denoising.denoiser import Prediction
+from asyncdiff.noise.fields import BlockwiseField, IndependentField, PerlinField
+from asyncdiff.noise.levels import (
+    AlongPath,
+    CleanContext,
+    Gaussian,
+    Homogeneous,
+    Independent,
+    LevelDraw,
+    LevelSampler,
+    LogitNormalTruncated,
+    Perlin,
+    Shared,
+    SumBeta,
+    TruncatedGaussian,
+    symmetric_beta,
+)
+from asyncdiff.noise.masks import Half
+from asyncdiff.denoising.loss import objective
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.noise.orders import Given, Raster, Shuffled
+from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
+from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.randomness import Source, per_image, seeded
+from asyncdiff.noise.progress import FluxSpacing
+from asyncdiff.denoising.weightings import Elbo, Velocity
+
+FLOORED = AlongPath(Floored(AsyncPatch(), 0.01), FluxSpacing())
+SAMPLERS: dict[str, LevelSampler] = {
+    "shared": Shared(),
+    "logit-normal": Shared(loc=0.5, scale=1.0),
+    "independent": Independent(),
+    "async": AlongPath(),
+    "async floored": FLOORED,
+    "blockwise": AlongPath(AsyncPatch(field=BlockwiseField())),
+    "synchronous": AlongPath(Floored(Synchronous(), 0.01)),
+    "raster": AlongPath(Floored(Ordered(Raster()), 0.01), FluxSpacing()),
+    "shuffled": AlongPath(Ordered(Shuffled(together=3), overlap=0.5)),
+    "given": AlongPath(Ordered(Given([[0, 1], [1, 2]]))),
+    "waypoints": AlongPath(Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
+    "perlin": Perlin(),
+    "sum-beta": SumBeta(),
+    "sharp sum-beta": SumBeta(sharpness=30.0),
+    "truncated": TruncatedGaussian(),
+    "logit-normal truncated": LogitNormalTruncated(),
+    "gaussian": Gaussian(),
+    "context": CleanContext(AlongPath()),
+    "context around shared": CleanContext(Shared(), 1.0, Masks([Half()])),
+    "context with a bound": CleanContext(FLOORED, 0.7, Mixed([Boxes(), Blobs(PerlinField())])),
+    "homogeneous": Homogeneous(Independent()),
+    "homogeneous with a bound": Homogeneous(FLOORED),
+    "both": Homogeneous(CleanContext(FLOORED, context=Blobs(IndependentField())), 0.4),
+    "both the other way": CleanContext(Homogeneous(FLOORED), 0.4),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+KS_LEVEL = 1e-3  # below it a p-value counts as a failure: about 30 are looked at
+
+
+def draw(sampler: LevelSampler, count: int, grid: tuple[int, int] = (4, 4), seed: int = 0) -> LevelDraw:
+    return sampler(count, grid, generator=seeded(seed), dtype=torch.float64)
+
+
+def off(values: torch.Tensor, expected: float) -> float:
+    """Distance of the mean of `values` (n,) from what is expected, in standard errors."""
+    values = values.double()
+    return abs(values.mean().item() - expected) / (values.std().item() / math.sqrt(len(values)))
+
+
+def distance(values: torch.Tensor, cdf) -> float:
+    """sup |F_n - F| at 200 places inside (0, 1), in units of 1 / sqrt n.
+
+    A true law exceeds 1.95 once in 1000 (Dvoretzky, Kiefer & Wolfowitz). Steps at 0 and 1, where levels are clamped,
+    are seen in F beside them.
+    """
+    places = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
+    below = torch.searchsorted(values.flatten().sort().values, places, right=True) / values.numel()
+    return (below - torch.tensor([cdf(x) for x in places.tolist()])).abs().max().item() * math.sqrt(values.numel())
+
+
+# Every sampler
+
+
+@every_sampler
+def test_levels_lie_between_the_floor_and_1_or_are_known(sampler):
+    for dtype in (torch.float32, torch.float64):
+        maps = sampler(2048, (4, 4), generator=seeded(0), dtype=dtype)
+        known = torch.zeros(2048, 4, 4, dtype=torch.bool) if maps.known is None else maps.known
+        t = maps.t.expand(2048, 4, 4)
+        assert t.dtype == dtype
+        assert (t[known] == 0).all()
+        assert (t[~known] >= torch.tensor(sampler.t_min, dtype=dtype)).all()
+        assert (t <= 1).all()
+
+
+@every_sampler
+def test_slopes_come_with_paths_only(sampler):
+    maps = draw(sampler, 64)
+    assert (maps.slope is not None) == sampler.has_slopes
+    if maps.slope is not None:
+        assert maps.slope.shape == maps.t.shape
+        assert (maps.slope >= 0).all()
+    if maps.distinct is not None:
+        assert torch.equal(maps.distinct.values[maps.distinct.index], maps.t)
+    if maps.importance is not None:
+        assert (maps.importance >= 0).all()
+        assert maps.importance.isfinite().all()
+
+
+@every_sampler
+def test_elbo_takes_those_with_slopes_and_a_floor_only(sampler):
+    if sampler.has_slopes and sampler.t_min > 0:
+        Elbo().check(sampler)
+        return
+    reason = "reaches down to t = 0" if sampler.has_slopes else "follows no path"
+    with pytest.raises(ValueError, match=rf"{type(sampler).__name__} {reason}"):
+        Elbo().check(sampler)
+
+
+@every_sampler
+def test_an_image_s_levels_depend_on_its_seed_only(sampler):
+    together = sampler(3, (4, 4), generator=per_image([1, 2, 3]))
+    alone = sampler(1, (4, 4), generator=per_image([3]))
+    for name in ("t", "slope", "importance", "known"):
+        many, one = getattr(together, name), getattr(alone, name)
+        assert (many is None) == (one is None)
+        assert many is None or torch.equal(many[2:], one)
+    assert not torch.equal(together.t[0], together.t[1])
+
+
+@every_sampler
+def test_descriptions_give_the_same_levels(sampler):
+    again = object_config.build(object_config.describe(sampler))
+    drawn = [draw(chosen, 8) for chosen in (again, sampler)]
+    for name in ("t", "slope", "importance", "known"):
+        theirs, ours = (getattr(maps, name) for maps in drawn)
+        assert (theirs is None) == (ours is None)
+        assert theirs is None or torch.equal(theirs, ours)
+    assert (again.has_slopes, again.t_min) == (sampler.has_slopes, sampler.t_min)
+
+
+@every_sampler
+def test_levels_are_drawn_where_they_are_wanted(sampler):
+    """No part of a draw stays behind: on PyTorch's device without numbers, mixing devices is an error."""
+    maps = sampler(2, (4, 4), generator=per_image(range(2)), device="meta")
+    parts = [maps.t, maps.slope, maps.importance, maps.known, maps.on_values(8).t]
+    assert {part.device.type for part in parts if part is not None} == {"meta"}
+
+
+@every_sampler
+def test_samplers_check_their_grid(sampler):
+    sampler.check((4, 4))
+
+
+@pytest.mark.parametrize("sampler", [AlongPath, CleanContext, Homogeneous])
+def test_a_path_that_does_not_fit_the_grid_is_refused(sampler):
+    along = AlongPath(Waypoints([[[0.2, 0.4]]]))
+    chosen = along if sampler is AlongPath else sampler(along)
+    with pytest.raises(ValueError, match="maps must divide the level map of 4x5 patches"):
+        chosen.check((4, 5))
+
+
+# Marginals and means
+
+
+@pytest.mark.parametrize("sampler", [Shared(), Independent(), AlongPath(Synchronous())], ids=lambda s: type(s).__name__)
+def test_uniform_marginals(sampler):
+    t = sampler(3000, (2, 2), generator=per_image(range(3000))).t  # apart, for stratified levels are too even
+    assert stats.kstest(t[:, 0, 0].numpy(), "uniform").pvalue > KS_LEVEL
+
+
+def test_logit_normal_marginal():
+    t = draw(Shared(loc=0.7, scale=1.3), 20_000, (2, 2)).t.flatten()
+    assert stats.kstest(t.logit().numpy(), stats.norm(0.7, 1.3).cdf).pvalue > KS_LEVEL
+
+
+def test_independent_levels_never_see_a_nearly_clean_image():
+    """The image's mean has a standard deviation of 1 / sqrt(12 patches): 0.018 at 256 patches."""
+    mean = draw(Independent(), 4000, (16, 16)).t.mean((1, 2))
+    assert off((mean - 0.5).square(), 1 / (12 * 256)) < 4
+    assert mean.min() > 0.4
+
+
+def test_controlled_levels_see_every_mean():
+    mean = draw(AlongPath(AsyncPatch()), 4000, (16, 16)).t.mean((1, 2))
+    assert stats.kstest(mean.numpy(), "uniform").statistic < 0.02  # it deviates from s by at most 0.5 / sqrt(3 * 256)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 7)], ids=lambda g: f"{g[0]}x{g[1]}")
+def test_perlin_maps_have_their_progress_as_mean(grid):
+    """|mean - s| <= min(s, 1 - s) / D, and the slopes, whose mean is 1 up to 1 / D, tell no other way."""
+    patches, s = grid[0] * grid[1], torch.rand(2000, generator=seeded(1), dtype=torch.float64)
+    t, slope = Perlin().path.draw(2000, grid, generator=seeded(0), dtype=torch.float64)(s)
+    assert ((t.mean((1, 2)) - s).abs() <= torch.minimum(s, 1 - s) / patches + 1e-12).all()
+    assert ((slope.mean((1, 2)) - 1).abs() <= 1 / patches + 1e-12).all()
+    mean = draw(Perlin(), 2000, grid).t.mean((1, 2))  # of stratified s: one in every 1/2000
+    assert stats.kstest(mean.numpy(), "uniform").statistic <= 1 / 2000 + 0.5 / patches
+
+
+def test_perlin_is_the_ablation_s_spread():
+    """All levels of the map of a given s cover s - k m(s) .. s + k m(s) evenly: their sd is k m(s) / sqrt 3."""
+    s = torch.full((4000,), 0.3, dtype=torch.float64)
+    for spread in (0.4, 1.0):
+        t = Perlin(spread).path.draw(4000, (4, 4), generator=seeded(0), dtype=torch.float64)(s)[0]
+        assert off((t - 0.3).square().mean((1, 2)), (spread * 0.3) ** 2 / 3) < 4
+
+
+# SumBeta
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5), (7, 7), (1, 1), (1, 3)], ids=lambda g: f"{g[0]}x{g[1]}")
+def test_sum_beta_keeps_its_mean(grid):
+    """Uniform: one mean in each of B equal shares of (0, 1), as they are stratified; the map's mean is that to 1e-6."""
+    for dtype in (torch.float32, torch.float64):
+        batch = 512
+        t = SumBeta()(batch, grid, generator=seeded(0), dtype=dtype).t
+        s = Source(batch, grid, seeded(0), dtype=dtype).stratified()  # the first thing that it draws
+        assert ((t.double().mean((1, 2)) - s.double()).abs() < 1e-6).all()
+        assert torch.equal((s * batch).long().sort().values, torch.arange(batch))
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (2, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
+def test_sum_beta_treats_patches_and_pairs_alike(grid):
+    """Moments of every patch and pair agree with those of all; z-scores of about 100 pairs stay below 4.5."""
+    t = draw(SumBeta(), 20_000, grid).t.flatten(1)
+    patches = t.shape[1]
+    products = torch.stack([t[:, i] * t[:, j] for i, j in combinations(range(patches), 2)], 1)
+    for values in (t, t.square(), products):
+        for column in values.T:
+            assert off(column - values.mean(1), 0) < 4.5
+
+
+def test_sum_beta_of_two_is_its_definition():
+    """d = 2: one of the two is lo + (hi - lo) U (Beta(1, 1)), so that t_1 - t_2 given the mean is uniform."""
+    t = draw(SumBeta(), 20_000, (1, 2)).t[:, 0]
+    half_width = torch.minimum(t.mean(1), 1 - t.mean(1))  # of each about the mean
+    assert stats.kstest(((t[:, 0] - t[:, 1]) / (2 * half_width)).numpy(), stats.uniform(-1, 2).cdf).pvalue > KS_LEVEL
+
+
+def halved(total: np.ndarray, d: int, generator: np.random.Generator) -> np.ndarray:
+    """SRM's recursion as it is written there, with NumPy's Beta: d levels (n, d) that sum to total (n,)."""
+    if d == 1:
+        return total[:, None]
+    h, a = d // 2, float(d - 1 - d % 2) ** 1.05
+    low, high = np.maximum(0, total - (d - h)), np.minimum(total, h)
+    first = low + (high - low) * generator.beta(a, a, len(total))
+    return np.concatenate([halved(first, h, generator), halved(total - first, d - h, generator)], 1)
+
+
+@pytest.mark.parametrize("grid", [(1, 3), (3, 5), (4, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
+def test_sum_beta_is_its_recursion(grid):
+    """Two samples by Kolmogorov and Smirnov: one level, the largest and the spread of a map."""
+    generator, patches = np.random.default_rng(0), grid[0] * grid[1]
+    theirs = generator.permuted(halved(patches * generator.random(20_000), patches, generator), axis=1)
+    ours = draw(SumBeta(), 20_000, grid).t.flatten(1).numpy()
+    for statistic in (lambda t: t[:, 0], lambda t: t.max(1), lambda t: t.std(1)):
+        assert stats.ks_2samp(statistic(theirs), statistic(ours)).pvalue > KS_LEVEL
+
+
+def test_sum_beta_has_the_shapes_of_its_source(monkeypatch):
+    """(d - 1 - d % 2)^1.05 for parts of d patches, of 15 = 7 + 8 and so on; samples hardly tell the exponent from 1."""
+    shapes = []
+    monkeypatch.setattr(levels, "symmetric_beta", lambda a, u: shapes.append(a.tolist()) or symmetric_beta(a, u))
+    draw(SumBeta(sharpness=2.0), 1, (3, 5))
+    parts = [[15], [7, 8], [3, 4, 4, 4]]
+    expected = [[2 * (d - 1 - d % 2) ** 1.05 for d in sizes] for sizes in parts]
+    assert shapes[:3] == [pytest.approx(row) for row in expected]
+    assert shapes[3] == [2.0] * 8  # pairs, and a single patch, to which it does not matter
+
+
+def test_sharp_sum_beta_is_constant_on_powers_of_two():
+    """Half of the sum goes to half of the patches; of 15 to 7, so that maps of 15 patches are never constant (SRM)."""
+    for grid in ((4, 4), (1, 8)):
+        t = draw(SumBeta(sharpness=1e10), 500, grid).t
+        assert (t.amax((1, 2)) - t.amin((1, 2))).max() < 1e-4
+    assert draw(SumBeta(sharpness=1e10), 500, (3, 5)).t.std((1, 2)).mean() > 0.03
+
+
+@pytest.mark.parametrize("a", [0.05, 0.3, 0.5, 1.0, 3.7, 300.0])
+def test_symmetric_beta_is_beta(a):
+    """By Kolmogorov and Smirnov inside (0, 1): at a = 0.05, 8 % of the numbers are 0 or 1 to all digits."""
+    for dtype in (torch.float32, torch.float64):
+        uniform = torch.rand(40_000, 2, 1, generator=seeded(0), dtype=dtype)
+        values = symmetric_beta(torch.tensor([a], dtype=dtype), uniform)
+        assert values.isfinite().all()
+        assert ((values >= 0) & (values <= 1)).all()
+        assert distance(values.double(), stats.beta(a, a).cdf) < 1.95
+        assert off((values - 0.5).square().flatten(), 1 / (4 * (2 * a + 1))) < 4  # the variance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_symmetric_beta_of_the_extreme_uniforms(dtype):
+    top = 1 - torch.finfo(dtype).eps / 2
+    ends = torch.tensor([[u, v] for u in (0.0, 0.5, top) for v in (0.0, 0.25, 0.5, top)], dtype=dtype)
+    for a in (1e-3, 0.05, 1.0, 300.0, 1e8):
+        values = symmetric_beta(torch.tensor([a], dtype=dtype), ends[:, :, None])
+        assert ((values >= 0) & (values <= 1)).all()  # NaN is not
+
+
+# Gaussian levels
+
+
+def tau_below(x: float, top: np.ndarray, std: float) -> np.ndarray:
+    """P(tau <= x | tau_max = top) of Patch Forcing's one-sided levels, those below 0 drawn anew."""
+    spread = np.minimum(top / 2, std)
+    negative = 2 * ndtr(-top / spread)
+    return np.where(x < top, 2 * ndtr(-(top - x) / spread) - negative + negative * x / top, 1)
+
+
+MIDPOINTS = (np.arange(20_000) + 0.5) / 20_000  # a quadrature of U(0, 1)
+
+
+@pytest.mark.parametrize("std", [0.1, 0.6])
+def test_truncated_gaussian_marginal(std):
+    t = draw(TruncatedGaussian(std), 20_000).t[:, 1, 2]
+    assert distance(1 - t, lambda x: tau_below(x, MIDPOINTS, std).mean()) < 1.95
+
+
+def logit_normal_below(x: float) -> float:
+    """P(tau <= x) of Patch Forcing's sampler, loc 0.7, scale 1, std 0.6."""
+    return tau_below(x, expit(0.7 + ndtri(MIDPOINTS)), 0.6).mean()
+
+
+def test_logit_normal_truncated_marginal():
+    t = draw(LogitNormalTruncated(), 20_000).t[:, 1, 2]
+    assert distance(1 - t, logit_normal_below) < 1.95
+
+
+def test_patch_forcing_hardly_sees_clean_patches():
+    """Patches cleaner than tau = 0.9, our t < 0.1: 0.34495 % by quadrature (0.35 %); to 4 standard errors."""
+
+    def density(z: float) -> float:
+        return stats.norm.pdf(z) * (1 - tau_below(0.9, expit(0.7 + z), 0.6))
+
+    share = integrate.quad(density, math.log(9) - 0.7, 12, epsabs=1e-12)[0]  # where tau_max > 0.9
+    assert share == pytest.approx(0.0034495, abs=1e-7)
+    assert 1 - logit_normal_below(0.9) == pytest.approx(share, abs=1e-5)
+    t = draw(LogitNormalTruncated(), 20_000, (8, 8)).t
+    assert off((t < 0.1).double().mean((1, 2)), share) < 4
+
+
+@pytest.mark.parametrize("std", [0.1, 0.2, 0.6])
+def test_gaussian_marginal(std):
+    t = draw(Gaussian(std), 20_000).t[:, 1, 2]
+    spread = np.minimum(np.minimum(MIDPOINTS, 1 - MIDPOINTS) / 2, std)
+    assert distance(t, lambda x: ndtr((x - MIDPOINTS) / spread).mean()) < 1.95
+    assert off(t, 0.5) < 4
+
+
+@pytest.mark.parametrize("std", [0.1, 0.2, 0.6])
+def test_gaussian_levels_scatter_normally_about_their_mean(std):
+    """(t - m) / min(m / 2, (1 - m) / 2, std) is normal up to the clamping, two spreads away or more."""
+    mean = Source(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]  # the first thing it draws
+    spread = (torch.minimum(mean, 1 - mean) / 2).clamp(max=std)
+    z = (draw(Gaussian(std), 5000).t - mean) / spread
+    assert distance((z + 1.9) / 3.8, lambda x: ndtr(3.8 * x - 1.9)) < 1.95
+
+
+@pytest.mark.parametrize("std", [0.1, 0.6])
+def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
+    """(tau_max - tau) / min(tau_max / 2, std) is half normal, but for those that were drawn anew."""
+    top = Source(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]
+    spread = (top / 2).clamp(max=std)
+    far = (top / spread).flatten().numpy()  # where tau = 0
+    z = (top - (1 - draw(TruncatedGaussian(std), 5000).t)) / spread
+    assert distance(z / 2, lambda x: np.mean(1 - 2 * ndtr(-2 * x) + 2 * ndtr(-far) * 2 * x / far)) < 1.95
+
+
+# Contexts and constant maps
+
+
+def test_context_is_given_to_the_share_that_was_asked_for():
+    """With masks that always know something the images with known patches are a binomial share; 4 standard errors."""
+    for probability in (0.0, 0.3, 1.0):
+        maps = draw(CleanContext(AlongPath(), probability, Masks([Half(), Half("top")])), 10_000)
+        got = maps.known.any(2).any(1).double()
+        assert abs(got.mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / 10_000)
+        assert (maps.known[got > 0].sum((1, 2)) == 8).all()
+
+
+@pytest.mark.parametrize("inner", [AlongPath(), FLOORED, Shared(), SumBeta()], ids=lambda s: type(s).__name__)
+def test_around_a_context_the_other_sampler_goes_on(inner):
+    maps, plain = draw(CleanContext(inner, 0.5), 500), draw(inner, 500)
+    assert 0.1 < maps.known.double().mean() < 0.5
+    assert (maps.t[maps.known] == 0).all()
+    assert torch.equal(maps.t[~maps.known], plain.t.expand(500, 4, 4)[~maps.known])
+    if plain.slope is not None:
+        assert (maps.slope[maps.known] == 0).all()
+        assert torch.equal(maps.slope[~maps.known], plain.slope[~maps.known])
+
+
+class Answer:
+    """A denoiser that says the same whatever it sees."""
+
+    process = RectifiedFlow()
+
+    def __init__(self, v: torch.Tensor):
+        self.v = v
+
+    def grid(self, size):
+        return (4, 4)
+
+    def __call__(self, x_t, t, label=None, *, distinct=None):
+        return Prediction(self.process, x_t, t, self.v)
+
+
+@pytest.mark.parametrize("weighting", [Velocity(), Elbo()], ids=lambda w: type(w).__name__)
+def test_known_patches_bear_no_loss(weighting):
+    """Gradients are 0 there, to the bit, and nowhere else; nor does the loss see what is wrong there."""
+    maps = draw(CleanContext(FLOORED, 1.0, Mixed([Boxes(), Blobs(low=1.0)])), 64)  # of some images all is known
+    x, eps = torch.randn(2, 64, 1, 8, 8, generator=seeded(1), dtype=torch.float64)
+    v = torch.zeros_like(x, requires_grad=True)
+    found = objective(Answer(v), x, eps, maps, weighting).per_image
+    (gradient,) = torch.autograd.grad(found.sum(), v)
+    known = maps.known.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    assert (gradient[known] == 0).all()
+    bears = ~known & (maps.importance > 0)[:, None, None, None]
+    assert (gradient[bears] != 0).all()
+    elsewhere = objective(Answer(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
+    assert torch.equal(elsewhere, found)
+    everything = maps.known.all(2).all(1)
+    assert everything.any()
+    assert (found[everything] == 0).all()
+
+
+@pytest.mark.parametrize("t_min", [0.0, 0.2])
+def test_constant_maps_come_with_their_chance_and_uniform_levels(t_min):
+    path: Path = Floored(AsyncPatch(), t_min) if t_min else AsyncPatch()
+    maps = draw(Homogeneous(AlongPath(path), 0.3), 10_000)
+    constant = (maps.t == maps.t[:, :1, :1]).all(2).all(1)
+    assert off(constant, 0.3) < 4
+    level = maps.t[constant, 0, 0]
+    assert stats.kstest(level.numpy(), stats.uniform(t_min, 1 - t_min).cdf).pvalue > KS_LEVEL
+    assert (maps.slope[constant] == 1 - t_min).all()
+    inner = draw(AlongPath(path), 10_000)
+    assert torch.equal(maps.t[~constant], inner.t[~constant])
+    assert torch.equal(maps.slope[~constant], inner.slope[~constant])
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_homogeneous_at_both_ends(probability):
+    maps = draw(Homogeneous(Independent(), probability), 200)
+    assert (maps.t == maps.t[:, :1, :1]).all() == bool(probability)
+
+
+def test_constant_maps_have_no_context_and_are_spaced_as_the_others():
+    maps = draw(Homogeneous(CleanContext(FLOORED, 1.0, Masks([Half()])), 0.5), 500)
+    constant = (maps.slope == 0.99).all(2).all(1)
+    assert 0.3 < constant.double().mean() < 0.7
+    assert not maps.known[constant].any()
+    # Drawn by the flux of N(0, 0.1) pixels, the integrand of these divided by the density is the same everywhere.
+    t = maps.t[constant][:, 0, 0].double()
+    snr = ((1 - t) / t).square()
+    integrand = 0.5 * 0.1 * 2 * (1 - t) / t**3 / (1 + 0.1 * snr) * 0.99
+    shares = maps.importance[constant].double() * integrand
+    assert torch.allclose(shares, shares[:1].expand_as(shares), rtol=1e-4)
+    assert maps.known[~constant].any(2).any(1).all()
+
+
+PIXELS, FLOOR, COUNT = 16, 0.05, 20_000
+MEAN, COV = random_gaussian(PIXELS)
+SNR = ((1 - FLOOR) / FLOOR) ** 2
+HALF = Half()(4, 4).flatten()
+
+
+def information(cov: torch.Tensor) -> float:
+    """1/2 log det(1 + SNR S): nats that an image at the floor tells of itself (Guo, Shamai & Verdu, 2005), over D."""
+    return 0.5 * torch.logdet(torch.eye(len(cov)) + SNR * cov).item() / PIXELS
+
+
+def rest_given_context() -> torch.Tensor:
+    unknown, known = ~HALF, HALF
+    gain = COV[unknown][:, known] @ torch.linalg.inv(COV[known][:, known])
+    return COV[unknown][:, unknown] - gain @ COV[known][:, unknown]
+
+
+ALONG = AlongPath(Floored(AsyncPatch(), FLOOR), FluxSpacing(1.0))
+BOUNDS = {
+    "constant maps among others": (Homogeneous(ALONG, 0.4), information(COV)),
+    "constant maps alone": (Homogeneous(ALONG, 1.0), information(COV)),
+    "constant maps among ordered": (Homogeneous(AlongPath(Floored(Ordered(Raster()), FLOOR))), information(COV)),
+    "perlin": (AlongPath(Floored(AsyncPatch(field=PerlinField(within_image=True)), FLOOR)), information(COV)),
+    "given the left half": (CleanContext(ALONG, 1.0, Masks([Half()])), information(rest_given_context())),
+    "given it at times": (
+        CleanContext(Homogeneous(ALONG, 0.4), 0.5, Masks([Half()])),
+        (information(COV) + information(rest_given_context())) / 2,
+    ),
+}
+
+
+@pytest.mark.parametrize(("sampler", "truth"), BOUNDS.values(), ids=BOUNDS)
+def test_the_loss_stays_the_bound(sampler, truth):
+    """A perfect denoiser's ELBO loss is the information, of the rest where a context is given; to 4 standard errors."""
+    oracle = GaussianOracle(MEAN, COV, (2, 2))
+    x = oracle.sample(COUNT, (1, 4, 4), seeded(1))
+    eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
+    losses = objective(oracle, x, eps, draw(sampler, COUNT, (2, 2), seed=3), Elbo()).per_image
+    assert losses.std().item() / math.sqrt(COUNT) < 0.02 * truth
+    assert off(losses, truth) < 4
+
+
+# Rounding and stratification
+
+
+def test_progress_is_stratified_over_the_batch():
+    s = Source(64, (1, 1), seeded(0)).stratified().sort().values
+    assert torch.allclose(s.diff(), torch.full((63,), 1 / 64), atol=1e-6)
+
+
+def test_the_place_in_the_batch_says_nothing_of_the_level():
+    first = torch.stack([Source(8, (1, 1), seeded(k)).stratified() for k in range(1000)])
+    for row in first.T:
+        assert stats.kstest(row.numpy(), "uniform").pvalue > KS_LEVEL
+
+
+def test_rounded_levels_are_few_and_near():
+    maps = draw(AlongPath(), 512)
+    rounded = maps.on_values(256)
+    assert len(rounded.distinct.values) == 256
+    assert (rounded.t - maps.t).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(rounded.distinct.values[rounded.distinct.index], rounded.t)
+    assert rounded.slope is None
+
+
+def test_rounding_keeps_what_is_known_and_how_much_it_weighs():
+    maps = draw(CleanContext(FLOORED), 64)
+    rounded = maps.on_values(16)
+    assert torch.equal(rounded.known, maps.known)
+    assert torch.equal(rounded.importance, maps.importance)
+    assert (rounded.t[rounded.known] == 0).all()
+
+
+def test_few_levels_are_not_rounded():
+    maps = draw(Shared(), 16)
+    assert torch.equal(maps.on_values(16).t, maps.t)
+    assert maps.on_values(15).distinct.values.tolist() == [k / 14 for k in range(15)]
+
+
+def test_rounding_keeps_both_ends():
+    values = AlongPath()(8, (2, 2)).on_values(256).distinct.values
+    assert values[0] == 0
+    assert values[-1] == 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Shared(loc=0.7), r"loc 0\.7 without a scale"),
+        (lambda: Shared(scale=0.0), "scale must be positive, got 0"),
+        (lambda: SumBeta(0.0), "sharpness must be positive, got 0"),
+        (lambda: TruncatedGaussian(-1.0), "std must be positive, got -1"),
+        (lambda: LogitNormalTruncated(scale=0.0), "scale must be positive, got 0"),
+        (lambda: Gaussian(0.0), "std must be positive, got 0"),
+        (lambda: CleanContext(Shared(), 1.1), r"probability must lie in \[0, 1\], got 1.1"),
+        (lambda: Homogeneous(Shared(), -0.1), r"probability must lie in \[0, 1\], got -0.1"),
+        (lambda: Perlin(spread=1.5), r"spread must lie in \[0, 1\].*got 1.5"),
+        (lambda: draw(AlongPath(), 2).on_values(1), "count must be at least 2, got 1"),
+        (lambda: AlongPath(Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool)), FluxSpacing()), "floor"),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_rounding_keeps_the_floor_but_for_known_patches():
+    maps = draw(CleanContext(AlongPath(Floored(AsyncPatch(), 0.003)), 1.0, Masks([Half()])), 4000)
+    rounded = maps.on_values(256, t_min=0.003)
+    assert (rounded.t[rounded.known] == 0).all()
+    assert rounded.t[~rounded.known].min() == pytest.approx(1 / 255)
+    assert torch.equal(rounded.distinct.values[rounded.distinct.index], rounded.t)

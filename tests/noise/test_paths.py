@@ -1,0 +1,416 @@
+"""Laws of noise paths: monotone, from clean to noise, with slopes that are their derivatives."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from scipy import stats
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff.noise.fields import BlockwiseField, PerlinField
+from asyncdiff.noise.orders import CentreOut, Given, Raster, Shuffled, Snake, Spiral, Wavefront
+from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints, check_path
+from asyncdiff.randomness import per_image, seeded
+
+KNOWN = torch.zeros(1, 4, 4, dtype=torch.bool)
+KNOWN[0, :, :2] = True
+FREE = {  # go with every grid
+    "synchronous": Synchronous(),
+    "async": AsyncPatch(),
+    "spread 0.3": AsyncPatch(spread=0.3),
+    "perlin": AsyncPatch(field=PerlinField()),
+    "blockwise": AsyncPatch(field=BlockwiseField()),
+    "raster": Ordered(Raster()),
+    "snake": Ordered(Snake(), overlap=0.1),
+    "spiral": Ordered(Spiral(), overlap=0.5),
+    "centre": Ordered(CentreOut(), overlap=0.9),
+    "wavefront": Ordered(Wavefront(), overlap=0.99),
+    "shuffled": Ordered(Shuffled(together=2), overlap=0.3),
+    "one map": Waypoints([[[0.3]]]),
+    "floored": Floored(AsyncPatch(), t_min=0.01),
+    "floored order": Floored(Ordered(Raster(), overlap=0.2), t_min=0.3),
+}
+PATHS = FREE | {
+    "given": Ordered(Given([[0, 1], [2, 0]]), overlap=0.4),
+    "waypoints": Waypoints([[[0, 0.6], [0.9, 0.2]], [[0.5, 0.6], [1, 0.2]]], progress=[0.2, 0.71]),
+    "conditioned": Conditioned(AsyncPatch(), KNOWN),
+    "conditioned order": Conditioned(Floored(Ordered(Raster()), t_min=0.2), KNOWN),
+}
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+
+
+def moving(path: Path) -> torch.Tensor:
+    """Patches of a 4x4 grid that are not held."""
+    return ~KNOWN[0] if isinstance(path, Conditioned) else torch.ones(4, 4, dtype=torch.bool)
+
+
+def at(path: Path, grid: tuple[int, int], s: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels and slopes (n, gh, gw) of one curve at every s (n,), in the type of s."""
+    return path.draw(1, grid, generator=seeded(seed), dtype=s.dtype)(s)
+
+
+def walk(path: Path, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Levels and slopes (n, 8, 4, 4) of eight curves on 4x4 patches."""
+    t, slope = zip(*(at(path, (4, 4), s, seed) for seed in range(8)), strict=True)
+    return torch.stack(t, 1), torch.stack(slope, 1)
+
+
+@every_path
+def test_paths_rise_from_clean_to_noise(path):
+    t, slope = walk(path, torch.linspace(0, 1, 201, dtype=torch.float64))
+    assert (t.diff(dim=0) >= 0).all()
+    assert (slope >= 0).all()
+    assert (t[0, :, moving(path)] == path.t_min).all()
+    assert (t[-1, :, moving(path)] == 1).all()
+
+
+@every_path
+def test_levels_keep_their_range_in_single_precision(path):
+    t = walk(path, torch.cat([torch.tensor([0, 1]), torch.rand(500, generator=seeded(1))]))[0][:, :, moving(path)]
+    assert t.dtype == torch.float32
+    assert (t >= torch.tensor(path.t_min)).all()
+    assert (t <= 1).all()
+    assert (t[0] == torch.tensor(path.t_min)).all()
+    assert (t[1] == 1).all()
+
+
+@every_path
+def test_slopes_add_up_to_the_way(path):
+    """The integral of dt/ds is 1 - t_min; midpoints are off by half a jump of the slope times their distance."""
+    points, jumps = 2000, 3
+    slopes = walk(path, (torch.arange(points, dtype=torch.float64) + 0.5) / points)[1]
+    way = slopes.mean(0)[:, moving(path)]
+    assert ((way - (1 - path.t_min)).abs() <= jumps * slopes.max() / points / 2).all()
+
+
+@every_path
+def test_slopes_are_finite_differences(path):
+    h, s = 1e-7, torch.tensor([0.1, 0.37, 0.63, 0.9], dtype=torch.float64)  # off the kink at 1/2
+    above, below = (walk(path, s + d)[0] for d in (h, -h))
+    assert torch.allclose((above - below) / (2 * h), walk(path, s)[1], atol=1e-6)
+
+
+def test_no_spread_is_synchronous():
+    s = torch.rand(8)
+    t, slope = AsyncPatch(spread=0.0).draw(8, (4, 4))(s)
+    assert torch.equal(t, Synchronous().draw(8, (4, 4))(s)[0])
+    assert (slope == 1).all()
+
+
+def cdf(t):
+    """F(t) = t + ((1 - t) ln(1 - t) - t ln t) / 2, the marginal of one patch."""
+    return t + 0.5 * ((1 - t) * torch.log1p(-t) - t * t.log())
+
+
+def test_marginal_of_a_patch():
+    n = 40_000
+    s = torch.rand(n, generator=seeded(1), dtype=torch.float64)
+    t, _ = AsyncPatch().draw(n, (1, 1), generator=seeded(2), dtype=torch.float64)(s)
+    assert stats.kstest(t.flatten().numpy(), lambda q: cdf(torch.as_tensor(q)).numpy()).pvalue > 0.01
+    assert t.mean().item() == pytest.approx(0.5, abs=4 * t.std().item() / math.sqrt(n))
+
+
+@pytest.mark.parametrize("s", [0.2, 0.5, 0.8])
+def test_spread_within_an_image_given_progress(s):
+    half_width, patches, n = min(s, 1 - s), 16, 20_000
+    t, _ = AsyncPatch().draw(n, (4, 4), generator=seeded(3), dtype=torch.float64)(torch.full((n,), s).double())
+    assert t.std().item() == pytest.approx(half_width / math.sqrt(3), rel=0.01)
+    assert t.mean((1, 2)).std().item() == pytest.approx(half_width / math.sqrt(3 * patches), rel=0.02)
+
+
+def test_the_paper_s_sampler_is_this_path_at_uniform_progress():
+    """t_bar ~ U(0, 1), delta = min(t_bar, 1 - t_bar, 1/2), t_i ~ U(t_bar - delta, t_bar + delta)."""
+    n = 20_000
+    rng = torch.Generator().manual_seed(4)
+    t_bar = torch.rand(n, 1, generator=rng, dtype=torch.float64)
+    delta = torch.minimum(t_bar, 1 - t_bar).clamp(max=0.5)
+    theirs = t_bar - delta + 2 * delta * torch.rand(n, 2, generator=rng, dtype=torch.float64)
+    s = torch.rand(n, generator=rng, dtype=torch.float64)
+    ours = AsyncPatch().draw(n, (1, 2), generator=rng, dtype=torch.float64)(s)[0][:, 0]
+    for statistic in (lambda t: t[:, 0], lambda t: t.mean(1), lambda t: t[:, 0] - t[:, 1]):
+        assert stats.ks_2samp(statistic(theirs).numpy(), statistic(ours).numpy()).pvalue > 0.01
+
+
+def test_known_patches_stay_clean():
+    t, slope = walk(Conditioned(Synchronous(), KNOWN), torch.linspace(0, 1, 21))
+    assert (t[:, :, :, :2] == 0).all()
+    assert (slope[:, :, :, :2] == 0).all()
+
+
+def test_an_image_s_path_depends_on_its_seed_only():
+    s = torch.tensor([0.3, 0.3, 0.3])
+    together = AsyncPatch().draw(3, (4, 4), generator=per_image([5, 6, 7]))(s)[0]
+    alone = AsyncPatch().draw(1, (4, 4), generator=per_image([6]))(s[:1])[0]
+    assert torch.equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("spread", [-0.1, 1.1])
+def test_spread_out_of_range_is_refused(spread):
+    with pytest.raises(ValueError, match=f"spread must lie in .*got {spread}"):
+        AsyncPatch(spread=spread)
+
+
+def test_a_mask_on_another_grid_is_refused():
+    with pytest.raises(ValueError, match=r"grid \(2, 2\), got \(4, 4\)"):
+        Conditioned(Synchronous(), KNOWN).draw(1, (2, 2))
+
+
+def test_a_floor_under_known_patches_is_refused():
+    with pytest.raises(ValueError, match="Conditioned"):
+        Floored(Conditioned(Synchronous(), KNOWN))
+
+
+@pytest.mark.parametrize("masks", [2, 5])
+def test_masks_of_another_batch_are_refused(masks):
+    with pytest.raises(ValueError, match=f"one mask, or one per image, got {masks} for 3 images"):
+        Conditioned(Synchronous(), KNOWN.expand(masks, 4, 4)).draw(3, (4, 4))
+
+
+@pytest.mark.parametrize("path", [p for p in FREE.values() if p.t_min == 0], ids=[n for n in FREE if "floor" not in n])
+def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
+    s = torch.rand(8, generator=seeded(1), dtype=torch.float64)
+    plain, lifted = (
+        p.draw(8, (4, 4), generator=seeded(0), dtype=torch.float64)(s) for p in (path, Floored(path, t_min=0.2))
+    )
+    assert torch.allclose(lifted[0], 0.2 + 0.8 * plain[0], rtol=0, atol=1e-15)
+    assert torch.allclose(lifted[1], 0.8 * plain[1], rtol=1e-15)
+
+
+def test_a_floor_on_a_floor_is_refused():
+    with pytest.raises(ValueError, match="path must start at t = 0, got one with a floor of 0.1: lift it once"):
+        Floored(Floored(AsyncPatch(), 0.1), 0.2)
+
+
+@pytest.mark.parametrize("path", [p for n, p in PATHS.items() if "cond" not in n], ids=lambda p: type(p).__name__)
+def test_descriptions_give_the_same_curves(path):
+    s = torch.rand(8, generator=seeded(1))
+    again = object_config.build(object_config.describe(path))
+    curves = [p.draw(8, (4, 4), generator=seeded(0)) for p in (again, path)]
+    for theirs, ours in zip(*(curve(s) for curve in curves), strict=True):
+        assert torch.equal(theirs, ours)
+
+
+# Ordered
+
+AWKWARD = [(1, 1), (1, 2), (1, 3), (7, 7), (8, 8), (15, 15)]
+DTYPES = [torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("grid", AWKWARD, ids=lambda g: str(g[0] * g[1]))
+def test_ordered_clocks_run_from_0_to_1(grid, overlap, dtype):
+    """c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k) up to rounding, never falling, with exact ends."""
+    groups, lag = grid[0] * grid[1], 1 - overlap
+    s = torch.cat([torch.rand(500, generator=seeded(1)), torch.arange(groups + 1) / groups]).sort().values.to(dtype)
+    t, slope = at(Ordered(Raster(), overlap), grid, s)
+    speed, rank = 1 + (groups - 1) * lag, torch.arange(groups, dtype=torch.float64)
+    clock = (s.double()[:, None] * speed - lag * (groups - 1 - rank)).clamp(0, 1)
+    assert (t.flatten(1) - clock).abs().max() <= 6 * speed * torch.finfo(dtype).eps  # it rests for 4 of them
+    assert (t.diff(dim=0) >= 0).all()
+    assert (t[0] == 0).all()
+    assert (t[-1] == 1).all()
+    assert ((slope == 0) == ((t == 0) | (t == 1))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", [*AWKWARD, (16, 16), (32, 32)], ids=lambda g: str(g[0] * g[1]))
+def test_strict_order_finishes_one_group_at_a_time(grid, dtype):
+    """At s = j/K, however it was rounded, exactly j groups are noise and the others are clean, bit for bit."""
+    groups = grid[0] * grid[1]
+    j = torch.arange(groups + 1)
+    expected = torch.arange(groups) >= groups - j[:, None]  # the first to be generated is the last to be noised
+    rounded = [
+        j.to(dtype) / groups,
+        torch.linspace(0, 1, groups + 1, dtype=dtype),
+        torch.linspace(1, 0, groups + 1, dtype=torch.float64).flip(0).to(dtype),  # as samplers walk
+        (j.to(dtype) * (1 / groups)).clamp(max=1),
+    ]
+    for s in rounded:
+        t, slope = at(Ordered(Raster()), grid, s)
+        assert torch.equal(t.flatten(1), expected.to(dtype))
+        assert (slope == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_skips_no_level(dtype):
+    """From one number s to the next a level rises by what one number is worth; a jump at t = 0 would cost nats."""
+    groups, eps = 225, torch.finfo(dtype).eps
+    turns = torch.tensor([60, 112, 200], dtype=torch.float64) / groups
+    for turn in turns.to(dtype):
+        s = turn + torch.arange(-200, 200, dtype=dtype) * eps / 2  # all numbers around the end of a turn
+        t = at(Ordered(Raster()), (15, 15), s)[0]
+        assert (t.diff(dim=0) > 0).any()
+        assert t.diff(dim=0).max() <= 2 * groups * eps  # one for the step, one for the rounding of s K
+
+
+def test_groups_in_flight():
+    """1 / (1 - overlap) groups move at a time, but where the first start and the last finish."""
+    for overlap, count in ((0.0, 1), (0.5, 2), (0.75, 4), (0.9, 10)):
+        s = 0.3 + 0.4 * torch.rand(200, generator=seeded(0), dtype=torch.float64)
+        slope = at(Ordered(Raster(), overlap), (8, 8), s)[1]
+        assert ((slope > 0).sum((1, 2)) == count).all()
+
+
+def test_overlap_towards_1_is_synchronous():
+    """sup |t - s| <= (K - 1)(1 - overlap), and it shrinks with 1 - overlap."""
+    s = torch.linspace(0, 1, 501, dtype=torch.float64)
+    gaps = [
+        (at(Ordered(Raster(), 1 - lag), (4, 4), s)[0] - s[:, None, None]).abs().max().item() for lag in (0.01, 0.001)
+    ]
+    assert gaps[0] <= 15 * 0.01
+    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.15)  # it is lag (K - 1) / (1 + lag (K - 1)): 8.8
+
+
+def test_one_group_is_synchronous():
+    s = torch.linspace(0, 1, 101, dtype=torch.float64)
+    t, slope = at(Ordered(Given([[5]])), (4, 4), s)
+    assert torch.allclose(t, s[:, None, None].expand(-1, 4, 4), rtol=0, atol=1e-14)
+    assert torch.allclose(slope[1:-1], torch.ones(99, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0])
+def test_overlap_out_of_range_is_refused(overlap):
+    with pytest.raises(ValueError, match=rf"overlap must lie in \[0, 1\), got {overlap}"):
+        Ordered(Raster(), overlap)
+
+
+# Waypoints
+
+MAPS = [[[0, 0.6], [0.9, 0.2]], [[0.5, 0.6], [1, 0.2]]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_waypoints_are_passed_in_straight_lines(dtype):
+    for progress in (None, [0.2, 0.71]):
+        stops = [0, *(progress or [1 / 3, 2 / 3]), 1]
+        maps = torch.tensor([[[0, 0], [0, 0]], *MAPS, [[1, 1], [1, 1]]], dtype=dtype)
+        path = Waypoints(MAPS, progress)
+        assert torch.equal(at(path, (2, 2), torch.tensor(stops, dtype=dtype))[0], maps)
+        between = torch.tensor([(a + b) / 2 for a, b in pairwise(stops)], dtype=dtype)
+        t, slope = at(path, (2, 2), between)
+        lengths = torch.tensor(stops, dtype=dtype).diff()[:, None, None]
+        few = 8 * torch.finfo(dtype).eps
+        assert torch.allclose(t, (maps[1:] + maps[:-1]) / 2, rtol=few, atol=few)
+        assert torch.allclose(slope, maps.diff(dim=0) / lengths, rtol=few, atol=few)
+
+
+def test_coarse_waypoints_are_repeated_over_blocks():
+    s = torch.linspace(0, 1, 31)
+    coarse, fine = (at(Waypoints(MAPS), grid, s)[0] for grid in ((2, 2), (4, 6)))
+    assert torch.equal(fine, coarse.repeat_interleave(2, 1).repeat_interleave(3, 2))
+
+
+def test_waypoints_that_do_not_divide_the_grid_are_refused():
+    with pytest.raises(ValueError, match="maps must divide the level map of 3x4 patches into equal blocks, got 2x2"):
+        Waypoints(MAPS).draw(1, (3, 4))
+
+
+@pytest.mark.parametrize(
+    ("maps", "progress", "message"),
+    [
+        (
+            MAPS[::-1],
+            None,
+            "maps must never fall, got t = 0.5 at s = 0.333333 and 0 at s = 0.666667 at row 0, column 0",
+        ),
+        ([[[0.2, 1.5]]], None, "maps must hold levels in [0, 1], got 1.5 at s = 0.5 at row 0, column 1"),
+        ([[[0.2], [-0.1]]], None, "maps must hold levels in [0, 1], got -0.1 at s = 0.5 at row 1, column 0"),
+        ([[[0.2, math.nan]]], None, "maps must hold levels in [0, 1], got nan at s = 0.5 at row 0, column 1"),
+        ([[[0.2, 0.3], [0.4]]], None, "grids of one size, got [(2, {1, 2})]"),
+        ([[[0.2]], [[0.3, 0.3]]], None, "grids of one size, got [(1, {1}), (1, {2})]"),
+        ([], None, "one or more grids of one size, got []"),
+        ([[[]]], None, "grids of one size, got [(1, {0})]"),
+        (MAPS, [0.5], "one s per map, got [0.5] for 2 maps"),
+        (MAPS, [0.5, 0.5], "progress must increase in (0, 1)"),
+        (MAPS, [0.0, 0.5], "progress must increase in (0, 1)"),
+        (MAPS, [0.5, 1.0], "progress must increase in (0, 1)"),
+        (MAPS, [0.5, math.nan], "progress must increase in (0, 1)"),
+    ],
+)
+def test_waypoints_that_are_no_path_are_refused(maps, progress, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Waypoints(maps, progress)
+
+
+# What users write
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 5)], ids=lambda g: f"{g[0]}x{g[1]}")
+@pytest.mark.parametrize("path", FREE.values(), ids=FREE)
+def test_paths_for_every_grid_pass_the_check(path, grid):
+    check_path(path, grid)
+
+
+@every_path
+def test_all_paths_pass_the_check_on_4x4(path):
+    check_path(path, (4, 4))
+
+
+class Bent(Path):
+    """A user's path: synchronous, but for the patch in row 1, column 0, which follows a rule (s -> t, dt/ds)."""
+
+    def __init__(self, rule, t_min: float = 0.0):
+        self.rule = rule
+        self.t_min = t_min
+
+    def curve(self, source):
+        def curve(s):
+            t = (self.t_min + (1 - self.t_min) * s)[:, None, None].repeat(1, *source.grid)
+            slope = torch.full_like(t, 1 - self.t_min)
+            t[:, 1, 0], slope[:, 1, 0] = self.rule(s)
+            return t, slope
+
+        return curve
+
+
+WAVE = 2 * math.pi
+ENDS = r"must go from t = 0.0 to 1, got t = %s at s = %s at row 1, column 0"
+SLOPES = r"must give slopes dt/ds that are the derivatives of its levels, got .* at row 1, column 0"
+FAULTS = {
+    "falls": (lambda s: (s + 0.3 * (WAVE * s).sin(), 1 + 0.3 * WAVE * (WAVE * s).cos()), "never fall.*row 1, column 0"),
+    "does not reach 1": (lambda s: (0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.9", 1)),
+    "starts above 0": (lambda s: (0.1 + 0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.1", 0)),
+    "stands still on the way": (lambda s: (torch.full_like(s, 0.5), torch.zeros_like(s)), ENDS % ("0.5", 0)),
+    "is noise from the start": (lambda s: (torch.ones_like(s), torch.zeros_like(s)), ENDS % ("1", 0)),
+    "leaves the range": (lambda s: (1.5 * s, torch.full_like(s, 1.5)), r"levels in \[0, 1\].* at row 1, column 0"),
+    "is nan": (lambda s: (s * math.nan, torch.ones_like(s)), r"levels in \[0, 1\], got nan .* at row 1, column 0"),
+    "has another's slope": (lambda s: (s**2, torch.ones_like(s)), SLOPES),
+    "misses a factor": (lambda s: (s**2, s), SLOPES),
+    "has no slope": (lambda s: (s, torch.zeros_like(s)), SLOPES),
+}
+
+
+@pytest.mark.parametrize(("rule", "message"), FAULTS.values(), ids=FAULTS)
+def test_what_is_no_path_is_refused_with_its_patch(rule, message):
+    with pytest.raises(ValueError, match=f"Bent.* {message}"):
+        check_path(Bent(rule), (2, 3))
+
+
+def test_what_is_a_path_is_not():
+    check_path(Bent(lambda s: (s**2, 2 * s)), (2, 3))
+    check_path(Bent(lambda s: (0 * s, 0 * s)), (2, 3))  # held clean
+    check_path(Bent(lambda s: (0.1 + 0.9 * s**3, 2.7 * s**2), t_min=0.1), (2, 3))
+    check_path(Bent(lambda s: ((s > 0.3) * (s - 0.3) / 0.7, (s > 0.3) / 0.7)), (2, 3))  # a kink is fine
+
+
+def test_a_patch_below_the_floor_is_refused():
+    with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 at row 1, column 0"):
+        check_path(Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1), (2, 3))
+
+
+def test_a_path_that_jumps_is_refused():
+    """Its slope is right everywhere but where it has none: bounds along it would miss the jump."""
+
+    class Leap(Path):
+        def curve(self, source):
+            def curve(s):
+                t = (s[:, None, None] > 0.437).to(source.dtype).expand(-1, *source.grid)
+                return t, torch.zeros_like(t)
+
+            return curve
+
+    with pytest.raises(ValueError, match=r"Leap must be continuous, got a jump by 1 at s = 0\.437 at row 0, column 0"):
+        check_path(Leap(), (2, 2))

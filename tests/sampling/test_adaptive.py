@@ -1,0 +1,547 @@
+"""Laws of the adaptive samplers, on exact denoisers with exact or scripted uncertainties, in float64."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import awaken
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.step_rules import Clocks, DualLoop, Sequential, Tolerance
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.look_ahead import LookAhead
+from asyncdiff.noise.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
+from asyncdiff.noise.orders import Given
+from asyncdiff.noise.paths import AsyncPatch, Synchronous
+from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.randomness import Source, normal, per_image, seeded
+from asyncdiff.checkpoints.object_config import describe
+from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.shapes import mean_per_patch, to_pixels
+from asyncdiff.sampling.solvers import Ddim, Heun, Multistep
+from asyncdiff.denoising.uncertainty import surest
+
+SHAPE = (1, 4, 4)
+GAUSSIAN = GaussianOracle(*random_gaussian(16), (2, 2))
+MIXTURE = MixtureOracle(*random_mixture(3, 16), (2, 2))
+
+
+class Headed:
+    """An oracle with a head: `logvar(prediction)` is what it says; evaluations are counted, per image, too."""
+
+    null_label = property(lambda self: self.oracle.null_label)
+    process = property(lambda self: self.oracle.process)
+
+    def __init__(self, oracle, logvar):
+        self.oracle, self.logvar = oracle, logvar
+        self.calls, self.rows, self.seen = 0, 0, []
+
+    def grid(self, size):
+        return self.oracle.grid(size)
+
+    def __call__(self, x_t, t, label=None, *, distinct=None):
+        self.calls += 1
+        self.rows += len(t)
+        self.seen.append(t)
+        prediction = self.oracle(x_t, t, label, distinct=distinct)
+        return replace(prediction, logvar=self.logvar(prediction))
+
+
+def constant(logvar=0.0):
+    return lambda prediction: torch.full_like(prediction.t, logvar)
+
+
+def scripted(rows):
+    return lambda prediction: torch.tensor(rows, dtype=torch.float64).expand_as(prediction.t)
+
+
+def of_state(prediction):
+    """Differs between images, patches and times, and is a smooth function of the state."""
+    return mean_per_patch(prediction.x, tuple(prediction.t.shape[1:])) - 2 * (1 - prediction.t)
+
+
+def exact(oracle):
+    """Log of the exact posterior variance of the velocity, the mean over each patch.
+
+    x - E x = -sigma (v - E v) and eps - E eps = alpha (v - E v), each used where it divides by no small number.
+    """
+
+    def logvar(prediction):
+        process, x_t, t = prediction.process, prediction.x_t, prediction.t
+        alpha, sigma = (to_pixels(k, SHAPE[1:]).expand_as(x_t).flatten(1) for k in (process.alpha(t), process.sigma(t)))
+        y, log_prob = oracle._solve(x_t.flatten(1), alpha, sigma)
+        share = (oracle.weights.log() + log_prob).softmax(1)[..., None]
+        inner = alpha[:, None, :, None] * oracle.covs * alpha[:, None, None, :] + torch.diag_embed(sigma**2)[:, None]
+        inverse = torch.linalg.inv(inner)
+        x = oracle.means + torch.einsum("kij,bkj->bki", oracle.covs, alpha[:, None] * y)
+        gain = oracle.covs * alpha[:, None, None, :]
+        var_x = oracle.covs.diagonal(dim1=1, dim2=2) - torch.einsum("bkij,bkjl,bkil->bki", gain, inverse, gain)
+        eps = sigma[:, None] * y
+        var_eps = 1 - sigma[:, None] ** 2 * inverse.diagonal(dim1=2, dim2=3)
+        var_x, var_eps = (
+            (share * (v + m**2)).sum(1) - (share * m).sum(1) ** 2 for v, m in ((var_x, x), (var_eps, eps))
+        )
+        noisy = sigma > alpha
+        var = torch.where(noisy, var_x / sigma.clamp(min=0.1) ** 2, var_eps / alpha.clamp(min=0.1) ** 2)
+        return mean_per_patch(var.reshape(x_t.shape), tuple(t.shape[1:])).log()
+
+    return logvar
+
+
+def drawn(sampler, denoiser, seeds=(0, 1, 2), **known):
+    return sampler(denoiser, seeds=list(seeds), shape=SHAPE, dtype=torch.float64, **known)
+
+
+CLOCKS = [
+    Tolerance(0.05, max_stride=4),
+    Tolerance(0.05, max_stride=4, lead=0.25),
+    DualLoop(0.5, inner=3),
+    Sequential(together=1, overlap=0.5),
+]
+SAMPLERS = [Adaptive(clocks, Ddim(), 16) for clocks in CLOCKS]
+SAMPLERS += [Adaptive(CLOCKS[0], solver, 16) for solver in (Ddim(0.5), Multistep(), Heun())]
+SAMPLERS += [Adaptive(CLOCKS[0], Multistep(), 16, budget=5), Sampler(AsyncPatch(), Multistep(), 8, [LookAhead()])]
+
+
+@pytest.mark.parametrize("solver", [Ddim(), Ddim(0.4), Multistep(), Heun()])
+@pytest.mark.parametrize("clocks", [Tolerance(0.08, 4), Tolerance(0.08, 4, lead=0.0), DualLoop(0.7, 4)])
+def test_a_constant_head_is_the_uniform_sampler_bit_for_bit(clocks, solver):
+    uniform, denoiser = drawn(Sampler(Synchronous(), solver, 12), MIXTURE), Headed(MIXTURE, constant())
+    assert torch.equal(drawn(Adaptive(clocks, solver, 12), denoiser), uniform)
+    assert denoiser.calls == (2 * 12 - 1 if solver.evaluations == 2 else 12)
+
+
+def test_a_head_that_is_sure_halves_the_evaluations():
+    """Half the error, twice the stride: the uniform grid of half the steps."""
+    sure = Headed(MIXTURE, constant(2 * math.log(0.5)))
+    for solver in (Ddim(), Multistep()):
+        sure.calls = 0
+        out = drawn(Adaptive(Tolerance(1 / 32), solver, 32), sure)
+        assert sure.calls == 16
+        assert torch.equal(out, drawn(Sampler(Synchronous(), solver, 16), MIXTURE))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_i_depends_on_seed_i_only(sampler):
+    """Whoever leaves the batch when."""
+    together = drawn(sampler, Headed(MIXTURE, of_state), range(8))
+    alone = torch.cat([drawn(sampler, Headed(MIXTURE, of_state), [seed]) for seed in range(0, 8, 3)])
+    assert torch.allclose(together[::3], alone, rtol=0, atol=1e-12)
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_finished_images_leave_the_batch():
+    """The denoiser sees an image as often as its own patches need, whoever else is in the batch."""
+    sampler, together = Adaptive(Tolerance(0.1, 8), Ddim(), 32), Headed(MIXTURE, of_state)
+    drawn(sampler, together, range(8))
+    alone = []
+    for seed in range(8):
+        one = Headed(MIXTURE, of_state)
+        drawn(sampler, one, [seed])
+        alone.append(one.calls)
+    assert len(set(alone)) > 2
+    assert (together.calls, together.rows) == (max(alone), sum(alone))
+
+
+def test_a_result_no_longer_changes():
+    frames = list(
+        Adaptive(Tolerance(0.1, 8), Ddim(0.5), 32).frames(
+            Headed(MIXTURE, of_state), seeds=range(8), shape=SHAPE, dtype=torch.float64
+        )
+    )
+    early = 0
+    for before, after in pairwise(frames):
+        done = (before.t == 0).flatten(1).all(1)
+        early += int(done.sum())
+        assert torch.equal(before.x_t[done], after.x_t[done])
+    assert early > 0
+
+
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if isinstance(s, Adaptive)])
+@pytest.mark.parametrize("known", [None, Half("left")(4, 4)[None] | (torch.arange(16).reshape(1, 4, 4) == 7)])
+def test_levels_stand_on_the_grid_and_never_rise(sampler, known):
+    denoiser, image = Headed(MIXTURE, of_state), torch.randn(3, *SHAPE, dtype=torch.float64)
+    request = {} if known is None else {"image": image, "known": known.expand(3, 4, 4)}
+    frames = list(sampler.frames(denoiser, seeds=range(3), shape=SHAPE, dtype=torch.float64, **request))
+    steps = [frame.t * sampler.steps for frame in frames]
+    assert all(torch.allclose(k, k.round(), rtol=0, atol=1e-12) for k in steps)
+    assert all((after <= before).all() for before, after in pairwise(steps))
+    assert all(
+        (after < before).flatten(1).any(1)[(before > 0).flatten(1).any(1)].all() for before, after in pairwise(steps)
+    )
+    assert (steps[-1] == 0).all()
+    assert [frames[0].s, frames[-1].s] == [1, 0]
+    assert all(after.s < before.s for before, after in pairwise(frames))
+    patches = 4 if known is None else int((steps[0][0] > 0).sum())
+    most = sampler.budget or sampler.clocks.count(sampler.steps, patches) * sampler.solver.evaluations
+    assert denoiser.calls <= most
+
+
+@pytest.mark.parametrize("budget", [1, 5, 11])
+@pytest.mark.parametrize("lead", [1.0, 0.2])
+def test_a_budget_is_kept_by_larger_strides(budget, lead):
+    """Also by a head that would take every step."""
+    for logvar in (constant(), of_state, scripted([[9.0, 0.0], [-9.0, -1.0]])):
+        denoiser = Headed(MIXTURE, logvar)
+        drawn(Adaptive(Tolerance(0.01, 2, lead), Ddim(), 16, budget), denoiser)
+        assert denoiser.calls <= budget
+    heun = Headed(MIXTURE, constant())
+    drawn(Adaptive(Tolerance(0.01), Heun(), 16, 2 * budget), heun)
+    assert heun.calls == 2 * budget - 1  # the last step is one of Euler's
+
+
+def test_a_budget_that_a_rule_cannot_keep_is_refused_with_what_it_needs():
+    denoiser = Headed(MIXTURE, of_state)
+    for clocks, needed in ((DualLoop(inner=4), 20), (Sequential(overlap=0.5), 40)):
+        with pytest.raises(ValueError, match=rf"budget must be at least {needed} for .* on 16 steps, got {needed - 1}"):
+            drawn(Adaptive(clocks, Ddim(), 16, needed - 1), denoiser)
+        drawn(Adaptive(clocks, Ddim(), 16, needed), denoiser)
+
+
+@pytest.mark.parametrize("lead", [0.0, 0.125, 0.5])
+def test_no_patch_runs_further_ahead_than_the_lead(lead):
+    sampler = Adaptive(Tolerance(0.05, 8, lead), Ddim(), 16)
+    denoiser = Headed(MIXTURE, scripted([[0.0, -9.0], [-9.0, -2.0]]))
+    frames = list(sampler.frames(denoiser, seeds=[0], shape=SHAPE, dtype=torch.float64))
+    spread = max(float(f.t.max() - f.t.min()) for f in frames)
+    assert spread == pytest.approx(lead, abs=1e-12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_known_pixels_come_back_bit_for_bit(sampler):
+    image, known = torch.randn(3, *SHAPE, dtype=torch.float64), torch.rand(3, 4, 4) < 0.7
+    known[0, :2, :2], known[2] = True, True
+    out = drawn(sampler, Headed(MIXTURE, of_state), image=image, known=known)
+    assert torch.equal(out[known[:, None]], image[known[:, None]])
+    assert (out[~known[:, None]] != image[~known[:, None]]).all()
+
+
+def test_sure_patches_of_the_dual_loop_are_ahead_of_the_others():
+    """Two sure patches of four: an outer step of three is one prediction and three more that see them clean-most."""
+    denoiser = Headed(MIXTURE, scripted([[-2.0, 0.0], [-2.0, 0.0]]))
+    drawn(Adaptive(DualLoop(0.5, inner=3), Ddim(), 5), denoiser, [0])
+    columns = [(5 * t[0, 0]).round().int().tolist() for t in denoiser.seen]
+    assert columns == [[5, 5], [2, 5], [2, 4], [2, 3], [2, 2], [0, 2], [0, 1]]
+
+
+def test_the_dual_loop_without_sure_patches_is_the_uniform_grid():
+    uniform = drawn(Sampler(Synchronous(), Multistep(), 12), MIXTURE)
+    for clocks, logvar in ((DualLoop(0.0, 4), of_state), (DualLoop(0.2, 4), of_state), (DualLoop(0.7, 4), constant())):
+        assert torch.equal(drawn(Adaptive(clocks, Multistep(), 12), Headed(MIXTURE, logvar)), uniform)
+    coarse = drawn(Sampler(Synchronous(), Ddim(), 4), MIXTURE)  # and with sure ones only that of the outer steps
+    assert torch.equal(drawn(Adaptive(DualLoop(1.0, 4), Ddim(), 16), Headed(MIXTURE, of_state)), coarse)
+
+
+@pytest.mark.parametrize("solver", [Ddim(), Multistep()])
+@pytest.mark.parametrize(("together", "overlap"), [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.75), (1, 0.875)])
+def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(together, overlap, solver):
+    rows = [[2, 0], [3, 1]]
+    order = Given([[rank // together for rank in row] for row in rows])
+    expected = drawn(Autoregressive(order, overlap, solver, 8), MIXTURE)
+    denoiser = Headed(MIXTURE, scripted(rows))
+    out = drawn(Adaptive(Sequential(together, overlap), solver, 8), denoiser)
+    assert torch.allclose(out, expected, rtol=0, atol=1e-9)
+    assert denoiser.calls == Autoregressive(order, overlap, steps_per_patch=8).count((2, 2))
+
+
+def test_a_lag_that_is_no_whole_step_keeps_the_time_of_the_order():
+    """Three steps a patch, 1.2 between starts: at steps 0, 2, 3 and 4, as many in all as the path takes."""
+    denoiser = Headed(MIXTURE, scripted([[0, 1], [2, 3]]))
+    drawn(Adaptive(Sequential(overlap=0.6), Ddim(), 3), denoiser, [0])
+    started = [int((t < 1).sum()) for t in denoiser.seen]
+    assert started == [0, 1, 1, 2, 3, 4, 4]
+    assert denoiser.calls == Autoregressive(Given([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).count((2, 2))
+
+
+def test_sequential_asks_again_before_every_start():
+    """A head that likes what lies next to clean patches: the order is found on the way, not at the start."""
+
+    def beside(prediction):
+        clean = (prediction.t == 0).double()
+        return -clean - clean.roll(1, 2) - torch.tensor([[0.0, 0.0], [0.1, 0.0]], dtype=torch.float64)
+
+    denoiser = Headed(MIXTURE, beside)
+    drawn(Adaptive(Sequential(), Ddim(), 1), denoiser, [0])
+    assert [(t[0] == 1).int().flatten().tolist() for t in denoiser.seen] == [
+        [1, 1, 1, 1],
+        [1, 1, 0, 1],
+        [1, 1, 0, 0],
+        [0, 1, 0, 0],
+    ]
+
+
+def test_look_ahead_takes_the_others_velocity_with_the_sure_ones_ahead():
+    """By hand, on one call: the sure column goes from t to 1 - 1.5 (1 - t) along its own velocity."""
+    denoiser = Headed(MIXTURE, scripted([[-1.0, 0.0], [-1.0, 0.0]]))
+    x_t, t = torch.randn(2, *SHAPE, dtype=torch.float64), torch.full((2, 2, 2), 0.6, dtype=torch.float64)
+    t[1] = 0.2
+    guided = LookAhead(0.5, 1.5).begin(denoiser, Source(2, (2, 2)), SHAPE)
+    v = guided(x_t, t).v
+    first = MIXTURE(x_t, t)
+    t_ahead = t.clone()
+    t_ahead[0, :, 0], t_ahead[1, :, 0] = 0.4, 0.0
+    x_ahead = x_t + to_pixels(t_ahead - t, (4, 4)) * first.v
+    second = MIXTURE(x_ahead, t_ahead)
+    assert torch.allclose(v[..., :2], first.v[..., :2], rtol=0, atol=1e-12)
+    assert torch.allclose(v[..., 2:], second.v[..., 2:], rtol=0, atol=1e-12)
+    assert not torch.allclose(first.v[..., 2:], second.v[..., 2:], atol=1e-3)
+
+
+def test_look_ahead_takes_two_evaluations_a_step_but_in_the_first_of_the_walk():
+    denoiser = Headed(MIXTURE, of_state)
+    drawn(Sampler(Synchronous(), Ddim(), 20, [LookAhead(0.5)]), denoiser)
+    assert denoiser.calls == 2 * 20 - 1  # at t = 1 nobody looks, at 0.95 they do
+    for off in (LookAhead(0.0), LookAhead(0.5, 1.0), LookAhead(0.5, skipped=1.0)):
+        out = drawn(Sampler(Synchronous(), Multistep(), 8, [off]), Headed(MIXTURE, of_state))
+        assert torch.equal(out, drawn(Sampler(Synchronous(), Multistep(), 8), MIXTURE))
+    alike = Headed(MIXTURE, constant())
+    drawn(Sampler(Synchronous(), Ddim(), 20, [LookAhead(0.5)]), alike)
+    assert alike.calls == 20
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_guidance_goes_along(inner_first):
+    """All rules at once: images stay their own, whoever leaves, and labels matter."""
+    rules = [ClassifierFree(2.0), InputGuidance(0.5), LookAhead(0.5)]
+    sampler = Adaptive(Tolerance(0.1, 8), Ddim(0.2), 16, guidance=rules if inner_first else rules[::-1])
+    image, known = torch.randn(4, *SHAPE, dtype=torch.float64), Half("top")(4, 4).expand(4, 4, 4)
+    label = torch.tensor([0, 1, 2, 3])
+
+    def some(rows):
+        given = {"image": image[rows], "known": known[rows], "label": label[rows]}
+        return drawn(sampler, Headed(MIXTURE, of_state), rows, **given)
+
+    together = some([0, 1, 2, 3])
+    assert torch.allclose(together, torch.cat([some([k]) for k in range(4)]), rtol=0, atol=1e-12)
+    label[0] = 1
+    assert not torch.allclose(some([0]), together[:1], atol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["log-variance", "velocity"])
+def test_numbers_that_are_none_stop_the_walk_and_are_named(what, wrong):
+    """In the image's own place, also when others have left the batch."""
+
+    def spoiled(x_t, t, label=None, *, distinct=None):
+        prediction = replace(
+            MIXTURE(x_t, t), logvar=-12.0 * (x_t.flatten(1).sum(1) < 0)[:, None, None] * torch.ones_like(t)
+        )
+        at = (t.flatten(1).amax(1) == 0.5)[:, None, None] & (torch.arange(4).reshape(2, 2) == 2)
+        spoil = at if what == "log-variance" else to_pixels(at, (4, 4))
+        field = {"log-variance": "logvar", "velocity": "v"}[what]
+        return replace(prediction, **{field: getattr(prediction, field).masked_fill(spoil, wrong)})
+
+    denoiser = Headed(MIXTURE, None)
+    denoiser.__class__ = type("Spoiled", (Headed,), {"__call__": staticmethod(spoiled)})
+    with pytest.raises(
+        FloatingPointError, match=rf"{what} must be finite.* image \d of the batch at row 1, column 0, level 0.5"
+    ):
+        drawn(Adaptive(Tolerance(0.01), Ddim(), 4), denoiser)
+
+
+def test_a_network_without_a_head_is_refused():
+    for sampler in (Adaptive(), Adaptive(DualLoop()), Adaptive(Sequential()), Sampler(guidance=[LookAhead()])):
+        with pytest.raises(ValueError, match=r"needs a network that predicts its uncertainty.* uncertainty: true"):
+            drawn(sampler, MIXTURE)
+
+
+def test_rules_of_users_are_held_to_the_law():
+    class Idle(Clocks):
+        def __call__(self, at, uncertainty):
+            return torch.zeros_like(at.level)
+
+    class Back(Clocks):
+        def __call__(self, at, uncertainty):
+            return torch.full_like(at.level, -1)
+
+    class Turns(Clocks):
+        """Remembers whose turn it is, per image."""
+
+        turn = None
+
+        def begin(self):
+            return Turns()
+
+        def narrowed(self, rows):
+            self.turn = self.turn[rows]
+            return self
+
+        def count(self, steps, patches):
+            return 2 * steps
+
+        def __call__(self, at, uncertainty):
+            self.turn = torch.zeros(len(at.level), dtype=torch.int64) if self.turn is None else 1 - self.turn
+            column = torch.arange(2).expand(2, 2)
+            return ((column == self.turn[:, None, None]) * (1 + (uncertainty < 1))).minimum(at.level)
+
+    denoiser = Headed(MIXTURE, of_state)
+    with pytest.raises(ValueError, match="Idle must end within its count, got noise left after 8 predictions"):
+        drawn(Adaptive(Idle(), steps=8), denoiser)
+    with pytest.raises(ValueError, match="Back must give strides from 0 to a patch's level"):
+        drawn(Adaptive(Back(), steps=8), denoiser)
+    rule = Adaptive(Turns(), Ddim(), 8)
+    together = drawn(rule, denoiser, range(6))
+    assert torch.allclose(together, torch.cat([drawn(rule, denoiser, [k]) for k in range(6)]), rtol=0, atol=1e-12)
+    assert rule.clocks.turn is None
+
+
+def test_the_exact_uncertainty_is_that_of_the_errors():
+    """The head of the next tests: it predicts the mean squared error of the oracle's velocity."""
+    g = torch.Generator().manual_seed(0)
+    x = MIXTURE.sample(20000, SHAPE, g)
+    eps = torch.randn(x.shape, generator=g, dtype=x.dtype)
+    t = torch.tensor([[0.05, 0.4], [0.7, 0.95]], dtype=x.dtype).expand(len(x), 2, 2)
+    prediction = MIXTURE(MIXTURE.process.noised(x, eps, t), t)
+    error = mean_per_patch((eps - x - prediction.v) ** 2, (2, 2))
+    ratio = error.mean(0) / exact(MIXTURE)(prediction).exp().mean(0)
+    assert torch.allclose(ratio, torch.ones_like(ratio), rtol=0, atol=0.03)
+
+
+def uneven() -> GaussianOracle:
+    """A Gaussian whose four patches have different variances: with the exact uncertainty their strides differ."""
+    mean, cov = random_gaussian(16)
+    scale = to_pixels(torch.tensor([[[0.15, 0.4], [0.7, 1.0]]], dtype=torch.float64), (4, 4)).flatten()
+    return GaussianOracle(mean, scale[:, None] * cov * scale, (2, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("solver", "order"), [(Ddim(), 1), (Multistep(), 2), (Heun(), 2)])
+def test_strides_that_vary_keep_the_order_of_convergence(solver, order):
+    """To the solution along the levels that the clocks have chosen, at twice the steps and half the tolerance.
+
+    Along another path the same noise ends in another image of the same distribution: that is no error.
+    """
+    oracle = uneven()
+
+    def along(frames):
+        x_t = frames[0].x_t
+        for a, b in pairwise(frames):
+            for k in range(4):
+                x_t = Heun()(oracle, x_t, torch.lerp(a.t, b.t, k / 4), torch.lerp(a.t, b.t, (k + 1) / 4), None)
+        return x_t
+
+    def error(steps):
+        sampler = Adaptive(Tolerance(1.5 / steps, 4), solver, steps)
+        frames = list(sampler.frames(Headed(oracle, exact(oracle)), seeds=[0, 1], shape=SHAPE, dtype=torch.float64))
+        strides = torch.stack([(a.t - b.t) * steps for a, b in pairwise(frames)]).round()
+        assert strides.unique().tolist() == [0, 1, 2, 3, 4]  # 0 once a patch is done
+        return float((frames[-1].x_t - along(frames)).square().mean().sqrt())
+
+    assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.2)
+
+
+def kl(oracle: GaussianOracle, sampler) -> tuple[float, int]:
+    """KL divergence of a deterministic sampler's images, which are affine in their noise, and its evaluations."""
+    denoiser, seeds = Headed(oracle, exact(oracle)), range(20)
+    out = drawn(sampler, denoiser, seeds).flatten(1)
+    noise = normal((20, *SHAPE), generator=per_image(seeds), dtype=torch.float64).flatten(1)
+    noise = torch.cat([noise, torch.ones_like(noise[:, :1])], dim=1)
+    linear = torch.linalg.lstsq(noise, out).solution
+    assert torch.allclose(noise @ linear, out, rtol=0, atol=1e-9)
+    found = MultivariateNormal(linear[-1], linear[:-1].T @ linear[:-1])
+    return float(kl_divergence(found, MultivariateNormal(oracle.mean, oracle.cov))), denoiser.calls
+
+
+@pytest.mark.parametrize(
+    ("solver", "tolerance", "steps", "gain"),
+    [
+        (Ddim(), 1 / 64, 64, 0.75),
+        (Ddim(), 1 / 16, 22, 0.85),
+        (Multistep(), 1 / 64, 64, 0.35),
+        (Multistep(), 1 / 16, 22, 0.6),
+    ],
+)
+def test_sure_patches_that_run_ahead_make_better_images_of_as_many_evaluations(solver, tolerance, steps, gain):
+    """Three patches of four are small, and sure in the noise: they run ahead, and the fourth one sees them clean."""
+    uniform, evaluations = kl(uneven(), Sampler(Synchronous(), solver, steps))
+    adaptive, adaptive_evaluations = kl(uneven(), Adaptive(Tolerance(tolerance, 8, lead=0.5), solver, 64))
+    assert adaptive_evaluations == evaluations == steps
+    assert adaptive < gain * uniform
+
+
+def test_images_that_are_decided_early_need_fewer_evaluations():
+    """Narrow components: once an image has chosen one, its velocity is sure, and larger strides cost it little.
+
+    Too few steps make images that are too likely, too near the means: the mean of log p tells how much.
+    """
+    weights, means, covs = random_mixture(4, 16)
+    narrow = MixtureOracle(weights, 0.45 * means, 0.02 * covs, (2, 2))
+    expected = narrow.log_prob(narrow.sample(20000, SHAPE, seeded(0))).mean()
+
+    def measured(sampler):
+        denoiser = Headed(narrow, exact(narrow))
+        log_prob = narrow.log_prob(drawn(sampler, denoiser, range(100)))
+        return denoiser.rows / 100, float(log_prob.mean() - expected)
+
+    evaluations, excess = measured(Adaptive(Tolerance(1 / 32, 8), Ddim(), 64))
+    _, uniform_excess = measured(Sampler(Synchronous(), Ddim(), 26))
+    assert evaluations < 20
+    assert 0 < excess < uniform_excess
+
+
+def test_the_surest_are_a_share_of_those_named():
+    assert (surest(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2).bool(), 0.5)).sum() == 2
+    many = torch.rand(5, 10, 10, dtype=torch.float64)
+    among = torch.rand(5, 10, 10) < 0.6
+    for share in (0.0, 0.3, 0.7, 1.0):
+        sure = surest(many, among, share)
+        assert (sure.flatten(1).sum(1) == (share * among.flatten(1).sum(1) + 1e-9).long()).all()
+        assert not (sure & ~among).any()
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: Tolerance(0.0), "tolerance must be positive and finite, got 0.0"),
+        (lambda: Tolerance(math.nan), "tolerance must be positive and finite, got nan"),
+        (lambda: Tolerance(max_stride=0), "max_stride must be at least 1, got 0"),
+        (lambda: Tolerance(lead=1.5), r"lead must lie in \[0, 1\], got 1.5"),
+        (lambda: DualLoop(share=2), r"share must lie in \[0, 1\], got 2"),
+        (lambda: DualLoop(inner=0), "inner must be at least 1, got 0"),
+        (lambda: Sequential(together=0), "together must be at least 1, got 0"),
+        (lambda: Sequential(overlap=1.0), r"overlap must lie in \[0, 1\), got 1.0"),
+        (lambda: LookAhead(share=-1), r"share must lie in \[0, 1\], got -1"),
+        (lambda: LookAhead(ratio=0.5), "ratio must be at least 1, got 0.5"),
+        (lambda: LookAhead(skipped=2), r"skipped must lie in \[0, 1\], got 2"),
+        (lambda: Adaptive(steps=0), "steps must be at least 1, got 0"),
+        (lambda: Adaptive(refresh=0), "refresh must be at least 1, got 0"),
+        (lambda: Adaptive(budget=0), "budget must be at least 1, got 0"),
+        (lambda: Adaptive(solver=Heun(), budget=1), "budget must be at least 2, got 1"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(make, rule):
+    with pytest.raises(ValueError, match=rule):
+        make()
+
+
+def test_a_recipe_says_all_arguments():
+    for clocks in CLOCKS:
+        described = describe(Adaptive(clocks, Ddim(0.5), 16, 40, [LookAhead()], 2))
+        assert described["init_args"]["clocks"]["init_args"] == vars(clocks)
+        assert described["init_args"]["budget"] == 40
+
+
+@pytest.mark.parametrize("clocks", [Tolerance(0.1, 8, 0.5), DualLoop(0.5, 3), Sequential(2, 0.5)])
+@pytest.mark.parametrize("refresh", [1, 3])
+def test_a_trained_kind_of_network_in_any_batch(clocks, refresh):
+    """Also where the network computes moving patches only: what it remembers of images that left is forgotten."""
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2, classes=10, uncertainty=True).double()
+    denoiser = Denoiser(awaken(network).eval(), RectifiedFlow())
+    sampler = Adaptive(clocks, Multistep(), 8, guidance=[ClassifierFree(2.0)], refresh=refresh)
+    image, known = torch.randn(4, *SHAPE, dtype=torch.float64), torch.zeros(4, 4, 4, dtype=torch.bool)
+    known[0, :2], known[1, :, :2], known[2] = True, True, True
+
+    def some(rows):
+        label = torch.tensor(rows)
+        return drawn(sampler, denoiser, rows, image=image[rows], known=known[rows], label=label)
+
+    together = some([0, 1, 2, 3])
+    assert torch.allclose(together, torch.cat([some([k]) for k in range(4)]), rtol=0, atol=1e-12)
+    assert torch.equal(together[2], image[2])

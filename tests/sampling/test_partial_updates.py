@@ -1,0 +1,212 @@
+"""Computing moving patches only: exact where it claims to be, honest where it is not, and cheaper."""
+
+import pytest
+import torch
+from conftest import awaken
+from torch.utils.flop_counter import FlopCounterMode
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.step_rules import Tolerance
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.unet import UNet
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.noise.orders import Raster
+from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.randomness import seeded
+from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.partial_updates import Skipping
+from asyncdiff.sampling.solvers import Ddim, Heun, Multistep
+
+SHAPE = (1, 8, 8)
+DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
+
+
+@pytest.fixture
+def denoiser(small_dit):
+    return Denoiser(small_dit, RectifiedFlow()).requires_grad_(False)
+
+
+@pytest.fixture(params=[{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}], ids=str)
+def any_denoiser(request):
+    """Of every kind of DiT."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
+    return Denoiser(network, RectifiedFlow())
+
+
+def inputs(batch=3):
+    x_t = torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
+
+
+def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 4)
+    skipping.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
+    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
+
+
+def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
+    """Remembered keys and values are those of the same images: any part of them gives the same velocities."""
+    denoiser, (x_t, t, label) = any_denoiser, inputs()
+    skipping, exact = Skipping(denoiser, 100), denoiser(x_t, t, label).v
+    for seed in range(4):
+        skipping.moving = torch.rand(3, 4, 4, generator=seeded(seed)) < 0.3 * seed
+        assert torch.allclose(skipping(x_t, t, label).v, exact, rtol=0, atol=1e-12)
+
+
+def test_moving_patches_see_each_other_fresh_and_others_as_they_were(any_denoiser):
+    denoiser, (x_t, t, label) = any_denoiser, inputs()
+    moving = torch.zeros(3, 4, 4, dtype=torch.bool)
+    moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
+    skipping = Skipping(denoiser, 100)
+    skipping.moving = moving
+    before = skipping(x_t, t, label).v
+    pixels = moving.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    changed = torch.where(pixels, x_t + 1, x_t)
+    skipping.moving = moving
+    after = skipping(changed, t, label).v
+    assert torch.equal(after[~pixels.expand_as(after)], before[~pixels.expand_as(after)])
+    exact = denoiser(changed, t, label).v
+    assert 0 < (after - exact)[pixels].abs().max() < (before - exact)[pixels].abs().max()
+    skipping.moving = torch.ones_like(moving)
+    assert torch.allclose(skipping(changed, t, label).v, exact, rtol=0, atol=1e-12)
+
+
+def test_the_refresh_comes_every_so_many_steps(denoiser):
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 3)
+    nothing = torch.zeros(3, 4, 4, dtype=torch.bool)
+    fresh = []
+    for _ in range(7):
+        x_t = x_t + 1
+        skipping.moving = nothing
+        fresh.append(torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12))
+    assert fresh == [step in (0, 2, 5) for step in range(7)]  # the first, then in the middle between 0, 3, 6
+
+
+@pytest.mark.parametrize("margin", [1, 2])
+def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
+    """As if it moved itself, and nothing beyond it."""
+    x_t, t, label = inputs()
+    moving, wide = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    moving[0, 1, 0], moving[1, 3, 3] = True, True
+    wide[0, max(1 - margin, 0) : 2 + margin, : 1 + margin], wide[1, 3 - margin :, 3 - margin :] = True, True
+    found = []
+    for patches, by in ((moving, margin), (wide, 0)):
+        skipping = Skipping(denoiser, 100, by)
+        for image in (x_t, x_t + 1):
+            skipping.moving = patches
+            v = skipping(image, t, label).v
+        found.append(v)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0][:2], denoiser(x_t, t, label).v[:2])
+
+
+def test_refreshing_every_time_is_the_network_itself():
+    """Bit for bit: nothing is remembered, every evaluation is the plain call."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
+    remembered = []
+    network.register_forward_pre_hook(lambda _, args, told: remembered.append(told.get("memory")), with_kwargs=True)
+    for sampler in (Sampler(steps=4), Autoregressive(steps_per_patch=1), Adaptive(Tolerance(0.3), steps=4)):
+        sampler(Denoiser(network, RectifiedFlow()), seeds=[1, 2], label=torch.arange(2), **DOUBLE)
+    assert len(remembered) > 4 + 16
+    assert set(remembered) == {None}
+
+
+@pytest.mark.parametrize("solver", [Ddim(0.25), Heun(), Multistep()])
+@pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
+@pytest.mark.parametrize("overlap", [0.0, 0.6])
+def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
+    """Even where the images of a batch move at different times: one is given what another must generate."""
+    sampler = Autoregressive(Raster(), overlap, solver, 2, guidance, refresh=7)
+    image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    known = torch.zeros(3, 8, 8, dtype=torch.bool)
+    known[0, 4:], known[1, :, :4] = True, True
+    label = torch.arange(3)
+    together = sampler(denoiser, seeds=[7, 8, 9], label=label, image=image, known=known, **DOUBLE)
+    assert torch.equal(together[known[:, None]], image[known[:, None]])
+    for i in range(3):
+        part = slice(i, i + 1)
+        alone = sampler(denoiser, seeds=[7 + i], label=label[part], image=image[part], known=known[part], **DOUBLE)
+        assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
+
+
+def test_a_patch_that_has_moved_is_seen_where_it_is(denoiser):
+    """What stands at a new level is computed there once, though it moves no more."""
+    x_t, t, label = inputs()
+    skipping = Skipping(denoiser, 100)
+    first = torch.zeros(3, 4, 4, dtype=torch.bool)
+    first[:, 0] = True
+    skipping.moving = first
+    skipping(x_t, t, label)
+    pixels = first.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    x_t, t = torch.where(pixels, x_t / 2, x_t), t.masked_fill(first, 0)
+    skipping.moving = ~first
+    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
+
+
+def test_skipping_half_the_image_saves_computation():
+    """Inpainting one quarter of 256 tokens: counted operations, all evaluations of a walk."""
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
+    denoiser = Denoiser(network, RectifiedFlow())
+    image, known = torch.rand(1, 1, 32, 32), torch.ones(1, 32, 32, dtype=torch.bool)
+    known[:, :16, :16] = False
+    operations = []
+    for refresh in (1, 1000):
+        with FlopCounterMode(display=False) as counter:
+            sampler = Sampler(steps=20, refresh=refresh)
+            sampler(denoiser, seeds=[0], shape=(1, 32, 32), image=image, known=known)
+        operations.append(counter.get_total_flops())
+    assert operations[1] < 0.35 * operations[0]
+
+
+def test_a_level_map_coarser_than_the_tokens():
+    torch.manual_seed(0)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4, uncertainty=True).double()
+    denoiser = Denoiser(awaken(network).requires_grad_(False).eval(), RectifiedFlow())
+    x_t = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    t = torch.rand(2, 2, 2, generator=seeded(1), dtype=torch.float64)
+    skipping = Skipping(denoiser, 100)
+    for moving in (torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[[True, False], [False, False]]] * 2)):
+        skipping.moving = moving
+        got, exact = skipping(x_t, t), denoiser(x_t, t)
+        assert torch.allclose(got.v, exact.v, rtol=0, atol=1e-12)
+        assert torch.allclose(got.logvar, exact.logvar, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", [Sampler, Autoregressive, Adaptive])
+def test_a_margin_needs_a_refresh(make):
+    with pytest.raises(ValueError, match="margin must be 0 with refresh 1, which computes all patches, got 2"):
+        make(margin=2)
+    with pytest.raises(ValueError, match="margin must be at least 0, got -1"):
+        make(refresh=4, margin=-1)
+    assert make(refresh=4, margin=2).margin == 2
+
+
+@pytest.mark.parametrize("kind", [Sampler, Adaptive])
+def test_a_margin_as_wide_as_the_grid_is_the_full_walk(kind):
+    """All patches are computed at every step, through what is remembered."""
+    torch.manual_seed(0)
+    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
+    denoiser, told = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
+    options = {"clocks": Tolerance(0.3)} if kind is Adaptive else {}
+    exact, wide = (kind(steps=6, **options, **skip)(denoiser, **told) for skip in ({}, {"refresh": 50, "margin": 4}))
+    assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
+
+
+def test_a_module_whose_network_cannot_is_refused_at_once():
+    network = UNet(1, 16, (1, 2), 1, 1, attention=(), middle_attention=False, level_patch_size=2)
+    with pytest.raises(ValueError, match="refresh must be 1 for UNet, which computes all patches, got 4"):
+        AsyncDiffusion(network, sampler=Sampler(refresh=4), image_size=8)
+
+
+def test_a_network_that_cannot_is_refused():
+    oracle = GaussianOracle(*random_gaussian(16), (2, 2))
+    with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which computes all patches"):
+        Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))

@@ -1,0 +1,228 @@
+"""Editing: patches start from the photo noised to their own levels, and what is at level 0 stays bit for bit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import awaken
+from PIL import Image
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.noise.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.noise.orders import Spiral
+from asyncdiff.noise.paths import AsyncPatch, Entered, Floored, Ordered, Synchronous
+from asyncdiff.tasks.photos import fitted_levels, fitting, read_levels, read_photo, to_bytes, to_model
+from asyncdiff.tasks import Autoregress, Edit, Inpaint
+from asyncdiff.tasks.contact_sheet import UNKNOWN, given_tile
+from asyncdiff.sampling.repaint import RePaint
+from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.solvers import Ddim, Heun
+
+SHAPE = (1, 4, 4)
+MEAN, COVARIANCE = random_gaussian(16)
+ORACLE = GaussianOracle(MEAN, COVARIANCE, (2, 2))
+MAP = torch.tensor([[[0.0, 0.3], [0.6, 1.0]]], dtype=torch.float64)
+
+
+def walked(sampler, image, levels, known=None, seeds=None):
+    known = torch.zeros(len(image), 4, 4, dtype=torch.bool) if known is None else known
+    seeds = range(len(image)) if seeds is None else seeds
+    given = {"image": image, "known": known, "levels": levels.expand(len(image), 2, 2)}
+    return sampler(ORACLE, seeds=seeds, shape=SHAPE, dtype=torch.float64, **given)
+
+
+# The walk
+
+
+@pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), Ordered(Spiral(), 0.5)])
+def test_an_entered_path_is_the_inner_one_times_the_levels(path):
+    s = torch.linspace(0, 1, 9, dtype=torch.float64)
+    curves = [
+        p.draw(9, (2, 2), generator=[torch.Generator().manual_seed(3) for _ in s], dtype=torch.float64)
+        for p in (path, Entered(path, MAP))
+    ]
+    (t, slope), (scaled, scaled_slope) = (curve(s) for curve in curves)
+    assert torch.equal(scaled, MAP * t)
+    assert torch.equal(scaled_slope, MAP * slope)
+    assert torch.equal(scaled[-1], MAP[0])
+
+
+def test_entered_refuses_other_grids_and_floors():
+    with pytest.raises(ValueError, match=r"levels must hold one map, or one per image, of the grid \(4, 4\)"):
+        Entered(Synchronous(), MAP).draw(1, (4, 4))
+    with pytest.raises(ValueError, match=r"path must start at t = 0, got one with a floor of 0\.001"):
+        Entered(Floored(Synchronous()), MAP)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), Ddim(0.5), 60), Sampler(Synchronous(), Heun(), 30)])
+def test_edits_of_true_images_are_true_images(sampler):
+    """Noised to any map of levels and walked back, draws of a Gaussian have its mean and covariance again."""
+    n = 3000
+    factor = torch.linalg.cholesky(COVARIANCE)
+    image = MEAN + torch.randn(n, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ factor.T
+    out = walked(sampler, image.reshape(n, *SHAPE), MAP).flatten(1)
+    tolerance = 4 * (COVARIANCE.diagonal() / n).sqrt().max().item()
+    assert torch.allclose(out.mean(0), MEAN, atol=tolerance + 0.01)
+    assert torch.allclose(out.T.cov(), COVARIANCE, atol=0.06 * COVARIANCE.diagonal().max().item() + 0.01)
+
+
+def test_patches_change_as_much_as_their_levels():
+    """At 0 not a bit; where the levels are higher, more; at 1 nothing of the image is left."""
+    factor = torch.linalg.cholesky(COVARIANCE)
+    draws = torch.randn(2, 400, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    image, other = (MEAN + draws @ factor.T).reshape(2, 400, *SHAPE)
+    sampler = Sampler(steps=20)
+    out = walked(sampler, image, MAP)
+    assert torch.equal(out[:, :, :2, :2], image[:, :, :2, :2])
+    change = (out - image).square().mean((0, 1)).reshape(2, 2, 2, 2).mean((1, 3))
+    spread = 2 * COVARIANCE.diagonal().reshape(2, 2, 2, 2).mean((1, 3))  # of two independent images
+    share = (change / spread).flatten()
+    assert share[0] == 0
+    assert 0.01 < share[1] < 0.6 * share[2]
+    assert share[2] < share[3]
+    # Only the patch at 1 may be another image's: it is never read.
+    other[:, :, :2], other[:, :, 2:, :2] = image[:, :, :2], image[:, :, 2:, :2]
+    other[:, :, 2:, 2:] = torch.nan
+    assert torch.equal(walked(sampler, other, MAP), out)
+
+
+@pytest.mark.parametrize("sampler", [Sampler(steps=5), Autoregressive(Spiral(), 0.5, steps_per_patch=3)])
+def test_black_and_white_maps_are_inpainting(sampler):
+    image = torch.randn(2, *SHAPE, dtype=torch.float64)
+    known = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.7
+    known[:, :2, :2] = True
+    patches = known.reshape(2, 2, 2, 2, 2).all(4).all(2)
+    out = walked(sampler, image, 1 - patches.double(), known, seeds=[5, 6])
+    expected = sampler(ORACLE, seeds=[5, 6], shape=SHAPE, image=image, known=known, dtype=torch.float64)
+    assert torch.equal(out, expected)
+
+
+def test_what_cannot_be_entered_is_refused():
+    image = torch.zeros(1, *SHAPE, dtype=torch.float64)
+    for sampler in (Adaptive(), RePaint()):
+        with pytest.raises(ValueError, match=f"levels must be left out for {type(sampler).__name__}, which starts"):
+            walked(sampler, image, MAP)
+    with pytest.raises(ValueError, match=r"levels must lie in \[0, 1\], got 1.5"):
+        walked(Sampler(steps=1), image, MAP * 1.5)
+    with pytest.raises(ValueError, match="levels must lie in"):
+        walked(Sampler(steps=1), image, MAP * torch.nan)
+    with pytest.raises(ValueError, match=r"levels must hold a value per patch, \(1, 2, 2\), got \(1, 1, 2\)"):
+        Sampler(steps=1)(
+            ORACLE, seeds=[0], shape=SHAPE, image=image, known=image[:, 0] > 1, levels=MAP[:, :1], dtype=torch.float64
+        )
+    with pytest.raises(ValueError, match="levels must come with image and known, got levels alone"):
+        Sampler(steps=1)(ORACLE, seeds=[0], shape=SHAPE, levels=MAP, dtype=torch.float64)
+
+
+# The task
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    return AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=3), image_size=8).eval()
+
+
+def saved(file, array):
+    Image.fromarray(np.asarray(array, np.uint8)).save(file)
+    return str(file)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return saved(tmp_path / "photo.png", np.random.default_rng(0).integers(0, 256, (8, 8, 3)))
+
+
+@pytest.fixture
+def levels(tmp_path):
+    """Black at the left, then a dark, a bright and a white column of patches; one pixel in the dark one is white."""
+    grey = np.repeat(np.array([0, 51, 204, 255]), 2)[None].repeat(8, 0)
+    grey[0, 2] = 255
+    return saved(tmp_path / "levels.png", grey)
+
+
+def test_an_edit_is_the_walk_from_its_levels(model, photo, levels):
+    (request,) = Edit(photo, levels).requests(model, seeds=[4])
+    assert torch.equal(request.known, torch.arange(8).expand(8, 8) < 2)
+    t = torch.tensor([[0, 0.2, 0.8, 1]]).expand(4, 4).clone()
+    t[0, 1] = 1  # the highest level of a patch counts
+    pixels = read_photo(Path(photo), 3)
+    expected = model.sampler(
+        model.denoiser,
+        seeds=[4],
+        shape=(3, 8, 8),
+        image=to_model(pixels)[None],
+        known=request.known[None],
+        levels=t[None],
+    )
+    drawn = Edit(photo, levels).draw(model, seeds=[4])
+    assert torch.equal(drawn, expected)
+    assert torch.equal(to_bytes(drawn)[0, :, :, :2], pixels[:, :, :2])
+    ordered = Autoregress("spiral", 0.5, 2, photo, levels=levels).draw(model, seeds=[4])
+    assert torch.equal(to_bytes(ordered)[0, :, :, :2], pixels[:, :, :2])
+    assert not torch.equal(ordered, drawn)
+
+
+def test_an_edit_in_black_and_white_is_an_inpainting(model, photo, tmp_path):
+    known = Half()(8, 8)
+    black = saved(tmp_path / "black.png", 255 * (~known).numpy())
+    white = saved(tmp_path / "white.png", 255 * known.numpy())
+    assert torch.equal(Edit(photo, black).draw(model, seeds=[1]), Inpaint(photo, white).draw(model, seeds=[1]))
+    autoregressive = [Autoregress("snake", 0.5, 2, photo, **given) for given in ({"levels": black}, {"mask": white})]
+    first, second = (task.draw(model, seeds=[1]) for task in autoregressive)
+    assert torch.equal(first, second)
+
+
+def test_one_number_is_a_map(model, photo, tmp_path):
+    flat = saved(tmp_path / "flat.png", np.full((8, 8), 51))
+    assert torch.equal(Edit(photo, "0.2").draw(model, seeds=[1]), Edit(photo, flat).draw(model, seeds=[1]))
+
+
+def test_maps_come_to_size_with_their_photos():
+    how = fitting((4, 8), (2, 2), "crop", (1, 1))
+    levels = torch.zeros(4, 8)
+    levels[1, 3], levels[3, 7] = 0.4, 1  # the second is cut off
+    assert torch.equal(fitted_levels(levels, how), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
+
+
+def test_grey_is_a_level(tmp_path):
+    assert torch.equal(
+        read_levels(Path(saved(tmp_path / "a.png", [[0, 51], [102, 255]]))), torch.tensor([[0, 51], [102, 255]]) / 255
+    )
+    Image.new("LA", (2, 2), (7, 9)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"levels must be grey, got .*b\.png, which is transparent in 4 pixels"):
+        read_levels(tmp_path / "b.png")
+
+
+def test_a_sheet_shows_how_much_may_change(model, photo, levels):
+    (request,) = Edit(photo, levels).requests(model, seeds=[0])
+    tile, pixels = given_tile(request), read_photo(Path(photo), 3)
+    assert torch.equal(tile[:, :, :2], pixels[:, :, :2])
+    assert (tile[:, :, 6:] == torch.tensor(UNKNOWN)[:, None, None]).all()
+    between = 0.2 * torch.tensor(UNKNOWN) + 0.8 * pixels[:, 5, 3]
+    assert torch.equal(tile[:, 5, 3].int(), between.round().int())
+
+
+def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path, monkeypatch):
+    black = saved(tmp_path / "black.png", np.zeros((8, 8)))
+    wide = saved(tmp_path / "wide.png", np.zeros((8, 16)))
+    for given, message in (
+        ("0", r"levels must lie in \(0, 1\], got 0"),
+        ("nan", r"levels must lie in \(0, 1\], got nan"),
+        ("none.png", r"levels must be a number, a file or a folder, got none.png, which does not exist"),
+        (black, "levels must leave something to change, got 0 all over photo"),
+        (wide, "levels must have the size of its photo"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            Edit(photo, given).requests(model, seeds=[0])
+    for words in ({"levels": levels}, {"image": photo, "mask": "half", "levels": levels}):
+        with pytest.raises(ValueError, match="levels must come with an image and without a mask"):
+            Autoregress(**words)
+    monkeypatch.setattr(model, "sampler", RePaint())
+    with pytest.raises(ValueError, match="sampler must start from any level to edit, got RePaint"):
+        Edit(photo, levels).requests(model, seeds=[0])

@@ -1,0 +1,239 @@
+"""Photos of every kind become the pixels that they show, and what is unknown of them leaves no trace."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asyncdiff.tasks.photos import (
+    PhotoWarning,
+    check_same_shape,
+    fitted,
+    fitted_with_mask,
+    fitting,
+    height_by_width,
+    photo_files,
+    read_mask,
+    read_photo,
+    save_png,
+    to_bytes,
+    to_model,
+)
+
+PATCH = (4, 4)
+
+
+def noise(c, h, w, seed=0):
+    return torch.randint(0, 256, (c, h, w), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+def saved(array, file, **how):
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(file, **how)
+    return file
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_256_values_come_back_from_the_model_and_from_a_file(channels, tmp_path):
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(channels, -1, -1)
+    back = to_bytes(to_model(pixels))
+    assert torch.equal(back, pixels)
+    save_png(back, tmp_path / "deep" / "a.png")
+    assert torch.equal(read_photo(tmp_path / "deep" / "a.png", channels), pixels)
+
+
+def test_values_beyond_the_range_are_cut_off():
+    assert to_bytes(torch.tensor([[[-1.7, -1.0, 0.0, 1.0, 2.0]]])).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+# Reading
+
+
+def test_a_photo_is_turned_upright(tmp_path):
+    upright = noise(3, 4, 6)
+    turned = Image.fromarray(upright.permute(1, 2, 0).numpy()).rotate(90, expand=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 270 degrees
+    turned.save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_photo(tmp_path / "a.png", 3), upright)
+
+
+def test_what_shines_through_is_white_and_told(tmp_path):
+    colours = np.zeros((2, 2, 4), np.uint8)
+    colours[0, 0] = (10, 20, 30, 255)
+    saved(colours, tmp_path / "a.png")
+    with pytest.warns(PhotoWarning, match="shines through in 3 pixels is taken as white"):
+        pixels = read_photo(tmp_path / "a.png", 3)
+    assert pixels[:, 0, 0].tolist() == [10, 20, 30]
+    assert (pixels.flatten(1)[:, 1:] == 255).all()
+
+
+def test_opaque_files_are_read_without_a_warning(tmp_path):
+    saved(np.full((2, 2, 4), 255), tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_photo(tmp_path / "a.png", 3)
+
+
+def test_sixteen_bits_are_spread_not_clipped(tmp_path):
+    values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert torch.equal(read_photo(tmp_path / "a.png", 1)[0], torch.arange(256).reshape(16, 16).to(torch.uint8))
+
+
+def test_channels_are_the_models(tmp_path):
+    saved(np.tile(np.uint8([[[255, 0, 0]]]), (2, 2, 1)), tmp_path / "red.png")
+    assert (read_photo(tmp_path / "red.png", 1) == 76).all()  # 0.299 of 255
+    saved(np.full((2, 2), 9), tmp_path / "grey.png")
+    assert torch.equal(read_photo(tmp_path / "grey.png", 3), torch.full((3, 2, 2), 9, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="photos have 1 or 3 channels, got a model of 4"):
+        read_photo(tmp_path / "grey.png", 4)
+
+
+def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+    frames = [Image.fromarray(np.full((2, 2), value, np.uint8)) for value in (0, 255)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(PhotoWarning, match="of its 2 pictures the first is taken"):
+        assert (read_photo(tmp_path / "a.gif", 1) == 0).all()
+
+
+def test_what_is_no_image_is_refused(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"images must be files that can be read, got .*a\.png"):
+        read_photo(tmp_path / "a.png", 3)
+
+
+def test_files_of_a_folder_and_of_a_pattern(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    assert [f.name for f in photo_files("image", str(tmp_path))] == ["a.JPG", "b.png"]
+    assert [f.name for f in photo_files("image", str(tmp_path / "*.png"))] == ["b.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="image must name image files, got the folder"):
+        photo_files("image", str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="exemplar must be an image file, a folder or a pattern"):
+        photo_files("exemplar", str(tmp_path / "none.png"))
+
+
+# Masks
+
+
+def test_white_is_known_unless_said_otherwise(tmp_path):
+    mask = np.uint8([[255, 0], [0, 255]])
+    for name, values in (("l", mask), ("ones", mask // 255), ("rgb", np.stack([mask] * 3, -1))):
+        file = saved(values, tmp_path / f"{name}.png")
+        assert read_mask(file).tolist() == [[True, False], [False, True]]
+        assert read_mask(file, mask_is_unknown=True).tolist() == [[False, True], [True, False]]
+
+
+def test_a_mask_of_ones_may_have_any_depth(tmp_path):
+    """16-bit values 0 and 1 are black and white, not two nearly black greys."""
+    Image.fromarray(np.array([[1, 0], [0, 1]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_mask(tmp_path / "deep.png").tolist() == [[True, False], [False, True]]
+
+
+def test_what_is_between_is_decided_at_the_middle_with_one_warning(tmp_path):
+    file = saved([[0, 127, 128, 255]], tmp_path / "a.png")
+    with pytest.warns(PhotoWarning) as told:
+        assert read_mask(file).tolist() == [[False, False, True, True]]
+    assert len(told) == 1
+    assert "2 of 4 pixels are neither black nor white" in str(told[0].message)
+
+
+def test_a_jpeg_mask_is_the_one_that_was_drawn(tmp_path):
+    drawn = torch.zeros(32, 32, dtype=torch.bool)
+    drawn[5:20, 9:27] = True
+    file = saved(drawn.numpy() * 255, tmp_path / "a.jpg", quality=60)
+    with pytest.warns(PhotoWarning, match="neither black nor white"):
+        assert torch.equal(read_mask(file), drawn)
+
+
+def test_a_transparent_mask_is_refused(tmp_path):
+    file = saved(np.zeros((2, 2, 4)), tmp_path / "a.png")
+    with pytest.raises(ValueError, match="mask must be black and white, got .* transparent in 4 pixels"):
+        read_mask(file)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("original", [(37, 200), (200, 37), (64, 64), (5, 7), (1, 1), (33, 32)])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
+def test_a_crop_covers_the_size_and_keeps_the_shape(original, size):
+    how = fitting(original, size, "crop", PATCH)
+    scale = max(size[0] / original[0], size[1] / original[1])
+    assert how.size == size
+    for whole, part, side in zip(how.resized, size, original, strict=True):
+        assert whole >= part
+        assert abs(whole - scale * side) <= 0.5
+    assert any(whole == part for whole, part in zip(how.resized, size, strict=True))
+    assert tuple(fitted(noise(3, *original), how).shape) == (3, *size)
+
+
+def test_the_other_fits():
+    assert fitting((30, 50), (16, 16), "resize", PATCH).resized == (16, 16)
+    kept = fitting((30, 50), (16, 16), "keep", PATCH)
+    assert (kept.resized, kept.size) == ((30, 50), (28, 48))
+    pixels = noise(3, 30, 50)
+    assert torch.equal(fitted(pixels, kept), pixels[:, 1:29, 1:49])
+    assert kept.told() == "30x50 pixels, cut to its middle 28x48"
+    with pytest.raises(ValueError, match="photos must hold a patch of 4x4 pixels to be kept, got 3x50"):
+        fitting((3, 50), (16, 16), "keep", PATCH)
+    with pytest.raises(ValueError, match="photos must be about as wide as 512x512"):
+        fitting((1, 5000), (512, 512), "crop", PATCH)
+
+
+def test_at_its_own_size_a_photo_stays_as_it_is():
+    pixels, known = noise(3, 16, 24), noise(1, 16, 24, seed=1)[0] > 99
+    how = fitting((16, 24), (16, 24), "crop", PATCH)
+    assert torch.equal(fitted(pixels, how), pixels)
+    same, mask = fitted_with_mask(pixels, known, how)
+    assert torch.equal(same * known, pixels * known)
+    assert torch.equal(mask, known)
+
+
+@pytest.mark.parametrize("original", [(128, 160), (70, 53), (12, 9)])
+def test_nothing_unknown_is_mixed_into_what_is_known(original):
+    h, w = original
+    known = torch.ones(h, w, dtype=torch.bool)
+    known[h // 3 : h // 2, w // 4 : 2 * w // 3] = False
+    how = fitting(original, (32, 32), "crop", PATCH)
+    flat = torch.full((3, h, w), 200, dtype=torch.uint8)
+    once, mask = fitted_with_mask(torch.where(known, flat, 0), known, how)
+    again, _ = fitted_with_mask(torch.where(known, flat, 255), known, how)
+    assert 0.5 < mask.float().mean() < 0.98
+    assert torch.equal(once * mask, again * mask)
+    assert ((once.int() - 200).abs() * mask).max() == 0  # what is flat stays flat up to the edge
+    plain = fitted(torch.where(known, flat, 0), how)
+    assert ((plain.int() - 200).abs() * mask).max() > 5  # as it would not by resizing alone
+
+
+def test_a_scratch_survives_the_reduction():
+    known = torch.ones(256, 256, dtype=torch.bool)
+    known[:, 100] = False
+    _, mask = fitted_with_mask(noise(1, 256, 256), known, fitting((256, 256), (32, 32), "crop", PATCH))
+    assert not mask[:, 12].any()
+    assert mask[:, 13:].all()
+
+
+def test_a_mask_may_be_its_photo_at_another_resolution(tmp_path):
+    check_same_shape(tmp_path, (375, 500), tmp_path, (750, 1000))
+    check_same_shape(tmp_path, (375, 500), tmp_path, (48, 64))
+    for size in ((500, 375), (375, 502), (32, 32)):
+        with pytest.raises(ValueError, match=f"got .* of {size[0]}x{size[1]} for .* of 375x500"):
+            check_same_shape(tmp_path, (375, 500), tmp_path, size)
+
+
+@pytest.mark.parametrize(("text", "size"), [("64x96", (64, 96)), ("64", (64, 64)), ("8X4", (8, 4))])
+def test_sizes_are_rows_by_columns(text, size):
+    assert height_by_width("size", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "64x", "0x4", "4x4x4", "-4", "a"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(ValueError, match="to must be HEIGHTxWIDTH in pixels"):
+        height_by_width("to", text)

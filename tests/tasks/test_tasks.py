@@ -1,0 +1,358 @@
+"""Tasks: what is known stays bit for bit, a picture depends on its seed alone, mistakes are refused first."""
+
+import inspect
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import awaken
+from PIL import Image
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff import AsyncDiffusion
+from asyncdiff.sampling.tiling import Canvas
+from asyncdiff.cli.errors.suggestions import find_class
+from asyncdiff.sampling.guidance import InputGuidance
+from asyncdiff.noise.masks import Half, Thin
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.orders import Spiral
+from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
+from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Request, Texture
+from asyncdiff.tasks.contact_sheet import SHEET, UNKNOWN, fresh_folder, given_tile, sheet, write, write_sheet
+from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.solvers import Ddim
+
+LAYERS = sorted((Path(__file__).resolve().parents[1] / "experiments" / "tasks").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model of 8x8 colour images in patches of 2, awake, with three classes."""
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    return AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=3), image_size=8).eval()
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return saved(tmp_path / "photo.png", 8, 8)
+
+
+def saved(file, h, w, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return str(file)
+
+
+def pixels_of(file):
+    return read_photo(Path(file), 3)
+
+
+# What is drawn
+
+
+def test_generate_is_the_models_own(model):
+    drawn = Generate().draw(model, seeds=[4, 1, 2, 9])
+    assert torch.equal(drawn, model.generate([4, 1, 2, 9], [0, 1, 2, 0]))
+    assert torch.equal(Generate().draw(model, seeds=[4], labels=[]), model.generate([4]))
+
+
+def test_other_sizes_that_patches_cover(model):
+    assert Generate("4x10").draw(model, seeds=[0]).shape == (1, 3, 4, 10)
+    with pytest.raises(
+        ValueError, match="sides of the picture must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
+    ):
+        Generate("5x8").draw(model, seeds=[0])
+
+
+def test_inpaint_is_the_models_own_of_every_photo_with_every_seed(model, tmp_path):
+    for name, seed in (("a.png", 1), ("b.png", 2)):
+        saved(tmp_path / name, 8, 8, seed)
+    task = Inpaint(str(tmp_path), Half())
+    requests = task.requests(model, seeds=[5, 7])
+    assert [r.name for r in requests] == ["a_seed5", "a_seed7", "b_seed5", "b_seed7"]
+    known = Half()(8, 8)
+    expected = [model.inpaint(to_model(pixels_of(tmp_path / name)), known, seeds=[5, 7]) for name in ("a.png", "b.png")]
+    assert torch.allclose(task.draw(model, seeds=[5, 7]), torch.cat(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["square", "thin", "lines", "extreme", "super_resolution"])
+def test_known_pixels_are_those_of_the_photo_in_the_file_too(mask, model, photo, tmp_path):
+    task = Inpaint(photo, mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        requests = task.requests(model, seeds=[0, 1])
+    write(task.finished(model, requests), requests, tmp_path / "out")
+    truth = pixels_of(photo)
+    for request in requests:
+        drawn = pixels_of(tmp_path / "out" / f"{request.name}.png")
+        assert torch.equal(drawn[:, request.known], truth[:, request.known])
+        assert (drawn != truth)[:, ~request.known].float().mean() > 0.5
+
+
+def test_a_picture_does_not_depend_on_its_batch(model, tmp_path, monkeypatch):
+    for i in range(3):
+        saved(tmp_path / f"{i}.png", 12, 20, seed=i)
+    task = Inpaint(str(tmp_path), "half")
+    together = task.draw(model, seeds=[0, 1])
+    monkeypatch.setattr(model, "predict_batch_size", 1)
+    assert [len(batch) for batch in task.batches(model, task.requests(model, seeds=[0, 1]))] == [1] * 6
+    alone = task.draw(model, seeds=[0, 1])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_photos_of_several_sizes_are_batched_by_size(model, tmp_path):
+    for i, (h, w) in enumerate([(8, 8), (9, 8), (8, 12)]):
+        saved(tmp_path / f"{i}.png", h, w)
+    task = Inpaint(str(tmp_path), "half", fit="keep")
+    requests = task.requests(model, seeds=[0, 1])
+    assert [len(batch) for batch in task.batches(model, requests)] == [4, 2]
+    assert task.finished(model, requests[-2:]).shape == (2, 3, 8, 12)
+    with pytest.raises(ValueError, match="photos must come to one size, got 2 sizes"):
+        task.draw(model, seeds=[0])
+
+
+def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo, monkeypatch):
+    guidance = InputGuidance(0.7)
+    task = Autoregress("spiral", 0.5, 2, photo, "half")
+    with monkeypatch.context() as patch:
+        patch.setattr(model.sampler, "guidance", [guidance])
+        sampler, drawn = task.sampler(model), task.draw(model, seeds=[3])
+    assert isinstance(sampler.order, Spiral)
+    assert sampler.guidance == [guidance]
+    expected = Autoregressive(Spiral(), 0.5, Ddim(0.25), 2, [guidance])
+    known = Half()(8, 8)
+    assert torch.equal(drawn, model.inpaint(to_model(pixels_of(photo)), known, seeds=[3], sampler=expected))
+    whole = Autoregress("raster", steps_per_patch=1).draw(model, seeds=[3, 4])
+    assert torch.equal(whole, model.generate([3, 4], [0, 1], sampler=Autoregressive(None, 0.0, Ddim(0.25), 1)))
+
+
+def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
+    task = Outpaint(photo, top=2, right=6)
+    drawn = task.draw(model, seeds=[0, 1])
+    assert drawn.shape == (2, 3, 10, 14)
+    assert torch.equal(to_bytes(drawn[:, :, 2:, :8]), pixels_of(photo).expand(2, -1, -1, -1))
+    exemplar = to_model(pixels_of(photo))
+    canvas = Canvas(model.sampler, 0.5)
+    shape = {"size": (10, 14), "shape": (3, 8, 8)}
+    assert torch.equal(drawn[1], canvas(model.denoiser, **shape, seed=1, exemplar=exemplar, place=(2, 0)))
+
+
+def test_outpaint_within_the_models_size_is_one_inpainting(model, photo):
+    drawn = Outpaint(photo, size="4x6", to="8x8").draw(model, seeds=[2])
+    known = torch.zeros(8, 8, dtype=torch.bool)
+    known[2:6, 0:6] = True  # (8 - 6) // 2 is no whole patch
+    (request,) = Outpaint(photo, size="4x6", to="8x8").requests(model, seeds=[2])
+    image, where = request.whole()
+    assert torch.equal(where, known)
+    assert torch.equal(drawn, model.inpaint(image, known, seeds=[2]))
+
+
+def test_a_texture_grows_from_the_middle_of_its_exemplar(model, tmp_path):
+    wall = saved(tmp_path / "wall.png", 30, 21)
+    task = Texture(wall, "16x20", tileable=True)
+    (request,) = task.requests(model, seeds=[3])
+    assert (request.name, request.place) == ("wall_seed3", (4, 6))
+    drawn = task.draw(model, seeds=[3])[0]
+    middle = pixels_of(wall)[:, 11:19, 6:14]
+    assert torch.equal(to_bytes(drawn[:, 4:12, 6:14]), middle)
+    (smaller,) = Texture(wall, "16x20", scale=0.3, piece="40x5").requests(model, seeds=[0])
+    assert smaller.image.shape == (3, 8, 4)  # 9x6 pixels, of them whole patches
+    plain = Texture(size="8x12").draw(model, seeds=[0], labels=[1])[0]
+    canvas = Canvas(model.sampler, 0.5)
+    assert torch.equal(plain, canvas(model.denoiser, size=(8, 12), shape=(3, 8, 8), seed=0, label=1))
+
+
+# What is asked for
+
+
+def test_labels_are_taken_in_turn(model, photo, tmp_path):
+    def labels(task, seeds, given):
+        return [r.label for r in task.requests(model, seeds=seeds, labels=given)]
+
+    assert labels(Generate(), range(4), None) == [0, 1, 2, 0]
+    assert labels(Generate(), range(3), [2, 0]) == [2, 0, 2]
+    assert labels(Generate(), range(2), []) == [None, None]
+    assert labels(Inpaint(photo), range(2), None) == [None, None]
+    saved(tmp_path / "second.png", 8, 8)
+    assert labels(Inpaint(str(tmp_path)), range(2), [2, 1]) == [2, 2, 1, 1]
+    assert labels(Texture(), range(2), [1]) == [1, 1]
+    with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 2, got 3"):
+        Generate().requests(model, seeds=[0], labels=[3])
+    with pytest.raises(ValueError, match="labels must be at most one per photo, got 2 for 1"):
+        Inpaint(photo).requests(model, seeds=[0, 1], labels=[0, 1])
+
+
+def test_a_mask_file_comes_to_the_models_size_with_its_photo(model, tmp_path):
+    photo = saved(tmp_path / "photo.png", 16, 32)
+    mask = np.full((16, 32), 255, np.uint8)
+    mask[:8, 8:16] = 0
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    (request,) = Inpaint(photo, str(tmp_path / "mask.png")).requests(model, seeds=[0])
+    expected = torch.ones(8, 8, dtype=torch.bool)
+    expected[:4, :4] = False  # half the size, and the middle of its width
+    assert torch.equal(request.known, expected)
+    (turned,) = Inpaint(photo, str(tmp_path / "mask.png"), mask_is_unknown=True).requests(model, seeds=[0])
+    assert torch.equal(turned.known, ~expected)
+    assert request.note == f"{photo}: 16x32 pixels, resized to 8x16, cut to its middle 8x8"
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).save(tmp_path / "masks" / "photo.png")
+    (matched,) = Inpaint(photo, str(tmp_path / "masks")).requests(model, seeds=[0])
+    assert torch.equal(matched.known, expected)
+
+
+def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
+    for name in ("a.png", "b.png"):
+        saved(tmp_path / name, 8, 8)
+    requests = Inpaint(str(tmp_path), Thin(fewest=1, most=1), size="32x32", mask_seed=3).requests(model, seeds=[0, 1])
+    assert torch.equal(requests[0].known, requests[1].known)
+    assert not torch.equal(requests[0].known, requests[2].known)
+    assert torch.equal(requests[2].known, Thin(fewest=1, most=1)(32, 32, seed=4))
+
+
+def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
+    for name in ("a.png", "a.bmp", "a-2.png"):  # the last one's name is what the second might be given
+        saved(tmp_path / name, 8, 8)
+    names = [r.name for r in Inpaint(str(tmp_path)).requests(model, seeds=[0])]
+    assert sorted(names) == ["a-2_seed0", "a-3_seed0", "a_seed0"]
+
+
+def test_latents_are_no_pictures():
+    network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
+    latent = AsyncDiffusion(network, image_size=8)
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got a model of 4: set model.codec"):
+        Generate().requests(latent, seeds=[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (lambda p: Inpaint(p, "sqare"), "masks must be named .* did you mean square"),
+        (lambda p: Inpaint(p, "none.png"), "mask must be a file, a folder or the name of a set, got none.png"),
+        (
+            lambda p: Inpaint(p, size="9x8"),
+            "must be multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest",
+        ),
+        (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
+        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size must be left out where fit is keep"),
+        (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern, got none.jpg"),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave something to draw, .* all of photo"),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/wide.png"), "mask must have the size of its photo, got .* 8x9 .* 8x8"),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/masks"), "mask must hold one file named photo .*, got 0"),
+        (lambda p: Outpaint(p), "one of to and top, bottom, left, right must be given"),
+        (lambda p: Outpaint(p, right=4, to="8x16"), "one of to and top, bottom, left, right must be given"),
+        (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
+        (lambda p: Outpaint(p, to="6x16"), "to must exceed the photo, got 6x16 for 8x8"),
+        (lambda p: Outpaint(p, to="8x8"), "to must exceed the photo"),
+        (
+            lambda p: Outpaint(p, right=3, size="4x4"),
+            "must be multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is the nearest",
+        ),
+        (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
+        (lambda p: Outpaint(saved(Path(p).with_name("low.png"), 4, 4), right=8, fit="keep"), "size .* 8x8, got 4x12"),
+        (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
+        (lambda p: Texture(size="4x4"), "size must be at least the model's 8x8, got 4x4"),
+        (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
+        (lambda p: Autoregress(overlap=1.0), "overlap"),
+        (lambda p: Autoregress(steps_per_patch=0), "steps_per_patch must be at least 1"),
+        (lambda p: Autoregress(image=p), "image and mask go together, got image without mask"),
+        (lambda p: Autoregress(mask="half"), "image and mask go together, got mask without image"),
+        (lambda p: Autoregress(mask_seed=3), "image must be given with mask_is_unknown, mask_seed or fit"),
+        (lambda p: Texture(scale=0.5), "exemplar must be given with scale or piece"),
+        (lambda p: Texture(p, scale=0.0), "scale must be positive"),
+        (lambda p: Texture(p, piece="1x8"), "exemplar must hold a patch of 2x2 pixels, got 8x8, of which 1x8 is kept"),
+        (lambda p: Texture(str(Path(p).parent)), "exemplar must be one image file, got 3"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_drawn(task, message, model, photo, tmp_path):
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "wide.png")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        task(photo).requests(model, seeds=[0])
+    assert "\n" not in str(error.value)
+
+
+def test_masks_that_show_the_network_little_are_told(model, photo, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
+    with pytest.warns(PhotoWarning, match="nothing is known of photo: the pictures are free inventions"):
+        Inpaint(photo, str(tmp_path / "black.png")).requests(model, seeds=[0])
+    with pytest.warns(PhotoWarning, match="no patch of 2x2 pixels is wholly known of photo"):
+        Inpaint(photo, "lines").requests(model, seeds=[0])
+
+
+def test_tasks_can_be_described_where_their_photos_are_not():
+    tasks = [Inpaint("gone.png", Half("top")), Outpaint("gone.png", left=2), Texture("gone.png"), Generate("8x8")]
+    for task in [*tasks, Autoregress(Spiral(True), image="gone.png", mask="gone_mask.png")]:
+        described = object_config.describe(task)
+        assert object_config.describe(object_config.build(described)) == described
+
+
+def test_a_checkpoint_says_nothing_of_the_task(model, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "task", Inpaint(photo))
+    checkpoint = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    assert str(tmp_path) not in str(checkpoint["recipe"])
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").task is None
+
+
+@pytest.mark.parametrize("file", LAYERS, ids=lambda f: f.stem)
+def test_a_layer_names_every_argument(file):
+    described = yaml.safe_load(file.read_text())["model"]
+    kind = find_class(described["task"]["class_path"])
+    assert set(described["task"]["init_args"]) == set(inspect.signature(kind).parameters)
+    assert kind(**described["task"]["init_args"]).name == file.stem
+
+
+def test_every_task_has_a_layer():
+    assert [f.stem for f in LAYERS] == ["autoregress", "edit", "generate", "inpaint", "outpaint", "texture"]
+
+
+# The album
+
+
+def test_a_folder_with_pictures_is_left_alone(tmp_path):
+    assert fresh_folder(tmp_path / "a", given=True) == tmp_path / "a"
+    assert fresh_folder(tmp_path / "a", given=True) == tmp_path / "a"  # still empty
+    (tmp_path / "a" / "x.png").touch()
+    assert fresh_folder(tmp_path / "a", given=False) == tmp_path / "a-2"
+    (tmp_path / "a-2" / "x.gif").touch()
+    assert fresh_folder(tmp_path / "a", given=False) == tmp_path / "a-3"
+    with pytest.raises(ValueError, match="output must hold no pictures yet"):
+        fresh_folder(tmp_path / "a", given=True)
+    with pytest.raises(ValueError, match="output must be a folder, got the file"):
+        fresh_folder(tmp_path / "a" / "x.png", given=True)
+
+
+def test_a_sheet_has_what_was_given_beside_its_results(tmp_path):
+    image, known = torch.zeros(1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
+    known[:4] = False
+    requests = [Request(f"{p}{s}", s, None, (8, 8), image, known, group=p) for p in "ab" for s in (0, 1)]
+    write(torch.ones(4, 1, 8, 8), requests, tmp_path)
+    assert write_sheet(requests, tmp_path) == tmp_path / SHEET
+    page = pixels_of(tmp_path / SHEET)
+    # Two blocks of three tiles: 12 times 8 pixels each, 4 around and between, 12 between the blocks.
+    assert page.shape == (3, 96 + 2 * 4, 2 * (3 * 96 + 2 * 4) + 12 + 2 * 4)
+    for left in (4, 4 + 3 * 96 + 2 * 4 + 12):
+        assert tuple(page[:, 10, left].tolist()) == UNKNOWN
+        assert (page[:, 90, left : left + 96] == 128).all()
+        assert (page[:, 10, left + 100 : left + 196] == 255).all()
+
+
+def test_a_sheet_of_one_generated_picture_is_not_made(tmp_path):
+    assert write_sheet([Request("a", 0, None, (8, 8))], tmp_path) is None
+
+
+def test_tiles_of_several_sizes_fit_on_a_sheet():
+    page = sheet([[torch.zeros(3, 4, 100, dtype=torch.uint8), torch.zeros(3, 50, 20, dtype=torch.uint8)]])
+    assert page.shape == (3, 50 + 8, 204 + 8)
+
+
+def test_what_is_given_lies_at_its_place():
+    image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
+    tile = given_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
+    assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]

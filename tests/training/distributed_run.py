@@ -1,0 +1,76 @@
+"""Run by test_distributed.py: evaluate a fixed model on N processes and save what rank 0 sees."""
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest import awaken
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import DenoisingStrip, Ema, Frechet, ImageWriter, Inpainting, SampleGrid
+from asyncdiff.noise.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.tasks import Autoregress
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from datamodules import Digits
+
+
+class Pixels(torch.nn.Module):
+    dim = 16
+
+    def forward(self, images):
+        return torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+
+
+class Draw(Callback):
+    """Draws every figure on every process."""
+
+    def __init__(self, figures):
+        self.figures, self.pictures = figures, []
+
+    def on_test_end(self, trainer, pl_module):
+        self.pictures = [figure.draw(trainer, pl_module) for figure in self.figures]
+
+
+def main(processes: int, out: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), Ddim(0.25), steps=4), image_size=8)
+    # 7 and 5 images: neither is a multiple of two processes.
+    draw = Draw([SampleGrid(count=7, columns=4), Inpainting(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
+    frechet = Frechet(Pixels(), count=33, mask=Half(), batch_size=8)
+    options = {
+        "accelerator": "cpu",
+        "devices": processes,
+        "strategy": "ddp" if processes > 1 else "auto",
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(Path(out).parent / f"run{processes}"),
+    }
+    trainer = Trainer(callbacks=[draw, frechet], **options)
+    trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
+    losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+    module.predict_count, module.predict_batch_size = 5, 2
+    module.task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
+    folder = Path(out).parent / f"drawn{processes}"
+    Trainer(callbacks=[ImageWriter(str(folder))], **options).predict(module, return_predictions=False)
+
+    keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
+    callbacks = [Ema(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
+    fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
+    fit.fit(module, datamodule=Digits(batch_size=50 // processes))
+    if trainer.is_global_zero:
+        result = {"pictures": draw.pictures, "frechet": frechet.results, "losses": losses}
+        torch.save(result | {"trained": keep.last_model_path, "drawn": str(folder)}, out)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,107 @@
+"""Run by test_strategies.py on two processes: train under a strategy, with everything that looks at the network."""
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema, Frechet, Likelihood, SampleGrid, Throughput
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.unet import UNet
+from asyncdiff.sampling.samplers import Sampler
+from datamodules import Digits
+
+STEPS, HALF = 4, 2
+
+
+class Pixels(nn.Module):
+    dim = 16
+
+    def forward(self, images):
+        return nn.functional.avg_pool2d(images, 2).flatten(1)
+
+
+def network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "unet":
+        return awaken(
+            UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, classes=10, level_patch_size=2)
+        )
+    return awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=2, classes=10, uncertainty=True))
+
+
+def module(name: str, **options) -> AsyncDiffusion:
+    how = {"sampler": Sampler(steps=2), "image_size": 8, "warmup_steps": 2, "learning_rate": 1e-2}
+    return AsyncDiffusion(network(name), **how, **options)
+
+
+def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        callbacks=callbacks,
+        max_steps=steps,
+        gradient_clip_val=1.0,
+        val_check_interval=HALF,
+        check_val_every_n_epoch=None,
+        limit_val_batches=2,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=TensorBoardLogger(str(folder), name="", version=""),
+        default_root_dir=str(folder),
+    )
+
+
+def callbacks(folder: Path) -> list:
+    return [
+        Ema(0.9),
+        SampleGrid(count=3, every_n_steps=HALF),
+        Frechet(Pixels(), count=9, every_n_steps=HALF),
+        Likelihood(points=2, count=6),
+        Throughput(),
+        ModelCheckpoint(str(folder), filename="{step}", every_n_train_steps=HALF, save_top_k=-1),
+    ]
+
+
+def main(strategy: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for name in ("dit", "unet"):
+        data = {"datamodule": Digits(batch_size=16)}
+        watching = callbacks(folder / name)
+        whole = trainer(folder / name, strategy, watching, STEPS)
+        whole.fit(module(name), **data)
+        likelihood = next(callback for callback in watching if isinstance(callback, Likelihood))
+        counted = next(callback for callback in watching if isinstance(callback, Throughput))._flops or 0
+        measured = {**whole.callback_metrics, **likelihood.results, "flops": counted}
+        results[name] = {tag: float(value) for tag, value in measured.items()}
+    # 359 images for two processes in batches of 179: one of them has a batch more, and must not wait for the other.
+    uneven = trainer(folder / "uneven", strategy, [], STEPS)
+    uneven.limit_val_batches = 1.0
+    uneven.validate(module("dit"), datamodule=Digits(batch_size=16, eval_batch_size=179), verbose=False)
+    results["uneven"] = {tag: float(value) for tag, value in uneven.callback_metrics.items()}
+    # Again from the middle, and once more from the weights alone, under the same strategy.
+    again = folder / "again"
+    resumed = trainer(again, strategy, callbacks(again), STEPS)
+    resumed.fit(module("dit"), ckpt_path=str(folder / "dit" / f"step={HALF}.ckpt"), datamodule=Digits(batch_size=16))
+    tuned = folder / "tuned"
+    start = module("dit", pretrained=str(folder / "dit" / f"step={STEPS}.ckpt"))
+    keep = ModelCheckpoint(str(tuned), filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(tuned, strategy, [Ema(0.9), keep], 1).fit(start, datamodule=Digits(batch_size=16))
+    if resumed.is_global_zero:
+        torch.save(results, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,75 @@
+"""Run by test_optimisation.py on two processes, of which one gets images that are not finite."""
+
+import sys
+from pathlib import Path
+
+import torch
+from conftest import awaken
+from lightning.pytorch import Callback, Trainer
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema
+from asyncdiff.networks.dit import DiT
+from asyncdiff.training.fsdp2 import local
+from datamodules import Digits
+
+
+class Poison(Callback):
+    """NaN in one pixel of the batches of one process, and what training looked like around each step."""
+
+    def __init__(self, batches, rank: int = 0):
+        self.batches, self.rank = set(batches), rank
+        self.seen: list[dict] = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx in self.batches and trainer.global_rank == self.rank:
+            batch["image"][1, 0, 2, 3] = torch.nan
+
+    def on_train_batch_end(self, trainer, module, *_):
+        ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)
+        state = trainer.optimizers[0].state_dict()["state"]
+        moments = {f"{i}.{name}": local(v).clone() for i, held in state.items() for name, v in held.items()}
+        self.seen.append(
+            {
+                "weights": {name: local(p.detach()).clone() for name, p in module.named_parameters()},
+                "moments": moments,
+                "average": {} if ema is None else {name: v.clone() for name, v in ema.average.items()},
+                "updates": 0 if ema is None else ema.updates,
+                "rate": trainer.optimizers[0].param_groups[0]["lr"],
+                **module.guard.state(),
+            }
+        )
+
+
+def model(**options) -> AsyncDiffusion:
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    return AsyncDiffusion(network, image_size=8, **{"learning_rate": 1e-2, "warmup_steps": 100, **options})
+
+
+def fit(folder: Path, module: AsyncDiffusion, callbacks: list, steps: int, *, resume=None, **options) -> Trainer:
+    torch.manual_seed(0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False, "log_every_n_steps": 1}
+    run = Trainer(
+        **{**quiet, **settings, "default_root_dir": folder, "max_steps": steps, **options}, callbacks=callbacks
+    )
+    run.fit(module, datamodule=Digits(batch_size=8), ckpt_path=resume)
+    return run
+
+
+def main(strategy: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "gradient_clip_val": 1.0}
+    poison = Poison({1, 3, 4}, rank=1)
+    module, ema = model(stop_after_bad_steps=2), Ema(0.9)
+    error, rank = "", -1
+    try:
+        fit(folder, module, [ema, poison], 8, **options)
+    except ValueError as stopped:
+        error, rank = str(stopped), module.global_rank
+    torch.save({"seen": poison.seen, "error": error}, folder / f"rank_{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,339 @@
+"""Checkpoints, data and models that do not belong together: one line with both values, the file and the remedy."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+
+from asyncdiff.cli import train as cli
+from asyncdiff.checkpoints import object_config
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema
+from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+from asyncdiff.noise.levels import Shared
+from asyncdiff.training.compatibility import check_weights, differences, know_latents
+from asyncdiff.networks.dit import DiT
+from asyncdiff.networks.unet import UNet
+from asyncdiff.noise.processes import CosineVP, LinearVP
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Heun
+from asyncdiff.denoising.targets import Clean
+from asyncdiff.denoising.weightings import Sigmoid
+from datamodules import Digits
+
+SIZES = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10}
+SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "head_dim": 8, "groups": 4}
+CODEC = {"class": "a.Codec", "weights": "0123456789abcdef", "channels": 1, "factor": 8, "scale": [1.0], "shift": [0.0]}
+
+
+def model(network=None, **options) -> AsyncDiffusion:
+    torch.manual_seed(0)
+    built = network if isinstance(network, torch.nn.Module) else awaken(DiT(**SIZES | (network or {})))
+    return AsyncDiffusion(built, **{"image_size": 8, **options})
+
+
+def trainer(folder, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        plugins=[AtomicCheckpointIO()],
+        **quiet,
+        **{"max_steps": 2, "enable_checkpointing": False, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A checkpoint of a run of one step."""
+    folder = tmp_path_factory.mktemp("run")
+    run = trainer(folder, max_steps=1, callbacks=[Ema(0.9)])
+    run.fit(model(), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def changed(file, tmp_path, change) -> str:
+    """The path of a copy of a checkpoint in which something is another."""
+    checkpoint = torch.load(file, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    return str(tmp_path / "changed.ckpt")
+
+
+ANEW = "start anew without ckpt_path"
+CASES = [
+    (
+        "architecture",
+        lambda: model(UNet(channels=1, classes=10, **SMALL)),
+        "model.network must be asyncdiff.networks.dit.DiT as in {file}, got asyncdiff.networks.unet.UNet: "
+        "set it to asyncdiff.networks.dit.DiT, or {otherwise}",
+    ),
+    *(
+        (
+            kind,
+            partial(model, {argument: got}),
+            f"model.network.{argument} must be {held} as in {{file}}, got {got}: set it to {held}, or {{otherwise}}",
+        )
+        for kind, argument, held, got in (
+            ("patch size", "patch_size", 2, 4),
+            ("channels", "channels", 1, 3),
+            ("classes", "classes", 10, 3),
+            ("width", "dim", 32, 64),
+            ("heads", "heads", 2, 4),  # the shapes are the same
+        )
+    ),
+]
+CONTINUED = [
+    *CASES,
+    (
+        "depth",
+        lambda: model({"depth": 2, "dim": 64}),
+        "model.network.dim must be 32 as in {file}, got 64 (model.network.depth differs, too): "
+        "set it to 32, or {otherwise}",
+    ),
+    (
+        "levels of larger patches",
+        lambda: model({"level_patch_size": 4}),
+        "model.network.level_patch_size must be null as in {file}, got 4: set it to null, or {otherwise}",
+    ),
+    (
+        "image size",
+        lambda: model(image_size=16),
+        "model.image_size must be 8 as in {file}, got 16: set it to 8, or {otherwise}",
+    ),
+    (
+        "process",
+        lambda: model(process=CosineVP()),
+        "model.process must be asyncdiff.noise.processes.RectifiedFlow as in {file}, got asyncdiff.noise.processes.CosineVP: "
+        "set it to asyncdiff.noise.processes.RectifiedFlow, or {otherwise}",
+    ),
+    (
+        "target",
+        lambda: model(target=Clean()),
+        "model.target must be asyncdiff.denoising.targets.Velocity as in {file}, got asyncdiff.denoising.targets.Clean: "
+        "set it to asyncdiff.denoising.targets.Velocity, or {otherwise}",
+    ),
+    (
+        "everything",
+        lambda: model({"channels": 3, "patch_size": 1, "dim": 64, "depth": 2, "heads": 4, "classes": 0}),
+        "model.network.channels must be 1 as in {file}, got 3 (model.network.patch_size, model.network.dim, "
+        "model.network.depth and more differ, too): set it to 1, or {otherwise}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in CONTINUED], ids=[case[0] for case in CONTINUED])
+def test_a_run_goes_on_with_the_model_that_it_was_of(file, tmp_path, make, message):
+    with pytest.raises(ValueError, match="must be") as refusal:
+        trainer(tmp_path).fit(make(), datamodule=Digits(batch_size=32), ckpt_path=file)
+    assert str(refusal.value) == message.format(file=file, otherwise=ANEW)
+
+
+def test_weights_are_judged_in_the_model_that_they_are_of(file, tmp_path):
+    for work in ("validate", "test"):
+        with pytest.raises(ValueError, match="must be") as refusal:
+            getattr(trainer(tmp_path), work)(model({"patch_size": 4}), datamodule=Digits(), ckpt_path=str(file))
+        assert str(refusal.value) == (
+            f"model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or name a checkpoint of this model"
+        )
+
+
+def test_what_is_not_in_the_weights_may_change(file, tmp_path):
+    other = model(
+        {"dropout": 0.1, "checkpointing": True},
+        learning_rate=3e-5,
+        betas=(0.8, 0.9),
+        levels=Shared(),
+        weighting=Sigmoid(1.0),
+        sampler=Sampler(solver=Heun(), steps=3),
+        label_dropout=0.3,
+        level_values=0,
+        seed=3,
+        warmup_steps=5,
+    )
+    run = trainer(tmp_path)
+    run.fit(other, datamodule=Digits(batch_size=32), ckpt_path=file)
+    assert run.global_step == 2
+
+
+def test_numbers_of_a_process_count_as_well():
+    before = object_config.describe(model(process=LinearVP()))
+    (found,) = differences(model(process=LinearVP(beta_end=0.03)), before)
+    assert (found.name, found.here, found.there) == ("model.process.beta_end", 0.03, 0.02)
+
+
+def test_lists_are_as_good_as_tuples_and_new_arguments_are_passed_over():
+    unet = model(UNet(channels=1, **SMALL))
+    before = object_config.describe(unet)
+    arguments = before["init_args"]["network"]["init_args"]
+    arguments["multipliers"] = list(arguments["multipliers"])
+    del arguments["middle_blocks"]
+    assert differences(unet, before) == []
+    arguments["multipliers"] = [1, 4]
+    assert [one.name for one in differences(unet, before)] == ["model.network.multipliers"]
+
+
+@pytest.mark.parametrize(("make", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_training_starts_from_weights_of_the_same_network(file, tmp_path, make, message):
+    module = make()
+    module.pretrained = str(file)
+    data = Digits(batch_size=32)
+    data.setup("fit")
+    from asyncdiff.training.warm_start import load_pretrained
+
+    with pytest.raises(ValueError, match="must be") as refusal:
+        load_pretrained(module, file)
+    assert str(refusal.value) == message.format(file=file, otherwise="train without model.pretrained")
+
+
+# Weights against the network, where the recipes agree
+
+
+def test_a_shape_that_the_recipe_does_not_explain(file, tmp_path):
+    def wrong(checkpoint):
+        for name in ("denoiser.network.head.weight", "denoiser.network.head.bias"):
+            checkpoint["state_dict"][name] = torch.zeros(3, *checkpoint["state_dict"][name].shape)
+            checkpoint["ema"]["0.9"]["weights"].pop(name)
+
+    path = changed(file, tmp_path, wrong)
+    expected = (
+        f"the weights of {path} must have the model's shapes, got (3, 4, 32) for denoiser.network.head.weight, which "
+        "is (4, 32) here (and 1 more are others): set the sizes of the network as there"
+    )
+    for load in (AsyncDiffusion.load_from_checkpoint, lambda p: fit(tmp_path, p)):
+        with pytest.raises(ValueError, match="must have") as refusal:
+            load(path)
+        assert str(refusal.value) == expected
+
+
+def fit(folder, path):
+    trainer(folder).fit(model(), datamodule=Digits(batch_size=32), ckpt_path=path)
+
+
+def test_missing_and_further_weights():
+    own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(3)}
+    check_weights(own, own, "x.ckpt")
+    with pytest.raises(ValueError, match="must be those") as refusal:
+        check_weights(own, {"a": own["a"]}, "x.ckpt")
+    assert str(refusal.value) == (
+        "the weights of x.ckpt must be those of this model, which has b and 1 more, got a file that lacks them: "
+        "set the network as it was there"
+    )
+    with pytest.raises(ValueError, match="must be those") as refusal:
+        check_weights({"a": own["a"], "b": own["b"]}, own, "x.ckpt")
+    assert str(refusal.value) == (
+        "the weights of x.ckpt must be those of this model, which lacks c, got a file that has it: "
+        "set the network as it was there"
+    )
+
+
+def test_files_of_other_things(file, tmp_path):
+    def foreign(checkpoint):
+        del checkpoint["recipe"]
+
+    path = changed(file, tmp_path, foreign)
+    with pytest.raises(ValueError, match="must be") as refusal:
+        fit(tmp_path, path)
+    assert str(refusal.value) == (
+        f"ckpt_path must be a checkpoint of AsyncDiffusion, got {path}, which does not say how to rebuild its model: "
+        "take another"
+    )
+    torch.save({"weights": torch.ones(2)}, tmp_path / "weights.ckpt")
+    with pytest.raises(ValueError, match="must be a checkpoint, got .*weights.ckpt, which holds something else"):
+        fit(tmp_path, str(tmp_path / "weights.ckpt"))
+
+
+# Data
+
+
+class Latents(Digits):
+    """Digits that are said to be latents."""
+
+    codec = CODEC
+
+
+class Fewer(Digits):
+    """Digits that are said to be of three classes."""
+
+    classes = 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there", "here"),
+    [
+        ("weights", "fedcba9876543210", "0123456789ab", "fedcba987654"),
+        ("scale", [0.5], "[1.0]", "[0.5]"),
+        ("shift", [0.25], "[0.0]", "[0.25]"),
+    ],
+)
+def test_latents_of_another_codec(tmp_path, monkeypatch, key, value, there, here):
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(model(), datamodule=Latents(batch_size=32))
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    again = trainer(tmp_path, max_steps=2)
+    again.fit(model(), datamodule=Latents(batch_size=32), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert again.global_step == 2
+    assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").latents == {"here": CODEC}
+    monkeypatch.setattr(Latents, "codec", CODEC | {key: value})
+    for work in ("fit", "validate"):
+        with pytest.raises(ValueError, match="latents must be") as refusal:
+            getattr(trainer(tmp_path), work)(
+                model(), datamodule=Latents(batch_size=32), ckpt_path=str(tmp_path / "last.ckpt")
+            )
+        assert str(refusal.value) == (
+            f"latents must be of the codec that {tmp_path / 'last.ckpt'} was trained on, with {key} {there}, got "
+            f"{here}: give the data and model.codec of that run, or start anew without ckpt_path"
+        )
+
+
+def test_pixels_and_unknown_latents_are_passed_over():
+    module = model()
+    know_latents(module, here=None, there={})
+    know_latents(module, there=CODEC)
+    assert module.latents == {"there": CODEC}
+
+
+@pytest.mark.parametrize("work", ["fit", "validate", "test"])
+def test_data_of_other_classes(tmp_path, work):
+    with pytest.raises(ValueError, match="classes") as refusal:
+        getattr(trainer(tmp_path), work)(model(), datamodule=Fewer(batch_size=32))
+    assert str(refusal.value) == (
+        "network.classes must be the data's number of classes 3, got 10: set it, or 0 to ignore the labels"
+    )
+
+
+def test_data_of_other_channels_and_sizes(tmp_path):
+    for module, shape in ((model({"channels": 3}), "(3, 8, 8)"), (model(image_size=16), "(1, 16, 16)")):
+        with pytest.raises(ValueError, match="images must have") as refusal:
+            trainer(tmp_path).fit(module, datamodule=Digits(batch_size=32))
+        assert str(refusal.value) == (
+            f"images must have the model's shape (channels, height, width) {shape}, got (1, 8, 8): "
+            "set image_size and network.channels"
+        )
+
+
+def test_the_command_line_ends_with_one_line(file, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    words = [
+        "fit",
+        "--data",
+        "datamodules.Digits",
+        "--model.network",
+        "asyncdiff.networks.dit.DiT",
+        "--model.image_size=8",
+    ]
+    sizes = SIZES | {"patch_size": 4}
+    words += [f"--model.network.init_args.{name}={value}" for name, value in sizes.items()]
+    words += ["--trainer.default_root_dir=new", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    words += ["--trainer.enable_model_summary=false", f"--ckpt_path={file}"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        f"error: model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or start anew without ckpt_path"
+    )

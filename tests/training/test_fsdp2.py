@@ -1,0 +1,153 @@
+"""Two processes under DDP and with everything shared out: the same training, and checkpoints that load anywhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.networks.dit import DiT
+from asyncdiff.checkpoints.object_config import build, describe, packages
+from asyncdiff.training.fsdp2 import FullyShard, laid_out, local, whole
+
+HERE = Path(__file__).resolve().parent
+STRATEGIES = ("ddp", "fully_shard")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    found = {}
+    environment = os.environ | {
+        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    for strategy in STRATEGIES:
+        folder = tmp_path_factory.mktemp(strategy)
+        command = [sys.executable, str(HERE / "strategies_run.py"), strategy, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[strategy] = folder
+    return found
+
+
+def checkpoint(folder: Path, name: str, step: int):
+    return read_checkpoint(folder / name / f"step={step}.ckpt")
+
+
+def averages(held):
+    return next(iter(held["ema"].values()))["weights"]
+
+
+def furthest(a, b):
+    """Largest difference. Biases of keys are left out: attention does not see them, their gradient is rounding."""
+    assert a.keys() == b.keys()
+    return max((free(name, a[name].float()) - free(name, b[name].float())).abs().max().item() for name in a)
+
+
+def free(name, weight):
+    """The weight without the third of an attention's bias that is its keys'."""
+    queries, keys, values = weight.chunk(3) if name.endswith("qkv.bias") else (weight, None, None)
+    return weight if keys is None else torch.cat([queries, values])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_sharing_out_trains_the_same_weights_and_averages(runs, name):
+    a, b = (checkpoint(runs[strategy], name, 4) for strategy in STRATEGIES)
+    start = checkpoint(runs["ddp"], name, 2)["state_dict"]
+    assert furthest(start, a["state_dict"]) > 1e-3  # it moved
+    # Convolutions lie otherwise in memory where they are shared out, and sum in another order. AdamW divides by the
+    # gradient's size: where that is zero but for rounding, a weight moves some of the learning rate, 1e-2.
+    bound = {"dit": 1e-6, "unet": 1e-4}[name]
+    assert furthest(a["state_dict"], b["state_dict"]) < bound
+    assert furthest(averages(a), averages(b)) < bound
+    assert a["recipe"] == b["recipe"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dit", "unet"])
+def test_sharing_out_measures_the_same(runs, name):
+    a, b = (torch.load(runs[strategy] / "results.pt", weights_only=True)[name] for strategy in STRATEGIES)
+    assert {"train/loss", "train/gradient_norm", "val/loss", "frechet/pixels", "bits_per_dim/synchronous"} <= set(a)
+    assert a["flops"] > 1e6
+    for tag in a:
+        assert b[tag] == pytest.approx(a[tag], rel=1e-4, abs=1e-4), tag
+
+
+@pytest.mark.slow
+def test_processes_may_have_unequal_numbers_of_batches(runs):
+    a, b = (torch.load(runs[strategy] / "results.pt", weights_only=True)["uneven"] for strategy in STRATEGIES)
+    assert set(a) >= {"val/loss", "val/error_constant"}
+    assert b == pytest.approx(a, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_that_continues_ends_where_the_uninterrupted_one_does(runs, strategy):
+    a, b = (checkpoint(runs[strategy], name, 4) for name in ("dit", "again"))
+    assert furthest(a["state_dict"], b["state_dict"]) == 0
+    assert furthest(averages(a), averages(b)) == 0
+    assert a["loops"] == b["loops"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_its_checkpoint_loads_in_one_process_and_draws(runs, strategy):
+    path = runs[strategy] / "dit" / "step=4.ckpt"
+    model = AsyncDiffusion.load_from_checkpoint(path, weights="ema")
+    assert type(model.network) is DiT
+    assert not any(hasattr(p, "device_mesh") for p in model.parameters())
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    held = averages(read_checkpoint(path))
+    assert furthest(own, held) == 0
+    assert model.generate([0, 1], [1, 2]).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_starts_from_pretrained_weights(runs, strategy):
+    before, after = averages(checkpoint(runs[strategy], "dit", 4)), checkpoint(runs[strategy], "tuned", 1)
+    # One step of a learning rate in its warm-up, at most 1e-2 / 2 for a weight.
+    assert 0 < furthest(before, {n: after["state_dict"][n] for n in before}) <= 5e-3 * 1.01
+
+
+@pytest.mark.slow
+def test_shards_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "run.ckpt").mkdir()
+    (tmp_path / "run.ckpt" / ".metadata").touch()
+    with pytest.raises(ValueError, match=r"must be one file, got .*run.ckpt.*fully_shard.*consolidate_checkpoint"):
+        read_checkpoint(tmp_path / "run.ckpt")
+
+
+def test_fsdp_is_refused_before_it_fails():
+    model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2), image_size=8)
+    model._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    with pytest.raises(ValueError, match=r"got FSDPStrategy, .*use --trainer.strategy fully_shard"):
+        model.configure_model()
+
+
+def test_all_processes_form_one_group():
+    strategy = FullyShard()
+    assert strategy._tensor_parallel_size == 1
+    assert not strategy._save_distributed_checkpoint
+
+
+def test_nothing_happens_to_tensors_that_are_not_shared_out():
+    weight = torch.arange(6.0)
+    assert local(weight) is weight
+    assert torch.equal(whole({"a": weight}, {"a": weight})["a"], weight)
+    assert torch.equal(laid_out(weight, weight), weight)
+
+
+def test_a_recipe_names_its_packages():
+    described = describe(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2))
+    assert packages(described) == {"asyncdiff"}
+    assert packages([{"class_path": "mine.Net", "init_args": {"inner": described}}]) == {"mine", "asyncdiff"}
+    assert isinstance(build(described), DiT)

@@ -1,0 +1,270 @@
+"""Laws of the trained module: it learns, its file rebuilds it, its draws depend on what they should."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import Ema
+from asyncdiff.noise.levels import AlongPath, Independent
+from asyncdiff.noise.masks import Half
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.paths import AsyncPatch, Floored
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.denoising.weightings import Elbo, Sigmoid, Velocity
+from datamodules import Digits
+
+
+def model(seed: int = 0, **options) -> AsyncDiffusion:
+    torch.manual_seed(seed)
+    network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10)
+    options = {"image_size": 8, "learning_rate": 3e-3, "warmup_steps": 10, **options}
+    return AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), Ddim(0.25), steps=5), **options)
+
+
+def trainer(tmp_path, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(**{"default_root_dir": tmp_path, "accelerator": "cpu", "max_steps": 3, **quiet, **options})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A module after a few steps, its average, and its checkpoint file."""
+    folder = tmp_path_factory.mktemp("trained")
+    module, ema = model(), Ema(0.9)
+    run = trainer(folder, callbacks=[ema], enable_checkpointing=False)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    run.save_checkpoint(folder / "last.ckpt")
+    return module, ema, folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(1.0)])
+def test_one_batch_overfits(weighting):
+    module = model(weighting=weighting, label_dropout=0.0)
+    batch = next(iter(Digits(batch_size=8).images("train", 8)))
+    optimizer = torch.optim.Adam(module.parameters(), 3e-3)
+    eps = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
+    from asyncdiff.denoising.loss import objective
+
+    draw = module._draw(8, torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(400):
+        loss = objective(module.denoiser, batch["image"], eps, draw, weighting, batch["label"]).per_image.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_a_checkpoint_gives_the_same_samples_bit_for_bit(trained):
+    module, _, file = trained
+    raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw")
+    assert torch.equal(raw.generate([0, 1, 2], [3, 4, 5]), module.generate([0, 1, 2], [3, 4, 5]))
+
+
+def test_averaged_weights_are_what_loads(trained):
+    module, ema, file = trained
+    loaded = AsyncDiffusion.load_from_checkpoint(file)
+    with ema.swapped(module):
+        expected = module.generate([0], [1])
+    assert torch.equal(loaded.generate([0], [1]), expected)
+    assert not torch.equal(module.generate([0], [1]), expected)
+    assert not loaded.training
+
+
+def test_a_checkpoint_rebuilds_every_argument(trained):
+    module, _, file = trained
+    loaded = AsyncDiffusion.load_from_checkpoint(file)
+    assert loaded.learning_rate == module.learning_rate
+    assert loaded.sampler.steps == 5
+    assert loaded.network.dim == 32
+    assert loaded.betas == (0.9, 0.99)
+
+
+def test_a_checkpoint_holds_no_code(trained):
+    contents = torch.load(trained[2], weights_only=True)
+    assert {"recipe", "state_dict", "ema"} <= set(contents)
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoint_path must be a file"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "none.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="no checkpoint of AsyncDiffusion"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "foreign.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="no checkpoint that can be read safely"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "broken.ckpt")
+
+
+def test_image_i_depends_on_seed_i_only(trained):
+    module = trained[0]
+    together = module.generate([5, 6, 7], [0, 1, 2])
+    alone = module.generate([6], [1])
+    batched = module.generate([5, 6, 7], [0, 1, 2], batch_size=2)
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+    assert torch.allclose(together, batched, atol=1e-5)
+
+
+def test_inpainting_returns_known_pixels_bit_for_bit(trained):
+    module = trained[0]
+    image = next(iter(Digits().images("val", 4)))["image"]
+    known = Half()(8, 8)
+    out = module.inpaint(image, known)
+    assert torch.equal(out[..., known], image[..., known])
+    assert (out[..., ~known] != image[..., ~known]).any()
+
+
+def test_one_image_is_completed_once_per_seed(trained):
+    image = torch.rand(1, 8, 8)
+    out = trained[0].inpaint(image, Half()(8, 8), seeds=[0, 1, 2])
+    assert out.shape == (3, 1, 8, 8)
+    assert not torch.equal(out[0], out[1])
+
+
+def test_drawing_leaves_the_training_mode_alone(trained):
+    module = trained[0]
+    module.train()
+    module.network.blocks[0].eval()
+    module.generate([0], [0])
+    assert module.training
+    assert not module.network.blocks[0].training
+
+
+def test_misuse_is_one_clear_error(trained):
+    module = trained[0]
+    with pytest.raises(ValueError, match=r"mask of the image's size \(8, 8\).*got shape \(16, 16\)"):
+        module.inpaint(torch.zeros(1, 8, 8), torch.ones(16, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="labels must lie in 0 .. 9, got 10"):
+        module.generate([0], [10])
+    with pytest.raises(ValueError, match="one class per seed, got 1 for 2"):
+        module.generate([0, 1], [3])
+    with pytest.raises(ValueError, match="one per image, got 3 for 2 images"):
+        module.inpaint(torch.zeros(2, 1, 8, 8), torch.ones(8, 8, dtype=torch.bool), seeds=[0, 1, 2])
+
+
+def test_images_of_another_shape_are_refused(tmp_path):
+    module = model(image_size=16)
+    with pytest.raises(ValueError, match=r"shape \(channels, height, width\) \(1, 16, 16\), got \(1, 8, 8\)"):
+        trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
+
+
+def test_classes_must_fit_the_data(tmp_path):
+    module = AsyncDiffusion(DiT(channels=1, dim=32, depth=1, heads=2, classes=7), image_size=8)
+    with pytest.raises(ValueError, match="network.classes must be the data's number of classes 10, got 7"):
+        trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
+
+
+def test_a_file_of_weights_only_keeps_the_average(tmp_path):
+    module, ema = model(), Ema(0.9)
+    run = trainer(tmp_path, callbacks=[ema], enable_checkpointing=False)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    loaded = AsyncDiffusion.load_from_checkpoint(tmp_path / "weights.ckpt", weights="ema")
+    with ema.swapped(module):
+        assert torch.equal(loaded.generate([0], [1]), module.generate([0], [1]))
+
+
+def test_insisting_on_an_average_that_is_not_there(tmp_path):
+    run = trainer(tmp_path, enable_checkpointing=False, max_steps=1)
+    run.fit(model(), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "raw.ckpt")
+    with pytest.raises(ValueError, match="a run without averages"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt", weights="ema")
+    AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt")
+
+
+def test_elbo_with_unsuited_levels_is_refused_when_built():
+    with pytest.raises(ValueError, match="Elbo .* Independent follows no path"):
+        model(weighting=Elbo(), levels=Independent())
+    floored = AlongPath(Floored(AsyncPatch(), 0.01))
+    with pytest.raises(ValueError, match="level_values must be 0 under Elbo, got 256"):
+        model(weighting=Elbo(), levels=floored)
+    model(weighting=Elbo(), levels=floored, level_values=0)
+
+
+def test_an_image_smaller_than_a_patch_is_refused_when_built():
+    with pytest.raises(ValueError, match="at least one patch large, got 1x1 pixels for patches of 2x2"):
+        model(image_size=1)
+
+
+class Losses(Ema):
+    """Records the training losses."""
+
+    def __init__(self):
+        super().__init__(0.5)
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, outputs, *args):
+        super().on_train_batch_end(trainer, module, outputs, *args)
+        self.seen.append(outputs["loss"].item())
+
+
+def losses(tmp_path, **options) -> list[float]:
+    module, record = model(label_dropout=0.5), Losses()
+    run = trainer(tmp_path, callbacks=[record], enable_checkpointing=False, **{"max_steps": 6, **options})
+    run.fit(module, datamodule=Digits(batch_size=32))
+    return record.seen
+
+
+def test_validation_never_changes_training(tmp_path):
+    with_validation = losses(tmp_path, val_check_interval=2, limit_val_batches=1, num_sanity_val_steps=1)
+    assert losses(tmp_path, limit_val_batches=0) == with_validation
+
+
+def test_training_is_a_function_of_its_seeds(tmp_path):
+    torch.manual_seed(99)
+    first = losses(tmp_path, limit_val_batches=0)
+    torch.manual_seed(7)
+    assert losses(tmp_path, limit_val_batches=0) == first
+
+
+def test_a_resumed_run_computes_the_same_losses(tmp_path):
+    whole = losses(tmp_path, limit_val_batches=0)
+    module, record = model(label_dropout=0.5), Losses()
+    run = trainer(tmp_path, callbacks=[record], enable_checkpointing=False, limit_val_batches=0)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    module, rest = model(seed=1, label_dropout=0.5), Losses()
+    run = trainer(tmp_path, callbacks=[rest], enable_checkpointing=False, limit_val_batches=0, max_steps=6)
+    run.fit(module, datamodule=Digits(batch_size=32), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    assert record.seen + rest.seen == whole
+
+
+def test_warm_up_counts_steps():
+    module = model(learning_rate=0.1, warmup_steps=4)
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert configured["lr_scheduler"]["interval"] == "step"
+
+
+def test_logged_values(tmp_path):
+    module = model()
+    run = trainer(tmp_path, enable_checkpointing=False, log_every_n_steps=1, limit_val_batches=2, val_check_interval=3)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    metrics = run.callback_metrics
+    wanted = {"train/loss", "train/gradient_norm", "val/loss", "val/error_constant", "val/error_heterogeneous"}
+    assert wanted <= set(metrics)
+    assert all(math.isfinite(v) for v in metrics.values())
+    gap = metrics["val/error_constant"] - metrics["val/error_heterogeneous"]
+    assert metrics["val/error_gap"].item() == pytest.approx(gap.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_trains(tmp_path, precision):
+    module = model()
+    options = {"precision": precision, "gradient_clip_val": 1.0, "val_check_interval": 3, "limit_val_batches": 2}
+    run = trainer(tmp_path, enable_checkpointing=False, **options)
+    run.fit(module, datamodule=Digits(batch_size=32))
+    assert run.callback_metrics["val/loss"].dtype == torch.float32
+    assert all(p.isfinite().all() for p in module.parameters())

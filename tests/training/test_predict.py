@@ -1,0 +1,34 @@
+"""What `predict` draws: seeds one by one or by their number, shared out, and what is refused."""
+
+import pytest
+import torch
+from conftest import awaken
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.networks.dit import DiT
+from asyncdiff.sampling.samplers import Sampler
+
+
+def model(**settings):
+    torch.manual_seed(0)
+    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
+    return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=4, **settings)
+
+
+def test_seeds_may_be_named():
+    assert [request.seed for request in model(predict_count=3).predict_requests()] == [0, 1, 2]
+    named = model(predict_seeds=[9, 2], predict_count=3)
+    assert [request.seed for request in named.predict_requests()] == [9, 2]
+    (batch,) = named.predict_dataloader()
+    assert torch.equal(named.eval().predict_step(batch, 0), named.generate(seeds=[9, 2]))
+
+
+@pytest.mark.parametrize("seeds", [[], [3, 3], [-1]])
+def test_seeds_are_whole_and_differ(seeds):
+    with pytest.raises(ValueError, match="predict_seeds must be whole numbers from 0 on that differ, got"):
+        model(predict_seeds=seeds)
+
+
+def test_there_is_something_to_draw():
+    with pytest.raises(ValueError, match="predict_count must be at least 1, got 0: set the images to draw"):
+        model(predict_count=0)

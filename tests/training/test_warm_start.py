@@ -1,0 +1,119 @@
+"""A run that starts from another's weights: whose they are, what is told, and what is refused."""
+
+import logging
+
+import pytest
+import torch
+from conftest import awaken
+from lightning.pytorch import Trainer
+
+from asyncdiff.callbacks import Ema
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.networks.dit import DiT
+from asyncdiff.training.warm_start import load_pretrained
+from asyncdiff.noise.processes import CosineVP
+from datamodules import Digits
+
+
+def model(seed: int, network: dict | None = None, **options) -> AsyncDiffusion:
+    torch.manual_seed(seed)
+    sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10} | (network or {})
+    return AsyncDiffusion(awaken(DiT(**sizes), seed), image_size=8, **options)
+
+
+def trainer(folder, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(
+        default_root_dir=folder, accelerator="cpu", limit_val_batches=0, **quiet, **{"max_steps": 1, **options}
+    )
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A checkpoint of a run with an average."""
+    folder = tmp_path_factory.mktemp("run")
+    run = trainer(folder, callbacks=[Ema(0.9)], enable_checkpointing=False, max_steps=2)
+    run.fit(model(0, learning_rate=0.01, warmup_steps=0), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.fixture
+def told(caplog):
+    """The lines that loading tells."""
+    caplog.set_level(logging.INFO)
+
+    def lines() -> list[str]:
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        return [line for line in text.splitlines() if line.startswith("pretrained: ")]
+
+    return lines
+
+
+def test_a_fit_starts_from_the_averaged_weights(file, tmp_path, told):
+    fresh = model(1, pretrained=str(file), learning_rate=1e-12)
+    start = AsyncDiffusion.load_from_checkpoint(file).state_dict()
+    raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
+    run = trainer(tmp_path, enable_checkpointing=False)
+    run.fit(fresh, datamodule=Digits(batch_size=32))
+    assert run.global_step == 1  # of its own
+    assert all(torch.allclose(weight, start[name], atol=1e-7) for name, weight in fresh.state_dict().items())
+    assert not all(torch.allclose(weight, raw[name], atol=1e-5) for name, weight in fresh.state_dict().items())
+    count = len(fresh.denoiser.state_dict())
+    assert told() == [f"pretrained: {count} of {count} weights are those of {file}"]
+
+
+def test_a_run_that_goes_on_has_its_own(file, tmp_path):
+    """Also where the file that it once started from is gone."""
+    run = trainer(tmp_path, enable_checkpointing=False)
+    run.fit(model(1), datamodule=Digits(batch_size=32))
+    run.save_checkpoint(tmp_path / "half.ckpt")
+    again = model(2, pretrained=str(tmp_path / "gone.ckpt"), learning_rate=1e-12)
+    run = trainer(tmp_path, enable_checkpointing=False, max_steps=2)
+    run.fit(again, datamodule=Digits(batch_size=32), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+    half = AsyncDiffusion.load_from_checkpoint(tmp_path / "half.ckpt").state_dict()
+    assert all(torch.allclose(weight, half[name], atol=1e-7) for name, weight in again.state_dict().items())
+
+
+def test_it_is_no_part_of_a_checkpoint(file):
+    checkpoint = {}
+    model(0, pretrained=str(file)).on_save_checkpoint(checkpoint)
+    assert checkpoint["recipe"]["init_args"]["pretrained"] is None
+
+
+def test_what_one_of_them_lacks_is_told(file, told):
+    wider = model(1, {"uncertainty": True, "depth": 2}, process=CosineVP())
+    before = {name: weight.clone() for name, weight in wider.state_dict().items()}
+    load_pretrained(wider, file)
+    for name, weight in wider.state_dict().items():
+        assert torch.equal(weight, before[name]) == ("uncertainty_head" in name or "blocks.1" in name)
+    first, missing, *differences = told()
+    assert first.startswith("pretrained: 21 of 33 weights")
+    assert missing.startswith("pretrained: not there, and as at the start: network.blocks.1.attention.qkv.weight, ")
+    assert missing.endswith(" and 8 more")
+    assert differences == [
+        "pretrained: network.depth is 2 here, 1 there",
+        "pretrained: network.uncertainty is True here, False there",
+        "pretrained: process is asyncdiff.noise.processes.CosineVP here, asyncdiff.noise.processes.RectifiedFlow there",
+    ]
+
+
+def test_what_is_left_out_is_told(file, told):
+    load_pretrained(model(1, {"classes": 0}), file)
+    assert "pretrained: there, and left out: network.label_embedding.table.weight" in told()
+
+
+def test_other_sizes_are_refused_with_both(file):
+    message = r"model.network.classes must be 10 as in .*last.ckpt, got 3: set it to 10, or train without"
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(model(1, {"classes": 3}), file)
+
+
+def test_files_of_other_things_are_refused(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="pretrained must be a checkpoint, got .*none.ckpt, which does not exist"
+    ):
+        load_pretrained(model(1), tmp_path / "none.ckpt")
+    torch.save({"state_dict": {"other.weight": torch.ones(2)}, "recipe": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="must hold weights of this network, got none in .*other.ckpt"):
+        load_pretrained(model(1), tmp_path / "other.ckpt")

@@ -1,0 +1,368 @@
+"""The page in a real browser: paint, draw, save, draw the same on the command line; cancel; nothing from elsewhere."""
+
+import base64
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_run import small_run
+
+pytest.importorskip("gradio")
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  after what may skip them
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+from asyncdiff.web.model_info import About  # noqa: E402
+from asyncdiff.web.mask_painter import painted  # noqa: E402
+from asyncdiff.web.uploads import examples_of, photo_of  # noqa: E402
+from asyncdiff.web.draw_request import Limits  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+ABOUT = About("small", 3, (8, 8), (2, 2), 3, 4, True)
+THREADS = os.environ | {"OMP_NUM_THREADS": "1"}  # of the server and of the command alike
+
+
+# Without a browser
+
+
+def test_photos_come_to_the_models_size_or_are_refused(tmp_path):
+    Image.fromarray(np.arange(16 * 32, dtype=np.uint16).astype(np.uint8).reshape(16, 32)).save(tmp_path / "a.png")
+    photo = photo_of(tmp_path / "a.png", ABOUT, Limits())
+    assert photo.shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="pictures must have at most 500 pixels, got 16x32: reduce it first"):
+        photo_of(tmp_path / "a.png", ABOUT, Limits(photo_pixels=500))
+    (tmp_path / "b.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
+        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # its head is whole
+    with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
+        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="must be 16 times as long as wide at most, got 100x1700: cut it"):
+        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    (tmp_path / "b.png").unlink()
+    (example,) = examples_of(str(tmp_path), None, ABOUT, Limits())
+    assert torch.equal(example, photo)
+    assert examples_of("none", None, ABOUT, Limits()) == []
+
+
+def test_what_is_painted_is_a_byte_per_pixel():
+    photo = torch.zeros(3, 1, 3, dtype=torch.uint8)
+    assert torch.equal(painted("AID/", photo), torch.tensor([[0, 128, 255]], dtype=torch.uint8))
+    assert painted("", photo) is None
+    assert painted("AID/", None) is None
+    for wrong in ("AIA=", "no base64!"):
+        with pytest.raises(ValueError, match="what is painted must be 1x3 bytes, got"):
+            painted(wrong, photo)
+
+
+# With one
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The address of the page of a small run, served by a process of its own."""
+    run = small_run(tmp_path_factory.mktemp("page") / "small")
+    words = [sys.executable, "-m", "asyncdiff", "serve", str(run), "--port", "0", "--max_pixels", "20000"]
+    with subprocess.Popen(words, cwd=ROOT, env=THREADS, stdout=subprocess.PIPE, text=True) as server:
+        line = next(line for line in server.stdout if line.startswith("page: "))
+        yield re.match(r"page: (http://127\.0\.0\.1:\d+/) \(Ctrl\+C ends it\)", line)[1]
+        server.terminate()
+
+
+@pytest.fixture
+def visit(page, tmp_path):
+    """A browser at the page."""
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("needs Chromium and its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1500"):
+        options.add_argument(word)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "saved")})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
+        browser.get(page)
+        there = Visit(browser)
+        there.until(lambda: there.find("canvas.photo").size["width"] > 100)
+        yield there
+        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+PAINT = """
+const canvas = document.querySelector("canvas.photo");
+return canvas.closest(".painter").dataset.paint || "";
+"""
+
+
+class Visit:
+    """What someone does at the page."""
+
+    def __init__(self, browser):
+        self.browser = browser
+
+    def find(self, selector):
+        """The first of its kind, as soon as there is one: the server arranges the page anew."""
+        return self.until(lambda: self.browser.find_element("css selector", selector))
+
+    def all(self, selector):
+        return self.browser.find_elements("css selector", selector)
+
+    def until(self, condition, seconds=30):
+        return WebDriverWait(self.browser, seconds, 0.05, [Exception]).until(lambda _: condition())
+
+    def script(self, text):
+        return self.browser.execute_script(text)
+
+    def choose(self, kind):
+        self.find(f"input[value={kind}]").click()
+        self.until(lambda: self.find(f"input[value={kind}]").is_selected())
+        time.sleep(0.5)
+
+    def upload(self, file):
+        before = self.script("return document.querySelector('canvas.photo').toDataURL()")
+        self.find("input[type=file]").send_keys(str(file))
+        self.until(lambda: self.script("return document.querySelector('canvas.photo').toDataURL()") != before)
+
+    def stroke(self, column):
+        """Down one column of pixels, from the first row to the last."""
+        canvas = self.find("canvas.photo")
+        side = canvas.size["width"] / 8
+        x = int((column + 0.5 - 4) * side)
+        steps = ActionChains(self.browser).move_to_element_with_offset(canvas, x, int(-3.5 * side)).click_and_hold()
+        steps.move_by_offset(0, int(3 * side)).move_by_offset(0, int(4 * side)).release().perform()
+
+    def paint(self):
+        """What the painter would send: a byte per pixel."""
+        return np.frombuffer(base64.b64decode(self.script(PAINT)), dtype=np.uint8).reshape(8, 8)
+
+    def draw(self):
+        self.find("#draw").click()
+
+    @property
+    def status(self):
+        return self.find("#view .status").text
+
+    @property
+    def line(self):
+        return self.find("#line textarea").get_attribute("value")
+
+    def drawn(self):
+        """The line, once the drawing is done."""
+        self.until(lambda: self.status.startswith("Done") and self.line)
+        return self.line
+
+    def addresses(self):
+        """All that was asked for over the network."""
+        events = (json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance"))
+        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+
+def pixels(file):
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.slow
+def test_no_file_is_served_and_large_ones_are_refused(page):
+    def answer(where, data=None, **headers):
+        try:
+            with urlopen(Request(page + where, data, headers)) as reply:
+                return reply.status
+        except HTTPError as error:
+            return error.code
+
+    assert answer("") == 200
+    assert answer("", Host="evil.example") == 403
+    assert answer("", Origin="http://evil.example") == 403
+    assert answer("", Origin=page.rstrip("/")) == 200
+    assert answer(f"gradio_api/file={ROOT / 'README.md'}") == 403
+    assert answer("gradio_api/file=README.md") == 403
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    for megabytes, status in ((1, 200), (21, 413)):
+        body = head + bytes(megabytes * 2**20) + b"\r\n--x--\r\n"
+        assert answer("gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=x"}) == status
+
+
+@pytest.mark.slow
+def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_path):
+    photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
+    visit.choose("change")
+    visit.all(".brush")[0].click()
+    visit.stroke(4)  # whole patches: columns 4 and 5
+    visit.all(".brush")[-1].click()
+    visit.stroke(7)
+    visit.draw()
+    words = shlex.split(visit.drawn())
+    visit.find("#view a.save[download$='.png']").click()
+    visit.find("#view a.save[download$='.gif']").click()
+    visit.find("#view a.save[download$='.yaml']").click()
+    saved = tmp_path / "saved"
+    visit.until(lambda: sorted(f.suffix for f in saved.iterdir()) == [".gif", ".png", ".yaml"])
+    (picture,) = saved.glob("*.png")
+    assert (pixels(picture)[:, :4] == photo[:, :4]).all()
+    assert (pixels(picture)[:, 4:] != photo[:, 4:]).mean() > 0.5
+    levels = np.repeat([[0, 0, 0, 0, 64, 64, 255, 255]], 8, 0)
+    assert (pixels(words[words.index("--levels") + 1]) == levels).all()
+    words = [sys.executable, *words[1:], "--output", str(tmp_path / "again")]
+    subprocess.run(words, cwd=ROOT, env=THREADS, check=True, capture_output=True)
+    number, kind, name = picture.name.split("_", 2)
+    assert (number.isdecimal(), kind, name) == (True, "change", "photo_seed0.png")
+    assert (tmp_path / "again" / name).read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again" / "predict.yaml").read_text() == next(saved.glob("*.yaml")).read_text()
+    assert (tmp_path / "again" / "walk.gif").read_bytes() == next(saved.glob("*.gif")).read_bytes()
+    elsewhere = [url for url in visit.addresses() if not url.startswith((page, "data:", "blob:"))]
+    assert elsewhere == []
+
+
+@pytest.mark.slow
+def test_a_part_is_filled_in_undone_and_cancelled(visit):
+    visit.draw()
+    visit.until(lambda: "something must be painted, got nothing" in visit.find("#message").text)
+    visit.stroke(0)
+    visit.stroke(7)
+    visit.find(".undo").click()
+    visit.draw()
+    words = shlex.split(visit.drawn())
+    known = pixels(words[words.index("--mask") + 1])
+    assert (known == np.repeat([[0, 0, 255, 255, 255, 255, 255, 255]], 8, 0)).all()
+    visit.choose("new")
+    size = visit.find("#size input, #size textarea")
+    visit.until(size.is_displayed)
+    size.send_keys("96x96")
+    visit.find("#settings button").click()
+    steps = visit.find("#steps input[type=number]")
+    visit.until(steps.is_displayed)
+    steps.clear()
+    steps.send_keys("250\t")
+    visit.draw()
+    visit.until(lambda: visit.status.startswith("Drawing") and len(visit.all("#view figure")) == 2)
+    visit.find("#stop").click()
+    visit.until(lambda: visit.status.startswith("Stopped at step"))
+    assert int(re.search(r"\d+", visit.status)[0]) < 250
+    assert visit.find("#message").text == ""
+    visit.until(lambda: visit.find("#draw").is_enabled())
+    assert visit.line == ""
+
+
+@pytest.mark.slow
+def test_paint_is_of_its_mode_and_outlives_the_others(visit):
+    """Levels of Change are whole again after Fill in, what is undone is what was painted there, and nothing is lost."""
+    visit.choose("change")
+    visit.all(".brush")[0].click()
+    visit.stroke(0)
+    visit.stroke(3)
+    changed = np.repeat([[64, 64, 64, 64, 0, 0, 0, 0]], 8, 0)
+    until_painted(visit, changed)
+    visit.choose("fill")  # takes over what is painted
+    until_painted(visit, changed // 64 * 255)
+    visit.stroke(7)
+    until_painted(visit, np.repeat([[255, 255, 255, 255, 0, 0, 255, 255]], 8, 0))
+    visit.find(".undo").click()
+    until_painted(visit, changed // 64 * 255)
+    visit.find(".undo").click()  # nothing was painted here before
+    until_painted(visit, changed // 64 * 255)
+    for kind in ("new", "extend", "texture", "change"):
+        visit.choose(kind)
+    until_painted(visit, changed)
+    assert visit.find(".brush.chosen").get_attribute("data-level") == "64"
+    visit.find(".undo").click()
+    until_painted(visit, np.repeat([[64, 64, 0, 0, 0, 0, 0, 0]], 8, 0))
+    visit.choose("fill")
+    visit.find(".clear").click()
+    visit.choose("change")
+    visit.choose("fill")  # what was taken away stays so
+    until_painted(visit, np.zeros((8, 8)))
+
+
+@pytest.mark.slow
+def test_one_pointer_paints_with_its_main_button(visit):
+    visit.choose("fill")
+    visit.script("document.querySelector('canvas.photo').setPointerCapture = () => {}")  # made-up pointers have none
+    assert not visit.paint().any()
+    point = """
+        const canvas = document.querySelector("canvas.photo"), box = canvas.getBoundingClientRect();
+        const [kind, pointerId, x, button, buttons] = arguments;
+        const clientX = box.left + (x + 0.5) * box.width / 8, clientY = box.top + box.height / 2;
+        canvas.dispatchEvent(new PointerEvent(kind, {pointerId, clientX, clientY, button, buttons, bubbles: true}));
+    """
+
+    def does(*event):
+        visit.browser.execute_script(point, *event)
+
+    does("pointerdown", 1, 0, 2, 2)  # the menu's button
+    does("pointermove", 1, 7, -1, 2)
+    does("pointerup", 1, 7, 2, 0)
+    assert not visit.paint().any()
+    does("pointerdown", 1, 0, 0, 1)
+    does("pointerdown", 2, 7, 0, 1)  # a second finger
+    does("pointermove", 2, 6, -1, 1)
+    does("pointermove", 1, 1, -1, 0)  # the button was released where no one saw it
+    does("pointermove", 1, 4, -1, 0)
+    visit.until(lambda: visit.paint().any())
+    assert not visit.paint()[:, 2:].any()
+
+
+@pytest.mark.slow
+def test_painting_without_a_mouse(visit):
+    canvas = visit.find("canvas.photo")
+    visit.script("document.querySelector('canvas.photo').focus()")
+    canvas.send_keys(Keys.ARROW_DOWN)  # to the first patch
+    canvas.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.SPACE)
+    expected = np.zeros((8, 8), dtype=np.uint8)
+    expected[2:4, 4:6] = 255
+    until_painted(visit, expected)
+    canvas.send_keys(*[Keys.ARROW_RIGHT] * 9, Keys.SPACE)  # it stays inside
+    expected[2:4, 6:8] = 255
+    until_painted(visit, expected)
+
+
+@pytest.mark.slow
+def test_a_result_is_painted_on_at_its_own_size(visit):
+    visit.choose("extend")
+    box = visit.find("input[aria-label*='right']")
+    visit.until(box.is_displayed)
+    box.clear()
+    box.send_keys("4\t")
+    visit.draw()
+    visit.drawn()
+    visit.find("#again").click()
+    visit.until(lambda: "8x12 pixels, where the model learnt 8x8" in visit.find("#note").text)
+    canvas = visit.find("canvas.photo")
+    visit.until(lambda: abs(2 * canvas.size["width"] - 3 * canvas.size["height"]) < 8)  # with its border
+
+
+@pytest.mark.slow
+def test_what_is_uploaded_is_told_beside_it(visit, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    visit.find("input[type=file]").send_keys(str(tmp_path / "notes.txt"))
+    visit.until(lambda: "files that can be read, got notes.txt" in visit.find("#note .failed").text)
+    clear = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    visit.upload(tmp_path / "clear.png")
+    visit.until(lambda: "clear.png: what shines through in 63 pixels is taken as white" in visit.find("#note").text)
+    assert not visit.all("#note .failed")
+    Image.fromarray(clear[..., :3]).save(tmp_path / "opaque.png")
+    visit.upload(tmp_path / "opaque.png")
+    visit.until(lambda: not visit.find("#note").text)
+
+
+def until_painted(visit, expected):
+    visit.until(lambda: (visit.paint() == expected).all())

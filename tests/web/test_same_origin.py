@@ -1,0 +1,64 @@
+"""Who may come in: addresses, and requests of the page itself."""
+
+import socket
+
+import pytest
+
+from asyncdiff.web.same_origin import OwnPage, free_port
+
+
+def test_ports_are_free_or_refused_in_a_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            OSError, match=f"--port must be free at 127.0.0.1, got {port}: choose another, or 0 for any"
+        ):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", port) == port
+    assert free_port("127.0.0.1", 0) > 0
+    with pytest.raises(
+        OSError, match=r"--host must be an address of this machine, got 192\.0\.2\.1: 127\.0\.0\.1, say"
+    ):
+        free_port("192.0.2.1", 7860)
+
+
+async def nothing(*_):
+    """An application."""
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "own"),
+    [
+        (b"lab.example", b"https://lab.example", True),
+        (b"127.0.0.1:7860", b"https://lab.example", True),  # a proxy that keeps the name to itself
+        (b"other.example", b"https://lab.example", False),
+        (b"lab.example", b"https://evil.example", False),
+    ],
+)
+def test_names_of_proxies_are_told(host, origin, own):
+    headers = [(b"host", host), (b"origin", origin)]
+    door = OwnPage(nothing, "127.0.0.1", ["lab.example"])
+    assert door.is_own({"type": "http", "headers": headers}) == own
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "origin", "own"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", None, True),
+        ("127.0.0.1", "localhost:7860", "http://localhost:7860", True),
+        ("::1", "[::1]:7860", "http://[::1]:7860", True),
+        ("127.0.0.1", "127.0.0.1:7860", "http://evil.example", False),
+        ("127.0.0.1", "127.0.0.1:7860", "http://127.0.0.1:8000", False),  # another server of this machine
+        ("127.0.0.1", "127.0.0.1:7860", "null", False),
+        ("127.0.0.1", "evil.example:7860", None, False),  # a name that leads here
+        ("127.0.0.1", "evil.example:7860", "http://evil.example:7860", False),
+        ("0.0.0.0", "lab.example:7860", "http://lab.example:7860", True),
+        ("0.0.0.0", "lab.example", "https://lab.example", True),  # behind a proxy
+        ("0.0.0.0", "lab.example:7860", "http://evil.example", False),
+    ],
+)
+def test_only_the_page_itself_is_answered(listens, host, origin, own):
+    headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
+    assert OwnPage(nothing, listens).is_own({"type": "http", "headers": headers}) == own
