@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 # Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
 COMMANDS = {
@@ -19,10 +20,19 @@ COMMANDS = {
     "serve": ("asyncdiff.cli.commands.serve", "a page in the browser to paint on photos and watch them being drawn"),
     "ablate": ("asyncdiff.cli.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
     "cache-latents": ("asyncdiff.cli.commands.cache_latents", "images through a codec onto the disk, to train on"),
-    "report": ("asyncdiff.cli.commands.report", "tables, curves and pictures of runs, as Markdown and as one HTML page"),
-    "export": ("asyncdiff.cli.commands.export", "a trained model as a folder to share: safetensors, YAML and a model card"),
+    "report": (
+        "asyncdiff.cli.commands.report",
+        "tables, curves and pictures of runs, as Markdown and as one HTML page",
+    ),
+    "export": (
+        "asyncdiff.cli.commands.export",
+        "a trained model as a folder to share: safetensors, YAML and a model card",
+    ),
     "port": ("asyncdiff.cli.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
 }
+
+# These share a module, whose main(name, argv) draws.
+DRAWING = [name for name, (module, _) in COMMANDS.items() if module == "asyncdiff.cli.commands.draw"]
 
 # What train.py does, for those who have installed the package and have no train.py.
 TRAINING = ("fit", "validate", "test", "predict")
@@ -41,8 +51,8 @@ def main(words: Sequence[str] | None = None) -> None:
         train(list(words))
         return
     with packages_told():
-        from asyncdiff.cli.trusted_packages import gate  # has a parser to load, which the overview does not need
         from asyncdiff.cli.errors import one_line_errors
+        from asyncdiff.cli.trusted_packages import gate  # has a parser to load, which the overview does not need
 
     with one_line_errors(words[1:]), gate(words[1:]) as left:
         command(words[0])(left)
@@ -77,8 +87,8 @@ def command(name: str) -> Callable[[Sequence[str]], None]:
     if name not in COMMANDS:
         known = (*COMMANDS, *TRAINING)
         raise ValueError(f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(near(name, known))}")
-    chosen: Callable[[Sequence[str]], None] = importlib.import_module(COMMANDS[name][0]).main
-    return chosen
+    module = importlib.import_module(COMMANDS[name][0])
+    return partial(module.main, name) if name in DRAWING else module.main
 
 
 if __name__ == "__main__":

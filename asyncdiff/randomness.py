@@ -36,7 +36,7 @@ def forked(generator: Generators) -> Generators:
 
 
 @dataclass(frozen=True)
-class Source:
+class RandomSource:
     """Where the random numbers of a batch of level maps come from, and what the maps are to be.
 
     Attributes:

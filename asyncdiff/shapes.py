@@ -16,7 +16,7 @@ Labels = Int64[Tensor, " b"]
 
 
 @dataclass(frozen=True)
-class Distinct:
+class UniqueLevels:
     """A level map as the list of its distinct levels and, for every patch, which of them it has.
 
     Attributes:
@@ -27,20 +27,20 @@ class Distinct:
     values: Float[Tensor, " r"]
     index: Int64[Tensor, "b gh gw"]
 
-    def padded(self) -> "Distinct":
+    def padded(self) -> "UniqueLevels":
         """The same, filled up to a power of two, at least 2, with values of no patch: few shapes to compile for."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
-        return Distinct(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
+        return UniqueLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
 
-def distinct_levels(t: LevelMap) -> Distinct:
+def unique_levels(t: LevelMap) -> UniqueLevels:
     """The distinct levels of `t`, found by sorting. Whoever draws a map often knows them already: pass those on.
 
     Where every image has one level all over, its index is 1x1.
     """
     values, index = t.unique(return_inverse=True)
     first = index[:, :1, :1]
-    return Distinct(values, first if bool((index == first).all()) else index)
+    return UniqueLevels(values, first if bool((index == first).all()) else index)
 
 
 def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
@@ -60,7 +60,7 @@ def to_pixels(per_patch: Shaped[Tensor, "b gh gw"], size: tuple[int, int]) -> Sh
     return cells.reshape(b, 1, *size)
 
 
-def refined(
+def upsampled_to(
     coarse: Shaped[Tensor, "b gh gw"], grid: tuple[int, int], name: str = "map"
 ) -> Shaped[Tensor, "b fine_h fine_w"]:
     """A user's map repeated over the patches of a level map's `grid`; ValueError with its `name` unless it divides."""

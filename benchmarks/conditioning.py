@@ -28,15 +28,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.callbacks.flops import peak_flops
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.noise.levels import AlongPath, LevelDraw, Shared
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.weightings import Sigmoid
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import LevelEmbedding
 from asyncdiff.networks.modulation import Conditioning, Modulation, Rows
 from asyncdiff.networks.unet import UNet
-from asyncdiff.denoising.loss import objective
+from asyncdiff.noise.levels import AlongPath, LevelDraw, Shared
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.shapes import Distinct
-from asyncdiff.denoising.weightings import Sigmoid
+from asyncdiff.shapes import UniqueLevels
 
 # Variants
 ONE, NAIVE, OURS = "one level an image", "map, naive", "map, ours"
@@ -177,7 +177,7 @@ class Bench:
         """Level maps of one training batch."""
         if kind == ONE:
             return Shared()(self.case.batch, self.grid, device=self.device)
-        draw = AlongPath()(self.case.batch, self.grid, device=self.device).on_values(LEVELS)
+        draw = AlongPath()(self.case.batch, self.grid, device=self.device).quantized(LEVELS)
         return LevelDraw(draw.t, None, one_each(draw.t)) if kind in self.networks else draw
 
     def autocast(self) -> AbstractContextManager:
@@ -187,7 +187,9 @@ class Bench:
     def loss(self, kind: str) -> Tensor:
         """The training loss."""
         with self.autocast():
-            result = objective(self.denoiser(kind), self.x, torch.randn_like(self.x), self.drawn(kind), Sigmoid(0.0))
+            result = training_loss(
+                self.denoiser(kind), self.x, torch.randn_like(self.x), self.drawn(kind), Sigmoid(0.0)
+            )
         return result.per_image.mean()
 
     def step(self, kind: str) -> None:
@@ -209,7 +211,7 @@ class Bench:
         elif kind != CONSTANT:  # no two patches at the same level: there is no table to gain by
             t = torch.rand(t.shape, device=self.device)
         with torch.no_grad(), self.autocast():
-            self.denoiser(kind)(self.x, t, distinct=one_each(t) if kind in (NAIVE, BLOCKWISE) else None)
+            self.denoiser(kind)(self.x, t, unique=one_each(t) if kind in (NAIVE, BLOCKWISE) else None)
 
     def kept(self, kind: str) -> int:
         """Bytes kept for the backward, parameters left out."""
@@ -228,9 +230,9 @@ class Bench:
         return sum(storages.values())
 
 
-def one_each(t: Tensor) -> Distinct:
+def one_each(t: Tensor) -> UniqueLevels:
     """Every patch's level as one of its own."""
-    return Distinct(t.flatten(), torch.arange(t.numel(), device=t.device).view(t.shape))
+    return UniqueLevels(t.flatten(), torch.arange(t.numel(), device=t.device).view(t.shape))
 
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {

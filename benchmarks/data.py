@@ -233,10 +233,10 @@ def first_batch(options: argparse.Namespace) -> None:
     next(batches)
     first = time.perf_counter()
     next(batches)
-    workers = [memory(child) for child in children()]
+    workers = [kv_cache(child) for child in children()]
     own = " / ".join(f"{private:.0f}" for private, _ in workers)
     shared = " / ".join(f"{shared:.0f}" for _, shared in workers)
-    told = {"setup": ready - began, "first": first - began, "main": sum(memory(os.getpid()))}
+    told = {"setup": ready - began, "first": first - began, "main": sum(kv_cache(os.getpid()))}
     print(json.dumps(told | {"workers": f"{own} | {shared}"}))
 
 
@@ -245,7 +245,7 @@ def children() -> list[int]:
     return [pid for pid in map(int, listed) if Path(f"/proc/{pid}/smaps_rollup").exists()]
 
 
-def memory(pid: int) -> tuple[float, float]:
+def kv_cache(pid: int) -> tuple[float, float]:
     """MB that only this process holds, and MB that it shares with others."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}

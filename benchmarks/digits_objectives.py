@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds
 from asyncdiff.denoising.likelihood import CategoricalDecoder
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds
 from benchmarks.digits_levels import Judge, row, trained
 from datamodules import Digits
 

@@ -28,9 +28,10 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from asyncdiff.latents.cache.write_shard import write_shard
 from benchmarks.data import measured
 from datamodules import LatentCache
-from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, shard_name, write_shard
+from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, shard_name
 
 SHAPE, SHARD, BATCH = (4, 32, 32), 16384, 256
 

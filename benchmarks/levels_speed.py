@@ -16,12 +16,14 @@ from statistics import median
 
 import torch
 
-from asyncdiff.noise.clean_patches import Blobs, Boxes
 from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.weightings import Velocity
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.clean_patches import RandomBoxes, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
 from asyncdiff.noise.levels import (
     AlongPath,
-    CleanContext,
     Gaussian,
     Homogeneous,
     Independent,
@@ -31,15 +33,13 @@ from asyncdiff.noise.levels import (
     Shared,
     SumBeta,
     TruncatedGaussian,
+    WithCleanPatches,
 )
-from asyncdiff.networks.dit import DiT
-from asyncdiff.denoising.loss import objective
 from asyncdiff.noise.orders import Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
 from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.noise.progress import FluxProgress
 from asyncdiff.randomness import seeded
-from asyncdiff.noise.progress import FluxSpacing
-from asyncdiff.denoising.weightings import Velocity
 
 IMAGES, GRID, SIZE, STEP_IMAGES = 256, (16, 16), 32, 4
 SAMPLERS: dict[str, LevelSampler] = {
@@ -52,16 +52,16 @@ SAMPLERS: dict[str, LevelSampler] = {
     "AlongPath(Ordered(Raster))": AlongPath(Ordered(Raster())),
     "AlongPath(Ordered(Shuffled))": AlongPath(Ordered(Shuffled(), overlap=0.5)),
     "AlongPath(Waypoints)": AlongPath(Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
-    "AlongPath(Floored(AsyncPatch), FluxSpacing)": AlongPath(Floored(AsyncPatch()), FluxSpacing()),
-    "AlongPath(Floored(Ordered(Raster)), FluxSpacing)": AlongPath(Floored(Ordered(Raster())), FluxSpacing()),
+    "AlongPath(Floored(AsyncPatch), FluxProgress)": AlongPath(Floored(AsyncPatch()), FluxProgress()),
+    "AlongPath(Floored(Ordered(Raster)), FluxProgress)": AlongPath(Floored(Ordered(Raster())), FluxProgress()),
     "Perlin": Perlin(),
     "SumBeta": SumBeta(),
     "TruncatedGaussian": TruncatedGaussian(),
     "LogitNormalTruncated": LogitNormalTruncated(),
     "Gaussian": Gaussian(),
-    "CleanContext(AsyncPatch, Boxes)": CleanContext(AlongPath(), context=Boxes()),
-    "CleanContext(AsyncPatch, Blobs)": CleanContext(AlongPath(), context=Blobs()),
-    "CleanContext(AsyncPatch)": CleanContext(AlongPath()),
+    "WithCleanPatches(AsyncPatch, Boxes)": WithCleanPatches(AlongPath(), clean_patches=RandomBoxes()),
+    "WithCleanPatches(AsyncPatch, RandomRegions)": WithCleanPatches(AlongPath(), clean_patches=RandomRegions()),
+    "WithCleanPatches(AsyncPatch)": WithCleanPatches(AlongPath()),
     "Homogeneous(AsyncPatch)": Homogeneous(AlongPath()),
 }
 
@@ -74,7 +74,7 @@ def training_step() -> Callable[[], None]:
 
     def step() -> None:
         denoiser.zero_grad()
-        objective(denoiser, x, eps, Shared()(STEP_IMAGES, GRID), Velocity()).per_image.mean().backward()
+        training_loss(denoiser, x, eps, Shared()(STEP_IMAGES, GRID), Velocity()).per_image.mean().backward()
 
     return step
 

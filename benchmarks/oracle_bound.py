@@ -15,13 +15,13 @@ from torch import Tensor
 
 from asyncdiff.denoising import likelihood
 from asyncdiff.denoising.likelihood import GaussianDecoder, bound, discrete_bound
-from asyncdiff.noise.masks import Half
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.noise.orders import CentreOut, Raster, Shuffled, Spiral, Wavefront
+from asyncdiff.noise.masks import Half
+from asyncdiff.noise.orders import CenterOut, Raster, Shuffled, Spiral, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, Waypoints
+from asyncdiff.noise.progress import FluxProgress, UniformProgress
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import LevelMap, Progress
-from asyncdiff.noise.progress import FluxSpacing, UniformSpacing
 
 DIMS, GRID, SHAPE, FLOOR = 16, (2, 2), (1, 4, 4), 0.2
 PATHS = {
@@ -30,7 +30,7 @@ PATHS = {
     "raster, strict": Ordered(Raster()),
     "spiral, overlap 0.5": Ordered(Spiral(), 0.5),
     "wavefront, overlap 0.75": Ordered(Wavefront(), 0.75),
-    "centre-out, strict": Ordered(CentreOut()),
+    "centre-out, strict": Ordered(CenterOut()),
     "shuffled, overlap 0.25": Ordered(Shuffled(), 0.25),
     "a user's waypoints": Waypoints([[[0.0, 0.6], [0.9, 0.2]]], progress=[0.7]),
 }
@@ -84,7 +84,7 @@ def main() -> None:
     x = oracle.sample(options.images, SHAPE, seeded(0))
     truth, mask = -oracle.log_prob(x), Half("top")(4, 4)
     conditional = -oracle.conditional_log_prob(x, mask)
-    flux = {"points": options.points, "spacing": FluxSpacing(1.0)}
+    flux = {"points": options.points, "progress_sampler": FluxProgress(1.0)}
     print(f"true -log p of {options.images} images: {truth.mean():.6f} nats on average")
     heads = ["path", "bound", "largest relative error", "-log p(lower | upper half), error", "excess without slopes"]
     heads += [f"{steps} steps, excess" for steps in STEPS] + ["order"]
@@ -93,7 +93,7 @@ def main() -> None:
         found = mean(bound(oracle, path=path, **copies(x), **flux).total)
         known = mask.expand(2 * DIMS * len(x), 4, 4)
         rest = mean(bound(oracle, path=path, known=known, **copies(x), **flux).total)
-        plain = {"points": options.points, "spacing": UniformSpacing()}
+        plain = {"points": options.points, "progress_sampler": UniformProgress()}
         floor = mean(bound(oracle, path=path, t_min=FLOOR, **copies(x), **flux).total)
         slopeless = mean(bound(oracle, path=Slopeless(path), t_min=FLOOR, **copies(x), **plain).total)
         gaps = [

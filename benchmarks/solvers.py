@@ -17,7 +17,7 @@ from asyncdiff.noise.orders import Raster, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous
 from asyncdiff.noise.processes import CosineVP, Process, RectifiedFlow
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep, Solver
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep, Solver
 
 SHAPE, GRID, COMPONENTS = (1, 4, 4), (4, 4), 4
 PATHS: dict[str, Path] = {
@@ -26,7 +26,7 @@ PATHS: dict[str, Path] = {
     "ordered, wavefront, overlap 0.8": Ordered(Wavefront(), overlap=0.8),
     "ordered, raster, overlap 0.5": Ordered(Raster(), overlap=0.5),
 }
-SOLVERS: tuple[Solver, ...] = (Ddim(), Heun(), Multistep())
+SOLVERS: tuple[Solver, ...] = (DDIM(), Heun(), Multistep())
 PROCESSES: dict[str, Process] = {"rectified": RectifiedFlow(), "cosine": CosineVP()}
 EVALUATIONS = (8, 16, 32, 64)
 REFERENCE_STEPS = 2048

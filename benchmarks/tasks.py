@@ -20,19 +20,19 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.callbacks.validation_images import spread
-from asyncdiff.sampling.step_rules import DualLoop, Sequential, Tolerance
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.features.lpips import BackboneFeatures, Lpips
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
-from asyncdiff.sampling.look_ahead import LookAhead
+from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures
 from asyncdiff.noise.masks import MASKS, Half, Mask
 from asyncdiff.noise.orders import Raster
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.look_ahead import LookAhead
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
-from asyncdiff.sampling.solvers import Ddim, Multistep
+from asyncdiff.sampling.solvers import DDIM, Multistep
+from asyncdiff.sampling.step_rules import DualLoop, Sequential, Tolerance
 from benchmarks.digits_levels import Judge
 
 REFERENCE = 10_000  # training images behind the reference statistics
@@ -48,8 +48,8 @@ class Cost:
         self.network = network
 
     def _count(self, module: torch.nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        rows, memory = len(args[0]), options.get("memory")
-        share = 1.0 if memory is None or memory.moving is None else float(memory.moving.flatten(1).float().mean())
+        rows, kv_cache = len(args[0]), options.get("kv_cache")
+        share = 1.0 if kv_cache is None or kv_cache.moving is None else float(kv_cache.moving.flatten(1).float().mean())
         self.evaluations += rows
         self.patches += rows * share
 
@@ -71,7 +71,7 @@ class PhotoJudge:
         held_out = data.dataset("val").plain()
         batch = held_out.__getitems__(spread(held_out, images))
         self.images, self.labels = batch["image"], batch["label"]
-        self.lpips = Lpips("squeeze", str(squeezenet))
+        self.lpips = LPIPS("squeeze", str(squeezenet))
         self.metric = FrechetDistance(BackboneFeatures("squeeze", str(squeezenet)))
         train = data.dataset("train").plain()
         indices = spread(train, REFERENCE)
@@ -144,7 +144,7 @@ def overlaps(bench: Bench) -> Rows:
         yield f"synchronous, {steps} steps", bench.generated(Sampler(solver=Multistep(), steps=steps))
 
 
-def skipping(bench: Bench) -> Rows:
+def partial_updates(bench: Bench) -> Rows:
     """Strict raster order, 16 steps a patch: what is computed, and what it changes."""
     full = None
     for refresh, margin in ((1, 0), (64, 0), (32, 0), (16, 0), (8, 0), (16, 1)):
@@ -171,17 +171,17 @@ def guidance(bench: Bench) -> Rows:
 def adaptive(bench: Bench) -> Rows:
     """Clocks that go by the predicted uncertainty against the uniform one, with one solver and one grid."""
     for steps in (8, 12, 16, 24, 32, 50):
-        yield f"uniform, {steps} steps", bench.generated(Sampler(solver=Ddim(), steps=steps))
+        yield f"uniform, {steps} steps", bench.generated(Sampler(solver=DDIM(), steps=steps))
     for tolerance in (0.02, 0.03, 0.04, 0.06, 0.08):
-        clocks = Tolerance(tolerance, max_stride=8)
-        yield f"tolerance {tolerance:g}", bench.generated(Adaptive(clocks, Ddim(), steps=50))
-        yield f"tolerance {tolerance:g}, skipping", bench.generated(Adaptive(clocks, Ddim(), steps=50, refresh=8))
+        step_rule = Tolerance(tolerance, max_stride=8)
+        yield f"tolerance {tolerance:g}", bench.generated(Adaptive(step_rule, DDIM(), steps=50))
+        yield f"tolerance {tolerance:g}, skipping", bench.generated(Adaptive(step_rule, DDIM(), steps=50, refresh=8))
     for outer in (4, 8, 12):
-        yield f"dual loop, {outer} outer steps", bench.generated(Adaptive(DualLoop(), Ddim(), steps=4 * outer))
+        yield f"dual loop, {outer} outer steps", bench.generated(Adaptive(DualLoop(), DDIM(), steps=4 * outer))
     for steps in (8, 12, 24):
-        yield f"look-ahead, {steps} steps", bench.generated(Sampler(None, Ddim(), steps, [LookAhead()]))
-    yield "sequential, 16 steps a patch", bench.generated(Adaptive(Sequential(), Ddim(), steps=16))
-    yield "sequential, overlap 0.75", bench.generated(Adaptive(Sequential(overlap=0.75), Ddim(), steps=16))
+        yield f"look-ahead, {steps} steps", bench.generated(Sampler(None, DDIM(), steps, [LookAhead()]))
+    yield "sequential, 16 steps a patch", bench.generated(Adaptive(Sequential(), DDIM(), steps=16))
+    yield "sequential, overlap 0.75", bench.generated(Adaptive(Sequential(overlap=0.75), DDIM(), steps=16))
 
 
 def masks(bench: Bench) -> Rows:
@@ -198,7 +198,7 @@ def masks(bench: Bench) -> Rows:
 
 TABLES: dict[str, Callable[[Bench], Rows]] = {
     "overlaps": overlaps,
-    "skipping": skipping,
+    "skipping": partial_updates,
     "guidance": guidance,
     "adaptive": adaptive,
     "masks": masks,

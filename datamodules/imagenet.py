@@ -21,20 +21,20 @@ Rows = npt.NDArray[np.bool_]
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 
 
-class Source(NamedTuple):
+class SplitSource(NamedTuple):
     """Images of a folder or of a tar file; of the latter with its index."""
 
     place: Path
     files: FileList
     tar: TarIndex | None
 
-    def of(self, rows: Rows) -> "Source":
+    def of(self, rows: Rows) -> "SplitSource":
         """Those images for which `rows` is true."""
         if rows.all():
             return self  # and its arrays stay mapped from the cache
         files = FileList(self.files.names[rows], self.files.folders[rows], self.files.tops)
         tar = self.tar and TarIndex(files, self.tar.offsets[rows], self.tar.sizes[rows])
-        return Source(self.place, files, tar)
+        return SplitSource(self.place, files, tar)
 
     def images(self, labels: npt.NDArray[np.int64], classes: list[str], **options: Any) -> EncodedImages:
         """The images as a split."""
@@ -120,7 +120,7 @@ class ImageNet(EncodedDataModule):
         for split in ("train", "val"):
             self._source(split)
 
-    def _source(self, split: str) -> Source:
+    def _source(self, split: str) -> SplitSource:
         """The images of a split, wherever they lie."""
         if not self.root.is_dir():
             raise FileNotFoundError(
@@ -128,16 +128,16 @@ class ImageNet(EncodedDataModule):
             )
         for folder in (self.root / split, *(self.root / below / split for below in KAGGLE)):
             if folder.is_dir():
-                return Source(folder, find_images(folder, "root"), None)
+                return SplitSource(folder, find_images(folder, "root"), None)
         tar = self.root / f"ILSVRC2012_img_{split}.tar"
         if not tar.is_file():
             raise FileNotFoundError(
                 f"root must hold a folder {split} or {tar.name}, got {self.root} with neither: check it"
             )
         index = tar_index(tar)
-        return Source(tar, index.files, index)
+        return SplitSource(tar, index.files, index)
 
-    def _val_labels(self, val: Source, classes: list[str]) -> npt.NDArray[np.int64]:
+    def _val_labels(self, val: SplitSource, classes: list[str]) -> npt.NDArray[np.int64]:
         """The class of every validation image, -1 where training does not have it."""
         number = {name: label for label, name in enumerate(classes)}
         folders = val.files.class_names(val.place)

@@ -1,5 +1,8 @@
 """What all tests share: one thread, so that parallel workers do not fight, and a small network."""
 
+import hashlib
+import json
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from asyncdiff.networks.dit import DiT
 torch.set_num_threads(1)
 
 
-def awaken(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def randomize_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Give every parameter a random value: at initialisation most of a DiT is switched off by zeros."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -25,4 +28,26 @@ def small_dit() -> DiT:
     """A DiT for 8x8 gray images with ten classes, awake, in float64."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10).double()
-    return awaken(network).eval()
+    return randomize_weights(network).eval()
+
+
+@pytest.fixture(scope="session")
+def alexnet(tmp_path_factory) -> str:
+    """LPIPS with random weights in a file, as an option."""
+    from torchvision import models
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        state = models.alexnet(weights=None).features.state_dict(prefix="features.")
+    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(state, file)
+    arguments = {"weights": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    return json.dumps({"class_path": "asyncdiff.evaluation.features.lpips.LPIPS", "init_args": arguments})
+
+
+@pytest.fixture(scope="session")
+def latent_run(tmp_path_factory):
+    """A run on latents of a tiny autoencoder, with all its images; its trainer and its folder."""
+    from latent_models import train_on_latents
+
+    return train_on_latents(tmp_path_factory.mktemp("latents"))

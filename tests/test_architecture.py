@@ -1,4 +1,4 @@
-"""Who may import whom: the mathematics stands alone, and nothing knows the rooms above it."""
+"""Who may import whom: the core stands alone, and no room knows the rooms above it."""
 
 import ast
 import subprocess
@@ -8,101 +8,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MATHEMATICS = [
-    "checks",
-    "shapes",
-    "randomness",
-    "processes",
-    "orders",
-    "fields",
-    "spacings",
-    "contexts",
-    "paths",
-    "levels",
-    "weightings",
-    "targets",
-    "denoiser",
-    "oracles",
-    "likelihood",
-    "solvers",
-]
-MATHEMATICS += ["skipping", "guidance", "sampling", "repaint", "uncertainty", "clocks", "adaptive", "look_ahead"]
-MATHEMATICS += ["objective", "masks", "tasks", "canvases"]
-# Every room with the rooms of asyncdiff that it may import.
-ALLOWED = {
-    "checks": set(),
-    "class_paths": {"recipe"},
-    "exports": set(),
-    "checkpoints": {"exports"},
-    "event_files": set(),
-    "shapes": set(),
-    "randomness": set(),
-    "processes": {"shapes"},
-    "fields": {"shapes", "randomness"},
-    "orders": {"shapes", "randomness"},
-    "paths": {"shapes", "randomness", "fields", "orders"},
-    "spacings": {"shapes", "paths", "processes"},
-    "contexts": {"shapes", "randomness", "fields", "masks"},
-    "levels": {"shapes", "randomness", "fields", "paths", "spacings", "contexts"},
-    "weightings": {"shapes", "processes", "levels"},
-    "targets": {"shapes", "processes"},
-    "denoiser": {"shapes", "processes", "targets"},
-    "oracles": {"shapes", "processes", "denoiser"},
-    "likelihood": {"shapes", "randomness", "processes", "paths", "spacings", "denoiser", "weightings"},
-    "objective": {"shapes", "denoiser", "levels", "weightings"},
-    "solvers": {"shapes", "processes", "denoiser"},
-    "skipping": {"shapes", "processes", "denoiser"},
-    "guidance": {"shapes", "randomness", "processes", "denoiser", "skipping"},
-    "sampling": {"shapes", "randomness", "denoiser", "guidance", "orders", "paths", "skipping", "solvers"},
-    "repaint": {"shapes", "guidance", "sampling", "solvers"},
-    "uncertainty": {"shapes", "denoiser"},
-    "clocks": {"shapes", "uncertainty"},
-    "adaptive": {"shapes", "randomness", "denoiser", "guidance", "sampling", "solvers", "clocks", "uncertainty"},
-    "look_ahead": {"shapes", "randomness", "denoiser", "guidance", "uncertainty"},
-    "masks": set(),
-    "canvases": {"denoiser", "randomness", "sampling", "tasks"},
-    "photos": set(),
-    "codecs": {"shapes", "checkpoints"},
-    "predictions": {"shapes", "codecs", "denoiser", "sampling", "orders", "masks", "tasks", "canvases", "photos"},
-    "predicted": {"predictions", "shapes"},
-    "tasks": {"shapes", "denoiser", "sampling"},
-    "networks": {"shapes"},
-    "recipe": set(),
-    "caching": {"codecs", "recipe", "shapes"},
-    "strategies": {"checkpoints", "exports", "mismatch"},
-    "optimisation": {"strategies"},
-    "settings": {"paths", "sampling"},
-    "mismatch": {"recipe", "codecs"},
-    "pretrained": {"mismatch", "checkpoints", "strategies"},
-    "held_out": {"shapes", "randomness", "paths", "levels", "weightings", "denoiser", "objective"},
-    "evaluation": {"shapes", "randomness", "processes", "denoiser", "paths", "orders", "spacings", "masks"}
-    | {"likelihood", "sampling", "tasks", "checkpoints"},
-    "module": ({*MATHEMATICS} - {"masks"})
-    | {"codecs", "recipe", "checkpoints", "pretrained", "strategies", "evaluation", "held_out"}
-    | {"predictions", "predicted"}
-    | {"optimisation", "settings", "mismatch", "exports"},
-    "plots": {"shapes", "randomness", "paths", "levels", "spacings", "likelihood", "evaluation"},
-    "callbacks": {"module", "tasks", "evaluation", "sampling", "masks", "paths", "shapes", "spacings", "likelihood"}
-    | {"event_files", "strategies", "plots", "recipe", "predictions", "levels", "randomness"},
-    "ablations": {"class_paths", "cli", "evaluation"},
-    "serve": {"photos", "predictions"},
-    "commands": {
-        "serve",
-        "ablations",
-        "class_paths",
-        "cli_errors",
-        "recipe",
-        "checkpoints",
-        "module",
-        "callbacks",
-        "evaluation",
-        "plots",
-    }
-    | {"caching", "codecs", "levels", "networks", "paths", "spacings", "masks", "likelihood"}
-    | {"predictions", "photos", "sampling", "guidance", "adaptive", "look_ahead", "repaint"}
-    | {"processes", "targets", "weightings", "solvers", "exports"},
-    "__main__": {"cli", "class_paths", "cli_errors"},
+LEAVES = {"shapes", "randomness", "checks"}
+CORE = ("noise", "denoising", "networks", "sampling")
+# Floor by floor: every room with the rooms that it may import. All may import the leaves.
+ALLOWED: dict[str, set[str]] = {
+    "noise": set(),
+    "networks": set(),
+    "checkpoints": set(),
+    "denoising": {"noise"},
+    "latents": {"checkpoints"},
+    "sampling": {"noise", "denoising"},
+    "tasks": {"noise", "denoising", "latents", "sampling"},
+    "evaluation": {"noise", "checkpoints", "denoising", "sampling"},
+    "training": {"noise", "checkpoints", "denoising", "latents", "sampling", "tasks"},
+    "ablation": {"checkpoints", "evaluation"},
+    "web": {"tasks"},
+    "callbacks": {"noise", "checkpoints", "denoising", "sampling", "tasks", "evaluation", "training"},
+    "cli": {"noise", "networks", "checkpoints", "denoising", "latents", "sampling", "tasks", "evaluation", "training"}
+    | {"ablation", "web", "callbacks"},
 }
+FRAMEWORKS = {"lightning", "torchmetrics", "torchvision", "jsonargparse", "timm"}
+# What asyncdiff takes of datamodules: the base class, the loader that resumes, and the format of latent shards.
+OF_DATA = {"datamodules", "datamodules.base", "datamodules.order", "datamodules.storage.latent_shards"}
 
 
 def imports(file: Path) -> set[str]:
@@ -116,32 +43,62 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def room(dotted: str) -> str | None:
-    parts = dotted.split(".")
-    return parts[1] if parts[0] == "asyncdiff" and len(parts) > 1 else None
-
-
-@pytest.mark.parametrize("name", ALLOWED)
-def test_rooms_import_downwards_only(name):
-    home = ROOT / "asyncdiff"
-    files = [home / f"{name}.py"] if (home / f"{name}.py").exists() else sorted((home / name).glob("*.py"))
+def imports_of(room: str) -> set[str]:
+    files = sorted((ROOT / "asyncdiff" / room).rglob("*.py"))
     assert files
-    used = {room(dotted) for file in files for dotted in imports(file)} - {
-        None,
-        name,
-        "checks",
-    }  # checks serve everyone
-    assert used <= ALLOWED[name]
+    return {dotted for file in files for dotted in imports(file)}
 
 
-def test_every_room_is_listed():
-    rooms = {p.stem for p in (ROOT / "asyncdiff").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert rooms - {"__init__", "cli", "cli_errors"} == set(ALLOWED)
+def rooms(dotted_names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in dotted_names if name.startswith("asyncdiff.")}
+
+
+def loaded(code: str, names: set[str]) -> str:
+    """Which of these packages a fresh interpreter has loaded after running `code`."""
+    code = f"import sys; {code}; print(sorted({names!r} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_downwards_only(room):
+    assert rooms(imports_of(room)) - {room} <= ALLOWED[room] | LEAVES
+
+
+def test_every_room_is_listed_above_those_that_it_imports():
+    home = ROOT / "asyncdiff"
+    assert {p.parent.name for p in home.glob("*/__init__.py")} == set(ALLOWED)
+    assert {p.stem for p in home.glob("*.py")} == LEAVES | {"__init__", "__main__"}
+    floors = list(ALLOWED)
+    assert all(floors.index(below) < floors.index(room) for room in ALLOWED for below in ALLOWED[room])
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_leaves_import_nothing_of_the_package(leaf):
+    assert not rooms(imports(ROOT / "asyncdiff" / f"{leaf}.py")) - LEAVES
+
+
+@pytest.mark.parametrize("room", CORE)
+def test_the_core_imports_torch_and_jaxtyping_only(room):
+    allowed = {"asyncdiff", "torch", "jaxtyping", *sys.stdlib_module_names} | (
+        {"timm"} if room == "networks" else set()
+    )
+    assert {dotted.split(".")[0] for dotted in imports_of(room)} <= allowed
+
+
+def test_the_core_loads_without_the_frameworks():
+    assert loaded("import asyncdiff.noise, asyncdiff.denoising, asyncdiff.sampling", FRAMEWORKS) == "[]"
+    assert loaded("import asyncdiff.networks", {"lightning", "torchmetrics", "jsonargparse"}) == "[]"
 
 
 def test_data_modules_know_nothing_of_diffusion():
     for file in (ROOT / "datamodules").rglob("*.py"):
         assert not any(dotted.startswith("asyncdiff") for dotted in imports(file)), file
+
+
+def test_the_package_takes_no_plumbing_from_the_data_modules():
+    taken = {dotted for room in ALLOWED for dotted in imports_of(room) if dotted.startswith("datamodules")}
+    assert {dotted.rpartition(".")[0] or dotted for dotted in taken} <= OF_DATA
 
 
 @pytest.mark.parametrize(("name", "below"), [("images", set()), ("storage", {"images"})])
@@ -157,31 +114,15 @@ def test_rooms_of_data_modules_import_downwards_only(name, below):
     assert {dotted.split(".")[1] for dotted in above} <= shared | {"unreadable"}
 
 
-def test_only_codecs_use_diffusers():
+def test_only_latents_use_diffusers():
     files = [*(ROOT / "asyncdiff").rglob("*.py"), *(ROOT / "datamodules").rglob("*.py"), ROOT / "train.py"]
     found = {file.parent.name for file in files if any(dotted.startswith("diffusers") for dotted in imports(file))}
-    assert found == {"codecs"}
+    assert found == {"latents"}
+    assert loaded("import asyncdiff.latents", {"diffusers", "lightning"}) == "[]"
 
 
 def test_only_the_page_uses_gradio():
     files = (ROOT / "asyncdiff").rglob("*.py")
     found = {file.name for file in files if any(dotted.startswith("gradio") for dotted in imports(file))}
-    assert found == {"page.py", "layout.py", "painter.py"}
-    code = "import sys, asyncdiff.cli.commands.serve, asyncdiff.web.image_encoding; print('gradio' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
-
-
-def test_codecs_load_without_diffusers():
-    code = "import sys, asyncdiff.latents; print(sorted({'diffusers', 'lightning'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-def test_the_mathematics_loads_without_the_frameworks():
-    code = (
-        f"import sys; [__import__('asyncdiff.' + name) for name in {MATHEMATICS!r}]; "
-        "print(sorted({'lightning', 'timm', 'torchmetrics', 'torchvision', 'jsonargparse'} & set(sys.modules)))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert found == {"page.py", "layout.py", "mask_painter.py"}
+    assert loaded("import asyncdiff.cli.commands.serve, asyncdiff.web.image_encoding", {"gradio"}) == "[]"

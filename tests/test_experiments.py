@@ -12,24 +12,22 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
-from test_evaluate import alexnet  # noqa: F401  a fixture
-from test_latent_pictures import run as latent_run  # noqa: F401  a fixture
 from torch.nn.functional import max_pool2d
 
-from asyncdiff.cli import train as cli
-from asyncdiff.noise import levels
-from asyncdiff.checkpoints import object_config
 from asyncdiff.__main__ import main
 from asyncdiff.ablation import Ablation
 from asyncdiff.ablation.launch import resolved
-from asyncdiff.cli.errors.suggestions import find_class
-from asyncdiff.latents import Codec
+from asyncdiff.checkpoints import object_config
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.errors.suggestions import find_class
+from asyncdiff.latents import Codec
+from asyncdiff.networks.unet import UNet
+from asyncdiff.noise import levels
 from asyncdiff.noise.masks import MASKS
 from asyncdiff.training.module import AsyncDiffusion
-from asyncdiff.networks.unet import UNet
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
@@ -201,7 +199,7 @@ def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
         # Without labels their table is missing: 1000 and the one of "no label", 1024 numbers each.
         count = sum(p.numel() for p in made.model.network.parameters())
         assert count == parameters - (0 if classes else 1001 * 1024)
-        trainer = resolved(cell, tmp_path)["trainer"]
+        trainer = resolved(cell, tmp_path, cli.parsed)["trainer"]
         together = int(trainer["devices"]) * trainer.get("accumulate_grad_batches", 1)
         assert made.datamodule.batch_size * together == images
         assert trainer["gradient_clip_val"] == 1
@@ -267,7 +265,7 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
 
 
 @pytest.mark.parametrize("file", INPAINTING, ids=lambda f: f.stem)
-def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, tmp_path):  # noqa: F811
+def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, tmp_path):
     """The command of the file's head, on a small run and with few steps; the file's own sampler is read as it is."""
     (line,) = commands_in(file)
     documented = re.sub(r"\\\n +", "", (FOLDER.parent / "docs" / "evaluation.md").read_text())
@@ -315,7 +313,7 @@ def test_masks_on_pixels_know_a_latent_where_its_pixels_are():
         assert (told & ~drawn).any() == (name in ("thin", "wide"))
 
 
-def test_pixel_masks_that_cannot_be(latent_run):  # noqa: F811
+def test_pixel_masks_that_cannot_be(latent_run):
     _, folder = latent_run
     model = AsyncDiffusion.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     with pytest.raises(

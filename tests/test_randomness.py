@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import stats
 
-from asyncdiff.randomness import Source, counter_key, forked, normal, per_image, seeded, uniform
+from asyncdiff.randomness import RandomSource, counter_key, forked, normal, per_image, seeded, uniform
 
 
 def test_counter_keys_are_the_same_on_every_machine():
@@ -33,11 +33,11 @@ def test_a_generator_short_is_refused():
 
 
 def test_a_source_draws_for_its_batch():
-    source = Source(3, (2, 2), seeded(0), dtype=torch.float64)
+    source = RandomSource(3, (2, 2), seeded(0), dtype=torch.float64)
     assert torch.equal(source.uniform(4), torch.rand(3, 4, generator=seeded(0), dtype=torch.float64))
     assert source.normal(2, 2).shape == (3, 2, 2)
-    alone = Source(1, (2, 2), per_image([8]))
-    together = Source(3, (2, 2), per_image([7, 8, 9]))
+    alone = RandomSource(1, (2, 2), per_image([8]))
+    together = RandomSource(3, (2, 2), per_image([7, 8, 9]))
     for name in ("uniform", "normal"):
         assert torch.equal(getattr(together, name)(5)[1:2], getattr(alone, name)(5))
     assert torch.equal(together.stratified()[1:2], alone.stratified())
@@ -46,16 +46,16 @@ def test_a_source_draws_for_its_batch():
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 1000])
 def test_stratified_numbers_lie_one_in_each_share(batch):
     for seed in range(20):
-        s = Source(batch, (1, 1), seeded(seed), dtype=torch.float64).stratified()
+        s = RandomSource(batch, (1, 1), seeded(seed), dtype=torch.float64).stratified()
         assert torch.equal((s * batch).floor().long().sort().values, torch.arange(batch))
-        single = Source(batch, (1, 1), seeded(seed)).stratified()
+        single = RandomSource(batch, (1, 1), seeded(seed)).stratified()
         assert ((single >= 0) & (single < 1)).all()
 
 
 def test_stratified_numbers_are_uniform_and_independent_of_their_place():
     """Every place is U(0, 1) by Kolmogorov and Smirnov; with one generator per image two places are uncorrelated."""
-    shared = torch.stack([Source(4, (1, 1), seeded(k)).stratified() for k in range(2000)])
-    apart = torch.stack([Source(4, (1, 1), per_image(range(4 * k, 4 * k + 4))).stratified() for k in range(2000)])
+    shared = torch.stack([RandomSource(4, (1, 1), seeded(k)).stratified() for k in range(2000)])
+    apart = torch.stack([RandomSource(4, (1, 1), per_image(range(4 * k, 4 * k + 4))).stratified() for k in range(2000)])
     for column in (*shared.T, *apart.T):
         assert stats.kstest(column.numpy(), "uniform").pvalue > 1e-3
     assert abs(stats.pearsonr(apart[:, 0], apart[:, 1]).statistic) < 4 / 2000**0.5

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from asyncdiff.shapes import distinct_levels, known_patches, mean_per_patch, refined, sum_per_patch, to_pixels
+from asyncdiff.shapes import known_patches, mean_per_patch, sum_per_patch, to_pixels, unique_levels, upsampled_to
 
 
 def test_a_level_map_repeats_over_its_patches():
@@ -30,9 +30,9 @@ def test_a_patch_is_known_only_if_all_its_pixels_are():
 
 def test_distinct_levels_rebuild_the_map():
     t = torch.tensor([0.0, 0.5, 1.0])[torch.randint(3, (4, 5, 6))]
-    distinct = distinct_levels(t)
-    assert distinct.values.tolist() == [0.0, 0.5, 1.0]
-    assert torch.equal(distinct.values[distinct.index], t)
+    unique = unique_levels(t)
+    assert unique.values.tolist() == [0.0, 0.5, 1.0]
+    assert torch.equal(unique.values[unique.index], t)
 
 
 def test_a_grid_that_does_not_divide_the_image_is_refused():
@@ -42,13 +42,13 @@ def test_a_grid_that_does_not_divide_the_image_is_refused():
 
 @pytest.mark.parametrize("coarse", [torch.rand(2, 2, 3), torch.arange(12).reshape(2, 2, 3), torch.rand(2, 2, 3) < 0.5])
 def test_a_coarse_map_is_repeated_over_its_blocks(coarse):
-    fine = refined(coarse, (4, 9))
+    fine = upsampled_to(coarse, (4, 9))
     assert fine.dtype == coarse.dtype
     assert torch.equal(fine, coarse.repeat_interleave(2, 1).repeat_interleave(3, 2))
-    assert torch.equal(refined(coarse, (2, 3)), coarse)
+    assert torch.equal(upsampled_to(coarse, (2, 3)), coarse)
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (2, 4), (1, 3)], ids=lambda g: f"{g[0]}x{g[1]}")
 def test_a_coarse_map_that_does_not_divide_the_grid_is_refused(grid):
     with pytest.raises(ValueError, match=f"order must divide the level map of {grid[0]}x{grid[1]} patches.*got 2x3"):
-        refined(torch.zeros(1, 2, 3), grid, "order")
+        upsampled_to(torch.zeros(1, 2, 3), grid, "order")

@@ -1,5 +1,5 @@
 """Experiments that differ in a few settings, run over several seeds and compared."""
 
-from asyncdiff.ablation.config import Ablation, Cell, Metric
+from asyncdiff.ablation.config import Ablation, Metric, Trial
 
-__all__ = ["Ablation", "Cell", "Metric"]
+__all__ = ["Ablation", "Metric", "Trial"]

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.tensorboard import EVENTS, Curve, read_curves
 from asyncdiff.ablation.launch import FINISHED, RECORD
+from asyncdiff.ablation.tensorboard import EVENTS, Curve, read_curves
+from asyncdiff.checkpoints.old_names import current
 from asyncdiff.evaluation.result_card import read_card
 
 # Tags that are compared where no ablation says which: the beginning of each, and which value is better.
@@ -180,12 +181,12 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: {error}; remove it and run the ablation again") from error
     if not isinstance(held, dict) or not {"variants", "seed"} <= set(held):
         raise ValueError(f"{file} must be what an ablation of this version writes, got other keys: run it again")
-    return held
+    return dict(current(held))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     held = yaml.safe_load(file.read_text()) if file.is_file() else None
-    return held if isinstance(held, dict) else {}
+    return current(held) if isinstance(held, dict) else {}
 
 
 def _goal(tag: str) -> str:

@@ -43,7 +43,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of an ablation.
 
     Attributes:
@@ -124,18 +124,18 @@ class Ablation:
         """The file's."""
         return self.file.stem
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """All runs: seeds inside, so that every combination has one before any has two."""
         return [cell for seed in self.seeds for cell in self._of_seed(seed)]
 
-    def _of_seed(self, seed: int) -> Iterator[Cell]:
+    def _of_seed(self, seed: int) -> Iterator[Trial]:
         for chosen in itertools.product(*(variants.items() for variants in self.axes.values())):
             names = dict(zip(self.axes, (name for name, _ in chosen), strict=True))
             files = self.base + tuple(itertools.chain.from_iterable(change.files for _, change in chosen))
             settings = dict(self.settings)
             for _, change in chosen:
                 settings |= change.settings
-            yield Cell(names, seed, files, settings)
+            yield Trial(names, seed, files, settings)
 
 
 def _axes(file: Path, held: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

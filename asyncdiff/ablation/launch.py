@@ -18,11 +18,12 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from asyncdiff.cli import trusted_packages
-from asyncdiff.ablation.config import Ablation, Cell
-from asyncdiff.evaluation.result_card import software
+from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.checkpoints.old_names import current
+from asyncdiff.evaluation.result_card import software
 
+Parse = Callable[[list[str]], dict[str, Any]]  # the words of train.py -> the configuration that they mean
 State = Literal["finished", "ran", "failed", "elsewhere"]
 
 RECORD, FINISHED, LOG = "cell.json", "finished.json", "log.txt"
@@ -31,11 +32,9 @@ APART = (("trainer", "default_root_dir"), ("ckpt_path",), ("trainer", "enable_pr
 PROGRAM = "asyncdiff.cli.train"  # as a module: a strategy of several processes starts the others by the same name
 
 
-def resolved(cell: Cell, output: Path) -> dict[str, Any]:
+def resolved(cell: Trial, output: Path, parse: Parse) -> dict[str, Any]:
     """The whole configuration of a cell, as train.py understands it; ValueError in one line where it does not."""
-    from asyncdiff.cli.train import parsed  # late: it loads Lightning
-
-    return without(parsed(["fit", *cell.words(output)]), str(cell.folder(output)))
+    return without(parse(["fit", *cell.words(output)]), str(cell.folder(output)))
 
 
 def without(config: dict[str, Any], root: str) -> dict[str, Any]:
@@ -65,28 +64,39 @@ class Runner:
     Args:
         ablation: the cells' own.
         output: folder of the run directories.
+        parse: how train.py reads its words, `asyncdiff.cli.train.parsed`.
+        options: further words of every run.
         threads: CPU threads per process, None for PyTorch's own number.
         tell: takes a line about every cell that comes to an end.
     """
 
     def __init__(
-        self, ablation: Ablation, output: Path, *, threads: int | None = None, tell: Callable[[str], None] = print
+        self,
+        ablation: Ablation,
+        output: Path,
+        parse: Parse,
+        *,
+        options: Sequence[str] = (),
+        threads: int | None = None,
+        tell: Callable[[str], None] = print,
     ):
         self.ablation = ablation
         self.output = output
+        self.parse = parse
+        self.options = list(options)
         self.threads = threads
         self.tell = tell
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
 
-    def check(self, cells: Sequence[Cell]) -> dict[Any, dict[str, Any]]:
+    def check(self, cells: Sequence[Trial]) -> dict[Any, dict[str, Any]]:
         """The configuration of every cell; ValueError before anything runs if one is wrong or was run otherwise."""
         configurations = {}
         for cell in cells:
-            config = resolved(cell, self.output)
+            config = resolved(cell, self.output, self.parse)
             record = cell.folder(self.output) / RECORD
             if record.is_file():
-                before = json.loads(record.read_text())["config"]
+                before = current(json.loads(record.read_text())["config"])
                 if changed := difference(before, config):
                     raise ValueError(
                         f"{record.parent} must have been run with the same settings, got {changed}: "
@@ -95,7 +105,7 @@ class Runner:
             configurations[_key(cell)] = config
         return configurations
 
-    def run(self, cells: Sequence[Cell], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
+    def run(self, cells: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
         """What became of every cell. An interruption, by Ctrl-C or SIGTERM, ends the processes, too."""
         # A process in the background of a script does not hear Ctrl-C's signal; SIGTERM by itself would leave the
         # processes running.
@@ -105,7 +115,7 @@ class Runner:
         finally:
             signal.signal(signal.SIGTERM, usual)
 
-    def _all(self, cells: Sequence[Cell], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
+    def _all(self, cells: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
         with ThreadPoolExecutor(parallel) as pool:
             futures = [pool.submit(self._one, cell, configurations[_key(cell)]) for cell in cells]
             try:
@@ -119,7 +129,7 @@ class Runner:
                         os.killpg(child.pid, signal.SIGTERM)  # with the processes that it has started itself
                 raise
 
-    def _one(self, cell: Cell, config: dict[str, Any]) -> State:
+    def _one(self, cell: Trial, config: dict[str, Any]) -> State:
         folder = cell.folder(self.output)
         name = f"{cell.variant}, seed {cell.seed}"
         if (folder / FINISHED).is_file():
@@ -141,7 +151,7 @@ class Runner:
             self.tell(f"{name}: finished in {seconds:.0f} s")
             return "ran"
 
-    def _record(self, cell: Cell, config: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, cell: Trial, config: dict[str, Any]) -> dict[str, Any]:
         words = [os.path.relpath(word) if word.startswith("/") else word for word in cell.words(self.output)]
         return {
             "ablation": self.ablation.name,
@@ -154,9 +164,9 @@ class Runner:
             "config": config,
         }
 
-    def _train(self, cell: Cell, folder: Path) -> int:
+    def _train(self, cell: Trial, folder: Path) -> int:
         command = [sys.executable, "-m", PROGRAM, "fit", *cell.words(self.output)]
-        command += ["--trainer.enable_progress_bar", "false", "--auto_resume", "true", *trusted_packages.option()]
+        command += ["--trainer.enable_progress_bar", "false", "--auto_resume", "true", *self.options]
         environment = dict(os.environ)
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -191,7 +201,7 @@ def _stop(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _key(cell: Cell) -> Any:
+def _key(cell: Trial) -> Any:
     return cell.variant, cell.seed
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.collect import (
     FoundRun,
     by_variant,
@@ -17,6 +16,7 @@ from asyncdiff.ablation.collect import (
     shared_and_different,
     values,
 )
+from asyncdiff.ablation.config import Metric
 
 BESIDE = 5  # pictures in a row of Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.ablation.config import Ablation, Cell, Metric
+from asyncdiff.ablation.config import Ablation, Metric, Trial
 
 SUFFIX = ".ablation"  # of our own event files, so that a second call replaces them and no others
 EVENTS = "events.out.tfevents.*"
@@ -41,7 +41,7 @@ def last_values(curves: Mapping[str, Curve], metrics: Sequence[Metric], folder: 
     return {metric.tag: curves[metric.tag][-1][1] for metric in metrics}
 
 
-def write_parameters(cell: Cell, ablation: Ablation, folder: Path, values: Mapping[str, float], step: int) -> None:
+def write_parameters(cell: Trial, ablation: Ablation, folder: Path, values: Mapping[str, float], step: int) -> None:
     """Add a run's variants and last values to its events as TensorBoard's hparams, with tags apart: hp/TAG."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams

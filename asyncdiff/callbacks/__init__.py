@@ -1,33 +1,33 @@
 """What watches a run: averages, pictures, distances, errors by level, calibration, speed."""
 
 from asyncdiff.callbacks.calibration import Calibration
-from asyncdiff.callbacks.resume_logging import Continuation
 from asyncdiff.callbacks.denoising_strip import DenoisingStrip
-from asyncdiff.callbacks.ema import Ema
+from asyncdiff.callbacks.ema import EMA
 from asyncdiff.callbacks.frechet import Frechet
+from asyncdiff.callbacks.graceful_shutdown import GracefulShutdown
 from asyncdiff.callbacks.image_writer import ImageWriter
-from asyncdiff.callbacks.inpainting_grid import Inpainting
-from asyncdiff.callbacks.graceful_shutdown import Interruption
-from asyncdiff.callbacks.loss_by_level import LevelLoss
+from asyncdiff.callbacks.inpainting_grid import InpaintingGrid
 from asyncdiff.callbacks.level_maps import LevelMaps
 from asyncdiff.callbacks.likelihood import Likelihood
-from asyncdiff.callbacks.progress_bar import StepProgress
+from asyncdiff.callbacks.loss_by_level import LossByLevel
+from asyncdiff.callbacks.progress_bar import StepProgressBar
+from asyncdiff.callbacks.resume_logging import ResumeLogging
 from asyncdiff.callbacks.sample_grid import SampleGrid
 from asyncdiff.callbacks.throughput import Throughput
 
 __all__ = [
+    "EMA",
     "Calibration",
-    "Continuation",
     "DenoisingStrip",
-    "Ema",
     "Frechet",
+    "GracefulShutdown",
     "ImageWriter",
-    "Inpainting",
-    "Interruption",
-    "LevelLoss",
+    "InpaintingGrid",
     "LevelMaps",
     "Likelihood",
+    "LossByLevel",
+    "ResumeLogging",
     "SampleGrid",
-    "StepProgress",
+    "StepProgressBar",
     "Throughput",
 ]

@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.validation_images import held_out_split, spread
-from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gathered, share
+from asyncdiff.callbacks.validation_images import held_out_split, spread
 from asyncdiff.checks import at_least
 from asyncdiff.noise.levels import AlongPath
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
-from asyncdiff.shapes import mean_per_patch
 from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.shapes import mean_per_patch
+from asyncdiff.training.module import AsyncDiffusion
 
 STREAM = 2  # second counter of the random streams: noise and levels of an image are those of no other measurement
 
@@ -49,7 +49,7 @@ class Reliability:
     grouped_actual: Float[Tensor, "bins groups"]
 
 
-class Calibration(Measurement):
+class Calibration(PeriodicMetric):
     """Logs calibration/ratio and calibration/correlation of a network's uncertainty head on held-out images.
 
     At one AsyncPatch level map per image, for every patch: the error that the head predicts against that of the

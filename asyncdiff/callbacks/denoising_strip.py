@@ -4,18 +4,18 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import Figure, Picture, cycled_labels, stacked, tiles
+from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, cycled_labels, stacked, tiles
 from asyncdiff.callbacks.validation_images import held_out
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
 from asyncdiff.shapes import to_pixels
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.training.module import AsyncDiffusion
 
 
-class DenoisingStrip(Figure):
+class DenoisingStrip(PeriodicImage):
     """Two rows an image: x_t above, its level map below (black = clean, white = noise), at evenly spaced steps.
 
     Of a model of latents x_t is decoded, noise and all.

@@ -9,12 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from asyncdiff.training.fsdp2 import gathered, laid_out, local, scatter, whole
+from asyncdiff.training.fsdp2 import gathered, local, scatter, shard_like, whole
 
 CHUNK = 64  # tensors, so many that kernels are launched for many at once
 
 
-class Ema(Callback):
+class EMA(Callback):
     """Keeps a float32 average of the trained parameters, and puts it in their place while images are drawn or judged.
 
     The average follows after every optimiser step with the decay min(decay, (1 + n) / (10 + n)), n steps counted, so
@@ -41,7 +41,7 @@ class Ema(Callback):
     @property
     def state_key(self) -> str:
         """Several decays are several callbacks."""
-        return f"Ema{{decay={self.decay}}}"
+        return f"EMA{{decay={self.decay}}}"
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
@@ -61,9 +61,9 @@ class Ema(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse two averages of one decay, which a checkpoint could not tell apart."""
-        same = [c for c in trainer.callbacks if isinstance(c, Ema) and c.decay == self.decay]  # type: ignore[attr-defined]
+        same = [c for c in trainer.callbacks if isinstance(c, EMA) and c.decay == self.decay]  # type: ignore[attr-defined]
         if len(same) > 1:
-            raise ValueError(f"decay must differ between Ema callbacks, got {self.decay} twice: leave one out")
+            raise ValueError(f"decay must differ between EMA callbacks, got {self.decay} twice: leave one out")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the checkpoint's average, or start from the present weights."""
@@ -145,7 +145,7 @@ class Ema(Callback):
             self._missed = None
 
     def _enter(self, trainer: Trainer, module: LightningModule) -> None:
-        first = next(c for c in trainer.callbacks if isinstance(c, Ema))  # type: ignore[attr-defined]
+        first = next(c for c in trainer.callbacks if isinstance(c, EMA))  # type: ignore[attr-defined]
         if first is self:
             self._evaluation.enter_context(self.swapped(module))
 
@@ -156,7 +156,7 @@ class Ema(Callback):
             with torch.inference_mode(False):  # a later fit goes on with what an evaluation has loaded
                 weights = loaded["weights"]
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-                self.average = {n: local(laid_out(weights[n].float(), p)).clone() for n, p in trained.items()}
+                self.average = {n: local(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
             self.updates, self._missed = loaded["updates"], None
         return self.average is not None
 
@@ -172,12 +172,12 @@ def follow(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> 
 
 @contextmanager
 def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The context in which `module` has the averaged weights of the trainer's first `Ema`, if it has one.
+    """The context in which `module` has the averaged weights of the trainer's first `EMA`, if it has one.
 
     All processes have the network whole in it: none waits for another in a forward pass.
     """
     with ExitStack() as stack:
-        if averages := [callback for callback in trainer.callbacks if isinstance(callback, Ema)]:  # type: ignore[attr-defined]
+        if averages := [callback for callback in trainer.callbacks if isinstance(callback, EMA)]:  # type: ignore[attr-defined]
             stack.enter_context(averages[0].swapped(module))
         stack.enter_context(gathered(module))
         yield

@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 from asyncdiff.checks import at_least
 
 
-class EverySteps:
+class EveryNSteps:
     """True once at every `interval`-th optimiser step, however many batches make a step; never at the step it starts.
 
     Args:
@@ -28,8 +28,8 @@ class EverySteps:
         return bool(self.interval) and new and step % self.interval == 0
 
 
-def log_interval(trainer: Trainer) -> EverySteps:
+def log_interval(trainer: Trainer) -> EveryNSteps:
     """The schedule of the trainer's own `log_every_n_steps`, started."""
-    schedule = EverySteps(max(trainer.log_every_n_steps, 1))  # type: ignore[attr-defined]
+    schedule = EveryNSteps(max(trainer.log_every_n_steps, 1))  # type: ignore[attr-defined]
     schedule.start(trainer)
     return schedule

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.periodic_image import cycled_labels
 from asyncdiff.callbacks.frechet_card import log_protocol, protocol_of, write_card
-from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.periodic_image import cycled_labels
+from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import share
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
 from asyncdiff.noise.masks import Mask
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.training.module import AsyncDiffusion
 
 
-class Frechet(Measurement):
+class Frechet(PeriodicMetric):
     """Logs frechet/NAME, the distance of generated images from the training split in the feature space NAME.
 
     Beside it stand frechet/NAME_real, the distance of real held-out images (the floor at their number), and with a mask

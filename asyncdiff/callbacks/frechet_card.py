@@ -7,13 +7,13 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from asyncdiff.callbacks.ema import EMA
 from asyncdiff.checkpoints import object_config
-from asyncdiff.callbacks.ema import Ema
-from asyncdiff.evaluation.features.base import Features, class_path
+from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.result_card import card_of, software
 from asyncdiff.noise.masks import Mask
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.training.module import AsyncDiffusion
 
 
 def protocol_of(
@@ -49,9 +49,9 @@ def protocol_of(
     return {
         "measurement": "run",
         "precision": str(trainer.precision),
-        "weights": "ema" if any(isinstance(callback, Ema) for callback in _callbacks(trainer)) else "raw",
+        "weights": "ema" if any(isinstance(callback, EMA) for callback in _callbacks(trainer)) else "raw",
         "features": features.stamp(),
-        "reference": {"data": class_path(data), "split": "train", **_told(data)},
+        "reference": {"data": object_config.class_path(type(data)), "split": "train", **_told(data)},
         "samples": samples,
         "mask": None if mask is None else _described(mask),
         **software(module.device),
@@ -91,4 +91,4 @@ def _described(value: Any) -> Any:
     try:
         return object_config.describe(value)
     except TypeError:
-        return {"class_path": class_path(value)}
+        return {"class_path": object_config.class_path(type(value))}

@@ -19,7 +19,7 @@ NOTHING, REQUEUE, STOP = 0, 1, 2
 GRACEFUL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
-class Interruption(Callback):
+class GracefulShutdown(Callback):
     """Saves and ends a run between two steps when it is told to: by SIGTERM, Ctrl-C or SIGUSR1.
 
     The step that has begun is finished, averages included; then every process learns whether any has been told, and all

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.tasks import Request
 from asyncdiff.tasks.contact_sheet import fresh_folder, notes_of, write, write_sheet
+from asyncdiff.training.module import AsyncDiffusion
 
 
 class ImageWriter(Callback):

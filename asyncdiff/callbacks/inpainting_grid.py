@@ -7,18 +7,18 @@ from jaxtyping import Bool, Float
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import Figure, Picture, tiles
-from asyncdiff.callbacks.validation_images import held_out
+from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, tiles
 from asyncdiff.callbacks.split_work import sharded
+from asyncdiff.callbacks.validation_images import held_out
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Half, Mask
-from asyncdiff.training.module import AsyncDiffusion
-from asyncdiff.tasks.contact_sheet import UNKNOWN
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import to_pixels
+from asyncdiff.tasks.contact_sheet import UNKNOWN
+from asyncdiff.training.module import AsyncDiffusion
 
 
-class Inpainting(Figure):
+class InpaintingGrid(PeriodicImage):
     """Held-out images in three columns a case: masked input, result, truth. Labels are not told.
 
     Of a model of latents masks are of latents, and all that is shown is decoded, the truth, too.

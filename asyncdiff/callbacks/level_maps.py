@@ -7,8 +7,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.training.module import AsyncDiffusion
 
 
 class LevelMaps(Callback):

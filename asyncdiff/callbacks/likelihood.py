@@ -10,20 +10,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.validation_images import held_out_split, spread
-from asyncdiff.callbacks.periodic_metric import Measurement
+from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gathered, share
+from asyncdiff.callbacks.validation_images import held_out_split, spread
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
 from asyncdiff.noise.masks import Mask
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.noise.paths import Path as NoisePath
-from asyncdiff.noise.progress import Spacing
+from asyncdiff.noise.progress import ProgressSampler
 from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.training.module import AsyncDiffusion
 
 
-class Likelihood(Measurement):
+class Likelihood(PeriodicMetric):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
 
     The bound is an equality on every path for a perfect model. The gap says how far the network is from one consistent
@@ -55,7 +55,7 @@ class Likelihood(Measurement):
         decoder: Decoder | None = None,
         mask: Mask | None = None,
         labels: bool = True,
-        spacing: Spacing | None = None,
+        progress_sampler: ProgressSampler | None = None,
         t_min: float | None = None,
         every_n_steps: int = 0,
         batch_size: int = 128,
@@ -72,7 +72,7 @@ class Likelihood(Measurement):
         self.decoder = decoder
         self.mask = mask
         self.labels = labels
-        self.spacing = spacing
+        self.progress_sampler = progress_sampler
         self.t_min = t_min
         self.batch_size = batch_size
 
@@ -105,7 +105,7 @@ class Likelihood(Measurement):
     def _checked(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathBounds:
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
-        bounds = PathBounds(self.paths, self.points, decoder, self.mask, self.spacing, self.t_min)
+        bounds = PathBounds(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
         check_labels(module, getattr(data, "classes", None), told=self.labels)
         bounds.check(module.denoiser, images.__getitems__(spread(images, 4))["image"])
         return bounds

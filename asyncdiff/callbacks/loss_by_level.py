@@ -6,12 +6,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.every_n_steps import EverySteps, log_interval
+from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
 from asyncdiff.checks import at_least
 from asyncdiff.training.module import AsyncDiffusion
 
 
-class LevelLoss(Callback):
+class LossByLevel(Callback):
     """Logs the mean squared error of the velocity over the training patches of each level bin.
 
     The tags are train/error_by_level/LOW-HIGH. Sums stay on the device until they are logged, every
@@ -27,7 +27,7 @@ class LevelLoss(Callback):
         self.bins = bins
         self._sums: Tensor | None = None  # of steps
         self._begun: Tensor | None = None  # of the batches of a step that waits for more of them
-        self._schedule = EverySteps(0)
+        self._schedule = EveryNSteps(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""

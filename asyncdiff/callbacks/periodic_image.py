@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.every_n_steps import EverySteps
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.module import AsyncDiffusion
 
@@ -22,7 +22,7 @@ Picture = Float[Tensor, "3 height width"]  # values in [0, 1]
 MIN_TILE = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can see them
 
 
-class Figure(Callback):
+class PeriodicImage(Callback):
     """Draws a picture every `every_n_steps` optimiser steps and at the end of training, with the averaged weights.
 
     All processes take part in drawing; the first writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the
@@ -36,7 +36,7 @@ class Figure(Callback):
     def __init__(self, name: str, every_n_steps: int = 1000):
         self.name = name
         self.every_n_steps = every_n_steps
-        self._schedule = EverySteps(every_n_steps)
+        self._schedule = EveryNSteps(every_n_steps)
         self._drawn_at = -1
 
     @abstractmethod

@@ -6,13 +6,13 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.progress_bar import tell
-from asyncdiff.callbacks.every_n_steps import EverySteps
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.module import AsyncDiffusion
 
 
-class Measurement(Callback):
+class PeriodicMetric(Callback):
     """Measures every `every_n_steps` optimiser steps and at the end of training, and in `validate` and `test`.
 
     All processes take part. The numbers are logged under their tags, and kept in `results` for whoever prints them;
@@ -28,7 +28,7 @@ class Measurement(Callback):
         self.every_n_steps = every_n_steps
         self.results: dict[str, float] = {}
         self.details: dict[str, float] = {}
-        self._schedule = EverySteps(every_n_steps)
+        self._schedule = EveryNSteps(every_n_steps)
         self._measured_at = -1
 
     @abstractmethod
@@ -38,7 +38,7 @@ class Measurement(Callback):
     def setup(self, trainer: Trainer, pl_module: AsyncDiffusion, stage: str) -> None:  # type: ignore[override]
         """Refuse another measurement of the same name, whose numbers would be mixed with these."""
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if other is not self and isinstance(other, Measurement) and other.state_key == self.state_key:
+            if other is not self and isinstance(other, PeriodicMetric) and other.state_key == self.state_key:
                 raise ValueError(
                     f"names of {type(self).__name__} callbacks must differ, got {self.name!r} twice: give each a name"
                 )

@@ -59,7 +59,7 @@ def clock_of(device: torch.device) -> Clock:
     return CudaClock() if device.type == "cuda" else WallClock()
 
 
-class Stopwatch:
+class PhaseTimer:
     """Sums time by phase: one phase runs at a time, or the watch stands.
 
     Args:

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm.auto import tqdm
 
 
-class StepProgress(TQDMProgressBar):
+class StepProgressBar(TQDMProgressBar):
     """A bar over all optimiser steps of the run, with the time that is left; Lightning's counts batches of an epoch.
 
     Runs that are bounded by epochs or by time, without `max_steps`, have Lightning's. `train.py` has this one without

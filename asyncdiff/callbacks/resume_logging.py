@@ -13,7 +13,7 @@ from datamodules.base import gathered
 from datamodules.order import ResumableLoader
 
 
-class Continuation(Callback):
+class ResumeLogging(Callback):
     """Makes TensorBoard's curves of a continued run those of an uninterrupted one: no step twice, none left out.
 
     A checkpoint tells when it was written, what was still to be logged of its step, and whether a validation was due

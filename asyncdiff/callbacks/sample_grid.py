@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import Figure, Picture, cycled_labels, tiles
+from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, cycled_labels, tiles
 from asyncdiff.callbacks.split_work import sharded
 from asyncdiff.checks import at_least
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.training.module import AsyncDiffusion
 
 
-class SampleGrid(Figure):
+class SampleGrid(PeriodicImage):
     """Images of the seeds first_seed, first_seed + 1, ..., classes in turn where the model has any.
 
     Args:

@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.every_n_steps import EverySteps, log_interval
-from asyncdiff.callbacks.phase_timer import Stopwatch, WallClock, clock_of
+from asyncdiff.callbacks.phase_timer import PhaseTimer, WallClock, clock_of
 from asyncdiff.training.module import AsyncDiffusion
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "optimizer")
@@ -33,7 +33,7 @@ class Throughput(Callback):
     | train/memory_gb | on CUDA: most bytes allocated at once, in 1e9, pictures and validation included |
 
     The four parts add up to the whole. What other callbacks do at the end of a batch counts under the optimiser where
-    they are listed before this one, as `Ema` is, under data otherwise, and so does waiting for the other processes,
+    they are listed before this one, as `EMA` is, under data otherwise, and so does waiting for the other processes,
     which Lightning makes meet between two batches. Validation, checkpoints, logging of this callback and what runs
     inside `untimed` (pictures, distances) are no training and count nowhere; checkpoints of weights only, of which no
     callback is told, count under data. The first figures have the warm-up in them, and the compilation of a compiled
@@ -44,8 +44,8 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._watch = Stopwatch(WallClock())
-        self._schedule = EverySteps(0)
+        self._watch = PhaseTimer(WallClock())
+        self._schedule = EveryNSteps(0)
         self._images = 0  # of this process
         self._step = 0
         self._flops: float | None = None  # for one image
@@ -54,7 +54,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""
-        self._watch = Stopwatch(clock_of(pl_module.device))
+        self._watch = PhaseTimer(clock_of(pl_module.device))
         self._schedule = log_interval(trainer)
         self._images, self._step = 0, trainer.global_step
         self._peak = peak_flops(pl_module.device, str(trainer.precision))

@@ -10,9 +10,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from asyncdiff.checkpoints.load import damage, read_safely
-from asyncdiff.checkpoints.export import is_export, read_export
 from asyncdiff.checkpoints.atomic_files import remove_stale, written_whole
+from asyncdiff.checkpoints.export import is_export, read_export
+from asyncdiff.checkpoints.load import damage, read_safely
+from asyncdiff.checkpoints.old_names import current_checkpoint
 
 # Lightning's file in which the processes of ddp_fork and ddp_spawn hand on weights alone at the end of a fit.
 HANDED_ON = ".temp.ckpt"
@@ -69,7 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return loaded
         if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= loaded.keys():
             raise ValueError(f"ckpt_path must be a checkpoint, got {path}, which holds something else: take another")
-        return loaded
+        return current_checkpoint(loaded)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove it, after all that was to be written before."""

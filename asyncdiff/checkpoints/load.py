@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from asyncdiff.checkpoints.export import is_export, read_export
+from asyncdiff.checkpoints.old_names import current_checkpoint
 
 
 def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
@@ -27,7 +28,7 @@ def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
     checkpoint = read_safely(path, map_location)
     if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
         raise ValueError(f"{path} is no checkpoint of AsyncDiffusion: it does not say how to rebuild its model")
-    return checkpoint
+    return current_checkpoint(checkpoint)
 
 
 def read_safely(path: str | Path, map_location: Any = "cpu", *, checked: bool = False, mapped: bool = False) -> Any:

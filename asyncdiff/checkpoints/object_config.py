@@ -5,14 +5,17 @@ The convention behind it: every constructor argument is kept as an attribute of 
 
 import importlib
 import inspect
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from asyncdiff.checkpoints.old_names import current
+
 PLAIN = (bool, int, float, str, type(None))
 # Packages of ours that run what they are told: no file may name a class of theirs.
-PROGRAMS = ("asyncdiff.__main__", "asyncdiff.ablation", "asyncdiff.cli.train", "asyncdiff.cli.commands", "asyncdiff.web")
+PROGRAMS = ("asyncdiff.__main__", "asyncdiff.ablation", "asyncdiff.cli", "asyncdiff.web")
 
 
 def describe(value: Any) -> Any:
@@ -29,9 +32,22 @@ def describe(value: Any) -> Any:
     if hasattr(value, "_orig_mod"):
         raise TypeError("a compiled network cannot be described: compile in place, network.compile(), after building")
     if kind.__init__ is object.__init__:
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": {}}
+        return {"class_path": class_path(kind), "init_args": {}}
     arguments = {name: describe(_kept(value, name)) for name in _parameters(kind)}
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": arguments}
+    return {"class_path": class_path(kind), "init_args": arguments}
+
+
+def class_path(kind: type) -> str:
+    """Return the dotted path by which files name a class: the shortest package that offers it, or its module.
+
+    A file that says `asyncdiff.noise.Shared` survives when the class moves to another module of the package.
+    """
+    parts = kind.__module__.split(".")
+    for count in range(1, len(parts)):
+        package = ".".join(parts[:count])
+        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
+            return f"{package}.{kind.__qualname__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def spell(value: Any) -> str:
@@ -66,6 +82,7 @@ def _call(value: Any) -> str:
 
 def build(recipe: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
     """The object that `describe` described; only classes of the packages in `allow` are imported."""
+    recipe = current(recipe)
     if isinstance(recipe, (list, tuple)):
         return type(recipe)(build(item, allow) for item in recipe)
     if not isinstance(recipe, dict):

@@ -25,20 +25,19 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
-from asyncdiff.cli import trusted_packages
-from asyncdiff import latents
-from asyncdiff.noise import masks
-from asyncdiff import callbacks
+from asyncdiff import callbacks, latents
+from asyncdiff.checkpoints.atomic_files import replace
 from asyncdiff.checkpoints.latest import held, newest_whole
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.checks import at_least
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks import dit, unet
-from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.noise import masks
+from asyncdiff.training.module import AsyncDiffusion
 
 # Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
-BY_NAME = (callbacks, codecs, datamodules, dit, masks, unet)
+BY_NAME = (callbacks, latents, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they run the same command again after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -110,13 +109,13 @@ class ExperimentCLI(LightningCLI):
         again = _goes_on(bool(self._get(self.config, "auto_resume", default=False)))
         if self.config.subcommand == "fit" and not any(isinstance(one, Checkpoint) for one in given):
             _tell("warning: trainer.callbacks has no ModelCheckpoint: what is learnt may not be kept")
-        usual = (callbacks.Continuation(take_over=again), callbacks.Interruption())
+        usual = (callbacks.ResumeLogging(take_over=again), callbacks.GracefulShutdown())
         missing: list[Any] = [one for one in usual if not any(isinstance(other, type(one)) for other in given)]
         if self.config.subcommand == "predict" and not any(isinstance(one, callbacks.ImageWriter) for one in given):
             missing.append(callbacks.ImageWriter())
         shown = config.get("enable_progress_bar") is not False
         if shown and not any(isinstance(one, ProgressBar) for one in given):
-            missing.append(callbacks.StepProgress())
+            missing.append(callbacks.StepProgressBar())
         return super().instantiate_trainer(plugins=plugins, callbacks=[*given, *missing], **kwargs)
 
     def before_predict(self) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asyncdiff.denoising.targets import Target, VelocityTarget
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Distinct, Image, Labels, LevelMap
-from asyncdiff.denoising.targets import Target, Velocity
+from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels
 
 LOGVAR = (-30.0, 20.0)  # bounds of a predicted log-variance (Patch Forcing, arXiv:2604.19141)
 
@@ -44,7 +44,7 @@ class Prediction:
 
 
 @runtime_checkable
-class Denoise(Protocol):
+class DenoiserLike(Protocol):
     """The signature shared by trained networks, guidance and exact oracles."""
 
     @property
@@ -52,7 +52,7 @@ class Denoise(Protocol):
         """The noise process."""
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """The prediction for every patch, from the whole noisy image and the whole level map."""
 
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network = network
         self.process = process
-        self.target: Target = target or Velocity()
+        self.target: Target = target or VelocityTarget()
         self.target.check(process)
 
     def forward(
@@ -84,15 +84,15 @@ class Denoiser(nn.Module):
         t: LevelMap,
         label: Labels | None = None,
         *,
-        distinct: Distinct | None = None,
-        memory: Any | None = None,
+        unique: UniqueLevels | None = None,
+        kv_cache: Any | None = None,
     ) -> Prediction:
         """The network's prediction, in the precision of `x_t` whatever autocast computed in.
 
-        `memory` is one of the network's own, where it can compute some patches and remember the others.
+        `kv_cache` is one of the network's own, where it can compute some patches and remember the others.
         """
-        remembered = {} if memory is None else {"memory": memory}
-        output = self.network(x_t, t, label, distinct=distinct, **remembered)
+        remembered = {} if kv_cache is None else {"kv_cache": kv_cache}
+        output = self.network(x_t, t, label, unique=unique, **remembered)
         predicted, logvar = output if isinstance(output, tuple) else (output, None)
         if logvar is not None:
             logvar = logvar.to(x_t.dtype).clamp(*LOGVAR)

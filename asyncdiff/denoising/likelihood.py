@@ -21,9 +21,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.denoising.weightings import ELBO
 from asyncdiff.noise.paths import Conditioned, Curve, Floored, Path, Synchronous
 from asyncdiff.noise.processes import Process
+from asyncdiff.noise.progress import FluxProgress, ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, forked, normal, uniform
 from asyncdiff.shapes import (
     Image,
@@ -34,8 +36,6 @@ from asyncdiff.shapes import (
     sum_per_patch,
     to_pixels,
 )
-from asyncdiff.noise.progress import FluxSpacing, Spacing, UniformSpacing
-from asyncdiff.denoising.weightings import Elbo
 
 # Upper edges of the bins of `by_level`: the integrand goes as 1/t towards the clean end.
 LEVEL_EDGES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -162,14 +162,14 @@ class Bound:
 
 @torch.no_grad()
 def bound(
-    denoiser: Denoise,
+    denoiser: DenoiserLike,
     x: Image,
     path: Path | None = None,
     *,
     label: Labels | None = None,
     known: Bool[Tensor, "n mask_h mask_w"] | None = None,
     points: int = 64,
-    spacing: Spacing | None = None,
+    progress_sampler: ProgressSampler | None = None,
     t_min: float | None = None,
     decoder: Decoder | None = None,
     generator: Generators = None,
@@ -184,8 +184,8 @@ def bound(
         label: class per image.
         known: True = known, (b, h, w): bounds -log p(unknown | known). A patch is known where all its pixels are; those
             known inside other patches are counted as unknown, since the network cannot be told apart from its patch.
-        points: evaluations per image, one in each of as many equal shares of u, which `spacing` maps to s.
-        spacing: where on the path to look; `FluxSpacing`, importance sampling of s, by default.
+        points: evaluations per image, one in each of as many equal shares of u, which `progress_sampler` maps to s.
+        spacing: where on the path to look; `FluxProgress`, importance sampling of s, by default.
         t_min: floor of a path that has none; by default the level at which sigma / alpha is `decoder.finest`. Every
             floor gives a bound, a lower one is not always a tighter one.
         decoder: `CategoricalDecoder(256)` by default: bits/dim of 8-bit pixels.
@@ -195,34 +195,34 @@ def bound(
     at_least("points", points, 1, "64 is usual")
     decoder = decoder or CategoricalDecoder()
     floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
-    walk = _Walk(denoiser, x, path, known, spacing or FluxSpacing(process=denoiser.process), floor, generator)
+    walk = _Walk(denoiser, x, path, known, progress_sampler or FluxProgress(process=denoiser.process), floor, generator)
     return walk.bound(walk.integrand(label, points), decoder, points)
 
 
 @torch.no_grad()
 def discrete_bound(
-    denoiser: Denoise,
+    denoiser: DenoiserLike,
     x: Image,
     path: Path | None = None,
     *,
     label: Labels | None = None,
     known: Bool[Tensor, "n mask_h mask_w"] | None = None,
     steps: int = 250,
-    spacing: Spacing | None = None,
+    progress_sampler: ProgressSampler | None = None,
     t_min: float | None = None,
     decoder: Decoder | None = None,
     generator: Generators = None,
 ) -> Bound:
-    """The bound of the ancestral sampler (`Ddim(1.0)`) that takes `steps` steps, all of them summed.
+    """The bound of the ancestral sampler (`DDIM(1.0)`) that takes `steps` steps, all of them summed.
 
     The k-th term is 1/2 sum_i [SNR(t_i(s_{k-1})) - SNR(t_i(s_k))] ||x_i - x_hat_i||^2 at s_k (VDM, eq. 13, per patch).
-    It exceeds `bound` by a gap that falls as 1/steps. `spacing` places the steps: `UniformSpacing` by default, as
-    samplers do; `FluxSpacing` comes to a tighter bound with the same number. Other arguments as for `bound`.
+    It exceeds `bound` by a gap that falls as 1/steps. `progress_sampler` places the steps: `UniformProgress` by default, as
+    samplers do; `FluxProgress` comes to a tighter bound with the same number. Other arguments as for `bound`.
     """
     at_least("steps", steps, 1, "250 is the paper's")
     decoder = decoder or CategoricalDecoder()
     floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
-    walk = _Walk(denoiser, x, path, known, spacing or UniformSpacing(), floor, generator)
+    walk = _Walk(denoiser, x, path, known, progress_sampler or UniformProgress(), floor, generator)
     return walk.bound(walk.terms(label, steps), decoder, None)
 
 
@@ -246,17 +246,22 @@ class _Walk:
 
     def __init__(
         self,
-        denoiser: Denoise,
+        denoiser: DenoiserLike,
         x: Image,
         path: Path | None,
         known: Tensor | None,
-        spacing: Spacing,
+        progress_sampler: ProgressSampler,
         t_min: float,
         generator: Generators,
     ):
         # Half precision is not enough for levels near the floor; networks cast for themselves.
         self.dtype = torch.promote_types(x.dtype, torch.float32)
-        self.denoiser, self.process, self.x, self.spacing = denoiser, denoiser.process, x.to(self.dtype), spacing
+        self.denoiser, self.process, self.x, self.progress_sampler = (
+            denoiser,
+            denoiser.process,
+            x.to(self.dtype),
+            progress_sampler,
+        )
         self.size = (x.shape[2], x.shape[3])
         self.grid = denoiser.grid(self.size)
         self.generator = generator
@@ -271,10 +276,10 @@ class _Walk:
 
     def integrand(self, label: Labels | None, points: int) -> Terms:
         """The integrand divided by the density of its points."""
-        weight = Elbo()
+        weight = ELBO()
         for k in range(points):
             u = uniform((len(self.x),), generator=self.generator, device=self.x.device, dtype=self.dtype)
-            s, density = self.spacing(self.curve, (u + k) / points)
+            s, density = self.progress_sampler(self.curve, (u + k) / points)
             t, slope = self.curve(s)
             error = self._error(t, label, lambda prediction: prediction.v, self.process.velocity)
             importance = density.reciprocal().nan_to_num(posinf=0) / points
@@ -332,7 +337,7 @@ class _Walk:
         ends = {0.0: self.x.new_zeros(len(self.x)), 1.0: self.x.new_ones(len(self.x))}
         if u in ends:  # the ends of the path, exactly
             return self.curve(ends[u].to(self.dtype))[0]
-        s, _ = self.spacing(self.curve, torch.full((len(self.x),), u, device=self.x.device, dtype=self.dtype))
+        s, _ = self.progress_sampler(self.curve, torch.full((len(self.x),), u, device=self.x.device, dtype=self.dtype))
         return self.curve(s)[0]
 
     def _noised(self, t: LevelMap) -> tuple[Image, Image]:

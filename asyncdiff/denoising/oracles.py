@@ -15,7 +15,7 @@ from torch import Tensor
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import Process, RectifiedFlow
-from asyncdiff.shapes import Distinct, Image, KnownPixels, Labels, LevelMap, check_grid, to_pixels
+from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels, check_grid, to_pixels
 
 Flat = Float[Tensor, "b d"]  # images as rows: channels, then lines, then pixels
 Nats = Float[Tensor, " b"]
@@ -60,12 +60,12 @@ class MixtureOracle:
         return self.patches
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """The prediction with the exact v; where t = 0 that of no noise, v = alpha'/W x_t.
 
         A label is the component that an image belongs to; the number of components, or None, stands for "any", as the
-        null class of a network does. The levels are read from `t`, whatever `distinct` says.
+        null class of a network does. The levels are read from `t`, whatever `unique` says.
         """
         exact = torch.promote_types(x_t.dtype, torch.float32)  # there is no Cholesky factor in half precision
         x, eps = self._posterior_means(x_t.to(exact), t.to(exact), label)

@@ -23,7 +23,7 @@ class Target(ABC):
         """Raise ValueError if there are levels at which no velocity follows."""
 
 
-class Velocity(Target):
+class VelocityTarget(Target):
     """The velocity itself."""
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:
@@ -31,7 +31,7 @@ class Velocity(Target):
         return output
 
 
-class Noise(Target):
+class NoiseTarget(Target):
     """eps, as in DDPM and DiT. Needs a process that leaves some image at t = 1: without, eps tells nothing of it.
 
     There its error comes out 1 / alpha(1) times as large, with `LinearVP` 157 times: outputs want float32 or
@@ -46,12 +46,12 @@ class Noise(Target):
         """Refuse processes with alpha(1) = 0."""
         if not process.alpha(torch.ones((), device="cpu")) > 0:
             raise ValueError(
-                f"target Noise needs a process with alpha(1) > 0, got {type(process).__name__}, where no "
-                "image follows from the noise at t = 1: use LinearVP, or the target Velocity"
+                f"target NoiseTarget needs a process with alpha(1) > 0, got {type(process).__name__}, where no "
+                "image follows from the noise at t = 1: use LinearVP, or the target VelocityTarget"
             )
 
 
-class Clean(Target):
+class CleanTarget(Target):
     """x, the clean image (JiT, arXiv:2511.13720, which divides by 0.05 at least, too).
 
     Args:

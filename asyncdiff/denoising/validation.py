@@ -4,19 +4,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.weightings import Velocity, Weighting
 from asyncdiff.noise.levels import AlongPath, LevelDraw
-from asyncdiff.denoising.loss import objective
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import Generators, normal, uniform
-from asyncdiff.shapes import Distinct, Image, Labels
-from asyncdiff.denoising.weightings import Velocity, Weighting
+from asyncdiff.shapes import Image, Labels, UniqueLevels
 
 HELD_OUT_ERRORS = ("loss", "error_heterogeneous", "error_constant", "error_gap")
 
 
 def held_out_errors(
-    denoiser: Denoise,
+    denoiser: DenoiserLike,
     x: Image,
     draw: LevelDraw,
     weighting: Weighting,
@@ -31,9 +31,9 @@ def held_out_errors(
     """
     eps = normal(x.shape, generator=generator, device=x.device)
     varied, constant = matched_maps(len(x), denoiser.grid((x.shape[2], x.shape[3])), generator, x.device)
-    loss = objective(denoiser, x, eps, draw, weighting, label).per_image
+    loss = training_loss(denoiser, x, eps, draw, weighting, label).per_image
     on_varied, on_constant = (
-        objective(denoiser, x, eps, maps, Velocity(), label).per_image for maps in (varied, constant)
+        training_loss(denoiser, x, eps, maps, Velocity(), label).per_image for maps in (varied, constant)
     )
     return dict(zip(HELD_OUT_ERRORS, (loss, on_varied, on_constant, on_constant - on_varied), strict=True))
 
@@ -49,4 +49,4 @@ def matched_maps(
     pick = (uniform((batch,), generator=generator, device=device) * (grid[0] * grid[1])).long()
     t = varied.t.flatten(1).gather(1, pick[:, None])[:, 0]
     index = torch.arange(batch, device=t.device)[:, None, None]
-    return LevelDraw(varied.t), LevelDraw(t[:, None, None], None, Distinct(t, index))
+    return LevelDraw(varied.t), LevelDraw(t[:, None, None], None, UniqueLevels(t, index))

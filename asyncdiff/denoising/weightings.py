@@ -28,9 +28,9 @@ class Weighting(ABC):
 
     def check(self, levels: LevelSampler) -> None:
         """Raise ValueError if training with `levels` would not be what this weighting promises."""
-        if levels.spacing.needs_floor and not self.needs_slopes:
+        if levels.progress_sampler.needs_floor and not self.needs_slopes:
             raise ValueError(
-                f"spacing {type(levels.spacing).__name__} draws s for the weight of Elbo, got {type(self).__name__}, "
+                f"progress_sampler {type(levels.progress_sampler).__name__} draws s for the weight of ELBO, got {type(self).__name__}, "
                 "whose losses it makes noisier: leave it out of the levels"
             )
 
@@ -71,7 +71,7 @@ class Sigmoid(Weighting):
         return 2 * process.wronskian(t) * alpha * sigma * odds / (alpha.square() + odds * sigma.square())
 
 
-class Elbo(Weighting):
+class ELBO(Weighting):
     """-1/2 dSNR/dt sigma^2 dt/ds: the mean loss is the negative evidence bound's diffusion term in nats per dimension.
 
     For the rectified flow (1 - t) / t dt/ds. Holds along any path that is independent of the image (MuLAN,
@@ -83,7 +83,7 @@ class Elbo(Weighting):
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
         """Weights that diverge as 1/t towards t = 0."""
         if slope is None:
-            raise ValueError("Elbo needs dt/ds, got levels without slopes: draw them with AlongPath(Floored(...))")
+            raise ValueError("ELBO needs dt/ds, got levels without slopes: draw them with AlongPath(Floored(...))")
         # A patch that stands still adds nothing, also a known one at t = 0, where its weight would be infinite.
         still = slope == 0
         sigma = process.sigma(t).masked_fill(still, 1)
@@ -94,11 +94,11 @@ class Elbo(Weighting):
         name = type(levels).__name__
         if not levels.has_slopes:
             raise ValueError(
-                f"Elbo weights levels by their slope dt/ds along a path, and {name} follows no path: "
+                f"ELBO weights levels by their slope dt/ds along a path, and {name} follows no path: "
                 "use AlongPath, or the weighting Velocity or Sigmoid"
             )
         if levels.t_min <= 0:
             raise ValueError(
-                f"Elbo is infinite at t = 0, and {name} reaches down to t = {levels.t_min}: "
+                f"ELBO is infinite at t = 0, and {name} reaches down to t = {levels.t_min}: "
                 "lift its path, AlongPath(Floored(path, t_min=0.001))"
             )

@@ -15,9 +15,9 @@ from asyncdiff.denoising.denoiser import Denoiser, Prediction
 from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import counter_key
-from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.shapes import Distinct, Image, KnownPixels, Labels, LevelMap, known_patches
 from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels, known_patches
 
 PerImage = Float[Tensor, " n"]
 
@@ -45,19 +45,19 @@ class Counted(Denoiser):
         t: LevelMap,
         label: Labels | None = None,
         *,
-        distinct: Distinct | None = None,
-        memory: Any | None = None,
+        unique: UniqueLevels | None = None,
+        kv_cache: Any | None = None,
     ) -> Prediction:
         """The other one's prediction."""
-        moving = getattr(memory, "moving", None)
+        moving = getattr(kv_cache, "moving", None)
         if moving is None:
             each = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
         else:  # as many patches of every image as of the one in which most move
             each = max(int(moving.flatten(1).sum(1).max()), 1)
         self.rows += len(x_t)
         self.patches += len(x_t) * each
-        remembered = {} if memory is None else {"memory": memory}
-        prediction: Prediction = self.denoiser(x_t, t, label, distinct=distinct, **remembered)
+        remembered = {} if kv_cache is None else {"kv_cache": kv_cache}
+        prediction: Prediction = self.denoiser(x_t, t, label, unique=unique, **remembered)
         return prediction
 
 
@@ -127,11 +127,11 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class InpaintingBench:
+class InpaintingBenchmark:
     """How completions are measured, the same for all mask sets and samplers.
 
     Attributes:
-        lpips: distance between images, as `evaluation.lpips.Lpips`; not measured without.
+        lpips: distance between images, as `evaluation.lpips.LPIPS`; not measured without.
         frechet: with the sums of its reference; not measured without.
         rounds: results per image, each from noise of its own.
         seed: result k of image i starts from the noise of counter_key(seed, i, k).
@@ -232,7 +232,7 @@ class InpaintingBench:
 
 
 @dataclass(frozen=True)
-class Inpaintings:
+class InpaintingResults:
     """All completions, and how to read them.
 
     Attributes:

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound, finest_level
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.orders import Raster, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, check_path
 from asyncdiff.noise.processes import Process
+from asyncdiff.noise.progress import ProgressSampler
 from asyncdiff.randomness import per_image
 from asyncdiff.shapes import Image, KnownPixels, Labels, known_patches
-from asyncdiff.noise.progress import Spacing
 
 STANDARD_PATHS: Mapping[str, Path] = {
     "synchronous": Synchronous(),
@@ -47,10 +47,10 @@ class PathBounds:
     points: int = 64
     decoder: Decoder = field(default_factory=CategoricalDecoder)
     mask: Mask | None = None
-    spacing: Spacing | None = None
+    progress_sampler: ProgressSampler | None = None
     t_min: float | None = None
 
-    def check(self, denoiser: Denoise, x: Image) -> None:
+    def check(self, denoiser: DenoiserLike, x: Image) -> None:
         """Raise ValueError before anything is measured, if on images like `x` nothing could be."""
         grid = denoiser.grid((x.shape[2], x.shape[3]))
         for name, path in self.paths.items():
@@ -73,7 +73,7 @@ class PathBounds:
         floor = finest_level(process, self.decoder) if self.t_min is None else self.t_min
         return {name: path.t_min or floor for name, path in self.paths.items()}
 
-    def rows(self, denoiser: Denoise, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
+    def rows(self, denoiser: DenoiserLike, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
         """Nats of every image along every path, laid out for `PathLikelihoods`; image i depends on seed i only.
 
         Every path starts from the same seeds, so that images and noise are the same along all of them.
@@ -87,7 +87,7 @@ class PathBounds:
                 label=label,
                 known=self._known(x, seeds),
                 points=self.points,
-                spacing=self.spacing,
+                progress_sampler=self.progress_sampler,
                 t_min=self.t_min,
                 decoder=self.decoder,
                 generator=per_image(seeds),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import differences, told, value_at
-from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
-from asyncdiff.checkpoints.atomic_files import replace
 
 Rows = Float[Tensor, "n d"]
 
@@ -42,11 +43,16 @@ class Reference:
 
 def place(stamp: Mapping[str, Any]) -> Path:
     """The file in the cache for statistics with this stamp, which need not be there."""
-    from datamodules.index_cache import cache_folder
-
     text = json.dumps({"version": VERSION, "stamp": stamp}, sort_keys=True)
     name = str(value_at(stamp, "features.name")).replace("/", "-")
     return cache_folder() / "references" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that can be computed again, the same as the data modules'."""
+    if chosen := os.environ.get("ASYNCDIFF_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asyncdiff"
 
 
 def save(reference: Reference, file: Path) -> None:

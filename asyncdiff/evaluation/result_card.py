@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from asyncdiff.checkpoints.old_names import current
+
 FORMAT = 1  # of cards; a reader refuses others
 # Keys that say what is compared, and those that ought to make no difference.
 COMPARED = ("checkpoint", "checkpoint_sha256", "step")
@@ -97,7 +99,7 @@ def read_card(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"cards must hold keys with values in protocol and metrics, got others in {file}: write it anew"
         )
-    return held
+    return dict(current(held))
 
 
 def _differences(before: Any, now: Any, name: str) -> Iterator[str]:

@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.evaluation.precision_recall import density_coverage, precision_recall
-from asyncdiff.evaluation.reference_statistics import Reference
 from asyncdiff.evaluation.kid_and_is import (
     SPLITS,
     SUBSETS,
@@ -20,6 +18,8 @@ from asyncdiff.evaluation.kid_and_is import (
     kernel_distance,
     subset_size_for,
 )
+from asyncdiff.evaluation.precision_recall import density_coverage, precision_recall
+from asyncdiff.evaluation.reference_statistics import Reference
 
 METRICS = ("frechet", "kid", "inception_score", "precision_recall", "density_coverage")
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published

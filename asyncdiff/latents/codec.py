@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image, Latents
 
@@ -92,7 +93,7 @@ class Codec(ABC):
         """
         scale, shift = self.normalisation()
         return {
-            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "class": class_path(type(self)),
             "weights": self.weights(),
             "channels": self.channels,
             "factor": self.factor,

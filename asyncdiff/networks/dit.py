@@ -22,7 +22,8 @@ from asyncdiff.networks.embeddings import (
     refuse_label,
     rotations,
 )
-from asyncdiff.networks.kv_cache import Memory
+from asyncdiff.networks.kv_cache import KVCache
+from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,
@@ -32,9 +33,8 @@ from asyncdiff.networks.modulation import (
     modulated,
     token_index,
 )
-from asyncdiff.networks.norms import RmsNorm
-from asyncdiff.networks.logvar_pooling import mean_logvar
-from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, distinct_levels
+from asyncdiff.networks.norms import RMSNorm
+from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, unique_levels
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # what the network says of every token
@@ -66,7 +66,7 @@ class DiTBlock(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": RmsNorm}
+        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": RMSNorm}
         self.attention = (
             AttentionRope(dim, heads, num_prefix_tokens=0, **options) if rope else Attention(dim, heads, **options)
         )
@@ -206,20 +206,20 @@ class DiT(nn.Module):
         t: LevelMap,
         label: Labels | None = None,
         *,
-        distinct: Distinct | None = None,
-        memory: Memory | None = None,
+        unique: UniqueLevels | None = None,
+        kv_cache: KVCache | None = None,
     ) -> Image | tuple[Image, LogVariances]:
-        """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them.
+        """The velocity; `unique` spares finding the distinct levels of `t` where the caller knows them.
 
         With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
-        With a `memory` only the tokens of its moving patches are computed, all of them if it names none.
+        With a `kv_cache` only the tokens of its moving patches are computed, all of them if it names none.
         """
         if x_t.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
         check_map((t.shape[1], t.shape[2]), tokens)
-        conditioning = self._condition(distinct or distinct_levels(t), tokens, label)
+        conditioning = self._condition(unique or unique_levels(t), tokens, label)
         # The residual stream keeps the weights' precision under autocast, where matrix products round.
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
@@ -229,8 +229,8 @@ class DiT(nn.Module):
         rope = rotations(tokens, self.dim // self.heads, x.device) if self.rope else None
         output = (
             self._tokens(x, conditioning, rope, repeat(None))
-            if memory is None
-            else self._some(x, conditioning, rope, memory, tokens)
+            if kv_cache is None
+            else self._some(x, conditioning, rope, kv_cache, tokens)
         )
         v = unpatchify(output[:, :, : self.head.out_features], tokens, self.patch_size)
         if self.uncertainty_head is None:
@@ -238,9 +238,9 @@ class DiT(nn.Module):
         side = (self.level_patch_size or self.patch_size) // self.patch_size
         return v, mean_logvar(output[:, :, -1].unflatten(1, tokens), side)
 
-    def memory(self) -> Memory:
+    def kv_cache(self) -> KVCache:
         """An empty memory for a walk in which not all patches are computed every time."""
-        return Memory()
+        return KVCache()
 
     def _tokens(
         self, x: Tokens, conditioning: Conditioning, rope: Rotations | None, attends: Iterable[Attend | None]
@@ -262,21 +262,21 @@ class DiT(nn.Module):
         x: Tokens,
         conditioning: Conditioning,
         rope: Rotations | None,
-        memory: Memory,
+        kv_cache: KVCache,
         tokens: tuple[int, int],
     ) -> Outputs:
         """What `_tokens` says of the memory's moving patches, and what it last said of the others."""
-        chosen = memory.chosen(tokens)
+        chosen = kv_cache.chosen(tokens)
         if chosen is not None:
             x, conditioning = chosen.of(x), conditioning.at(chosen.index)
-        attends = (partial(memory.attend, block=k, chosen=chosen, rope=rope) for k in range(self.depth))
-        return memory.finish(self._tokens(x, conditioning, rope, attends), chosen)
+        attends = (partial(kv_cache.attend, block=k, chosen=chosen, rope=rope) for k in range(self.depth))
+        return kv_cache.finish(self._tokens(x, conditioning, rope, attends), chosen)
 
-    def _condition(self, distinct: Distinct, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
-        index = token_index(distinct, tokens)
+    def _condition(self, unique: UniqueLevels, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
+        index = token_index(unique, tokens)
         if self._compiled:
-            distinct = distinct.padded()
-        levels = self.level_embedding(distinct.values)
+            unique = unique.padded()
+        levels = self.level_embedding(unique.values)
         if self.label_embedding is None:
             refuse_label(label)
             return Conditioning(F.silu(levels), index, None)

@@ -8,13 +8,13 @@ from jaxtyping import Bool, Float, Int64
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from torch import Tensor
 
-from asyncdiff.shapes import KnownPatches, refined
+from asyncdiff.shapes import KnownPatches, upsampled_to
 
 Tokens = Float[Tensor, "b m dim"]
 
 
 @dataclass
-class Chosen:
+class SelectedTokens:
     """The tokens that are computed: as many for every image as for the one with the most.
 
     Attributes:
@@ -42,7 +42,7 @@ class Chosen:
 
 
 @dataclass
-class Memory:
+class KVCache:
     """The memory of one walk.
 
     Attributes:
@@ -65,25 +65,25 @@ class Memory:
         self.states = [state[:, rows] for state in self.states]
         self.output = None if self.output is None else self.output[rows]
 
-    def chosen(self, tokens: tuple[int, int]) -> Chosen | None:
+    def chosen(self, tokens: tuple[int, int]) -> SelectedTokens | None:
         """The tokens of the moving patches, None for all."""
         if self.moving is None:
             self.states = []
             return None
-        moving = refined(self.moving, tokens, "moving").flatten(1)
+        moving = upsampled_to(self.moving, tokens, "moving").flatten(1)
         counts = moving.sum(1)
         most = max(int(counts.max()), 1)
         # A stable sort puts an image's moving tokens first, in reading order.
         order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
         place = torch.arange(most, device=order.device).expand_as(order)
-        return Chosen(torch.where(place < counts[:, None], order, order[:, :1]), counts > 0)
+        return SelectedTokens(torch.where(place < counts[:, None], order, order[:, :1]), counts > 0)
 
     def attend(
         self,
         attention: Attention | AttentionRope,
         x: Tokens,
         block: int,
-        chosen: Chosen | None,
+        chosen: SelectedTokens | None,
         rope: Float[Tensor, "all_tokens two_head_dim"] | None = None,
     ) -> Tokens:
         """timm's attention of the chosen tokens to all, whose keys and values are brought up to date by theirs."""
@@ -100,7 +100,9 @@ class Memory:
         result = F.scaled_dot_product_attention(q, k, v)
         return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))
 
-    def finish(self, output: Float[Tensor, "b m features"], chosen: Chosen | None) -> Float[Tensor, "b n features"]:
+    def finish(
+        self, output: Float[Tensor, "b m features"], chosen: SelectedTokens | None
+    ) -> Float[Tensor, "b n features"]:
         """The outputs of all tokens: the fresh ones, and what was last said of the others."""
         assert chosen is None or self.output is not None, "the first evaluation is of all tokens"
         self.output = output if chosen is None or self.output is None else chosen.into(self.output, output)

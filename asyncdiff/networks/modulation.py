@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
 
 Places = Float[Tensor, "b n dim"]
 
@@ -131,13 +131,13 @@ def check_map(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
         )
 
 
-def token_index(distinct: Distinct, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
+def token_index(unique: UniqueLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
     """The level index of every token in raster order, from a level map as coarse as the token grid or coarser."""
-    b, gh, gw = distinct.index.shape
+    b, gh, gw = unique.index.shape
     check_map((gh, gw), tokens)
     if gh == gw == 1:
-        return distinct.index.reshape(b, 1)
-    cells = distinct.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)
+        return unique.index.reshape(b, 1)
+    cells = unique.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)
     return cells.reshape(b, tokens[0] * tokens[1])
 
 

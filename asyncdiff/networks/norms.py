@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class RmsNorm(nn.RMSNorm):
+class RMSNorm(nn.RMSNorm):
     """PyTorch's; its sums are float32 all the same, and its gain follows the precision of the input.
 
     Args:

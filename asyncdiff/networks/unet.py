@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, refuse_label
-from asyncdiff.networks.modulation import Conditioning, Modulation, mark_varying
 from asyncdiff.networks.logvar_pooling import mean_logvar
+from asyncdiff.networks.modulation import Conditioning, Modulation, mark_varying
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, conditioning
-from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, check_grid, distinct_levels
+from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, check_grid, unique_levels
 
 LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
 
@@ -116,9 +116,9 @@ class UNet(nn.Module):
         return size[0] // self.level_patch_size, size[1] // self.level_patch_size
 
     def forward(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Image | tuple[Image, LogVariances]:
-        """The velocity; `distinct` spares finding the distinct levels of `t` where the caller knows them.
+        """The velocity; `unique` spares finding the distinct levels of `t` where the caller knows them.
 
         With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
         """
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         size = (x_t.shape[2], x_t.shape[3])
         self.grid(size)
         self._check_map((t.shape[1], t.shape[2]), size)
-        conditionings = self._condition(distinct or distinct_levels(t), size, label)
+        conditionings = self._condition(unique or unique_levels(t), size, label)
         # The residual stream keeps the weights' precision under autocast, where convolutions round.
         x = x_t.to(self.head.weight.dtype, memory_format=torch.channels_last)
         if self._compiled:
@@ -154,18 +154,18 @@ class UNet(nn.Module):
         """The dropout of every level."""
         return list(self.dropout) if isinstance(self.dropout, tuple) else [self.dropout] * len(self.multipliers)
 
-    def _condition(self, distinct: Distinct, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
+    def _condition(self, unique: UniqueLevels, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
         """What modulates the pixels of every level."""
         if self._compiled:
-            distinct = distinct.padded()
-        levels = F.silu(self.level_embedding(distinct.values))
+            unique = unique.padded()
+        levels = F.silu(self.level_embedding(unique.values))
         labels = None
         if self.label_embedding is None:
             refuse_label(label)
         else:
-            labels = F.silu(self.label_embedding.known(label, len(distinct.index)))
+            labels = F.silu(self.label_embedding.known(label, len(unique.index)))
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
-        return [conditioning(levels, distinct.index, labels, at) for at in sizes]
+        return [conditioning(levels, unique.index, labels, at) for at in sizes]
 
     def _initialise(self) -> None:
         """Xavier's, N(0, 0.02) for labels, and zeros where a branch must vanish: at first the velocity is zero."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asyncdiff.networks.modulation import Conditioning, Modulation, Places, modulated
-from asyncdiff.networks.norms import GroupNorm, RmsNorm
-from asyncdiff.shapes import refined
+from asyncdiff.networks.norms import GroupNorm, RMSNorm
+from asyncdiff.shapes import upsampled_to
 
 Features = Float[Tensor, "b c h w"]
 Joined = Float[Tensor, "b more h w"]
@@ -29,7 +29,7 @@ def pixels(x: Places, size: tuple[int, int]) -> Features:
     return x.unflatten(1, size).permute(0, 3, 1, 2)
 
 
-class PixelNorm(RmsNorm):
+class PixelNorm(RMSNorm):
     """The channels of every pixel divided by their root mean square: no pixel feels another's level."""
 
     def forward(self, x: Features) -> Features:
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, groups: int | None = None):
         super().__init__()
         self.norm = norm(channels, groups)
-        self.attention = Attention(channels, heads, qkv_bias=True, qk_norm=True, norm_layer=RmsNorm)
+        self.attention = Attention(channels, heads, qkv_bias=True, qk_norm=True, norm_layer=RMSNorm)
 
     def forward(self, x: Features) -> Features:
         """The identity at initialisation."""
@@ -100,7 +100,7 @@ class ResidualBlock(nn.Module):
         return self.attention(self.skip(x).to(x.dtype) + h)
 
 
-class Halving(nn.Module):
+class Downsample(nn.Module):
     """An image of half the size: the mean of every 2x2 pixels, and a convolution.
 
     Args:
@@ -116,7 +116,7 @@ class Halving(nn.Module):
         return self.conv(F.avg_pool2d(x, 2)).to(x.dtype)
 
 
-class Doubling(nn.Module):
+class Upsample(nn.Module):
     """An image of twice the size: every pixel four times, and a convolution.
 
     Args:
@@ -163,7 +163,7 @@ class Trunk(nn.Module):
         self.checkpointing = checkpointing
         finer, coarser = [widths[0], *widths[:-1]], [*widths[1:], widths[-1]]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.halvings = nn.ModuleList(Halving(width) for width in widths[:-1])
+        self.halvings = nn.ModuleList(Downsample(width) for width in widths[:-1])
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             options = (width, features, dropout[level], groups, heads[level])
@@ -175,7 +175,7 @@ class Trunk(nn.Module):
         self.middle = nn.ModuleList(
             ResidualBlock(widths[-1], widths[-1], features, dropout[-1], groups, n) for n in between
         )
-        self.doublings = nn.ModuleList(Doubling(width) for width in widths[1:])
+        self.doublings = nn.ModuleList(Upsample(width) for width in widths[1:])
         self.norm = norm(widths[0], groups)
 
     def forward(self, x: Features, conditionings: list[Conditioning]) -> Outputs:
@@ -221,7 +221,7 @@ def conditioning(
         levels = F.embedding_bag(cells.reshape(b * grid[0] * grid[1], -1), levels, mode="mean")
         index = torch.arange(len(levels), device=index.device).view(b, *grid)
     if grid != (1, 1):  # one column stands for all pixels of an image
-        index = refined(index, size)
+        index = upsampled_to(index, size)
     return Conditioning(levels, index.flatten(1), label)
 
 

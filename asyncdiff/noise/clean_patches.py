@@ -8,24 +8,24 @@ import torch
 from asyncdiff.checks import within
 from asyncdiff.noise.fields import Field, PerlinField
 from asyncdiff.noise.masks import Mask
-from asyncdiff.randomness import Source
+from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import KnownPatches
 
 MASK_SEEDS = 2**20  # drawn masks to choose from
 
 
-class Context(ABC):
+class CleanPatches(ABC):
     """A distribution over sets of known patches."""
 
     @abstractmethod
-    def sample(self, source: Source) -> KnownPatches:
+    def sample(self, source: RandomSource) -> KnownPatches:
         """True = known, one set per image."""
 
 
-class Boxes(Context):
+class RandomBoxes(CleanPatches):
     """A random box is unknown, or only the box is known, with equal chances: halves, squares, frames of all sizes."""
 
-    def sample(self, source: Source) -> KnownPatches:
+    def sample(self, source: RandomSource) -> KnownPatches:
         """Boxes of uniform random corners, never empty."""
         gh, gw = source.grid
         ends = source.uniform(5)
@@ -35,7 +35,7 @@ class Boxes(Context):
         return inside ^ (ends[:, 4] < 0.5)[:, None, None]
 
 
-class Blobs(Context):
+class RandomRegions(CleanPatches):
     """The patches where a random field is lowest, a share of them that is uniform on [low, high].
 
     With a coherent field these are irregular regions; with `IndependentField` single patches (SRM's added zeros,
@@ -54,13 +54,13 @@ class Blobs(Context):
         self.low = low
         self.high = high
 
-    def sample(self, source: Source) -> KnownPatches:
+    def sample(self, source: RandomSource) -> KnownPatches:
         """Regions of the field."""
         share = self.low + (self.high - self.low) * source.uniform(1, 1)
         return self.field.sample(source) < 2 * share - 1
 
 
-class Masks(Context):
+class RandomMasks(CleanPatches):
     """One of several masks, with equal chances, drawn on the level map itself.
 
     Args:
@@ -69,10 +69,10 @@ class Masks(Context):
 
     def __init__(self, masks: Sequence[Mask]):
         if not masks:
-            raise ValueError("masks must hold at least one mask, got none: try asyncdiff.noise.masks.Half")
+            raise ValueError("masks must hold at least one mask, got none: try asyncdiff.noise.Half")
         self.masks = list(masks)
 
-    def sample(self, source: Source) -> KnownPatches:
+    def sample(self, source: RandomSource) -> KnownPatches:
         """The chosen masks; those that are drawn anew for every image, which takes them milliseconds each."""
         choice = (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
         if not any(mask.drawn for mask in self.masks):
@@ -82,19 +82,19 @@ class Masks(Context):
         return torch.stack(chosen).to(source.device)
 
 
-class Mixed(Context):
+class MixedCleanPatches(CleanPatches):
     """One of several contexts, with equal chances for every image.
 
     Args:
         contexts: what to choose from.
     """
 
-    def __init__(self, contexts: Sequence[Context]):
+    def __init__(self, contexts: Sequence[CleanPatches]):
         if not contexts:
-            raise ValueError("contexts must hold at least one context, got none: try asyncdiff.noise.clean_patches.Boxes")
+            raise ValueError("contexts must hold at least one context, got none: try asyncdiff.noise.RandomBoxes")
         self.contexts = list(contexts)
 
-    def sample(self, source: Source) -> KnownPatches:
+    def sample(self, source: RandomSource) -> KnownPatches:
         """The chosen sets; all are drawn, so that an image's later draws do not depend on the choice."""
         sets = torch.stack([context.sample(source) for context in self.contexts])
         choice = (source.uniform() * len(sets)).long().clamp(max=len(sets) - 1)

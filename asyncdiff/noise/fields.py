@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.randomness import Generators, Source
+from asyncdiff.randomness import Generators, RandomSource
 from asyncdiff.shapes import LevelMap
 
 
@@ -25,17 +25,17 @@ class Field(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> LevelMap:
         """`batch` fields on a grid of (gh, gw) patches, in [-1, 1]."""
-        return self.sample(Source(batch, grid, generator, device, dtype))
+        return self.sample(RandomSource(batch, grid, generator, device, dtype))
 
     @abstractmethod
-    def sample(self, source: Source) -> LevelMap:
+    def sample(self, source: RandomSource) -> LevelMap:
         """One field per image; all its randomness comes from `source`."""
 
 
 class IndependentField(Field):
     """Every patch for itself."""
 
-    def sample(self, source: Source) -> LevelMap:
+    def sample(self, source: RandomSource) -> LevelMap:
         """Independent U(-1, 1) values."""
         return 2 * source.uniform(*source.grid) - 1
 
@@ -52,7 +52,7 @@ class BlockwiseField(Field):
             at_least("max_block", max_block, 1, "1 is IndependentField")
         self.max_block = max_block
 
-    def sample(self, source: Source) -> LevelMap:
+    def sample(self, source: RandomSource) -> LevelMap:
         """Fields that are constant on blocks."""
         gh, gw = source.grid
         side, down, right = source.uniform(3).unbind(1)
@@ -83,7 +83,7 @@ class PerlinField(Field):
         self.max_cell = max_cell
         self.within_image = within_image
 
-    def sample(self, source: Source) -> LevelMap:
+    def sample(self, source: RandomSource) -> LevelMap:
         """Coherent fields."""
         gh, gw = source.grid
         noise = self._noise(source, 2 * gh, 2 * gw)
@@ -92,7 +92,7 @@ class PerlinField(Field):
         jitter = source.uniform(gh, gw)  # ranks are discrete, levels are not
         return (2 * (rank + jitter) / noise[0].numel() - 1).clamp(-1, 1)
 
-    def _noise(self, source: Source, height: int, width: int) -> Float[Tensor, "b torus_h torus_w"]:
+    def _noise(self, source: RandomSource, height: int, width: int) -> Float[Tensor, "b torus_h torus_w"]:
         """Perlin noise that is periodic in both directions, at the places of the patches."""
         scale, down, right = source.uniform(3).unbind(1)
         cell = 1 + scale * ((self.max_cell or max(source.grid)) - 1)

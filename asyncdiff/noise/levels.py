@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.noise.clean_patches import Blobs, Boxes, Context, Mixed
+from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.fields import IndependentField, PerlinField
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
-from asyncdiff.randomness import Generators, Source
-from asyncdiff.shapes import Distinct, KnownPatches, LevelMap, Progress
-from asyncdiff.noise.progress import Spacing, UniformSpacing
+from asyncdiff.noise.progress import ProgressSampler, UniformProgress
+from asyncdiff.randomness import Generators, RandomSource
+from asyncdiff.shapes import KnownPatches, LevelMap, Progress, UniqueLevels
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class LevelDraw:
 
     t: LevelMap
     slope: LevelMap | None = None
-    distinct: Distinct | None = None
+    unique: UniqueLevels | None = None
     importance: Progress | None = None
     known: KnownPatches | None = None
 
-    def on_values(self, count: int, t_min: float = 0.0) -> "LevelDraw":
+    def quantized(self, count: int, t_min: float = 0.0) -> "LevelDraw":
         """The levels rounded to `count` equidistant values from 0 to 1, so that a network needs `count` conditionings.
 
         The image is then noised at the rounded levels: training stays exact, only the distribution of levels is
@@ -45,21 +45,21 @@ class LevelDraw:
         `t_min`, but for those of known patches.
         """
         at_least("count", count, 2, "the levels 0 and 1 are needed")
-        if self.distinct is not None and len(self.distinct.values) <= count:
+        if self.unique is not None and len(self.unique.values) <= count:
             return replace(self, slope=None)  # few enough as they are
         index = (self.t * (count - 1)).round().long()
         if t_min > 0:
             lifted = index.clamp(min=math.ceil(t_min * (count - 1)))
             index = lifted if self.known is None else torch.where(self.known, index, lifted)
         values = torch.arange(count, device=self.t.device, dtype=self.t.dtype) / (count - 1)
-        return replace(self, t=values[index], slope=None, distinct=Distinct(values, index))
+        return replace(self, t=values[index], slope=None, unique=UniqueLevels(values, index))
 
 
 class LevelSampler(ABC):
     """A distribution over level maps.
 
     Attributes:
-        has_slopes: whether its draws carry dt/ds, which the exact bound (`Elbo`) needs.
+        has_slopes: whether its draws carry dt/ds, which the exact bound (`ELBO`) needs.
         t_min: no level is drawn below it, but for patches that are given clean.
         spacing: law of the progress along the path.
         weighted: whether losses are weighted for that law.
@@ -68,7 +68,7 @@ class LevelSampler(ABC):
     has_slopes: bool = False
     weighted: bool = True
     t_min: float = 0.0
-    spacing: Spacing = UniformSpacing()  # of the progress along its path, if it follows one
+    progress_sampler: ProgressSampler = UniformProgress()  # of the progress along its path, if it follows one
 
     def __call__(
         self,
@@ -80,10 +80,10 @@ class LevelSampler(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> LevelDraw:
         """Level maps for `batch` images on a grid of (gh, gw) patches."""
-        return self.sample(Source(batch, grid, generator, device, dtype))
+        return self.sample(RandomSource(batch, grid, generator, device, dtype))
 
     @abstractmethod
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """One level map per image; all randomness comes from `source`."""
 
     def check(self, grid: tuple[int, int]) -> None:  # noqa: B027  most samplers go with every grid
@@ -106,11 +106,11 @@ class Shared(LevelSampler):
         self.loc = loc
         self.scale = scale
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps of shape (batch, 1, 1)."""
         t = source.stratified() if self.scale is None else (self.loc + self.scale * source.normal()).sigmoid()
         index = torch.arange(source.batch, device=t.device)[:, None, None]
-        return LevelDraw(t[:, None, None], None, Distinct(t, index))
+        return LevelDraw(t[:, None, None], None, UniqueLevels(t, index))
 
 
 class Independent(LevelSampler):
@@ -120,7 +120,7 @@ class Independent(LevelSampler):
     images, through which every generation passes, are never seen.
     """
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps of independent uniform levels."""
         return LevelDraw(source.uniform(*source.grid))
 
@@ -131,31 +131,33 @@ class AlongPath(LevelSampler):
     Args:
         path: the family; `AsyncPatch()` is the sampler of AsyncPatch Diffusion (arXiv:2606.07079).
         spacing: law of s, uniform by default. With another the losses are weighted by 1 / density: the objective stays
-            what it is and its noise changes. `FluxSpacing` goes with `Elbo`.
+            what it is and its noise changes. `FluxProgress` goes with `ELBO`.
         weighted: False leaves these weights out, so that the law of s decides how much each part of the path counts, as
-            logit-normal levels do in usual diffusion: `LogitNormalSpacing`. No bound is left then, so that `Elbo`
+            logit-normal levels do in usual diffusion: `LogitNormalProgress`. No bound is left then, so that `ELBO`
             refuses.
     """
 
-    def __init__(self, path: Path | None = None, spacing: Spacing | None = None, weighted: bool = True):
+    def __init__(
+        self, path: Path | None = None, progress_sampler: ProgressSampler | None = None, weighted: bool = True
+    ):
         self.path = path or AsyncPatch()
-        self.spacing = spacing or UniformSpacing()
+        self.progress_sampler = progress_sampler or UniformProgress()
         self.weighted = self.has_slopes = weighted
         self.t_min = self.path.t_min
-        if self.spacing.needs_floor and self.t_min <= 0:
+        if self.progress_sampler.needs_floor and self.t_min <= 0:
             raise ValueError(
-                f"spacing {type(self.spacing).__name__} needs a path with a floor, got t_min {self.t_min}: "
-                "lift it, asyncdiff.noise.paths.Floored(path, t_min=0.001)"
+                f"progress_sampler {type(self.progress_sampler).__name__} needs a path with a floor, got t_min {self.t_min}: "
+                "lift it, asyncdiff.noise.Floored(path, t_min=0.001)"
             )
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps on the curves, with their slopes."""
         curve = self.path.curve(source)
-        s, density = self.spacing(curve, source.stratified())
+        s, density = self.progress_sampler(curve, source.stratified())
         t, slope = curve(s)
         if not self.weighted:
             return LevelDraw(t)
-        if isinstance(self.spacing, UniformSpacing):
+        if isinstance(self.progress_sampler, UniformProgress):
             return LevelDraw(t, slope)
         return LevelDraw(t, slope, importance=density.reciprocal().nan_to_num(posinf=0))
 
@@ -195,7 +197,7 @@ class SumBeta(LevelSampler):
             raise ValueError(f"sharpness must be positive, got {sharpness}: 1 is SRM's")
         self.sharpness = sharpness
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps whose mean is uniform and exact."""
         gh, gw = source.grid
         # The sums of 2^k patches need more digits than single levels.
@@ -206,7 +208,7 @@ class SumBeta(LevelSampler):
         order = source.uniform(gh * gw).argsort(1)
         return LevelDraw(sums.gather(1, order).clamp(0, 1).to(source.dtype).reshape(-1, gh, gw))
 
-    def _halved(self, source: Source, sizes: list[int], sums: Tensor) -> tuple[list[int], Tensor]:
+    def _halved(self, source: RandomSource, sizes: list[int], sums: Tensor) -> tuple[list[int], Tensor]:
         """Every part of more than one patch split in two: sizes of the parts and their sums (b, parts)."""
         d = torch.tensor(sizes, device=sums.device, dtype=sums.dtype)
         h = (d / 2).floor()
@@ -233,13 +235,13 @@ class TruncatedGaussian(LevelSampler):
         _check_positive("std", std)
         self.std = std
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps whose levels thin out from the cleanest ones upwards."""
         cleanest = self._cleanest(source)[:, None, None]
         tau = cleanest - (cleanest / 2).clamp(max=self.std) * source.normal(*source.grid).abs()
         return LevelDraw(1 - torch.where(tau < 0, cleanest * source.uniform(*source.grid), tau))
 
-    def _cleanest(self, source: Source) -> Progress:
+    def _cleanest(self, source: RandomSource) -> Progress:
         """tau_max of each image."""
         return source.stratified()
 
@@ -259,7 +261,7 @@ class LogitNormalTruncated(TruncatedGaussian):
         self.loc = loc
         self.scale = scale
 
-    def _cleanest(self, source: Source) -> Progress:
+    def _cleanest(self, source: RandomSource) -> Progress:
         return (self.loc + self.scale * source.normal()).sigmoid()
 
 
@@ -274,14 +276,14 @@ class Gaussian(LevelSampler):
         _check_positive("std", std)
         self.std = std
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """Maps that scatter about their means."""
         mean = source.stratified()[:, None, None]
         spread = (torch.minimum(mean, 1 - mean) / 2).clamp(max=self.std)
         return LevelDraw((mean + spread * source.normal(*source.grid)).clamp(0, 1))
 
 
-class CleanContext(LevelSampler):
+class WithCleanPatches(LevelSampler):
     """Another sampler's maps in which, with some probability, a random part is given clean and bears no loss.
 
     What inpainting needs and paths hardly visit: level 0 beside high levels (TD-Paint; `add_zeros` of SRM,
@@ -293,21 +295,23 @@ class CleanContext(LevelSampler):
         context: distribution of the clean parts; boxes, irregular regions and single patches by default.
     """
 
-    def __init__(self, levels: LevelSampler, probability: float = 0.5, context: Context | None = None):
+    def __init__(self, levels: LevelSampler, probability: float = 0.5, clean_patches: CleanPatches | None = None):
         within("probability", probability, 0, 1, "0.5 gives half of the images a context")
         self.levels = levels
         self.probability = probability
-        self.context = context or Mixed([Boxes(), Blobs(), Blobs(IndependentField())])
+        self.clean_patches = clean_patches or MixedCleanPatches(
+            [RandomBoxes(), RandomRegions(), RandomRegions(IndependentField())]
+        )
         self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
-        self.spacing, self.weighted = levels.spacing, levels.weighted
+        self.progress_sampler, self.weighted = levels.progress_sampler, levels.weighted
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """The other sampler's maps, 0 on the known patches."""
         draw = _filled(self.levels.sample(source), source.grid)
-        known = self.context.sample(source) & (source.uniform() < self.probability)[:, None, None]
+        known = self.clean_patches.sample(source) & (source.uniform() < self.probability)[:, None, None]
         slope = None if draw.slope is None else draw.slope.masked_fill(known, 0)
         known_before = known if draw.known is None else known | draw.known
-        return replace(draw, t=draw.t.masked_fill(known, 0), slope=slope, distinct=None, known=known_before)
+        return replace(draw, t=draw.t.masked_fill(known, 0), slope=slope, unique=None, known=known_before)
 
     def check(self, grid: tuple[int, int]) -> None:
         """What the other sampler checks."""
@@ -330,12 +334,12 @@ class Homogeneous(LevelSampler):
         self.levels = levels
         self.probability = probability
         self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
-        self.spacing, self.weighted = levels.spacing, levels.weighted
+        self.progress_sampler, self.weighted = levels.progress_sampler, levels.weighted
         synchronous = Synchronous()
         floored = Floored(synchronous, self.t_min) if self.t_min else synchronous
-        self._constant = AlongPath(floored, self.spacing, self.weighted)
+        self._constant = AlongPath(floored, self.progress_sampler, self.weighted)
 
-    def sample(self, source: Source) -> LevelDraw:
+    def sample(self, source: RandomSource) -> LevelDraw:
         """The mixture."""
         draw = _filled(self.levels.sample(source), source.grid)
         constant = (source.uniform() < self.probability)[:, None, None]
@@ -371,7 +375,7 @@ def _filled(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:
     """A draw with one value per patch, also where the sampler gives one per image."""
     t = draw.t.expand(-1, *grid)
     slope = None if draw.slope is None else draw.slope.expand(-1, *grid)
-    return replace(draw, t=t, slope=slope, distinct=None)
+    return replace(draw, t=t, slope=slope, unique=None)
 
 
 def _check_positive(name: str, value: float) -> None:

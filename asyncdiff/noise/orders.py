@@ -8,8 +8,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.randomness import Source
-from asyncdiff.shapes import refined
+from asyncdiff.randomness import RandomSource
+from asyncdiff.shapes import upsampled_to
 
 Ranks = Int64[Tensor, "b gh gw"]  # b may be 1: the same for every image
 
@@ -18,7 +18,7 @@ class Order(ABC):
     """A rule that gives every patch of a grid its rank, 0 .. groups - 1, each taken by at least one patch."""
 
     @abstractmethod
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """The rank of every patch; one map for all images where nothing is random."""
 
     @abstractmethod
@@ -29,7 +29,7 @@ class Order(ABC):
 class Raster(Order):
     """Row by row from the top, each from the left."""
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """0 .. patches - 1 in reading order."""
         rows, columns = _places(source)
         return (rows * source.grid[1] + columns)[None]
@@ -42,7 +42,7 @@ class Raster(Order):
 class Snake(Raster):
     """Row by row from the top, alternately from the left and from the right: every patch touches the last one."""
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """0 .. patches - 1 along the snake."""
         rows, columns = _places(source)
         width = source.grid[1]
@@ -59,7 +59,7 @@ class Spiral(Raster):
     def __init__(self, inward: bool = False):
         self.inward = inward
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """0 .. patches - 1 along the spiral."""
         gh, gw = source.grid
         rows, columns = _places(source)
@@ -75,10 +75,10 @@ class Spiral(Raster):
         return (inwards if self.inward else gh * gw - 1 - inwards)[None]
 
 
-class CentreOut(Order):
+class CenterOut(Order):
     """Square rings around the centre, one after the other, each at once."""
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """0 for the innermost ring."""
         return (self.groups(source.grid) - 1 - _ring(source))[None]
 
@@ -98,7 +98,7 @@ class Wavefront(Order):
         at_least("row_delay", row_delay, 1, "1 is the anti-diagonal wavefront")
         self.row_delay = row_delay
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """column + row_delay row, without gaps."""
         rows, columns = _places(source)
         return (columns + min(self.row_delay, source.grid[1]) * rows)[None]
@@ -119,7 +119,7 @@ class Shuffled(Order):
         at_least("together", together, 1, "1 is one patch after the other")
         self.together = together
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """Uniform random permutations, in groups."""
         return (source.uniform(source.grid[0] * source.grid[1]).argsort(1) // self.together).reshape(-1, *source.grid)
 
@@ -128,7 +128,7 @@ class Shuffled(Order):
         return -(-grid[0] * grid[1] // self.together)
 
 
-class Given(Order):
+class CustomOrder(Order):
     """The order of a user's grid.
 
     Args:
@@ -149,22 +149,22 @@ class Given(Order):
         self.grid = [[int(rank) for rank in row] for row in grid]
         self._distinct, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)
 
-    def ranks(self, source: Source) -> Ranks:
+    def ranks(self, source: RandomSource) -> Ranks:
         """The user's ranks without gaps."""
-        return refined(self._ranks[None].to(source.device), source.grid, "grid")
+        return upsampled_to(self._ranks[None].to(source.device), source.grid, "grid")
 
     def groups(self, grid: tuple[int, int]) -> int:
         """Number of distinct ranks."""
         return len(self._distinct)
 
 
-def _places(source: Source) -> tuple[Tensor, Tensor]:
+def _places(source: RandomSource) -> tuple[Tensor, Tensor]:
     gh, gw = source.grid
     rows, columns = torch.arange(gh, device=source.device), torch.arange(gw, device=source.device)
     return rows[:, None].expand(gh, gw), columns[None, :].expand(gh, gw)
 
 
-def _ring(source: Source) -> Tensor:
+def _ring(source: RandomSource) -> Tensor:
     """How many square rings lie around each patch."""
     rows, columns = _places(source)
     gh, gw = source.grid

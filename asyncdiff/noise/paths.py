@@ -11,8 +11,8 @@ import torch
 
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
-from asyncdiff.randomness import Generators, Source, seeded
-from asyncdiff.shapes import KnownPatches, LevelMap, Progress, refined
+from asyncdiff.randomness import Generators, RandomSource, seeded
+from asyncdiff.shapes import KnownPatches, LevelMap, Progress, upsampled_to
 
 Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
@@ -34,17 +34,17 @@ class Path(ABC):
         dtype: torch.dtype = torch.float32,
     ) -> Curve:
         """One random curve per image on a grid of (gh, gw) patches; call it with s (batch,) in [0, 1]."""
-        return self.curve(Source(batch, grid, generator, device, dtype))
+        return self.curve(RandomSource(batch, grid, generator, device, dtype))
 
     @abstractmethod
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """One curve per image; all its randomness comes from `source`."""
 
 
 class Synchronous(Path):
     """All patches share one clock: t = s. Usual diffusion."""
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The straight diagonal of the hypercube, the same for every image; nothing random."""
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
@@ -71,7 +71,7 @@ class AsyncPatch(Path):
         self.spread = spread
         self.field = field or IndependentField()
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """One field u per image, fixed along the path."""
         u = self.spread * self.field.sample(source)
 
@@ -102,7 +102,7 @@ class Ordered(Path):
         self.order = order
         self.overlap = overlap
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The curves of the order's ranks."""
         groups, lag = self.order.groups(source.grid), 1 - self.overlap
         speed = 1 + (groups - 1) * lag
@@ -143,9 +143,9 @@ class Waypoints(Path):
         self._at = torch.tensor([0.0, *at, 1.0], dtype=torch.float64)
         _check_rise(self._maps, self._at, "maps")
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The one piecewise straight curve, for every image."""
-        maps = refined(self._maps, source.grid, "maps").to(source.device, source.dtype)
+        maps = upsampled_to(self._maps, source.grid, "maps").to(source.device, source.dtype)
         at = self._at.to(source.device, source.dtype)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
@@ -172,7 +172,7 @@ class Conditioned(Path):
         self.known = known
         self.t_min = path.t_min
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The curves of the inner path, held at 0 on the known patches."""
         if tuple(self.known.shape[1:]) != tuple(source.grid):
             raise ValueError(
@@ -194,7 +194,7 @@ class Conditioned(Path):
         return curve
 
 
-class Entered(Path):
+class PartiallyNoised(Path):
     """A path that is entered on its way: every patch's levels are those of `path` times the level that it starts from.
 
     The end at s = 1 is the image noised to `levels`: the path of editing, SDEdit (arXiv:2108.01073) patch by patch. All
@@ -211,7 +211,7 @@ class Entered(Path):
         self.path = path
         self.levels = levels
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The curves of the inner path, scaled patch by patch."""
         if tuple(self.levels.shape[1:]) != tuple(source.grid) or len(self.levels) not in (1, source.batch):
             raise ValueError(
@@ -250,7 +250,7 @@ class Floored(Path):
         self.path = path
         self.t_min = t_min
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         """The curves of the inner path, lifted to the floor."""
         inner = self.path.curve(source)
 
@@ -303,7 +303,7 @@ def _check_jump(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, ha
         if jump > 1e-3:
             raise ValueError(
                 f"{name} must be continuous, got a jump by {jump:g} at s = {low:g} at row {row}, column {column}: "
-                "give every patch some time for its way, as asyncdiff.noise.paths.Ordered does"
+                "give every patch some time for its way, as asyncdiff.noise.Ordered does"
             )
 
 

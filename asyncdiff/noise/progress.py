@@ -12,7 +12,7 @@ from asyncdiff.shapes import LevelMap, Progress
 BISECTIONS = 30  # halvings of [0, 1]: what is left of the law of s is 1e-9, its density is exact at the s found
 
 
-class Spacing(ABC):
+class ProgressSampler(ABC):
     """A law of progress: uniform numbers to points s on a curve, with the density of s.
 
     Attributes:
@@ -26,7 +26,7 @@ class Spacing(ABC):
         """s and its density q(s) for uniform `u` in [0, 1], increasing in u; 0 where no point of the curve moves."""
 
 
-class UniformSpacing(Spacing):
+class UniformProgress(ProgressSampler):
     """s = u."""
 
     def __call__(self, curve: Curve, u: Progress) -> tuple[Progress, Progress]:
@@ -34,7 +34,7 @@ class UniformSpacing(Spacing):
         return u, torch.ones_like(u)
 
 
-class LogitNormalSpacing(Spacing):
+class LogitNormalProgress(ProgressSampler):
     """logit(s) ~ N(loc, scale^2): more of the middle of a path, less of its ends (Esser et al., arXiv:2403.03206).
 
     Args:
@@ -57,7 +57,7 @@ class LogitNormalSpacing(Spacing):
         return s, density
 
 
-class FluxSpacing(Spacing):
+class FluxProgress(ProgressSampler):
     """q(s) in proportion to what the bound's integrand would be if every pixel were Gaussian with this variance.
 
     For independent N(m, variance) pixels the bound gathers G = 1/2 log(1 + variance SNR(t_i)) per pixel down to level

@@ -13,14 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.sampling.step_rules import Clocks, Standing, Tolerance
 from asyncdiff.denoising.denoiser import Prediction
-from asyncdiff.sampling.guidance import Guidance
-from asyncdiff.randomness import Source
-from asyncdiff.sampling.samplers import Frame, ImageSampler, Start, check_skipping
-from asyncdiff.shapes import Image, KnownPatches, LevelMap
-from asyncdiff.sampling.solvers import Ddim, Evaluate, Solver
 from asyncdiff.denoising.uncertainty import check_finite, rms_error
+from asyncdiff.randomness import RandomSource
+from asyncdiff.sampling.guidance import Guidance
+from asyncdiff.sampling.samplers import Frame, ImageSampler, Start, check_partial_updates
+from asyncdiff.sampling.solvers import DDIM, Evaluate, Solver
+from asyncdiff.sampling.step_rules import PatchState, StepRule, Tolerance
+from asyncdiff.shapes import Image, KnownPatches, LevelMap
 
 
 class Adaptive(ImageSampler):
@@ -42,7 +42,7 @@ class Adaptive(ImageSampler):
 
     def __init__(
         self,
-        clocks: Clocks | None = None,
+        step_rule: StepRule | None = None,
         solver: Solver | None = None,
         steps: int = 50,
         budget: int | None = None,
@@ -51,9 +51,9 @@ class Adaptive(ImageSampler):
         margin: int = 0,
     ):
         at_least("steps", steps, 1, "50 is usual")
-        check_skipping(refresh, margin)
-        self.clocks = clocks or Tolerance()
-        self.solver = solver or Ddim()
+        check_partial_updates(refresh, margin)
+        self.step_rule = step_rule or Tolerance()
+        self.solver = solver or DDIM()
         self.steps = steps
         self.budget = budget
         self.guidance = list(guidance)
@@ -67,7 +67,7 @@ class Adaptive(ImageSampler):
         level = torch.full(start.held.shape, self.steps, device=start.held.device).masked_fill(start.held, 0)
         rows = torch.arange(len(level), device=level.device)
         ladder = _ladder(self.steps, start.source)
-        images = _Images(start, self.solver.begin(), self.clocks.begin(), rows, start.x_t, level, ladder)
+        images = _Images(start, self.solver.begin(), self.step_rule.begin(), rows, start.x_t, level, ladder)
         x_t, unknown = start.x_t, ~start.held
         calls = self._calls(unknown)
         yield _frame(x_t, ladder[level], unknown)
@@ -80,19 +80,19 @@ class Adaptive(ImageSampler):
             yield _frame(x_t, ladder[level], unknown)
         if (level > 0).any():
             raise ValueError(
-                f"{type(self.clocks).__name__} must end within its count, got noise left after {calls} predictions: "
+                f"{type(self.step_rule).__name__} must end within its count, got noise left after {calls} predictions: "
                 "move some patch of every image in every call"
             )
 
     def _calls(self, unknown: KnownPatches) -> int:
         """How often the rule may be asked."""
-        most = self.clocks.count(self.steps, int(unknown.flatten(1).sum(1).max()))
+        most = self.step_rule.count(self.steps, int(unknown.flatten(1).sum(1).max()))
         if self.budget is None:
             return most
         calls = self.budget // self.solver.evaluations
-        if calls < most and not self.clocks.elastic:
+        if calls < most and not self.step_rule.elastic:
             raise ValueError(
-                f"budget must be at least {most * self.solver.evaluations} for {type(self.clocks).__name__} on "
+                f"budget must be at least {most * self.solver.evaluations} for {type(self.step_rule).__name__} on "
                 f"{self.steps} steps, got {self.budget}: take fewer steps, or Tolerance, which strides to fit"
             )
         return min(calls, most)
@@ -104,7 +104,7 @@ class _Images:
 
     start: Start
     solver: Solver
-    clocks: Clocks
+    step_rule: StepRule
     rows: Int64[Tensor, " n"]
     x_t: Float[Tensor, "n c h w"]
     level: Int64[Tensor, "n gh gw"]
@@ -118,9 +118,9 @@ class _Images:
         rows = going.nonzero()[:, 0]
         return replace(
             self,
-            start=self.start.narrowed(rows),
-            solver=self.solver.narrowed(rows),
-            clocks=self.clocks.narrowed(rows),
+            start=self.start.select(rows),
+            solver=self.solver.select(rows),
+            step_rule=self.step_rule.select(rows),
             rows=self.rows[rows],
             x_t=self.x_t[rows],
             level=self.level[rows],
@@ -128,18 +128,18 @@ class _Images:
 
     def moved(self, left: int) -> "_Images":
         """One prediction further; `left` are allowed, this one included."""
-        at = Standing(self.level, ~self.start.held, len(self.ladder) - 1, left)
-        self.start.moving(self.clocks.wanted(at))
+        at = PatchState(self.level, ~self.start.held, len(self.ladder) - 1, left)
+        self.start.moving(self.step_rule.wanted(at))
         t = self.ladder[self.level]
         prediction = self._evaluate(self.x_t, t)
-        strides = self.clocks(at, rms_error(prediction, type(self.clocks).__name__))
+        strides = self.step_rule(at, rms_error(prediction, type(self.step_rule).__name__))
         if ((strides < 0) | (strides > self.level)).any():
-            raise ValueError(f"{type(self.clocks).__name__} must give strides from 0 to a patch's level, got others")
+            raise ValueError(f"{type(self.step_rule).__name__} must give strides from 0 to a patch's level, got others")
         level = self.level - strides
         to = self.ladder[level]
         noise = self.start.noise() if self.solver.stochastic else None
         moved = self.solver(_made(prediction, self._evaluate), self.x_t, t, to, noise)
-        return replace(self, x_t=self.start.replaced(moved.to(self.x_t.dtype), to), level=level)
+        return replace(self, x_t=self.start.with_known_pixels(moved.to(self.x_t.dtype), to), level=level)
 
     def _evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
         prediction = self.start.evaluate(x_t, t)
@@ -157,8 +157,8 @@ def _made(first: Prediction, evaluate: Evaluate) -> Evaluate:
     return call
 
 
-def _ladder(steps: int, source: Source) -> Float[Tensor, " levels"]:
-    """t of every level, 0 .. steps: the numbers of `asyncdiff.sampling.samplers.Sampler`, to the last bit."""
+def _ladder(steps: int, source: RandomSource) -> Float[Tensor, " levels"]:
+    """t of every level, 0 .. steps: the numbers of `asyncdiff.sampling.Sampler`, to the last bit."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").flip(0).to(source.device, source.dtype)
 
 

@@ -8,11 +8,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.denoising.denoiser import Denoise, Prediction
+from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
-from asyncdiff.randomness import Source
-from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, refined, to_pixels
-from asyncdiff.sampling.partial_updates import Skipping
+from asyncdiff.randomness import RandomSource
+from asyncdiff.sampling.partial_updates import PartialUpdates
+from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, to_pixels, upsampled_to
 
 
 class Guidance(ABC):
@@ -22,7 +22,7 @@ class Guidance(ABC):
     """
 
     @abstractmethod
-    def begin(self, denoiser: Denoise, source: Source, shape: tuple[int, int, int]) -> Denoise:
+    def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
         """The guided denoiser for one walk of images of `shape` (c, h, w); what is random in it comes from `source`."""
 
 
@@ -47,7 +47,7 @@ class ClassifierFree(Guidance):
         self.low = low
         self.high = high
 
-    def begin(self, denoiser: Denoise, source: Source, shape: tuple[int, int, int]) -> Denoise:
+    def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
         """The denoiser itself at scale 1."""
         return denoiser if self.scale == 1 else _ClassifierFree(denoiser, self)
 
@@ -77,11 +77,11 @@ class InputGuidance(Guidance):
             raise ValueError(f"level must lie in (0, 1], got {level}: 0 would add no noise, 0.5 is usual")
         self._rows = torch.tensor(rows, dtype=torch.float64)
 
-    def begin(self, denoiser: Denoise, source: Source, shape: tuple[int, int, int]) -> Denoise:
+    def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
         """The denoiser itself at strength 0."""
         if not self._rows.any():
             return denoiser
-        strength = refined(self._rows[None], source.grid, "strength").expand(source.batch, *source.grid)
+        strength = upsampled_to(self._rows[None], source.grid, "strength").expand(source.batch, *source.grid)
         noise = source.normal(*shape)
         return _InputGuided(denoiser, strength.to(noise), self.level, noise)
 
@@ -93,7 +93,7 @@ class Guided(ABC):
         denoiser: the inner one.
     """
 
-    def __init__(self, denoiser: Denoise):
+    def __init__(self, denoiser: DenoiserLike):
         self.denoiser = denoiser
 
     @property
@@ -117,34 +117,34 @@ class Guided(ABC):
 
     @abstractmethod
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """The prediction; its log-variances, where there are any, are those of the unguided velocity."""
 
     @abstractmethod
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> Denoise:
+    def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
         """The same for some of the images of the walk."""
 
 
-def narrowed(denoiser: Denoise, rows: Int64[Tensor, " n"]) -> Denoise:
+def select(denoiser: DenoiserLike, rows: Int64[Tensor, " n"]) -> DenoiserLike:
     """A walk's denoiser for some of its images; one that keeps nothing of them is the same for all."""
-    return denoiser.narrowed(rows) if isinstance(denoiser, (Guided, Skipping)) else denoiser
+    return denoiser.select(rows) if isinstance(denoiser, (Guided, PartialUpdates)) else denoiser
 
 
 class _ClassifierFree(Guided):
-    def __init__(self, denoiser: Denoise, rule: ClassifierFree):
+    def __init__(self, denoiser: DenoiserLike, rule: ClassifierFree):
         super().__init__(denoiser)
         self.rule = rule
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """Two evaluations as one batch; one where no patch lies in the interval."""
         if label is None:  # "no label" told and "no label" withheld are one prediction
-            return self.denoiser(x_t, t, distinct=distinct)
+            return self.denoiser(x_t, t, unique=unique)
         guided = (t >= self.rule.low) & (t <= self.rule.high) & (t > 0)
         if not guided.any() and not self.steady:
-            return self.denoiser(x_t, t, label, distinct=distinct)
+            return self.denoiser(x_t, t, label, unique=unique)
         null = getattr(self.denoiser, "null_label", None)
         if null is None:
             raise ValueError("label guidance needs a denoiser that knows labels, got one without: leave it out")
@@ -156,24 +156,24 @@ class _ClassifierFree(Guided):
         v = with_label + to_pixels(scale - 1, (x_t.shape[2], x_t.shape[3])) * (with_label - without)
         return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> Denoise:
-        return _ClassifierFree(narrowed(self.denoiser, rows), self.rule)
+    def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
+        return _ClassifierFree(select(self.denoiser, rows), self.rule)
 
 
 class _InputGuided(Guided):
-    def __init__(self, denoiser: Denoise, strength: LevelMap, level: float, noise: Image):
+    def __init__(self, denoiser: DenoiserLike, strength: LevelMap, level: float, noise: Image):
         super().__init__(denoiser)
         self.strength = strength
         self.level = level
         self.noise = noise
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """Two evaluations as one batch; one where no patch is given."""
         given = t == 0
         if (not given.any() or given.all()) and not self.steady:
-            return self.denoiser(x_t, t, label, distinct=distinct)
+            return self.denoiser(x_t, t, label, unique=unique)
         size = (x_t.shape[2], x_t.shape[3])
         t_noisy = torch.where(given, self.level, t)
         branches = len(x_t) // len(self.noise)  # of a guidance around this one
@@ -188,5 +188,5 @@ class _InputGuided(Guided):
         v = torch.where(to_pixels(given | ~given.flatten(1).any(1)[:, None, None], size), clean, guided)
         return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> Denoise:
-        return _InputGuided(narrowed(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])
+    def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
+        return _InputGuided(select(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])

@@ -5,11 +5,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.denoising.denoiser import Denoise, Prediction
-from asyncdiff.sampling.guidance import Guidance, Guided, narrowed
-from asyncdiff.randomness import Source
-from asyncdiff.shapes import Distinct, Image, Labels, LevelMap, to_pixels
+from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.denoising.uncertainty import check_finite, rms_error, surest
+from asyncdiff.randomness import RandomSource
+from asyncdiff.sampling.guidance import Guidance, Guided, select
+from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, to_pixels
 
 
 class LookAhead(Guidance):
@@ -36,21 +36,21 @@ class LookAhead(Guidance):
         self.ratio = ratio
         self.skipped = skipped
 
-    def begin(self, denoiser: Denoise, source: Source, shape: tuple[int, int, int]) -> Denoise:
+    def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
         """The denoiser itself at share 0 or ratio 1."""
         return denoiser if self.share == 0 or self.ratio == 1 else _LookingAhead(denoiser, self)
 
 
 class _LookingAhead(Guided):
-    def __init__(self, denoiser: Denoise, rule: LookAhead):
+    def __init__(self, denoiser: DenoiserLike, rule: LookAhead):
         super().__init__(denoiser)
         self.rule = rule
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """Two evaluations, one after the other; one where nobody looks ahead."""
-        first = self.denoiser(x_t, t, label, distinct=distinct)
+        first = self.denoiser(x_t, t, label, unique=unique)
         check_finite(first, torch.arange(len(t), device=t.device))
         noisiest = t.masked_fill(t >= 1, 0).amax(dim=(1, 2), keepdim=True)  # of those that do not wait
         begun = (noisiest > 0) & (noisiest <= 1 - self.rule.skipped)
@@ -66,5 +66,5 @@ class _LookingAhead(Guided):
         v = torch.where(to_pixels(uncertain, size), second.v, first.v)
         return Prediction(self.process, x_t, t, v, first.logvar)
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> Denoise:
-        return _LookingAhead(narrowed(self.denoiser, rows), self.rule)
+    def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
+        return _LookingAhead(select(self.denoiser, rows), self.rule)

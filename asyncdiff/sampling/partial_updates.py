@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.denoising.denoiser import Denoise, Denoiser, Prediction
+from asyncdiff.denoising.denoiser import Denoiser, DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Distinct, Image, KnownPatches, Labels, LevelMap
+from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, UniqueLevels
 
 
-class Skipping:
+class PartialUpdates:
     """A denoiser for one walk that evaluates the moving patches only, and all of them now and then.
 
     Patches that stand still, known, finished or waiting, are computed once at their level and then stay in the keys and
@@ -22,7 +22,7 @@ class Skipping:
     start, the others would only ever have seen it as noise.
 
     Args:
-        denoiser: its network must be able to remember, as `asyncdiff.networks.dit.DiT`.
+        denoiser: its network must be able to remember, as `asyncdiff.networks.DiT`.
         refresh: steps between evaluations of all patches.
         margin: patches around moving ones, in every direction, that are computed with them.
 
@@ -30,14 +30,14 @@ class Skipping:
         moving: patches whose prediction is wanted next; setting it counts a step.
     """
 
-    def __init__(self, denoiser: Denoise, refresh: int, margin: int = 0):
-        if not isinstance(denoiser, Denoiser) or not hasattr(denoiser.network, "memory"):
+    def __init__(self, denoiser: DenoiserLike, refresh: int, margin: int = 0):
+        if not isinstance(denoiser, Denoiser) or not hasattr(denoiser.network, "kv_cache"):
             kind = type(getattr(denoiser, "network", denoiser)).__name__
             raise ValueError(f"refresh must be 1 for {kind}, which computes all patches at a time, got {refresh}")
         self.denoiser = denoiser
         self.refresh = refresh
         self.margin = margin
-        self._memory = denoiser.network.memory()  # type: ignore[operator]
+        self._kv_cache = denoiser.network.kv_cache()  # type: ignore[operator]
         self._moving: KnownPatches | None = None
         self._t: LevelMap | None = None
         self._steps = -1
@@ -74,18 +74,18 @@ class Skipping:
         return self.denoiser.grid(size)
 
     def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, distinct: Distinct | None = None
+        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
         """The prediction, fresh for moving patches, as last computed for the others."""
         assert self._moving is not None, "a walk says what moves before it evaluates"
         branches = len(x_t) // len(self._moving)
         moving = self._moving.repeat(branches, 1, 1)
         if self._due or self._t is None or len(self._t) != len(t):
-            self._memory.moving = None
+            self._kv_cache.moving = None
         else:  # patches that have just moved are not to be seen as they were
-            self._memory.moving = self._widened(moving) | (t != self._t)
+            self._kv_cache.moving = self._widened(moving) | (t != self._t)
         self._due, self._t = False, t
-        return self.denoiser(x_t, t, label, distinct=distinct, memory=self._memory)
+        return self.denoiser(x_t, t, label, unique=unique, kv_cache=self._kv_cache)
 
     def _widened(self, moving: KnownPatches) -> KnownPatches:
         if not self.margin:
@@ -93,13 +93,13 @@ class Skipping:
         side = 2 * self.margin + 1
         return F.max_pool2d(moving[:, None].float(), side, stride=1, padding=self.margin)[:, 0] > 0
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Skipping":
+    def select(self, rows: Int64[Tensor, " n"]) -> "PartialUpdates":
         """Forget the other images of the walk."""
         if self._moving is not None:
             images = len(self._moving)
-            branches = (self._memory.rows or 0) // images
+            branches = (self._kv_cache.rows or 0) // images
             all_rows = torch.cat([rows + images * k for k in range(branches)]) if branches else rows
-            self._memory.narrow(all_rows)
+            self._kv_cache.narrow(all_rows)
             self._t = None if self._t is None else self._t[all_rows]
             self._moving = self._moving[rows]
         return self

@@ -10,8 +10,8 @@ import torch
 from asyncdiff.checks import at_least
 from asyncdiff.sampling.guidance import Guidance, InputGuidance
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Start
+from asyncdiff.sampling.solvers import DDIM, Solver
 from asyncdiff.shapes import Image, LevelMap
-from asyncdiff.sampling.solvers import Ddim, Solver
 
 
 class RePaint(ImageSampler):
@@ -45,7 +45,7 @@ class RePaint(ImageSampler):
         self.steps = steps
         self.jump = jump
         self.resamples = resamples
-        self.solver = solver or Ddim(1.0)
+        self.solver = solver or DDIM(1.0)
         self.guidance = list(guidance)
         self.hold = hold
         if not hold and any(isinstance(rule, InputGuidance) for rule in self.guidance):

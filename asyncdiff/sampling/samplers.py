@@ -10,14 +10,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.denoising.denoiser import Denoise, Prediction
-from asyncdiff.sampling.guidance import Guidance, narrowed
+from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.noise.orders import Order, Raster
-from asyncdiff.noise.paths import Conditioned, Entered, Ordered, Path, Synchronous
-from asyncdiff.randomness import Source, counter_key, normal, per_image
+from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised, Path, Synchronous
+from asyncdiff.randomness import RandomSource, counter_key, normal, per_image
+from asyncdiff.sampling.guidance import Guidance, select
+from asyncdiff.sampling.partial_updates import PartialUpdates
+from asyncdiff.sampling.solvers import DDIM, Solver
 from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
-from asyncdiff.sampling.partial_updates import Skipping
-from asyncdiff.sampling.solvers import Ddim, Solver
 
 GUIDANCE = 1  # second counter of the guidance's random streams, so that they leave those of the images alone
 
@@ -54,15 +54,15 @@ class Start:
         levels: that patches start from, None where those that are not known start as pure noise.
     """
 
-    denoiser: Denoise
+    denoiser: DenoiserLike
     x_t: Image
     eps: Image
     held: KnownPatches
     label: Labels | None
-    source: Source
+    source: RandomSource
     image: Image | None = None
     known: KnownPixels | None = None
-    skipping: Skipping | None = None
+    partial_updates: PartialUpdates | None = None
     levels: LevelMap | None = None
 
     def evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
@@ -71,10 +71,10 @@ class Start:
 
     def moving(self, patches: KnownPatches) -> None:
         """Say whose predictions the next evaluations are wanted for; those of others may be old ones."""
-        if self.skipping is not None:
-            self.skipping.moving = patches
+        if self.partial_updates is not None:
+            self.partial_updates.moving = patches
 
-    def replaced(self, x_t: Image, t: LevelMap) -> Image:
+    def with_known_pixels(self, x_t: Image, t: LevelMap) -> Image:
         """`x_t` where pixels that are known inside unknown patches are the image's, noised to the level of their patch.
 
         What these pixels say reaches the network so, at no cost; Song et al., arXiv:2011.13456, complete images by such
@@ -92,11 +92,11 @@ class Start:
         """Fresh standard normal noise, image i's from its own generator."""
         return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Start":
+    def select(self, rows: Int64[Tensor, " n"]) -> "Start":
         """The same for some of the images."""
         generators = self.source.generator
         assert isinstance(generators, list)
-        denoiser = narrowed(self.denoiser, rows)
+        denoiser = select(self.denoiser, rows)
         return replace(
             self,
             denoiser=denoiser,
@@ -128,11 +128,11 @@ class ImageSampler(ABC):
     guidance: Sequence[Guidance] = ()
     refresh: int = 1
     margin: int = 0
-    enters: bool = False
+    supports_start_levels: bool = False
 
     def __call__(
         self,
-        denoiser: Denoise,
+        denoiser: DenoiserLike,
         *,
         seeds: Sequence[int],
         shape: tuple[int, int, int],
@@ -179,7 +179,7 @@ class ImageSampler(ABC):
     @torch.no_grad()
     def frames(
         self,
-        denoiser: Denoise,
+        denoiser: DenoiserLike,
         *,
         seeds: Sequence[int],
         shape: tuple[int, int, int],
@@ -212,16 +212,16 @@ class ImageSampler(ABC):
         if image is not None:
             x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image, x_t)
         exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
-        source = Source(len(seeds), grid, generators, device, exact)
-        skipping = Skipping(denoiser, self.refresh, self.margin) if self.refresh > 1 else None
+        source = RandomSource(len(seeds), grid, generators, device, exact)
+        partial_updates = PartialUpdates(denoiser, self.refresh, self.margin) if self.refresh > 1 else None
         own = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
-        guided = skipping or denoiser
+        guided = partial_updates or denoiser
         for guidance in self.guidance:
             guided = guidance.begin(guided, own, shape)
-        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, skipping, levels))
+        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, partial_updates, levels))
 
     def _check_levels(self, levels: LevelMap, image: Image | None, shape: tuple[int, int, int]) -> None:
-        if not self.enters:
+        if not self.supports_start_levels:
             raise ValueError(
                 f"levels must be left out for {type(self).__name__}, which starts from pure noise: use Sampler"
             )
@@ -255,7 +255,7 @@ class Sampler(ImageSampler):
         margin: patches around moving ones, in every direction, that are computed with them between refreshes.
     """
 
-    enters = True
+    supports_start_levels = True
 
     def __init__(
         self,
@@ -267,7 +267,7 @@ class Sampler(ImageSampler):
         margin: int = 0,
     ):
         at_least("steps", steps, 1, "50 is usual")
-        check_skipping(refresh, margin)
+        check_partial_updates(refresh, margin)
         if steps != int(steps):
             raise ValueError(f"steps must be a whole number, got {steps}: 50 is usual")
         self.path = path or Synchronous()
@@ -276,7 +276,7 @@ class Sampler(ImageSampler):
                 f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
                 "Floored is for training and likelihoods"
             )
-        self.solver = solver or Ddim()
+        self.solver = solver or DDIM()
         self.steps = steps
         self.guidance = list(guidance)
         self.refresh = refresh
@@ -286,7 +286,7 @@ class Sampler(ImageSampler):
         """The steps + 1 states of the path."""
         path = Conditioned(self.path, start.held) if start.known is not None else self.path
         if start.levels is not None:
-            path = Entered(path, start.levels)
+            path = PartiallyNoised(path, start.levels)
         curve = path.curve(start.source)
         solver, x_t = self.solver.begin(), start.x_t
         progress = torch.linspace(1, 0, self.count(start.source.grid) + 1, dtype=torch.float64).tolist()
@@ -302,7 +302,7 @@ class Sampler(ImageSampler):
             moving = to < t
             start.moving(moving)
             if moving.any():
-                x_t = start.replaced(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
+                x_t = start.with_known_pixels(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
             else:  # as after a step in which other images moved: no patch has a history
                 solver = self.solver.begin()
             t = to
@@ -351,7 +351,7 @@ class Autoregressive(Sampler):
         return math.ceil(round(self.steps_per_patch * duration, 6))
 
 
-def check_skipping(refresh: int, margin: int) -> None:
+def check_partial_updates(refresh: int, margin: int) -> None:
     """Raise ValueError unless the two say which patches are computed when."""
     at_least("refresh", refresh, 1, "1 computes all patches every time")
     at_least("margin", margin, 0, "0 computes only patches that move")
@@ -361,7 +361,7 @@ def check_skipping(refresh: int, margin: int) -> None:
         )
 
 
-def _check_label(denoiser: Denoise, label: Labels | None) -> None:
+def _check_label(denoiser: DenoiserLike, label: Labels | None) -> None:
     null = getattr(denoiser, "null_label", None)
     if label is None or null is None:
         return

@@ -39,7 +39,7 @@ class Solver(ABC):
         """A solver ready for one walk: one that remembers earlier steps returns a fresh copy, without any."""
         return self
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Solver":
+    def select(self, rows: Int64[Tensor, " n"]) -> "Solver":
         """The solver for some of the images of the walk; one that remembers steps forgets those of the others."""
         return self
 
@@ -48,7 +48,7 @@ class Solver(ABC):
         """The image at level map `to`; `noise` is standard normal, or None for solvers that are not stochastic."""
 
 
-class Ddim(Solver):
+class DDIM(Solver):
     """DDIM whose stochasticity c blends the deterministic step (c = 0) with the ancestral one (c = 1).
 
     With r01 = sigma'/sigma and r11 = alpha r01 / alpha',
@@ -145,7 +145,7 @@ class _MultistepWalk(Multistep):
     def __init__(self) -> None:
         self._before: tuple[Image, LevelMap] | None = None
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> Solver:
+    def select(self, rows: Int64[Tensor, " n"]) -> Solver:
         """The history of these images."""
         if self._before is not None:
             self._before = self._before[0][rows], self._before[1][rows]

@@ -9,14 +9,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.shapes import KnownPatches, LevelMap
 from asyncdiff.denoising.uncertainty import ROUNDING, surest
+from asyncdiff.shapes import KnownPatches, LevelMap
 
 Strides = Int64[Tensor, "b gh gw"]  # in steps of the grid
 
 
 @dataclass(frozen=True)
-class Standing:
+class PatchState:
     """Where the patches of some images stand.
 
     Attributes:
@@ -47,7 +47,7 @@ class Standing:
         return self.level.masked_fill(~self.unknown, self.steps).amin(dim=(1, 2), keepdim=True)
 
 
-class Clocks(ABC):
+class StepRule(ABC):
     """A rule for how far each patch goes with one prediction. It decides for every image by that image alone.
 
     Attributes:
@@ -56,11 +56,11 @@ class Clocks(ABC):
 
     elastic: bool = False
 
-    def begin(self) -> "Clocks":
+    def begin(self) -> "StepRule":
         """A rule ready for one walk: one that remembers returns a fresh copy, without any memory."""
         return self
 
-    def narrowed(self, rows: Int64[Tensor, " n"]) -> "Clocks":
+    def select(self, rows: Int64[Tensor, " n"]) -> "StepRule":
         """The rule for some of the images of the walk; one that remembers forgets the others."""
         return self
 
@@ -68,16 +68,16 @@ class Clocks(ABC):
         """Predictions that images of up to `patches` unknown patches take at most, without a budget."""
         return steps
 
-    def wanted(self, at: Standing) -> KnownPatches:
+    def wanted(self, at: PatchState) -> KnownPatches:
         """Patches of which the next call needs a fresh prediction: all unfinished ones, unless a rule knows better."""
         return at.unfinished
 
     @abstractmethod
-    def __call__(self, at: Standing, uncertainty: LevelMap) -> Strides:
+    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
         """Steps that each patch takes now, from 0 (it waits) to its level; `uncertainty` is the predicted rms error."""
 
 
-class Tolerance(Clocks):
+class Tolerance(StepRule):
     """Strides inverse to the predicted error: dt = tolerance / u, rounded down to the grid, one step at least.
 
     u is the predicted rms error of the velocity: what a stride gets wrong has an rms of `tolerance` at most, where the
@@ -105,7 +105,7 @@ class Tolerance(Clocks):
         self.max_stride = max_stride
         self.lead = lead
 
-    def __call__(self, at: Standing, uncertainty: LevelMap) -> Strides:
+    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
         """At least one step for the noisiest patches."""
         wanted = (self.tolerance * at.steps / uncertainty + ROUNDING).clamp(1, self.max_stride).long()
         least = (at.level + at.left - 1) // at.left
@@ -114,7 +114,7 @@ class Tolerance(Clocks):
         return at.level - to.maximum(floor).minimum(at.level)
 
 
-class DualLoop(Clocks):
+class DualLoop(StepRule):
     """Outer steps, which sure patches take at once and the others in small ones that see the sure ones ahead.
 
     An outer step is `inner` steps of the grid. After its prediction the patches whose uncertainty lies below the
@@ -137,11 +137,11 @@ class DualLoop(Clocks):
         """One for every step of the grid and one for every outer step."""
         return steps + math.ceil(steps / self.inner)
 
-    def wanted(self, at: Standing) -> KnownPatches:
+    def wanted(self, at: PatchState) -> KnownPatches:
         """All where an outer step begins, those behind within it."""
         return torch.where(at.highest == at.lowest, at.unfinished, at.level > at.lowest)
 
-    def __call__(self, at: Standing, uncertainty: LevelMap) -> Strides:
+    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
         """The outer step of sure patches while the others wait, or one step of those behind."""
         sure = surest(uncertainty, at.unfinished, self.share)
         any_sure = sure.flatten(1).any(1)[:, None, None]
@@ -150,12 +150,12 @@ class DualLoop(Clocks):
         return torch.where(at.highest == at.lowest, outer, follow).minimum(at.level)
 
 
-class Sequential(Clocks):
+class Sequential(StepRule):
     """Patch after patch, in the order that the network finds easiest: of those that wait, the surest start.
 
     Patches wait at pure noise; when the next group may start, the `together` waiting patches of the lowest predicted
     uncertainty do. Each then takes every step of the grid. With overlap a group starts before the last is done, at the
-    steps of `asyncdiff.noise.paths.Ordered`. The sequential order by uncertainty of SRM (arXiv:2502.21075).
+    steps of `asyncdiff.noise.Ordered`. The sequential order by uncertainty of SRM (arXiv:2502.21075).
 
     Args:
         together: patches that start at once.
@@ -174,13 +174,13 @@ class Sequential(Clocks):
         groups = max(1, math.ceil(patches / self.together))
         return math.ceil((groups - 1) * self._lag(steps) - ROUNDING) + steps
 
-    def wanted(self, at: Standing) -> KnownPatches:
+    def wanted(self, at: PatchState) -> KnownPatches:
         """Those on their way, and where others may start those that wait."""
         waiting = at.unknown & (at.level == at.steps)
         due = (self._due(at) > 0)[:, None, None]
         return at.unfinished & (~waiting | due)
 
-    def __call__(self, at: Standing, uncertainty: LevelMap) -> Strides:
+    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
         """One step for every patch on its way or about to start."""
         waiting = at.unknown & (at.level == at.steps)
         order = uncertainty.masked_fill(~waiting, math.inf).flatten(1).argsort(dim=1, stable=True)
@@ -188,7 +188,7 @@ class Sequential(Clocks):
         moving = at.unfinished & (~waiting | (rank < self._due(at)[:, None, None]))
         return moving.long()
 
-    def _due(self, at: Standing) -> Int64[Tensor, " b"]:
+    def _due(self, at: PatchState) -> Int64[Tensor, " b"]:
         """How many more patches of each image may start now."""
         started = at.unknown & (at.level < at.steps)
         count = started.flatten(1).sum(1)

@@ -21,13 +21,13 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
-from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.randomness import counter_key
-from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.samplers import ImageSampler, Sampler
 
 
-class Stage(NamedTuple):
+class TilingState(NamedTuple):
     """A canvas on its way.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """Part of one side of a canvas, in level patches; those of a side that wraps around count modulo its length.
 
     Attributes:
@@ -59,7 +59,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class View:
+class WindowView:
     """What the window of a stretch sees of one side of the canvas, pixel by pixel.
 
     Attributes:
@@ -84,7 +84,7 @@ class View:
         return bool((self.given | ~self.fresh).all())
 
 
-class Canvas:
+class TiledSampler:
     """Draws images of any size with a model of one size, on their own or around an exemplar; they may be tileable.
 
     The windows start where the exemplar is, without one in the middle of the canvas, and grow from there in all
@@ -120,7 +120,7 @@ class Canvas:
 
     def __call__(
         self,
-        denoiser: Denoise,
+        denoiser: DenoiserLike,
         *,
         size: tuple[int, int],
         shape: tuple[int, int, int],
@@ -165,7 +165,7 @@ class Canvas:
 
     def steps(
         self,
-        denoiser: Denoise,
+        denoiser: DenoiserLike,
         *,
         size: tuple[int, int],
         shape: tuple[int, int, int],
@@ -175,7 +175,7 @@ class Canvas:
         place: tuple[int, int] = (0, 0),
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> Iterator[Stage]:
+    ) -> Iterator[TilingState]:
         """The canvas before the first window and after each batch of them, as `__call__` draws it."""
         grid = denoiser.grid((shape[1], shape[2]))
         patch = (shape[1] // grid[0], shape[2] // grid[1])
@@ -193,17 +193,17 @@ class Canvas:
 
         windows = len(rows) * len(columns) - sum(v.settled for v in rows) * sum(v.settled for v in columns)
         shown, done = canvas[:, : size[0], : size[1]], 0
-        yield Stage(done, windows, shown)
+        yield TilingState(done, windows, shown)
         for batch in _batches(rows, columns, self.batch_size):
             self._draw(canvas, batch, denoiser, seed, label)
             done += len(batch)
-            yield Stage(done, windows, shown)
+            yield TilingState(done, windows, shown)
 
     def _draw(
         self,
         canvas: Float[Tensor, "c H W"],
-        cells: Sequence[tuple[View, View]],
-        denoiser: Denoise,
+        cells: Sequence[tuple[WindowView, WindowView]],
+        denoiser: DenoiserLike,
         seed: int,
         label: int | None,
     ) -> None:
@@ -224,12 +224,12 @@ class Canvas:
         for (r, c), window in zip(cells, drawn, strict=True):
             canvas[:, r.pixels[r.fresh][:, None], c.pixels[c.fresh]] = window[:, r.fresh][:, :, c.fresh]
 
-    def _views(self, pixels: int, window: int, patch: int, given: range) -> list[View]:
+    def _views(self, pixels: int, window: int, patch: int, given: range) -> list[WindowView]:
         """What the windows see of a side of so many pixels, from its start to its end."""
         patches = pixels // patch
         overlap = _whole_patches(self.overlap, window, self.tileable) if self.tileable or patches > window else 0
         middle = (given.start + given.stop) / (2 * patch) if given else patches / 2
-        cut = stretches(patches, window, overlap, middle=middle, tileable=self.tileable)
+        cut = segments(patches, window, overlap, middle=middle, tileable=self.tileable)
         rank, owner = torch.empty(2, patches, dtype=torch.int64)
         for index, stretch in enumerate(cut):
             own = torch.arange(stretch.first, stretch.first + stretch.length) % patches
@@ -239,7 +239,7 @@ class Canvas:
             at = torch.arange(stretch.window * patch, (stretch.window + window) * patch) % pixels
             fresh = owner[at // patch] == index
             ready = fresh | (rank[at // patch] < stretch.rank)
-            views.append(View(index, stretch.rank, at, ready, fresh, (at >= given.start) & (at < given.stop)))
+            views.append(WindowView(index, stretch.rank, at, ready, fresh, (at >= given.start) & (at < given.stop)))
         return views
 
     def _check(self, size: tuple[int, int], shape: tuple[int, int, int], patch: tuple[int, int]) -> None:
@@ -255,7 +255,7 @@ class Canvas:
             )
 
 
-def stretches(patches: int, window: int, overlap: int, *, middle: float, tileable: bool) -> list[Stretch]:
+def segments(patches: int, window: int, overlap: int, *, middle: float, tileable: bool) -> list[Segment]:
     """A side of a canvas cut into stretches, from its start to its end; all lengths in level patches.
 
     As few as can be: the outermost may be short. The window of every stretch ends with it, but for one that closes a
@@ -279,23 +279,25 @@ def stretches(patches: int, window: int, overlap: int, *, middle: float, tileabl
         start = before = min(max(start, 0), room)
     after = room - before
     length = min(window, patches - closing)
-    cut = [Stretch(start, length, start, 0)]
+    cut = [Segment(start, length, start, 0)]
     for rank, grown in enumerate(range(0, after, stride), 1):
         end = start + window + min(grown + stride, after)
-        cut.append(Stretch(start + window + grown, end - start - window - grown, end - window, rank))
+        cut.append(Segment(start + window + grown, end - start - window - grown, end - window, rank))
     for rank, grown in enumerate(range(0, before, stride), 1):
         first = start - min(grown + stride, before)
-        cut.insert(0, Stretch(first, start - grown - first, first, rank))
+        cut.insert(0, Segment(first, start - grown - first, first, rank))
     if closing:
         first = start + length + after
         rank = 1 + max(stretch.rank for stretch in cut)
-        cut.append(Stretch(first, closing, first - (window - closing) // 2, rank))
+        cut.append(Segment(first, closing, first - (window - closing) // 2, rank))
     return cut
 
 
-def _batches(rows: Sequence[View], columns: Sequence[View], size: int) -> Iterator[list[tuple[View, View]]]:
+def _batches(
+    rows: Sequence[WindowView], columns: Sequence[WindowView], size: int
+) -> Iterator[list[tuple[WindowView, WindowView]]]:
     """The cells to be drawn, in batches of those that know nothing of each other."""
-    by_rank: dict[int, list[View]] = {}
+    by_rank: dict[int, list[WindowView]] = {}
     for column in columns:
         by_rank.setdefault(column.rank, []).append(column)
     for ranks in range(max(r.rank for r in rows) + max(by_rank) + 1):
@@ -304,7 +306,7 @@ def _batches(rows: Sequence[View], columns: Sequence[View], size: int) -> Iterat
             yield batch
 
 
-def _known(row: View, column: View) -> Bool[Tensor, "h w"]:
+def _known(row: WindowView, column: WindowView) -> Bool[Tensor, "h w"]:
     """True where the window of a cell is told the pixels: those of cells before it, and the exemplar's."""
     before = row.ready[:, None] & column.ready & ~(row.fresh[:, None] & column.fresh)
     return before | (row.given[:, None] & column.given)

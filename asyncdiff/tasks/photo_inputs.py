@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
+from asyncdiff.shapes import known_patches
 from asyncdiff.tasks.photos import (
     SUFFIXES,
     Fit,
@@ -29,7 +30,6 @@ from asyncdiff.tasks.photos import (
     to_model,
     warn,
 )
-from asyncdiff.shapes import known_patches
 
 
 @dataclass(frozen=True)

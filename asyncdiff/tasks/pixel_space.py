@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
 from asyncdiff.tasks.photos import by
 from asyncdiff.tasks.requests import Model, Request, device_of
-from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
 
 # Latents repeated around a picture that closes upon itself: as far as the convolutions of TAESD (18.1) and of Stable
 # Diffusion's decoder (17.3) see.
 AROUND = 20
 
 
-class Given(NamedTuple):
+class KnownImage(NamedTuple):
     """What is known of some pictures, in pixels or in model space.
 
     Attributes:
@@ -89,21 +89,21 @@ def size_in_space(size: tuple[int, int], model: Model) -> tuple[int, int]:
 # At the door
 
 
-def given_of(batch: Sequence[Request], model: Model) -> Given | None:
+def known_image(batch: Sequence[Request], model: Model) -> KnownImage | None:
     """What is known of a batch of pictures, in pixels, on the model's device; None without."""
     if batch[0].image is None:
         return None
     images, known = zip(*(request.whole() for request in batch), strict=True)
     device = device_of(model)
     levels = [request.levels for request in batch if request.levels is not None]
-    return Given(
+    return KnownImage(
         torch.stack(images).to(device),
         torch.stack(known).to(device),
         torch.stack(levels).to(device) if levels else None,
     )
 
 
-def encoded(given: Given, model: Model) -> Given:
+def encoded(given: KnownImage, model: Model) -> KnownImage:
     """The same in the model's space, where a latent is known whose pixels all are; unknown pixels have no say.
 
     With levels, pixels that are drawn anew have none; a patch starts from the highest of its pixels' levels.
@@ -115,7 +115,7 @@ def encoded(given: Given, model: Model) -> Given:
         levels = F.adaptive_max_pool2d(levels, model.denoiser.grid((height, width)))
     if model.codec is None:
         return given._replace(levels=levels)
-    return Given(model.encode(filled(given.image, read)), known_patches(given.known, (height, width)), levels)
+    return KnownImage(model.encode(filled(given.image, read)), known_patches(given.known, (height, width)), levels)
 
 
 def exemplar_of(request: Request, model: Model) -> tuple[Float[Tensor, "c eh ew"] | None, tuple[int, int]]:
@@ -173,7 +173,7 @@ def _filled(images: Image, weights: Float[Tensor, "b 1 h w"]) -> Image:
 
 
 def pictures(
-    x: Latents, size: tuple[int, int], model: Model, *, given: Given | None = None, tileable: bool = False
+    x: Latents, size: tuple[int, int], model: Model, *, given: KnownImage | None = None, tileable: bool = False
 ) -> Image:
     """The pictures of what the model drew, (height, width) `size`, about in [-1, 1].
 

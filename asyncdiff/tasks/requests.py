@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asyncdiff.latents import Codec
 from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.latents import Codec
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import Image, Latents, LevelMap
 

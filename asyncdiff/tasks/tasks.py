@@ -10,30 +10,30 @@ import torch
 
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
-from asyncdiff.noise.orders import CentreOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
-from asyncdiff.tasks.photos import Fit, height_by_width
+from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
+from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
+from asyncdiff.shapes import Image
 from asyncdiff.tasks.photo_inputs import Photo, check_masks, edited_of, levels_for, mask_for, photos_of
-from asyncdiff.tasks.requests import Model, Request, State, device_of, labels_in_turn, named_for
+from asyncdiff.tasks.photos import Fit, height_by_width
 from asyncdiff.tasks.pixel_space import (
     check_pictures,
     check_size,
     encoded,
     factor_of,
-    given_of,
+    known_image,
     patch_of,
     pictures,
     size_in_space,
     window_of,
 )
-from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
-from asyncdiff.shapes import Image
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.tasks.requests import Model, Request, State, device_of, labels_in_turn, named_for
 
 ORDERS: dict[str, Order] = {
     "raster": Raster(),
     "snake": Snake(),
     "spiral": Spiral(),
-    "centre_out": CentreOut(),
+    "centre_out": CenterOut(),
     "wavefront": Wavefront(),
     "shuffled": Shuffled(),
 }
@@ -78,7 +78,7 @@ class Task(ABC):
         sampler, device, size = self.sampler(model), device_of(model), batch[0].size
         within = size_in_space(size, model)
         total = sampler.count(model.denoiser.grid(within)) if isinstance(sampler, Sampler) else None
-        given = given_of(batch, model)
+        given = known_image(batch, model)
         image, known, levels = (None, None, None) if given is None else encoded(given, model)
 
         def shown(frame: Frame) -> Image:
@@ -221,7 +221,7 @@ class Edit(Task):
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Of every photo one per seed."""
         check_pictures(model)
-        if not model.sampler.enters:
+        if not model.sampler.supports_start_levels:
             raise ValueError(
                 f"sampler must start from any level to edit, got {type(model.sampler).__name__}: take Sampler"
             )

@@ -5,25 +5,25 @@ from functools import partial
 
 import torch
 
-from asyncdiff.sampling.tiling import Canvas, Stage
 from asyncdiff.checks import at_least
-from asyncdiff.tasks.photos import Fit, Fitting, by, fitted, fitting, height_by_width, photo_files, read_photo, to_model
+from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.tiling import TiledSampler, TilingState
+from asyncdiff.shapes import Image
 from asyncdiff.tasks.photo_inputs import Photo, photos_of
-from asyncdiff.tasks.requests import Model, Request, State, device_of, labels_in_turn, named_for
+from asyncdiff.tasks.photos import Fit, Fitting, by, fitted, fitting, height_by_width, photo_files, read_photo, to_model
 from asyncdiff.tasks.pixel_space import (
     check_pictures,
     check_size,
     exemplar_of,
-    given_of,
+    known_image,
     patch_of,
     pictures,
     size_in_space,
     whole_latents,
     window_of,
 )
+from asyncdiff.tasks.requests import Model, Request, State, device_of, labels_in_turn, named_for
 from asyncdiff.tasks.tasks import Task, at_least_one, check_fit, from_photos, size_for
-from asyncdiff.shapes import Image
-from asyncdiff.sampling.batched import evaluation_mode
 
 
 class Windowed(Task):
@@ -50,13 +50,13 @@ class Windowed(Task):
             yield from super().states(model, batch)
             return
         (request,) = batch
-        device, given = device_of(model), given_of(batch, model)
+        device, given = device_of(model), known_image(batch, model)
         exemplar, place = exemplar_of(request, model)
 
-        def shown(stage: Stage) -> Image:
+        def shown(stage: TilingState) -> Image:
             return pictures(stage.canvas[None], request.size, model, given=given, tileable=self.tileable)
 
-        canvas = Canvas(self.sampler(model), self.overlap, self.tileable, at_least_one(model.predict_batch_size))
+        canvas = TiledSampler(self.sampler(model), self.overlap, self.tileable, at_least_one(model.predict_batch_size))
         with evaluation_mode(model.denoiser), model.sampling_context():
             for stage in canvas.steps(
                 model.denoiser,
@@ -115,7 +115,7 @@ class Outpaint(Windowed):
         if (to is not None) == any((top, bottom, left, right)):
             raise ValueError("one of to and top, bottom, left, right must be given: what to add, or the result's size")
         check_fit(fit, size)
-        Canvas(overlap=overlap)  # refuses what it cannot be
+        TiledSampler(overlap=overlap)  # refuses what it cannot be
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Of every photo one per seed."""
@@ -169,7 +169,7 @@ class Texture(Windowed):
         self.overlap = overlap
         self.scale = scale
         self.piece = piece
-        Canvas(overlap=overlap)  # refuses what it cannot be
+        TiledSampler(overlap=overlap)  # refuses what it cannot be
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}: 1 leaves the exemplar as it is")
         if exemplar is None and (scale != 1 or piece is not None):

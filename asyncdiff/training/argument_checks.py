@@ -25,7 +25,7 @@ def check_settings(model: Any) -> None:
         check_codec(model, model.codec.channels_at_hand())
     grid = model.denoiser.grid(model.shape[1:])
     model.levels.check(grid)
-    if model.sampler.refresh > 1 and not hasattr(model.network, "memory"):
+    if model.sampler.refresh > 1 and not hasattr(model.network, "kv_cache"):
         kind = type(model.network).__name__
         raise ValueError(
             f"sampler.refresh must be 1 for {kind}, which computes all patches, got {model.sampler.refresh}: "

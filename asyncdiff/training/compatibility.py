@@ -171,7 +171,7 @@ def _described(value: Any) -> Any:
         return object_config.describe(value)
     except TypeError:
         kind = type(value)
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}"}
+        return {"class_path": object_config.class_path(kind)}
 
 
 def _plain(value: Any) -> Any:

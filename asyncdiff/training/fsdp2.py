@@ -179,7 +179,7 @@ def whole(shares: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dic
 
 
 @torch.no_grad()
-def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor on the device of `like`, shared out as it is; every process has to give the same one."""
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor

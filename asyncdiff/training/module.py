@@ -10,34 +10,33 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from asyncdiff.training import compatibility
-from asyncdiff.checkpoints import object_config
-from asyncdiff.sampling import batched
-from asyncdiff.checkpoints import choose, read_checkpoint
-from asyncdiff.latents import Codec, check_same
-from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.training.image_mean import ImageMean
+from asyncdiff.checkpoints import choose, object_config, read_checkpoint
 from asyncdiff.checkpoints.export.hub import located
+from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.targets import Target
 from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors
+from asyncdiff.denoising.weightings import Velocity, Weighting
+from asyncdiff.latents import Codec, check_same
 from asyncdiff.noise.levels import AlongPath, LevelDraw, LevelSampler
-from asyncdiff.denoising.loss import objective
-from asyncdiff.training.optimization import Optimised
-from asyncdiff.training.predict_mixin import Predicted, check_predictions
-from asyncdiff.tasks import Task
-from asyncdiff.training.warm_start import load_pretrained
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
+from asyncdiff.sampling import batched
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
-from asyncdiff.training.argument_checks import check_codec, check_labels, check_settings
 from asyncdiff.shapes import Image, Latents
+from asyncdiff.tasks import Task
+from asyncdiff.training import compatibility
+from asyncdiff.training.argument_checks import check_codec, check_labels, check_settings
 from asyncdiff.training.fsdp2 import check_strategy, shard
-from asyncdiff.denoising.targets import Target
-from asyncdiff.denoising.weightings import Velocity, Weighting
+from asyncdiff.training.image_mean import ImageMean
+from asyncdiff.training.optimization import OptimizerMixin
+from asyncdiff.training.predict_mixin import PredictMixin, check_predictions
+from asyncdiff.training.warm_start import load_pretrained
 
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
 
 
-class AsyncDiffusion(Predicted, Optimised):
+class AsyncDiffusion(PredictMixin, OptimizerMixin):
     """An objective over random level maps, and the sampler that draws images with what it learns.
 
     All randomness of a training step is a function of the seed and of the key of the batch's first sample, which the
@@ -45,7 +44,7 @@ class AsyncDiffusion(Predicted, Optimised):
     each image. So validating never changes training, processes differ, and any step can be computed again.
 
     Args:
-        network: predicts the velocity or another `target`, see `asyncdiff.networks.dit.DiT`.
+        network: predicts the velocity or another `target`, see `asyncdiff.networks.DiT`.
         levels: distribution over level maps in training; AlongPath(AsyncPatch()) by default.
         weighting: weight on the squared error of the velocity; 1 by default.
         process: noise process; the rectified flow by default.
@@ -269,7 +268,7 @@ class AsyncDiffusion(Predicted, Optimised):
         x = self._images(batch)
         draw = self._draw(len(x))
         eps = normal(x.shape, device=x.device)
-        result = objective(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
+        result = training_loss(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
         self.log("train/loss", loss, prog_bar=True)
         if result.uncertainty is not None:
@@ -373,7 +372,7 @@ class AsyncDiffusion(Predicted, Optimised):
     def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
         grid = self.denoiser.grid(self.shape[1:])
         draw = self.levels(batch, grid, generator=generator, device=self.device)
-        return draw.on_values(self.level_values, self.levels.t_min) if self.level_values else draw
+        return draw.quantized(self.level_values, self.levels.t_min) if self.level_values else draw
 
     def _images(self, batch: dict[str, Tensor]) -> Image:
         x = batch["image"]

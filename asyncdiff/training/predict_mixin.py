@@ -8,11 +8,11 @@ from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from asyncdiff.checks import at_least
-from asyncdiff.tasks import Generate, Request, Task
 from asyncdiff.shapes import Image
+from asyncdiff.tasks import Generate, Request, Task
 
 
-class Predicted(LightningModule):
+class PredictMixin(LightningModule):
     """Draws the pictures of a task, each process its share of them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Predicted(LightningModule):
         return self.task or Generate()
 
 
-def check_predictions(model: Predicted) -> None:
+def check_predictions(model: PredictMixin) -> None:
     """Raise ValueError for numbers of pictures and seeds that nothing can be drawn with."""
     at_least("predict_count", model.predict_count, 1, "set the images to draw")
     seeds = model.predict_seeds

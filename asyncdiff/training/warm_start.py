@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints import choose, read_checkpoint
 from asyncdiff.training.compatibility import MEANING, Difference, check_recipe, check_weights, differences
-from asyncdiff.training.fsdp2 import laid_out
+from asyncdiff.training.fsdp2 import shard_like
 
 DENOISER = "denoiser."  # where a model keeps what is trained
 SHOWN = 4  # names in a report
@@ -33,7 +33,7 @@ def load_pretrained(model: Any, path: str | Path) -> None:
     if not shared:
         raise ValueError(f"pretrained must hold weights of this network, got none in {path}: is it of another class?")
     check_weights({name: own[name] for name in shared}, shared, path)
-    model.denoiser.load_state_dict({n: laid_out(w, own[n]) for n, w in shared.items()}, strict=False)
+    model.denoiser.load_state_dict({n: shard_like(w, own[n]) for n, w in shared.items()}, strict=False)
     for line in _report(path, given, own, found):
         rank_zero_info(f"pretrained: {line}")
 

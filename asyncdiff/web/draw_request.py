@@ -64,7 +64,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Wish:
+class DrawRequest:
     """Pictures that are wanted.
 
     Attributes:
@@ -115,7 +115,7 @@ class Wish:
         return KINDS[self.kind].ordered and self.order != TOGETHER
 
 
-def check(wish: Wish, limits: Limits) -> None:
+def check(wish: DrawRequest, limits: Limits) -> None:
     """Raise ValueError, in words for the page, unless the wish is whole and within the limits.
 
     What the command refuses is left to it.
@@ -142,7 +142,7 @@ def check(wish: Wish, limits: Limits) -> None:
         )
 
 
-def words(wish: Wish, checkpoint: Path, folder: Path) -> list[str]:
+def words(wish: DrawRequest, checkpoint: Path, folder: Path) -> list[str]:
     """The words of `python -m asyncdiff` that do it; what is given is written into the folder as PNG files.
 
     Args:
@@ -170,7 +170,7 @@ def line(said: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "asyncdiff", *said])
 
 
-def _size(wish: Wish) -> tuple[int, int]:
+def _size(wish: DrawRequest) -> tuple[int, int]:
     """(height, width) of the pictures, (1, 1) where it is the model's own."""
     if wish.kind in ("new", "texture"):
         return height_by_width("size", wish.size) if wish.size else (1, 1)
@@ -179,30 +179,30 @@ def _size(wish: Wish) -> tuple[int, int]:
     return (top + height + bottom, left + width + right) if wish.kind == "extend" else (height, width)
 
 
-def _new(wish: Wish, folder: Path) -> list[str]:
+def _new(wish: DrawRequest, folder: Path) -> list[str]:
     return ["--size", wish.size] if wish.size else []
 
 
-def _fill(wish: Wish, folder: Path) -> list[str]:
+def _fill(wish: DrawRequest, folder: Path) -> list[str]:
     assert wish.painted is not None, "checked before"
     known = torch.where(wish.painted < 128, 255, 0).to(torch.uint8)
     save_png(known[None], folder / "known.png")
     return [*_photo(wish, folder), "--mask", str(folder / "known.png")]
 
 
-def _change(wish: Wish, folder: Path) -> list[str]:
+def _change(wish: DrawRequest, folder: Path) -> list[str]:
     assert wish.painted is not None, "checked before"
     save_png(wish.painted[None], folder / "levels.png")
     return [*_photo(wish, folder), "--levels", str(folder / "levels.png")]
 
 
-def _extend(wish: Wish, folder: Path) -> list[str]:
+def _extend(wish: DrawRequest, folder: Path) -> list[str]:
     names = ("top", "right", "bottom", "left")
     sides = [word for name, n in zip(names, wish.sides, strict=True) if n for word in (f"--{name}", str(n))]
     return [*_photo(wish, folder), *sides]
 
 
-def _texture(wish: Wish, folder: Path) -> list[str]:
+def _texture(wish: DrawRequest, folder: Path) -> list[str]:
     said = ["--size", wish.size] if wish.size else []
     if wish.tileable:
         said += ["--tileable", "true"]
@@ -212,14 +212,14 @@ def _texture(wish: Wish, folder: Path) -> list[str]:
     return ["--exemplar", str(folder / "photo.png"), *said]
 
 
-def _photo(wish: Wish, folder: Path) -> list[str]:
+def _photo(wish: DrawRequest, folder: Path) -> list[str]:
     """It has its size already: what was seen when it was painted on is what is drawn on."""
     assert wish.photo is not None, "checked before"
     save_png(wish.photo, folder / "photo.png")
     return ["--image", str(folder / "photo.png"), "--fit", "keep"]
 
 
-_GIVEN: dict[str, Callable[[Wish, Path], list[str]]] = {
+_GIVEN: dict[str, Callable[[DrawRequest, Path], list[str]]] = {
     "new": _new,
     "fill": _fill,
     "change": _change,

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from asyncdiff.web.job_queue import Job, Look, Result
+from asyncdiff.web.job_queue import Job, Preview, Result
 
 # CSS pixels of a picture's longer side, about: one, two, three or four stand in a row. What is larger has its own size,
 # as far as there is room.
@@ -41,13 +41,13 @@ def waiting(before: int) -> str:
     return _status("Waiting", f"{others} drawn first.") if before else _status("Starting", "")
 
 
-def on_its_way(look: Look, stopping: bool) -> str:
+def on_its_way(look: Preview, stopping: bool) -> str:
     """The pictures and their level maps, with a bar."""
     counted = f"step {look.done}" + (f" of {look.total}" if look.total else "")
     return _status("Stopping" if stopping else "Drawing", counted, _bar(look)) + _pairs(look)
 
 
-def stopped(look: Look | None) -> str:
+def stopped(look: Preview | None) -> str:
     """What there was when it was stopped."""
     if look is None:
         return _status("Stopped", "before it began.")
@@ -85,7 +85,7 @@ def noted(notes: Sequence[str]) -> str:
     return "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in notes)
 
 
-def _pairs(look: Look) -> str:
+def _pairs(look: Preview) -> str:
     """Every picture with its level map."""
     side, pairs = SIDE if len(look.images) == 1 else PAIRED, []
     for i, image in enumerate(look.images):
@@ -99,7 +99,7 @@ def _pairs(look: Look) -> str:
     return _row(pairs)
 
 
-def _bar(look: Look) -> str:
+def _bar(look: Preview) -> str:
     """How far it is."""
     share = 100 * look.done / look.total if look.total else 0
     return f'<div class="bar"><div style="width:{share:.1f}%"></div></div>'

@@ -12,9 +12,9 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from asyncdiff.tasks.photos import collected, to_bytes
 from asyncdiff.tasks import Request, State
-from asyncdiff.web.draw_request import Limits, Wish, check
+from asyncdiff.tasks.photos import collected, to_bytes
+from asyncdiff.web.draw_request import DrawRequest, Limits, check
 
 LOOKS = 0.1  # seconds between two looks at what is being drawn, at least
 SHARE = 4  # and so many times as long as a look takes: latents are decoded for each
@@ -71,12 +71,12 @@ class Drawing(Protocol):
 class Plan(Protocol):
     """Makes a drawing of a wish, in a folder of its own; returns the line that does the same, too."""
 
-    def __call__(self, wish: Wish, folder: Path) -> tuple[Drawing, str]:
+    def __call__(self, wish: DrawRequest, folder: Path) -> tuple[Drawing, str]:
         """All that can be refused is refused here."""
 
 
 @dataclass(frozen=True)
-class Look:
+class Preview:
     """What can be seen of pictures on their way.
 
     Attributes:
@@ -124,17 +124,17 @@ class Job:
         error: in one line, if it failed.
     """
 
-    def __init__(self, wish: Wish):
+    def __init__(self, wish: DrawRequest):
         self.wish = wish
         self.where: Where = "waiting"
-        self.look: Look | None = None
+        self.look: Preview | None = None
         self.result: Result | None = None
         self.error = ""
         self._stop = threading.Event()
         self._ended = threading.Event()
 
     def stop(self) -> None:
-        """End it before the sampler's next step; `Studio.stop` does so for one that waits, too."""
+        """End it before the sampler's next step; `JobQueue.stop` does so for one that waits, too."""
         self._stop.set()
 
     @property
@@ -189,12 +189,12 @@ class Job:
             if started >= after or step.done == step.total:
                 levels = step.state.t
                 images = to_bytes(step.state.images)
-                self.look = Look(images, None if levels is None else levels.float().cpu(), step.done, step.total)
+                self.look = Preview(images, None if levels is None else levels.float().cpu(), step.done, step.total)
                 after = started + max(LOOKS, SHARE * (time.monotonic() - started))
         return True
 
 
-class Studio:
+class JobQueue:
     """Draws one wish after the other, in the order that they came.
 
     Args:
@@ -214,7 +214,7 @@ class Studio:
         self._worker = threading.Thread(target=copy_context().run, args=(self._work,), name="studio", daemon=True)
         self._worker.start()
 
-    def submit(self, wish: Wish) -> Job:
+    def submit(self, wish: DrawRequest) -> Job:
         """The job of a wish; ValueError if it asks for too much, or if too many wait."""
         check(wish, self.limits)
         job = Job(wish)

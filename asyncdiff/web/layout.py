@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from asyncdiff.tasks.tasks import ORDERS
-from asyncdiff.web.model_info import About
-from asyncdiff.web.mask_painter import painter
-from asyncdiff.web.image_encoding import EMPTY
 from asyncdiff.web.draw_request import KINDS, TOGETHER, Limits
+from asyncdiff.web.image_encoding import EMPTY
+from asyncdiff.web.mask_painter import painter
+from asyncdiff.web.model_info import About
 
 NO_CLASS = -1
 CHOICES = {

@@ -18,14 +18,14 @@ from starlette.middleware import Middleware
 
 from asyncdiff.tasks.photos import collected
 from asyncdiff.tasks.pixel_space import check_pictures
-from asyncdiff.web.model_info import About, about_of
-from asyncdiff.web.same_origin import LOCAL, OwnPage, free_port
-from asyncdiff.web.job_queue import LOOKS, Job, Plan, Studio
+from asyncdiff.web.draw_request import KINDS, TOGETHER, DrawRequest, Limits
+from asyncdiff.web.image_encoding import data_url, failed, finished, noted, on_its_way, stopped, waiting
+from asyncdiff.web.job_queue import LOOKS, Job, JobQueue, Plan
 from asyncdiff.web.layout import NO_CLASS, TOLD, Layout, layout
 from asyncdiff.web.mask_painter import painted, scene
-from asyncdiff.web.image_encoding import data_url, failed, finished, noted, on_its_way, stopped, waiting
+from asyncdiff.web.model_info import About, about_of
+from asyncdiff.web.same_origin import LOCAL, SameOrigin, free_port
 from asyncdiff.web.uploads import Photo, examples_of, photo_of, result_of
-from asyncdiff.web.draw_request import KINDS, TOGETHER, Limits, Wish
 
 SEEDS = 2**31
 HOUR = 3600  # uploads are thrown away after one
@@ -62,7 +62,7 @@ def serve(
     check_pictures(model)
     about = about_of(model, name)
     given = examples_of(examples, model, about, limits)
-    studio = Studio(plan, root, limits)
+    studio = JobQueue(plan, root, limits)
     with suppress(ValueError):  # not in the main thread: whoever started it there ends it
         signal.signal(signal.SIGTERM, _end)  # uploads are thrown away then, too
     try:
@@ -105,7 +105,7 @@ def launched(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seq
         mcp_server=False,
         theme=theme(),
         css=files("asyncdiff.web").joinpath("page.css").read_text(),
-        app_kwargs={"middleware": [Middleware(OwnPage, host=host, names=names)]},
+        app_kwargs={"middleware": [Middleware(SameOrigin, host=host, names=names)]},
     )
     return str(url)
 
@@ -122,7 +122,7 @@ def theme() -> Any:
     )
 
 
-def page(studio: Studio, about: About, examples: list[Photo]) -> gr.Blocks:
+def page(studio: JobQueue, about: About, examples: list[Photo]) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(
         title=f"{about.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR), fill_width=True
@@ -141,7 +141,7 @@ def first_of(examples: list[Photo]) -> tuple[Photo | None, int]:
 class _Events:
     """What happens. The photo that is painted on is a state of the visitor's, the job is found by the visit."""
 
-    def __init__(self, studio: Studio, about: About, examples: list[Photo], parts: Layout):
+    def __init__(self, studio: JobQueue, about: About, examples: list[Photo], parts: Layout):
         self.studio = studio
         self.about = about
         self.examples = examples
@@ -244,11 +244,11 @@ class _Events:
             self._scene(photo[0], kind, photo[1]),
         ]
 
-    def _wish(self, kind: str, photo: tuple[Photo | None, int], paint: str | None, *said: Any) -> Wish:
+    def _wish(self, kind: str, photo: tuple[Photo | None, int], paint: str | None, *said: Any) -> DrawRequest:
         seed, count, label, order, overlap, steps, steps_per_patch, guidance, input_guidance, *rest = said
         *sides, size, tileable, movie = rest
         needs = kind != "new"
-        return Wish(
+        return DrawRequest(
             kind=kind,
             photo=photo[0] if needs else None,
             painted=painted(paint, photo[0]) if KINDS[kind].painted else None,
@@ -258,7 +258,7 @@ class _Events:
             order=order,
             overlap=overlap,
             steps=None if self.about.steps is None else int(steps or self.about.steps),
-            steps_per_patch=int(steps_per_patch or Wish.steps_per_patch),
+            steps_per_patch=int(steps_per_patch or DrawRequest.steps_per_patch),
             guidance=guidance,
             input_guidance=input_guidance if KINDS[kind].needs_photo or order != TOGETHER else 0.0,
             sides=(int(sides[0]), int(sides[1]), int(sides[2]), int(sides[3])),

@@ -28,7 +28,7 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-class OwnPage:
+class SameOrigin:
     """Middleware that answers the page itself and no other: names that merely lead here, and other sites' scripts.
 
     A site that someone has open elsewhere could otherwise send requests to this machine, under its own name (Origin) or

@@ -7,10 +7,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from asyncdiff.tasks.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes, warn
 from asyncdiff.tasks import Generate
-from asyncdiff.web.model_info import About
+from asyncdiff.tasks.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes, warn
 from asyncdiff.web.draw_request import Limits
+from asyncdiff.web.model_info import About
 
 Photo = UInt8[Tensor, "c h w"]
 

@@ -1,8 +1,7 @@
 """The format of cached latents: shards in the layout of safetensors, and a manifest that tells of all of them.
 
 A shard holds `label` and `index` (int64, n), then `mean` and, unless the encoder is deterministic, `logvar` (both
-n, views, c, h, w; raw, before scale and shift). Its header is written here, since safetensors' own leaves the order of
-the metadata to chance, and the bytes are to be the same every time; safetensors reads it all the same.
+n, views, c, h, w; raw, before scale and shift). `asyncdiff.latents.cache` writes them.
 """
 
 import hashlib
@@ -17,13 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from asyncdiff.checkpoints.atomic_files import replace
-
 VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 LENGTH = 8  # bytes that tell the length of the header
-ALIGNMENT = 8  # of the tensors: that of int64
 MAX_HEADER = 10**8  # safetensors' own bound
 CHUNK = 1 << 24  # bytes hashed at a time
 NAMES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # of types, in safetensors
@@ -101,13 +97,6 @@ def written(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """The length and the header, padded so that the tensors are aligned."""
-    text = written({"__metadata__": dict(metadata), **layout.tensors}).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(LENGTH, "little") + text
-
-
 def read_header(file: Path) -> Header:
     """The header of a shard; raises FileNotFoundError, or DamagedError where it is none."""
     with file.open("rb") as stream:
@@ -125,26 +114,6 @@ def read_header(file: Path) -> Header:
     if not whole:
         raise DamagedError(f"{file} is damaged, its header has other metadata: {REMEDY}")
     return Header(metadata, entries, LENGTH + size, hashlib.sha256(first + text).hexdigest())
-
-
-def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write a shard as a whole; OSError of one line where it cannot be.
-
-    Args:
-        file: what it is to be called.
-        layout: of the arrays.
-        arrays: by the names of `Layout.stored`.
-        about: metadata, to which the SHA-256 of the tensors is added as "sha256".
-    """
-    ordered = []
-    for name, (dtype, shape) in layout.stored.items():
-        array = np.ascontiguousarray(arrays[name], dtype)
-        assert array.shape == shape, (name, array.shape, shape)
-        ordered.append(array.reshape(-1).view(np.uint8).data)
-    digest = hashlib.sha256()
-    for part in ordered:
-        digest.update(part)
-    replace(file, [header_bytes(layout, {**about, "sha256": digest.hexdigest()}), *ordered])
 
 
 def layout_in(file: Path, header: Header) -> Layout:

@@ -18,32 +18,32 @@ from mkdocs.structure.files import File, Files
 
 # What a YAML file may name: heading, the base class, and the key or argument under which it stands.
 FAMILIES = (
-    ("The model", "asyncdiff.training.module.AsyncDiffusion", "`model`"),
+    ("The model", "asyncdiff.AsyncDiffusion", "`model`"),
     ("Networks", "torch.nn.Module", "`model.network`"),
-    ("Levels", "asyncdiff.noise.levels.LevelSampler", "`model.levels`"),
-    ("Paths", "asyncdiff.noise.paths.Path", "`path` of samplers, levels and likelihoods"),
-    ("Spacings", "asyncdiff.noise.progress.Spacing", "`spacing` of `AlongPath` and of likelihoods"),
-    ("Fields", "asyncdiff.noise.fields.Field", "`field` of `AsyncPatch`"),
-    ("Orders", "asyncdiff.noise.orders.Order", "`order` of `Ordered`, `Autoregressive` and `Autoregress`"),
-    ("Contexts", "asyncdiff.noise.clean_patches.Context", "`context` of `CleanContext`"),
-    ("Weightings", "asyncdiff.denoising.weightings.Weighting", "`model.weighting`"),
-    ("Processes", "asyncdiff.noise.processes.Process", "`model.process`"),
-    ("Targets", "asyncdiff.denoising.targets.Target", "`model.target`"),
-    ("Samplers", "asyncdiff.sampling.samplers.ImageSampler", "`model.sampler`, and `--sampler` of commands"),
-    ("Solvers", "asyncdiff.sampling.solvers.Solver", "`solver` of samplers"),
-    ("Guidance", "asyncdiff.sampling.guidance.Guidance", "`guidance` of samplers, a list"),
-    ("Clocks", "asyncdiff.sampling.step_rules.Clocks", "`clocks` of `Adaptive`"),
+    ("Levels", "asyncdiff.noise.LevelSampler", "`model.levels`"),
+    ("Paths", "asyncdiff.noise.Path", "`path` of samplers, levels and likelihoods"),
+    ("Spacings", "asyncdiff.noise.ProgressSampler", "`spacing` of `AlongPath` and of likelihoods"),
+    ("Fields", "asyncdiff.noise.Field", "`field` of `AsyncPatch`"),
+    ("Orders", "asyncdiff.noise.Order", "`order` of `Ordered`, `Autoregressive` and `Autoregress`"),
+    ("Contexts", "asyncdiff.noise.CleanPatches", "`context` of `WithCleanPatches`"),
+    ("Weightings", "asyncdiff.denoising.Weighting", "`model.weighting`"),
+    ("Processes", "asyncdiff.noise.Process", "`model.process`"),
+    ("Targets", "asyncdiff.denoising.Target", "`model.target`"),
+    ("Samplers", "asyncdiff.sampling.ImageSampler", "`model.sampler`, and `--sampler` of commands"),
+    ("Solvers", "asyncdiff.sampling.Solver", "`solver` of samplers"),
+    ("Guidance", "asyncdiff.sampling.Guidance", "`guidance` of samplers, a list"),
+    ("StepRule", "asyncdiff.sampling.StepRule", "`step_rule` of `Adaptive`"),
     ("Tasks", "asyncdiff.tasks.Task", "`model.task`"),
-    ("Masks", "asyncdiff.noise.masks.Mask", "`mask` of tasks, callbacks and commands"),
+    ("Masks", "asyncdiff.noise.Mask", "`mask` of tasks, callbacks and commands"),
     ("Codecs", "asyncdiff.latents.Codec", "`model.codec`, and `--codec` of commands"),
-    ("Decoders", "asyncdiff.denoising.likelihood.Decoder", "`decoder` of likelihoods"),
+    ("Decoders", "asyncdiff.denoising.Decoder", "`decoder` of likelihoods"),
     ("Features", "asyncdiff.evaluation.Features", "`features` of `Frechet`, and `--features` of `evaluate`"),
     ("Data", "datamodules.ImageDataModule", "`data`"),
     ("Callbacks", "lightning.pytorch.Callback", "`trainer.callbacks`, a list"),
     ("Strategies", "lightning.pytorch.strategies.Strategy", "`trainer.strategy`"),
     ("Plugins", "lightning.fabric.plugins.CheckpointIO", "`trainer.plugins`, a list"),
 )
-NETWORKS = ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.unet.UNet")  # other torch modules are parts of these
+NETWORKS = ("asyncdiff.networks.DiT", "asyncdiff.networks.UNet")  # other torch modules are parts of these
 NO_DEFAULT = inspect.Parameter.empty
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("trainer", "model", "data")
@@ -214,9 +214,9 @@ INTRODUCTION = """Made from the code at every build. In a file every key is an a
 ```yaml
 model:
   levels:
-    class_path: asyncdiff.noise.levels.AlongPath
+    class_path: asyncdiff.noise.AlongPath
     init_args:
-      path: {class_path: asyncdiff.noise.paths.AsyncPatch, init_args: {spread: 0.5}}
+      path: {class_path: asyncdiff.noise.AsyncPatch, init_args: {spread: 0.5}}
 ```
 
 On the command line the same is `--model.levels.init_args.path.init_args.spread 0.5`. A class of your own
@@ -233,7 +233,7 @@ python train.py fit --config experiments/demo.yaml --config mine.yaml --model.le
 | a number or a word | the last one |
 | arguments of a class | are merged, as long as the class is the same; a layer may leave its `class_path` out |
 | another class | replaces the one before with all its arguments |
-| a list, such as `trainer.callbacks` | the last one, as a whole; `--trainer.callbacks+=LevelLoss` adds to it |
+| a list, such as `trainer.callbacks` | the last one, as a whole; `--trainer.callbacks+=LossByLevel` adds to it |
 | `vars` | are merged |
 
 `${vars.NAME}`, `${trainer.default_root_dir}` and any other key in full stand for the value that the key has in the

@@ -16,11 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.ablation import Ablation
 from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
 from asyncdiff.ablation.launch import Runner, difference, resolved, without
+from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.ablate import table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ABLATIONS = sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))
 SMALL = {
     "trainer.max_steps": 4,
@@ -77,8 +78,8 @@ def test_cells_are_all_combinations_with_seeds_outside(tmp_path):
 
 def test_a_cell_is_what_its_words_say(tmp_path):
     cell = Ablation.read(write(tmp_path)).cells()[-1]
-    config = resolved(cell, tmp_path)
-    assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.levels.AlongPath"
+    config = resolved(cell, tmp_path, cli.parsed)
+    assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.AlongPath"
     assert config["model"]["learning_rate"] == 0.002
     assert config["seed_everything"] == config["model"]["seed"] == config["data"]["init_args"]["seed"] == 1
     assert config["trainer"]["max_steps"] == 4
@@ -127,7 +128,7 @@ def test_every_ablation_of_ours_can_be_run(file, tmp_path):
         return
     ablation = Ablation.read(file)
     first = [cell for cell in ablation.cells() if cell.seed == ablation.seeds[0]]
-    configurations = Runner(ablation, tmp_path).check(first)
+    configurations = Runner(ablation, tmp_path, cli.parsed).check(first)
     described = [json.dumps(config, sort_keys=True) for config in configurations.values()]
     assert len(set(described)) == len(described)
 

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Calibration, Ema
+from asyncdiff.callbacks import EMA, Calibration
 from asyncdiff.callbacks.calibration import STREAM, rank_correlation, reliability
-from asyncdiff.noise.levels import AlongPath
-from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.evaluation.figures.calibration_figure import calibration_figure
 from asyncdiff.evaluation.figures.style import pixels
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.levels import AlongPath
+from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.shapes import mean_per_patch
 from datamodules import Digits
@@ -24,7 +24,9 @@ from datamodules import Digits
 
 def network(uncertainty=True):
     torch.manual_seed(0)
-    return awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10, uncertainty=uncertainty))
+    return randomize_weights(
+        DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10, uncertainty=uncertainty)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def measured(tmp_path_factory):
         limit_val_batches=1,
         num_sanity_val_steps=0,
         logger=TensorBoardLogger(root, name="", version=""),
-        callbacks=[Ema(0.9), callback, Calibration(count=20, name="other", batch_size=20)],
+        callbacks=[EMA(0.9), callback, Calibration(count=20, name="other", batch_size=20)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from asyncdiff.callbacks.ema import Ema, averaged_weights
+from asyncdiff.callbacks.ema import EMA, averaged_weights
 
 
 class Drift(LightningModule):
@@ -25,7 +25,7 @@ class Drift(LightningModule):
 
     def on_save_checkpoint(self, checkpoint):  # as AsyncDiffusion does
         for callback in self.trainer.callbacks:
-            if isinstance(callback, Ema):
+            if isinstance(callback, EMA):
                 callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint):
@@ -53,20 +53,20 @@ def expected(decay: float, steps: int) -> float:
 
 
 def test_the_average_follows_with_warm_up(tmp_path):
-    module, ema = Drift(), Ema(0.5)
+    module, ema = Drift(), EMA(0.5)
     fit(tmp_path, module, [ema], num_sanity_val_steps=0, limit_val_batches=0)
     assert module.weight[0].item() == 5
     assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
 
 
 def test_it_counts_optimiser_steps_not_batches(tmp_path):
-    module, ema = Drift(), Ema(0.5)
+    module, ema = Drift(), EMA(0.5)
     fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4, limit_val_batches=0)
     assert ema.updates == 2
 
 
 def test_swapping_gives_the_weights_back_exactly(tmp_path):
-    module, ema = Drift(), Ema(0.5)
+    module, ema = Drift(), EMA(0.5)
     run = fit(tmp_path, module, [ema], limit_val_batches=0)
     with averaged_weights(run, module):
         assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
@@ -79,7 +79,7 @@ def test_swapping_gives_the_weights_back_exactly(tmp_path):
 
 def test_validation_judges_the_average(tmp_path):
     module = Drift()
-    fit(tmp_path, module, [Ema(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
+    fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
     assert module.seen == [pytest.approx(expected(0.5, 4), rel=1e-6)]
     assert module.weight[0].item() == 4
 
@@ -88,12 +88,12 @@ def test_a_failing_validation_leaves_the_trained_weights(tmp_path):
     module = Drift()
     module.fail = True
     with pytest.raises(RuntimeError, match="in the middle"):
-        fit(tmp_path, module, [Ema(0.5)], steps=4, val_check_interval=4, num_sanity_val_steps=0)
+        fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, num_sanity_val_steps=0)
     assert module.weight[0].item() == 4
 
 
 def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
-    module, ema = Drift(), Ema(0.5)
+    module, ema = Drift(), EMA(0.5)
     run = fit(tmp_path, module, [ema], limit_val_batches=0)
     with ema.swapped(module):
         run.save_checkpoint(tmp_path / "inside.ckpt")
@@ -103,7 +103,7 @@ def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
 
 
 def test_several_decays_side_by_side(tmp_path):
-    fast, slow = Ema(0.1), Ema(0.9)
+    fast, slow = EMA(0.1), EMA(0.9)
     module = Drift()
     run = fit(tmp_path, module, [fast, slow], limit_val_batches=0)
     run.save_checkpoint(tmp_path / "two.ckpt")
@@ -117,11 +117,11 @@ def test_several_decays_side_by_side(tmp_path):
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay must lie in .*got {decay}"):
-        Ema(decay)
+        EMA(decay)
 
 
 def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
-    whole, first, second = Ema(0.5), Ema(0.5), Ema(0.5)
+    whole, first, second = EMA(0.5), EMA(0.5), EMA(0.5)
     fit(tmp_path, Drift(), [whole], steps=5, limit_val_batches=0)
     fit(tmp_path, Drift(), [first], steps=3, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
     fit(tmp_path, Drift(), [second], steps=5, limit_val_batches=0, resume=tmp_path / "half.ckpt")
@@ -130,11 +130,11 @@ def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
 
 
 def test_another_decay_on_resume_is_said(tmp_path):
-    fit(tmp_path, Drift(), [Ema(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, Drift(), [EMA(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
     with pytest.warns(UserWarning, match="averages of decay 0.5, none of 0.9"):
-        fit(tmp_path, Drift(), [Ema(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
+        fit(tmp_path, Drift(), [EMA(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
 
 
 def test_two_averages_of_one_decay_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="decay must differ between Ema callbacks, got 0.5 twice"):
-        fit(tmp_path, Drift(), [Ema(0.5), Ema(0.5)])
+    with pytest.raises(ValueError, match="decay must differ between EMA callbacks, got 0.5 twice"):
+        fit(tmp_path, Drift(), [EMA(0.5), EMA(0.5)])

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Frechet, LevelLoss, SampleGrid, Throughput
-from asyncdiff.callbacks.every_n_steps import EverySteps
+from asyncdiff.callbacks import Frechet, LossByLevel, SampleGrid, Throughput
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
@@ -17,19 +17,19 @@ def at(step: int) -> Mock:
 
 
 def test_due_once_per_step_and_never_at_the_start():
-    schedule = EverySteps(2)
+    schedule = EveryNSteps(2)
     schedule.start(at(4))
     assert [step for step in (4, 4, 5, 5, 6, 6, 7, 8) if schedule.due(at(step))] == [6, 8]
 
 
 def test_zero_is_never():
-    schedule = EverySteps(0)
+    schedule = EveryNSteps(0)
     assert not any(schedule.due(at(step)) for step in range(5))
 
 
 def test_a_negative_interval_is_refused():
     with pytest.raises(ValueError, match="every_n_steps must be at least 0, got -3"):
-        EverySteps(-3)
+        EveryNSteps(-3)
 
 
 class Pixels(torch.nn.Module):
@@ -45,7 +45,7 @@ def test_callbacks_count_optimiser_steps_under_accumulation(tmp_path, monkeypatc
         SampleGrid, "draw", lambda self, t, m: calls.append(("draw", t.global_step)) or torch.zeros(3, 8, 8)
     )
     monkeypatch.setattr(Frechet, "_compute", lambda self, t, m: calls.append(("measure", t.global_step)))
-    monkeypatch.setattr(LevelLoss, "_log", lambda self, t: calls.append(("levels", t.global_step)))
+    monkeypatch.setattr(LossByLevel, "_log", lambda self, t: calls.append(("levels", t.global_step)))
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
     trainer = Trainer(
@@ -55,7 +55,7 @@ def test_callbacks_count_optimiser_steps_under_accumulation(tmp_path, monkeypatc
         accumulate_grad_batches=4,
         limit_val_batches=0,
         log_every_n_steps=1,
-        callbacks=[LevelLoss(), Throughput(), SampleGrid(every_n_steps=2), Frechet(Pixels(), every_n_steps=2)],
+        callbacks=[LossByLevel(), Throughput(), SampleGrid(every_n_steps=2), Frechet(Pixels(), every_n_steps=2)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

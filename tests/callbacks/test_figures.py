@@ -10,21 +10,21 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import DenoisingStrip, Ema, Inpainting, LevelLoss, SampleGrid, Throughput
-from asyncdiff.callbacks.periodic_image import tiles
+from asyncdiff.callbacks import EMA, DenoisingStrip, InpaintingGrid, LossByLevel, SampleGrid, Throughput
 from asyncdiff.callbacks.inpainting_grid import masked
 from asyncdiff.callbacks.loss_by_level import binned
+from asyncdiff.callbacks.periodic_image import tiles
 from asyncdiff.callbacks.split_work import gathered, share
-from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.tasks.contact_sheet import UNKNOWN
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.tasks.contact_sheet import UNKNOWN
 from datamodules import Digits
 
 CALLBACKS = {
     "samples": lambda: SampleGrid(count=6, columns=3, every_n_steps=2),
-    "inpainting": lambda: Inpainting(count=4, columns=2, every_n_steps=0),
+    "inpainting": lambda: InpaintingGrid(count=4, columns=2, every_n_steps=0),
     "denoising": lambda: DenoisingStrip(count=1, frames=4),
     "completing": lambda: DenoisingStrip(count=1, frames=4, mask=Half(), name="completing"),
 }
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
     module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), steps=4), image_size=8, warmup_steps=1)
-    callbacks = [Ema(0.9), LevelLoss(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
+    callbacks = [EMA(0.9), LossByLevel(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",

@@ -5,11 +5,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema, Frechet
+from asyncdiff.callbacks import EMA, Frechet
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.result_card import read_card
-from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
 
@@ -35,7 +35,7 @@ def measured(tmp_path_factory):
         accelerator="cpu",
         max_steps=1,
         limit_val_batches=0,
-        callbacks=[Ema(0.9), callback],
+        callbacks=[EMA(0.9), callback],
         enable_checkpointing=False,
         **quiet,
     )
@@ -80,7 +80,7 @@ def test_the_numbers_are_left_with_what_they_were_measured_with(measured):
     assert protocol["samples"]["sampler"]["init_args"]["steps"] == 2
     assert protocol["reference"]["count"] == len(Digits().dataset("train"))
     assert protocol["features"]["dim"] == 16
-    assert protocol["mask"]["class_path"] == "asyncdiff.noise.masks.Half"
+    assert protocol["mask"]["class_path"] == "asyncdiff.noise.Half"
 
 
 def test_one_image_is_no_distribution():

@@ -8,11 +8,11 @@ from PIL import Image
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import ImageWriter
-from asyncdiff.noise.masks import Half
 from asyncdiff.networks.dit import DiT
-from asyncdiff.tasks.photos import read_photo, to_bytes, to_model
-from asyncdiff.tasks import Inpaint
+from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.tasks import Inpaint
+from asyncdiff.tasks.photos import read_photo, to_bytes, to_model
 
 
 def module(**options) -> AsyncDiffusion:

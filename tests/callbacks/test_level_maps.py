@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
-from asyncdiff.noise.levels import SumBeta
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.levels import SumBeta
 from datamodules import Digits
 
 

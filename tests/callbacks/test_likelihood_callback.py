@@ -7,12 +7,12 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema, Likelihood
-from asyncdiff.evaluation.likelihood_by_path import PathBounds
+from asyncdiff.callbacks import EMA, Likelihood
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
-from asyncdiff.noise.masks import Half
+from asyncdiff.evaluation.likelihood_by_path import PathBounds
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.orders import Given
+from asyncdiff.noise.masks import Half
+from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
 from datamodules import Digits
 
@@ -33,7 +33,7 @@ def measured(tmp_path_factory):
         max_steps=2,
         limit_val_batches=1,
         num_sanity_val_steps=0,
-        callbacks=[Ema(0.9), plain, half],
+        callbacks=[EMA(0.9), plain, half],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -136,7 +136,7 @@ def test_two_of_one_name_are_refused(measured):
 
 
 def test_what_cannot_be_measured_is_refused_before_the_training(measured):
-    order = Given([[0, 1, 2]])
+    order = CustomOrder([[0, 1, 2]])
     module = measured[1]
     trainer = Trainer(
         callbacks=[Likelihood({"mine": Ordered(order)})], logger=False, fast_dev_run=True, accelerator="cpu"

@@ -4,17 +4,17 @@ import io
 from contextlib import redirect_stderr
 
 import pytest
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks.progress_bar import StepProgress, tell
+from asyncdiff.callbacks.progress_bar import StepProgressBar, tell
 from asyncdiff.networks.dit import DiT
 from datamodules import Digits
 
 
-class Watched(StepProgress):
+class Watched(StepProgressBar):
     """Keeps (n, total, initial) after every batch."""
 
     def __init__(self):
@@ -28,7 +28,7 @@ class Watched(StepProgress):
 
 
 def fit(folder, bar, ckpt_path=None, **bounds):
-    model = AsyncDiffusion(awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2)), image_size=8)
+    model = AsyncDiffusion(randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2)), image_size=8)
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True)
     trainer = Trainer(
         default_root_dir=folder,
@@ -70,7 +70,7 @@ def test_runs_without_a_number_of_steps_have_lightnings_bar(tmp_path):
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_lines_are_told_where_there_is_a_bar(tmp_path, shown, capsys):
-    bar = StepProgress(refresh_rate=int(shown))
+    bar = StepProgressBar(refresh_rate=int(shown))
     trainer = fit(tmp_path, bar, max_steps=1)
     capsys.readouterr()
     tell(trainer, "measuring: something")

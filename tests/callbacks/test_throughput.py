@@ -9,13 +9,13 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema, Throughput
+from asyncdiff.callbacks import EMA, Throughput
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.phase_timer import CudaClock, Stopwatch
+from asyncdiff.callbacks.phase_timer import CudaClock, PhaseTimer
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
 from datamodules import Digits
 
 BATCH = 479  # a third of the digits: epochs of three batches
@@ -217,7 +217,7 @@ def test_a_resumed_run_averages_over_its_own_steps(ticks, tmp_path):
 def test_training_is_the_same_bit_for_bit(tmp_path):
     runs = []
     for callbacks in ([], [Throughput()]):
-        run = trainer(tmp_path, [Ema(0.9), *callbacks], max_steps=4, log_every_n_steps=1, accumulate_grad_batches=2)
+        run = trainer(tmp_path, [EMA(0.9), *callbacks], max_steps=4, log_every_n_steps=1, accumulate_grad_batches=2)
         trained = module(AsyncDiffusion, dropout=0.1, checkpointing=True, uncertainty=True)
         run.fit(trained, datamodule=Digits(batch_size=64))
         runs.append((run.logger.losses, trained.state_dict(), torch.get_rng_state()))
@@ -242,7 +242,7 @@ class ByValue(torch.nn.Module):
     def grid(self, size):
         return size[0] // 2, size[1] // 2
 
-    def forward(self, x_t, t, label=None, *, distinct=None):
+    def forward(self, x_t, t, label=None, *, unique=None):
         return self.factor * x_t if t.max().item() > 0 else x_t
 
 
@@ -265,9 +265,9 @@ TOKENS = (SIZE // P) ** 2
 def call(channels=3):
     draw = torch.Generator().manual_seed(0)
     index = torch.randint(LEVELS, (B, SIZE // P, SIZE // P), generator=draw)
-    distinct = Distinct(torch.rand(LEVELS, generator=draw), index)
+    unique = UniqueLevels(torch.rand(LEVELS, generator=draw), index)
     x = torch.randn(B, channels, SIZE, SIZE, generator=draw)
-    return (x, distinct.values[index], torch.zeros(B, dtype=torch.int64)), {"distinct": distinct}
+    return (x, unique.values[index], torch.zeros(B, dtype=torch.int64)), {"unique": unique}
 
 
 def forward_flops(classes):
@@ -298,7 +298,7 @@ def test_a_compiled_network_is_counted_uncompiled():
             super().__init__()
             self.filter = torch.nn.Conv2d(3, 5, 3, padding=1)
 
-        def forward(self, x_t, t, label=None, *, distinct=None):
+        def forward(self, x_t, t, label=None, *, unique=None):
             return self.filter(x_t)
 
     def refuse(*_):
@@ -346,7 +346,7 @@ def cuda(monkeypatch):
 
 
 def test_events_are_read_late(cuda):
-    watch = Stopwatch(CudaClock())
+    watch = PhaseTimer(CudaClock())
     for phase in "abab":
         watch.enter(phase)
         cuda.tick(1 if phase == "a" else 10)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from asyncdiff.checkpoints import damage, plugin
+from asyncdiff.checkpoints.atomic_files import replace, written_whole
 from asyncdiff.checkpoints.latest import held, newest_whole
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
-from asyncdiff.checkpoints.atomic_files import replace, written_whole
 
 
 def state(value: float = 1.0) -> dict:

@@ -10,25 +10,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.callbacks import Ema
-from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.evaluation.result_card import card_of
+from asyncdiff.callbacks import EMA
+from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import writing
 from asyncdiff.checkpoints.export.hub import located
-from asyncdiff.checkpoints.export.model_card import without_places
 from asyncdiff.checkpoints.export.load import FILES
+from asyncdiff.checkpoints.export.model_card import without_places
+from asyncdiff.evaluation.result_card import card_of
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.sampling.solvers import DDIM
 from datamodules import Digits
 
 DATA = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}
@@ -39,13 +38,13 @@ def run(tmp_path_factory):
     """A run directory with a checkpoint of two steps, its average, a configuration and three cards of evaluate."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
-    model = AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=2), image_size=8, learning_rate=0.01)
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    model = AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=2), image_size=8, learning_rate=0.01)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
-        callbacks=[Ema(0.9)],
+        callbacks=[EMA(0.9)],
         max_steps=2,
         enable_checkpointing=False,
         **quiet,
@@ -132,7 +131,7 @@ def test_networks_with_other_layouts_of_memory(tmp_path):
     """A U-Net lies with channels last, and its tuples come back from YAML as lists."""
     torch.manual_seed(0)
     model = AsyncDiffusion(
-        awaken(UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)), image_size=8
+        randomize_weights(UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)), image_size=8
     )
     checkpoint = {"state_dict": model.state_dict(), "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
     model.on_save_checkpoint(checkpoint)

@@ -3,15 +3,15 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.noise.fields import PerlinField
-from asyncdiff.noise.levels import AlongPath, CleanContext, Independent, SumBeta
-from asyncdiff.noise.orders import Given
+from asyncdiff.noise.levels import AlongPath, Independent, SumBeta, WithCleanPatches
+from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.sampling.solvers import DDIM
 
 
 def test_objects_survive_the_way_through_plain_containers():
-    sampler = Sampler(AsyncPatch(spread=0.3), Ddim(0.25), steps=7)
+    sampler = Sampler(AsyncPatch(spread=0.3), DDIM(0.25), steps=7)
     again = object_config.build(object_config.describe(sampler))
     assert object_config.describe(again) == object_config.describe(sampler)
     assert again.path.spread == 0.3
@@ -20,7 +20,7 @@ def test_objects_survive_the_way_through_plain_containers():
 
 def test_a_description_reads_like_the_yaml_files():
     described = object_config.describe(AlongPath())
-    assert described["class_path"] == "asyncdiff.noise.levels.AlongPath"
+    assert described["class_path"] == "asyncdiff.noise.AlongPath"
     assert described["init_args"]["path"]["init_args"]["spread"] == 1.0
 
 
@@ -29,8 +29,8 @@ def test_a_description_reads_like_the_yaml_files():
     [
         (AlongPath(), "AlongPath(AsyncPatch())"),
         (AlongPath(AsyncPatch(0.5, PerlinField())), "AlongPath(AsyncPatch(spread=0.5, field=PerlinField()))"),
-        (CleanContext(SumBeta(2.0), 0.25), "CleanContext(SumBeta(sharpness=2), probability=0.25)"),
-        (Ordered(Given([[0, 1]]), 0.5), "Ordered(Given([[0, 1]]), overlap=0.5)"),
+        (WithCleanPatches(SumBeta(2.0), 0.25), "WithCleanPatches(SumBeta(sharpness=2), probability=0.25)"),
+        (Ordered(CustomOrder([[0, 1]]), 0.5), "Ordered(Given([[0, 1]]), overlap=0.5)"),
         (Independent(), "Independent()"),
         ([1, 2.5, None], "[1, 2.5, None]"),
     ],
@@ -51,7 +51,9 @@ def test_foreign_classes_are_not_imported_unless_allowed():
 
 
 def test_only_classes_are_called():
-    with pytest.raises(ValueError, match="must name a class of its package, got asyncdiff.checkpoints.object_config.resolve"):
+    with pytest.raises(
+        ValueError, match="must name a class of its package, got asyncdiff.checkpoints.object_config.resolve"
+    ):
         object_config.build({"class_path": "asyncdiff.checkpoints.object_config.resolve", "init_args": {}})
 
 

@@ -13,27 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 
-from asyncdiff.cli import train as cli
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.cli.errors import users_error
-from asyncdiff.latents import DiffusersAutoencoder, TinyAutoencoder
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.errors import users_error
 from asyncdiff.evaluation import references
 from asyncdiff.evaluation.features.inception import InceptionFeatures
-from asyncdiff.evaluation.features.lpips import Lpips
+from asyncdiff.evaluation.features.lpips import LPIPS
 from asyncdiff.evaluation.features.timm import TimmFeatures
 from asyncdiff.evaluation.features.weights import file_sha256
+from asyncdiff.latents import DiffusersAutoencoder, TinyAutoencoder
 from asyncdiff.networks.dit import DiT
-from asyncdiff.training.warm_start import load_pretrained
 from asyncdiff.training.fsdp2 import FullyShard
+from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Arrays, Digits, EdmZip, ImageNet64, LatentCache
 from datamodules.index_cache import cached_arrays
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("asyncdiff", "datamodules", "benchmarks")
 REASON = r"it (wants to call [\w.]+|is damaged or of another kind)"
 
@@ -64,7 +64,9 @@ def payload(tmp_path):
 
 def model() -> AsyncDiffusion:
     torch.manual_seed(0)
-    return AsyncDiffusion(awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)), image_size=8)
+    return AsyncDiffusion(
+        randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)), image_size=8
+    )
 
 
 def contents(**more) -> dict:
@@ -185,7 +187,7 @@ def test_fully_shard_reads_as_the_others_do(poisoned):
 def test_train_py(poisoned, capfd):
     Path("experiment.yaml").write_text(
         "data: datamodules.Digits\n"
-        "model: {image_size: 8, network: {class_path: asyncdiff.networks.dit.DiT, "
+        "model: {image_size: 8, network: {class_path: asyncdiff.networks.DiT, "
         "init_args: {channels: 1, patch_size: 2, dim: 32, depth: 1, heads: 2, classes: 10}}}\n"
         "trainer: {accelerator: cpu, logger: false, enable_model_summary: false, default_root_dir: run, max_steps: 1}\n"
     )
@@ -268,7 +270,7 @@ def test_features_of_networks(poisoned_anyhow):
     for kind in (
         lambda: InceptionFeatures(str(evil), sha256=sha),
         lambda: TimmFeatures("resnet10t", str(evil)),
-        lambda: Lpips("alex", str(evil), sha),
+        lambda: LPIPS("alex", str(evil), sha),
     ):
         assert re.match(f"weights must be a file that can be read safely, got evil.pth: {REASON}$", line(kind))
 
@@ -372,7 +374,9 @@ IMPORTERS = {
     "asyncdiff/cli/errors/suggestions.py": "names of our own packages, and what the command line has named itself",
 }
 # Classes that weights_only is told to read, and why.
-SAFE_GLOBALS = {"asyncdiff/cli/commands/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"}
+SAFE_GLOBALS = {
+    "asyncdiff/cli/commands/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"
+}
 
 
 def dotted(node: ast.expr) -> str:

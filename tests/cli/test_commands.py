@@ -10,40 +10,40 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asyncdiff.cli import train as cli
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.experiment_file import IMAGE_SIZE, Experiment
-from asyncdiff.sampling.guidance import ClassifierFree
-from asyncdiff.noise.levels import AlongPath, SumBeta
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.levels import AlongPath, SumBeta
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.tasks.photos import read_photo, to_bytes
+from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.tasks.photos import read_photo, to_bytes
+from asyncdiff.training.module import AsyncDiffusion
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
 vars: {spread: 0.5, size: 16}
 model:
   network:
-    class_path: asyncdiff.networks.dit.DiT
+    class_path: asyncdiff.networks.DiT
     init_args: {channels: 1, patch_size: 2, level_patch_size: 4, dim: 1024, depth: 24, heads: 16}
   levels:
-    class_path: asyncdiff.noise.levels.AlongPath
+    class_path: asyncdiff.noise.AlongPath
     init_args:
-      path: {class_path: asyncdiff.noise.paths.AsyncPatch, init_args: {spread: "${vars.spread}"}}
+      path: {class_path: asyncdiff.noise.AsyncPatch, init_args: {spread: "${vars.spread}"}}
   image_size: ${vars.size}
 trainer: {default_root_dir: "${nothing.that.matters.here}"}
 """
 LAYER = """
 model:
   levels:
-    class_path: asyncdiff.noise.levels.SumBeta
+    class_path: asyncdiff.noise.SumBeta
     init_args: {sharpness: 2.0}
 """
 
@@ -156,7 +156,7 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
         (LAYER.replace("SumBeta", "SumBetta"), ":4: model.levels: there is no class asyncdiff.noise.levels.SumBetta; did"),
         (LAYER.replace("2.0", "much"), ":5: model.levels.init_args.sharpness: must be float, got much"),
         (LAYER.replace("2.0", "-2"), ": sharpness must be positive, got -2.0"),
-        (LAYER.replace("levels.SumBeta", "paths.Synchronous"), ":4: model.levels: asyncdiff.noise.paths.Synchronous is no"),
+        (LAYER.replace("levels.SumBeta", "paths.Synchronous"), ":4: model.levels: asyncdiff.noise.Synchronous is no"),
         (LAYER.replace("  levels", "  levls"), ":3: model.levls: there is no such key; did you mean model.levels?"),
         (LAYER.replace("2.0", "'${vars.no}'"), ":5: model.levels.init_args.sharpness: ${vars.no} leads to no value"),
         (LAYER.replace("model:", "model: ["), ":4: not valid YAML"),
@@ -165,7 +165,7 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
         (EXPERIMENT.replace("size: 16", "size: 18"), ": the sides of the image must be multiples of the patch size 4"),
         (EXPERIMENT.replace("size: 16", "size: big"), ": model.image_size must be int, got big"),
         (EXPERIMENT.replace("heads: 16", "head: 16"), ":6: model.network.init_args.head: DiT has no argument head"),
-        (EXPERIMENT.replace("asyncdiff.networks.dit.DiT", "torch.nn.Identity").replace("{channels", "{} #"),
+        (EXPERIMENT.replace("asyncdiff.networks.DiT", "torch.nn.Identity").replace("{channels", "{} #"),
          ":5: model.network: must name a class of asyncdiff, datamodules and Lightning's callbacks, loggers, plugins, "
          "profilers and strategies, got torch.nn.Identity: if you trust its code, add --allow-class-paths torch"),
     ],
@@ -235,7 +235,7 @@ def run(tmp_path_factory):
     """A run directory with a network that is awake, for 8x8 colour images in patches of 2, and three classes."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False)
     trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
@@ -331,10 +331,10 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
     config = {
         "model": {
             "network": {
-                "class_path": "asyncdiff.networks.dit.DiT",
+                "class_path": "asyncdiff.networks.DiT",
                 "init_args": {"channels": 3, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 3},
             },
-            "sampler": {"class_path": "asyncdiff.sampling.samplers.Sampler", "init_args": {"steps": 2}},
+            "sampler": {"class_path": "asyncdiff.sampling.Sampler", "init_args": {"steps": 2}},
             "image_size": 8,
         },
         "data": {"class_path": "datamodules.Digits"},

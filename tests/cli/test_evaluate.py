@@ -1,11 +1,10 @@
 """`python -m asyncdiff evaluate` as a user runs it."""
 
-import hashlib
 import json
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
@@ -13,13 +12,13 @@ from asyncdiff.__main__ import main
 from asyncdiff.networks.dit import DiT
 
 PATHS = """
-straight: {class_path: asyncdiff.noise.paths.Synchronous}
+straight: {class_path: asyncdiff.noise.Synchronous}
 rings:
-  class_path: asyncdiff.noise.paths.Ordered
-  init_args: {order: {class_path: asyncdiff.noise.orders.CentreOut}, overlap: 0.5}
+  class_path: asyncdiff.noise.Ordered
+  init_args: {order: {class_path: asyncdiff.noise.CenterOut}, overlap: 0.5}
 """
 FALLING = """
-down: {class_path: asyncdiff.noise.paths.Waypoints, init_args: {maps: [[[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.6], [0.3, 0.6]]]}}
+down: {class_path: asyncdiff.noise.Waypoints, init_args: {maps: [[[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.6], [0.3, 0.6]]]}}
 """
 CONFIG = """
 data: {class_path: datamodules.Digits, init_args: {batch_size: 32, seed: "${seed_everything}"}}
@@ -32,7 +31,7 @@ def run(tmp_path_factory):
     """A run directory with a network that is awake."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    network = awaken(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
+    network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
     trainer.strategy.connect(AsyncDiffusion(network, image_size=8))
     (folder / "checkpoints").mkdir()
@@ -82,7 +81,7 @@ def test_the_same_seed_gives_the_same_numbers_in_batches_of_any_size(run, tmp_pa
 
 def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
     (tmp_path / "paths.yaml").write_text(PATHS)
-    mask = '{"class_path": "asyncdiff.noise.masks.Half", "init_args": {"side": "top"}}'
+    mask = '{"class_path": "asyncdiff.noise.Half", "init_args": {"side": "top"}}'
     evaluate(run, "--paths", str(tmp_path / "paths.yaml"), "--mask", mask, "--output", str(tmp_path))
     card = json.loads((tmp_path / "likelihood.json").read_text())
     assert set(card["paths"]) == {"straight", "rings"}
@@ -91,7 +90,7 @@ def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
 
 
 def test_a_mask_that_gives_nothing(run, capsys):
-    mask = '{"class_path": "asyncdiff.noise.masks.Extreme", "init_args": {"fraction": 0.3}}'
+    mask = '{"class_path": "asyncdiff.noise.Extreme", "init_args": {"fraction": 0.3}}'
     assert "mask must leave some patches of the level map known and some unknown, got no" in refused(
         capsys, run, "--mask", mask
     )
@@ -139,7 +138,7 @@ def test_a_run_without_its_config(run, tmp_path, capsys):
 
 
 def test_values_that_the_data_do_not_have(run, capsys):
-    decoder = '{"class_path": "asyncdiff.denoising.likelihood.CategoricalDecoder", "init_args": {"values": 256}}'
+    decoder = '{"class_path": "asyncdiff.denoising.CategoricalDecoder", "init_args": {"values": 256}}'
     assert "pixels must take 256 equidistant values" in refused(capsys, run, "--decoder", decoder)
 
 
@@ -169,26 +168,12 @@ def test_too_few(run, capsys, words, rule):
 
 
 SAMPLERS = """
-quick: {class_path: asyncdiff.sampling.samplers.Sampler, init_args: {steps: 2}}
+quick: {class_path: asyncdiff.sampling.Sampler, init_args: {steps: 2}}
 jumping: {class_path: RePaint, init_args: {steps: 6, jump: 2, resamples: 2}}
 """
 CLASSIFIER = (
     '{"class_path": "asyncdiff.evaluation.TrainedClassifier", "init_args": {"channels": 1, "classes": 10, "epochs": 1}}'
 )
-
-
-@pytest.fixture(scope="module")
-def alexnet(tmp_path_factory) -> str:
-    """Lpips with random weights in a file, as an option."""
-    from torchvision import models
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        state = models.alexnet(weights=None).features.state_dict(prefix="features.")
-    file = tmp_path_factory.mktemp("weights") / "alexnet.pth"
-    torch.save(state, file)
-    arguments = {"weights": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-    return json.dumps({"class_path": "asyncdiff.evaluation.features.lpips.Lpips", "init_args": arguments})
 
 
 def inpaint(run, *words: str) -> None:

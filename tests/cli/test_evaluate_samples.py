@@ -11,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
-from test_latent_pictures import run as latent_run  # noqa: F401  a fixture
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.cli.commands.distributed import Ranks, environment
 from asyncdiff.evaluation.reference_statistics import load
 from asyncdiff.networks.dit import DiT
-from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
 
 HERE = Path(__file__).resolve().parent
 CONFIG = "data: {class_path: datamodules.Digits, init_args: {batch_size: 32}}"
@@ -39,7 +38,7 @@ def run(tmp_path_factory):
     """A run directory with a network that is awake."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
-    network = awaken(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
+    network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
     trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
     (folder / "checkpoints").mkdir()
@@ -197,7 +196,7 @@ def test_features_without_classes_have_no_inception_score(run, tmp_path, capsys)
     assert "must leave inception_score out for TimmFeatures" in error
 
 
-def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):  # noqa: F811
+def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
     trainer, folder = latent_run
     where = {"root": str(folder), "size": 4, "channels": 4, "batch_size": 8}
     data = {"class_path": "datamodules.Arrays", "init_args": where}
@@ -299,7 +298,7 @@ def test_any_number_of_processes_gives_the_same_images_and_numbers(run, tmp_path
     for processes in (1, 2, 3):
         output, cache = tmp_path / f"{processes}", tmp_path / f"cache{processes}"
         surroundings = os.environ | {
-            "PYTHONPATH": str(HERE.parent),
+            "PYTHONPATH": str(HERE.parents[1]),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "ASYNCDIFF_CACHE": str(cache),

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from authors_dit import forward, random_weights
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from PIL import Image
+from reference_dit import forward, random_weights
 
-from asyncdiff.cli import train as cli
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
+from asyncdiff.cli import train as cli
+from asyncdiff.denoising.targets import NoiseTarget, VelocityTarget
+from asyncdiff.denoising.weightings import Epsilon
 from asyncdiff.noise.processes import LinearVP, RectifiedFlow
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
-from asyncdiff.denoising.targets import Noise, Velocity
-from asyncdiff.denoising.weightings import Epsilon
+from asyncdiff.sampling.solvers import DDIM
 
 WEIGHTS = random_weights(channels=3, dtype=torch.float32)
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -91,10 +91,10 @@ def test_a_dit_of_the_authors(capfd):
         "checkpoint: out/model.ckpt",
     ]
     assert isinstance(model.process, LinearVP)
-    assert isinstance(model.target, Noise)
+    assert isinstance(model.target, NoiseTarget)
     assert isinstance(model.weighting, Epsilon)
     assert isinstance(model.sampler, Sampler)
-    assert isinstance(model.sampler.solver, Ddim)
+    assert isinstance(model.sampler.solver, DDIM)
     assert (model.sampler.steps, model.sampler.solver.stochasticity) == (50, 0)
     assert (model.shape, model.classes, model.level_values) == ((3, 8, 8), 10, 32)
     eps = forward(WEIGHTS, X, torch.full((2,), 499.0), LABEL, 4)[:, :3]
@@ -105,7 +105,7 @@ def test_a_sit_of_the_authors(capfd):
     model = port("weights.pt", "--kind", "sit", "--heads", "4")
     assert "process: RectifiedFlow(), target: Velocity()" in capfd.readouterr().out
     assert isinstance(model.process, RectifiedFlow)
-    assert isinstance(model.target, Velocity)
+    assert isinstance(model.target, VelocityTarget)
     to_image = forward(WEIGHTS, X, torch.full((2,), 0.7), LABEL, 4)[:, :3]
     assert torch.allclose(predicted(model, 0.3).v, -to_image, atol=1e-5)
 
@@ -199,11 +199,11 @@ def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
     sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 2, "heads": 4, "classes": 10, "joint_labels": True}
     config = {
         "model": {
-            "network": {"class_path": "asyncdiff.networks.dit.DiT", "init_args": sizes | {"uncertainty": True}},
-            "process": {"class_path": "asyncdiff.noise.processes.LinearVP"},
-            "target": {"class_path": "asyncdiff.denoising.targets.Noise"},
-            "weighting": {"class_path": "asyncdiff.denoising.weightings.Epsilon"},
-            "sampler": {"class_path": "asyncdiff.sampling.samplers.Sampler", "init_args": {"steps": 2}},
+            "network": {"class_path": "asyncdiff.networks.DiT", "init_args": sizes | {"uncertainty": True}},
+            "process": {"class_path": "asyncdiff.noise.LinearVP"},
+            "target": {"class_path": "asyncdiff.denoising.NoiseTarget"},
+            "weighting": {"class_path": "asyncdiff.denoising.Epsilon"},
+            "sampler": {"class_path": "asyncdiff.sampling.Sampler", "init_args": {"steps": 2}},
             "image_size": 8,
             "level_values": 8,
             "pretrained": "out/model.ckpt",

@@ -12,13 +12,13 @@ from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._utils import ExceptionWrapper
 
-from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, portable
 from asyncdiff.cli.errors import users_error
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, portable
 from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.training.module import AsyncDiffusion
 
 torch.set_num_threads(1)
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """
 seed_everything: 0
 vars: {dim: 32}
@@ -27,15 +27,15 @@ data:
   init_args: {batch_size: 32, seed: "${seed_everything}"}
 model:
   network:
-    class_path: asyncdiff.networks.dit.DiT
+    class_path: asyncdiff.networks.DiT
     init_args: {channels: 1, patch_size: 2, dim: "${vars.dim}", depth: 1, heads: 2, classes: 10}
   levels:
-    class_path: asyncdiff.noise.levels.AlongPath
+    class_path: asyncdiff.noise.AlongPath
     init_args:
-      path: {class_path: asyncdiff.noise.paths.AsyncPatch, init_args: {spread: 1.0}}
+      path: {class_path: asyncdiff.noise.AsyncPatch, init_args: {spread: 1.0}}
   sampler:
-    class_path: asyncdiff.sampling.samplers.Sampler
-    init_args: {steps: 2, solver: {class_path: asyncdiff.sampling.solvers.Ddim}}
+    class_path: asyncdiff.sampling.Sampler
+    init_args: {steps: 2, solver: {class_path: asyncdiff.sampling.DDIM}}
   image_size: 8
   learning_rate: 1.0e-3
   warmup_steps: 2
@@ -50,7 +50,7 @@ trainer:
   enable_model_summary: false
   logger: false
   callbacks:
-    - {class_path: asyncdiff.callbacks.Ema, init_args: {decay: 0.9}}
+    - {class_path: asyncdiff.callbacks.EMA, init_args: {decay: 0.9}}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: 1, save_last: true}
 """
@@ -135,7 +135,7 @@ def test_values_flow_through_files_overrides_and_environment(printed, monkeypatc
     )
     args = ["fit", "--config", "experiment.yaml", "--config", "wider.yaml", "--data.init_args.batch_size", "16"]
     args += ["--seed_everything", "3", "--trainer.max_steps", "7", "--model.learning_rate", "0.01"]
-    args += ["--trainer.callbacks+=asyncdiff.callbacks.LevelLoss"]
+    args += ["--trainer.callbacks+=asyncdiff.callbacks.LossByLevel"]
     config, _ = printed(*args)
     network = config["model"]["network"]["init_args"]
     assert (network["dim"], network["depth"], network["classes"]) == (64, 3, 10)
@@ -145,7 +145,7 @@ def test_values_flow_through_files_overrides_and_environment(printed, monkeypatc
     assert config["model"]["learning_rate"] == 0.01
     assert [config["data"]["init_args"]["seed"], config["model"]["seed"]] == [3, 3]
     classes = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
-    assert classes == ["Ema", "ModelCheckpoint", "Throughput", "LevelLoss"]
+    assert classes == ["EMA", "ModelCheckpoint", "Throughput", "LossByLevel"]
     monkeypatch.setenv("ASYNCDIFF_TEST_DEPTH", "5")
     config, _ = printed(*args, "--vars.width", "128")
     network = config["model"]["network"]["init_args"]
@@ -159,7 +159,7 @@ def test_a_printed_configuration_prints_itself(printed):
 
 
 def test_classes_may_be_named_without_their_module(printed):
-    edit("asyncdiff.noise.paths.AsyncPatch", "AsyncPatch", EXPERIMENT.replace("datamodules.Digits", "Digits"))
+    edit("asyncdiff.noise.AsyncPatch", "AsyncPatch", EXPERIMENT.replace("datamodules.Digits", "Digits"))
     config, _ = printed("fit", "--config", "experiment.yaml")
     assert config["data"]["class_path"] == "datamodules.Digits"
 
@@ -205,18 +205,18 @@ def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line
 @pytest.mark.parametrize(
     ("right", "wrong", "key"),
     [
-        ("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.noise.paths.AsyncPach", "model.levels.init_args.path"),
-        ("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.path.AsyncPatch", "model.levels.init_args.path"),
-        ("asyncdiff.noise.paths.AsyncPatch", "AsyncPach", "model.levels.init_args.path"),
-        ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.dit.DIT", "model.network"),
-        ("asyncdiff.networks.dit.DiT", "asyncdiff.network.dit.DiT", "model.network"),
-        ("asyncdiff.networks.dit.DiT", "asyncdiff.networks.DiT", "model.network"),
-        ("asyncdiff.networks.dit.DiT", "DIT", "model.network"),
-        ("asyncdiff.sampling.solvers.Ddim", "asyncdiff.sampling.solvers.Ddimm", "model.sampler.init_args.solver"),
+        ("asyncdiff.noise.AsyncPatch", "asyncdiff.noise.paths.AsyncPach", "model.levels.init_args.path"),
+        ("asyncdiff.noise.AsyncPatch", "asyncdiff.path.AsyncPatch", "model.levels.init_args.path"),
+        ("asyncdiff.noise.AsyncPatch", "AsyncPach", "model.levels.init_args.path"),
+        ("asyncdiff.networks.DiT", "asyncdiff.networks.dit.DIT", "model.network"),
+        ("asyncdiff.networks.DiT", "asyncdiff.network.dit.DiT", "model.network"),
+        ("asyncdiff.networks.DiT", "asyncdiff.networks.DiT", "model.network"),
+        ("asyncdiff.networks.DiT", "DIT", "model.network"),
+        ("asyncdiff.sampling.DDIM", "asyncdiff.sampling.solvers.Ddimm", "model.sampler.init_args.solver"),
         ("datamodules.Digits", "datamodules.Digit", "data"),
         ("datamodules.Digits", "datamodule.Digits", "data"),
         ("datamodules.Digits", "Digts", "data"),
-        ("asyncdiff.callbacks.Ema", "asyncdiff.callbacks.Emma", "trainer.callbacks"),
+        ("asyncdiff.callbacks.EMA", "asyncdiff.callbacks.Emma", "trainer.callbacks"),
         ("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpont", "trainer.callbacks"),
     ],
 )
@@ -235,8 +235,12 @@ def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong
         (["--sed_everything", "3"], "--sed_everything", "--seed_everything"),
         (["--data.init_args.batchsize", "3"], "data.init_args.batchsize", "batch_size"),
         (["--model.network.init_args.dept", "3"], "model.network.init_args.dept", "depth"),
-        (["--model.weighting", "asyncdiff.denoising.weightings.Velocty"], "model.weighting", "asyncdiff.denoising.weightings.Velocity"),
-        (["--trainer.callbacks+=asyncdiff.callbacks.LevelLos"], "trainer.callbacks", "asyncdiff.callbacks.LevelLoss"),
+        (
+            ["--model.weighting", "asyncdiff.denoising.weightings.Velocty"],
+            "model.weighting",
+            "asyncdiff.denoising.Velocity",
+        ),
+        (["--trainer.callbacks+=asyncdiff.callbacks.LevelLos"], "trainer.callbacks", "asyncdiff.callbacks.LossByLevel"),
     ],
 )
 def test_misspelt_on_the_command_line(words, key, meant, refused):
@@ -264,7 +268,7 @@ def test_misspelt_on_the_command_line(words, key, meant, refused):
         ),
         ("trainer:\n", "trainer: [\n", "24", "not valid YAML: expected ',' or ']', but got ':'"),
         (
-            "    class_path: asyncdiff.networks.dit.DiT\n",
+            "    class_path: asyncdiff.networks.DiT\n",
             "",
             "8: model.network",
             "class_path must be given next to init_args",
@@ -275,7 +279,7 @@ def test_misspelt_on_the_command_line(words, key, meant, refused):
             "8: model.class_path",
             "there is no such key; its arguments stand directly below model",
         ),
-        ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "Ema has no argument zzz; it takes decay"),
+        ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
     ],
 )
 def test_other_mistakes(old, new, place, reason, refused):
@@ -289,10 +293,10 @@ def test_arguments_that_a_class_needs(refused):
 
 
 def test_a_class_of_another_kind(refused):
-    edit("asyncdiff.noise.paths.AsyncPatch", "asyncdiff.sampling.solvers.Ddim")
+    edit("asyncdiff.noise.AsyncPatch", "asyncdiff.sampling.DDIM")
     message = refused("fit", "--config", "experiment.yaml")
-    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.solvers.Ddim is no Path; ")
-    assert "asyncdiff.noise.paths.AsyncPatch" in message
+    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.DDIM is no Path; ")
+    assert "asyncdiff.noise.AsyncPatch" in message
 
 
 def test_the_file_that_counts_is_named(refused):
@@ -333,8 +337,8 @@ def test_wrong_commands(args, message, refused):
         (["--model.learning_rate", "-1"], "learning_rate must be positive"),
         (["--data.init_args.batch_size", "0"], "batch_size must be at least 1"),
         (["--data.init_args.batch_size", "5000"], "batch_size must leave at least one batch"),
-        (["--trainer.callbacks+=asyncdiff.callbacks.Ema", "--trainer.callbacks.decay", "2"], "decay must lie in"),
-        (["--model.levels", "asyncdiff.noise.levels.Independent", "--model.weighting", "asyncdiff.denoising.weightings.Elbo"], "Elbo"),
+        (["--trainer.callbacks+=asyncdiff.callbacks.EMA", "--trainer.callbacks.decay", "2"], "decay must lie in"),
+        (["--model.levels", "asyncdiff.noise.Independent", "--model.weighting", "asyncdiff.denoising.ELBO"], "ELBO"),
         (["--trainer.accelerator", "abacus"], "You selected an invalid accelerator name"),
     ],
 )  # fmt: skip

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from jsonargparse._common import parsing_settings
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.__main__ import main as command
-from asyncdiff.cli.trusted_packages import ALLOWED, extra, gate, may_be_imported, option, taken
-from asyncdiff.cli.train import ExperimentCLI, main
+from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.train import ExperimentCLI, main
+from asyncdiff.cli.trusted_packages import ALLOWED, extra, gate, may_be_imported, option, taken
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ROOT / "experiments" / "digits_dit_async.yaml"
 MODULE = """
 import pathlib
@@ -139,7 +139,11 @@ def test_commands_refuse_it_too(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_checkpoint_names_no_program() -> None:
-    for path in ("asyncdiff.cli.train.ExperimentCLI", "asyncdiff.cli.commands.evaluate.Run", "asyncdiff.ablation.launch.Runner"):
+    for path in (
+        "asyncdiff.cli.train.ExperimentCLI",
+        "asyncdiff.cli.commands.evaluate.Run",
+        "asyncdiff.ablation.launch.Runner",
+    ):
         with pytest.raises(ValueError, match="must name a part of a model"):
             object_config.build({"class_path": path, "init_args": {}})
     with pytest.raises(ValueError, match="--allow-class-paths stranger"):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from asyncdiff.latents.cache.write_shard import write_shard
 from datamodules import LatentCache
 from datamodules.counter_noise import counter_normal
 from datamodules.order import sample_keys
-from datamodules.storage.latent_shards import MANIFEST, Layout, layout_of, read_header, shard_name, write_shard
+from datamodules.storage.latent_shards import MANIFEST, Layout, layout_of, read_header, shard_name
 
 COUNT, SHARD, CHANNELS, SIZE = {"train": 90, "val": 20}, 40, 2, 4
 SCALE, SHIFT = [0.5, 2.0], [1.0, -1.0]

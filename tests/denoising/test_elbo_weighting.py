@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from asyncdiff.noise.levels import AlongPath, LevelDraw
-from asyncdiff.denoising.loss import objective
+from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.denoising.weightings import ELBO
+from asyncdiff.noise.levels import AlongPath, LevelDraw
 from asyncdiff.noise.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
-from asyncdiff.denoising.weightings import Elbo
 
 T_MIN, DIMS, N = 0.05, 16, 60_000
 MEAN, COV = random_gaussian(DIMS)
@@ -25,7 +25,7 @@ def loss(path, process, *, slopes: bool = True) -> tuple[float, float]:
     levels = AlongPath(Floored(path, T_MIN))(N, (2, 2), generator=seeded(3))
     t, slope = levels.t.double(), levels.slope.double()
     sample = LevelDraw(t, slope if slopes else torch.ones_like(slope))
-    values = objective(oracle, x, eps, sample, Elbo()).per_image
+    values = training_loss(oracle, x, eps, sample, ELBO()).per_image
     return values.mean().item(), values.std().item() / math.sqrt(N)
 
 

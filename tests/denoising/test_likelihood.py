@@ -17,14 +17,14 @@ from asyncdiff.denoising.likelihood import (
     discrete_bound,
     floored,
 )
-from asyncdiff.noise.masks import Half, Square
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
+from asyncdiff.noise.masks import Half, Square
 from asyncdiff.noise.orders import Raster, Shuffled, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
+from asyncdiff.noise.progress import FluxProgress, UniformProgress
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import known_patches
-from asyncdiff.noise.progress import FluxSpacing, UniformSpacing
 
 SHAPE, GRID, DIMS, N = (1, 4, 4), (2, 2), 16, 400
 MEAN, COV = random_gaussian(DIMS)
@@ -69,7 +69,7 @@ def expected(nats: torch.Tensor) -> torch.Tensor:
 
 def off(path: Path, oracle=ORACLE, images: int = 2, points: int = 64, **options) -> torch.Tensor:
     """Excess of the bound over the truth of single images, relative to the truth."""
-    options = {"spacing": FluxSpacing(1.0, oracle.process)} | options
+    options = {"progress_sampler": FluxProgress(1.0, oracle.process)} | options
     found = bound(oracle, **copies(X[:images]), path=path, points=points, decoder=NATS, **options)
     truth = -oracle.log_prob(X[:images])
     return (expected(found.total) - truth) / truth
@@ -112,7 +112,7 @@ def test_it_is_the_likelihood_of_a_mixture_too():
     oracle = MixtureOracle(*random_mixture(3, 4), (2, 2))
     x = oracle.sample(4000, (1, 2, 2), seeded(0))
     for path in (Synchronous(), AsyncPatch(), Ordered(Raster(), 0.5)):
-        found = bound(oracle, x, path, points=24, decoder=NATS, generator=seeded(1), spacing=FluxSpacing(0.5))
+        found = bound(oracle, x, path, points=24, decoder=NATS, generator=seeded(1), progress_sampler=FluxProgress(0.5))
         excess = found.total + oracle.log_prob(x)
         error = excess.std().item() / math.sqrt(len(x))
         assert error < 0.15
@@ -138,7 +138,7 @@ class _Slopeless(Path):
 @pytest.mark.usefixtures("cubature")
 def test_without_the_slope_it_is_not():
     """Guards the test above: it would notice."""
-    plain = {"spacing": UniformSpacing(), "t_min": 0.05, "points": 512}
+    plain = {"progress_sampler": UniformProgress(), "t_min": 0.05, "points": 512}
     right, wrong = off(AsyncPatch(), **plain), off(_Slopeless(AsyncPatch()), **plain)
     assert right.abs().max() < 0.1  # a floor of 0.05 costs 1/2 log det(1 + S^-1 / SNR) nats, and s is drawn uniformly
     assert wrong.abs().min() > 0.3
@@ -148,7 +148,7 @@ def test_without_the_slope_it_is_not():
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_worse_denoiser_has_a_larger_bound(path):
     class Faint(GaussianOracle):
-        def __call__(self, x_t, t, label=None, *, distinct=None):
+        def __call__(self, x_t, t, label=None, *, unique=None):
             exact = super().__call__(x_t, t)
             return Prediction(exact.process, x_t, t, 0.9 * exact.v)
 
@@ -163,7 +163,13 @@ def test_the_discrete_bound_falls_to_the_likelihood_with_order_one(path):
     for steps in (64, 128, 256):
         found = discrete_bound(ORACLE, **copies(X[:2]), path=path, steps=steps, t_min=floor, decoder=NATS)
         continuous = bound(
-            ORACLE, **copies(X[:2]), path=path, points=128, t_min=floor, decoder=NATS, spacing=FluxSpacing(1.0)
+            ORACLE,
+            **copies(X[:2]),
+            path=path,
+            points=128,
+            t_min=floor,
+            decoder=NATS,
+            progress_sampler=FluxProgress(1.0),
         )
         gaps.append(expected(found.total - continuous.total).mean().item())
     assert gaps[0] > gaps[1] > gaps[2] > 0
@@ -182,9 +188,11 @@ def test_one_step_of_the_discrete_bound():
 def test_flux_spacing_places_steps_better():
     plain, flux = (
         expected(
-            discrete_bound(ORACLE, **copies(X[:2]), path=AsyncPatch(), steps=100, spacing=spacing, decoder=NATS).total
+            discrete_bound(
+                ORACLE, **copies(X[:2]), path=AsyncPatch(), steps=100, progress_sampler=progress_sampler, decoder=NATS
+            ).total
         )
-        for spacing in (UniformSpacing(), FluxSpacing(1.0))
+        for progress_sampler in (UniformProgress(), FluxProgress(1.0))
     )
     truth = -ORACLE.log_prob(X[:2])
     assert (flux - truth).mean() < 0.3 * (plain - truth).mean()
@@ -201,7 +209,9 @@ MASKS = {
 @pytest.mark.parametrize("path", [AsyncPatch(), Ordered(Raster(), 0.5)], ids=["async", "ordered"])
 def test_the_conditional_bound_is_the_gaussian_conditional(path, mask):
     known = mask.expand(2 * DIMS, 4, 4)
-    found = bound(ORACLE, **copies(X[:1]), path=path, known=known, points=256, decoder=NATS, spacing=FluxSpacing(1.0))
+    found = bound(
+        ORACLE, **copies(X[:1]), path=path, known=known, points=256, decoder=NATS, progress_sampler=FluxProgress(1.0)
+    )
     truth = -ORACLE.conditional_log_prob(X[:1], mask)
     assert torch.allclose(expected(found.total), truth, rtol=1e-3)
     assert (found.dims == (~mask).sum()).all()
@@ -212,7 +222,7 @@ def test_the_conditional_bound_is_the_gaussian_conditional(path, mask):
 def test_the_chain_rule_closes():
     """-log p(known) - log p(unknown | known) = -log p, each by a bound of its own."""
     mask = Half("top")(4, 4)
-    options = {"path": AsyncPatch(), "points": 256, "decoder": NATS, "spacing": FluxSpacing(1.0)}
+    options = {"path": AsyncPatch(), "points": 256, "decoder": NATS, "progress_sampler": FluxProgress(1.0)}
     rest = bound(ORACLE, **copies(X[:1]), known=mask.expand(2 * DIMS, 4, 4), **options)
     whole = bound(ORACLE, **copies(X[:1]), **options)
     # The lower half of every copy is made independent of the upper one: its bound is the marginal's and a constant.
@@ -252,7 +262,9 @@ def test_parts_add_up():
 def test_its_noise_is_told():
     """The standard error of an image's integral, measured over 200 repetitions; that of stratified points is less."""
     x = X[:1].expand(200, -1, -1, -1)
-    found = bound(ORACLE, x, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), spacing=FluxSpacing(1.0))
+    found = bound(
+        ORACLE, x, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), progress_sampler=FluxProgress(1.0)
+    )
     measured = found.diffusion.std().item()
     claimed = found.noise.square().mean().sqrt().item()
     assert 0.7 * claimed < measured < 1.2 * claimed
@@ -260,8 +272,8 @@ def test_its_noise_is_told():
 
 def test_importance_sampling_lowers_the_noise():
     plain, flux = (
-        bound(ORACLE, X, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), spacing=s).noise.mean()
-        for s in (UniformSpacing(), FluxSpacing())
+        bound(ORACLE, X, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), progress_sampler=s).noise.mean()
+        for s in (UniformProgress(), FluxProgress())
     )
     assert flux < 0.3 * plain
 
@@ -275,7 +287,15 @@ def test_an_image_s_bound_depends_on_its_seed_only():
 def test_paths_share_their_noise():
     """With one seed, a path that draws random numbers and one that draws none see the same noise."""
     found = [
-        bound(ORACLE, X[:5], path, points=3, decoder=NATS, generator=per_image(range(5)), spacing=UniformSpacing())
+        bound(
+            ORACLE,
+            X[:5],
+            path,
+            points=3,
+            decoder=NATS,
+            generator=per_image(range(5)),
+            progress_sampler=UniformProgress(),
+        )
         for path in (Synchronous(), AsyncPatch(spread=0.0))
     ]
     assert torch.allclose(found[0].total, found[1].total, rtol=1e-12)
@@ -303,7 +323,7 @@ def test_bits_per_dim_of_fair_coins_is_one():
         def grid(self, size):
             return GRID
 
-        def __call__(self, x_t, t, label=None, *, distinct=None):
+        def __call__(self, x_t, t, label=None, *, unique=None):
             from asyncdiff.shapes import to_pixels
 
             a, s = (to_pixels(k, (4, 4)) for k in (1 - t, t))
@@ -313,7 +333,13 @@ def test_bits_per_dim_of_fair_coins_is_one():
     x = (torch.rand(3000, *SHAPE, generator=seeded(0)) < 0.5).double() * 2 - 1
     for path in (Synchronous(), AsyncPatch(), Ordered(Raster(), 0.5)):
         found = bound(
-            Coins(), x, path, points=64, spacing=FluxSpacing(1.0), decoder=CategoricalDecoder(2), generator=seeded(1)
+            Coins(),
+            x,
+            path,
+            points=64,
+            progress_sampler=FluxProgress(1.0),
+            decoder=CategoricalDecoder(2),
+            generator=seeded(1),
         )
         error = found.rate.std().item() / math.sqrt(len(x))
         assert error < 0.01

@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 
 from asyncdiff.denoising.denoiser import Denoiser, Prediction
-from asyncdiff.noise.levels import LevelDraw
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.weightings import Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.denoising.loss import objective
+from asyncdiff.noise.levels import LevelDraw
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import mean_per_patch
-from asyncdiff.denoising.weightings import Velocity
 
 
 def batch(images: int = 4):
@@ -38,7 +38,7 @@ class Believer:
         self.error = mean_per_patch((eps - x).square(), (4, 4))
         self.factor = factor
 
-    def __call__(self, x_t, t, label=None, *, distinct=None):
+    def __call__(self, x_t, t, label=None, *, unique=None):
         return Prediction(self.process, x_t, t, torch.zeros_like(x_t), (self.factor * self.error).log())
 
     def grid(self, size):
@@ -47,22 +47,22 @@ class Believer:
 
 def test_the_true_error_is_the_least_cost_and_its_value_is_known():
     x, eps, draw = batch()
-    truth = objective(Believer(x, eps, 1.0), x, eps, draw, Velocity())
+    truth = training_loss(Believer(x, eps, 1.0), x, eps, draw, Velocity())
     noisy = draw.t > 0
     expected = 0.5 * (truth.error.log() + 1)
     for i in range(1, 4):
         assert float(truth.uncertainty[i]) == pytest.approx(float(expected[i][noisy[i]].mean()), rel=1e-12)
     assert truth.uncertainty[0] == 0  # nothing to be predicted, nothing to be judged
     for factor in (0.5, 2.0):
-        off = objective(Believer(x, eps, factor), x, eps, draw, Velocity()).uncertainty
+        off = training_loss(Believer(x, eps, factor), x, eps, draw, Velocity()).uncertainty
         cost = 0.5 * (math.log(factor) + 1 / factor - 1)
         assert torch.allclose(off[1:] - truth.uncertainty[1:], torch.full((3,), cost, dtype=torch.float64))
 
 
 def test_the_velocity_learns_nothing_from_it():
     x, eps, draw = batch()
-    network = awaken(dit(uncertainty=True))
-    objective(Denoiser(network, RectifiedFlow()), x, eps, draw, Velocity()).uncertainty.sum().backward()
+    network = randomize_weights(dit(uncertainty=True))
+    training_loss(Denoiser(network, RectifiedFlow()), x, eps, draw, Velocity()).uncertainty.sum().backward()
     assert network.head.weight.grad is None or not network.head.weight.grad.any()
     assert network.uncertainty_head.weight.grad.any()
 
@@ -70,7 +70,7 @@ def test_the_velocity_learns_nothing_from_it():
 def test_a_head_changes_no_velocity_and_starts_at_variance_1():
     x, _, draw = batch()
     plain, headed = dit(), dit(uncertainty=True)
-    missing = headed.load_state_dict(awaken(plain).state_dict(), strict=False).missing_keys
+    missing = headed.load_state_dict(randomize_weights(plain).state_dict(), strict=False).missing_keys
     assert missing == ["uncertainty_head.weight", "uncertainty_head.bias"]
     v, logvar = headed(x, draw.t)
     assert torch.allclose(v, plain(x, draw.t), rtol=0, atol=1e-12)
@@ -80,7 +80,7 @@ def test_a_head_changes_no_velocity_and_starts_at_variance_1():
 def test_on_coarser_level_maps_variances_are_averaged():
     x, _, _ = batch()
     fine, coarse = dit(uncertainty=True), dit(uncertainty=True, level_patch_size=4)
-    coarse.load_state_dict(awaken(fine).state_dict())
+    coarse.load_state_dict(randomize_weights(fine).state_dict())
     t = torch.rand(4, 1, 1, generator=seeded(2), dtype=torch.float64)
     per_token, per_patch = fine(x, t)[1], coarse(x, t)[1]
     mean = per_token.exp().reshape(4, 2, 2, 2, 2).mean(dim=(2, 4))
@@ -90,9 +90,9 @@ def test_on_coarser_level_maps_variances_are_averaged():
 def test_one_level_per_image_is_judged_patch_by_patch():
     x, eps, _ = batch()
     t = torch.rand(4, 1, 1, generator=seeded(2), dtype=torch.float64)
-    network = awaken(dit(uncertainty=True))
-    coarse = objective(Denoiser(network, RectifiedFlow()), x, eps, LevelDraw(t), Velocity())
-    fine = objective(Denoiser(network, RectifiedFlow()), x, eps, LevelDraw(t.expand(4, 4, 4)), Velocity())
+    network = randomize_weights(dit(uncertainty=True))
+    coarse = training_loss(Denoiser(network, RectifiedFlow()), x, eps, LevelDraw(t), Velocity())
+    fine = training_loss(Denoiser(network, RectifiedFlow()), x, eps, LevelDraw(t.expand(4, 4, 4)), Velocity())
     assert coarse.error.shape == (4, 1, 1)
     assert torch.allclose(coarse.uncertainty, fine.uncertainty, rtol=0, atol=1e-12)
 

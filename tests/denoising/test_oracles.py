@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from asyncdiff.denoising.denoiser import Denoise
+from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
@@ -232,7 +232,7 @@ def test_samples_have_the_moments_of_the_mixture():
 
 def test_it_is_a_denoiser_and_knows_its_grid():
     oracle = GaussianOracle(*random_gaussian(16), (2, 4))
-    assert isinstance(oracle, Denoise)
+    assert isinstance(oracle, DenoiserLike)
     assert oracle.grid((8, 8)) == (2, 4)
     with pytest.raises(ValueError, match="must divide the image into equal patches, got grid 2x4 for an image of 4x6"):
         oracle.grid((4, 6))

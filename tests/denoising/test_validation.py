@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from asyncdiff.training.image_mean import ImageMean
-from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors, matched_maps
-from asyncdiff.noise.levels import Shared
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.randomness import per_image, seeded
+from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors, matched_maps
 from asyncdiff.denoising.weightings import Velocity
+from asyncdiff.noise.levels import Shared
+from asyncdiff.randomness import per_image, seeded
+from asyncdiff.training.image_mean import ImageMean
 
 
 def test_constant_and_varied_maps_have_the_same_levels():

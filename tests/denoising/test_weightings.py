@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from asyncdiff.noise.levels import AlongPath, CleanContext, Homogeneous, Independent, Shared
+from asyncdiff.denoising.weightings import ELBO, Epsilon, Sigmoid, Velocity
+from asyncdiff.noise.levels import AlongPath, Homogeneous, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.paths import AsyncPatch, Floored
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
-from asyncdiff.noise.progress import FluxSpacing
-from asyncdiff.denoising.weightings import Elbo, Epsilon, Sigmoid, Velocity
+from asyncdiff.noise.progress import FluxProgress
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
 
@@ -42,13 +42,13 @@ def test_sigmoid_of_the_rectified_flow(bias):
 
 def test_elbo_of_the_rectified_flow():
     slope = torch.rand_like(T)
-    assert torch.allclose(Elbo()(RectifiedFlow(), T, slope), (1 - T) / T * slope)
+    assert torch.allclose(ELBO()(RectifiedFlow(), T, slope), (1 - T) / T * slope)
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 def test_elbo_is_half_the_fall_of_snr_on_the_error_of_x(process):
     weight = -0.5 * process.dsnr(T) * process.sigma(T) ** 2  # x - x_hat = -sigma (v - v_hat)
-    assert torch.allclose(Elbo()(process, T, torch.ones_like(T)), weight, rtol=1e-9)
+    assert torch.allclose(ELBO()(process, T, torch.ones_like(T)), weight, rtol=1e-9)
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
@@ -69,21 +69,21 @@ def test_velocity_is_one():
 
 @pytest.mark.parametrize("levels", [Shared(), Independent()])
 def test_elbo_refuses_levels_without_slopes_and_names_both(levels):
-    with pytest.raises(ValueError, match=rf"Elbo .* {type(levels).__name__} follows no path"):
-        Elbo().check(levels)
+    with pytest.raises(ValueError, match=rf"ELBO .* {type(levels).__name__} follows no path"):
+        ELBO().check(levels)
 
 
 def test_elbo_refuses_levels_down_to_zero():
-    with pytest.raises(ValueError, match="Elbo is infinite at t = 0.*Floored"):
-        Elbo().check(AlongPath(AsyncPatch()))
-    Elbo().check(AlongPath(Floored(AsyncPatch(), t_min=1e-3)))
+    with pytest.raises(ValueError, match="ELBO is infinite at t = 0.*Floored"):
+        ELBO().check(AlongPath(AsyncPatch()))
+    ELBO().check(AlongPath(Floored(AsyncPatch(), t_min=1e-3)))
 
 
 @pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(), Epsilon()], ids=lambda w: type(w).__name__)
 def test_the_spacing_of_elbo_is_refused_by_the_others(weighting):
     """It draws few levels where their weight is not small: losses would be noisier, not less."""
-    levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxSpacing())
-    Elbo().check(levels)
-    for sampler in (levels, CleanContext(levels), Homogeneous(levels)):
-        with pytest.raises(ValueError, match="spacing FluxSpacing draws s for the weight of Elbo"):
+    levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())
+    ELBO().check(levels)
+    for sampler in (levels, WithCleanPatches(levels), Homogeneous(levels)):
+        with pytest.raises(ValueError, match="spacing FluxProgress draws s for the weight of ELBO"):
             weighting.check(sampler)

@@ -102,11 +102,13 @@ def test_a_block_that_is_only_checked_is_checked():
     def block(text, language="python"):
         return Block(ROOT / "README.md", 1, language, "", ("Sampler",), text)
 
-    assert follow_python(block("from asyncdiff.sampling.samplers import Sampler\nSampler(steps=nowhere)"), {}) == "checked"
+    assert (
+        follow_python(block("from asyncdiff.sampling.samplers import Sampler\nSampler(steps=nowhere)"), {}) == "checked"
+    )
     with pytest.raises(TypeError, match="stepz"):
         follow_python(block("from asyncdiff.sampling.samplers import Sampler\nSampler(stepz=3)"), {})
     with pytest.raises(AttributeError, match="Smpler"):
         follow_python(block("from asyncdiff.sampling.samplers import Smpler"), {})
-    check_yaml(block("{class_path: asyncdiff.sampling.samplers.Sampler, init_args: {steps: 3}}", "yaml"))
+    check_yaml(block("{class_path: asyncdiff.sampling.Sampler, init_args: {steps: 3}}", "yaml"))
     with pytest.raises(AssertionError, match="stepz"):
-        check_yaml(block("{class_path: asyncdiff.sampling.samplers.Sampler, init_args: {stepz: 3}}", "yaml"))
+        check_yaml(block("{class_path: asyncdiff.sampling.Sampler, init_args: {stepz: 3}}", "yaml"))

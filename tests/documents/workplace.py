@@ -9,8 +9,8 @@ import yaml
 from blocks import ROOT
 from PIL import Image
 
-from asyncdiff.cli import train as cli
 from asyncdiff import AsyncDiffusion
+from asyncdiff.cli import train as cli
 
 # What every fit is made small by; what is last on a command line counts.
 SMALLER = ["--config", str(Path(__file__).with_name("smaller.yaml"))]
@@ -45,7 +45,7 @@ def furnish(folder: Path, runs: Path) -> None:
         Image.fromarray(np.arange(40 * 36, dtype=np.uint8).reshape(36, 40) // 128 * 255).save(file)
     for name in ("EXPERIMENT", "EXPERIMENT.yaml", "FILE"):
         (folder / name).symlink_to(ROOT / "experiments" / "digits_dit_async.yaml")
-    (folder / "paths.yaml").write_text("straight: {class_path: asyncdiff.noise.paths.Synchronous}")
+    (folder / "paths.yaml").write_text("straight: {class_path: asyncdiff.noise.Synchronous}")
     identity = {"class_path": "asyncdiff.latents.Identity", "init_args": {"channels": 1}}
     (folder / "CODEC.yaml").write_text(yaml.safe_dump(identity))
 

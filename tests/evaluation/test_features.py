@@ -178,7 +178,7 @@ def test_inception_names_the_package_it_needs(monkeypatch):
 def test_inception_from_a_local_file(tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.clean_patches() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         reference = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"])

@@ -4,13 +4,13 @@ from torch import nn
 
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.evaluation import FrechetDistance, as_features
-from asyncdiff.evaluation.inpainting_benchmark import Counted, HeldOut, InpaintingBench, Inpaintings, shares
-from asyncdiff.sampling.guidance import ClassifierFree
+from asyncdiff.evaluation.inpainting_benchmark import Counted, HeldOut, InpaintingBenchmark, InpaintingResults, shares
 from asyncdiff.noise.masks import MASKS, Extreme, Half, Lines, Thin
 from asyncdiff.noise.processes import RectifiedFlow
+from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
-from asyncdiff.sampling.solvers import Ddim, Heun
+from asyncdiff.sampling.solvers import DDIM, Heun
 
 pytestmark = pytest.mark.filterwarnings("ignore:the Fréchet distance of 6 fake images")
 THIN = ("thin", Thin())
@@ -52,11 +52,11 @@ def given() -> HeldOut:
     return HeldOut(images, [0, 3, 4, 7, 9, 12], torch.arange(6))
 
 
-def bench(**options) -> InpaintingBench:
+def bench(**options) -> InpaintingBenchmark:
     metric = FrechetDistance(as_features(nn.Flatten(), name="pixels", dim=64))
     generator = torch.Generator().manual_seed(1)
     metric.update(torch.rand(200, 1, 8, 8, generator=generator) * 2 - 1, real=True)
-    return InpaintingBench(**{"lpips": SquaredError(), "frechet": metric, "batch_size": 4, **options})
+    return InpaintingBenchmark(**{"lpips": SquaredError(), "frechet": metric, "batch_size": 4, **options})
 
 
 def test_counting_changes_no_prediction(denoiser, given):
@@ -109,7 +109,7 @@ def test_the_truth_is_perfect_and_lies_at_the_floor(denoiser, given):
 def test_error_and_diversity_are_those_of_the_noise(denoiser):
     """Noise of variance s^2 on a share u of the pixels: s^2 u from the truth, 2 s^2 u between results."""
     given = HeldOut(torch.zeros(20, 3, 32, 32), range(20))
-    found = InpaintingBench(SquaredError(), rounds=3, batch_size=8).completion(
+    found = InpaintingBenchmark(SquaredError(), rounds=3, batch_size=8).completion(
         denoiser, given, THIN, ("noise", Filled(0.5))
     )
     unknown = (~given.masks(THIN[1])).double().mean((1, 2))
@@ -126,12 +126,12 @@ def test_known_values_that_change_are_an_error(denoiser, given):
 
 @pytest.mark.parametrize("mask", ["thin", "wide", "lines", "super_resolution"])
 def test_results_depend_on_the_place_in_the_split_alone(denoiser, given, mask):
-    sampler = ("s", Sampler(solver=Ddim(1.0), steps=3))
+    sampler = ("s", Sampler(solver=DDIM(1.0), steps=3))
     cards = [bench(batch_size=n).completion(denoiser, given, (mask, MASKS[mask]), sampler) for n in (6, 4)]
     torch.testing.assert_close(cards[0].lpips, cards[1].lpips, rtol=1e-4, atol=1e-6)
     assert cards[0].frechet == pytest.approx(cards[1].frechet, rel=1e-4)
     alone = HeldOut(given.images[2:3], given.indices[2:3], given.labels[2:3])
-    lone = InpaintingBench(SquaredError()).completion(denoiser, alone, (mask, MASKS[mask]), sampler)
+    lone = InpaintingBenchmark(SquaredError()).completion(denoiser, alone, (mask, MASKS[mask]), sampler)
     torch.testing.assert_close(lone.lpips, cards[0].lpips[2:3], rtol=1e-4, atol=1e-6)
     other = bench(seed=1).completion(denoiser, given, (mask, MASKS[mask]), sampler)
     assert (other.lpips != cards[0].lpips).all()
@@ -166,12 +166,12 @@ def test_shares_of_a_mask():
 def test_a_table_has_the_columns_that_were_measured(denoiser, given):
     row = bench().completion(denoiser, given, HALF, ("s", Sampler(steps=2)))
     part = {"half": shares(given.masks(HALF[1]), (4, 4))}
-    full = Inpaintings([row], part, 6, 1, 3.0, "lpips_alex", "pixels", 64, 200).table()
+    full = InpaintingResults([row], part, 6, 1, 3.0, "lpips_alex", "pixels", 64, 200).table()
     head = "| mask | unknown | sampler | Fréchet, pixels | lpips_alex to the truth | evaluations | patches | seconds |"
     assert full.startswith(head)
     assert f"| half | 50 % | s | {row.frechet[0]:.2f} | {row.lpips.mean():.4f} ± " in full
     assert "the 6 true images lie at 3.00" in full
     assert "no more images than dimensions: biased upwards" in full
-    bare = Inpaintings([row], part, 6, 1).table()
+    bare = InpaintingResults([row], part, 6, 1).table()
     assert bare.startswith("| mask | unknown | sampler | evaluations | patches | seconds |")
     assert "Fréchet" not in bare

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from asyncdiff.noise.clean_patches import Boxes
+from asyncdiff.evaluation.figures.level_densities import exact_density
+from asyncdiff.noise.clean_patches import RandomBoxes
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
 from asyncdiff.noise.levels import (
     AlongPath,
-    CleanContext,
     Gaussian,
     Homogeneous,
     Independent,
@@ -15,12 +15,12 @@ from asyncdiff.noise.levels import (
     Perlin,
     Shared,
     SumBeta,
+    WithCleanPatches,
 )
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous
-from asyncdiff.evaluation.figures.level_densities import exact_density
+from asyncdiff.noise.progress import FluxProgress
 from asyncdiff.randomness import seeded
-from asyncdiff.noise.progress import FluxSpacing
 
 KNOWN = {
     "shared": Shared(),
@@ -60,9 +60,9 @@ def test_densities_are_those_of_the_draws(sampler):
     [
         SumBeta(),
         Gaussian(),
-        CleanContext(AlongPath(), context=Boxes()),
+        WithCleanPatches(AlongPath(), clean_patches=RandomBoxes()),
         AlongPath(Ordered(Raster())),
-        AlongPath(Floored(AsyncPatch()), FluxSpacing()),
+        AlongPath(Floored(AsyncPatch()), FluxProgress()),
         Homogeneous(SumBeta()),
         Homogeneous(AlongPath(Floored(AsyncPatch()))),
     ],

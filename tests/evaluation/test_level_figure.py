@@ -9,12 +9,12 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from asyncdiff.noise.levels import AlongPath, CleanContext, Independent, Shared
+from asyncdiff.evaluation.figures.level_figure import coloured, joint_shares, level_figure
+from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.evaluation.figures.style import GIVEN, percent, pixels, save
+from asyncdiff.noise.levels import AlongPath, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Ordered
-from asyncdiff.evaluation.figures.level_figure import coloured, joint_shares, level_figure
-from asyncdiff.evaluation.figures.style import GIVEN, percent, pixels, save
-from asyncdiff.evaluation.figures.level_statistics import survey
 
 
 def few(name="a", sampler=None, grid=(4, 4)):
@@ -51,15 +51,15 @@ def test_exact_zeros_and_ones_are_told_in_words():
     assert any(text.endswith("% at 0") for text in shown)
     assert any(text.endswith("% at 1") for text in shown)
     assert not any("given clean" in text for text in shown)
-    context = few(sampler=CleanContext(AlongPath(), 1.0))
-    shown = texts(level_figure([context]))
-    assert f"({percent(float(context.known.float().mean()))} given clean)" in shown
-    assert "no path of its own" in texts(level_figure([context, few()]))
-    assert {"a", "what it is", "4×4", f"{float(context.spreads.mean()):.2f}"} <= shown
+    clean_patches = few(sampler=WithCleanPatches(AlongPath(), 1.0))
+    shown = texts(level_figure([clean_patches]))
+    assert f"({percent(float(clean_patches.known.float().mean()))} given clean)" in shown
+    assert "no path of its own" in texts(level_figure([clean_patches, few()]))
+    assert {"a", "what it is", "4×4", f"{float(clean_patches.spreads.mean()):.2f}"} <= shown
 
 
 def test_the_density_is_drawn_where_it_is_exact():
-    figure = level_figure([few(), few(sampler=CleanContext(AlongPath()))])
+    figure = level_figure([few(), few(sampler=WithCleanPatches(AlongPath()))])
     assert [len(axes.lines) for axes in histograms(figure)] == [1, 0]
 
 
@@ -72,7 +72,7 @@ def test_the_bars_are_a_density():
 
 
 def test_every_image_is_in_the_joint_histogram():
-    for sampler in (Shared(), AlongPath(), CleanContext(AlongPath()), AlongPath(Ordered(Raster()))):
+    for sampler in (Shared(), AlongPath(), WithCleanPatches(AlongPath()), AlongPath(Ordered(Raster()))):
         assert joint_shares(few(sampler=sampler)).sum().item() == pytest.approx(1)
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from asyncdiff.noise.levels import AlongPath, CleanContext, Independent, Shared
-from asyncdiff.noise.orders import Given
-from asyncdiff.noise.paths import AsyncPatch, Ordered
 from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.noise.levels import AlongPath, Independent, Shared, WithCleanPatches
+from asyncdiff.noise.orders import CustomOrder
+from asyncdiff.noise.paths import AsyncPatch, Ordered
 from asyncdiff.randomness import seeded
 
 
@@ -47,7 +47,7 @@ def test_curves_go_from_noise_to_clean():
 
 
 def test_given_patches_are_kept_apart():
-    seen = survey("a", CleanContext(AlongPath(), 1.0), (8, 8), images=64)
+    seen = survey("a", WithCleanPatches(AlongPath(), 1.0), (8, 8), images=64)
     assert 0.2 < seen.known.float().mean() < 0.9
     assert (seen.t[seen.known] == 0).all()
     assert seen.path is None
@@ -57,6 +57,6 @@ def test_given_patches_are_kept_apart():
 
 def test_a_sampler_that_does_not_go_with_the_grid_is_refused():
     with pytest.raises(ValueError, match="level map of 4x4 patches into equal blocks, got 1x3"):
-        survey("a", AlongPath(Ordered(Given([[0, 1, 2]]))), (4, 4))
+        survey("a", AlongPath(Ordered(CustomOrder([[0, 1, 2]]))), (4, 4))
     with pytest.raises(ValueError, match="images must be at least 1"):
         survey("a", AlongPath(), (4, 4), images=0)

@@ -12,7 +12,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.features.lpips import NETS, BackboneFeatures, Lpips, enlargement
+from asyncdiff.evaluation.features.lpips import LPIPS, NETS, BackboneFeatures, enlargement
 
 # Real weights: alexnet_features_torchvision.safetensors, squeezenet1_1_torchvision.safetensors, and lpips_check/*.png
 # of the LPIPS repository.
@@ -42,8 +42,8 @@ def files(tmp_path_factory) -> dict[str, tuple[Path, str]]:
     return found
 
 
-def lpips(files, net: str) -> Lpips:
-    return Lpips(net, str(files[net][0]), files[net][1])
+def lpips(files, net: str) -> LPIPS:
+    return LPIPS(net, str(files[net][0]), files[net][1])
 
 
 def pictures(n: int = 2, size: int = 64, channels: int = 3, seed: int = 0) -> torch.Tensor:
@@ -142,20 +142,20 @@ def test_building_leaves_the_global_random_state_alone_and_nothing_to_train(file
 def test_another_file_is_refused_unless_its_hash_is_told(files, net, tmp_path):
     file, sha256 = files[net]
     with pytest.raises(ValueError, match="must have the SHA-256"):
-        Lpips(net, str(file))
+        LPIPS(net, str(file))
     copy = tmp_path / "copy.safetensors"
     save_file(torch.load(file, weights_only=True), copy)
     with pytest.raises(ValueError, match=f"published tensors of {NETS[net].name}, got others"):
-        Lpips(net, str(copy))
+        LPIPS(net, str(copy))
     with pytest.raises(ValueError, match=f"must have the SHA-256 {sha256}, got"):
-        Lpips(net, str(copy), sha256)
-    trusted = Lpips(net, str(copy), hashlib.sha256(copy.read_bytes()).hexdigest()[:8])
+        LPIPS(net, str(copy), sha256)
+    trusted = LPIPS(net, str(copy), hashlib.sha256(copy.read_bytes()).hexdigest()[:8])
     assert torch.equal(trusted.backbone.layers[0].weight, lpips(files, net).backbone.layers[0].weight)
 
 
 def test_the_other_network_is_refused(files):
     with pytest.raises(ValueError, match="torchvision's squeezenet, got other tensors"):
-        Lpips("squeeze", str(files["alex"][0]), files["alex"][1])
+        LPIPS("squeeze", str(files["alex"][0]), files["alex"][1])
 
 
 @nets
@@ -167,7 +167,7 @@ def test_without_file_or_network_it_says_which_file_goes_where(net, tmp_path, mo
     monkeypatch.setattr("torch.hub._hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
     with pytest.raises(FileNotFoundError) as error:
-        Lpips(net)
+        LPIPS(net)
     assert NETS[net].url.rsplit("/", 1)[1] in str(error.value)
     assert str(tmp_path / "hub" / "checkpoints") in str(error.value)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: download https://download\.pytorch\.org"):
@@ -190,6 +190,6 @@ def test_published_values(net, expected):
         pixels = np.array(Image.open(WEIGHTS / "lpips_check" / f"{name}.png").convert("RGB"))
         return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
-    distance = Lpips(net, str(FILES[net]))
+    distance = LPIPS(net, str(FILES[net]))
     found = [distance(picture("ex_ref"), picture(name)).item() for name in ("ex_p0", "ex_p1")]
     assert found == pytest.approx(expected, abs=5e-5)

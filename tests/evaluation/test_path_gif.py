@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.evaluation.figures.path_gif import (
+    BAR_WIDTH,
+    CURVES,
+    FILLED,
+    LIMIT,
+    MARGIN,
+    SIDE,
+    save_gif,
+    viewer_frames,
+)
 from asyncdiff.noise.levels import AlongPath
 from asyncdiff.noise.paths import AsyncPatch, Synchronous
-from asyncdiff.evaluation.figures.path_gif import BAR_WIDTH, CURVES, FILLED, LIMIT, MARGIN, SIDE, save_gif, viewer_frames
-from asyncdiff.evaluation.figures.level_statistics import survey
 
 
 def walk(path, grid, frames=60):

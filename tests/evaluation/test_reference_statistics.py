@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from asyncdiff.evaluation.reference_statistics import Reference, check, load, place, save
 from asyncdiff.evaluation.kid_and_is import gaussian_of
+from asyncdiff.evaluation.reference_statistics import Reference, check, load, place, save
 
 STAMP = {"features": {"name": "pixels", "dim": 4, "weights": "abc"}, "images": {"split": "train", "count": 50}}
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from asyncdiff.evaluation import TrainedClassifier, as_features
-from asyncdiff.evaluation.result_card import card_of, differences, read_card, software, told, value_at
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
+from asyncdiff.evaluation.result_card import card_of, differences, read_card, software, told, value_at
 
 STAMP = {"a": 1, "sampler": {"class": "Sampler", "steps": 50}, "seeds": [0, 9], "gone": None}
 
@@ -58,7 +58,7 @@ def test_stamps_of_features_change_with_their_weights():
     before = classifier.stamp()
     assert before == classifier.stamp()
     assert (before["class"], before["name"], before["dim"]) == (
-        "asyncdiff.evaluation.features.base.TrainedClassifier",
+        "asyncdiff.evaluation.TrainedClassifier",
         "classifier",
         16,
     )

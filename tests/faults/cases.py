@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from asyncdiff.checkpoints import object_config
-from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.external_checkpoints import read_tensors
 from asyncdiff.evaluation import references
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import card_of, read_card
+from asyncdiff.latents.cache.write_shard import write_shard
 from datamodules import Arrays, EdmZip, LatentCache, Lsun
 from datamodules.images.image_files import ImageFiles
 from datamodules.index_cache import cache_folder, cached_arrays
 from datamodules.storage import npz_batches
 from datamodules.storage.imagenet_tars import TarImages, tar_index
-from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, sha256_of, shard_name, write_shard
+from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, sha256_of, shard_name
 
 SIZE = 8
 HOW: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
@@ -207,7 +207,8 @@ def _read_weights(folder: Path) -> Any:
 
 def _make_checkpoint(folder: Path) -> None:
     torch.save(
-        {"recipe": {"class_path": "asyncdiff.training.module.AsyncDiffusion"}, "state_dict": WEIGHTS}, folder / "last.ckpt"
+        {"recipe": {"class_path": "asyncdiff.AsyncDiffusion"}, "state_dict": WEIGHTS},
+        folder / "last.ckpt",
     )
 
 
@@ -240,8 +241,8 @@ def _make_card(folder: Path) -> None:
 
 
 def _make_experiment(folder: Path) -> None:
-    path = {"class_path": "asyncdiff.noise.paths.AsyncPatch", "init_args": {"spread": 0.5}}
-    levels = {"class_path": "asyncdiff.noise.levels.AlongPath", "init_args": {"path": path}}
+    path = {"class_path": "asyncdiff.noise.AsyncPatch", "init_args": {"spread": 0.5}}
+    levels = {"class_path": "asyncdiff.noise.AlongPath", "init_args": {"path": path}}
     (folder / "levels.yaml").write_text(json.dumps({"model": {"levels": levels}}, indent=1))
 
 

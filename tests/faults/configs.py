@@ -105,7 +105,7 @@ def trees() -> dict[str, Any]:
     return {name: tree for name, tree in found.items() if {"data", "model", "trainer"} <= tree.keys()}
 
 
-def distinct(accept: Callable[[Place, Any], bool], names: str = "") -> list[tuple[str, Any, Place]]:
+def unique(accept: Callable[[Place, Any], bool], names: str = "") -> list[tuple[str, Any, Place]]:
     """Every place of the experiments once, as long as its keys and what it belongs to are not those of another."""
     found: dict[Any, tuple[str, Any, Place]] = {}
     for name, tree in trees().items():
@@ -127,7 +127,7 @@ def told(name: str, place: Place) -> str:
 
 def misspelt_keys(choose: random.Random) -> Iterator[Mistake]:
     """Every key of the experiments misspelt once."""
-    for name, tree, place in distinct(lambda place, value: isinstance(place[-1], str)):
+    for name, tree, place in unique(lambda place, value: isinstance(place[-1], str)):
         new = misspelt(place[-1], choose)
         if new not in at(tree, place[:-1]):
             yield Mistake("misspelt key", f"{told(name, place)} -> {new}", dumped(renamed(tree, place, new)))
@@ -135,7 +135,7 @@ def misspelt_keys(choose: random.Random) -> Iterator[Mistake]:
 
 def misspelt_classes(choose: random.Random) -> Iterator[Mistake]:
     """Every class of the experiments misspelt once."""
-    for name, tree, place in distinct(lambda place, value: place[-1] == "class_path"):
+    for name, tree, place in unique(lambda place, value: place[-1] == "class_path"):
         path = at(tree, place)
         new = misspelt(path, choose)
         yield Mistake("unknown class", f"{told(name, place)} -> {new}", dumped(changed(tree, place, new)))
@@ -143,7 +143,7 @@ def misspelt_classes(choose: random.Random) -> Iterator[Mistake]:
 
 def wrong_types(choose: random.Random) -> Iterator[Mistake]:
     """Values of another type."""
-    for name, tree, place in distinct(lambda place, value: type(value) in WRONG and place[-1] != "class_path"):
+    for name, tree, place in unique(lambda place, value: type(value) in WRONG and place[-1] != "class_path"):
         value = at(tree, place)
         if isinstance(value, str) and "${" in value:
             continue
@@ -156,7 +156,7 @@ def wrong_types(choose: random.Random) -> Iterator[Mistake]:
 
 def out_of_range(choose: random.Random) -> Iterator[Mistake]:
     """Numbers that nothing can mean: not a number, infinite, or negative where that has no meaning."""
-    for name, tree, place in distinct(lambda place, value: type(value) in (int, float), "digits"):
+    for name, tree, place in unique(lambda place, value: type(value) in (int, float), "digits"):
         values = [float("nan"), float("-inf"), *([] if place[-1] in UNBOUNDED else [float("inf")])]
         values += [] if place[-1] in SIGNED else [-3] if isinstance(at(tree, place), int) else [-3.5]
         new = choose.choice(values)

@@ -25,9 +25,9 @@ seed_everything: 0
 data: {class_path: datamodules.Digits, init_args: {batch_size: 48, eval_batch_size: 180, workers: 0}}
 model:
   network:
-    class_path: asyncdiff.networks.dit.DiT
+    class_path: asyncdiff.networks.DiT
     init_args: {channels: 1, patch_size: 2, dim: 32, depth: 2, heads: 2, classes: 10, dropout: 0.1}
-  levels: {class_path: asyncdiff.noise.levels.AlongPath, init_args: {path: {class_path: asyncdiff.noise.paths.AsyncPatch}}}
+  levels: {class_path: asyncdiff.noise.AlongPath, init_args: {path: {class_path: asyncdiff.noise.AsyncPatch}}}
   image_size: 8
   warmup_steps: 20
 trainer:
@@ -44,9 +44,9 @@ trainer:
     class_path: lightning.pytorch.loggers.TensorBoardLogger
     init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}
   callbacks:
-    - {class_path: asyncdiff.callbacks.Ema, init_args: {decay: 0.99}}
+    - {class_path: asyncdiff.callbacks.EMA, init_args: {decay: 0.99}}
     - {class_path: asyncdiff.callbacks.SampleGrid, init_args: {count: 4, columns: 2, every_n_steps: 12}}
-    - {class_path: asyncdiff.callbacks.LevelLoss}
+    - {class_path: asyncdiff.callbacks.LossByLevel}
     - {class_path: lightning.pytorch.callbacks.LearningRateMonitor}
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: 6,
@@ -55,7 +55,7 @@ trainer:
 ABLATION = """
 base: [experiment.yaml]
 seeds: [0]
-axes: {levels: {shared: {model.levels.init_args.path: {class_path: asyncdiff.noise.paths.Synchronous}}, async: null}}
+axes: {levels: {shared: {model.levels.init_args.path: {class_path: asyncdiff.noise.Synchronous}}, async: null}}
 set: {trainer.max_steps: 30}
 metrics: {train/loss: {goal: min, label: loss}}
 """

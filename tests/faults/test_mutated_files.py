@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
-from damages import ALL
+from cases import SUBJECTS, Subject
+from corruptions import ALL
 from faults.campaign import Campaign
-from subjects import SUBJECTS, Subject
 
 from asyncdiff.cli.errors import users_error
 

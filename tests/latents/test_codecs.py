@@ -12,16 +12,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from asyncdiff.cli import train as cli
 from asyncdiff.checkpoints import object_config
+from asyncdiff.cli import train as cli
+from asyncdiff.cli.commands.options import command_parser
 from asyncdiff.cli.errors.user_errors import users_error
 from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoders, check_same
-from asyncdiff.latents.taesd import decoder_of, encoder_of
-from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks.dit import DiT
+from asyncdiff.training.module import AsyncDiffusion
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 PHOTOGRAPHS = SHARED / "imagenet_sample" / "train"
 
@@ -34,14 +33,6 @@ def images():
 @pytest.fixture
 def tiny(tmp_path):
     return tiny_files(tmp_path)
-
-
-def tiny_files(folder, channels=4, pooled=False):
-    """A random tiny autoencoder of width 16 in two files."""
-    torch.manual_seed(0)
-    for name, make in (("encoder", encoder_of), ("decoder", decoder_of)):
-        save_file(make(3, channels, 16, pooled=pooled).state_dict(), folder / f"{name}.safetensors")
-    return TinyAutoencoder(str(folder / "encoder.safetensors"), str(folder / "decoder.safetensors"))
 
 
 def saved(folder, kind, **config):
@@ -164,7 +155,7 @@ def test_identity_is_exact(images):
     codec = Identity()
     assert torch.equal(codec.decode(codec.encode(images)), images)
     assert codec.identity() == {
-        "class": "asyncdiff.latents.codec.Identity",
+        "class": "asyncdiff.latents.Identity",
         "weights": None,
         "channels": 3,
         "factor": 1,
@@ -275,7 +266,7 @@ def test_a_model_has_no_weights_of_its_codec(tiny, images, tmp_path):
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     described = checkpoint["recipe"]["init_args"]["codec"]
-    assert described["class_path"] == "asyncdiff.latents.taesd.TinyAutoencoder"
+    assert described["class_path"] == "asyncdiff.latents.TinyAutoencoder"
     assert described["init_args"]["encoder"] == tiny.encoder
     torch.save(checkpoint, tmp_path / "a.ckpt")
     loaded = AsyncDiffusion.load_from_checkpoint(tmp_path / "a.ckpt")

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from asyncdiff.latents.cache import Settings, cache, verify
 from asyncdiff.latents import Codec, Identity, Moments
+from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules import Digits, ImageFolder
 from datamodules.storage.latent_shards import MANIFEST, DamagedError, read_header
 

@@ -6,27 +6,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import awaken
+from latent_models import Means, data_of, model_of, tiny_files
 from lightning.pytorch import Trainer
 from PIL import Image
-from test_codecs import tiny_files
 
-from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.callbacks import DenoisingStrip, Frechet, Inpainting, SampleGrid
-from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
+from asyncdiff.callbacks import InpaintingGrid, SampleGrid
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBench
+from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBenchmark
+from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
 from asyncdiff.noise.masks import Half
-from asyncdiff.networks.dit import DiT
-from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
-from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
-from asyncdiff.tasks.pixel_space import filled, patch_of, pictures, window_of
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
-from datamodules import Arrays
+from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
+from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
+from asyncdiff.tasks.pixel_space import filled, patch_of, pictures, window_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Cells(Codec):
@@ -46,13 +41,6 @@ class Cells(Codec):
 
     def weights(self):
         return None
-
-
-def model_of(codec, channels, size, **network):
-    torch.manual_seed(0)
-    network = awaken(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2, **network))
-    sampler = Sampler(solver=Ddim(0.25), steps=3)
-    return AsyncDiffusion(network, sampler=sampler, codec=codec, image_size=size, warmup_steps=1).eval()
 
 
 @pytest.fixture
@@ -220,53 +208,8 @@ def test_states_are_decoded_when_they_are_looked_at(model):
 # A run on latents
 
 
-class Means(torch.nn.Module):
-    dim = 3
-
-    def forward(self, images):
-        assert images.shape[1:] == (3, 32, 32)
-        return images.mean((2, 3))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run on latents of a tiny autoencoder, with all its pictures; its trainer and its folder."""
-    folder = tmp_path_factory.mktemp("latents")
-    codec = tiny_files(folder)
-    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    np.save(folder / "train.npy", codec.encode(images).numpy()[:16])
-    np.save(folder / "val.npy", codec.encode(images).numpy()[16:])
-    callbacks = [
-        SampleGrid(count=4, columns=2),
-        Inpainting(Half(), count=2, columns=1),
-        DenoisingStrip(count=1, frames=3),
-        Frechet(Means(), mask=Half(), count=8, batch_size=4),
-    ]
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(model_of(codec, 4, 4), datamodule=data_of(folder, codec))
-    (folder / "checkpoints").mkdir()
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    return trainer, folder
-
-
-def data_of(folder, codec):
-    data = Arrays(str(folder), size=4, channels=4, batch_size=8)
-    data.codec = codec.identity()
-    return data
-
-
-def test_pictures_of_a_run_are_of_pixels(run):
-    trainer, folder = run
+def test_pictures_of_a_run_are_of_pixels(latent_run):
+    trainer, folder = latent_run
     sizes = {
         name: Image.open(folder / "images" / f"{name}.png").size for name in ("samples", "inpainting", "denoising")
     }
@@ -278,16 +221,16 @@ def test_pictures_of_a_run_are_of_pixels(run):
     assert torch.equal(grid[:, 2:66:2, 2:66:2], (drawn[0] * 0.5 + 0.5).clamp(0, 1))
 
 
-def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(run):
-    trainer, _ = run
-    figure = Inpainting(Half(), count=2, columns=1).draw(trainer, trainer.lightning_module)
+def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(latent_run):
+    trainer, _ = latent_run
+    figure = InpaintingGrid(Half(), count=2, columns=1).draw(trainer, trainer.lightning_module)
     given, truth = figure[:, 2:66, 2:66], figure[:, 2:66, 134:198]
     assert torch.equal(given[..., :32], truth[..., :32])
     assert given[..., 32:].flatten(1).unique(dim=1).shape[1] == 1
 
 
-def test_distances_are_to_reconstructions(run):
-    trainer, folder = run
+def test_distances_are_to_reconstructions(latent_run):
+    trainer, folder = latent_run
     results = trainer.callbacks[3].results
     assert set(results) == {"frechet/means", "frechet/means_real", "frechet/means_inpainted"}
     metric, decode = FrechetDistance(Means()), trainer.lightning_module.decode
@@ -303,8 +246,8 @@ def test_distances_are_to_reconstructions(run):
         (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be a file of weights, got gone"),
     ],
 )
-def test_another_codec_than_the_data_s_is_refused_at_the_start(run, codec, message):
-    trainer, folder = run
+def test_another_codec_than_the_data_s_is_refused_at_the_start(latent_run, codec, message):
+    trainer, folder = latent_run
     given = trainer.lightning_module.codec
     other = model_of(codec(given), 4, 4)
     again = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
@@ -312,8 +255,8 @@ def test_another_codec_than_the_data_s_is_refused_at_the_start(run, codec, messa
         again.fit(other, datamodule=data_of(folder, given))
 
 
-def test_training_without_a_codec_needs_none(run):
-    trainer, folder = run
+def test_training_without_a_codec_needs_none(latent_run):
+    trainer, folder = latent_run
     data = data_of(folder, trainer.lightning_module.codec)
     again = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     plain = model_of(None, 4, 4)
@@ -333,7 +276,7 @@ class Difference(torch.nn.Module):
 def test_the_bench_compares_decoded_images(model):
     latents = torch.randn(3, 48, 8, 8, generator=torch.Generator().manual_seed(0))
     given, sampler = HeldOut(latents, [0, 1, 2]), Sampler(steps=2)
-    bench = InpaintingBench(lpips=Difference(), decode=model.decode)
+    bench = InpaintingBenchmark(lpips=Difference(), decode=model.decode)
     found = bench.completion(model.denoiser, given, ("half", Half()), ("own", sampler))
     drawn = bench.completed(model.denoiser, given, given.masks(Half()), sampler)
     assert torch.equal(drawn[..., :4], latents[..., :4])
@@ -344,8 +287,8 @@ def test_the_bench_compares_decoded_images(model):
 # Commands
 
 
-def test_commands_draw_through_the_codec(run, tmp_path, capsys):
-    _, folder = run
+def test_commands_draw_through_the_codec(latent_run, tmp_path, capsys):
+    _, folder = latent_run
     photo = saved(tmp_path / "photo.png", 50, 40)
     main(["inpaint", str(folder), "--image", photo, "--mask", "half", "--fit", "keep", "--gif", "--output", "drawn"])
     drawn, truth = read_photo(Path("drawn/photo_seed0.png"), 3), read_photo(Path(photo), 3)
@@ -354,8 +297,8 @@ def test_commands_draw_through_the_codec(run, tmp_path, capsys):
     assert "movie: drawn/walk.gif" in capsys.readouterr().out
 
 
-def test_a_codec_that_moved_is_named_on_the_command_line(run, tmp_path, capfd, monkeypatch):
-    _, folder = run
+def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, capfd, monkeypatch):
+    _, folder = latent_run
     for name in ("encoder", "decoder"):
         (folder / f"{name}.safetensors").rename(tmp_path / f"{name}.safetensors")
     words = ["sample", str(folder), "--seeds", "0", "--output", "drawn"]

@@ -5,7 +5,7 @@ import json
 import sys
 
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from asyncdiff.denoising.denoiser import Denoiser
@@ -13,7 +13,7 @@ from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
 
 OPTIONS = json.loads(sys.argv[1])
 BACKEND = sys.argv[2]
@@ -22,19 +22,19 @@ LABEL = torch.arange(6)
 
 def network() -> DiT:
     torch.manual_seed(0)
-    return awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **OPTIONS))
+    return randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **OPTIONS))
 
 
-def draw(count: int) -> Distinct:
+def draw(count: int) -> UniqueLevels:
     index = torch.randint(count, (6, 4, 4), generator=torch.Generator().manual_seed(count))
-    return Distinct(torch.arange(count) / max(count - 1, 1), index)
+    return UniqueLevels(torch.arange(count) / max(count - 1, 1), index)
 
 
 def step(net: DiT, count: int) -> list[torch.Tensor]:
     """The output and all gradients, with `count` distinct levels."""
     net.zero_grad()
     x, levels = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1)), draw(count)
-    v = net(x, levels.values[levels.index], LABEL, distinct=levels)
+    v = net(x, levels.values[levels.index], LABEL, unique=levels)
     v.square().mean().backward()
     return [v.detach(), *(p.grad.clone() for p in net.parameters())]
 

@@ -5,11 +5,11 @@ import json
 import sys
 
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from asyncdiff.networks.unet import UNet
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
 
 OPTIONS, BACKEND, GRIDS = json.loads(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 SMALL = {"channels": 1, "width": 8, "multipliers": [1, 2, 3], "blocks": 1, "attention": [1], "head_dim": 4}
@@ -17,19 +17,19 @@ SMALL = {"channels": 1, "width": 8, "multipliers": [1, 2, 3], "blocks": 1, "atte
 
 def network() -> UNet:
     torch.manual_seed(0)
-    return awaken(UNet(**{**SMALL, **OPTIONS}, classes=10))
+    return randomize_weights(UNet(**{**SMALL, **OPTIONS}, classes=10))
 
 
-def draw(count: int, grid: int) -> Distinct:
+def draw(count: int, grid: int) -> UniqueLevels:
     index = torch.randint(count, (2, grid, grid), generator=torch.Generator().manual_seed(count))
-    return Distinct(torch.arange(count) / max(count - 1, 1), index)
+    return UniqueLevels(torch.arange(count) / max(count - 1, 1), index)
 
 
 def step(net: UNet, count: int, grid: int) -> list[torch.Tensor]:
     """The output and all gradients, with `count` distinct levels."""
     net.zero_grad()
     x, levels = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)), draw(count, grid)
-    v = net(x, levels.values[levels.index], torch.tensor([3, 10]), distinct=levels)
+    v = net(x, levels.values[levels.index], torch.tensor([3, 10]), unique=levels)
     v.square().mean().backward()
     return [v.detach(), *(p.grad.clone() for p in net.parameters())]
 

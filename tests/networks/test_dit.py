@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 
 from asyncdiff.networks.dit import DiT, patchify, unpatchify
-from asyncdiff.shapes import Distinct, distinct_levels
+from asyncdiff.shapes import UniqueLevels, unique_levels
 
 
 def noisy(batch: int = 3, channels: int = 1, size: int = 8) -> torch.Tensor:
@@ -21,9 +21,9 @@ def test_a_constant_map_is_the_1x1_map(small_dit, grid):
     """Found to be constant, and gathered patch by patch where the caller hands on an index of all patches."""
     x, t = noisy(), levels(grid=(1, 1))
     label, exact = torch.tensor([0, 5, 10]), small_dit(x, t, torch.tensor([0, 5, 10]))
-    every = Distinct(t.flatten(), torch.arange(3)[:, None, None].expand(3, *grid).contiguous())
-    for distinct in (None, every):
-        assert torch.allclose(small_dit(x, t.expand(3, *grid), label, distinct=distinct), exact, rtol=0, atol=1e-13)
+    every = UniqueLevels(t.flatten(), torch.arange(3)[:, None, None].expand(3, *grid).contiguous())
+    for unique in (None, every):
+        assert torch.allclose(small_dit(x, t.expand(3, *grid), label, unique=unique), exact, rtol=0, atol=1e-13)
 
 
 def test_a_constant_map_is_scalar_conditioning(small_dit):
@@ -50,9 +50,9 @@ def test_a_constant_map_is_scalar_conditioning(small_dit):
 
 def test_handing_on_the_distinct_levels_changes_nothing(small_dit):
     x, t = noisy(), (levels() * 255).round() / 255
-    table = Distinct(torch.arange(256, dtype=torch.float64) / 255, (t * 255).round().long())
-    assert torch.allclose(small_dit(x, t, distinct=table), small_dit(x, t), atol=1e-13)
-    assert torch.equal(small_dit(x, t, distinct=distinct_levels(t)), small_dit(x, t))
+    table = UniqueLevels(torch.arange(256, dtype=torch.float64) / 255, (t * 255).round().long())
+    assert torch.allclose(small_dit(x, t, unique=table), small_dit(x, t), atol=1e-13)
+    assert torch.equal(small_dit(x, t, unique=unique_levels(t)), small_dit(x, t))
 
 
 def test_modulations_are_computed_once_per_distinct_level(small_dit):
@@ -77,7 +77,7 @@ def test_every_patch_feels_its_own_level(small_dit):
 
 def test_a_coarser_level_map_is_that_map_repeated():
     torch.manual_seed(0)
-    fine = awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
+    fine = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
     coarse = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4).double()
     coarse.load_state_dict(fine.state_dict())
     t = levels(grid=(2, 2))
@@ -88,7 +88,7 @@ def test_a_coarser_level_map_is_that_map_repeated():
 
 def test_permuting_patches_permutes_the_output_without_positions():
     torch.manual_seed(0)
-    net = awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, positions=False).double())
+    net = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, positions=False).double())
     x, t, order = noisy(), levels(), torch.randperm(16, generator=torch.Generator().manual_seed(3))
 
     def permuted(image):
@@ -96,7 +96,7 @@ def test_permuting_patches_permutes_the_output_without_positions():
 
     t_permuted = t.flatten(1)[:, order].reshape(3, 4, 4)
     assert torch.allclose(net(permuted(x), t_permuted), permuted(net(x, t)), atol=1e-12)
-    with_positions = awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
+    with_positions = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
     assert not torch.allclose(with_positions(permuted(x), t_permuted), permuted(with_positions(x, t)), atol=1e-3)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from timm.layers import apply_rot_embed_cat
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +18,7 @@ from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import rotations
 from asyncdiff.networks.modulation import Rows, gated, modulated
 from asyncdiff.randomness import seeded
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
 
 HERE = Path(__file__).parent
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -74,11 +74,11 @@ def test_numerical_gradients():
 
 def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """The network with one conditioning per token, and each gathered, computed and kept by plain autograd."""
-    distinct = Distinct(t.flatten(), torch.arange(t.numel()).view(t.shape))
+    unique = UniqueLevels(t.flatten(), torch.arange(t.numel()).view(t.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modulation.Rows, "gathered", lambda r: naive_rows(r))
         patch.setattr(modulation.Rows, "shared", True)
-        return network(x, t, label, distinct=distinct)
+        return network(x, t, label, unique=unique)
 
 
 def naive_rows(row: Rows) -> torch.Tensor:
@@ -90,12 +90,12 @@ def naive_rows(row: Rows) -> torch.Tensor:
 def test_a_table_of_levels_is_one_conditioning_per_patch(options):
     """The whole network, with the gradients of all parameters."""
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **options).double())
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **options).double())
     index = torch.randint(7, (3, 4, 4), generator=seeded(0))
     values = torch.rand(7, generator=seeded(1), dtype=torch.float64)
     x = torch.randn(3, 1, 8, 8, generator=seeded(2), dtype=torch.float64)
     label, weight = torch.tensor([0, 4, 10]), torch.randn(3, 1, 8, 8, generator=seeded(3), dtype=torch.float64)
-    ours = network(x, values[index], label, distinct=Distinct(values, index))
+    ours = network(x, values[index], label, unique=UniqueLevels(values, index))
     naive = naive_network(network, x, values[index], label)
     assert torch.allclose(ours, naive, rtol=0, atol=1e-12)
     parameters = list(network.parameters())
@@ -107,7 +107,7 @@ def test_a_table_of_levels_is_one_conditioning_per_patch(options):
         assert torch.allclose(got, expected, rtol=0, atol=1e-10)
 
 
-def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, distinct: Distinct, naive: bool = False) -> int:
+def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, unique: UniqueLevels, naive: bool = False) -> int:
     """Bytes that the forward pass keeps for the backward, parameters left out."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}
@@ -119,7 +119,7 @@ def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, distinct: Distinct, nai
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = naive_network(network, x, t, None) if naive else network(x, t, distinct=distinct)
+        output = naive_network(network, x, t, None) if naive else network(x, t, unique=unique)
     del output
     return sum(storages.values())
 
@@ -130,10 +130,10 @@ def test_nothing_of_six_vectors_per_token_is_kept():
     network = DiT(channels=3, patch_size=4, dim=384, depth=2, heads=6)
     x, index = torch.randn(64, 3, 32, 32), torch.randint(256, (64, 8, 8))
     values = torch.arange(256) / 255
-    one_each = Distinct(values, index[:, :1, :1])
+    one_each = UniqueLevels(values, index[:, :1, :1])
     scalar = kept(network, x, values[one_each.index], one_each)
-    ours = kept(network, x, values[index], Distinct(values, index))
-    naive = kept(network, x, values[index], Distinct(values, index), naive=True)
+    ours = kept(network, x, values[index], UniqueLevels(values, index))
+    naive = kept(network, x, values[index], UniqueLevels(values, index), naive=True)
     assert ours < 1.08 * scalar
     assert naive > 1.3 * scalar
 
@@ -147,13 +147,13 @@ def test_operations_of_a_level_map_are_those_of_one_level():
         index = torch.empty(64, 16, 16, dtype=torch.int64)
         every = torch.empty(64 * 256)
         cases = {
-            "scalar": Distinct(every[:64], index[:, :1, :1]),
-            "ours": Distinct(every[:256], index),
-            "naive": Distinct(every, index),
+            "scalar": UniqueLevels(every[:64], index[:, :1, :1]),
+            "ours": UniqueLevels(every[:256], index),
+            "naive": UniqueLevels(every, index),
         }
-        for name, distinct in cases.items():
+        for name, unique in cases.items():
             with FlopCounterMode(display=False) as counter:
-                network(x, torch.empty(distinct.index.shape), distinct=distinct).sum().backward()
+                network(x, torch.empty(unique.index.shape), unique=unique).sum().backward()
             counted[name] = counter.get_total_flops()
     assert counted["ours"] < 1.01 * counted["scalar"]
     assert counted["naive"] == pytest.approx(1.48 * counted["scalar"], rel=0.02)
@@ -161,19 +161,19 @@ def test_operations_of_a_level_map_are_those_of_one_level():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_changes_no_gradient(dropout):
-    gradients, memory = [], []
+    gradients, kv_cache = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         network = DiT(1, 2, 32, 2, 4, classes=10, dropout=dropout, checkpointing=checkpointing)
-        awaken(network)
+        randomize_weights(network)
         x, index = torch.randn(3, 1, 8, 8, generator=seeded(0)), torch.randint(5, (3, 4, 4), generator=seeded(1))
-        distinct = Distinct(torch.rand(5, generator=seeded(2)), index)
+        unique = UniqueLevels(torch.rand(5, generator=seeded(2)), index)
         torch.manual_seed(1)
-        network(x, distinct.values[index], torch.arange(3), distinct=distinct).square().sum().backward()
+        network(x, unique.values[index], torch.arange(3), unique=unique).square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
-        memory.append(kept(network, x, distinct.values[index], distinct))
+        kv_cache.append(kept(network, x, unique.values[index], unique))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert memory[1] < 0.5 * memory[0]
+    assert kv_cache[1] < 0.5 * kv_cache[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True}])
@@ -215,13 +215,13 @@ def run_compiled(options: dict, backend: str) -> dict:
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True, "uncertainty": True}])
 def test_bfloat16_is_near_float32(options):
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=64, depth=2, heads=4, classes=10, **options))
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=64, depth=2, heads=4, classes=10, **options))
     index = torch.randint(5, (3, 4, 4), generator=seeded(1))
-    distinct = Distinct(torch.rand(5, generator=seeded(2)), index)
+    unique = UniqueLevels(torch.rand(5, generator=seeded(2)), index)
     x, label = torch.randn(3, 1, 8, 8, generator=seeded(0)), torch.arange(3)
 
     def run() -> torch.Tensor:
-        output = network(x, distinct.values[index], label, distinct=distinct)
+        output = network(x, unique.values[index], label, unique=unique)
         return output[0] if network.uncertainty else output
 
     exact = run()
@@ -249,7 +249,7 @@ def test_parameters_are_those_of_dit(name):
 def test_rope_sees_distances_only():
     """Scores of equal queries and keys depend on the distance of their tokens, by row and by column apart."""
     torch.manual_seed(0)
-    network = awaken(DiT(1, 2, 32, 2, 4, positions=False, rope=True).double())
+    network = randomize_weights(DiT(1, 2, 32, 2, 4, positions=False, rope=True).double())
     x = torch.randn(1, 1, 16, 16, generator=seeded(0), dtype=torch.float64)
     t = torch.rand(1, 8, 8, generator=seeded(1), dtype=torch.float64)
     shifted = network(x.roll((2, 4), (2, 3)), t.roll((1, 2), (1, 2)))

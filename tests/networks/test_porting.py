@@ -2,21 +2,21 @@
 
 import pytest
 import torch
-from authors_dit import TIME, forward, random_weights
 from diffusers import DDIMScheduler, DDPMScheduler, DiTTransformer2DModel
 from diffusers.models.embeddings import get_timestep_embedding
+from reference_dit import TIME, forward, random_weights
 
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.sampling.guidance import ClassifierFree
+from asyncdiff.denoising.targets import NoiseTarget
 from asyncdiff.networks import dit
 from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD, from_diffusers, is_diffusers
 from asyncdiff.networks.embeddings import grid_positions, sinusoids
 from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, is_authors, ported
 from asyncdiff.noise.processes import LinearVP, RectifiedFlow
 from asyncdiff.randomness import normal, per_image
+from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
-from asyncdiff.denoising.targets import Noise
+from asyncdiff.sampling.solvers import DDIM
 
 DIFFUSERS = Convention(1000.0, -1.0, period=DIFFUSERS_PERIOD)
 LABELS = torch.tensor([0, 7, 10])  # 10 is "no label"
@@ -98,7 +98,7 @@ def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
 def test_the_prediction_is_that_of_their_schedule():
     """Also the clean image, which is 157 times as large as the noise at the last step, and so are its errors."""
     model, x = theirs(), noisy()
-    denoiser = Denoiser(ours(model).network, LinearVP(), Noise())
+    denoiser = Denoiser(ours(model).network, LinearVP(), NoiseTarget())
     scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     for k in TIMES:
         eps = model(x, timestep=torch.full((3,), k), class_labels=LABELS).sample[:, :4]
@@ -125,8 +125,8 @@ def test_the_images_are_those_of_their_sampler(scale):
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"
     )
     scheduler.set_timesteps(steps)
-    sampler = Sampler(solver=Ddim(), steps=steps, guidance=[ClassifierFree(scale)] if scale != 1 else [])
-    denoiser = Denoiser(ours(model).network, LinearVP(), Noise())
+    sampler = Sampler(solver=DDIM(), steps=steps, guidance=[ClassifierFree(scale)] if scale != 1 else [])
+    denoiser = Denoiser(ours(model).network, LinearVP(), NoiseTarget())
     found = sampler(denoiser, seeds=range(2), shape=(4, 8, 8), label=LABELS[:2])
     x = normal((2, 4, 8, 8), generator=per_image(range(2)))
     for k in scheduler.timesteps:

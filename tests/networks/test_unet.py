@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from asyncdiff.training.module import AsyncDiffusion
 from asyncdiff.networks.modulation import Modulation
 from asyncdiff.networks.unet import UNet
 from asyncdiff.networks.unet_blocks import ResidualBlock, pixels, places
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.shapes import Distinct
+from asyncdiff.shapes import UniqueLevels
+from asyncdiff.training.module import AsyncDiffusion
 from datamodules import Digits
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (8, 1), (2, 4)]  # levels of 8x8, 4x4 a
 def unet(**options) -> UNet:
     """A network for 8x8 gray images, awake, in float64."""
     torch.manual_seed(0)
-    return awaken(UNet(**{**SMALL, **options}).double()).eval()
+    return randomize_weights(UNet(**{**SMALL, **options}).double()).eval()
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def noisy(batch: int = 3, channels: int = 1, size: tuple[int, int] = (8, 8)) -> 
     return torch.randn(batch, channels, *size, generator=seeded(1), dtype=torch.float64)
 
 
-def draw(grid: tuple[int, int], batch: int = 3, count: int = 5) -> Distinct:
+def draw(grid: tuple[int, int], batch: int = 3, count: int = 5) -> UniqueLevels:
     """A level map of `count` levels; an index of all patches, whatever they hold."""
     index = torch.randint(count, (batch, *grid), generator=seeded(2))
-    return Distinct(torch.rand(count, generator=seeded(3), dtype=torch.float64), index)
+    return UniqueLevels(torch.rand(count, generator=seeded(3), dtype=torch.float64), index)
 
 
-def of(distinct: Distinct) -> torch.Tensor:
-    return distinct.values[distinct.index]
+def of(unique: UniqueLevels) -> torch.Tensor:
+    return unique.values[unique.index]
 
 
 def film_unet(net: UNet, x: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
@@ -122,10 +122,10 @@ def film_per_pixel(net: UNet, x: torch.Tensor, t: torch.Tensor, label: torch.Ten
 def test_a_constant_map_is_the_1x1_map(grid, options):
     net, x, label = unet(classes=10, **options), noisy(), torch.tensor([0, 5, 10])
     one = draw((1, 1))
-    everywhere = Distinct(one.values, one.index.expand(3, *grid).contiguous())
-    expected = net(x, of(one), label, distinct=one)
+    everywhere = UniqueLevels(one.values, one.index.expand(3, *grid).contiguous())
+    expected = net(x, of(one), label, unique=one)
     assert expected.std() > 0.1
-    assert torch.allclose(net(x, of(everywhere), label, distinct=everywhere), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(net(x, of(everywhere), label, unique=everywhere), expected, rtol=0, atol=1e-12)
     assert torch.allclose(net(x, of(everywhere), label), expected, rtol=0, atol=1e-12)
 
 
@@ -139,11 +139,11 @@ def test_a_constant_map_is_scalar_conditioning(options):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_tables_are_spatial_film_gradients_included(small, grid):
-    x, label, distinct = noisy().requires_grad_(), torch.tensor([0, 5, 10]), draw(grid)
+    x, label, unique = noisy().requires_grad_(), torch.tensor([0, 5, 10]), draw(grid)
     places_of_x = [x, *small.parameters()]
     weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
-    ours = small(x, of(distinct), label, distinct=distinct)
-    naive = film_per_pixel(small, x, of(distinct), label)
+    ours = small(x, of(unique), label, unique=unique)
+    naive = film_per_pixel(small, x, of(unique), label)
     assert torch.allclose(ours, naive, rtol=0, atol=1e-12)
     pairs = zip(*(torch.autograd.grad((v * weight).sum(), places_of_x) for v in (ours, naive)), strict=True)
     assert max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs) < 1e-10
@@ -151,11 +151,11 @@ def test_tables_are_spatial_film_gradients_included(small, grid):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_handing_on_the_distinct_levels_changes_nothing(small, grid):
-    x, distinct = noisy(), draw(grid)
-    table = Distinct(torch.cat([distinct.values, torch.ones(60, dtype=torch.float64)]), distinct.index)
-    expected = small(x, of(distinct))
-    assert torch.allclose(small(x, of(distinct), distinct=distinct), expected, rtol=0, atol=1e-13)
-    assert torch.allclose(small(x, of(distinct), distinct=table), expected, rtol=0, atol=1e-13)
+    x, unique = noisy(), draw(grid)
+    table = UniqueLevels(torch.cat([unique.values, torch.ones(60, dtype=torch.float64)]), unique.index)
+    expected = small(x, of(unique))
+    assert torch.allclose(small(x, of(unique), unique=unique), expected, rtol=0, atol=1e-13)
+    assert torch.allclose(small(x, of(unique), unique=table), expected, rtol=0, atol=1e-13)
 
 
 def test_a_coarser_level_map_is_that_map_repeated(small):
@@ -184,10 +184,10 @@ def test_shifting_image_and_map_shifts_the_output(axis):
     """By as many pixels as one of the coarsest level has, away from the borders, without attention."""
     net = unet(width=4, attention=(), middle_attention=False, middle_blocks=1, multipliers=(1, 2))
     size = (96, 8) if axis == 2 else (8, 96)
-    x, distinct = noisy(1, size=size), draw((size[0] // 2, size[1] // 2), batch=1)
-    rolled = Distinct(distinct.values, distinct.index.roll(1, axis - 1))
-    v = net(x, of(distinct), distinct=distinct).roll(2, axis)
-    shifted = net(x.roll(2, axis), of(rolled), distinct=rolled)
+    x, unique = noisy(1, size=size), draw((size[0] // 2, size[1] // 2), batch=1)
+    rolled = UniqueLevels(unique.values, unique.index.roll(1, axis - 1))
+    v = net(x, of(unique), unique=unique).roll(2, axis)
+    shifted = net(x.roll(2, axis), of(rolled), unique=rolled)
     apart = (v - shifted).abs().amax(dim=(0, 1, 5 - axis))
     # A pixel sees 28 others on either side: 1 stem, 2 and 4 blocks and 1 doubling and 1 head at the first level, at the
     # second one halving and blocks of 2 + 2 + 4, twice as large there; and 1 by the pooling.
@@ -208,7 +208,7 @@ def test_modulations_are_computed_once_per_distinct_level(small):
                 lambda _, inputs, __, level=level: rows[level].append(len(inputs[0]))
             )
     coarse = draw((4, 4), batch=64, count=2)
-    small(noisy(64), of(coarse), distinct=coarse)
+    small(noisy(64), of(coarse), unique=coarse)
     assert rows == {"embedded": [2], 0: [2] * 3, 1: [2] * 3, 2: [64 * 4] * 3}  # one row per pixel that covers several
 
 
@@ -242,9 +242,9 @@ def test_everything_stays_in_channels_last_without_copies(grid):
         if isinstance(module, torch.nn.Conv2d):
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
             module.register_forward_hook(lambda _, inputs, output: layouts.extend([*inputs, output]))
-    distinct = draw(grid)
+    unique = draw(grid)
     with Copies() as copies:
-        features = net.trunk(noisy(), net._condition(distinct, (8, 8), None))
+        features = net.trunk(noisy(), net._condition(unique, (8, 8), None))
     assert len(layouts) > 50
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in [*layouts, features])
     # At most the index of every level's pixels, where patches are larger than these.
@@ -256,15 +256,15 @@ def test_checkpointing_changes_no_gradient(dropout):
     gradients = []
     for checkpointing in (False, True):
         net = unet(dropout=dropout, checkpointing=checkpointing).train()
-        distinct = draw((8, 8))
+        unique = draw((8, 8))
         torch.manual_seed(1)
-        net(noisy(), of(distinct), distinct=distinct).square().sum().backward()
+        net(noisy(), of(unique), unique=unique).square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert any(g.any() for g in gradients[0])
 
 
-def kept(net: UNet, x: torch.Tensor, distinct: Distinct) -> int:
+def kept(net: UNet, x: torch.Tensor, unique: UniqueLevels) -> int:
     """Bytes that wait for the backward pass, beside the parameters."""
     storages = {}
 
@@ -273,14 +273,14 @@ def kept(net: UNet, x: torch.Tensor, distinct: Distinct) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = net(x, of(distinct), distinct=distinct)
+        output = net(x, of(unique), unique=unique)
     del output
     return sum(storages.values()) - sum(p.nbytes for p in net.parameters())
 
 
 def test_checkpointing_keeps_less():
-    x, distinct = noisy(8), draw((4, 4), batch=8)
-    assert kept(unet(checkpointing=True), x, distinct) < 0.4 * kept(unet(), x, distinct)
+    x, unique = noisy(8), draw((4, 4), batch=8)
+    assert kept(unet(checkpointing=True), x, unique) < 0.4 * kept(unet(), x, unique)
 
 
 def test_nothing_of_two_vectors_per_pixel_is_kept():
@@ -289,7 +289,7 @@ def test_nothing_of_two_vectors_per_pixel_is_kept():
     x, values = noisy(4, size=(32, 32)).float(), torch.arange(64) / 63
     every = torch.randint(64, (4, 32, 32), generator=seeded(2))
     scalar, coarse, fine = (
-        kept(net, x, Distinct(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
+        kept(net, x, UniqueLevels(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
     )
     assert coarse < 1.04 * scalar
     assert fine < 1.1 * scalar
@@ -301,9 +301,9 @@ def test_operations_of_a_level_map_are_those_of_one_level():
     with torch.device("meta"):
         net, x, counted = UNet(**options), torch.empty(64, 3, 64, 64), []
         for side, count in ((1, 64), (8, 256), (64, 256)):
-            distinct = Distinct(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
+            unique = UniqueLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
             with FlopCounterMode(display=False) as counter:
-                net(x, torch.empty(64, side, side), distinct=distinct)
+                net(x, torch.empty(64, side, side), unique=unique)
             counted.append(counter.get_total_flops())
     assert counted[1] < 1.001 * counted[0]
     assert counted[2] < 1.08 * counted[0]
@@ -326,9 +326,9 @@ def test_the_initial_network_is_zero():
 
 
 def test_gradients_reach_every_parameter():
-    net, distinct = unet(classes=10, uncertainty=True), draw((8, 8), batch=11)
+    net, unique = unet(classes=10, uncertainty=True), draw((8, 8), batch=11)
     label = torch.arange(11)  # all classes and the null class
-    v, logvar = net(noisy(11), of(distinct), label, distinct=distinct)
+    v, logvar = net(noisy(11), of(unique), label, unique=unique)
     (v.square().mean() + logvar.square().mean()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -356,9 +356,9 @@ def test_attention_and_dropout_are_where_they_were_asked_for():
 def test_the_uncertainty_is_the_mean_variance_of_a_patch():
     fine = unet(uncertainty=True, level_patch_size=1)
     coarse = unet(uncertainty=True, level_patch_size=4)
-    distinct = draw((2, 2))
-    v, every = fine(noisy(), of(distinct))
-    same_v, logvar = coarse(noisy(), of(distinct))
+    unique = draw((2, 2))
+    v, every = fine(noisy(), of(unique))
+    same_v, logvar = coarse(noisy(), of(unique))
     assert fine.grid((8, 8)) == every.shape[1:] == (8, 8)
     assert coarse.grid((8, 8)) == logvar.shape[1:] == (2, 2)
     assert torch.equal(v, same_v)
@@ -374,15 +374,15 @@ def test_any_size_that_can_be_halved_and_divided(small):
 
 @pytest.mark.parametrize("grid", [(1, 1), (8, 8)])
 def test_bfloat16_is_near_float32(grid):
-    net, label, distinct = unet(classes=10, uncertainty=True).float(), torch.arange(3), draw(grid)
-    distinct = Distinct(distinct.values.float(), distinct.index)
+    net, label, unique = unet(classes=10, uncertainty=True).float(), torch.arange(3), draw(grid)
+    unique = UniqueLevels(unique.values.float(), unique.index)
     x, streams = noisy().float(), []
-    exact = net(x, of(distinct), label, distinct=distinct)
+    exact = net(x, of(unique), label, unique=unique)
     for module in net.trunk.modules():
         if isinstance(module, ResidualBlock):
             module.register_forward_hook(lambda _, __, output: streams.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = net(x, of(distinct), label, distinct=distinct)
+        rounded = net(x, of(unique), label, unique=unique)
     for a, b in zip(rounded, exact, strict=True):
         assert ((a - b).square().mean() / b.square().mean()).sqrt() < 0.05
     assert set(streams) == {torch.float32}
@@ -498,7 +498,7 @@ def test_parameters_of_the_sizes(name):
     options, count = PARAMETERS[name]
     text = (SIZES / f"{name}.yaml").read_text()
     described = yaml.safe_load(text)["model"]["network"]
-    assert described["class_path"] == "asyncdiff.networks.unet.UNet"
+    assert described["class_path"] == "asyncdiff.networks.UNet"
     with torch.device("meta"):
         net = UNet(**described["init_args"], **options)
     assert sum(p.numel() for p in net.parameters()) == count

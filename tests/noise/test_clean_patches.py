@@ -9,25 +9,25 @@ import torch
 from scipy import stats
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.noise.clean_patches import Blobs, Boxes, Context, Masks, Mixed
+from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, IndependentField, PerlinField
 from asyncdiff.noise.masks import Extreme, Half, Square
-from asyncdiff.randomness import Source, per_image, seeded
+from asyncdiff.randomness import RandomSource, per_image, seeded
 
 N = 20_000
 CONTEXTS = {
-    "boxes": Boxes(),
-    "blobs": Blobs(),
-    "blocks": Blobs(BlockwiseField(), low=0.2, high=0.6),
-    "single patches": Blobs(IndependentField()),
-    "masks": Masks([Half(), Half("top"), Square(), Extreme()]),
-    "mixed": Mixed([Boxes(), Blobs(IndependentField()), Masks([Half()])]),
+    "boxes": RandomBoxes(),
+    "blobs": RandomRegions(),
+    "blocks": RandomRegions(BlockwiseField(), low=0.2, high=0.6),
+    "single patches": RandomRegions(IndependentField()),
+    "masks": RandomMasks([Half(), Half("top"), Square(), Extreme()]),
+    "mixed": MixedCleanPatches([RandomBoxes(), RandomRegions(IndependentField()), RandomMasks([Half()])]),
 }
-every_context = pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+every_context = pytest.mark.parametrize("clean_patches", CONTEXTS.values(), ids=CONTEXTS)
 
 
-def draw(context: Context, count: int, grid: tuple[int, int]) -> torch.Tensor:
-    return context.sample(Source(count, grid, seeded(0)))
+def draw(clean_patches: CleanPatches, count: int, grid: tuple[int, int]) -> torch.Tensor:
+    return clean_patches.sample(RandomSource(count, grid, seeded(0)))
 
 
 def off(values: torch.Tensor, expected: float) -> float:
@@ -37,17 +37,17 @@ def off(values: torch.Tensor, expected: float) -> float:
 
 
 @every_context
-def test_sets_are_one_flag_per_patch(context):
+def test_sets_are_one_flag_per_patch(clean_patches):
     for grid in ((1, 1), (3, 5), (1, 7), (4, 4)):
-        known = draw(context, 50, grid)
+        known = draw(clean_patches, 50, grid)
         assert known.dtype == torch.bool
         assert known.shape == (50, *grid)
 
 
 @every_context
-def test_an_image_s_context_depends_on_its_seed_only(context):
-    together = context.sample(Source(4, (4, 5), per_image([1, 2, 3, 4])))
-    assert torch.equal(together[2:3], context.sample(Source(1, (4, 5), per_image([3]))))
+def test_an_image_s_context_depends_on_its_seed_only(clean_patches):
+    together = clean_patches.sample(RandomSource(4, (4, 5), per_image([1, 2, 3, 4])))
+    assert torch.equal(together[2:3], clean_patches.sample(RandomSource(1, (4, 5), per_image([3]))))
 
 
 def test_boxes_have_uniform_random_corners_and_two_polarities():
@@ -57,7 +57,7 @@ def test_boxes_have_uniform_random_corners_and_two_polarities():
         box = torch.zeros(2, 3, dtype=torch.bool)
         box[min(r0, r1) : max(r0, r1) + 1, min(c0, c1) : max(c0, c1) + 1] = True
         cases[tuple((box ^ outside).flatten().tolist())] += 1
-    drawn = Counter(tuple(known.flatten().tolist()) for known in draw(Boxes(), N, (2, 3)))
+    drawn = Counter(tuple(known.flatten().tolist()) for known in draw(RandomBoxes(), N, (2, 3)))
     assert set(drawn) == set(cases)
     expected = [N * cases[case] / 72 for case in cases]
     assert stats.chisquare([drawn[case] for case in cases], expected).pvalue > 1e-3
@@ -67,28 +67,28 @@ def test_boxes_have_uniform_random_corners_and_two_polarities():
 def test_blobs_know_every_patch_with_the_chance_of_their_share(field):
     """The mean of a share that is uniform on [low, high], at every patch; at 4 standard errors."""
     for low, high in ((0.0, 1.0), (0.2, 0.2), (0.5, 0.9)):
-        known = draw(Blobs(field, low, high), N, (3, 4))
+        known = draw(RandomRegions(field, low, high), N, (3, 4))
         for row, column in product(range(3), range(4)):
             assert off(known[:, row, column], (low + high) / 2) < 4
 
 
 def test_shares_of_blobs_are_uniform():
     """Of a field whose values cover the range evenly known patches are the share that was drawn, to 1 / D."""
-    share = draw(Blobs(PerlinField(within_image=True), 0.2, 0.7), N, (8, 8)).double().mean((1, 2))
+    share = draw(RandomRegions(PerlinField(within_image=True), 0.2, 0.7), N, (8, 8)).double().mean((1, 2))
     assert stats.kstest(share.numpy(), stats.uniform(0.2, 0.5).cdf).statistic < 1 / 64 / 0.5 + 1.95 / math.sqrt(N)
     assert share.min() >= 0.2 - 1 / 64
     assert share.max() <= 0.7 + 1 / 64
 
 
 def test_extreme_shares_know_all_or_nothing():
-    assert draw(Blobs(low=1.0), 500, (4, 4)).all()
-    assert not draw(Blobs(high=0.0), 500, (4, 4)).any()
+    assert draw(RandomRegions(low=1.0), 500, (4, 4)).all()
+    assert not draw(RandomRegions(high=0.0), 500, (4, 4)).any()
 
 
 def test_masks_and_contexts_are_chosen_with_equal_chances():
     masks = [Half(), Half("right"), Half("top"), Half("bottom"), Square()]
-    for context in (Masks(masks), Mixed([Masks([mask]) for mask in masks])):
-        known = draw(context, N, (4, 4))
+    for clean_patches in (RandomMasks(masks), MixedCleanPatches([RandomMasks([mask]) for mask in masks])):
+        known = draw(clean_patches, N, (4, 4))
         counts = [int((known == mask(4, 4)).all(2).all(1).sum()) for mask in masks]
         assert sum(counts) == N
         assert stats.chisquare(counts).pvalue > 1e-3
@@ -97,11 +97,11 @@ def test_masks_and_contexts_are_chosen_with_equal_chances():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Blobs(low=-0.1), r"low must lie in .*got -0.1"),
-        (lambda: Blobs(high=1.1), r"high must lie in .*got 1.1"),
-        (lambda: Blobs(low=0.5, high=0.4), r"low must lie in \[0, 0.4\], got 0.5"),
-        (lambda: Masks([]), "masks must hold at least one mask"),
-        (lambda: Mixed([]), "contexts must hold at least one context"),
+        (lambda: RandomRegions(low=-0.1), r"low must lie in .*got -0.1"),
+        (lambda: RandomRegions(high=1.1), r"high must lie in .*got 1.1"),
+        (lambda: RandomRegions(low=0.5, high=0.4), r"low must lie in \[0, 0.4\], got 0.5"),
+        (lambda: RandomMasks([]), "masks must hold at least one mask"),
+        (lambda: MixedCleanPatches([]), "contexts must hold at least one context"),
     ],
 )
 def test_contexts_without_a_meaning_are_refused(make, message):
@@ -110,6 +110,6 @@ def test_contexts_without_a_meaning_are_refused(make, message):
 
 
 @every_context
-def test_descriptions_give_the_same_contexts(context):
-    again = object_config.build(object_config.describe(context))
-    assert torch.equal(draw(again, 20, (4, 6)), draw(context, 20, (4, 6)))
+def test_descriptions_give_the_same_contexts(clean_patches):
+    again = object_config.build(object_config.describe(clean_patches))
+    assert torch.equal(draw(again, 20, (4, 6)), draw(clean_patches, 20, (4, 6)))

@@ -9,14 +9,16 @@ import torch
 from scipy import integrate, stats
 from scipy.special import expit, ndtr, ndtri
 
-from asyncdiff.noise import levels
 from asyncdiff.checkpoints import object_config
-from asyncdiff.noise.clean_patches import Blobs, Boxes, Masks, Mixed
 from asyncdiff.denoising.denoiser import Prediction
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.denoising.weightings import ELBO, Velocity
+from asyncdiff.noise import levels
+from asyncdiff.noise.clean_patches import MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, IndependentField, PerlinField
 from asyncdiff.noise.levels import (
     AlongPath,
-    CleanContext,
     Gaussian,
     Homogeneous,
     Independent,
@@ -27,19 +29,17 @@ from asyncdiff.noise.levels import (
     Shared,
     SumBeta,
     TruncatedGaussian,
+    WithCleanPatches,
     symmetric_beta,
 )
 from asyncdiff.noise.masks import Half
-from asyncdiff.denoising.loss import objective
-from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.noise.orders import Given, Raster, Shuffled
+from asyncdiff.noise.orders import CustomOrder, Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.randomness import Source, per_image, seeded
-from asyncdiff.noise.progress import FluxSpacing
-from asyncdiff.denoising.weightings import Elbo, Velocity
+from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.randomness import RandomSource, per_image, seeded
 
-FLOORED = AlongPath(Floored(AsyncPatch(), 0.01), FluxSpacing())
+FLOORED = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())
 SAMPLERS: dict[str, LevelSampler] = {
     "shared": Shared(),
     "logit-normal": Shared(loc=0.5, scale=1.0),
@@ -48,9 +48,9 @@ SAMPLERS: dict[str, LevelSampler] = {
     "async floored": FLOORED,
     "blockwise": AlongPath(AsyncPatch(field=BlockwiseField())),
     "synchronous": AlongPath(Floored(Synchronous(), 0.01)),
-    "raster": AlongPath(Floored(Ordered(Raster()), 0.01), FluxSpacing()),
+    "raster": AlongPath(Floored(Ordered(Raster()), 0.01), FluxProgress()),
     "shuffled": AlongPath(Ordered(Shuffled(together=3), overlap=0.5)),
-    "given": AlongPath(Ordered(Given([[0, 1], [1, 2]]))),
+    "given": AlongPath(Ordered(CustomOrder([[0, 1], [1, 2]]))),
     "waypoints": AlongPath(Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
     "perlin": Perlin(),
     "sum-beta": SumBeta(),
@@ -58,13 +58,15 @@ SAMPLERS: dict[str, LevelSampler] = {
     "truncated": TruncatedGaussian(),
     "logit-normal truncated": LogitNormalTruncated(),
     "gaussian": Gaussian(),
-    "context": CleanContext(AlongPath()),
-    "context around shared": CleanContext(Shared(), 1.0, Masks([Half()])),
-    "context with a bound": CleanContext(FLOORED, 0.7, Mixed([Boxes(), Blobs(PerlinField())])),
+    "context": WithCleanPatches(AlongPath()),
+    "context around shared": WithCleanPatches(Shared(), 1.0, RandomMasks([Half()])),
+    "context with a bound": WithCleanPatches(
+        FLOORED, 0.7, MixedCleanPatches([RandomBoxes(), RandomRegions(PerlinField())])
+    ),
     "homogeneous": Homogeneous(Independent()),
     "homogeneous with a bound": Homogeneous(FLOORED),
-    "both": Homogeneous(CleanContext(FLOORED, context=Blobs(IndependentField())), 0.4),
-    "both the other way": CleanContext(Homogeneous(FLOORED), 0.4),
+    "both": Homogeneous(WithCleanPatches(FLOORED, clean_patches=RandomRegions(IndependentField())), 0.4),
+    "both the other way": WithCleanPatches(Homogeneous(FLOORED), 0.4),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 KS_LEVEL = 1e-3  # below it a p-value counts as a failure: about 30 are looked at
@@ -113,8 +115,8 @@ def test_slopes_come_with_paths_only(sampler):
     if maps.slope is not None:
         assert maps.slope.shape == maps.t.shape
         assert (maps.slope >= 0).all()
-    if maps.distinct is not None:
-        assert torch.equal(maps.distinct.values[maps.distinct.index], maps.t)
+    if maps.unique is not None:
+        assert torch.equal(maps.unique.values[maps.unique.index], maps.t)
     if maps.importance is not None:
         assert (maps.importance >= 0).all()
         assert maps.importance.isfinite().all()
@@ -123,11 +125,11 @@ def test_slopes_come_with_paths_only(sampler):
 @every_sampler
 def test_elbo_takes_those_with_slopes_and_a_floor_only(sampler):
     if sampler.has_slopes and sampler.t_min > 0:
-        Elbo().check(sampler)
+        ELBO().check(sampler)
         return
     reason = "reaches down to t = 0" if sampler.has_slopes else "follows no path"
     with pytest.raises(ValueError, match=rf"{type(sampler).__name__} {reason}"):
-        Elbo().check(sampler)
+        ELBO().check(sampler)
 
 
 @every_sampler
@@ -156,7 +158,7 @@ def test_descriptions_give_the_same_levels(sampler):
 def test_levels_are_drawn_where_they_are_wanted(sampler):
     """No part of a draw stays behind: on PyTorch's device without numbers, mixing devices is an error."""
     maps = sampler(2, (4, 4), generator=per_image(range(2)), device="meta")
-    parts = [maps.t, maps.slope, maps.importance, maps.known, maps.on_values(8).t]
+    parts = [maps.t, maps.slope, maps.importance, maps.known, maps.quantized(8).t]
     assert {part.device.type for part in parts if part is not None} == {"meta"}
 
 
@@ -165,7 +167,7 @@ def test_samplers_check_their_grid(sampler):
     sampler.check((4, 4))
 
 
-@pytest.mark.parametrize("sampler", [AlongPath, CleanContext, Homogeneous])
+@pytest.mark.parametrize("sampler", [AlongPath, WithCleanPatches, Homogeneous])
 def test_a_path_that_does_not_fit_the_grid_is_refused(sampler):
     along = AlongPath(Waypoints([[[0.2, 0.4]]]))
     chosen = along if sampler is AlongPath else sampler(along)
@@ -227,7 +229,7 @@ def test_sum_beta_keeps_its_mean(grid):
     for dtype in (torch.float32, torch.float64):
         batch = 512
         t = SumBeta()(batch, grid, generator=seeded(0), dtype=dtype).t
-        s = Source(batch, grid, seeded(0), dtype=dtype).stratified()  # the first thing that it draws
+        s = RandomSource(batch, grid, seeded(0), dtype=dtype).stratified()  # the first thing that it draws
         assert ((t.double().mean((1, 2)) - s.double()).abs() < 1e-6).all()
         assert torch.equal((s * batch).long().sort().values, torch.arange(batch))
 
@@ -363,7 +365,9 @@ def test_gaussian_marginal(std):
 @pytest.mark.parametrize("std", [0.1, 0.2, 0.6])
 def test_gaussian_levels_scatter_normally_about_their_mean(std):
     """(t - m) / min(m / 2, (1 - m) / 2, std) is normal up to the clamping, two spreads away or more."""
-    mean = Source(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]  # the first thing it draws
+    mean = RandomSource(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[
+        :, None, None
+    ]  # the first thing it draws
     spread = (torch.minimum(mean, 1 - mean) / 2).clamp(max=std)
     z = (draw(Gaussian(std), 5000).t - mean) / spread
     assert distance((z + 1.9) / 3.8, lambda x: ndtr(3.8 * x - 1.9)) < 1.95
@@ -372,7 +376,7 @@ def test_gaussian_levels_scatter_normally_about_their_mean(std):
 @pytest.mark.parametrize("std", [0.1, 0.6])
 def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
     """(tau_max - tau) / min(tau_max / 2, std) is half normal, but for those that were drawn anew."""
-    top = Source(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]
+    top = RandomSource(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]
     spread = (top / 2).clamp(max=std)
     far = (top / spread).flatten().numpy()  # where tau = 0
     z = (top - (1 - draw(TruncatedGaussian(std), 5000).t)) / spread
@@ -385,7 +389,7 @@ def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
 def test_context_is_given_to_the_share_that_was_asked_for():
     """With masks that always know something the images with known patches are a binomial share; 4 standard errors."""
     for probability in (0.0, 0.3, 1.0):
-        maps = draw(CleanContext(AlongPath(), probability, Masks([Half(), Half("top")])), 10_000)
+        maps = draw(WithCleanPatches(AlongPath(), probability, RandomMasks([Half(), Half("top")])), 10_000)
         got = maps.known.any(2).any(1).double()
         assert abs(got.mean() - probability) <= 4 * math.sqrt(probability * (1 - probability) / 10_000)
         assert (maps.known[got > 0].sum((1, 2)) == 8).all()
@@ -393,7 +397,7 @@ def test_context_is_given_to_the_share_that_was_asked_for():
 
 @pytest.mark.parametrize("inner", [AlongPath(), FLOORED, Shared(), SumBeta()], ids=lambda s: type(s).__name__)
 def test_around_a_context_the_other_sampler_goes_on(inner):
-    maps, plain = draw(CleanContext(inner, 0.5), 500), draw(inner, 500)
+    maps, plain = draw(WithCleanPatches(inner, 0.5), 500), draw(inner, 500)
     assert 0.1 < maps.known.double().mean() < 0.5
     assert (maps.t[maps.known] == 0).all()
     assert torch.equal(maps.t[~maps.known], plain.t.expand(500, 4, 4)[~maps.known])
@@ -413,23 +417,25 @@ class Answer:
     def grid(self, size):
         return (4, 4)
 
-    def __call__(self, x_t, t, label=None, *, distinct=None):
+    def __call__(self, x_t, t, label=None, *, unique=None):
         return Prediction(self.process, x_t, t, self.v)
 
 
-@pytest.mark.parametrize("weighting", [Velocity(), Elbo()], ids=lambda w: type(w).__name__)
+@pytest.mark.parametrize("weighting", [Velocity(), ELBO()], ids=lambda w: type(w).__name__)
 def test_known_patches_bear_no_loss(weighting):
     """Gradients are 0 there, to the bit, and nowhere else; nor does the loss see what is wrong there."""
-    maps = draw(CleanContext(FLOORED, 1.0, Mixed([Boxes(), Blobs(low=1.0)])), 64)  # of some images all is known
+    maps = draw(
+        WithCleanPatches(FLOORED, 1.0, MixedCleanPatches([RandomBoxes(), RandomRegions(low=1.0)])), 64
+    )  # of some images all is known
     x, eps = torch.randn(2, 64, 1, 8, 8, generator=seeded(1), dtype=torch.float64)
     v = torch.zeros_like(x, requires_grad=True)
-    found = objective(Answer(v), x, eps, maps, weighting).per_image
+    found = training_loss(Answer(v), x, eps, maps, weighting).per_image
     (gradient,) = torch.autograd.grad(found.sum(), v)
     known = maps.known.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     assert (gradient[known] == 0).all()
     bears = ~known & (maps.importance > 0)[:, None, None, None]
     assert (gradient[bears] != 0).all()
-    elsewhere = objective(Answer(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
+    elsewhere = training_loss(Answer(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
     assert torch.equal(elsewhere, found)
     everything = maps.known.all(2).all(1)
     assert everything.any()
@@ -457,7 +463,7 @@ def test_homogeneous_at_both_ends(probability):
 
 
 def test_constant_maps_have_no_context_and_are_spaced_as_the_others():
-    maps = draw(Homogeneous(CleanContext(FLOORED, 1.0, Masks([Half()])), 0.5), 500)
+    maps = draw(Homogeneous(WithCleanPatches(FLOORED, 1.0, RandomMasks([Half()])), 0.5), 500)
     constant = (maps.slope == 0.99).all(2).all(1)
     assert 0.3 < constant.double().mean() < 0.7
     assert not maps.known[constant].any()
@@ -487,15 +493,15 @@ def rest_given_context() -> torch.Tensor:
     return COV[unknown][:, unknown] - gain @ COV[known][:, unknown]
 
 
-ALONG = AlongPath(Floored(AsyncPatch(), FLOOR), FluxSpacing(1.0))
+ALONG = AlongPath(Floored(AsyncPatch(), FLOOR), FluxProgress(1.0))
 BOUNDS = {
     "constant maps among others": (Homogeneous(ALONG, 0.4), information(COV)),
     "constant maps alone": (Homogeneous(ALONG, 1.0), information(COV)),
     "constant maps among ordered": (Homogeneous(AlongPath(Floored(Ordered(Raster()), FLOOR))), information(COV)),
     "perlin": (AlongPath(Floored(AsyncPatch(field=PerlinField(within_image=True)), FLOOR)), information(COV)),
-    "given the left half": (CleanContext(ALONG, 1.0, Masks([Half()])), information(rest_given_context())),
+    "given the left half": (WithCleanPatches(ALONG, 1.0, RandomMasks([Half()])), information(rest_given_context())),
     "given it at times": (
-        CleanContext(Homogeneous(ALONG, 0.4), 0.5, Masks([Half()])),
+        WithCleanPatches(Homogeneous(ALONG, 0.4), 0.5, RandomMasks([Half()])),
         (information(COV) + information(rest_given_context())) / 2,
     ),
 }
@@ -507,7 +513,7 @@ def test_the_loss_stays_the_bound(sampler, truth):
     oracle = GaussianOracle(MEAN, COV, (2, 2))
     x = oracle.sample(COUNT, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
-    losses = objective(oracle, x, eps, draw(sampler, COUNT, (2, 2), seed=3), Elbo()).per_image
+    losses = training_loss(oracle, x, eps, draw(sampler, COUNT, (2, 2), seed=3), ELBO()).per_image
     assert losses.std().item() / math.sqrt(COUNT) < 0.02 * truth
     assert off(losses, truth) < 4
 
@@ -516,28 +522,28 @@ def test_the_loss_stays_the_bound(sampler, truth):
 
 
 def test_progress_is_stratified_over_the_batch():
-    s = Source(64, (1, 1), seeded(0)).stratified().sort().values
+    s = RandomSource(64, (1, 1), seeded(0)).stratified().sort().values
     assert torch.allclose(s.diff(), torch.full((63,), 1 / 64), atol=1e-6)
 
 
 def test_the_place_in_the_batch_says_nothing_of_the_level():
-    first = torch.stack([Source(8, (1, 1), seeded(k)).stratified() for k in range(1000)])
+    first = torch.stack([RandomSource(8, (1, 1), seeded(k)).stratified() for k in range(1000)])
     for row in first.T:
         assert stats.kstest(row.numpy(), "uniform").pvalue > KS_LEVEL
 
 
 def test_rounded_levels_are_few_and_near():
     maps = draw(AlongPath(), 512)
-    rounded = maps.on_values(256)
-    assert len(rounded.distinct.values) == 256
+    rounded = maps.quantized(256)
+    assert len(rounded.unique.values) == 256
     assert (rounded.t - maps.t).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(rounded.distinct.values[rounded.distinct.index], rounded.t)
+    assert torch.equal(rounded.unique.values[rounded.unique.index], rounded.t)
     assert rounded.slope is None
 
 
 def test_rounding_keeps_what_is_known_and_how_much_it_weighs():
-    maps = draw(CleanContext(FLOORED), 64)
-    rounded = maps.on_values(16)
+    maps = draw(WithCleanPatches(FLOORED), 64)
+    rounded = maps.quantized(16)
     assert torch.equal(rounded.known, maps.known)
     assert torch.equal(rounded.importance, maps.importance)
     assert (rounded.t[rounded.known] == 0).all()
@@ -545,12 +551,12 @@ def test_rounding_keeps_what_is_known_and_how_much_it_weighs():
 
 def test_few_levels_are_not_rounded():
     maps = draw(Shared(), 16)
-    assert torch.equal(maps.on_values(16).t, maps.t)
-    assert maps.on_values(15).distinct.values.tolist() == [k / 14 for k in range(15)]
+    assert torch.equal(maps.quantized(16).t, maps.t)
+    assert maps.quantized(15).unique.values.tolist() == [k / 14 for k in range(15)]
 
 
 def test_rounding_keeps_both_ends():
-    values = AlongPath()(8, (2, 2)).on_values(256).distinct.values
+    values = AlongPath()(8, (2, 2)).quantized(256).unique.values
     assert values[0] == 0
     assert values[-1] == 1
 
@@ -567,11 +573,11 @@ def test_rounding_keeps_both_ends():
         (lambda: TruncatedGaussian(-1.0), "std must be positive, got -1"),
         (lambda: LogitNormalTruncated(scale=0.0), "scale must be positive, got 0"),
         (lambda: Gaussian(0.0), "std must be positive, got 0"),
-        (lambda: CleanContext(Shared(), 1.1), r"probability must lie in \[0, 1\], got 1.1"),
+        (lambda: WithCleanPatches(Shared(), 1.1), r"probability must lie in \[0, 1\], got 1.1"),
         (lambda: Homogeneous(Shared(), -0.1), r"probability must lie in \[0, 1\], got -0.1"),
         (lambda: Perlin(spread=1.5), r"spread must lie in \[0, 1\].*got 1.5"),
-        (lambda: draw(AlongPath(), 2).on_values(1), "count must be at least 2, got 1"),
-        (lambda: AlongPath(Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool)), FluxSpacing()), "floor"),
+        (lambda: draw(AlongPath(), 2).quantized(1), "count must be at least 2, got 1"),
+        (lambda: AlongPath(Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool)), FluxProgress()), "floor"),
     ],
 )
 def test_arguments_without_a_meaning_are_refused(make, message):
@@ -580,8 +586,8 @@ def test_arguments_without_a_meaning_are_refused(make, message):
 
 
 def test_rounding_keeps_the_floor_but_for_known_patches():
-    maps = draw(CleanContext(AlongPath(Floored(AsyncPatch(), 0.003)), 1.0, Masks([Half()])), 4000)
-    rounded = maps.on_values(256, t_min=0.003)
+    maps = draw(WithCleanPatches(AlongPath(Floored(AsyncPatch(), 0.003)), 1.0, RandomMasks([Half()])), 4000)
+    rounded = maps.quantized(256, t_min=0.003)
     assert (rounded.t[rounded.known] == 0).all()
     assert rounded.t[~rounded.known].min() == pytest.approx(1 / 255)
-    assert torch.equal(rounded.distinct.values[rounded.distinct.index], rounded.t)
+    assert torch.equal(rounded.unique.values[rounded.unique.index], rounded.t)

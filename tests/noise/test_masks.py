@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.noise.clean_patches import Masks
+from asyncdiff.noise.clean_patches import RandomMasks
 from asyncdiff.noise.masks import MASKS, Extreme, Half, Lines, Square, SuperResolution, Thin, Wide, named
-from asyncdiff.randomness import Source, seeded
+from asyncdiff.randomness import RandomSource, seeded
 from asyncdiff.shapes import known_patches
 
 DRAWN = [Thin(), Wide()]
@@ -110,8 +110,8 @@ def test_the_drawing_of_a_seed_and_a_size_never_changes(name):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_seeds_differ_where_a_mask_is_drawn_and_only_there(name):
-    distinct = len(masks(MASKS[name], 30, 32, 32).flatten(1).unique(dim=0))
-    assert distinct == (30 if MASKS[name].drawn else 1)
+    unique = len(masks(MASKS[name], 30, 32, 32).flatten(1).unique(dim=0))
+    assert unique == (30 if MASKS[name].drawn else 1)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -189,8 +189,8 @@ def test_a_batch_has_the_masks_of_its_seeds():
 
 
 def test_contexts_draw_a_mask_for_every_image():
-    source = Source(40, (8, 8), generator=seeded(0))
-    drawn = Masks([Wide(), Square()]).sample(source)
+    source = RandomSource(40, (8, 8), generator=seeded(0))
+    drawn = RandomMasks([Wide(), Square()]).sample(source)
     fixed = (drawn == Square()(8, 8)).flatten(1).all(1)
     assert 8 <= fixed.sum() <= 32
     assert len(drawn[~fixed].flatten(1).unique(dim=0)) > 0.8 * (~fixed).sum()

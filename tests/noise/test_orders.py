@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.noise.orders import CentreOut, Given, Order, Raster, Shuffled, Snake, Spiral, Wavefront
-from asyncdiff.randomness import Source, per_image, seeded
+from asyncdiff.noise.orders import CenterOut, CustomOrder, Order, Raster, Shuffled, Snake, Spiral, Wavefront
+from asyncdiff.randomness import RandomSource, per_image, seeded
 
 GRIDS = [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (4, 4), (5, 3), (6, 9)]
 ORDERS = {
@@ -18,7 +18,7 @@ ORDERS = {
     "snake": Snake(),
     "spiral": Spiral(),
     "inward": Spiral(inward=True),
-    "centre": CentreOut(),
+    "centre": CenterOut(),
     "wavefront": Wavefront(),
     "delayed": Wavefront(row_delay=2),
     "far delayed": Wavefront(row_delay=100),
@@ -31,7 +31,7 @@ every_order = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 
 
 def ranks(order: Order, grid: tuple[int, int], batch: int = 1) -> torch.Tensor:
-    return order.ranks(Source(batch, grid, seeded(0)))
+    return order.ranks(RandomSource(batch, grid, seeded(0)))
 
 
 def trail(order: Order, grid: tuple[int, int]) -> list[tuple[int, int]]:
@@ -78,10 +78,10 @@ def test_spiral_of_3x4():
 
 @every_grid
 def test_centre_out_looks_the_same_in_the_mirror(grid):
-    found = ranks(CentreOut(), grid)
+    found = ranks(CenterOut(), grid)
     assert torch.equal(found, found.flip(1))
     assert torch.equal(found, found.flip(2))
-    assert (found[:, 0] == CentreOut().groups(grid) - 1).all()  # the border comes last
+    assert (found[:, 0] == CenterOut().groups(grid) - 1).all()  # the border comes last
 
 
 @every_grid
@@ -114,18 +114,18 @@ def test_groups_of_a_shuffled_order_are_full_but_for_the_last():
 
 
 def test_an_image_s_order_depends_on_its_seed_only():
-    together = Shuffled().ranks(Source(3, (4, 4), per_image([1, 2, 3])))
-    assert torch.equal(together[1:2], Shuffled().ranks(Source(1, (4, 4), per_image([2]))))
+    together = Shuffled().ranks(RandomSource(3, (4, 4), per_image([1, 2, 3])))
+    assert torch.equal(together[1:2], Shuffled().ranks(RandomSource(1, (4, 4), per_image([2]))))
 
 
 def test_gaps_of_a_given_order_are_closed():
-    order = Given([[7, 2], [2, 30]])
+    order = CustomOrder([[7, 2], [2, 30]])
     assert order.groups((2, 2)) == 3
     assert ranks(order, (2, 2)).tolist() == [[[1, 0], [0, 2]]]
 
 
 def test_a_coarse_given_order_is_repeated_over_its_blocks():
-    order = Given([[0, 1]])
+    order = CustomOrder([[0, 1]])
     assert ranks(order, (2, 6))[0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert order.groups((2, 6)) == 2
 
@@ -133,20 +133,20 @@ def test_a_coarse_given_order_is_repeated_over_its_blocks():
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3), (1, 2)], ids=lambda g: f"{g[0]}x{g[1]}")
 def test_a_given_order_that_does_not_divide_the_grid_is_refused(grid):
     with pytest.raises(ValueError, match=rf"grid must divide the level map of {grid[0]}x{grid[1]} .*got 2x2"):
-        ranks(Given([[0, 1], [2, 3]]), grid)
+        ranks(CustomOrder([[0, 1], [2, 3]]), grid)
 
 
 @pytest.mark.parametrize("rank", [-1, 1.5, float("nan"), True])
 def test_ranks_that_count_nothing_are_refused_with_their_place(rank):
-    unchecked = inspect.unwrap(Given.__init__)  # as users run it, without the shape checks of the tests
+    unchecked = inspect.unwrap(CustomOrder.__init__)  # as users run it, without the shape checks of the tests
     with pytest.raises(ValueError, match=rf"whole numbers from 0, got {rank} at row 1, column 2"):
-        unchecked(Given.__new__(Given), [[0, 1, 2], [3, 4, rank]])
+        unchecked(CustomOrder.__new__(CustomOrder), [[0, 1, 2], [3, 4, rank]])
 
 
 @pytest.mark.parametrize(("grid", "lengths"), [([[0, 1], [2]], "[2, 1]"), ([], "[]"), ([[], []], "[0, 0]")])
 def test_ragged_orders_are_refused(grid, lengths):
     with pytest.raises(ValueError, match=re.escape(f"rows of one length, got lengths {lengths}")):
-        Given(grid)
+        CustomOrder(grid)
 
 
 @pytest.mark.parametrize(("make", "name"), [(lambda: Shuffled(0), "together"), (lambda: Wavefront(0), "row_delay")])
@@ -155,7 +155,7 @@ def test_sizes_below_one_are_refused(make, name):
         make()
 
 
-@pytest.mark.parametrize("order", [*ORDERS.values(), Given([[3, 1], [0, 3]])], ids=[*ORDERS, "given"])
+@pytest.mark.parametrize("order", [*ORDERS.values(), CustomOrder([[3, 1], [0, 3]])], ids=[*ORDERS, "given"])
 def test_descriptions_give_the_same_order(order):
     again = object_config.build(object_config.describe(order))
     assert torch.equal(ranks(again, (4, 6), batch=2), ranks(order, (4, 6), batch=2))

@@ -10,7 +10,7 @@ from scipy import stats
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
-from asyncdiff.noise.orders import CentreOut, Given, Raster, Shuffled, Snake, Spiral, Wavefront
+from asyncdiff.noise.orders import CenterOut, CustomOrder, Raster, Shuffled, Snake, Spiral, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints, check_path
 from asyncdiff.randomness import per_image, seeded
 
@@ -25,7 +25,7 @@ FREE = {  # go with every grid
     "raster": Ordered(Raster()),
     "snake": Ordered(Snake(), overlap=0.1),
     "spiral": Ordered(Spiral(), overlap=0.5),
-    "centre": Ordered(CentreOut(), overlap=0.9),
+    "centre": Ordered(CenterOut(), overlap=0.9),
     "wavefront": Ordered(Wavefront(), overlap=0.99),
     "shuffled": Ordered(Shuffled(together=2), overlap=0.3),
     "one map": Waypoints([[[0.3]]]),
@@ -33,7 +33,7 @@ FREE = {  # go with every grid
     "floored order": Floored(Ordered(Raster(), overlap=0.2), t_min=0.3),
 }
 PATHS = FREE | {
-    "given": Ordered(Given([[0, 1], [2, 0]]), overlap=0.4),
+    "given": Ordered(CustomOrder([[0, 1], [2, 0]]), overlap=0.4),
     "waypoints": Waypoints([[[0, 0.6], [0.9, 0.2]], [[0.5, 0.6], [1, 0.2]]], progress=[0.2, 0.71]),
     "conditioned": Conditioned(AsyncPatch(), KNOWN),
     "conditioned order": Conditioned(Floored(Ordered(Raster()), t_min=0.2), KNOWN),
@@ -266,7 +266,7 @@ def test_overlap_towards_1_is_synchronous():
 
 def test_one_group_is_synchronous():
     s = torch.linspace(0, 1, 101, dtype=torch.float64)
-    t, slope = at(Ordered(Given([[5]])), (4, 4), s)
+    t, slope = at(Ordered(CustomOrder([[5]])), (4, 4), s)
     assert torch.allclose(t, s[:, None, None].expand(-1, 4, 4), rtol=0, atol=1e-14)
     assert torch.allclose(slope[1:-1], torch.ones(99, 4, 4, dtype=torch.float64))
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.noise.levels import AlongPath, CleanContext, Homogeneous
-from asyncdiff.denoising.loss import objective
+from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.noise.orders import CentreOut, Raster, Shuffled, Wavefront
+from asyncdiff.denoising.weightings import ELBO
+from asyncdiff.noise.levels import AlongPath, Homogeneous, WithCleanPatches
+from asyncdiff.noise.orders import CenterOut, Raster, Shuffled, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
+from asyncdiff.noise.progress import FluxProgress, LogitNormalProgress, ProgressSampler, UniformProgress
 from asyncdiff.randomness import seeded
-from asyncdiff.noise.progress import FluxSpacing, LogitNormalSpacing, Spacing, UniformSpacing
-from asyncdiff.denoising.weightings import Elbo
 
 GRID, T_MIN = (4, 4), 1e-3
 KNOWN = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -62,7 +62,7 @@ def shares(curve, s: torch.Tensor, variance: float, process) -> torch.Tensor:
 def test_flux_places_invert_the_share_that_is_gathered(path, process):
     """At s(u) the share is u: s is the inverse of a CDF, exactly, and the density is the derivative of that CDF."""
     curve, u = single(path), inner(500)
-    s, density = FluxSpacing(0.3, process)(curve, u)
+    s, density = FluxProgress(0.3, process)(curve, u)
     excess = shares(curve, s, 0.3, process) - u
     assert excess.abs().max() < 1e-6  # 30 halvings leave 1e-9 of s, which is worth that times the density, below 700
     assert density.max() < 700
@@ -92,7 +92,7 @@ def test_flux_density_integrates_to_1(name, kinks, process):
     close = torch.logspace(-8, -4.4e-5, 500, dtype=torch.float64)
     ends = [(a, b) for a, b in pairwise(sorted({0.0, 1.0, *kinks})) if b - a > 1e-12]
     s = torch.cat([start + (stop - start) * close for start, stop in ends])
-    s, density = FluxSpacing(0.1, process)(curve, shares(curve, s, 0.1, process))
+    s, density = FluxProgress(0.1, process)(curve, shares(curve, s, 0.1, process))
     pieces = zip(density.split(500), s.split(500), strict=True)
     assert sum(torch.trapezoid(q, at).item() for q, at in pieces) == pytest.approx(1, abs=1e-3)
 
@@ -100,7 +100,7 @@ def test_flux_density_integrates_to_1(name, kinks, process):
 @every_path
 def test_uniform_spacing_is_uniform(path):
     u = inner(50)
-    s, density = UniformSpacing()(single(path), u)
+    s, density = UniformProgress()(single(path), u)
     assert torch.equal(s, u)
     assert (density == 1).all()
 
@@ -108,7 +108,7 @@ def test_uniform_spacing_is_uniform(path):
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (0.7, 0.5), (-2.0, 2.0)])
 def test_logit_normal_places_are_quantiles_with_their_density(loc, scale):
     u = inner(1000).clamp(1e-6, 1 - 1e-6).requires_grad_()
-    s, density = LogitNormalSpacing(loc, scale)(single(AsyncPatch()), u)
+    s, density = LogitNormalProgress(loc, scale)(single(AsyncPatch()), u)
     law = torch.distributions.Normal(loc, scale)
     assert torch.allclose(law.cdf(torch.logit(s)), u, atol=1e-12)
     (slope,) = torch.autograd.grad(s.sum(), u)
@@ -117,41 +117,43 @@ def test_logit_normal_places_are_quantiles_with_their_density(loc, scale):
 
 def test_the_ends_of_the_uniform_law_stay_inside():
     for dtype in (torch.float32, torch.float64):
-        s, density = LogitNormalSpacing()(single(AsyncPatch(), dtype), torch.tensor([0.0, 1.0], dtype=dtype))
+        s, density = LogitNormalProgress()(single(AsyncPatch(), dtype), torch.tensor([0.0, 1.0], dtype=dtype))
         assert ((s > 0) & (s < 1)).all()
         assert density.isfinite().all()
 
 
 def test_without_weights_the_law_of_s_is_the_objective():
     """Levels with no factors of the loss, no slopes and so no bound; with weights the usual ones."""
-    plain = AlongPath(Synchronous(), LogitNormalSpacing(0.5, 0.8), weighted=False)
+    plain = AlongPath(Synchronous(), LogitNormalProgress(0.5, 0.8), weighted=False)
     draw = plain(4096, GRID, generator=seeded(0))
     assert draw.slope is None
     assert draw.importance is None
     logits = torch.logit(draw.t[:, 0, 0])
     assert logits.mean().item() == pytest.approx(0.5, abs=0.01)  # stratified: far below 0.8 / sqrt(4096)
     assert logits.std().item() == pytest.approx(0.8, abs=0.01)
-    with pytest.raises(ValueError, match="Elbo"):
-        Elbo().check(plain)
-    weighted = AlongPath(Synchronous(), LogitNormalSpacing(0.5, 0.8))(4096, GRID, generator=seeded(0))
+    with pytest.raises(ValueError, match="ELBO"):
+        ELBO().check(plain)
+    weighted = AlongPath(Synchronous(), LogitNormalProgress(0.5, 0.8))(4096, GRID, generator=seeded(0))
     assert torch.equal(weighted.t, draw.t)
     law = torch.distributions.Normal(0.5, 0.8)
     density = law.log_prob(logits).exp() / (draw.t[:, 0, 0] * (1 - draw.t[:, 0, 0]))
     assert torch.allclose(weighted.importance * density, torch.ones(4096), rtol=1e-3)
-    for mixed in (Homogeneous(plain, 0.5), CleanContext(plain, 0.5)):
+    for mixed in (Homogeneous(plain, 0.5), WithCleanPatches(plain, 0.5)):
         drawn = mixed(64, GRID, generator=seeded(0))
         assert not mixed.has_slopes
         assert drawn.importance is None
 
 
-def relative_integrand(path: Path, spacing: Spacing, u: torch.Tensor, variance: float, process, grid=GRID):
+def relative_integrand(
+    path: Path, progress_sampler: ProgressSampler, u: torch.Tensor, variance: float, process, grid=GRID
+):
     """The bound's integrand over its density for a perfect denoiser of independent N(m, variance) pixels."""
     curve = single(path, u.dtype, grid)
-    s, density = spacing(curve, u)
+    s, density = progress_sampler(curve, u)
     t, slope = curve(s)
     alpha, sigma = process.alpha(t), process.sigma(t)
     error = variance / (variance * alpha.square() + sigma.square())  # E(x - x_hat)^2 / sigma^2 = E(v - v_hat)^2
-    weight = Elbo()(process, t, slope).masked_fill(t == 0, 0)
+    weight = ELBO()(process, t, slope).masked_fill(t == 0, 0)
     return (weight * error).mean((1, 2)) / density
 
 
@@ -159,7 +161,7 @@ def relative_integrand(path: Path, spacing: Spacing, u: torch.Tensor, variance: 
 @every_path
 def test_no_variance_is_left_on_the_pixels_it_is_made_for(path, process):
     """Every single place gives the whole integral, G at the floor less G at the end, on every path."""
-    values = relative_integrand(path, FluxSpacing(0.1, process), inner(300), 0.1, process)
+    values = relative_integrand(path, FluxProgress(0.1, process), inner(300), 0.1, process)
     floor, end = (gathered(single(path)(torch.full((1,), s).double())[0], 0.1, process) for s in (0, 1))
     assert torch.allclose(values, (floor - end).expand(300), rtol=1e-9)
 
@@ -174,7 +176,7 @@ def test_it_holds_in_single_precision_on_strict_orders(grid, overlap):
     """
     places = 256_000 // (grid[0] * grid[1])
     path = Floored(Ordered(Raster(), overlap), T_MIN)
-    values = relative_integrand(path, FluxSpacing(0.1), inner(places).float(), 0.1, RectifiedFlow(), grid)
+    values = relative_integrand(path, FluxProgress(0.1), inner(places).float(), 0.1, RectifiedFlow(), grid)
     whole = 0.5 * math.log1p(0.1 * ((1 - T_MIN) / T_MIN) ** 2)
     assert (values / whole - 1).abs().max() < 1e-5
 
@@ -182,11 +184,13 @@ def test_it_holds_in_single_precision_on_strict_orders(grid, overlap):
 @pytest.mark.parametrize("path", [AsyncPatch(), Ordered(Raster())], ids=["async", "raster"])
 def test_where_everything_is_known_there_is_nothing_to_gather(path):
     everything = torch.ones(3, 4, 4, dtype=torch.bool)
-    s, density = FluxSpacing()(Conditioned(Floored(path), everything).draw(3, GRID), torch.rand(3, generator=seeded(0)))
+    s, density = FluxProgress()(
+        Conditioned(Floored(path), everything).draw(3, GRID), torch.rand(3, generator=seeded(0))
+    )
     assert ((s >= 0) & (s <= 1)).all()
     assert (density == 0).all()
     some = torch.stack([KNOWN[0], everything[0]])
-    drawn = AlongPath(Conditioned(Floored(path), some), FluxSpacing())(2, GRID, generator=seeded(0))
+    drawn = AlongPath(Conditioned(Floored(path), some), FluxProgress())(2, GRID, generator=seeded(0))
     assert drawn.importance[0] > 0
     assert drawn.importance[1] == 0
     assert drawn.importance.isfinite().all()
@@ -205,7 +209,7 @@ def losses(levels, count: int, process=None) -> torch.Tensor:
     x = oracle.sample(count, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
     drawn = levels(count, (2, 2), generator=seeded(3), dtype=torch.float64)
-    return objective(oracle, x, eps, drawn, Elbo()).per_image
+    return training_loss(oracle, x, eps, drawn, ELBO()).per_image
 
 
 def truth(process) -> float:
@@ -214,7 +218,7 @@ def truth(process) -> float:
     return 0.5 * torch.logdet(torch.eye(PIXELS) + snr * COV).item() / PIXELS
 
 
-TRAINED = {"async": AsyncPatch(), "raster": Ordered(Raster()), "centre": Ordered(CentreOut(), 0.5)}
+TRAINED = {"async": AsyncPatch(), "raster": Ordered(Raster()), "centre": Ordered(CenterOut(), 0.5)}
 
 
 @every_process
@@ -224,7 +228,8 @@ def test_importance_sampling_keeps_the_loss_and_lowers_its_noise(path, process):
     count = 8000
     path = Floored(path, FLOOR)
     plain, weighted = (
-        losses(AlongPath(path, spacing), count, process) for spacing in (UniformSpacing(), FluxSpacing(1.0, process))
+        losses(AlongPath(path, progress_sampler), count, process)
+        for progress_sampler in (UniformProgress(), FluxProgress(1.0, process))
     )
     for values in (plain, weighted):
         error = values.std().item() / math.sqrt(count)
@@ -235,25 +240,25 @@ def test_importance_sampling_keeps_the_loss_and_lowers_its_noise(path, process):
 
 def test_importance_goes_through_mixtures_and_contexts():
     """Constant maps of a mixture weigh 1; all of it is still the mutual information, to 4 standard errors."""
-    count, along = 8000, AlongPath(Floored(AsyncPatch(), FLOOR), FluxSpacing(1.0))
+    count, along = 8000, AlongPath(Floored(AsyncPatch(), FLOOR), FluxProgress(1.0))
     values = losses(Homogeneous(along, 0.3), count)
     assert abs(values.mean().item() - truth(RectifiedFlow())) < 4 * values.std().item() / math.sqrt(count)
-    drawn = CleanContext(along, 0.5)(200, (2, 2), generator=seeded(0))
+    drawn = WithCleanPatches(along, 0.5)(200, (2, 2), generator=seeded(0))
     assert torch.equal(drawn.importance, along(200, (2, 2), generator=seeded(0)).importance)
 
 
 def test_a_path_without_a_floor_is_refused():
-    with pytest.raises(ValueError, match=r"FluxSpacing needs a path with a floor, got t_min 0.*Floored\(path"):
-        AlongPath(AsyncPatch(), FluxSpacing())
+    with pytest.raises(ValueError, match=r"FluxProgress needs a path with a floor, got t_min 0.*Floored\(path"):
+        AlongPath(AsyncPatch(), FluxProgress())
 
 
 def test_no_variance_is_refused():
     with pytest.raises(ValueError, match="variance must be positive, got 0"):
-        FluxSpacing(0.0)
+        FluxProgress(0.0)
 
 
-@pytest.mark.parametrize("spacing", [UniformSpacing(), FluxSpacing(0.2), FluxSpacing(0.2, CosineVP())])
-def test_descriptions_give_the_same_places(spacing):
-    again, curve, u = object_config.build(object_config.describe(spacing)), single(PATHS["async"]), inner(20)
-    for theirs, ours in zip(again(curve, u), spacing(curve, u), strict=True):
+@pytest.mark.parametrize("progress_sampler", [UniformProgress(), FluxProgress(0.2), FluxProgress(0.2, CosineVP())])
+def test_descriptions_give_the_same_places(progress_sampler):
+    again, curve, u = object_config.build(object_config.describe(progress_sampler)), single(PATHS["async"]), inner(20)
+    for theirs, ours in zip(again(curve, u), progress_sampler(curve, u), strict=True):
         assert torch.equal(theirs, ours)

@@ -6,26 +6,26 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.sampling.step_rules import Clocks, DualLoop, Sequential, Tolerance
+from asyncdiff.checkpoints.object_config import describe
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
-from asyncdiff.sampling.look_ahead import LookAhead
-from asyncdiff.noise.masks import Half
-from asyncdiff.networks.dit import DiT
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
-from asyncdiff.noise.orders import Given
+from asyncdiff.denoising.uncertainty import surest
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half
+from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Synchronous
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.randomness import Source, normal, per_image, seeded
-from asyncdiff.checkpoints.object_config import describe
+from asyncdiff.randomness import RandomSource, normal, per_image, seeded
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.look_ahead import LookAhead
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
+from asyncdiff.sampling.step_rules import DualLoop, Sequential, StepRule, Tolerance
 from asyncdiff.shapes import mean_per_patch, to_pixels
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep
-from asyncdiff.denoising.uncertainty import surest
 
 SHAPE = (1, 4, 4)
 GAUSSIAN = GaussianOracle(*random_gaussian(16), (2, 2))
@@ -45,11 +45,11 @@ class Headed:
     def grid(self, size):
         return self.oracle.grid(size)
 
-    def __call__(self, x_t, t, label=None, *, distinct=None):
+    def __call__(self, x_t, t, label=None, *, unique=None):
         self.calls += 1
         self.rows += len(t)
         self.seen.append(t)
-        prediction = self.oracle(x_t, t, label, distinct=distinct)
+        prediction = self.oracle(x_t, t, label, unique=unique)
         return replace(prediction, logvar=self.logvar(prediction))
 
 
@@ -104,23 +104,23 @@ CLOCKS = [
     DualLoop(0.5, inner=3),
     Sequential(together=1, overlap=0.5),
 ]
-SAMPLERS = [Adaptive(clocks, Ddim(), 16) for clocks in CLOCKS]
-SAMPLERS += [Adaptive(CLOCKS[0], solver, 16) for solver in (Ddim(0.5), Multistep(), Heun())]
+SAMPLERS = [Adaptive(step_rule, DDIM(), 16) for step_rule in CLOCKS]
+SAMPLERS += [Adaptive(CLOCKS[0], solver, 16) for solver in (DDIM(0.5), Multistep(), Heun())]
 SAMPLERS += [Adaptive(CLOCKS[0], Multistep(), 16, budget=5), Sampler(AsyncPatch(), Multistep(), 8, [LookAhead()])]
 
 
-@pytest.mark.parametrize("solver", [Ddim(), Ddim(0.4), Multistep(), Heun()])
-@pytest.mark.parametrize("clocks", [Tolerance(0.08, 4), Tolerance(0.08, 4, lead=0.0), DualLoop(0.7, 4)])
-def test_a_constant_head_is_the_uniform_sampler_bit_for_bit(clocks, solver):
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.4), Multistep(), Heun()])
+@pytest.mark.parametrize("step_rule", [Tolerance(0.08, 4), Tolerance(0.08, 4, lead=0.0), DualLoop(0.7, 4)])
+def test_a_constant_head_is_the_uniform_sampler_bit_for_bit(step_rule, solver):
     uniform, denoiser = drawn(Sampler(Synchronous(), solver, 12), MIXTURE), Headed(MIXTURE, constant())
-    assert torch.equal(drawn(Adaptive(clocks, solver, 12), denoiser), uniform)
+    assert torch.equal(drawn(Adaptive(step_rule, solver, 12), denoiser), uniform)
     assert denoiser.calls == (2 * 12 - 1 if solver.evaluations == 2 else 12)
 
 
 def test_a_head_that_is_sure_halves_the_evaluations():
     """Half the error, twice the stride: the uniform grid of half the steps."""
     sure = Headed(MIXTURE, constant(2 * math.log(0.5)))
-    for solver in (Ddim(), Multistep()):
+    for solver in (DDIM(), Multistep()):
         sure.calls = 0
         out = drawn(Adaptive(Tolerance(1 / 32), solver, 32), sure)
         assert sure.calls == 16
@@ -138,7 +138,7 @@ def test_image_i_depends_on_seed_i_only(sampler):
 
 def test_finished_images_leave_the_batch():
     """The denoiser sees an image as often as its own patches need, whoever else is in the batch."""
-    sampler, together = Adaptive(Tolerance(0.1, 8), Ddim(), 32), Headed(MIXTURE, of_state)
+    sampler, together = Adaptive(Tolerance(0.1, 8), DDIM(), 32), Headed(MIXTURE, of_state)
     drawn(sampler, together, range(8))
     alone = []
     for seed in range(8):
@@ -151,7 +151,7 @@ def test_finished_images_leave_the_batch():
 
 def test_a_result_no_longer_changes():
     frames = list(
-        Adaptive(Tolerance(0.1, 8), Ddim(0.5), 32).frames(
+        Adaptive(Tolerance(0.1, 8), DDIM(0.5), 32).frames(
             Headed(MIXTURE, of_state), seeds=range(8), shape=SHAPE, dtype=torch.float64
         )
     )
@@ -179,7 +179,7 @@ def test_levels_stand_on_the_grid_and_never_rise(sampler, known):
     assert [frames[0].s, frames[-1].s] == [1, 0]
     assert all(after.s < before.s for before, after in pairwise(frames))
     patches = 4 if known is None else int((steps[0][0] > 0).sum())
-    most = sampler.budget or sampler.clocks.count(sampler.steps, patches) * sampler.solver.evaluations
+    most = sampler.budget or sampler.step_rule.count(sampler.steps, patches) * sampler.solver.evaluations
     assert denoiser.calls <= most
 
 
@@ -189,7 +189,7 @@ def test_a_budget_is_kept_by_larger_strides(budget, lead):
     """Also by a head that would take every step."""
     for logvar in (constant(), of_state, scripted([[9.0, 0.0], [-9.0, -1.0]])):
         denoiser = Headed(MIXTURE, logvar)
-        drawn(Adaptive(Tolerance(0.01, 2, lead), Ddim(), 16, budget), denoiser)
+        drawn(Adaptive(Tolerance(0.01, 2, lead), DDIM(), 16, budget), denoiser)
         assert denoiser.calls <= budget
     heun = Headed(MIXTURE, constant())
     drawn(Adaptive(Tolerance(0.01), Heun(), 16, 2 * budget), heun)
@@ -198,15 +198,15 @@ def test_a_budget_is_kept_by_larger_strides(budget, lead):
 
 def test_a_budget_that_a_rule_cannot_keep_is_refused_with_what_it_needs():
     denoiser = Headed(MIXTURE, of_state)
-    for clocks, needed in ((DualLoop(inner=4), 20), (Sequential(overlap=0.5), 40)):
+    for step_rule, needed in ((DualLoop(inner=4), 20), (Sequential(overlap=0.5), 40)):
         with pytest.raises(ValueError, match=rf"budget must be at least {needed} for .* on 16 steps, got {needed - 1}"):
-            drawn(Adaptive(clocks, Ddim(), 16, needed - 1), denoiser)
-        drawn(Adaptive(clocks, Ddim(), 16, needed), denoiser)
+            drawn(Adaptive(step_rule, DDIM(), 16, needed - 1), denoiser)
+        drawn(Adaptive(step_rule, DDIM(), 16, needed), denoiser)
 
 
 @pytest.mark.parametrize("lead", [0.0, 0.125, 0.5])
 def test_no_patch_runs_further_ahead_than_the_lead(lead):
-    sampler = Adaptive(Tolerance(0.05, 8, lead), Ddim(), 16)
+    sampler = Adaptive(Tolerance(0.05, 8, lead), DDIM(), 16)
     denoiser = Headed(MIXTURE, scripted([[0.0, -9.0], [-9.0, -2.0]]))
     frames = list(sampler.frames(denoiser, seeds=[0], shape=SHAPE, dtype=torch.float64))
     spread = max(float(f.t.max() - f.t.min()) for f in frames)
@@ -225,24 +225,28 @@ def test_known_pixels_come_back_bit_for_bit(sampler):
 def test_sure_patches_of_the_dual_loop_are_ahead_of_the_others():
     """Two sure patches of four: an outer step of three is one prediction and three more that see them clean-most."""
     denoiser = Headed(MIXTURE, scripted([[-2.0, 0.0], [-2.0, 0.0]]))
-    drawn(Adaptive(DualLoop(0.5, inner=3), Ddim(), 5), denoiser, [0])
+    drawn(Adaptive(DualLoop(0.5, inner=3), DDIM(), 5), denoiser, [0])
     columns = [(5 * t[0, 0]).round().int().tolist() for t in denoiser.seen]
     assert columns == [[5, 5], [2, 5], [2, 4], [2, 3], [2, 2], [0, 2], [0, 1]]
 
 
 def test_the_dual_loop_without_sure_patches_is_the_uniform_grid():
     uniform = drawn(Sampler(Synchronous(), Multistep(), 12), MIXTURE)
-    for clocks, logvar in ((DualLoop(0.0, 4), of_state), (DualLoop(0.2, 4), of_state), (DualLoop(0.7, 4), constant())):
-        assert torch.equal(drawn(Adaptive(clocks, Multistep(), 12), Headed(MIXTURE, logvar)), uniform)
-    coarse = drawn(Sampler(Synchronous(), Ddim(), 4), MIXTURE)  # and with sure ones only that of the outer steps
-    assert torch.equal(drawn(Adaptive(DualLoop(1.0, 4), Ddim(), 16), Headed(MIXTURE, of_state)), coarse)
+    for step_rule, logvar in (
+        (DualLoop(0.0, 4), of_state),
+        (DualLoop(0.2, 4), of_state),
+        (DualLoop(0.7, 4), constant()),
+    ):
+        assert torch.equal(drawn(Adaptive(step_rule, Multistep(), 12), Headed(MIXTURE, logvar)), uniform)
+    coarse = drawn(Sampler(Synchronous(), DDIM(), 4), MIXTURE)  # and with sure ones only that of the outer steps
+    assert torch.equal(drawn(Adaptive(DualLoop(1.0, 4), DDIM(), 16), Headed(MIXTURE, of_state)), coarse)
 
 
-@pytest.mark.parametrize("solver", [Ddim(), Multistep()])
+@pytest.mark.parametrize("solver", [DDIM(), Multistep()])
 @pytest.mark.parametrize(("together", "overlap"), [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.75), (1, 0.875)])
 def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(together, overlap, solver):
     rows = [[2, 0], [3, 1]]
-    order = Given([[rank // together for rank in row] for row in rows])
+    order = CustomOrder([[rank // together for rank in row] for row in rows])
     expected = drawn(Autoregressive(order, overlap, solver, 8), MIXTURE)
     denoiser = Headed(MIXTURE, scripted(rows))
     out = drawn(Adaptive(Sequential(together, overlap), solver, 8), denoiser)
@@ -253,10 +257,10 @@ def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(togethe
 def test_a_lag_that_is_no_whole_step_keeps_the_time_of_the_order():
     """Three steps a patch, 1.2 between starts: at steps 0, 2, 3 and 4, as many in all as the path takes."""
     denoiser = Headed(MIXTURE, scripted([[0, 1], [2, 3]]))
-    drawn(Adaptive(Sequential(overlap=0.6), Ddim(), 3), denoiser, [0])
+    drawn(Adaptive(Sequential(overlap=0.6), DDIM(), 3), denoiser, [0])
     started = [int((t < 1).sum()) for t in denoiser.seen]
     assert started == [0, 1, 1, 2, 3, 4, 4]
-    assert denoiser.calls == Autoregressive(Given([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).count((2, 2))
+    assert denoiser.calls == Autoregressive(CustomOrder([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).count((2, 2))
 
 
 def test_sequential_asks_again_before_every_start():
@@ -267,7 +271,7 @@ def test_sequential_asks_again_before_every_start():
         return -clean - clean.roll(1, 2) - torch.tensor([[0.0, 0.0], [0.1, 0.0]], dtype=torch.float64)
 
     denoiser = Headed(MIXTURE, beside)
-    drawn(Adaptive(Sequential(), Ddim(), 1), denoiser, [0])
+    drawn(Adaptive(Sequential(), DDIM(), 1), denoiser, [0])
     assert [(t[0] == 1).int().flatten().tolist() for t in denoiser.seen] == [
         [1, 1, 1, 1],
         [1, 1, 0, 1],
@@ -281,7 +285,7 @@ def test_look_ahead_takes_the_others_velocity_with_the_sure_ones_ahead():
     denoiser = Headed(MIXTURE, scripted([[-1.0, 0.0], [-1.0, 0.0]]))
     x_t, t = torch.randn(2, *SHAPE, dtype=torch.float64), torch.full((2, 2, 2), 0.6, dtype=torch.float64)
     t[1] = 0.2
-    guided = LookAhead(0.5, 1.5).begin(denoiser, Source(2, (2, 2)), SHAPE)
+    guided = LookAhead(0.5, 1.5).begin(denoiser, RandomSource(2, (2, 2)), SHAPE)
     v = guided(x_t, t).v
     first = MIXTURE(x_t, t)
     t_ahead = t.clone()
@@ -295,13 +299,13 @@ def test_look_ahead_takes_the_others_velocity_with_the_sure_ones_ahead():
 
 def test_look_ahead_takes_two_evaluations_a_step_but_in_the_first_of_the_walk():
     denoiser = Headed(MIXTURE, of_state)
-    drawn(Sampler(Synchronous(), Ddim(), 20, [LookAhead(0.5)]), denoiser)
+    drawn(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), denoiser)
     assert denoiser.calls == 2 * 20 - 1  # at t = 1 nobody looks, at 0.95 they do
     for off in (LookAhead(0.0), LookAhead(0.5, 1.0), LookAhead(0.5, skipped=1.0)):
         out = drawn(Sampler(Synchronous(), Multistep(), 8, [off]), Headed(MIXTURE, of_state))
         assert torch.equal(out, drawn(Sampler(Synchronous(), Multistep(), 8), MIXTURE))
     alike = Headed(MIXTURE, constant())
-    drawn(Sampler(Synchronous(), Ddim(), 20, [LookAhead(0.5)]), alike)
+    drawn(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), alike)
     assert alike.calls == 20
 
 
@@ -309,7 +313,7 @@ def test_look_ahead_takes_two_evaluations_a_step_but_in_the_first_of_the_walk():
 def test_guidance_goes_along(inner_first):
     """All rules at once: images stay their own, whoever leaves, and labels matter."""
     rules = [ClassifierFree(2.0), InputGuidance(0.5), LookAhead(0.5)]
-    sampler = Adaptive(Tolerance(0.1, 8), Ddim(0.2), 16, guidance=rules if inner_first else rules[::-1])
+    sampler = Adaptive(Tolerance(0.1, 8), DDIM(0.2), 16, guidance=rules if inner_first else rules[::-1])
     image, known = torch.randn(4, *SHAPE, dtype=torch.float64), Half("top")(4, 4).expand(4, 4, 4)
     label = torch.tensor([0, 1, 2, 3])
 
@@ -328,7 +332,7 @@ def test_guidance_goes_along(inner_first):
 def test_numbers_that_are_none_stop_the_walk_and_are_named(what, wrong):
     """In the image's own place, also when others have left the batch."""
 
-    def spoiled(x_t, t, label=None, *, distinct=None):
+    def spoiled(x_t, t, label=None, *, unique=None):
         prediction = replace(
             MIXTURE(x_t, t), logvar=-12.0 * (x_t.flatten(1).sum(1) < 0)[:, None, None] * torch.ones_like(t)
         )
@@ -342,7 +346,7 @@ def test_numbers_that_are_none_stop_the_walk_and_are_named(what, wrong):
     with pytest.raises(
         FloatingPointError, match=rf"{what} must be finite.* image \d of the batch at row 1, column 0, level 0.5"
     ):
-        drawn(Adaptive(Tolerance(0.01), Ddim(), 4), denoiser)
+        drawn(Adaptive(Tolerance(0.01), DDIM(), 4), denoiser)
 
 
 def test_a_network_without_a_head_is_refused():
@@ -352,15 +356,15 @@ def test_a_network_without_a_head_is_refused():
 
 
 def test_rules_of_users_are_held_to_the_law():
-    class Idle(Clocks):
+    class Idle(StepRule):
         def __call__(self, at, uncertainty):
             return torch.zeros_like(at.level)
 
-    class Back(Clocks):
+    class Back(StepRule):
         def __call__(self, at, uncertainty):
             return torch.full_like(at.level, -1)
 
-    class Turns(Clocks):
+    class Turns(StepRule):
         """Remembers whose turn it is, per image."""
 
         turn = None
@@ -368,7 +372,7 @@ def test_rules_of_users_are_held_to_the_law():
         def begin(self):
             return Turns()
 
-        def narrowed(self, rows):
+        def select(self, rows):
             self.turn = self.turn[rows]
             return self
 
@@ -385,10 +389,10 @@ def test_rules_of_users_are_held_to_the_law():
         drawn(Adaptive(Idle(), steps=8), denoiser)
     with pytest.raises(ValueError, match="Back must give strides from 0 to a patch's level"):
         drawn(Adaptive(Back(), steps=8), denoiser)
-    rule = Adaptive(Turns(), Ddim(), 8)
+    rule = Adaptive(Turns(), DDIM(), 8)
     together = drawn(rule, denoiser, range(6))
     assert torch.allclose(together, torch.cat([drawn(rule, denoiser, [k]) for k in range(6)]), rtol=0, atol=1e-12)
-    assert rule.clocks.turn is None
+    assert rule.step_rule.turn is None
 
 
 def test_the_exact_uncertainty_is_that_of_the_errors():
@@ -411,7 +415,7 @@ def uneven() -> GaussianOracle:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("solver", "order"), [(Ddim(), 1), (Multistep(), 2), (Heun(), 2)])
+@pytest.mark.parametrize(("solver", "order"), [(DDIM(), 1), (Multistep(), 2), (Heun(), 2)])
 def test_strides_that_vary_keep_the_order_of_convergence(solver, order):
     """To the solution along the levels that the clocks have chosen, at twice the steps and half the tolerance.
 
@@ -451,8 +455,8 @@ def kl(oracle: GaussianOracle, sampler) -> tuple[float, int]:
 @pytest.mark.parametrize(
     ("solver", "tolerance", "steps", "gain"),
     [
-        (Ddim(), 1 / 64, 64, 0.75),
-        (Ddim(), 1 / 16, 22, 0.85),
+        (DDIM(), 1 / 64, 64, 0.75),
+        (DDIM(), 1 / 16, 22, 0.85),
         (Multistep(), 1 / 64, 64, 0.35),
         (Multistep(), 1 / 16, 22, 0.6),
     ],
@@ -479,8 +483,8 @@ def test_images_that_are_decided_early_need_fewer_evaluations():
         log_prob = narrow.log_prob(drawn(sampler, denoiser, range(100)))
         return denoiser.rows / 100, float(log_prob.mean() - expected)
 
-    evaluations, excess = measured(Adaptive(Tolerance(1 / 32, 8), Ddim(), 64))
-    _, uniform_excess = measured(Sampler(Synchronous(), Ddim(), 26))
+    evaluations, excess = measured(Adaptive(Tolerance(1 / 32, 8), DDIM(), 64))
+    _, uniform_excess = measured(Sampler(Synchronous(), DDIM(), 26))
     assert evaluations < 20
     assert 0 < excess < uniform_excess
 
@@ -521,20 +525,20 @@ def test_bad_arguments_are_one_clear_error(make, rule):
 
 
 def test_a_recipe_says_all_arguments():
-    for clocks in CLOCKS:
-        described = describe(Adaptive(clocks, Ddim(0.5), 16, 40, [LookAhead()], 2))
-        assert described["init_args"]["clocks"]["init_args"] == vars(clocks)
+    for step_rule in CLOCKS:
+        described = describe(Adaptive(step_rule, DDIM(0.5), 16, 40, [LookAhead()], 2))
+        assert described["init_args"]["step_rule"]["init_args"] == vars(step_rule)
         assert described["init_args"]["budget"] == 40
 
 
-@pytest.mark.parametrize("clocks", [Tolerance(0.1, 8, 0.5), DualLoop(0.5, 3), Sequential(2, 0.5)])
+@pytest.mark.parametrize("step_rule", [Tolerance(0.1, 8, 0.5), DualLoop(0.5, 3), Sequential(2, 0.5)])
 @pytest.mark.parametrize("refresh", [1, 3])
-def test_a_trained_kind_of_network_in_any_batch(clocks, refresh):
+def test_a_trained_kind_of_network_in_any_batch(step_rule, refresh):
     """Also where the network computes moving patches only: what it remembers of images that left is forgotten."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2, classes=10, uncertainty=True).double()
-    denoiser = Denoiser(awaken(network).eval(), RectifiedFlow())
-    sampler = Adaptive(clocks, Multistep(), 8, guidance=[ClassifierFree(2.0)], refresh=refresh)
+    denoiser = Denoiser(randomize_weights(network).eval(), RectifiedFlow())
+    sampler = Adaptive(step_rule, Multistep(), 8, guidance=[ClassifierFree(2.0)], refresh=refresh)
     image, known = torch.randn(4, *SHAPE, dtype=torch.float64), torch.zeros(4, 4, 4, dtype=torch.bool)
     known[0, :2], known[1, :, :2], known[2] = True, True, True
 

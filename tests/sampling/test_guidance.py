@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.denoising.oracles import MixtureOracle, random_mixture
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.randomness import Source, per_image, seeded
+from asyncdiff.randomness import RandomSource, per_image, seeded
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import Ddim, Multistep
+from asyncdiff.sampling.solvers import DDIM, Multistep
 
 SHAPE = (1, 8, 8)
 DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
@@ -24,9 +24,9 @@ class Counted(Denoiser):
         super().__init__(network, RectifiedFlow())
         self.batches = []
 
-    def forward(self, x_t, t, label=None, *, distinct=None, memory=None):
+    def forward(self, x_t, t, label=None, *, unique=None, kv_cache=None):
         self.batches.append(len(x_t))
-        return super().forward(x_t, t, label, distinct=distinct, memory=memory)
+        return super().forward(x_t, t, label, unique=unique, kv_cache=kv_cache)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def denoiser(small_dit):
 
 def begun(guidances, denoiser, batch, grid=(4, 4)):
     for guidance in guidances:
-        source = Source(batch, grid, per_image(range(batch)), "cpu", torch.float64)
+        source = RandomSource(batch, grid, per_image(range(batch)), "cpu", torch.float64)
         denoiser = guidance.begin(denoiser, source, SHAPE)
     return denoiser
 
@@ -54,7 +54,7 @@ def test_scale_1_and_strength_0_are_the_unguided_denoiser_exactly(denoiser):
     options = {"seeds": [1, 2], "label": torch.tensor([3, 4]), **DOUBLE}
     image, known = torch.rand(2, *SHAPE, dtype=torch.float64), torch.zeros(2, 8, 8, dtype=torch.bool)
     known[:, :4] = True
-    for solver in (Ddim(0.25), Multistep()):
+    for solver in (DDIM(0.25), Multistep()):
         plain = Sampler(AsyncPatch(), solver, 4)(denoiser, image=image, known=known, **options)
         guidance = [ClassifierFree(1.0), InputGuidance(0.0)]
         off = Sampler(AsyncPatch(), solver, 4, guidance)(denoiser, image=image, known=known, **options)
@@ -91,7 +91,7 @@ def test_label_guidance_of_an_exact_mixture_is_the_guided_score():
     x_t = torch.randn(2, 1, 4, 4, generator=seeded(0), dtype=torch.float64)
     t = torch.full((2, 2, 2), 0.4, dtype=torch.float64)
     label = torch.tensor([0, 2])
-    source = Source(2, (2, 2), per_image([0, 1]), "cpu", torch.float64)
+    source = RandomSource(2, (2, 2), per_image([0, 1]), "cpu", torch.float64)
     guided = ClassifierFree(2.5).begin(oracle, source, (1, 4, 4))(x_t, t, label)
     process = oracle.process
     score_c, score_u, score = (
@@ -103,9 +103,9 @@ def test_label_guidance_of_an_exact_mixture_is_the_guided_score():
 @torch.no_grad()
 def test_input_guidance_is_the_formula(denoiser):
     x_t, t, label = inputs()
-    source = Source(3, (4, 4), per_image(range(3)), "cpu", torch.float64)
+    source = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64)
     guided = InputGuidance(1.5, level=0.6).begin(denoiser, source, SHAPE)(x_t, t, label).v
-    noise = Source(3, (4, 4), per_image(range(3)), "cpu", torch.float64).normal(*SHAPE)
+    noise = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64).normal(*SHAPE)
     given = torch.zeros(8, 8, dtype=torch.bool)
     given[:, :4] = True
     x_noisy = torch.where(given, 0.4 * x_t + 0.6 * noise, x_t)
@@ -140,15 +140,15 @@ def test_nothing_given_means_no_input_guidance(denoiser):
 @torch.no_grad()
 def test_without_labels_there_is_nothing_to_be_guided_by(denoiser):
     """v_with is v_without: runs whose sampler has label guidance complete photos that have no label."""
-    plain = Sampler(AsyncPatch(), Ddim(0.25), 3)(denoiser, seeds=[0, 1], **DOUBLE)
-    guided = Sampler(AsyncPatch(), Ddim(0.25), 3, [ClassifierFree(3)])(denoiser, seeds=[0, 1], **DOUBLE)
+    plain = Sampler(AsyncPatch(), DDIM(0.25), 3)(denoiser, seeds=[0, 1], **DOUBLE)
+    guided = Sampler(AsyncPatch(), DDIM(0.25), 3, [ClassifierFree(3)])(denoiser, seeds=[0, 1], **DOUBLE)
     assert torch.equal(plain, guided)
 
 
 @pytest.mark.parametrize("sampler", [Sampler, Autoregressive])
 def test_image_i_depends_on_seed_i_only(denoiser, sampler):
     options = {"steps": 6} if sampler is Sampler else {"steps_per_patch": 1}
-    guided = sampler(solver=Ddim(0.25), guidance=[ClassifierFree(2, high=0.8), InputGuidance(1)], **options)
+    guided = sampler(solver=DDIM(0.25), guidance=[ClassifierFree(2, high=0.8), InputGuidance(1)], **options)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = torch.zeros(3, 8, 8, dtype=torch.bool)
     known[:2, :, :4] = True  # the third is given nothing

@@ -2,23 +2,23 @@
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.sampling.step_rules import Tolerance
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
-from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.partial_updates import Skipping
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
+from asyncdiff.sampling.step_rules import Tolerance
 
 SHAPE = (1, 8, 8)
 DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
@@ -33,7 +33,7 @@ def denoiser(small_dit):
 def any_denoiser(request):
     """Of every kind of DiT."""
     torch.manual_seed(0)
-    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
+    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
     return Denoiser(network, RectifiedFlow())
 
 
@@ -44,47 +44,47 @@ def inputs(batch=3):
 
 def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
     x_t, t, label = inputs()
-    skipping = Skipping(denoiser, 4)
-    skipping.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
-    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
+    partial_updates = PartialUpdates(denoiser, 4)
+    partial_updates.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
+    assert torch.allclose(partial_updates(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
 def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
     """Remembered keys and values are those of the same images: any part of them gives the same velocities."""
     denoiser, (x_t, t, label) = any_denoiser, inputs()
-    skipping, exact = Skipping(denoiser, 100), denoiser(x_t, t, label).v
+    partial_updates, exact = PartialUpdates(denoiser, 100), denoiser(x_t, t, label).v
     for seed in range(4):
-        skipping.moving = torch.rand(3, 4, 4, generator=seeded(seed)) < 0.3 * seed
-        assert torch.allclose(skipping(x_t, t, label).v, exact, rtol=0, atol=1e-12)
+        partial_updates.moving = torch.rand(3, 4, 4, generator=seeded(seed)) < 0.3 * seed
+        assert torch.allclose(partial_updates(x_t, t, label).v, exact, rtol=0, atol=1e-12)
 
 
 def test_moving_patches_see_each_other_fresh_and_others_as_they_were(any_denoiser):
     denoiser, (x_t, t, label) = any_denoiser, inputs()
     moving = torch.zeros(3, 4, 4, dtype=torch.bool)
     moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
-    skipping = Skipping(denoiser, 100)
-    skipping.moving = moving
-    before = skipping(x_t, t, label).v
+    partial_updates = PartialUpdates(denoiser, 100)
+    partial_updates.moving = moving
+    before = partial_updates(x_t, t, label).v
     pixels = moving.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     changed = torch.where(pixels, x_t + 1, x_t)
-    skipping.moving = moving
-    after = skipping(changed, t, label).v
+    partial_updates.moving = moving
+    after = partial_updates(changed, t, label).v
     assert torch.equal(after[~pixels.expand_as(after)], before[~pixels.expand_as(after)])
     exact = denoiser(changed, t, label).v
     assert 0 < (after - exact)[pixels].abs().max() < (before - exact)[pixels].abs().max()
-    skipping.moving = torch.ones_like(moving)
-    assert torch.allclose(skipping(changed, t, label).v, exact, rtol=0, atol=1e-12)
+    partial_updates.moving = torch.ones_like(moving)
+    assert torch.allclose(partial_updates(changed, t, label).v, exact, rtol=0, atol=1e-12)
 
 
 def test_the_refresh_comes_every_so_many_steps(denoiser):
     x_t, t, label = inputs()
-    skipping = Skipping(denoiser, 3)
+    partial_updates = PartialUpdates(denoiser, 3)
     nothing = torch.zeros(3, 4, 4, dtype=torch.bool)
     fresh = []
     for _ in range(7):
         x_t = x_t + 1
-        skipping.moving = nothing
-        fresh.append(torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12))
+        partial_updates.moving = nothing
+        fresh.append(torch.allclose(partial_updates(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12))
     assert fresh == [step in (0, 2, 5) for step in range(7)]  # the first, then in the middle between 0, 3, 6
 
 
@@ -97,10 +97,10 @@ def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
     wide[0, max(1 - margin, 0) : 2 + margin, : 1 + margin], wide[1, 3 - margin :, 3 - margin :] = True, True
     found = []
     for patches, by in ((moving, margin), (wide, 0)):
-        skipping = Skipping(denoiser, 100, by)
+        partial_updates = PartialUpdates(denoiser, 100, by)
         for image in (x_t, x_t + 1):
-            skipping.moving = patches
-            v = skipping(image, t, label).v
+            partial_updates.moving = patches
+            v = partial_updates(image, t, label).v
         found.append(v)
     assert torch.equal(*found)
     assert not torch.equal(found[0][:2], denoiser(x_t, t, label).v[:2])
@@ -109,16 +109,16 @@ def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
 def test_refreshing_every_time_is_the_network_itself():
     """Bit for bit: nothing is remembered, every evaluation is the plain call."""
     torch.manual_seed(0)
-    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
+    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
     remembered = []
-    network.register_forward_pre_hook(lambda _, args, told: remembered.append(told.get("memory")), with_kwargs=True)
+    network.register_forward_pre_hook(lambda _, args, told: remembered.append(told.get("kv_cache")), with_kwargs=True)
     for sampler in (Sampler(steps=4), Autoregressive(steps_per_patch=1), Adaptive(Tolerance(0.3), steps=4)):
         sampler(Denoiser(network, RectifiedFlow()), seeds=[1, 2], label=torch.arange(2), **DOUBLE)
     assert len(remembered) > 4 + 16
     assert set(remembered) == {None}
 
 
-@pytest.mark.parametrize("solver", [Ddim(0.25), Heun(), Multistep()])
+@pytest.mark.parametrize("solver", [DDIM(0.25), Heun(), Multistep()])
 @pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
 @pytest.mark.parametrize("overlap", [0.0, 0.6])
 def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
@@ -139,21 +139,21 @@ def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
 def test_a_patch_that_has_moved_is_seen_where_it_is(denoiser):
     """What stands at a new level is computed there once, though it moves no more."""
     x_t, t, label = inputs()
-    skipping = Skipping(denoiser, 100)
+    partial_updates = PartialUpdates(denoiser, 100)
     first = torch.zeros(3, 4, 4, dtype=torch.bool)
     first[:, 0] = True
-    skipping.moving = first
-    skipping(x_t, t, label)
+    partial_updates.moving = first
+    partial_updates(x_t, t, label)
     pixels = first.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     x_t, t = torch.where(pixels, x_t / 2, x_t), t.masked_fill(first, 0)
-    skipping.moving = ~first
-    assert torch.allclose(skipping(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
+    partial_updates.moving = ~first
+    assert torch.allclose(partial_updates(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
 def test_skipping_half_the_image_saves_computation():
     """Inpainting one quarter of 256 tokens: counted operations, all evaluations of a walk."""
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
     denoiser = Denoiser(network, RectifiedFlow())
     image, known = torch.rand(1, 1, 32, 32), torch.ones(1, 32, 32, dtype=torch.bool)
     known[:, :16, :16] = False
@@ -169,13 +169,13 @@ def test_skipping_half_the_image_saves_computation():
 def test_a_level_map_coarser_than_the_tokens():
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4, uncertainty=True).double()
-    denoiser = Denoiser(awaken(network).requires_grad_(False).eval(), RectifiedFlow())
+    denoiser = Denoiser(randomize_weights(network).requires_grad_(False).eval(), RectifiedFlow())
     x_t = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
     t = torch.rand(2, 2, 2, generator=seeded(1), dtype=torch.float64)
-    skipping = Skipping(denoiser, 100)
+    partial_updates = PartialUpdates(denoiser, 100)
     for moving in (torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[[True, False], [False, False]]] * 2)):
-        skipping.moving = moving
-        got, exact = skipping(x_t, t), denoiser(x_t, t)
+        partial_updates.moving = moving
+        got, exact = partial_updates(x_t, t), denoiser(x_t, t)
         assert torch.allclose(got.v, exact.v, rtol=0, atol=1e-12)
         assert torch.allclose(got.logvar, exact.logvar, rtol=0, atol=1e-12)
 
@@ -193,9 +193,9 @@ def test_a_margin_needs_a_refresh(make):
 def test_a_margin_as_wide_as_the_grid_is_the_full_walk(kind):
     """All patches are computed at every step, through what is remembered."""
     torch.manual_seed(0)
-    network = awaken(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
+    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
     denoiser, told = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
-    options = {"clocks": Tolerance(0.3)} if kind is Adaptive else {}
+    options = {"step_rule": Tolerance(0.3)} if kind is Adaptive else {}
     exact, wide = (kind(steps=6, **options, **skip)(denoiser, **told) for skip in ({}, {"refresh": 50, "margin": 4}))
     assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
 

@@ -3,17 +3,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from asyncdiff.noise.masks import Half
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Raster, Spiral
 from asyncdiff.noise.paths import AsyncPatch, Floored, Synchronous
-from asyncdiff.randomness import Source, seeded
+from asyncdiff.randomness import RandomSource, seeded
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep, Solver
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep, Solver
 
 SHAPE = (1, 4, 4)
 ORACLE = GaussianOracle(*random_gaussian(16), (2, 2))
-SAMPLERS = [Sampler(Synchronous(), Ddim(), 8), Sampler(AsyncPatch(), Ddim(0.25), 8)]
+SAMPLERS = [Sampler(Synchronous(), DDIM(), 8), Sampler(AsyncPatch(), DDIM(0.25), 8)]
 SAMPLERS += [Sampler(AsyncPatch(), Heun(), 8), Sampler(AsyncPatch(), Multistep(), 8)]
 
 
@@ -50,7 +50,7 @@ def test_inpainting_samples_the_exact_conditional():
     mean, cov = random_gaussian(16)
     known = Half("left")(4, 4)
     image = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    out = Sampler(AsyncPatch(), Ddim(0.5), 100)(
+    out = Sampler(AsyncPatch(), DDIM(0.5), 100)(
         ORACLE,
         seeds=range(n),
         shape=SHAPE,
@@ -85,7 +85,7 @@ def test_a_solver_begins_once_per_walk():
 
         def begin(self) -> Solver:
             self.begun += 1
-            return Ddim()
+            return DDIM()
 
         def __call__(self, evaluate, x_t, t, to, noise):
             raise AssertionError("the walk must step with what begin() returned")
@@ -121,7 +121,7 @@ def test_bad_requests_are_one_clear_error():
 
 
 def test_overlap_towards_1_is_synchronous():
-    for solver in (Ddim(), Multistep()):
+    for solver in (DDIM(), Multistep()):
         wave = Autoregressive(Raster(), 1 - 1e-9, solver, steps_per_patch=12)
         walked = wave(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
         plain = Sampler(Synchronous(), solver, 12)(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
@@ -138,7 +138,7 @@ def test_strict_order_finishes_a_patch_before_the_next_one_starts():
     sampler = Autoregressive(Spiral(), steps_per_patch=3)
     frames = list(sampler.frames(ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64))
     assert len(frames) == 4 * 3 + 1
-    ranks = Spiral().ranks(Source(1, (2, 2)))[0].flatten()
+    ranks = Spiral().ranks(RandomSource(1, (2, 2)))[0].flatten()
     for number, frame in enumerate(frames):
         done, part = divmod(number, 3)
         expected = torch.where(ranks < done, 0.0, 1.0).double()
@@ -151,9 +151,9 @@ def test_steps_in_which_nothing_moves_cost_nothing():
     seen = []
 
     class Watched(GaussianOracle):
-        def __call__(self, x_t, t, label=None, *, distinct=None):
+        def __call__(self, x_t, t, label=None, *, unique=None):
             seen.append(len(x_t))
-            return super().__call__(x_t, t, label, distinct=distinct)
+            return super().__call__(x_t, t, label, unique=unique)
 
     oracle = Watched(*random_gaussian(16), (2, 2))
     image = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
@@ -174,7 +174,7 @@ def test_pixels_known_inside_unknown_patches_guide_the_others():
     k, n = known.flatten(), 400
     image = torch.randn(1, *SHAPE, generator=seeded(1), dtype=torch.float64) * 2
     expected = mean[~k] + cov[~k][:, k] @ torch.linalg.inv(cov[k][:, k]) @ (image.flatten()[k] - mean[k])
-    out = Sampler(Synchronous(), Ddim(), 50)(
+    out = Sampler(Synchronous(), DDIM(), 50)(
         ORACLE,
         seeds=range(n),
         shape=SHAPE,

@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from asyncdiff.checkpoints.object_config import build, describe
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Curve, Ordered, Path, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, Process, RectifiedFlow
-from asyncdiff.randomness import Source, seeded
-from asyncdiff.checkpoints.object_config import build, describe
+from asyncdiff.randomness import RandomSource, seeded
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep, Solver
 from asyncdiff.shapes import to_pixels
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep, Solver
 
 SHAPE, GRID = (1, 4, 4), (2, 2)
 MEAN, COV = random_gaussian(16)
-SOLVERS = [Ddim(), Ddim(0.25), Ddim(1.0), Heun(), Multistep()]
+SOLVERS = [DDIM(), DDIM(0.25), DDIM(1.0), Heun(), Multistep()]
 PROCESSES = [RectifiedFlow(), CosineVP(), LinearVP()]
 PATHS = {
     "synchronous": Synchronous(),
@@ -31,8 +31,8 @@ PATHS = {
 
 
 def label(value: object) -> str | None:
-    if isinstance(value, Ddim):
-        return f"Ddim({value.stochasticity})"
+    if isinstance(value, DDIM):
+        return f"DDIM({value.stochasticity})"
     return None if isinstance(value, (str, int, float)) else type(value).__name__
 
 
@@ -57,9 +57,9 @@ class Counted:
         self.oracle, self.process, self.grid = oracle, oracle.process, oracle.grid
         self.evaluations = 0
 
-    def __call__(self, x_t, t, label=None, *, distinct=None) -> Prediction:
+    def __call__(self, x_t, t, label=None, *, unique=None) -> Prediction:
         self.evaluations += 1
-        return self.oracle(x_t, t, label, distinct=distinct)
+        return self.oracle(x_t, t, label, unique=unique)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=label)
@@ -104,7 +104,7 @@ def test_a_step_at_pure_noise_to_clean_is_finite(solver, process):
 @pytest.mark.parametrize(
     ("solver", "process"),
     [
-        *((Ddim(c), process) for c in (0.0, 0.25, 1.0) for process in PROCESSES),
+        *((DDIM(c), process) for c in (0.0, 0.25, 1.0) for process in PROCESSES),
         (Heun(), RectifiedFlow()),  # rules that step onto clean patches as Euler does
         (Multistep(), RectifiedFlow()),
     ],
@@ -122,7 +122,7 @@ def test_deterministic_ddim_is_euler_for_the_rectified_flow():
     oracle, (t, to) = GaussianOracle(MEAN, COV, GRID), maps(5)
     x_t = noised(oracle, t)
     euler = x_t + to_pixels(to - t, (4, 4)) * oracle(x_t, t).v
-    assert torch.allclose(Ddim(0.0)(oracle, x_t, t, to, None), euler, atol=1e-13)
+    assert torch.allclose(DDIM(0.0)(oracle, x_t, t, to, None), euler, atol=1e-13)
     assert torch.allclose(Multistep()(oracle, x_t, t, to, None), euler, atol=1e-13)  # without a walk, or its first
 
 
@@ -167,7 +167,7 @@ def test_a_multistep_object_forgets_its_walks(path):
 
 
 @pytest.mark.parametrize(
-    ("solver", "evaluations"), [(Ddim(), 10), (Multistep(), 10), (Heun(), 19)], ids=["Ddim", "Multistep", "Heun"]
+    ("solver", "evaluations"), [(DDIM(), 10), (Multistep(), 10), (Heun(), 19)], ids=["DDIM", "Multistep", "Heun"]
 )
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_evaluations_are_counted(path, solver, evaluations):
@@ -194,7 +194,7 @@ def test_a_stochastic_walk_keeps_mean_and_covariance(c, process):
     The mean is kept exactly, the covariance to first order: extrapolated from two numbers of steps it is far nearer.
     """
     oracle = GaussianOracle(MEAN[:4], COV[:4, :4], GRID, process)
-    coarse, fine = (moments(Ddim(c), oracle, steps) for steps in (30, 60))
+    coarse, fine = (moments(DDIM(c), oracle, steps) for steps in (30, 60))
     for path in PATHS:
         assert torch.allclose(fine[path][0], oracle.mean, atol=1e-13)
         (_, at_30), (_, at_60) = coarse[path], fine[path]
@@ -202,7 +202,7 @@ def test_a_stochastic_walk_keeps_mean_and_covariance(c, process):
         assert 3 * extrapolated < error < 0.3 * oracle.cov.norm()
 
 
-def moments(solver: Ddim, oracle: GaussianOracle, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
+def moments(solver: DDIM, oracle: GaussianOracle, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and covariance of what a walk makes of N(0, 1), on one curve of each path."""
     curves = [path.draw(1, GRID, generator=seeded(0), dtype=torch.float64) for path in PATHS.values()]
     progress = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
@@ -220,13 +220,13 @@ def moments(solver: Ddim, oracle: GaussianOracle, steps: int) -> dict[str, tuple
 
 
 ORDERS = pytest.mark.parametrize(
-    ("solver", "order"), [(Ddim(), 1), (Heun(), 2), (Multistep(), 2)], ids=["Ddim", "Heun", "Multistep"]
+    ("solver", "order"), [(DDIM(), 1), (Heun(), 2), (Multistep(), 2)], ids=["DDIM", "Heun", "Multistep"]
 )
 
 
 @pytest.mark.parametrize(
     ("solver", "order", "process"),
-    [(Ddim(), 1, CosineVP()), (Heun(), 2, RectifiedFlow()), (Multistep(), 2, CosineVP())],
+    [(DDIM(), 1, CosineVP()), (Heun(), 2, RectifiedFlow()), (Multistep(), 2, CosineVP())],
     ids=label,
 )
 def test_order_of_convergence_to_the_closed_form(solver, order, process):
@@ -247,7 +247,7 @@ def test_order_of_convergence_to_the_closed_form(solver, order, process):
 class SideBySide(Path):
     """`IMAGES` images on each of `PATHS`: one walk instead of three."""
 
-    def curve(self, source: Source) -> Curve:
+    def curve(self, source: RandomSource) -> Curve:
         shares = [list(source.generator)[k * IMAGES : (k + 1) * IMAGES] for k in range(len(PATHS))]
         curves = [
             path.draw(IMAGES, source.grid, generator=share, dtype=source.dtype)
@@ -302,11 +302,11 @@ def test_kinks_between_the_steps_do_not_cost_the_order():
         return Sampler(path, solver, steps)(oracle, seeds=range(IMAGES), shape=(1, 2, 2), dtype=torch.float64)
 
     reference, errors = walked(Heun(), 192), {}
-    for solver, steps in [(Ddim(), 16), (Heun(), 16), (Heun(), 48), (Multistep(), 16), (Multistep(), 48)]:
+    for solver, steps in [(DDIM(), 16), (Heun(), 16), (Heun(), 48), (Multistep(), 16), (Multistep(), 48)]:
         errors[type(solver), steps] = (walked(solver, steps) - reference).square().mean().sqrt().item()
     for kind in (Heun, Multistep):
         assert math.log(errors[kind, 16] / errors[kind, 48], 3) > 1.8
-    assert errors[Multistep, 16] < 2 * errors[Heun, 16] < errors[Ddim, 16] / 3
+    assert errors[Multistep, 16] < 2 * errors[Heun, 16] < errors[DDIM, 16] / 3
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
@@ -325,4 +325,4 @@ def test_images_keep_their_precision(solver):
 
 def test_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"stochasticity must lie in \[0, 1\], got 1.5"):
-        Ddim(1.5)
+        DDIM(1.5)

@@ -9,16 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.sampling.tiling import Canvas, stretches
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.networks.dit import DiT
 from asyncdiff.denoising.oracles import GaussianOracle
+from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import counter_key, normal, per_image, seeded
+from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.sampling.solvers import Heun
+from asyncdiff.sampling.tiling import TiledSampler, segments
 
 SHAPE = (1, 8, 8)
 LENGTH = 2.0  # correlation length of the texture in pixels
@@ -55,7 +55,7 @@ class Exact(ImageSampler):
         yield Frame(torch.stack(rows).reshape(start.x_t.shape), start.held.to(start.x_t.dtype) * 0, 0.0)
 
 
-def draw(canvas: Canvas, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
+def draw(canvas: TiledSampler, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
     return canvas(ORACLE, size=size, shape=SHAPE, seed=seed, dtype=torch.float64, **options)
 
 
@@ -77,7 +77,7 @@ def sides(window: int) -> Iterator[tuple[int, float]]:
 )
 def test_stretches_cover_a_side_once_and_see_none_that_would_come_later(window, overlap, tileable):
     for patches, middle in sides(window):
-        cut = stretches(patches, window, overlap, middle=middle, tileable=tileable)
+        cut = segments(patches, window, overlap, middle=middle, tileable=tileable)
         owns = [[patch % patches for patch in range(s.first, s.first + s.length)] for s in cut]
         rank = {patch: s.rank for s, own in zip(cut, owns, strict=True) for patch in own}
         assert sorted(patch for own in owns for patch in own) == list(range(patches))
@@ -96,7 +96,7 @@ def test_stretches_cover_a_side_once_and_see_none_that_would_come_later(window, 
 @pytest.mark.parametrize(("window", "overlap"), [w for w in WINDOWS if w[1]])
 def test_a_circle_is_closed_by_one_window_that_knows_both_of_its_sides(window, overlap):
     for patches, middle in sides(window):
-        cut = stretches(patches, window, overlap, middle=middle, tileable=True)
+        cut = segments(patches, window, overlap, middle=middle, tileable=True)
         last = max(cut, key=lambda stretch: stretch.rank)
         assert sum(stretch.rank == last.rank for stretch in cut) == 1
         before, after = last.first - last.window, last.window + window - last.first - last.length
@@ -108,7 +108,7 @@ def test_a_circle_is_closed_by_one_window_that_knows_both_of_its_sides(window, o
 @pytest.mark.parametrize("middle", [2.5, 11.0, 20.0, 38.5])
 def test_the_first_window_lies_where_it_is_wanted(middle):
     """Within half a stride, as long as it does not stick out."""
-    (first,) = [s for s in stretches(41, 8, 4, middle=middle, tileable=False) if s.rank == 0]
+    (first,) = [s for s in segments(41, 8, 4, middle=middle, tileable=False) if s.rank == 0]
     assert abs(first.window - min(max(middle - 4, 0), 33)) <= 2
 
 
@@ -116,14 +116,14 @@ def test_the_first_window_lies_where_it_is_wanted(middle):
 
 
 def test_one_window_is_the_samplers_own_image():
-    image = draw(Canvas(Exact()), (8, 8), seed=3)
+    image = draw(TiledSampler(Exact()), (8, 8), seed=3)
     eps = normal((1, *SHAPE), generator=per_image([counter_key(3, 0, 0)]), dtype=torch.float64)
     root = torch.linalg.cholesky(ORACLE.cov)
     assert torch.equal(image.flatten(), root @ eps.flatten())
 
 
 def test_the_seed_of_a_window_is_a_function_of_its_row_and_column():
-    image = draw(Canvas(Exact(), overlap=0.0), (24, 40), seed=3)
+    image = draw(TiledSampler(Exact(), overlap=0.0), (24, 40), seed=3)
     for row, column in [(0, 0), (2, 4), (1, 3), (1, 1)]:
         eps = normal((1, 64), generator=per_image([counter_key(3, row, column)]), dtype=torch.float64)
         window = image[0, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
@@ -137,32 +137,32 @@ def test_the_seed_of_a_window_is_a_function_of_its_row_and_column():
 def test_the_exemplar_comes_back_bit_for_bit(tileable, extent, place):
     exemplar = torch.randn(1, *extent, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    image = draw(Canvas(sampler, tileable=tileable), (24, 24), exemplar=exemplar, place=place)
+    image = draw(TiledSampler(sampler, tileable=tileable), (24, 24), exemplar=exemplar, place=place)
     inside = (slice(None), slice(place[0], place[0] + extent[0]), slice(place[1], place[1] + extent[1]))
     assert torch.equal(image[inside], exemplar)
     assert (image != 0).all()
     # Growth is from the exemplar: no window knows nothing.
     assert all(known.flatten(1).any(1).all() for known in sampler.told)
-    assert not torch.equal(image, draw(Canvas(Exact(), tileable=tileable), (24, 24)))
+    assert not torch.equal(image, draw(TiledSampler(Exact(), tileable=tileable), (24, 24)))
 
 
 def test_without_an_exemplar_one_window_knows_nothing():
     sampler = Exact()
-    draw(Canvas(sampler), (30, 22))
+    draw(TiledSampler(sampler), (30, 22))
     assert sum(int((~known.flatten(1).any(1)).sum()) for known in sampler.told) == 1
 
 
 def test_an_exemplar_of_the_whole_size_is_the_result_without_evaluations():
     exemplar = torch.randn(1, 16, 12, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    assert torch.equal(draw(Canvas(sampler), (16, 12), exemplar=exemplar), exemplar)
+    assert torch.equal(draw(TiledSampler(sampler), (16, 12), exemplar=exemplar), exemplar)
     assert not sampler.told
 
 
 def test_windows_that_the_exemplar_covers_are_not_drawn():
     exemplar = torch.randn(1, 32, 32, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    canvas = Canvas(sampler)
+    canvas = TiledSampler(sampler)
     *_, last = canvas.steps(
         ORACLE, size=(32, 40), shape=SHAPE, seed=0, exemplar=exemplar, place=(0, 4), dtype=torch.float64
     )
@@ -176,7 +176,7 @@ def test_pixels_known_inside_unknown_patches_are_told_to_the_sampler():
     """The exemplar's odd columns are no whole patch, and yet known."""
     sampler = Exact()
     exemplar = torch.ones(1, 8, 5, dtype=torch.float64)
-    draw(Canvas(sampler), (8, 8), exemplar=exemplar)
+    draw(TiledSampler(sampler), (8, 8), exemplar=exemplar)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:, :5] = True
     assert torch.equal(sampler.told[0][0], expected)
@@ -192,7 +192,7 @@ def test_the_batch_size_decides_nothing(size, overlap, tileable):
     exemplar = torch.randn(1, 5, 6, generator=seeded(1), dtype=torch.float64)
     for options in ({}, {"exemplar": exemplar, "place": (2, 3)}):
         one, two, all_ = (
-            draw(Canvas(Exact(), overlap, tileable, batch_size=b), size, seed=5, **options) for b in (1, 2, 1000)
+            draw(TiledSampler(Exact(), overlap, tileable, batch_size=b), size, seed=5, **options) for b in (1, 2, 1000)
         )
         assert torch.equal(one, two)
         assert torch.equal(one, all_)
@@ -201,13 +201,13 @@ def test_the_batch_size_decides_nothing(size, overlap, tileable):
 def test_a_networks_canvas_does_not_depend_on_the_batch_size_either(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow())
     images = [
-        Canvas(Sampler(steps=4), batch_size=b)(
+        TiledSampler(Sampler(steps=4), batch_size=b)(
             denoiser, size=(16, 14), shape=SHAPE, seed=1, label=3, dtype=torch.float64
         )
         for b in (1, 64)
     ]
     assert torch.allclose(*images, atol=1e-10)
-    other = Canvas(Sampler(steps=4))(denoiser, size=(16, 14), shape=SHAPE, seed=1, label=4, dtype=torch.float64)
+    other = TiledSampler(Sampler(steps=4))(denoiser, size=(16, 14), shape=SHAPE, seed=1, label=4, dtype=torch.float64)
     assert not torch.allclose(images[0], other, atol=1e-3)
 
 
@@ -215,7 +215,7 @@ def test_a_network_draws_in_evaluation_mode_and_keeps_its_own(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow()).train()
     modes = []
     small_dit.register_forward_hook(lambda module, *_: modes.append(module.training))
-    Canvas(Sampler(steps=1))(denoiser, size=(8, 8), shape=SHAPE, seed=0, dtype=torch.float64)
+    TiledSampler(Sampler(steps=1))(denoiser, size=(8, 8), shape=SHAPE, seed=0, dtype=torch.float64)
     assert modes == [False]
     assert denoiser.training
 
@@ -224,7 +224,7 @@ def test_windows_that_know_nothing_of_each_other_go_together():
     """From the middle, 9 x 9 windows take the 9 sums of the ranks 0 .. 4 in rows and columns."""
     sampler = Exact()
     stages = list(
-        Canvas(sampler, batch_size=1000).steps(ORACLE, size=(40, 40), shape=SHAPE, seed=0, dtype=torch.float64)
+        TiledSampler(sampler, batch_size=1000).steps(ORACLE, size=(40, 40), shape=SHAPE, seed=0, dtype=torch.float64)
     )
     assert [stage.done for stage in stages] == [0, 1, 5, 13, 25, 41, 57, 69, 77, 81]
     assert {stage.windows for stage in stages} == {81}
@@ -235,7 +235,7 @@ def test_stages_show_what_is_drawn_so_far():
     exemplar = torch.full((1, 8, 8), 7, dtype=torch.float64)
     filled = [
         (int((stage.canvas != 0).sum()), stage.canvas.shape)
-        for stage in Canvas(Exact()).steps(
+        for stage in TiledSampler(Exact()).steps(
             ORACLE, size=(18, 23), shape=SHAPE, seed=0, exemplar=exemplar, place=(4, 6), dtype=torch.float64
         )
     ]
@@ -251,7 +251,7 @@ SAMPLES = 4000
 COARSE = texture(side=16, patches=8)
 
 
-def textures(canvas: Canvas, oracle: GaussianOracle = ORACLE) -> torch.Tensor:
+def textures(canvas: TiledSampler, oracle: GaussianOracle = ORACLE) -> torch.Tensor:
     """Canvases of twice the window as channels (SAMPLES, H, W), independent of each other."""
     side = math.isqrt(oracle.cov.shape[0])
     shape = (SAMPLES, side, side)
@@ -273,14 +273,14 @@ def z_scores(images: torch.Tensor, lag: int) -> torch.Tensor:
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
 def test_inner_seams_have_the_covariance_of_the_texture_and_edges_do_not_match(overlap):
     """This texture is Markov along both sides, a known patch is enough: all z-scores lie within 4."""
-    images = textures(Canvas(Exact(), overlap))
+    images = textures(TiledSampler(Exact(), overlap))
     for lag in (0, 1, 2, 4, 8):
         assert z_scores(images, lag)[:, : 16 - lag].abs().max() < 4
     assert z_scores(images, 1)[:, -1].max() < -50
 
 
 def test_without_overlap_every_seam_shows():
-    z = z_scores(textures(Canvas(Exact(), 0.0)), 1)
+    z = z_scores(textures(TiledSampler(Exact(), 0.0)), 1)
     assert z[:, 7].max() < -50
     assert z[:, [*range(7), *range(8, 15)]].abs().max() < 4
 
@@ -290,7 +290,7 @@ def test_a_tileable_texture_has_no_seam_anywhere():
 
     Not further apart than that: what lies on either side of the closing stretch is drawn independently.
     """
-    images = textures(Canvas(Exact(COARSE.cov), tileable=True), COARSE)
+    images = textures(TiledSampler(Exact(COARSE.cov), tileable=True), COARSE)
     for lag in (0, 1, 2, 4):
         assert z_scores(images, lag).abs().max() < 4
 
@@ -298,7 +298,7 @@ def test_a_tileable_texture_has_no_seam_anywhere():
 @pytest.mark.slow
 def test_a_samplers_seams_are_as_good_as_its_windows():
     """Heun's rule with the exact denoiser: the covariance across the wrapped seams lies within 4 standard errors."""
-    canvas = Canvas(Sampler(solver=Heun(), steps=8), tileable=True)
+    canvas = TiledSampler(Sampler(solver=Heun(), steps=8), tileable=True)
     images = torch.cat([draw(canvas, (32, 32), seed) for seed in range(16)])
     rows, columns = images[:, 0] * images[:, -1], images[:, :, 0] * images[:, :, -1]
     across = torch.cat([rows, columns], dim=1).mean(1)  # one number per canvas
@@ -314,7 +314,7 @@ def test_any_sampler_draws_canvases(sampler):
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=4, uncertainty=True).double().eval()
     exemplar = torch.randn(1, 4, 4, generator=seeded(1), dtype=torch.float64)
-    image = Canvas(sampler)(
+    image = TiledSampler(sampler)(
         Denoiser(network, RectifiedFlow()),
         size=(12, 8),
         shape=SHAPE,
@@ -358,18 +358,18 @@ class Noise(ImageSampler):
 def test_memory_beside_the_canvas_is_one_batch_of_windows(tileable):
     """Among all tensors that are ever allocated only one has the canvas's size, the others at most a batch's."""
     for size in (256, 512):
-        with Largest() as memory:
-            canvas = Canvas(Noise(), tileable=tileable, batch_size=4)
+        with Largest() as kv_cache:
+            canvas = TiledSampler(Noise(), tileable=tileable, batch_size=4)
             canvas(ORACLE, size=(size, size), shape=(3, 32, 32), seed=0)
-        assert memory.elements[0] == 3 * size * size
-        assert memory.elements[1] == 4 * 3 * 32 * 32
+        assert kv_cache.elements[0] == 3 * size * size
+        assert kv_cache.elements[1] == 4 * 3 * 32 * 32
 
 
 # Refusals
 
 
 def test_the_canvas_is_described_by_its_arguments():
-    described = object_config.describe(Canvas(Sampler(steps=7), overlap=0.25, tileable=True, batch_size=3))
+    described = object_config.describe(TiledSampler(Sampler(steps=7), overlap=0.25, tileable=True, batch_size=3))
     rebuilt = object_config.build(described)
     assert (rebuilt.sampler.steps, rebuilt.overlap, rebuilt.tileable, rebuilt.batch_size) == (7, 0.25, True, 3)
 
@@ -385,23 +385,35 @@ def test_the_canvas_is_described_by_its_arguments():
 )
 def test_impossible_canvases_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Canvas(**options)
+        TiledSampler(**options)
 
 
 @pytest.mark.parametrize(
     ("canvas", "options", "message"),
     [
-        (Canvas(), {"size": (16, 7)}, "size must be at least that of a window, 8x8, got 16x7"),
-        (Canvas(tileable=True), {"size": (16, 17)}, "size must be a multiple of the level patch of 2x2 pixels"),
-        (Canvas(overlap=0.1), {}, "overlap must round to at least one level patch and less than a window's 4, got 0.1"),
-        (Canvas(overlap=0.95), {}, "overlap must round to .* got 0.95"),
-        (Canvas(), {"exemplar": torch.ones(1, 20, 4)}, "exemplar must lie inside the canvas of 16x16, got 20x4"),
-        (Canvas(), {"exemplar": torch.ones(1, 4, 4), "place": (0, 13)}, r"inside the canvas.* at place \(0, 13\)"),
-        (Canvas(), {"exemplar": torch.ones(1, 4, 4), "place": (-2, 0)}, "exemplar must lie inside the canvas"),
-        (Canvas(), {"exemplar": torch.ones(1, 2, 2), "place": (1, 0)}, "exemplar must hold a whole level patch of 2x2"),
-        (Canvas(), {"exemplar": torch.ones(1, 4, 1)}, "exemplar must hold a whole level patch of 2x2"),
-        (Canvas(), {"exemplar": torch.ones(3, 4, 4)}, "exemplar must be .* of 1 channels, got shape"),
-        (Canvas(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
+        (TiledSampler(), {"size": (16, 7)}, "size must be at least that of a window, 8x8, got 16x7"),
+        (TiledSampler(tileable=True), {"size": (16, 17)}, "size must be a multiple of the level patch of 2x2 pixels"),
+        (
+            TiledSampler(overlap=0.1),
+            {},
+            "overlap must round to at least one level patch and less than a window's 4, got 0.1",
+        ),
+        (TiledSampler(overlap=0.95), {}, "overlap must round to .* got 0.95"),
+        (TiledSampler(), {"exemplar": torch.ones(1, 20, 4)}, "exemplar must lie inside the canvas of 16x16, got 20x4"),
+        (
+            TiledSampler(),
+            {"exemplar": torch.ones(1, 4, 4), "place": (0, 13)},
+            r"inside the canvas.* at place \(0, 13\)",
+        ),
+        (TiledSampler(), {"exemplar": torch.ones(1, 4, 4), "place": (-2, 0)}, "exemplar must lie inside the canvas"),
+        (
+            TiledSampler(),
+            {"exemplar": torch.ones(1, 2, 2), "place": (1, 0)},
+            "exemplar must hold a whole level patch of 2x2",
+        ),
+        (TiledSampler(), {"exemplar": torch.ones(1, 4, 1)}, "exemplar must hold a whole level patch of 2x2"),
+        (TiledSampler(), {"exemplar": torch.ones(3, 4, 4)}, "exemplar must be .* of 1 channels, got shape"),
+        (TiledSampler(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
     ],
 )
 def test_what_does_not_fit_is_refused(canvas, options, message):
@@ -411,4 +423,4 @@ def test_what_does_not_fit_is_refused(canvas, options, message):
 
 def test_windows_of_two_patches_close_no_circle():
     with pytest.raises(ValueError, match="tileable needs windows of at least 3 level patches a side, got 2"):
-        Canvas(tileable=True)(texture(patches=2), size=(16, 16), shape=SHAPE, seed=0)
+        TiledSampler(tileable=True)(texture(patches=2), size=(16, 16), shape=SHAPE, seed=0)

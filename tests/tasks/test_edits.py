@@ -5,22 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from PIL import Image
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.noise.masks import Half
-from asyncdiff.networks.dit import DiT
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
+from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Spiral
-from asyncdiff.noise.paths import AsyncPatch, Entered, Floored, Ordered, Synchronous
-from asyncdiff.tasks.photos import fitted_levels, fitting, read_levels, read_photo, to_bytes, to_model
-from asyncdiff.tasks import Autoregress, Edit, Inpaint
-from asyncdiff.tasks.contact_sheet import UNKNOWN, given_tile
+from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, PartiallyNoised, Synchronous
+from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import Ddim, Heun
+from asyncdiff.sampling.solvers import DDIM, Heun
+from asyncdiff.tasks import Autoregress, Edit, Inpaint
+from asyncdiff.tasks.contact_sheet import UNKNOWN, given_tile
+from asyncdiff.tasks.photos import fitted_levels, fitting, read_levels, read_photo, to_bytes, to_model
 
 SHAPE = (1, 4, 4)
 MEAN, COVARIANCE = random_gaussian(16)
@@ -43,7 +43,7 @@ def test_an_entered_path_is_the_inner_one_times_the_levels(path):
     s = torch.linspace(0, 1, 9, dtype=torch.float64)
     curves = [
         p.draw(9, (2, 2), generator=[torch.Generator().manual_seed(3) for _ in s], dtype=torch.float64)
-        for p in (path, Entered(path, MAP))
+        for p in (path, PartiallyNoised(path, MAP))
     ]
     (t, slope), (scaled, scaled_slope) = (curve(s) for curve in curves)
     assert torch.equal(scaled, MAP * t)
@@ -53,12 +53,12 @@ def test_an_entered_path_is_the_inner_one_times_the_levels(path):
 
 def test_entered_refuses_other_grids_and_floors():
     with pytest.raises(ValueError, match=r"levels must hold one map, or one per image, of the grid \(4, 4\)"):
-        Entered(Synchronous(), MAP).draw(1, (4, 4))
+        PartiallyNoised(Synchronous(), MAP).draw(1, (4, 4))
     with pytest.raises(ValueError, match=r"path must start at t = 0, got one with a floor of 0\.001"):
-        Entered(Floored(Synchronous()), MAP)
+        PartiallyNoised(Floored(Synchronous()), MAP)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), Ddim(0.5), 60), Sampler(Synchronous(), Heun(), 30)])
+@pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), DDIM(0.5), 60), Sampler(Synchronous(), Heun(), 30)])
 def test_edits_of_true_images_are_true_images(sampler):
     """Noised to any map of levels and walked back, draws of a Gaussian have its mean and covariance again."""
     n = 3000
@@ -124,8 +124,8 @@ def test_what_cannot_be_entered_is_refused():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
-    return AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=3), image_size=8).eval()
+    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    return AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
 
 
 def saved(file, array):

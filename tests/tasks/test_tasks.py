@@ -8,32 +8,32 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import awaken
+from conftest import randomize_weights
 from PIL import Image
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff import AsyncDiffusion
-from asyncdiff.sampling.tiling import Canvas
+from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.errors.suggestions import find_class
-from asyncdiff.sampling.guidance import InputGuidance
-from asyncdiff.noise.masks import Half, Thin
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half, Thin
 from asyncdiff.noise.orders import Spiral
-from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
+from asyncdiff.sampling.guidance import InputGuidance
+from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.solvers import DDIM
+from asyncdiff.sampling.tiling import TiledSampler
 from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Request, Texture
 from asyncdiff.tasks.contact_sheet import SHEET, UNKNOWN, fresh_folder, given_tile, sheet, write, write_sheet
-from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
 
-LAYERS = sorted((Path(__file__).resolve().parents[1] / "experiments" / "tasks").glob("*.yaml"))
+LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def model():
     """A model of 8x8 colour images in patches of 2, awake, with three classes."""
     torch.manual_seed(0)
-    network = awaken(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
-    return AsyncDiffusion(network, sampler=Sampler(solver=Ddim(0.25), steps=3), image_size=8).eval()
+    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
+    return AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
 
 
 @pytest.fixture
@@ -123,11 +123,11 @@ def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo
         sampler, drawn = task.sampler(model), task.draw(model, seeds=[3])
     assert isinstance(sampler.order, Spiral)
     assert sampler.guidance == [guidance]
-    expected = Autoregressive(Spiral(), 0.5, Ddim(0.25), 2, [guidance])
+    expected = Autoregressive(Spiral(), 0.5, DDIM(0.25), 2, [guidance])
     known = Half()(8, 8)
     assert torch.equal(drawn, model.inpaint(to_model(pixels_of(photo)), known, seeds=[3], sampler=expected))
     whole = Autoregress("raster", steps_per_patch=1).draw(model, seeds=[3, 4])
-    assert torch.equal(whole, model.generate([3, 4], [0, 1], sampler=Autoregressive(None, 0.0, Ddim(0.25), 1)))
+    assert torch.equal(whole, model.generate([3, 4], [0, 1], sampler=Autoregressive(None, 0.0, DDIM(0.25), 1)))
 
 
 def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
@@ -136,7 +136,7 @@ def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
     assert drawn.shape == (2, 3, 10, 14)
     assert torch.equal(to_bytes(drawn[:, :, 2:, :8]), pixels_of(photo).expand(2, -1, -1, -1))
     exemplar = to_model(pixels_of(photo))
-    canvas = Canvas(model.sampler, 0.5)
+    canvas = TiledSampler(model.sampler, 0.5)
     shape = {"size": (10, 14), "shape": (3, 8, 8)}
     assert torch.equal(drawn[1], canvas(model.denoiser, **shape, seed=1, exemplar=exemplar, place=(2, 0)))
 
@@ -162,7 +162,7 @@ def test_a_texture_grows_from_the_middle_of_its_exemplar(model, tmp_path):
     (smaller,) = Texture(wall, "16x20", scale=0.3, piece="40x5").requests(model, seeds=[0])
     assert smaller.image.shape == (3, 8, 4)  # 9x6 pixels, of them whole patches
     plain = Texture(size="8x12").draw(model, seeds=[0], labels=[1])[0]
-    canvas = Canvas(model.sampler, 0.5)
+    canvas = TiledSampler(model.sampler, 0.5)
     assert torch.equal(plain, canvas(model.denoiser, size=(8, 12), shape=(3, 8, 8), seed=0, label=1))
 
 

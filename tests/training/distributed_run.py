@@ -4,18 +4,18 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import DenoisingStrip, Ema, Frechet, ImageWriter, Inpainting, SampleGrid
-from asyncdiff.noise.masks import Half
+from asyncdiff.callbacks import EMA, DenoisingStrip, Frechet, ImageWriter, InpaintingGrid, SampleGrid
 from asyncdiff.networks.dit import DiT
+from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.tasks import Autoregress
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
+from asyncdiff.sampling.solvers import DDIM
+from asyncdiff.tasks import Autoregress
 from datamodules import Digits
 
 
@@ -39,10 +39,10 @@ class Draw(Callback):
 def main(processes: int, out: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
-    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), Ddim(0.25), steps=4), image_size=8)
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), DDIM(0.25), steps=4), image_size=8)
     # 7 and 5 images: neither is a multiple of two processes.
-    draw = Draw([SampleGrid(count=7, columns=4), Inpainting(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
+    draw = Draw([SampleGrid(count=7, columns=4), InpaintingGrid(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
     frechet = Frechet(Pixels(), count=33, mask=Half(), batch_size=8)
     options = {
         "accelerator": "cpu",
@@ -64,7 +64,7 @@ def main(processes: int, out: str) -> None:
     Trainer(callbacks=[ImageWriter(str(folder))], **options).predict(module, return_predictions=False)
 
     keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
-    callbacks = [Ema(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
+    callbacks = [EMA(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
     fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
     fit.fit(module, datamodule=Digits(batch_size=50 // processes))
     if trainer.is_global_zero:

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema, Frechet, Likelihood, SampleGrid, Throughput
+from asyncdiff.callbacks import EMA, Frechet, Likelihood, SampleGrid, Throughput
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
@@ -30,10 +30,10 @@ class Pixels(nn.Module):
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "unet":
-        return awaken(
+        return randomize_weights(
             UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, classes=10, level_patch_size=2)
         )
-    return awaken(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=2, classes=10, uncertainty=True))
+    return randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=2, classes=10, uncertainty=True))
 
 
 def module(name: str, **options) -> AsyncDiffusion:
@@ -65,7 +65,7 @@ def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer
 
 def callbacks(folder: Path) -> list:
     return [
-        Ema(0.9),
+        EMA(0.9),
         SampleGrid(count=3, every_n_steps=HALF),
         Frechet(Pixels(), count=9, every_n_steps=HALF),
         Likelihood(points=2, count=6),
@@ -98,7 +98,7 @@ def main(strategy: str, folder: Path) -> None:
     tuned = folder / "tuned"
     start = module("dit", pretrained=str(folder / "dit" / f"step={STEPS}.ckpt"))
     keep = ModelCheckpoint(str(tuned), filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer(tuned, strategy, [Ema(0.9), keep], 1).fit(start, datamodule=Digits(batch_size=16))
+    trainer(tuned, strategy, [EMA(0.9), keep], 1).fit(start, datamodule=Digits(batch_size=16))
     if resumed.is_global_zero:
         torch.save(results, folder / "results.pt")
 

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Callback, Trainer
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema
+from asyncdiff.callbacks import EMA
 from asyncdiff.networks.dit import DiT
 from asyncdiff.training.fsdp2 import local
 from datamodules import Digits
@@ -26,7 +26,7 @@ class Poison(Callback):
             batch["image"][1, 0, 2, 3] = torch.nan
 
     def on_train_batch_end(self, trainer, module, *_):
-        ema = next((c for c in trainer.callbacks if isinstance(c, Ema)), None)
+        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
         state = trainer.optimizers[0].state_dict()["state"]
         moments = {f"{i}.{name}": local(v).clone() for i, held in state.items() for name, v in held.items()}
         self.seen.append(
@@ -43,7 +43,7 @@ class Poison(Callback):
 
 def model(**options) -> AsyncDiffusion:
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
     return AsyncDiffusion(network, image_size=8, **{"learning_rate": 1e-2, "warmup_steps": 100, **options})
 
 
@@ -62,7 +62,7 @@ def main(strategy: str, folder: Path) -> None:
     torch.set_num_threads(1)
     options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "gradient_clip_val": 1.0}
     poison = Poison({1, 3, 4}, rank=1)
-    module, ema = model(stop_after_bad_steps=2), Ema(0.9)
+    module, ema = model(stop_after_bad_steps=2), EMA(0.9)
     error, rank = "", -1
     try:
         fit(folder, module, [ema, poison], 8, **options)

@@ -4,23 +4,23 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 
-from asyncdiff.cli import train as cli
-from asyncdiff.checkpoints import object_config
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema
+from asyncdiff.callbacks import EMA
+from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
-from asyncdiff.noise.levels import Shared
-from asyncdiff.training.compatibility import check_weights, differences, know_latents
+from asyncdiff.cli import train as cli
+from asyncdiff.denoising.targets import CleanTarget
+from asyncdiff.denoising.weightings import Sigmoid
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
+from asyncdiff.noise.levels import Shared
 from asyncdiff.noise.processes import CosineVP, LinearVP
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import Heun
-from asyncdiff.denoising.targets import Clean
-from asyncdiff.denoising.weightings import Sigmoid
+from asyncdiff.training.compatibility import check_weights, differences, know_latents
 from datamodules import Digits
 
 SIZES = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10}
@@ -30,7 +30,7 @@ CODEC = {"class": "a.Codec", "weights": "0123456789abcdef", "channels": 1, "fact
 
 def model(network=None, **options) -> AsyncDiffusion:
     torch.manual_seed(0)
-    built = network if isinstance(network, torch.nn.Module) else awaken(DiT(**SIZES | (network or {})))
+    built = network if isinstance(network, torch.nn.Module) else randomize_weights(DiT(**SIZES | (network or {})))
     return AsyncDiffusion(built, **{"image_size": 8, **options})
 
 
@@ -50,7 +50,7 @@ def trainer(folder, **options) -> Trainer:
 def file(tmp_path_factory):
     """A checkpoint of a run of one step."""
     folder = tmp_path_factory.mktemp("run")
-    run = trainer(folder, max_steps=1, callbacks=[Ema(0.9)])
+    run = trainer(folder, max_steps=1, callbacks=[EMA(0.9)])
     run.fit(model(), datamodule=Digits(batch_size=32))
     run.save_checkpoint(folder / "last.ckpt")
     return folder / "last.ckpt"
@@ -69,8 +69,8 @@ CASES = [
     (
         "architecture",
         lambda: model(UNet(channels=1, classes=10, **SMALL)),
-        "model.network must be asyncdiff.networks.dit.DiT as in {file}, got asyncdiff.networks.unet.UNet: "
-        "set it to asyncdiff.networks.dit.DiT, or {otherwise}",
+        "model.network must be asyncdiff.networks.DiT as in {file}, got asyncdiff.networks.UNet: "
+        "set it to asyncdiff.networks.DiT, or {otherwise}",
     ),
     *(
         (
@@ -108,14 +108,14 @@ CONTINUED = [
     (
         "process",
         lambda: model(process=CosineVP()),
-        "model.process must be asyncdiff.noise.processes.RectifiedFlow as in {file}, got asyncdiff.noise.processes.CosineVP: "
-        "set it to asyncdiff.noise.processes.RectifiedFlow, or {otherwise}",
+        "model.process must be asyncdiff.noise.RectifiedFlow as in {file}, got asyncdiff.noise.CosineVP: "
+        "set it to asyncdiff.noise.RectifiedFlow, or {otherwise}",
     ),
     (
         "target",
-        lambda: model(target=Clean()),
-        "model.target must be asyncdiff.denoising.targets.Velocity as in {file}, got asyncdiff.denoising.targets.Clean: "
-        "set it to asyncdiff.denoising.targets.Velocity, or {otherwise}",
+        lambda: model(target=CleanTarget()),
+        "model.target must be asyncdiff.denoising.VelocityTarget as in {file}, got asyncdiff.denoising.CleanTarget: "
+        "set it to asyncdiff.denoising.VelocityTarget, or {otherwise}",
     ),
     (
         "everything",
@@ -324,7 +324,7 @@ def test_the_command_line_ends_with_one_line(file, tmp_path, capfd, monkeypatch)
         "--data",
         "datamodules.Digits",
         "--model.network",
-        "asyncdiff.networks.dit.DiT",
+        "asyncdiff.networks.DiT",
         "--model.image_size=8",
     ]
     sizes = SIZES | {"patch_size": 4}

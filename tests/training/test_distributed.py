@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 def evaluated(folder: Path, processes: int) -> dict:
     out = folder / f"{processes}.pt"
     environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }

@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.networks.dit import DiT
 from asyncdiff.checkpoints.object_config import build, describe, packages
-from asyncdiff.training.fsdp2 import FullyShard, laid_out, local, whole
+from asyncdiff.networks.dit import DiT
+from asyncdiff.training.fsdp2 import FullyShard, local, shard_like, whole
 
 HERE = Path(__file__).resolve().parent
 STRATEGIES = ("ddp", "fully_shard")
@@ -24,13 +24,13 @@ STRATEGIES = ("ddp", "fully_shard")
 def runs(tmp_path_factory):
     found = {}
     environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
     for strategy in STRATEGIES:
         folder = tmp_path_factory.mktemp(strategy)
-        command = [sys.executable, str(HERE / "strategies_run.py"), strategy, str(folder)]
+        command = [sys.executable, str(HERE / "fsdp2_run.py"), strategy, str(folder)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stderr[-3000:]
         found[strategy] = folder
@@ -143,7 +143,7 @@ def test_nothing_happens_to_tensors_that_are_not_shared_out():
     weight = torch.arange(6.0)
     assert local(weight) is weight
     assert torch.equal(whole({"a": weight}, {"a": weight})["a"], weight)
-    assert torch.equal(laid_out(weight, weight), weight)
+    assert torch.equal(shard_like(weight, weight), weight)
 
 
 def test_a_recipe_names_its_packages():

@@ -7,14 +7,14 @@ import torch
 from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Ema
+from asyncdiff.callbacks import EMA
+from asyncdiff.denoising.weightings import ELBO, Sigmoid, Velocity
+from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.levels import AlongPath, Independent
 from asyncdiff.noise.masks import Half
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.paths import AsyncPatch, Floored
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim
-from asyncdiff.denoising.weightings import Elbo, Sigmoid, Velocity
+from asyncdiff.sampling.solvers import DDIM
 from datamodules import Digits
 
 
@@ -22,7 +22,7 @@ def model(seed: int = 0, **options) -> AsyncDiffusion:
     torch.manual_seed(seed)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10)
     options = {"image_size": 8, "learning_rate": 3e-3, "warmup_steps": 10, **options}
-    return AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), Ddim(0.25), steps=5), **options)
+    return AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), DDIM(0.25), steps=5), **options)
 
 
 def trainer(tmp_path, **options) -> Trainer:
@@ -34,7 +34,7 @@ def trainer(tmp_path, **options) -> Trainer:
 def trained(tmp_path_factory):
     """A module after a few steps, its average, and its checkpoint file."""
     folder = tmp_path_factory.mktemp("trained")
-    module, ema = model(), Ema(0.9)
+    module, ema = model(), EMA(0.9)
     run = trainer(folder, callbacks=[ema], enable_checkpointing=False)
     run.fit(module, datamodule=Digits(batch_size=32))
     run.save_checkpoint(folder / "last.ckpt")
@@ -47,12 +47,12 @@ def test_one_batch_overfits(weighting):
     batch = next(iter(Digits(batch_size=8).images("train", 8)))
     optimizer = torch.optim.Adam(module.parameters(), 3e-3)
     eps = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
-    from asyncdiff.denoising.loss import objective
+    from asyncdiff.denoising.loss import training_loss
 
     draw = module._draw(8, torch.Generator().manual_seed(1))
     losses = []
     for _ in range(400):
-        loss = objective(module.denoiser, batch["image"], eps, draw, weighting, batch["label"]).per_image.mean()
+        loss = training_loss(module.denoiser, batch["image"], eps, draw, weighting, batch["label"]).per_image.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -160,7 +160,7 @@ def test_classes_must_fit_the_data(tmp_path):
 
 
 def test_a_file_of_weights_only_keeps_the_average(tmp_path):
-    module, ema = model(), Ema(0.9)
+    module, ema = model(), EMA(0.9)
     run = trainer(tmp_path, callbacks=[ema], enable_checkpointing=False)
     run.fit(module, datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
@@ -179,12 +179,12 @@ def test_insisting_on_an_average_that_is_not_there(tmp_path):
 
 
 def test_elbo_with_unsuited_levels_is_refused_when_built():
-    with pytest.raises(ValueError, match="Elbo .* Independent follows no path"):
-        model(weighting=Elbo(), levels=Independent())
+    with pytest.raises(ValueError, match="ELBO .* Independent follows no path"):
+        model(weighting=ELBO(), levels=Independent())
     floored = AlongPath(Floored(AsyncPatch(), 0.01))
-    with pytest.raises(ValueError, match="level_values must be 0 under Elbo, got 256"):
-        model(weighting=Elbo(), levels=floored)
-    model(weighting=Elbo(), levels=floored, level_values=0)
+    with pytest.raises(ValueError, match="level_values must be 0 under ELBO, got 256"):
+        model(weighting=ELBO(), levels=floored)
+    model(weighting=ELBO(), levels=floored, level_values=0)
 
 
 def test_an_image_smaller_than_a_patch_is_refused_when_built():
@@ -192,7 +192,7 @@ def test_an_image_smaller_than_a_patch_is_refused_when_built():
         model(image_size=1)
 
 
-class Losses(Ema):
+class Losses(EMA):
     """Records the training losses."""
 
     def __init__(self):

@@ -5,30 +5,29 @@ import math
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Callback, Trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
-from asyncdiff.noise.levels import AlongPath, LevelDraw
 from asyncdiff.denoising.likelihood import CategoricalDecoder, GaussianDecoder, bound, discrete_bound
+from asyncdiff.denoising.loss import training_loss
+from asyncdiff.denoising.targets import CleanTarget, NoiseTarget, VelocityTarget
+from asyncdiff.denoising.weightings import ELBO, Epsilon, Sigmoid, Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.denoising.loss import objective
+from asyncdiff.noise.levels import AlongPath, LevelDraw
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import LOWEST, AsyncPatch, Floored, Ordered, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import Ddim, Heun, Multistep
-from asyncdiff.denoising.targets import Clean, Noise, Velocity
-from asyncdiff.denoising.weightings import Elbo, Epsilon, Sigmoid
-from asyncdiff.denoising.weightings import Velocity as VelocityWeight
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
 from datamodules import Digits
 
 LEVELS = (0.0, 1e-12, 1e-7, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-7, 1.0)
 PROCESSES = (RectifiedFlow(), CosineVP(), LinearVP())
-TARGETS = (Velocity(), Noise(), Clean(), Clean(1e-4))
-WEIGHTINGS = (VelocityWeight(), Epsilon(), Sigmoid(), Sigmoid(-4.0), Elbo())
+TARGETS = (VelocityTarget(), NoiseTarget(), CleanTarget(), CleanTarget(1e-4))
+WEIGHTINGS = (Velocity(), Epsilon(), Sigmoid(), Sigmoid(-4.0), ELBO())
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -39,7 +38,7 @@ def named(value):
 def network(dtype, **options):
     torch.manual_seed(0)
     options = {"channels": 1, "patch_size": 2, "dim": 16, "depth": 1, "heads": 2, "classes": 10, **options}
-    return awaken(DiT(**options)).to(dtype)
+    return randomize_weights(DiT(**options)).to(dtype)
 
 
 def maps(dtype):
@@ -87,17 +86,17 @@ def test_the_signal_to_noise_ratio_is_infinite_at_the_ends_only(process, dtype):
     ("process", "target", "weighting"), list(itertools.product(PROCESSES, TARGETS, WEIGHTINGS)), ids=named
 )
 def test_losses_and_their_gradients_are_finite_at_every_level(process, target, weighting, dtype):
-    if isinstance(target, Noise) and not isinstance(process, LinearVP):
-        with pytest.raises(ValueError, match=r"target Noise needs a process with alpha\(1\) > 0"):
+    if isinstance(target, NoiseTarget) and not isinstance(process, LinearVP):
+        with pytest.raises(ValueError, match=r"target NoiseTarget needs a process with alpha\(1\) > 0"):
             Denoiser(network(dtype), process, target)
         return
     denoiser, t = Denoiser(network(dtype, uncertainty=True), process, target), maps(dtype)
     x, eps = images(len(t), dtype), torch.randn(len(t), 1, 8, 8, dtype=dtype)
     slope = torch.ones_like(t)
-    if isinstance(weighting, Elbo):  # infinite at t = 0, where it refuses to be trained
+    if isinstance(weighting, ELBO):  # infinite at t = 0, where it refuses to be trained
         assert (weighting(process, t[:1], slope[:1]) == math.inf).all()
         slope = slope.masked_fill(t == 0, 0)
-    result = objective(denoiser, x, eps, LevelDraw(t, slope), weighting, torch.arange(len(t)))
+    result = training_loss(denoiser, x, eps, LevelDraw(t, slope), weighting, torch.arange(len(t)))
     assert all(part.isfinite().all() for part in (result.per_image, result.error, result.uncertainty))
     (result.per_image.mean() + result.uncertainty.mean()).backward()
     assert all(p.grad.isfinite().all() for p in denoiser.parameters() if p.grad is not None)
@@ -106,7 +105,7 @@ def test_losses_and_their_gradients_are_finite_at_every_level(process, target, w
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=named)
 @pytest.mark.parametrize("process", PROCESSES, ids=named)
-@pytest.mark.parametrize("solver", [Ddim(), Ddim(0.25), Ddim(1.0), Heun(), Multistep()], ids=named)
+@pytest.mark.parametrize("solver", [DDIM(), DDIM(0.25), DDIM(1.0), Heun(), Multistep()], ids=named)
 def test_steps_between_any_two_levels_are_finite(solver, process, dtype):
     denoiser = Denoiser(network(dtype).eval(), process)
     t = maps(dtype)
@@ -125,11 +124,11 @@ def test_steps_between_any_two_levels_are_finite(solver, process, dtype):
 @pytest.mark.parametrize("target", TARGETS, ids=named)
 @pytest.mark.parametrize("guidance", [ClassifierFree(3.0), InputGuidance(1.0)], ids=named)
 def test_guided_walks_to_both_ends_are_finite(guidance, target):
-    process = LinearVP() if isinstance(target, Noise) else CosineVP()
+    process = LinearVP() if isinstance(target, NoiseTarget) else CosineVP()
     denoiser = Denoiser(network(torch.float32).eval(), process, target)
     known = torch.zeros(2, 8, 8, dtype=torch.bool)
     known[:, :, :4] = True
-    for solver, path in itertools.product((Ddim(0.25), Heun(), Multistep()), (Synchronous(), Ordered(Raster()))):
+    for solver, path in itertools.product((DDIM(0.25), Heun(), Multistep()), (Synchronous(), Ordered(Raster()))):
         sampler = Sampler(path, solver, steps=4, guidance=[guidance])
         given = {"image": images(2, torch.float32), "known": known}
         with torch.no_grad():
@@ -170,8 +169,8 @@ class Types(Callback):
     def on_train_start(self, trainer, module):
         def asked(denoiser, args, options, said):
             self.seen |= {"x_t": args[0].dtype, "t": args[1].dtype, "v": said.v.dtype}
-            if options["distinct"] is not None:
-                self.seen["distinct"] = options["distinct"].values.dtype
+            if options["unique"] is not None:
+                self.seen["unique"] = options["unique"].values.dtype
 
         module.denoiser.register_forward_hook(asked, with_kwargs=True)
 
@@ -199,7 +198,7 @@ def test_levels_weights_and_losses_are_float32_in_every_precision(tmp_path, prec
     settings = {"accelerator": "cpu", "max_steps": 1, "enable_checkpointing": False, "default_root_dir": tmp_path}
     Trainer(**quiet, **settings, precision=precision, callbacks=[seen]).fit(model, datamodule=Digits(batch_size=8))
     wanted = {"x_t", "t", "v", "weight", "loss", "loss_per_image", "levels", "output error"}
-    assert wanted | {"distinct" if level_values else "slope"} <= set(seen.seen)
+    assert wanted | {"unique" if level_values else "slope"} <= set(seen.seen)
     assert set(seen.seen.values()) == {torch.float32}, seen.seen
 
 
@@ -212,7 +211,7 @@ def test_autocast_leaves_the_objective_alone(weighting, dtype):
 
     def told():
         draw = levels(4, (4, 4), generator=torch.Generator().manual_seed(0))
-        return draw, weighting(denoiser.process, draw.t, draw.slope), objective(denoiser, x, eps, draw, weighting)
+        return draw, weighting(denoiser.process, draw.t, draw.slope), training_loss(denoiser, x, eps, draw, weighting)
 
     draw, weight, plain = told()
     with torch.autocast("cpu", dtype=dtype):

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from optimisation_run import Poison, fit, model
+from optimization_run import Poison, fit, model
 from torch import nn
 
-from asyncdiff.callbacks import Ema
+from asyncdiff.callbacks import EMA
 from asyncdiff.callbacks.ema import follow
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.cli.errors.user_errors import users_error
+from asyncdiff.randomness import counter_key
 from asyncdiff.training.optimization.gradients import clip, gradient_norms, known_finite, refuse_not_finite, total_norm
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
-from asyncdiff.randomness import counter_key
 from datamodules import Digits
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ def run(folder, batches, steps=5, **options):
     """The module after some steps, of which those of `batches` have a NaN, with what was seen after each."""
     poison, settings = Poison(batches), {k: options.pop(k) for k in ("stop_after_bad_steps",) if k in options}
     module = model(**settings)
-    trainer = fit(folder, module, [Ema(0.9), poison], steps, **options)
+    trainer = fit(folder, module, [EMA(0.9), poison], steps, **options)
     return module, poison.seen, trainer
 
 
@@ -94,7 +94,7 @@ def test_optimisers_that_are_not_fused_are_skipped_by_hand(tmp_path, monkeypatch
     def sgd(self):
         return torch.optim.SGD(self.parameters(), 1e-2, momentum=0.9, weight_decay=0.1)
 
-    monkeypatch.setattr("asyncdiff.training.module.AsyncDiffusion.configure_optimizers", sgd)
+    monkeypatch.setattr("asyncdiff.AsyncDiffusion.configure_optimizers", sgd)
     _, seen, _ = run(tmp_path, {2})
     assert all(equal(seen[1][name], seen[2][name]) for name in KEPT)
     assert not equal(seen[2]["weights"], seen[3]["weights"])
@@ -292,7 +292,7 @@ def test_averages_that_follow_on_the_device_follow_the_same():
 
 
 def test_the_average_on_a_device_counts_what_it_learns_of_later():
-    ema = Ema(0.9)
+    ema = EMA(0.9)
     ema.updates, ema._missed = 7, torch.tensor(2.0)
     assert float(ema._decay(ema.updates - ema._missed)) == pytest.approx(6 / 15)
     ema._settle()
@@ -315,11 +315,11 @@ def test_refusing_names_the_weight():
 @pytest.mark.parametrize("strategy", ["ddp", "fully_shard"])
 def test_all_processes_skip_where_one_has_a_bad_batch_and_stop_together(tmp_path, strategy):
     environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parent}:{HERE}",
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(HERE / "optimisation_run.py"), strategy, str(tmp_path)]
+    command = [sys.executable, str(HERE / "optimization_run.py"), strategy, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.networks.dit import DiT
@@ -11,7 +11,7 @@ from asyncdiff.sampling.samplers import Sampler
 
 def model(**settings):
     torch.manual_seed(0)
-    network = awaken(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
+    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
     return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=4, **settings)
 
 

@@ -4,21 +4,21 @@ import logging
 
 import pytest
 import torch
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 
-from asyncdiff.callbacks import Ema
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.callbacks import EMA
 from asyncdiff.networks.dit import DiT
-from asyncdiff.training.warm_start import load_pretrained
 from asyncdiff.noise.processes import CosineVP
+from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Digits
 
 
 def model(seed: int, network: dict | None = None, **options) -> AsyncDiffusion:
     torch.manual_seed(seed)
     sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10} | (network or {})
-    return AsyncDiffusion(awaken(DiT(**sizes), seed), image_size=8, **options)
+    return AsyncDiffusion(randomize_weights(DiT(**sizes), seed), image_size=8, **options)
 
 
 def trainer(folder, **options) -> Trainer:
@@ -32,7 +32,7 @@ def trainer(folder, **options) -> Trainer:
 def file(tmp_path_factory):
     """A checkpoint of a run with an average."""
     folder = tmp_path_factory.mktemp("run")
-    run = trainer(folder, callbacks=[Ema(0.9)], enable_checkpointing=False, max_steps=2)
+    run = trainer(folder, callbacks=[EMA(0.9)], enable_checkpointing=False, max_steps=2)
     run.fit(model(0, learning_rate=0.01, warmup_steps=0), datamodule=Digits(batch_size=32))
     run.save_checkpoint(folder / "last.ckpt")
     return folder / "last.ckpt"
@@ -94,7 +94,7 @@ def test_what_one_of_them_lacks_is_told(file, told):
     assert differences == [
         "pretrained: network.depth is 2 here, 1 there",
         "pretrained: network.uncertainty is True here, False there",
-        "pretrained: process is asyncdiff.noise.processes.CosineVP here, asyncdiff.noise.processes.RectifiedFlow there",
+        "pretrained: process is asyncdiff.noise.CosineVP here, asyncdiff.noise.RectifiedFlow there",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import torch
 import yaml
-from conftest import awaken
+from conftest import randomize_weights
 from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
@@ -12,8 +12,8 @@ from asyncdiff.sampling.samplers import Sampler
 DIMENSIONS = {"channels": 3, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 3}
 CONFIG = {
     "model": {
-        "network": {"class_path": "asyncdiff.networks.dit.DiT", "init_args": DIMENSIONS},
-        "sampler": {"class_path": "asyncdiff.sampling.samplers.Sampler", "init_args": {"steps": 4}},
+        "network": {"class_path": "asyncdiff.networks.DiT", "init_args": DIMENSIONS},
+        "sampler": {"class_path": "asyncdiff.sampling.Sampler", "init_args": {"steps": 4}},
         "image_size": 8,
     },
     "data": {"class_path": "datamodules.Digits"},
@@ -28,7 +28,7 @@ CONFIG = {
 def small_run(folder):
     """Its directory, with a checkpoint and the experiment."""
     torch.manual_seed(0)
-    network = awaken(DiT(**DIMENSIONS))
+    network = randomize_weights(DiT(**DIMENSIONS))
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False)
     trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=4), image_size=8))
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from asyncdiff.cli.commands.serve import _codec_words
-from asyncdiff.web.draw_request import Limits, Wish, check, line, words
+from asyncdiff.web.draw_request import DrawRequest, Limits, check, line, words
 
 PHOTO = torch.full((3, 4, 6), 9, dtype=torch.uint8)
 PAINTED = torch.tensor([0, 0, 60, 127, 128, 255], dtype=torch.uint8).expand(4, 6)
@@ -18,18 +18,18 @@ LIMITS = Limits(pixels=100)
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        (Wish("fill"), "a picture must be chosen first, got none: upload one or pick an example"),
-        (Wish("fill", PHOTO), "something must be painted, got nothing: paint what may change"),
-        (Wish("change", PHOTO, 0 * PAINTED), "something must be painted, got nothing"),
-        (Wish("fill", PHOTO, PAINTED[:2]), "what is painted must have the picture's size, got 2x6"),
-        (Wish("extend", PHOTO), "the sides must grow by some pixels, got 0 on all"),
-        (Wish("extend", PHOTO, sides=(7, 0, 0, 7)), "the picture must have at most 100 pixels, got 11x13"),
-        (Wish("new", size="10x11"), "the picture must have at most 100 pixels, got 10x11"),
-        (Wish("texture", size="ten"), "size must be HEIGHTxWIDTH in pixels, got ten"),
-        (Wish(seed=-1), "seed must lie in"),
-        (Wish(count=7), r"pictures must lie in \[1, 6\], got 7"),
-        (Wish(steps=1001), r"steps must lie in \[1, 1000\], got 1001"),
-        (Wish(steps_per_patch=0), r"steps per patch must lie in \[1, 1000\], got 0"),
+        (DrawRequest("fill"), "a picture must be chosen first, got none: upload one or pick an example"),
+        (DrawRequest("fill", PHOTO), "something must be painted, got nothing: paint what may change"),
+        (DrawRequest("change", PHOTO, 0 * PAINTED), "something must be painted, got nothing"),
+        (DrawRequest("fill", PHOTO, PAINTED[:2]), "what is painted must have the picture's size, got 2x6"),
+        (DrawRequest("extend", PHOTO), "the sides must grow by some pixels, got 0 on all"),
+        (DrawRequest("extend", PHOTO, sides=(7, 0, 0, 7)), "the picture must have at most 100 pixels, got 11x13"),
+        (DrawRequest("new", size="10x11"), "the picture must have at most 100 pixels, got 10x11"),
+        (DrawRequest("texture", size="ten"), "size must be HEIGHTxWIDTH in pixels, got ten"),
+        (DrawRequest(seed=-1), "seed must lie in"),
+        (DrawRequest(count=7), r"pictures must lie in \[1, 6\], got 7"),
+        (DrawRequest(steps=1001), r"steps must lie in \[1, 1000\], got 1001"),
+        (DrawRequest(steps_per_patch=0), r"steps per patch must lie in \[1, 1000\], got 0"),
     ],
 )
 def test_what_is_refused(wish, message):
@@ -38,12 +38,16 @@ def test_what_is_refused(wish, message):
 
 
 def test_what_is_at_the_limit_is_not_refused():
-    for wish in (Wish("new", size="10x10"), Wish("extend", PHOTO, sides=(6, 4, 0, 0)), Wish(count=6, steps=1000)):
+    for wish in (
+        DrawRequest("new", size="10x10"),
+        DrawRequest("extend", PHOTO, sides=(6, 4, 0, 0)),
+        DrawRequest(count=6, steps=1000),
+    ):
         check(wish, LIMITS)
 
 
 def test_the_words_of_a_filling(tmp_path):
-    wish = Wish("fill", PHOTO, PAINTED, seed=4, count=3, label=2, guidance=1.5, input_guidance=0.5, steps=7)
+    wish = DrawRequest("fill", PHOTO, PAINTED, seed=4, count=3, label=2, guidance=1.5, input_guidance=0.5, steps=7)
     given = ["--image", f"{tmp_path}/photo.png", "--fit", "keep", "--mask", f"{tmp_path}/known.png"]
     drawn = ["--steps", "7", "--seeds", "4-6", "--labels", "2", "--guidance", "1.5", "--input_guidance", "0.5"]
     assert words(wish, Path("last.ckpt"), tmp_path) == ["inpaint", "last.ckpt", *given, *drawn, "--gif"]
@@ -54,7 +58,9 @@ def test_the_words_of_a_filling(tmp_path):
 
 
 def test_the_words_of_a_change_in_order(tmp_path):
-    wish = Wish("change", PHOTO, PAINTED, order="snake", overlap=0.5, steps_per_patch=3, guidance=2.0, movie=False)
+    wish = DrawRequest(
+        "change", PHOTO, PAINTED, order="snake", overlap=0.5, steps_per_patch=3, guidance=2.0, movie=False
+    )
     said = words(wish, Path("last.ckpt"), tmp_path)
     given = ["--image", f"{tmp_path}/photo.png", "--fit", "keep", "--levels", f"{tmp_path}/levels.png"]
     ordered = ["--order", "snake", "--overlap", "0.5", "--steps_per_patch", "3"]

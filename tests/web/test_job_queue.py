@@ -12,13 +12,13 @@ import pytest
 import torch
 from small_run import small_run
 
-from asyncdiff.cli import train as cli
 from asyncdiff.__main__ import main
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.serve import Planner
-from asyncdiff.tasks.photos import collected, read_photo, warn
 from asyncdiff.tasks import State
-from asyncdiff.web.job_queue import LOOKS, Studio
-from asyncdiff.web.draw_request import Limits, Wish
+from asyncdiff.tasks.photos import collected, read_photo, warn
+from asyncdiff.web.draw_request import DrawRequest, Limits
+from asyncdiff.web.job_queue import LOOKS, JobQueue
 
 PHOTO = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PAINTED = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).expand(8, 8).contiguous()
@@ -33,7 +33,7 @@ def planner(tmp_path_factory):
 
 @pytest.fixture
 def studio(planner, tmp_path):
-    studio = Studio(planner, tmp_path / "drawn")
+    studio = JobQueue(planner, tmp_path / "drawn")
     yield studio
     studio.close()
 
@@ -51,15 +51,15 @@ def finished(studio, wish):
 @pytest.mark.parametrize(
     "wish",
     [
-        Wish("fill", PHOTO, PAINTED, seed=3, count=2, input_guidance=1.0),
-        Wish("fill", PHOTO, PAINTED, order="spiral", overlap=0.5, steps_per_patch=2, label=1, guidance=2.0),
-        Wish("change", PHOTO, PAINTED, seed=7, steps=6),
-        Wish("change", PHOTO, PAINTED, order="raster", overlap=0.9, steps_per_patch=3),
-        Wish("new", count=3, label=2, steps=3),
-        Wish("new", size="4x12", order="wavefront", steps_per_patch=1, movie=False),
-        Wish("extend", PHOTO, sides=(2, 4, 0, 0)),
-        Wish("texture", PHOTO, size="10x14", tileable=True),
-        Wish("texture", size="8x10", seed=5),
+        DrawRequest("fill", PHOTO, PAINTED, seed=3, count=2, input_guidance=1.0),
+        DrawRequest("fill", PHOTO, PAINTED, order="spiral", overlap=0.5, steps_per_patch=2, label=1, guidance=2.0),
+        DrawRequest("change", PHOTO, PAINTED, seed=7, steps=6),
+        DrawRequest("change", PHOTO, PAINTED, order="raster", overlap=0.9, steps_per_patch=3),
+        DrawRequest("new", count=3, label=2, steps=3),
+        DrawRequest("new", size="4x12", order="wavefront", steps_per_patch=1, movie=False),
+        DrawRequest("extend", PHOTO, sides=(2, 4, 0, 0)),
+        DrawRequest("texture", PHOTO, size="10x14", tileable=True),
+        DrawRequest("texture", size="8x10", seed=5),
     ],
     ids=lambda wish: f"{wish.kind}-{wish.order}",
 )
@@ -84,7 +84,7 @@ def test_the_line_and_the_yaml_that_are_shown_draw_the_same_files(wish, studio, 
 @pytest.mark.parametrize("kind", ["fill", "change"])
 @pytest.mark.parametrize("order", ["together", "spiral"])
 def test_what_is_not_painted_stays_bit_for_bit(kind, order, studio):
-    result = finished(studio, Wish(kind, PHOTO, PAINTED, order=order, steps_per_patch=2))
+    result = finished(studio, DrawRequest(kind, PHOTO, PAINTED, order=order, steps_per_patch=2))
     drawn = read_photo(result.pictures[0], 3)
     assert torch.equal(drawn[:, :, :2], PHOTO[:, :, :2])
     assert (drawn != PHOTO)[:, :, 2:].float().mean() > 0.5
@@ -96,19 +96,19 @@ def studio_levels(studio, kind, order):
     """The level map that a drawing of the wish starts from."""
     folder = studio.root / f"{kind}-{order}"
     folder.mkdir()
-    drawing, _ = studio.plan(Wish(kind, PHOTO, PAINTED, order=order, steps_per_patch=2), folder)
+    drawing, _ = studio.plan(DrawRequest(kind, PHOTO, PAINTED, order=order, steps_per_patch=2), folder)
     return next(iter(drawing.steps())).state.t
 
 
 def test_a_wish_leaves_nothing_of_itself_to_the_next(studio):
-    before = finished(studio, Wish("new", label=1)).pictures[0].read_bytes()
-    guided = finished(studio, Wish("new", label=1, steps=9, guidance=3.0)).pictures[0].read_bytes()
-    after = finished(studio, Wish("new", label=1)).pictures[0].read_bytes()
+    before = finished(studio, DrawRequest("new", label=1)).pictures[0].read_bytes()
+    guided = finished(studio, DrawRequest("new", label=1, steps=9, guidance=3.0)).pictures[0].read_bytes()
+    after = finished(studio, DrawRequest("new", label=1)).pictures[0].read_bytes()
     assert before == after != guided
 
 
 def test_the_last_look_is_the_picture(studio):
-    job = studio.submit(Wish("fill", PHOTO, PAINTED, steps=5))
+    job = studio.submit(DrawRequest("fill", PHOTO, PAINTED, steps=5))
     assert job.wait(60)
     assert (job.look.done, job.look.total) == (5, 5)
     assert torch.equal(job.look.images[0], read_photo(job.result.pictures[0], 3))
@@ -116,14 +116,14 @@ def test_the_last_look_is_the_picture(studio):
 
 
 def test_a_mistake_is_a_line_and_the_next_wish_is_drawn(studio):
-    job = studio.submit(Wish("new", label=7))
+    job = studio.submit(DrawRequest("new", label=7))
     assert job.wait(60)
     assert (job.where, job.error) == ("failed", "labels must lie in 0 .. 2, got 7")
-    assert finished(studio, Wish("new"))
+    assert finished(studio, DrawRequest("new"))
 
 
 def test_a_walk_is_stopped_in_its_midst(studio):
-    job = studio.submit(Wish("new", size="64x64", steps=1000))
+    job = studio.submit(DrawRequest("new", size="64x64", steps=1000))
     while job.look is None and not job.wait(0.01):
         pass
     studio.stop(job)
@@ -191,12 +191,12 @@ def until(condition):
 
 def test_one_at_a_time_in_order_and_who_waits_may_leave(tmp_path):
     plans = Plans()
-    studio = Studio(plans, tmp_path, Limits(waiting=2))
-    first, second, third = (studio.submit(Wish(seed=seed)) for seed in (1, 2, 3))
+    studio = JobQueue(plans, tmp_path, Limits(waiting=2))
+    first, second, third = (studio.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
     until(lambda: first.where == "drawing")
     assert [studio.before(job) for job in (first, second, third)] == [0, 1, 2]
     with pytest.raises(ValueError, match="at most 2 wishes may wait, got one more: try again in a while"):
-        studio.submit(Wish(seed=4))
+        studio.submit(DrawRequest(seed=4))
     studio.stop(second)
     assert second.ended
     assert second.where == "stopped"
@@ -210,13 +210,13 @@ def test_one_at_a_time_in_order_and_who_waits_may_leave(tmp_path):
     assert [walk.folder.name for walk in plans.walks] == ["0001", "0002"]
     studio.close()
     with pytest.raises(ValueError, match="the server must be running, got one that is closed"):
-        studio.submit(Wish())
+        studio.submit(DrawRequest())
 
 
 def test_stopping_lets_one_more_step_happen_at_most(tmp_path):
     plans = Plans(count=100, pause=0.005)
-    studio = Studio(plans, tmp_path)
-    job = studio.submit(Wish())
+    studio = JobQueue(plans, tmp_path)
+    job = studio.submit(DrawRequest())
     plans.gate.set()
     until(lambda: plans.walks and plans.walks[0].taken >= 3)
     studio.stop(job)
@@ -229,9 +229,9 @@ def test_stopping_lets_one_more_step_happen_at_most(tmp_path):
 
 def test_no_more_than_ten_looks_a_second(tmp_path):
     plans = Plans(count=120, pause=0.004, gate=None)
-    studio = Studio(plans, tmp_path)
+    studio = JobQueue(plans, tmp_path)
     started = time.monotonic()
-    assert studio.submit(Wish()).wait(30)
+    assert studio.submit(DrawRequest()).wait(30)
     seconds = time.monotonic() - started
     assert seconds >= 0.48
     assert 2 <= plans.walks[0].shown <= seconds / LOOKS + 2
@@ -255,8 +255,8 @@ def test_a_bug_is_told_to_whoever_started_the_server(tmp_path, capsys):
         warn("a note")
         return Walk(folder), "line"
 
-    studio = Studio(plan, tmp_path)
-    broken, next_one = studio.submit(Wish()), studio.submit(Wish(seed=1))
+    studio = JobQueue(plan, tmp_path)
+    broken, next_one = studio.submit(DrawRequest()), studio.submit(DrawRequest(seed=1))
     assert next_one.wait(30)
     assert (broken.where, broken.error) == ("failed", "KeyError: the terminal of the server tells more")
     assert next_one.result.notes == ["a note"]
@@ -266,8 +266,8 @@ def test_a_bug_is_told_to_whoever_started_the_server(tmp_path, capsys):
 
 def test_closing_stops_what_is_drawn_and_what_waits(tmp_path):
     plans = Plans(count=1000, pause=0.01)
-    studio = Studio(plans, tmp_path)
-    jobs = [studio.submit(Wish(seed=seed)) for seed in range(3)]
+    studio = JobQueue(plans, tmp_path)
+    jobs = [studio.submit(DrawRequest(seed=seed)) for seed in range(3)]
     plans.gate.set()
     until(lambda: jobs[0].where == "drawing")
     studio.close()

@@ -25,10 +25,10 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from asyncdiff.web.model_info import About  # noqa: E402
-from asyncdiff.web.mask_painter import painted  # noqa: E402
-from asyncdiff.web.uploads import examples_of, photo_of  # noqa: E402
 from asyncdiff.web.draw_request import Limits  # noqa: E402
+from asyncdiff.web.mask_painter import painted  # noqa: E402
+from asyncdiff.web.model_info import About  # noqa: E402
+from asyncdiff.web.uploads import examples_of, photo_of  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from asyncdiff.web.same_origin import OwnPage, free_port
+from asyncdiff.web.same_origin import SameOrigin, free_port
 
 
 def test_ports_are_free_or_refused_in_a_line():
@@ -39,7 +39,7 @@ async def nothing(*_):
 )
 def test_names_of_proxies_are_told(host, origin, own):
     headers = [(b"host", host), (b"origin", origin)]
-    door = OwnPage(nothing, "127.0.0.1", ["lab.example"])
+    door = SameOrigin(nothing, "127.0.0.1", ["lab.example"])
     assert door.is_own({"type": "http", "headers": headers}) == own
 
 
@@ -61,4 +61,4 @@ def test_names_of_proxies_are_told(host, origin, own):
 )
 def test_only_the_page_itself_is_answered(listens, host, origin, own):
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
-    assert OwnPage(nothing, listens).is_own({"type": "http", "headers": headers}) == own
+    assert SameOrigin(nothing, listens).is_own({"type": "http", "headers": headers}) == own

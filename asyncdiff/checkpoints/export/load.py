@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.export.yaml_tuples import restored
+from asyncdiff.checkpoints.old_names import current
 
 FORMAT = 1  # of exports; a reader refuses others
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
@@ -63,12 +64,12 @@ def read_export(folder: str | Path, map_location: torch.device | str = "cpu") ->
             f"{folder}: it is damaged, {REMEDY}"
         )
     return {
-        "recipe": restored(config["recipe"], set(map(str, config["tuples"]))),
+        "recipe": current(restored(config["recipe"], set(map(str, config["tuples"])))),
         "state_dict": tensors,
         "global_step": config["step"],
         "epoch": 0,
         "pytorch-lightning_version": config["software"]["lightning"],
-        "export": config | {"folder": str(folder)},
+        "export": current(config) | {"folder": str(folder)},
     }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from torch import Tensor
 
+from asyncdiff.checkpoints.atomic_files import replace
 from asyncdiff.checkpoints.export.load import CARD, CONFIG, FILES, FORMAT, WEIGHTS, is_export, tensors_sha256
 from asyncdiff.checkpoints.export.yaml_tuples import places
-from asyncdiff.checkpoints.atomic_files import replace
 
 
 def check_place(folder: Path, *, overwrite: bool) -> None:

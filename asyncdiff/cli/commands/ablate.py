@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.cli import trusted_packages
-from asyncdiff.ablation.config import Ablation, Cell
-from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
+from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.ablation.launch import FINISHED, Runner
+from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
 from asyncdiff.checks import at_least
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.options import command_parser
 
 DESCRIPTION = """Run every combination of an ablation's variants for every seed, each in a run directory of its own
@@ -37,7 +37,9 @@ def main(args: Sequence[str]) -> None:
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
     cells = ablation.cells()
     threads = options.threads or max(1, (os.cpu_count() or 1) // parallel)
-    runner = Runner(ablation, output, threads=threads)
+    from asyncdiff.cli.train import parsed  # late: it loads Lightning
+
+    runner = Runner(ablation, output, parsed, options=trusted_packages.option(), threads=threads)
     configurations = runner.check(cells)
     if options.dry_run:
         print(
@@ -97,7 +99,7 @@ def write_script(options: Any, ablation: Ablation, output: Path, count: int) -> 
     print(f"{count} tasks: sbatch {options.slurm}")
 
 
-def _chosen(cells: list[Cell], number: int | None) -> list[Cell]:
+def _chosen(cells: list[Trial], number: int | None) -> list[Trial]:
     if number is None:
         return cells
     if not 0 <= number < len(cells):

@@ -14,11 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from asyncdiff.cli import trusted_packages
-from asyncdiff.latents.cache import Settings, cache, verify
-from asyncdiff.latents import Codec
+from asyncdiff.cli.commands.distributed import environment
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.options import add_device, command_parser
-from asyncdiff.cli.commands.distributed import environment
+from asyncdiff.latents import Codec
+from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules.base import ImageDataModule
 from datamodules.storage.latent_shards import read_manifest
 

@@ -9,27 +9,29 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
-from asyncdiff.sampling import adaptive  # noqa: F401  their samplers may be named without the module
-from asyncdiff.cli import trusted_packages  # noqa: F401  their samplers may be named without the module
-from asyncdiff.sampling import look_ahead  # noqa: F401  their samplers may be named without the module
-from asyncdiff.checkpoints import object_config  # noqa: F401  their samplers may be named without the module
-from asyncdiff.sampling import repaint  # noqa: F401  their samplers may be named without the module
-from asyncdiff.cli.errors import ReportingParser
-from asyncdiff.latents import Codec
+from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.export import is_export
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.options import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
 from asyncdiff.cli.commands.reproduce import RECORD, record
-from asyncdiff.checkpoints.export import is_export
+from asyncdiff.cli.errors import ReportingParser
+from asyncdiff.evaluation.figures.sampling_gif import SHOWN, SamplingGIF
+from asyncdiff.latents import Codec
+from asyncdiff.sampling import (
+    adaptive,  # noqa: F401  their samplers may be named without the module
+    look_ahead,  # noqa: F401  their samplers may be named without the module
+    repaint,  # noqa: F401  their samplers may be named without the module
+)
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
-from asyncdiff.tasks.photos import PhotoWarning, to_bytes
-from asyncdiff.evaluation.figures.sampling_gif import SHOWN, WalkMovie
-from asyncdiff.tasks import Autoregress, Request, State, Task
-from asyncdiff.tasks.contact_sheet import fresh_folder, notes_of, write, write_sheet
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Request, State, Task, Texture
+from asyncdiff.tasks.contact_sheet import fresh_folder, notes_of, write, write_sheet
+from asyncdiff.tasks.photos import PhotoWarning, to_bytes
 
 MOVIE = "walk.gif"
 
@@ -84,7 +86,7 @@ class Drawing:
     def steps(self) -> Iterator[Step]:
         """Every state; after the last one all files but the sheet are written."""
         self.recorded.write_text(self.record)
-        batches, movie, before = self.task.batches(self.model, self.requests), WalkMovie() if self.filmed else None, 0
+        batches, movie, before = self.task.batches(self.model, self.requests), SamplingGIF() if self.filmed else None, 0
         for number, batch in enumerate(batches):
             state = None
             for state in self.task.states(self.model, batch):
@@ -99,18 +101,47 @@ class Drawing:
             movie.save(self.movie)
 
 
-def draw(command: str, kind: type[Task], description: str, seeds: str, words: Sequence[str]) -> None:
-    """Read the words, draw, write, and tell where the pictures are.
+class Command(NamedTuple):
+    """A command that draws.
+
+    Attributes:
+        task: what it draws; the arguments of its constructor are options, with the help of its docstring.
+        description: first lines of the help.
+        seeds: drawn by default.
+    """
+
+    task: type[Task]
+    description: str
+    seeds: str
+
+
+COMMANDS = {
+    "sample": Command(Generate, "Draw whole images with a trained model, one per seed.", "0-15"),
+    "inpaint": Command(Inpaint, "Draw a part of photos anew; what is known of them stays bit for bit.", "0-3"),
+    "edit": Command(
+        Edit, "Change photos: little where a map is dark grey, more where it is bright; black stays bit for bit.", "0-3"
+    ),
+    "outpaint": Command(
+        Outpaint,
+        "Continue photos beyond their edges, window by window where the result exceeds the model's size.",
+        "0-3",
+    ),
+    "autoregress": Command(
+        Autoregress, "Draw images, or missing parts of photos, patch after patch in any order.", "0-3"
+    ),
+    "texture": Command(Texture, "Draw textures of any size, window by window, from an exemplar or from nothing.", "0"),
+}
+
+
+def main(command: str, argv: Sequence[str]) -> None:
+    """Run one of `COMMANDS`: parse its options, draw, write the images and print where they are.
 
     Args:
         command: its name.
-        kind: of task; its constructor's arguments are options, told by its docstring.
-        description: for the help.
-        seeds: by default.
-        words: of the command line.
+        argv: its command line, without the name.
     """
     with plain_warnings():
-        drawing = drawing_of(command, kind, description, seeds, words)
+        drawing = drawing_of(command, argv)
         requests, folder = drawing.requests, drawing.folder
         for note in notes_of(requests):
             print(note)
@@ -135,9 +166,6 @@ def draw(command: str, kind: type[Task], description: str, seeds: str, words: Se
 
 def drawing_of(
     command: str,
-    kind: type[Task],
-    description: str,
-    seeds: str,
     words: Sequence[str],
     load: Callable[[Path, Any], Any] | None = None,
     more: Sequence[str] = (),
@@ -145,15 +173,13 @@ def drawing_of(
     """What the words of a command ask for, read and checked.
 
     Args:
-        command: as `draw` takes it.
-        kind: as `draw` takes it.
-        description: as `draw` takes it.
-        seeds: as `draw` takes it.
-        words: as `draw` takes them.
+        command: a name of `COMMANDS`.
+        words: its command line, without the name.
         load: makes the model of a checkpoint and the options; `loaded` by default.
         more: words that `load` has heeded already, for the record.
     """
-    parser = _parser(command, kind, description, seeds)
+    kind = COMMANDS[command].task
+    parser = _parser(command)
     options = parser.instantiate(parser.parse_args([with_underscores(word) for word in words]))
     given_seeds, labels = numbers("--seeds", options.seeds), _labels(options.labels)
     if len(set(given_seeds)) < len(given_seeds):
@@ -301,7 +327,8 @@ def _labels(text: str | None) -> list[int] | None:
     return None if text is None else [] if text == "none" else numbers("--labels", text)
 
 
-def _parser(command: str, kind: type[Task], description: str, seeds: str) -> ReportingParser:
+def _parser(command: str) -> ReportingParser:
+    kind, description, seeds = COMMANDS[command]
     parser = command_parser(command, description)
     parser.add_argument("run", type=Path, help="a run directory of train.py, a .ckpt file or an exported folder")
     parser.add_class_arguments(kind)
@@ -327,4 +354,4 @@ def _parser(command: str, kind: type[Task], description: str, seeds: str) -> Rep
 
 LABELS = """classes in turn, over the photos or else over the seeds, such as 0,1,2; none tells none. By default whole
 images have all classes in turn, photos and textures none"""
-SAMPLER = "a class of asyncdiff.sampling.samplers.ImageSampler or a YAML file of one; the run's own by default"
+SAMPLER = "a class of asyncdiff.sampling.ImageSampler or a YAML file of one; the run's own by default"

@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from asyncdiff.cli import trusted_packages
 from asyncdiff.checkpoints import choose, read_checkpoint
+from asyncdiff.checkpoints.export import is_export, weight_file
 from asyncdiff.checks import at_least
-from asyncdiff.latents import Codec
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.options import CODEC, add_device, add_weights, with_codec
-from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.features.weights import file_sha256
-from asyncdiff.checkpoints.export import is_export, weight_file
+from asyncdiff.evaluation.result_card import software
+from asyncdiff.latents import Codec
 
 # What can be measured, by the word that asks for it: the module, which has a function `main(args)`, and what it is.
 MEASUREMENTS = {

@@ -11,20 +11,22 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff.sampling import adaptive  # noqa: F401  samplers to name without the module
-from asyncdiff.cli import trusted_packages  # noqa: F401  samplers to name without the module
-from asyncdiff.sampling import look_ahead  # noqa: F401  samplers to name without the module
-from asyncdiff.checkpoints import object_config  # noqa: F401  samplers to name without the module
+from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run, add_run, check_shape
 from asyncdiff.cli.commands.options import command_parser
 from asyncdiff.evaluation.features.base import Features
+from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, enlargement
 from asyncdiff.evaluation.frechet import FrechetDistance
-from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBench, Inpaintings, shares
-from asyncdiff.evaluation.features.lpips import BackboneFeatures, Lpips, enlargement
+from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBenchmark, InpaintingResults, shares
 from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import card_of
 from asyncdiff.noise.masks import MASKS, Known, Mask, named
+from asyncdiff.sampling import (
+    adaptive,  # noqa: F401  samplers to name without the module
+    look_ahead,  # noqa: F401  samplers to name without the module
+)
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
 
@@ -72,8 +74,8 @@ def main(args: Sequence[str]) -> None:
         masks = on_pixels(masks, model)
     samplers = _samplers(model.sampler, options)
     given = held_out(model, data, options)
-    bench = InpaintingBench(
-        lpips=(options.lpips or Lpips()).to(options.device) if "lpips" in metrics else None,
+    bench = InpaintingBenchmark(
+        lpips=(options.lpips or LPIPS()).to(options.device) if "lpips" in metrics else None,
         frechet=reference(data, model.decode, options) if "frechet" in metrics else None,
         rounds=options.seeds,
         seed=options.seed,
@@ -131,10 +133,10 @@ def reference(data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> Fr
 def measure(
     denoiser: Any,
     given: HeldOut,
-    bench: InpaintingBench,
+    bench: InpaintingBenchmark,
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
-) -> Inpaintings:
+) -> InpaintingResults:
     """Every mask set completed by every sampler."""
     grid = denoiser.grid((given.images.shape[2], given.images.shape[3]))
     rows = []
@@ -145,7 +147,7 @@ def measure(
                 bar.set_description(f"{mask[0]}, {sampler[0]}")
                 rows.append(bench.completion(denoiser, given, mask, sampler, done=bar.update))
     metric, lpips = bench.frechet, bench.lpips
-    return Inpaintings(
+    return InpaintingResults(
         rows,
         {name: shares(given.masks(mask), grid) for name, mask in masks.items()},
         images=len(given.images),
@@ -162,7 +164,7 @@ def draw(
     file: Path,
     denoiser: Any,
     given: HeldOut,
-    bench: InpaintingBench,
+    bench: InpaintingBenchmark,
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
     *,
@@ -171,9 +173,9 @@ def draw(
     """Write a sheet with a row per mask set: some of the images as given, as they were, and as completed."""
     if not examples:
         return
+    from asyncdiff.callbacks.inpainting_grid import masked
     from asyncdiff.callbacks.periodic_image import tiles
     from asyncdiff.callbacks.validation_images import spread
-    from asyncdiff.callbacks.inpainting_grid import masked
     from asyncdiff.evaluation.figures.style import save
 
     chosen = list(spread(given.images, examples))
@@ -271,8 +273,8 @@ def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
 def _protocol(
     model: Any,
     given: HeldOut,
-    bench: InpaintingBench,
-    found: Inpaintings,
+    bench: InpaintingBenchmark,
+    found: InpaintingResults,
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
     options: Any,
@@ -301,7 +303,7 @@ def _described(module: Any) -> Any:
     try:
         return object_config.describe(module)
     except TypeError:
-        return {"class_path": f"{type(module).__module__}.{type(module).__qualname__}"}
+        return {"class_path": object_config.class_path(type(module))}
 
 
 def _parser() -> Any:
@@ -320,13 +322,13 @@ def _parser() -> Any:
     parser.add_argument("--metrics", type=str, default="", help="frechet,lpips by default")
     parser.add_argument("--features", type=Features | None, sub_configs=True, help=FEATURES)
     parser.add_argument("--reference", type=int, default=10_000, help="training images for the Fréchet distance")
-    parser.add_argument("--lpips", type=Lpips | None, sub_configs=True, help="AlexNet by default; may name a file")
+    parser.add_argument("--lpips", type=LPIPS | None, sub_configs=True, help="AlexNet by default; may name a file")
     parser.add_argument("--examples", type=int, default=3, help="images per mask set on the sheet of pictures")
     parser.add_argument("--name", type=str, default="inpainting", help="of all files")
     return parser
 
 
-SAMPLERS = """a YAML file of names with sampler classes, {slow: {class_path: asyncdiff.sampling.samplers.Sampler, init_args:
+SAMPLERS = """a YAML file of names with sampler classes, {slow: {class_path: asyncdiff.sampling.Sampler, init_args:
 {steps: 200}}}; by default async_path, the model's own"""
 PIXEL_MASKS = """of a model of latents: draw masks on pixels; a latent is known where all of its pixels are, so that
 less is known around thin strokes"""
@@ -334,7 +336,7 @@ FEATURES = """of the Fréchet distance: a class of asyncdiff.evaluation or your 
 BackboneFeatures, the pooled ones of SqueezeNet, which is not FID"""
 
 
-def _write(folder: Path, name: str, found: Inpaintings, stamp: dict[str, Any]) -> None:
+def _write(folder: Path, name: str, found: InpaintingResults, stamp: dict[str, Any]) -> None:
     card, table = folder / f"{name}.json", folder / f"{name}.md"
     card.write_text(json.dumps(card_of(stamp, found.metrics(), **found.card()), indent=2))
     table.write_text(found.table() + "\n")

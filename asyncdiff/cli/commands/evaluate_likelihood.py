@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from asyncdiff.noise import paths as path_families
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run, check_shape
 from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
 from asyncdiff.evaluation.result_card import card_of
-from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
+from asyncdiff.noise import paths as path_families
 from asyncdiff.noise.masks import Mask
-from asyncdiff.noise.progress import FluxSpacing
+from asyncdiff.noise.progress import FluxProgress
 
 DESCRIPTION = """Bits per dimension of a run's model on held-out images, along several noise paths.
 
@@ -37,15 +37,17 @@ def main(args: Sequence[str]) -> None:
     model, data = run.model(options.weights).to(options.device), run.data()
     check_labels(model, getattr(data, "classes", None), told=options.labels)
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
-    spacing = FluxSpacing(options.variance, model.process)
-    bounds = PathBounds(options.paths or STANDARD_PATHS, options.points, decoder, options.mask, spacing, options.t_min)
+    progress_sampler = FluxProgress(options.variance, model.process)
+    bounds = PathBounds(
+        options.paths or STANDARD_PATHS, options.points, decoder, options.mask, progress_sampler, options.t_min
+    )
     stamp = {"measurement": "likelihood", **run.stamp(options, data)} | {
         "points": options.points,
         "floors": bounds.floors(model.process),
         "labels": bool(options.labels and model.classes),
         "decoder": object_config.describe(decoder),
         "mask": object_config.describe(options.mask),
-        "spacing": object_config.describe(spacing),
+        "spacing": object_config.describe(progress_sampler),
         "paths": {name: object_config.describe(path) for name, path in bounds.paths.items()},
     }
     summary = measure(model, data, bounds, options)
@@ -84,7 +86,7 @@ def _parser() -> Any:
     parser.add_argument("--mask", type=Mask | None, help="what is known: bounds -log p(unknown | known)")
     parser.add_argument("--labels", type=bool, default=True, help="tell the network the classes, where it knows any")
     parser.add_argument("--t_min", type=float | None, help="floor of the paths; what suits the decoder by default")
-    parser.add_argument("--variance", type=float, default=0.1, help="of FluxSpacing, the importance sampling of s")
+    parser.add_argument("--variance", type=float, default=0.1, help="of FluxProgress, the importance sampling of s")
     parser.add_argument(
         "--seed", type=int, default=0, help="image i of the split is measured with the noise of seed + i"
     )
@@ -92,7 +94,7 @@ def _parser() -> Any:
     return parser
 
 
-PATHS = """a YAML file of names with path classes, {spiral: {class_path: asyncdiff.noise.paths.Ordered, init_args: ...}}; by
+PATHS = """a YAML file of names with path classes, {spiral: {class_path: asyncdiff.noise.Ordered, init_args: ...}}; by
 default synchronous, async_patch, wavefront (overlap 0.5) and raster (strict)"""
 
 

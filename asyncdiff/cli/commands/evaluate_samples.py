@@ -7,27 +7,29 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from asyncdiff.sampling import adaptive  # noqa: F401  samplers to name without the module
-from asyncdiff.cli import trusted_packages  # noqa: F401  samplers to name without the module
-from asyncdiff.sampling import look_ahead  # noqa: F401  samplers to name without the module
-from asyncdiff.sampling import repaint  # noqa: F401  samplers to name without the module
 from asyncdiff.checks import at_least
+from asyncdiff.cli import trusted_packages
+from asyncdiff.cli.commands.distributed import Ranks, ranks
 from asyncdiff.cli.commands.draw import altered
 from asyncdiff.cli.commands.evaluate import Run, add_run, check_shape
-from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.cli.commands.distributed import Ranks, ranks
-from asyncdiff.cli.commands.write_results import write
 from asyncdiff.cli.commands.extract_features import extract, reference_for
-from asyncdiff.cli.commands.image_sources import Drawn, ImageFiles, RealImages, Source
+from asyncdiff.cli.commands.image_sources import Drawn, ImageFiles, ImageSource, RealImages
+from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.likelihood_by_path import check_labels
-from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.reference_statistics import Reference
+from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.sample_report import METRICS, Quality, needs_rows, quality
+from asyncdiff.sampling import (
+    adaptive,  # noqa: F401  samplers to name without the module
+    look_ahead,  # noqa: F401  samplers to name without the module
+    repaint,  # noqa: F401  samplers to name without the module
+)
 from asyncdiff.sampling.guidance import ClassifierFree
-from asyncdiff.tasks.contact_sheet import SHOWN
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.tasks.contact_sheet import SHOWN
 
 DESCRIPTION = """Generated images against real ones: Fréchet distance (FID with Inception's features), KID, Inception
 score, precision and recall, density and coverage.
@@ -111,7 +113,7 @@ def _prepared(options: Any, run: Run, processes: Ranks) -> Work:
     return Work(options, run, data, model, features, processes)
 
 
-def _source(work: Work) -> Source:
+def _source(work: Work) -> ImageSource:
     options, model = work.options, work.model
     if options.images is not None:
         channels = 3 if model is not None else work.data.channels
@@ -146,7 +148,7 @@ def _quality(work: Work, metrics: Sequence[str], reference: Reference, rows: Ten
     return quality(metrics, name, reference, rows, logits=logits, seed=seed, device=work.ranks.device)
 
 
-def _protocol(work: Work, source: Source, reference: Reference, found: Quality) -> dict[str, Any]:
+def _protocol(work: Work, source: ImageSource, reference: Reference, found: Quality) -> dict[str, Any]:
     """What the numbers were made of."""
     options = work.options
     if options.images is None:
@@ -231,4 +233,4 @@ FID. TimmFeatures has DINOv2's, TrainedClassifier suits small images"""
 REFERENCE = """a file of statistics: one that was kept before (its place is printed), checked against what is asked
 for, or an .npz with mu and sigma as others publish; computed from --split, and kept, by default"""
 FLOOR = "measure as many real images of this split, too: what a perfect model of the data would reach"
-SAMPLER = "a class of asyncdiff.sampling.samplers.ImageSampler or a YAML file of one; the run's own by default"
+SAMPLER = "a class of asyncdiff.sampling.ImageSampler or a YAML file of one; the run's own by default"

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from asyncdiff.cli.trusted_packages import gate, may_be_imported, refusal
 from asyncdiff.cli.errors import ReportingParser, UsageError, explain, users_error
+from asyncdiff.cli.errors.parser import upgraded
 from asyncdiff.cli.errors.suggestions import near
+from asyncdiff.cli.trusted_packages import gate, may_be_imported, refusal
 from asyncdiff.noise.levels import AlongPath, LevelSampler
 
 IMAGE_SIZE = 32  # AsyncDiffusion's default
@@ -33,7 +34,7 @@ class Experiment:
             raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check it")
         self.file = file
         try:
-            config = OmegaConf.load(file)
+            config = OmegaConf.create(upgraded(OmegaConf.to_container(OmegaConf.load(file))))
         except yaml.YAMLError as error:
             raise self._refused(UsageError(f"Problems parsing config\n{error}", ())) from error
         except (OSError, UnicodeDecodeError, RecursionError) as error:

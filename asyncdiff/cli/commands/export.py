@@ -7,18 +7,17 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from asyncdiff.cli import trusted_packages
-from asyncdiff.checkpoints import object_config
-from asyncdiff.checkpoints import choose, read_checkpoint
-from asyncdiff.cli.commands.draw import checkpoint_of, run_of
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.evaluation.result_card import commit, read_card
-from asyncdiff.evaluation.features.weights import file_sha256
+from asyncdiff.checkpoints import choose, object_config, read_checkpoint
 from asyncdiff.checkpoints.export import is_export
 from asyncdiff.checkpoints.export.hub import check_repository, published
 from asyncdiff.checkpoints.export.model_card import model_card, without_places
 from asyncdiff.checkpoints.export.save import check_place, write_export
+from asyncdiff.cli import trusted_packages
+from asyncdiff.cli.commands.draw import checkpoint_of, run_of
+from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.evaluation.features.weights import file_sha256
+from asyncdiff.evaluation.result_card import commit, read_card
 
 DESCRIPTION = (
     "Write weights in safetensors, a configuration in YAML and a model card, for AsyncDiffusion.from_pretrained."

@@ -17,7 +17,7 @@ Which = Literal["auto", "ema", "raw"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ExternalCheckpoint:
     """What a file or folder holds.
 
     Attributes:
@@ -35,7 +35,7 @@ class Source:
     averaged: bool | None = None
 
 
-def read_source(path: Path, weights: Which = "auto") -> Source:
+def read_source(path: Path, weights: Which = "auto") -> ExternalCheckpoint:
     """The weights of a file or a folder, read without running anything in it."""
     if path.is_dir():
         return _folder(path, weights)
@@ -46,7 +46,7 @@ def read_source(path: Path, weights: Which = "auto") -> Source:
         raise ValueError(f"CHECKPOINT must be the folder of diffusers weights, got {path}: its config.json is needed")
     if not is_authors(state):
         raise ValueError(f"CHECKPOINT must hold a DiT or a SiT, got {_names(state)} in {path}: another architecture?")
-    return Source(state, "the authors'", {}, {}, averaged)
+    return ExternalCheckpoint(state, "the authors'", {}, {}, averaged)
 
 
 def read_tensors(path: Path) -> Any:
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> Any:
         raise ValueError(f"{path} is no file of safetensors that can be read: {error}") from error
 
 
-def _folder(path: Path, weights: Which) -> Source:
+def _folder(path: Path, weights: Which) -> ExternalCheckpoint:
     """A diffusers folder: of the transformer, or of a pipeline with one."""
     if weights != "auto":
         raise ValueError(f"--weights must be left out for a folder, got {weights}: it holds one set of weights")
@@ -81,7 +81,7 @@ def _folder(path: Path, weights: Which) -> Source:
         raise ValueError(f"CHECKPOINT must hold a DiT, got {_names(state)} in {file}: another architecture?")
     beside = path / "scheduler" / "scheduler_config.json"
     scheduler = _json(beside) if beside.is_file() else {}
-    return Source(from_diffusers(state), "diffusers'", config, scheduler)
+    return ExternalCheckpoint(from_diffusers(state), "diffusers'", config, scheduler)
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:

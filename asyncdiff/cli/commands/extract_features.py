@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from asyncdiff.cli.commands.distributed import Ranks
-from asyncdiff.cli.commands.image_sources import Source
+from asyncdiff.cli.commands.image_sources import ImageSource
 from asyncdiff.evaluation.features.base import Features, to_uint8
-from asyncdiff.evaluation.reference_statistics import KEPT, Reference, check, load, place, save
 from asyncdiff.evaluation.kid_and_is import Moments
+from asyncdiff.evaluation.reference_statistics import KEPT, Reference, check, load, place, save
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Extracted:
 
 
 @torch.no_grad()
-def extract(features: Features, source: Source, ranks: Ranks, *, kept: int | None = None, shown: int = 0) -> Extracted:
+def extract(
+    features: Features, source: ImageSource, ranks: Ranks, *, kept: int | None = None, shown: int = 0
+) -> Extracted:
     """The features of all images, each rounded to 8 bits as if it had been saved, in float32.
 
     Args:
@@ -68,7 +70,7 @@ def extract(features: Features, source: Source, ranks: Ranks, *, kept: int | Non
 
 
 def reference_for(
-    features: Features, source: Source, ranks: Ranks, *, file: Path | None = None
+    features: Features, source: ImageSource, ranks: Ranks, *, file: Path | None = None
 ) -> tuple[Reference | None, str]:
     """The statistics of real images, and where they are from; on the first process, None on the others.
 
@@ -95,7 +97,7 @@ def reference_for(
     return reference, str(kept)
 
 
-def reference_stamp(features: Features, source: Source) -> dict[str, Any]:
+def reference_stamp(features: Features, source: ImageSource) -> dict[str, Any]:
     """What statistics of real images depend on."""
     return {"features": features.stamp(), "images": source.stamp()}
 

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.callbacks.validation_images import spread
+from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.commands.distributed import Ranks
 from asyncdiff.evaluation.features.base import class_path, to_uint8
-from asyncdiff.tasks.photos import SUFFIXES, read_photo, to_model
-from asyncdiff.tasks.contact_sheet import SHEET
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.tasks.contact_sheet import SHEET
+from asyncdiff.tasks.photos import SUFFIXES, read_photo, to_model
 
 PROBED = 16  # images of a split whose pixels are part of its stamp: files may be replaced under their names
 
 Part = tuple[Tensor, Tensor]  # int64 (b,) places among the images, and images (b, c, h, w) in [-1, 1] on the device
 
 
-class Source(ABC):
+class ImageSource(ABC):
     """Images in an order, in batches that are the same however many processes share them.
 
     Attributes:
@@ -50,7 +50,7 @@ class Source(ABC):
         return len(mine), self.read(mine, ranks.device)
 
 
-class Drawn(Source):
+class Drawn(ImageSource):
     """Images drawn by a model: image i from seed `first_seed + i`, of the classes in turn.
 
     Args:
@@ -91,7 +91,7 @@ class Drawn(Source):
         }
 
 
-class ImageFiles(Source):
+class ImageFiles(ImageSource):
     """Image files of one size, below a folder, in the order of their paths.
 
     Args:
@@ -143,7 +143,7 @@ class ImageFiles(Source):
         return pixels
 
 
-class RealImages(Source):
+class RealImages(ImageSource):
     """Images of a split of the data, evenly over it, without augmentation, decoded where they are latents.
 
     Args:

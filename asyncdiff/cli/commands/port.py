@@ -9,15 +9,15 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
+from asyncdiff.cli.commands.external_checkpoints import ExternalCheckpoint, read_source
 from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.cli.commands.external_checkpoints import Source, read_source
+from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
+from asyncdiff.denoising.weightings import Epsilon, Weighting
+from asyncdiff.denoising.weightings import Velocity as EqualWeights
 from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD
 from asyncdiff.networks.embeddings import MAX_PERIOD
 from asyncdiff.networks.porting import DIT, SIT, Convention, Ported, ported
 from asyncdiff.noise.processes import LinearVP, Process, RectifiedFlow
-from asyncdiff.denoising.targets import Noise, Target, Velocity
-from asyncdiff.denoising.weightings import Epsilon, Weighting
-from asyncdiff.denoising.weightings import Velocity as EqualWeights
 
 Kind = Literal["dit", "sit"]
 
@@ -71,7 +71,7 @@ def save(model: Any, file: Path) -> None:
     torch.save(checkpoint, file)
 
 
-def summary(source: Source, kind: Kind, port: Ported, model: Any) -> list[str]:
+def summary(source: ExternalCheckpoint, kind: Kind, port: Ported, model: Any) -> list[str]:
     """What was ported, as what, and what was not."""
     channels, size, _ = model.shape
     count = sum(p.numel() for p in model.network.parameters())
@@ -94,7 +94,7 @@ def summary(source: Source, kind: Kind, port: Ported, model: Any) -> list[str]:
     return [*lines, text]
 
 
-def _kind(source: Source, given: Kind | None) -> Kind:
+def _kind(source: ExternalCheckpoint, given: Kind | None) -> Kind:
     """What is in diffusers is a DiT; the authors' files do not tell."""
     if source.config and given == "sit":
         raise ValueError("--kind must be dit for a diffusers folder, got sit: diffusers has no SiT")
@@ -103,7 +103,7 @@ def _kind(source: Source, given: Kind | None) -> Kind:
     return given or "dit"
 
 
-def _process(source: Source, kind: Kind) -> Process:
+def _process(source: ExternalCheckpoint, kind: Kind) -> Process:
     """The noise process that the network was trained under."""
     if kind == "sit":
         return RectifiedFlow()
@@ -116,7 +116,7 @@ def _process(source: Source, kind: Kind) -> Process:
     return LinearVP(**{ours: source.scheduler[theirs] for ours, theirs in names.items() if theirs in source.scheduler})
 
 
-def _convention(source: Source, process: Process, frequencies: str | None) -> Convention:
+def _convention(source: ExternalCheckpoint, process: Process, frequencies: str | None) -> Convention:
     """What time the network is told, and what its output means."""
     if frequencies is not None and not source.config:
         raise ValueError(f"--frequencies must be left out for a file, got {frequencies}: they are the authors'")
@@ -126,7 +126,7 @@ def _convention(source: Source, process: Process, frequencies: str | None) -> Co
     return replace(DIT, slope=process.steps, period=DIFFUSERS_PERIOD if theirs else MAX_PERIOD)
 
 
-def _sizes(source: Source, options: Any) -> dict[str, int | None]:
+def _sizes(source: ExternalCheckpoint, options: Any) -> dict[str, int | None]:
     """The sizes that the shapes do not tell, from the options or from the folder's configuration."""
     sizes = {}
     for name, key in (("heads", "num_attention_heads"), ("image_size", "sample_size")):
@@ -141,19 +141,19 @@ def _sizes(source: Source, options: Any) -> dict[str, int | None]:
 
 def _model(port: Ported, kind: Kind, process: Process) -> Any:
     """The module that draws with the network, and what to start fine-tuning from."""
-    from asyncdiff.training.module import AsyncDiffusion  # late: it loads Lightning
     from asyncdiff.sampling.samplers import Sampler
-    from asyncdiff.sampling.solvers import Ddim
+    from asyncdiff.sampling.solvers import DDIM
+    from asyncdiff.training.module import AsyncDiffusion  # late: it loads Lightning
 
     dit = kind == "dit"
-    target: Target = Noise() if dit else Velocity()
+    target: Target = NoiseTarget() if dit else VelocityTarget()
     weighting: Weighting = Epsilon() if dit else EqualWeights()
     return AsyncDiffusion(
         port.network,
         weighting=weighting,
         process=process,
         target=target,
-        sampler=Sampler(solver=Ddim(), steps=50),
+        sampler=Sampler(solver=DDIM(), steps=50),
         image_size=port.image_size,
         level_values=LEVEL_VALUES,
     )

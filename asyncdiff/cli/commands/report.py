@@ -5,10 +5,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.tensorboard import COURSES
 from asyncdiff.ablation.collect import FoundRun, by_variant, comparable, find_runs, metrics_of, values
+from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.report import Picture, Report
+from asyncdiff.ablation.tensorboard import COURSES
 from asyncdiff.cli.commands.options import command_parser
 
 DESCRIPTION = """Compare the runs in one or several folders: report.md with plots, report.html as one file, report.json.
@@ -47,8 +47,8 @@ def main(args: Sequence[str]) -> None:
 
 def figures(runs: Sequence[FoundRun], metrics: Sequence[Metric], folder: Path) -> list[Picture]:
     """The plots, written."""
-    from asyncdiff.evaluation.figures.sweep_figures import curves_figure, dots_figure  # late: matplotlib takes a second
     from asyncdiff.evaluation.figures.style import save
+    from asyncdiff.evaluation.figures.sweep_figures import curves_figure, dots_figure  # late: matplotlib takes a second
 
     groups = by_variant(runs)
     pictures = [Picture(folder / "metrics.png", "last values: a dot per run, a line at their mean")]

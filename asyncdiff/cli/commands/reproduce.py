@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from asyncdiff.cli import trusted_packages
 from asyncdiff.checkpoints import object_config
+from asyncdiff.cli import trusted_packages
 from asyncdiff.tasks import Task
 
 RECORD = "predict.yaml"  # beside pictures

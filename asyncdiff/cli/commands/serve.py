@@ -4,28 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.cli import trusted_packages
 from asyncdiff.checks import within
-from asyncdiff.latents import Codec
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.draw import Drawing, checkpoint_of, drawing_of, loaded, run_of
 from asyncdiff.cli.commands.options import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
+from asyncdiff.latents import Codec
 from asyncdiff.tasks.photos import photo_files
-from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Task, Texture
-from asyncdiff.web.same_origin import free_port
-from asyncdiff.web.draw_request import Limits, Wish, line
+from asyncdiff.web.draw_request import DrawRequest, Limits, line
 from asyncdiff.web.draw_request import words as words_of
+from asyncdiff.web.same_origin import free_port
 
 DESCRIPTION = """Open a page on this machine that draws with one model: paint on a photo what is to be drawn anew, or
 how much each part may change, and watch. Needs gradio: pip install gradio."""
-
-TASKS: dict[str, type[Task]] = {
-    "sample": Generate,
-    "inpaint": Inpaint,
-    "edit": Edit,
-    "autoregress": Autoregress,
-    "outpaint": Outpaint,
-    "texture": Texture,
-}
 
 
 def main(args: Sequence[str]) -> None:
@@ -88,15 +78,13 @@ class Planner:
         with_codec(self.model, options.codec)
         self._own = self.model.sampler
 
-    def __call__(self, wish: Wish, folder: Path) -> tuple[Drawing, str]:
+    def __call__(self, wish: DrawRequest, folder: Path) -> tuple[Drawing, str]:
         """The drawing, and the line that does the same; every wish finds the sampler as the checkpoint has it."""
         said = [*words_of(wish, self.checkpoint, folder), "--device", self.options.device]
         if self.options.weights != "auto":
             said += ["--weights", self.options.weights]
         into = ["--output", str(folder / "pictures")]
-        drawing = drawing_of(
-            said[0], TASKS[said[0]], DESCRIPTION, "0", [*said[1:], *into], load=self._again, more=self.codec
-        )
+        drawing = drawing_of(said[0], [*said[1:], *into], load=self._again, more=self.codec)
         return drawing, line([*said, *self.codec, *trusted_packages.option()])
 
     def _again(self, checkpoint: Path, options: Any) -> Any:

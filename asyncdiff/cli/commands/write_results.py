@@ -10,8 +10,8 @@ from torch import Tensor
 from asyncdiff.checkpoints import object_config
 from asyncdiff.evaluation.result_card import card_of, value_at
 from asyncdiff.evaluation.sample_report import Quality
-from asyncdiff.tasks.photos import save_png
 from asyncdiff.tasks.contact_sheet import sheet
+from asyncdiff.tasks.photos import save_png
 
 Rows = Mapping[str, tuple[int, Quality]]  # by what was measured: number of images, and what was found
 
@@ -92,7 +92,9 @@ def _samples(protocol: Mapping[str, Any]) -> str:
     told = f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"
     if "folder" in samples:
         return f"images: {samples['folder']}, files {samples['files'][:12]}; {told}"
-    sampler = object_config.spell(object_config.build(samples["sampler"], [samples["sampler"]["class_path"].partition(".")[0]]))
+    sampler = object_config.spell(
+        object_config.build(samples["sampler"], [samples["sampler"]["class_path"].partition(".")[0]])
+    )
     first, last = samples["seeds"]
     model = f"{protocol['weights']} weights at step {protocol['step']}, {protocol['checkpoint_sha256'][:12]}"
     return f"images: {model}; seeds {first}-{last}, labels: {samples['labels'] or 'none'}; {sampler}; {told}"

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from asyncdiff.cli.errors.user_errors import users_error
-from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 from asyncdiff.cli.errors.messages import explain
+from asyncdiff.cli.errors.parse_jsonargparse import UsageError
+from asyncdiff.cli.errors.user_errors import users_error
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from asyncdiff.cli.trusted_packages import refusal
+from asyncdiff.cli.errors.parse_jsonargparse import COMMANDS, Report, UsageError, take_apart, without_command
 from asyncdiff.cli.errors.suggestions import did_you_mean, find_class, installed, known_classes, near, near_class
 from asyncdiff.cli.errors.yaml_locations import entries, files_of, locate, names_class
-from asyncdiff.cli.errors.parse_jsonargparse import COMMANDS, Report, UsageError, take_apart, without_command
+from asyncdiff.cli.trusted_packages import refusal
 
 STRUCTURE = ("class_path", "init_args")
 LISTED = 8  # names in a list of choices

@@ -7,8 +7,8 @@ import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from asyncdiff.cli.trusted_packages import may_be_imported
 from asyncdiff.checkpoints.object_config import PROGRAMS
+from asyncdiff.cli.trusted_packages import may_be_imported
 
 OURS = ("asyncdiff", "datamodules")
 

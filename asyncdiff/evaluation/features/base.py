@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.features.weights import tensors_sha256
 from asyncdiff.shapes import Image, Labels
@@ -53,7 +54,7 @@ class Features(nn.Module, ABC):
         (`preparation()`).
         """
         return {
-            "class": class_path(self),
+            "class": class_path(type(self)),
             "name": self.name,
             "dim": self.dim,
             "weights": self._weights(),
@@ -82,7 +83,7 @@ class _Wrapped(Features):
         return self.module(images)
 
     def preparation(self) -> dict[str, Any]:
-        return {"module": class_path(self.module)}
+        return {"module": class_path(type(self.module))}
 
     @torch.no_grad()
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
@@ -215,11 +216,6 @@ class TrainedClassifier(Features):
 
     def _embed(self, images: Tensor) -> Tensor:
         return F.silu(self.embedding(_quadrants(self.trunk(images))))
-
-
-def class_path(value: Any) -> str:
-    """The dotted path of an object's class."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _convolution(channels: int, width: int, *, stride: int) -> nn.Sequential:

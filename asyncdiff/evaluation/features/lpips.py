@@ -12,7 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.evaluation.features.base import Features, to_uint8
-from asyncdiff.evaluation.features.weights import published_hash, read_tensors, read_weights, tensors_sha256, weight_file
+from asyncdiff.evaluation.features.weights import (
+    published_hash,
+    read_tensors,
+    read_weights,
+    tensors_sha256,
+    weight_file,
+)
 from asyncdiff.shapes import Image
 
 Distances = Float[Tensor, " b"]
@@ -56,7 +62,7 @@ NETS: dict[str, _Published] = {
 }
 
 
-class Lpips(nn.Module):
+class LPIPS(nn.Module):
     """The learned perceptual distance of pairs of images, 0 for equal ones (Zhang et al., arXiv:1801.03924).
 
     Version 0.1 with the linear heads that torchmetrics ships. Values outside [-1, 1] are clipped, grey images are given
@@ -107,12 +113,12 @@ class BackboneFeatures(Features):
 
     A Fréchet distance in this space is no FID: FID's space is that of one Inception network and nothing compares across
     spaces. What it is good for is comparing models with each other where Inception's file is out of reach. Images are
-    rounded to 8 bits first, as if they had been saved; grey and small ones are treated as `Lpips` does.
+    rounded to 8 bits first, as if they had been saved; grey and small ones are treated as `LPIPS` does.
 
     Args:
         net: squeeze (SqueezeNet 1.1, 512 features) or alex (AlexNet, 256).
-        weights: as for `Lpips`.
-        sha256: as for `Lpips`.
+        weights: as for `LPIPS`.
+        sha256: as for `LPIPS`.
 
     Raises:
         FileNotFoundError: there is no file and none can be fetched.

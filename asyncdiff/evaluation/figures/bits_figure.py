@@ -3,9 +3,9 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from asyncdiff.evaluation.likelihood_by_path import PathLikelihoods
 from asyncdiff.denoising.likelihood import LEVEL_EDGES
 from asyncdiff.evaluation.figures.style import BLUE, FAINT, Sheet, styled
+from asyncdiff.evaluation.likelihood_by_path import PathLikelihoods
 
 # In inches.
 LEFT, RIGHT, COLUMN, GAP, BAR = 0.75, 0.75, 1.6, 0.3, 0.1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asyncdiff.noise.levels import AlongPath, Homogeneous, Independent, LevelSampler, Perlin, Shared
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous
-from asyncdiff.noise.progress import UniformSpacing
+from asyncdiff.noise.progress import UniformProgress
 
 Levels = Float[Tensor, " n"]
 Density = Callable[[Levels], Levels]
@@ -47,7 +47,7 @@ def logit_normal(loc: float, scale: float) -> Density:
 
 
 def _along(sampler: AlongPath) -> Density | None:
-    return path_density(sampler.path) if type(sampler.spacing) is UniformSpacing else None
+    return path_density(sampler.path) if type(sampler.progress_sampler) is UniformProgress else None
 
 
 def _homogeneous(sampler: Homogeneous) -> Density | None:

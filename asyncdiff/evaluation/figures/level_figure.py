@@ -15,8 +15,20 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from asyncdiff.evaluation.figures.level_legend import LEFT, Legend, Scale
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, GIVEN, GIVEN_INK, HAIR, INK, PALE_BLUE, VERMILION, Sheet, percent, styled
 from asyncdiff.evaluation.figures.level_statistics import Survey
+from asyncdiff.evaluation.figures.style import (
+    BLUE,
+    FAINT,
+    GIVEN,
+    GIVEN_INK,
+    HAIR,
+    INK,
+    PALE_BLUE,
+    VERMILION,
+    Sheet,
+    percent,
+    styled,
+)
 
 COLUMNS = 5  # at most, in a band; more samplers make more bands
 BINS = 50  # of a level

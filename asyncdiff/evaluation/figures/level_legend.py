@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LogNorm
 from matplotlib.patches import Rectangle
 
-from asyncdiff.evaluation.figures.style import FAINT, GIVEN, VERMILION, Sheet, percent
 from asyncdiff.evaluation.figures.level_statistics import Survey
+from asyncdiff.evaluation.figures.style import FAINT, GIVEN, VERMILION, Sheet, percent
 
 LEFT, LINE = 0.62, 0.17  # inches: the margin, and from one line of entries to the next
 Mark = Callable[[Axes], None]  # draws the mark of an entry of the legend

@@ -17,7 +17,7 @@ PAUSE, WALK = 1200, 4000  # milliseconds: on the result, and from the noise to i
 COLOURS, GRAYS = 256, 16  # of the palette, and among them grays for the level maps
 
 
-class WalkMovie:
+class SamplingGIF:
     """A recorder of a walk that keeps few frames, evenly spaced, however long the walk becomes."""
 
     def __init__(self) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.evaluation.figures.level_figure import level_figure
+from asyncdiff.evaluation.figures.level_statistics import Survey
 from asyncdiff.evaluation.figures.path_gif import viewer_frames
 from asyncdiff.evaluation.figures.style import pixels
-from asyncdiff.evaluation.figures.level_statistics import Survey
 
 SUFFIX = ".levels"  # of our event files, so that a second call replaces them and no others
 STEPS = 10  # pictures that TensorBoard keeps of a tag

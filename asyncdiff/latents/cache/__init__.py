@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from asyncdiff.checkpoints.atomic_files import remove_stale
+from asyncdiff.latents import Codec
 from asyncdiff.latents.cache.encode import check_fits, encode
 from asyncdiff.latents.cache.manifest import finish
 from asyncdiff.latents.cache.shards import Settings, Shard, check_whole, plan, refuse_others
 from asyncdiff.latents.cache.verify import verify
-from asyncdiff.latents import Codec
 from datamodules.storage.latent_shards import DamagedError
-from asyncdiff.checkpoints.atomic_files import remove_stale
 
 __all__ = ["Settings", "cache", "verify"]
 

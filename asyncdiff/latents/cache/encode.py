@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff.latents.cache.shards import Settings, Shard
 from asyncdiff.checks import at_least
 from asyncdiff.latents import Codec
+from asyncdiff.latents.cache.shards import Settings, Shard
+from asyncdiff.latents.cache.write_shard import write_shard
 from asyncdiff.shapes import Image
-from datamodules.storage.latent_shards import Layout, write_shard, written
+from datamodules.storage.latent_shards import Layout, written
 
 Rows = dict[str, npt.NDArray[Any]]
 Views = Float[Tensor, "b views c h w"]

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.latents.cache.encode import statistics
-from asyncdiff.latents.cache.shards import SPLITS, Shard, arguments, class_path, depends_on
+from asyncdiff.checkpoints.atomic_files import replace
 from asyncdiff.latents import Codec
+from asyncdiff.latents.cache.encode import statistics
+from asyncdiff.latents.cache.shards import SPLITS, Shard, arguments, depends_on
 from datamodules.storage.latent_shards import (
     MANIFEST,
     VERSION,
@@ -19,7 +20,6 @@ from datamodules.storage.latent_shards import (
     read_header,
     sha256_of,
 )
-from asyncdiff.checkpoints.atomic_files import replace
 
 
 def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str, Any] | None:
@@ -42,7 +42,7 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
         "codec": codec.identity(),
         "made_by": object_config.describe(codec),
         "data": {
-            "class_path": class_path(data),
+            "class_path": object_config.class_path(type(data)),
             "init_args": dict(arguments(data)),
             "size": data.size,
             "channels": data.channels,

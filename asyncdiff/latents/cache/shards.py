@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.old_names import current
 from asyncdiff.checks import at_least
 from asyncdiff.latents import Codec
 from datamodules.storage.latent_shards import (
@@ -106,7 +107,7 @@ def plan(data: Any, codec: Codec, out: Path, settings: Settings) -> list[Shard]:
         "codec": codec.identity(),
         "precision": getattr(codec, "dtype", "float32"),
         "data": {
-            "class_path": class_path(data),
+            "class_path": object_config.class_path(type(data)),
             "init_args": {k: v for k, v in arguments(data) if k not in paths(data)},
         },
         "dtype": settings.dtype,
@@ -130,11 +131,6 @@ def sources(data: Any, splits: tuple[str, ...] = SPLITS) -> dict[str, Any]:
         if split in splits:
             found.setdefault(id(data.dataset(split)), split)
     return {split: data.dataset(split).plain() for split in found.values()}
-
-
-def class_path(value: Any) -> str:
-    """The dotted path of an object's class."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def arguments(data: Any) -> Iterator[tuple[str, Any]]:
@@ -193,7 +189,7 @@ def depends_on(file: Path) -> dict[str, Any] | None:
         text = metadata["settings"]
         if hashlib.sha256(text.encode()).hexdigest() != metadata["fingerprint"]:
             return None
-        return dict(json.loads(text))
+        return dict(current(json.loads(text)))
     except (DamagedError, KeyError, ValueError, FileNotFoundError):
         return None
 

@@ -31,7 +31,7 @@ class Warmup:
         return min(1.0, (step + 1) / max(self.steps, 1))
 
 
-class Optimised(LightningModule):
+class OptimizerMixin(LightningModule):
     """Trained by AdamW with a warm-up; steps whose loss or gradient is not finite are skipped, see `StepGuard`.
 
     A `training_step` hands its loss to `guard.watch`. Checkpoints have the counters of skipped steps, and are refused

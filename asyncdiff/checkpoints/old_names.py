@@ -1,0 +1,163 @@
+"""Names that files of earlier versions use, and what they are called now.
+
+Checkpoints, exports, run configs, records and cards name classes by their dotted paths. `current` brings such a file up
+to date where it is read; nothing else in the package knows an old name.
+"""
+
+from typing import Any
+
+# Old -> new: a class, or a module whose classes kept their names. The longest match counts.
+RENAMED = {
+    # 0.1.0 -> 0.2.0
+    "asyncdiff.adaptive": "asyncdiff.sampling",
+    "asyncdiff.callbacks.Continuation": "asyncdiff.callbacks.ResumeLogging",
+    "asyncdiff.callbacks.Ema": "asyncdiff.callbacks.EMA",
+    "asyncdiff.callbacks.Inpainting": "asyncdiff.callbacks.InpaintingGrid",
+    "asyncdiff.callbacks.Interruption": "asyncdiff.callbacks.GracefulShutdown",
+    "asyncdiff.callbacks.LevelLoss": "asyncdiff.callbacks.LossByLevel",
+    "asyncdiff.callbacks.StepProgress": "asyncdiff.callbacks.StepProgressBar",
+    "asyncdiff.callbacks.continuation.Continuation": "asyncdiff.callbacks.ResumeLogging",
+    "asyncdiff.callbacks.ema.Ema": "asyncdiff.callbacks.EMA",
+    "asyncdiff.callbacks.figure.Figure": "asyncdiff.callbacks.periodic_image.PeriodicImage",
+    "asyncdiff.callbacks.inpainting.Inpainting": "asyncdiff.callbacks.InpaintingGrid",
+    "asyncdiff.callbacks.interruption.Interruption": "asyncdiff.callbacks.GracefulShutdown",
+    "asyncdiff.callbacks.level_loss.LevelLoss": "asyncdiff.callbacks.LossByLevel",
+    "asyncdiff.callbacks.measurement.Measurement": "asyncdiff.callbacks.periodic_metric.PeriodicMetric",
+    "asyncdiff.callbacks.progress.StepProgress": "asyncdiff.callbacks.StepProgressBar",
+    "asyncdiff.canvases.Canvas": "asyncdiff.sampling.TiledSampler",
+    "asyncdiff.checkpoints.plugin": "asyncdiff.checkpoints.lightning_io",
+    "asyncdiff.clocks": "asyncdiff.sampling",
+    "asyncdiff.clocks.Clocks": "asyncdiff.sampling.StepRule",
+    "asyncdiff.codecs": "asyncdiff.latents",
+    "asyncdiff.codecs.autoencoders": "asyncdiff.latents",
+    "asyncdiff.codecs.codec": "asyncdiff.latents",
+    "asyncdiff.codecs.diffusers_autoencoders": "asyncdiff.latents",
+    "asyncdiff.codecs.tiny_autoencoders": "asyncdiff.latents",
+    "asyncdiff.contexts.Blobs": "asyncdiff.noise.RandomRegions",
+    "asyncdiff.contexts.Boxes": "asyncdiff.noise.RandomBoxes",
+    "asyncdiff.contexts.Context": "asyncdiff.noise.CleanPatches",
+    "asyncdiff.contexts.Masks": "asyncdiff.noise.RandomMasks",
+    "asyncdiff.contexts.Mixed": "asyncdiff.noise.MixedCleanPatches",
+    "asyncdiff.evaluation.features": "asyncdiff.evaluation",
+    "asyncdiff.evaluation.inception": "asyncdiff.evaluation",
+    "asyncdiff.evaluation.lpips": "asyncdiff.evaluation.features.lpips",
+    "asyncdiff.evaluation.lpips.Lpips": "asyncdiff.evaluation.features.lpips.LPIPS",
+    "asyncdiff.evaluation.timm_features": "asyncdiff.evaluation",
+    "asyncdiff.fields": "asyncdiff.noise",
+    "asyncdiff.guidance": "asyncdiff.sampling",
+    "asyncdiff.levels": "asyncdiff.noise",
+    "asyncdiff.levels.CleanContext": "asyncdiff.noise.WithCleanPatches",
+    "asyncdiff.likelihood": "asyncdiff.denoising",
+    "asyncdiff.look_ahead": "asyncdiff.sampling",
+    "asyncdiff.masks": "asyncdiff.noise",
+    "asyncdiff.module": "asyncdiff",
+    "asyncdiff.optimisation.Optimised": "asyncdiff.training.optimization.OptimizerMixin",
+    "asyncdiff.optimisation.optimised.Optimised": "asyncdiff.training.optimization.OptimizerMixin",
+    "asyncdiff.orders": "asyncdiff.noise",
+    "asyncdiff.orders.CentreOut": "asyncdiff.noise.CenterOut",
+    "asyncdiff.orders.Given": "asyncdiff.noise.CustomOrder",
+    "asyncdiff.paths": "asyncdiff.noise",
+    "asyncdiff.paths.Entered": "asyncdiff.noise.PartiallyNoised",
+    "asyncdiff.predicted.Predicted": "asyncdiff.training.predict_mixin.PredictMixin",
+    "asyncdiff.predictions": "asyncdiff.tasks",
+    "asyncdiff.predictions.tasks": "asyncdiff.tasks",
+    "asyncdiff.predictions.windowed": "asyncdiff.tasks",
+    "asyncdiff.predictions.windowed.Windowed": "asyncdiff.tasks.tiled_tasks.Windowed",
+    "asyncdiff.processes": "asyncdiff.noise",
+    "asyncdiff.repaint": "asyncdiff.sampling",
+    "asyncdiff.solvers": "asyncdiff.sampling",
+    "asyncdiff.solvers.Ddim": "asyncdiff.sampling.DDIM",
+    "asyncdiff.spacings.FluxSpacing": "asyncdiff.noise.FluxProgress",
+    "asyncdiff.spacings.LogitNormalSpacing": "asyncdiff.noise.LogitNormalProgress",
+    "asyncdiff.spacings.Spacing": "asyncdiff.noise.ProgressSampler",
+    "asyncdiff.spacings.UniformSpacing": "asyncdiff.noise.UniformProgress",
+    "asyncdiff.strategies": "asyncdiff.training",
+    "asyncdiff.targets.Clean": "asyncdiff.denoising.CleanTarget",
+    "asyncdiff.targets.Noise": "asyncdiff.denoising.NoiseTarget",
+    "asyncdiff.targets.Target": "asyncdiff.denoising.Target",
+    "asyncdiff.targets.Velocity": "asyncdiff.denoising.VelocityTarget",
+    "asyncdiff.weightings": "asyncdiff.denoising",
+    "asyncdiff.weightings.Elbo": "asyncdiff.denoising.ELBO",
+    # By the package that offers them, no longer by their module.
+    "datamodules.arrays": "datamodules",
+    "datamodules.crops": "datamodules",
+    "datamodules.digits": "datamodules",
+    "datamodules.edm_latents": "datamodules",
+    "datamodules.edm_zips": "datamodules",
+    "datamodules.hugging_face": "datamodules",
+    "datamodules.image_folder": "datamodules",
+    "datamodules.imagenet": "datamodules",
+    "datamodules.imagenet64": "datamodules",
+    "datamodules.latents": "datamodules",
+    "datamodules.lsun": "datamodules",
+    "datamodules.streamed": "datamodules",
+    "asyncdiff.networks.dit.DiT": "asyncdiff.networks.DiT",
+    "asyncdiff.networks.unet.UNet": "asyncdiff.networks.UNet",
+}
+# Constructor arguments, by the current path of their class.
+ARGUMENTS = {
+    "asyncdiff.noise.AlongPath": {"spacing": "progress_sampler"},
+    "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
+    "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},
+}
+# States of callbacks in checkpoints are kept under the class name.
+STATES = {
+    old.rpartition(".")[2]: new.rpartition(".")[2]
+    for old, new in RENAMED.items()
+    if old.startswith("asyncdiff.callbacks.") and old.count(".") == 2
+}
+
+
+def current_path(path: str) -> str:
+    """Return the present dotted path of a class that an earlier version named; others come back as they are."""
+    parts = path.split(".")
+    for count in range(len(parts), 1, -1):
+        if new := RENAMED.get(".".join(parts[:count])):
+            return ".".join([new, *parts[count:]])
+    return path
+
+
+def current(value: Any, found: dict[str, str] | None = None) -> Any:
+    """Return plain containers with old class paths and their old argument names brought up to date.
+
+    Args:
+        value: what a file holds: dictionaries, lists, tuples, strings, numbers. It is not changed.
+        found: takes the old paths that were met, with the new ones.
+    """
+    if isinstance(value, str):
+        return _noted(value, found) if value.startswith(("asyncdiff.", "datamodules.")) else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(current(item, found) for item in value)
+    if not isinstance(value, dict):
+        return value
+    held = {key: current(item, found) for key, item in value.items()}
+    names = ARGUMENTS.get(str(held.get("class_path")), {})
+    if isinstance(held.get("init_args"), dict):
+        held["init_args"] = {names.get(key, key): item for key, item in held["init_args"].items()}
+    return held
+
+
+def current_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose recipe, codec and callback states go by their present names; tensors are shared."""
+    held = dict(checkpoint)
+    for key in ("recipe", "latents", "export"):
+        if key in held:
+            held[key] = current(held[key])
+    for key in ("callbacks", "ema"):
+        if isinstance(states := held.get(key), dict):
+            held[key] = {_state_key(name): state for name, state in states.items()}
+    return held
+
+
+def _noted(path: str, found: dict[str, str] | None) -> str:
+    new = current_path(path)
+    if found is not None and new != path:
+        found[path] = new
+    return new
+
+
+def _state_key(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    name, brace, rest = key.partition("{")
+    return f"{STATES.get(name, name)}{brace}{rest}"

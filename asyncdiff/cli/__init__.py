@@ -1,0 +1,1 @@
+"""Everything the terminal starts: training, the commands, and errors in one line."""

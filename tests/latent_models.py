@@ -1,0 +1,76 @@
+"""Small models of latents: random tiny autoencoders in files, and a run on what they encode."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import randomize_weights
+from lightning.pytorch import Trainer
+from safetensors.torch import save_file
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import DenoisingStrip, Frechet, InpaintingGrid, SampleGrid
+from asyncdiff.latents import TinyAutoencoder
+from asyncdiff.latents.taesd import decoder_of, encoder_of
+from asyncdiff.networks import DiT
+from asyncdiff.noise import Half
+from asyncdiff.sampling import DDIM, Sampler
+from datamodules import Arrays
+
+
+def tiny_files(folder, channels=4, pooled=False):
+    """A random tiny autoencoder of width 16 in two files."""
+    torch.manual_seed(0)
+    for name, make in (("encoder", encoder_of), ("decoder", decoder_of)):
+        save_file(make(3, channels, 16, pooled=pooled).state_dict(), folder / f"{name}.safetensors")
+    return TinyAutoencoder(str(folder / "encoder.safetensors"), str(folder / "decoder.safetensors"))
+
+
+def model_of(codec, channels, size, **network):
+    torch.manual_seed(0)
+    network = randomize_weights(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2, **network))
+    sampler = Sampler(solver=DDIM(0.25), steps=3)
+    return AsyncDiffusion(network, sampler=sampler, codec=codec, image_size=size, warmup_steps=1).eval()
+
+
+def data_of(folder, codec):
+    data = Arrays(str(folder), size=4, channels=4, batch_size=8)
+    data.codec = codec.identity()
+    return data
+
+
+class Means(torch.nn.Module):
+    dim = 3
+
+    def forward(self, images):
+        assert images.shape[1:] == (3, 32, 32)
+        return images.mean((2, 3))
+
+
+def train_on_latents(folder: Path):
+    """A run on latents of a tiny autoencoder, with all its pictures; its trainer and its folder."""
+    codec = tiny_files(folder)
+    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    np.save(folder / "train.npy", codec.encode(images).numpy()[:16])
+    np.save(folder / "val.npy", codec.encode(images).numpy()[16:])
+    callbacks = [
+        SampleGrid(count=4, columns=2),
+        InpaintingGrid(Half(), count=2, columns=1),
+        DenoisingStrip(count=1, frames=3),
+        Frechet(Means(), mask=Half(), count=8, batch_size=4),
+    ]
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(model_of(codec, 4, 4), datamodule=data_of(folder, codec))
+    (folder / "checkpoints").mkdir()
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    return trainer, folder
