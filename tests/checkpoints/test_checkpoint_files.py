@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncdiff.checkpoints import damage, plugin
+from asyncdiff.checkpoints import damage, lightning_io
 from asyncdiff.checkpoints.atomic_files import replace, written_whole
 from asyncdiff.checkpoints.latest import held, newest_whole
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
@@ -127,7 +127,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
 
 
 def test_the_state_of_the_moment_is_written_in_the_background(tmp_path, monkeypatch):
-    go, write = threading.Event(), plugin._write
+    go, write = threading.Event(), lightning_io._write
     monkeypatch.setattr(plugin, "_write", lambda *args: go.wait(10) and write(*args))
     io, held_state = AtomicCheckpointIO(asynchronous=True), state()
     io.save_checkpoint(held_state, tmp_path / "a.ckpt")

@@ -19,7 +19,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.callbacks import EMA
 from asyncdiff.checkpoints import object_config, read_checkpoint
-from asyncdiff.checkpoints.export import writing
+from asyncdiff.checkpoints.export import save
 from asyncdiff.checkpoints.export.hub import located
 from asyncdiff.checkpoints.export.load import FILES
 from asyncdiff.checkpoints.export.model_card import without_places
@@ -276,7 +276,7 @@ def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, step, full)
+    monkeypatch.setattr(save, step, full)
     line = refused("export", run, "--output", tmp_path / "shared", "--overwrite")
     assert "No space left on device; what was there is as it was" in line
     assert [path.name for path in tmp_path.iterdir()] == (["shared"] if before else [])

@@ -21,7 +21,7 @@ from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.errors import users_error
-from asyncdiff.evaluation import references
+from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.features.lpips import LPIPS
 from asyncdiff.evaluation.features.timm import TimmFeatures
@@ -281,9 +281,9 @@ def objects(payload) -> np.ndarray:
 
 def test_reference_statistics(payload, poisoned_anyhow):
     np.savez("evil.npz", mu=objects(payload), sigma=objects(payload))
-    assert "reference must hold arrays mu and sigma, got evil.npz" in line(references.load, Path("evil.npz"))
+    assert "reference must hold arrays mu and sigma, got evil.npz" in line(reference_statistics.load, Path("evil.npz"))
     for suffix in ("npz", "safetensors"):
-        assert line(references.load, poisoned_anyhow(f"evil_too.{suffix}")).startswith("reference must ")
+        assert line(reference_statistics.load, poisoned_anyhow(f"evil_too.{suffix}")).startswith("reference must ")
 
 
 # Data

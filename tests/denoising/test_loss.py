@@ -29,7 +29,7 @@ def dit(**options) -> DiT:
     return DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, **options).double()
 
 
-class Believer:
+class Overconfident:
     """Predicts nothing, and believes a given factor of its true error."""
 
     process = RectifiedFlow()
@@ -47,14 +47,14 @@ class Believer:
 
 def test_the_true_error_is_the_least_cost_and_its_value_is_known():
     x, eps, draw = batch()
-    truth = training_loss(Believer(x, eps, 1.0), x, eps, draw, Velocity())
+    truth = training_loss(Overconfident(x, eps, 1.0), x, eps, draw, Velocity())
     noisy = draw.t > 0
     expected = 0.5 * (truth.error.log() + 1)
     for i in range(1, 4):
         assert float(truth.uncertainty[i]) == pytest.approx(float(expected[i][noisy[i]].mean()), rel=1e-12)
     assert truth.uncertainty[0] == 0  # nothing to be predicted, nothing to be judged
     for factor in (0.5, 2.0):
-        off = training_loss(Believer(x, eps, factor), x, eps, draw, Velocity()).uncertainty
+        off = training_loss(Overconfident(x, eps, factor), x, eps, draw, Velocity()).uncertainty
         cost = 0.5 * (math.log(factor) + 1 / factor - 1)
         assert torch.allclose(off[1:] - truth.uncertainty[1:], torch.full((3,), cost, dtype=torch.float64))
 

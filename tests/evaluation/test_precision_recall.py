@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from asyncdiff.evaluation import manifolds
+from asyncdiff.evaluation import precision_recall as module
 from asyncdiff.evaluation.precision_recall import density_coverage, expected_coverage, precision_recall, radii
 
 
@@ -15,7 +15,7 @@ def rows(n: int, seed: int, *, d: int = 8, scale: float = 1.0) -> Tensor:
 @pytest.mark.parametrize("shift", [0.0, 1e4])
 def test_precision_and_recall_are_those_of_torch_fidelity(monkeypatch, distances, shift):
     """In one block and in blocks of three rows, near zero and far from it."""
-    monkeypatch.setattr(manifolds, "DISTANCES", distances)
+    monkeypatch.setattr(module, "DISTANCES", distances)
     real, fake = rows(400, 0), rows(300, 1, scale=1.2)
     options = {"prc_neighborhood": 3, "prc_batch_size": 100, "save_cpu_ram": True, "verbose": False}
     expected = prc_features_to_metric(fake, real, **options)
@@ -27,7 +27,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity(monkeypatch, distances
 
 @pytest.mark.parametrize("distances", [1 << 25, 3 * 300])
 def test_density_and_coverage_are_what_they_are_defined_as(monkeypatch, distances):
-    monkeypatch.setattr(manifolds, "DISTANCES", distances)
+    monkeypatch.setattr(module, "DISTANCES", distances)
     real, fake = rows(300, 0), rows(200, 1, scale=0.7)
     among = torch.linalg.vector_norm(real[:, None] - real[None], dim=2)
     balls = among.sort(dim=1).values[:, 5]

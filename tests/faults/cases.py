@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.external_checkpoints import read_tensors
-from asyncdiff.evaluation import references
+from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import card_of, read_card
 from asyncdiff.latents.cache.write_shard import write_shard
@@ -176,7 +176,7 @@ STAMP = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
 def _make_reference(folder: Path) -> None:
     rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     gaussian = Gaussian(rows.double().mean(0), rows.double().T.cov())
-    references.save(references.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors")
+    reference_statistics.save(reference_statistics.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors")
 
 
 def _make_statistics(folder: Path) -> None:
@@ -186,7 +186,7 @@ def _make_statistics(folder: Path) -> None:
 
 def _read_reference(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        found = references.load(folder / name)
+        found = reference_statistics.load(folder / name)
         rows = None if found.rows is None else found.rows.tolist()
         stamp = {key: value for key, value in found.stamp.items() if key != "sha256"}
         return found.gaussian.mean.tolist(), found.gaussian.cov.tolist(), found.count, rows, stamp

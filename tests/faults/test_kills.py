@@ -37,7 +37,7 @@ def test_kills_at_random_moments_lose_nothing(kind, tmp_path, campaign):
 
 
 def test_the_worst_moments_lose_nothing(tmp_path, campaign):
-    told = run(tmp_path, "moment_runs.py")
+    told = run(tmp_path, "crash_points.py")
     campaign.survived("worst moments", told["tried"] - len(told["lost"]))
     for what in told["lost"]:
         campaign.lost("worst moments", what)

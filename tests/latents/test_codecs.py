@@ -16,7 +16,7 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.options import command_parser
 from asyncdiff.cli.errors.user_errors import users_error
-from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoders, check_same
+from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoder, check_same
 from asyncdiff.networks.dit import DiT
 from asyncdiff.training.module import AsyncDiffusion
 
@@ -178,7 +178,7 @@ def test_few_images_at_a_time_are_the_same(tiny, images, monkeypatch):
     sizes = []
     decoded = TinyAutoencoder.decoded
     monkeypatch.setattr(TinyAutoencoder, "decoded", lambda *a: sizes.append(len(a[2])) or decoded(*a))
-    monkeypatch.setattr(autoencoders, "PIXELS_AT_ONCE", 2 * 32 * 24 + 1)
+    monkeypatch.setattr(autoencoder, "PIXELS_AT_ONCE", 2 * 32 * 24 + 1)
     torch.testing.assert_close(tiny.decode(tiny.encode(images)), whole)
     assert sizes == [2, 1]
 
