@@ -176,7 +176,9 @@ STAMP = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
 def _make_reference(folder: Path) -> None:
     rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     gaussian = Gaussian(rows.double().mean(0), rows.double().T.cov())
-    reference_statistics.save(reference_statistics.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors")
+    reference_statistics.save(
+        reference_statistics.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors"
+    )
 
 
 def _make_statistics(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse._loaders_dumpers import set_omegaconf_loader
 
 from asyncdiff.checkpoints.old_names import current
 from asyncdiff.cli.errors.parse_jsonargparse import UsageError
@@ -20,6 +21,7 @@ class ReportingParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        set_omegaconf_loader(self.parser_mode)  # otherwise there is none before the first file
         loader = get_loader(self.parser_mode)
         if not isinstance(loader, _CurrentNames):
             set_loader(self.parser_mode, _CurrentNames(loader), (yaml.YAMLError,))

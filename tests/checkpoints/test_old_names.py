@@ -1,0 +1,188 @@
+"""Files written by 0.1.0 (v0_1_0/, made with that version) are read, resumed and drawn with as they were."""
+
+import filecmp
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
+from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.checkpoints.object_config import build, class_path, describe
+from asyncdiff.checkpoints.old_names import ARGUMENTS, RENAMED, current, current_checkpoint, current_path
+from asyncdiff.cli.train import main as train
+from asyncdiff.evaluation.result_card import differences, read_card
+from asyncdiff.noise import AlongPath, LogitNormalProgress, MixedCleanPatches, RandomBoxes, WithCleanPatches
+from asyncdiff.sampling import DDIM, Adaptive, Tolerance
+
+OLD = Path(__file__).resolve().parent / "v0_1_0"
+ROOT = Path(__file__).resolve().parents[2]
+CLASS_PATHS = (OLD / "class_paths.txt").read_text().split()
+
+
+def named(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A copy of the run of 0.1.0 at the place that its config names, as the working directory's runs/v0_1_0."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD / "run", tmp_path / "runs" / "v0_1_0")
+    shutil.copy(OLD / "photo.png", tmp_path / "photo.png")
+    return Path("runs/v0_1_0")
+
+
+@pytest.mark.parametrize("path", CLASS_PATHS)
+def test_every_class_that_a_file_of_then_could_name_is_found(path):
+    kind = named(current_path(path))
+    assert isinstance(kind, type)
+    assert kind.__name__ == current_path(path).rpartition(".")[2]
+
+
+def test_new_paths_are_the_shortest_and_final():
+    for old, new in RENAMED.items():
+        assert current_path(new) == new, old
+        if new.rpartition(".")[2][0].isupper():
+            assert new in (class_path(named(new)), f"{named(new).__module__}.{named(new).__name__}")
+    for path in ARGUMENTS:
+        assert set(ARGUMENTS[path].values()) <= set(describe(named(path)())["init_args"])
+
+
+def test_current_names_change_nothing():
+    config = describe(WithCleanPatches(AlongPath(progress_sampler=LogitNormalProgress())))
+    assert current(config) == config
+    assert current({"note": "asyncdiff.is.text", "n": (1, 2.5, None)}) == {
+        "note": "asyncdiff.is.text",
+        "n": (1, 2.5, None),
+    }
+
+
+def test_old_arguments_follow_their_classes():
+    old = {
+        "class_path": "asyncdiff.levels.CleanContext",
+        "init_args": {
+            "levels": {"class_path": "asyncdiff.levels.AlongPath", "init_args": {"spacing": None}},
+            "context": {
+                "class_path": "asyncdiff.contexts.Mixed",
+                "init_args": {"contexts": [{"class_path": "asyncdiff.contexts.Boxes", "init_args": {}}]},
+            },
+        },
+    }
+    built = build(old)
+    assert isinstance(built, WithCleanPatches)
+    assert isinstance(built.clean_patches, MixedCleanPatches)
+    assert isinstance(built.clean_patches.contexts[0], RandomBoxes)
+
+
+def test_a_checkpoint_loads_with_its_weights():
+    file = OLD / "run" / "checkpoints" / "last.ckpt"
+    held = read_checkpoint(file)
+    assert not any(path in json.dumps(held["recipe"]) for path in CLASS_PATHS if current_path(path) != path)
+    assert "ResumeLogging" in held["callbacks"]
+    model = AsyncDiffusion.load_from_checkpoint(file)
+    averaged = next(iter(held["ema"].values()))["weights"]
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in averaged.items())
+    assert isinstance(model.sampler, Adaptive)
+    assert isinstance(model.sampler.step_rule, Tolerance)
+    assert isinstance(model.sampler.solver, DDIM)
+
+
+def test_states_of_callbacks_are_kept_under_their_new_names():
+    states = {"Ema{decay=0.9}": 1, "LevelLoss": 2, "ModelCheckpoint{'monitor': None}": 3}
+    found = current_checkpoint({"callbacks": states, "ema": {"Ema{decay=0.9}": 4}})
+    assert found["callbacks"] == {"EMA{decay=0.9}": 1, "LossByLevel": 2, "ModelCheckpoint{'monitor': None}": 3}
+    assert found["ema"] == {"EMA{decay=0.9}": 4}
+
+
+def test_an_export_is_the_model_that_was_exported():
+    exported, trained = (
+        AsyncDiffusion.from_pretrained(OLD / "export"),
+        AsyncDiffusion.load_from_checkpoint(OLD / "run" / "checkpoints" / "last.ckpt"),
+    )
+    assert describe(exported) == describe(trained)
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), trained.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("task", ["inpaint", "sample"])
+def test_a_record_draws_the_images_of_then(task, run, capsys):
+    folder = Path("again")
+    words = ["--config", f"{run}/config.yaml", "--config", f"{run}/predictions/{task}/predict.yaml"]
+    train(["predict", *words, "--ckpt_path", f"{run}/checkpoints/last.ckpt", "--trainer.default_root_dir", str(folder)])
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert any("asyncdiff.solvers.Ddim is now asyncdiff.sampling.DDIM" in line for line in warned)
+    assert len(warned) == len(set(warned)) <= 3  # a line per file
+    there = sorted(path.name for path in (run / "predictions" / task).glob("*_*.png"))
+    assert there
+    for name in there:
+        (drawn,) = folder.rglob(name)
+        assert filecmp.cmp(drawn, run / "predictions" / task / name, shallow=False), name
+
+
+def test_the_command_of_a_record_draws_the_images_of_then(run):
+    main(["inpaint", str(run), "--image", "photo.png", "--mask", "square", "--seeds", "0-1", "--output", "again"])
+    for name in ("photo_seed0.png", "photo_seed1.png", "sheet.png"):
+        assert filecmp.cmp(Path("again") / name, run / "predictions" / "inpaint" / name, shallow=False), name
+
+
+def test_old_class_paths_on_the_command_line(run, capsys):
+    sampler = ["--sampler", "asyncdiff.sampling.Sampler", "--sampler.solver", "asyncdiff.solvers.Ddim"]
+    main(["sample", str(run), "--seeds", "0", "--labels", "0", *sampler, "--steps", "2", "--output", "again"])
+    assert "warning: names of an earlier version: asyncdiff.solvers.Ddim is now asyncdiff.sampling.DDIM" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_run_resumes(run):
+    """In a process of its own: training in one process follows another's threads."""
+    words = ["fit", "--config", f"{run}/config.yaml", "--auto_resume", "true", "--trainer.max_steps", "6"]
+    command = [sys.executable, "-m", "asyncdiff", *words, "--trainer.enable_progress_bar", "false"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before = torch.load(OLD / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    after = torch.load(run / "checkpoints" / "epoch=0-step=6.ckpt", weights_only=True)
+    assert (before["global_step"], after["global_step"]) == (4, 6)
+    assert set(after["ema"]) == {"EMA{decay=0.9}"}
+    assert next(iter(after["ema"].values()))["updates"] == next(iter(before["ema"].values()))["updates"] + 2
+
+
+def test_cards_are_compared_under_present_names(tmp_path):
+    card = read_card(OLD / "run" / "evaluation" / "likelihood.json")
+    assert card["protocol"]["paths"]["raster"]["class_path"] == "asyncdiff.noise.Ordered"
+    again = tmp_path / "card.json"
+    again.write_text(json.dumps(card))
+    assert differences(card["protocol"], read_card(again)["protocol"]) == []
+
+
+def test_a_latent_cache_is_kept_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD / "latents" / "photos", "photos")
+    shutil.copytree(OLD / "latents" / "cache", "cache")
+    shards = {file.name: file.read_bytes() for file in Path("cache").glob("*.safetensors")}
+    data = ["--data", "datamodules.ImageFolder", "--data.init_args.root", "photos", "--data.init_args.size", "8"]
+    main(["cache-latents", *data, "--codec", "asyncdiff.codecs.Identity", "--out", "cache"])
+    main(["cache-latents", *data, "--codec", "asyncdiff.codecs.Identity", "--out", "cache", "--verify"])
+    assert {file.name: file.read_bytes() for file in Path("cache").glob("*.safetensors")} == shards
+
+
+def test_a_finished_ablation_is_left_alone(tmp_path, monkeypatch, capsys):
+    from asyncdiff.ablation.launch import FINISHED
+
+    monkeypatch.chdir(tmp_path)
+    grid = OLD / "ablation" / "grid.yaml"
+    shutil.copytree(OLD / "ablation" / "run", "out")
+    record = Path("out/shared/seed_0/cell.json")
+    before = record.read_bytes()
+    main(["ablate", str(grid), "--output", "out", "--dry_run"])
+    assert "0: python train.py fit" in capsys.readouterr().out
+    assert record.read_bytes() == before
+    assert (record.parent / FINISHED).is_file()
