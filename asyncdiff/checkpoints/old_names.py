@@ -144,9 +144,8 @@ def current_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     for key in ("recipe", "latents", "export"):
         if key in held:
             held[key] = current(held[key])
-    for key in ("callbacks", "ema"):
-        if isinstance(states := held.get(key), dict):
-            held[key] = {_state_key(name): state for name, state in states.items()}
+    if isinstance(states := held.get("callbacks"), dict):
+        held["callbacks"] = {_state_key(key): state for key, state in states.items()}
     return held
 
 

@@ -2,6 +2,7 @@
 
 import filecmp
 import importlib
+import inspect
 import json
 import os
 import shutil
@@ -54,7 +55,7 @@ def test_new_paths_are_the_shortest_and_final():
         if new.rpartition(".")[2][0].isupper():
             assert new in (class_path(named(new)), f"{named(new).__module__}.{named(new).__name__}")
     for path in ARGUMENTS:
-        assert set(ARGUMENTS[path].values()) <= set(describe(named(path)())["init_args"])
+        assert set(ARGUMENTS[path].values()) <= set(inspect.signature(named(path)).parameters)
 
 
 def test_current_names_change_nothing():
@@ -98,9 +99,8 @@ def test_a_checkpoint_loads_with_its_weights():
 
 def test_states_of_callbacks_are_kept_under_their_new_names():
     states = {"Ema{decay=0.9}": 1, "LevelLoss": 2, "ModelCheckpoint{'monitor': None}": 3}
-    found = current_checkpoint({"callbacks": states, "ema": {"Ema{decay=0.9}": 4}})
+    found = current_checkpoint({"callbacks": states})
     assert found["callbacks"] == {"EMA{decay=0.9}": 1, "LossByLevel": 2, "ModelCheckpoint{'monitor': None}": 3}
-    assert found["ema"] == {"EMA{decay=0.9}": 4}
 
 
 def test_an_export_is_the_model_that_was_exported():
@@ -151,7 +151,7 @@ def test_a_run_resumes(run):
     before = torch.load(OLD / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     after = torch.load(run / "checkpoints" / "epoch=0-step=6.ckpt", weights_only=True)
     assert (before["global_step"], after["global_step"]) == (4, 6)
-    assert set(after["ema"]) == {"EMA{decay=0.9}"}
+    assert set(after["ema"]) == {"0.9"}
     assert next(iter(after["ema"].values()))["updates"] == next(iter(before["ema"].values()))["updates"] + 2
 
 
