@@ -86,7 +86,7 @@ def test_a_dit_of_the_authors(capfd):
         "network: DiT(dim=32, depth=2, heads=4, classes=10, joint_labels=True)",
         f"parameters: {sum(p.numel() for p in model.network.parameters()):,}",
         "dropped: 3 output channels of the learned sigma",
-        "process: LinearVP(), target: Noise()",
+        "process: LinearVP(), target: NoiseTarget()",
         "images: 8x8 pixels of 3 channels",
         "checkpoint: out/model.ckpt",
     ]
@@ -103,7 +103,7 @@ def test_a_dit_of_the_authors(capfd):
 
 def test_a_sit_of_the_authors(capfd):
     model = port("weights.pt", "--kind", "sit", "--heads", "4")
-    assert "process: RectifiedFlow(), target: Velocity()" in capfd.readouterr().out
+    assert "process: RectifiedFlow(), target: VelocityTarget()" in capfd.readouterr().out
     assert isinstance(model.process, RectifiedFlow)
     assert isinstance(model.target, VelocityTarget)
     to_image = forward(WEIGHTS, X, torch.full((2,), 0.7), LABEL, 4)[:, :3]
@@ -139,7 +139,7 @@ def test_a_pipeline_of_diffusers(pipeline, capfd):
     told = capfd.readouterr().out
     assert "kind: DiT in diffusers' layout\n" in told
     assert "normalisation: eps is 1e-06 as with the authors, 1e-05 in this folder's second norms\n" in told
-    assert "process: LinearVP(beta_end=0.015, steps=900), target: Noise()\n" in told
+    assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in told
     theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
     eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
     assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
@@ -148,7 +148,7 @@ def test_a_pipeline_of_diffusers(pipeline, capfd):
 def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
     shutil.copytree(pipeline / "transformer", "folder")
     first = port("folder")
-    assert "process: LinearVP(), as there is no scheduler, target: Noise()\n" in capfd.readouterr().out
+    assert "process: LinearVP(), as there is no scheduler, target: NoiseTarget()\n" in capfd.readouterr().out
     weights = DiTTransformer2DModel.from_pretrained("folder").state_dict()
     torch.save(weights, "folder/diffusion_pytorch_model.bin")
     Path("folder/diffusion_pytorch_model.safetensors").unlink()

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from asyncdiff.callbacks.validation_images import spread
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.cli.commands.distributed import Ranks
-from asyncdiff.evaluation.features.base import class_path, to_uint8
+from asyncdiff.evaluation.features.base import to_uint8
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks.contact_sheet import SHEET
 from asyncdiff.tasks.photos import SUFFIXES, read_photo, to_model
@@ -185,7 +186,7 @@ class RealImages(ImageSource):
         probe = self.images.__getitems__(list(spread(self.images, PROBED)))["image"]
         seen = (to_uint8(probe) if self.codec is None else probe.float()).cpu().contiguous()
         return {
-            "data": class_path(self.data),
+            "data": class_path(type(self.data)),
             "split": self.split,
             "count": self.count,
             "fingerprint": self.images.fingerprint(),
