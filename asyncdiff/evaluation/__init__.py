@@ -1,8 +1,19 @@
-"""How good the samples are: distances between sets of images in a space of features."""
+"""Metrics of samples, the feature extractors they are measured in, likelihoods by path, and figures.
 
-from asyncdiff.evaluation.features.base import Features, TrainedClassifier, as_features
-from asyncdiff.evaluation.features.inception import InceptionFeatures
-from asyncdiff.evaluation.features.timm import TimmFeatures
-from asyncdiff.evaluation.frechet import FrechetDistance
+The names below are imported on first use: figures need neither torchmetrics nor timm.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncdiff.evaluation.features import Features, InceptionFeatures, TimmFeatures, TrainedClassifier, as_features
+    from asyncdiff.evaluation.frechet import FrechetDistance
 
 __all__ = ["Features", "FrechetDistance", "InceptionFeatures", "TimmFeatures", "TrainedClassifier", "as_features"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{'frechet' if name == 'FrechetDistance' else 'features'}"), name)

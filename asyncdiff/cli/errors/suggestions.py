@@ -72,9 +72,10 @@ def public_classes(module: str) -> dict[str, type]:
     with suppress(ImportError, ValueError):
         loaded = importlib.import_module(module)
         exported = getattr(loaded, "__all__", ())
+        offered = vars(loaded) | {name: getattr(loaded, name) for name in exported}  # some are imported on first use
         return {
             name: found
-            for name, found in vars(loaded).items()
+            for name, found in offered.items()
             if isinstance(found, type) and not name.startswith("_") and (name in exported or found.__module__ == module)
         }
     return {}
