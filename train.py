@@ -1,4 +1,4 @@
-"""Train, validate, test or draw images: python train.py fit --config experiments/demo.yaml."""
+"""Train, validate and test a model, or sample from it: python train.py fit --config experiments/demo.yaml."""
 
 from asyncdiff.__main__ import packages_told
 

@@ -1,6 +1,6 @@
 """AsyncPatch Diffusion: image diffusion in which every patch has its own noise level.
 
-Importing the package costs nothing: `AsyncDiffusion` (and with it Lightning) is loaded on first use.
+Importing the package is fast: `AsyncDiffusion`, and Lightning with it, are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from asyncdiff.training.module import AsyncDiffusion
 
 __all__ = ["AsyncDiffusion"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from asyncdiff.callbacks.ema import averaged_weights
+from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
-from asyncdiff.callbacks.split_work import gathered, share
-from asyncdiff.callbacks.validation_images import held_out_split, spread
+from asyncdiff.callbacks.split_work import gather_rows, rank_indices
+from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
 from asyncdiff.checks import at_least
 from asyncdiff.noise.levels import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
@@ -90,7 +90,7 @@ class Calibration(PeriodicMetric):
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Find out now, not at the end of the training, whether there is a head and a held-out image."""
-        held_out_split(trainer)
+        evaluation_images(trainer)
         with evaluation_mode(pl_module.denoiser), torch.no_grad():
             x = torch.zeros(1, *pl_module.shape, device=pl_module.device)
             t = torch.ones(1, *pl_module.denoiser.grid(pl_module.shape[1:]), device=x.device)
@@ -98,15 +98,15 @@ class Calibration(PeriodicMetric):
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The ratio and the correlation over the patches of all images."""
-        images = held_out_split(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        indices = spread(images, self.count)
-        mine, rows = share(trainer, len(indices)), []
-        with averaged_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
+        images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
+        indices = evenly_spaced(images, self.count)
+        mine, rows = rank_indices(trainer, len(indices)), []
+        with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
             for first in range(0, len(mine), self.batch_size):
                 batch = images.__getitems__([indices[k] for k in mine[first : first + self.batch_size]])
                 label = batch["label"].to(module.device) if module.classes else None
                 rows.append(_errors(module, batch["image"].to(module.device), label, batch["index"].tolist()).cpu())
-        t, predicted, actual = gathered(trainer, torch.cat(rows), len(indices)).unbind(1)
+        t, predicted, actual = gather_rows(trainer, torch.cat(rows), len(indices)).unbind(1)
         found = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
         self._draw(trainer, found)
         prefix = f"{self.name}/" if self.name else ""

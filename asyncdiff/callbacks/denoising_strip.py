@@ -4,8 +4,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, cycled_labels, stacked, tiles
-from asyncdiff.callbacks.validation_images import held_out
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycled_labels, stack_vertically, tile_images
+from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import AsyncPatch
@@ -46,7 +46,7 @@ class DenoisingStrip(PeriodicImage):
         self.mask = mask
         self.sampler = sampler or Sampler(AsyncPatch())
 
-    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """The strip; every process draws it whole, since it is small."""
         frames = self._walk(trainer, module)
         last = len(frames) - 1
@@ -54,17 +54,17 @@ class DenoisingStrip(PeriodicImage):
         rows = []
         for i in range(len(chosen[0].x_t)):  # fewer than `count` where fewer images are held out
             shown = module.decode(torch.stack([f.x_t[i] for f in chosen]))
-            rows.append(tiles(shown, columns=self.frames))
+            rows.append(tile_images(shown, columns=self.frames))
             maps = torch.cat([to_pixels(f.t[i : i + 1], (shown.shape[2], shown.shape[3])) for f in chosen])
-            rows.append(tiles(maps, columns=self.frames, low=0.0))
-        return stacked(rows)
+            rows.append(tile_images(maps, columns=self.frames, low=0.0))
+        return stack_vertically(rows)
 
     def _walk(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
         image: Tensor | None = None
         known: Tensor | None = None
         labels = cycled_labels(module, list(range(self.count)))
         if self.mask is not None:
-            image, labels = held_out(trainer, self.count)["image"], None
+            image, labels = validation_batch(trainer, self.count)["image"], None
             known = self.mask(*module.shape[1:]).expand(len(image), *module.shape[1:])
         with evaluation_mode(module), module.sampling_context():
             return list(

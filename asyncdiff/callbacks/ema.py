@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from asyncdiff.training.fsdp2 import gathered, local, scatter, shard_like, whole
+from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unsharded
 
 CHUNK = 64  # tensors, so many that kernels are launched for many at once
 
@@ -32,7 +32,7 @@ class EMA(Callback):
             raise ValueError(f"decay must lie in [0, 1), got {decay}: 0.9999 for long runs, 0.999 for short ones")
         self.decay = decay
         self.updates = 0
-        self._missed: Tensor | None = None  # updates that were none: skipped steps, of which only the device knows
+        self._skipped: Tensor | None = None  # updates that were none: skipped steps, of which only the device knows
         self.average: dict[str, Tensor] | None = None
         self._raw: dict[str, Tensor] | None = None  # the trained weights, while the average stands in their place
         self._seen_step = 0
@@ -46,17 +46,17 @@ class EMA(Callback):
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
         """The average in place of the trained parameters; nested use and a missing average change nothing."""
-        if self._raw is not None or not self._ready(module):
+        if self._raw is not None or not self._has_average(module):
             yield
             return
         assert self.average is not None
-        parameters = _shares(module)
+        parameters = _writable_parameters(module)
         self._raw = {name: p.clone() for name, p in parameters.items()}
         _copy(parameters, self.average)
         try:
             yield
         finally:
-            _copy(_shares(module), self._raw)
+            _copy(_writable_parameters(module), self._raw)
             self._raw = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,7 +68,7 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Continue the checkpoint's average, or start from the present weights."""
         self._seen_step = trainer.global_step
-        if not self._ready(pl_module):
+        if not self._has_average(pl_module):
             if held := list(getattr(pl_module, "averaged", {})):
                 text = f"the checkpoint has averages of decay {', '.join(held)}, none of {self.decay}: a new one begins"
                 rank_zero_warn(text)
@@ -88,8 +88,8 @@ class EMA(Callback):
                 torch._foreach_lerp_(averages, parameters, 1 - self._decay(self.updates))
             return
         self.updates += 1
-        self._missed = (1 - taken) if self._missed is None else self._missed + (1 - taken)
-        follow(averages, parameters, (1 - self._decay(self.updates - self._missed)) * taken)
+        self._skipped = (1 - taken) if self._skipped is None else self._skipped + (1 - taken)
+        update_averages(averages, parameters, (1 - self._decay(self.updates - self._skipped)) * taken)
 
     def add_average(self, checkpoint: dict[str, Any], module: LightningModule) -> None:
         """Add the average to a checkpoint in the making; the module calls this, for files of weights only, too.
@@ -99,23 +99,23 @@ class EMA(Callback):
         """
         parameters = dict(module.named_parameters())
         if self._raw is not None:
-            checkpoint["state_dict"] = {**checkpoint["state_dict"], **whole(self._raw, parameters)}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **full_tensors(self._raw, parameters)}
         if self.average is not None:
-            self._settle()
-            entry = {"decay": self.decay, "updates": self.updates, "weights": whole(self.average, parameters)}
+            self._subtract_skipped()
+            entry = {"decay": self.decay, "updates": self.updates, "weights": full_tensors(self.average, parameters)}
             checkpoint.setdefault("ema", {})[str(self.decay)] = entry
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the average."""
-        self._enter(trainer, pl_module)
+        self._start_evaluation(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the average."""
-        self._enter(trainer, pl_module)
+        self._start_evaluation(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw with the average."""
-        self._enter(trainer, pl_module)
+        self._start_evaluation(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the parameters back."""
@@ -138,30 +138,30 @@ class EMA(Callback):
         early = (1 + updates) / (10 + updates)
         return early.clamp(max=self.decay) if isinstance(early, Tensor) else min(self.decay, early)
 
-    def _settle(self) -> None:
+    def _subtract_skipped(self) -> None:
         """Take what was no update out of the count; waits for the device."""
-        if self._missed is not None:
-            self.updates -= int(self._missed)
-            self._missed = None
+        if self._skipped is not None:
+            self.updates -= int(self._skipped)
+            self._skipped = None
 
-    def _enter(self, trainer: Trainer, module: LightningModule) -> None:
+    def _start_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
         first = next(c for c in trainer.callbacks if isinstance(c, EMA))  # type: ignore[attr-defined]
         if first is self:
             self._evaluation.enter_context(self.swapped(module))
 
-    def _ready(self, module: LightningModule) -> bool:
+    def _has_average(self, module: LightningModule) -> bool:
         """Whether there is an average, taken from the checkpoint that the module loaded if need be."""
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
             with torch.inference_mode(False):  # a later fit goes on with what an evaluation has loaded
                 weights = loaded["weights"]
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-                self.average = {n: local(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
-            self.updates, self._missed = loaded["updates"], None
+                self.average = {n: local_shard(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
+            self.updates, self._skipped = loaded["updates"], None
         return self.average is not None
 
 
-def follow(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
+def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
     """Move averages towards parameters by a weight on their device, for which nothing waits; 0 moves none, exactly."""
     for first in range(0, len(averages), CHUNK):  # the differences of all at once would be a copy of the network
         some = averages[first : first + CHUNK]
@@ -171,7 +171,7 @@ def follow(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> 
 
 
 @contextmanager
-def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+def ema_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The context in which `module` has the averaged weights of the trainer's first `EMA`, if it has one.
 
     All processes have the network whole in it: none waits for another in a forward pass.
@@ -179,19 +179,19 @@ def averaged_weights(trainer: Trainer, module: LightningModule) -> Iterator[None
     with ExitStack() as stack:
         if averages := [callback for callback in trainer.callbacks if isinstance(callback, EMA)]:  # type: ignore[attr-defined]
             stack.enter_context(averages[0].swapped(module))
-        stack.enter_context(gathered(module))
+        stack.enter_context(unsharded(module))
         yield
 
 
-def _shares(module: LightningModule) -> dict[str, Tensor]:
+def _writable_parameters(module: LightningModule) -> dict[str, Tensor]:
     """The trained parameters to be changed: copies of them, gathered for an evaluation, are let go of."""
-    scatter(module)
+    reshard(module)
     return _parameters(module)
 
 
 def _parameters(module: LightningModule) -> dict[str, Tensor]:
     """The trained parameters, of sharded ones this process's share."""
-    return {name: local(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
+    return {name: local_shard(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()

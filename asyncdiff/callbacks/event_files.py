@@ -8,7 +8,7 @@ from pathlib import Path
 EVENTS = "events.out.tfevents.*"
 
 
-def drop_after(folder: Path, moment: float) -> int:
+def remove_events_after(folder: Path, moment: float) -> int:
     """Remove the events that processes now dead have written after a moment, and say how many there were.
 
     A run that goes on from a checkpoint computes again what came after it: without this, curves would have steps twice.
@@ -49,10 +49,10 @@ def _records(file: Path) -> Iterator[tuple[bytes, float, bool]]:
 def _rewrite(file: Path, moment: float) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    from asyncdiff.checkpoints.atomic_files import written_whole
+    from asyncdiff.checkpoints.atomic_files import open_atomic
 
     told = False
-    with written_whole(file) as stream:
+    with open_atomic(file) as stream:
         write: Callable[[bytes], None] = RecordWriter(stream).write
         for record, written, opening in _records(file):  # once more, so that pictures need not fit into memory
             if not _is_later(moment, written, opening):

@@ -37,7 +37,7 @@ def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     The call is made on the meta device: nothing is computed, drawn or kept.
     """
     try:
-        network = _whole(network)
+        network = _unsharded(network)
         state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             functional_call(network, state, tree_map(_meta, tuple(args)), tree_map(_meta, dict(kwargs)))
@@ -62,13 +62,13 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return {torch.float32: single, torch.float16: half, torch.bfloat16: half}.get(dtype)
 
 
-def _whole(network: nn.Module) -> nn.Module:
+def _unsharded(network: nn.Module) -> nn.Module:
     """The same network, one that is shared out over processes made anew: its own forward pass would gather it."""
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return network
     described = object_config.describe(network)
     with torch.device("meta"):
-        rebuilt: nn.Module = object_config.build(described, allow=sorted(object_config.packages(described)))
+        rebuilt: nn.Module = object_config.build(described, allow=sorted(object_config.named_packages(described)))
     return rebuilt
 
 

@@ -8,11 +8,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from asyncdiff.callbacks.ema import averaged_weights
-from asyncdiff.callbacks.frechet_card import log_protocol, protocol_of, write_card
+from asyncdiff.callbacks.ema import ema_weights
+from asyncdiff.callbacks.frechet_card import frechet_protocol, log_protocol, write_result_card
 from asyncdiff.callbacks.periodic_image import cycled_labels
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
-from asyncdiff.callbacks.split_work import share
+from asyncdiff.callbacks.split_work import rank_indices
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
@@ -77,7 +77,7 @@ class Frechet(PeriodicMetric):
         """Measure the result, and leave it with what it was measured with beside the run."""
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
-            write_card(trainer, self.name, self._protocol, self.results)
+            write_result_card(trainer, self.name, self._protocol, self.results)
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The distances."""
@@ -87,26 +87,26 @@ class Frechet(PeriodicMetric):
         return self.results
 
     def _compute(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        metric = self._prepared(trainer, module)
+        metric = self._prepared_metric(trainer, module)
         name = f"frechet/{self.name}"
         if f"{name}_real" not in self.results:
-            self.results[f"{name}_real"] = _distance(metric, self._real(trainer, module, "val"))
-        with averaged_weights(trainer, module):
-            self.results[name] = _distance(metric, self._generated(trainer, module))
+            self.results[f"{name}_real"] = _distance(metric, self._real_images(trainer, module, "val"))
+        with ema_weights(trainer, module):
+            self.results[name] = _distance(metric, self._generated_images(trainer, module))
             if self.mask is not None:
-                self.results[f"{name}_inpainted"] = _distance(metric, self._inpainted(trainer, module, self.mask))
+                self.results[f"{name}_inpainted"] = _distance(metric, self._inpainted_images(trainer, module, self.mask))
 
-    def _prepared(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
+    def _prepared_metric(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
         """The metric with the training split as its reference, prepared once a run."""
         if self._metric is None:
             self.features.to(module.device)
-            batches = _data(trainer).images("train", self.batch_size)
+            batches = _datamodule(trainer).images("train", self.batch_size)
             self.features.prepare({**batch, "image": module.decode(batch["image"])} for batch in batches)
             self._metric = FrechetDistance(self.features).to(module.device)
-            for images in self._real(trainer, module, "train"):
+            for images in self._real_images(trainer, module, "train"):
                 self._metric.update(images, real=True)
             if trainer.is_global_zero:
-                self._protocol = protocol_of(
+                self._protocol = frechet_protocol(
                     trainer,
                     module,
                     self.features,
@@ -118,16 +118,16 @@ class Frechet(PeriodicMetric):
                 log_protocol(trainer, self.name, self._protocol)
         return self._metric
 
-    def _real(self, trainer: Trainer, module: AsyncDiffusion, split: str) -> Iterator[Tensor]:
-        for batch in self._shard(trainer, split):
+    def _real_images(self, trainer: Trainer, module: AsyncDiffusion, split: str) -> Iterator[Tensor]:
+        for batch in self._rank_batches(trainer, split):
             yield module.decode(batch["image"].to(module.device))
 
-    def _shard(self, trainer: Trainer, split: str) -> Iterator[Any]:
+    def _rank_batches(self, trainer: Trainer, split: str) -> Iterator[Any]:
         """This process's batches of a split, every image in one process."""
         rank, world = trainer.global_rank, trainer.world_size
-        yield from _data(trainer).images(split, self.batch_size, rank=rank, world=world)
+        yield from _datamodule(trainer).images(split, self.batch_size, rank=rank, world=world)
 
-    def _generated(self, trainer: Trainer, module: AsyncDiffusion) -> Iterator[Tensor]:
+    def _generated_images(self, trainer: Trainer, module: AsyncDiffusion) -> Iterator[Tensor]:
         for indices, valid in self._batches(trainer, self._count(trainer), "generated"):
             labels = cycled_labels(module, indices)
             seeds = [self.first_seed + i for i in indices]
@@ -135,11 +135,11 @@ class Frechet(PeriodicMetric):
             yield module.decode(drawn[:valid])
 
     def _count(self, trainer: Trainer) -> int:
-        return self.count or len(_data(trainer).dataset("val"))
+        return self.count or len(_datamodule(trainer).dataset("val"))
 
-    def _inpainted(self, trainer: Trainer, module: AsyncDiffusion, mask: Mask) -> Iterator[Tensor]:
-        batches = -(-len(_data(trainer).dataset("val")) // (self.batch_size * trainer.world_size))
-        for batch in self._bar(trainer, self._shard(trainer, "val"), batches, "inpainted"):
+    def _inpainted_images(self, trainer: Trainer, module: AsyncDiffusion, mask: Mask) -> Iterator[Tensor]:
+        batches = -(-len(_datamodule(trainer).dataset("val")) // (self.batch_size * trainer.world_size))
+        for batch in self._progress_bar(trainer, self._rank_batches(trainer, "val"), batches, "inpainted"):
             images = batch["image"].to(module.device)
             seeds = [self.first_seed + i for i in batch["index"].tolist()]
             known = mask.per_image(*images.shape[2:], seeds=batch["index"].tolist()).to(module.device)
@@ -148,15 +148,15 @@ class Frechet(PeriodicMetric):
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
         """This process's indices in batches, each with how many of them are its own to count."""
-        mine = share(trainer, count)
+        mine = rank_indices(trainer, count)
         own = len(range(trainer.global_rank, count, trainer.world_size))
         starts = range(0, len(mine), self.batch_size)
-        for first in self._bar(trainer, starts, len(starts), what):
+        for first in self._progress_bar(trainer, starts, len(starts), what):
             indices = mine[first : first + self.batch_size]
             yield indices, max(0, min(len(indices), own - first))
 
     @staticmethod
-    def _bar(trainer: Trainer, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    def _progress_bar(trainer: Trainer, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
         return tqdm(batches, desc=f"Fréchet, {what}", total=total, unit="batch", leave=False, disable=quiet)
 
@@ -169,7 +169,7 @@ def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:
     return metric.compute().item()
 
 
-def _data(trainer: Trainer) -> Any:
+def _datamodule(trainer: Trainer) -> Any:
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "images"):
         raise ValueError("Frechet needs a data module with a method images(split, batch_size), such as Digits")

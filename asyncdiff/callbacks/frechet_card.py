@@ -10,13 +10,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from asyncdiff.callbacks.ema import EMA
 from asyncdiff.checkpoints import object_config
 from asyncdiff.evaluation.features.base import Features
-from asyncdiff.evaluation.result_card import card_of, software
+from asyncdiff.evaluation.result_card import make_card, software
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.module import AsyncDiffusion
 
 
-def protocol_of(
+def frechet_protocol(
     trainer: Trainer,
     module: AsyncDiffusion,
     features: Features,
@@ -42,18 +42,18 @@ def protocol_of(
         "count": count,
         "seeds": [first_seed, first_seed + count - 1],
         "labels": f"{module.classes} classes in turn" if module.classes else None,
-        "sampler": _described(sampler or module.sampler),
-        "codec": None if module.codec is None else module.codec.identity(),
+        "sampler": _object_config(sampler or module.sampler),
+        "codec": None if module.codec is None else module.codec.fingerprint(),
         "rounding": None,  # but for what the features do
     }
     return {
         "measurement": "run",
         "precision": str(trainer.precision),
         "weights": "ema" if any(isinstance(callback, EMA) for callback in _callbacks(trainer)) else "raw",
-        "features": features.stamp(),
-        "reference": {"data": object_config.class_path(type(data)), "split": "train", **_told(data)},
+        "features": features.fingerprint(),
+        "reference": {"data": object_config.class_path(type(data)), "split": "train", **_training_data(data)},
         "samples": samples,
-        "mask": None if mask is None else _described(mask),
+        "mask": None if mask is None else _object_config(mask),
         **software(module.device),
     }
 
@@ -66,11 +66,11 @@ def log_protocol(trainer: Trainer, name: str, protocol: dict[str, Any]) -> None:
             logger.experiment.add_text(f"protocol/{name}", text, trainer.global_step)
 
 
-def write_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: dict[str, float]) -> None:
+def write_result_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: dict[str, float]) -> None:
     """Write it with the run's last numbers to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
     folder = Path(trainer.default_root_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    held = card_of({**protocol, "step": trainer.global_step}, metrics)
+    held = make_card({**protocol, "step": trainer.global_step}, metrics)
     (folder / f"frechet_{name}.json").write_text(json.dumps(held, indent=2))
 
 
@@ -78,7 +78,7 @@ def _callbacks(trainer: Trainer) -> list[Any]:
     return list(getattr(trainer, "callbacks", []))
 
 
-def _told(data: Any) -> dict[str, Any]:
+def _training_data(data: Any) -> dict[str, Any]:
     """Number and fingerprint of the training images, of data that tell them."""
     if not hasattr(data, "dataset"):
         return {}
@@ -86,7 +86,7 @@ def _told(data: Any) -> dict[str, Any]:
     return {"count": len(images), "fingerprint": images.fingerprint() if hasattr(images, "fingerprint") else None}
 
 
-def _described(value: Any) -> Any:
+def _object_config(value: Any) -> Any:
     """A recipe; of an object that does not keep its arguments the class."""
     try:
         return object_config.describe(value)

@@ -15,8 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-NOTHING, REQUEUE, STOP = 0, 1, 2
-GRACEFUL = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+NONE, REQUEUE, STOP = 0, 1, 2
+HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class GracefulShutdown(Callback):
@@ -34,88 +34,88 @@ class GracefulShutdown(Callback):
     """
 
     def __init__(self) -> None:
-        self._wish, self._signal = NOTHING, 0
+        self._pending, self._signal = NONE, 0
         self._requeue: Callable[[int, Any], Any] | None = None  # Lightning's own
-        self._usual: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen in Lightning's place."""
-        self._wish, self._requeue, self._trainer = NOTHING, None, trainer
+        self._pending, self._requeue, self._trainer = NONE, None, trainer
         if threading.current_thread() is not threading.main_thread():
             return  # Python hears signals in the main one only
         if SLURMEnvironment.detect():
             handler = signal.getsignal(signal.SIGUSR1)
             self._requeue = handler if callable(handler) else None  # none under auto_requeue=False
-        for number in GRACEFUL:
-            self._usual[number] = signal.signal(number, self._hear)
+        for number in HANDLED_SIGNALS:
+            self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Act if any process has been told to."""
         if trainer.fit_loop._should_accumulate():
             return  # the step goes on
-        wish = self._wish
+        wish = self._pending
         if trainer.world_size > 1:
             told = torch.tensor(wish, device=trainer.strategy.root_device)
             wish = int(trainer.strategy.reduce(told, reduce_op="max"))
-        self._wish = NOTHING
+        self._pending = NONE
         if wish == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
         elif wish == STOP:
             path = _save(trainer)
             number = self._signal or signal.SIGTERM
             name = signal.Signals(number).name
-            _tell(f"{name}: stopped after step {trainer.global_step}, saved {path}; --ckpt_path last continues")
+            _print_to_stderr(f"{name}: stopped after step {trainer.global_step}, saved {path}; --ckpt_path last continues")
             sys.exit(128 + number)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act on what was heard after the last step, and let SIGTERM end what comes now at once."""
-        self._give_back()
-        if self._wish == REQUEUE and self._requeue is not None:
+        self._restore_handlers()
+        if self._pending == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
-        elif self._wish == STOP:
+        elif self._pending == STOP:
             sys.exit(128 + (self._signal or signal.SIGTERM))
-        self._end_at_once()
+        self._restore_default_sigterm()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let SIGTERM end a validation that no training waits for; Lightning takes note of it only."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._end_at_once()
+            self._restore_default_sigterm()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let SIGTERM end it."""
-        self._end_at_once()
+        self._restore_default_sigterm()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let SIGTERM end it."""
-        self._end_at_once()
+        self._restore_default_sigterm()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the signals as they were."""
-        self._give_back()
+        self._restore_handlers()
         self._trainer = None
 
-    def _hear(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and (self._wish == STOP or self._is_judging()):
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and (self._pending == STOP or self._evaluates_after_training()):
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and self._is_judging():
+        if number == signal.SIGTERM and self._evaluates_after_training():
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         requeue = number == signal.SIGUSR1 and self._requeue is not None
-        self._wish = max(self._wish, REQUEUE if requeue else STOP)
+        self._pending = max(self._pending, REQUEUE if requeue else STOP)
         self._signal = number
 
-    def _is_judging(self) -> bool:
+    def _evaluates_after_training(self) -> bool:
         """Whether training is over, and callbacks measure what came of it: a run that goes on does that again."""
         module = None if self._trainer is None else self._trainer.lightning_module
         return module is not None and module._current_fx_name == "on_train_end"
 
-    def _end_at_once(self) -> None:
+    def _restore_default_sigterm(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._usual[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._previous_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def _give_back(self) -> None:
-        usual, self._usual = self._usual, {}
+    def _restore_handlers(self) -> None:
+        usual, self._previous_handlers = self._previous_handlers, {}
         for number, handler in usual.items():
             signal.signal(number, handler)
 
@@ -133,5 +133,5 @@ def _save(trainer: Trainer) -> Path:
 
 
 @rank_zero_only
-def _tell(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.tasks import Request
-from asyncdiff.tasks.contact_sheet import fresh_folder, notes_of, write, write_sheet
+from asyncdiff.tasks.contact_sheet import create_output_folder, collect_notes, write_images, write_sheet
 from asyncdiff.training.module import AsyncDiffusion
 
 
@@ -35,7 +35,7 @@ class ImageWriter(Callback):
             task = "" if pl_module.task is None else pl_module.task.name
             usual = Path(trainer.default_root_dir) / "predictions" / task
             try:
-                chosen = str(fresh_folder(Path(self.folder or usual), given=self.folder is not None))
+                chosen = str(create_output_folder(Path(self.folder or usual), given=self.folder is not None))
             except ValueError as error:  # told to all, so that none waits for ever
                 refusal = str(error)
         chosen, refusal = trainer.strategy.broadcast((chosen, refusal))
@@ -47,14 +47,14 @@ class ImageWriter(Callback):
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Tensor, batch: Sequence[Request], *_: Any
     ) -> None:
         """One file per image."""
-        write(outputs, batch, self._folder)
+        write_images(outputs, batch, self._folder)
 
     def on_predict_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """The sheet, when all processes have written their files."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             requests = pl_module.predict_requests()
-            for note in notes_of(requests):
+            for note in collect_notes(requests):
                 rank_zero_info(note)
             if pl_module.task is not None:
                 write_sheet(requests, self._folder)

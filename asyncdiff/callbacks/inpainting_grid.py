@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, tiles
-from asyncdiff.callbacks.split_work import sharded
-from asyncdiff.callbacks.validation_images import held_out
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, tile_images
+from asyncdiff.callbacks.split_work import run_distributed
+from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Half, Mask
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import to_pixels
-from asyncdiff.tasks.contact_sheet import UNKNOWN
+from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR
 from asyncdiff.training.module import AsyncDiffusion
 
 
@@ -49,9 +49,9 @@ class InpaintingGrid(PeriodicImage):
         self.columns = columns
         self.sampler = sampler
 
-    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """The figure."""
-        truth = held_out(trainer, self.count)["image"]
+        truth = validation_batch(trainer, self.count)["image"]
         known = self.mask.per_image(truth.shape[2], truth.shape[3], seeds=range(len(truth)))
 
         def results(indices: Sequence[int]) -> Tensor:
@@ -59,20 +59,20 @@ class InpaintingGrid(PeriodicImage):
             drawn = module.inpaint(truth[chosen], known[chosen], seeds=chosen, sampler=self.sampler)
             return module.decode(drawn)
 
-        result = sharded(trainer, len(truth), results)
-        shown = sharded(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
+        result = run_distributed(trainer, len(truth), results)
+        shown = run_distributed(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
         colour = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown
-        triples = torch.stack([masked(colour, known), result.expand_as(colour), colour], dim=1)
-        return tiles(triples.flatten(0, 1), columns=3 * self.columns)
+        triples = torch.stack([paint_unknown(colour, known), result.expand_as(colour), colour], dim=1)
+        return tile_images(triples.flatten(0, 1), columns=3 * self.columns)
 
 
-def masked(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m mh mw"]) -> Float[Tensor, "b 3 h w"]:
+def paint_unknown(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m mh mw"]) -> Float[Tensor, "b 3 h w"]:
     """Colour images with a plain colour where they are unknown.
 
     Args:
         images: in [-1, 1].
         known: True = known, one mask for all or one each; of latents, whose pixels go with them.
     """
-    paint = torch.tensor(UNKNOWN, dtype=images.dtype)[None, :, None, None] / 127.5 - 1
+    paint = torch.tensor(UNKNOWN_COLOR, dtype=images.dtype)[None, :, None, None] / 127.5 - 1
     known = known if known.ndim == 3 else known[None]
     return torch.where(to_pixels(known, (images.shape[2], images.shape[3])), images, paint)

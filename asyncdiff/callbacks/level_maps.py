@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.evaluation.figures.level_statistics import measure_levels
 from asyncdiff.training.module import AsyncDiffusion
 
 
@@ -37,8 +37,8 @@ class LevelMaps(Callback):
         from asyncdiff.evaluation.figures.style import pixels, save
 
         levels, grid = pl_module.levels, pl_module.denoiser.grid(pl_module.shape[1:])
-        name, note = type(levels).__name__, object_config.spell(levels)
-        figure = level_figure([survey(name, levels, grid, note=note, images=self.images, seed=self.seed)])
+        name, note = type(levels).__name__, object_config.format_call(levels)
+        figure = level_figure([measure_levels(name, levels, grid, note=note, images=self.images, seed=self.seed)])
         save(figure, Path(trainer.default_root_dir) / "images" / "levels.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

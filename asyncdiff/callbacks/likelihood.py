@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from asyncdiff.callbacks.ema import averaged_weights
+from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
-from asyncdiff.callbacks.split_work import gathered, share
-from asyncdiff.callbacks.validation_images import held_out_split, spread
+from asyncdiff.callbacks.split_work import gather_rows, rank_indices
+from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
-from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds, PathLikelihoods, check_labels
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, PathLikelihoods, check_labels
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
 from asyncdiff.noise.progress import ProgressSampler
@@ -78,16 +78,16 @@ class Likelihood(PeriodicMetric):
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Find out now, not at the end of the training, whether everything fits the data and the model."""
-        self._checked(trainer, pl_module, held_out_split(trainer))
+        self._checked(trainer, pl_module, evaluation_images(trainer))
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """The bounds per dimension and their gap."""
-        images = held_out_split(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
+        images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
         bounds = self._checked(trainer, module, images)
-        indices = spread(images, self.count)
-        mine = share(trainer, len(indices))
+        indices = evenly_spaced(images, self.count)
+        mine = rank_indices(trainer, len(indices))
         rows = []
-        with averaged_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
+        with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
             for first in range(0, len(mine), self.batch_size):
                 part = mine[first : first + self.batch_size]
                 batch = images.__getitems__([indices[k] for k in part])
@@ -96,29 +96,29 @@ class Likelihood(PeriodicMetric):
                 seeds = batch["index"].tolist()
                 rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
         grid = module.denoiser.grid(module.shape[1:])
-        summary = bounds.summary(gathered(trainer, torch.cat(rows), len(indices)), grid)
+        summary = bounds.summary(gather_rows(trainer, torch.cat(rows), len(indices)), grid)
         self._draw(trainer, summary)
         prefix = f"{self.name}/" if self.name else ""
         self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
 
-    def _checked(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathBounds:
+    def _checked(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathLikelihoodEvaluator:
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
-        bounds = PathBounds(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
+        bounds = PathLikelihoodEvaluator(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
         check_labels(module, getattr(data, "classes", None), told=self.labels)
-        bounds.check(module.denoiser, images.__getitems__(spread(images, 4))["image"])
+        bounds.check(module.denoiser, images.__getitems__(evenly_spaced(images, 4))["image"])
         return bounds
 
     def _draw(self, trainer: Trainer, summary: PathLikelihoods) -> None:
         """RUN/images/bits.png and the TensorBoard image of that name."""
         if not trainer.is_global_zero:
             return
-        from asyncdiff.evaluation.figures.bits_figure import bit_figure  # late: matplotlib
+        from asyncdiff.evaluation.figures.bits_figure import bits_figure  # late: matplotlib
         from asyncdiff.evaluation.figures.style import pixels, save
 
         name = f"bits_{self.name}" if self.name else "bits"
-        figure = bit_figure(summary)
+        figure = bits_figure(summary)
         save(figure, Path(trainer.default_root_dir) / "images" / f"{name}.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

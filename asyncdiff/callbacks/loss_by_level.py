@@ -26,7 +26,7 @@ class LossByLevel(Callback):
         at_least("bins", bins, 1, "8 shows the shape")
         self.bins = bins
         self._sums: Tensor | None = None  # of steps
-        self._begun: Tensor | None = None  # of the batches of a step that waits for more of them
+        self._current: Tensor | None = None  # of the batches of a step that waits for more of them
         self._schedule = EveryNSteps(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -37,12 +37,12 @@ class LossByLevel(Callback):
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
     ) -> None:
         """Add this batch, log when due."""
-        sums = binned(outputs["t"], outputs["error"], self.bins)
-        self._begun = sums if self._begun is None else self._begun + sums
+        sums = sum_by_bin(outputs["t"], outputs["error"], self.bins)
+        self._current = sums if self._current is None else self._current + sums
         if trainer.fit_loop._should_accumulate():
             return
-        self._sums = self._begun if self._sums is None else self._sums.to(sums.device) + self._begun
-        self._begun = None
+        self._sums = self._current if self._sums is None else self._sums.to(sums.device) + self._current
+        self._current = None
         if self._schedule.due(trainer):
             self._log(trainer)
 
@@ -55,7 +55,7 @@ class LossByLevel(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up what waited; the first process all of it if there are more or fewer than before."""
         every: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
-        self._sums = self._begun = None
+        self._sums = self._current = None
         if every is not None and len(every) == trainer.world_size:
             self._sums = every[trainer.global_rank]
         elif every is not None:
@@ -72,7 +72,7 @@ class LossByLevel(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def binned(t: Tensor, error: Tensor, bins: int) -> Tensor:
+def sum_by_bin(t: Tensor, error: Tensor, bins: int) -> Tensor:
     """(2, bins): sum of the errors and number of patches in each equal bin of t over (0, 1].
 
     In patches without noise, at t = 0, nothing is to be predicted: they do not count. Nor do errors that are not

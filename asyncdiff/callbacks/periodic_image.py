@@ -12,12 +12,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from asyncdiff.callbacks.ema import averaged_weights
+from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.module import AsyncDiffusion
 
-Picture = Float[Tensor, "3 height width"]  # values in [0, 1]
+RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
 
 MIN_TILE = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can see them
 
@@ -37,10 +37,10 @@ class PeriodicImage(Callback):
         self.name = name
         self.every_n_steps = every_n_steps
         self._schedule = EveryNSteps(every_n_steps)
-        self._drawn_at = -1
+        self._last_step = -1
 
     @abstractmethod
-    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """The picture; called on all processes, with the averaged weights in place."""
 
     @property
@@ -55,16 +55,16 @@ class PeriodicImage(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
         """Draw when it is due."""
         if self._schedule.due(trainer):
-            self._publish(trainer, pl_module)
+            self._write_images(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Draw the result, unless the last step has just done so."""
-        if trainer.global_step != self._drawn_at:
-            self._publish(trainer, pl_module)
+        if trainer.global_step != self._last_step:
+            self._write_images(trainer, pl_module)
 
-    def _publish(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._drawn_at = trainer.global_step
-        with untimed(trainer), averaged_weights(trainer, module):
+    def _write_images(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        self._last_step = trainer.global_step
+        with untimed(trainer), ema_weights(trainer, module):
             picture = self.draw(trainer, module)
         if not trainer.is_global_zero:
             return
@@ -77,7 +77,7 @@ class PeriodicImage(Callback):
                 logger.experiment.add_image(f"images/{self.name}", picture, trainer.global_step)
 
 
-def tiles(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> Picture:
+def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> RGBImage:
     """Images with values in [low, 1] as one grid, gray repeated to colour, small ones enlarged by a whole factor."""
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
     shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
@@ -89,7 +89,7 @@ def tiles(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) 
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
 
 
-def stacked(pictures: list[Picture]) -> Float[Tensor, "3 total width"]:
+def stack_vertically(pictures: list[RGBImage]) -> Float[Tensor, "3 total width"]:
     """Pictures of one width below each other."""
     return torch.cat(pictures, dim=1)
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
-from asyncdiff.callbacks.progress_bar import tell
+from asyncdiff.callbacks.progress_bar import print_above_bar
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.module import AsyncDiffusion
 
@@ -29,7 +29,7 @@ class PeriodicMetric(Callback):
         self.results: dict[str, float] = {}
         self.details: dict[str, float] = {}
         self._schedule = EveryNSteps(every_n_steps)
-        self._measured_at = -1
+        self._last_step = -1
 
     @abstractmethod
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
@@ -50,7 +50,7 @@ class PeriodicMetric(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps, without the numbers of an earlier fit."""
-        self.results, self.details, self._measured_at = {}, {}, -1
+        self.results, self.details, self._last_step = {}, {}, -1
         self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
@@ -62,8 +62,8 @@ class PeriodicMetric(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Measure the result, unless the last step has just done so."""
-        if trainer.global_step != self._measured_at:
-            tell(trainer, f"measuring: {self.name or type(self).__name__.lower()}")
+        if trainer.global_step != self._last_step:
+            print_above_bar(trainer, f"measuring: {self.name or type(self).__name__.lower()}")
             self._measure(trainer, pl_module)
             self._write(trainer)
 
@@ -79,7 +79,7 @@ class PeriodicMetric(Callback):
         self._report(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._measured_at = trainer.global_step
+        self._last_step = trainer.global_step
         with untimed(trainer):
             self.results |= self.measure(trainer, module)
 

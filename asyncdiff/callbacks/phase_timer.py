@@ -8,17 +8,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-Mark = Any  # a moment, as the clock at hand notes it
+Timestamp = Any  # a moment, as the clock at hand notes it
 
 
 @runtime_checkable
 class Clock(Protocol):
     """Notes moments now and says later how far they lie apart."""
 
-    def now(self) -> Mark:
+    def now(self) -> Timestamp:
         """This moment; waits for nothing."""
 
-    def seconds(self, start: Mark, end: Mark) -> float:
+    def seconds(self, start: Timestamp, end: Timestamp) -> float:
         """Between two moments; may wait until the second has come."""
 
 
@@ -41,20 +41,20 @@ class CudaClock:
     device waits for it.
     """
 
-    def now(self) -> Mark:
+    def now(self) -> Timestamp:
         """An event in the stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def seconds(self, start: Mark, end: Mark) -> float:
+    def seconds(self, start: Timestamp, end: Timestamp) -> float:
         """Between two events, once the device has passed both."""
         end.synchronize()
         milliseconds: float = start.elapsed_time(end)
         return milliseconds / 1000
 
 
-def clock_of(device: torch.device) -> Clock:
+def clock_for(device: torch.device) -> Clock:
     """The clock for work on `device`."""
     return CudaClock() if device.type == "cuda" else WallClock()
 
@@ -68,14 +68,14 @@ class PhaseTimer:
 
     def __init__(self, clock: Clock):
         self.clock = clock
-        self._running: tuple[str, Mark] | None = None
-        self._laps: list[tuple[str, Mark, Mark]] = []
+        self._running: tuple[str, Timestamp] | None = None
+        self._laps: list[tuple[str, Timestamp, Timestamp]] = []
 
     def enter(self, phase: str) -> None:
         """End the phase that runs, begin `phase`."""
         self._running = phase, self._stop()
 
-    def abandon(self) -> None:
+    def discard(self) -> None:
         """Stand still; what ran since the last change of phase counts as nothing."""
         self._running = None
 
@@ -96,7 +96,7 @@ class PhaseTimer:
             sums[phase] += self.clock.seconds(start, end)
         return sums
 
-    def _stop(self) -> Mark:
+    def _stop(self) -> Timestamp:
         now = self.clock.now()
         if self._running is not None:
             self._laps.append((*self._running, now))

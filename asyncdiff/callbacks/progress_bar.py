@@ -47,7 +47,7 @@ class StepProgressBar(TQDMProgressBar):
             bar.set_postfix(self.get_metrics(trainer, pl_module))
 
 
-def tell(trainer: Trainer, text: str) -> None:
+def print_above_bar(trainer: Trainer, text: str) -> None:
     """A line above the bar, on the first process; nothing where no bar is shown."""
     bar = trainer.progress_bar_callback
     if trainer.is_global_zero and isinstance(bar, TQDMProgressBar) and bar.is_enabled:

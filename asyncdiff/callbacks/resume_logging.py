@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from asyncdiff.callbacks.event_files import drop_after
-from datamodules.base import gathered
+from asyncdiff.callbacks.event_files import remove_events_after
+from datamodules.base import accumulated_batches
 from datamodules.order import ResumableLoader
 
 
@@ -29,19 +29,19 @@ class ResumeLogging(Callback):
 
     def __init__(self, take_over: bool = False) -> None:
         self.take_over = take_over
-        self._held: dict[str, Any] = {}
+        self._resume_state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
         self._step_began = 0.0  # seconds since the epoch
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on from the checkpoint in the making needs to know."""
         trainer = self._trainer
-        if _gathered(trainer):
+        if _accumulated_batches(trainer):
             return {"scalars": {}, "validation_due": False, "epoch": 0, "step": 0, "moment": self._step_began}
         # A step ends with the hooks in which checkpoints are written, then its scalars are logged, then it validates.
         ending = trainer is not None and trainer.training and _step_is_ending(trainer)
         return {
-            "scalars": _unlogged(trainer) if ending and trainer is not None else {},
+            "scalars": _pending_scalars(trainer) if ending and trainer is not None else {},
             "validation_due": bool(ending and trainer is not None and _validation_is_due(trainer)),
             "epoch": 0 if trainer is None else trainer.current_epoch,
             "step": 0 if trainer is None else trainer.fit_loop.epoch_loop._batches_that_stepped,
@@ -50,11 +50,11 @@ class ResumeLogging(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what the checkpoint tells."""
-        self._held = dict(state_dict)
+        self._resume_state = dict(state_dict)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go back to the first batch of a step of which only a part has been gathered."""
-        if not (batches := _gathered(trainer)):
+        if not (batches := _accumulated_batches(trainer)):
             return
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
@@ -67,7 +67,7 @@ class ResumeLogging(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back what comes again, and log what was left."""
-        held = self._held
+        held = self._resume_state
         for writer in trainer.callbacks if held else ():  # type: ignore[attr-defined]
             if isinstance(writer, ModelCheckpoint) and trainer.ckpt_path:
                 # Of this step there is a checkpoint; Lightning would write a second one after its next batch.
@@ -78,7 +78,7 @@ class ResumeLogging(Callback):
         for logger in trainer.loggers if held or anew else ():
             if isinstance(logger, TensorBoardLogger):
                 if trainer.is_global_zero:
-                    drop_after(Path(logger.log_dir), held.get("moment", 0))
+                    remove_events_after(Path(logger.log_dir), held.get("moment", 0))
                 if held.get("scalars"):
                     logger.log_metrics({**held["scalars"], "epoch": held["epoch"]}, held["step"])
                     logger.save()
@@ -86,14 +86,14 @@ class ResumeLogging(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Validate before the first step, if that is what came next."""
         self._validate(trainer)
-        if not _gathered(trainer):
+        if not _accumulated_batches(trainer):
             self._step_began = time.time()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate now, if the run ended before the first step, and keep the last step where steps are kept."""
         self._validate(trainer)
         for writer in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(writer, ModelCheckpoint) and _wants_the_end(writer, trainer):
+            if isinstance(writer, ModelCheckpoint) and _saves_last_step(writer, trainer):
                 at = writer._monitor_candidates(trainer)
                 writer._save_topk_checkpoint(trainer, at)
                 writer._save_last_checkpoint(trainer, at)
@@ -103,7 +103,7 @@ class ResumeLogging(Callback):
         self._trainer = None
 
     def _validate(self, trainer: Trainer) -> None:
-        held, self._held = self._held, {}
+        held, self._resume_state = self._resume_state, {}
         if not held.get("validation_due"):
             return
         # As Lightning's loop does after a step; by now it counts the next one, maybe of the next epoch.
@@ -117,16 +117,16 @@ class ResumeLogging(Callback):
         connector._first_loop_iter, loop._batches_that_stepped, epochs.processed = first, step, epoch
 
 
-def _gathered(trainer: Trainer | None) -> int:
+def _accumulated_batches(trainer: Trainer | None) -> int:
     """Batches that come again after a checkpoint of now, since their gradients are not in it."""
     loaders = None if trainer is None else trainer.fit_loop._combined_loader
     if trainer is None or loaders is None:
         return 0
     # Loaders of another kind tell a place of their own, of which nothing can be taken back.
-    return gathered(trainer) if all(isinstance(loader, ResumableLoader) for loader in loaders.flattened) else 0
+    return accumulated_batches(trainer) if all(isinstance(loader, ResumableLoader) for loader in loaders.flattened) else 0
 
 
-def _wants_the_end(writer: ModelCheckpoint, trainer: Trainer) -> bool:
+def _saves_last_step(writer: ModelCheckpoint, trainer: Trainer) -> bool:
     """Whether last.ckpt is to be the last step's, which Lightning writes at multiples of an interval only."""
     by_step = writer._every_n_train_steps > 0 and writer.monitor in (None, "step")
     return bool(writer.save_last) and by_step and not writer._should_skip_saving_checkpoint(trainer)
@@ -138,7 +138,7 @@ def _step_is_ending(trainer: Trainer) -> bool:
     return progress.processed == progress.ready == progress.completed + 1
 
 
-def _unlogged(trainer: Trainer) -> dict[str, float]:
+def _pending_scalars(trainer: Trainer) -> dict[str, float]:
     """The scalars that Lightning is about to log of this step; none where it is not."""
     connector = trainer._logger_connector
     if trainer.fit_loop._should_accumulate() or not connector.should_update_logs:

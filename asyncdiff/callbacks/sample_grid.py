@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, Picture, cycled_labels, tiles
-from asyncdiff.callbacks.split_work import sharded
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycled_labels, tile_images
+from asyncdiff.callbacks.split_work import run_distributed
 from asyncdiff.checks import at_least
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.module import AsyncDiffusion
@@ -41,7 +41,7 @@ class SampleGrid(PeriodicImage):
         self.first_seed = first_seed
         self.sampler = sampler
 
-    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> Picture:
+    def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """The grid."""
 
         def images(indices: Sequence[int]) -> Tensor:
@@ -49,4 +49,4 @@ class SampleGrid(PeriodicImage):
             drawn = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
             return module.decode(drawn)
 
-        return tiles(sharded(trainer, self.count, images), columns=self.columns)
+        return tile_images(run_distributed(trainer, self.count, images), columns=self.columns)

@@ -9,16 +9,16 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-def share(trainer: Trainer, count: int) -> list[int]:
+def rank_indices(trainer: Trainer, count: int) -> list[int]:
     """The indices that this process takes, equally many in each: the last ones may repeat what another one has.
 
-    Equal shares keep processes in step whose networks communicate (FSDP); `gathered` drops the repetitions.
+    Equal shares keep processes in step whose networks communicate (FSDP); `gather_rows` drops the repetitions.
     """
     each = -(-count // trainer.world_size)
     return [min(i * trainer.world_size + trainer.global_rank, count - 1) for i in range(each)]
 
 
-def gathered(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
+def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
     """The rows of all processes' shares in the order of their index, each once, on the CPU of every process."""
     rows = rows.detach().float().cpu()
     if trainer.world_size == 1:
@@ -28,8 +28,8 @@ def gathered(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
     return torch.stack(parts, dim=1).flatten(0, 1)[:count]
 
 
-def sharded(
+def run_distributed(
     trainer: Trainer, count: int, draw: Callable[[Sequence[int]], Float[Tensor, "b c h w"]]
 ) -> Float[Tensor, "b c h w"]:
     """`count` images made by `draw(indices)`, the work shared by all processes, the result on every one."""
-    return gathered(trainer, draw(share(trainer, count)), count)
+    return gather_rows(trainer, draw(rank_indices(trainer, count)), count)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.phase_timer import PhaseTimer, WallClock, clock_of
+from asyncdiff.callbacks.phase_timer import PhaseTimer, WallClock, clock_for
 from asyncdiff.training.module import AsyncDiffusion
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "optimizer")
@@ -44,7 +44,7 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self._watch = PhaseTimer(WallClock())
+        self._timer = PhaseTimer(WallClock())
         self._schedule = EveryNSteps(0)
         self._images = 0  # of this process
         self._step = 0
@@ -54,7 +54,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""
-        self._watch = PhaseTimer(clock_of(pl_module.device))
+        self._timer = PhaseTimer(clock_for(pl_module.device))
         self._schedule = log_interval(trainer)
         self._images, self._step = 0, trainer.global_step
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
@@ -75,47 +75,47 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Wait for the first batch."""
-        self._watch.enter(DATA)
+        self._timer.enter(DATA)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, batch: Any, batch_idx: int
     ) -> None:
         """The batch is there; after a validation the watch starts here."""
-        self._watch.enter(FORWARD)
+        self._timer.enter(FORWARD)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
         """The loss is there."""
-        self._watch.enter(OPTIMIZER)
+        self._timer.enter(OPTIMIZER)
 
     def on_before_backward(self, trainer: Trainer, pl_module: AsyncDiffusion, loss: Tensor) -> None:  # type: ignore[override]
         """The old gradients are gone."""
-        self._watch.enter(BACKWARD)
+        self._timer.enter(BACKWARD)
 
     def on_after_backward(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """The gradients are there."""
-        self._watch.enter(OPTIMIZER)
+        self._timer.enter(OPTIMIZER)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count this batch's images, log when due."""
-        self._watch.enter(DATA)
+        self._timer.enter(DATA)
         self._images += len(batch["image"])
         if self._schedule.due(trainer):
-            with self._watch.paused():
+            with self._timer.paused():
                 self._log(trainer, pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """What ran since the last batch was the setting up of this validation."""
-        self._watch.abandon()
+        self._timer.discard()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: AsyncDiffusion, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         """Nobody says when the file is written: the watch stands until the next batch."""
-        self._watch.abandon()
+        self._timer.discard()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """The work between two epochs is no training."""
-        self._watch.abandon()
+        self._timer.discard()
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Leave nothing behind in the module."""
@@ -134,12 +134,12 @@ class Throughput(Callback):
         if self._hook is None or not images or not torch.is_grad_enabled():
             return
         self._hook.remove()
-        with self._watch.paused():
+        with self._timer.paused():
             flops = training_flops(denoiser, args, kwargs)
         self._flops = None if flops is None else flops / images
 
     def _log(self, trainer: Trainer, device: torch.device) -> None:
-        seconds, steps = self._watch.seconds(), trainer.global_step - self._step
+        seconds, steps = self._timer.seconds(), trainer.global_step - self._step
         total = sum(seconds.values())
         metrics = {"train/images_per_second": self._images * trainer.world_size / total}
         metrics["train/ms_step"] = 1000 * total / steps
@@ -168,5 +168,5 @@ def untimed(trainer: Trainer) -> Iterator[None]:
     if throughput is None:
         yield
         return
-    with throughput._watch.paused():
+    with throughput._timer.paused():
         yield

@@ -6,13 +6,13 @@ from typing import Any, Literal
 from lightning.pytorch import Trainer
 
 
-def held_out(trainer: Trainer, count: int) -> Any:
+def validation_batch(trainer: Trainer, count: int) -> Any:
     """A batch of `count` images spread evenly over the validation split, the same on every process."""
-    images = held_out_split(trainer)
-    return images.__getitems__(spread(images, count))
+    images = evaluation_images(trainer)
+    return images.__getitems__(evenly_spaced(images, count))
 
 
-def held_out_split(trainer: Trainer, split: Literal["val", "test"] = "val") -> Any:
+def evaluation_images(trainer: Trainer, split: Literal["val", "test"] = "val") -> Any:
     """The images of a held-out split, without augmentation."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "dataset"):
@@ -20,7 +20,7 @@ def held_out_split(trainer: Trainer, split: Literal["val", "test"] = "val") -> A
     return data.dataset(split).plain()
 
 
-def spread(images: Any, count: int | None) -> Sequence[int]:
+def evenly_spaced(images: Any, count: int | None) -> Sequence[int]:
     """Indices of `count` images, evenly over the length of a dataset; all for None or more."""
     count = len(images) if count is None else min(count, len(images))
     # Files lie in the order of their classes: the first ones would all be of one.

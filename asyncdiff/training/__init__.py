@@ -1,4 +1,4 @@
-"""The LightningModule and what training needs: optimization, FSDP2, warm starts and compatibility checks."""
+"""The LightningModule and its training: optimization, FSDP2, warm start and compatibility checks."""
 
 from asyncdiff.training.fsdp2 import FullyShard
 from asyncdiff.training.module import AsyncDiffusion

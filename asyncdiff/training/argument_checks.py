@@ -1,4 +1,4 @@
-"""Settings of a model that do not go together, refused when it is built and not at the first step."""
+"""Checks of the arguments of `AsyncDiffusion`, made when the model is built rather than at the first step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from asyncdiff.noise.paths import check_path
 from asyncdiff.sampling.samplers import Sampler
 
 
-def check_settings(model: Any) -> None:
-    """Raise ValueError for arguments of an `AsyncDiffusion` that are out of their range or contradict each other."""
+def check_arguments(model: Any) -> None:
+    """Raise ValueError if arguments of an `AsyncDiffusion` are out of range or contradict each other."""
     model.weighting.check(model.levels)
     if model.weighting.needs_slopes and model.level_values:
         raise ValueError(
@@ -18,11 +18,11 @@ def check_settings(model: Any) -> None:
         )
     if model.level_values < 0 or model.level_values == 1:
         raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {model.level_values}: try 256")
-    within("label_dropout", model.label_dropout, 0, 1, "0.1 is usual")
-    at_least("predict_batch_size", model.predict_batch_size, 1, "set the images to draw together")
-    at_least("uncertainty_weight", model.uncertainty_weight, 0, "0.01 is Patch Forcing's")
+    within("label_dropout", model.label_dropout, 0, 1, "0.1 is common")
+    at_least("predict_batch_size", model.predict_batch_size, 1, "set the number of images per batch")
+    at_least("uncertainty_weight", model.uncertainty_weight, 0, "Patch Forcing uses 0.01")
     if model.codec is not None:
-        check_codec(model, model.codec.channels_at_hand())
+        check_codec(model, model.codec.channels_if_available())
     grid = model.denoiser.grid(model.shape[1:])
     model.levels.check(grid)
     if model.sampler.refresh > 1 and not hasattr(model.network, "kv_cache"):
@@ -36,15 +36,15 @@ def check_settings(model: Any) -> None:
 
 
 def check_codec(model: Any, channels: int | None) -> None:
-    """Raise ValueError if a codec has other channels than the model; None are not known yet."""
+    """Raise ValueError if the codec's number of channels differs from the model's; None if it is not known yet."""
     if channels not in (None, model.shape[0]):
         raise ValueError(
-            f"network.channels must be the codec's {channels}, got {model.shape[0]}: set it, or another model.codec"
+            f"network.channels must be the codec's {channels}, got {model.shape[0]}: set it, or use another model.codec"
         )
 
 
 def check_labels(labels: Sequence[int] | None, classes: int) -> None:
-    """Raise ValueError for labels that a model of so many classes does not know."""
+    """Raise ValueError for labels outside 0 .. classes - 1, or for any labels if the model is unconditional."""
     if labels is None:
         return
     if not classes:

@@ -1,4 +1,4 @@
-"""Means of what is logged over all images of all processes."""
+"""Mean of a logged value over all images of all processes."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,14 +8,14 @@ from torchmetrics import MeanMetric
 
 
 class ImageMean(MeanMetric):
-    """The mean over images, each counted once: update it with one value per image.
+    """Mean over images, each counted once: update it with one value per image.
 
-    In float32 also inside a module that is cast to half precision, and NaN as soon as one value is. Lightning's own
-    mean of logged values rounds the number of images down where processes hold unequal numbers.
+    It stays in float32 inside a module that is cast to half precision, and is NaN as soon as one value is. Lightning's
+    own mean of logged values is wrong if processes hold unequal numbers of images: it rounds the number down.
     """
 
     def __init__(self) -> None:
-        # The other strategies drop NaNs and wait for the device at every update; this one ignores weights.
+        # Other strategies drop NaNs and synchronize with the device at every update; this one ignores weights.
         super().__init__(nan_strategy="disable")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> nn.Module:

@@ -1,4 +1,4 @@
-"""AsyncDiffusion: what is trained, as a LightningModule. It owns the network and nothing else."""
+"""`AsyncDiffusion`, the LightningModule: it owns the trained network and nothing else."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,14 +10,14 @@ from jaxtyping import Bool, Float
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from asyncdiff.checkpoints import choose, object_config, read_checkpoint
-from asyncdiff.checkpoints.export.hub import located
+from asyncdiff.checkpoints import choose_weights, object_config, read_checkpoint
+from asyncdiff.checkpoints.export.hub import locate_export
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.targets import Target
 from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.denoising.weightings import Velocity, Weighting
-from asyncdiff.latents import Codec, check_same
+from asyncdiff.latents import Codec, check_same_codec
 from asyncdiff.noise.levels import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
@@ -26,7 +26,7 @@ from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.shapes import Image, Latents
 from asyncdiff.tasks import Task
 from asyncdiff.training import compatibility
-from asyncdiff.training.argument_checks import check_codec, check_labels, check_settings
+from asyncdiff.training.argument_checks import check_arguments, check_codec, check_labels
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.optimization import OptimizerMixin
@@ -37,44 +37,46 @@ TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they
 
 
 class AsyncDiffusion(PredictMixin, OptimizerMixin):
-    """An objective over random level maps, and the sampler that draws images with what it learns.
+    """Diffusion model with one noise level per patch: the training loss over random level maps, and the sampler.
 
-    All randomness of a training step is a function of the seed and of the key of the batch's first sample, which the
-    data module computes from (seed, epoch, position); that of an evaluation is a function of the seed and the index of
-    each image. So validating never changes training, processes differ, and any step can be computed again.
+    All randomness of a training step is a function of `seed` and of the key of the batch's first sample, which the
+    data module computes from (seed, epoch, position); that of an evaluation is a function of `seed` and the index of
+    each image. So validation never changes training, ranks draw different noise, and every step can be reproduced.
 
     Args:
-        network: predicts the velocity or another `target`, see `asyncdiff.networks.DiT`.
-        levels: distribution over level maps in training; AlongPath(AsyncPatch()) by default.
-        weighting: weight on the squared error of the velocity; 1 by default.
-        process: noise process; the rectified flow by default.
-        target: what the network's output stands for; the velocity by default.
-        sampler: how images are drawn, in callbacks, `generate`, `inpaint` and `predict`.
-        codec: what turns the latents that the model is of into pictures; a model of pixels needs none. A checkpoint
-            names it, and has none of its weights.
-        image_size: side of the images in pixels, or of the latents.
-        learning_rate: of AdamW, after the warm-up.
-        betas: decay rates of AdamW's averages of the gradient and of its square.
-        weight_decay: decoupled weight decay of AdamW, times the learning rate.
-        warmup_steps: steps over which the learning rate grows linearly from 0.
-        stop_after_bad_steps: a step whose loss or gradient is NaN or infinite is skipped; so many in a row end the run,
-            with a file of what was in the last one. 0 never ends it.
-        label_dropout: probability that a training image's label is replaced by "no label".
-        level_values: training levels are rounded to this many equidistant values, so that a network computes that many
-            modulations a step rather than one per patch; the noise is added at the rounded level. 0 = continuous.
-        seed: of all randomness in training and evaluation.
-        uncertainty_weight: weight in the loss of the uncertainty head's Gaussian negative log-likelihood, where the
-            network has such a head.
-        compiled: compile the network, in training and when images are drawn: faster steps after a slow first one
-            (minutes for a large U-Net). It is no part of a checkpoint.
-        pretrained: a checkpoint of ours whose weights training starts from, averaged ones where it has any; see
-            `asyncdiff.training.warm_start`. A run that is continued has its own. It is no part of a checkpoint.
-        task: what `predict` draws; whole images by default. It is no part of a checkpoint.
-        predict_count: images that `predict` draws, with seeds 0, 1, ...; so many of every photo, if the task has any.
-        predict_seeds: their seeds, in place of 0 .. predict_count - 1.
-        predict_labels: their classes, in turn over the photos or else over the seeds; by default all classes in turn
-            for whole images, none for photos. An empty list tells none.
-        predict_batch_size: images drawn together.
+        network: predicts `target` from the noisy images, the level map and the labels; see `asyncdiff.networks.DiT`.
+        levels: distribution of the training level maps; AlongPath(AsyncPatch()) by default.
+        weighting: weight on the squared error of the velocity, per patch; `Velocity` (1 everywhere) by default.
+        process: noise process, alpha(t) and sigma(t); `RectifiedFlow` by default.
+        target: quantity that the network predicts; `VelocityTarget` by default.
+        sampler: default sampler of `generate`, `inpaint`, `predict` and the callbacks; `Sampler()` by default.
+        codec: autoencoder between images and the latents of a latent diffusion model; None for a pixel-space model.
+            Checkpoints record its arguments, not its weights.
+        image_size: height and width of the images in pixels, or of the latents.
+        learning_rate: learning rate of AdamW after the warm-up.
+        betas: decay rates of AdamW's running averages of the gradient and of its square.
+        weight_decay: decoupled weight decay of AdamW; it is multiplied by the learning rate.
+        warmup_steps: number of optimizer steps over which the learning rate grows linearly from 0.
+        stop_after_bad_steps: number of consecutive steps with a NaN or infinite loss or gradient that ends the run.
+            Each such step is skipped; the last one is written to a JSON file. 0 never ends the run.
+        label_dropout: probability that the label of a training image is replaced by "no label".
+        level_values: number of equidistant values that training levels are rounded to, so that a network computes that
+            many modulations per step rather than one per patch; noise is added at the rounded level. 0 = continuous.
+        seed: seed of all randomness in training and evaluation.
+        uncertainty_weight: weight of the uncertainty head's Gaussian negative log-likelihood in the loss. Without such
+            a head it has no effect.
+        compiled: compile the network for training and sampling: faster steps after a slow first one (minutes for a
+            large U-Net). Not saved in checkpoints.
+        pretrained: checkpoint or export whose weights training starts from, the EMA weights if it has any; see
+            `asyncdiff.training.warm_start`. Ignored when a run is resumed. Not saved in checkpoints.
+        task: task of `predict`; generates images from noise by default. Not saved in checkpoints.
+        predict_count: number of images that `predict` generates, with seeds 0, 1, ...; if the task has photos, the
+            number of results per photo.
+        predict_seeds: seeds of `predict`, in place of 0 .. predict_count - 1.
+        predict_labels: class labels of `predict`, cycled over the photos if the task has any, otherwise over the seeds.
+            By default all classes in turn if images are generated from noise, none for photos. An empty list means
+            unconditional.
+        predict_batch_size: number of images per batch in `predict`.
     """
 
     def __init__(
@@ -130,40 +132,40 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self.predict_batch_size = predict_batch_size
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
-        self.averaged: dict[str, Any] = {}  # the averages found in a checkpoint, for the EMA callback to take over
-        self._stream: int | None = None  # seed of the draws of the present step
-        self.latents: dict[str, Any] = {}  # identities of their codec as far as known, see `compatibility.know_latents`
-        check_settings(self)
+        self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
+        self._stream: int | None = None  # seed of the current training step
+        self.latents: dict[str, Any] = {}  # fingerprints of the codec, see `compatibility.record_latents`
+        check_arguments(self)
         check_predictions(self)
-        if compiled:  # in place: the names of the weights stay, and so does what a checkpoint says of the network
+        if compiled:  # in place, so that the names of the weights and the object config stay the same
             network.compile()
 
     @property
     def network(self) -> nn.Module:
-        """The network, which predicts the target."""
+        """Network that predicts the target."""
         return self.denoiser.network
 
     @property
     def process(self) -> Process:
-        """The noise process."""
+        """Noise process: alpha(t) and sigma(t)."""
         return self.denoiser.process
 
     @property
     def target(self) -> Target:
-        """What the network's output stands for."""
+        """Quantity that the network predicts."""
         return self.denoiser.target
 
     @property
     def classes(self) -> int:
-        """Number of labels that the network knows, 0 for an unconditional one."""
+        """Number of classes that the network is conditioned on, 0 if it is unconditional."""
         return int(getattr(self.network, "classes", 0))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of what it draws: images, or latents."""
+        """Shape (channels, height, width) of the images or latents that the model generates."""
         return int(getattr(self.network, "channels", 3)), self.image_size, self.image_size
 
-    # Using what was learned
+    # Sampling
 
     def generate(
         self,
@@ -173,9 +175,18 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
-        """One image per seed, values in about [-1, 1]; image i depends on seed i (and label i) only.
+        """Generate one image per seed, with values in about [-1, 1]; image i depends only on seed i and label i.
 
-        A model of latents draws latents: `decode` makes pictures of them.
+        A latent diffusion model returns latents: turn them into images with `decode`.
+
+        Args:
+            seeds: one seed per image.
+            labels: one class label per image in 0 .. classes - 1; None for unconditional images.
+            sampler: the model's own by default.
+            batch_size: number of images that go through the network together.
+
+        Returns:
+            Images or latents (len(seeds), *shape).
         """
         check_labels(labels, self.classes)
         with self.sampling_context():
@@ -198,17 +209,20 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
-        """`image` with the pixels where `known` is False generated; the known ones come back bit for bit.
+        """Generate the unknown pixels of images; the known ones are returned bit for bit.
 
-        A model of latents completes latents; `asyncdiff.tasks.Inpaint` takes photos to them and back.
+        A latent diffusion model inpaints latents; `asyncdiff.tasks.Inpaint` encodes photos and decodes the results.
 
         Args:
-            image: in [-1, 1]; (c, h, w), completed once per seed, or (b, c, h, w).
-            known: bool, True = known; (h, w), or (b, h, w).
+            image: values in [-1, 1]; (c, h, w), inpainted once per seed, or (b, c, h, w).
+            known: bool, True = known; (h, w) or (b, h, w).
             seeds: one per result; 0, 1, ... by default.
-            labels: a class per result, None for none.
-            sampler: the module's own by default.
-            batch_size: images that go through the network together.
+            labels: one class label per result; None for unconditional inpainting.
+            sampler: the model's own by default.
+            batch_size: number of images that go through the network together.
+
+        Returns:
+            Inpainted images or latents (b, c, h, w).
         """
         check_labels(labels, self.classes)
         with self.sampling_context():
@@ -223,50 +237,50 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
             )
 
     def encode(self, images: Image) -> Latents:
-        """What the model works on, of images (b, c, h, w) in [-1, 1]: latents where it has a codec, else the images."""
+        """Encode images (b, c, h, w) in [-1, 1] into the model's space: latents if it has a codec, else unchanged."""
         return images if self.codec is None else self.codec.to(self.device).encode(images)
 
     def decode(self, x: Latents) -> Image:
-        """Pictures of what the model draws, about in [-1, 1]: through its codec; without one, x as it is."""
+        """Decode generated latents into images in about [-1, 1]; without a codec, return `x` unchanged."""
         return x if self.codec is None else self.codec.to(self.device).decode(x)
 
     def sampling_context(self) -> Any:
-        """The context that drawing images runs in: the trainer's precision inside a run, float32 otherwise."""
+        """Return the context for sampling: the trainer's precision inside a run, float32 otherwise."""
         return self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
 
     # Training
 
     def configure_model(self) -> None:
-        """Share the network out under fully_shard; ValueError under other strategies that do not copy it."""
+        """Shard the network under fully_shard; raise ValueError for other strategies that shard it."""
         if self._trainer is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
         if self._device_mesh is not None:
             shard(self.network, self._device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Find out now, not at the first checkpoint, whether the model fits the data and can be described; start."""
+        """Check early that the model fits the data and can be saved; load the weights of `pretrained`."""
         object_config.describe(self)
         data = getattr(self.trainer, "datamodule", None)
         compatibility.check_data(self)
-        if self.codec is not None:  # read now: a missing file is not to be missed by the first picture
+        if self.codec is not None:  # load it now, so that a missing file is found before the first sample grid
             check_codec(self, self.codec.channels)
-            check_same(self.codec, getattr(data, "codec", None) or {})
-        own = None if self.codec is None else self.codec.identity()
-        compatibility.know_latents(self, here=getattr(data, "codec", None) or own)
+            check_same_codec(self.codec, getattr(data, "codec", None) or {})
+        own = None if self.codec is None else self.codec.fingerprint()
+        compatibility.record_latents(self, here=getattr(data, "codec", None) or own)
         if self.pretrained is not None and self.trainer.ckpt_path is None:
             load_pretrained(self, self.pretrained)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed every draw of this step, dropout included."""
-        # The key is the place in the data, which no interruption changes; foreign data modules may have none.
-        place = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
-        self._stream = counter_key(self.seed, TRAINING, *place)
+        """Seed all randomness of this step, dropout included."""
+        # The key is the position in the data, which is unaffected by resuming; other data modules may have none.
+        position = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
+        self._stream = counter_key(self.seed, TRAINING, *position)
         torch.manual_seed(self._stream)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The loss, with the levels and errors of every patch for whoever wants to watch them."""
+        """Return the loss, and the levels and errors of every patch for callbacks."""
         x = self._images(batch)
-        draw = self._draw(len(x))
+        draw = self._sample_levels(len(x))
         eps = normal(x.shape, device=x.device)
         result = training_loss(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
@@ -275,47 +289,45 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
             uncertainty = result.uncertainty.mean()
             self.log("train/uncertainty_loss", uncertainty)
             loss = loss + self.uncertainty_weight * uncertainty
-        facts = {name: batch.get(name) for name in ("index", "key", "label")} | {"stream": self._stream}
-        loss = self.guard.watch(loss, **facts, loss_per_image=result.per_image.detach(), levels=result.t)
+        info = {name: batch.get(name) for name in ("index", "key", "label")} | {"stream": self._stream}
+        loss = self.guard.watch(loss, **info, loss_per_image=result.per_image.detach(), levels=result.t)
         return {"loss": loss, "t": result.t, "error": result.error.detach()}
 
     def on_validation_start(self) -> None:
-        """Refuse data of other classes."""
         compatibility.check_data(self)
 
     def on_test_start(self) -> None:
-        """Refuse data of other classes."""
         compatibility.check_data(self)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Log the objective and the gap between constant and heterogeneous maps on held-out images."""
+        """Log the loss on held-out images, and the gap between constant and heterogeneous level maps."""
         self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """What `validation_step` logs, on the test split."""
+        """Log the same values as `validation_step`, on the test split."""
         self._evaluate(batch, "test")
 
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how to rebuild the model, as plain containers, and the averaged weights of the EMA callbacks."""
+        """Add the model's object config, the codec's fingerprint and the EMA weights to a checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = object_config.describe(self)
-        # Wishes of the day, and of this machine.
+        # These belong to one run or machine, not to the model.
         checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False, "pretrained": None}
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
-        # Their own hooks are passed over for files of weights only, which are the ones that people share.
+        # Lightning skips the callbacks' own hooks for weights-only files, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):
                 callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the weights of another model; keep the averages for the callback that continues or uses them."""
+        """Raise ValueError if the checkpoint is of another model; keep its EMA weights for the EMA callback."""
         compatibility.check_checkpoint(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            # The step that numbers are logged at: the checkpoint's, where Lightning would say 0.
+            # Log metrics at the checkpoint's step; Lightning would log them at step 0.
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(checkpoint.get("global_step", 0))
         self.averaged = checkpoint.get("ema", {})
 
@@ -328,23 +340,29 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         weights: Literal["auto", "ema", "raw"] = "auto",
         allow: Sequence[str] = ("asyncdiff",),
     ) -> "AsyncDiffusion":
-        """The model of a checkpoint, ready to draw images.
+        """Load a model from a checkpoint, in evaluation mode and ready for sampling.
 
         Args:
-            checkpoint_path: a .ckpt file of a run, or an exported folder.
+            checkpoint_path: a .ckpt file of a run, or the folder of an export.
             map_location: device to load to.
-            weights: "auto" takes the averaged weights where the run kept any (the first average if several), "ema"
-                insists on them, "raw" takes those of the last step.
+            weights: "auto" selects the EMA weights if there are any (the first EMA if several), "ema" requires them,
+                "raw" selects the weights of the last step.
             allow: packages whose classes may be imported to rebuild the model.
+
+        Returns:
+            The model on `map_location`.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        state, _ = choose(checkpoint, weights, checkpoint_path)
+        state, _ = choose_weights(checkpoint, weights, checkpoint_path)
         model = object_config.build(checkpoint["recipe"], allow)
         if not isinstance(model, cls):
-            raise ValueError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}")
+            raise ValueError(
+                f"checkpoint_path must be a checkpoint of {cls.__name__}, got {checkpoint_path}, which holds a "
+                f"{type(model).__name__}: load it with that class"
+            )
         compatibility.check_weights(model.state_dict(), state, checkpoint_path)
         model.load_state_dict(state)
-        compatibility.know_latents(model, here=checkpoint.get("latents"))
+        compatibility.record_latents(model, here=checkpoint.get("latents"))
         return model.to(map_location).eval()
 
     @classmethod
@@ -356,20 +374,23 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         map_location: torch.device | str = "cpu",
         allow: Sequence[str] = ("asyncdiff",),
     ) -> "AsyncDiffusion":
-        """The model of an export, ready to draw images; see docs/sharing.md.
+        """Load an exported model, in evaluation mode and ready for sampling; see docs/sharing.md.
 
         Args:
-            path_or_repo: a folder that `python -m asyncdiff export` wrote, or a repository of the Hugging Face hub with
-                its files, OWNER/NAME.
-            revision: branch, tag or commit of a repository.
+            path_or_repo: folder written by `python -m asyncdiff export`, or a repository OWNER/NAME of the Hugging Face
+                Hub that holds its files.
+            revision: branch, tag or commit of the repository.
             map_location: device to load to.
             allow: packages whose classes may be imported to rebuild the model.
+
+        Returns:
+            The model on `map_location`.
         """
-        return cls.load_from_checkpoint(located(path_or_repo, revision), map_location, allow=allow)
+        return cls.load_from_checkpoint(locate_export(path_or_repo, revision), map_location, allow=allow)
 
-    # Parts
+    # Helpers
 
-    def _draw(self, batch: int, generator: Generators = None) -> LevelDraw:
+    def _sample_levels(self, batch: int, generator: Generators = None) -> LevelDraw:
         grid = self.denoiser.grid(self.shape[1:])
         draw = self.levels(batch, grid, generator=generator, device=self.device)
         return draw.quantized(self.level_values, self.levels.t_min) if self.level_values else draw
@@ -393,11 +414,13 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
     def _evaluate(self, batch: dict[str, Tensor], stage: str) -> None:
         x, label = self._images(batch), batch["label"] if self.classes else None
         if "index" not in batch:
-            raise ValueError(f"batches must hold 'index', each image's place in the split, got {list(batch)}: add it")
-        if not len(x):  # no file of the batch could be read
+            raise ValueError(
+                f"batches must hold 'index', the positions of the images in the split, got {list(batch)}: add it"
+            )
+        if not len(x):  # none of the batch's files could be read
             return
         generators = per_image(counter_key(self.seed, EVALUATION, i) for i in batch["index"].tolist())
-        draw = self._draw(len(x), generators)
+        draw = self._sample_levels(len(x), generators)
         values = held_out_errors(self.denoiser, x, draw, self.weighting, label, generators)
         for name, value in values.items():
             mean = cast(ImageMean, self.means[f"{stage}/{name}"])

@@ -1,4 +1,4 @@
-"""The part of a LightningModule that draws what `predict` asks for."""
+"""The part of the LightningModule that implements `predict`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from asyncdiff.tasks import Generate, Request, Task
 
 
 class PredictMixin(LightningModule):
-    """Draws the pictures of a task, each process its share of them.
+    """Implements `predict`: generates the images of a task, split over the processes.
 
     Attributes:
-        task: what is drawn; whole images if None.
-        predict_count: pictures, with seeds 0, 1, ...; so many of every photo, if the task has any.
-        predict_seeds: the seeds themselves; 0 .. predict_count - 1 if None.
-        predict_labels: their classes in turn, see `asyncdiff.tasks.Task.requests`.
+        task: task to run; None generates images from noise.
+        predict_count: number of images, with seeds 0, 1, ...; if the task has photos, the number per photo.
+        predict_seeds: their seeds; 0 .. predict_count - 1 if None.
+        predict_labels: their class labels, cycled; see `asyncdiff.tasks.Task.requests`.
     """
 
     task: Task | None
@@ -29,23 +29,23 @@ class PredictMixin(LightningModule):
     shape: Any
 
     def predict_requests(self) -> list[Request]:
-        """Every picture that `predict` draws, on whichever process."""
+        """Return the requests for all images of `predict`, over all processes."""
         seeds = range(self.predict_count) if self.predict_seeds is None else self.predict_seeds
         return self._task.requests(self, seeds=seeds, labels=self.predict_labels)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader:
-        """The batches of requests that `predict` draws, this process's share of them."""
+        """Return this process's batches of requests."""
         rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
         mine = self.predict_requests()[rank::world]
-        # A process without any takes an empty batch: Lightning would let it go, and others wait for it for ever.
-        share = self._task.batches(self, mine) if mine else [[]]  # type: ignore[arg-type]
-        return DataLoader(_Batches(share), batch_size=None, collate_fn=list)
+        # A process without requests gets an empty batch: otherwise Lightning skips it, and the others wait forever.
+        batches = self._task.batches(self, mine) if mine else [[]]  # type: ignore[arg-type]
+        return DataLoader(_Batches(batches), batch_size=None, collate_fn=list)
 
     def predict_step(self, batch: list[Request], batch_idx: int) -> Image:
-        """The pictures of a batch of requests."""
+        """Return the images of a batch of requests (b, c, h, w)."""
         if not batch:
             return torch.empty(0, *self.shape, device=self.device)
-        return self._task.finished(self, batch)  # type: ignore[arg-type]
+        return self._task.sample_batch(self, batch)  # type: ignore[arg-type]
 
     @property
     def _task(self) -> Task:
@@ -53,17 +53,17 @@ class PredictMixin(LightningModule):
 
 
 def check_predictions(model: PredictMixin) -> None:
-    """Raise ValueError for numbers of pictures and seeds that nothing can be drawn with."""
-    at_least("predict_count", model.predict_count, 1, "set the images to draw")
+    """Raise ValueError unless predict_count and predict_seeds are valid."""
+    at_least("predict_count", model.predict_count, 1, "set the number of images")
     seeds = model.predict_seeds
     if seeds is None:
         return
     if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
-        raise ValueError(f"predict_seeds must be whole numbers from 0 on that differ, got {list(seeds)}: or null")
+        raise ValueError(f"predict_seeds must be distinct integers of at least 0, got {list(seeds)}: or use null")
 
 
 class _Batches(IterableDataset):
-    """Batches as they are. Iterable, so that Lightning leaves the sharding to us."""
+    """Iterable over given batches; iterable-style, so that Lightning does not add a distributed sampler."""
 
     def __init__(self, batches: Sequence[list[Request]]):
         self.batches = batches

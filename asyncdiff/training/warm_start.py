@@ -1,4 +1,4 @@
-"""Training that starts from another checkpoint's weights, and from nothing else of it."""
+"""Warm start: training from the weights of another checkpoint, without its optimizer state and step."""
 
 from pathlib import Path
 from typing import Any
@@ -6,62 +6,77 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from asyncdiff.checkpoints import choose, read_checkpoint
-from asyncdiff.training.compatibility import MEANING, Difference, check_recipe, check_weights, differences
+from asyncdiff.checkpoints import choose_weights, read_checkpoint
+from asyncdiff.training.compatibility import (
+    SEMANTIC_ARGUMENTS,
+    Difference,
+    check_differences,
+    check_weights,
+    differences,
+)
 from asyncdiff.training.fsdp2 import shard_like
 
-DENOISER = "denoiser."  # where a model keeps what is trained
-SHOWN = 4  # names in a report
-ADDED = ("depth", "uncertainty", "level_patch_size")  # arguments that change no shape of weights that both have
+DENOISER = "denoiser."  # prefix of the trained weights
+MAX_NAMES = 4  # weights that a report names
+# Arguments that add or remove weights without changing the shapes of the others.
+ADDITIVE_ARGUMENTS = ("depth", "uncertainty", "level_patch_size")
 
 
 def load_pretrained(model: Any, path: str | Path) -> None:
-    """Give `model.denoiser` the weights of the checkpoint or export `path`, of averages the first where it has any.
+    """Load the weights of the checkpoint or export `path` into `model.denoiser`; the first EMA's if it has any.
 
-    Weights that only one of them has are reported and stay as they are, such as those of a new uncertainty head; so is
-    what the network, the process and the target were built with, where it differs. ValueError for other shapes, another
-    class of network, and what gives the weights another meaning: patch size, channels, heads, number of classes.
+    Weights that only one of the two has, such as those of a new uncertainty head, are reported and keep their initial
+    values; differing arguments of network, process and target are reported, too. Raises ValueError for other shapes,
+    another class of network, and arguments that change the meaning of the weights: patch size, channels, heads, number
+    of classes.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"pretrained must be a checkpoint, got {path}, which does not exist: check it")
+        raise FileNotFoundError(f"pretrained must be a checkpoint, got {path}, which does not exist: check the path")
     checkpoint = read_checkpoint(path)
-    given, own = _weights(checkpoint, path), model.denoiser.state_dict()
+    loaded, own = _weights(checkpoint, path), model.denoiser.state_dict()
     found = differences(model, checkpoint["recipe"])
-    shared = {name: weight for name, weight in given.items() if name in own}
+    shared = {name: weight for name, weight in loaded.items() if name in own}
     other_shapes = any(weight.shape != own[name].shape for name, weight in shared.items())
-    check_recipe([one for one in found if _matters(one, other_shapes)], path, "train without model.pretrained")
+    check_differences(
+        [one for one in found if _is_incompatible(one, other_shapes)], path, "train without model.pretrained"
+    )
     if not shared:
         raise ValueError(f"pretrained must hold weights of this network, got none in {path}: is it of another class?")
     check_weights({name: own[name] for name in shared}, shared, path)
     model.denoiser.load_state_dict({n: shard_like(w, own[n]) for n, w in shared.items()}, strict=False)
-    for line in _report(path, given, own, found):
+    for line in _report(path, loaded, own, found):
         rank_zero_info(f"pretrained: {line}")
 
 
-def _matters(one: Difference, other_shapes: bool) -> bool:
-    """Whether the weights mean nothing here; of differences that only some of the weights have, whether any has."""
+def _is_incompatible(one: Difference, other_shapes: bool) -> bool:
+    """Return whether the weights cannot be used because of a difference; `other_shapes`: some shapes differ, too."""
     part, argument = one.name.removeprefix("model.").split(".")[0], one.name.rpartition(".")[2]
     if part != "network":
         return False
-    if argument == "classes" and not (one.here and one.there):  # the table of the labels is new, or left out
+    if argument == "classes" and not (one.here and one.there):  # the label embedding is new, or left out
         return False
-    return argument in ("network", "classes", *MEANING) or (other_shapes and argument not in ADDED)
+    return argument in ("network", "classes", *SEMANTIC_ARGUMENTS) or (
+        other_shapes and argument not in ADDITIVE_ARGUMENTS
+    )
 
 
 def _weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    state, _ = choose(checkpoint, "auto", path)
+    state, _ = choose_weights(checkpoint, "auto", path)
     return {name.removeprefix(DENOISER): weight for name, weight in state.items() if name.startswith(DENOISER)}
 
 
-def _report(path: str | Path, given: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]) -> list[str]:
-    lines = [f"{len(given.keys() & own.keys())} of {len(own)} weights are those of {path}"]
-    if anew := [name for name in own if name not in given]:
-        lines.append(f"not there, and as at the start: {_some(anew)}")
-    if left := [name for name in given if name not in own]:
-        lines.append(f"there, and left out: {_some(left)}")
-    return [*lines, *(f"{one.name.removeprefix('model.')} is {one.here} here, {one.there} there" for one in found)]
+def _report(path: str | Path, loaded: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]) -> list[str]:
+    lines = [f"loaded {len(loaded.keys() & own.keys())} of {len(own)} weights from {path}"]
+    if missing := [name for name in own if name not in loaded]:
+        lines.append(f"not in the checkpoint, initialized: {_some(missing)}")
+    if unused := [name for name in loaded if name not in own]:
+        lines.append(f"not in the model, ignored: {_some(unused)}")
+    return [
+        *lines,
+        *(f"{one.name.removeprefix('model.')} is {one.here}, {one.there} in the checkpoint" for one in found),
+    ]
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

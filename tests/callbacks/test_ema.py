@@ -3,7 +3,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from asyncdiff.callbacks.ema import EMA, averaged_weights
+from asyncdiff.callbacks.ema import EMA, ema_weights
 
 
 class Drift(LightningModule):
@@ -68,9 +68,9 @@ def test_it_counts_optimiser_steps_not_batches(tmp_path):
 def test_swapping_gives_the_weights_back_exactly(tmp_path):
     module, ema = Drift(), EMA(0.5)
     run = fit(tmp_path, module, [ema], limit_val_batches=0)
-    with averaged_weights(run, module):
+    with ema_weights(run, module):
         assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
-        with averaged_weights(run, module):  # nested: still the average
+        with ema_weights(run, module):  # nested: still the average
             assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
         assert module.weight[0].item() != 5
     assert module.weight[0].item() == 5
@@ -110,7 +110,7 @@ def test_several_decays_side_by_side(tmp_path):
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["ema"]
     assert list(saved) == ["0.1", "0.9"]
     assert slow.average["weight"][0].item() == pytest.approx(expected(0.9, 5), rel=1e-6)
-    with averaged_weights(run, module):  # the first in the list evaluates
+    with ema_weights(run, module):  # the first in the list evaluates
         assert module.weight[0].item() == pytest.approx(expected(0.1, 5), rel=1e-6)
 
 

@@ -6,7 +6,7 @@ import random
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from asyncdiff.callbacks.event_files import drop_after
+from asyncdiff.callbacks.event_files import remove_events_after
 
 
 def written(folder, steps, suffix=""):
@@ -29,15 +29,15 @@ def test_what_came_later_is_dropped_and_all_else_kept_to_the_byte(tmp_path):
     file = written(tmp_path, range(10), ".a")
     other = written(tmp_path, range(10, 20), ".b")
     before = file.read_bytes()
-    assert drop_after(tmp_path, 1014) == 5
+    assert remove_events_after(tmp_path, 1014) == 5
     assert steps(tmp_path) == list(range(15))
     assert file.read_bytes() == before
-    assert drop_after(tmp_path, 1014) == 0
-    assert drop_after(tmp_path, 1004) == 10
+    assert remove_events_after(tmp_path, 1014) == 0
+    assert remove_events_after(tmp_path, 1004) == 10
     assert steps(tmp_path) == list(range(5))
     assert before.startswith(file.read_bytes())
     assert not other.exists()  # nothing was left in it
-    assert drop_after(tmp_path, 0) == 5
+    assert remove_events_after(tmp_path, 0) == 5
     assert not list(tmp_path.iterdir())
 
 
@@ -47,7 +47,7 @@ def test_a_file_that_ends_in_the_middle_of_an_event_is_read_up_to_there(tmp_path
     for cut in random.Random(0).sample(range(60, len(whole)), 20):
         file.write_bytes(whole[:cut])
         kept = steps(tmp_path)
-        drop_after(tmp_path, 1003)
+        remove_events_after(tmp_path, 1003)
         assert steps(tmp_path) == kept[:4]
 
 
@@ -57,7 +57,7 @@ def test_a_file_of_this_process_and_one_that_was_not_touched_since_are_left(tmp_
     writer.close()
     old = written(tmp_path / "old", range(3))
     os.utime(old, (500, 500))
-    assert drop_after(tmp_path, 0) == 0
-    assert drop_after(tmp_path / "old", 1001) == 0
+    assert remove_events_after(tmp_path, 0) == 0
+    assert remove_events_after(tmp_path / "old", 1001) == 0
     assert steps(tmp_path) == [1]
     assert steps(tmp_path / "old") == [0, 1, 2]

@@ -11,15 +11,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, DenoisingStrip, InpaintingGrid, LossByLevel, SampleGrid, Throughput
-from asyncdiff.callbacks.inpainting_grid import masked
-from asyncdiff.callbacks.loss_by_level import binned
-from asyncdiff.callbacks.periodic_image import tiles
-from asyncdiff.callbacks.split_work import gathered, share
+from asyncdiff.callbacks.inpainting_grid import paint_unknown
+from asyncdiff.callbacks.loss_by_level import sum_by_bin
+from asyncdiff.callbacks.periodic_image import tile_images
+from asyncdiff.callbacks.split_work import gather_rows, rank_indices
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.tasks.contact_sheet import UNKNOWN
+from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR
 from datamodules import Digits
 
 CALLBACKS = {
@@ -86,14 +86,14 @@ def test_the_last_frame_of_a_completion_keeps_the_known_half(run):
 
 def test_masked_pixels_have_one_colour():
     image = torch.rand(1, 3, 8, 8)
-    shown = masked(image, Half()(8, 8))
+    shown = paint_unknown(image, Half()(8, 8))
     assert torch.equal(shown[..., :4], image[..., :4])
-    assert shown[0, :, 0, 7].tolist() == pytest.approx([value / 127.5 - 1 for value in UNKNOWN])
+    assert shown[0, :, 0, 7].tolist() == pytest.approx([value / 127.5 - 1 for value in UNKNOWN_COLOR])
 
 
 def test_tiles_enlarge_small_images_by_whole_factors():
     image = torch.tensor([[-1.0, 1.0], [0.0, 0.5]]).reshape(1, 1, 2, 2)
-    picture = tiles(image.expand(2, 1, 2, 2), columns=1)
+    picture = tile_images(image.expand(2, 1, 2, 2), columns=1)
     assert picture.shape == (3, 2 * (64 + 2) + 2, 64 + 4)
     inner = picture[:, 2:66, 2:66]
     assert inner[0, ::32, ::32].flatten().tolist() == [0.0, 1.0, 0.5, 0.75]
@@ -101,20 +101,20 @@ def test_tiles_enlarge_small_images_by_whole_factors():
 
 def test_latents_are_no_picture():
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
-        tiles(torch.zeros(1, 4, 8, 8), columns=1)
+        tile_images(torch.zeros(1, 4, 8, 8), columns=1)
 
 
 def test_errors_by_level_add_up():
     t = torch.rand(64, 4, 4)
     error = torch.rand(64, 4, 4)
-    total, count = binned(t, error, 8)
+    total, count = sum_by_bin(t, error, 8)
     assert count.sum() == t.numel()
     assert total.sum().item() == pytest.approx(error.sum().item(), rel=1e-5)
     third = (t >= 0.25) & (t < 0.375)
     assert total[2].item() == pytest.approx(error[third].sum().item(), rel=1e-5)
-    assert binned(torch.ones(1, 1, 1), torch.ones(1, 1, 1), 8)[1].tolist() == [0] * 7 + [1]
+    assert sum_by_bin(torch.ones(1, 1, 1), torch.ones(1, 1, 1), 8)[1].tolist() == [0] * 7 + [1]
     error[0, 0, 0] = torch.nan  # of a step that is skipped
-    rest, fewer = binned(t, error, 8)
+    rest, fewer = sum_by_bin(t, error, 8)
     assert rest.isfinite().all()
     assert (count - fewer).sum() == 1
 
@@ -125,11 +125,11 @@ def process(rank: int, world: int) -> Mock:
 
 @pytest.mark.parametrize(("count", "world"), [(7, 2), (1, 3), (12, 4), (5, 1)])
 def test_shares_are_equal_in_size_and_cover_every_index(count, world):
-    shares = [share(process(rank, world), count) for rank in range(world)]
+    shares = [rank_indices(process(rank, world), count) for rank in range(world)]
     assert len({len(s) for s in shares}) == 1
     assert set().union(*shares) == set(range(count))
 
 
 def test_one_process_gathers_its_own_rows():
     rows = torch.rand(5, 2)
-    assert torch.equal(gathered(process(0, 1), rows, 5), rows)
+    assert torch.equal(gather_rows(process(0, 1), rows, 5), rows)

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Likelihood
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
-from asyncdiff.evaluation.likelihood_by_path import PathBounds
+from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
@@ -47,7 +47,7 @@ def by_hand(measured, mask=None, label=True):
     held_out = Digits().dataset("val")
     chosen = [i * len(held_out) // 20 for i in range(20)]
     images, labels = held_out.images[chosen], held_out.labels[chosen]
-    bounds = PathBounds(PATHS, 3, CategoricalDecoder(17), mask)
+    bounds = PathLikelihoodEvaluator(PATHS, 3, CategoricalDecoder(17), mask)
     with trainer.callbacks[0].swapped(module), torch.no_grad():
         rows = bounds.rows(module.denoiser.eval(), images, labels if label else None, chosen)
     return bounds.summary(rows, (2, 2))
@@ -93,7 +93,7 @@ def test_validate_and_test_measure_too(measured):
 
 
 def test_rates_of_densities_are_named_nats():
-    bounds = PathBounds(PATHS, 2, GaussianDecoder())
+    bounds = PathLikelihoodEvaluator(PATHS, 2, GaussianDecoder())
     rows = torch.randn(5, 2, 4 + len(LEVEL_EDGES) + 4).abs()
     summary = bounds.summary(rows, (2, 2))
     assert summary.unit == "nats/dim"
@@ -107,7 +107,7 @@ def test_the_path_gap_is_paired():
     rows[:, 1] = rows[:, 0]
     rows[..., 3] = 10
     rows[:, 1, 1] += 5 * 10 * math.log(2)
-    summary = PathBounds(PATHS).summary(rows, (2, 2))
+    summary = PathLikelihoodEvaluator(PATHS).summary(rows, (2, 2))
     gap, error = summary.gap()
     assert gap == pytest.approx(5, rel=1e-5)
     assert error < 1e-5
@@ -119,7 +119,7 @@ def test_the_path_gap_of_equal_paths_is_none_on_average():
     rows = torch.zeros(400, 64, 4, 4 + len(LEVEL_EDGES) + 4)
     rows[..., 1] = torch.randn(400, 64, 4, generator=torch.Generator().manual_seed(0))
     rows[..., 3] = 1
-    bounds = PathBounds(dict.fromkeys("abcd", Synchronous()), decoder=GaussianDecoder())
+    bounds = PathLikelihoodEvaluator(dict.fromkeys("abcd", Synchronous()), decoder=GaussianDecoder())
     gaps, errors = zip(*(bounds.summary(r, (2, 2)).gap() for r in rows), strict=True)
     spread = torch.tensor(gaps).std().item()
     assert abs(math.fsum(gaps) / 400) < 4 * spread / math.sqrt(400)

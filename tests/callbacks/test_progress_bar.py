@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks.progress_bar import StepProgressBar, tell
+from asyncdiff.callbacks.progress_bar import StepProgressBar, print_above_bar
 from asyncdiff.networks.dit import DiT
 from datamodules import Digits
 
@@ -73,5 +73,5 @@ def test_lines_are_told_where_there_is_a_bar(tmp_path, shown, capsys):
     bar = StepProgressBar(refresh_rate=int(shown))
     trainer = fit(tmp_path, bar, max_steps=1)
     capsys.readouterr()
-    tell(trainer, "measuring: something")
+    print_above_bar(trainer, "measuring: something")
     assert capsys.readouterr().err == ("measuring: something\n" if shown else "")

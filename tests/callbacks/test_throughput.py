@@ -352,7 +352,7 @@ def test_events_are_read_late(cuda):
         cuda.tick(1 if phase == "a" else 10)
     with watch.paused():
         cuda.tick(FOREVER)
-    watch.abandon()
+    watch.discard()
     assert Event.synchronised == 0
     assert watch.seconds() == {"a": 2, "b": 20}
     assert watch.seconds() == {}

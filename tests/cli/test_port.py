@@ -227,7 +227,7 @@ def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
     Path("config.yaml").write_text(json.dumps(config))
     cli.main(["fit", "--config", "config.yaml"])
     told = [record.getMessage() for record in caplog.records]
-    assert "pretrained: 31 of 33 weights are those of out/model.ckpt" in told
+    assert "pretrained: loaded 31 of 33 weights from out/model.ckpt" in told
     start, end = (
         AsyncDiffusion.load_from_checkpoint(f).network for f in ("out/model.ckpt", "run/checkpoints/last.ckpt")
     )

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from latent_models import tiny_files
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.cli.errors.user_errors import users_error
-from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoder, check_same
+from asyncdiff.cli.errors.user_errors import user_error_message
+from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoder, check_same_codec
 from asyncdiff.networks.dit import DiT
 from asyncdiff.training.module import AsyncDiffusion
 
@@ -59,7 +60,7 @@ TINY = {"latent_channels": 5, "encoder_block_out_channels": (8,) * 4, "decoder_b
 def error_of(call, *arguments):
     with pytest.raises((ValueError, OSError)) as caught:
         call(*arguments)
-    line = users_error(caught.value)
+    line = user_error_message(caught.value)
     assert line is not None, "a refusal on purpose"
     assert "\n" not in str(caught.value)
     return line
@@ -154,7 +155,7 @@ def test_pools_are_read_from_the_files(tmp_path, images):
 def test_identity_is_exact(images):
     codec = Identity()
     assert torch.equal(codec.decode(codec.encode(images)), images)
-    assert codec.identity() == {
+    assert codec.fingerprint() == {
         "class": "asyncdiff.latents.Identity",
         "weights": None,
         "channels": 3,
@@ -199,14 +200,14 @@ def test_half_precision_computes_and_single_comes_out(tiny, images):
     pixels = half.decode(half.encode(images))
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels, tiny.decode(tiny.encode(images)), atol=0.1, rtol=0)
-    assert half.weights() == tiny.weights()
+    assert half.weights_sha256() == tiny.weights_sha256()
 
 
 def test_loading_draws_no_random_numbers(tmp_path, tiny):
     saved(tmp_path, "AutoencoderKL", **KL)
     for codec in (tiny, DiffusersAutoencoder(str(tmp_path))):
         before = torch.get_rng_state()
-        codec.weights()
+        codec.weights_sha256()
         assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -217,37 +218,37 @@ def test_a_copy_elsewhere_is_the_same_codec(tmp_path):
     saved(tmp_path / "here", "AutoencoderKL", **KL)
     shutil.copytree(tmp_path / "here", tmp_path / "pipeline" / "vae")
     here, there = (DiffusersAutoencoder(str(tmp_path / name)) for name in ("here", "pipeline"))
-    assert here.identity() == there.identity()
-    assert json.loads(json.dumps(here.identity())) == here.identity()
-    assert here.identity()["scale"] == [0.18215] * 2
-    check_same(here, there.identity())
+    assert here.fingerprint() == there.fingerprint()
+    assert json.loads(json.dumps(here.fingerprint())) == here.fingerprint()
+    assert here.fingerprint()["scale"] == [0.18215] * 2
+    check_same_codec(here, there.fingerprint())
 
 
 def test_one_weight_makes_another_codec(tmp_path, tiny):
-    identity = tiny.identity()
+    fingerprint = tiny.fingerprint()
     state = load_file(tiny.decoder)
     state["19.bias"][0] += 1e-3
     save_file(state, tmp_path / "other.safetensors")
     other = TinyAutoencoder(tiny.encoder, str(tmp_path / "other.safetensors"))
-    assert other.identity() | {"weights": identity["weights"]} == identity
-    line = error_of(check_same, other, identity)
+    assert other.fingerprint() | {"weights": fingerprint["weights"]} == fingerprint
+    line = error_of(check_same_codec, other, fingerprint)
     assert line.startswith("model.codec must be the one that encoded the data, got another weights: ")
-    assert identity["weights"][:12] in line
-    assert other.weights()[:12] in line
+    assert fingerprint["weights"][:12] in line
+    assert other.weights_sha256()[:12] in line
 
 
 def test_other_numbers_make_another_codec(tiny):
     scaled = TinyAutoencoder(tiny.encoder, tiny.decoder, scale=0.5)
-    assert "got another scale: 0.5 for 1:" in error_of(check_same, scaled, tiny.identity())
+    assert "got another scale: 0.5 for 1:" in error_of(check_same_codec, scaled, tiny.fingerprint())
     shifted = TinyAutoencoder(tiny.encoder, tiny.decoder, shift=[0.0, 1.0, 0.0, 0.0])
-    assert "got another shift: [0.0, 1.0, 0.0, 0.0] for 0:" in error_of(check_same, shifted, tiny.identity())
-    check_same(TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0] * 4), tiny.identity())
+    assert "got another shift: [0.0, 1.0, 0.0, 0.0] for 0:" in error_of(check_same_codec, shifted, tiny.fingerprint())
+    check_same_codec(TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0] * 4), tiny.fingerprint())
 
 
 def test_the_configuration_s_own_numbers(tmp_path):
     saved(tmp_path, "AutoencoderKL", **KL, scaling_factor=0.5, latents_mean=(1.0, 2.0), latents_std=(2.0, 4.0))
-    assert DiffusersAutoencoder(str(tmp_path)).normalisation() == ([0.25, 0.125], [1.0, 2.0])
-    assert DiffusersAutoencoder(str(tmp_path), scale=3.0, shift=0.0).normalisation() == ([3.0] * 2, [0.0] * 2)
+    assert DiffusersAutoencoder(str(tmp_path)).normalization() == ([0.25, 0.125], [1.0, 2.0])
+    assert DiffusersAutoencoder(str(tmp_path), scale=3.0, shift=0.0).normalization() == ([3.0] * 2, [0.0] * 2)
 
 
 # What is saved of them: nothing
@@ -293,12 +294,12 @@ def test_models_are_built_where_the_files_are_not(tmp_path):
     model = model_with(TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")))
     assert error_of(model.decode, torch.zeros(1, 4, 8, 8)) == (
         f"encoder must be a file of weights, got {tmp_path}/encoder.pth, which does not exist: "
-        "set model.codec, or --codec, to where it lies"
+        "set model.codec, or --codec, to its path"
     )
 
 
 def test_a_model_of_other_channels_is_refused(tiny):
-    expected = "network.channels must be the codec's 4, got 8: set it, or another model.codec"
+    expected = "network.channels must be the codec's 4, got 8: set it, or use another model.codec"
     assert error_of(model_with, tiny, 8) == expected
 
 
@@ -329,7 +330,7 @@ def test_pth_files_are_read_without_running_them(tmp_path, tiny, images):
     for name in ("encoder", "decoder"):
         torch.save(load_file(getattr(tiny, name)), tmp_path / f"{name}.pth")
     loaded = TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth"))
-    assert loaded.identity() == tiny.identity()
+    assert loaded.fingerprint() == tiny.fingerprint()
     torch.save({"code": shutil.rmtree}, tmp_path / "encoder.pth")
     assert "it wants to call shutil.rmtree" in error_of(
         TinyAutoencoder(str(tmp_path / "encoder.pth"), tiny.decoder).encode, images
@@ -368,10 +369,14 @@ def test_folders_without_an_autoencoder(tmp_path, monkeypatch, images):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     gone = DiffusersAutoencoder(str(tmp_path / "gone" / "vae"))
     assert f"got {tmp_path}/gone/vae, which does not exist" in error_of(gone.encode, images)
-    assert "got owner/name: none there, or no connection" in error_of(DiffusersAutoencoder("owner/name").encode, images)
-    assert "none in it" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    assert "got owner/name, which has none or cannot be reached" in error_of(
+        DiffusersAutoencoder("owner/name").encode, images
+    )
+    assert f"got {tmp_path}, which has none: " in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    assert "a UNet2DModel; name its folder" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    assert "which has one of UNet2DModel: give the autoencoder's folder" in error_of(
+        DiffusersAutoencoder(str(tmp_path)).encode, images
+    )
     (tmp_path / "config.json").write_text("[")
     assert "config.json must be JSON" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
 
@@ -382,7 +387,7 @@ def test_weights_that_are_not_there(tmp_path, images):
     state = load_file(file)
     name = sorted(state)[0]
     save_file({key: tensor for key, tensor in state.items() if key != name}, file, {"format": "pt"})
-    assert f"without {name}: fetch it again" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    assert f"without {name}: download it again" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
     file.unlink()
     assert "path must hold weights that fit its config.json" in error_of(
         DiffusersAutoencoder(str(tmp_path)).encode, images
@@ -393,7 +398,7 @@ def test_without_the_library(tmp_path, monkeypatch, images):
     saved(tmp_path, "AutoencoderKL", **KL)
     codec = DiffusersAutoencoder(str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    assert codec.channels == 2  # the config.json tells
+    assert codec.channels == 2  # read from the config.json
     assert error_of(codec.encode, images) == (
         "DiffusersAutoencoder needs the package diffusers, got none: pip install diffusers"
     )

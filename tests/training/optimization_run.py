@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
 from asyncdiff.networks.dit import DiT
-from asyncdiff.training.fsdp2 import local
+from asyncdiff.training.fsdp2 import local_shard
 from datamodules import Digits
 
 
@@ -28,10 +28,10 @@ class Poison(Callback):
     def on_train_batch_end(self, trainer, module, *_):
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
         state = trainer.optimizers[0].state_dict()["state"]
-        moments = {f"{i}.{name}": local(v).clone() for i, held in state.items() for name, v in held.items()}
+        moments = {f"{i}.{name}": local_shard(v).clone() for i, held in state.items() for name, v in held.items()}
         self.seen.append(
             {
-                "weights": {name: local(p.detach()).clone() for name, p in module.named_parameters()},
+                "weights": {name: local_shard(p.detach()).clone() for name, p in module.named_parameters()},
                 "moments": moments,
                 "average": {} if ema is None else {name: v.clone() for name, v in ema.average.items()},
                 "updates": 0 if ema is None else ema.updates,

@@ -1,4 +1,4 @@
-"""Checkpoints, data and models that do not belong together: one line with both values, the file and the remedy."""
+"""Checkpoints, data and models that do not fit together: one line with both values, the file and the remedy."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ from asyncdiff.noise.levels import Shared
 from asyncdiff.noise.processes import CosineVP, LinearVP
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import Heun
-from asyncdiff.training.compatibility import check_weights, differences, know_latents
+from asyncdiff.training.compatibility import check_weights, differences, record_latents
 from datamodules import Digits
 
 SIZES = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10}
@@ -56,15 +56,15 @@ def file(tmp_path_factory):
     return folder / "last.ckpt"
 
 
-def changed(file, tmp_path, change) -> str:
-    """The path of a copy of a checkpoint in which something is another."""
+def modified(file, tmp_path, change) -> str:
+    """Return the path of a modified copy of a checkpoint."""
     checkpoint = torch.load(file, weights_only=True)
     change(checkpoint)
-    torch.save(checkpoint, tmp_path / "changed.ckpt")
-    return str(tmp_path / "changed.ckpt")
+    torch.save(checkpoint, tmp_path / "modified.ckpt")
+    return str(tmp_path / "modified.ckpt")
 
 
-ANEW = "start anew without ckpt_path"
+NEW_RUN = "start a new run without ckpt_path"
 CASES = [
     (
         "architecture",
@@ -92,7 +92,7 @@ CONTINUED = [
     (
         "depth",
         lambda: model({"depth": 2, "dim": 64}),
-        "model.network.dim must be 32 as in {file}, got 64 (model.network.depth differs, too): "
+        "model.network.dim must be 32 as in {file}, got 64 (model.network.depth also differs): "
         "set it to 32, or {otherwise}",
     ),
     (
@@ -121,24 +121,24 @@ CONTINUED = [
         "everything",
         lambda: model({"channels": 3, "patch_size": 1, "dim": 64, "depth": 2, "heads": 4, "classes": 0}),
         "model.network.channels must be 1 as in {file}, got 3 (model.network.patch_size, model.network.dim, "
-        "model.network.depth and more differ, too): set it to 1, or {otherwise}",
+        "model.network.depth and more also differ): set it to 1, or {otherwise}",
     ),
 ]
 
 
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in CONTINUED], ids=[case[0] for case in CONTINUED])
-def test_a_run_goes_on_with_the_model_that_it_was_of(file, tmp_path, make, message):
+def test_a_run_resumes_only_with_the_same_model(file, tmp_path, make, message):
     with pytest.raises(ValueError, match="must be") as refusal:
         trainer(tmp_path).fit(make(), datamodule=Digits(batch_size=32), ckpt_path=file)
-    assert str(refusal.value) == message.format(file=file, otherwise=ANEW)
+    assert str(refusal.value) == message.format(file=file, otherwise=NEW_RUN)
 
 
-def test_weights_are_judged_in_the_model_that_they_are_of(file, tmp_path):
+def test_weights_are_evaluated_only_in_the_same_model(file, tmp_path):
     for work in ("validate", "test"):
         with pytest.raises(ValueError, match="must be") as refusal:
             getattr(trainer(tmp_path), work)(model({"patch_size": 4}), datamodule=Digits(), ckpt_path=str(file))
         assert str(refusal.value) == (
-            f"model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or name a checkpoint of this model"
+            f"model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or use a checkpoint of this model"
         )
 
 
@@ -160,13 +160,13 @@ def test_what_is_not_in_the_weights_may_change(file, tmp_path):
     assert run.global_step == 2
 
 
-def test_numbers_of_a_process_count_as_well():
+def test_arguments_of_a_process_are_compared():
     before = object_config.describe(model(process=LinearVP()))
     (found,) = differences(model(process=LinearVP(beta_end=0.03)), before)
     assert (found.name, found.here, found.there) == ("model.process.beta_end", 0.03, 0.02)
 
 
-def test_lists_are_as_good_as_tuples_and_new_arguments_are_passed_over():
+def test_lists_equal_tuples_and_new_arguments_are_ignored():
     unet = model(UNet(channels=1, **SMALL))
     before = object_config.describe(unet)
     arguments = before["init_args"]["network"]["init_args"]
@@ -190,19 +190,19 @@ def test_training_starts_from_weights_of_the_same_network(file, tmp_path, make, 
     assert str(refusal.value) == message.format(file=file, otherwise="train without model.pretrained")
 
 
-# Weights against the network, where the recipes agree
+# Weights that do not fit the network although the object configs agree
 
 
-def test_a_shape_that_the_recipe_does_not_explain(file, tmp_path):
+def test_a_shape_that_the_object_config_does_not_explain(file, tmp_path):
     def wrong(checkpoint):
         for name in ("denoiser.network.head.weight", "denoiser.network.head.bias"):
             checkpoint["state_dict"][name] = torch.zeros(3, *checkpoint["state_dict"][name].shape)
             checkpoint["ema"]["0.9"]["weights"].pop(name)
 
-    path = changed(file, tmp_path, wrong)
+    path = modified(file, tmp_path, wrong)
     expected = (
         f"the weights of {path} must have the model's shapes, got (3, 4, 32) for denoiser.network.head.weight, which "
-        "is (4, 32) here (and 1 more are others): set the sizes of the network as there"
+        "is (4, 32) here (1 more differ): set the network's sizes to those of the checkpoint"
     )
     for load in (AsyncDiffusion.load_from_checkpoint, lambda p: fit(tmp_path, p)):
         with pytest.raises(ValueError, match="must have") as refusal:
@@ -214,33 +214,33 @@ def fit(folder, path):
     trainer(folder).fit(model(), datamodule=Digits(batch_size=32), ckpt_path=path)
 
 
-def test_missing_and_further_weights():
+def test_missing_and_unexpected_weights():
     own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(3)}
     check_weights(own, own, "x.ckpt")
     with pytest.raises(ValueError, match="must be those") as refusal:
         check_weights(own, {"a": own["a"]}, "x.ckpt")
     assert str(refusal.value) == (
         "the weights of x.ckpt must be those of this model, which has b and 1 more, got a file that lacks them: "
-        "set the network as it was there"
+        "configure the network as in the checkpoint"
     )
     with pytest.raises(ValueError, match="must be those") as refusal:
         check_weights({"a": own["a"], "b": own["b"]}, own, "x.ckpt")
     assert str(refusal.value) == (
         "the weights of x.ckpt must be those of this model, which lacks c, got a file that has it: "
-        "set the network as it was there"
+        "configure the network as in the checkpoint"
     )
 
 
-def test_files_of_other_things(file, tmp_path):
+def test_other_files_are_refused(file, tmp_path):
     def foreign(checkpoint):
         del checkpoint["recipe"]
 
-    path = changed(file, tmp_path, foreign)
+    path = modified(file, tmp_path, foreign)
     with pytest.raises(ValueError, match="must be") as refusal:
         fit(tmp_path, path)
     assert str(refusal.value) == (
-        f"ckpt_path must be a checkpoint of AsyncDiffusion, got {path}, which does not say how to rebuild its model: "
-        "take another"
+        f"ckpt_path must be a checkpoint of AsyncDiffusion, got {path}, which has no object config to rebuild the "
+        "model from: use another file"
     )
     torch.save({"weights": torch.ones(2)}, tmp_path / "weights.ckpt")
     with pytest.raises(ValueError, match="must be a checkpoint, got .*weights.ckpt, which holds something else"):
@@ -251,13 +251,13 @@ def test_files_of_other_things(file, tmp_path):
 
 
 class Latents(Digits):
-    """Digits that are said to be latents."""
+    """Digits that claim to be latents."""
 
     codec = CODEC
 
 
 class Fewer(Digits):
-    """Digits that are said to be of three classes."""
+    """Digits that claim to have three classes."""
 
     classes = 3
 
@@ -270,7 +270,7 @@ class Fewer(Digits):
         ("shift", [0.25], "[0.0]", "[0.25]"),
     ],
 )
-def test_latents_of_another_codec(tmp_path, monkeypatch, key, value, there, here):
+def test_latents_of_another_codec_are_refused(tmp_path, monkeypatch, key, value, there, here):
     run = trainer(tmp_path, max_steps=1)
     run.fit(model(), datamodule=Latents(batch_size=32))
     run.save_checkpoint(tmp_path / "last.ckpt")
@@ -286,19 +286,19 @@ def test_latents_of_another_codec(tmp_path, monkeypatch, key, value, there, here
             )
         assert str(refusal.value) == (
             f"latents must be of the codec that {tmp_path / 'last.ckpt'} was trained on, with {key} {there}, got "
-            f"{here}: give the data and model.codec of that run, or start anew without ckpt_path"
+            f"{here}: use the data and model.codec of that run, or start a new run without ckpt_path"
         )
 
 
-def test_pixels_and_unknown_latents_are_passed_over():
+def test_pixels_and_unknown_latents_are_accepted():
     module = model()
-    know_latents(module, here=None, there={})
-    know_latents(module, there=CODEC)
+    record_latents(module, here=None, there={})
+    record_latents(module, there=CODEC)
     assert module.latents == {"there": CODEC}
 
 
 @pytest.mark.parametrize("work", ["fit", "validate", "test"])
-def test_data_of_other_classes(tmp_path, work):
+def test_data_with_another_number_of_classes_are_refused(tmp_path, work):
     with pytest.raises(ValueError, match="classes") as refusal:
         getattr(trainer(tmp_path), work)(model(), datamodule=Fewer(batch_size=32))
     assert str(refusal.value) == (
@@ -306,7 +306,7 @@ def test_data_of_other_classes(tmp_path, work):
     )
 
 
-def test_data_of_other_channels_and_sizes(tmp_path):
+def test_images_of_other_channels_and_sizes_are_refused(tmp_path):
     for module, shape in ((model({"channels": 3}), "(3, 8, 8)"), (model(image_size=16), "(1, 16, 16)")):
         with pytest.raises(ValueError, match="images must have") as refusal:
             trainer(tmp_path).fit(module, datamodule=Digits(batch_size=32))
@@ -319,7 +319,7 @@ def test_data_of_other_channels_and_sizes(tmp_path):
 def test_the_command_line_ends_with_one_line(file, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    words = [
+    argv = [
         "fit",
         "--data",
         "datamodules.Digits",
@@ -328,12 +328,12 @@ def test_the_command_line_ends_with_one_line(file, tmp_path, capfd, monkeypatch)
         "--model.image_size=8",
     ]
     sizes = SIZES | {"patch_size": 4}
-    words += [f"--model.network.init_args.{name}={value}" for name, value in sizes.items()]
-    words += ["--trainer.default_root_dir=new", "--trainer.accelerator=cpu", "--trainer.logger=false"]
-    words += ["--trainer.enable_model_summary=false", f"--ckpt_path={file}"]
+    argv += [f"--model.network.init_args.{name}={value}" for name, value in sizes.items()]
+    argv += ["--trainer.default_root_dir=new", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    argv += ["--trainer.enable_model_summary=false", f"--ckpt_path={file}"]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(words)
+        cli.main(argv)
     assert stopped.value.code == 2
     assert capfd.readouterr().err.splitlines()[-1] == (
-        f"error: model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or start anew without ckpt_path"
+        f"error: model.network.patch_size must be 2 as in {file}, got 4: set it to 2, or {NEW_RUN}"
     )

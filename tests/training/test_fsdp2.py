@@ -12,9 +12,9 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.checkpoints.object_config import build, describe, packages
+from asyncdiff.checkpoints.object_config import build, describe, named_packages
 from asyncdiff.networks.dit import DiT
-from asyncdiff.training.fsdp2 import FullyShard, local, shard_like, whole
+from asyncdiff.training.fsdp2 import FullyShard, full_tensors, local_shard, shard_like
 
 HERE = Path(__file__).resolve().parent
 STRATEGIES = ("ddp", "fully_shard")
@@ -141,13 +141,13 @@ def test_all_processes_form_one_group():
 
 def test_nothing_happens_to_tensors_that_are_not_shared_out():
     weight = torch.arange(6.0)
-    assert local(weight) is weight
-    assert torch.equal(whole({"a": weight}, {"a": weight})["a"], weight)
+    assert local_shard(weight) is weight
+    assert torch.equal(full_tensors({"a": weight}, {"a": weight})["a"], weight)
     assert torch.equal(shard_like(weight, weight), weight)
 
 
 def test_a_recipe_names_its_packages():
     described = describe(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2))
-    assert packages(described) == {"asyncdiff"}
-    assert packages([{"class_path": "mine.Net", "init_args": {"inner": described}}]) == {"mine", "asyncdiff"}
+    assert named_packages(described) == {"asyncdiff"}
+    assert named_packages([{"class_path": "mine.Net", "init_args": {"inner": described}}]) == {"mine", "asyncdiff"}
     assert isinstance(build(described), DiT)

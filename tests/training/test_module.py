@@ -49,7 +49,7 @@ def test_one_batch_overfits(weighting):
     eps = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
     from asyncdiff.denoising.loss import training_loss
 
-    draw = module._draw(8, torch.Generator().manual_seed(1))
+    draw = module._sample_levels(8, torch.Generator().manual_seed(1))
     losses = []
     for _ in range(400):
         loss = training_loss(module.denoiser, batch["image"], eps, draw, weighting, batch["label"]).per_image.mean()

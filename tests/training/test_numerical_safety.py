@@ -17,7 +17,7 @@ from asyncdiff.denoising.weightings import ELBO, Epsilon, Sigmoid, Velocity
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.levels import AlongPath, LevelDraw
 from asyncdiff.noise.orders import Raster
-from asyncdiff.noise.paths import LOWEST, AsyncPatch, Floored, Ordered, Synchronous
+from asyncdiff.noise.paths import LOWEST_FLOOR, AsyncPatch, Floored, Ordered, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.samplers import Sampler
@@ -138,7 +138,7 @@ def test_guided_walks_to_both_ends_are_finite(guidance, target):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=named)
 @pytest.mark.parametrize("decoder", [CategoricalDecoder(), GaussianDecoder()], ids=named)
-@pytest.mark.parametrize("t_min", [LOWEST, 1e-7, 1e-3])
+@pytest.mark.parametrize("t_min", [LOWEST_FLOOR, 1e-7, 1e-3])
 def test_bounds_are_finite_down_to_the_lowest_floor(process, decoder, t_min):
     for dtype in DTYPES:
         denoiser = Denoiser(network(dtype).eval(), process)

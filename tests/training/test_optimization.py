@@ -14,11 +14,17 @@ from optimization_run import Poison, fit, model
 from torch import nn
 
 from asyncdiff.callbacks import EMA
-from asyncdiff.callbacks.ema import follow
+from asyncdiff.callbacks.ema import update_averages
 from asyncdiff.checkpoints import read_checkpoint
-from asyncdiff.cli.errors.user_errors import users_error
+from asyncdiff.cli.errors.user_errors import user_error_message
 from asyncdiff.randomness import counter_key
-from asyncdiff.training.optimization.gradients import clip, gradient_norms, known_finite, refuse_not_finite, total_norm
+from asyncdiff.training.optimization.gradients import (
+    check_finite,
+    clip_gradients,
+    gradient_norms,
+    nan_gradient_if_nonfinite,
+    total_norm,
+)
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
 from datamodules import Digits
 
@@ -104,13 +110,13 @@ def test_optimisers_that_are_not_fused_are_skipped_by_hand(tmp_path, monkeypatch
 def test_a_loss_that_is_not_finite_has_no_finite_gradient():
     for value in (math.inf, -math.inf, math.nan):
         x = torch.tensor([1.0, 2.0], requires_grad=True)
-        known_finite(x.sum() + value).backward()  # the plain gradient would be 1
+        nan_gradient_if_nonfinite(x.sum() + value).backward()  # the plain gradient would be 1
         assert x.grad.isnan().all()
     x = torch.tensor([1.1, 2.3], requires_grad=True)
     loss = x.square().sum()
     (plain,) = torch.autograd.grad(loss, x, retain_graph=True)
-    assert torch.equal(known_finite(loss), loss)
-    assert torch.equal(torch.autograd.grad(known_finite(loss), x)[0], plain)
+    assert torch.equal(nan_gradient_if_nonfinite(loss), loss)
+    assert torch.equal(torch.autograd.grad(nan_gradient_if_nonfinite(loss), x)[0], plain)
 
 
 # float16 and its scaled loss
@@ -158,7 +164,7 @@ def test_many_in_a_row_end_the_run_with_a_file_of_the_last(tmp_path):
     poison, module = Poison({1, 3, 4, 5}), model(stop_after_bad_steps=3, seed=7)
     with pytest.raises(ValueError, match=r"must be finite, got .* 3 steps in a row up to step 6: .*step_6") as error:
         fit(tmp_path, module, [poison], 10)
-    line = users_error(error.value)
+    line = user_error_message(error.value)
     assert line is not None
     assert "\n" not in line
     assert str(tmp_path / "not_finite" / "step_6_rank_0.json") in line
@@ -178,7 +184,7 @@ def test_many_in_a_row_end_the_run_with_a_file_of_the_last(tmp_path):
     assert batch["loss"] == "nan"
     assert [k for k, loss in enumerate(batch["loss_per_image"]) if loss == "nan"] == [1]  # the image at fault
     torch.manual_seed(batch["stream"])  # the levels are those that the stream gives again
-    assert torch.equal(module._draw(8).t, torch.tensor(batch["levels"]))
+    assert torch.equal(module._sample_levels(8).t, torch.tensor(batch["levels"]))
     assert batch["files"] is None  # the digits have none
     # No weight has moved since the last good step.
     assert equal(poison.seen[2]["weights"], dict(module.named_parameters()))
@@ -274,7 +280,7 @@ def test_clipping_is_that_of_pytorch(dtype):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         gradients = [p.grad for p in a]
-        clip(a, 0.7, algorithm, total_norm(gradient_norms(gradients), gradients))
+        clip_gradients(a, 0.7, algorithm, total_norm(gradient_norms(gradients), gradients))
         plain(b, 0.7)
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
 
@@ -284,18 +290,18 @@ def test_averages_that_follow_on_the_device_follow_the_same():
     averages = [torch.randn(3, 2) for _ in range(150)]  # more than are done at once
     parameters = [torch.randn(3, 2) for _ in averages]
     before = [a.clone() for a in averages]
-    follow(averages, parameters, torch.zeros(()))
+    update_averages(averages, parameters, torch.zeros(()))
     assert all(torch.equal(a, b) for a, b in zip(averages, before, strict=True))
-    follow(averages, parameters, torch.tensor(0.125))
+    update_averages(averages, parameters, torch.tensor(0.125))
     for a, b, p in zip(averages, before, parameters, strict=True):
         assert torch.allclose(a, b.lerp(p, 0.125), atol=1e-6)
 
 
 def test_the_average_on_a_device_counts_what_it_learns_of_later():
     ema = EMA(0.9)
-    ema.updates, ema._missed = 7, torch.tensor(2.0)
-    assert float(ema._decay(ema.updates - ema._missed)) == pytest.approx(6 / 15)
-    ema._settle()
+    ema.updates, ema._skipped = 7, torch.tensor(2.0)
+    assert float(ema._decay(ema.updates - ema._skipped)) == pytest.approx(6 / 15)
+    ema._subtract_skipped()
     assert ema.updates == 5
     assert ema._decay(5) == pytest.approx(6 / 15)
     assert float(ema._decay(torch.tensor(1e6))) == pytest.approx(0.9)
@@ -303,9 +309,9 @@ def test_the_average_on_a_device_counts_what_it_learns_of_later():
 
 def test_refusing_names_the_weight():
     good, bad = ("good", torch.ones(2)), ("bad", torch.tensor([1.0, math.nan]))
-    refuse_not_finite([good], torch.device("cpu"))
+    check_finite([good], torch.device("cpu"))
     with pytest.raises(ValueError, match="got NaN or infinity in bad"):
-        refuse_not_finite([good, bad], torch.device("cpu"))
+        check_finite([good, bad], torch.device("cpu"))
 
 
 # Several processes

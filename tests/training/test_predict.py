@@ -1,4 +1,4 @@
-"""What `predict` draws: seeds one by one or by their number, shared out, and what is refused."""
+"""Requests of `predict`: seeds by list or by number, and what is refused."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def model(**settings):
     return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=4, **settings)
 
 
-def test_seeds_may_be_named():
+def test_seeds_may_be_listed():
     assert [request.seed for request in model(predict_count=3).predict_requests()] == [0, 1, 2]
     named = model(predict_seeds=[9, 2], predict_count=3)
     assert [request.seed for request in named.predict_requests()] == [9, 2]
@@ -24,11 +24,11 @@ def test_seeds_may_be_named():
 
 
 @pytest.mark.parametrize("seeds", [[], [3, 3], [-1]])
-def test_seeds_are_whole_and_differ(seeds):
-    with pytest.raises(ValueError, match="predict_seeds must be whole numbers from 0 on that differ, got"):
+def test_seeds_must_be_distinct_integers(seeds):
+    with pytest.raises(ValueError, match="predict_seeds must be distinct integers of at least 0, got"):
         model(predict_seeds=seeds)
 
 
-def test_there_is_something_to_draw():
-    with pytest.raises(ValueError, match="predict_count must be at least 1, got 0: set the images to draw"):
+def test_predict_count_must_be_positive():
+    with pytest.raises(ValueError, match="predict_count must be at least 1, got 0: set the number of images"):
         model(predict_count=0)

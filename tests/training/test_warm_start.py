@@ -1,4 +1,4 @@
-"""A run that starts from another's weights: whose they are, what is told, and what is refused."""
+"""Warm start: which weights are loaded, what is reported, and what is refused."""
 
 import logging
 
@@ -39,8 +39,8 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture
-def told(caplog):
-    """The lines that loading tells."""
+def report(caplog):
+    """Lines that loading prints."""
     caplog.set_level(logging.INFO)
 
     def lines() -> list[str]:
@@ -50,7 +50,7 @@ def told(caplog):
     return lines
 
 
-def test_a_fit_starts_from_the_averaged_weights(file, tmp_path, told):
+def test_a_fit_starts_from_the_averaged_weights(file, tmp_path, report):
     fresh = model(1, pretrained=str(file), learning_rate=1e-12)
     start = AsyncDiffusion.load_from_checkpoint(file).state_dict()
     raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
@@ -60,11 +60,11 @@ def test_a_fit_starts_from_the_averaged_weights(file, tmp_path, told):
     assert all(torch.allclose(weight, start[name], atol=1e-7) for name, weight in fresh.state_dict().items())
     assert not all(torch.allclose(weight, raw[name], atol=1e-5) for name, weight in fresh.state_dict().items())
     count = len(fresh.denoiser.state_dict())
-    assert told() == [f"pretrained: {count} of {count} weights are those of {file}"]
+    assert report() == [f"pretrained: loaded {count} of {count} weights from {file}"]
 
 
-def test_a_run_that_goes_on_has_its_own(file, tmp_path):
-    """Also where the file that it once started from is gone."""
+def test_a_resumed_run_keeps_its_own_weights(file, tmp_path):
+    """Even if the file that it once started from is gone."""
     run = trainer(tmp_path, enable_checkpointing=False)
     run.fit(model(1), datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "half.ckpt")
@@ -75,41 +75,41 @@ def test_a_run_that_goes_on_has_its_own(file, tmp_path):
     assert all(torch.allclose(weight, half[name], atol=1e-7) for name, weight in again.state_dict().items())
 
 
-def test_it_is_no_part_of_a_checkpoint(file):
+def test_checkpoints_do_not_record_it(file):
     checkpoint = {}
     model(0, pretrained=str(file)).on_save_checkpoint(checkpoint)
     assert checkpoint["recipe"]["init_args"]["pretrained"] is None
 
 
-def test_what_one_of_them_lacks_is_told(file, told):
+def test_missing_weights_and_differences_are_reported(file, report):
     wider = model(1, {"uncertainty": True, "depth": 2}, process=CosineVP())
     before = {name: weight.clone() for name, weight in wider.state_dict().items()}
     load_pretrained(wider, file)
     for name, weight in wider.state_dict().items():
         assert torch.equal(weight, before[name]) == ("uncertainty_head" in name or "blocks.1" in name)
-    first, missing, *differences = told()
-    assert first.startswith("pretrained: 21 of 33 weights")
-    assert missing.startswith("pretrained: not there, and as at the start: network.blocks.1.attention.qkv.weight, ")
+    first, missing, *differences = report()
+    assert first.startswith("pretrained: loaded 21 of 33 weights from ")
+    assert missing.startswith("pretrained: not in the checkpoint, initialized: network.blocks.1.attention.qkv.weight, ")
     assert missing.endswith(" and 8 more")
     assert differences == [
-        "pretrained: network.depth is 2 here, 1 there",
-        "pretrained: network.uncertainty is True here, False there",
-        "pretrained: process is asyncdiff.noise.CosineVP here, asyncdiff.noise.RectifiedFlow there",
+        "pretrained: network.depth is 2, 1 in the checkpoint",
+        "pretrained: network.uncertainty is True, False in the checkpoint",
+        "pretrained: process is asyncdiff.noise.CosineVP, asyncdiff.noise.RectifiedFlow in the checkpoint",
     ]
 
 
-def test_what_is_left_out_is_told(file, told):
+def test_unused_weights_are_reported(file, report):
     load_pretrained(model(1, {"classes": 0}), file)
-    assert "pretrained: there, and left out: network.label_embedding.table.weight" in told()
+    assert "pretrained: not in the model, ignored: network.label_embedding.table.weight" in report()
 
 
-def test_other_sizes_are_refused_with_both(file):
+def test_other_sizes_are_refused_with_both_values(file):
     message = r"model.network.classes must be 10 as in .*last.ckpt, got 3: set it to 10, or train without"
     with pytest.raises(ValueError, match=message):
         load_pretrained(model(1, {"classes": 3}), file)
 
 
-def test_files_of_other_things_are_refused(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="pretrained must be a checkpoint, got .*none.ckpt, which does not exist"
     ):

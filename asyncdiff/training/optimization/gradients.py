@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from asyncdiff.training.fsdp2 import local
+from asyncdiff.training.fsdp2 import local_shard
 
 
-def known_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def nan_gradient_if_nonfinite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """The loss, bit for bit, with a gradient that is NaN where the loss is not finite.
 
     By itself an infinite loss may have a finite gradient, or one that is 0. Once gradients are summed over processes a
@@ -26,7 +26,7 @@ def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
     Half precision has no numbers for the squares of gradients that it has numbers for.
     """
     wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
-    return torch.stack(torch._foreach_norm([local(g) for g in gradients], 2, dtype=wide))
+    return torch.stack(torch._foreach_norm([local_shard(g) for g in gradients], 2, dtype=wide))
 
 
 def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
@@ -41,7 +41,9 @@ def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float
 
 
 @torch.no_grad()
-def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None, norm: Float[Tensor, ""]) -> None:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None, norm: Float[Tensor, ""]
+) -> None:
     """Clip gradients in place as Lightning does: each entry by "value", or else all together, whose norm is `norm`."""
     if algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, limit)
@@ -49,21 +51,21 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Names of the tensors that hold NaN or infinity; of shared out ones this process's share is looked at.
 
     Waits for the device once, whatever their number.
     """
-    named = [(name, local(tensor.detach())) for name, tensor in tensors]
+    named = [(name, local_shard(tensor.detach())) for name, tensor in tensors]
     if not named:
         return []
     finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
     return [name for (name, _), fine in zip(named, finite.tolist(), strict=True) if not fine]
 
 
-def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+def check_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
     """ValueError, on all processes, if a weight is NaN or infinite on any of them: all have to call this."""
-    wrong = not_finite(tensors)
+    wrong = nonfinite_names(tensors)
     if not any_process(torch.tensor(len(wrong) > 0, device=device)):
         return
     where = wrong[0] if wrong else "another process's share"

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asyncdiff.training.optimization.gradients import any_process, gradient_norms, known_finite, total_norm
-from asyncdiff.training.optimization.step_dump import StepRecord, write_record
+from asyncdiff.training.optimization.gradients import any_process, gradient_norms, nan_gradient_if_nonfinite, total_norm
+from asyncdiff.training.optimization.step_dump import StepRecord, write_step_dump
 
-COUNTS = ("skipped", "in_a_row", "overflows")
-REMEMBERED = 64  # batches of a step: of more, accumulated, the last ones are told of
+COUNTERS = ("skipped", "in_a_row", "overflows")
+MAX_BATCHES = 64  # batches of a step: of more, accumulated, the last ones are told of
 LAG = 2  # steps after which a GPU's counters are read: it has been through them by then, and nothing waits
 
 
@@ -40,19 +40,19 @@ class StepGuard:
         self.overflows = torch.zeros((), dtype=torch.int64)  # in the whole run, under a scaled loss
         self.taken = torch.ones(())  # 1 if the last step was taken, 0 if it was skipped
         self.norm = torch.tensor(torch.nan)  # of the last gradient, before it is clipped
-        self._batches: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)  # of the step that is being made
+        self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # of the step that is being made
         self._unread: deque[_Unread] = deque()
 
     def state(self) -> dict[str, int]:
         """The counters, for a checkpoint; waits for the device."""
-        return {name: int(getattr(self, name)) for name in COUNTS}
+        return {name: int(getattr(self, name)) for name in COUNTERS}
 
     def restore(self, state: dict[str, int]) -> None:
         """Count on from a checkpoint; from 0 where it has no counters."""
-        for name in COUNTS:
+        for name in COUNTERS:
             setattr(self, name, torch.tensor(state.get(name, 0), dtype=torch.int64))
 
-    def begin(self) -> None:
+    def start_fit(self) -> None:
         """Forget the steps of an earlier fit, not their number."""
         self._batches.clear()
         self._unread.clear()
@@ -60,7 +60,7 @@ class StepGuard:
     def watch(self, loss: Float[Tensor, ""], **facts: Any) -> Float[Tensor, ""]:
         """The loss of a batch, to be differentiated; `facts` are told of the batch if its step is the last."""
         self._batches.append({"loss": loss.detach(), **facts})
-        return known_finite(loss)
+        return nan_gradient_if_nonfinite(loss)
 
     @torch.no_grad()
     def check(
@@ -105,7 +105,7 @@ class StepGuard:
 
     def _count(self, bad: Tensor, overflow: Tensor) -> None:
         """Count on the device. An overflow says nothing of the steps around it."""
-        for name in COUNTS:
+        for name in COUNTERS:
             setattr(self, name, getattr(self, name).to(bad.device))
         wrong = bad & ~overflow
         self.skipped = self.skipped + wrong
@@ -123,7 +123,7 @@ class StepGuard:
             return None
         oldest = self._unread.popleft()
         in_a_row, skipped = oldest.counts()
-        return Verdict(oldest.record, in_a_row, skipped) if in_a_row >= self.stop_after else None
+        return StopReason(oldest.record, in_a_row, skipped) if in_a_row >= self.stop_after else None
 
 
 def lag(device: torch.device) -> int:
@@ -153,7 +153,7 @@ class _Unread:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StopReason:
     """That a run has to stop, and the last step that was skipped.
 
     Attributes:
@@ -169,10 +169,10 @@ class Verdict:
     def stop(
         self, folder: Path, module: nn.Module, files: Callable[[Sequence[int]], Sequence[str] | None], **facts: Any
     ) -> NoReturn:
-        """Write a file of the step and raise ValueError; the arguments are those of `step_records.write_record`."""
+        """Write a file of the step and raise ValueError; the arguments are those of `step_records.write_step_dump`."""
         told = {"steps_in_a_row": self.in_a_row, "skipped_steps": self.skipped, **facts}
         try:
-            place = str(write_record(folder, self.record, module=module, files=files, **told))
+            place = str(write_step_dump(folder, self.record, module=module, files=files, **told))
         except OSError as error:  # the disk may be what is full of it
             place = f"no file, as none could be written ({error})"
         raise ValueError(

@@ -9,11 +9,11 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from asyncdiff.checks import at_least
-from asyncdiff.training.optimization.gradients import clip, refuse_not_finite
+from asyncdiff.training.optimization.gradients import check_finite, clip_gradients
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
 
-FOLDER = "not_finite"  # of a run, with what is told of steps that ended it
-COUNTERS = "skipped_steps"  # of a checkpoint
+DUMP_FOLDER = "not_finite"  # of a run, with what is told of steps that ended it
+COUNTERS_KEY = "skipped_steps"  # of a checkpoint
 
 
 class Warmup:
@@ -76,7 +76,7 @@ class OptimizerMixin(LightningModule):
 
     def on_train_start(self) -> None:
         """Train with the numbers given now: a checkpoint brings back its own with the optimiser's state."""
-        self.guard.begin()
+        self.guard.start_fit()
         schedule = self.lr_schedulers()
         if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
             return  # a subclass with optimisers of its own decides for itself
@@ -92,7 +92,7 @@ class OptimizerMixin(LightningModule):
         step, epoch = self.global_step + 1, self.current_epoch
         verdict = self.guard.check(optimizer, self, step=step, epoch=epoch, scaler=scaler)
         if verdict is not None:
-            folder = Path(self.trainer.default_root_dir) / FOLDER
+            folder = Path(self.trainer.default_root_dir) / DUMP_FOLDER
             seed = getattr(self, "seed", None)
             verdict.stop(folder, self, self._files, rank=self.global_rank, seed=seed)
         if step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
@@ -111,16 +111,16 @@ class OptimizerMixin(LightningModule):
         """Clip with the norm at hand. Lightning would refuse to clip for a fused step under mixed precision."""
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip(parameters, float(gradient_clip_val), gradient_clip_algorithm, self.guard.norm)
+            clip_gradients(parameters, float(gradient_clip_val), gradient_clip_algorithm, self.guard.norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the counters; ValueError if a weight is not finite."""
-        refuse_not_finite(self.named_parameters(), self.device)
-        checkpoint[COUNTERS] = self.guard.state()
+        check_finite(self.named_parameters(), self.device)
+        checkpoint[COUNTERS_KEY] = self.guard.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count on."""
-        self.guard.restore(checkpoint.get(COUNTERS, {}))
+        self.guard.restore(checkpoint.get(COUNTERS_KEY, {}))
 
     def _files(self, indices: Sequence[int]) -> list[str] | None:
         """Names of the files behind training images, where the data has any."""

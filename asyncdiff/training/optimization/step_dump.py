@@ -10,7 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asyncdiff.training.optimization.gradients import not_finite
+from asyncdiff.training.optimization.gradients import nonfinite_names
 
 NAMED = 20  # parameters that a file names, of thousands that a single bad image may reach
 
@@ -34,7 +34,7 @@ class StepRecord:
     names: Sequence[str] = field(repr=False)
 
 
-def write_record(
+def write_step_dump(
     folder: Path,
     record: StepRecord,
     *,
@@ -69,7 +69,7 @@ def write_record(
         "loss_is_finite_here": all(math.isfinite(float(batch["loss"])) for batch in batches),
         "gradients_not_finite": wrong[:NAMED],
         "gradients_not_finite_count": len(wrong),
-        "parameters_not_finite": not_finite(module.named_parameters())[:NAMED],
+        "parameters_not_finite": nonfinite_names(module.named_parameters())[:NAMED],
         "batches": batches,
     }
     path = folder / f"step_{record.step}_rank_{rank}.json"
