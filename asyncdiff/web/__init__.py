@@ -1,5 +1,5 @@
-"""A page in the browser that draws with one model: what is wished, who waits, and what is shown.
+"""Web page for drawing with one model: draw requests, a job queue, previews and results.
 
-A wish becomes the words of a command of `python -m asyncdiff`, and these words are what is run: the page can do nothing
-that the command line cannot, and shows the line that does the same.
+A draw request becomes the arguments of a `python -m asyncdiff` command, and exactly these arguments are run: the page
+can do nothing that the command line cannot, and it shows the equivalent command.
 """

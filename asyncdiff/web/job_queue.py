@@ -1,4 +1,4 @@
-"""Wishes that wait, and the one that is being drawn: a queue with one worker, whose jobs can be seen and stopped."""
+"""Job queue of the page: one worker thread runs draw requests in order; every job can be previewed and stopped."""
 
 import threading
 import time
@@ -13,77 +13,77 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from asyncdiff.tasks import Request, State
-from asyncdiff.tasks.photos import collected, to_bytes
+from asyncdiff.tasks.photos import collect_warnings, to_bytes
 from asyncdiff.web.draw_request import DrawRequest, Limits, check
 
-LOOKS = 0.1  # seconds between two looks at what is being drawn, at least
-SHARE = 4  # and so many times as long as a look takes: latents are decoded for each
+PREVIEW_INTERVAL = 0.1  # seconds between two previews, at least
+PREVIEW_COST = 4  # and at least this many times the duration of a preview, which may have to decode latents
 
-Where = Literal["waiting", "drawing", "done", "stopped", "failed"]
+Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
 
 
 @runtime_checkable
 class Step(Protocol):
-    """One state of what is being drawn, see `asyncdiff.cli.commands.draw.Step`."""
+    """One state of a drawing; implemented by `asyncdiff.cli.commands.draw.Step`."""
 
     @property
     def state(self) -> State:
-        """Of the batch."""
+        """State of the batch."""
 
     @property
     def done(self) -> int:
-        """Steps so far."""
+        """Number of finished steps."""
 
     @property
     def total(self) -> int | None:
-        """Of these, None where it is not known."""
+        """Number of all steps, None if unknown."""
 
 
 @runtime_checkable
 class Drawing(Protocol):
-    """What the words of a command ask for, see `asyncdiff.cli.commands.draw.Drawing`."""
+    """Parsed and validated command; implemented by `asyncdiff.cli.commands.draw.DrawJob`."""
 
     @property
     def requests(self) -> Sequence[Request]:
-        """The pictures."""
+        """Requests, one per image."""
 
     @property
     def folder(self) -> Path:
-        """Of their files."""
+        """Output folder."""
 
     @property
     def filmed(self) -> bool:
-        """Whether there is a movie."""
+        """Whether a GIF is written."""
 
     @property
     def movie(self) -> Path:
-        """Its file."""
+        """File of the GIF."""
 
     @property
     def recorded(self) -> Path:
-        """The file that says how they are made."""
+        """YAML file that reproduces the images."""
 
     def steps(self) -> Iterator[Step]:
-        """Every state; after the last one the files are written."""
+        """Yield every state; the files are complete after the last one."""
 
 
 @runtime_checkable
 class Plan(Protocol):
-    """Makes a drawing of a wish, in a folder of its own; returns the line that does the same, too."""
+    """Function that turns a request into a drawing, with a folder of its own, and the equivalent command line."""
 
-    def __call__(self, wish: DrawRequest, folder: Path) -> tuple[Drawing, str]:
-        """All that can be refused is refused here."""
+    def __call__(self, request: DrawRequest, folder: Path) -> tuple[Drawing, str]:
+        """Return the drawing and its command line; raise ValueError or OSError if the request is invalid."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What can be seen of pictures on their way.
+    """Intermediate images of a running job.
 
     Attributes:
         images: 8-bit pixels.
-        levels: the noise levels of their patches, None on a canvas of windows.
-        done: steps so far.
-        total: of these, None where it is not known.
+        levels: noise level of each patch; None for images sampled window by window.
+        done: number of finished steps.
+        total: number of all steps, None if unknown.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -94,154 +94,162 @@ class Preview:
 
 @dataclass(frozen=True)
 class Result:
-    """Finished pictures.
+    """Files of a finished job.
 
     Attributes:
-        pictures: their files.
-        movie: its file, None without.
-        line: the command that draws the same.
-        recorded: a YAML file that says the same to `train.py predict`.
-        notes: what was done with the photo that its owner may not expect.
-        seconds: that it took.
+        images: image files, in the order of their seeds.
+        gif: GIF of the sampling trajectory, or None.
+        command: command line that draws the same images.
+        record: YAML file that reproduces the images with `train.py predict`.
+        notes: what was done to the photo that the visitor may not expect.
+        seconds: duration of the job.
     """
 
-    pictures: list[Path]
-    movie: Path | None
-    line: str
-    recorded: Path
+    images: list[Path]
+    gif: Path | None
+    command: str
+    record: Path
     notes: list[str]
     seconds: float
 
 
 class Job:
-    """A wish on its way.
+    """Draw request in the queue.
+
+    Args:
+        request: what to draw.
 
     Attributes:
-        wish: what is wanted.
-        where: it stands.
-        look: the last one, None before the first.
-        result: once it is done.
-        error: in one line, if it failed.
+        request: what to draw.
+        status: current status.
+        preview: latest preview, None before the first.
+        result: files, once the job is done.
+        error: one-line message, if the job failed.
     """
 
-    def __init__(self, wish: DrawRequest):
-        self.wish = wish
-        self.where: Where = "waiting"
-        self.look: Preview | None = None
+    def __init__(self, request: DrawRequest):
+        self.request = request
+        self.status: Status = "waiting"
+        self.preview: Preview | None = None
         self.result: Result | None = None
         self.error = ""
         self._stop = threading.Event()
         self._ended = threading.Event()
 
     def stop(self) -> None:
-        """End it before the sampler's next step; `JobQueue.stop` does so for one that waits, too."""
+        """Request that a running job stops before its next sampling step; for waiting jobs see `JobQueue.stop`."""
         self._stop.set()
 
     @property
     def stopping(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether a stop was requested."""
         return self._stop.is_set()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job has reached its final status."""
         return self._ended.is_set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Whether it has ended, at once or within the seconds."""
+        """Wait until the job has ended, at most `seconds`; return whether it has."""
         return self._ended.wait(seconds)
 
-    def draw(self, plan: Plan, folder: Callable[[], Path]) -> None:
-        """Draw it, from planning to the files; mistakes end up in `error`."""
+    def run(self, plan: Plan, make_folder: Callable[[], Path]) -> None:
+        """Run the job from planning to the written files; invalid requests end up in `error`.
+
+        Args:
+            plan: function that makes drawings of requests.
+            make_folder: creates the job's folder.
+        """
         started = time.monotonic()
-        self.where = "drawing"
+        self.status = "drawing"
         try:
-            with collected() as notes:
-                drawing, line = plan(self.wish, folder())
-                if not self._walk(drawing):
-                    self.where = "stopped"
+            with collect_warnings() as notes:
+                drawing, command = plan(self.request, make_folder())
+                if not self._sample(drawing):
+                    self.status = "stopped"
                     return
             files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
             seconds = time.monotonic() - started
-            movie = drawing.movie if drawing.filmed else None
-            self.result = Result(files, movie, line, drawing.recorded, notes, seconds)
-            self.where = "done"
+            gif = drawing.movie if drawing.filmed else None
+            self.result = Result(files, gif, command, drawing.recorded, notes, seconds)
+            self.status = "done"
         except (ValueError, OSError) as error:
-            self.error, self.where = " ".join(str(error).split()), "failed"
-        except Exception as error:  # a bug: its traceback is for whoever started the server, the queue goes on
-            self.error, self.where = f"{type(error).__name__}: the terminal of the server tells more", "failed"
+            self.error, self.status = " ".join(str(error).split()), "failed"
+        except Exception as error:  # a bug: the worker prints the traceback and takes the next job
+            self.error, self.status = f"{type(error).__name__}: see the server's terminal for details", "failed"
             raise
         finally:
             self._ended.set()
 
-    def end(self) -> None:
-        """End it without having begun."""
-        self.where = "stopped"
+    def cancel(self) -> None:
+        """End a job that has not started."""
+        self.status = "stopped"
         self._ended.set()
 
-    def _walk(self, drawing: Drawing) -> bool:
-        """Whether it came to its end."""
-        after = 0.0
+    def _sample(self, drawing: Drawing) -> bool:
+        """Run the sampling steps; return False if the job was stopped before the last one."""
+        next_preview = 0.0
         for step in drawing.steps():
             if self.stopping:
                 return False
             started = time.monotonic()
-            if started >= after or step.done == step.total:
+            if started >= next_preview or step.done == step.total:
                 levels = step.state.t
                 images = to_bytes(step.state.images)
-                self.look = Preview(images, None if levels is None else levels.float().cpu(), step.done, step.total)
-                after = started + max(LOOKS, SHARE * (time.monotonic() - started))
+                self.preview = Preview(images, None if levels is None else levels.float().cpu(), step.done, step.total)
+                next_preview = started + max(PREVIEW_INTERVAL, PREVIEW_COST * (time.monotonic() - started))
         return True
 
 
 class JobQueue:
-    """Draws one wish after the other, in the order that they came.
+    """Queue that runs one job at a time, first come, first served.
 
     Args:
-        plan: makes drawings of wishes.
-        root: folder of the jobs' folders, which are numbered.
-        limits: of wishes and of the queue.
+        plan: function that makes drawings of requests.
+        root: parent of the jobs' numbered folders.
+        limits: limits on requests and on the queue.
     """
 
     def __init__(self, plan: Plan, root: Path, limits: Limits | None = None):
         self.plan = plan
         self.root = root
         self.limits = limits or Limits()
-        self._jobs: list[Job] = []  # the first one is being drawn
+        self._jobs: list[Job] = []  # the first one is running
         self._changed = threading.Condition()
         self._open = True
-        # In the context of whoever opens it: which classes may be named is part of that.
-        self._worker = threading.Thread(target=copy_context().run, args=(self._work,), name="studio", daemon=True)
+        # The worker inherits the creator's context, which holds the packages whose classes may be named.
+        self._worker = threading.Thread(target=copy_context().run, args=(self._work,), name="job queue", daemon=True)
         self._worker.start()
 
-    def submit(self, wish: DrawRequest) -> Job:
-        """The job of a wish; ValueError if it asks for too much, or if too many wait."""
-        check(wish, self.limits)
-        job = Job(wish)
+    def submit(self, request: DrawRequest) -> Job:
+        """Queue a request and return its job; raise ValueError if it exceeds the limits or the queue is full."""
+        check(request, self.limits)
+        job = Job(request)
         with self._changed:
             if not self._open:
-                raise ValueError("the server must be running, got one that is closed: start it again")
-            if len(self._jobs) > self.limits.waiting:
-                raise ValueError(f"at most {self.limits.waiting} wishes may wait, got one more: try again in a while")
+                raise ValueError("the server must be running, got a closed one: start it again")
+            if len(self._jobs) > self.limits.queued:
+                raise ValueError(f"at most {self.limits.queued} requests may wait, got one more: try again later")
             self._jobs.append(job)
             self._changed.notify_all()
         return job
 
-    def before(self, job: Job) -> int:
-        """How many jobs are to be drawn before this one."""
+    def jobs_ahead(self, job: Job) -> int:
+        """Return how many jobs will finish before this one starts."""
         with self._changed:
             return self._jobs.index(job) if job in self._jobs else 0
 
     def stop(self, job: Job) -> None:
-        """End a job that waits now, one that is drawn before the sampler's next step."""
+        """Cancel a waiting job at once, or stop a running one before its next sampling step."""
         job.stop()
         with self._changed:
             if job in self._jobs[1:]:
                 self._jobs.remove(job)
-                job.end()
+                job.cancel()
 
     def close(self) -> None:
-        """Stop all jobs and the worker."""
+        """Stop all jobs and wait for the worker to end."""
         with self._changed:
             self._open = False
             for job in self._jobs:
@@ -258,17 +266,17 @@ class JobQueue:
                 job = self._jobs[0]
             try:
                 if job.stopping:
-                    job.end()
+                    job.cancel()
                 else:
-                    job.draw(self.plan, self._folder)
+                    job.run(self.plan, self._make_folder)
             except Exception:
                 traceback.print_exc()
             finally:
                 with self._changed:
                     self._jobs.remove(job)
 
-    def _folder(self) -> Path:
-        """The next number's, made now."""
+    def _make_folder(self) -> Path:
+        """Create the folder with the next free number."""
         self.root.mkdir(parents=True, exist_ok=True)
         taken = [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()]
         folder = self.root / f"{max(taken, default=0) + 1:04d}"

@@ -1,22 +1,22 @@
-"""What the page says and asks depending on the model."""
+"""Facts about the model that determine the page's texts and controls."""
 
 from typing import Any, NamedTuple
 
-from asyncdiff.tasks.photos import by
+from asyncdiff.tasks.photos import format_size
 from asyncdiff.tasks.pixel_space import patch_of, window_of
 
 
-class About(NamedTuple):
-    """What the page says and asks depending on the model.
+class ModelInfo(NamedTuple):
+    """Facts about the model that determine the page's texts and controls.
 
     Attributes:
-        name: of the run.
-        channels: 1 or 3.
-        size: (height, width) of its pictures in pixels.
+        name: name of the run.
+        channels: image channels, 1 or 3.
+        size: (height, width) of the training images in pixels.
         patch: (height, width) of a patch in pixels.
-        classes: that it knows, 0 for none.
-        steps: of its sampler, None if that has no such number.
-        movie: whether a GIF is cheap enough to be made unasked.
+        classes: number of class labels, 0 for an unconditional model.
+        steps: the sampler's number of steps, None if it has no fixed number.
+        movie: whether a GIF is cheap enough to be recorded by default.
     """
 
     name: str
@@ -27,26 +27,26 @@ class About(NamedTuple):
     steps: int | None
     movie: bool
 
-    def usual(self, kind: str) -> str:
-        """HEIGHTxWIDTH of what is drawn where no size is told: textures show what they are at twice the model's."""
+    def default_size(self, kind: str) -> str:
+        """Return HEIGHTxWIDTH of the images of a kind of request; textures are twice the model's size."""
         factor = 2 if kind == "texture" else 1
-        return by([factor * side for side in self.size])
+        return format_size([factor * side for side in self.size])
 
-    def told(self) -> str:
-        """In words."""
+    def describe(self) -> str:
+        """Return an introduction to the model, as Markdown."""
         (h, w), (ph, pw) = self.size, self.patch
-        colour = "grey" if self.channels == 1 else "colour"
+        color = "gray" if self.channels == 1 else "color"
         classes = f"; it knows {self.classes} classes" if self.classes else ""
         patches = f"{h // ph}x{w // pw} patches of {ph}x{pw}"
         return (
-            f"**{self.name}** draws {colour} pictures of {h}x{w} pixels, {patches}{classes}. "
-            "Every patch has its own noise level: what you leave alone is clean from the start, the rest is drawn to "
-            "fit."
+            f"**{self.name}** draws {color} images of {h}x{w} pixels, {patches}{classes}. "
+            "Every patch has its own noise level: the parts that you keep are clean from the start, and the rest is "
+            "drawn to fit them."
         )
 
 
-def about_of(model: Any, name: str) -> About:
-    """What the page says of a model."""
+def model_info(model: Any, name: str) -> ModelInfo:
+    """Collect what the page needs to know about a model."""
     channels, height, width = window_of(model)
     steps = getattr(model.sampler, "steps", None)
-    return About(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)
+    return ModelInfo(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)

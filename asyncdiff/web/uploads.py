@@ -1,4 +1,4 @@
-"""Photos that come to the page, and pictures of its own that come back to be painted on."""
+"""Images to paint on: examples, uploaded photos and earlier results."""
 
 from pathlib import Path
 from typing import Any
@@ -8,57 +8,75 @@ from PIL import Image
 from torch import Tensor
 
 from asyncdiff.tasks import Generate
-from asyncdiff.tasks.photos import by, collected, fitted, fitting, photo_files, read_photo, to_bytes, warn
+from asyncdiff.tasks.photos import (
+    collect_warnings,
+    fit_photo,
+    format_size,
+    photo_files,
+    plan_fit,
+    read_photo,
+    to_bytes,
+    warn,
+)
 from asyncdiff.web.draw_request import Limits
-from asyncdiff.web.model_info import About
+from asyncdiff.web.model_info import ModelInfo
 
 Photo = UInt8[Tensor, "c h w"]
 
-EXAMPLES = 6
-LONGEST = 16  # times the shorter side
+EXAMPLES = 6  # sampled from the model; a folder may provide four times as many
+MAX_ASPECT = 16  # longer side over shorter side
 
 
-def examples_of(where: str, model: Any, about: About, limits: Limits) -> list[Photo]:
-    """Photos to pick from: those of a file, a folder or a pattern, those that the model draws, or none."""
+def load_examples(where: str, model: Any, info: ModelInfo, limits: Limits) -> list[Photo]:
+    """Return the images to pick from.
+
+    Args:
+        where: a file, a folder or a glob pattern; "drawn" samples them from the model, "none" returns an empty list.
+        model: model to sample from.
+        info: facts about the model.
+        limits: limits on the size of photos.
+    """
     if where == "none":
         return []
     if where == "drawn":
-        return list(to_bytes(Generate().draw(model, seeds=range(EXAMPLES))))
-    with collected():  # they are seen as they are
-        return [photo_of(file, about, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
+        return list(to_bytes(Generate().sample(model, seeds=range(EXAMPLES))))
+    with collect_warnings():  # the visitor sees how they are cropped: no notes
+        return [load_photo(file, info, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
 
 
-def photo_of(file: Path, about: About, limits: Limits) -> Photo:
-    """A file as the model takes it; ValueError if it is too large, too long or no picture."""
-    unread = f"pictures must be files that can be read, got {file.name}: save it as PNG or JPEG"
+def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
+    """Read a photo, resized and cropped to the model's size; raise ValueError if it is too large or unreadable."""
+    unreadable = f"images must be files that can be read, got {file.name}: save it as PNG or JPEG"
     try:
-        with Image.open(file) as image:  # its head alone
+        with Image.open(file) as image:  # reads only the header
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(unread) from error
+        raise ValueError(unreadable) from error
     if width * height > limits.photo_pixels:
-        raise ValueError(
-            f"pictures must have at most {limits.photo_pixels} pixels, got {by((height, width))}: reduce it first"
-        )
-    if max(width, height) > LONGEST * min(width, height):  # it would be enlarged before it is cut
-        raise ValueError(f"pictures must be {LONGEST} times as long as wide at most, got {by((height, width))}: cut it")
+        size = format_size((height, width))
+        raise ValueError(f"images must have at most {limits.photo_pixels} pixels, got {size}: reduce the size first")
+    if max(width, height) > MAX_ASPECT * min(width, height):  # resizing before the crop would make it huge
+        size = format_size((height, width))
+        raise ValueError(f"images must be at most {MAX_ASPECT} times as long as wide, got {size}: crop it first")
     try:
-        pixels = read_photo(file, about.channels)
-    except ValueError as error:  # its path is the server's affair
-        raise ValueError(unread) from error
-    how = fitting((pixels.shape[1], pixels.shape[2]), about.size, "crop", about.patch)
+        pixels = read_photo(file, info.channels)
+    except ValueError as error:  # its message shows the path on the server
+        raise ValueError(unreadable) from error
+    how = plan_fit((pixels.shape[1], pixels.shape[2]), info.size, "crop", info.patch)
     if how.size != how.resized:
         warn(f"{file.name}: {how.told()}")
-    return fitted(pixels, how)
+    return fit_photo(pixels, how)
 
 
-def result_of(file: Path, about: About) -> tuple[Photo, list[str]]:
-    """A picture that was drawn, at its own size as far as whole patches go, and what there is to say about that."""
-    pixels = read_photo(file, about.channels)
+def load_result(file: Path, info: ModelInfo) -> tuple[Photo, list[str]]:
+    """Read a drawn image at its own size, cropped to whole patches; return it with notes for the visitor."""
+    pixels = read_photo(file, info.channels)
     size = (pixels.shape[1], pixels.shape[2])
-    how = fitting(size, size, "keep", about.patch)
+    how = plan_fit(size, size, "keep", info.patch)
     notes = [how.told()] if how.size != size else []
-    if how.size != about.size:
-        learnt = by(about.size)
-        notes.append(f"{by(how.size)} pixels, where the model learnt {learnt}: Extend and Texture draw such in windows")
-    return fitted(pixels, how), notes
+    if how.size != info.size:
+        notes.append(
+            f"{format_size(how.size)} pixels, but the model was trained on {format_size(info.size)}: "
+            "Extend and Texture draw such sizes window by window"
+        )
+    return fit_photo(pixels, how), notes

@@ -1,4 +1,4 @@
-"""A run that the page draws with: a small network that is awake, for 8x8 colour images in patches of 2."""
+"""Small run for the page: a randomly initialized network for 8x8 color images in patches of 2x2."""
 
 import torch
 import yaml
@@ -18,7 +18,7 @@ CONFIG = {
     },
     "data": {"class_path": "datamodules.Digits"},
     "trainer": {
-        "precision": "bf16-mixed",  # of the training
+        "precision": "bf16-mixed",  # training only
         "logger": False,
         "callbacks": None,
     },
@@ -26,7 +26,7 @@ CONFIG = {
 
 
 def small_run(folder):
-    """Its directory, with a checkpoint and the experiment."""
+    """Write a checkpoint and the config of a run into the folder, and return it."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(**DIMENSIONS))
     trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False)

@@ -1,4 +1,4 @@
-"""Wishes: what is too much or not enough is refused in one line, the rest are words of the command line."""
+"""Draw requests: incomplete or excessive ones are refused in one line, all others become a command line."""
 
 from pathlib import Path
 
@@ -8,72 +8,72 @@ import torch
 from PIL import Image
 
 from asyncdiff.cli.commands.serve import _codec_words
-from asyncdiff.web.draw_request import DrawRequest, Limits, check, line, words
+from asyncdiff.web.draw_request import DrawRequest, Limits, check, command_argv, shell_command
 
 PHOTO = torch.full((3, 4, 6), 9, dtype=torch.uint8)
-PAINTED = torch.tensor([0, 0, 60, 127, 128, 255], dtype=torch.uint8).expand(4, 6)
+PAINT = torch.tensor([0, 0, 60, 127, 128, 255], dtype=torch.uint8).expand(4, 6)
 LIMITS = Limits(pixels=100)
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("draw_request", "message"),
     [
-        (DrawRequest("fill"), "a picture must be chosen first, got none: upload one or pick an example"),
-        (DrawRequest("fill", PHOTO), "something must be painted, got nothing: paint what may change"),
-        (DrawRequest("change", PHOTO, 0 * PAINTED), "something must be painted, got nothing"),
-        (DrawRequest("fill", PHOTO, PAINTED[:2]), "what is painted must have the picture's size, got 2x6"),
-        (DrawRequest("extend", PHOTO), "the sides must grow by some pixels, got 0 on all"),
-        (DrawRequest("extend", PHOTO, sides=(7, 0, 0, 7)), "the picture must have at most 100 pixels, got 11x13"),
-        (DrawRequest("new", size="10x11"), "the picture must have at most 100 pixels, got 10x11"),
+        (DrawRequest("fill"), "an image must be chosen first, got none: upload one or pick an example"),
+        (DrawRequest("fill", PHOTO), "some part must be painted, got none: paint what may change"),
+        (DrawRequest("change", PHOTO, 0 * PAINT), "some part must be painted, got none"),
+        (DrawRequest("fill", PHOTO, PAINT[:2]), "the paint must have the image's size, got 2x6"),
+        (DrawRequest("extend", PHOTO), "at least one side must be extended, got 0 pixels on all four"),
+        (DrawRequest("extend", PHOTO, sides=(7, 0, 0, 7)), "the image must have at most 100 pixels, got 11x13"),
+        (DrawRequest("new", size="10x11"), "the image must have at most 100 pixels, got 10x11"),
         (DrawRequest("texture", size="ten"), "size must be HEIGHTxWIDTH in pixels, got ten"),
         (DrawRequest(seed=-1), "seed must lie in"),
-        (DrawRequest(count=7), r"pictures must lie in \[1, 6\], got 7"),
+        (DrawRequest(count=7), r"images must lie in \[1, 6\], got 7"),
         (DrawRequest(steps=1001), r"steps must lie in \[1, 1000\], got 1001"),
         (DrawRequest(steps_per_patch=0), r"steps per patch must lie in \[1, 1000\], got 0"),
     ],
 )
-def test_what_is_refused(wish, message):
+def test_invalid_requests(draw_request, message):
     with pytest.raises(ValueError, match=message):
-        check(wish, LIMITS)
+        check(draw_request, LIMITS)
 
 
-def test_what_is_at_the_limit_is_not_refused():
-    for wish in (
+def test_requests_at_the_limits_are_accepted():
+    for request in (
         DrawRequest("new", size="10x10"),
         DrawRequest("extend", PHOTO, sides=(6, 4, 0, 0)),
         DrawRequest(count=6, steps=1000),
     ):
-        check(wish, LIMITS)
+        check(request, LIMITS)
 
 
-def test_the_words_of_a_filling(tmp_path):
-    wish = DrawRequest("fill", PHOTO, PAINTED, seed=4, count=3, label=2, guidance=1.5, input_guidance=0.5, steps=7)
+def test_the_command_of_an_inpainting(tmp_path):
+    request = DrawRequest("fill", PHOTO, PAINT, seed=4, count=3, label=2, guidance=1.5, input_guidance=0.5, steps=7)
     given = ["--image", f"{tmp_path}/photo.png", "--fit", "keep", "--mask", f"{tmp_path}/known.png"]
     drawn = ["--steps", "7", "--seeds", "4-6", "--labels", "2", "--guidance", "1.5", "--input_guidance", "0.5"]
-    assert words(wish, Path("last.ckpt"), tmp_path) == ["inpaint", "last.ckpt", *given, *drawn, "--gif"]
+    assert command_argv(request, Path("last.ckpt"), tmp_path) == ["inpaint", "last.ckpt", *given, *drawn, "--gif"]
     with Image.open(tmp_path / "known.png") as known:
-        assert (np.asarray(known) == (PAINTED < 128).numpy() * 255).all()
+        assert (np.asarray(known) == (PAINT < 128).numpy() * 255).all()
     with Image.open(tmp_path / "photo.png") as photo:
         assert np.asarray(photo).shape == (4, 6, 3)
 
 
-def test_the_words_of_a_change_in_order(tmp_path):
-    wish = DrawRequest(
-        "change", PHOTO, PAINTED, order="snake", overlap=0.5, steps_per_patch=3, guidance=2.0, movie=False
+def test_the_command_of_an_ordered_edit(tmp_path):
+    request = DrawRequest(
+        "change", PHOTO, PAINT, order="snake", overlap=0.5, steps_per_patch=3, guidance=2.0, movie=False
     )
-    said = words(wish, Path("last.ckpt"), tmp_path)
+    argv = command_argv(request, Path("last.ckpt"), tmp_path)
     given = ["--image", f"{tmp_path}/photo.png", "--fit", "keep", "--levels", f"{tmp_path}/levels.png"]
     ordered = ["--order", "snake", "--overlap", "0.5", "--steps_per_patch", "3"]
-    # Without a class there is nothing for its guidance to follow.
-    assert said == ["autoregress", "last.ckpt", *given, *ordered, "--seeds", "0", "--labels", "none"]
+    # Classifier-free guidance needs a class label.
+    assert argv == ["autoregress", "last.ckpt", *given, *ordered, "--seeds", "0", "--labels", "none"]
     with Image.open(tmp_path / "levels.png") as levels:
-        assert (np.asarray(levels) == PAINTED.numpy()).all()
+        assert (np.asarray(levels) == PAINT.numpy()).all()
 
 
-def test_a_line_can_be_typed_into_a_shell():
-    assert line(["sample", "my run/last.ckpt"]) == "python -m asyncdiff sample 'my run/last.ckpt'"
+def test_the_command_is_quoted_for_a_shell():
+    assert shell_command(["sample", "my run/last.ckpt"]) == "python -m asyncdiff sample 'my run/last.ckpt'"
 
 
-def test_the_words_of_a_codec_are_kept_for_the_line():
+def test_codec_options_are_kept_for_the_command():
     given = ["run", "--codec", "a.yaml", "--port", "1", "--codec.scale=2", "--codec.files", "b"]
     assert _codec_words(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]

@@ -1,4 +1,4 @@
-"""Jobs without a page: what is run is the line that is shown, one at a time, and stops when it is told to."""
+"""Job queue without the page: jobs run the command that is shown, one at a time, and can be stopped."""
 
 import shlex
 import threading
@@ -16,12 +16,12 @@ from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.serve import Planner
 from asyncdiff.tasks import State
-from asyncdiff.tasks.photos import collected, read_photo, warn
+from asyncdiff.tasks.photos import collect_warnings, read_photo, warn
 from asyncdiff.web.draw_request import DrawRequest, Limits
-from asyncdiff.web.job_queue import LOOKS, JobQueue
+from asyncdiff.web.job_queue import PREVIEW_INTERVAL, JobQueue
 
 PHOTO = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-PAINTED = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).expand(8, 8).contiguous()
+PAINT = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).expand(8, 8).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def planner(tmp_path_factory):
 
 
 @pytest.fixture
-def studio(planner, tmp_path):
-    studio = JobQueue(planner, tmp_path / "drawn")
-    yield studio
-    studio.close()
+def queue(planner, tmp_path):
+    queue = JobQueue(planner, tmp_path / "drawn")
+    yield queue
+    queue.close()
 
 
-def finished(studio, wish):
-    job = studio.submit(wish)
+def finished(queue, request):
+    job = queue.submit(request)
     assert job.wait(60)
-    assert (job.where, job.error) == ("done", "")
+    assert (job.status, job.error) == ("done", "")
     return job.result
 
 
@@ -49,98 +49,98 @@ def finished(studio, wish):
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "draw_request",
     [
-        DrawRequest("fill", PHOTO, PAINTED, seed=3, count=2, input_guidance=1.0),
-        DrawRequest("fill", PHOTO, PAINTED, order="spiral", overlap=0.5, steps_per_patch=2, label=1, guidance=2.0),
-        DrawRequest("change", PHOTO, PAINTED, seed=7, steps=6),
-        DrawRequest("change", PHOTO, PAINTED, order="raster", overlap=0.9, steps_per_patch=3),
+        DrawRequest("fill", PHOTO, PAINT, seed=3, count=2, input_guidance=1.0),
+        DrawRequest("fill", PHOTO, PAINT, order="spiral", overlap=0.5, steps_per_patch=2, label=1, guidance=2.0),
+        DrawRequest("change", PHOTO, PAINT, seed=7, steps=6),
+        DrawRequest("change", PHOTO, PAINT, order="raster", overlap=0.9, steps_per_patch=3),
         DrawRequest("new", count=3, label=2, steps=3),
         DrawRequest("new", size="4x12", order="wavefront", steps_per_patch=1, movie=False),
         DrawRequest("extend", PHOTO, sides=(2, 4, 0, 0)),
         DrawRequest("texture", PHOTO, size="10x14", tileable=True),
         DrawRequest("texture", size="8x10", seed=5),
     ],
-    ids=lambda wish: f"{wish.kind}-{wish.order}",
+    ids=lambda request: f"{request.kind}-{request.order}",
 )
-def test_the_line_and_the_yaml_that_are_shown_draw_the_same_files(wish, studio, tmp_path):
-    result = finished(studio, wish)
-    words = shlex.split(result.line)
-    assert words[:3] == ["python", "-m", "asyncdiff"]
-    main([*words[3:], "--output", str(tmp_path / "again")])
-    assert len(result.pictures) == wish.count
-    assert (result.movie is not None) == wish.movie
-    for file in [*result.pictures, *([result.movie] if result.movie else [])]:
+def test_the_command_and_the_yaml_file_reproduce_the_images(draw_request, queue, tmp_path):
+    result = finished(queue, draw_request)
+    argv = shlex.split(result.command)
+    assert argv[:3] == ["python", "-m", "asyncdiff"]
+    main([*argv[3:], "--output", str(tmp_path / "again")])
+    assert len(result.images) == draw_request.count
+    assert (result.gif is not None) == draw_request.movie
+    for file in [*result.images, *([result.gif] if result.gif else [])]:
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    predicting = result.recorded.read_text().splitlines()[3].removeprefix("#   ")
-    words = shlex.split(predicting.replace(" predict.yaml ", f" {result.recorded} "))
-    assert words[:3] == ["python", "train.py", "predict"]
-    cli.main([*words[2:], "--trainer.default_root_dir", str(tmp_path / "predicted")])
+    predicting = result.record.read_text().splitlines()[3].removeprefix("#   ")
+    argv = shlex.split(predicting.replace(" predict.yaml ", f" {result.record} "))
+    assert argv[:3] == ["python", "train.py", "predict"]
+    cli.main([*argv[2:], "--trainer.default_root_dir", str(tmp_path / "predicted")])
     (folder,) = (tmp_path / "predicted" / "predictions").iterdir()
-    for file in result.pictures:
+    for file in result.images:
         assert (folder / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["fill", "change"])
 @pytest.mark.parametrize("order", ["together", "spiral"])
-def test_what_is_not_painted_stays_bit_for_bit(kind, order, studio):
-    result = finished(studio, DrawRequest(kind, PHOTO, PAINTED, order=order, steps_per_patch=2))
-    drawn = read_photo(result.pictures[0], 3)
+def test_unpainted_pixels_stay_bit_for_bit(kind, order, queue):
+    result = finished(queue, DrawRequest(kind, PHOTO, PAINT, order=order, steps_per_patch=2))
+    drawn = read_photo(result.images[0], 3)
     assert torch.equal(drawn[:, :, :2], PHOTO[:, :, :2])
     assert (drawn != PHOTO)[:, :, 2:].float().mean() > 0.5
-    levels = PAINTED[0, ::2] / 255 if kind == "change" else torch.tensor([0.0, 1, 1, 1])
-    assert torch.equal(studio_levels(studio, kind, order)[0, :, :], levels.expand(4, 4))
+    levels = PAINT[0, ::2] / 255 if kind == "change" else torch.tensor([0.0, 1, 1, 1])
+    assert torch.equal(start_levels(queue, kind, order)[0, :, :], levels.expand(4, 4))
 
 
-def studio_levels(studio, kind, order):
-    """The level map that a drawing of the wish starts from."""
-    folder = studio.root / f"{kind}-{order}"
+def start_levels(queue, kind, order):
+    """Level map that sampling starts from."""
+    folder = queue.root / f"{kind}-{order}"
     folder.mkdir()
-    drawing, _ = studio.plan(DrawRequest(kind, PHOTO, PAINTED, order=order, steps_per_patch=2), folder)
+    drawing, _ = queue.plan(DrawRequest(kind, PHOTO, PAINT, order=order, steps_per_patch=2), folder)
     return next(iter(drawing.steps())).state.t
 
 
-def test_a_wish_leaves_nothing_of_itself_to_the_next(studio):
-    before = finished(studio, DrawRequest("new", label=1)).pictures[0].read_bytes()
-    guided = finished(studio, DrawRequest("new", label=1, steps=9, guidance=3.0)).pictures[0].read_bytes()
-    after = finished(studio, DrawRequest("new", label=1)).pictures[0].read_bytes()
+def test_a_request_leaves_no_trace_in_the_next(queue):
+    before = finished(queue, DrawRequest("new", label=1)).images[0].read_bytes()
+    guided = finished(queue, DrawRequest("new", label=1, steps=9, guidance=3.0)).images[0].read_bytes()
+    after = finished(queue, DrawRequest("new", label=1)).images[0].read_bytes()
     assert before == after != guided
 
 
-def test_the_last_look_is_the_picture(studio):
-    job = studio.submit(DrawRequest("fill", PHOTO, PAINTED, steps=5))
+def test_the_last_preview_is_the_final_image(queue):
+    job = queue.submit(DrawRequest("fill", PHOTO, PAINT, steps=5))
     assert job.wait(60)
-    assert (job.look.done, job.look.total) == (5, 5)
-    assert torch.equal(job.look.images[0], read_photo(job.result.pictures[0], 3))
-    assert torch.equal(job.look.levels, torch.zeros(1, 4, 4))
+    assert (job.preview.done, job.preview.total) == (5, 5)
+    assert torch.equal(job.preview.images[0], read_photo(job.result.images[0], 3))
+    assert torch.equal(job.preview.levels, torch.zeros(1, 4, 4))
 
 
-def test_a_mistake_is_a_line_and_the_next_wish_is_drawn(studio):
-    job = studio.submit(DrawRequest("new", label=7))
+def test_an_invalid_request_fails_in_one_line_and_the_queue_continues(queue):
+    job = queue.submit(DrawRequest("new", label=7))
     assert job.wait(60)
-    assert (job.where, job.error) == ("failed", "labels must lie in 0 .. 2, got 7")
-    assert finished(studio, DrawRequest("new"))
+    assert (job.status, job.error) == ("failed", "labels must lie in 0 .. 2, got 7")
+    assert finished(queue, DrawRequest("new"))
 
 
-def test_a_walk_is_stopped_in_its_midst(studio):
-    job = studio.submit(DrawRequest("new", size="64x64", steps=1000))
-    while job.look is None and not job.wait(0.01):
+def test_a_running_job_is_stopped(queue):
+    job = queue.submit(DrawRequest("new", size="64x64", steps=1000))
+    while job.preview is None and not job.wait(0.01):
         pass
-    studio.stop(job)
+    queue.stop(job)
     started = time.monotonic()
     assert job.wait(30)
     assert time.monotonic() - started < 5
-    assert (job.where, job.result) == ("stopped", None)
-    assert job.look.done < 1000
-    assert not list(studio.root.rglob("*.png"))
+    assert (job.status, job.result) == ("stopped", None)
+    assert job.preview.done < 1000
+    assert not list(queue.root.rglob("*.png"))
 
 
-# With a plan whose steps are watched
+# With a fake plan that records its steps
 
 
 @dataclass
-class Walk:
-    """A drawing of `count` steps that goes on when `gate` allows it, and says what was asked of it."""
+class FakeDrawing:
+    """Fake drawing of `count` steps that waits for `gate` before each, and counts its steps and previews."""
 
     folder: Path
     count: int = 5
@@ -166,19 +166,19 @@ class Walk:
         return torch.zeros(1, 1, 2, 2)
 
 
-class Plans:
-    """Walks that wait for `gate`; the wishes in the order that they were planned, and how many were at once."""
+class FakePlan:
+    """Fake plan: its drawings wait for `gate`; records the seeds of the requests in the order they were planned."""
 
-    def __init__(self, **walk):
+    def __init__(self, **options):
         self.gate = threading.Event()
-        self.walk = {"gate": self.gate, **walk}
-        self.walks = []
+        self.options = {"gate": self.gate, **options}
+        self.drawings = []
         self.seeds = []
 
-    def __call__(self, wish, folder):
-        self.seeds.append(wish.seed)
-        self.walks.append(Walk(folder, **self.walk))
-        return self.walks[-1], "line"
+    def __call__(self, request, folder):
+        self.seeds.append(request.seed)
+        self.drawings.append(FakeDrawing(folder, **self.options))
+        return self.drawings[-1], "line"
 
 
 def until(condition):
@@ -186,90 +186,90 @@ def until(condition):
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it never came")
+    raise AssertionError("timed out")
 
 
-def test_one_at_a_time_in_order_and_who_waits_may_leave(tmp_path):
-    plans = Plans()
-    studio = JobQueue(plans, tmp_path, Limits(waiting=2))
-    first, second, third = (studio.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
-    until(lambda: first.where == "drawing")
-    assert [studio.before(job) for job in (first, second, third)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="at most 2 wishes may wait, got one more: try again in a while"):
-        studio.submit(DrawRequest(seed=4))
-    studio.stop(second)
+def test_jobs_run_one_at_a_time_in_order_and_waiting_ones_can_be_cancelled(tmp_path):
+    plan = FakePlan()
+    queue = JobQueue(plan, tmp_path, Limits(queued=2))
+    first, second, third = (queue.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
+    until(lambda: first.status == "drawing")
+    assert [queue.jobs_ahead(job) for job in (first, second, third)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="at most 2 requests may wait, got one more: try again later"):
+        queue.submit(DrawRequest(seed=4))
+    queue.stop(second)
     assert second.ended
-    assert second.where == "stopped"
-    assert studio.before(third) == 1
-    assert (first.where, third.where) == ("drawing", "waiting")
-    assert plans.seeds == [1]
-    plans.gate.set()
+    assert second.status == "stopped"
+    assert queue.jobs_ahead(third) == 1
+    assert (first.status, third.status) == ("drawing", "waiting")
+    assert plan.seeds == [1]
+    plan.gate.set()
     assert third.wait(30)
-    assert plans.seeds == [1, 3]
-    assert [job.where for job in (first, second, third)] == ["done", "stopped", "done"]
-    assert [walk.folder.name for walk in plans.walks] == ["0001", "0002"]
-    studio.close()
-    with pytest.raises(ValueError, match="the server must be running, got one that is closed"):
-        studio.submit(DrawRequest())
+    assert plan.seeds == [1, 3]
+    assert [job.status for job in (first, second, third)] == ["done", "stopped", "done"]
+    assert [drawing.folder.name for drawing in plan.drawings] == ["0001", "0002"]
+    queue.close()
+    with pytest.raises(ValueError, match="the server must be running, got a closed one"):
+        queue.submit(DrawRequest())
 
 
-def test_stopping_lets_one_more_step_happen_at_most(tmp_path):
-    plans = Plans(count=100, pause=0.005)
-    studio = JobQueue(plans, tmp_path)
-    job = studio.submit(DrawRequest())
-    plans.gate.set()
-    until(lambda: plans.walks and plans.walks[0].taken >= 3)
-    studio.stop(job)
-    taken = plans.walks[0].taken
+def test_a_stopped_job_takes_at_most_one_more_step(tmp_path):
+    plan = FakePlan(count=100, pause=0.005)
+    queue = JobQueue(plan, tmp_path)
+    job = queue.submit(DrawRequest())
+    plan.gate.set()
+    until(lambda: plan.drawings and plan.drawings[0].taken >= 3)
+    queue.stop(job)
+    taken = plan.drawings[0].taken
     assert job.wait(30)
-    assert plans.walks[0].taken <= taken + 1
-    assert job.where == "stopped"
-    studio.close()
+    assert plan.drawings[0].taken <= taken + 1
+    assert job.status == "stopped"
+    queue.close()
 
 
-def test_no_more_than_ten_looks_a_second(tmp_path):
-    plans = Plans(count=120, pause=0.004, gate=None)
-    studio = JobQueue(plans, tmp_path)
+def test_at_most_ten_previews_per_second(tmp_path):
+    plan = FakePlan(count=120, pause=0.004, gate=None)
+    queue = JobQueue(plan, tmp_path)
     started = time.monotonic()
-    assert studio.submit(DrawRequest()).wait(30)
+    assert queue.submit(DrawRequest()).wait(30)
     seconds = time.monotonic() - started
     assert seconds >= 0.48
-    assert 2 <= plans.walks[0].shown <= seconds / LOOKS + 2
-    studio.close()
+    assert 2 <= plan.drawings[0].shown <= seconds / PREVIEW_INTERVAL + 2
+    queue.close()
 
 
-def test_notes_are_of_the_thread_whose_photo_it_is(tmp_path):
-    """What one visitor's upload is told about does not end up beside another's picture."""
-    with collected() as mine:
-        thread = threading.Thread(target=lambda: warnings.simplefilter("ignore") or warn("of another"))
+def test_notes_stay_in_their_thread(tmp_path):
+    """Notes about one visitor's upload do not appear with another's."""
+    with collect_warnings() as mine:
+        thread = threading.Thread(target=lambda: warnings.simplefilter("ignore") or warn("from another thread"))
         thread.start()
         thread.join()
         warn("mine")
     assert mine == ["mine"]
 
 
-def test_a_bug_is_told_to_whoever_started_the_server(tmp_path, capsys):
-    def plan(wish, folder):
-        if wish.seed == 0:
+def test_the_traceback_of_a_bug_is_printed_in_the_terminal(tmp_path, capsys):
+    def plan(request, folder):
+        if request.seed == 0:
             raise KeyError("a bug")
         warn("a note")
-        return Walk(folder), "line"
+        return FakeDrawing(folder), "line"
 
-    studio = JobQueue(plan, tmp_path)
-    broken, next_one = studio.submit(DrawRequest()), studio.submit(DrawRequest(seed=1))
+    queue = JobQueue(plan, tmp_path)
+    broken, next_one = queue.submit(DrawRequest()), queue.submit(DrawRequest(seed=1))
     assert next_one.wait(30)
-    assert (broken.where, broken.error) == ("failed", "KeyError: the terminal of the server tells more")
+    assert (broken.status, broken.error) == ("failed", "KeyError: see the server's terminal for details")
     assert next_one.result.notes == ["a note"]
-    studio.close()
+    queue.close()
     assert "KeyError: 'a bug'" in capsys.readouterr().err
 
 
-def test_closing_stops_what_is_drawn_and_what_waits(tmp_path):
-    plans = Plans(count=1000, pause=0.01)
-    studio = JobQueue(plans, tmp_path)
-    jobs = [studio.submit(DrawRequest(seed=seed)) for seed in range(3)]
-    plans.gate.set()
-    until(lambda: jobs[0].where == "drawing")
-    studio.close()
-    assert [job.where for job in jobs] == ["stopped"] * 3
-    assert plans.seeds == [0]
+def test_closing_stops_running_and_waiting_jobs(tmp_path):
+    plan = FakePlan(count=1000, pause=0.01)
+    queue = JobQueue(plan, tmp_path)
+    jobs = [queue.submit(DrawRequest(seed=seed)) for seed in range(3)]
+    plan.gate.set()
+    until(lambda: jobs[0].status == "drawing")
+    queue.close()
+    assert [job.status for job in jobs] == ["stopped"] * 3
+    assert plan.seeds == [0]

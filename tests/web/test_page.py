@@ -1,4 +1,4 @@
-"""The page in a real browser: paint, draw, save, draw the same on the command line; cancel; nothing from elsewhere."""
+"""The page in a real browser: paint, draw, save, reproduce on the command line, cancel; no requests to other hosts."""
 
 import base64
 import json
@@ -21,86 +21,88 @@ from small_run import small_run
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  after what may skip them
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  after the skips
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from asyncdiff.web.draw_request import Limits  # noqa: E402
-from asyncdiff.web.mask_painter import painted  # noqa: E402
-from asyncdiff.web.model_info import About  # noqa: E402
-from asyncdiff.web.uploads import examples_of, photo_of  # noqa: E402
+from asyncdiff.web.mask_painter import decode_paint  # noqa: E402
+from asyncdiff.web.model_info import ModelInfo  # noqa: E402
+from asyncdiff.web.uploads import load_examples, load_photo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-ABOUT = About("small", 3, (8, 8), (2, 2), 3, 4, True)
-THREADS = os.environ | {"OMP_NUM_THREADS": "1"}  # of the server and of the command alike
+INFO = ModelInfo("small", 3, (8, 8), (2, 2), 3, 4, True)
+THREADS = os.environ | {"OMP_NUM_THREADS": "1"}  # the same for the server and the command
 
 
 # Without a browser
 
 
-def test_photos_come_to_the_models_size_or_are_refused(tmp_path):
+def test_photos_are_fitted_to_the_model_or_refused(tmp_path):
     Image.fromarray(np.arange(16 * 32, dtype=np.uint16).astype(np.uint8).reshape(16, 32)).save(tmp_path / "a.png")
-    photo = photo_of(tmp_path / "a.png", ABOUT, Limits())
+    photo = load_photo(tmp_path / "a.png", INFO, Limits())
     assert photo.shape == (3, 8, 8)
-    with pytest.raises(ValueError, match="pictures must have at most 500 pixels, got 16x32: reduce it first"):
-        photo_of(tmp_path / "a.png", ABOUT, Limits(photo_pixels=500))
+    with pytest.raises(ValueError, match="images must have at most 500 pixels, got 16x32: reduce the size first"):
+        load_photo(tmp_path / "a.png", INFO, Limits(photo_pixels=500))
     (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
-        photo_of(tmp_path / "b.png", ABOUT, Limits())
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # its head is whole
-    with pytest.raises(ValueError, match=r"pictures must be files that can be read, got b\.png"):
-        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    with pytest.raises(ValueError, match=r"images must be files that can be read, got b\.png"):
+        load_photo(tmp_path / "b.png", INFO, Limits())
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # valid header, truncated data
+    with pytest.raises(ValueError, match=r"images must be files that can be read, got b\.png"):
+        load_photo(tmp_path / "b.png", INFO, Limits())
     Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match="must be 16 times as long as wide at most, got 100x1700: cut it"):
-        photo_of(tmp_path / "b.png", ABOUT, Limits())
+    with pytest.raises(
+        ValueError, match="images must be at most 16 times as long as wide, got 100x1700: crop it first"
+    ):
+        load_photo(tmp_path / "b.png", INFO, Limits())
     (tmp_path / "b.png").unlink()
-    (example,) = examples_of(str(tmp_path), None, ABOUT, Limits())
+    (example,) = load_examples(str(tmp_path), None, INFO, Limits())
     assert torch.equal(example, photo)
-    assert examples_of("none", None, ABOUT, Limits()) == []
+    assert load_examples("none", None, INFO, Limits()) == []
 
 
-def test_what_is_painted_is_a_byte_per_pixel():
+def test_the_paint_has_one_byte_per_pixel():
     photo = torch.zeros(3, 1, 3, dtype=torch.uint8)
-    assert torch.equal(painted("AID/", photo), torch.tensor([[0, 128, 255]], dtype=torch.uint8))
-    assert painted("", photo) is None
-    assert painted("AID/", None) is None
+    assert torch.equal(decode_paint("AID/", photo), torch.tensor([[0, 128, 255]], dtype=torch.uint8))
+    assert decode_paint("", photo) is None
+    assert decode_paint("AID/", None) is None
     for wrong in ("AIA=", "no base64!"):
-        with pytest.raises(ValueError, match="what is painted must be 1x3 bytes, got"):
-            painted(wrong, photo)
+        with pytest.raises(ValueError, match="the paint must be 1x3 bytes, got"):
+            decode_paint(wrong, photo)
 
 
-# With one
+# With a browser
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The address of the page of a small run, served by a process of its own."""
+    """Address of the page of a small run, served by a subprocess."""
     run = small_run(tmp_path_factory.mktemp("page") / "small")
-    words = [sys.executable, "-m", "asyncdiff", "serve", str(run), "--port", "0", "--max_pixels", "20000"]
-    with subprocess.Popen(words, cwd=ROOT, env=THREADS, stdout=subprocess.PIPE, text=True) as server:
+    argv = [sys.executable, "-m", "asyncdiff", "serve", str(run), "--port", "0", "--max_pixels", "20000"]
+    with subprocess.Popen(argv, cwd=ROOT, env=THREADS, stdout=subprocess.PIPE, text=True) as server:
         line = next(line for line in server.stdout if line.startswith("page: "))
-        yield re.match(r"page: (http://127\.0\.0\.1:\d+/) \(Ctrl\+C ends it\)", line)[1]
+        yield re.match(r"page: (http://127\.0\.0\.1:\d+/) \(Ctrl\+C stops it\)", line)[1]
         server.terminate()
 
 
 @pytest.fixture
 def visit(page, tmp_path):
-    """A browser at the page."""
+    """Visit to the page in a new browser."""
     if BROWSER is None or DRIVER is None:
         pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1500"):
-        options.add_argument(word)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1500"):
+        options.add_argument(argument)
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "saved")})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
         browser.get(page)
-        there = Visit(browser)
-        there.until(lambda: there.find("canvas.photo").size["width"] > 100)
-        yield there
+        visit = Visit(browser)
+        visit.until(lambda: visit.find("canvas.photo").size["width"] > 100)
+        yield visit
         assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
@@ -111,13 +113,13 @@ return canvas.closest(".painter").dataset.paint || "";
 
 
 class Visit:
-    """What someone does at the page."""
+    """Actions of a visitor."""
 
     def __init__(self, browser):
         self.browser = browser
 
     def find(self, selector):
-        """The first of its kind, as soon as there is one: the server arranges the page anew."""
+        """Wait for an element and return it: the server may rebuild parts of the page at any time."""
         return self.until(lambda: self.browser.find_element("css selector", selector))
 
     def all(self, selector):
@@ -140,7 +142,7 @@ class Visit:
         self.until(lambda: self.script("return document.querySelector('canvas.photo').toDataURL()") != before)
 
     def stroke(self, column):
-        """Down one column of pixels, from the first row to the last."""
+        """Paint down one column of pixels, from the first row to the last."""
         canvas = self.find("canvas.photo")
         side = canvas.size["width"] / 8
         x = int((column + 0.5 - 4) * side)
@@ -148,7 +150,7 @@ class Visit:
         steps.move_by_offset(0, int(3 * side)).move_by_offset(0, int(4 * side)).release().perform()
 
     def paint(self):
-        """What the painter would send: a byte per pixel."""
+        """The paint that the painter would send, one byte per pixel."""
         return np.frombuffer(base64.b64decode(self.script(PAINT)), dtype=np.uint8).reshape(8, 8)
 
     def draw(self):
@@ -159,16 +161,16 @@ class Visit:
         return self.find("#view .status").text
 
     @property
-    def line(self):
-        return self.find("#line textarea").get_attribute("value")
+    def command(self):
+        return self.find("#command textarea").get_attribute("value")
 
-    def drawn(self):
-        """The line, once the drawing is done."""
-        self.until(lambda: self.status.startswith("Done") and self.line)
-        return self.line
+    def finished_command(self):
+        """Wait for the job to finish and return its command."""
+        self.until(lambda: self.status.startswith("Done") and self.command)
+        return self.command
 
     def addresses(self):
-        """All that was asked for over the network."""
+        """URLs of all network requests."""
         events = (json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance"))
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
@@ -179,10 +181,10 @@ def pixels(file):
 
 
 @pytest.mark.slow
-def test_no_file_is_served_and_large_ones_are_refused(page):
-    def answer(where, data=None, **headers):
+def test_server_files_are_private_and_large_uploads_are_refused(page):
+    def answer(path, data=None, **headers):
         try:
-            with urlopen(Request(page + where, data, headers)) as reply:
+            with urlopen(Request(page + path, data, headers)) as reply:
                 return reply.status
         except HTTPError as error:
             return error.code
@@ -200,7 +202,7 @@ def test_no_file_is_served_and_large_ones_are_refused(page):
 
 
 @pytest.mark.slow
-def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_path):
+def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     visit.upload(tmp_path / "photo.png")
@@ -210,7 +212,7 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
     visit.all(".brush")[-1].click()
     visit.stroke(7)
     visit.draw()
-    words = shlex.split(visit.drawn())
+    argv = shlex.split(visit.finished_command())
     visit.find("#view a.save[download$='.png']").click()
     visit.find("#view a.save[download$='.gif']").click()
     visit.find("#view a.save[download$='.yaml']").click()
@@ -220,9 +222,9 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
     assert (pixels(picture)[:, :4] == photo[:, :4]).all()
     assert (pixels(picture)[:, 4:] != photo[:, 4:]).mean() > 0.5
     levels = np.repeat([[0, 0, 0, 0, 64, 64, 255, 255]], 8, 0)
-    assert (pixels(words[words.index("--levels") + 1]) == levels).all()
-    words = [sys.executable, *words[1:], "--output", str(tmp_path / "again")]
-    subprocess.run(words, cwd=ROOT, env=THREADS, check=True, capture_output=True)
+    assert (pixels(argv[argv.index("--levels") + 1]) == levels).all()
+    argv = [sys.executable, *argv[1:], "--output", str(tmp_path / "again")]
+    subprocess.run(argv, cwd=ROOT, env=THREADS, check=True, capture_output=True)
     number, kind, name = picture.name.split("_", 2)
     assert (number.isdecimal(), kind, name) == (True, "change", "photo_seed0.png")
     assert (tmp_path / "again" / name).read_bytes() == picture.read_bytes()
@@ -233,15 +235,15 @@ def test_paint_draw_save_and_draw_the_same_on_the_command_line(visit, page, tmp_
 
 
 @pytest.mark.slow
-def test_a_part_is_filled_in_undone_and_cancelled(visit):
+def test_fill_in_undo_and_cancel(visit):
     visit.draw()
-    visit.until(lambda: "something must be painted, got nothing" in visit.find("#message").text)
+    visit.until(lambda: "some part must be painted, got none" in visit.find("#message").text)
     visit.stroke(0)
     visit.stroke(7)
     visit.find(".undo").click()
     visit.draw()
-    words = shlex.split(visit.drawn())
-    known = pixels(words[words.index("--mask") + 1])
+    argv = shlex.split(visit.finished_command())
+    known = pixels(argv[argv.index("--mask") + 1])
     assert (known == np.repeat([[0, 0, 255, 255, 255, 255, 255, 255]], 8, 0)).all()
     visit.choose("new")
     size = visit.find("#size input, #size textarea")
@@ -259,25 +261,25 @@ def test_a_part_is_filled_in_undone_and_cancelled(visit):
     assert int(re.search(r"\d+", visit.status)[0]) < 250
     assert visit.find("#message").text == ""
     visit.until(lambda: visit.find("#draw").is_enabled())
-    assert visit.line == ""
+    assert visit.command == ""
 
 
 @pytest.mark.slow
-def test_paint_is_of_its_mode_and_outlives_the_others(visit):
-    """Levels of Change are whole again after Fill in, what is undone is what was painted there, and nothing is lost."""
+def test_each_mode_keeps_its_own_paint(visit):
+    """Change keeps its levels while Fill in is used, and undo affects only the current mode."""
     visit.choose("change")
     visit.all(".brush")[0].click()
     visit.stroke(0)
     visit.stroke(3)
     changed = np.repeat([[64, 64, 64, 64, 0, 0, 0, 0]], 8, 0)
     until_painted(visit, changed)
-    visit.choose("fill")  # takes over what is painted
+    visit.choose("fill")  # starts with the paint of Change
     until_painted(visit, changed // 64 * 255)
     visit.stroke(7)
     until_painted(visit, np.repeat([[255, 255, 255, 255, 0, 0, 255, 255]], 8, 0))
     visit.find(".undo").click()
     until_painted(visit, changed // 64 * 255)
-    visit.find(".undo").click()  # nothing was painted here before
+    visit.find(".undo").click()  # the history of Fill in is empty
     until_painted(visit, changed // 64 * 255)
     for kind in ("new", "extend", "texture", "change"):
         visit.choose(kind)
@@ -288,14 +290,16 @@ def test_paint_is_of_its_mode_and_outlives_the_others(visit):
     visit.choose("fill")
     visit.find(".clear").click()
     visit.choose("change")
-    visit.choose("fill")  # what was taken away stays so
+    visit.choose("fill")  # cleared paint stays cleared
     until_painted(visit, np.zeros((8, 8)))
 
 
 @pytest.mark.slow
-def test_one_pointer_paints_with_its_main_button(visit):
+def test_only_one_pointer_with_its_main_button_paints(visit):
     visit.choose("fill")
-    visit.script("document.querySelector('canvas.photo').setPointerCapture = () => {}")  # made-up pointers have none
+    visit.script(
+        "document.querySelector('canvas.photo').setPointerCapture = () => {}"
+    )  # synthetic pointers cannot be captured
     assert not visit.paint().any()
     point = """
         const canvas = document.querySelector("canvas.photo"), box = canvas.getBoundingClientRect();
@@ -304,24 +308,24 @@ def test_one_pointer_paints_with_its_main_button(visit):
         canvas.dispatchEvent(new PointerEvent(kind, {pointerId, clientX, clientY, button, buttons, bubbles: true}));
     """
 
-    def does(*event):
+    def dispatch(*event):
         visit.browser.execute_script(point, *event)
 
-    does("pointerdown", 1, 0, 2, 2)  # the menu's button
-    does("pointermove", 1, 7, -1, 2)
-    does("pointerup", 1, 7, 2, 0)
+    dispatch("pointerdown", 1, 0, 2, 2)  # secondary button
+    dispatch("pointermove", 1, 7, -1, 2)
+    dispatch("pointerup", 1, 7, 2, 0)
     assert not visit.paint().any()
-    does("pointerdown", 1, 0, 0, 1)
-    does("pointerdown", 2, 7, 0, 1)  # a second finger
-    does("pointermove", 2, 6, -1, 1)
-    does("pointermove", 1, 1, -1, 0)  # the button was released where no one saw it
-    does("pointermove", 1, 4, -1, 0)
+    dispatch("pointerdown", 1, 0, 0, 1)
+    dispatch("pointerdown", 2, 7, 0, 1)  # a second finger
+    dispatch("pointermove", 2, 6, -1, 1)
+    dispatch("pointermove", 1, 1, -1, 0)  # the release was lost
+    dispatch("pointermove", 1, 4, -1, 0)
     visit.until(lambda: visit.paint().any())
     assert not visit.paint()[:, 2:].any()
 
 
 @pytest.mark.slow
-def test_painting_without_a_mouse(visit):
+def test_painting_with_the_keyboard(visit):
     canvas = visit.find("canvas.photo")
     visit.script("document.querySelector('canvas.photo').focus()")
     canvas.send_keys(Keys.ARROW_DOWN)  # to the first patch
@@ -329,28 +333,28 @@ def test_painting_without_a_mouse(visit):
     expected = np.zeros((8, 8), dtype=np.uint8)
     expected[2:4, 4:6] = 255
     until_painted(visit, expected)
-    canvas.send_keys(*[Keys.ARROW_RIGHT] * 9, Keys.SPACE)  # it stays inside
+    canvas.send_keys(*[Keys.ARROW_RIGHT] * 9, Keys.SPACE)  # the cursor stays inside
     expected[2:4, 6:8] = 255
     until_painted(visit, expected)
 
 
 @pytest.mark.slow
-def test_a_result_is_painted_on_at_its_own_size(visit):
+def test_a_result_is_reused_at_its_own_size(visit):
     visit.choose("extend")
     box = visit.find("input[aria-label*='right']")
     visit.until(box.is_displayed)
     box.clear()
     box.send_keys("4\t")
     visit.draw()
-    visit.drawn()
-    visit.find("#again").click()
-    visit.until(lambda: "8x12 pixels, where the model learnt 8x8" in visit.find("#note").text)
+    visit.finished_command()
+    visit.find("#reuse").click()
+    visit.until(lambda: "8x12 pixels, but the model was trained on 8x8" in visit.find("#note").text)
     canvas = visit.find("canvas.photo")
-    visit.until(lambda: abs(2 * canvas.size["width"] - 3 * canvas.size["height"]) < 8)  # with its border
+    visit.until(lambda: abs(2 * canvas.size["width"] - 3 * canvas.size["height"]) < 8)  # tolerance for the border
 
 
 @pytest.mark.slow
-def test_what_is_uploaded_is_told_beside_it(visit, tmp_path):
+def test_notes_and_errors_about_uploads_are_shown(visit, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     visit.find("input[type=file]").send_keys(str(tmp_path / "notes.txt"))
     visit.until(lambda: "files that can be read, got notes.txt" in visit.find("#note .failed").text)

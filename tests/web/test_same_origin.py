@@ -1,4 +1,4 @@
-"""Who may come in: addresses, and requests of the page itself."""
+"""Addresses to listen at, and rejection of requests that do not come from the page itself."""
 
 import socket
 
@@ -7,7 +7,7 @@ import pytest
 from asyncdiff.web.same_origin import SameOrigin, free_port
 
 
-def test_ports_are_free_or_refused_in_a_line():
+def test_addresses_are_checked():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -18,29 +18,27 @@ def test_ports_are_free_or_refused_in_a_line():
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", port) == port
     assert free_port("127.0.0.1", 0) > 0
-    with pytest.raises(
-        OSError, match=r"--host must be an address of this machine, got 192\.0\.2\.1: 127\.0\.0\.1, say"
-    ):
+    with pytest.raises(OSError, match=r"--host must be an address of this machine, got 192\.0\.2\.1: use 127\.0\.0\.1"):
         free_port("192.0.2.1", 7860)
 
 
 async def nothing(*_):
-    """An application."""
+    """ASGI application that does nothing."""
 
 
 @pytest.mark.parametrize(
     ("host", "origin", "own"),
     [
         (b"lab.example", b"https://lab.example", True),
-        (b"127.0.0.1:7860", b"https://lab.example", True),  # a proxy that keeps the name to itself
+        (b"127.0.0.1:7860", b"https://lab.example", True),  # a proxy that does not pass its host name on
         (b"other.example", b"https://lab.example", False),
         (b"lab.example", b"https://evil.example", False),
     ],
 )
-def test_names_of_proxies_are_told(host, origin, own):
+def test_names_of_proxies_are_accepted(host, origin, own):
     headers = [(b"host", host), (b"origin", origin)]
-    door = SameOrigin(nothing, "127.0.0.1", ["lab.example"])
-    assert door.is_own({"type": "http", "headers": headers}) == own
+    guard = SameOrigin(nothing, "127.0.0.1", ["lab.example"])
+    assert guard.allows({"type": "http", "headers": headers}) == own
 
 
 @pytest.mark.parametrize(
@@ -50,15 +48,15 @@ def test_names_of_proxies_are_told(host, origin, own):
         ("127.0.0.1", "localhost:7860", "http://localhost:7860", True),
         ("::1", "[::1]:7860", "http://[::1]:7860", True),
         ("127.0.0.1", "127.0.0.1:7860", "http://evil.example", False),
-        ("127.0.0.1", "127.0.0.1:7860", "http://127.0.0.1:8000", False),  # another server of this machine
+        ("127.0.0.1", "127.0.0.1:7860", "http://127.0.0.1:8000", False),  # another server on this machine
         ("127.0.0.1", "127.0.0.1:7860", "null", False),
-        ("127.0.0.1", "evil.example:7860", None, False),  # a name that leads here
+        ("127.0.0.1", "evil.example:7860", None, False),  # DNS rebinding
         ("127.0.0.1", "evil.example:7860", "http://evil.example:7860", False),
         ("0.0.0.0", "lab.example:7860", "http://lab.example:7860", True),
         ("0.0.0.0", "lab.example", "https://lab.example", True),  # behind a proxy
         ("0.0.0.0", "lab.example:7860", "http://evil.example", False),
     ],
 )
-def test_only_the_page_itself_is_answered(listens, host, origin, own):
+def test_only_requests_from_the_page_are_allowed(listens, host, origin, own):
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
-    assert SameOrigin(nothing, listens).is_own({"type": "http", "headers": headers}) == own
+    assert SameOrigin(nothing, listens).allows({"type": "http", "headers": headers}) == own
