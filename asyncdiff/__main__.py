@@ -1,4 +1,4 @@
-"""`python -m asyncdiff COMMAND`, or `asyncdiff COMMAND` where it is installed: train.py's commands and all others."""
+"""Command line of the package: `python -m asyncdiff COMMAND`, or `asyncdiff COMMAND` where it is installed."""
 
 import importlib
 import sys
@@ -6,87 +6,88 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-# Every command with its module, which has a function `main(args)`, and what it is for. Loaded when chosen only.
+# Module and summary of every command. A module is imported only when its command is chosen; it has a `main(argv)`.
 COMMANDS = {
-    "levels": ("asyncdiff.cli.commands.levels", "noise-level samplers of experiments, drawn side by side"),
-    "evaluate": ("asyncdiff.cli.commands.evaluate", "numbers of a trained model: samples, likelihood, inpaintings"),
-    "compare": ("asyncdiff.cli.commands.compare", "cards of evaluate in one table, unlike protocols marked"),
-    "sample": ("asyncdiff.cli.commands.draw", "whole images"),
-    "inpaint": ("asyncdiff.cli.commands.draw", "photos with a part of them drawn anew"),
-    "edit": ("asyncdiff.cli.commands.draw", "photos changed as much as a painted map of noise levels says"),
-    "outpaint": ("asyncdiff.cli.commands.draw", "photos continued beyond their edges"),
-    "autoregress": ("asyncdiff.cli.commands.draw", "images drawn patch after patch, in any order"),
-    "texture": ("asyncdiff.cli.commands.draw", "textures of any size, tileable too, from an exemplar or from nothing"),
-    "serve": ("asyncdiff.cli.commands.serve", "a page in the browser to paint on photos and watch them being drawn"),
-    "ablate": ("asyncdiff.cli.commands.ablate", "runs that differ in a few settings, over several seeds, side by side"),
-    "cache-latents": ("asyncdiff.cli.commands.cache_latents", "images through a codec onto the disk, to train on"),
-    "report": (
-        "asyncdiff.cli.commands.report",
-        "tables, curves and pictures of runs, as Markdown and as one HTML page",
-    ),
-    "export": (
-        "asyncdiff.cli.commands.export",
-        "a trained model as a folder to share: safetensors, YAML and a model card",
-    ),
-    "port": ("asyncdiff.cli.commands.port", "weights of DiT and SiT, or a diffusers folder, as a checkpoint of ours"),
+    "levels": ("asyncdiff.cli.commands.levels", "plot the noise-level samplers of experiments side by side"),
+    "evaluate": ("asyncdiff.cli.commands.evaluate", "measure a trained model: samples, likelihood, inpainting"),
+    "compare": ("asyncdiff.cli.commands.compare", "compare result cards in one table and mark different protocols"),
+    "sample": ("asyncdiff.cli.commands.draw", "generate images"),
+    "inpaint": ("asyncdiff.cli.commands.draw", "inpaint photos: generate the part that a mask hides"),
+    "edit": ("asyncdiff.cli.commands.draw", "edit photos with SDEdit, as strongly as a map of noise levels says"),
+    "outpaint": ("asyncdiff.cli.commands.draw", "extend photos beyond their edges"),
+    "autoregress": ("asyncdiff.cli.commands.draw", "generate or inpaint images patch by patch, in any order"),
+    "texture": ("asyncdiff.cli.commands.draw", "generate textures of any size, from scratch or from an exemplar"),
+    "serve": ("asyncdiff.cli.commands.serve", "open a web page for sampling, inpainting and editing"),
+    "ablate": ("asyncdiff.cli.commands.ablate", "train every combination of a few settings over several seeds"),
+    "cache-latents": ("asyncdiff.cli.commands.cache_latents", "encode a dataset once, store latents for training"),
+    "report": ("asyncdiff.cli.commands.report", "summarize runs as Markdown and HTML: tables, curves, images"),
+    "export": ("asyncdiff.cli.commands.export", "export a trained model as a folder: safetensors, YAML, model card"),
+    "port": ("asyncdiff.cli.commands.port", "convert DiT or SiT weights, or a diffusers folder, to a checkpoint"),
 }
 
-# These share a module, whose main(name, argv) draws.
+# These commands share a module, whose main(command, argv) generates images.
 DRAWING = [name for name, (module, _) in COMMANDS.items() if module == "asyncdiff.cli.commands.draw"]
 
-# What train.py does, for those who have installed the package and have no train.py.
+# Subcommands of train.py, also available here because an installed package has no train.py.
 TRAINING = ("fit", "validate", "test", "predict")
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Run one command; an error of the user's ends it with one line."""
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; a user error ends the program with one line.
+
+    Args:
+        argv: command line without the program's name; None for that of the process.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return
-    if words[0] in TRAINING:
-        with packages_told():
+    if argv[0] in TRAINING:
+        with explain_missing_packages():
             from asyncdiff.cli.train import main as train
 
-        train(list(words))
+        train(list(argv))
         return
-    with packages_told():
+    with explain_missing_packages():
         from asyncdiff.cli.errors import one_line_errors
-        from asyncdiff.cli.trusted_packages import gate  # has a parser to load, which the overview does not need
+        from asyncdiff.cli.trusted_packages import restrict_imports  # imports jsonargparse, which the overview avoids
 
-    with one_line_errors(words[1:]), gate(words[1:]) as left:
-        command(words[0])(left)
+    with one_line_errors(argv[1:]), restrict_imports(argv[1:]) as rest:
+        load_command(argv[0])(rest)
 
 
 @contextmanager
-def packages_told() -> Iterator[None]:
-    """End the program with one line where a package is missing: most often another Python was meant."""
+def explain_missing_packages() -> Iterator[None]:
+    """End the program with one line if a package is missing: usually the wrong Python interpreter is running."""
     try:
         yield
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("asyncdiff", "datamodules"):
-            raise  # a mistake of ours
+            raise  # a bug in this package
         missing = f"error: the package {error.name} must be installed, got none in {sys.executable}"
         sys.exit(f"{missing}: use .venv/bin/python after make install, or pip install -r requirements.txt")
 
 
 def overview() -> str:
-    """The commands with a line each."""
+    """Return the help text: every command with its summary."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     usage = ["usage: python -m asyncdiff COMMAND ...", "", *lines, ""]
-    told = [f"python -m asyncdiff COMMAND --help tells the rest. {' | '.join(TRAINING)} are those of train.py."]
-    told += ["--allow-class-paths PACKAGE[,PACKAGE] lets files name classes of other packages, whose code then runs."]
-    return "\n".join([*usage, *told])
+    notes = ["Run python -m asyncdiff COMMAND --help for the options of a command."]
+    notes += [f"{' | '.join(TRAINING)} work as in train.py."]
+    notes += ["--allow-class-paths PACKAGE[,PACKAGE] lets YAML files use classes of other packages (runs their code)."]
+    return "\n".join([*usage, *notes])
 
 
-def command(name: str) -> Callable[[Sequence[str]], None]:
-    """The function of a command; ValueError with the nearest name if there is none."""
-    from asyncdiff.cli.errors.suggestions import did_you_mean, near
+def load_command(name: str) -> Callable[[Sequence[str]], None]:
+    """Import a command and return its main function; raise ValueError with the nearest name if there is none."""
+    from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
 
     if name not in COMMANDS:
         known = (*COMMANDS, *TRAINING)
-        raise ValueError(f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(near(name, known))}")
+        raise ValueError(
+            f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(nearest_name(name, known))}"
+        )
     module = importlib.import_module(COMMANDS[name][0])
     return partial(module.main, name) if name in DRAWING else module.main
 

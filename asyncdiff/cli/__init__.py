@@ -1,1 +1,1 @@
-"""Everything the terminal starts: training, the commands, and errors in one line."""
+"""Command-line interface: training, all other commands, and one-line error messages."""

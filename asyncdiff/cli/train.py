@@ -1,6 +1,6 @@
-"""The command line of train.py: LightningCLI with errors of one line, interpolation and a protected run directory.
+"""Command line of train.py: LightningCLI with one-line errors, interpolation and a protected run directory.
 
-Mistakes of the user's end with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows where they were found.
+User errors end the program with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows their traceback instead.
 """
 
 import logging
@@ -26,8 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from asyncdiff import callbacks, latents
-from asyncdiff.checkpoints.atomic_files import replace
-from asyncdiff.checkpoints.latest import held, newest_whole
+from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
@@ -36,81 +36,90 @@ from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.module import AsyncDiffusion
 
-# Packages whose classes a file may name without their module, as in `class_path: Digits`: they have to be loaded.
-BY_NAME = (callbacks, latents, datamodules, dit, masks, unet)
-# Set by SLURM and torchrun when they run the same command again after an interruption.
+# Packages whose classes a file may name without their module, as in `class_path: Digits`, because they are imported.
+SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)
+# Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 class Parser(ReportingParser, LightningArgumentParser):
-    """A parser of layered files that raises what it has to say."""
+    """Parser of layered files that raises its errors."""
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
-        """Merge the `vars` of layered files; by itself jsonargparse lets a later mapping replace an earlier one."""
+        """Merge the `vars` of layered files; jsonargparse alone would let a later mapping replace an earlier one."""
         if action.dest == "vars" and isinstance(value, dict):
             value = {**((cfg and cfg.get(key)) or {}), **value}
         return super()._check_value_key(action, value, key, cfg, append)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes RUN/config.yaml: everything that a fit needs to run once more, here or in another directory."""
+    """Callback that writes RUN/config.yaml, which is all that is needed to repeat the run here or in another directory."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it on one process, before anything else of the run."""
+        """Write the file on one process, before anything else of the run is written."""
         if stage == "fit" and trainer.is_global_zero:
             run = run_directory(trainer.default_root_dir)
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
             given = config["ckpt_path"]
-            # Continuing is no part of what the run computes; starting from another run's checkpoint is.
+            # Resuming does not change what the run computes; starting from another run's checkpoint does.
             if given and run.resolve() in Path(given).resolve().parents:
                 config["ckpt_path"] = None
-            config["auto_resume"] = False  # likewise; another directory may hold another run
+            config["auto_resume"] = False  # likewise, and another directory may contain another run
             if root := config["trainer"]["default_root_dir"]:
-                config = portable(config, root.rstrip("/"))
+                config = make_portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)
-            replace(run / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
+            write_atomically(run / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
 
 
 class ExperimentCLI(LightningCLI):
-    """`fit | validate | test | predict` of one experiment file.
+    """`fit | validate | test | predict` for one experiment file.
 
-    The run directory is `trainer.default_root_dir`. `--ckpt_path last` means its checkpoints/last.ckpt; a fit that
-    would start anew in a directory that holds a checkpoint is refused.
+    The run directory is `trainer.default_root_dir`. `--ckpt_path last` means its checkpoints/last.ckpt. Starting a new
+    fit in a directory that already contains a checkpoint is an error.
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Free variables for interpolation, and what to do with a run that is there."""
-        parser.add_argument("--vars", type=dict[str, Any], default={}, help="free variables, used as ${vars.NAME}")
+        """Add free variables for interpolation, and the option to resume an existing run."""
         parser.add_argument(
-            "--auto_resume", type=bool, default=False, help="continue the run of this directory where there is one"
+            "--vars", type=dict[str, Any], default={}, help="free variables for interpolation as ${vars.NAME}"
+        )
+        parser.add_argument(
+            "--auto_resume",
+            type=bool,
+            default=False,
+            help="whether to resume the run in this directory if there is one",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse and find the checkpoint; errors of interpolation are errors of the user's file, too."""
-        with reported(parser):
+        """Parse the arguments and find the checkpoint; interpolation errors are reported as user errors, too."""
+        with as_parser_errors(parser):
             super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         if not isinstance(config.trainer, Namespace):
-            raise ValueError(f"trainer must be a section of keys, got {config.trainer}: max_steps: 1000, say")
+            raise ValueError(
+                f"trainer must be a section of keys, got {config.trainer}: write max_steps: 1000 below it, for example"
+            )
         if (clip := config.trainer.get("gradient_clip_val")) is not None and math.isnan(clip):
-            raise ValueError("trainer.gradient_clip_val must be a number, got nan: 1.0 is usual, null is off")
+            raise ValueError(
+                "trainer.gradient_clip_val must be a number, got nan: 1.0 is common, null disables clipping"
+            )
         at_least("trainer.log_every_n_steps", config.trainer.get("log_every_n_steps") or 0, 0, "50 is the default")
         config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Take nothing from the checkpoint: what the user typed is what runs."""
+        """Do nothing: hyperparameters come from the user's configuration, never from the checkpoint."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with what keeps a run from losing anything, unless the user has configured it otherwise."""
+        """Build the trainer; add plugins and callbacks that protect a run unless the user configured others."""
         config = self._get(self.config_init, "trainer", default={})
-        plugins, given = (_listed(config.get(key)) for key in ("plugins", "callbacks"))
+        plugins, given = (_as_list(config.get(key)) for key in ("plugins", "callbacks"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
-        again = _goes_on(bool(self._get(self.config, "auto_resume", default=False)))
+        resume = _resume_requested(bool(self._get(self.config, "auto_resume", default=False)))
         if self.config.subcommand == "fit" and not any(isinstance(one, Checkpoint) for one in given):
-            _tell("warning: trainer.callbacks has no ModelCheckpoint: what is learnt may not be kept")
-        usual = (callbacks.ResumeLogging(take_over=again), callbacks.GracefulShutdown())
-        missing: list[Any] = [one for one in usual if not any(isinstance(other, type(one)) for other in given)]
+            _print_to_stderr("warning: trainer.callbacks has no ModelCheckpoint: the trained weights may not be saved")
+        defaults = (callbacks.ResumeLogging(take_over=resume), callbacks.GracefulShutdown())
+        missing: list[Any] = [one for one in defaults if not any(isinstance(other, type(one)) for other in given)]
         if self.config.subcommand == "predict" and not any(isinstance(one, callbacks.ImageWriter) for one in given):
             missing.append(callbacks.ImageWriter())
         shown = config.get("enable_progress_bar") is not False
@@ -119,24 +128,24 @@ class ExperimentCLI(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, callbacks=[*given, *missing], **kwargs)
 
     def before_predict(self) -> None:
-        """Leave the data out: the model itself says what to draw, which Lightning hears only without a data module."""
+        """Drop the data module: the model provides the batches of `predict`, which Lightning only uses without one."""
         self.datamodule = None
 
     def after_fit(self) -> None:
-        """Tell where the results are."""
-        tell_results(self.trainer)
+        """Print where the results are."""
+        print_results(self.trainer)
 
 
-class Parsed(ExperimentCLI):
-    """The configuration of a command line, of which nothing is built or run."""
+class ConfigOnlyCLI(ExperimentCLI):
+    """Parse a command line without building or running anything."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and look for no checkpoint."""
-        with reported(parser):
+        """Parse the arguments without looking for a checkpoint."""
+        with as_parser_errors(parser):
             super(ExperimentCLI, self).parse_arguments(parser, args)
 
     def _set_seed(self) -> None:
-        """Leave the random state alone."""
+        """Leave the global random state unchanged."""
 
     def instantiate_classes(self) -> None:
         """Build nothing."""
@@ -146,8 +155,8 @@ class Parsed(ExperimentCLI):
 
 
 @contextmanager
-def reported(parser: LightningArgumentParser) -> Iterator[None]:
-    """Errors of the user's files that jsonargparse does not take for any, as its own."""
+def as_parser_errors(parser: LightningArgumentParser) -> Iterator[None]:
+    """Report errors in the user's files that jsonargparse does not catch as errors of the parser."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -156,30 +165,31 @@ def reported(parser: LightningArgumentParser) -> Iterator[None]:
         parser.error(f"Problems parsing config: {error}")
 
 
-def parsed(args: list[str]) -> dict[str, Any]:
-    """The whole configuration that a command line means, as plain containers."""
-    with trusted_packages.gate(args) as left:
-        made = _cli(Parsed, left)
-        config: dict[str, Any] = yaml.safe_load(made.parser.dump(made.config, skip_unset=False))
-    return dict(config[made.config.subcommand])
+def parse_config(args: list[str]) -> dict[str, Any]:
+    """Return the complete configuration that a command line of train.py describes, as plain containers."""
+    with trusted_packages.restrict_imports(args) as rest:
+        cli = _run_cli(ConfigOnlyCLI, rest)
+        config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
+    return dict(config[cli.config.subcommand])
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command; an error of the user's ends it with one line."""
-    grouped = dist.is_available() and dist.is_initialized()
-    words = sys.argv[1:] if args is None else args
-    with one_line_errors(words), trusted_packages.gate(words) as left:
-        _cli(ExperimentCLI, left)
-    # Left to the interpreter's end, threads of a group that the trainer made may abort a run that has succeeded.
-    if not grouped and dist.is_available() and dist.is_initialized():
+    """Run one subcommand; a user error ends the program with one line."""
+    had_process_group = dist.is_available() and dist.is_initialized()
+    argv = sys.argv[1:] if args is None else args
+    with one_line_errors(argv), trusted_packages.restrict_imports(argv) as rest:
+        _run_cli(ExperimentCLI, rest)
+    # If the process group that the trainer made lives until the interpreter exits, its threads may abort a run that
+    # has succeeded.
+    if not had_process_group and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
+def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
-    # A dictionary that looks like a class, where any value may stand, is a dictionary.
+    # Where any value is allowed, a dictionary that looks like an object config stays a dictionary.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
-    _quiet()
+    _silence_libraries()
     return kind(
         AsyncDiffusion,
         LightningDataModule,
@@ -187,7 +197,7 @@ def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_class=Parser,
-        # Half a key is a typing error: it must not count as the key that begins with it.
+        # A prefix of a key is a typing error and must not count as the key.
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
         save_config_callback=SaveConfig,
         seed_everything_default=0,
@@ -196,109 +206,110 @@ def _cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     )
 
 
-# What libraries say to each other, and what is meant here: some words of the program have been taken, or are others;
-# the batches of `predict` are an iterable whose length is right.
-UNSAID = (
+# Warnings that do not concern users: about arguments that this program passes to LightningCLI, deprecations inside
+# libraries, and the length of the iterable batches of `predict`, which is right.
+IGNORED_WARNINGS = (
     "LightningCLI's args parameter",
     r"(?s).*`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"(?s).*``instantiate_classes`` was deprecated",
     r"(?s).*By default only one JsonargparseDeprecationWarning",
     "Your `IterableDataset` has `__len__` defined",
 )
-ADVERTISED = ("Tip: For seamless cloud", "`weights_only` was not set")  # in logs; weights are read as such anyway
+# Weights are always read with weights_only=True.
+IGNORED_LOG_MESSAGES = ("Tip: For seamless cloud", "`weights_only` was not set")
 
 
-def _quiet() -> None:
-    """Leave out what no user of this program can do anything about."""
-    for message in UNSAID:
+def _silence_libraries() -> None:
+    """Hide warnings and log messages that a user cannot do anything about."""
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logger = logging.getLogger(f"lightning.pytorch.{name}")
-        logger.removeFilter(_worth_reading)
-        logger.addFilter(_worth_reading)
+        logger.removeFilter(_is_relevant)
+        logger.addFilter(_is_relevant)
 
 
-def _worth_reading(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in ADVERTISED)
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in IGNORED_LOG_MESSAGES)
 
 
 def run_directory(default_root_dir: Any) -> Path:
-    """The directory of a run, as the trainer will understand it."""
+    """Return the directory of a run as the trainer will interpret it."""
     return Path(default_root_dir).expanduser() if default_root_dir else Path.cwd()
 
 
 def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
-    """The file to start from, or None to start anew, which is refused where that would overwrite a run.
+    """Return the checkpoint to start from, or None for a new run; raise an error if that would overwrite a run.
 
-    All processes of a run decide alike: it has no checkpoint before they have all passed here and met.
+    All processes of a run decide alike, because no checkpoint is written before all of them have passed this point.
     """
     given = config.get("ckpt_path")
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
-    there = held(run)
+    existing = list_checkpoints(run)
     if not given and not training:
-        raise ValueError("ckpt_path must be given, or untrained weights would be judged: add --ckpt_path last")
-    if given == "last" and not (there if training else latest.is_file()):
-        remedy = "leave ckpt_path out to start" if training else "run fit first"
-        raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but there is no {latest}: {remedy}")
+        raise ValueError("ckpt_path must be given, or untrained weights would be used: add --ckpt_path last")
+    if given == "last" and not (existing if training else latest.is_file()):
+        remedy = "leave ckpt_path out to start a new run" if training else "run fit first"
+        raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but {latest} does not exist: {remedy}")
     if given == "last":
-        return str(newest_whole(run)) if training else str(latest)
+        return str(newest_intact(run)) if training else str(latest)
     if given and not re.match(r"best$|hpc$|registry|\w+://", given) and not Path(given).exists():
         raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
-    if given or not training or not there or config.trainer.get("fast_dev_run"):
+    if given or not training or not existing or config.trainer.get("fast_dev_run"):
         return given
-    if _goes_on(bool(config.get("auto_resume"))):
-        return str(newest_whole(run))
-    remedy = "last" if latest.is_file() else str(there[0])
+    if _resume_requested(bool(config.get("auto_resume"))):
+        return str(newest_intact(run))
+    remedy = "last" if latest.is_file() else str(existing[0])
     raise ValueError(
-        f"trainer.default_root_dir must be a new directory, got {run}, which holds a run: "
-        f"add --ckpt_path {remedy} or --auto_resume true to continue it, or choose another"
+        f"trainer.default_root_dir must be a new directory, got {run}, which contains a run: "
+        f"add --ckpt_path {remedy} or --auto_resume true to resume it, or choose another directory"
     )
 
 
-def _listed(value: Any) -> list[Any]:
-    """What a key that takes one or several holds, as a list."""
+def _as_list(value: Any) -> list[Any]:
+    """Return the value of a key that takes one item or several, as a list."""
     return [] if value is None else [*value] if isinstance(value, list) else [value]
 
 
-def _goes_on(auto_resume: bool) -> bool:
-    """Whether a run that is there is to be continued."""
+def _resume_requested(auto_resume: bool) -> bool:
+    """Return whether an existing run should be resumed."""
     return auto_resume or any(int(os.environ.get(name, 0)) for name in RESTARTS)
 
 
-def portable(value: Any, root: str) -> Any:
-    """A configuration in which paths below the run directory follow it, when it is given anew."""
+def make_portable(value: Any, root: str) -> Any:
+    """Return the configuration with paths below the run directory written relative to trainer.default_root_dir."""
     if isinstance(value, dict):
-        return {key: item if key == "default_root_dir" else portable(item, root) for key, item in value.items()}
+        return {key: item if key == "default_root_dir" else make_portable(item, root) for key, item in value.items()}
     if isinstance(value, list):
-        return [portable(item, root) for item in value]
+        return [make_portable(item, root) for item in value]
     if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
         return "${trainer.default_root_dir}" + value.removeprefix(root)
     return value
 
 
 @rank_zero_only
-def _tell(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)
 
 
 @rank_zero_only
-def tell_results(trainer: Trainer) -> None:
-    """Print the numbers of the callbacks that have some, and where the rest lies."""
+def print_results(trainer: Trainer) -> None:
+    """Print the final metrics of the callbacks, and where images, checkpoint, config and logs are."""
     run = run_directory(trainer.default_root_dir)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name, value in getattr(callback, "results", {}).items():
             print(f"{name}: {value:.3f}")
-    places = {
-        "pictures": run / "images",
+    paths = {
+        "images": run / "images",
         "checkpoint": run / "checkpoints" / "last.ckpt",
         "config": run / "config.yaml",
     }
-    for what, where in places.items():
-        if where.exists():
-            print(f"{what}: {where}")
+    for label, path in paths.items():
+        if path.exists():
+            print(f"{label}: {path}")
     if trainer.loggers:
-        print(f"curves: tensorboard --logdir {run}")
+        print(f"TensorBoard: tensorboard --logdir {run}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Which classes a file or a command line may name: importing a module runs its code, so others' modules need a word.
+"""Restrict which classes a file or command line may name, since importing a module runs its code.
 
-That word is `--allow-class-paths PACKAGE[,PACKAGE]` on the command line, and nowhere else: a file that could allow
-itself would be no different from a program. Everything that jsonargparse imports for a value, be it a class path, a
-short name, a function or a type, passes here before it is imported, and once more as what it turns out to be.
+Modules of other packages must be allowed with `--allow-class-paths PACKAGE[,PACKAGE]` on the command line, and only
+there: a file that could allow itself would be as dangerous as a program. Everything that jsonargparse imports for a
+value, whether a class path, a short name, a function or a type, is checked by its path before the import and by its
+actual module after it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from jsonargparse._common import parsing_settings
 from asyncdiff.checkpoints.object_config import PROGRAMS
 
 OPTION = "--allow-class-paths"
-# What experiments are made of. PyTorch is not: it has functions that load and compile whatever they are given.
+# Packages that experiments are made of. PyTorch is not among them: it has functions that load and compile anything.
 ALLOWED = (
     "asyncdiff",
     "datamodules",
@@ -30,7 +31,7 @@ ALLOWED = (
     "lightning.fabric.plugins",
     "lightning.fabric.strategies",
 )
-# Parts of these that run programs, call whatever they are given, or read checkpoints as pickles.
+# Parts of these that run programs, call arbitrary functions, or read checkpoints as pickles.
 REFUSED = (
     *PROGRAMS,
     "lightning.pytorch.callbacks.LambdaCallback",
@@ -42,68 +43,72 @@ REFUSED = (
     "lightning.fabric.strategies.deepspeed",
     "lightning.fabric.strategies.launchers",
 )
-NAMED = "asyncdiff, datamodules and Lightning's callbacks, loggers, plugins, profilers and strategies"
+ALLOWED_DESCRIPTION = "asyncdiff, datamodules and Lightning's callbacks, loggers, plugins, profilers and strategies"
 
-_extra: ContextVar[tuple[str, ...] | None] = ContextVar("extra", default=None)
+_user_trusted: ContextVar[tuple[str, ...] | None] = ContextVar("user_trusted", default=None)
 
 
 @contextmanager
-def gate(words: Sequence[str] = ()) -> Iterator[list[str]]:
-    """The words of a command line without the option; within, only what is allowed may be imported for a value.
+def restrict_imports(argv: Sequence[str] = ()) -> Iterator[list[str]]:
+    """Allow only trusted packages to be imported for values inside the context; yield argv without the option.
 
-    A gate inside of another one adds to what is allowed.
+    A nested context adds its packages to those of the outer one.
     """
-    left, more = taken(words)
-    extra = (*(_extra.get() or ()), *more)
+    rest, added = split_option(argv)
+    trusted = (*(_user_trusted.get() or ()), *added)
     before = {name: parsing_settings[name] for name in ("import_path_verdicts", "import_paths_enforced")}
-    set_parsing_settings(import_path_denylist=["*", *REFUSED], import_path_allowlist=[*ALLOWED, *extra])
-    token = _extra.set(extra)
+    set_parsing_settings(import_path_denylist=["*", *REFUSED], import_path_allowlist=[*ALLOWED, *trusted])
+    token = _user_trusted.set(trusted)
     try:
-        yield left
+        yield rest
     finally:
-        _extra.reset(token)
+        _user_trusted.reset(token)
         parsing_settings.update(before)
 
 
-def taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words without the option, and the packages that it names; ValueError where they are none."""
-    left: list[str] = []
+def split_option(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return argv without the option, and the packages that it names; raise ValueError for invalid package names."""
+    rest: list[str] = []
     packages: list[str] = []
-    waiting = iter(words)
-    for word in waiting:
-        name, equals, value = word.partition("=")
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if name.replace("_", "-") != OPTION:
-            left.append(word)
+            rest.append(argument)
             continue
-        for package in (value if equals else next(waiting, "")).split(","):
+        for package in (value if equals else next(arguments, "")).split(","):
             if not all(part.isidentifier() for part in package.split(".")) or package.startswith("jsonargparse"):
-                raise ValueError(f"{OPTION} must name packages, got {package or 'nothing'}: mylab,other.networks, say")
+                raise ValueError(
+                    f"{OPTION} must name packages, got {package or 'nothing'}: mylab,other.networks, for example"
+                )
             packages.append(package)
-    return left, packages
+    return rest, packages
 
 
-def extra() -> tuple[str, ...]:
-    """The packages that the command line allows besides."""
-    return _extra.get() or ()
+def user_trusted() -> tuple[str, ...]:
+    """Return the additional packages that the command line allows."""
+    return _user_trusted.get() or ()
 
 
-def option() -> list[str]:
-    """The words that give a further process of this command the same leave."""
-    return [OPTION, ",".join(extra())] if extra() else []
+def option_argv() -> list[str]:
+    """Return the arguments that make a subprocess trust the same additional packages."""
+    return [OPTION, ",".join(user_trusted())] if user_trusted() else []
 
 
 def may_be_imported(path: str) -> bool:
-    """Whether a dotted path lies in what is allowed; where no gate is open, nothing is refused."""
-    if _extra.get() is None:
+    """Return whether a dotted path is allowed; outside of `restrict_imports` everything is."""
+    if _user_trusted.get() is None:
         return True
-    listed = {**dict.fromkeys(REFUSED, False), **dict.fromkeys([*ALLOWED, *extra()], True)}
+    listed = {**dict.fromkeys(REFUSED, False), **dict.fromkeys([*ALLOWED, *user_trusted()], True)}
     parts = path.split(".")
     return next((listed[p] for n in range(len(parts), 0, -1) if (p := ".".join(parts[:n])) in listed), False)
 
 
-def refusal(path: str) -> str:
-    """What to tell of a class path that is not allowed: the rule, the path and the remedy."""
+def refusal_message(path: str) -> str:
+    """Return the error message for a class path that is not allowed: the rule, the path and the remedy."""
     package, module = path.partition(".")[0], path.rpartition(".")[0]
     ours = any(known.partition(".")[0] == package for known in ALLOWED)
     trusted = module if ours else package
-    return f"must name a class of {NAMED}, got {path}: if you trust its code, add {OPTION} {trusted or path}"
+    return (
+        f"must name a class of {ALLOWED_DESCRIPTION}, got {path}: if you trust its code, add {OPTION} {trusted or path}"
+    )

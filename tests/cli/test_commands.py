@@ -106,7 +106,7 @@ def test_as_a_program(tmp_path):
     words = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: grid must be ROWSxCOLUMNS, got 16: 16x16, say\n"
+    assert result.stderr == "error: grid must be ROWSxCOLUMNS, got 16: 16x16, for example\n"
 
 
 def test_the_traceback_of_a_mistake_can_be_had(monkeypatch):
@@ -153,12 +153,13 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
     ("text", "message"),
     [
         (LAYER.replace("sharpness", "sharpnes"), ":5: model.levels.init_args.sharpnes: SumBeta has no argument"),
-        (LAYER.replace("SumBeta", "SumBetta"), ":4: model.levels: there is no class asyncdiff.noise.levels.SumBetta; did"),
+        (LAYER.replace("SumBeta", "SumBetta"),
+         ":4: model.levels: there is no class asyncdiff.noise.SumBetta; did you mean asyncdiff.noise.SumBeta?"),
         (LAYER.replace("2.0", "much"), ":5: model.levels.init_args.sharpness: must be float, got much"),
         (LAYER.replace("2.0", "-2"), ": sharpness must be positive, got -2.0"),
-        (LAYER.replace("levels.SumBeta", "paths.Synchronous"), ":4: model.levels: asyncdiff.noise.Synchronous is no"),
+        (LAYER.replace("SumBeta", "Synchronous"), ":4: model.levels: asyncdiff.noise.Synchronous is not a LevelSampler;"),
         (LAYER.replace("  levels", "  levls"), ":3: model.levls: there is no such key; did you mean model.levels?"),
-        (LAYER.replace("2.0", "'${vars.no}'"), ":5: model.levels.init_args.sharpness: ${vars.no} leads to no value"),
+        (LAYER.replace("2.0", "'${vars.no}'"), ":5: model.levels.init_args.sharpness: ${vars.no} is not defined"),
         (LAYER.replace("model:", "model: ["), ":4: not valid YAML"),
         ("trainer: {}", ": model.levels must be given in a file without model.network"),
         ("- 3", " must hold an experiment, got a list"),
@@ -373,7 +374,7 @@ def test_pictures_have_a_record_that_draws_them_again(run, photo):
 
 def test_serve_needs_gradio(run, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("page", "layout", "painter"):
+    for name in ("page", "layout", "mask_painter"):
         monkeypatch.delitem(sys.modules, f"asyncdiff.web.{name}", raising=False)
         monkeypatch.delattr(f"asyncdiff.web.{name}", raising=False)
     assert refused("serve", str(run)) == "serve needs the package gradio, got none: pip install gradio"

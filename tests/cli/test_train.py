@@ -12,8 +12,8 @@ from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._utils import ExceptionWrapper
 
-from asyncdiff.cli.errors import users_error
-from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, portable
+from asyncdiff.cli.errors import user_error_message
+from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, make_portable
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.training.module import AsyncDiffusion
 
@@ -210,7 +210,7 @@ def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line
         ("asyncdiff.noise.AsyncPatch", "AsyncPach", "model.levels.init_args.path"),
         ("asyncdiff.networks.DiT", "asyncdiff.networks.dit.DIT", "model.network"),
         ("asyncdiff.networks.DiT", "asyncdiff.network.dit.DiT", "model.network"),
-        ("asyncdiff.networks.DiT", "asyncdiff.networks.DiT", "model.network"),
+        ("asyncdiff.networks.DiT", "asyncdiff.noise.DiT", "model.network"),
         ("asyncdiff.networks.DiT", "DIT", "model.network"),
         ("asyncdiff.sampling.DDIM", "asyncdiff.sampling.solvers.Ddimm", "model.sampler.init_args.solver"),
         ("datamodules.Digits", "datamodules.Digit", "data"),
@@ -240,7 +240,7 @@ def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong
             "model.weighting",
             "asyncdiff.denoising.Velocity",
         ),
-        (["--trainer.callbacks+=asyncdiff.callbacks.LevelLos"], "trainer.callbacks", "asyncdiff.callbacks.LossByLevel"),
+        (["--trainer.callbacks+=asyncdiff.callbacks.LossByLevl"], "trainer.callbacks", "asyncdiff.callbacks.LossByLevel"),
     ],
 )
 def test_misspelt_on_the_command_line(words, key, meant, refused):
@@ -258,7 +258,7 @@ def test_misspelt_on_the_command_line(words, key, meant, refused):
             "${vars.dim}",
             "${vars.dimm}",
             "10: model.network.init_args.dim",
-            "${vars.dimm} leads to no value; did you mean vars.dim?",
+            "${vars.dimm} is not defined; did you mean vars.dim?",
         ),
         (
             "${vars.dim}",
@@ -277,7 +277,7 @@ def test_misspelt_on_the_command_line(words, key, meant, refused):
             "model:\n",
             "model:\n  class_path: asyncdiff.AsyncDiffusion\n",
             "8: model.class_path",
-            "there is no such key; its arguments stand directly below model",
+            "there is no such key: write its arguments directly below model",
         ),
         ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
     ],
@@ -295,7 +295,7 @@ def test_arguments_that_a_class_needs(refused):
 def test_a_class_of_another_kind(refused):
     edit("asyncdiff.noise.AsyncPatch", "asyncdiff.sampling.DDIM")
     message = refused("fit", "--config", "experiment.yaml")
-    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.DDIM is no Path; ")
+    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.DDIM is not a Path; ")
     assert "asyncdiff.noise.AsyncPatch" in message
 
 
@@ -312,7 +312,7 @@ def test_the_file_that_counts_is_named(refused):
         (["fit"], "model.network, data must be given; name an experiment file with --config"),
         (["--config", "experiment.yaml", "fit"], "options must come after the command, as in: train.py fit"),
         (["fit", "--config", "none.yaml"], "config: File does not exist"),
-        (["fit", "--config", "experiment.yaml", "3"], "3 is no option"),
+        (["fit", "--config", "experiment.yaml", "3"], "3 is not an option"),
         (
             ["fit", "--config", "experiment.yaml", "--ckpt_path", "last"],
             "ckpt_path must be a checkpoint, got last",
@@ -364,7 +364,7 @@ def test_an_error_that_our_code_did_not_raise_itself_is_a_bug(monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
     with pytest.raises(ValueError, match="invalid literal") as caught:
         checkpoint_to_load(config, training=True)
-    assert users_error(caught.value) is None
+    assert user_error_message(caught.value) is None
 
 
 def test_the_traceback_of_a_mistake_can_be_had(monkeypatch):
@@ -382,7 +382,7 @@ def test_a_mistake_found_in_a_data_worker_is_still_one():
             passed_on = ExceptionWrapper(where="in DataLoader worker process 0")
         with pytest.raises(ValueError, match="Original Traceback") as caught:
             passed_on.reraise()
-        lines.append(users_error(caught.value))
+        lines.append(user_error_message(caught.value))
     assert lines[0].startswith("spread must")
     assert lines[1] is None
 
@@ -411,7 +411,7 @@ def test_a_fit_tells_where_its_results_are_and_can_be_repeated(finished, refused
     capfd.readouterr()
     for file in ("experiment.yaml", "run/config.yaml"):
         message = refused("fit", "--config", file)
-        assert message.startswith("trainer.default_root_dir must be a new directory, got run, which holds a run: ")
+        assert message.startswith("trainer.default_root_dir must be a new directory, got run, which contains a run: ")
         assert "--ckpt_path last" in message
 
 
@@ -467,7 +467,7 @@ def test_a_run_is_not_overwritten():
     config = held()
     with pytest.raises(ValueError, match="add --ckpt_path last"):
         checkpoint_to_load(config, training=True)
-    with pytest.raises(ValueError, match="untrained weights would be judged: add --ckpt_path last"):
+    with pytest.raises(ValueError, match="untrained weights would be used: add --ckpt_path last"):
         checkpoint_to_load(config, training=False)
     Path("run/checkpoints/last.ckpt").rename("run/checkpoints/epoch=1.ckpt")
     with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/epoch=1.ckpt"):
@@ -495,7 +495,7 @@ def test_a_trial_of_one_batch_overwrites_nothing():
 def test_a_job_that_is_run_again_continues(name, monkeypatch):
     config = held()
     monkeypatch.setenv(name, "0")
-    with pytest.raises(ValueError, match="holds a run"):
+    with pytest.raises(ValueError, match="contains a run"):
         checkpoint_to_load(config, training=True)
     monkeypatch.setenv(name, "1")
     assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
@@ -510,7 +510,7 @@ def test_paths_below_the_run_follow_it():
     config = {"trainer": {"default_root_dir": "a"}, "x": ["a/b", "ab", "a", 3], "y": {"z": "a/c/d"}}
     root = "${trainer.default_root_dir}"
     expected = {"trainer": {"default_root_dir": "a"}, "x": [f"{root}/b", "ab", root, 3], "y": {"z": f"{root}/c/d"}}
-    assert portable(config, "a") == expected
+    assert make_portable(config, "a") == expected
 
 
 def test_the_program_prints_one_line_and_nothing_else():

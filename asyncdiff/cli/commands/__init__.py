@@ -1,1 +1,1 @@
-"""What `python -m asyncdiff` runs, one file a command: `main(args)` reads its words and does the work."""
+"""Commands of `python -m asyncdiff`, one module each, with a function `main(argv)` that parses and runs."""

@@ -1,9 +1,9 @@
-"""One line for the user out of what goes wrong: where, which key, what is wrong with it, the nearest right name."""
+"""Turn configuration errors into one-line messages with file, key and a suggestion."""
 
 from asyncdiff.cli.errors.exit_codes import one_line_errors
 from asyncdiff.cli.errors.messages import explain
 from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 from asyncdiff.cli.errors.parser import ReportingParser
-from asyncdiff.cli.errors.user_errors import users_error
+from asyncdiff.cli.errors.user_errors import user_error_message
 
-__all__ = ["ReportingParser", "UsageError", "explain", "one_line_errors", "users_error"]
+__all__ = ["ReportingParser", "UsageError", "explain", "one_line_errors", "user_error_message"]

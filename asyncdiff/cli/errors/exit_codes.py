@@ -1,4 +1,4 @@
-"""How a command ends: mistakes of the user's with one line and exit code 2, Ctrl-C with 130, bugs with a traceback."""
+"""Exit codes of commands: a user error prints one line and exits with 2, Ctrl-C with 130; a bug keeps its traceback."""
 
 import os
 import signal
@@ -9,31 +9,31 @@ from typing import NoReturn
 
 from asyncdiff.cli.errors.messages import explain
 from asyncdiff.cli.errors.parse_jsonargparse import UsageError
-from asyncdiff.cli.errors.user_errors import users_error
+from asyncdiff.cli.errors.user_errors import user_error_message
 
 
 @contextmanager
-def one_line_errors(words: Sequence[str]) -> Iterator[None]:
-    """Errors of the user's within end the program with one line; `words` is the command line."""
+def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
+    """End the program with one line if a user error is raised inside; `argv` is the command line."""
     try:
         yield
     except UsageError as error:
-        _stop(explain(error, words), error)
+        _exit(explain(error, argv), error)
     except KeyboardInterrupt:
         if os.environ.get("ASYNCDIFF_TRACEBACK"):
             raise
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        line = users_error(error)
-        if line is None:
+        message = user_error_message(error)
+        if message is None:
             raise
-        _stop(line, error)
+        _exit(message, error)
 
 
-def _stop(line: str, error: Exception) -> NoReturn:
-    """End the program with a line on stderr, or with the traceback if ASYNCDIFF_TRACEBACK asks for it."""
+def _exit(message: str, error: Exception) -> NoReturn:
+    """Exit with a line on stderr, or raise the error if ASYNCDIFF_TRACEBACK is set."""
     if os.environ.get("ASYNCDIFF_TRACEBACK"):
         raise error
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

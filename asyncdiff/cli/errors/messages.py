@@ -1,4 +1,4 @@
-"""What the parser reports, and how it is put to the user: one line with the place, the key and a remedy."""
+"""Explain parser errors to the user: one line with file, key, rule and remedy."""
 
 import inspect
 import re
@@ -8,54 +8,72 @@ from dataclasses import dataclass, replace
 
 import yaml
 
-from asyncdiff.cli.errors.parse_jsonargparse import COMMANDS, Report, UsageError, take_apart, without_command
-from asyncdiff.cli.errors.suggestions import did_you_mean, find_class, installed, known_classes, near, near_class
-from asyncdiff.cli.errors.yaml_locations import entries, files_of, locate, names_class
-from asyncdiff.cli.trusted_packages import refusal
+from asyncdiff.cli.errors.parse_jsonargparse import COMMANDS, Report, UsageError, parse_report, without_command
+from asyncdiff.cli.errors.suggestions import (
+    did_you_mean,
+    find_class,
+    is_installed,
+    known_classes,
+    nearest_class_path,
+    nearest_name,
+)
+from asyncdiff.cli.errors.yaml_locations import entries, locate, mentions_class, yaml_files
+from asyncdiff.cli.trusted_packages import refusal_message
 
 STRUCTURE = ("class_path", "init_args")
-LISTED = 8  # names in a list of choices
+MAX_CHOICES = 8  # class paths listed in a message
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """What to tell; `value` is what stands at the key, if that is what is wrong."""
+class ErrorMessage:
+    """Error message about a key.
+
+    Attributes:
+        key: dotted key, empty if the error is about none.
+        text: what is wrong, and the remedy.
+        value: invalid value of the key, which helps to locate it; empty if the value is not what is wrong.
+    """
 
     key: str
     text: str
     value: str = ""
 
 
-def explain(error: UsageError, words: Sequence[str]) -> str:
-    """The report as one line; `words` is the command line, which names the files to look in."""
-    report = take_apart(error, words)
+def explain(error: UsageError, argv: Sequence[str]) -> str:
+    """Return the report as one line.
+
+    Args:
+        error: the parser's error.
+        argv: the command line, whose YAML files are searched for the key.
+    """
+    report = parse_report(error, argv)
     for pattern, rule in RULES:
         if match := re.search(pattern, report.reason):
-            complaint = rule(report, match)
+            message = rule(report, match)
             break
     else:
-        complaint = Complaint(report.key, " ".join([report.reason, *report.rest]))
-    where = locate(complaint.key, complaint.value, files_of(words))
-    return ": ".join(part for part in (where, complaint.key, " ".join(complaint.text.split())) if part)
+        message = ErrorMessage(report.key, " ".join([report.reason, *report.rest]))
+    where = locate(message.key, message.value, yaml_files(argv))
+    return ": ".join(part for part in (where, message.key, " ".join(message.text.split())) if part)
 
 
-def _unknown_key(report: Report, match: re.Match[str]) -> Complaint:
-    """A key that no argument of the program has."""
+def _unknown_key(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a key that no argument of the program has."""
     parts = match["key"].split(".")
     depth, siblings = _first_unknown(parts, report.keys)
     above, wrong = parts[:depth], ".".join(parts[: depth + 1])
     if parts[depth] in STRUCTURE:
-        return Complaint(wrong, f"there is no such key; its arguments stand directly below {'.'.join(above)}")
+        return ErrorMessage(wrong, f"there is no such key: write its arguments directly below {'.'.join(above)}")
     elsewhere = {key.rpartition(".")[2]: key for key in sorted(report.keys)}
-    if close := near(parts[depth], siblings, 0.75):
+    if close := nearest_name(parts[depth], siblings, 0.75):
         meant = ".".join([*above, close])
     else:
-        meant = elsewhere.get(near(parts[-1], elsewhere, 0.75), "")
-    return Complaint(wrong, "there is no such key" + did_you_mean(meant))
+        meant = elsewhere.get(nearest_name(parts[-1], elsewhere, 0.75), "")
+    return ErrorMessage(wrong, "there is no such key" + did_you_mean(meant))
 
 
 def _first_unknown(parts: Sequence[str], keys: Collection[str]) -> tuple[int, set[str]]:
-    """Index of the first part that leads to no key, and the parts that would have led to one."""
+    """Return the index of the first part that is not a key, and the parts that would be keys there."""
     split = [key.split(".") for key in keys]
     for depth, part in enumerate(parts):
         siblings = {key[depth] for key in split if len(key) > depth and key[:depth] == list(parts[:depth])}
@@ -64,92 +82,96 @@ def _first_unknown(parts: Sequence[str], keys: Collection[str]) -> tuple[int, se
     return len(parts) - 1, set()
 
 
-def _unrecognized(report: Report, match: re.Match[str]) -> Complaint:
-    """A word of the command line that is no option."""
-    word = match["word"]
-    if not word.startswith("--"):
-        return Complaint("", f"{word} is no option: options begin with --, and a value follows its option")
-    complaint = _unknown_key(report, re.match(r"--(?P<key>[^=+]+)", word) or match)
-    return Complaint(f"--{complaint.key}", complaint.text.replace("mean ", "mean --").replace("key", "option"))
+def _unrecognized(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain an argument of the command line that is not an option."""
+    argument = match["argument"]
+    if not argument.startswith("--"):
+        return ErrorMessage("", f"{argument} is not an option: options begin with --, and a value follows its option")
+    message = _unknown_key(report, re.match(r"--(?P<key>[^=+]+)", argument) or match)
+    return ErrorMessage(f"--{message.key}", message.text.replace("mean ", "mean --").replace("key", "option"))
 
 
-def _unknown_argument(report: Report, match: re.Match[str]) -> Complaint:
-    """A key in init_args that the class does not take."""
+def _unknown_argument(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a key in init_args that is not an argument of the class."""
     argument, kind = match["key"].split(".")[0], find_class(report.class_path)
-    taken = [] if kind is None else [n for n in inspect.signature(kind).parameters if n not in ("args", "kwargs")]
-    if argument not in taken and (close := near(argument, STRUCTURE, 0.8)):
-        return Complaint(f"{report.key}.{argument}", "there is no such key" + did_you_mean(close))
-    if not names_class(report.class_path, report.words) and (kind is None or kind not in known_classes().values()):
-        return Complaint(report.key, "class_path must be given next to init_args")  # the parser fell back to the base
-    choice = did_you_mean(near(argument, taken)) or f"; it takes {', '.join(taken) or 'no arguments'}"
+    accepted = [] if kind is None else [n for n in inspect.signature(kind).parameters if n not in ("args", "kwargs")]
+    if argument not in accepted and (close := nearest_name(argument, STRUCTURE, 0.8)):
+        return ErrorMessage(f"{report.key}.{argument}", "there is no such key" + did_you_mean(close))
+    if not mentions_class(report.class_path, report.argv) and (kind is None or kind not in known_classes().values()):
+        return ErrorMessage(report.key, "class_path must be given next to init_args")  # the parser used the base class
+    choice = did_you_mean(nearest_name(argument, accepted)) or f"; it takes {', '.join(accepted) or 'no arguments'}"
     name = report.class_path.rpartition(".")[2]
-    return Complaint(f"{report.key}.init_args.{argument}", f"{name} has no argument {argument}{choice}")
+    return ErrorMessage(f"{report.key}.init_args.{argument}", f"{name} has no argument {argument}{choice}")
 
 
-def _unknown_class(report: Report, match: re.Match[str]) -> Complaint:
-    """A class that cannot be imported."""
+def _unknown_class(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a class that cannot be imported."""
     path, missing = match.groupdict().get("path") or report.class_path, match.groupdict().get("missing")
-    if missing and not path.startswith(missing):  # its module exists, and needs something that is not installed
-        return Complaint(report.key, f"{path} needs the package {missing}, which is not installed", path)
-    return Complaint(report.key, f"there is no class {path}{did_you_mean(near_class(path))}", path)
+    if missing and not path.startswith(missing):  # its module exists, but imports a missing package
+        return ErrorMessage(report.key, f"{path} needs the package {missing}, which is not installed", path)
+    return ErrorMessage(report.key, f"there is no class {path}{did_you_mean(nearest_class_path(path))}", path)
 
 
-def _not_allowed(report: Report, match: re.Match[str]) -> Complaint:
-    """A class whose module may not be imported."""
+def _not_allowed(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a class whose module may not be imported."""
     path = match["path"]
-    given = next((value for value in (report.class_path, _given(report)) if names_class(value, report.words)), path)
-    said = names_class(path, report.words) or any(path in word for word in report.words)
-    if path == given and not said:  # the parser fell back to the base
+    candidates = (report.class_path, _given_value(report))
+    given = next((value for value in candidates if mentions_class(value, report.argv)), path)
+    mentioned = mentions_class(path, report.argv) or any(path in argument for argument in report.argv)
+    if path == given and not mentioned:  # the parser fell back to the base class
         return _without_class(report)
-    if not installed(path):
+    if not is_installed(path):
         return _unknown_class(replace(report, class_path=path), match)
-    return Complaint(report.key, refusal(path), given)
+    return ErrorMessage(report.key, refusal_message(path), given)
 
 
-def _without_class(report: Report) -> Complaint:
-    """Arguments without the class that takes them."""
+def _without_class(report: Report) -> ErrorMessage:
+    """Explain init_args without a class_path."""
     for line in [report.reason, *report.rest]:
         for key in re.findall(r"[{,(] ?'?(\w+)'?[:=]", line):
-            if key not in STRUCTURE and (close := near(key, STRUCTURE, 0.8)):
-                return Complaint(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
-    return Complaint(report.key, "class_path must be given next to init_args")
+            if key not in STRUCTURE and (close := nearest_name(key, STRUCTURE, 0.8)):
+                return ErrorMessage(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
+    return ErrorMessage(report.key, "class_path must be given next to init_args")
 
 
-def _no_path(report: Report, match: re.Match[str]) -> Complaint:
-    """A word that is no class path, such as the name of a file that is not there."""
+def _no_path(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a value that is not a class path, such as the name of a missing file."""
     path = match["path"]
-    known = "there is no such file" if path.endswith((".yaml", ".yml", ".json")) else "it is no dotted path either"
-    return Complaint(report.key, f"must be a class or a file of one, got {path}: {known}", path)
+    reason = "there is no such file" if path.endswith((".yaml", ".yml", ".json")) else "it is neither"
+    return ErrorMessage(report.key, f"must be a class path or a YAML file with one, got {path}: {reason}", path)
 
 
-def _wrong_kind(report: Report, match: re.Match[str]) -> Complaint:
-    """A class that exists, but not of the kind that the key asks for."""
+def _wrong_kind(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a class that is abstract, or not of the type that the key needs."""
     path, kind = match["path"], match.groupdict().get("kind")
     base = kind or path.rpartition(".")[2]
     fitting = [
         known
-        for known, found in known_classes().items()
-        if not inspect.isabstract(found) and base in (parent.__name__ for parent in found.__mro__[1:])
+        for known, candidate in known_classes().items()
+        if not inspect.isabstract(candidate) and base in (parent.__name__ for parent in candidate.__mro__[1:])
     ]
-    choices = ", ".join(fitting[:LISTED]) + (", ..." if len(fitting) > LISTED else "")
-    return Complaint(report.key, f"{path} is {f'no {kind}' if kind else 'abstract'}; choose from {choices}", path)
+    choices = ", ".join(fitting[:MAX_CHOICES]) + (", ..." if len(fitting) > MAX_CHOICES else "")
+    problem = f"is not a {kind}" if kind else "is abstract"
+    return ErrorMessage(report.key, f"{path} {problem}; choose from {choices}", path)
 
 
-def _no_class(report: Report, match: re.Match[str]) -> Complaint:
-    """Something that describes no object where one is expected."""
-    given = match["value"] or _given(report)
+def _no_class(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a value that does not describe an object where one is expected."""
+    given = match["value"] or _given_value(report)
     for key in re.findall(r"[{,] ?'(\w+)':", given):
-        if key not in STRUCTURE and (close := near(key, STRUCTURE, 0.7)):
-            return Complaint(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
+        if key not in STRUCTURE and (close := nearest_name(key, STRUCTURE, 0.7)):
+            return ErrorMessage(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
     form = "{class_path: ..., init_args: {...}}"
-    return Complaint(report.key, f"must be a {match['kind']} as {form}, got {_short(given)}")
+    return ErrorMessage(report.key, f"must be a {match['kind']} as {form}, got {_shorten(given)}")
 
 
-def _wrong_type(report: Report, match: re.Match[str]) -> Complaint:
-    """A value that its argument cannot take."""
-    also = [found["kind"] for line in report.alternatives if (found := re.match(TYPE, line))]
-    kinds = dict.fromkeys(_type_name(kind) for kind in (match["kind"], *also))
-    return Complaint(report.key, f"must be {' or '.join(kinds)}, got {_short(match['value'] or _given(report))}")
+def _wrong_type(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a value of the wrong type."""
+    others = [other["kind"] for line in report.alternatives if (other := re.match(TYPE, line))]
+    kinds = dict.fromkeys(_type_name(kind) for kind in (match["kind"], *others))
+    return ErrorMessage(
+        report.key, f"must be {' or '.join(kinds)}, got {_shorten(match['value'] or _given_value(report))}"
+    )
 
 
 def _type_name(kind: str) -> str:
@@ -157,62 +179,68 @@ def _type_name(kind: str) -> str:
     return re.sub(r"^typing\.Literal\[(.+)\]$", r"one of \1", kind)
 
 
-def _missing(report: Report, match: re.Match[str]) -> Complaint:
-    """Arguments that have no default."""
+def _missing(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain missing arguments that have no default."""
     keys = [without_command(key) for key in match["keys"].split(", ")]
     keys = [f"{report.key}.init_args.{key}" if report.class_path else key for key in keys]
     remedy = "; name an experiment file with --config"
-    if "config" not in report.keys or files_of(report.words):
+    if "config" not in report.keys or yaml_files(report.argv):
         remedy = ""
-    return Complaint("", f"{', '.join(keys)} must be given{remedy}")
+    return ErrorMessage("", f"{', '.join(keys)} must be given{remedy}")
 
 
-def _unknown_interpolation(report: Report, match: re.Match[str]) -> Complaint:
-    """An interpolation that leads nowhere, or cannot be read."""
+def _unknown_interpolation(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain an interpolation that refers to a missing key, or that cannot be resolved."""
     key = next((line.partition(": ")[2] for line in report.rest if line.startswith("full_key: ")), "")
     key, reason = without_command(key), match["reason"]
     target = re.search(r"Interpolation key '(?P<written>.+?)' not found(?: \(resolved to '(?P<path>.+)'\))?", reason)
     if target is None:
-        return Complaint(key, re.sub(r"^\w+ raised while resolving interpolation: ", "", reason).strip('"'))
-    wanted = without_command(target["path"] or target["written"])
-    known = {entry for file in files_of(report.words) for entry, _, _ in entries(file)} | set(report.keys)
-    return Complaint(key, f"${{{wanted}}} leads to no value{did_you_mean(near(wanted, known - {wanted, key}))}")
+        return ErrorMessage(key, re.sub(r"^\w+ raised while resolving interpolation: ", "", reason).strip('"'))
+    missing = without_command(target["path"] or target["written"])
+    known = {entry for file in yaml_files(report.argv) for entry, _, _ in entries(file)} | set(report.keys)
+    return ErrorMessage(
+        key, f"${{{missing}}} is not defined{did_you_mean(nearest_name(missing, known - {missing, key}))}"
+    )
 
 
-def _wrong_command(report: Report, match: re.Match[str]) -> Complaint:
-    """No command, or one that does not exist."""
+def _wrong_command(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a missing or unknown subcommand."""
     given = match.groupdict().get("command")
     text = f"the command must be one of {', '.join(COMMANDS)}"
-    return Complaint("", f"{text}, got {given}{did_you_mean(near(given, COMMANDS))}" if given else text)
+    return ErrorMessage("", f"{text}, got {given}{did_you_mean(nearest_name(given, COMMANDS))}" if given else text)
 
 
-def _before_command(report: Report, match: re.Match[str]) -> Complaint:
-    return Complaint("", f"options must come after the command, as in: train.py {match['command']} --config FILE")
+def _before_command(report: Report, match: re.Match[str]) -> ErrorMessage:
+    return ErrorMessage("", f"options must come after the command, as in: train.py {match['command']} --config FILE")
 
 
-def _no_sections(report: Report, match: re.Match[str]) -> Complaint:
-    """A file that is YAML, but holds no keys."""
-    named = ", ".join(str(file) for file in files_of(report.words)) or "the configuration"
-    return Complaint("", f"{named} must hold sections such as data, model and trainer, got {_short(match['given'])}")
+def _no_sections(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a YAML file without keys."""
+    files = ", ".join(str(file) for file in yaml_files(report.argv)) or "the configuration"
+    return ErrorMessage(
+        "", f"{files} must contain sections such as data, model and trainer, got {_shorten(match['given'])}"
+    )
 
 
-def _bad_file(report: Report, match: re.Match[str]) -> Complaint:
-    """A file that is no YAML."""
-    for file in files_of(report.words):
+def _bad_file(report: Report, match: re.Match[str]) -> ErrorMessage:
+    """Explain a file that is not valid YAML."""
+    for file in yaml_files(report.argv):
         try:
             yaml.compose(file.read_bytes(), yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            return Complaint("", f"{file}:{line}: not valid YAML: {error.problem}")
+            return ErrorMessage("", f"{file}:{line}: not valid YAML: {error.problem}")
         except yaml.reader.ReaderError as error:
-            return Complaint("", f"{file}: not valid YAML: {error.reason} at byte {error.position}; save it as UTF-8")
-    return Complaint("", " ".join([report.reason, *report.rest]))
+            return ErrorMessage(
+                "", f"{file}: not valid YAML: {error.reason} at byte {error.position}; save it as UTF-8"
+            )
+    return ErrorMessage("", " ".join([report.reason, *report.rest]))
 
 
 TYPE = r"^Expected a (?:value of type )?(?P<kind>.+?)(?:\. Got value: (?P<value>.*))?$"
-RULES: tuple[tuple[str, Callable[[Report, re.Match[str]], Complaint]], ...] = (
+RULES: tuple[tuple[str, Callable[[Report, re.Match[str]], ErrorMessage]], ...] = (
     (r"does not accept option '(?P<key>[^']+)'", _unknown_key),
-    (r"[Uu]nrecognized arguments: (?P<word>\S+)", _unrecognized),
+    (r"[Uu]nrecognized arguments: (?P<argument>\S+)", _unrecognized),
     (r"Option '[^']+' is not accepted before subcommand '?(?P<command>\w+)", _before_command),
     (r"Option '(?P<key>[^']+)' is not accepted", _unknown_argument),
     (r"Unexpected import path format: (?P<path>\S+)", _no_path),
@@ -233,10 +261,10 @@ RULES: tuple[tuple[str, Callable[[Report, re.Match[str]], Complaint]], ...] = (
 )
 
 
-def _given(report: Report) -> str:
-    """The value at fault, where a report states it after the reasons."""
+def _given_value(report: Report) -> str:
+    """Return the invalid value if the report states it after the reasons, else an empty string."""
     return next((line.removeprefix("Given value: ") for line in report.rest if line.startswith("Given value: ")), "")
 
 
-def _short(value: str) -> str:
+def _shorten(value: str) -> str:
     return textwrap.shorten(value or "nothing", 80, placeholder=" ...")

@@ -1,4 +1,4 @@
-"""A parser whose complaints can be put to the user in one line."""
+"""Argument parser that raises its errors, so that they can be condensed into one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,64 +9,64 @@ import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from jsonargparse._loaders_dumpers import set_omegaconf_loader
 
-from asyncdiff.checkpoints.old_names import current
+from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 
 
 class ReportingParser(ArgumentParser):
-    """A parser that raises what it has to say, for `explain` to condense, instead of printing its usage.
+    """Parser that raises UsageError, which `explain` condenses, instead of printing its usage.
 
-    Class paths of earlier versions, in files and on the command line, are read as their present ones, with a warning.
+    Class paths of earlier versions, in files and on the command line, are replaced by present ones, with a warning.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        set_omegaconf_loader(self.parser_mode)  # otherwise there is none before the first file
+        set_omegaconf_loader(self.parser_mode)  # jsonargparse sets none before it reads the first file
         loader = get_loader(self.parser_mode)
-        if not isinstance(loader, _CurrentNames):
-            set_loader(self.parser_mode, _CurrentNames(loader), (yaml.YAMLError,))
+        if not isinstance(loader, _CurrentNamesLoader):
+            set_loader(self.parser_mode, _CurrentNamesLoader(loader), (yaml.YAMLError,))
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Parse the words of a command line, of which some may be class paths of earlier versions."""
-        return super().parse_args(None if args is None else upgraded(list(args)), *rest, **options)
+        """Parse a command line, which may contain class paths of earlier versions."""
+        return super().parse_args(None if args is None else with_current_names(list(args)), *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the message, with the keys that are known."""
-        if not self.exit_on_error:  # a nested parser, whose caller may have another way to read the value
+        """Raise UsageError with the message and the known keys."""
+        if not self.exit_on_error:  # a nested parser: its caller may try to read the value in another way
             super().error(message, ex)
         raise UsageError(message, dotted_keys(self)) from ex
 
 
 def dotted_keys(parser: ArgumentParser) -> set[str]:
-    """Every key that a file or a command line may hold, those of the subcommands without their name."""
+    """Return every key that a file or command line may contain; keys of subcommands come without the subcommand."""
     keys = set()
     for action in parser._actions:
         keys.add(action.dest)
-        for below in (getattr(action, "_name_parser_map", None) or {}).values():
-            keys |= dotted_keys(below)
+        for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
+            keys |= dotted_keys(subparser)
     return keys
 
 
-def upgraded(value: Any) -> Any:
-    """Return what a file or a command line holds under present names; one warning line tells of old class paths."""
-    found: dict[str, str] = {}
-    held = current(value, found)
-    if found:
-        warn_once("; ".join(f"{old} is now {new}" for old, new in found.items()))
-    return held
+def with_current_names(value: Any) -> Any:
+    """Return the contents of a file or command line with present class paths; old ones are named in one warning."""
+    replaced: dict[str, str] = {}
+    updated = update_names(value, replaced)
+    if replaced:
+        warn_once("; ".join(f"{old} is now {new}" for old, new in replaced.items()))
+    return updated
 
 
 @cache
-def warn_once(told: str) -> None:
-    """Print a warning about old names; a file may be loaded several times."""
-    print(f"warning: names of an earlier version: {told}", file=sys.stderr)
+def warn_once(renames: str) -> None:
+    """Print a warning about old names, only once even if a file is loaded several times."""
+    print(f"warning: names of an earlier version: {renames}", file=sys.stderr)
 
 
-class _CurrentNames:
-    """A YAML loader that brings class paths of earlier versions up to date."""
+class _CurrentNamesLoader:
+    """YAML loader that replaces class paths of earlier versions."""
 
     def __init__(self, loader: Callable[..., Any]):
         self.loader = loader
 
     def __call__(self, stream: str) -> Any:
-        return upgraded(self.loader(stream))
+        return with_current_names(self.loader(stream))

@@ -1,4 +1,4 @@
-"""The right name next to a wrong one: of a key, an argument or a class."""
+"""Suggestions for misspelled keys, arguments and class paths."""
 
 import difflib
 import importlib
@@ -10,81 +10,85 @@ from contextlib import suppress
 from asyncdiff.checkpoints.object_config import PROGRAMS
 from asyncdiff.cli.trusted_packages import may_be_imported
 
-OURS = ("asyncdiff", "datamodules")
+PACKAGES = ("asyncdiff", "datamodules")
 
 
-def near(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """The name most like another, whatever its capitals; empty if none is."""
-    spelt = {known.lower(): known for known in names}
-    return next((spelt[match] for match in difflib.get_close_matches(name.lower(), spelt, 1, cutoff)), "")
+def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the most similar name, ignoring case, or an empty string if the similarity is below `cutoff`."""
+    spelling = {known.lower(): known for known in names}
+    return next((spelling[match] for match in difflib.get_close_matches(name.lower(), spelling, 1, cutoff)), "")
 
 
 def did_you_mean(name: str) -> str:
-    """The end of a complaint; empty without a name to suggest."""
+    """Return the end of an error message that suggests a name; empty without a name."""
     return f"; did you mean {name}?" if name else ""
 
 
 def find_class(class_path: str) -> type | None:
-    """The class of a dotted path, if there is one."""
+    """Return the class at a dotted path, or None if there is none or it may not be imported."""
     module, _, name = class_path.rpartition(".")
     if not may_be_imported(class_path):
         return None
     with suppress(ImportError, ValueError):
-        found = getattr(importlib.import_module(module), name, None)
-        return found if isinstance(found, type) else None
+        value = getattr(importlib.import_module(module), name, None)
+        return value if isinstance(value, type) else None
     return None
 
 
-def installed(class_path: str) -> bool:
-    """Whether there is a package of this name; nothing of it is imported."""
+def is_installed(class_path: str) -> bool:
+    """Return whether the package of a class path exists, without importing it."""
     with suppress(ImportError, ValueError):
         return importlib.util.find_spec(class_path.partition(".")[0]) is not None
     return False
 
 
-def near_class(path: str) -> str:
-    """The dotted path of the class meant: the same name elsewhere, then a like one in the same module, then any."""
+def nearest_class_path(path: str) -> str:
+    """Return the public path of the class that was probably meant, or an empty string.
+
+    A class of the same name in another module is preferred, then one of a similar name in the same module, then any
+    class of a very similar name.
+    """
     module, _, name = path.rpartition(".")
     known = known_classes()
-    same = [entry for entry in known if entry.endswith(f".{name}")]
-    siblings = public_classes(module)
-    everywhere = {entry.rpartition(".")[2]: entry for entry in known}
-    if close := near(path, same, 0.0):
+    same_name = [entry for entry in known if entry.endswith(f".{name}")]
+    if close := nearest_name(path, same_name, 0.0):
         return close
-    if close := near(name, siblings):
-        return f"{module}.{close}"
-    return everywhere.get(near(name, everywhere, 0.75), "")  # of any kind: it has to be very like
+    siblings = public_classes(module)
+    if close := nearest_name(name, siblings):
+        public = {kind: entry for entry, kind in known.items()}
+        return public.get(siblings[close], f"{module}.{close}")
+    by_name = {entry.rpartition(".")[2]: entry for entry in known}
+    return by_name.get(nearest_name(name, by_name, 0.75), "")
 
 
 def known_classes() -> dict[str, type]:
-    """Every class that an experiment may name, ours first, by the shortest path to it."""
+    """Return every class that an experiment may name, by its shortest path; those of this project come first."""
     paths: dict[type, str] = {}
     for module in _modules():
-        for name, found in public_classes(module).items():
-            paths[found] = min(f"{module}.{name}", paths.get(found, f"{module}.{name}"), key=len)
-    return {path: found for found, path in paths.items()}
+        for name, kind in public_classes(module).items():
+            paths[kind] = min(f"{module}.{name}", paths.get(kind, f"{module}.{name}"), key=len)
+    return {path: kind for kind, path in paths.items()}
 
 
 def public_classes(module: str) -> dict[str, type]:
-    """The classes that a module defines or exports, by name; none if it cannot be imported, or may not be."""
+    """Return the classes that a module defines or exports, by name; empty if it cannot or may not be imported."""
     if not may_be_imported(module):
         return {}
     with suppress(ImportError, ValueError):
-        loaded = importlib.import_module(module)
-        exported = getattr(loaded, "__all__", ())
-        offered = vars(loaded) | {name: getattr(loaded, name) for name in exported}  # some are imported on first use
+        imported = importlib.import_module(module)
+        exported = getattr(imported, "__all__", ())
         return {
-            name: found
-            for name, found in offered.items()
-            if isinstance(found, type) and not name.startswith("_") and (name in exported or found.__module__ == module)
+            name: value
+            for name, value in vars(imported).items()
+            if isinstance(value, type) and not name.startswith("_") and (name in exported or value.__module__ == module)
         }
     return {}
 
 
 def _modules() -> Iterator[str]:
-    for package in OURS:
+    for package in PACKAGES:
         yield package
-        home = importlib.import_module(package).__path__
-        modules = pkgutil.walk_packages(home, f"{package}.", onerror=lambda name: None)
+        folders = importlib.import_module(package).__path__
+        modules = pkgutil.walk_packages(folders, f"{package}.", onerror=lambda name: None)
         yield from (module.name for module in modules if not module.name.startswith(PROGRAMS))
     yield from ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")

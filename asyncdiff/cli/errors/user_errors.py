@@ -1,4 +1,4 @@
-"""Mistakes of the user's, which are refused on purpose, told from bugs, whose traceback is needed."""
+"""Tell user errors, which are raised on purpose, from bugs, whose traceback is needed."""
 
 import re
 import sys
@@ -7,38 +7,39 @@ from pathlib import Path
 
 import jsonargparse
 
-# Packages whose `raise ValueError` is meant for the user: ours, and what reads the arguments of the Trainer.
-CHECKING = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
-PARSER = Path(jsonargparse.__path__[0])
+# Packages whose `raise ValueError` is meant for the user: this project, and the code that reads Trainer arguments.
+VALIDATING_PACKAGES = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
+PARSER_FOLDER = Path(jsonargparse.__path__[0])
 
 
-def users_error(error: BaseException) -> str | None:
-    """The one line of an error that was raised on purpose, for the user; None for a bug, whose traceback is needed."""
+def user_error_message(error: BaseException) -> str | None:
+    """Return the one-line message of an error that was raised on purpose, or None for a bug."""
     if _is_misconfiguration(error):
         return _one_line(str(error))
     if not isinstance(error, (ValueError, OSError)):
         return None
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if Path(last.filename).is_relative_to(PARSER) and error.__cause__:  # wrapped where a constructor raised it
-        return users_error(error.__cause__)
+    # jsonargparse wraps what a constructor raises.
+    if Path(last.filename).is_relative_to(PARSER_FOLDER) and error.__cause__:
+        return user_error_message(error.__cause__)
     worker = re.search(r"Original Traceback.*\n\w+: (?P<message>.*)", str(error), re.DOTALL)
-    if worker:  # raised in a process that loads data, which passes on its traceback as text
+    if worker:  # raised in a data-loading process, which passes its traceback on as text
         frames = re.findall(r'File "(.+?)", line \d+, in .*\n\s+(.*)', str(error))
-        return _one_line(worker["message"]) if frames and _on_purpose(*frames[-1]) else None
-    return _one_line(str(error)) if _on_purpose(last.filename, last.line or "") else None
+        return _one_line(worker["message"]) if frames and _raised_on_purpose(*frames[-1]) else None
+    return _one_line(str(error)) if _raised_on_purpose(last.filename, last.line or "") else None
 
 
 def _is_misconfiguration(error: BaseException) -> bool:
-    """Whether it is Lightning's word for an impossible combination of settings, if Lightning is in use at all."""
-    loaded = sys.modules.get("lightning.pytorch.utilities.exceptions")
-    return loaded is not None and isinstance(error, loaded.MisconfigurationException)
+    """Return whether this is Lightning's error for an impossible combination of settings (False without Lightning)."""
+    module = sys.modules.get("lightning.pytorch.utilities.exceptions")
+    return module is not None and isinstance(error, module.MisconfigurationException)
 
 
-def _on_purpose(filename: str, line: str) -> bool:
-    """Whether a `raise` in the packages that check arguments ended it, rather than a function called there."""
-    loaded = [sys.modules[name] for name in CHECKING if name in sys.modules]  # no other can have raised it
-    homes = [path for package in loaded for path in package.__path__]
-    return line.startswith("raise ") and any(Path(filename).is_relative_to(home) for home in homes)
+def _raised_on_purpose(filename: str, line: str) -> bool:
+    """Return whether a `raise` statement of a validating package raised the error, not a function that it called."""
+    imported = [sys.modules[name] for name in VALIDATING_PACKAGES if name in sys.modules]  # no other can have raised it
+    folders = [path for package in imported for path in package.__path__]
+    return line.startswith("raise ") and any(Path(filename).is_relative_to(folder) for folder in folders)
 
 
 def _one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where in the files of a command line something stands."""
+"""Find the file and line of a key in the YAML files of a command line."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,30 +8,36 @@ from pathlib import Path
 import yaml
 
 
-def files_of(words: Sequence[str]) -> list[Path]:
-    """The YAML files that a command line names."""
-    named = [Path(word.rpartition("=")[2]) for word in words]
-    return [path for path in named if path.suffix in (".yaml", ".yml", ".json") and path.is_file()]
+def yaml_files(argv: Sequence[str]) -> list[Path]:
+    """Return the YAML files that a command line names."""
+    paths = [Path(argument.rpartition("=")[2]) for argument in argv]
+    return [path for path in paths if path.suffix in (".yaml", ".yml", ".json") and path.is_file()]
 
 
-def names_class(class_path: str, words: Sequence[str]) -> bool:
-    """Whether the user names a class anywhere, with or without its module."""
-    values = [*words, *(value for file in files_of(words) for _, value, _ in entries(file))]
+def mentions_class(class_path: str, argv: Sequence[str]) -> bool:
+    """Return whether the command line or one of its files names a class, with or without its module."""
+    values = [*argv, *(value for file in yaml_files(argv) for _, value, _ in entries(file))]
     return any(value and class_path.endswith(re.split(r"[.=]", value)[-1]) for value in values)
 
 
 def locate(key: str, value: str, files: Sequence[Path]) -> str:
-    """FILE:LINE of a key, or of a value there unless empty, in the last file that has it; empty if none has."""
+    """Return FILE:LINE of a key in the last file that has it, or an empty string.
+
+    Args:
+        key: the dotted key.
+        value: value that the key, or its class_path, must have there; any if empty.
+        files: files in the order in which they are layered.
+    """
     keys = [key, f"{key}.class_path"] if value else [key]
-    for file in reversed(files):  # the last one counts
-        for entry, found, line in entries(file):
-            if entry in keys and value in ("", found):
+    for file in reversed(files):  # later files override earlier ones
+        for entry, entry_value, line in entries(file):
+            if entry in keys and value in ("", entry_value):
                 return f"{file}:{line}"
     return ""
 
 
 def entries(file: Path) -> list[tuple[str, str, int]]:
-    """Every key of a file, dotted and without the indices of lists, with its scalar value and its line."""
+    """Return (dotted key without list indices, scalar value, line) of every key of a file; empty if it is not YAML."""
     with suppress(yaml.YAMLError):
         return list(_walk(yaml.compose(file.read_bytes(), yaml.SafeLoader), ""))
     return []
