@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks.data import BATCH, Variant, copies, measured
 from datamodules import Streamed
-from datamodules.images.decoding import centre_square, load_square, to_channels
+from datamodules.images.decoding import center_square, load_square, to_channels
 from datamodules.order import ShuffledShard
 from datamodules.streamed import StreamedImages
 
@@ -90,7 +90,7 @@ def decoding(folder: Path, size: int) -> dict[str, Variant]:
     def square(sample: Any) -> Tensor:
         if isinstance(sample, dict):
             return load_square(np.frombuffer(bytearray(sample["image"]), np.uint8), size=size, channels=3)
-        return to_channels(centre_square(sample[0], size), 3)
+        return to_channels(center_square(sample[0], size), 3)
 
     def theirs(form: str) -> Variant:
         data = litdata.StreamingDataset(str(folder / form), shuffle=True, transform=square)

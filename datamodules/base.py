@@ -68,7 +68,7 @@ class ImageDataset(Dataset[Batch], ABC):
         return self.__getitems__([item])
 
 
-class Unfinished(Dataset[Any]):
+class RawBatches(Dataset[Any]):
     """What loaders read: the batches before `finish`, which the data module calls on the device.
 
     Args:
@@ -91,7 +91,7 @@ class Unfinished(Dataset[Any]):
         return self.__getitems__([item])
 
 
-class ResidentImages(ImageDataset):
+class InMemoryImages(ImageDataset):
     """Images held in memory: `images` float32 (n, c, h, w) in [-1, 1], `labels` int64 (n,).
 
     Args:
@@ -119,26 +119,26 @@ def index_and_key(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     return index, key
 
 
-def from_bytes(batch: Batch) -> Batch:
+def from_uint8(batch: Batch) -> Batch:
     """The batch with its image, uint8, as float32 in [-1, 1]: a loader that carries bytes carries a quarter."""
     return {**batch, "image": batch["image"].float().div_(127.5).sub_(1)}
 
 
 def with_keys(items: Sequence[Item | int]) -> list[Item]:
     """Pairs as they are, and bare indices with a key of their own."""
-    return [i if isinstance(i, tuple) else (i, _own_key(i)) for i in items]
+    return [i if isinstance(i, tuple) else (i, _default_key(i)) for i in items]
 
 
-def _own_key(index: int) -> int:
+def _default_key(index: int) -> int:
     return int(sample_keys(0, 0, np.array([index]))[0])
 
 
-def _whole(batch: Any) -> Any:
+def _no_collate(batch: Any) -> Any:
     """Collation that has nothing left to do; a named function, as workers may have to pickle it."""
     return batch
 
 
-def _carry_on(worker: int) -> None:
+def _ignore_signals(worker: int) -> None:
     """Let the training process decide what signals to the whole group mean: it may want to finish its step."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -150,7 +150,7 @@ def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
 
 
-def gathered(trainer: Trainer) -> int:
+def accumulated_batches(trainer: Trainer) -> int:
     """Batches of this epoch whose gradients wait for more before the next step; a checkpoint does not hold them."""
     loop: Any = trainer.fit_loop
     batches: int = loop.epoch_loop.batch_progress.current.processed
@@ -198,7 +198,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._splits is None:
             self._splits = self.build()
         if stage == "fit":
-            self._require_a_batch(ShuffledShard(self._splits["train"]))
+            self._check_enough_images(ShuffledShard(self._splits["train"]))
             held, processes = len(self._splits["val"]), ShuffledShard(self._splits["val"]).share[1]
             if held < processes:
                 raise ValueError(
@@ -226,23 +226,25 @@ class ImageDataModule(LightningDataModule, ABC):
         at_least("batch_size", batch_size, 1, "set the images per batch")
         data = self.dataset(split).plain()
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False, rank=rank, world=world)
-        loader = DataLoader(Unfinished(data), batch_size, sampler=shard, num_workers=self.workers, collate_fn=_whole)
+        loader = DataLoader(
+            RawBatches(data), batch_size, sampler=shard, num_workers=self.workers, collate_fn=_no_collate
+        )
         # None may be readable in one.
         return (data.finish(batch) for batch in loader if len(batch["index"]))
 
-    def listed(self, split: Split, batches: Sequence[list[int]]) -> Iterator[Batch]:
+    def images_at(self, split: Split, batches: Sequence[list[int]]) -> Iterator[Batch]:
         """The images of the listed indices without augmentation, a batch per list; unreadable ones are left out."""
         data = self.dataset(split).plain()
-        loader = DataLoader(Unfinished(data), batch_sampler=batches, num_workers=self.workers, collate_fn=_whole)
+        loader = DataLoader(RawBatches(data), batch_sampler=batches, num_workers=self.workers, collate_fn=_no_collate)
         return (data.finish(batch) for batch in loader)
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of equal size in an order that a resumed run continues."""
         data = self.dataset("train")
         shard = ShuffledShard(data, seed=self.seed)
-        self._require_a_batch(shard)
+        self._check_enough_images(shard)
         options = self._options(shard, self.batch_size)
-        return ResumableLoader(Unfinished(data), progress=self._progress, drop_last=True, **options)
+        return ResumableLoader(RawBatches(data), progress=self._epoch_progress, drop_last=True, **options)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every image once, in file order, with the same keys every time."""
@@ -267,7 +269,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _eval_loader(self, split: Split) -> DataLoader[Batch]:
         data = self.dataset(split)
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False)
-        return DataLoader(Unfinished(data), **self._options(shard, self.eval_batch_size))
+        return DataLoader(RawBatches(data), **self._options(shard, self.eval_batch_size))
 
     def _options(self, shard: ShuffledShard, batch_size: int) -> dict[str, Any]:
         return {
@@ -276,11 +278,11 @@ class ImageDataModule(LightningDataModule, ABC):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "collate_fn": _whole,
-            "worker_init_fn": _carry_on,
+            "collate_fn": _no_collate,
+            "worker_init_fn": _ignore_signals,
         }
 
-    def _require_a_batch(self, shard: ShuffledShard) -> None:
+    def _check_enough_images(self, shard: ShuffledShard) -> None:
         """Lightning ends a fit without any batch at once and in silence: refuse it."""
         needed = self.batch_size * shard.share[1]
         if shard.size < needed:
@@ -289,10 +291,10 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"process(es) = {needed} with {shard.size} training images: lower batch_size or add images"
             )
 
-    def _progress(self) -> tuple[int, int] | None:
+    def _epoch_progress(self) -> tuple[int, int] | None:
         """Batches processed in this epoch and batches of an epoch, by the trainer's count."""
         if self.trainer is None:
             return None
         loop: Any = self.trainer.fit_loop
         # `processed`, not `ready`: a batch that was fetched when the run died must come again.
-        return loop.epoch_loop.batch_progress.current.processed - gathered(self.trainer), loop.max_batches
+        return loop.epoch_loop.batch_progress.current.processed - accumulated_batches(self.trainer), loop.max_batches

@@ -14,11 +14,11 @@ STREAM = 0x6C61_7465_6E74_7321  # sets these draws apart from others that are ma
 HALF = 2**32  # values of a uniform number
 
 
-def mixed(words: Tensor) -> Tensor:
+def mix_bits(words: Tensor) -> Tensor:
     """int64 words, each mixed into 64 bits without visible pattern."""
-    words = (words ^ _shifted(words, 30)) * FIRST
-    words = (words ^ _shifted(words, 27)) * SECOND
-    return words ^ _shifted(words, 31)
+    words = (words ^ _logical_shift(words, 30)) * FIRST
+    words = (words ^ _logical_shift(words, 27)) * SECOND
+    return words ^ _logical_shift(words, 31)
 
 
 def counter_normal(key: Tensor, shape: Sequence[int]) -> Tensor:
@@ -33,13 +33,13 @@ def counter_normal(key: Tensor, shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     pairs = torch.arange(1, (size + 1) // 2 + 1, device=key.device, dtype=torch.int64) * GAMMA
     # Each key begins a sequence of splitmix64 at a place of its own; an element of it makes two numbers (Box-Muller).
-    words = mixed(mixed(key ^ STREAM)[:, None] + pairs)
+    words = mix_bits(mix_bits(key ^ STREAM)[:, None] + pairs)
     radius = (((words & (HALF - 1)).float() + 0.5) / HALF).log_().mul_(-2).clamp_(min=0).sqrt_()
-    angle = (_shifted(words, 32).float()).mul_(2 * math.pi / HALF)
+    angle = (_logical_shift(words, 32).float()).mul_(2 * math.pi / HALF)
     noise = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2)
     return noise.flatten(1)[:, :size].reshape(len(key), *shape)
 
 
-def _shifted(words: Tensor, bits: int) -> Tensor:
+def _logical_shift(words: Tensor, bits: int) -> Tensor:
     """The words shifted to the right as unsigned numbers."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)

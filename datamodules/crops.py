@@ -17,7 +17,7 @@ from datamodules.order import sample_keys, splitmix
 from datamodules.storage.file_lists import find_images
 
 Integers = npt.NDArray[np.int64]
-Place = tuple[int, int, int]  # image, top, left
+CropPosition = tuple[int, int, int]  # image, top, left
 
 
 class FixedCrops(ImageDataset):
@@ -32,21 +32,27 @@ class FixedCrops(ImageDataset):
     """
 
     def __init__(
-        self, images: Sequence[Tensor], labels: Sequence[int], places: Sequence[Place], *, classes: int, size: int
+        self,
+        images: Sequence[Tensor],
+        labels: Sequence[int],
+        positions: Sequence[CropPosition],
+        *,
+        classes: int,
+        size: int,
     ) -> None:
-        self.images, self.labels, self.places = images, torch.tensor(labels, dtype=torch.int64), places
+        self.images, self.labels, self.positions = images, torch.tensor(labels, dtype=torch.int64), positions
         self.classes, self.size = classes, size
 
     def __len__(self) -> int:
         """Number of crops."""
-        return len(self.places)
+        return len(self.positions)
 
     def read(self, items: Sequence[Item]) -> Batch:
         """The crops as float32 in [-1, 1]."""
         index, key = index_and_key(items)
-        places = [self.places[i] for i in index.tolist()]
-        label = self.labels[[image for image, _, _ in places]]
-        return {"image": cut(self.images, places, self.size), "label": label, "index": index, "key": key}
+        positions = [self.positions[i] for i in index.tolist()]
+        label = self.labels[[image for image, _, _ in positions]]
+        return {"image": extract_crops(self.images, positions, self.size), "label": label, "index": index, "key": key}
 
 
 class RandomCrops(ImageDataset):
@@ -78,10 +84,10 @@ class RandomCrops(ImageDataset):
     def plain(self) -> FixedCrops:
         """As many crops, not mirrored, each where its index says."""
         index = np.arange(self.crops)
-        places = self.places(index, sample_keys(0, 0, index))
-        return FixedCrops(self.images, self.labels.tolist(), places, classes=self.classes, size=self.size)
+        positions = self.positions(index, sample_keys(0, 0, index))
+        return FixedCrops(self.images, self.labels.tolist(), positions, classes=self.classes, size=self.size)
 
-    def places(self, index: Integers, key: Integers) -> list[Place]:
+    def positions(self, index: Integers, key: Integers) -> list[CropPosition]:
         """Where the samples lie; a function of their pairs only."""
         image = index % len(self.images)
         down = splitmix(key.astype(np.uint64))
@@ -93,12 +99,12 @@ class RandomCrops(ImageDataset):
     def read(self, items: Sequence[Item]) -> Batch:
         """The crops as float32 in [-1, 1]."""
         index, key = index_and_key(items)
-        places = self.places(index.numpy(), key.numpy())
-        pixels = cut(self.images, places, self.size)
+        positions = self.positions(index.numpy(), key.numpy())
+        pixels = extract_crops(self.images, positions, self.size)
         if self.flip:
             mirrored = key % 2 == 1
             pixels[mirrored] = pixels[mirrored].flip(-1)
-        label = self.labels[[image for image, _, _ in places]]
+        label = self.labels[[image for image, _, _ in positions]]
         return {"image": pixels, "label": label, "index": index, "key": key}
 
 
@@ -162,7 +168,7 @@ class Crops(ImageDataModule):
         parts = [self._part(file) for file in files]
         train, kept = ([part[k] for part in parts] for k in (0, 1))
         options = {"classes": classes, "size": self.size}
-        val = FixedCrops(kept, labels, side_by_side(kept, self.size), **options)
+        val = FixedCrops(kept, labels, tile_positions(kept, self.size), **options)
         random = RandomCrops(train, labels, crops=self.crops, flip=self.horizontal_flip, **options)
         return {"train": random, "val": val, "test": val}
 
@@ -192,7 +198,7 @@ class Crops(ImageDataModule):
     def _part(self, file: Path) -> tuple[Tensor, Tensor]:
         """The training and the held-out pixels of a file, uint8 (c, h, w)."""
         try:
-            pixels = to_channels(resized(read_pixels(file), self.scale), self.channels)
+            pixels = to_channels(resize(read_pixels(file), self.scale), self.channels)
         except Exception as error:  # there is no telling what a decoder raises on damaged bytes
             raise ValueError(f"cannot read {file}: {error}; replace the file, or remove it") from error
         height, width = pixels.shape[1:]
@@ -205,7 +211,7 @@ class Crops(ImageDataModule):
         return pixels[:, :, : width - kept].clone(), pixels[:, :, width - kept :].clone()
 
 
-def resized(pixels: Tensor, scale: float) -> Tensor:
+def resize(pixels: Tensor, scale: float) -> Tensor:
     """uint8 (c, h, w) with both sides multiplied by `scale`, rounded; antialiased bicubic."""
     if scale == 1:
         return pixels
@@ -215,17 +221,17 @@ def resized(pixels: Tensor, scale: float) -> Tensor:
     return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
-def side_by_side(images: Sequence[Tensor], size: int) -> list[Place]:
+def tile_positions(images: Sequence[Tensor], size: int) -> list[CropPosition]:
     """Places of all whole crops next to each other, none overlapping another; the images take turns."""
     per_image = [
         [(at, top, left) for top in range(0, h - size + 1, size) for left in range(0, w - size + 1, size)]
         for at, (_, h, w) in enumerate(image.shape for image in images)
     ]
     most = max(map(len, per_image))
-    return [places[turn] for turn in range(most) for places in per_image if turn < len(places)]
+    return [positions[turn] for turn in range(most) for positions in per_image if turn < len(positions)]
 
 
-def cut(images: Sequence[Tensor], places: Sequence[Place], size: int) -> Tensor:
+def extract_crops(images: Sequence[Tensor], positions: Sequence[CropPosition], size: int) -> Tensor:
     """The crops at these places, float32 (n, c, size, size) in [-1, 1]."""
-    crops = [images[at][:, top : top + size, left : left + size] for at, top, left in places]
+    crops = [images[at][:, top : top + size, left : left + size] for at, top, left in positions]
     return torch.stack(crops).float().div_(127.5).sub_(1)

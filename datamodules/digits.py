@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from datamodules.base import ImageDataModule, ImageDataset, ResidentImages, Split
+from datamodules.base import ImageDataModule, ImageDataset, InMemoryImages, Split
 
 SPLIT_SEED = 1797  # any constant would do: the split must not depend on the seed of a run
 GREY_LEVELS = 16  # pixels are counts from 0 to 16
@@ -58,7 +58,7 @@ class Digits(ImageDataModule):
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / (GREY_LEVELS / 2) - 1
         labels = torch.from_numpy(digits.target).long()
         held_out = held_out_mask(labels, self.held_out)
-        train, kept = (ResidentImages(images[m], labels[m], classes=10) for m in (~held_out, held_out))
+        train, kept = (InMemoryImages(images[m], labels[m], classes=10) for m in (~held_out, held_out))
         if not len(train) or not len(kept):
             raise ValueError(f"held_out leaves {len(train)} training and {len(kept)} held-out digits: use 0.2")
         return {"train": train, "val": kept, "test": kept}

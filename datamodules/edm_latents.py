@@ -11,10 +11,10 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.counter_noise import counter_normal
-from datamodules.edm_zips import MemberImages, array_of
-from datamodules.held_out import check_held_out
-from datamodules.images.encoded import Bytes, OnCorrupt, check_encoded
-from datamodules.storage.labelled_members import Labelled, parted
+from datamodules.edm_zips import MemberImages, load_npy
+from datamodules.hash_split import check_held_out
+from datamodules.images.encoded import Bytes, OnCorrupt, check_image_options
+from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
 # Mean and deviation of sd-vae-ft-mse's latents on ImageNet, as EDM2 states them (arXiv 2312.02696, its encoder).
 SHIFT = (5.81, 3.25, 0.12, -2.15)
@@ -37,7 +37,7 @@ class EdmMoments(MemberImages):
 
     def __init__(
         self,
-        data: Labelled,
+        data: LabeledFiles,
         *,
         size: int,
         channels: int,
@@ -56,9 +56,9 @@ class EdmMoments(MemberImages):
         twin.train = twin.sample = False
         return twin
 
-    def decoded(self, data: Bytes) -> Tensor:
+    def decode(self, data: Bytes) -> Tensor:
         """Mean and deviation, float32 (2c, h, w); raises ValueError where that is not what is stored."""
-        moments, expected = array_of(data), (2 * self.channels, self.size, self.size)
+        moments, expected = load_npy(data), (2 * self.channels, self.size, self.size)
         if moments.dtype.kind != "f" or moments.shape != expected:
             raise ValueError(f"its array must be floats {expected}, got {moments.dtype} of {moments.shape}")
         if not np.isfinite(moments).all() or moments[self.channels :].min() < 0:
@@ -131,7 +131,7 @@ class EdmLatents(ImageDataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the rows of a latent")
         at_least("channels", channels, 1, "4 is Stable Diffusion's")
-        check_encoded(channels=3, on_corrupt=on_corrupt)
+        check_image_options(channels=3, on_corrupt=on_corrupt)
         check_held_out(held_out)
         for name, numbers in {"shift": shift, "scale": scale}.items():
             if len(numbers) != channels or (name == "scale" and min(numbers) <= 0):
@@ -145,18 +145,18 @@ class EdmLatents(ImageDataModule):
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Find the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
-        splits = parted(self.root, self.val_root, self.held_out, {".npy"})
+        splits = labeled_splits(self.root, self.val_root, self.held_out, {".npy"})
         train, val = self._moments(splits["train"], True), self._moments(splits["val"], False)
         first = train.fetch(0)
         try:
-            train.decoded(first)
+            train.decode(first)
         except ValueError as error:  # all of them will be like it
             raise ValueError(
                 f"{train.name(0)} is no latent of EDM2: {error}; set size and channels, or use EdmZip"
             ) from error
         return {"train": train, "val": val, "test": val}
 
-    def _moments(self, data: Labelled, train: bool) -> EdmMoments:
+    def _moments(self, data: LabeledFiles, train: bool) -> EdmMoments:
         return EdmMoments(
             data,
             size=self.size,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataset, Split
-from datamodules.held_out import check_held_out
+from datamodules.hash_split import check_held_out
 from datamodules.image_folder import SUFFIXES
-from datamodules.images.decoding import Crop, centre_square, to_channels
+from datamodules.images.decoding import Crop, center_square, to_channels
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
-from datamodules.storage.labelled_members import Labelled, parted
+from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
 LATENTS = "img-mean-std-latents-"  # how EDM2's tool names what its encoder made
 ARRAY = b"\x93NUMPY"  # how a .npy file begins
@@ -29,7 +29,7 @@ class MemberImages(EncodedImages):
         **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
     """
 
-    def __init__(self, data: Labelled, **options: Any) -> None:
+    def __init__(self, data: LabeledFiles, **options: Any) -> None:
         super().__init__(data.labels, classes=data.classes, **options)
         self.files, self.rows = data.files, data.rows
 
@@ -45,17 +45,17 @@ class MemberImages(EncodedImages):
         """The path in the zip or folder."""
         return self.files.name(int(self.rows[index]))
 
-    def decoded(self, data: Bytes) -> Tensor:
+    def decode(self, data: Bytes) -> Tensor:
         """uint8 (channels, size, size) of an encoded image or an array."""
         if data[: len(ARRAY)].tobytes() != ARRAY:
-            return super().decoded(data)
-        pixels = array_of(data)
+            return super().decode(data)
+        pixels = load_npy(data)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3):
             raise ValueError(f"its array must be uint8 (1 or 3, h, w), got {pixels.dtype} of {pixels.shape}")
-        return to_channels(centre_square(torch.from_numpy(pixels), self.size, self.crop), self.channels)
+        return to_channels(center_square(torch.from_numpy(pixels), self.size, self.crop), self.channels)
 
 
-def array_of(data: Bytes) -> np.ndarray[Any, Any]:
+def load_npy(data: Bytes) -> np.ndarray[Any, Any]:
     """The array in the bytes of a .npy file; pickled objects are refused, as reading them runs code."""
     return np.load(io.BytesIO(data.data), allow_pickle=False)
 
@@ -120,7 +120,7 @@ class EdmZip(EncodedDataModule):
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Find the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
-        splits = parted(self.root, self.val_root, self.held_out, SUFFIXES | {".npy"})
+        splits = labeled_splits(self.root, self.val_root, self.held_out, SUFFIXES | {".npy"})
         for data in splits.values():
             if LATENTS in (name := data.files.name(int(data.rows[0]))):
                 raise ValueError(f"root must hold images, got latents such as {name}: use datamodules.EdmLatents")

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.base import ImageDataset, Split
-from datamodules.held_out import check_held_out, held_out_rows, shares_of
+from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
-from datamodules.storage.hugging_face_tables import UNLABELLED, Integers, Table, load_tables
+from datamodules.storage.hugging_face_tables import UNLABELED, Integers, Table, load_tables
 
 VAL_NAMES = ("validation", "val", "valid", "dev", "test")
 
@@ -132,7 +132,7 @@ class HuggingFace(EncodedDataModule):
         test = self._chosen(found, self.test_split, "test_split", ("test",), train)
         rows, kept = np.arange(len(train)), np.zeros(len(train), np.bool_)
         if val is None:
-            kept = held_out_rows(shares_of(map(str, range(len(train)))), self.held_out)
+            kept = is_held_out(hash_fractions(map(str, range(len(train)))), self.held_out)
             if kept.all():
                 raise ValueError(
                     f"root must leave an image to train on, got {train.place} with {len(train)}, all held out by "
@@ -162,15 +162,15 @@ class HuggingFace(EncodedDataModule):
         """A split to evaluate on: the given one, or the first of the usual names that has labels; None if none has."""
         if given is not None:
             table = self._table(found, given, argument, train)
-            if train.labelled and not table.labelled:
+            if train.labeled and not table.labeled:
                 raise ValueError(
-                    f"{argument} must have labels as training has, got {given!r} with {UNLABELLED} for some: "
+                    f"{argument} must have labels as training has, got {given!r} with {UNLABELED} for some: "
                     "choose another, or set label_column to an empty text"
                 )
             return table
         for name in usual:
             if name in found and name != self.train_split:
                 table = self._table(found, name, argument, train)
-                if table.labelled or not train.labelled:
+                if table.labeled or not train.labeled:
                     return table
         return None

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ImageDataset, Split
-from datamodules.held_out import held_out_rows
+from datamodules.hash_split import is_held_out
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
@@ -79,10 +79,10 @@ class ImageFolder(EncodedDataModule):
         found = {root: find_images(root, "val_root" if root == self.val_root else "root") for root in roots.values()}
         classes = found[roots["train"]].class_names(roots["train"])
         for root in {roots["val"], roots["test"]}:
-            require_known(found[root].class_names(root), classes, root)
+            check_same_classes(found[root].class_names(root), classes, root)
         files = {split: found[root] for split, root in roots.items()}
         if roots["val"] == roots["train"] and self.val_root is None:
-            held_out = held_out_rows(files["train"].shares, self.held_out)
+            held_out = is_held_out(files["train"].shares, self.held_out)
             files["train"], files["val"] = files["train"].of(~held_out), files["train"].of(held_out)
         if not len(files["train"].names):
             raise ValueError(
@@ -118,7 +118,7 @@ class ImageFolder(EncodedDataModule):
         return ImageFiles(root, files.names, class_names=classes, labels=files.labels(classes), **options)
 
 
-def require_known(found: Sequence[str], classes: Sequence[str], root: Path) -> None:
+def check_same_classes(found: Sequence[str], classes: Sequence[str], root: Path) -> None:
     """Refuse evaluation classes that training does not have: their labels would mean nothing."""
     if unknown := sorted(set(found) - set(classes)):
         raise ValueError(f"classes of {root} must occur in training, got {unknown[0]!r}: remove it or rename it")

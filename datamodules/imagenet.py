@@ -14,8 +14,8 @@ from datamodules.images.encoded import EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import FileList, find_images
+from datamodules.storage.imagenet_ground_truth import classes_of, find_ground_truth
 from datamodules.storage.imagenet_tars import TarImages, TarIndex, tar_index
-from datamodules.storage.imagenet_truth import classes_of, find_ground_truth
 
 Rows = npt.NDArray[np.bool_]
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")

@@ -9,8 +9,8 @@ import numpy as np
 from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
 from datamodules.images.pixel_arrays import PixelArray
 from datamodules.index_cache import cache_folder
-from datamodules.storage.imagenet_classes import PLACES
-from datamodules.storage.npz_batches import opened, put_together
+from datamodules.storage.imagenet_classes import SORTED_INDEX
+from datamodules.storage.npz_batches import merge_batches, open_batch
 
 BATCHES = 10  # files of all training images
 
@@ -65,16 +65,19 @@ class ImageNet64(ImageDataModule):
         """The folder of the arrays."""
         files = {"train": self._train_files(), "val": [self._file("val_data")]}
         parts = {
-            name: [opened(file, size=self.size, numbers=len(PLACES)) for file in those] for name, those in files.items()
+            name: [open_batch(file, size=self.size, numbers=len(SORTED_INDEX)) for file in those]
+            for name, those in files.items()
         }
-        return put_together(parts, size=self.size, folder=self.converted or cache_folder())
+        return merge_batches(parts, size=self.size, folder=self.converted or cache_folder())
 
     def _split(self, made: Path, name: str, *, flip: bool) -> PixelArray:
         try:
             pixels, numbers = (np.load(made / f"{part}.npy", mmap_mode="r") for part in (name, f"{name}_labels"))
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{made} is damaged: {error}; remove the folder, it is made again") from error
-        return PixelArray(pixels, PLACES[numbers - 1], classes=len(PLACES), flip=flip, name=f"{made.name}/{name}")
+        return PixelArray(
+            pixels, SORTED_INDEX[numbers - 1], classes=len(SORTED_INDEX), flip=flip, name=f"{made.name}/{name}"
+        )
 
     def _train_files(self) -> list[Path]:
         """The training files in the order of their numbers, from 1 without a gap."""

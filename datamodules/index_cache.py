@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asyncdiff"
 
 
-def stamp(file: Path) -> dict[str, Any]:
+def file_fingerprint(file: Path) -> dict[str, Any]:
     """What tells a file from another one, and from itself before a change: place, size, time, and a hash of both ends.
 
     Hashing all of a file of 100 GB would take minutes; the ends hold the headers of archives and of databases.
@@ -59,7 +59,7 @@ def cached_arrays(
 
     Args:
         kind: what is indexed, in small letters: the beginning of the entry's name.
-        identity: plain containers that tell the data, such as `stamp` of its files; part of the entry's name as a hash.
+        identity: plain containers that tell the data, such as `file_fingerprint` of its files; part of the entry's name as a hash.
         build: makes the arrays; none may hold objects.
         holds: whether the kept arrays are still true, where the identity alone does not tell; otherwise they are
             built again and replaced.
@@ -132,21 +132,21 @@ def _keep(entry: Path, arrays: Arrays, identity: str, *, replace: bool) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-class Reference(NamedTuple):
+class MemmapPath(NamedTuple):
     """An array that lies in a file as a whole."""
 
     file: str
 
 
-def with_references(state: Mapping[str, Any]) -> dict[str, Any]:
+def memmaps_to_paths(state: Mapping[str, Any]) -> dict[str, Any]:
     """An object's attributes for a worker that is spawned: names of files in place of the arrays mapped from them."""
-    return {name: Reference(str(value.filename)) if _whole(value) else value for name, value in state.items()}
+    return {name: MemmapPath(str(value.filename)) if _whole(value) else value for name, value in state.items()}
 
 
-def without_references(state: Mapping[str, Any]) -> dict[str, Any]:
+def paths_to_memmaps(state: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes again, the arrays mapped anew."""
     return {
-        name: np.load(value.file, mmap_mode="r", allow_pickle=False) if isinstance(value, Reference) else value
+        name: np.load(value.file, mmap_mode="r", allow_pickle=False) if isinstance(value, MemmapPath) else value
         for name, value in state.items()
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.counter_noise import counter_normal
-from datamodules.storage.latent_shards import check_bytes, opened_shards, read_manifest, views_of
+from datamodules.storage.latent_shards import check_sha256, latents_and_labels, open_shards, read_manifest
 
 
 class CachedLatents(ImageDataset):
@@ -44,10 +44,10 @@ class CachedLatents(ImageDataset):
     ) -> None:
         self.root, self.split, self.classes = root, split, int(split["classes"])
         self.scale, self.shift, self.sample, self.flip = scale, shift, sample, flip
-        shards = opened_shards(root, split)
+        shards = open_shards(root, split)
         if verify:
             for file, _, header in shards:
-                check_bytes(file, header)
+                check_sha256(file, header)
         self.shards = [(file, layout, header.start) for file, layout, header in shards]
         self.starts = np.cumsum([0, *(layout.count for _, layout, _ in self.shards)])
         self._maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
@@ -103,7 +103,7 @@ class CachedLatents(ImageDataset):
         file, layout, start = self.shards[number]
         with file.open("rb") as stream:
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[number] = views_of(pages, layout, start)
+        self._maps[number] = latents_and_labels(pages, layout, start)
         return self._maps[number]
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.held_out import check_held_out, held_out_rows, shares_of
+from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
-from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
-from datamodules.storage.databases import Database, database
+from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint, memmaps_to_paths, paths_to_memmaps
+from datamodules.storage.databases import Database, open_database
 
 Rows = npt.NDArray[np.int64]
 SUFFIX = "_train_lmdb"
@@ -41,11 +41,11 @@ class Part:
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
-        return with_references(self.__dict__)
+        return memmaps_to_paths(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files anew."""
-        self.__dict__.update(without_references(state))
+        self.__dict__.update(paths_to_memmaps(state))
 
     def key(self, place: int) -> bytes:
         """Key of an image, by its place in `rows`."""
@@ -201,9 +201,9 @@ def _parts(folder: Path, fraction: float) -> tuple[Part, Part]:
     part = _whole(folder)
 
     def shares() -> Arrays:
-        return {"shares": shares_of(part.key(row).hex() for row in range(len(part)))}
+        return {"shares": hash_fractions(part.key(row).hex() for row in range(len(part)))}
 
-    kept = held_out_rows(cached_arrays("lmdb-shares", stamp(part.data.file), shares)["shares"], fraction)
+    kept = is_held_out(cached_arrays("lmdb-shares", file_fingerprint(part.data.file), shares)["shares"], fraction)
     if kept.all():
         raise ValueError(
             f"root must leave an image to train on, got {part.data.file} with {len(part)}, all held out by "
@@ -214,7 +214,7 @@ def _parts(folder: Path, fraction: float) -> tuple[Part, Part]:
 
 def _whole(folder: Path) -> Part:
     """All images of a database; raises ValueError for one without any."""
-    data = database(folder / "data.mdb")
+    data = open_database(folder / "data.mdb")
     index = data.index()
     if not len(index["ends"]):
         raise ValueError(f"{data.file} must hold images, got none: copy or extract it again")

@@ -13,18 +13,18 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-Words = npt.NDArray[np.uint64]
+UInt64s = npt.NDArray[np.uint64]
 
 WINDOW = 16  # blocks among which samples are shuffled: few enough to be held at a time, enough to mix them
 CHUNK = 4096  # pairs turned into Python integers at a time: a list of a million of them would cost 80 MB
 
 
-def splitmix(words: Words) -> Words:
+def splitmix(x: UInt64s) -> UInt64s:
     """The words, each mixed into 64 bits without visible pattern (Steele et al. 2014, constants of splitmix64)."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def sample_keys(seed: int, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -40,7 +40,7 @@ def _process_group() -> tuple[int, int]:
     return 0, 1
 
 
-def in_blocks(blocks: npt.NDArray[np.int64], world: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+def shuffle_in_blocks(blocks: npt.NDArray[np.int64], world: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
     """A permutation in which the positions r, r + world, ... go through few blocks at a time, for every r.
 
     Args:
@@ -104,7 +104,7 @@ class ShuffledShard(DistributedSampler[Any]):
             raise ValueError(f"rank must lie in [0, world), got rank={rank}, world={world}: count ranks from 0")
         self._share = None if rank is None or world is None else (rank, world)
         self._start = (-1, 0)  # epoch, position
-        self._continued: int | None = None
+        self._resumed_epoch: int | None = None
         self._shift = 0
 
     @property
@@ -119,27 +119,27 @@ class ShuffledShard(DistributedSampler[Any]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation. While an epoch is being continued, every number means that epoch."""
-        if self._continued is not None:
-            self._shift = self._continued - epoch
+        if self._resumed_epoch is not None:
+            self._shift = self._resumed_epoch - epoch
         self.epoch = epoch + self._shift
 
-    def continue_at(self, epoch: int, start: int) -> None:
+    def resume_at(self, epoch: int, start: int) -> None:
         """Let `epoch` begin at global position `start`; every other epoch begins at 0.
 
         A trainer that is resumed may count the epoch it continues by another number, or in two parts. Hence
-        `set_epoch` stays in `epoch` until `settle` is called, and counts on from there.
+        `set_epoch` stays in `epoch` until `finish_resuming` is called, and counts on from there.
         """
-        self.epoch = self._continued = epoch
+        self.epoch = self._resumed_epoch = epoch
         self._start = (epoch, start)
 
-    def settle(self) -> None:
+    def finish_resuming(self) -> None:
         """The continued epoch has come to its end."""
-        self._continued = None
+        self._resumed_epoch = None
 
     @property
-    def continuing(self) -> bool:
+    def resuming(self) -> bool:
         """Whether an epoch is being continued that did not come to its end yet."""
-        return self._continued is not None
+        return self._resumed_epoch is not None
 
     @property
     def start(self) -> int:
@@ -175,7 +175,7 @@ class ShuffledShard(DistributedSampler[Any]):
         generator = torch.Generator().manual_seed(seed)
         if self.blocks is None:
             return torch.randperm(self.size, generator=generator).numpy()
-        return in_blocks(self.blocks, self.share[1], generator)
+        return shuffle_in_blocks(self.blocks, self.share[1], generator)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -212,9 +212,9 @@ class ResumableLoader(DataLoader[Any]):
         self._begin, self._before = (shard.epoch, shard.start), self._counted()[0]
         for batch in super().__iter__():
             self._handed_out += 1
-            if shard.continuing:
+            if shard.resuming:
                 epoch, start = self._place(self._handed_out)
-                shard.settle() if epoch > shard.epoch else shard.continue_at(epoch, start)
+                shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
             yield batch
 
     def _counted(self) -> tuple[int, int]:
@@ -252,4 +252,4 @@ class ResumableLoader(DataLoader[Any]):
             text = f"the data changed since the checkpoint ({', '.join(changed)}): the order is not the one it began"
             warnings.warn(text, stacklevel=2)
         self._begin = None
-        shard.continue_at(state["epoch"], state["start"])
+        shard.resume_at(state["epoch"], state["start"])

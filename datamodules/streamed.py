@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, Split, at_least
-from datamodules.held_out import check_held_out, held_out_rows, shares_of
-from datamodules.images.decoding import Crop, centre_square, pillow_pixels, to_channels
+from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
+from datamodules.images.decoding import Crop, center_square, pillow_pixels, to_channels
 from datamodules.images.encoded import EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.storage.streamed_shards import Field, Shards
@@ -85,12 +85,12 @@ class StreamedImages(EncodedImages):
         told = f"{self.kind()} {self.shards.identity()} {self.image} {self.label} {self.shift.tolist()}"
         return hashlib.sha256(told.encode()).hexdigest()
 
-    def decoded(self, data: Any) -> Tensor:
+    def decode(self, data: Any) -> Tensor:
         """uint8 (channels, size, size) of encoded bytes, Pillow's image, or an array (h, w[, c]) or (c, h, w)."""
         if isinstance(data, bytes | bytearray):
-            return super().decoded(np.frombuffer(bytearray(data), np.uint8))  # writable, as decoders ask for
+            return super().decode(np.frombuffer(bytearray(data), np.uint8))  # writable, as decoders ask for
         pixels = _of_array(torch.as_tensor(data)) if self.image.kind != "pil" else pillow_pixels(data)
-        return to_channels(centre_square(pixels, self.size, self.crop), self.channels)
+        return to_channels(center_square(pixels, self.size, self.crop), self.channels)
 
     def _sample(self, index: int) -> int:
         """The place among all samples."""
@@ -193,7 +193,7 @@ class Streamed(EncodedDataModule):
             other = self._shards(self.val_root, "val")
             val = self._images(other, np.arange(len(other.sizes)), train=False)
             return {"train": self._images(train, everything, train=True), "val": val, "test": val}
-        kept = held_out_rows(shares_of(file.name for file in train.files), self.held_out)
+        kept = is_held_out(hash_fractions(file.name for file in train.files), self.held_out)
         if kept.all():
             raise ValueError(
                 f"root must leave a shard to train on, got {self.root} with {len(kept)}, all held out by "

@@ -45,27 +45,27 @@ MAX_PIXELS = 2**28  # of an enlarged image before its crop: only absurd aspect r
 def load_square(
     data: npt.NDArray[np.uint8], *, size: int, channels: int, crop: Crop = "short_side", reduced: bool = False
 ) -> Tensor:
-    """An encoded image as uint8 (channels, size, size), as `centre_square` crops it.
+    """An encoded image as uint8 (channels, size, size), as `center_square` crops it.
 
     Args:
         data: the bytes of the file.
         size: pixels of a side.
         channels: 1 or 3.
-        crop: as in `centre_square`.
+        crop: as in `center_square`.
         reduced: decode a JPEG at a half, quarter or eighth of its sides, the smallest that is at least `size`: quicker,
             and not the same pixels.
 
     Raises ValueError, Image.DecompressionBombError or what else the decoder raises on damaged bytes.
     """
-    return to_channels(centre_square(decoded(data, at_least=size if reduced else None), size, crop), channels)
+    return to_channels(center_square(decode(data, at_least=size if reduced else None), size, crop), channels)
 
 
 def read_pixels(path: Path) -> Tensor:
     """The upright image of a file as uint8 (c, h, w), c = 1 or 3; raises OSError, or as `load_square` does."""
-    return decoded(np.fromfile(path, dtype=np.uint8))
+    return decode(np.fromfile(path, dtype=np.uint8))
 
 
-def decoded(data: npt.NDArray[np.uint8], *, at_least: int | None = None) -> Tensor:
+def decode(data: npt.NDArray[np.uint8], *, at_least: int | None = None) -> Tensor:
     """The upright image as uint8 (c, h, w), c = 1 or 3; with `at_least`, a JPEG scaled down to no shorter a side."""
     # Pillow's header check comes first for every file, as it alone refuses decompression bombs.
     with open_image(data) as image:
@@ -118,7 +118,7 @@ def pillow_pixels(image: Image.Image) -> Tensor:
     """The upright image as uint8 (c, h, w), c = 1 or 3, by Pillow alone."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return torch.from_numpy(deep_grey(np.asarray(image), clear=image.info.get("transparency")))[None]
+        return torch.from_numpy(deep_gray_to_uint8(np.asarray(image), clear=image.info.get("transparency")))[None]
     if image.mode == "La":
         image = image.convert("LA")  # the only one that Pillow makes of it
     if image.has_transparency_data or image.mode in ("P", "PA"):
@@ -129,7 +129,7 @@ def pillow_pixels(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def deep_grey(values: np.ndarray, *, clear: int | None = None) -> np.ndarray:
+def deep_gray_to_uint8(values: np.ndarray, *, clear: int | None = None) -> np.ndarray:
     """Grey values of more than 8 bits as uint8; integers span [0, 65535], floats [0, 1] or else [0, 255].
 
     The value `clear`, if any, stands for transparency and becomes white.
@@ -147,7 +147,7 @@ def deep_grey(values: np.ndarray, *, clear: int | None = None) -> np.ndarray:
     return grey if clear is None else np.where(values == clear, np.uint8(255), grey)
 
 
-def centre_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tensor:
+def center_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tensor:
     """uint8 (c, h, w) -> (c, size, size): short side resized to `size`, what is too long cut off on both sides.
 
     Resized by antialiased bicubic filtering; with `crop` "adm", as ADM and DiT prepare ImageNet, the sides are halved
@@ -156,7 +156,7 @@ def centre_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tenso
     """
     if crop == "adm":
         while min(pixels.shape[-2:]) >= 2 * size:
-            pixels = halved(pixels)
+            pixels = halve(pixels)
     height, width = pixels.shape[-2:]
     short = min(height, width)
     if short != size:
@@ -168,7 +168,7 @@ def centre_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tenso
     return pixels[:, top : top + size, left : left + size]
 
 
-def halved(pixels: Tensor) -> Tensor:
+def halve(pixels: Tensor) -> Tensor:
     """uint8 (c, h, w) -> (c, h // 2, w // 2) as by Pillow's box filter, within a grey level: means of neighbours."""
     rows_columns_channels = pixels.permute(1, 2, 0)
     for side in (0, 1):

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataset, Item, from_bytes, index_and_key
+from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
 from datamodules.images.decoding import Crop, load_square
-from datamodules.index_cache import with_references, without_references
+from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 
 Bytes = npt.NDArray[np.uint8]
 OnCorrupt = Literal["skip", "raise"]
@@ -33,7 +33,7 @@ class EncodedImages(ImageDataset):
         train: an unreadable image is replaced by the next readable one; otherwise it is left out.
         flip: mirror half of the images, which half is decided by the keys.
         on_corrupt: "skip" warns once per image, "raise" stops.
-        crop: how a square is made of an image: `decoding.centre_square`.
+        crop: how a square is made of an image: `decoding.center_square`.
         reduced_decoding: decode JPEGs scaled down where that leaves at least `size`: `decoding.load_square`.
     """
 
@@ -67,11 +67,11 @@ class EncodedImages(ImageDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
-        return with_references(self.__dict__)
+        return memmaps_to_paths(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files anew."""
-        self.__dict__.update(without_references(state))
+        self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
         """Number of images, readable or not."""
@@ -113,9 +113,9 @@ class EncodedImages(ImageDataset):
 
     def finish(self, batch: Batch) -> Batch:
         """The bytes as float32 in [-1, 1], computed where they are."""
-        return from_bytes(batch)
+        return from_uint8(batch)
 
-    def decoded(self, data: Bytes) -> Tensor:
+    def decode(self, data: Bytes) -> Tensor:
         """uint8 (channels, size, size) of an encoded image; raises whatever the decoder raises."""
         how: dict[str, Any] = {"crop": self.crop, "reduced": self.reduced_decoding}
         return load_square(data, size=self.size, channels=self.channels, **how)
@@ -137,7 +137,7 @@ class EncodedImages(ImageDataset):
         if self.unreadable[index]:
             return None
         try:
-            return self.decoded(self.fetch(index))
+            return self.decode(self.fetch(index))
         except Exception as error:  # there is no telling what a decoder raises on damaged bytes
             text = f"cannot read {self.name(index)}: {error}"
             if self.on_corrupt == "raise":
@@ -147,7 +147,7 @@ class EncodedImages(ImageDataset):
             return None
 
 
-def check_encoded(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
+def check_image_options(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
     """Refuse what no data module of encoded images knows."""
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")

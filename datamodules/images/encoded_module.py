@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from datamodules.base import ImageDataModule, at_least
 from datamodules.images.decoding import Crop
-from datamodules.images.encoded import check_encoded
+from datamodules.images.encoded import check_image_options
 
 
 class EncodedDataModule(ImageDataModule):
@@ -36,7 +36,7 @@ class EncodedDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**loading)
         at_least("size", size, 1, "set the pixels of a side")
-        check_encoded(channels=channels, on_corrupt=on_corrupt, crop=crop)
+        check_image_options(channels=channels, on_corrupt=on_corrupt, crop=crop)
         self.size, self.channels, self.crop, self.reduced_decoding = size, channels, crop, reduced_decoding
         self.horizontal_flip, self.on_corrupt = horizontal_flip, on_corrupt
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.base import Batch, ImageDataset, Item, from_bytes, index_and_key
-from datamodules.index_cache import with_references, without_references
+from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
+from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 
 
 class PixelArray(ImageDataset):
@@ -40,11 +40,11 @@ class PixelArray(ImageDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
-        return with_references(self.__dict__)
+        return memmaps_to_paths(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files anew."""
-        self.__dict__.update(without_references(state))
+        self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
         """Number of images."""
@@ -71,4 +71,4 @@ class PixelArray(ImageDataset):
 
     def finish(self, batch: Batch) -> Batch:
         """The bytes as float32 in [-1, 1], computed where they are."""
-        return from_bytes(batch)
+        return from_uint8(batch)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from datamodules.images.encoded import Bytes
-from datamodules.index_cache import Arrays, cached_arrays, stamp
+from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 from datamodules.storage.database_pages import beginning, checked_keys
 
 
 class Database:
-    """One data.mdb, read only. Get it from `database`, as LMDB must not open a file twice in one process.
+    """One data.mdb, read only. Get it from `open_database`, as LMDB must not open a file twice in one process.
 
     Args:
         file: its path.
@@ -27,7 +27,7 @@ class Database:
 
     def __reduce__(self) -> tuple[Callable[[Path], "Database"], tuple[Path]]:
         """For a worker that is spawned: the file's name."""
-        return database, (self.file,)
+        return open_database, (self.file,)
 
     def value(self, key: bytes) -> Bytes:
         """What is stored under a key; raises KeyError, or what LMDB raises on a damaged page."""
@@ -40,7 +40,7 @@ class Database:
     def index(self) -> Arrays:
         """All keys in their order, one after the other, as `keys` uint8 (bytes,), and `ends` int64 (n,) of each."""
         self._opened()  # refuses a file that is damaged before anything is kept of it
-        return cached_arrays("lmdb", stamp(self.file), self._keys)
+        return cached_arrays("lmdb", file_fingerprint(self.file), self._keys)
 
     def _keys(self) -> Arrays:
         """The index, from a walk over the leaves of the tree, which are checked; values are not touched."""
@@ -66,7 +66,7 @@ class Database:
 _DATABASES: "weakref.WeakValueDictionary[tuple[int, int], Database]" = weakref.WeakValueDictionary()
 
 
-def database(file: Path) -> Database:
+def open_database(file: Path) -> Database:
     """The one Database of a file in this process; nothing is opened yet. Raises OSError where there is no file."""
     status = file.stat()
     return _DATABASES.setdefault((status.st_dev, status.st_ino), Database(file))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.held_out import held_out_share
+from datamodules.hash_split import hash_fraction
 from datamodules.index_cache import Arrays, cached_arrays
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -25,7 +25,7 @@ class FileList(NamedTuple):
         names: paths relative to the root, with forward slashes, as the file system's bytes (n,).
         folders: for each the place in `tops` of the folder directly below the root that it lies in, `ROOT` if none.
         tops: the names of these folders, sorted, as bytes.
-        shares: a number in [0, 1) for each, from its path alone: `held_out_share`; empty where no one asks for them.
+        shares: a number in [0, 1) for each, from its path alone: `hash_fraction`; empty where no one asks for them.
     """
 
     names: npt.NDArray[np.bytes_]
@@ -152,7 +152,7 @@ def _arrays(found: Iterable[Folder]) -> Arrays:
         names.extend([os.fsencode(prefix + name) for name in images])
     names.sort()
     return classified(names) | {
-        "shares": np.array([held_out_share(os.fsdecode(name)) for name in names], dtype=np.float64),
+        "shares": np.array([hash_fraction(os.fsdecode(name)) for name in names], dtype=np.float64),
         "places": np.array(places, dtype=np.bytes_),
         "times": np.array(times, dtype=np.int64),
     }

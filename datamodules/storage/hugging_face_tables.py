@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 Integers = npt.NDArray[np.int64]
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-UNLABELLED = -1  # what the hub's data sets put where labels are kept back
+UNLABELED = -1  # what the hub's data sets put where labels are kept back
 
 
 def load_tables(root: str, *, config_name: str | None, revision: str | None) -> Mapping[str, Any]:
@@ -80,7 +80,7 @@ class Table:
                     f"{argument} must be a column of {place} ({', '.join(data.features)}), got {name!r}: choose one"
                 )
         self.classes: Sequence[str] = ()
-        self.labels, self.labelled = np.zeros(len(data), np.int64), False
+        self.labels, self.labeled = np.zeros(len(data), np.int64), False
         if self.label_column is not None:
             self._read_labels(data, train)
         images = data.select_columns([self.image_column])
@@ -109,7 +109,7 @@ class Table:
 
     def _number(self, labels: Integers, names: Sequence[str] | None, train: "Table | None") -> None:
         """Classes and labels of numbers."""
-        if (labels == UNLABELLED).any() and train is not None:
+        if (labels == UNLABELED).any() and train is not None:
             return  # whoever asked for this split decides
         if train is not None:
             self.classes = train.classes
@@ -118,7 +118,7 @@ class Table:
         if labels.min() < 0 or labels.max() >= len(self.classes):
             wrong = int(labels.min() if labels.min() < 0 else labels.max())
             self._refuse(f"lie in [0, {len(self.classes)}), the classes of training", wrong, "leave those rows out")
-        self.labels, self.labelled = labels, True
+        self.labels, self.labeled = labels, True
 
     def _count(self, texts: Sequence[str], train: "Table | None") -> None:
         """Classes and labels of texts."""
@@ -126,7 +126,7 @@ class Table:
         number = {name: label for label, name in enumerate(self.classes)}
         if unknown := sorted(set(texts) - set(number)):
             self._refuse("occur in training", repr(unknown[0]), "leave those rows out")
-        self.labels, self.labelled = np.array([number[text] for text in texts], np.int64), True
+        self.labels, self.labeled = np.array([number[text] for text in texts], np.int64), True
 
     def _refuse(self, rule: str, got: object, remedy: str) -> NoReturn:
         raise ValueError(f"labels of {self.place} must {rule}, got {got} in column {self.label_column!r}: {remedy}")

@@ -100,4 +100,4 @@ BY_NUMBER = _NUMBERED.split()
 SORTED = sorted(BY_NUMBER)
 
 # The place among the sorted ids, 0 to 999, of number i + 1; int64 (1000,).
-PLACES = np.argsort(np.argsort(BY_NUMBER))
+SORTED_INDEX = np.argsort(np.argsort(BY_NUMBER))

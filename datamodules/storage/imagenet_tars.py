@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.images.encoded import Bytes, EncodedImages
-from datamodules.index_cache import Arrays, cached_arrays, stamp
+from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 from datamodules.storage.file_lists import SUFFIXES, FileList, classified
 
 Places = npt.NDArray[np.int64]
@@ -94,7 +94,7 @@ def tar_index(file: Path) -> TarIndex:
     Raises:
         ValueError: it is no tar file, is damaged or cut off, or holds no images.
     """
-    found = cached_arrays("tar", stamp(file), lambda: _built(file))
+    found = cached_arrays("tar", file_fingerprint(file), lambda: _built(file))
     files = FileList(found["names"], found["folders"], found["tops"])
     return TarIndex(files, found["offsets"], found["sizes"])
 

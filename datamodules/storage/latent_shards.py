@@ -92,7 +92,7 @@ def shard_name(split: str, number: int, of: int) -> str:
     return f"{split}-{number:05d}-of-{of:05d}{SUFFIX}"
 
 
-def written(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -116,7 +116,7 @@ def read_header(file: Path) -> Header:
     return Header(metadata, entries, LENGTH + size, hashlib.sha256(first + text).hexdigest())
 
 
-def layout_in(file: Path, header: Header) -> Layout:
+def layout_from_header(file: Path, header: Header) -> Layout:
     """What the header says of itself; DamagedError where it says nothing."""
     try:
         count, views, channels, height, width = header.tensors["mean"]["shape"]
@@ -138,7 +138,7 @@ def check_shard(file: Path, layout: Layout, header: Header) -> None:
         raise DamagedError(f"{file} is damaged, it must have {expected} bytes, got {size}: {REMEDY}")
 
 
-def check_bytes(file: Path, header: Header) -> None:
+def check_sha256(file: Path, header: Header) -> None:
     """Raise DamagedError unless the tensors have the SHA-256 that the header tells. Reads all of the file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
@@ -165,29 +165,29 @@ def read_manifest(root: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: {REMEDY}") from error
     if version != VERSION:
         raise ValueError(f"{file} must be of version {VERSION}, got {version}: cache the latents with this release")
-    if told not in (None, sha256_of(manifest)):  # none in caches of earlier releases
+    if told not in (None, manifest_sha256(manifest)):  # none in caches of earlier releases
         raise ValueError(f"{file} is damaged, its SHA-256 is not what was written: {REMEDY}")
     return dict(manifest)
 
 
-def sha256_of(manifest: Mapping[str, Any]) -> str:
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
     """The SHA-256 of a manifest without its own."""
-    return hashlib.sha256(written(manifest).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
 
 
-def layout_of(split: Mapping[str, Any], count: int) -> Layout:
+def layout_from_manifest(split: Mapping[str, Any], count: int) -> Layout:
     """The layout of a shard of so many images, from the manifest's entry of its split."""
     channels, height, width = split["shape"]
     return Layout(count, split["views"], (channels, height, width), split["dtype"], len(split["moments"]))
 
 
-def opened_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout, Header]]:
+def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout, Header]]:
     """Every shard of a manifest's split, its header compared with the manifest; no tensor is read."""
     found = []
     for entry in split["shards"]:
         if Path(entry["file"]).name != entry["file"]:
             raise DamagedError(f"{root / MANIFEST} is damaged, it names {entry['file']} outside of the cache: {REMEDY}")
-        file, layout = root / entry["file"], layout_of(split, entry["count"])
+        file, layout = root / entry["file"], layout_from_manifest(split, entry["count"])
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: run the command that made the cache again")
         header = read_header(file)
@@ -203,7 +203,7 @@ def opened_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layo
     return found
 
 
-def views_of(pages: mmap.mmap, layout: Layout, start: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def latents_and_labels(pages: mmap.mmap, layout: Layout, start: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Latents and labels in the bytes of a shard, whose tensors begin at `start`."""
     places = {name: start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
     labels: npt.NDArray[np.int64] = np.frombuffer(pages, np.int64, layout.count, places["label"])

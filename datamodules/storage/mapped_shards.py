@@ -52,7 +52,7 @@ class Table:
         return row
 
 
-def mapped(descriptor: int, *, count: int, least: int, decode: Decode) -> Rows | Table:
+def map_shard(descriptor: int, *, count: int, least: int, decode: Decode) -> Rows | Table:
     """The samples of an open file.
 
     Args:

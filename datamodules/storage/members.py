@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.images.encoded import Bytes
-from datamodules.index_cache import Arrays, cached_arrays, stamp, with_references, without_references
+from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint, memmaps_to_paths, paths_to_memmaps
 
 HEADER = struct.Struct(
     "<4s22xHH"
@@ -97,19 +97,19 @@ class ZipMembers(Members):
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         self.root, self.suffixes = root, frozenset(suffixes)
-        self.stamp = stamp(root) | {"suffixes": sorted(suffixes)}
-        found = cached_arrays("zip", self.stamp, self._directory)
+        self.file_fingerprint = file_fingerprint(root) | {"suffixes": sorted(suffixes)}
+        found = cached_arrays("zip", self.file_fingerprint, self._directory)
         self.names, self.begins, self.sizes = found["names"], found["begins"], found["sizes"]
         self.packed, self.methods, self.sums = found["packed"], found["methods"], found["sums"]
         self._descriptor: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker that is spawned: files' names instead of what is mapped from them or open."""
-        return with_references(self.__dict__ | {"_descriptor": None})
+        return memmaps_to_paths(self.__dict__ | {"_descriptor": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the files anew."""
-        self.__dict__.update(without_references(state))
+        self.__dict__.update(paths_to_memmaps(state))
 
     def read(self, index: int) -> Bytes:
         """The content of a file, unpacked."""
@@ -131,7 +131,7 @@ class ZipMembers(Members):
 
     def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
         """Kept in the cache for this zip."""
-        return cached_arrays(kind, self.stamp, build)
+        return cached_arrays(kind, self.file_fingerprint, build)
 
     def _directory(self) -> Arrays:
         """Place, size and compression of every file, from the zip's directory; in it, offsets are of local headers."""
@@ -188,7 +188,7 @@ class ZipMembers(Members):
         return self._descriptor
 
 
-def members(root: Path, suffixes: Collection[str], argument: str) -> Members:
+def open_members(root: Path, suffixes: Collection[str], argument: str) -> Members:
     """The files of a zip or folder with any of some suffixes; `argument` is who named it. Refuses a missing one."""
     if root.is_dir():
         return FolderMembers(root, suffixes)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.index_cache import stamp
+from datamodules.index_cache import file_fingerprint
 
 Labels = npt.NDArray[np.int64]
 CHUNK = 1 << 24  # bytes read at a time
@@ -32,7 +32,7 @@ class NpzBatch(NamedTuple):
     labels: Labels
 
 
-def opened(file: Path, *, size: int, numbers: int) -> NpzBatch:
+def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
     """What a file holds, its images unread.
 
     Args:
@@ -43,7 +43,7 @@ def opened(file: Path, *, size: int, numbers: int) -> NpzBatch:
     Raises:
         ValueError: it is no such file, or is damaged.
     """
-    with refusing(file), data_of(file) as (_, shape):
+    with one_line_errors(file), open_data(file) as (_, shape):
         labels = np.load(file, allow_pickle=False)["labels"].astype(np.int64).reshape(-1)
     if len(shape) != 2 or shape[1] % 3 or not shape[0]:
         raise ValueError(f"data of {file} must have shape (n, {3 * size * size}), got {shape}: download it anew")
@@ -58,7 +58,7 @@ def opened(file: Path, *, size: int, numbers: int) -> NpzBatch:
 
 
 @contextlib.contextmanager
-def refusing(file: Path) -> Iterator[None]:
+def one_line_errors(file: Path) -> Iterator[None]:
     """One line that names the file, for all that may go wrong in reading it."""
     try:
         yield
@@ -72,7 +72,7 @@ def refusing(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def data_of(file: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
+def open_data(file: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
     """The stream of a file's images, byte for byte, and their shape."""
     with zipfile.ZipFile(file) as archive, archive.open("data.npy") as stream:
         version = np.lib.format.read_magic(stream)[0]
@@ -82,7 +82,7 @@ def data_of(file: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
         yield stream, shape
 
 
-def put_together(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: Path) -> Path:
+def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: Path) -> Path:
     """The folder of arrays NAME.npy, uint8 (n, 3, size, size), and NAME_labels.npy, of the files of every name.
 
     Made once, by one process at a time, for files that did not change since; a folder has its name when all is in it.
@@ -95,14 +95,14 @@ def put_together(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: 
     Raises:
         ValueError: a file is damaged, the folder cannot be written to, or the disk is too small.
     """
-    identity = {name: [stamp(batch.file) for batch in batches] for name, batches in parts.items()}
+    identity = {name: [file_fingerprint(batch.file) for batch in batches] for name, batches in parts.items()}
     text = json.dumps({"files": identity, "size": size, "form": 1}, sort_keys=True)
     made = folder / f"pixels{size}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     if made.is_dir():
         return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / f".{made.name}.lock"):
+        with exclusive_lock(folder / f".{made.name}.lock"):
             if not made.is_dir():
                 _make(parts, size=size, made=made)
     except OSError as error:
@@ -111,7 +111,7 @@ def put_together(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: 
 
 
 @contextlib.contextmanager
-def alone(file: Path) -> Iterator[None]:
+def exclusive_lock(file: Path) -> Iterator[None]:
     """Wait until no other process is in here, for the same file."""
     with file.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -157,6 +157,6 @@ def _write(target: BinaryIO, batches: Sequence[NpzBatch], size: int) -> None:
 
 def _chunks(file: Path) -> Iterator[bytes]:
     """The bytes of a file's images, some at a time; at the end of them, the zip's checksum has been compared."""
-    with refusing(file), data_of(file) as (stream, _):
+    with one_line_errors(file), open_data(file) as (stream, _):
         while chunk := stream.read(CHUNK):
             yield chunk

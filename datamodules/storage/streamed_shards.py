@@ -19,7 +19,7 @@ import numpy as np
 
 from datamodules.index_cache import cache_folder
 from datamodules.order import WINDOW
-from datamodules.storage.mapped_shards import Rows, Table, mapped
+from datamodules.storage.mapped_shards import Rows, Table, map_shard
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
 LIVE = WINDOW + 4  # shards that the order of one process moves among, and a few to spare
@@ -156,7 +156,7 @@ class Shards:
     def _read(self, shard: int, descriptor: int) -> Rows | Table:
         reader = self._opened()[1]
         try:
-            return mapped(
+            return map_shard(
                 descriptor,
                 count=int(self.sizes[shard]),
                 least=int(self.bytes[shard]),

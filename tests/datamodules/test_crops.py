@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datamodules import Batch, Crops
-from datamodules.crops import FixedCrops, RandomCrops, resized
+from datamodules.crops import FixedCrops, RandomCrops, resize
 from datamodules.order import sample_keys
 
 HEIGHT, WIDTH, KEPT = 20, 40, 10  # the strip of held_out = 0.25
@@ -70,11 +70,11 @@ def test_places_are_uniform_and_independent(tmp_path: Path) -> None:
     train = crops(write(tmp_path, "a.png"), crops=50_000).dataset("train")
     assert isinstance(train, RandomCrops)
     index = np.arange(50_000)
-    places = torch.tensor(train.places(index, sample_keys(3, 1, index)))
+    positions = torch.tensor(train.positions(index, sample_keys(3, 1, index)))
     down, right = HEIGHT - 8 + 1, WIDTH - KEPT - 8 + 1
-    joint = places[:, 1] * right + places[:, 2]
-    assert chi_square(places[:, 1].bincount(minlength=down)) < CHI_SQUARE
-    assert chi_square(places[:, 2].bincount(minlength=right)) < CHI_SQUARE
+    joint = positions[:, 1] * right + positions[:, 2]
+    assert chi_square(positions[:, 1].bincount(minlength=down)) < CHI_SQUARE
+    assert chi_square(positions[:, 2].bincount(minlength=right)) < CHI_SQUARE
     assert chi_square(joint.bincount(minlength=down * right)) < CHI_SQUARE
     assert len(joint.bincount()) == down * right  # every place, none beyond
     assert chi_square(joint[joint > 4].bincount(minlength=down * right)) > CHI_SQUARE  # five places of 299 less show
@@ -117,8 +117,8 @@ def test_held_out_crops_lie_side_by_side_and_images_take_turns(tmp_path: Path) -
     write(tmp_path, "a.png", "b.png", height=30)
     data = crops(tmp_path, held_out=0.42, seed=1)
     batch = everything(data, "val")
-    places = [(int(x[2, 0, 0]), int(x[0, 0, 0]), int(x[1, 0, 0]) - 23) for x in levels(batch)]
-    assert places == [(at, top, left) for top in (0, 8, 16) for left in (0, 8) for at in (0, 1)]
+    positions = [(int(x[2, 0, 0]), int(x[0, 0, 0]), int(x[1, 0, 0]) - 23) for x in levels(batch)]
+    assert positions == [(at, top, left) for top in (0, 8, 16) for left in (0, 8) for at in (0, 1)]
     assert torch.equal(batch["image"], everything(crops(tmp_path, held_out=0.42, seed=2), "val")["image"])
 
 
@@ -189,12 +189,12 @@ def test_grey_is_the_luma(tmp_path: Path) -> None:
 
 def test_scaling_keeps_means_and_takes_away_what_would_alias() -> None:
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
-    half = resized(stripes, 0.5)
+    half = resize(stripes, 0.5)
     assert half.shape == (3, 32, 32)
     assert float(half.float().mean()) == pytest.approx(127.5, abs=1)
     assert float(half[:, :, 2:-2].float().std()) < 10  # of 127.5
-    assert resized(stripes, 1.0) is stripes
-    assert resized(stripes, 0.3).shape == (3, 19, 19)
+    assert resize(stripes, 1.0) is stripes
+    assert resize(stripes, 0.3).shape == (3, 19, 19)
 
 
 def test_the_scale_is_applied_before_cutting(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from datamodules.images import decoding
-from datamodules.images.decoding import centre_square, halved, read_pixels
+from datamodules.images.decoding import center_square, halve, read_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
@@ -150,7 +150,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: 
         with pytest.raises(Image.DecompressionBombError):
             pixels(tmp_path / name, Image.new("RGB", (15, 14)))
     with pytest.raises(ValueError, match="too unequal"):
-        centre_square(torch.zeros(3, 1, 40_000, dtype=torch.uint8), 256)
+        center_square(torch.zeros(3, 1, 40_000, dtype=torch.uint8), 256)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all"])
@@ -189,7 +189,7 @@ def test_halving_is_pillows_box_filter(channels: int) -> None:
         pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
         picture = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
         theirs = np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.BOX)).astype(int)
-        ours = halved(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+        ours = halve(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         difference = np.abs(ours.reshape(theirs.shape) - theirs)
         off, wrong, count = max(off, difference.max()), wrong + difference.sum(), count + difference.size
     assert off <= 1
@@ -199,9 +199,7 @@ def test_halving_is_pillows_box_filter(channels: int) -> None:
 def test_even_sides_are_halved_to_the_last_bit() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 90, 3), dtype=np.uint8)
     theirs = Image.fromarray(pixels).resize((45, 32), Image.Resampling.BOX)
-    assert np.array_equal(
-        halved(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy(), np.asarray(theirs)
-    )
+    assert np.array_equal(halve(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy(), np.asarray(theirs))
 
 
 @pytest.mark.parametrize("halving", [False, True])
@@ -210,7 +208,7 @@ def test_crops_are_those_of_pillow(size: int, halving: bool) -> None:
     for shape in [(150, 201), (333, 250), (256, 256), (301, 600)]:
         picture = Image.fromarray(smooth(*shape))
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        ours = centre_square(pixels, size, "adm" if halving else "short_side").permute(1, 2, 0).numpy()
+        ours = center_square(pixels, size, "adm" if halving else "short_side").permute(1, 2, 0).numpy()
         difference = np.abs(ours.astype(int) - by_pillow(picture, size, halving=halving))
         assert difference.max() <= 2
         assert difference.mean() < 0.05
@@ -219,12 +217,12 @@ def test_crops_are_those_of_pillow(size: int, halving: bool) -> None:
 def test_reduced_decoding_is_for_jpegs_of_at_least_twice_the_size(tmp_path: Path) -> None:
     Image.fromarray(smooth(64, 96)).save(tmp_path / "a.jpg", quality=95)
     data = np.fromfile(tmp_path / "a.jpg", dtype=np.uint8)
-    sides = {least: tuple(decoding.decoded(data, at_least=least).shape) for least in (33, 32, 17, 16, 9, 8, 1)}
+    sides = {least: tuple(decoding.decode(data, at_least=least).shape) for least in (33, 32, 17, 16, 9, 8, 1)}
     assert sides == {
         33: (3, 64, 96), 32: (3, 32, 48), 17: (3, 32, 48), 16: (3, 16, 24), 9: (3, 16, 24), 8: (3, 8, 12), 1: (3, 8, 12)
     }  # fmt: skip
     Image.fromarray(smooth(64, 96)).save(tmp_path / "a.png")
-    assert decoding.decoded(np.fromfile(tmp_path / "a.png", dtype=np.uint8), at_least=8).shape == (3, 64, 96)
+    assert decoding.decode(np.fromfile(tmp_path / "a.png", dtype=np.uint8), at_least=8).shape == (3, 64, 96)
     for size in (8, 16, 32):
         exact, quick = (decoding.load_square(data, size=size, channels=3, reduced=r).int() for r in (False, True))
         assert quick.shape == (3, size, size)

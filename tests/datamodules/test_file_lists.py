@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datamodules import ImageFolder
-from datamodules.held_out import held_out_rows, held_out_share
+from datamodules.hash_split import hash_fraction, is_held_out
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage import file_lists
 from datamodules.storage.file_lists import FileList, file_list, list_images
@@ -68,17 +68,17 @@ def test_a_list_is_sorted_by_whole_paths_and_knows_the_classes(tmp_path: Path) -
     assert found.class_names(tmp_path) == ["B", "a", "a-b", "b"]
     assert [found.class_names(tmp_path)[i] for i in found.folders] == [name.split("/")[0] for name in sorted(names)]
     assert found.labels(["a", "x", "b", "B", "a-b"]).tolist() == [3, 4, 0, 0, 2]
-    assert found.shares.tolist() == [held_out_share(name) for name in sorted(names)]
+    assert found.shares.tolist() == [hash_fraction(name) for name in sorted(names)]
 
 
 def test_held_out_files_depend_on_their_path_alone() -> None:
-    shares = np.array([held_out_share(f"{i}.png") for i in range(4000)])
-    held_out = held_out_rows(shares, 0.1)
+    shares = np.array([hash_fraction(f"{i}.png") for i in range(4000)])
+    held_out = is_held_out(shares, 0.1)
     assert held_out.sum() == pytest.approx(400, abs=5 * 19)
-    assert np.array_equal(held_out_rows(shares[:2000], 0.1), held_out[:2000])
-    assert held_out_share("cat/0.png") == 0.10168010684117694  # on every machine, in every version
-    assert held_out_share("e\u0301.png") == held_out_share("\u00e9.png")
-    assert held_out_rows(shares[:3], 1e-6).sum() == 1
+    assert np.array_equal(is_held_out(shares[:2000], 0.1), held_out[:2000])
+    assert hash_fraction("cat/0.png") == 0.10168010684117694  # on every machine, in every version
+    assert hash_fraction("e\u0301.png") == hash_fraction("\u00e9.png")
+    assert is_held_out(shares[:3], 1e-6).sum() == 1
 
 
 def same(a: FileList, b: FileList) -> bool:

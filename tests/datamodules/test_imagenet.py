@@ -18,7 +18,7 @@ from datamodules.storage.imagenet_tars import TarImages
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 WNIDS = ["n01440764", "n01751748", "n09193705"]  # tench, sea snake, alp: numbers 449, 490, 361; places 0, 65, 970
-NUMBERS, PLACES = [449, 490, 361], [0, 65, 970]
+NUMBERS, SORTED_INDEX = [449, 490, 361], [0, 65, 970]
 TRUTH = [2, 0, 1, 1, 0]  # the class of each validation image
 
 
@@ -192,7 +192,7 @@ def test_an_image_that_lies_beyond_the_end_is_left_out(tmp_path: Path) -> None:
 TRUTHS = {
     "numbers": "".join(f"{NUMBERS[t]}\n" for t in TRUTH),
     "wnids": "".join(f"{WNIDS[t]}\n" for t in TRUTH),
-    "caffe": "".join(f"{name} {PLACES[t]}\n" for t, name in reversed(list(zip(TRUTH, VAL, strict=True)))),
+    "caffe": "".join(f"{name} {SORTED_INDEX[t]}\n" for t, name in reversed(list(zip(TRUTH, VAL, strict=True)))),
     "names and wnids": "".join(f"val/{name} {WNIDS[t]}\n" for t, name in zip(TRUTH, VAL, strict=True)),
 }
 
@@ -305,7 +305,7 @@ def test_the_fingerprint_tells_crops_apart_and_not_layouts(tmp_path: Path) -> No
 
 
 def test_numbers_of_the_challenge_are_places_of_sorted_ids() -> None:
-    by_number, places = imagenet_classes.BY_NUMBER, imagenet_classes.PLACES
+    by_number, places = imagenet_classes.BY_NUMBER, imagenet_classes.SORTED_INDEX
     assert len(set(by_number)) == 1000
     assert (by_number[0], by_number[999]) == ("n02119789", "n03255030")  # kit fox, dumbbell
     # The first validation images by the development kit's numbers and by caffe's val.txt.
@@ -329,7 +329,7 @@ def test_the_classes_are_those_of_the_table() -> None:
     assert len(rows) == 1000
     for place, wnid, number, *_ in rows:
         assert imagenet_classes.BY_NUMBER[int(number) - 1] == wnid
-        assert imagenet_classes.PLACES[int(number) - 1] == int(place)
+        assert imagenet_classes.SORTED_INDEX[int(number) - 1] == int(place)
 
 
 @pytest.mark.skipif(not TABLE.is_file(), reason="sample photographs are not here")

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from datamodules import ImageNet64
 from datamodules.images.pixel_arrays import PixelArray
 from datamodules.storage import npz_batches
-from datamodules.storage.imagenet_classes import PLACES
+from datamodules.storage.imagenet_classes import SORTED_INDEX
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*holds . of 10 training files")
 
@@ -65,7 +65,7 @@ def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
         numbers = np.concatenate([file["labels"] for file in files])
         assert read["image"].dtype == torch.float32
         assert torch.equal(read["image"], torch.from_numpy(pixels).float() / 127.5 - 1)
-        assert read["label"].tolist() == PLACES[numbers - 1].tolist()
+        assert read["label"].tolist() == SORTED_INDEX[numbers - 1].tolist()
     assert data.dataset("test") is data.dataset("val")
 
 

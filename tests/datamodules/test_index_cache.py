@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from datamodules import index_cache
-from datamodules.index_cache import cached_arrays, stamp, with_references, without_references
+from datamodules.index_cache import cached_arrays, file_fingerprint, memmaps_to_paths, paths_to_memmaps
 
 
 @pytest.fixture(autouse=True)
@@ -80,19 +80,19 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"x" * 3_000_000)
-    before = stamp(file)
-    assert stamp(file) == before == json.loads(json.dumps(before))
+    before = file_fingerprint(file)
+    assert file_fingerprint(file) == before == json.loads(json.dumps(before))
     with file.open("r+b") as stream:
         stream.seek(2_999_999)
         stream.write(b"y")
-    assert stamp(file)["ends"] != before["ends"]
+    assert file_fingerprint(file)["ends"] != before["ends"]
 
 
 def test_mapped_arrays_travel_as_the_names_of_their_files() -> None:
     found = cached_arrays("tar", 1, lambda: {"offsets": np.arange(100_000)})
-    state = with_references({"whole": found["offsets"], "part": found["offsets"][5:], "other": 3})
+    state = memmaps_to_paths({"whole": found["offsets"], "part": found["offsets"][5:], "other": 3})
     assert len(pickle.dumps(state["whole"])) < 1000
-    again = without_references(state)
+    again = paths_to_memmaps(state)
     assert isinstance(again["whole"], np.memmap)
     assert again["whole"].tolist() == list(range(100_000))
     assert again["part"].tolist() == list(range(5, 100_000))

@@ -15,7 +15,7 @@ from asyncdiff.latents.cache.write_shard import write_shard
 from datamodules import LatentCache
 from datamodules.counter_noise import counter_normal
 from datamodules.order import sample_keys
-from datamodules.storage.latent_shards import MANIFEST, Layout, layout_of, read_header, shard_name
+from datamodules.storage.latent_shards import MANIFEST, Layout, layout_from_manifest, read_header, shard_name
 
 COUNT, SHARD, CHANNELS, SIZE = {"train": 90, "val": 20}, 40, 2, 4
 SCALE, SHIFT = [0.5, 2.0], [1.0, -1.0]
@@ -173,7 +173,7 @@ def test_a_cache_of_another_version_or_without_validation_is_refused(root: Path)
 
 def test_the_layout_is_the_manifest_s(root: Path) -> None:
     split = json.loads((root / MANIFEST).read_text())["splits"]["train"]
-    assert layout_of(split, 40).tensors == read_header(root / shard_name("train", 0, 3)).tensors
+    assert layout_from_manifest(split, 40).tensors == read_header(root / shard_name("train", 0, 3)).tensors
 
 
 # The noise

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules.lsun import Lsun, LsunImages
-from datamodules.storage.databases import database
+from datamodules.storage.databases import open_database
 
 lmdb = pytest.importorskip("lmdb")
 
@@ -168,7 +168,7 @@ def test_two_data_modules_share_the_open_file(tmp_path: Path) -> None:
     rooms(tmp_path)
     a, b = (lsun(tmp_path, workers=workers) for workers in (0, 2))
     assert seen(a.images("train", 9)) == seen(b.images("train", 9)) == seen(a.images("train", 9))
-    assert database(tmp_path / "bedroom_train_lmdb" / "data.mdb") is a.dataset("train").parts[0].data  # type: ignore[attr-defined]
+    assert open_database(tmp_path / "bedroom_train_lmdb" / "data.mdb") is a.dataset("train").parts[0].data  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

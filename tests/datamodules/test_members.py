@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.storage.members import FolderMembers, Members, ZipMembers, members
+from datamodules.storage.members import FolderMembers, Members, ZipMembers, open_members
 
 SUFFIXES = {".png", ".npy"}
 
@@ -76,10 +76,10 @@ def test_folder_and_zip_are_the_same(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "a")
     (tmp_path / "a" / ".hidden.png").write_bytes(b"")
     (tmp_path / "a" / "notes.txt").write_bytes(b"")
-    found = members(tmp_path / "a", SUFFIXES, "root")
+    found = open_members(tmp_path / "a", SUFFIXES, "root")
     assert isinstance(found, FolderMembers)
     assert names(found) == sorted(EXPECTED)
-    assert contents(found) == contents(members(file, SUFFIXES, "root"))
+    assert contents(found) == contents(open_members(file, SUFFIXES, "root"))
     assert found.text("dataset.json") == b'{"labels": null}'
     assert found.text("other.json") is None
 
@@ -137,4 +137,4 @@ def test_other_compression_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must hold stored or deflated files, got 00000/img000\.png .*: write it"):
         ZipMembers(file, SUFFIXES)
     with pytest.raises(FileNotFoundError, match=r"root must be a zip or a folder, got .*none.zip: no such file; check"):
-        members(tmp_path / "none.zip", SUFFIXES, "root")
+        open_members(tmp_path / "none.zip", SUFFIXES, "root")

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, ResidentImages, Split
+from datamodules.base import Batch, ImageDataModule, ImageDataset, InMemoryImages, Split
 from datamodules.order import ResumableLoader, ShuffledShard, sample_keys
 
 pytestmark = [
@@ -20,9 +20,9 @@ pytestmark = [
 Seen = list[tuple[list[int], list[int]]]
 
 
-def numbered(n: int) -> ResidentImages:
+def numbered(n: int) -> InMemoryImages:
     """Images whose only pixel is their index."""
-    return ResidentImages(torch.arange(n).float().view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), classes=0)
+    return InMemoryImages(torch.arange(n).float().view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), classes=0)
 
 
 def shards(n: int, world: int, **options: Any) -> list[ShuffledShard]:
@@ -88,11 +88,11 @@ def test_continuing_yields_the_rest_of_that_epoch_only() -> None:
     whole = ShuffledShard(numbered(20))
     whole.set_epoch(2)
     part = ShuffledShard(numbered(20))
-    part.continue_at(2, 12)
+    part.resume_at(2, 12)
     part.set_epoch(2)
     assert list(part) == list(whole)[12:]
     assert len(part) == 20
-    part.settle()
+    part.finish_resuming()
     for shard in (whole, part):
         shard.set_epoch(3)
     assert list(part) == list(whole)
@@ -100,16 +100,16 @@ def test_continuing_yields_the_rest_of_that_epoch_only() -> None:
 
 def test_a_continued_epoch_goes_on_until_it_is_settled() -> None:
     shard = ShuffledShard(numbered(20))
-    shard.continue_at(2, 12)
+    shard.resume_at(2, 12)
     for counted in (3, 4):  # a trainer that counts the rest of the epoch as epochs of their own
         shard.set_epoch(counted)
         assert (shard.epoch, shard.start) == (2, 12)
-    shard.settle()
+    shard.finish_resuming()
     shard.set_epoch(5)
     assert (shard.epoch, shard.start) == (3, 0)
 
 
-class Blocks(ResidentImages):
+class Blocks(InMemoryImages):
     def __init__(self, sizes: Sequence[int]) -> None:
         n = sum(sizes)
         super().__init__(torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64), classes=0)

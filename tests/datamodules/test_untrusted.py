@@ -14,10 +14,10 @@ from PIL import Image
 
 from asyncdiff.tasks.photos import read_photo
 from datamodules import EdmZip, ImageFolder
-from datamodules.images.decoding import decoded
+from datamodules.images.decoding import decode
 from datamodules.index_cache import cached_arrays
-from datamodules.storage.latent_shards import MANIFEST, DamagedError, opened_shards
-from datamodules.storage.members import members
+from datamodules.storage.latent_shards import MANIFEST, DamagedError, open_shards
+from datamodules.storage.members import open_members
 from datamodules.storage.streamed_shards import _check_inside
 
 BOUND = 178_956_970  # Pillow's: twice 2^30 / 12
@@ -74,7 +74,7 @@ def test_a_format_that_is_given_to_another_program_is_no_image(tmp_path: Path) -
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "eps")
     with pytest.raises(ValueError, match="no image in a known format"):
-        decoded(np.frombuffer(stream.getvalue(), np.uint8))
+        decode(np.frombuffer(stream.getvalue(), np.uint8))
     (tmp_path / "picture.png").write_bytes(stream.getvalue())
     with pytest.raises(ValueError, match=r"picture\.png"):
         read_photo(tmp_path / "picture.png", 3)
@@ -85,11 +85,11 @@ def test_a_png_whose_pixels_do_not_have_their_checksum_is_refused() -> None:
     good = png(8)
     at = good.index(b"IDAT") + 4
     wrong = good[: good.index(b"IEND") - 8] + b"\0\0\0\0" + good[good.index(b"IEND") - 4 :]
-    assert decoded(np.frombuffer(bytearray(good), np.uint8)).shape == (1, 8, 8)
+    assert decode(np.frombuffer(bytearray(good), np.uint8)).shape == (1, 8, 8)
     with pytest.raises(ValueError, match="IDAT.* does not have its checksum"):
-        decoded(np.frombuffer(bytearray(wrong), np.uint8))
+        decode(np.frombuffer(bytearray(wrong), np.uint8))
     with pytest.raises(ValueError, match="cut off"):
-        decoded(np.frombuffer(bytearray(good[: at + 5]), np.uint8))
+        decode(np.frombuffer(bytearray(good[: at + 5]), np.uint8))
 
 
 def test_no_more_is_unpacked_than_the_directory_tells(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_no_more_is_unpacked_than_the_directory_tells(tmp_path: Path) -> None:
     raw = (tmp_path / "a.zip").read_bytes()
     assert len(raw) < 20_000
     (tmp_path / "b.zip").write_bytes(raw.replace(struct.pack("<I", 10_000_000), struct.pack("<I", 100)))
-    found = members(tmp_path / "b.zip", {".png"}, "root")
+    found = open_members(tmp_path / "b.zip", {".png"}, "root")
     with pytest.raises(ValueError, match="checksum"):
         found.read(0)
 
@@ -110,7 +110,7 @@ def test_a_manifest_names_no_file_outside(name: str, tmp_path: Path) -> None:
     split = {"shape": [4, 2, 2], "views": 1, "dtype": "float16", "moments": ["mean"], "count": 1}
     shards = [{"file": name, "count": 1, "sha256": "", "header": ""}]
     with pytest.raises(DamagedError, match=rf"{MANIFEST} is damaged, it names .*secret.* outside of the cache"):
-        opened_shards(tmp_path / "root", split | {"shards": shards})
+        open_shards(tmp_path / "root", split | {"shards": shards})
 
 
 @pytest.mark.parametrize("name", ["../chunk.bin", "/tmp/chunk.bin", "a/../../chunk.bin", ""])

@@ -18,14 +18,14 @@ from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.commands.external_checkpoints import read_tensors
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.frechet import Gaussian
-from asyncdiff.evaluation.result_card import card_of, read_card
+from asyncdiff.evaluation.result_card import make_card, read_card
 from asyncdiff.latents.cache.write_shard import write_shard
 from datamodules import Arrays, EdmZip, LatentCache, Lsun
 from datamodules.images.image_files import ImageFiles
 from datamodules.index_cache import cache_folder, cached_arrays
 from datamodules.storage import npz_batches
 from datamodules.storage.imagenet_tars import TarImages, tar_index
-from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, sha256_of, shard_name
+from datamodules.storage.latent_shards import MANIFEST, Layout, manifest_sha256, read_header, shard_name
 
 SIZE = 8
 HOW: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
@@ -130,7 +130,7 @@ def _make_batch(folder: Path) -> None:
 
 
 def _read_batch(folder: Path) -> Any:
-    batch = npz_batches.opened(folder / "batch.npz", size=SIZE, numbers=10)
+    batch = npz_batches.open_batch(folder / "batch.npz", size=SIZE, numbers=10)
     return batch.labels.tolist(), b"".join(npz_batches._chunks(batch.file))
 
 
@@ -163,7 +163,7 @@ def _make_cache(folder: Path) -> None:
     }
     splits = {name: about | {"shards": [shard]} for name, shard in zip(("train", "val"), shards, strict=True)}
     manifest = {"version": 1, "codec": {"scale": [1.0] * 4, "shift": [0.0] * 4}, "splits": splits}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": sha256_of(manifest)}))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
 
 
 def _read_cache(folder: Path) -> Any:
@@ -176,7 +176,7 @@ STAMP = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
 def _make_reference(folder: Path) -> None:
     rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     gaussian = Gaussian(rows.double().mean(0), rows.double().T.cov())
-    reference_statistics.save(
+    reference_statistics.save_reference(
         reference_statistics.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors"
     )
 
@@ -188,10 +188,10 @@ def _make_statistics(folder: Path) -> None:
 
 def _read_reference(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        found = reference_statistics.load(folder / name)
+        found = reference_statistics.load_reference(folder / name)
         rows = None if found.rows is None else found.rows.tolist()
-        stamp = {key: value for key, value in found.stamp.items() if key != "sha256"}
-        return found.gaussian.mean.tolist(), found.gaussian.cov.tolist(), found.count, rows, stamp
+        fingerprint = {key: value for key, value in found.fingerprint.items() if key != "sha256"}
+        return found.gaussian.mean.tolist(), found.gaussian.cov.tolist(), found.count, rows, fingerprint
 
     return read
 
@@ -239,7 +239,9 @@ def _read_index(folder: Path) -> Any:
 
 
 def _make_card(folder: Path) -> None:
-    (folder / "card.json").write_text(json.dumps(card_of({"split": "val", "count": 10}, {"frechet": 1.25, "kid": 0.5})))
+    (folder / "card.json").write_text(
+        json.dumps(make_card({"split": "val", "count": 10}, {"frechet": 1.25, "kid": 0.5}))
+    )
 
 
 def _make_experiment(folder: Path) -> None:

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import Split
-from datamodules.held_out import held_out_rows, shares_of
+from datamodules.hash_split import hash_fractions, is_held_out
 from datamodules.index_cache import Arrays
-from datamodules.storage.members import Members, members
+from datamodules.storage.members import Members, open_members
 
 Integers = npt.NDArray[np.int64]
 LISTING = "dataset.json"
 
 
-class Labelled(NamedTuple):
+class LabeledFiles(NamedTuple):
     """Files, which of them, and the class numbers of these, int64 (n,); `classes` is 0 without labels."""
 
     files: Members
@@ -30,13 +30,15 @@ class Labelled(NamedTuple):
         return self._replace(rows=self.rows[chosen], labels=self.labels[chosen])
 
 
-def parted(root: Path, val_root: Path | None, held_out: float, suffixes: Collection[str]) -> Mapping[Split, Labelled]:
+def labeled_splits(
+    root: Path, val_root: Path | None, held_out: float, suffixes: Collection[str]
+) -> Mapping[Split, LabeledFiles]:
     """The files of the three splits; raises where they are missing, damaged, or labelled in part."""
-    data = labelled(root, suffixes, "root")
+    data = labeled(root, suffixes, "root")
     if val_root is not None:
-        val = _of_the_same_classes(labelled(val_root, suffixes, "val_root"), data)
+        val = _of_the_same_classes(labeled(val_root, suffixes, "val_root"), data)
         return {"train": data, "val": val, "test": val}
-    kept = held_out_rows(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
+    kept = is_held_out(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
     if kept.all():
         raise ValueError(
             f"root must leave an image to train on, got {root} with {len(kept)}, all held out by "
@@ -46,17 +48,17 @@ def parted(root: Path, val_root: Path | None, held_out: float, suffixes: Collect
     return {"train": data.part(~kept), "val": val, "test": val}
 
 
-def labelled(root: Path, suffixes: Collection[str], argument: str) -> Labelled:
+def labeled(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:
     """All files of a zip or folder; `argument` is who named it."""
-    files = members(root, suffixes, argument)
+    files = open_members(root, suffixes, argument)
     if not len(files):
         raise ValueError(f"{argument} must hold images, got {root} without any ({' '.join(sorted(suffixes))})")
     numbers = files.cached("zip-labels", lambda: {"labels": _numbers(files)})["labels"]
     labels = np.array(numbers if len(numbers) else np.zeros(len(files)), dtype=np.int64)
-    return Labelled(files, np.arange(len(files)), labels, int(labels.max()) + 1 if len(numbers) else 0)
+    return LabeledFiles(files, np.arange(len(files)), labels, int(labels.max()) + 1 if len(numbers) else 0)
 
 
-def _of_the_same_classes(val: Labelled, train: Labelled) -> Labelled:
+def _of_the_same_classes(val: LabeledFiles, train: LabeledFiles) -> LabeledFiles:
     """Files to validate on, without labels where training has none."""
     if not train.classes:
         return val._replace(labels=np.zeros_like(val.labels), classes=0)
@@ -70,7 +72,7 @@ def _of_the_same_classes(val: Labelled, train: Labelled) -> Labelled:
 
 
 def _shares(files: Members) -> Arrays:
-    return {"shares": shares_of(files.name(index) for index in range(len(files)))}
+    return {"shares": hash_fractions(files.name(index) for index in range(len(files)))}
 
 
 def _numbers(files: Members) -> Integers:

@@ -11,7 +11,7 @@ from datamodules.storage.imagenet_classes import BY_NUMBER, SORTED
 
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
 # Where such files usually lie in the folder of the data.
-USUAL = (
+DEFAULT_NAMES = (
     DEVKIT,
     "LOC_val_solution.csv",
     "imagenet_2012_validation_synset_labels.txt",
@@ -25,7 +25,7 @@ NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 def find_ground_truth(root: Path) -> Path | None:
     """The file in a folder that tells the classes, by its usual names; None if there is none."""
-    return next((root / name for name in USUAL if (root / name).is_file()), None)
+    return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
 
 
 def classes_of(names: Sequence[str], file: Path) -> list[str]:
