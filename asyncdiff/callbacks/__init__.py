@@ -1,4 +1,4 @@
-"""What watches a run: averages, pictures, distances, errors by level, calibration, speed."""
+"""Training callbacks: EMA, sample grids, Fréchet distance, likelihood, calibration, loss by level, throughput."""
 
 from asyncdiff.callbacks.calibration import Calibration
 from asyncdiff.callbacks.denoising_strip import DenoisingStrip

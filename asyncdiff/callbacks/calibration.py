@@ -1,4 +1,4 @@
-"""Whether the predicted uncertainty is that of the errors, on held-out images."""
+"""Calibration of the uncertainty head: predicted against actual errors on held-out images."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.shapes import mean_per_patch
 from asyncdiff.training.module import AsyncDiffusion
 
-STREAM = 2  # second counter of the random streams: noise and levels of an image are those of no other measurement
+STREAM = 2  # second counter of the random streams, so that noise and levels differ from other measurements
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Reliability:
     """Predicted and actual mean squared errors of the velocity; NaN where a bin has no patches.
 
     Attributes:
-        ratio: mean actual over mean predicted error: 1 is calibrated, above 1 the network is too sure.
-        correlation: rank correlation of predicted and actual errors of patches of about one level, mean over the bins:
-            0 for a head that tells patches of a level apart by chance. Even an exact head stays below 1, as one error
+        ratio: mean actual over mean predicted error: 1 is calibrated, above 1 the network is overconfident.
+        correlation: rank correlation of predicted and actual errors of patches of about the same level, mean over the
+            bins: 0 if the head cannot rank patches of one level. Even an exact head stays below 1, since a single error
             scatters around its expectation.
-        predicted: mean by level bin.
-        actual: mean by level bin.
-        grouped_predicted: mean by level bin and quantile group of the prediction, lowest first.
-        grouped_actual: the same patches' mean error.
+        predicted: mean predicted error by level bin.
+        actual: mean actual error by level bin.
+        grouped_predicted: mean predicted error by level bin and quantile group of the prediction, lowest first.
+        grouped_actual: mean actual error of the same patches.
     """
 
     ratio: float
@@ -52,20 +52,20 @@ class Reliability:
 class Calibration(PeriodicMetric):
     """Logs calibration/ratio and calibration/correlation of a network's uncertainty head on held-out images.
 
-    At one AsyncPatch level map per image, for every patch: the error that the head predicts against that of the
-    velocity. calibration_by_level/{predicted, actual}/LOW-HIGH are the means by level; the picture images/calibration
-    shows them, and within levels whether patches of a larger predicted error have one. With averaged weights where the
-    run has any, in full precision, on images spread evenly over the split; noise and levels depend on the image's place
-    in the split only.
+    For every patch, at one AsyncPatch level map per image, the error that the head predicts is compared with the actual
+    error of the velocity. calibration_by_level/{predicted, actual}/LOW-HIGH are the means by level; the figure
+    images/calibration shows them, and whether patches of one level with a larger predicted error have a larger error.
+    Uses the EMA weights if the run has any, full precision, and images spread evenly over the split; noise and levels
+    depend only on the image's position in the split.
 
     Args:
-        count: images of the held-out split; all of them for None.
-        bins: equal bins of the level over (0, 1].
-        groups: quantile groups of the predicted error within a bin.
-        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only, and in
+        count: number of held-out images; None means all of them.
+        bins: number of equal bins of the level over (0, 1].
+        groups: number of quantile groups of the predicted error within a bin.
+        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training, and in
             `validate` and `test`.
-        batch_size: images that go through the network together.
-        name: put before the tags, where several callbacks measure different things.
+        batch_size: number of images that go through the network together.
+        name: prefix of the tags, to distinguish several callbacks.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class Calibration(PeriodicMetric):
     ):
         super().__init__(name, every_n_steps)
         if count is not None:
-            at_least("count", count, 1, "1024 give smooth curves, null takes all")
-        at_least("bins", bins, 1, "10 shows the shape")
-        at_least("groups", groups, 2, "8 show the shape")
-        at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+            at_least("count", count, 1, "1024 give smooth curves, null uses all")
+        at_least("bins", bins, 1, "use 10, for example")
+        at_least("groups", groups, 2, "use 8, for example")
+        at_least("batch_size", batch_size, 1, "set the number of images per batch")
         self.count = count
         self.bins = bins
         self.groups = groups
         self.batch_size = batch_size
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Find out now, not at the end of the training, whether there is a head and a held-out image."""
+        """Check before training that the network has an uncertainty head and the data has held-out images."""
         evaluation_images(trainer)
         with evaluation_mode(pl_module.denoiser), torch.no_grad():
             x = torch.zeros(1, *pl_module.shape, device=pl_module.device)
@@ -97,41 +97,41 @@ class Calibration(PeriodicMetric):
             _logvar(pl_module.denoiser(x, t).logvar, pl_module)
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """The ratio and the correlation over the patches of all images."""
+        """Return ratio and correlation over the patches of all images."""
         images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
         indices = evenly_spaced(images, self.count)
-        mine, rows = rank_indices(trainer, len(indices)), []
+        own, rows = rank_indices(trainer, len(indices)), []
         with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
-            for first in range(0, len(mine), self.batch_size):
-                batch = images.__getitems__([indices[k] for k in mine[first : first + self.batch_size]])
+            for first in range(0, len(own), self.batch_size):
+                batch = images.__getitems__([indices[k] for k in own[first : first + self.batch_size]])
                 label = batch["label"].to(module.device) if module.classes else None
                 rows.append(_errors(module, batch["image"].to(module.device), label, batch["index"].tolist()).cpu())
         t, predicted, actual = gather_rows(trainer, torch.cat(rows), len(indices)).unbind(1)
-        found = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
-        self._draw(trainer, found)
+        result = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
+        self._plot(trainer, result)
         prefix = f"{self.name}/" if self.name else ""
         self.details = {}
-        for kind, values in (("predicted", found.predicted), ("actual", found.actual)):
+        for kind, values in (("predicted", result.predicted), ("actual", result.actual)):
             for k, value in enumerate(values.tolist()):
                 if not math.isnan(value):
                     edges = f"{k / self.bins:.3f}-{(k + 1) / self.bins:.3f}"
                     self.details[f"{prefix}calibration_by_level/{kind}/{edges}"] = value
-        return {f"{prefix}calibration/ratio": found.ratio, f"{prefix}calibration/correlation": found.correlation}
+        return {f"{prefix}calibration/ratio": result.ratio, f"{prefix}calibration/correlation": result.correlation}
 
-    def _draw(self, trainer: Trainer, found: Reliability) -> None:
-        """RUN/images/calibration.png and the TensorBoard image of that name."""
+    def _plot(self, trainer: Trainer, result: Reliability) -> None:
+        """Write the figure to RUN/images/calibration.png and to TensorBoard."""
         if not trainer.is_global_zero:
             return
-        from asyncdiff.evaluation.figures.calibration_figure import calibration_figure  # late: matplotlib
+        from asyncdiff.evaluation.figures.calibration_figure import calibration_figure  # slow import: matplotlib
         from asyncdiff.evaluation.figures.style import pixels, save
 
         name = f"calibration_{self.name}" if self.name else "calibration"
         figure = calibration_figure(
-            found.predicted,
-            found.actual,
-            found.grouped_predicted,
-            found.grouped_actual,
-            note=f"actual / predicted {found.ratio:.3f}, rank correlation {found.correlation:.2f}",
+            result.predicted,
+            result.actual,
+            result.grouped_predicted,
+            result.grouped_actual,
+            note=f"actual / predicted {result.ratio:.3f}, rank correlation {result.correlation:.2f}",
         )
         save(figure, Path(trainer.default_root_dir) / "images" / f"{name}.png")
         for logger in trainer.loggers:
@@ -142,15 +142,15 @@ class Calibration(PeriodicMetric):
 def reliability(
     t: Float[Tensor, " n"], predicted: Float[Tensor, " n"], actual: Float[Tensor, " n"], bins: int, groups: int
 ) -> Reliability:
-    """How well predicted errors fit actual ones, for patches of levels `t`; those without noise do not count."""
+    """Compare predicted with actual errors of patches at levels `t`; patches without noise are ignored."""
     noisy = t > 0
     t, predicted, actual = t[noisy].double(), predicted[noisy].double(), actual[noisy].double()
     index = (t * bins).long().clamp(max=bins - 1)
     means, grouped, correlations = [], [], []
     for k in range(bins):
-        of_bin = index == k
-        order = predicted[of_bin].argsort()
-        pair = torch.stack([predicted[of_bin], actual[of_bin]])[:, order]  # (2, patches), by prediction
+        in_bin = index == k
+        order = predicted[in_bin].argsort()
+        pair = torch.stack([predicted[in_bin], actual[in_bin]])[:, order]  # (2, patches), sorted by prediction
         means.append(pair.mean(1))
         grouped.append(torch.stack([part.mean(1) for part in pair.tensor_split(groups, dim=1)], dim=1))
         if len(order) > 1:
@@ -162,11 +162,11 @@ def reliability(
 
 
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """Spearman's: the correlation of the ranks, equal values sharing theirs. 0 where all are equal: nothing is told."""
+    """Return Spearman's rank correlation; equal values share their mean rank. 0 if all values of one are equal."""
     ranks = torch.stack([_ranks(a), _ranks(b)])
-    centred = ranks - ranks.mean(1, keepdim=True)
-    scale = centred.square().sum(1).prod().sqrt()
-    return float(centred.prod(0).sum() / scale) if scale > 0 else 0.0
+    centered = ranks - ranks.mean(1, keepdim=True)
+    scale = centered.square().sum(1).prod().sqrt()
+    return float(centered.prod(0).sum() / scale) if scale > 0 else 0.0
 
 
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -176,12 +176,12 @@ def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 
 
 def _errors(
-    module: AsyncDiffusion, x: Float[Tensor, "b c h w"], label: Tensor | None, places: list[int]
+    module: AsyncDiffusion, x: Float[Tensor, "b c h w"], label: Tensor | None, positions: list[int]
 ) -> Float[Tensor, "b 3 patches"]:
-    """Level, predicted and actual mean squared error of every patch, at one AsyncPatch map per image."""
+    """Return level, predicted and actual mean squared error of every patch, at one AsyncPatch map per image."""
     denoiser, process = module.denoiser, module.process
     grid = denoiser.grid((x.shape[2], x.shape[3]))
-    generators = per_image(counter_key(place, STREAM) for place in places)
+    generators = per_image(counter_key(position, STREAM) for position in positions)
     eps = normal(x.shape, generator=generators, device=x.device)
     t = AlongPath(AsyncPatch())(len(x), grid, generator=generators, device=x.device).t
     prediction = denoiser(process.noised(x, eps, t), t, label)
@@ -194,6 +194,6 @@ def _logvar(logvar: Tensor | None, module: AsyncDiffusion) -> Tensor:
     if logvar is None:
         raise ValueError(
             f"Calibration needs a network that predicts its uncertainty, got {type(module.network).__name__} without: "
-            "set network.init_args.uncertainty: true, or leave the callback out"
+            "set network.init_args.uncertainty: true, or remove the callback"
         )
     return logvar

@@ -1,4 +1,4 @@
-"""A strip of the denoising: the noisy image and its level map, from pure noise to the result."""
+"""Strip of a sampling trajectory: the noisy image and its level map, from pure noise to the result."""
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,17 +16,17 @@ from asyncdiff.training.module import AsyncDiffusion
 
 
 class DenoisingStrip(PeriodicImage):
-    """Two rows an image: x_t above, its level map below (black = clean, white = noise), at evenly spaced steps.
+    """Draws two rows per image at evenly spaced sampling steps: x_t, and its level map (black = clean, white = noise).
 
-    Of a model of latents x_t is decoded, noise and all.
+    For a latent diffusion model x_t is decoded, noise included.
 
     Args:
         count: number of images.
-        frames: states shown of each, the first and the last included.
-        mask: given, the images are inpaintings of held-out ones; else they are generated from noise.
-        sampler: follows an AsyncPatch path by default, so that patches are seen at different levels.
-        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
-        name: of the files and of the TensorBoard tag.
+        frames: number of states per image, including the first and the last.
+        mask: known pixels; if set, held-out images are inpainted, otherwise images are generated from noise.
+        sampler: by default a `Sampler` along an AsyncPatch path, which shows patches at different levels.
+        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        name: name of the files and of the TensorBoard tag.
     """
 
     def __init__(
@@ -39,20 +39,20 @@ class DenoisingStrip(PeriodicImage):
         name: str = "denoising",
     ):
         super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the images to follow")
-        at_least("frames", frames, 2, "the noise and the result")
+        at_least("count", count, 1, "set the number of images")
+        at_least("frames", frames, 2, "the first and the last state")
         self.count = count
         self.frames = frames
         self.mask = mask
         self.sampler = sampler or Sampler(AsyncPatch())
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
-        """The strip; every process draws it whole, since it is small."""
+        """Return the strip; it is small, so every process draws all of it."""
         frames = self._walk(trainer, module)
         last = len(frames) - 1
         chosen = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
         rows = []
-        for i in range(len(chosen[0].x_t)):  # fewer than `count` where fewer images are held out
+        for i in range(len(chosen[0].x_t)):  # fewer than `count` if fewer images are held out
             shown = module.decode(torch.stack([f.x_t[i] for f in chosen]))
             rows.append(tile_images(shown, columns=self.frames))
             maps = torch.cat([to_pixels(f.t[i : i + 1], (shown.shape[2], shown.shape[3])) for f in chosen])

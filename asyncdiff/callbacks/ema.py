@@ -1,4 +1,4 @@
-"""Exponential moving average of the network's parameters."""
+"""Exponential moving average (EMA) of the network's parameters."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unsharded
 
-CHUNK = 64  # tensors, so many that kernels are launched for many at once
+CHUNK = 64  # number of tensors per fused kernel launch
 
 
 class EMA(Callback):
-    """Keeps a float32 average of the trained parameters, and puts it in their place while images are drawn or judged.
+    """Keeps a float32 EMA of the trained parameters, and swaps it in for sampling and evaluation.
 
-    The average follows after every optimiser step with the decay min(decay, (1 + n) / (10 + n)), n steps counted, so
-    that the first steps do not weigh it down. Steps that were skipped because they were not finite leave it as it is,
-    bit for bit, and are not counted. Several callbacks with different decays may run side by side: the first
-    in the list is the one that evaluates. Checkpoints hold the raw weights in "state_dict" and every average in "ema",
-    also when they are written during an evaluation.
+    It is updated after every optimizer step with the decay min(decay, (1 + n) / (10 + n)) after n steps, so that the
+    initial weights are soon forgotten. Steps that were skipped because they were not finite leave it unchanged, bit for
+    bit, and are not counted. Several EMAs with different decays can coexist: the first in the list of callbacks is used
+    for evaluation. Checkpoints hold the raw weights in "state_dict" and every EMA in "ema", also when they are written
+    during an evaluation.
 
     Args:
-        decay: in [0, 1); 0.9999 for long runs, 0.999 for some ten thousand steps.
+        decay: decay per optimizer step in [0, 1); 0.9999 for long runs, 0.999 for some ten thousand steps.
     """
 
     def __init__(self, decay: float = 0.9999):
@@ -32,20 +32,20 @@ class EMA(Callback):
             raise ValueError(f"decay must lie in [0, 1), got {decay}: 0.9999 for long runs, 0.999 for short ones")
         self.decay = decay
         self.updates = 0
-        self._skipped: Tensor | None = None  # updates that were none: skipped steps, of which only the device knows
+        self._skipped: Tensor | None = None  # number of skipped steps among the updates, on the device
         self.average: dict[str, Tensor] | None = None
-        self._raw: dict[str, Tensor] | None = None  # the trained weights, while the average stands in their place
+        self._raw: dict[str, Tensor] | None = None  # trained weights while the EMA is swapped in
         self._seen_step = 0
         self._evaluation = ExitStack()
 
     @property
     def state_key(self) -> str:
-        """Several decays are several callbacks."""
+        """Checkpoint key of this callback; includes the decay, so that several EMAs can coexist."""
         return f"EMA{{decay={self.decay}}}"
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
-        """The average in place of the trained parameters; nested use and a missing average change nothing."""
+        """Swap the EMA in for the trained parameters; nested use and a missing EMA have no effect."""
         if self._raw is not None or not self._has_average(module):
             yield
             return
@@ -60,22 +60,24 @@ class EMA(Callback):
             self._raw = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse two averages of one decay, which a checkpoint could not tell apart."""
+        """Raise ValueError for two EMAs of the same decay, which share a checkpoint key."""
         same = [c for c in trainer.callbacks if isinstance(c, EMA) and c.decay == self.decay]  # type: ignore[attr-defined]
         if len(same) > 1:
-            raise ValueError(f"decay must differ between EMA callbacks, got {self.decay} twice: leave one out")
+            raise ValueError(f"decay must differ between EMA callbacks, got {self.decay} twice: remove one")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue the checkpoint's average, or start from the present weights."""
+        """Resume the checkpoint's EMA, or start from the current weights."""
         self._seen_step = trainer.global_step
         if not self._has_average(pl_module):
-            if held := list(getattr(pl_module, "averaged", {})):
-                text = f"the checkpoint has averages of decay {', '.join(held)}, none of {self.decay}: a new one begins"
-                rank_zero_warn(text)
+            if saved := list(getattr(pl_module, "averaged", {})):
+                rank_zero_warn(
+                    f"the checkpoint has EMA weights of decay {', '.join(saved)}, none of {self.decay}: "
+                    "a new EMA starts from the current weights"
+                )
             self.average = {name: p.float().clone() for name, p in _parameters(pl_module).items()}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Follow the parameters after each optimiser step."""
+        """Update the EMA after each optimizer step."""
         if trainer.global_step == self._seen_step:
             return
         self._seen_step = trainer.global_step
@@ -92,10 +94,10 @@ class EMA(Callback):
         update_averages(averages, parameters, (1 - self._decay(self.updates - self._skipped)) * taken)
 
     def add_average(self, checkpoint: dict[str, Any], module: LightningModule) -> None:
-        """Add the average to a checkpoint in the making; the module calls this, for files of weights only, too.
+        """Add the EMA to a checkpoint that is being written; the module calls this, for weights-only files as well.
 
-        While the average stands in for the trained parameters, these are put back into the file. Shares of several
-        processes are gathered: all have to call this.
+        While the EMA is swapped in, the trained parameters replace it in the file's "state_dict". Shards are gathered:
+        all processes must call this.
         """
         parameters = dict(module.named_parameters())
         if self._raw is not None:
@@ -106,40 +108,34 @@ class EMA(Callback):
             checkpoint.setdefault("ema", {})[str(self.decay)] = entry
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the average."""
         self._start_evaluation(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the average."""
         self._start_evaluation(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw with the average."""
         self._start_evaluation(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the parameters back."""
         self._evaluation.close()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the parameters back."""
         self._evaluation.close()
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the parameters back."""
         self._evaluation.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the parameters back before anybody saves them."""
+        """Restore the trained parameters before other callbacks save them."""
         self._evaluation.close()
 
     def _decay(self, updates: Any) -> Any:
-        """The decay of the n-th update; n is a number, or a tensor on the device."""
-        early = (1 + updates) / (10 + updates)
-        return early.clamp(max=self.decay) if isinstance(early, Tensor) else min(self.decay, early)
+        """Return the decay of the n-th update; n is a number, or a tensor on the device."""
+        warmup = (1 + updates) / (10 + updates)
+        return warmup.clamp(max=self.decay) if isinstance(warmup, Tensor) else min(self.decay, warmup)
 
     def _subtract_skipped(self) -> None:
-        """Take what was no update out of the count; waits for the device."""
+        """Subtract the skipped steps from the number of updates; synchronizes with the device."""
         if self._skipped is not None:
             self.updates -= int(self._skipped)
             self._skipped = None
@@ -150,10 +146,10 @@ class EMA(Callback):
             self._evaluation.enter_context(self.swapped(module))
 
     def _has_average(self, module: LightningModule) -> bool:
-        """Whether there is an average, taken from the checkpoint that the module loaded if need be."""
+        """Return whether there is an EMA, after taking it over from the checkpoint that the module has loaded."""
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
-            with torch.inference_mode(False):  # a later fit goes on with what an evaluation has loaded
+            with torch.inference_mode(False):  # a later fit may train what an evaluation loads
                 weights = loaded["weights"]
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
                 self.average = {n: local_shard(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
@@ -162,19 +158,21 @@ class EMA(Callback):
 
 
 def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
-    """Move averages towards parameters by a weight on their device, for which nothing waits; 0 moves none, exactly."""
-    for first in range(0, len(averages), CHUNK):  # the differences of all at once would be a copy of the network
-        some = averages[first : first + CHUNK]
-        differences = list(torch._foreach_sub(parameters[first : first + CHUNK], some))
+    """Move averages towards parameters by a weight on their device, without synchronization; 0 changes no bit."""
+    for first in range(
+        0, len(averages), CHUNK
+    ):  # the differences of all tensors at once would take as much memory as the network
+        chunk = averages[first : first + CHUNK]
+        differences = list(torch._foreach_sub(parameters[first : first + CHUNK], chunk))
         torch._foreach_mul_(differences, weight)
-        torch._foreach_add_(some, differences)
+        torch._foreach_add_(chunk, differences)
 
 
 @contextmanager
 def ema_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """The context in which `module` has the averaged weights of the trainer's first `EMA`, if it has one.
+    """Swap in the weights of the trainer's first `EMA`, if it has one, and gather the network on every process.
 
-    All processes have the network whole in it: none waits for another in a forward pass.
+    No process waits for another in a forward pass inside.
     """
     with ExitStack() as stack:
         if averages := [callback for callback in trainer.callbacks if isinstance(callback, EMA)]:  # type: ignore[attr-defined]
@@ -184,13 +182,13 @@ def ema_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
 
 
 def _writable_parameters(module: LightningModule) -> dict[str, Tensor]:
-    """The trained parameters to be changed: copies of them, gathered for an evaluation, are let go of."""
+    """Return the trained parameters for writing; copies that were gathered for an evaluation are freed."""
     reshard(module)
     return _parameters(module)
 
 
 def _parameters(module: LightningModule) -> dict[str, Tensor]:
-    """The trained parameters, of sharded ones this process's share."""
+    """Return the trained parameters; of sharded ones, this process's shard."""
     return {name: local_shard(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run that goes on from a checkpoint."""
+"""TensorBoard event files of a resumed run."""
 
 import os
 import socket
@@ -9,36 +9,39 @@ EVENTS = "events.out.tfevents.*"
 
 
 def remove_events_after(folder: Path, moment: float) -> int:
-    """Remove the events that processes now dead have written after a moment, and say how many there were.
+    """Remove the events that earlier processes wrote after a moment.
 
-    A run that goes on from a checkpoint computes again what came after it: without this, curves would have steps twice.
-    Files that this process has begun itself are left alone. A file without any other events is removed.
+    A resumed run repeats the steps after its checkpoint: without this, curves would have these steps twice. Files of
+    this process are left alone. A file with no events left is deleted.
 
     Args:
-        folder: the logger's.
-        moment: seconds since the epoch, by the clock of the machine that wrote.
+        folder: folder of the logger.
+        moment: seconds since the epoch, by the clock of the machine that wrote the events.
+
+    Returns:
+        The number of removed events.
     """
-    dropped = 0
+    removed = 0
     for file in sorted(folder.glob(EVENTS)):
         own = f".{socket.gethostname()}.{os.getpid()}." in file.name
-        # What has not been touched since has nothing newer in it; clocks of file systems tick more coarsely.
+        # A file last modified before the moment has no later events; file systems round times, hence the margin.
         if own or file.stat().st_mtime < moment - 2:
             continue
-        gone = sum(_is_later(moment, written, opening) for _, written, opening in _records(file))
-        if gone:
+        later = sum(_is_later(moment, written, opening) for _, written, opening in _records(file))
+        if later:
             _rewrite(file, moment)
-        dropped += gone
-    return dropped
+        removed += later
+    return removed
 
 
 def _is_later(moment: float, written: float, opening: bool) -> bool:
-    """Whether a record was written after a moment, and does more than open its file."""
+    """Return whether a record was written after a moment and is not the header of its file."""
     return written > moment and not opening
 
 
 def _records(file: Path) -> Iterator[tuple[bytes, float, bool]]:
-    """Every record that is whole, when it was written, and whether it only opens the file."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # late: it takes a second
+    """Yield every complete record, the time when it was written, and whether it is the header of the file."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # slow import: a second
     from tensorboard.compat.proto.event_pb2 import Event
 
     for record in RawEventFileLoader(str(file)).Load():
@@ -51,12 +54,12 @@ def _rewrite(file: Path, moment: float) -> None:
 
     from asyncdiff.checkpoints.atomic_files import open_atomic
 
-    told = False
+    keeps_events = False
     with open_atomic(file) as stream:
         write: Callable[[bytes], None] = RecordWriter(stream).write
-        for record, written, opening in _records(file):  # once more, so that pictures need not fit into memory
+        for record, written, opening in _records(file):  # read again, so that images need not fit into memory
             if not _is_later(moment, written, opening):
-                told = told or not opening
+                keeps_events = keeps_events or not opening
                 write(record)
-    if not told:
+    if not keeps_events:
         file.unlink()

@@ -1,4 +1,4 @@
-"""Floating point operations: those that a model needs, and those that a device can do."""
+"""Floating point operations (FLOPs): the number that a model needs, and the peak rate of a device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -16,10 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.checkpoints import object_config
 
-BACKWARD = 2  # every product of the forward pass has two of its size in the backward, one for each factor's gradient
+BACKWARD = 2  # each product of the forward pass has two of its size in the backward pass, one per factor's gradient
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
-# Dense FLOP/s in float32, TF32 and 16 bit by NVIDIA's data sheets, of GPUs that Lightning mistakes for others or counts
-# with sparsity (Lightning issue 21677). A name comes before those that it begins with.
+# Dense FLOP/s in float32, TF32 and 16 bit, from NVIDIA's data sheets, of GPUs that Lightning mistakes for others or for
+# which it has the rate with sparsity (Lightning issue 21677). Longer names come before their prefixes.
 DENSE = {
     "H200 NVL": (60e12, 417.5e12, 835.5e12),
     "H200": (67e12, 494.5e12, 989.5e12),
@@ -30,26 +30,26 @@ DENSE = {
 
 
 def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """What a training step needs for this call of `network`; None, with a warning, where it cannot be counted.
+    """Return the FLOPs of a training step with this call of `network`; None, with a warning, if they cannot be counted.
 
-    Multiplications and additions of matrix products, attention and convolutions, three times those of the forward pass
-    (PaLM, arXiv:2204.02311, appendix B). What checkpointing computes once more is no need of the model's and left out.
-    The call is made on the meta device: nothing is computed, drawn or kept.
+    Counts multiplications and additions of matrix products, attention and convolutions: three times those of the
+    forward pass (PaLM, arXiv:2204.02311, appendix B). Recomputation by activation checkpointing is not counted. The
+    call is made on the meta device: nothing is computed, no random number is drawn.
     """
     try:
         network = _unsharded(network)
         state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             functional_call(network, state, tree_map(_meta, tuple(args)), tree_map(_meta, dict(kwargs)))
-    except Exception as error:  # a user's network may fail in any way where there are no numbers
+    except Exception as error:  # a user's network may fail in any way on the meta device
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        rank_zero_warn(f"train/tflops is left out: counting FLOPs on the meta device failed with {reason}")
+        rank_zero_warn(f"train/tflops is not logged: counting FLOPs on the meta device failed with {reason}")
         return None
     return (1 + BACKWARD) * counter.get_total_flops()
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Most FLOP/s of dense products on `device` in the trainer's `precision`; None where that is not known."""
+    """Return the peak FLOP/s of dense products on `device` in the trainer's `precision`; None if unknown."""
     dtype = DTYPES.get(precision.split("-")[0])
     if device.type != "cuda" or dtype is None:
         return None
@@ -63,17 +63,17 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def _unsharded(network: nn.Module) -> nn.Module:
-    """The same network, one that is shared out over processes made anew: its own forward pass would gather it."""
+    """Return the network, or a fresh copy of a sharded one, whose own forward pass would gather its parameters."""
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return network
-    described = object_config.describe(network)
+    config = object_config.describe(network)
     with torch.device("meta"):
-        rebuilt: nn.Module = object_config.build(described, allow=sorted(object_config.named_packages(described)))
+        rebuilt: nn.Module = object_config.build(config, allow=sorted(object_config.named_packages(config)))
     return rebuilt
 
 
 def _meta(value: Any) -> Any:
-    """The same without numbers: tensors, also inside dataclasses, on the meta device."""
+    """Move tensors to the meta device, including those inside dataclasses; return other values unchanged."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device="meta")
     if is_dataclass(value) and not isinstance(value, type):

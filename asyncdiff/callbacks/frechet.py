@@ -1,4 +1,4 @@
-"""The Fréchet distance of generated images during a run, beside what real held-out images reach."""
+"""Fréchet distance of generated images during a run, with that of real held-out images for comparison."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,23 +24,24 @@ from asyncdiff.training.module import AsyncDiffusion
 class Frechet(PeriodicMetric):
     """Logs frechet/NAME, the distance of generated images from the training split in the feature space NAME.
 
-    Beside it stand frechet/NAME_real, the distance of real held-out images (the floor at their number), and with a mask
-    frechet/NAME_inpainted, that of held-out images whose unknown part was generated, labels not told. A distance
-    shrinks with the number of images: compare only numbers of equal `count`. What they were measured with is the text
-    protocol/NAME of TensorBoard, and with the last numbers of a fit RUN/evaluation/frechet_NAME.json.
+    Also logs frechet/NAME_real, the distance of real held-out images (the floor for this number of images), and with a
+    mask frechet/NAME_inpainted, that of held-out images whose unknown pixels were generated without class labels. A
+    distance shrinks with the number of images: compare only numbers of equal `count`. The measurement protocol is
+    logged to TensorBoard as the text protocol/NAME, and at the end of a fit written with the last numbers to the result
+    card RUN/evaluation/frechet_NAME.json.
 
-    Of a model of latents all is decoded, real images and generated ones: the distances are from what the autoencoder
-    makes of the training split, and do not show what it loses.
+    For a latent diffusion model all images are decoded, real and generated ones: distances are measured from the
+    autoencoder's reconstructions of the training split and do not include its reconstruction error.
 
     Args:
         features: `Features`, or any module from images in [-1, 1] to (b, d).
-        count: generated images; as many as are held out by default, so that the floor has the same bias.
-        mask: what is known in the inpaintings; none are made without.
-        sampler: the module's own by default.
-        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only.
-        batch_size: images that go through the network together.
+        count: number of generated images; that of the held-out images by default, so that the floor has the same bias.
+        mask: known pixels of the inpaintings; None for no inpaintings.
+        sampler: the model's own by default.
+        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training.
+        batch_size: number of images that go through the network together.
         first_seed: seed of the first image.
-        name: NAME in the tags; that of the features by default. Give one where two callbacks share their features.
+        name: NAME in the tags; that of the features by default. Set it if two callbacks use the same features.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Frechet(PeriodicMetric):
         name: str | None = None,
     ):
         if count is not None:
-            at_least("count", count, 2, "a covariance needs two images, a reliable one many more than dimensions")
-        at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+            at_least(
+                "count", count, 2, "a covariance needs two images, a reliable one many more than the number of features"
+            )
+        at_least("batch_size", batch_size, 1, "set the number of images per batch")
         features = as_features(features)
         super().__init__(name or features.name, every_n_steps)
         self.features = features
@@ -69,19 +72,19 @@ class Frechet(PeriodicMetric):
         self._protocol: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Start anew, with the reference of this fit's data."""
+        """Reset, so that the reference is computed from this fit's data."""
         super().on_train_start(trainer, pl_module)
         self._metric = None
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure the result, and leave it with what it was measured with beside the run."""
+        """Measure the trained model and write the result card."""
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             write_result_card(trainer, self.name, self._protocol, self.results)
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """The distances."""
-        # The features may have to be trained: tensors made in inference mode, as in a test, could not be.
+        """Return the distances."""
+        # The features may have to be trained, which is impossible in inference mode, such as in a test.
         with torch.inference_mode(False), torch.no_grad():
             self._compute(trainer, module)
         return self.results
@@ -94,10 +97,12 @@ class Frechet(PeriodicMetric):
         with ema_weights(trainer, module):
             self.results[name] = _distance(metric, self._generated_images(trainer, module))
             if self.mask is not None:
-                self.results[f"{name}_inpainted"] = _distance(metric, self._inpainted_images(trainer, module, self.mask))
+                self.results[f"{name}_inpainted"] = _distance(
+                    metric, self._inpainted_images(trainer, module, self.mask)
+                )
 
     def _prepared_metric(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
-        """The metric with the training split as its reference, prepared once a run."""
+        """Return the metric with the training split as its reference, prepared once per run."""
         if self._metric is None:
             self.features.to(module.device)
             batches = _datamodule(trainer).images("train", self.batch_size)
@@ -123,7 +128,7 @@ class Frechet(PeriodicMetric):
             yield module.decode(batch["image"].to(module.device))
 
     def _rank_batches(self, trainer: Trainer, split: str) -> Iterator[Any]:
-        """This process's batches of a split, every image in one process."""
+        """Yield this process's batches of a split; every image belongs to one process."""
         rank, world = trainer.global_rank, trainer.world_size
         yield from _datamodule(trainer).images(split, self.batch_size, rank=rank, world=world)
 
@@ -147,7 +152,7 @@ class Frechet(PeriodicMetric):
             yield module.decode(drawn)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
-        """This process's indices in batches, each with how many of them are its own to count."""
+        """Yield this process's indices in batches, each with the number of indices that are not repetitions."""
         mine = rank_indices(trainer, count)
         own = len(range(trainer.global_rank, count, trainer.world_size))
         starts = range(0, len(mine), self.batch_size)
@@ -162,7 +167,7 @@ class Frechet(PeriodicMetric):
 
 
 def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:
-    """Distance of the images from the metric's reference."""
+    """Return the distance of the images from the metric's reference."""
     metric.reset()
     for batch in images:
         metric.update(batch, real=False)
@@ -172,5 +177,7 @@ def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:
 def _datamodule(trainer: Trainer) -> Any:
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "images"):
-        raise ValueError("Frechet needs a data module with a method images(split, batch_size), such as Digits")
+        raise ValueError(
+            f"Frechet needs a data module with images(split, batch_size), got {type(data).__name__}: use one of datamodules"
+        )
     return data

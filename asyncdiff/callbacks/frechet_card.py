@@ -1,4 +1,4 @@
-"""What the Fréchet distances of a run were measured with, for TensorBoard and beside the run."""
+"""Measurement protocol and result card of the callback `Frechet`."""
 
 import json
 from pathlib import Path
@@ -26,16 +26,19 @@ def frechet_protocol(
     sampler: ImageSampler | None,
     mask: Mask | None,
 ) -> dict[str, Any]:
-    """The stamp of what the callback `Frechet` measures, in plain containers.
+    """Describe how the callback `Frechet` measures.
 
     Args:
-        trainer: with the data module.
-        module: that draws.
-        features: prepared.
-        count: generated images.
+        trainer: trainer with the data module.
+        module: model that generates the images.
+        features: prepared features.
+        count: number of generated images.
         first_seed: seed of the first one.
-        sampler: in place of the module's own.
-        mask: what is known in inpaintings, None without.
+        sampler: sampler in place of the model's own; None for the model's own.
+        mask: known pixels of the inpaintings; None for no inpaintings.
+
+    Returns:
+        The protocol, in plain containers.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     samples = {
@@ -44,7 +47,7 @@ def frechet_protocol(
         "labels": f"{module.classes} classes in turn" if module.classes else None,
         "sampler": _object_config(sampler or module.sampler),
         "codec": None if module.codec is None else module.codec.fingerprint(),
-        "rounding": None,  # but for what the features do
+        "rounding": None,  # the features may round
     }
     return {
         "measurement": "run",
@@ -59,7 +62,7 @@ def frechet_protocol(
 
 
 def log_protocol(trainer: Trainer, name: str, protocol: dict[str, Any]) -> None:
-    """Show it in TensorBoard as the text protocol/NAME."""
+    """Log the protocol to TensorBoard as the text protocol/NAME."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             text = "\n".join(f"    {line}" for line in json.dumps(protocol, indent=2).splitlines())
@@ -67,7 +70,7 @@ def log_protocol(trainer: Trainer, name: str, protocol: dict[str, Any]) -> None:
 
 
 def write_result_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Write it with the run's last numbers to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
+    """Write protocol and metrics to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
     folder = Path(trainer.default_root_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     held = make_card({**protocol, "step": trainer.global_step}, metrics)
@@ -79,7 +82,7 @@ def _callbacks(trainer: Trainer) -> list[Any]:
 
 
 def _training_data(data: Any) -> dict[str, Any]:
-    """Number and fingerprint of the training images, of data that tell them."""
+    """Return number and fingerprint of the training images, if the data module provides them."""
     if not hasattr(data, "dataset"):
         return {}
     images = data.dataset("train").plain()
@@ -87,7 +90,7 @@ def _training_data(data: Any) -> dict[str, Any]:
 
 
 def _object_config(value: Any) -> Any:
-    """A recipe; of an object that does not keep its arguments the class."""
+    """Return the object config of a value; its class alone if it does not record its arguments."""
     try:
         return object_config.describe(value)
     except TypeError:

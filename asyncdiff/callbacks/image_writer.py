@@ -1,4 +1,4 @@
-"""Predictions as PNG files."""
+"""Writing of predicted images to PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.tasks import Request
-from asyncdiff.tasks.contact_sheet import create_output_folder, collect_notes, write_images, write_sheet
+from asyncdiff.tasks.contact_sheet import collect_notes, create_output_folder, write_images, write_sheet
 from asyncdiff.training.module import AsyncDiffusion
 
 
 class ImageWriter(Callback):
-    """Writes every image that `predict` draws to a PNG file, and a sheet of them where a task is given.
+    """Writes every image of `predict` to a PNG file, and a contact sheet of them if a task is given.
 
-    Files are named by seed, and class where one is told; those of photos by the photo, too. A folder that holds
-    pictures already is left alone: without a `folder` the next number is taken, a given one is refused. `train.py
-    predict` has this callback without being told.
+    File names contain the seed, the class label if there is one, and the name of the photo if there is one. A folder
+    that already holds images is never written to: the default folder gets the next free number, a `folder` given here
+    is refused. `train.py predict` adds this callback by default.
 
     Args:
-        folder: RUN/predictions, and in it one per task, by default; RUN being the trainer's default_root_dir.
+        folder: folder of the files; by default RUN/predictions, or RUN/predictions/TASK if a task is given, where RUN
+            is the trainer's default_root_dir.
     """
 
     def __init__(self, folder: str | None = None):
@@ -29,14 +30,14 @@ class ImageWriter(Callback):
         self._folder = Path()
 
     def on_predict_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Settle on a folder, the same on all processes."""
+        """Choose the folder, the same on all processes."""
         chosen, refusal = "", ""
         if trainer.is_global_zero:
             task = "" if pl_module.task is None else pl_module.task.name
             usual = Path(trainer.default_root_dir) / "predictions" / task
             try:
                 chosen = str(create_output_folder(Path(self.folder or usual), given=self.folder is not None))
-            except ValueError as error:  # told to all, so that none waits for ever
+            except ValueError as error:  # broadcast below, so that no process waits forever
                 refusal = str(error)
         chosen, refusal = trainer.strategy.broadcast((chosen, refusal))
         if refusal:
@@ -46,11 +47,11 @@ class ImageWriter(Callback):
     def on_predict_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Tensor, batch: Sequence[Request], *_: Any
     ) -> None:
-        """One file per image."""
+        """Write one file per image."""
         write_images(outputs, batch, self._folder)
 
     def on_predict_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """The sheet, when all processes have written their files."""
+        """Write the contact sheet once all processes have written their files."""
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             requests = pl_module.predict_requests()
@@ -58,4 +59,4 @@ class ImageWriter(Callback):
                 rank_zero_info(note)
             if pl_module.task is not None:
                 write_sheet(requests, self._folder)
-            rank_zero_info(f"{len(requests)} pictures: {self._folder}")
+            rank_zero_info(f"{len(requests)} images: {self._folder}")

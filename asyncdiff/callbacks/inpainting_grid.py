@@ -1,4 +1,4 @@
-"""A figure of inpaintings: what the model is shown, what it makes of it, and what it was."""
+"""Grid of inpaintings: masked input, result and ground truth."""
 
 from collections.abc import Sequence
 
@@ -19,17 +19,17 @@ from asyncdiff.training.module import AsyncDiffusion
 
 
 class InpaintingGrid(PeriodicImage):
-    """Held-out images in three columns a case: masked input, result, truth. Labels are not told.
+    """Inpaints held-out images without class labels and shows masked input, result and ground truth of each.
 
-    Of a model of latents masks are of latents, and all that is shown is decoded, the truth, too.
+    For a latent diffusion model the mask applies to latents, and all three images are decoded.
 
     Args:
-        mask: what is known; the left half by default.
+        mask: known pixels; the left half by default.
         count: number of images.
-        columns: cases in a row.
-        sampler: the module's own by default.
-        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
-        name: of the files and of the TensorBoard tag.
+        columns: number of examples per row, three images each.
+        sampler: the model's own by default.
+        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        name: name of the files and of the TensorBoard tag.
     """
 
     def __init__(
@@ -42,36 +42,39 @@ class InpaintingGrid(PeriodicImage):
         name: str = "inpainting",
     ):
         super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the images to complete")
-        at_least("columns", columns, 1, "set the cases in a row")
+        at_least("count", count, 1, "set the number of images")
+        at_least("columns", columns, 1, "set the number of examples per row")
         self.mask = mask or Half()
         self.count = count
         self.columns = columns
         self.sampler = sampler
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
-        """The figure."""
+        """Return the grid."""
         truth = validation_batch(trainer, self.count)["image"]
         known = self.mask.per_image(truth.shape[2], truth.shape[3], seeds=range(len(truth)))
 
         def results(indices: Sequence[int]) -> Tensor:
             chosen = list(indices)
-            drawn = module.inpaint(truth[chosen], known[chosen], seeds=chosen, sampler=self.sampler)
-            return module.decode(drawn)
+            inpainted = module.inpaint(truth[chosen], known[chosen], seeds=chosen, sampler=self.sampler)
+            return module.decode(inpainted)
 
         result = run_distributed(trainer, len(truth), results)
         shown = run_distributed(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
-        colour = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown
-        triples = torch.stack([paint_unknown(colour, known), result.expand_as(colour), colour], dim=1)
+        color = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown
+        triples = torch.stack([paint_unknown(color, known), result.expand_as(color), color], dim=1)
         return tile_images(triples.flatten(0, 1), columns=3 * self.columns)
 
 
 def paint_unknown(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m mh mw"]) -> Float[Tensor, "b 3 h w"]:
-    """Colour images with a plain colour where they are unknown.
+    """Paint the unknown pixels of RGB images in one color.
 
     Args:
-        images: in [-1, 1].
-        known: True = known, one mask for all or one each; of latents, whose pixels go with them.
+        images: values in [-1, 1].
+        known: True = known; one mask for all images or one per image, in pixels or latents.
+
+    Returns:
+        The painted images.
     """
     paint = torch.tensor(UNKNOWN_COLOR, dtype=images.dtype)[None, :, None, None] / 127.5 - 1
     known = known if known.ndim == 3 else known[None]

@@ -1,4 +1,4 @@
-"""What the levels look like that a run trains on."""
+"""Figure of the training distribution over level maps."""
 
 from pathlib import Path
 
@@ -12,27 +12,27 @@ from asyncdiff.training.module import AsyncDiffusion
 
 
 class LevelMaps(Callback):
-    """Draws the distribution of the module's level sampler when a fit starts, on the first process.
+    """Plots the distribution of the model's level sampler when a fit starts, on the first process.
 
-    The picture is RUN/images/levels.png and the TensorBoard image images/levels; `python -m asyncdiff levels` draws the
-    same for several experiments side by side. RUN is the trainer's default_root_dir. Training is left as it is: the
-    maps have a generator of their own.
+    The figure is written to RUN/images/levels.png and to TensorBoard as images/levels; RUN is the trainer's
+    default_root_dir. `python -m asyncdiff levels` plots several experiments side by side. Training is not affected: the
+    level maps are sampled with a separate generator.
 
     Args:
-        images: maps to draw.
-        seed: of the maps that are drawn.
+        images: number of level maps to sample.
+        seed: seed of the level maps.
     """
 
     def __init__(self, images: int = 4096, seed: int = 0):
-        at_least("images", images, 1, "4096 shows the distribution")
+        at_least("images", images, 1, "use 4096, for example")
         self.images = images
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Draw."""
+        """Plot the level maps."""
         if not trainer.is_global_zero:
             return
-        # Loads matplotlib, which takes a second that other commands and processes need not spend.
+        # Imports matplotlib, which takes a second that other commands and processes need not spend.
         from asyncdiff.evaluation.figures.level_figure import level_figure
         from asyncdiff.evaluation.figures.style import pixels, save
 

@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out images along several paths, and the path gap, during a run."""
+"""Bits per dimension of held-out images along several noise paths, and the path gap, during a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,12 @@ from asyncdiff.callbacks.split_work import gather_rows, rank_indices
 from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
-from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, PathLikelihoods, check_labels
+from asyncdiff.evaluation.likelihood_by_path import (
+    STANDARD_PATHS,
+    PathLikelihoodEvaluator,
+    PathLikelihoods,
+    check_labels,
+)
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
 from asyncdiff.noise.progress import ProgressSampler
@@ -26,25 +31,25 @@ from asyncdiff.training.module import AsyncDiffusion
 class Likelihood(PeriodicMetric):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
 
-    The bound is an equality on every path for a perfect model. The gap says how far the network is from one consistent
-    joint score: it is that of the loosest path above the tightest, which are chosen on one half of the images and
-    compared on the other. bits_per_dim_parts/PATH/* are its terms,
-    bits_per_dim_by_level/PATH/* the diffusion term by noise level; the picture images/bits shows where in the image
-    they are. With averaged weights where the run has any, in full precision, on images spread evenly over the split.
+    For a perfect model the bound is tight on every path. The path gap measures how far the network is from one
+    consistent joint score: it is the difference between the loosest and the tightest path, which are selected on one
+    half of the images and compared on the other. bits_per_dim_parts/PATH/* are the terms of the bound,
+    bits_per_dim_by_level/PATH/* is the diffusion term by noise level; the figure images/bits shows where in the image
+    they arise. Uses the EMA weights if the run has any, full precision, and images spread evenly over the split.
 
     Args:
         paths: path families by name; synchronous, AsyncPatch, an overlapping wavefront and strict raster by default.
-        count: images of the held-out split; all of them by default.
-        points: evaluations of the network per image and path.
+        count: number of held-out images; all of them by default.
+        points: number of network evaluations per image and path.
         decoder: `CategoricalDecoder` with the values of the data module by default; `GaussianDecoder` for latents.
-        mask: what is known: bounds -log p(unknown | known).
-        labels: whether the network is told the images' classes.
-        spacing: where on the paths to look; importance sampling of s by default.
-        t_min: floor of the paths; what suits the decoder by default.
-        every_n_steps: optimiser steps between two measurements; 0 measures at the end of training only, and in
+        mask: known pixels; if set, -log p(unknown | known) is bounded.
+        labels: whether the network is conditioned on the class labels of the images.
+        progress_sampler: distribution of the progress s on the paths; importance sampling by default.
+        t_min: lowest level of the paths; by default the one that suits the decoder.
+        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training, and in
             `validate` and `test`.
-        batch_size: images that go through the network together.
-        name: put before the tags, where several callbacks measure different things.
+        batch_size: number of images that go through the network together.
+        name: prefix of the tags, to distinguish several callbacks.
     """
 
     def __init__(
@@ -64,8 +69,8 @@ class Likelihood(PeriodicMetric):
         super().__init__(name, every_n_steps)
         if count is not None:
             at_least("count", count, 2, "a standard error needs two images")
-        at_least("points", points, 2, "64 is usual")
-        at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+        at_least("points", points, 2, "use 64, for example")
+        at_least("batch_size", batch_size, 1, "set the number of images per batch")
         self.paths: Mapping[str, NoisePath] = paths or STANDARD_PATHS
         self.count = count
         self.points = points
@@ -77,27 +82,27 @@ class Likelihood(PeriodicMetric):
         self.batch_size = batch_size
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Find out now, not at the end of the training, whether everything fits the data and the model."""
+        """Check before training that the arguments fit the data and the model."""
         self._checked(trainer, pl_module, evaluation_images(trainer))
 
     def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """The bounds per dimension and their gap."""
+        """Return the bounds per dimension and the path gap."""
         images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
         bounds = self._checked(trainer, module, images)
         indices = evenly_spaced(images, self.count)
-        mine = rank_indices(trainer, len(indices))
+        own = rank_indices(trainer, len(indices))
         rows = []
         with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
-            for first in range(0, len(mine), self.batch_size):
-                part = mine[first : first + self.batch_size]
+            for first in range(0, len(own), self.batch_size):
+                part = own[first : first + self.batch_size]
                 batch = images.__getitems__([indices[k] for k in part])
                 label = batch["label"].to(module.device) if self.labels and module.classes else None
-                # By the place in the split: a file that cannot be read is left out of its batch.
+                # Seeds are positions in the split, which the batch tells: unreadable files are missing from it.
                 seeds = batch["index"].tolist()
                 rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
         grid = module.denoiser.grid(module.shape[1:])
         summary = bounds.summary(gather_rows(trainer, torch.cat(rows), len(indices)), grid)
-        self._draw(trainer, summary)
+        self._plot(trainer, summary)
         prefix = f"{self.name}/" if self.name else ""
         self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
@@ -106,15 +111,15 @@ class Likelihood(PeriodicMetric):
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
         bounds = PathLikelihoodEvaluator(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
-        check_labels(module, getattr(data, "classes", None), told=self.labels)
+        check_labels(module, getattr(data, "classes", None), conditioned=self.labels)
         bounds.check(module.denoiser, images.__getitems__(evenly_spaced(images, 4))["image"])
         return bounds
 
-    def _draw(self, trainer: Trainer, summary: PathLikelihoods) -> None:
-        """RUN/images/bits.png and the TensorBoard image of that name."""
+    def _plot(self, trainer: Trainer, summary: PathLikelihoods) -> None:
+        """Write the figure to RUN/images/bits.png and to TensorBoard."""
         if not trainer.is_global_zero:
             return
-        from asyncdiff.evaluation.figures.bits_figure import bits_figure  # late: matplotlib
+        from asyncdiff.evaluation.figures.bits_figure import bits_figure  # slow import: matplotlib
         from asyncdiff.evaluation.figures.style import pixels, save
 
         name = f"bits_{self.name}" if self.name else "bits"

@@ -1,4 +1,4 @@
-"""The velocity's error by noise level."""
+"""Training error of the velocity by noise level."""
 
 from typing import Any
 
@@ -15,18 +15,18 @@ class LossByLevel(Callback):
     """Logs the mean squared error of the velocity over the training patches of each level bin.
 
     The tags are train/error_by_level/LOW-HIGH. Sums stay on the device until they are logged, every
-    `log_every_n_steps` of the trainer; a bin that no patch fell into is left out. Checkpoints hold what is not yet
-    logged, so that a run that goes on logs what it would have logged without a break.
+    `log_every_n_steps` of the trainer; empty bins are not logged. Checkpoints hold the sums that are not logged yet, so
+    that a resumed run logs the same values as an uninterrupted one.
 
     Args:
-        bins: equal bins over [0, 1].
+        bins: number of equal bins over [0, 1].
     """
 
     def __init__(self, bins: int = 8):
-        at_least("bins", bins, 1, "8 shows the shape")
+        at_least("bins", bins, 1, "use 8, for example")
         self.bins = bins
-        self._sums: Tensor | None = None  # of steps
-        self._current: Tensor | None = None  # of the batches of a step that waits for more of them
+        self._sums: Tensor | None = None  # of complete steps
+        self._current: Tensor | None = None  # of the accumulated batches of the current step
         self._schedule = EveryNSteps(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -36,7 +36,7 @@ class LossByLevel(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
     ) -> None:
-        """Add this batch, log when due."""
+        """Add this batch; log when due."""
         sums = sum_by_bin(outputs["t"], outputs["error"], self.bins)
         self._current = sums if self._current is None else self._current + sums
         if trainer.fit_loop._should_accumulate():
@@ -47,13 +47,13 @@ class LossByLevel(Callback):
             self._log(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what waits to be logged, of every process on its own: their sum would be rounded differently."""
+        """Add the sums not logged yet, separately for every process: their total would be rounded differently."""
         if self._sums is not None:
             every: Tensor = trainer.strategy.all_gather(self._sums)
             checkpoint.setdefault("level_loss", {})[str(self.bins)] = every.reshape(-1, 2, self.bins).cpu()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take up what waited; the first process all of it if there are more or fewer than before."""
+        """Restore the sums not logged yet; if the number of processes differs, the first one gets their total."""
         every: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
         self._sums = self._current = None
         if every is not None and len(every) == trainer.world_size:
@@ -73,10 +73,10 @@ class LossByLevel(Callback):
 
 
 def sum_by_bin(t: Tensor, error: Tensor, bins: int) -> Tensor:
-    """(2, bins): sum of the errors and number of patches in each equal bin of t over (0, 1].
+    """Return (2, bins): the sum of the errors and the number of patches in each equal bin of t over (0, 1].
 
-    In patches without noise, at t = 0, nothing is to be predicted: they do not count. Nor do errors that are not
-    finite, of steps that are skipped: one of them would hide all others.
+    Patches without noise (t = 0) are ignored, since there is nothing to predict, and so are non-finite errors, which
+    belong to skipped steps and would make the whole sum non-finite.
     """
     t, error = t.detach().flatten(), error.detach().flatten().to(torch.float32)
     index, counted = (t * bins).long().clamp(max=bins - 1), (t > 0) & error.isfinite()

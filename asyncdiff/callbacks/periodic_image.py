@@ -1,4 +1,4 @@
-"""The base of every picture that a run draws: when, with which weights, and where it goes."""
+"""Base class of callbacks that draw images during a run: schedule, EMA weights and files."""
 
 from abc import abstractmethod
 from pathlib import Path
@@ -19,18 +19,18 @@ from asyncdiff.training.module import AsyncDiffusion
 
 RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
 
-MIN_TILE = 64  # pixels: smaller images are enlarged by a whole factor, so that a person can see them
+MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor for visibility
 
 
 class PeriodicImage(Callback):
-    """Draws a picture every `every_n_steps` optimiser steps and at the end of training, with the averaged weights.
+    """Draws an image every `every_n_steps` optimizer steps and at the end of training, with the EMA weights.
 
-    All processes take part in drawing; the first writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the
-    TensorBoard image images/NAME. RUN is the trainer's default_root_dir.
+    All processes take part; the first one writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the TensorBoard
+    image images/NAME. RUN is the trainer's default_root_dir.
 
     Args:
-        name: of the files and of the TensorBoard tag.
-        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
+        name: name of the files and of the TensorBoard tag.
+        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
     """
 
     def __init__(self, name: str, every_n_steps: int = 1000):
@@ -41,11 +41,11 @@ class PeriodicImage(Callback):
 
     @abstractmethod
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
-        """The picture; called on all processes, with the averaged weights in place."""
+        """Return the image; called on all processes, with the EMA weights swapped in."""
 
     @property
     def state_key(self) -> str:
-        """Figures of one kind with several names are several callbacks."""
+        """Checkpoint key of this callback; includes the name, so that several of one class can coexist."""
         return f"{type(self).__name__}{{name={self.name}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -53,47 +53,47 @@ class PeriodicImage(Callback):
         self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """Draw when it is due."""
+        """Draw when due."""
         if self._schedule.due(trainer):
             self._write_images(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Draw the result, unless the last step has just done so."""
+        """Draw the final image, unless the last step has just done so."""
         if trainer.global_step != self._last_step:
             self._write_images(trainer, pl_module)
 
     def _write_images(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         self._last_step = trainer.global_step
         with untimed(trainer), ema_weights(trainer, module):
-            picture = self.draw(trainer, module)
+            image = self.draw(trainer, module)
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "images"
         folder.mkdir(parents=True, exist_ok=True)
         for file in (f"{self.name}.png", f"{self.name}_{trainer.global_step:07d}.png"):
-            save_image(picture, folder / file)
+            save_image(image, folder / file)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{self.name}", picture, trainer.global_step)
+                logger.experiment.add_image(f"images/{self.name}", image, trainer.global_step)
 
 
 def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> RGBImage:
-    """Images with values in [low, 1] as one grid, gray repeated to colour, small ones enlarged by a whole factor."""
+    """Arrange images with values in [low, 1] in one RGB grid; small ones are enlarged by an integer factor."""
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
     shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
     if shown.shape[1] not in (1, 3):
         raise ValueError(
-            f"pictures need images of 1 or 3 channels, got {shown.shape[1]}: set model.codec to see pictures of latents"
+            f"images must have 1 or 3 channels to be shown, got {shown.shape[1]}: set model.codec to decode latents"
         )
     shown = F.interpolate(shown.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
 
 
-def stack_vertically(pictures: list[RGBImage]) -> Float[Tensor, "3 total width"]:
-    """Pictures of one width below each other."""
-    return torch.cat(pictures, dim=1)
+def stack_vertically(images: list[RGBImage]) -> Float[Tensor, "3 total width"]:
+    """Stack images of equal width on top of each other."""
+    return torch.cat(images, dim=1)
 
 
 def cycled_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
-    """The classes in turn by global index, None for an unconditional model."""
+    """Return the class labels of global indices, all classes in turn; None for an unconditional model."""
     return [i % module.classes for i in indices] if module.classes else None

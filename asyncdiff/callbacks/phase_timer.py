@@ -1,4 +1,4 @@
-"""Time by what it was spent on, on the host or on a CUDA device that runs behind it."""
+"""Timing of the phases of a training step, on the host or on an asynchronous CUDA device."""
 
 import time
 from collections import defaultdict
@@ -8,62 +8,57 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-Timestamp = Any  # a moment, as the clock at hand notes it
+Timestamp = Any  # a point in time, in the format of its clock
 
 
 @runtime_checkable
 class Clock(Protocol):
-    """Notes moments now and says later how far they lie apart."""
+    """Clock that takes timestamps without waiting and computes their distance later."""
 
     def now(self) -> Timestamp:
-        """This moment; waits for nothing."""
+        """Take a timestamp, without synchronization."""
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Between two moments; may wait until the second has come."""
+        """Return the seconds between two timestamps; may wait until the device has reached the second."""
 
 
 class WallClock:
-    """The host's time."""
+    """Clock of the host."""
 
     def now(self) -> float:
-        """Seconds since some moment."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
-        """Between two moments."""
         return end - start
 
 
 class CudaClock:
-    """The device's time: a moment is when the current stream has done what it was given until now.
+    """Clock of a CUDA device: a timestamp is the time when the current stream has finished all work queued so far.
 
-    So work takes as long as it runs, not as long as it takes to launch, and the host's work takes time only where the
-    device waits for it.
+    So work counts with its run time, not its launch time, and the host's work counts only if the device waits for it.
     """
 
     def now(self) -> Timestamp:
-        """An event in the stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Between two events, once the device has passed both."""
         end.synchronize()
         milliseconds: float = start.elapsed_time(end)
         return milliseconds / 1000
 
 
 def clock_for(device: torch.device) -> Clock:
-    """The clock for work on `device`."""
+    """Return the clock for work on `device`."""
     return CudaClock() if device.type == "cuda" else WallClock()
 
 
 class PhaseTimer:
-    """Sums time by phase: one phase runs at a time, or the watch stands.
+    """Sums time by phase; at most one phase runs at a time.
 
     Args:
-        clock: is read at every change of phase; how far these lie apart is asked only in `seconds`.
+        clock: takes a timestamp at every change of phase; their distances are computed only in `seconds`.
     """
 
     def __init__(self, clock: Clock):
@@ -72,16 +67,16 @@ class PhaseTimer:
         self._laps: list[tuple[str, Timestamp, Timestamp]] = []
 
     def enter(self, phase: str) -> None:
-        """End the phase that runs, begin `phase`."""
+        """End the current phase, if any, and start `phase`."""
         self._running = phase, self._stop()
 
     def discard(self) -> None:
-        """Stand still; what ran since the last change of phase counts as nothing."""
+        """Stop the timer; the time since the last change of phase is not counted."""
         self._running = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The watch stands inside and goes on afterwards with the phase that ran before, if any did."""
+        """Pause the timer; afterwards the phase that ran before, if any, continues."""
         phase = self._running[0] if self._running else None
         self._stop()
         yield
@@ -89,7 +84,7 @@ class PhaseTimer:
             self.enter(phase)
 
     def seconds(self) -> dict[str, float]:
-        """What each phase took since the last call, the one that runs left out; waits for the device."""
+        """Return the time of each phase since the last call, without the current one; synchronizes with the device."""
         laps, self._laps = self._laps, []
         sums: defaultdict[str, float] = defaultdict(float)
         for phase, start, end in laps:

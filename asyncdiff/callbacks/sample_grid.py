@@ -1,4 +1,4 @@
-"""A grid of generated images, the same seeds every time."""
+"""Grid of generated images, with the same seeds every time."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,15 @@ from asyncdiff.training.module import AsyncDiffusion
 
 
 class SampleGrid(PeriodicImage):
-    """Images of the seeds first_seed, first_seed + 1, ..., classes in turn where the model has any.
+    """Generates images from the seeds first_seed, first_seed + 1, ..., of all classes in turn if the model has any.
 
     Args:
         count: number of images.
-        columns: images in a row.
+        columns: number of images per row.
         first_seed: seed of the first image.
-        sampler: the module's own by default.
-        every_n_steps: optimiser steps between two drawings; 0 draws at the end only.
-        name: of the files and of the TensorBoard tag.
+        sampler: the model's own by default.
+        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        name: name of the files and of the TensorBoard tag.
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class SampleGrid(PeriodicImage):
         name: str = "samples",
     ):
         super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the images to draw")
-        at_least("columns", columns, 1, "set the images in a row")
+        at_least("count", count, 1, "set the number of images")
+        at_least("columns", columns, 1, "set the number of images per row")
         self.count = count
         self.columns = columns
         self.first_seed = first_seed
         self.sampler = sampler
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
-        """The grid."""
+        """Return the grid."""
 
         def images(indices: Sequence[int]) -> Tensor:
             labels = cycled_labels(module, list(indices))
-            drawn = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
-            return module.decode(drawn)
+            generated = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
+            return module.decode(generated)
 
         return tile_images(run_distributed(trainer, self.count, images), columns=self.columns)

@@ -1,4 +1,4 @@
-"""Work shared out over the processes of a run by the global index of an image, and put together again in order."""
+"""Split work over the processes of a run by global image index, and gather the results in order."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def rank_indices(trainer: Trainer, count: int) -> list[int]:
-    """The indices that this process takes, equally many in each: the last ones may repeat what another one has.
+    """Return the indices of this process, equally many on each: the last ones may repeat those of another process.
 
-    Equal shares keep processes in step whose networks communicate (FSDP); `gather_rows` drops the repetitions.
+    Equal numbers keep processes in step whose networks communicate (FSDP); `gather_rows` drops the repetitions.
     """
-    each = -(-count // trainer.world_size)
-    return [min(i * trainer.world_size + trainer.global_rank, count - 1) for i in range(each)]
+    per_rank = -(-count // trainer.world_size)
+    return [min(i * trainer.world_size + trainer.global_rank, count - 1) for i in range(per_rank)]
 
 
 def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
-    """The rows of all processes' shares in the order of their index, each once, on the CPU of every process."""
+    """Gather the rows of all processes on the CPU of each, in the order of their indices, each once."""
     rows = rows.detach().float().cpu()
     if trainer.world_size == 1:
         return rows[:count]
@@ -31,5 +31,5 @@ def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
 def run_distributed(
     trainer: Trainer, count: int, draw: Callable[[Sequence[int]], Float[Tensor, "b c h w"]]
 ) -> Float[Tensor, "b c h w"]:
-    """`count` images made by `draw(indices)`, the work shared by all processes, the result on every one."""
+    """Return `count` images made by `draw(indices)`; all processes share the work and get all of them."""
     return gather_rows(trainer, draw(rank_indices(trainer, count)), count)

@@ -1,4 +1,4 @@
-"""Training speed."""
+"""Training throughput: images per second, time by phase, FLOPs and memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,37 +18,36 @@ DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "o
 
 
 class Throughput(Callback):
-    """Logs how fast a run trains and what its time goes into, every `log_every_n_steps` of the trainer.
+    """Logs training throughput and the time of each phase of a step, every `log_every_n_steps` of the trainer.
 
-    | tag | what, on average since the last time |
+    | tag | value, averaged since the last log |
     |---|---|
-    | train/images_per_second | over all processes, taken to have equal batches |
-    | train/ms_step | milliseconds of an optimiser step, with all its batches where gradients are accumulated |
-    | train/ms_data | of these: from the end of a batch until the next one is on the device |
-    | train/ms_forward | of these: the training step up to the loss |
-    | train/ms_backward | of these: the gradients |
-    | train/ms_optimizer | of these: zeroing and clipping the gradients, the update, the learning rate |
-    | train/tflops | 1e12 operations per second and device that the model needs, see `training_flops` |
-    | train/mfu | these as a share of the device's peak, on GPUs whose peak is known |
-    | train/memory_gb | on CUDA: most bytes allocated at once, in 1e9, pictures and validation included |
+    | train/images_per_second | over all processes, which are assumed to have equal batches |
+    | train/ms_step | milliseconds per optimizer step, over all its batches if gradients are accumulated |
+    | train/ms_data | part of ms_step: from the end of a batch until the next one is on the device |
+    | train/ms_forward | part of ms_step: the training step up to the loss |
+    | train/ms_backward | part of ms_step: the gradients |
+    | train/ms_optimizer | part of ms_step: zeroing and clipping the gradients, the update, the learning rate |
+    | train/tflops | 1e12 FLOPs per second and device that the model needs, see `training_flops` |
+    | train/mfu | model FLOPs utilization: fraction of the device's peak, on GPUs whose peak is known |
+    | train/memory_gb | on CUDA: peak allocated memory in 1e9 bytes, sampling and validation included |
 
-    The four parts add up to the whole. What other callbacks do at the end of a batch counts under the optimiser where
-    they are listed before this one, as `EMA` is, under data otherwise, and so does waiting for the other processes,
-    which Lightning makes meet between two batches. Validation, checkpoints, logging of this callback and what runs
-    inside `untimed` (pictures, distances) are no training and count nowhere; checkpoints of weights only, of which no
-    callback is told, count under data. The first figures have the warm-up in them, and the compilation of a compiled
-    network.
+    The four parts add up to ms_step. Work of other callbacks at the end of a batch counts as optimizer if they are
+    listed before this one, as `EMA` is, and as data otherwise. So does waiting for other processes, which Lightning
+    synchronizes between two batches. Validation, checkpoints, logging of this callback and everything inside
+    `untimed` (sample grids, metrics) are not counted; weights-only checkpoints, for which no callback is called, count
+    as data. The first values include the warm-up, and the compilation of a compiled network.
 
-    On CUDA all times are the device's, and nothing waits for it but the logging; Lightning's ThroughputMonitor waits
-    for it after every batch, does not split the step, and leaves counting the FLOPs to the module.
+    On CUDA all times are measured on the device, and only logging synchronizes with it; Lightning's ThroughputMonitor
+    synchronizes after every batch, does not split the step, and leaves counting the FLOPs to the module.
     """
 
     def __init__(self) -> None:
         self._timer = PhaseTimer(WallClock())
         self._schedule = EveryNSteps(0)
-        self._images = 0  # of this process
+        self._images = 0  # number on this process since the last log
         self._step = 0
-        self._flops: float | None = None  # for one image
+        self._flops: float | None = None  # per image
         self._peak: float | None = None
         self._hook: RemovableHandle | None = None
 
@@ -58,47 +57,47 @@ class Throughput(Callback):
         self._schedule = log_interval(trainer)
         self._images, self._step = 0, trainer.global_step
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
-        # The first call of the network in a training step shows what it is called with.
+        # FLOPs are counted from the inputs of the first call of the network in a training step.
         self._hook = pl_module.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
-    # Lightning 2.6.6 fetches a batch, moves it, and calls, in automatic optimisation:
+    # Lightning 2.6.6 fetches a batch, moves it, and calls, in automatic optimization:
     #   on_train_batch_start
-    #     training_step                  ┐ inside the closure of the optimiser's step,
+    #     training_step                  ┐ inside the closure of the optimizer's step,
     #     on_before_zero_grad, zero_grad │ zeroing only at the first batch of a step
     #     on_before_backward, backward   │
     #     on_after_backward              ┘
     #     on_before_optimizer_step, clipping, update, learning rate: only at the last batch of a step
     #   on_train_batch_end
-    # Then checkpoints are written, or metrics logged, or a validation's loaders set up and it begins.
+    # Then checkpoints are written, metrics are logged, or the loaders of a validation are set up and it starts.
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Wait for the first batch."""
+        """Start timing the data: the wait for the first batch."""
         self._timer.enter(DATA)
 
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there; after a validation the watch starts here."""
+        """Start timing the forward pass; after a validation the timer restarts here."""
         self._timer.enter(FORWARD)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """The loss is there."""
+        """End the forward pass: zeroing gradients counts as optimizer."""
         self._timer.enter(OPTIMIZER)
 
     def on_before_backward(self, trainer: Trainer, pl_module: AsyncDiffusion, loss: Tensor) -> None:  # type: ignore[override]
-        """The old gradients are gone."""
+        """Start timing the backward pass."""
         self._timer.enter(BACKWARD)
 
     def on_after_backward(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """The gradients are there."""
+        """End the backward pass: clipping and update count as optimizer."""
         self._timer.enter(OPTIMIZER)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count this batch's images, log when due."""
+        """Count this batch's images; log when due."""
         self._timer.enter(DATA)
         self._images += len(batch["image"])
         if self._schedule.due(trainer):
@@ -106,26 +105,24 @@ class Throughput(Callback):
                 self._log(trainer, pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """What ran since the last batch was the setting up of this validation."""
+        """Discard the time since the last batch, which was the setup of this validation."""
         self._timer.discard()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: AsyncDiffusion, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
-        """Nobody says when the file is written: the watch stands until the next batch."""
+        """Stop the timer until the next batch: no hook tells when the file is written."""
         self._timer.discard()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """The work between two epochs is no training."""
+        """Stop the timer between two epochs."""
         self._timer.discard()
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Leave nothing behind in the module."""
-        self._leave()
+        self._remove_hook()
 
     def on_exception(self, trainer: Trainer, pl_module: AsyncDiffusion, exception: BaseException) -> None:  # type: ignore[override]
-        """Leave nothing behind in the module."""
-        self._leave()
+        self._remove_hook()
 
-    def _leave(self) -> None:
+    def _remove_hook(self) -> None:
         if self._hook is not None:
             self._hook.remove()
 
@@ -153,7 +150,7 @@ class Throughput(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def _flops_metrics(self, images_per_second: float) -> dict[str, float]:
-        """Of this device, which trains on so many images per second."""
+        """Return TFLOPs per second and utilization of a device that trains on so many images per second."""
         if self._flops is None:
             return {}
         rate = self._flops * images_per_second
@@ -163,7 +160,7 @@ class Throughput(Callback):
 
 @contextmanager
 def untimed(trainer: Trainer) -> Iterator[None]:
-    """Work that is no part of the training speed."""
+    """Exclude the work inside from the timing of `Throughput`, if the trainer has this callback."""
     throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
     if throughput is None:
         yield

@@ -131,7 +131,7 @@ def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
 
 def test_another_decay_on_resume_is_said(tmp_path):
     fit(tmp_path, Drift(), [EMA(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
-    with pytest.warns(UserWarning, match="averages of decay 0.5, none of 0.9"):
+    with pytest.warns(UserWarning, match="EMA weights of decay 0.5, none of 0.9"):
         fit(tmp_path, Drift(), [EMA(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
 
 

@@ -249,7 +249,7 @@ class ByValue(torch.nn.Module):
 def test_a_network_that_cannot_be_counted_trains_without_tflops(tmp_path):
     run = trainer(tmp_path, [Throughput()], max_steps=4)
     model = AsyncDiffusion(ByValue(), image_size=8)
-    with pytest.warns(UserWarning, match="train/tflops is left out") as caught:
+    with pytest.warns(UserWarning, match="train/tflops is not logged") as caught:
         run.fit(model, datamodule=Digits(batch_size=64))
     assert len([w for w in caught if "tflops" in str(w.message)]) == 1
     assert list(run.logger.speeds) == [2, 4]

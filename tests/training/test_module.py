@@ -173,7 +173,7 @@ def test_insisting_on_an_average_that_is_not_there(tmp_path):
     run = trainer(tmp_path, enable_checkpointing=False, max_steps=1)
     run.fit(model(), datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "raw.ckpt")
-    with pytest.raises(ValueError, match="a run without averages"):
+    with pytest.raises(ValueError, match="a run without EMA weights"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt", weights="ema")
     AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt")
 

@@ -1,4 +1,4 @@
-"""How weights are moved: AdamW, its warm-up, clipping, and steps that are skipped where gradients are not finite."""
+"""Optimization: AdamW with warm-up and gradient clipping; steps with non-finite gradients are skipped."""
 
 from asyncdiff.training.optimization.optimizer_mixin import OptimizerMixin
 

@@ -1,4 +1,4 @@
-"""Gradients of a whole step, also where every process has a share of them: their size, and whether they are finite."""
+"""Gradient norms, clipping and checks for NaN and infinity, for sharded parameters as well."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,40 +11,47 @@ from asyncdiff.training.fsdp2 import local_shard
 
 
 def nan_gradient_if_nonfinite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The loss, bit for bit, with a gradient that is NaN where the loss is not finite.
+    """Return the loss, bit for bit, with a gradient that is NaN if the loss is not finite.
 
-    By itself an infinite loss may have a finite gradient, or one that is 0. Once gradients are summed over processes a
-    NaN is seen by all of them.
+    Otherwise the gradient of an infinite loss may be finite, even 0. Once gradients are summed over processes, all of
+    them see the NaN.
     """
-    # A factor without a gradient of its own: 0 times the NaN of an untaken branch of `where` would be NaN.
+    # A factor without gradient: with `where` on the loss itself, 0 times the NaN of the other branch would be NaN.
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
 
 
 def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
-    """The norm of every gradient in float32 at least; of shared out ones that of this process's share.
+    """Return the norm of every gradient, in float32 or wider; for sharded ones, the norm of this process's shard.
 
-    Half precision has no numbers for the squares of gradients that it has numbers for.
+    In half precision the squares of representable gradients overflow.
     """
     wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
     return torch.stack(torch._foreach_norm([local_shard(g) for g in gradients], 2, dtype=wide))
 
 
 def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """The norm of all gradients together, from that of each: the same on every process that has a share of them."""
-    shared = [isinstance(g, DTensor) for g in gradients]
-    if not any(shared):
+    """Return the norm of all gradients together from their single norms; it is equal on all processes."""
+    sharded = [isinstance(g, DTensor) for g in gradients]
+    if not any(sharded):
         return torch.linalg.vector_norm(norms)
-    squares, whole = norms.square(), [not share for share in shared]
-    total = squares[shared].sum() if not all(shared) else squares.sum()
+    squares, replicated = norms.square(), [not value for value in sharded]
+    total = squares[sharded].sum() if not all(sharded) else squares.sum()
     torch.distributed.all_reduce(total)
-    return (total if all(shared) else total + squares[whole].sum()).sqrt()
+    return (total if all(sharded) else total + squares[replicated].sum()).sqrt()
 
 
 @torch.no_grad()
 def clip_gradients(
     parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None, norm: Float[Tensor, ""]
 ) -> None:
-    """Clip gradients in place as Lightning does: each entry by "value", or else all together, whose norm is `norm`."""
+    """Clip gradients in place as Lightning does.
+
+    Args:
+        parameters: parameters whose gradients are clipped.
+        limit: largest absolute value of an entry for "value", largest total norm otherwise.
+        algorithm: "value" or "norm"; None means "norm".
+        norm: norm of all gradients together, see `total_norm`.
+    """
     if algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, limit)
     else:
@@ -52,9 +59,9 @@ def clip_gradients(
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of the tensors that hold NaN or infinity; of shared out ones this process's share is looked at.
+    """Return the names of the tensors that hold NaN or infinity; of sharded ones, only this process's shard is checked.
 
-    Waits for the device once, whatever their number.
+    It synchronizes with the device once, whatever their number.
     """
     named = [(name, local_shard(tensor.detach())) for name, tensor in tensors]
     if not named:
@@ -64,22 +71,22 @@ def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """ValueError, on all processes, if a weight is NaN or infinite on any of them: all have to call this."""
+    """Raise ValueError on all processes if a weight is NaN or infinite on any of them; all must call this."""
     wrong = nonfinite_names(tensors)
     if not any_process(torch.tensor(len(wrong) > 0, device=device)):
         return
-    where = wrong[0] if wrong else "another process's share"
+    where = wrong[0] if wrong else "another process's shard"
     raise ValueError(
-        f"weights must be finite to be saved, got NaN or infinity in {where}: the checkpoints before this are kept, go "
-        "on from one of them with a lower learning_rate or gradient_clip_val"
+        f"weights must be finite to be saved, got NaN or infinity in {where}: earlier checkpoints are kept, resume "
+        "from one of them with a lower learning_rate or gradient_clip_val"
     )
 
 
 def any_process(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Whether the flag is set on any process: all have to call this."""
+    """Return whether the flag is set on any process; all must call this."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return flag
-    told = flag.int()
-    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-    return told > 0
+    value = flag.int()
+    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+    return value > 0

@@ -1,4 +1,4 @@
-"""Steps that are skipped where their gradient is not finite."""
+"""Skipping of optimizer steps whose gradient is not finite."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,74 +14,77 @@ from asyncdiff.training.optimization.gradients import any_process, gradient_norm
 from asyncdiff.training.optimization.step_dump import StepRecord, write_step_dump
 
 COUNTERS = ("skipped", "in_a_row", "overflows")
-MAX_BATCHES = 64  # batches of a step: of more, accumulated, the last ones are told of
-LAG = 2  # steps after which a GPU's counters are read: it has been through them by then, and nothing waits
+MAX_BATCHES = 64  # batches of a step that are recorded; with more accumulated batches, the last ones
+LAG = 2  # steps after which a GPU's counters are read: by then it has computed them, so the host does not wait
 
 
 class StepGuard:
-    """Skips optimiser steps whose gradient is NaN or infinite, counts them, and stops a run after many in a row.
+    """Skips optimizer steps whose gradient is NaN or infinite, counts them, and stops a run after many in a row.
 
-    A skipped step leaves weights, moments and the optimiser's step counts as they are, bit for bit; the learning rate
-    goes on. Under DDP and fully_shard all processes skip together, as their gradients are sums over all. Fused
-    optimisers skip on the device, so that nothing waits for it: the counters are read `LAG` steps late on GPUs, at
-    once elsewhere. Other optimisers wait for the device at every step.
+    A skipped step leaves weights, moments and the optimizer's step counts unchanged, bit for bit; the learning rate
+    schedule advances. Under DDP and fully_shard all processes skip together, since gradients are summed over them.
+    Fused optimizers skip on the device without synchronization: the counters are read `LAG` steps late on GPUs, at once
+    on other devices. Other optimizers synchronize at every step.
 
-    Under float16 autocast a gradient may overflow because of the scale of the loss, which is then halved and the step
-    is skipped: such steps are counted apart, as long as the loss is finite and the scale is above 1.
+    Under float16 autocast a gradient may overflow because of the loss scale, which is then halved and the step is
+    skipped: such steps are counted separately, as long as the loss is finite and the scale is above 1.
 
     Args:
-        stop_after: skipped steps in a row that end a run; 0 never ends it.
+        stop_after: number of consecutive skipped steps that ends the run; 0 never ends it.
     """
 
     def __init__(self, stop_after: int = 10):
         self.stop_after = stop_after
-        self.skipped = torch.zeros((), dtype=torch.int64)  # in the whole run
-        self.in_a_row = torch.zeros((), dtype=torch.int64)  # up to now
-        self.overflows = torch.zeros((), dtype=torch.int64)  # in the whole run, under a scaled loss
+        self.skipped = torch.zeros((), dtype=torch.int64)  # over the whole run
+        self.in_a_row = torch.zeros((), dtype=torch.int64)  # consecutive, up to the last step
+        self.overflows = torch.zeros((), dtype=torch.int64)  # over the whole run, because of the loss scale
         self.taken = torch.ones(())  # 1 if the last step was taken, 0 if it was skipped
-        self.norm = torch.tensor(torch.nan)  # of the last gradient, before it is clipped
-        self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # of the step that is being made
+        self.norm = torch.tensor(torch.nan)  # norm of the last gradient, before clipping
+        self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # batches of the current step
         self._unread: deque[_Unread] = deque()
 
     def state(self) -> dict[str, int]:
-        """The counters, for a checkpoint; waits for the device."""
+        """Return the counters for a checkpoint; synchronizes with the device."""
         return {name: int(getattr(self, name)) for name in COUNTERS}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Count on from a checkpoint; from 0 where it has no counters."""
+        """Restore the counters from a checkpoint; 0 if it has none."""
         for name in COUNTERS:
             setattr(self, name, torch.tensor(state.get(name, 0), dtype=torch.int64))
 
     def start_fit(self) -> None:
-        """Forget the steps of an earlier fit, not their number."""
+        """Drop the records of an earlier fit; the counters stay."""
         self._batches.clear()
         self._unread.clear()
 
-    def watch(self, loss: Float[Tensor, ""], **facts: Any) -> Float[Tensor, ""]:
-        """The loss of a batch, to be differentiated; `facts` are told of the batch if its step is the last."""
-        self._batches.append({"loss": loss.detach(), **facts})
+    def watch(self, loss: Float[Tensor, ""], **info: Any) -> Float[Tensor, ""]:
+        """Return the loss of a batch to differentiate; `info` is written to the dump if this step ends the run."""
+        self._batches.append({"loss": loss.detach(), **info})
         return nan_gradient_if_nonfinite(loss)
 
     @torch.no_grad()
     def check(
         self, optimizer: torch.optim.Optimizer, module: nn.Module, *, step: int, epoch: int, scaler: Any = None
     ) -> "Verdict | None":
-        """See to it that the step that is about to be made is skipped if its gradient is not finite.
-
-        Returns what to stop with, if there were too many such steps in a row.
+        """Arrange that the upcoming optimizer step is skipped if its gradient is not finite.
 
         Args:
-            optimizer: about to step.
-            module: what is trained, which tells the names of the parameters.
-            step: optimiser steps of the run, this one included.
-            epoch: passes through the data before it.
-            scaler: the gradient scaler of float16 autocast.
+            optimizer: optimizer that is about to step.
+            module: module being trained, for the names of the parameters.
+            step: number of optimizer steps of the run, including this one.
+            epoch: number of completed passes through the data.
+            scaler: gradient scaler of float16 autocast.
+
+        Returns:
+            Why the run must stop, if there were too many such steps in a row; otherwise None.
         """
         batches = list(self._batches)
         self._batches.clear()
-        on_device = getattr(optimizer, "_step_supports_amp_scaling", False)  # PyTorch's word for heeding found_inf
+        on_device = getattr(optimizer, "_step_supports_amp_scaling", False)  # whether it supports `found_inf`
         if scaler is not None and on_device:
-            scaler.unscale_(optimizer)  # Lightning leaves it to such optimisers, which clipping cannot wait for
+            scaler.unscale_(
+                optimizer
+            )  # Lightning leaves this to the step of fused optimizers, which is too late for clipping
         own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         named = [(name, p.grad) for name, p in module.named_parameters() if id(p) in own and p.grad is not None]
         if not named:
@@ -100,21 +103,21 @@ class StepGuard:
         elif scaler is None and bool(bad):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
-                    parameter.grad = None  # which optimisers pass over
+                    parameter.grad = None  # optimizers skip parameters without a gradient
         return self._read(StepRecord(step, epoch, batches, norms, [name for name, _ in named]))
 
     def _count(self, bad: Tensor, overflow: Tensor) -> None:
-        """Count on the device. An overflow says nothing of the steps around it."""
+        """Update the counters on the device; an overflow neither adds to nor ends a series of skipped steps."""
         for name in COUNTERS:
             setattr(self, name, getattr(self, name).to(bad.device))
-        wrong = bad & ~overflow
-        self.skipped = self.skipped + wrong
+        skipped = bad & ~overflow
+        self.skipped = self.skipped + skipped
         self.overflows = self.overflows + overflow
-        self.in_a_row = torch.where(overflow, self.in_a_row, (self.in_a_row + 1) * wrong)
+        self.in_a_row = torch.where(overflow, self.in_a_row, (self.in_a_row + 1) * skipped)
         self.taken = (~bad).float()
 
     def _read(self, record: StepRecord) -> "Verdict | None":
-        """What the counters were after the last step of which they are known without waiting."""
+        """Check the counters of the latest step for which they are available without waiting."""
         if self.stop_after == 0:
             return None
         self._unread.append(_Unread(record, torch.stack([self.in_a_row, self.skipped])))
@@ -127,12 +130,12 @@ class StepGuard:
 
 
 def lag(device: torch.device) -> int:
-    """Steps after which counters of `device` are read."""
+    """Number of steps after which counters on `device` are read."""
     return LAG if device.type == "cuda" else 0
 
 
 class _Unread:
-    """Counters on their way from the device, and the step that they are of."""
+    """Counters of one step while they are copied from the device."""
 
     def __init__(self, record: StepRecord, counts: Tensor):
         self.record = record
@@ -145,7 +148,7 @@ class _Unread:
             self._event.record()
 
     def counts(self) -> tuple[int, int]:
-        """Skipped steps in a row, and of the whole run."""
+        """Return the number of consecutive skipped steps, and that of the whole run."""
         if self._event is not None:
             self._event.synchronize()
         in_a_row, skipped = self._counts.tolist()
@@ -154,12 +157,12 @@ class _Unread:
 
 @dataclass(frozen=True)
 class StopReason:
-    """That a run has to stop, and the last step that was skipped.
+    """Why a run must stop: too many skipped steps in a row.
 
     Attributes:
-        record: that step.
-        in_a_row: skipped steps up to it.
-        skipped: skipped steps of the whole run.
+        record: the last skipped step.
+        in_a_row: number of consecutive skipped steps up to it.
+        skipped: number of skipped steps of the whole run.
     """
 
     record: StepRecord
@@ -167,16 +170,16 @@ class StopReason:
     skipped: int
 
     def stop(
-        self, folder: Path, module: nn.Module, files: Callable[[Sequence[int]], Sequence[str] | None], **facts: Any
+        self, folder: Path, module: nn.Module, files: Callable[[Sequence[int]], Sequence[str] | None], **info: Any
     ) -> NoReturn:
-        """Write a file of the step and raise ValueError; the arguments are those of `step_records.write_step_dump`."""
-        told = {"steps_in_a_row": self.in_a_row, "skipped_steps": self.skipped, **facts}
+        """Write the step to a file and raise ValueError; the arguments are those of `write_step_dump`."""
+        details = {"steps_in_a_row": self.in_a_row, "skipped_steps": self.skipped, **info}
         try:
-            place = str(write_step_dump(folder, self.record, module=module, files=files, **told))
-        except OSError as error:  # the disk may be what is full of it
-            place = f"no file, as none could be written ({error})"
+            dump = f"see {write_step_dump(folder, self.record, module=module, files=files, **details)}"
+        except OSError as error:  # the disk may be full
+            dump = f"no file could be written ({error})"
         raise ValueError(
             f"loss and gradients must be finite, got NaN or infinity in {self.in_a_row} steps in a row up to step "
-            f"{self.record.step}: {place} tells of the last one; lower learning_rate, or look at these images, or set "
-            "stop_after_bad_steps higher"
+            f"{self.record.step}: {dump}; lower learning_rate, inspect the images of this step, or raise "
+            "stop_after_bad_steps"
         )

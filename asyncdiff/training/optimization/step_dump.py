@@ -1,4 +1,4 @@
-"""What is remembered of a training step until it is known to be finite, and the file that tells of one that was not."""
+"""Record of a training step, and the JSON file that is written if the step is not finite and ends the run."""
 
 import json
 import math
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from asyncdiff.training.optimization.gradients import nonfinite_names
 
-NAMED = 20  # parameters that a file names, of thousands that a single bad image may reach
+MAX_NAMES = 20  # parameters that a file names; a single bad image may affect thousands
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimiser step of one process: small tensors, wherever they are, and no images.
+    """Record of one optimizer step of one process: small tensors, on their devices, and no images.
 
     Attributes:
-        step: optimiser steps of the run, this one included.
-        epoch: passes through the data before it.
-        batches: what went into it, a mapping for every batch whose gradients were accumulated.
-        gradients: the norm of every gradient, of shared out ones that of this process's share.
-        names: the parameters of these gradients.
+        step: number of optimizer steps of the run, including this one.
+        epoch: number of completed passes through the data.
+        batches: one mapping per accumulated batch, with its loss and the info given to `StepGuard.watch`.
+        gradients: norm of every gradient; for sharded ones, the norm of this process's shard.
+        names: names of the parameters with these gradients.
     """
 
     step: int
@@ -41,19 +41,22 @@ def write_step_dump(
     module: nn.Module,
     files: Callable[[Sequence[int]], Sequence[str] | None],
     rank: int = 0,
-    **facts: Any,
+    **info: Any,
 ) -> Path:
-    """The JSON file that tells of a step, step_N_rank_R.json in `folder`; OSError where it cannot be written.
+    """Write the record of a step to `folder`/step_N_rank_R.json; raise OSError if it cannot be written.
 
-    Numbers that are not finite stand in it as the words nan, inf and -inf, which every reader of JSON takes.
+    Numbers that are not finite are written as the strings nan, inf and -inf, which every JSON reader accepts.
 
     Args:
-        folder: made if need be.
-        record: the step.
-        module: what is trained, whose parameters are looked through.
-        files: names of the files behind indices of the data, None where there are none.
-        rank: of this process.
-        facts: what else is to be told.
+        folder: folder of the file, created if needed.
+        record: record of the step.
+        module: module being trained, whose parameters are checked.
+        files: returns the file names of dataset indices; None if the images have no files.
+        rank: rank of this process.
+        **info: further entries of the file.
+
+    Returns:
+        The path of the file.
     """
     batches = [{name: _plain(value) for name, value in batch.items()} for batch in record.batches]
     for batch in batches:
@@ -61,26 +64,28 @@ def write_step_dump(
     wrong = [
         name for name, norm in zip(record.names, record.gradients.tolist(), strict=True) if not math.isfinite(norm)
     ]
-    told = {
+    content = {
         "step": record.step,
         "epoch": record.epoch,
         "rank": rank,
-        **facts,
+        **info,
         "loss_is_finite_here": all(math.isfinite(float(batch["loss"])) for batch in batches),
-        "gradients_not_finite": wrong[:NAMED],
+        "gradients_not_finite": wrong[:MAX_NAMES],
         "gradients_not_finite_count": len(wrong),
-        "parameters_not_finite": nonfinite_names(module.named_parameters())[:NAMED],
+        "parameters_not_finite": nonfinite_names(module.named_parameters())[:MAX_NAMES],
         "batches": batches,
     }
     path = folder / f"step_{record.step}_rank_{rank}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(told, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="ascii")  # JSON escapes the rest, also what is no valid text in names
+    text = json.dumps(content, indent=1, allow_nan=False)
+    path.write_text(
+        text + "\n", encoding="ascii"
+    )  # JSON escapes the rest, including file names that are not valid text
     return path
 
 
 def _plain(value: Any) -> Any:
-    """Tensors as lists, and numbers that are not finite as words."""
+    """Convert tensors to lists, and numbers that are not finite to strings."""
     if isinstance(value, Tensor):
         return _plain(value.detach().cpu().tolist())
     if isinstance(value, list):
