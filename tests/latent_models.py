@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import DenoisingStrip, Frechet, InpaintingGrid, SampleGrid
 from asyncdiff.latents import TinyAutoencoder
-from asyncdiff.latents.taesd import decoder_of, encoder_of
+from asyncdiff.latents.taesd import build_decoder, build_encoder
 from asyncdiff.networks import DiT
 from asyncdiff.noise import Half
 from asyncdiff.sampling import DDIM, Sampler
@@ -21,7 +21,7 @@ from datamodules import Arrays
 def tiny_files(folder, channels=4, pooled=False):
     """A random tiny autoencoder of width 16 in two files."""
     torch.manual_seed(0)
-    for name, make in (("encoder", encoder_of), ("decoder", decoder_of)):
+    for name, make in (("encoder", build_encoder), ("decoder", build_decoder)):
         save_file(make(3, channels, 16, pooled=pooled).state_dict(), folder / f"{name}.safetensors")
     return TinyAutoencoder(str(folder / "encoder.safetensors"), str(folder / "decoder.safetensors"))
 
@@ -35,7 +35,7 @@ def model_of(codec, channels, size, **network):
 
 def data_of(folder, codec):
     data = Arrays(str(folder), size=4, channels=4, batch_size=8)
-    data.codec = codec.identity()
+    data.codec = codec.fingerprint()
     return data
 
 

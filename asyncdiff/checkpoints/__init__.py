@@ -1,6 +1,9 @@
-"""Checkpoints: read without running anything that is in them, checked to be whole, written as a whole, found again."""
+"""Read checkpoints without running any code in them, check them for damage, write them atomically and find them.
 
-from asyncdiff.checkpoints.load import damage, read_checkpoint, read_safely, reason
-from asyncdiff.checkpoints.select_weights import choose
+`object_config` describes objects by class_path and init_args; `old_names` maps the class paths of earlier versions.
+"""
 
-__all__ = ["choose", "damage", "read_checkpoint", "read_safely", "reason"]
+from asyncdiff.checkpoints.load import explain_load_error, find_damage, read_checkpoint, read_safely
+from asyncdiff.checkpoints.select_weights import choose_weights
+
+__all__ = ["choose_weights", "explain_load_error", "find_damage", "read_checkpoint", "read_safely"]

@@ -1,4 +1,4 @@
-"""Files that are put in their place as a whole: whoever finds one finds all of it."""
+"""Atomic writes: a file is either complete or absent, never partial."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def written_whole(file: Path) -> Iterator[BinaryIO]:
-    """A stream whose contents take the place of `file` when the block has ended well, on the disk by then.
+def open_atomic(file: Path) -> Iterator[BinaryIO]:
+    """Open a stream whose contents, flushed to disk, replace `file` once the block ends without an error.
 
-    Whatever happens before, `file` is as it was.
+    Until then, whatever happens, `file` is unchanged.
     """
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -28,26 +28,26 @@ def written_whole(file: Path) -> Iterator[BinaryIO]:
             os.close(folder)
     except OSError as error:
         raise OSError(
-            f"cannot write {file}: {error.strerror or error}: make room, or choose another folder, and run the command "
-            "again; what is complete is kept"
+            f"cannot write {file}: {error.strerror or error}: free disk space or choose another folder, then run the "
+            "command again; completed files are kept"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def replace(file: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Put a file in its place as a whole, on the disk when this returns, whatever happens meanwhile."""
-    with written_whole(file) as stream:
+def write_atomically(file: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file atomically from its parts; it is on disk when this returns."""
+    with open_atomic(file) as stream:
         for part in parts:
             stream.write(part)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what processes of this machine left unfinished that are no more; others may be at work."""
+    """Remove temporary files that dead processes of this machine left; those of other machines may be in use."""
     for file in folder.glob(".*.tmp"):
         host, _, process = file.name.removesuffix(".tmp").rpartition(".")
         if host.endswith(f".{socket.gethostname()}") and process.isdigit() and not _alive(int(process)):
-            with contextlib.suppress(FileNotFoundError):  # another process may be tidying, too
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
                 file.unlink()
 
 

@@ -1,39 +1,46 @@
-"""Which checkpoint a run continues from."""
+"""Find the checkpoint that a run resumes from."""
 
 import warnings
 import zipfile
 from pathlib import Path
 
-from asyncdiff.checkpoints.load import damage
+from asyncdiff.checkpoints.load import find_damage
 
 
-def held(run: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first; of equally old ones last.ckpt."""
-    found = [*(run / "checkpoints").glob("*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
-    found = [file for file in found if file.is_file()]  # a link may have lost what it named
-    return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name == "last.ckpt"), reverse=True)
+def list_checkpoints(run: Path) -> list[Path]:
+    """List the checkpoints of a run, newest first; last.ckpt comes before others of the same age."""
+    files = [*(run / "checkpoints").glob("*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
+    files = [file for file in files if file.is_file()]  # a link may be dangling
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name == "last.ckpt"), reverse=True)
 
 
-def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, with a warning where a newer one is not; None if it has none.
+def newest_intact(run: Path) -> Path | None:
+    """Return the newest intact checkpoint of a run, with a warning about newer, damaged ones.
 
-    ValueError where all are damaged: starting anew would go unnoticed.
+    Args:
+        run: directory of the run.
+
+    Returns:
+        The file, or None if the run has no checkpoints.
+
+    Raises:
+        ValueError: all checkpoints are damaged; starting from scratch without a word would hide that.
     """
-    wrong: list[str] = []
+    skipped: list[str] = []
     seen = set()
-    for file in held(run):
-        if (real := file.resolve()) in seen:  # last.ckpt may be another name of the newest
+    for file in list_checkpoints(run):
+        if (real := file.resolve()) in seen:  # last.ckpt may be a link to the newest
             continue
         seen.add(real)
-        told = damage(file) or (None if zipfile.is_zipfile(file) else "it is of another kind")
-        if told is None:
-            if wrong:
-                warnings.warn(f"{'; '.join(wrong)}: the run goes on from {file}", stacklevel=2)
+        damage = find_damage(file) or (None if zipfile.is_zipfile(file) else "it is not a checkpoint")
+        if damage is None:
+            if skipped:
+                warnings.warn(f"{'; '.join(skipped)}: the run resumes from {file}", stacklevel=2)
             return file
-        wrong.append(f"{file} is passed over: {told}")
-    if wrong:
+        skipped.append(f"{file} is skipped: {damage}")
+    if skipped:
         raise ValueError(
-            f"ckpt_path must be a whole checkpoint, got none: {'; '.join(wrong)}: restore one, or start "
+            f"ckpt_path must be an intact checkpoint, got none: {'; '.join(skipped)}: restore one, or start "
             "in another directory"
         )
     return None

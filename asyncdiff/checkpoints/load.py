@@ -1,4 +1,4 @@
-"""Reading checkpoints without running anything that is in them."""
+"""Read checkpoints without running any code in them."""
 
 import pickle
 import re
@@ -11,72 +11,88 @@ from typing import Any
 import torch
 
 from asyncdiff.checkpoints.export import is_export, read_export
-from asyncdiff.checkpoints.old_names import current_checkpoint
+from asyncdiff.checkpoints.old_names import update_checkpoint
 
 
 def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """The contents of a checkpoint of ours, or of an export, read without running any code in it."""
+    """Read a checkpoint of AsyncDiffusion, or an export, without running any code in it."""
     if is_export(path):
         return read_export(path, map_location)
     if (Path(path) / ".metadata").is_file():
         raise ValueError(
             f"checkpoint_path must be one file, got {path}, a folder of shards: train with --trainer.strategy "
-            f"fully_shard, or join them by python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+            f"fully_shard, or consolidate it with python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
         )
     if not Path(path).is_file():
-        raise FileNotFoundError(f"checkpoint_path must be a file, got {path}: a run keeps its own in RUN/checkpoints/")
+        raise FileNotFoundError(
+            f"checkpoint_path must be a file, got {path}: a run keeps its checkpoints in RUN/checkpoints/"
+        )
     checkpoint = read_safely(path, map_location)
     if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
-        raise ValueError(f"{path} is no checkpoint of AsyncDiffusion: it does not say how to rebuild its model")
-    return current_checkpoint(checkpoint)
+        raise ValueError(
+            f"{path} is not a checkpoint of AsyncDiffusion: it does not describe the model that it belongs to"
+        )
+    return update_checkpoint(checkpoint)
 
 
 def read_safely(path: str | Path, map_location: Any = "cpu", *, checked: bool = False, mapped: bool = False) -> Any:
-    """What torch.save wrote, as tensors and plain containers; ValueError for all else, and for damaged files.
+    """Read a file of torch.save that holds tensors and plain containers only.
 
     Args:
-        path: the file.
-        map_location: as torch.load takes it.
-        checked: the caller has asked `damage`, which reads all of the file, before.
-        mapped: leave the tensors in the file until somebody looks at them.
+        path: file to read.
+        map_location: as in torch.load.
+        checked: skip `find_damage`, which reads the whole file, because the caller has called it.
+        mapped: map the tensors into memory instead of reading them.
+
+    Returns:
+        The contents.
+
+    Raises:
+        ValueError: the file is damaged or holds anything else.
     """
-    if not checked and (told := damage(path)):
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {told}: take another, or a copy of it")
+    if not checked and (damage := find_damage(path)):
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {damage}: use another, or a backup")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle's versions, for files that are no pickle
+            warnings.simplefilter("ignore")  # about pickle protocols, for files that are not pickles
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
-    except Exception as error:  # files of other things end in any of them
-        raise ValueError(f"{path} is no checkpoint that can be read safely: {reason(error)}") from error
+    except Exception as error:  # of any type, for files of other formats
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {explain_load_error(error)}") from error
 
 
-def damage(path: str | Path) -> str | None:
-    """What is wrong with a file of torch.save's as far as its checksums tell, or None; PyTorch itself checks none.
+def find_damage(path: str | Path) -> str | None:
+    """Check a file of torch.save against its checksums, which PyTorch itself ignores.
 
-    Files that are no zip archives, as of PyTorch before 1.6, are passed, and so are those saved without checksums.
+    Files that are not zip archives, as of PyTorch before 1.6, and files saved without checksums count as undamaged.
+
+    Args:
+        path: file to check.
+
+    Returns:
+        A description of the damage, or None.
     """
     try:
         archived = zipfile.is_zipfile(path)
-    except zipfile.BadZipFile as error:  # instead of an answer, for some damage to the directory
+    except zipfile.BadZipFile as error:  # raised for some kinds of damage to the directory
         return f"it is damaged ({error})"
     if not archived:
         with Path(path).open("rb") as file:
-            begins = file.read(4)
-        if not begins:
+            magic = file.read(4)
+        if not magic:
             return "it is empty"
-        return "it is cut short or overwritten" if begins == b"PK\x03\x04" or not any(begins) else None
+        return "it is truncated or overwritten" if magic == b"PK\x03\x04" or not any(magic) else None
     try:
         with zipfile.ZipFile(path) as archive:
-            # Zeros all over are PyTorch's way to save without them.
-            wrong = archive.testzip() if any(record.CRC for record in archive.infolist()) else None
+            # PyTorch writes zeros when it saves without checksums.
+            damaged = archive.testzip() if any(record.CRC for record in archive.infolist()) else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         return f"it is damaged ({error})"
-    return f"its record {wrong} is damaged" if wrong else None
+    return f"its record {damaged} is damaged" if damaged else None
 
 
-def reason(error: Exception) -> str:
-    """Why torch.load refused a file, in a few words: PyTorch's own go on to recommend reading it unsafely."""
-    if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it wants to call {found[1]}"
-    told = "" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
-    return told or "it is damaged or of another kind"
+def explain_load_error(error: Exception) -> str:
+    """Summarize why torch.load refused a file; PyTorch's own message recommends reading it unsafely."""
+    if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it would call {match[1]}"
+    message = "" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]
+    return message or "it is damaged or in another format"

@@ -1,12 +1,12 @@
-"""Names that files of earlier versions use, and what they are called now.
+"""Class paths and argument names of earlier versions, mapped to their present ones.
 
-Checkpoints, exports, run configs, records and cards name classes by their dotted paths. `current` brings such a file up
-to date where it is read; nothing else in the package knows an old name.
+Checkpoints, exports, run configs, prediction records and result cards name classes by their dotted paths.
+`update_names` updates the contents of such a file when it is read; no other module knows an old name.
 """
 
 from typing import Any
 
-# Old -> new: a class, or a module whose classes kept their names. The longest match counts.
+# Old -> new path of a class, or of a module whose classes kept their names. The longest match wins.
 RENAMED = {
     # 0.1.0 -> 0.2.0
     "asyncdiff.adaptive": "asyncdiff.sampling",
@@ -79,7 +79,7 @@ RENAMED = {
     "asyncdiff.targets.Velocity": "asyncdiff.denoising.VelocityTarget",
     "asyncdiff.weightings": "asyncdiff.denoising",
     "asyncdiff.weightings.Elbo": "asyncdiff.denoising.ELBO",
-    # By the package that offers them, no longer by their module.
+    # Named by the package that exports them, no longer by their module.
     "datamodules.arrays": "datamodules",
     "datamodules.crops": "datamodules",
     "datamodules.digits": "datamodules",
@@ -95,13 +95,13 @@ RENAMED = {
     "asyncdiff.networks.dit.DiT": "asyncdiff.networks.DiT",
     "asyncdiff.networks.unet.UNet": "asyncdiff.networks.UNet",
 }
-# Constructor arguments, by the current path of their class.
+# Old -> new constructor arguments, by the present path of their class.
 ARGUMENTS = {
     "asyncdiff.noise.AlongPath": {"spacing": "progress_sampler"},
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
     "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},
 }
-# States of callbacks in checkpoints are kept under the class name.
+# Checkpoints store the state of a callback under its class name.
 STATES = {
     old.rpartition(".")[2]: new.rpartition(".")[2]
     for old, new in RENAMED.items()
@@ -109,8 +109,8 @@ STATES = {
 }
 
 
-def current_path(path: str) -> str:
-    """Return the present dotted path of a class that an earlier version named; others come back as they are."""
+def update_class_path(path: str) -> str:
+    """Return the present dotted path of a class that an earlier version named; other paths are returned unchanged."""
     parts = path.split(".")
     for count in range(len(parts), 1, -1):
         if new := RENAMED.get(".".join(parts[:count])):
@@ -118,45 +118,48 @@ def current_path(path: str) -> str:
     return path
 
 
-def current(value: Any, found: dict[str, str] | None = None) -> Any:
-    """Return plain containers with old class paths and their old argument names brought up to date.
+def update_names(value: Any, found: dict[str, str] | None = None) -> Any:
+    """Return plain containers with old class paths and argument names replaced by the present ones.
 
     Args:
-        value: what a file holds: dictionaries, lists, tuples, strings, numbers. It is not changed.
-        found: takes the old paths that were met, with the new ones.
+        value: contents of a file: dictionaries, lists, tuples, strings, numbers; not changed.
+        found: receives the old paths that were replaced, mapped to the new ones.
+
+    Returns:
+        The updated containers.
     """
     if isinstance(value, str):
-        return _noted(value, found) if value.startswith(("asyncdiff.", "datamodules.")) else value
+        return _update_path(value, found) if value.startswith(("asyncdiff.", "datamodules.")) else value
     if isinstance(value, (list, tuple)):
-        return type(value)(current(item, found) for item in value)
+        return type(value)(update_names(item, found) for item in value)
     if not isinstance(value, dict):
         return value
-    held = {key: current(item, found) for key, item in value.items()}
-    names = ARGUMENTS.get(str(held.get("class_path")), {})
-    if isinstance(held.get("init_args"), dict):
-        held["init_args"] = {names.get(key, key): item for key, item in held["init_args"].items()}
-    return held
+    updated = {key: update_names(item, found) for key, item in value.items()}
+    names = ARGUMENTS.get(str(updated.get("class_path")), {})
+    if isinstance(updated.get("init_args"), dict):
+        updated["init_args"] = {names.get(key, key): item for key, item in updated["init_args"].items()}
+    return updated
 
 
-def current_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose recipe, codec and callback states go by their present names; tensors are shared."""
-    held = dict(checkpoint)
+def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint with present names in its object config, codec and callback states; tensors are shared."""
+    updated = dict(checkpoint)
     for key in ("recipe", "latents", "export"):
-        if key in held:
-            held[key] = current(held[key])
-    if isinstance(states := held.get("callbacks"), dict):
-        held["callbacks"] = {_state_key(key): state for key, state in states.items()}
-    return held
+        if key in updated:
+            updated[key] = update_names(updated[key])
+    if isinstance(states := updated.get("callbacks"), dict):
+        updated["callbacks"] = {_update_state_key(key): state for key, state in states.items()}
+    return updated
 
 
-def _noted(path: str, found: dict[str, str] | None) -> str:
-    new = current_path(path)
+def _update_path(path: str, found: dict[str, str] | None) -> str:
+    new = update_class_path(path)
     if found is not None and new != path:
         found[path] = new
     return new
 
 
-def _state_key(key: Any) -> Any:
+def _update_state_key(key: Any) -> Any:
     if not isinstance(key, str):
         return key
     name, brace, rest = key.partition("{")

@@ -1,11 +1,11 @@
-"""Codecs: between pixels and the space that a model works in, latents of an autoencoder say.
+"""Codecs convert between pixels and the space that a model works in, such as the latents of an autoencoder.
 
-A codec is never trained and never in a checkpoint, which names it and the files that it is read from. Importing this
-package imports no library of autoencoders; files are opened at first use.
+A codec is never trained and its weights are never stored in a checkpoint, which only names its class and files.
+Importing this package imports no autoencoder library; files are opened at first use.
 """
 
 from asyncdiff.latents.autoencoder import Autoencoder
-from asyncdiff.latents.codec import Codec, Identity, Moments, check_same
+from asyncdiff.latents.codec import Codec, Identity, Moments, check_same_codec
 from asyncdiff.latents.diffusers_vae import DiffusersAutoencoder
 from asyncdiff.latents.taesd import TinyAutoencoder
 
@@ -16,5 +16,5 @@ __all__ = [
     "Identity",
     "Moments",
     "TinyAutoencoder",
-    "check_same",
+    "check_same_codec",
 ]

@@ -1,4 +1,4 @@
-"""What a codec is: pixels to the space that a model works in, and back."""
+"""Base class of codecs, which map pixels to the space that a model works in and back."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image, Latents
 
-COMPARED = ("weights", "channels", "scale", "shift")  # of two identities: what makes other latents
+COMPARED = ("weights", "channels", "scale", "shift")  # keys of fingerprints that must agree for equal latents
 
 
 class Moments(NamedTuple):
-    """Raw latents as the autoencoder gives them, before scale and shift.
+    """Raw latents as the autoencoder returns them, before scale and shift.
 
     Attributes:
-        mean: of the posterior.
-        logvar: log-variance of the posterior in [-30, 20]; None where the encoder is deterministic.
+        mean: mean of the posterior.
+        logvar: log-variance of the posterior in [-30, 20]; None if the encoder is deterministic.
     """
 
     mean: Latents
@@ -28,13 +28,14 @@ class Moments(NamedTuple):
 
 
 class Codec(ABC):
-    """Between pixels in [-1, 1] and model space, which is (raw latents - shift) * scale.
+    """Conversion between pixels in [-1, 1] and model space, which is (raw latents - shift) * scale.
 
-    A codec is no module: what it loads is in no state_dict, and neither copied nor pickled with it. The files are
-    opened at first use, so that one can be built, and described in a checkpoint, where they are not.
+    A codec is not an nn.Module: the networks that it loads appear in no state_dict and are neither copied nor pickled
+    with it. Files are opened at first use, so that a codec can be built, and described in a checkpoint, on machines
+    that lack them.
 
     Attributes:
-        scale: as given to the constructor: one number or one per channel; `normalisation` tells what is used.
+        scale: as passed to the constructor: one number or one per channel; `normalization` returns what is used.
         shift: subtracted from raw latents, one number or one per channel.
     """
 
@@ -44,76 +45,92 @@ class Codec(ABC):
     @property
     @abstractmethod
     def channels(self) -> int:
-        """Channels of the latents."""
+        """Number of channels of the latents."""
 
     @property
     @abstractmethod
     def pixel_channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
 
     @property
     @abstractmethod
     def factor(self) -> int:
-        """Pixels per latent, each way."""
+        """Number of pixels per latent along each side."""
 
     @abstractmethod
     def moments(self, images: Image) -> Moments:
-        """Raw latents of images (b, pixel_channels, h, w) in [-1, 1] whose sides are multiples of `factor`; float32."""
+        """Encode images into raw latents.
+
+        Args:
+            images: (b, pixel_channels, h, w) in [-1, 1]; h and w are multiples of `factor`.
+
+        Returns:
+            Moments in float32.
+        """
 
     @abstractmethod
     def decode(self, latents: Latents) -> Image:
-        """Images of latents (b, channels, h, w) in model space: about in [-1, 1], `factor` times as large, float32."""
+        """Decode latents of model space into images.
+
+        Args:
+            latents: (b, channels, h, w).
+
+        Returns:
+            Images about in [-1, 1], `factor` times as large along each side, float32.
+        """
 
     @abstractmethod
-    def weights(self) -> str | None:
-        """SHA-256 over the weights in float32, hexadecimal; None without any."""
+    def weights_sha256(self) -> str | None:
+        """Return the hexadecimal SHA-256 of the float32 weights, or None for a codec without weights."""
 
     def encode(self, images: Image) -> Latents:
-        """Latents in model space, the posterior's mean, float32; `images` as `moments` takes them."""
+        """Encode images into model space: the mean of the posterior, float32; see `moments` for the images."""
         return self.scaled(self.moments(images).mean)
 
     def scaled(self, raw: Latents) -> Latents:
-        """Raw latents in model space."""
+        """Convert raw latents to model space."""
         scale, shift = self._columns(raw)
         return (raw - shift) * scale
 
     def unscaled(self, latents: Latents) -> Latents:
-        """Latents of model space, raw."""
+        """Convert latents of model space to raw latents."""
         scale, shift = self._columns(latents)
         return latents / scale + shift
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Scale and shift, one number per channel; ValueError if there are as many others."""
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """Return scale and shift as one number per channel; ValueError if their number is not that of the channels."""
         return self._per_channel("scale", self.scale), self._per_channel("shift", self.shift)
 
-    def identity(self) -> dict[str, Any]:
-        """What makes latents comparable, in plain containers, wherever the files lie; see `check_same`.
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what identifies the latents of this codec, independent of where its files are; see `check_same_codec`.
 
-        Keys: class (dotted path), weights (`weights()`), channels, factor, scale and shift (lists, one per channel).
+        Returns:
+            Plain containers with the keys class (dotted path), weights (`weights_sha256()`), channels, factor, scale
+            and shift (lists, one number per channel).
         """
-        scale, shift = self.normalisation()
+        scale, shift = self.normalization()
         return {
             "class": class_path(type(self)),
-            "weights": self.weights(),
+            "weights": self.weights_sha256(),
             "channels": self.channels,
             "factor": self.factor,
             "scale": scale,
             "shift": shift,
         }
 
-    def channels_at_hand(self) -> int | None:
-        """`channels`, or None where the files that tell are not on this machine: nothing is fetched, nothing loaded."""
+    def channels_if_available(self) -> int | None:
+        """Return `channels`, or None if the files that define it are not on this machine; never downloads anything."""
         try:
             return self.channels
         except FileNotFoundError:
             return None
 
     def to(self, device: torch.device | str) -> "Codec":
-        """Itself, computing on the device from now on."""
+        """Compute on `device` from now on; returns itself."""
         return self
 
     def check_images(self, images: Image) -> None:
-        """Raise ValueError for images that cannot be encoded."""
+        """Raise ValueError unless the images can be encoded."""
         _, c, h, w = images.shape
         if c != self.pixel_channels or h % self.factor or w % self.factor or not h * w:
             raise ValueError(
@@ -122,104 +139,106 @@ class Codec(ABC):
             )
 
     def check_latents(self, latents: Latents) -> None:
-        """Raise ValueError for latents of other channels."""
+        """Raise ValueError unless the latents have the codec's number of channels."""
         if latents.shape[1] != self.channels:
             raise ValueError(
                 f"latents must have the codec's {self.channels} channels, got {latents.shape[1]}: "
-                "give the codec that they were encoded with"
+                "use the codec that they were encoded with"
             )
 
     def _columns(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """Scale and shift, to broadcast against latents."""
+        """Return scale and shift in shapes that broadcast against latents."""
         self.check_latents(latents)
-        scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in self.normalisation())
+        scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in self.normalization())
         return scale, shift
 
     def _per_channel(self, name: str, value: float | Sequence[float] | None) -> list[float]:
-        assert value is not None, "a codec that takes None says what it means"
+        assert value is not None, "codecs that accept None override normalization"
         numbers = [float(value)] * self.channels if isinstance(value, (int, float)) else [float(v) for v in value]
         if len(numbers) != self.channels:
             raise ValueError(
                 f"{name} must be one number or one per channel, got {len(numbers)} for {self.channels} channels: "
-                "leave the others out"
+                f"give 1 or {self.channels} numbers"
             )
         return numbers
 
 
 class Identity(Codec):
-    """Pixels as they are.
+    """Codec whose latents are the pixels themselves.
 
     Args:
-        channels: of the images, 3 or 1.
+        channels: number of channels of the images, 3 or 1.
     """
 
     def __init__(self, channels: int = 3):
-        at_least("channels", channels, 1, "3 for colour")
+        at_least("channels", channels, 1, "3 for color")
         self._channels = channels
 
     @property
     def channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self._channels
 
     @property
     def pixel_channels(self) -> int:
-        """The same."""
+        """Number of channels of the images."""
         return self._channels
 
     @property
     def factor(self) -> int:
-        """1."""
+        """Number of pixels per latent along each side: 1."""
         return 1
 
     def moments(self, images: Image) -> Moments:
-        """The images."""
+        """Return the images unchanged, without a variance."""
         self.check_images(images)
         return Moments(images, None)
 
     def encode(self, images: Image) -> Latents:
-        """The images."""
+        """Return the images unchanged."""
         return self.moments(images).mean
 
     def decode(self, latents: Latents) -> Image:
-        """The images."""
+        """Return the images in float32."""
         self.check_latents(latents)
         return latents.float()
 
-    def weights(self) -> None:
-        """It has none."""
+    def weights_sha256(self) -> None:
+        """Return None: there are no weights."""
         return
 
 
 def check_numbers(name: str, value: float | Sequence[float] | None) -> None:
-    """Raise ValueError unless `value` is None or finite numbers, and for a scale none of them 0."""
+    """Raise ValueError unless `value` is None or finite numbers, none of which is 0 if `name` is "scale"."""
     if value is None:
         return
     numbers = [value] if isinstance(value, (int, float)) else list(value)
     if not numbers or not all(math.isfinite(v) for v in numbers) or (name == "scale" and not all(numbers)):
         rule = "finite and not 0" if name == "scale" else "finite"
-        raise ValueError(f"{name} must be {rule}, one number or one per channel, got {value}: leave it out for its own")
+        raise ValueError(
+            f"{name} must be {rule}, one number or one per channel, got {value}: leave it out for the codec's default"
+        )
 
 
-def check_same(codec: Codec, other: Mapping[str, Any]) -> None:
-    """Raise ValueError unless latents of `codec` are those that `other` tells of, an `identity` of a codec.
+def check_same_codec(codec: Codec, other: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `codec` makes the latents that `other`, the fingerprint of a codec, describes.
 
     Args:
-        codec: the model's.
-        other: the data's; keys that it lacks are not compared.
+        codec: codec of the model.
+        other: fingerprint of the codec that encoded the data; keys that it lacks are not compared.
     """
-    own = codec.identity()
+    own = codec.fingerprint()
     for key in COMPARED:
         if key in other and own[key] != (list(other[key]) if isinstance(other[key], tuple) else other[key]):
             raise ValueError(
                 f"model.codec must be the one that encoded the data, got another {key}: {_short(own[key])} for "
-                f"{_short(other[key])}: give model.codec the files and numbers that the latents were made with, or "
+                f"{_short(other[key])}: set model.codec to the files and numbers that the latents were made with, or "
                 "encode the images again"
             )
 
 
 def _short(value: Any) -> Any:
-    """A value in few words: hashes by their beginning, equal numbers once."""
+    """Abbreviate a value for a message: the first digits of a hash, one number for a list of equal numbers."""
     if isinstance(value, str):
         return value[:12]
     if isinstance(value, (list, tuple)) and value and len(set(value)) == 1:

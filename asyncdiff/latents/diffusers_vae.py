@@ -1,4 +1,4 @@
-"""Autoencoders of the library diffusers, by a local folder or a name on the Hugging Face hub."""
+"""Autoencoders of the diffusers library, from a local folder or the Hugging Face hub."""
 
 import json
 import re
@@ -11,33 +11,34 @@ from torch import Tensor, nn
 
 from asyncdiff.latents.autoencoder import Autoencoder, DType
 
-# Classes with the scaling factor that they have where their config.json, an early one, tells none.
+# Supported classes, with the scaling factor for old config.json files that lack it.
 CLASSES = {"AutoencoderKL": 0.18215, "VQModel": 0.18215, "AutoencoderTiny": 1.0}
-WITHIN = ("", "vae", "vqvae")  # where a pipeline's folder keeps its autoencoder
+SUBFOLDERS = ("", "vae", "vqvae")  # where a pipeline's folder keeps its autoencoder
 CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class Place(NamedTuple):
-    """Where an autoencoder lies, and what its config.json says."""
+class Location(NamedTuple):
+    """Subfolder of an autoencoder and the contents of its config.json."""
 
     subfolder: str
     config: dict[str, Any]
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """`AutoencoderKL`, `VQModel` or `AutoencoderTiny`, whichever the config.json names.
+    """Codec of an `AutoencoderKL`, `VQModel` or `AutoencoderTiny`, whichever the config.json names.
 
-    Raw latents are those that the library's `encode` gives: of AutoencoderKL the posterior's moments, of VQModel what
-    is quantised at decoding. Weights are read from safetensors, or else as tensors only.
+    Raw latents are those that the library's `encode` returns: the posterior's moments of AutoencoderKL, the latents
+    before quantization of VQModel, which quantizes when decoding. Weights are read from safetensors files, or else from
+    PyTorch files as tensors only.
 
     Args:
-        path: a folder with a config.json, that of a pipeline with a subfolder vae or vqvae, or a name on the hub such
+        path: folder with a config.json, folder of a pipeline with a subfolder vae or vqvae, or a name on the hub such
             as "stabilityai/sd-vae-ft-ema".
-        subfolder: in `path`; by default found.
-        scale: of the latents, one number or one per channel; by default what the config.json says.
-        shift: subtracted from raw latents, one number or one per channel.
-        dtype: that the network computes in.
+        subfolder: subfolder of `path` with the autoencoder; found automatically by default.
+        scale: factor on the shifted latents, one number or one per channel; that of the config.json by default.
+        shift: subtracted from raw latents, one number or one per channel; that of the config.json by default.
+        dtype: data type that the network computes in; results are always float32.
     """
 
     def __init__(
@@ -51,39 +52,40 @@ class DiffusersAutoencoder(Autoencoder):
         super().__init__(scale, shift, dtype)
         self.path = path
         self.subfolder = subfolder
-        self._found: Place | None = None
+        self._found: Location | None = None
 
     @property
     def channels(self) -> int:
-        """Channels of the latents."""
-        config = self._place().config
+        """Number of channels of the latents."""
+        config = self._locate().config
         if config["_class_name"] == "VQModel":
             return int(config.get("vq_embed_dim") or config.get("latent_channels", 3))
         return int(config.get("latent_channels", 4))
 
     @property
     def pixel_channels(self) -> int:
-        """Channels of the images."""
-        return int(self._place().config.get("in_channels", 3))
+        """Number of channels of the images."""
+        return int(self._locate().config.get("in_channels", 3))
 
     @property
     def factor(self) -> int:
-        """2 for every stage but the first."""
-        config = self._place().config
+        """Number of pixels per latent along each side: every stage except the first halves it."""
+        config = self._locate().config
         tiny = config["_class_name"] == "AutoencoderTiny"
-        key, usual = ("encoder_block_out_channels", 4) if tiny else ("block_out_channels", 1)
-        return 2 ** (len(config.get(key, [None] * usual)) - 1)
+        key, default = ("encoder_block_out_channels", 4) if tiny else ("block_out_channels", 1)
+        return 2 ** (len(config.get(key, [None] * default)) - 1)
 
-    def channels_at_hand(self) -> int | None:
-        """`channels` where the config.json lies here, None otherwise: nothing is fetched."""
+    def channels_if_available(self) -> int | None:
+        """Return `channels`, or None if the config.json is not on this machine; never downloads it."""
         return self.channels if self._found is not None or self._folder().is_dir() else None
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Scale and shift per channel: the given ones, or those of the config.json."""
-        config = self._place().config
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """Return scale and shift as one number per channel: the constructor's, or else those of the config.json."""
+        config = self._locate().config
         means = config.get("latents_mean") or config.get("shift_factor") or 0.0
         factor = config.get("scaling_factor") or CLASSES[config["_class_name"]]
-        # As diffusers' pipelines do: the deviations, where there are any, come on top of the factor.
+        # As in diffusers' pipelines: latents are divided by their standard deviations, if given, and multiplied by the
+        # factor.
         deviations = config.get("latents_std")
         scales = [factor / deviation for deviation in deviations] if deviations else factor
         return (
@@ -91,41 +93,41 @@ class DiffusersAutoencoder(Autoencoder):
             self._per_channel("shift", means if self.shift is None else self.shift),
         )
 
-    def read(self) -> nn.Module:
-        """The library's network."""
-        place, diffusers = self._place(), _diffusers()
-        kind = getattr(diffusers, place.config["_class_name"])
+    def load_network(self) -> nn.Module:
+        """Load the library's network."""
+        location, diffusers = self._locate(), _import_diffusers()
+        kind = getattr(diffusers, location.config["_class_name"])
         source = str(self._folder()) if self._folder().is_dir() else self.path
         try:
-            network, told = kind.from_pretrained(
+            network, info = kind.from_pretrained(
                 source,
-                subfolder=place.subfolder or None,
+                subfolder=location.subfolder or None,
                 torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"path must hold weights that fit its {CONFIG}, got {self.path}: {_in_short(error)}"
+                f"path must hold weights that fit its {CONFIG}, got {self.path}: {_shorten(error)}"
             ) from error
-        if told["missing_keys"]:
+        if info["missing_keys"]:
             raise ValueError(
-                f"path must hold all weights of a {kind.__name__}, got {self.path} without {told['missing_keys'][0]}: "
-                "fetch it again"
+                f"path must hold all weights of a {kind.__name__}, got {self.path} without {info['missing_keys'][0]}: "
+                "download it again"
             )
-        assert isinstance(network, nn.Module), "the library's models are modules"
+        assert isinstance(network, nn.Module), "models of diffusers are modules"
         return network
 
-    def encoded(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Moments of a few images."""
+    def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the raw mean and log-variance of a few images; None as log-variance if there is no posterior."""
         encode: Callable[[Tensor], Any] = network.encode  # type: ignore[assignment]
-        found = encode(images)
-        if hasattr(found, "latent_dist"):
-            return found.latent_dist.mean, found.latent_dist.logvar
-        return found.latents, None
+        output = encode(images)
+        if hasattr(output, "latent_dist"):
+            return output.latent_dist.mean, output.latent_dist.logvar
+        return output.latents, None
 
-    def decoded(self, network: nn.Module, raw: Tensor) -> Tensor:
-        """A few images."""
+    def decode_raw(self, network: nn.Module, raw: Tensor) -> Tensor:
+        """Decode a few raw latents into images."""
         decode: Callable[[Tensor], Any] = network.decode  # type: ignore[assignment]
         images: Tensor = decode(raw).sample
         return images
@@ -133,37 +135,38 @@ class DiffusersAutoencoder(Autoencoder):
     def _folder(self) -> Path:
         return Path(self.path).expanduser()
 
-    def _place(self) -> Place:
-        """The autoencoder's place, found once."""
+    def _locate(self) -> Location:
+        """Return the autoencoder's location, searched for once."""
         if self._found is None:
             self._found = self._search()
         return self._found
 
-    def _search(self) -> Place:
+    def _search(self) -> Location:
         local = self._folder().is_dir()
         if not local and not HUB_NAME.fullmatch(self.path):
             raise FileNotFoundError(
                 f"path must be a folder with a {CONFIG} or OWNER/NAME of the hub, got {self.path}, which does not "
-                "exist: set model.codec, or --codec, to where it lies"
+                "exist: set model.codec, or --codec, to the folder's path"
             )
         others = []
-        for subfolder in WITHIN if self.subfolder is None else (self.subfolder,):
-            file = self._folder() / subfolder / CONFIG if local else _fetched(self.path, subfolder)
+        for subfolder in SUBFOLDERS if self.subfolder is None else (self.subfolder,):
+            file = self._folder() / subfolder / CONFIG if local else _fetch_config(self.path, subfolder)
             if file is None or not file.is_file():
                 continue
-            config = _read(file)
+            config = _read_config(file)
             name = config.get("_class_name")
             if name in CLASSES:
-                return Place(subfolder, config)
-            others.append(f"a {name or 'nameless class'}")
-        found = ", ".join(others) or ("none in it" if local else "none there, or no connection")
+                return Location(subfolder, config)
+            others.append(name or "no class")
+        found = f"one of {', '.join(others)}" if others else "none"
+        reached = "" if local or others else " or cannot be reached"
         raise FileNotFoundError(
-            f"path must have a {CONFIG} of {', '.join(CLASSES)}, got {self.path}: {found}; "
-            "name its folder, with subfolder where it is a part"
+            f"path must have a {CONFIG} of {', '.join(CLASSES)}, got {self.path}, which has {found}{reached}: "
+            "give the autoencoder's folder, and its subfolder if it is part of a pipeline"
         )
 
 
-def _diffusers() -> Any:
+def _import_diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
@@ -171,26 +174,26 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def _fetched(name: str, subfolder: str) -> Path | None:
-    """The config.json of a model on the hub, None if there is none or no way to it."""
-    _diffusers()
-    from huggingface_hub import hf_hub_download  # comes with diffusers
+def _fetch_config(name: str, subfolder: str) -> Path | None:
+    """Download the config.json of a model on the hub; None if it does not exist or cannot be reached."""
+    _import_diffusers()
+    from huggingface_hub import hf_hub_download  # a dependency of diffusers
 
     try:
         return Path(hf_hub_download(name, CONFIG, subfolder=subfolder or None))
-    except (OSError, ValueError):  # of whichever kind: not there, no connection, no name
+    except (OSError, ValueError):  # no such file, no connection or no valid name
         return None
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} must be JSON, got something else: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a mapping, got a {type(config).__name__}: is it a {CONFIG} of diffusers?")
+        raise ValueError(f"{file} must hold a mapping, got a {type(config).__name__}: use a {CONFIG} of diffusers")
     return config
 
 
-def _in_short(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     return " ".join(str(error).split()[:30])

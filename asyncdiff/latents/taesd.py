@@ -1,4 +1,4 @@
-"""Tiny autoencoders (TAESD and its relatives, madebyollin/taesd): a few convolutions that stand in for a large one."""
+"""Tiny autoencoders (TAESD and its relatives, madebyollin/taesd): a few convolutions that replace a large network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,26 +13,28 @@ from torch import Tensor, nn
 from asyncdiff.checkpoints import read_safely
 from asyncdiff.latents.autoencoder import Autoencoder, DType
 
-STAGES = 4  # resolutions, each half of the one before
-BLOCKS = 3  # in every stage but the finest, which has one
-LIMIT = 3.0  # of latents, softly
-# Where in the two sequences a tensor tells a size: first and last convolution, and a pool of the coarsest stage.
+STAGES = 4  # resolutions, each half the previous one
+BLOCKS = 3  # residual blocks per stage, except the finest, which has one
+LIMIT = 3.0  # soft limit of the latents' magnitude
+# Positions in the encoder and the decoder whose weights give the sizes: first and last convolution, and a pool of the
+# coarsest stage.
 FIRST, LAST, POOL = ("0", "14", "11.pool"), ("1", "19", "3.pool"), "0.weight"
 
 Features = Float[Tensor, "b width h w"]
 
 
 class TinyAutoencoder(Autoencoder):
-    """An encoder and a decoder of TAESD's layout, pixel values [0, 1] inside: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
+    """Codec of an encoder and a decoder with TAESD's layout: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
 
-    The numbers of channels, and whether the coarsest blocks have pools, are read from the tensors' shapes.
+    The networks work on pixels in [0, 1]. The numbers of channels, and whether the coarsest blocks have pools, are read
+    from the tensors' shapes.
 
     Args:
-        encoder: file of its weights, .safetensors or .pth (read without running anything in it).
-        decoder: file of its weights.
-        scale: of the latents, one number or one per channel; tiny ones are used as they are.
+        encoder: file with the encoder's weights, .safetensors or .pth (read without running any code in it).
+        decoder: file with the decoder's weights.
+        scale: factor on the shifted latents, one number or one per channel; TAESD's latents need none.
         shift: subtracted from raw latents, one number or one per channel.
-        dtype: that the networks compute in.
+        dtype: data type that the networks compute in; results are always float32.
     """
 
     def __init__(
@@ -50,27 +52,27 @@ class TinyAutoencoder(Autoencoder):
 
     @property
     def channels(self) -> int:
-        """Channels of the latents."""
+        """Number of channels of the latents."""
         return self._channels()[1]
 
     @property
     def pixel_channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self._channels()[0]
 
     @property
     def factor(self) -> int:
-        """8: three stages halve the sides."""
+        """Number of pixels per latent along each side: 8, as three stages halve it."""
         return 2 ** (STAGES - 1)
 
-    def read(self) -> nn.Module:
-        """Both networks."""
+    def load_network(self) -> nn.Module:
+        """Load both networks as one module."""
         encoder, decoder = self._states()
         pixels, channels = self._channels()
         width = len(encoder["0.weight"])
         networks = {
-            "encoder": (encoder_of(pixels, channels, width, pooled=f"{FIRST[2]}.{POOL}" in encoder), encoder),
-            "decoder": (decoder_of(pixels, channels, width, pooled=f"{LAST[2]}.{POOL}" in decoder), decoder),
+            "encoder": (build_encoder(pixels, channels, width, pooled=f"{FIRST[2]}.{POOL}" in encoder), encoder),
+            "decoder": (build_decoder(pixels, channels, width, pooled=f"{LAST[2]}.{POOL}" in decoder), decoder),
         }
         for name, (network, state) in networks.items():
             try:
@@ -81,38 +83,38 @@ class TinyAutoencoder(Autoencoder):
                 ) from error
         return nn.ModuleDict({name: network for name, (network, _) in networks.items()})
 
-    def encoded(self, network: nn.Module, images: Tensor) -> tuple[Tensor, None]:
-        """Latents of a few images; there is no variance."""
+    def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, None]:
+        """Return the raw latents of a few images; there is no variance."""
         return network["encoder"]((images + 1) / 2), None  # type: ignore[index]
 
-    def decoded(self, network: nn.Module, raw: Tensor) -> Tensor:
-        """A few images."""
+    def decode_raw(self, network: nn.Module, raw: Tensor) -> Tensor:
+        """Decode a few raw latents into images."""
         return network["decoder"](raw) * 2 - 1  # type: ignore[index]
 
     def _channels(self) -> tuple[int, int]:
-        """Channels of the images and of the latents, read once."""
+        """Return the numbers of channels of the images and of the latents, read from the files once."""
         if self._sizes is None:
             encoder, decoder = self._states()
-            ends = (encoder[f"{FIRST[0]}.weight"].shape[1], encoder[f"{FIRST[1]}.weight"].shape[0])
-            back = (decoder[f"{LAST[1]}.weight"].shape[0], decoder[f"{LAST[0]}.weight"].shape[1])
-            if ends != back:
+            encoded = (encoder[f"{FIRST[0]}.weight"].shape[1], encoder[f"{FIRST[1]}.weight"].shape[0])
+            decoded = (decoder[f"{LAST[1]}.weight"].shape[0], decoder[f"{LAST[0]}.weight"].shape[1])
+            if encoded != decoded:
                 raise ValueError(
-                    f"decoder must take the {ends[1]} channels of its encoder back to {ends[0]}, got {back[1]} to "
-                    f"{back[0]} in {self.decoder}: name two files of one kind"
+                    f"decoder must map the encoder's {encoded[1]} channels to {encoded[0]}, got {decoded[1]} to "
+                    f"{decoded[0]} in {self.decoder}: use an encoder and a decoder of the same autoencoder"
                 )
-            self._sizes = ends
+            self._sizes = encoded
         return self._sizes
 
     def _states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        return _state("encoder", self.encoder, FIRST), _state("decoder", self.decoder, LAST)
+        return _read_state("encoder", self.encoder, FIRST), _read_state("decoder", self.decoder, LAST)
 
 
 class Block(nn.Module):
-    """A residual block, with a pooled one before it where `pooled`.
+    """Residual block, preceded by a second one with group normalization over the whole image if `pooled`.
 
     Args:
-        width: channels.
-        pooled: whether it adds what four groups of channels say of the whole picture, by their normalisation.
+        width: number of channels.
+        pooled: add the branch whose four groups of channels are normalized over the whole image.
     """
 
     def __init__(self, width: int, pooled: bool):
@@ -129,22 +131,22 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Features) -> Features:
-        """x, and what the block adds."""
+        """Return x after the residual branches, same shape."""
         if self.pool is not None:
             x = x + self.pool(x)
         return F.relu(self.conv(x) + x)
 
 
 class SoftLimit(nn.Module):
-    """Latents kept within `LIMIT` without an edge."""
+    """Soft clamp of latents to (-LIMIT, LIMIT)."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """LIMIT * tanh(x / LIMIT)."""
+        """Return LIMIT * tanh(x / LIMIT)."""
         return LIMIT * torch.tanh(x / LIMIT)
 
 
-def encoder_of(pixel_channels: int, channels: int, width: int, *, pooled: bool) -> nn.Sequential:
-    """Images in [0, 1] to latents; the coarsest stage is the pooled one."""
+def build_encoder(pixel_channels: int, channels: int, width: int, *, pooled: bool) -> nn.Sequential:
+    """Build the network from images in [0, 1] to latents; only its coarsest stage can be `pooled`."""
     layers: list[nn.Module] = [_conv(pixel_channels, width), Block(width, pooled=False)]
     for stage in range(1, STAGES):
         layers.append(_conv(width, width, stride=2, bias=False))
@@ -152,8 +154,8 @@ def encoder_of(pixel_channels: int, channels: int, width: int, *, pooled: bool) 
     return nn.Sequential(*layers, _conv(width, channels))
 
 
-def decoder_of(pixel_channels: int, channels: int, width: int, *, pooled: bool) -> nn.Sequential:
-    """Latents to images in [0, 1]; the coarsest stage is the pooled one."""
+def build_decoder(pixel_channels: int, channels: int, width: int, *, pooled: bool) -> nn.Sequential:
+    """Build the network from latents to images in [0, 1]; only its coarsest stage can be `pooled`."""
     layers: list[nn.Module] = [SoftLimit(), _conv(channels, width), nn.ReLU()]
     for stage in range(STAGES - 1, 0, -1):
         layers += [Block(width, pooled and stage == STAGES - 1) for _ in range(BLOCKS)]
@@ -165,13 +167,13 @@ def _conv(before: int, after: int, stride: int = 1, bias: bool = True) -> nn.Con
     return nn.Conv2d(before, after, 3, stride, padding=1, bias=bias)
 
 
-def _state(name: str, path: str, layout: tuple[str, str, str]) -> dict[str, Tensor]:
-    """The tensors of a file, refused unless it has the two convolutions that tell the sizes."""
+def _read_state(name: str, path: str, layout: tuple[str, str, str]) -> dict[str, Tensor]:
+    """Read the tensors of a file; ValueError unless it has the two convolutions that give the sizes."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
-            f"{name} must be a file of weights, got {path}, which does not exist: set model.codec, or --codec, to "
-            "where it lies"
+            f"{name} must be a file of weights, got {path}, which does not exist: set model.codec, or --codec, to its "
+            "path"
         )
     try:
         state = load_file(file) if file.suffix == ".safetensors" else read_safely(file)
@@ -181,6 +183,6 @@ def _state(name: str, path: str, layout: tuple[str, str, str]) -> dict[str, Tens
     if not isinstance(state, Mapping) or not all(isinstance(state.get(end), Tensor) for end in ends):
         raise ValueError(
             f"{name} must have TAESD's layout, got {path} without {' and '.join(ends)}: "
-            "a folder with a config.json is for DiffusersAutoencoder"
+            "use DiffusersAutoencoder for a folder with a config.json"
         )
     return dict(state)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from asyncdiff.checkpoints import damage, lightning_io
-from asyncdiff.checkpoints.atomic_files import replace, written_whole
-from asyncdiff.checkpoints.latest import held, newest_whole
+from asyncdiff.checkpoints import find_damage, lightning_io
+from asyncdiff.checkpoints.atomic_files import open_atomic, write_atomically
+from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
 
@@ -38,12 +38,12 @@ def run(tmp_path):
 
 def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     file = tmp_path / "held"
-    replace(file, [b"old"])
-    with pytest.raises(TypeError, match="bytes-like"), written_whole(file) as stream:
+    write_atomically(file, [b"old"])
+    with pytest.raises(TypeError, match="bytes-like"), open_atomic(file) as stream:
         stream.writelines([b"new", "no bytes"])
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
-    with written_whole(file) as stream:
+    with open_atomic(file) as stream:
         stream.write(b"new")
         assert file.read_bytes() == b"old"
     assert file.read_bytes() == b"new"
@@ -56,7 +56,7 @@ def test_a_checkpoint_is_what_was_given(tmp_path):
     io.save_checkpoint(state(), file)
     read = io.load_checkpoint(file)
     assert torch.equal(read["state_dict"]["weight"], state()["state_dict"]["weight"])
-    assert damage(file) is None
+    assert find_damage(file) is None
     # A link is replaced, not followed: the file that it names belongs to another step.
     link = file.with_name("link.ckpt")
     link.symlink_to(file.name)
@@ -74,7 +74,7 @@ def test_a_flipped_bit_of_contents_is_found(tmp_path):
         at = first + moments.randrange(999 * 8 - 100)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << moments.randrange(8))]) + whole[at + 1 :])
         torch.load(file, weights_only=True)  # PyTorch itself does not notice
-        with pytest.raises(ValueError, match=r"last.ckpt: its record .* is damaged: take an earlier one"):
+        with pytest.raises(ValueError, match=r"last.ckpt: its record .* is damaged: use an earlier one"):
             AtomicCheckpointIO().load_checkpoint(file)
 
 
@@ -84,31 +84,36 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, share):
     AtomicCheckpointIO().save_checkpoint(state(), file)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    assert damage(file) in ("it is empty", "it is cut short or overwritten")
+    assert find_damage(file) in ("it is empty", "it is truncated or overwritten")
     file.write_bytes(bytes(len(whole)))
-    assert damage(file) == "it is cut short or overwritten"
+    assert find_damage(file) == "it is truncated or overwritten"
 
 
 def test_the_newest_whole_checkpoint_goes_on(run):
     folder = run / "checkpoints"
-    assert newest_whole(run).name == "last.ckpt"
-    assert [file.name for file in held(run)] == ["last.ckpt", "step=30.ckpt", "step=20.ckpt", "step=10.ckpt"]
+    assert newest_intact(run).name == "last.ckpt"
+    assert [file.name for file in list_checkpoints(run)] == [
+        "last.ckpt",
+        "step=30.ckpt",
+        "step=20.ckpt",
+        "step=10.ckpt",
+    ]
     newest = folder / "step=30.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=r"last.ckpt is passed over: it is cut .* goes on from .*step=20.ckpt$"):
-        assert newest_whole(run).name == "step=20.ckpt"
+    with pytest.warns(UserWarning, match=r"last.ckpt is skipped: it is truncated .* resumes from .*step=20.ckpt$"):
+        assert newest_intact(run).name == "step=20.ckpt"
     (folder / "step=20.ckpt").write_bytes(b"")
-    with pytest.warns(UserWarning, match="is passed over: it is empty"):
-        assert newest_whole(run).name == "step=10.ckpt"
+    with pytest.warns(UserWarning, match="is skipped: it is empty"):
+        assert newest_intact(run).name == "step=10.ckpt"
     (folder / "step=10.ckpt").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"got none: .*: restore one, or start in another directory"):
-        newest_whole(run)
+        newest_intact(run)
 
 
 def test_a_link_that_has_lost_its_file_is_no_checkpoint(run):
     (run / "checkpoints" / "step=30.ckpt").unlink()
-    assert newest_whole(run).name == "step=20.ckpt"
-    assert newest_whole(run / "elsewhere") is None
+    assert newest_intact(run).name == "step=20.ckpt"
+    assert newest_intact(run / "elsewhere") is None
 
 
 def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, monkeypatch):
@@ -128,7 +133,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
 
 def test_the_state_of_the_moment_is_written_in_the_background(tmp_path, monkeypatch):
     go, write = threading.Event(), lightning_io._write
-    monkeypatch.setattr(plugin, "_write", lambda *args: go.wait(10) and write(*args))
+    monkeypatch.setattr(lightning_io, "_write", lambda *args: go.wait(10) and write(*args))
     io, held_state = AtomicCheckpointIO(asynchronous=True), state()
     io.save_checkpoint(held_state, tmp_path / "a.ckpt")
     held_state["state_dict"]["weight"].zero_()  # training goes on
@@ -149,7 +154,7 @@ def test_a_failure_in_the_background_is_told(tmp_path):
     (tmp_path / "taken.ckpt").mkdir()
     io = AtomicCheckpointIO(asynchronous=True)
     io.save_checkpoint(state(), tmp_path / "taken.ckpt")
-    with pytest.raises(OSError, match=r"cannot write .*taken.ckpt: Is a directory: make room, or choose"):
+    with pytest.raises(OSError, match=r"cannot write .*taken.ckpt: Is a directory: free disk space or choose"):
         io.teardown()
     io.save_checkpoint(state(), tmp_path / "taken.ckpt")
     while not all(future.done() for future in io._writing):

@@ -20,10 +20,10 @@ from asyncdiff.__main__ import main
 from asyncdiff.callbacks import EMA
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
-from asyncdiff.checkpoints.export.hub import located
+from asyncdiff.checkpoints.export.hub import locate_export
 from asyncdiff.checkpoints.export.load import FILES
-from asyncdiff.checkpoints.export.model_card import without_places
-from asyncdiff.evaluation.result_card import card_of
+from asyncdiff.checkpoints.export.model_card import without_local_paths
+from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
@@ -62,8 +62,8 @@ def run(tmp_path_factory):
         "others": protocol | {"checkpoint_sha256": "0" * 64},
         "raw": protocol | {"weights": "raw"},
     }
-    for name, stamp in cards.items():
-        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(card_of(stamp, {"frechet": 1.2345678})))
+    for name, fingerprint in cards.items():
+        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(make_card(fingerprint, {"frechet": 1.2345678})))
     (folder / "evaluation" / "broken.json").write_text("{")
     return folder
 
@@ -160,7 +160,7 @@ def test_the_configuration_tells_what_is_needed_and_no_place_of_this_machine(run
 
 def test_places_are_those_of_any_system():
     given = {"a": "/x", "b": "~x", "c": "C:\\x", "d": "x/y", "e": ["/x", "x", 1], "f": {"g": "//x"}, "h": "a: b"}
-    assert without_places(given) == {"d": "x/y", "e": ["x", 1], "f": {}, "h": "a: b"}
+    assert without_local_paths(given) == {"d": "x/y", "e": ["x", 1], "f": {}, "h": "a: b"}
 
 
 def test_the_card_tells_what_was_measured_of_these_weights_only(export, capsys):
@@ -218,9 +218,9 @@ def test_evaluate_takes_an_export_and_its_data(export):
     rewritten(folder, config)
     main(["evaluate", str(folder), "--likelihood", "--images", "2", "--points", "2", "--device", "cpu"])
     (card,) = (folder / "evaluation").glob("*.json")
-    stamp = json.loads(card.read_text())["protocol"]
-    assert stamp["weights"] == "ema"
-    assert stamp["checkpoint_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    fingerprint = json.loads(card.read_text())["protocol"]
+    assert fingerprint["weights"] == "ema"
+    assert fingerprint["checkpoint_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 def test_the_trainer_judges_an_export_and_continues_none(export, tmp_path):
@@ -252,23 +252,23 @@ def test_folders_are_not_overwritten_unasked(export, refused, run, tmp_path):
     folder = export()
     before = {name: (folder / name).read_bytes() for name in FILES}
     assert refused("export", run, "--output", folder) == (
-        f"--output must be a new folder, got {folder}, an export: add --overwrite, or name another"
+        f"--output must be a new folder, got {folder}, an export: add --overwrite, or choose another"
     )
     export("--overwrite", "--weights", "raw")
     assert (folder / FILES[0]).read_bytes() != before[FILES[0]]
     (folder / "notes.txt").write_text("mine")
     assert refused("export", run, "--output", folder, "--overwrite") == (
-        f"--overwrite must not lose other files, got notes.txt in {folder}: move it, or name another folder"
+        f"--overwrite must not delete other files, got notes.txt in {folder}: move it, or choose another folder"
     )
     (tmp_path / "mine").mkdir()
     assert refused("export", run, "--output", tmp_path / "mine", "--overwrite") == (
-        f"--output must be a new folder or an earlier export, got {tmp_path / 'mine'}: name another"
+        f"--output must be a new folder or an earlier export, got {tmp_path / 'mine'}: choose another"
     )
     assert refused("export", folder, "--output", tmp_path / "x").startswith("RUN must be a run directory or a .ckpt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "replace", "_put"])
+@pytest.mark.parametrize("step", ["_write_tensors", "write_atomically", "_move_into_place"])
 @pytest.mark.parametrize("before", [True, False])
 def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch, step, before):
     kept = {name: (folder / name).read_bytes() for folder in ([export()] if before else []) for name in FILES}
@@ -278,7 +278,7 @@ def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch
 
     monkeypatch.setattr(save, step, full)
     line = refused("export", run, "--output", tmp_path / "shared", "--overwrite")
-    assert "No space left on device; what was there is as it was" in line
+    assert "No space left on device; the folder is unchanged" in line
     assert [path.name for path in tmp_path.iterdir()] == (["shared"] if before else [])
     assert all((tmp_path / "shared" / name).read_bytes() == content for name, content in kept.items())
 
@@ -312,7 +312,7 @@ def test_a_configuration_that_was_changed(export, line):
     folder = export()
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 2", "steps: 3"))
-    assert line(folder).startswith("config.yaml must have the SHA-256 that model.safetensors tells, ")
+    assert line(folder).startswith("config.yaml must have the SHA-256 recorded in model.safetensors, ")
 
 
 def test_another_version_and_none(export, line):
@@ -322,7 +322,7 @@ def test_another_version_and_none(export, line):
         save_file(tensors, folder / "model.safetensors", metadata=told)
         assert line(folder) == (
             f"an export must be of format 1, got {version} in {folder / 'model.safetensors'}: "
-            "read it by the version of asyncdiff that wrote it"
+            "read it with the version of asyncdiff that wrote it"
         )
 
 
@@ -332,9 +332,9 @@ def test_a_weight_that_was_changed(export, line):
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    assert line(folder).startswith("model.safetensors must hold tensors of the SHA-256 ")
+    assert line(folder).startswith("model.safetensors must hold tensors with the SHA-256 ")
     (folder / "model.safetensors").write_bytes(content[:-8])
-    assert line(folder).startswith(f"{folder / 'model.safetensors'} must be a file of safetensors, got something else")
+    assert line(folder).startswith(f"{folder / 'model.safetensors'} must be a safetensors file, got something else")
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_weights_of_another_model(export, line):
 def test_places_without_an_export(export, line, tmp_path):
     folder = export()
     assert line(folder, revision="main") == (
-        f"revision must be left out for a folder, got main for {folder}: it has but one"
+        f"revision must be left out for a folder, got main for {folder}: folders have none"
     )
     (folder / "config.yaml").unlink()
     assert line(folder).startswith("an export must hold model.safetensors and config.yaml, got ")
     assert "with model.safetensors and config.yaml, got " in line(tmp_path)
     assert line(folder / "README.md").startswith("path_or_repo must be an export's folder, got the file ")
     assert line("no/such/thing") == (
-        "path_or_repo must be an export's folder or OWNER/NAME of the hub, got no/such/thing: there is none"
+        "path_or_repo must be an export's folder or OWNER/NAME of the hub, got no/such/thing: no such path"
     )
 
 
@@ -466,7 +466,7 @@ def test_a_hub_that_refuses_leaves_the_export(export, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit):
         export("--push_to_hub", "digits", name="other")
     assert capfd.readouterr().err == (
-        "error: push_to_hub must be OWNER/NAME of a repository, got digits: somebody/digits, say\n"
+        "error: push_to_hub must be OWNER/NAME of a repository, got digits: use somebody/digits, for example\n"
     )
     assert not (tmp_path / "other").exists()
 
@@ -486,4 +486,4 @@ def test_the_library_takes_what_it_is_called_with():
 def test_a_run_s_own_file_is_read_as_before(run):
     assert "export" not in read_checkpoint(run / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match="use load_from_checkpoint"):
-        located(run / "checkpoints" / "last.ckpt")
+        locate_export(run / "checkpoints" / "last.ckpt")

@@ -30,13 +30,13 @@ def test_a_description_reads_like_the_yaml_files():
         (AlongPath(), "AlongPath(AsyncPatch())"),
         (AlongPath(AsyncPatch(0.5, PerlinField())), "AlongPath(AsyncPatch(spread=0.5, field=PerlinField()))"),
         (WithCleanPatches(SumBeta(2.0), 0.25), "WithCleanPatches(SumBeta(sharpness=2), probability=0.25)"),
-        (Ordered(CustomOrder([[0, 1]]), 0.5), "Ordered(Given([[0, 1]]), overlap=0.5)"),
+        (Ordered(CustomOrder([[0, 1]]), 0.5), "Ordered(CustomOrder([[0, 1]]), overlap=0.5)"),
         (Independent(), "Independent()"),
         ([1, 2.5, None], "[1, 2.5, None]"),
     ],
 )
 def test_the_call_that_makes_an_object(value, text):
-    assert object_config.spell(value) == text
+    assert object_config.format_call(value) == text
 
 
 def test_numbers_lists_and_plain_dictionaries_pass():

@@ -17,7 +17,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checkpoints.object_config import build, class_path, describe
-from asyncdiff.checkpoints.old_names import ARGUMENTS, RENAMED, current, current_checkpoint, current_path
+from asyncdiff.checkpoints.old_names import ARGUMENTS, RENAMED, update_checkpoint, update_class_path, update_names
 from asyncdiff.cli.train import main as train
 from asyncdiff.evaluation.result_card import differences, read_card
 from asyncdiff.noise import AlongPath, LogitNormalProgress, MixedCleanPatches, RandomBoxes, WithCleanPatches
@@ -44,14 +44,14 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", CLASS_PATHS)
 def test_every_class_that_a_file_of_then_could_name_is_found(path):
-    kind = named(current_path(path))
+    kind = named(update_class_path(path))
     assert isinstance(kind, type)
-    assert kind.__name__ == current_path(path).rpartition(".")[2]
+    assert kind.__name__ == update_class_path(path).rpartition(".")[2]
 
 
 def test_new_paths_are_the_shortest_and_final():
     for old, new in RENAMED.items():
-        assert current_path(new) == new, old
+        assert update_class_path(new) == new, old
         if new.rpartition(".")[2][0].isupper():
             assert new in (class_path(named(new)), f"{named(new).__module__}.{named(new).__name__}")
     for path in ARGUMENTS:
@@ -60,8 +60,8 @@ def test_new_paths_are_the_shortest_and_final():
 
 def test_current_names_change_nothing():
     config = describe(WithCleanPatches(AlongPath(progress_sampler=LogitNormalProgress())))
-    assert current(config) == config
-    assert current({"note": "asyncdiff.is.text", "n": (1, 2.5, None)}) == {
+    assert update_names(config) == config
+    assert update_names({"note": "asyncdiff.is.text", "n": (1, 2.5, None)}) == {
         "note": "asyncdiff.is.text",
         "n": (1, 2.5, None),
     }
@@ -87,7 +87,7 @@ def test_old_arguments_follow_their_classes():
 def test_a_checkpoint_loads_with_its_weights():
     file = OLD / "run" / "checkpoints" / "last.ckpt"
     held = read_checkpoint(file)
-    assert not any(path in json.dumps(held["recipe"]) for path in CLASS_PATHS if current_path(path) != path)
+    assert not any(path in json.dumps(held["recipe"]) for path in CLASS_PATHS if update_class_path(path) != path)
     assert "ResumeLogging" in held["callbacks"]
     model = AsyncDiffusion.load_from_checkpoint(file)
     averaged = next(iter(held["ema"].values()))["weights"]
@@ -99,7 +99,7 @@ def test_a_checkpoint_loads_with_its_weights():
 
 def test_states_of_callbacks_are_kept_under_their_new_names():
     states = {"Ema{decay=0.9}": 1, "LevelLoss": 2, "ModelCheckpoint{'monitor': None}": 3}
-    found = current_checkpoint({"callbacks": states})
+    found = update_checkpoint({"callbacks": states})
     assert found["callbacks"] == {"EMA{decay=0.9}": 1, "LossByLevel": 2, "ModelCheckpoint{'monitor': None}": 3}
 
 

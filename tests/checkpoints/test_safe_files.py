@@ -20,7 +20,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.errors import users_error
+from asyncdiff.cli.errors import user_error_message
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.features.lpips import LPIPS
@@ -35,7 +35,7 @@ from datamodules.index_cache import cached_arrays
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("asyncdiff", "datamodules", "benchmarks")
-REASON = r"it (wants to call [\w.]+|is damaged or of another kind)"
+REASON = r"it (would call [\w.]+|is damaged or in another format)"
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def line(call, *args, **options) -> str:
     """The one line in which a call is refused, as a command would print it."""
     with pytest.raises((ValueError, OSError)) as refusal:
         call(*args, **options)
-    told = users_error(refusal.value)
+    told = user_error_message(refusal.value)
     assert told is not None, "it was not refused on purpose"
     assert "\n" not in told
     return told
@@ -143,7 +143,7 @@ def test_the_payload_works_where_pickles_are_read(tmp_path):
 
 def test_load_from_checkpoint(poisoned_anyhow):
     told = line(AsyncDiffusion.load_from_checkpoint, poisoned_anyhow())
-    assert re.match(f"evil.ckpt is no checkpoint that can be read safely: {REASON}$", told)
+    assert re.match(f"evil.ckpt is not a checkpoint that can be read safely: {REASON}$", told)
 
 
 def test_pretrained_weights(poisoned):
@@ -156,7 +156,7 @@ def test_the_trainer_with_our_plugin(poisoned, work):
 
     run = quiet(plugins=[AtomicCheckpointIO()])
     told = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
-    assert told.startswith("evil.ckpt is no checkpoint that can be read safely: it wants to call")
+    assert told.startswith("evil.ckpt is not a checkpoint that can be read safely: it would call")
 
 
 def test_nobody_can_ask_our_plugin_to_run_it(poisoned):
@@ -164,9 +164,7 @@ def test_nobody_can_ask_our_plugin_to_run_it(poisoned):
 
     run = quiet(plugins=[AtomicCheckpointIO()])
     told = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
-    assert (
-        told == "weights_only must be true, got false, which would run whatever code a checkpoint holds: leave it out"
-    )
+    assert told == "weights_only must be true, got false, which runs any code in a checkpoint: leave it out"
 
 
 def test_the_trainer_alone(poisoned):
@@ -181,7 +179,7 @@ def test_fully_shard_reads_as_the_others_do(poisoned):
     strategy._lightning_module = model()
     strategy._model = strategy._lightning_module
     told = line(strategy.load_checkpoint, poisoned())
-    assert told.startswith("evil.ckpt is no checkpoint that can be read safely: ")
+    assert told.startswith("evil.ckpt is not a checkpoint that can be read safely: ")
 
 
 def test_train_py(poisoned, capfd):
@@ -194,7 +192,7 @@ def test_train_py(poisoned, capfd):
     evil = poisoned()
     for words in (("fit", "--ckpt_path", evil), ("predict", "--ckpt_path", evil), ("fit", "--model.pretrained", evil)):
         told = stopped(capfd, cli.main, words[0], "--config", "experiment.yaml", *words[1:])
-        assert told.startswith("error: evil.ckpt is no checkpoint that can be read safely: it wants to call")
+        assert told.startswith("error: evil.ckpt is not a checkpoint that can be read safely: it would call")
     told = stopped(
         capfd, cli.main, "fit", "--config", "experiment.yaml", "--ckpt_path", evil, "--weights_only", "false"
     )
@@ -211,7 +209,7 @@ def test_commands(poisoned, capfd):
         ("export", "run", "--output", "x"),
         ("port", evil, "--kind", "dit", "--output", "x.ckpt"),
     ):
-        assert "can be read safely: it wants to call" in stopped(capfd, main, *words)
+        assert "can be read safely: it would call" in stopped(capfd, main, *words)
 
 
 # Exports
@@ -281,9 +279,13 @@ def objects(payload) -> np.ndarray:
 
 def test_reference_statistics(payload, poisoned_anyhow):
     np.savez("evil.npz", mu=objects(payload), sigma=objects(payload))
-    assert "reference must hold arrays mu and sigma, got evil.npz" in line(reference_statistics.load, Path("evil.npz"))
+    assert "reference must contain arrays mu and sigma, got evil.npz" in line(
+        reference_statistics.load_reference, Path("evil.npz")
+    )
     for suffix in ("npz", "safetensors"):
-        assert line(reference_statistics.load, poisoned_anyhow(f"evil_too.{suffix}")).startswith("reference must ")
+        assert line(reference_statistics.load_reference, poisoned_anyhow(f"evil_too.{suffix}")).startswith(
+            "reference must "
+        )
 
 
 # Data

@@ -1,4 +1,4 @@
-"""Caches of latents: what is in them, what is kept, what is refused, and that being killed changes no byte."""
+"""Latent caches: contents, resuming, refusals, verification; a killed and resumed cache has the same bytes."""
 
 import json
 import math
@@ -24,7 +24,7 @@ SMALL = Settings(shard_size=100)
 
 
 class Halves(Codec):
-    """A tiny codec that tells left from right and has a variance: averages of 2x2 pixels in several mixtures."""
+    """A tiny codec with a variance: averages of 2x2 pixels and of their left halves, so that mirroring matters."""
 
     scale, shift = (0.5, 2.0), (0.25, -1.0)
     channels, pixel_channels, factor = 2, 1, 2
@@ -41,7 +41,7 @@ class Halves(Codec):
     def decode(self, latents):
         raise NotImplementedError
 
-    def weights(self):
+    def weights_sha256(self):
         return None if self.gain == 1 else str(self.gain)
 
 
@@ -62,7 +62,7 @@ def whole(tmp_path_factory):
     return out
 
 
-def test_shards_hold_what_the_codec_says_of_the_images_and_their_mirror_images(whole, data):
+def test_shards_hold_the_moments_of_the_images_and_of_their_mirror_images(whole, data):
     files = sorted(whole.glob("train-*"))
     assert [file.name for file in files] == [f"train-{k:05d}-of-00015.safetensors" for k in range(15)]
     assert not list(whole.glob("test-*"))  # it is val
@@ -79,13 +79,13 @@ def test_shards_hold_what_the_codec_says_of_the_images_and_their_mirror_images(w
             assert torch.equal(shard["logvar"][:, view], moments.logvar.half())
 
 
-def test_the_manifest_tells_all(whole, data):
+def test_the_manifest_describes_the_cache(whole, data):
     manifest = json.loads((whole / MANIFEST).read_text())
     assert manifest["version"] == 1
-    assert manifest["codec"] == Halves().identity()
+    assert manifest["codec"] == Halves().fingerprint()
     assert manifest["made_by"] == {"class_path": f"{__name__}.Halves", "init_args": {"gain": 1.0}}
-    told = {"class_path": "datamodules.digits.Digits", "init_args": {"held_out": 0.2}}
-    assert manifest["data"] == told | {"size": 8, "channels": 1, "crop": None}
+    config = {"class_path": "datamodules.Digits", "init_args": {"held_out": 0.2}}
+    assert manifest["data"] == config | {"size": 8, "channels": 1, "crop": None}
     train = manifest["splits"]["train"]
     assert (train["count"], train["unreadable"], train["classes"]) == (1438, 0, 10)
     assert (train["shape"], train["views"], train["dtype"]) == ([2, 4, 4], 2, "float16")
@@ -138,7 +138,7 @@ def test_shards_of_at_most_256_megabytes_by_default():
     assert Settings().images(32, 16) * 2 * 2 * 2 * 32 * 16**2 <= 2**28
 
 
-# Being killed
+# Kills
 
 
 def work(out: Path) -> None:
@@ -147,14 +147,14 @@ def work(out: Path) -> None:
 
 
 def killed(out: Path, after: float) -> bool:
-    """Whether the process was at work when it was killed."""
+    """Return whether the process was still running when it was killed."""
     process = multiprocessing.get_context("fork").Process(target=work, args=(out,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of forks among threads
         process.start()
     process.join(after)
     alive = process.is_alive()
-    process.kill()  # which does nothing where it has just come to its end
+    process.kill()  # has no effect if it has just ended
     process.join()
     return alive
 
@@ -177,7 +177,7 @@ def test_kills_at_random_moments_change_no_byte(tmp_path, whole):
     assert any(0 < count < 19 for count in found)
 
 
-def test_whole_shards_are_kept_and_damaged_ones_are_made_anew(tmp_path, data, whole):
+def test_intact_shards_are_kept_and_damaged_ones_are_encoded_again(tmp_path, data, whole):
     for name, data_bytes in contents(whole).items():
         (tmp_path / name).write_bytes(data_bytes)
     files = sorted(tmp_path.glob("train-*"))
@@ -194,10 +194,10 @@ def test_whole_shards_are_kept_and_damaged_ones_are_made_anew(tmp_path, data, wh
         file.write_bytes(damage(file.read_bytes()))
     files[6].unlink()
     lines = []
-    assert cache(data, Halves(), tmp_path, SMALL, batch_size=32, tell=lines.append) is not None
+    assert cache(data, Halves(), tmp_path, SMALL, batch_size=32, report=lines.append) is not None
     assert contents(tmp_path) == contents(whole)
     assert [line.split(" is damaged")[0] for line in lines] == [str(file) for file in damaged]
-    assert all(line.endswith(": it is made anew") for line in lines)
+    assert all(line.endswith(": it is encoded again") for line in lines)
     changed = {name for name, when in before.items() if (tmp_path / name).stat().st_mtime_ns != when}
     assert changed == {file.name for file in files[1:7]}
 
@@ -221,12 +221,12 @@ def test_what_dead_processes_left_is_removed_and_that_of_others_stays(tmp_path, 
 @pytest.mark.parametrize(
     ("codec", "settings", "options", "differing"),
     [
-        (Halves(2.0), SMALL, {}, "codec.weights, null where 2.0 is asked for"),
-        (Halves(), Settings(dtype="float32", shard_size=100), {}, "dtype, float16 where float32 is asked for"),
-        (Halves(), Settings(flip=False, shard_size=100), {}, "views, 2 where 1 is asked for"),
-        (Halves(), Settings(shard_size=50), {}, "shard_size, 100 where 50 is asked for"),
-        (Halves(), Settings(("train",), shard_size=50), {}, "shard_size, 100 where 50 is asked for"),
-        (Halves(), SMALL, {"held_out": 0.3}, "data.init_args.held_out, 0.2 where 0.3 is asked for"),
+        (Halves(2.0), SMALL, {}, "codec.weights, null instead of 2.0"),
+        (Halves(), Settings(dtype="float32", shard_size=100), {}, "dtype, float16 instead of float32"),
+        (Halves(), Settings(flip=False, shard_size=100), {}, "views, 2 instead of 1"),
+        (Halves(), Settings(shard_size=50), {}, "shard_size, 100 instead of 50"),
+        (Halves(), Settings(("train",), shard_size=50), {}, "shard_size, 100 instead of 50"),
+        (Halves(), SMALL, {"held_out": 0.3}, "data.init_args.held_out, 0.2 instead of 0.3"),
     ],
 )
 def test_a_cache_of_other_settings_is_refused_and_left_alone(codec, settings, options, differing, whole):
@@ -268,8 +268,8 @@ def test_a_folder_that_changed_is_refused_and_one_that_moved_is_not(photos, tmp_
 
 @pytest.mark.filterwarnings("ignore:cannot read")
 def test_unreadable_images_are_left_out_and_counted(photos, tmp_path):
-    (photos / "a" / "2.png").write_bytes(b"no picture")
-    (photos / "b" / "5.png").write_bytes(b"no picture")
+    (photos / "a" / "2.png").write_bytes(b"no image")
+    (photos / "b" / "5.png").write_bytes(b"no image")
     manifest = cache(folder_of(photos), Identity(), tmp_path / "out", Settings(("train",), shard_size=5), batch_size=2)
     train = manifest["splits"]["train"]
     assert (train["count"], train["unreadable"]) == (10, 2)
@@ -314,22 +314,24 @@ def test_float32_holds_what_float16_does_not(photos, tmp_path):
     [(3, 8, "--data must have the codec's 1 channels, got 3"),
      (1, 9, "size of the data must be a multiple of the codec's 2 pixels, got 9: set 8")],
 )  # fmt: skip
-def test_data_that_the_codec_does_not_take(channels, size, message, photos, tmp_path):
+def test_data_that_the_codec_cannot_encode(channels, size, message, photos, tmp_path):
     with pytest.raises(ValueError, match=message):
         cache(ImageFolder(str(photos), size, channels), Halves(), tmp_path / "out", Settings())
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_shard(tmp_path, data, monkeypatch):
-    usual, calls = os.fsync, []
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_partial_shard(tmp_path, data, monkeypatch):
+    fsync, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
         if len(calls) == 5:  # two for every shard: the third
             raise OSError(28, "No space left on device")
-        usual(descriptor)
+        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="cannot write .*train-00002-of-00015.*: No space left on device: make room") as e:
+    with pytest.raises(
+        OSError, match="cannot write .*train-00002-of-00015.*: No space left on device: free disk space"
+    ) as e:
         cache(data, Halves(), tmp_path, SMALL, batch_size=32)
     assert "\n" not in str(e.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"train-{k:05d}-of-00015.safetensors" for k in (0, 1)]

@@ -13,13 +13,13 @@ from PIL import Image
 from asyncdiff.__main__ import main
 from asyncdiff.callbacks import InpaintingGrid, SampleGrid
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.inpainting_benchmark import HeldOut, InpaintingBenchmark
+from asyncdiff.evaluation.inpainting_benchmark import InpaintingBenchmark, ValidationImages
 from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
 from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
-from asyncdiff.tasks.pixel_space import filled, patch_of, pictures, window_of
+from asyncdiff.tasks.pixel_space import decode_images, fill_unknown, patch_of, window_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ class Cells(Codec):
         self.decoded += 1
         return F.pixel_shuffle(self.unscaled(latents), 4)
 
-    def weights(self):
+    def weights_sha256(self):
         return None
 
 
@@ -70,8 +70,8 @@ def pixels_of(file):
 def test_sizes_are_of_pixels(model):
     assert window_of(model) == (3, 32, 32)
     assert patch_of(model) == (8, 8)
-    assert Generate().draw(model, seeds=[0]).shape == (1, 3, 32, 32)
-    assert Generate("40x16").draw(model, seeds=[0]).shape == (1, 3, 40, 16)
+    assert Generate().sample(model, seeds=[0]).shape == (1, 3, 32, 32)
+    assert Generate("40x16").sample(model, seeds=[0]).shape == (1, 3, 40, 16)
     with pytest.raises(
         ValueError, match="must be multiples of the patch size 8x8 in pixels, got 36x32: .* 2x2 latents"
     ):
@@ -79,9 +79,9 @@ def test_sizes_are_of_pixels(model):
 
 
 def test_pictures_are_what_is_drawn_decoded(model):
-    drawn = Generate().draw(model, seeds=[3, 5])
+    drawn = Generate().sample(model, seeds=[3, 5])
     assert torch.equal(drawn, model.decode(model.generate([3, 5])))
-    assert torch.equal(Generate().draw(model, seeds=[5])[0], drawn[1])
+    assert torch.equal(Generate().sample(model, seeds=[5])[0], drawn[1])
 
 
 def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
@@ -94,7 +94,7 @@ def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
         Autoregress("spiral", 0.5, 4, image=photo, mask="half"),
         Texture(photo, "40x48", tileable=True, piece="8x8"),
     ):
-        assert torch.equal(task.draw(plain, seeds=[1]), task.draw(through, seeds=[1]))
+        assert torch.equal(task.sample(plain, seeds=[1]), task.sample(through, seeds=[1]))
 
 
 # What is known
@@ -104,14 +104,14 @@ def test_edits_of_latents_are_those_of_the_encoded_photo(model, photo, tmp_path)
     """The level of a patch of latents is the highest of its pixels'; pixels of another level than 1 are encoded."""
     grey = np.repeat(np.array([0, 51, 204, 255], np.uint8), 8)[None].repeat(32, 0)
     Image.fromarray(grey).save(tmp_path / "levels.png")
-    drawn = Edit(photo, str(tmp_path / "levels.png")).draw(model, seeds=[2])
+    drawn = Edit(photo, str(tmp_path / "levels.png")).sample(model, seeds=[2])
     image, known = pixels_of(photo), torch.arange(32).expand(32, 32) < 8
     assert torch.equal(drawn[0, :, known], image[:, known])
     latents = model.sampler(
         model.denoiser,
         seeds=[2],
         shape=model.shape,
-        image=model.encode(filled(image[None], torch.arange(32).expand(1, 32, 32) < 24)),
+        image=model.encode(fill_unknown(image[None], torch.arange(32).expand(1, 32, 32) < 24)),
         known=torch.arange(8).expand(1, 8, 8) < 2,
         levels=torch.tensor([[[0, 0.2, 0.8, 1]]]).expand(1, 4, 4),
     )
@@ -131,7 +131,7 @@ def test_edits_of_latents_are_those_of_the_encoded_photo(model, photo, tmp_path)
 )
 def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model, photo):
     request = task(photo).requests(model, seeds=[0])[0]
-    drawn = task(photo).draw(model, seeds=[0])[0]
+    drawn = task(photo).sample(model, seeds=[0])[0]
     assert drawn.shape[1:] == size
     (top, left), (h, w) = request.place, request.known.shape
     assert (top, left) == place
@@ -142,13 +142,13 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
 @pytest.mark.filterwarnings("ignore::asyncdiff.tasks.photos.PhotoWarning")
 def test_known_pixels_stay_and_unknown_ones_have_no_say(model, photo, mask, tmp_path):
     (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
-    drawn = Inpaint(photo, mask).draw(model, seeds=[0])[0]
+    drawn = Inpaint(photo, mask).sample(model, seeds=[0])[0]
     truth, known = pixels_of(photo), request.known
     assert torch.equal(drawn[:, known], truth[:, known])
     other = read_photo(Path(photo), 3)
     other[:, ~known] = 255 - other[:, ~known]
     Image.fromarray(other.permute(1, 2, 0).numpy()).save(tmp_path / "other.png")
-    assert torch.equal(Inpaint(str(tmp_path / "other.png"), mask).draw(model, seeds=[0])[0], drawn)
+    assert torch.equal(Inpaint(str(tmp_path / "other.png"), mask).sample(model, seeds=[0])[0], drawn)
 
 
 def test_latents_are_known_where_all_their_pixels_are(model, photo):
@@ -156,7 +156,9 @@ def test_latents_are_known_where_all_their_pixels_are(model, photo):
     (request,) = Inpaint(photo, "half").requests(model, seeds=[0])
     more = request.known.clone()
     more[0, request.known.int().sum(1)[0]] = True  # first pixel right of the known half
-    first, second = (Inpaint("").finished(model, [request._replace(known=known)]) for known in (request.known, more))
+    first, second = (
+        Inpaint("").sample_batch(model, [request._replace(known=known)]) for known in (request.known, more)
+    )
     same = (first == second).all(1)[0]
     assert int((~same).sum()) == 1
     assert not same[0, 16]
@@ -167,10 +169,10 @@ def test_what_is_filled_in_goes_on_as_what_is_known_ends():
     known = torch.ones(1, 32, 32, dtype=torch.bool)
     known[:, 8:24, 12:20] = False
     noisy = torch.where(known[:, None], ramp, torch.full_like(ramp, torch.nan).nan_to_num(9.0))
-    back = filled(noisy, known)
+    back = fill_unknown(noisy, known)
     assert torch.equal(back[known[:, None].expand_as(back)], ramp[known[:, None].expand_as(ramp)])
     assert (back - ramp).abs().max() < 0.3  # of a range of 2, in a hole of a quarter of it
-    assert torch.equal(filled(ramp, torch.zeros_like(known)), torch.zeros_like(ramp))
+    assert torch.equal(fill_unknown(ramp, torch.zeros_like(known)), torch.zeros_like(ramp))
 
 
 def test_masks_that_tell_a_model_of_latents_nothing_are_told(model, photo):
@@ -189,16 +191,16 @@ def test_photos_that_cover_no_patch_where_they_lie(model, tmp_path):
 def test_tileable_pictures_close_upon_themselves(tmp_path):
     model = model_of(tiny_files(tmp_path), 4, 8)
     latents = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
-    shifted = pictures(latents.roll((2, 3), (2, 3)), (48, 80), model, tileable=True)
-    expected = pictures(latents, (48, 80), model, tileable=True).roll((16, 24), (2, 3))
+    shifted = decode_images(latents.roll((2, 3), (2, 3)), (48, 80), model, tileable=True)
+    expected = decode_images(latents, (48, 80), model, tileable=True).roll((16, 24), (2, 3))
     torch.testing.assert_close(shifted, expected, atol=1e-5, rtol=0)
-    plain = pictures(latents, (48, 80), model)
-    assert (plain - pictures(latents, (48, 80), model, tileable=True)).abs().max() > 1e-3
+    plain = decode_images(latents, (48, 80), model)
+    assert (plain - decode_images(latents, (48, 80), model, tileable=True)).abs().max() > 1e-3
 
 
 def test_states_are_decoded_when_they_are_looked_at(model):
     (request,) = Generate().requests(model, seeds=[0])
-    Generate().finished(model, [request])
+    Generate().sample_batch(model, [request])
     assert model.codec.decoded == 1
     states = list(Generate().states(model, [request]))
     assert [state.images.shape for state in states] == [(1, 3, 32, 32)] * 4
@@ -275,10 +277,10 @@ class Difference(torch.nn.Module):
 
 def test_the_bench_compares_decoded_images(model):
     latents = torch.randn(3, 48, 8, 8, generator=torch.Generator().manual_seed(0))
-    given, sampler = HeldOut(latents, [0, 1, 2]), Sampler(steps=2)
+    given, sampler = ValidationImages(latents, [0, 1, 2]), Sampler(steps=2)
     bench = InpaintingBenchmark(lpips=Difference(), decode=model.decode)
-    found = bench.completion(model.denoiser, given, ("half", Half()), ("own", sampler))
-    drawn = bench.completed(model.denoiser, given, given.masks(Half()), sampler)
+    found = bench.evaluate(model.denoiser, given, ("half", Half()), ("own", sampler))
+    drawn = bench.inpaint(model.denoiser, given, given.masks(Half()), sampler)
     assert torch.equal(drawn[..., :4], latents[..., :4])
     expected = Difference()(model.decode(drawn), model.decode(latents))
     torch.testing.assert_close(found.lpips, expected)
@@ -307,7 +309,7 @@ def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, c
             main(words)
         (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith(f"error: encoder must be a file of weights, got {folder}/encoder.safetensors")
-        assert line.endswith("set model.codec, or --codec, to where it lies")
+        assert line.endswith("set model.codec, or --codec, to its path")
         file = tmp_path / "codec.yaml"
         file.write_text((ROOT / "experiments" / "codecs" / "taef2.yaml").read_text().replace("taef2_", ""))
         monkeypatch.setenv("ASYNCDIFF_WEIGHTS", str(tmp_path))

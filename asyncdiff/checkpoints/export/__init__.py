@@ -1,4 +1,4 @@
-"""Models to be shared: a folder of weights, a readable description and a model card, written and read."""
+"""Write and read exports: folders with weights, a readable configuration and a model card, made for sharing."""
 
 from asyncdiff.checkpoints.export.load import is_export, read_export, weight_file
 

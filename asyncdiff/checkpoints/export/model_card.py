@@ -1,4 +1,4 @@
-"""The model card of an export: Markdown with Hugging Face's front matter, of what is known and nothing else."""
+"""Model card of an export: Markdown with Hugging Face's front matter, made of recorded facts only."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,31 +9,34 @@ import yaml
 
 from asyncdiff.checkpoints.export.load import CONFIG, WEIGHTS
 
-PIXELS = {1: "grey", 3: "colour"}
-LIMITS = """The model draws what its training data look like, with their biases and gaps, at the size that it was
-trained at; larger canvases are put together of windows. Pictures are no evidence that what they show exists, and
-completed parts of photographs are inventions. Nothing was filtered or tested beyond the numbers above."""
+PIXELS = {1: "gray", 3: "color"}
+LIMITS = """The model generates images like its training data, with their biases and gaps, at the size that it was
+trained on; larger images are sampled in overlapping windows. Generated images are no evidence that what they show
+exists, and inpainted parts of photographs are invented. Nothing was filtered or tested beyond the numbers above."""
 
 
 def model_card(
-    name: str, config: Mapping[str, Any], described: Mapping[str, str], cards: Mapping[str, Mapping[str, Any]]
+    name: str, config: Mapping[str, Any], calls: Mapping[str, str], cards: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """The text of an export's README.md.
+    """Return the text of an export's README.md.
 
     Args:
-        name: of the model.
-        config: of the export.
-        described: parts of the model, as the calls that make them, by their names.
-        cards: of `evaluate`, by the names of their files, without paths of this machine.
+        name: name of the model.
+        config: configuration of the export.
+        calls: parts of the model by name, each as the constructor call that makes it.
+        cards: result cards of `evaluate` by file name, without paths of this machine.
+
+    Returns:
+        Markdown.
     """
     parts = [
         _front_matter(config),
         f"# {name}",
-        _summary(config, described),
+        _summary(config, calls),
         "## Use",
         _use(config),
         "## Training",
-        _training(config, described),
+        _training(config, calls),
         "## Measured",
         _measured(cards),
         "## Limits",
@@ -46,22 +49,22 @@ def _front_matter(config: Mapping[str, Any]) -> str:
     tags = ["diffusion", "image-generation", "inpainting", "asyncpatch-diffusion", "unconditional-image-generation"]
     if config["classes"]:
         tags[-1] = "class-conditional-image-generation"
-    known: dict[str, Any] = {"library_name": "asyncdiff", "tags": tags}
-    told = yaml.safe_dump(known, sort_keys=False).rstrip()
-    return f"---\n# license: to be filled in by whoever shares this, such as mit\n{told}\n---"
+    facts: dict[str, Any] = {"library_name": "asyncdiff", "tags": tags}
+    text = yaml.safe_dump(facts, sort_keys=False).rstrip()
+    return f"---\n# license: to be filled in by whoever shares this, such as mit\n{text}\n---"
 
 
-def _summary(config: Mapping[str, Any], described: Mapping[str, str]) -> str:
+def _summary(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
     space = config["normalisation"]
-    what = PIXELS.get(space["channels"], f"{space['channels']}-channel")
+    kind = PIXELS.get(space["channels"], f"{space['channels']}-channel")
     size = f"{space['size']}x{space['size']}"
     pixels = space["space"] == "pixels"
-    drawn = f"{what} images of {size} pixels" if pixels else f"latents of {space['channels']} channels and {size}"
-    told = f", told one of {config['classes']} classes or none" if config["classes"] else ""
+    output = f"{kind} images of {size} pixels" if pixels else f"{size} latents with {space['channels']} channels"
+    labels = f", with or without one of {config['classes']} class labels" if config["classes"] else ""
     return (
         "A model of AsyncPatch Diffusion, in which every patch of an image has its own noise level: it generates, "
-        f"inpaints and completes in any order. It draws {drawn}{told}.\n\n"
-        f"Network: `{described['network']}`, {config['parameters']:,} parameters."
+        f"inpaints and outpaints in any order. It generates {output}{labels}.\n\n"
+        f"Network: `{calls['network']}`, {config['parameters']:,} parameters."
     )
 
 
@@ -74,10 +77,11 @@ def _use(config: Mapping[str, Any]) -> str:
         "from asyncdiff import AsyncDiffusion",
         "",
         'model = AsyncDiffusion.from_pretrained("PATH")  # this folder, or OWNER/NAME of the Hugging Face hub',
-        f"images = model.generate({call})  # (4, channels, height, width), about in [-1, 1]",
+        f"{'latents' if latent else 'images'} = model.generate({call})  # (4, channels, height, width)"
+        f"{'' if latent else ', about in [-1, 1]'}",
     ]
     if latent:
-        lines.append("pictures = model.decode(images)  # through its codec, whose files have to be there")
+        lines.append("images = model.decode(latents)  # with its codec, whose files have to be on this machine")
     lines += ["```", "", "```sh", "python -m asyncdiff sample PATH --seeds 0-3"]
     lines += ["python -m asyncdiff inpaint PATH --image photo.png --mask square --seeds 0-3", "```"]
     text = "\n".join(lines)
@@ -87,30 +91,30 @@ def _use(config: Mapping[str, Any]) -> str:
     return text
 
 
-def _training(config: Mapping[str, Any], described: Mapping[str, str]) -> str:
+def _training(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
     data, software = config["data"], config["software"]
-    named = f"`{data['class_path']}`" if data else "not named by the run"
-    weights = "averaged" if config["weights"] == "ema" else "of the last step"
+    named = f"`{data['class_path']}`" if data else "not recorded by the run"
+    weights = "EMA" if config["weights"] == "ema" else "of the last step"
     rows = {
         "data": named,
         "steps": f"{config['step']:,}",
         "weights": weights,
-        **{what: f"`{text}`" for what, text in described.items() if what != "network"},
-        "values": "images in [-1, 1]" if config["normalisation"]["space"] == "pixels" else "latents, normalised",
-        "software": ", ".join(f"{what} {version}" for what, version in software.items()),
+        **{part: f"`{call}`" for part, call in calls.items() if part != "network"},
+        "values": "images in [-1, 1]" if config["normalisation"]["space"] == "pixels" else "latents, normalized",
+        "software": ", ".join(f"{name} {version}" for name, version in software.items()),
     }
-    table = "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items())])
-    return f"{table}\n\n`{CONFIG}` has every argument; `{WEIGHTS}` has the weights and nothing that is run."
+    table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return f"{table}\n\n`{CONFIG}` has every argument; `{WEIGHTS}` has the weights and no code."
 
 
 def _measured(cards: Mapping[str, Mapping[str, Any]]) -> str:
     if not cards:
-        return "Nothing was measured of these weights by `python -m asyncdiff evaluate` before they were exported."
-    parts = ["Numbers are comparable where what they were measured with is the same: see each protocol."]
+        return "These weights were not evaluated with `python -m asyncdiff evaluate` before they were exported."
+    parts = ["Numbers are comparable only if they were measured with the same protocol."]
     for file, card in cards.items():
         rows = [f"| {name} | {_number(value)} |" for name, value in card["metrics"].items()]
         protocol = json.dumps(card["protocol"], indent=1, ensure_ascii=False)
-        parts.append("\n".join([f"### {Path(file).stem}", "", "| number | value |", "|---|---|", *rows]))
+        parts.append("\n".join([f"### {Path(file).stem}", "", "| metric | value |", "|---|---|", *rows]))
         parts.append(f"<details><summary>protocol</summary>\n\n```json\n{protocol}\n```\n\n</details>")
     return "\n\n".join(parts)
 
@@ -119,14 +123,14 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else "not finite"
 
 
-def without_places(value: Any) -> Any:
-    """Plain containers without the paths of this machine in them, which help nobody elsewhere and may tell too much."""
+def without_local_paths(value: Any) -> Any:
+    """Return plain containers without local paths, which are useless elsewhere and may reveal private names."""
     if isinstance(value, Mapping):
-        return {key: without_places(item) for key, item in value.items() if not _is_place(item)}
+        return {key: without_local_paths(item) for key, item in value.items() if not _is_local_path(item)}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_places(item) for item in value if not _is_place(item)]
+        return [without_local_paths(item) for item in value if not _is_local_path(item)]
     return value
 
 
-def _is_place(value: Any) -> bool:
+def _is_local_path(value: Any) -> bool:
     return isinstance(value, str) and (value.startswith(("/", "~", "\\\\")) or value[1:3] in (":\\", ":/"))

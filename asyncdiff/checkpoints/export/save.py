@@ -1,4 +1,4 @@
-"""Writing an export: a folder that is there as a whole, or as it was before."""
+"""Write an export atomically: the folder is complete, or unchanged."""
 
 import hashlib
 import os
@@ -11,55 +11,55 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.export.load import CARD, CONFIG, FILES, FORMAT, WEIGHTS, is_export, tensors_sha256
-from asyncdiff.checkpoints.export.yaml_tuples import places
+from asyncdiff.checkpoints.export.yaml_tuples import tuple_paths
 
 
-def check_place(folder: Path, *, overwrite: bool) -> None:
-    """Raise ValueError unless an export may be written there: nothing is there, or only an earlier one to overwrite."""
+def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raise ValueError unless `folder` does not exist or is an earlier export that may be overwritten."""
     if not folder.exists():
         return
     if not is_export(folder):
-        raise ValueError(f"--output must be a new folder or an earlier export, got {folder}: name another")
+        raise ValueError(f"--output must be a new folder or an earlier export, got {folder}: choose another")
     if not overwrite:
-        raise ValueError(f"--output must be a new folder, got {folder}, an export: add --overwrite, or name another")
+        raise ValueError(f"--output must be a new folder, got {folder}, an export: add --overwrite, or choose another")
     if others := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
         raise ValueError(
-            f"--overwrite must not lose other files, got {others[0]} in {folder}: move it, or name another folder"
+            f"--overwrite must not delete other files, got {others[0]} in {folder}: move it, or choose another folder"
         )
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
-    """Write weights, configuration and model card into `folder`, in place of an earlier export there.
+    """Write weights, configuration and model card into `folder`, replacing an earlier export.
 
-    Everything is written beside it first and renamed when it is complete and on the disk.
+    Everything is first written to a temporary folder next to it, which is renamed once it is complete and on disk.
 
     Args:
-        folder: as `check_place` allows it.
-        tensors: named weights, written bit for bit.
-        config: plain containers; the format, where tuples are in the recipe, and the weights' SHA-256 are added.
-        card: Markdown, the front matter included.
+        folder: output folder that `check_output_folder` accepts.
+        tensors: weights by name, written bit for bit.
+        config: plain containers; format version, paths of the recipe's tuples and SHA-256 of the weights are added.
+        card: Markdown, including the front matter.
 
     Raises:
-        OSError: it cannot be written; what was there is as it was.
+        OSError: a file cannot be written; the folder is unchanged.
     """
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    tuples = list(places(config["recipe"]))
-    whole = {"format": FORMAT, **config, "tuples": tuples, "weights_sha256": tensors_sha256(held)}
-    content = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=120).encode()
-    told = {"format": "pt", "asyncdiff_format": str(FORMAT), "config_sha256": hashlib.sha256(content).hexdigest()}
-    new = _beside(folder, "new")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    tuples = list(tuple_paths(config["recipe"]))
+    complete = {"format": FORMAT, **config, "tuples": tuples, "weights_sha256": tensors_sha256(weights)}
+    content = yaml.safe_dump(complete, sort_keys=False, allow_unicode=True, width=120).encode()
+    metadata = {"format": "pt", "asyncdiff_format": str(FORMAT), "config_sha256": hashlib.sha256(content).hexdigest()}
+    new = _temporary_name(folder, "new")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        _write_tensors(new / WEIGHTS, held, told)
-        replace(new / CONFIG, [content])
-        replace(new / CARD, [card.encode()])
-        _put(new, folder)
+        _write_tensors(new / WEIGHTS, weights, metadata)
+        write_atomically(new / CONFIG, [content])
+        write_atomically(new / CARD, [card.encode()])
+        _move_into_place(new, folder)
     except OSError as error:
-        raise OSError(f"cannot write {folder}: {error}; what was there is as it was") from error
+        raise OSError(f"cannot write {folder}: {error}; the folder is unchanged") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -70,24 +70,24 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
 
     separate = {}
     seen: set[int] = set()
-    for name, tensor in tensors.items():  # the format has no tensors that share memory
+    for name, tensor in tensors.items():  # safetensors cannot store tensors that share memory
         separate[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
         seen.add(tensor.untyped_storage().data_ptr())
     try:
         save_file(separate, str(file), metadata=metadata)
-    except SafetensorError as error:  # the library's word for a disk that is full
+    except SafetensorError as error:  # raised by the library for a full disk
         raise OSError(str(error).split("\n")[0]) from error
-    file.chmod(file.parent.stat().st_mode & 0o666)  # the library lets nobody else read it
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable by its owner only
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
-def _put(new: Path, folder: Path) -> None:
-    """Rename a finished folder into its place; an earlier one goes when the new one is there."""
+def _move_into_place(new: Path, folder: Path) -> None:
+    """Rename a complete folder to its final name, and then delete the earlier one."""
     if not folder.exists():
         new.rename(folder)
         return
-    old = _beside(folder, "old")
+    old = _temporary_name(folder, "old")
     shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     try:
@@ -98,6 +98,6 @@ def _put(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _beside(folder: Path, what: str) -> Path:
-    """A hidden name in the same file system, of this process alone."""
-    return folder.with_name(f".{folder.name}.{what}.{socket.gethostname()}.{os.getpid()}.tmp")
+def _temporary_name(folder: Path, suffix: str) -> Path:
+    """Return a hidden sibling path on the same file system, unique to this process."""
+    return folder.with_name(f".{folder.name}.{suffix}.{socket.gethostname()}.{os.getpid()}.tmp")

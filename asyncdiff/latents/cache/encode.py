@@ -1,4 +1,4 @@
-"""Reading images and writing the shards of their latents."""
+"""Encode images and write the shards of their latents."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -16,18 +16,18 @@ from asyncdiff.latents import Codec
 from asyncdiff.latents.cache.shards import Settings, Shard
 from asyncdiff.latents.cache.write_shard import write_shard
 from asyncdiff.shapes import Image
-from datamodules.storage.latent_shards import Layout, written
+from datamodules.storage.latent_shards import Layout, canonical_json
 
 Rows = dict[str, npt.NDArray[Any]]
 Views = Float[Tensor, "b views c h w"]
 
 
 def check_fits(data: Any, codec: Codec) -> None:
-    """Raise ValueError unless the codec takes the data's images."""
+    """Raise ValueError unless the codec can encode the data's images."""
     if data.channels != codec.pixel_channels:
         raise ValueError(
             f"--data must have the codec's {codec.pixel_channels} channels, got {data.channels}: set channels of the "
-            "data, or name another codec"
+            "data, or use another codec"
         )
     if data.size % codec.factor:
         raise ValueError(
@@ -39,71 +39,73 @@ def check_fits(data: Any, codec: Codec) -> None:
 def encode(
     shards: Sequence[Shard], data: Any, codec: Codec, settings: Settings, *, batch_size: int, shown: bool
 ) -> None:
-    """Write the shards, in their order; with a bar of images a second if `shown`."""
-    at_least("--batch_size", batch_size, 1, "set the images that are encoded together")
+    """Write the shards in order; if `shown`, with a progress bar in images per second."""
+    at_least("--batch_size", batch_size, 1, "set the number of images encoded together")
     total = sum(len(shard.rows) for shard in shards)
     with tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar:
         for split, group in groupby(shards, lambda shard: shard.split):
             of_split = list(group)
-            # One loader for all of them: its processes go on reading while a shard is written.
-            batches = data.listed(split, [rows for shard in of_split for rows in batches_of(shard, batch_size)])
+            # One loader for the whole split, so that its workers keep reading while a shard is written.
+            batches = data.images_at(
+                split, [rows for shard in of_split for rows in split_into_batches(shard, batch_size)]
+            )
             for number, shard in enumerate(of_split, 1):
                 bar.set_description(f"{split} {number}/{len(of_split)}")
                 parts = []
-                for rows in batches_of(shard, batch_size):
-                    parts.append(encoded(next(batches), codec, settings, data.dataset(split)))
+                for rows in split_into_batches(shard, batch_size):
+                    parts.append(encode_batch(next(batches), codec, settings, data.dataset(split)))
                     bar.update(len(rows))
                 write(shard, parts)
 
 
-def batches_of(shard: Shard, batch_size: int) -> list[list[int]]:
-    """Indices of the images that are encoded together: never of two shards."""
+def split_into_batches(shard: Shard, batch_size: int) -> list[list[int]]:
+    """Split the indices of a shard into batches; no batch spans two shards."""
     rows = shard.rows
     return [list(rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
 
 
-def encoded(batch: Any, codec: Codec, settings: Settings, source: Any) -> Rows:
-    """What a shard holds of a batch, of which unreadable images are left out already."""
+def encode_batch(batch: Any, codec: Codec, settings: Settings, source: Any) -> Rows:
+    """Encode a batch, which no longer contains unreadable images, into the arrays that a shard stores."""
     images: Image = batch["image"]
     with torch.no_grad():
-        found = [codec.moments(view) for view in ([images, images.flip(-1)] if settings.flip else [images])]
+        encoded = [codec.moments(view) for view in ([images, images.flip(-1)] if settings.flip else [images])]
     rows: Rows = {"label": batch["label"].numpy(), "index": batch["index"].numpy()}
-    moments = {"mean": [m.mean for m in found], "logvar": [m.logvar for m in found if m.logvar is not None]}
+    moments = {"mean": [m.mean for m in encoded], "logvar": [m.logvar for m in encoded if m.logvar is not None]}
     for name, views in moments.items():
         if views:
             exact = torch.stack(views, 1).float().cpu()
             stored = exact.to(getattr(torch, settings.dtype))
             if not stored.isfinite().all():
-                refuse(name, exact, stored, batch["index"].tolist(), source)
+                raise_unstorable(name, exact, stored, batch["index"].tolist(), source)
             rows[name] = stored.numpy()
     return rows
 
 
-def refuse(name: str, exact: Views, stored: Views, index: Sequence[int], source: Any) -> None:
-    """Raise ValueError, naming the first image whose latents cannot be stored."""
+def raise_unstorable(name: str, exact: Views, stored: Views, index: Sequence[int], source: Any) -> None:
+    """Raise a ValueError that names the first image whose latents cannot be stored."""
     place = int((~stored.isfinite()).flatten(1).any(1).nonzero()[0])
     image = source.name(index[place]) if hasattr(source, "name") else f"image {index[place]}"
     if not exact[place].isfinite().all():
         raise ValueError(
-            f"{name} of latents must be finite, got others for {image}: remove the image, or compute with dtype: "
-            "float32 in the codec"
+            f"{name} of latents must be finite, got others for {image}: remove the image, or set the codec's "
+            "dtype to float32"
         )
     largest = exact[place].abs().max().item()
     raise ValueError(f"{name} of latents must fit into float16, got {largest:g} for {image}: use --dtype float32")
 
 
 def write(shard: Shard, parts: Sequence[Rows]) -> None:
-    """Put the parts of a shard together, with their sums."""
+    """Write a shard of the concatenated batches, with their sums in its metadata."""
     mean = parts[0]["mean"]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     count, views, channels, height, width = joined["mean"].shape
     layout = Layout(count, views, (channels, height, width), mean.dtype.name, 2 if "logvar" in joined else 1)
-    about = {"sums": written(sums(parts)), "unreadable": str(len(shard.rows) - count)}
+    about = {"sums": canonical_json(channel_sums(parts)), "unreadable": str(len(shard.rows) - count)}
     write_shard(shard.file, layout, joined, shard.metadata | about)
 
 
-def sums(parts: Sequence[Rows]) -> dict[str, Any]:
-    """Number, sum and sum of squares of each channel's raw latents, the variance of the posterior included."""
+def channel_sums(parts: Sequence[Rows]) -> dict[str, Any]:
+    """Return count, sum and sum of squares of each channel's raw latents, including the variance of the posterior."""
     numbers = sum(part["mean"].size // part["mean"].shape[2] for part in parts)
     first, second = (np.sum(list(column), axis=0).tolist() for column in zip(*map(_sums_of, parts), strict=True))
     return {"count": numbers, "first": first, "second": second}
@@ -115,9 +117,11 @@ def _sums_of(part: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
     return mean.sum((0, 1, 3, 4)), square.sum((0, 1, 3, 4))
 
 
-def statistics(told: Sequence[dict[str, Any]], scale: Sequence[float], shift: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation of each channel in model space, from the sums of all shards."""
-    count = max(1, sum(one["count"] for one in told))
-    first, second = (np.sum([one[name] for one in told], axis=0) / count for name in ("first", "second"))
+def channel_statistics(
+    sums: Sequence[dict[str, Any]], scale: Sequence[float], shift: Sequence[float]
+) -> dict[str, Any]:
+    """Return mean and standard deviation of each channel in model space, from the `channel_sums` of all shards."""
+    count = max(1, sum(one["count"] for one in sums))
+    first, second = (np.sum([one[name] for one in sums], axis=0) / count for name in ("first", "second"))
     deviation = np.sqrt(np.maximum(second - first**2, 0)) * np.abs(scale)
     return {"mean": ((first - np.asarray(shift)) * np.asarray(scale)).tolist(), "std": deviation.tolist()}

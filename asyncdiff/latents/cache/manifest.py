@@ -1,4 +1,4 @@
-"""The manifest: written last, by whichever process finds all shards there, the same bytes whoever it is."""
+"""Manifest of a cache, written last by the process that finds all shards complete; its bytes do not depend on which."""
 
 import json
 from itertools import groupby
@@ -6,71 +6,71 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.latents import Codec
-from asyncdiff.latents.cache.encode import statistics
-from asyncdiff.latents.cache.shards import SPLITS, Shard, arguments, depends_on
+from asyncdiff.latents.cache.encode import channel_statistics
+from asyncdiff.latents.cache.shards import SPLITS, Shard, data_arguments, depends_on
 from datamodules.storage.latent_shards import (
     MANIFEST,
     VERSION,
     DamagedError,
     Header,
     check_shard,
-    layout_in,
+    layout_from_header,
+    manifest_sha256,
     read_header,
-    sha256_of,
 )
 
 
 def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str, Any] | None:
-    """Write the manifest if all shards are there; it is returned, otherwise None."""
+    """Write the manifest and return it, or return None if a shard is missing."""
     headers = {}
     for shard in shards:
         try:
             header = read_header(shard.file)
-            check_shard(shard.file, layout_in(shard.file, header), header)
-        except (FileNotFoundError, DamagedError):  # of another process, which has not come to it
+            check_shard(shard.file, layout_from_header(shard.file, header), header)
+        except (FileNotFoundError, DamagedError):  # another process has yet to write it
             return None
         if depends_on(shard.file) != shard.depends:
             return None
         headers[shard.file.name] = header
-    splits = dict(kept_splits(out))
+    splits = dict(existing_splits(out))
     for split, group in groupby(shards, lambda shard: shard.split):
-        splits[split] = described(list(group), headers, codec)
+        splits[split] = describe_split(list(group), headers, codec)
     manifest = {
         "version": VERSION,
-        "codec": codec.identity(),
+        "codec": codec.fingerprint(),
         "made_by": object_config.describe(codec),
         "data": {
             "class_path": object_config.class_path(type(data)),
-            "init_args": dict(arguments(data)),
+            "init_args": dict(data_arguments(data)),
             "size": data.size,
             "channels": data.channels,
             "crop": getattr(data, "crop", None),
         },
         "splits": {name: splits[name] for name in SPLITS if name in splits},
     }
-    manifest = json.loads(json.dumps(manifest))  # as it will be read, tuples as lists
-    manifest["sha256"] = sha256_of(manifest)
-    replace(out / MANIFEST, [(json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()])
+    manifest = json.loads(json.dumps(manifest))  # as a reader gets it: tuples become lists
+    manifest["sha256"] = manifest_sha256(manifest)
+    write_atomically(out / MANIFEST, [(json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()])
     return manifest
 
 
-def kept_splits(out: Path) -> dict[str, Any]:
-    """Splits of a manifest that lies there already; their shards have been found to fit."""
+def existing_splits(out: Path) -> dict[str, Any]:
+    """Return the splits of a manifest that already exists; their shards have been checked before."""
     try:
         return dict(json.loads((out / MANIFEST).read_text())["splits"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def described(shards: list[Shard], headers: dict[str, Header], codec: Codec) -> dict[str, Any]:
-    """The manifest's entry of a split."""
-    entries, found = [], []
+def describe_split(shards: list[Shard], headers: dict[str, Header], codec: Codec) -> dict[str, Any]:
+    """Return the manifest's entry for a split."""
+    entries, sums = [], []
     for shard in shards:
         header = headers[shard.file.name]
-        layout = layout_in(shard.file, header)
-        found.append(json.loads(header.metadata["sums"]))
+        layout = layout_from_header(shard.file, header)
+        sums.append(json.loads(header.metadata["sums"]))
         entries.append(
             {
                 "file": shard.file.name,
@@ -90,5 +90,5 @@ def described(shards: list[Shard], headers: dict[str, Header], codec: Codec) -> 
         "views": layout.views,
         "moments": ["mean", "logvar"][: layout.moments],
         "shards": entries,
-        **statistics(found, *codec.normalisation()),
+        **channel_statistics(sums, *codec.normalization()),
     }

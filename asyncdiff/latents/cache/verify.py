@@ -1,4 +1,4 @@
-"""Whether a cache is what was written: every byte of it."""
+"""Compare every byte of a cache with its checksums."""
 
 import mmap
 from pathlib import Path
@@ -11,21 +11,32 @@ from datamodules.storage.latent_shards import (
     DamagedError,
     Header,
     Layout,
-    check_bytes,
-    opened_shards,
+    check_sha256,
+    latents_and_labels,
+    open_shards,
     read_manifest,
-    views_of,
 )
 
-ROWS = 1024  # images looked at together
+ROWS = 1024  # images checked at a time
 
 
 def verify(root: Path) -> dict[str, Any]:
-    """The manifest of a cache of which all is in order; one line with the first file that is not, and what to do."""
+    """Check a whole cache.
+
+    Args:
+        root: folder of the cache.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DamagedError: one line that names the first damaged file and the remedy.
+        FileNotFoundError: one line that names a missing file.
+    """
     manifest = read_manifest(root)
     for split in manifest["splits"].values():
-        for file, layout, header in opened_shards(root, split):
-            check_bytes(file, header)
+        for file, layout, header in open_shards(root, split):
+            check_sha256(file, header)
             check_values(file, layout, header, split["classes"])
     return manifest
 
@@ -33,10 +44,10 @@ def verify(root: Path) -> dict[str, Any]:
 def check_values(file: Path, layout: Layout, header: Header, classes: int) -> None:
     """Raise DamagedError unless latents are finite and labels are classes."""
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        latents, labels = views_of(pages, layout, header.start)
+        latents, labels = latents_and_labels(pages, layout, header.start)
         finite = all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS))
         known = bool(((labels >= 0) & (labels < max(1, classes))).all())
-        del latents, labels  # the pages cannot be given back while arrays look at them
+        del latents, labels  # the map cannot be closed while arrays refer to it
     if not finite:
         raise DamagedError(f"{file} has latents that are not finite: {REMEDY}")
     if not known:

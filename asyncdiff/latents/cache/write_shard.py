@@ -1,7 +1,6 @@
-"""Write shards of cached latents, byte for byte the same every time.
+"""Write shards of cached latents, with the same bytes every time.
 
-The header is written here because safetensors' own leaves the order of the metadata to chance; safetensors reads it all
-the same.
+The header is written here because safetensors does not fix the order of the metadata; safetensors can read the files.
 """
 
 import hashlib
@@ -12,26 +11,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asyncdiff.checkpoints.atomic_files import replace
-from datamodules.storage.latent_shards import LENGTH, Layout, written
+from asyncdiff.checkpoints.atomic_files import write_atomically
+from datamodules.storage.latent_shards import LENGTH, Layout, canonical_json
 
-ALIGNMENT = 8  # of the tensors: that of int64
+ALIGNMENT = 8  # bytes; that of int64
 
 
 def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """The length and the header, padded so that the tensors are aligned."""
-    text = written({"__metadata__": dict(metadata), **layout.tensors}).encode()
+    """Return the length and the header of a shard, padded so that the tensors are aligned."""
+    text = canonical_json({"__metadata__": dict(metadata), **layout.tensors}).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(LENGTH, "little") + text
 
 
 def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write a shard as a whole; OSError of one line where it cannot be.
+    """Write a shard atomically; a failure is an OSError of one line.
 
     Args:
-        file: what it is to be called.
-        layout: of the arrays.
-        arrays: by the names of `Layout.stored`.
+        file: path of the shard.
+        layout: layout of the arrays.
+        arrays: arrays by the names in `Layout.stored`.
         about: metadata, to which the SHA-256 of the tensors is added as "sha256".
     """
     ordered = []
@@ -42,4 +41,4 @@ def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any
     digest = hashlib.sha256()
     for part in ordered:
         digest.update(part)
-    replace(file, [header_bytes(layout, {**about, "sha256": digest.hexdigest()}), *ordered])
+    write_atomically(file, [header_bytes(layout, {**about, "sha256": digest.hexdigest()}), *ordered])
