@@ -1,6 +1,6 @@
-r"""Formulas in LaTeX, as code hosts draw them, become MathML, which browsers draw without a script.
+r"""Convert LaTeX formulas, in the syntax of code hosts, to MathML, which browsers render without a script.
 
-A fence of the language `math` is a formula on lines of its own, and $`...`$ is one within a line.
+A fence of the language `math` is a displayed formula, and $`...`$ is an inline formula.
 """
 
 from typing import Any
@@ -17,46 +17,46 @@ MATHML = "http://www.w3.org/1998/Math/MathML"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Both are read on every page."""
+    """Register both kinds of formulas."""
     config.mdx_configs["pymdownx.superfences"] = {
-        "custom_fences": [{"name": "math", "class": "formula", "format": displayed}]
+        "custom_fences": [{"name": "math", "class": "formula", "format": display_formula}]
     }
-    config.markdown_extensions.append(Formulas())
+    config.markdown_extensions.append(FormulaExtension())
     return config
 
 
 def mathml(latex: str, *, display: str) -> str:
-    """A formula as an element `math`; ValueError for a command that is not known."""
+    """Return the formula as a `math` element; raise ValueError for an unknown command."""
     ElementTree.register_namespace("", MATHML)
     try:
         root = ElementTree.fromstring(convert(" ".join(latex.split()), display=display))
-    except Exception as error:  # the converter raises many
+    except Exception as error:  # the converter raises many types
         raise ValueError(f"formulas must be LaTeX, got {latex}: {error!r}") from error
     for element in root.iter():
-        if element.text and (wrong := {"\\", "&"} & {*element.text}):  # what is not known stays as it is
+        if element.text and (wrong := {"\\", "&"} & {*element.text}):  # the converter copies unknown commands
             raise ValueError(f"formulas must have known commands, got {element.text} ({wrong}) in {latex}")
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def displayed(source: str, language: str, class_name: str, options: Any, md: Markdown, **more: Any) -> str:
-    """A fence as a block that scrolls where it does not fit."""
+def display_formula(source: str, language: str, class_name: str, options: Any, md: Markdown, **more: Any) -> str:
+    """Return a fence as a block that scrolls if it is too wide."""
     try:
         return f'<div class="{class_name}">{mathml(source, display="block")}</div>'
-    except ValueError as error:  # another exception would leave the fence as it is, without a word
+    except ValueError as error:  # any other exception would silently keep the fence
         raise SuperFencesException(str(error)) from error
 
 
-class Formulas(Extension):
-    """Reads formulas within lines."""
+class FormulaExtension(Extension):
+    """Markdown extension for inline formulas."""
 
     def extendMarkdown(self, md: Markdown) -> None:
-        """Before code, which the rest of such a formula is."""
-        md.inlinePatterns.register(Inline(INLINE, md), "formula", 195)
+        """Register the pattern before that of inline code, which would match the backticks."""
+        md.inlinePatterns.register(InlineFormula(INLINE, md), "formula", 195)
 
 
-class Inline(InlineProcessor):
-    """A formula within a line."""
+class InlineFormula(InlineProcessor):
+    """Inline formula."""
 
     def handleMatch(self, m, data):  # type: ignore[no-untyped-def,override]
-        """The place of what is put in at the end."""
+        """Return a placeholder for the formula, which Markdown fills in at the end."""
         return self.md.htmlStash.store(mathml(m[1], display="inline")), m.start(0), m.end(0)

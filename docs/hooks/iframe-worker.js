@@ -1,4 +1,4 @@
-/* Search from the disk: browsers start no worker on a page of file://, so that a hidden frame does its work. */
+/* Search from the disk: browsers do not start workers on file:// pages, so a hidden frame runs the script instead. */
 if (location.protocol === "file:")
   window.Worker = class extends EventTarget {
     constructor(address) {
