@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of images, from sums that any number of processes can add up."""
+"""Fréchet distance between two sets of images, from sums that can be accumulated over any number of processes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -26,25 +26,34 @@ class Gaussian(NamedTuple):
 
 
 def square_root(cov: Covariance) -> Float64[Tensor, "r d"]:
-    """A matrix B of full row rank r with B^T B = `cov`, from the eigenvectors that stand out of round-off.
+    """Return a matrix B of full row rank r with B^T B = `cov`, from the eigenvectors whose variance exceeds round-off.
 
-    Directions without variance add nothing to the distance; kept, each would add the square root of a rounding error,
-    about 1e-8 of the largest variance, where leaving them out is exact.
+    Directions without variance do not contribute to the distance. Keeping them would add the square root of a rounding
+    error each, about 1e-8 of the largest variance; leaving them out is exact.
     """
     variances, directions = torch.linalg.eigh(cov)
     round_off = torch.finfo(cov.dtype).eps * len(cov) * variances[-1].clamp(min=0)
-    kept = variances > round_off
-    return (directions[:, kept] * variances[kept].sqrt()).T
+    significant = variances > round_off
+    return (directions[:, significant] * variances[significant].sqrt()).T
 
 
 def frechet(
     mean1: Mean, cov1: Covariance, mean2: Mean, cov2: Covariance, *, root1: Float64[Tensor, "r d"] | None = None
 ) -> Float64[Tensor, ""]:
-    """Squared Fréchet distance of two Gaussians, in squared feature units; 0 for equal ones (arXiv:1706.08500, eq. 6).
+    """Return the squared Fréchet distance of two Gaussians, in squared feature units (arXiv:1706.08500, eq. 6).
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (B S2 B^T)^(1/2) with B^T B = S1: the matrix under the root is symmetric, so its
-    eigenvalues are real and come from `eigvalsh`, which needs no general matrix square root. `root1` is
-    `square_root(cov1)` where the caller has it already. NaN where a mean or a covariance is not finite.
+    eigenvalues are real and `eigvalsh` replaces a general matrix square root. The distance of equal Gaussians is 0.
+
+    Args:
+        mean1: mean m1 of the first Gaussian, (d,).
+        cov1: covariance S1 of the first Gaussian, (d, d).
+        mean2: mean m2 of the second Gaussian, (d,).
+        cov2: covariance S2 of the second Gaussian, (d, d).
+        root1: `square_root(cov1)` if the caller already has it.
+
+    Returns:
+        The distance, a float64 scalar; NaN if a mean or a covariance is not finite.
     """
     if not all(part.isfinite().all() for part in (mean1, cov1, mean2, cov2)):
         return mean1.new_tensor(torch.nan)
@@ -55,20 +64,21 @@ def frechet(
 
 
 class FrechetDistance(Metric):
-    """Fréchet distance between real and generated images in the space of `features`: lower is better, 0 is equal.
+    """Fréchet distance between real and generated images in the space of `features`; 0 for equal sets.
 
-    Each side is three sums over its images: how many, of the features (d,), and of their outer products (d, d). They
-    add up over batches and processes in any split, so no image is lost or counted twice: give every process a share
-    without padding. The sums are plain but in float64: a mean a thousand times the spread costs six of its sixteen
-    digits. Keep it out of the LightningModule, whose checkpoints it would enter.
+    Each side is three sums over its images: their count, their features (d,), and the outer products of the features
+    (d, d). The sums can be split over batches and processes in any way, so no image is lost or counted twice: give
+    every process a disjoint subset without padding. The sums are uncentered but in float64: a mean a thousand times the
+    standard deviation costs six of sixteen digits. Do not make the metric an attribute of a LightningModule, or its
+    state ends up in the checkpoints.
 
     Args:
-        features: maps (b, c, h, w) in [-1, 1] to (b, d) and tells d as `features.dim`; it runs in eval mode, in
-            float32 and without gradient.
-        keep_reference: `reset` keeps the sums of the real images, which then need only one pass per run.
+        features: maps (b, c, h, w) in [-1, 1] to (b, d), with d in its attribute `dim`; it runs in eval mode, in
+            float32 and without gradients.
+        keep_reference: whether `reset` keeps the sums of the real images, so that they need only one pass per run.
 
     Raises:
-        ValueError: `features` has no `dim`; `compute` with fewer than 2 images on a side.
+        ValueError: `features` has no `dim`, or `compute` is called with fewer than 2 images on a side.
     """
 
     is_differentiable = False
@@ -76,15 +86,15 @@ class FrechetDistance(Metric):
     full_state_update = False
 
     def __init__(self, features: nn.Module, *, keep_reference: bool = True) -> None:
-        # A rank whose share is empty would answer from its cache while the others wait for its sums: never cache.
+        # No caching: a rank without images would return its cached value while the others wait for its sums.
         super().__init__(compute_with_cache=False)
         dim = getattr(features, "dim", None)
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(
-                f"features must tell their size as a positive integer attribute `dim`, got {dim!r} from "
+                f"features must have a positive integer attribute `dim`, got {dim!r} from "
                 f"{type(features).__name__}: wrap the module in as_features(module, dim=...)"
             )
-        # The size is known before the first image, so that ranks without images on a side add zeros of the right shape.
+        # Known before the first image, so that ranks without images on a side contribute zeros of the right shape.
         self.features = features
         self.dim = dim
         self.keep_reference = keep_reference
@@ -96,18 +106,18 @@ class FrechetDistance(Metric):
         self._warned = False
 
     def update(self, images: Image, *, real: bool) -> None:
-        """Add images in [-1, 1] to the real or the generated side; the metric follows them to their device."""
-        with torch.inference_mode(False):  # a module moved in inference mode could not be used outside of it
+        """Add images in [-1, 1] to the real or the generated side; the metric moves to their device."""
+        with torch.inference_mode(False):  # a module moved inside inference mode could not be used outside it
             self.to(images.device)
         self._add(self._extract(images), "real" if real else "fake")
 
     def update_features(self, features: Float[Tensor, "b d"], *, real: bool) -> None:
-        """Add features that are known already to the real or the generated side."""
-        self._update_count += 1  # what the wrapper around `update` does
+        """Add features that were already computed to the real or the generated side."""
+        self._update_count += 1  # as torchmetrics' wrapper around `update` does
         self._add(features, "real" if real else "fake")
 
     def compute(self) -> Float64[Tensor, ""]:
-        """The distance over the images of all processes, float64 on the CPU; warns once where they are too few."""
+        """Return the distance over the images of all processes, float64 on the CPU; warn once if there are too few."""
         real, fake = (self.statistics(real=side == "real") for side in SIDES)
         if not (real.cov.isfinite().all() and fake.cov.isfinite().all()):
             rank_zero_warn("the Fréchet distance is NaN: some features are NaN or infinite, check the images")
@@ -115,12 +125,12 @@ class FrechetDistance(Metric):
         return frechet(*real, *fake, root1=self._reference_root(real.cov))
 
     def statistics(self, *, real: bool) -> Gaussian:
-        """Mean and covariance of one side, from the sums as they stand in this process."""
+        """Return the mean and covariance of one side, from the current sums of this process."""
         side = "real" if real else "fake"
         n, total, outer = (getattr(self, f"{side}_{name}").to("cpu") for name in ("n", "sum", "outer"))
         if n < 2:
             raise ValueError(
-                f"the {side} side must have at least 2 images for a covariance, got {int(n)}: update first"
+                f"the {side} side must have at least 2 images for a covariance, got {int(n)}: call update first"
             )
         if n < self.dim and not self._warned:
             self._warned = True
@@ -132,7 +142,7 @@ class FrechetDistance(Metric):
         return Gaussian(mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
 
     def reset(self) -> None:
-        """Forget the generated images, and the real ones unless `keep_reference`."""
+        """Discard the generated images, and the real ones unless `keep_reference`."""
         names = [name for name in self._defaults if name.startswith("real") and self.keep_reference]
         kept = {name: getattr(self, name) for name in names}
         super().reset()
@@ -140,9 +150,9 @@ class FrechetDistance(Metric):
             setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Refused: torchmetrics would merge the kept reference with itself, counting it twice."""
+        """Raise NotImplementedError: torchmetrics would merge the kept reference with itself, counting it twice."""
         raise NotImplementedError(
-            "a batch has no distance of its own: call update(images, real=...) and then compute()"
+            "forward is not defined for one batch: call update(images, real=...) and then compute()"
         )
 
     @torch.no_grad()
@@ -157,13 +167,13 @@ class FrechetDistance(Metric):
             raise ValueError(f"features must have shape (batch, {self.dim}), got {tuple(features.shape)}: check `dim`")
         old = {name: getattr(self, f"{side}_{name}") for name in ("n", "sum", "outer")}
         rows = features.to(old["sum"].device, torch.float64)
-        # Not in place: sums that `reset` made in inference mode must not be written to outside of it.
+        # Not in place: tensors that `reset` created in inference mode must not be modified outside it.
         setattr(self, f"{side}_n", old["n"] + len(rows))
         setattr(self, f"{side}_sum", old["sum"] + rows.sum(0))
         setattr(self, f"{side}_outer", torch.addmm(old["outer"], rows.T, rows))
 
     def _reference_root(self, cov: Tensor) -> Tensor:
-        """The root of the real covariance, computed again only when the covariance has changed (on any process)."""
+        """Return the root of the real covariance, recomputed only when the covariance has changed on any process."""
         if self._reference is None or not torch.equal(self._reference[0], cov):
             self._reference = cov, square_root(cov)
         return self._reference[1]
@@ -171,28 +181,28 @@ class FrechetDistance(Metric):
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        """Add the sums up over the processes; gathering them first would hold 67 MB per process for 2048 features."""
+        """All-reduce the sums; gathering them first would hold 67 MB per process for 2048 features."""
         if dist_sync_fn is not gather_all_tensors:
             super()._sync_dist(dist_sync_fn, process_group=process_group)
             return
         group = process_group or self.process_group
         for name in self._reductions:
             local = getattr(self, name)
-            # A rank that saw no image still has its sums on the CPU, where NCCL cannot take them.
+            # A rank without images still has its sums on the CPU, where NCCL cannot use them.
             total = local.to(_collective_device(group), copy=True)
             dist.all_reduce(total, group=group)
             setattr(self, name, total.to(local.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Follow `fn` to another device, never to another type: half-precision sums would be worthless."""
+        """Apply the device of `fn` but never its dtype: half-precision sums would be worthless."""
         device = fn(torch.empty(0, device=self.device)).device
         # Apple's GPU has no float64: the sums stay on the CPU there.
-        place = {torch.float64: torch.device("cpu") if device.type == "mps" else device}
-        return super()._apply(lambda tensor: tensor.to(place.get(tensor.dtype, device)), exclude_state)
+        device_of = {torch.float64: torch.device("cpu") if device.type == "mps" else device}
+        return super()._apply(lambda tensor: tensor.to(device_of.get(tensor.dtype, device)), exclude_state)
 
 
 def _collective_device(group: Any | None) -> torch.device:
-    """Where the backend of `group` expects its tensors."""
+    """Return the device on which the backend of `group` expects its tensors."""
     if "gloo" in dist.get_backend(group) or not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

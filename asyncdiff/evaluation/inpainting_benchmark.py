@@ -1,4 +1,4 @@
-"""How good completed images are and what they cost: the same held-out images, masks and noise for every sampler."""
+"""Inpainting benchmark: quality and cost of samplers on the same validation images, masks and noise."""
 
 import itertools
 import math
@@ -22,15 +22,15 @@ from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels,
 PerImage = Float[Tensor, " n"]
 
 
-class Counted(Denoiser):
-    """A denoiser whose predictions are those of another one, and which counts what they cost.
+class CountingDenoiser(Denoiser):
+    """Wrapper around a denoiser that counts network evaluations and leaves predictions unchanged.
 
     Args:
-        denoiser: what is asked; its network is this one's.
+        denoiser: the wrapped denoiser; its network is also this one's.
 
     Attributes:
-        rows: images that went through the network, each as often as it did.
-        patches: patches that were computed for them, fewer where a network is asked for the moving ones only.
+        rows: number of network evaluations, summed over images.
+        patches: number of patches computed in them; fewer than all with partial updates (KV cache).
     """
 
     def __init__(self, denoiser: Denoiser):
@@ -48,27 +48,27 @@ class Counted(Denoiser):
         unique: UniqueLevels | None = None,
         kv_cache: Any | None = None,
     ) -> Prediction:
-        """The other one's prediction."""
+        """Return the prediction of the wrapped denoiser and count it."""
         moving = getattr(kv_cache, "moving", None)
         if moving is None:
             each = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
-        else:  # as many patches of every image as of the one in which most move
+        else:  # a batch computes as many patches per image as the image with the most moving ones needs
             each = max(int(moving.flatten(1).sum(1).max()), 1)
         self.rows += len(x_t)
         self.patches += len(x_t) * each
-        remembered = {} if kv_cache is None else {"kv_cache": kv_cache}
-        prediction: Prediction = self.denoiser(x_t, t, label, unique=unique, **remembered)
+        options = {} if kv_cache is None else {"kv_cache": kv_cache}
+        prediction: Prediction = self.denoiser(x_t, t, label, unique=unique, **options)
         return prediction
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out images that are completed.
+class ValidationImages:
+    """Validation images to inpaint.
 
     Attributes:
-        images: in [-1, 1], on any device.
-        indices: their places in the split, which choose their masks and their noise.
-        labels: their classes, None where they are not to be told.
+        images: images in [-1, 1], on any device.
+        indices: their indices in the split, which seed their masks and noise.
+        labels: their class labels, None for unconditional sampling.
     """
 
     images: Image
@@ -76,30 +76,30 @@ class HeldOut:
     labels: Labels | None = None
 
     def batches(self, size: int) -> Iterator["HeldOut"]:
-        """The same in parts of `size` images."""
+        """Yield the images in batches of `size`."""
         for first in range(0, len(self.images), size):
             part = slice(first, first + size)
             labels = None if self.labels is None else self.labels[part]
-            yield HeldOut(self.images[part], self.indices[part], labels)
+            yield ValidationImages(self.images[part], self.indices[part], labels)
 
     def masks(self, mask: Mask) -> KnownPixels:
-        """True = known: each image's mask, drawn with its place in the split as the seed."""
+        """Return each image's mask, True = known, drawn with its index in the split as seed."""
         return mask.per_image(self.images.shape[2], self.images.shape[3], seeds=self.indices)
 
 
 @dataclass(frozen=True)
-class Completion:
-    """What one sampler made of one mask set.
+class InpaintingScores:
+    """Scores of one sampler on one mask set.
 
     Attributes:
-        mask: its name.
-        sampler: its name.
-        frechet: distance from the reference, of each round of results (one result per image); empty if not measured.
-        lpips: distance of each image's results from the truth, their mean; None if not measured.
+        mask: name of the mask set.
+        sampler: name of the sampler.
+        frechet: Fréchet distance from the reference for each round (one result per image); empty if not measured.
+        lpips: mean distance of each image's results from the true image; None if not measured.
         diversity: mean distance between the results of each image; None for one result or without LPIPS.
-        evaluations: of the network, per result.
-        patches: that were computed for them, per result.
-        seconds: of the sampler, per result.
+        evaluations: network evaluations per result.
+        patches: patches computed in them, per result.
+        seconds: sampling time per result.
     """
 
     mask: str
@@ -112,7 +112,7 @@ class Completion:
     seconds: float
 
     def card(self) -> dict[str, Any]:
-        """The numbers as plain containers."""
+        """Return the scores as plain containers."""
         return {
             "mask": self.mask,
             "sampler": self.sampler,
@@ -128,16 +128,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class InpaintingBenchmark:
-    """How completions are measured, the same for all mask sets and samplers.
+    """Evaluates inpainting with the same settings for all mask sets and samplers.
 
     Attributes:
-        lpips: distance between images, as `evaluation.lpips.LPIPS`; not measured without.
-        frechet: with the sums of its reference; not measured without.
-        rounds: results per image, each from noise of its own.
+        lpips: distance between images, such as `evaluation.features.lpips.LPIPS`; None skips it.
+        frechet: Fréchet distance that already contains its reference; None skips it.
+        rounds: results per image, each from different noise.
         seed: result k of image i starts from the noise of counter_key(seed, i, k).
-        batch_size: images that go through the network together.
-        decode: makes pictures, which distances are between, of what is completed: of latents a codec's; true images are
-            decoded likewise.
+        batch_size: images per network call.
+        decode: maps results and true images to the images that are compared; a codec's decoder for latents.
     """
 
     lpips: nn.Module | None = None
@@ -148,56 +147,67 @@ class InpaintingBenchmark:
     decode: Callable[[Image], Image] = lambda images: images
 
     @torch.no_grad()
-    def completion(
+    def evaluate(
         self,
         denoiser: Denoiser,
-        given: HeldOut,
+        given: ValidationImages,
         mask: tuple[str, Mask],
         sampler: tuple[str, ImageSampler],
         *,
-        done: Callable[[int], Any] = lambda results: None,
-    ) -> Completion:
-        """The numbers of a named mask set and a named sampler; RuntimeError where known pixels do not come back.
+        progress: Callable[[int], Any] = lambda results: None,
+    ) -> InpaintingScores:
+        """Inpaint all images with one sampler and one mask set, and compute the scores.
 
-        `done` is told after every batch how many results it had.
+        Args:
+            denoiser: the model.
+            given: validation images.
+            mask: name and mask set.
+            sampler: name and sampler.
+            progress: called with the number of results after every batch.
+
+        Returns:
+            The scores.
+
+        Raises:
+            RuntimeError: a result differs from the true image in a known pixel.
         """
-        counted, seconds = Counted(denoiser), 0.0
+        counted, seconds = CountingDenoiser(denoiser), 0.0
         features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
-        near, apart = [], []
+        errors, diversities = [], []
         for batch in given.batches(self.batch_size):
-            truth, results, shown = batch.images.to(_device(denoiser)), [], []
+            truth, results, decoded = batch.images.to(_device(denoiser)), [], []
             known = batch.masks(mask[1]).to(truth.device)
             for k in range(self.rounds):
                 started = _now(truth.device)
-                results.append(self.completed(counted, batch, known, sampler[1], k))
+                results.append(self.inpaint(counted, batch, known, sampler[1], k))
                 seconds += _now(truth.device) - started
                 _check_known(results[-1], truth, known, sampler[0], mask[0])
-                shown.append(self.decode(results[-1]))
+                decoded.append(self.decode(results[-1]))
                 if self.frechet is not None:
-                    features[k].append(self._features(shown[-1]))
-                done(len(truth))
+                    features[k].append(self._features(decoded[-1]))
+                progress(len(truth))
             if self.lpips is not None:
                 true = self.decode(truth)
-                near.append(_mean([self.lpips(result, true) for result in shown]))
+                errors.append(_mean([self.lpips(result, true) for result in decoded]))
                 if self.rounds > 1:
-                    apart.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(shown, 2)]))
+                    diversities.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
         count = len(given.images) * self.rounds
-        return Completion(
+        return InpaintingScores(
             mask[0],
             sampler[0],
             [self._distance(rows) for rows in features if rows],
-            torch.cat(near) if near else None,
-            torch.cat(apart) if apart else None,
+            torch.cat(errors) if errors else None,
+            torch.cat(diversities) if diversities else None,
             counted.rows / count,
             counted.patches / count,
             seconds / count,
         )
 
     @torch.no_grad()
-    def completed(
-        self, denoiser: Denoiser, batch: HeldOut, known: KnownPixels, sampler: ImageSampler, k: int = 0
+    def inpaint(
+        self, denoiser: Denoiser, batch: ValidationImages, known: KnownPixels, sampler: ImageSampler, k: int = 0
     ) -> Image:
-        """Result k of every image, on the denoiser's device."""
+        """Return result k of every image, on the denoiser's device."""
         device, images = _device(denoiser), batch.images
         with evaluation_mode(denoiser):
             return sampler(
@@ -210,8 +220,8 @@ class InpaintingBenchmark:
                 device=device,
             )
 
-    def floor(self, given: HeldOut, device: torch.device | str = "cpu") -> float | None:
-        """The Fréchet distance that the true images reach: the floor at their number; None if it is not measured."""
+    def frechet_of_real(self, given: ValidationImages, device: torch.device | str = "cpu") -> float | None:
+        """Return the Fréchet distance of the true images, the best possible for their number; None if not measured."""
         if self.frechet is None:
             return None
         batches = given.batches(self.batch_size)
@@ -233,58 +243,58 @@ class InpaintingBenchmark:
 
 @dataclass(frozen=True)
 class InpaintingResults:
-    """All completions, and how to read them.
+    """Scores of all samplers on all mask sets.
 
     Attributes:
-        rows: in the order of the table.
-        masks: share of unknown pixels and of known patches by the name of each mask set.
+        rows: scores in the order of the table.
+        masks: share of unknown pixels and of known patches by the name of the mask set.
         images: number of images.
         rounds: results per image.
-        floor: Fréchet distance of the true images, None if it is not measured.
-        lpips: what the distance is called, None if it is not measured.
-        features: what the Fréchet distance's space is called, None if it is not measured.
-        dim: numbers per image in that space.
-        reference: real images that the Fréchet distance is measured from.
+        frechet_real: Fréchet distance of the true images, None if not measured.
+        lpips: name of the image distance, None if not measured.
+        features: name of the feature space of the Fréchet distance, None if not measured.
+        dim: number of features in that space.
+        reference: number of real images in the reference of the Fréchet distance.
     """
 
-    rows: Sequence[Completion]
+    rows: Sequence[InpaintingScores]
     masks: Mapping[str, Mapping[str, float]]
     images: int
     rounds: int
-    floor: float | None = None
+    frechet_real: float | None = None
     lpips: str | None = None
     features: str | None = None
     dim: int = 0
     reference: int = 0
 
     def table(self) -> str:
-        """Markdown: one row per mask set and sampler, and what the numbers were made of."""
+        """Return a Markdown table with one row per mask set and sampler, followed by notes on the measurement."""
         columns = self._columns()
         lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in self.rows]
         return "\n".join([*lines, "", *self._notes()])
 
     def card(self) -> dict[str, Any]:
-        """The numbers as plain containers."""
+        """Return all scores as plain containers."""
         return {
             "images": self.images,
-            "frechet_real": self.floor,
+            "frechet_real": self.frechet_real,
             "masks": {name: dict(shares) for name, shares in self.masks.items()},
             "rows": [row.card() for row in self.rows],
         }
 
     def metrics(self) -> dict[str, float]:
-        """Means of what was measured, by METRIC/MASK/SAMPLER."""
-        found: dict[str, float] = {}
+        """Return the mean scores by METRIC/MASK/SAMPLER."""
+        metrics: dict[str, float] = {}
         for row in self.rows:
             measured = {"frechet": mean(row.frechet), "lpips": None if row.lpips is None else row.lpips.mean().item()}
-            place = f"{row.mask}/{row.sampler}"
-            found |= {f"{name}/{place}": value for name, value in measured.items() if value is not None}
-        return found
+            suffix = f"{row.mask}/{row.sampler}"
+            metrics |= {f"{name}/{suffix}": value for name, value in measured.items() if value is not None}
+        return metrics
 
-    def _columns(self) -> dict[str, Callable[[Completion], str]]:
-        """The cells of each column by its head."""
-        columns: dict[str, Callable[[Completion], str]] = {
+    def _columns(self) -> dict[str, Callable[[InpaintingScores], str]]:
+        """Return, by column header, the functions that format the cells."""
+        columns: dict[str, Callable[[InpaintingScores], str]] = {
             "mask": lambda row: row.mask,
             "unknown": lambda row: f"{100 * self.masks[row.mask]['unknown']:.0f} %",
             "sampler": lambda row: row.sampler,
@@ -303,11 +313,11 @@ class InpaintingResults:
 
     def _notes(self) -> list[str]:
         each = "one result each" if self.rounds == 1 else f"{self.rounds} results each"
-        notes = [f"{self.images} images, {each}; evaluations of the network, patches and seconds per result"]
+        notes = [f"{self.images} images, {each}; network evaluations, patches and seconds per result"]
         if self.features is not None:
             notes.append(
                 f"Fréchet distance from {self.reference} real images in {self.dim} dimensions; "
-                f"the {self.images} true images lie at {self.floor:.2f}"
+                f"the {self.images} true images lie at {self.frechet_real:.2f}"
             )
             if self.images <= self.dim:
                 notes.append("no more images than dimensions: biased upwards, compare within this table only")
@@ -315,7 +325,7 @@ class InpaintingResults:
 
 
 def shares(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float]:
-    """Share of unknown pixels, and of patches of a level map of (gh, gw) that are known, where all their pixels are."""
+    """Return the share of unknown pixels, and of known patches (all pixels known) of a level map of (gh, gw)."""
     return {
         "unknown": 1 - known.double().mean().item(),
         "known_patches": known_patches(known, grid).double().mean().item(),
@@ -323,7 +333,7 @@ def shares(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Their mean, None if there are none."""
+    """Return the mean of values, or None if there are none."""
     return sum(values) / len(values) if values else None
 
 
@@ -335,8 +345,8 @@ def _with_error(values: PerImage | None) -> dict[str, float] | None:
 
 
 def _cell(values: PerImage | None) -> str:
-    told = _with_error(values)
-    return "" if told is None else f"{told['mean']:.4f} ± {told['standard_error']:.4f}"
+    estimate = _with_error(values)
+    return "" if estimate is None else f"{estimate['mean']:.4f} ± {estimate['standard_error']:.4f}"
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
@@ -347,8 +357,8 @@ def _check_known(results: Image, truth: Image, known: KnownPixels, sampler: str,
     changed = int(((results != truth) & known[:, None]).sum())
     if changed:
         raise RuntimeError(
-            f"known values must come back bit for bit, got {changed} changed ones from {sampler} with {mask}: "
-            "ImageSampler puts them back, unless its __call__ is overridden"
+            f"known values must be preserved bit for bit, got {changed} changed ones from {sampler} with {mask}: "
+            "ImageSampler restores them unless its __call__ is overridden"
         )
 
 
@@ -357,7 +367,7 @@ def _device(denoiser: nn.Module) -> torch.device:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was asked."""
+    """Return the time in seconds after all queued work of the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

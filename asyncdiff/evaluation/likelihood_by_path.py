@@ -1,4 +1,4 @@
-"""The bound of one model along several paths: the same images, the same noise, and how far the paths disagree."""
+"""Likelihood bounds of one model along several paths, with the same images and noise, and the gap between paths."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.denoising.denoiser import DenoiserLike
-from asyncdiff.denoising.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound, finest_level
+from asyncdiff.denoising.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound, default_t_min
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.orders import Raster, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, check_path
@@ -27,20 +27,21 @@ STANDARD_PATHS: Mapping[str, Path] = {
 }
 TERMS = ("prior", "diffusion", "reconstruction")
 
-Rows = Float[Tensor, "n paths numbers"]  # terms, dims, level bins and patches of every image
+Rows = Float[Tensor, "n paths numbers"]  # per image: terms, dims, level bins and patches
 
 
 @dataclass(frozen=True)
-class PathBounds:
-    """How the bounds of images are measured, the same for all of them.
+class PathLikelihoodEvaluator:
+    """Evaluates likelihood bounds of images along several paths, with the same settings for all images.
 
     Attributes:
-        paths: the path families by name.
-        points: evaluations of the network per image and path.
-        decoder: the pixels' values, see `asyncdiff.denoising.likelihood`.
-        mask: what is known, by the image's seed where it is drawn: bounds -log p(unknown | known); nothing by default.
-        spacing: where on the paths to look; importance sampling of s by default.
-        t_min: floor of the paths that have none; what suits the decoder by default.
+        paths: path families by name.
+        points: network evaluations per image and path.
+        decoder: distribution of the pixel values, see `asyncdiff.denoising.likelihood`.
+        mask: known pixels, a random mask drawn with the image's seed; the bound is then of -log p(unknown | known). By
+            default all pixels are unknown.
+        progress_sampler: samples s on the paths (default: importance sampling).
+        t_min: lowest level of the paths that do not define one (default: suited to the decoder).
     """
 
     paths: Mapping[str, Path]
@@ -51,14 +52,16 @@ class PathBounds:
     t_min: float | None = None
 
     def check(self, denoiser: DenoiserLike, x: Image) -> None:
-        """Raise ValueError before anything is measured, if on images like `x` nothing could be."""
+        """Raise ValueError if the bounds cannot be evaluated on images like `x`; call it first."""
         grid = denoiser.grid((x.shape[2], x.shape[3]))
         for name, path in self.paths.items():
             check_path(path, grid)
             if self.t_min is not None and path.t_min > 0:
-                raise ValueError(f"t_min must be left out for paths with a floor, got both for {name}: {path.t_min}")
+                raise ValueError(
+                    f"t_min must be left out for paths with a t_min of their own, got both for {name}: {path.t_min}"
+                )
         if self.t_min is not None and not 0 < self.t_min < 1:
-            raise ValueError(f"t_min must lie in (0, 1), got {self.t_min}: 0.002 suits 8-bit pixels")
+            raise ValueError(f"t_min must lie in (0, 1), got {self.t_min}: use 0.002 for 8-bit pixels")
         self.decoder.check(x)
         known = self._known(x, range(len(x)))
         if known is not None and (patches := known_patches(known, grid)).any() == patches.all():
@@ -69,16 +72,16 @@ class PathBounds:
             )
 
     def floors(self, process: Process) -> dict[str, float]:
-        """The lowest level of every path."""
-        floor = finest_level(process, self.decoder) if self.t_min is None else self.t_min
+        """Return the lowest level of every path."""
+        floor = default_t_min(process, self.decoder) if self.t_min is None else self.t_min
         return {name: path.t_min or floor for name, path in self.paths.items()}
 
     def rows(self, denoiser: DenoiserLike, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
-        """Nats of every image along every path, laid out for `PathLikelihoods`; image i depends on seed i only.
+        """Return the bound of every image along every path in nats, as rows for `PathLikelihoods`.
 
-        Every path starts from the same seeds, so that images and noise are the same along all of them.
+        Image i depends on seed i only. Every path starts from the same seeds, so that all paths share images and noise.
         """
-        found = []
+        columns = []
         for path in self.paths.values():
             one = bound(
                 denoiser,
@@ -92,11 +95,11 @@ class PathBounds:
                 decoder=self.decoder,
                 generator=per_image(seeds),
             )
-            found.append(_row(one))
-        return torch.stack(found, dim=1)
+            columns.append(_row(one))
+        return torch.stack(columns, dim=1)
 
     def summary(self, rows: Rows, grid: tuple[int, int]) -> "PathLikelihoods":
-        """What the rows of all images say, on a level map of (gh, gw)."""
+        """Return the results of the rows of all images, for a level map of (gh, gw)."""
         return PathLikelihoods(rows.double(), list(self.paths), grid, self.decoder)
 
     def _known(self, x: Image, seeds: Sequence[int]) -> KnownPixels | None:
@@ -105,25 +108,35 @@ class PathBounds:
         return self.mask.per_image(x.shape[2], x.shape[3], seeds=seeds).to(x.device)
 
 
-def check_labels(model: Any, classes: int | None, *, told: bool) -> None:
-    """Raise ValueError unless a model's labels are those of the data, `classes` of them, and it can do without."""
+def check_labels(model: Any, classes: int | None, *, conditioned: bool) -> None:
+    """Raise ValueError unless a model can be evaluated with (or without) the labels of the data.
+
+    Args:
+        model: the module; unconditional ones always pass.
+        classes: number of classes of the data, None if unknown.
+        conditioned: whether the model is conditioned on the labels. If not, it must be trained with label dropout.
+    """
     if not model.classes:
         return
-    if told and classes is not None and classes != model.classes:
-        raise ValueError(f"labels must be the model's, {model.classes} classes, got data with {classes}: other data?")
-    if not told and model.label_dropout == 0:
-        raise ValueError("labels must be told to a model that was trained with label_dropout 0: leave labels on")
+    if conditioned and classes is not None and classes != model.classes:
+        raise ValueError(
+            f"data must have the model's {model.classes} classes, got {classes}: use the data it was trained on"
+        )
+    if not conditioned and model.label_dropout == 0:
+        raise ValueError(
+            "labels must be true for a model that was trained with label_dropout 0, got false: leave labels on"
+        )
 
 
 @dataclass(frozen=True)
 class PathLikelihoods:
-    """The rows of all images, and what to read in them.
+    """Likelihood bounds of any number of images along several paths, and statistics of them.
 
     Attributes:
-        rows: from `PathBounds`, of any number of images.
-        names: of the paths.
+        rows: rows from `PathLikelihoodEvaluator`.
+        names: names of the paths.
         grid: (gh, gw) of the level map.
-        decoder: that of the rows: says the unit.
+        decoder: decoder of the rows, which determines the unit.
     """
 
     rows: Rows
@@ -133,7 +146,7 @@ class PathLikelihoods:
 
     @property
     def unit(self) -> str:
-        """bits/dim or nats/dim."""
+        """Unit of the bounds, bits/dim or nats/dim."""
         return self.decoder.unit
 
     @property
@@ -142,33 +155,33 @@ class PathLikelihoods:
         return len(self.rows)
 
     def rates(self) -> Float[Tensor, "n paths"]:
-        """The bound of every image along every path, per dimension."""
+        """Return the bound of every image along every path, per dimension."""
         return self._per_dim(self.rows[..., : len(TERMS)].sum(2))
 
     def mean(self, name: str) -> float:
-        """Mean over the images."""
-        return self.rates()[:, self._place(name)].mean().item()
+        """Return the mean bound over the images."""
+        return self.rates()[:, self._index(name)].mean().item()
 
     def standard_error(self, name: str) -> float:
-        """Standard error of `mean`: of the images drawn and of the noise together."""
-        return _standard_error(self.rates()[:, self._place(name)])
+        """Return the standard error of `mean`, over the choice of images and the noise together."""
+        return _standard_error(self.rates()[:, self._index(name)])
 
     def term(self, name: str, term: str) -> float:
-        """Mean of one of the `TERMS` per dimension."""
-        return self._per_dim(self.rows[..., TERMS.index(term)])[:, self._place(name)].mean().item()
+        """Return the mean of one of the `TERMS` per dimension."""
+        return self._per_dim(self.rows[..., TERMS.index(term)])[:, self._index(name)].mean().item()
 
     def difference(self, name: str, other: str) -> tuple[float, float]:
-        """Mean of the pairwise difference of two paths and its standard error, which shared images and noise reduce."""
+        """Return the mean paired difference of two paths and its standard error, reduced by shared images and noise."""
         rates = self.rates()
-        pairs = rates[:, self._place(name)] - rates[:, self._place(other)]
+        pairs = rates[:, self._index(name)] - rates[:, self._index(other)]
         return pairs.mean().item(), _standard_error(pairs)
 
     def gap(self) -> tuple[float, float]:
-        """The path gap, how far the loosest path lies above the tightest, and its standard error.
+        """Return the path gap, the bound of the loosest path minus that of the tightest, and its standard error.
 
-        Its expectation is 0 for a consistent joint score, whose bound is the same on every path: the two paths are
-        chosen on one half of the images and compared on the other, both ways, since the largest less the smallest of
-        several noisy means would be positive in any case.
+        Its expectation is 0 for a consistent joint score, whose bound is the same along every path. The two paths are
+        selected on one half of the images and compared on the other, both ways, since the maximum minus the minimum of
+        several noisy means would always be positive.
         """
         rates = self.rates()
         halves = (rates[0::2], rates[1::2])
@@ -176,32 +189,34 @@ class PathLikelihoods:
             ordered = sorted(self.names, key=self.mean)
             return self.difference(ordered[-1], ordered[0])
         gaps, errors = [], []
-        for chosen, compared in (halves, halves[::-1]):
-            means = chosen.mean(0)
+        for selection, compared in (halves, halves[::-1]):
+            means = selection.mean(0)
             pairs = compared[:, int(means.argmax())] - compared[:, int(means.argmin())]
             gaps.append(pairs.mean().item())
             errors.append(_standard_error(pairs))
-        return sum(gaps) / 2, sum(errors) / 2  # halves that agree on the extremes err together: no gain of sqrt(2)
+        return sum(gaps) / 2, sum(
+            errors
+        ) / 2  # not divided by sqrt(2): halves that select the same paths are correlated
 
     @property
     def dims(self) -> float:
-        """Unknown values of an image, on average."""
+        """Mean number of unknown values per image."""
         return self.rows[:, 0, len(TERMS)].mean().item()
 
     def by_level(self, name: str) -> Float[Tensor, " bins"]:
-        """The diffusion term per dimension by the level of the patches, bins up to each of `LEVEL_EDGES`."""
+        """Return the diffusion term per dimension by the level of the patches, in bins up to each of `LEVEL_EDGES`."""
         first = len(TERMS) + 1
-        return self._per_dim(self.rows[..., first : first + len(LEVEL_EDGES)])[:, self._place(name)].mean(0)
+        return self._per_dim(self.rows[..., first : first + len(LEVEL_EDGES)])[:, self._index(name)].mean(0)
 
     def per_patch(self, name: str) -> Float[Tensor, "gh gw"]:
-        """Where in the image the bound comes from: its mean by patch, per dimension of one patch were all alike."""
-        patches = self.rows[:, self._place(name), len(TERMS) + 1 + len(LEVEL_EDGES) :].reshape(-1, *self.grid)
+        """Return the mean bound of each patch, scaled so that unknown patches average to the bound per dimension."""
+        patches = self.rows[:, self._index(name), len(TERMS) + 1 + len(LEVEL_EDGES) :].reshape(-1, *self.grid)
         dims = self.rows[:, 0, len(TERMS)].clamp(min=1)[:, None, None]
         moving = (patches != 0).flatten(1).sum(1).clamp(min=1)[:, None, None]
         return (patches * moving / dims / self.decoder.nats).mean(0)
 
     def table(self) -> str:
-        """Markdown: one row per path, with its parts and its difference from the first, and the path gap."""
+        """Return a Markdown table of the paths: bound, terms and difference from the first path; then the path gap."""
         first = self.names[0]
         lines = [
             f"| path | {self.unit} | prior | diffusion | reconstruction | against {first} |",
@@ -219,24 +234,24 @@ class PathLikelihoods:
         return "\n".join(lines)
 
     def scalars(self) -> dict[str, float]:
-        """The rate of each path and the gap, by the tags of a logger."""
+        """Return the bound of each path and the path gap, by their tags for a logger."""
         rate = self._tag()
-        found = {f"{rate}/{name}": self.mean(name) for name in self.names}
-        return found | ({f"{rate}/path_gap": self.gap()[0]} if len(self.names) > 1 else {})
+        scalars = {f"{rate}/{name}": self.mean(name) for name in self.names}
+        return scalars | ({f"{rate}/path_gap": self.gap()[0]} if len(self.names) > 1 else {})
 
     def details(self) -> dict[str, float]:
-        """The terms and levels of each path, by the tags of a logger."""
+        """Return the terms and the level bins of each path, by their tags for a logger."""
         rate = self._tag()
-        found: dict[str, float] = {}
+        scalars: dict[str, float] = {}
         for name in self.names:
-            found |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
-            found[f"{rate}_parts/{name}/standard_error"] = self.standard_error(name)
+            scalars |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
+            scalars[f"{rate}_parts/{name}/standard_error"] = self.standard_error(name)
             levels = zip(LEVEL_EDGES, self.by_level(name).tolist(), strict=True)
-            found |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels}
-        return found
+            scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels}
+        return scalars
 
     def card(self) -> dict[str, object]:
-        """The same as plain containers for a JSON file, with standard errors."""
+        """Return all results with standard errors as plain containers, for a result card."""
         paths = {
             name: {
                 "rate": self.mean(name),
@@ -261,13 +276,13 @@ class PathLikelihoods:
     def _tag(self) -> str:
         return self.unit.replace("/", "_per_")
 
-    def _place(self, name: str) -> int:
+    def _index(self, name: str) -> int:
         return list(self.names).index(name)
 
 
-def _row(found: Bound) -> Float[Tensor, "b numbers"]:
-    single = torch.stack([found.prior, found.diffusion, found.reconstruction, found.dims], dim=1)
-    return torch.cat([single, found.by_level, found.per_patch.flatten(1)], dim=1)
+def _row(one: Bound) -> Float[Tensor, "b numbers"]:
+    single = torch.stack([one.prior, one.diffusion, one.reconstruction, one.dims], dim=1)
+    return torch.cat([single, one.by_level, one.per_patch.flatten(1)], dim=1)
 
 
 def _standard_error(values: Tensor) -> float:

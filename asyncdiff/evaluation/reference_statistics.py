@@ -1,4 +1,4 @@
-"""Statistics of real images, computed once and kept with what they are of."""
+"""Feature statistics of real images, cached in files that identify the feature extractor and the images."""
 
 import hashlib
 import json
@@ -13,130 +13,140 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.checkpoints.atomic_files import replace
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
-from asyncdiff.evaluation.result_card import differences, told, value_at
+from asyncdiff.evaluation.result_card import abbreviate, differences, value_at
 
 Rows = Float[Tensor, "n d"]
 
-VERSION = 1  # of the files
-KEPT = 50_000  # rows of features that a file holds, spread evenly over the images: 410 MB of Inception's
+VERSION = 1  # version of the file format
+MAX_ROWS = 50_000  # rows of features in a file, spread evenly over the images: 410 MB for Inception
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The real side of a comparison.
+    """Statistics of the real images in a comparison.
 
     Attributes:
-        gaussian: mean and covariance of all images' features, float64.
-        count: number of these images, None where nobody told.
-        rows: the features of up to `KEPT` of them, float32; None for statistics from elsewhere.
-        stamp: what they are of: features, images, and how these were prepared.
+        gaussian: mean and covariance of the features of all images, float64.
+        count: number of images, None if unknown.
+        rows: features of up to `MAX_ROWS` single images, float32; None for external statistics.
+        fingerprint: identifies the feature extractor, the images and their preprocessing.
     """
 
     gaussian: Gaussian
     count: int | None
     rows: Rows | None
-    stamp: Mapping[str, Any]
+    fingerprint: Mapping[str, Any]
 
 
-def place(stamp: Mapping[str, Any]) -> Path:
-    """The file in the cache for statistics with this stamp, which need not be there."""
-    text = json.dumps({"version": VERSION, "stamp": stamp}, sort_keys=True)
-    name = str(value_at(stamp, "features.name")).replace("/", "-")
+def cache_path(fingerprint: Mapping[str, Any]) -> Path:
+    """Return the cache file for statistics with this fingerprint; it need not exist."""
+    text = json.dumps({"version": VERSION, "stamp": fingerprint}, sort_keys=True)
+    name = str(value_at(fingerprint, "features.name")).replace("/", "-")
     return cache_folder() / "references" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that can be computed again, the same as the data modules'."""
-    if chosen := os.environ.get("ASYNCDIFF_CACHE"):
-        return Path(chosen).expanduser()
+    """Return the cache folder for data that can be recomputed, shared with the data modules."""
+    if folder := os.environ.get("ASYNCDIFF_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asyncdiff"
 
 
-def save(reference: Reference, file: Path) -> None:
-    """Write a safetensors file as a whole: a reader finds the old one or the new one. OSError where it cannot be."""
+def save_reference(reference: Reference, file: Path) -> None:
+    """Write a safetensors file atomically; raise OSError if it cannot be written."""
     from safetensors.torch import save as as_bytes
 
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.cov}
     if reference.rows is not None:
         tensors["rows"] = reference.rows.float()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    told_with: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.stamp}
-    told_with["sha256"] = _sha256(told_with, tensors)
+    metadata: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.fingerprint}
+    metadata["sha256"] = _sha256(metadata, tensors)
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace(file, [as_bytes(tensors, metadata={"reference": json.dumps(told_with)})])
+    write_atomically(file, [as_bytes(tensors, metadata={"reference": json.dumps(metadata)})])
 
 
-def load(file: Path) -> Reference:
-    """The statistics of a file: ours, .safetensors, or .npz with mu and sigma as ADM, EDM and pytorch-fid publish them.
+def load_reference(file: Path) -> Reference:
+    """Read statistics from a .safetensors file of this module, or from an .npz file with mu and sigma.
 
-    The stamp of the latter says that they are external: nothing tells of which images they are, or by which network.
+    ADM, EDM and pytorch-fid publish .npz files. Their fingerprint marks them as external: neither the images nor the
+    network are known.
+
+    Args:
+        file: .safetensors or .npz file.
+
+    Returns:
+        The statistics.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is another one.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not contain such statistics.
     """
     if not file.is_file():
         raise FileNotFoundError(f"reference must be an existing file, got {file}: leave it out to compute one")
-    return _external(file) if file.suffix == ".npz" else _own(file)
+    return _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
 
 
-def check(reference: Reference, expected: Mapping[str, Any], file: Path) -> None:
-    """Raise ValueError unless the statistics of `file` are of what is expected, naming the first key that differs.
+def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError, naming the first key that differs, unless the statistics have the expected fingerprint.
 
-    Of external ones only the number of features can be checked.
+    For external statistics only the number of features can be checked.
     """
-    if "external" in reference.stamp:
-        wanted = value_at(expected, "features.dim")
-        if wanted != len(reference.gaussian.mean):
+    if "external" in reference.fingerprint:
+        dim = value_at(expected, "features.dim")
+        if dim != len(reference.gaussian.mean):
             raise ValueError(
-                f"reference must be of {wanted} features, got {len(reference.gaussian.mean)} in {file}: "
-                "choose the features that it was made with"
+                f"reference must have {dim} features, got {len(reference.gaussian.mean)} in {file}: "
+                "choose the features that it was computed with"
             )
         return
-    if keys := differences(expected, reference.stamp):
-        old, new = (told(value_at(stamp, keys[0])) for stamp in (reference.stamp, expected))
+    if keys := differences(expected, reference.fingerprint):
+        old, new = (abbreviate(value_at(fingerprint, keys[0])) for fingerprint in (reference.fingerprint, expected))
         raise ValueError(
-            f"reference must have the same {keys[0]}, got {old} in {file} where {new} is asked for: "
+            f"reference must have the same {keys[0]}, got {old} in {file} instead of {new}: "
             "leave --reference out to compute one"
         )
 
 
-def _sha256(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Over all that a file tells and holds."""
-    text = json.dumps(about, sort_keys=True)
+def _sha256(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of the metadata and tensors of a file."""
+    text = json.dumps(metadata, sort_keys=True)
     return hashlib.sha256(f"{text} {tensors_sha256(tensors)}".encode()).hexdigest()
 
 
-def _own(file: Path) -> Reference:
+def _read_safetensors(file: Path) -> Reference:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(file), "pt") as held:
-            about = json.loads(held.metadata()["reference"])
-            tensors: dict[str, Tensor] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
-        sha256 = about.pop("sha256", None)
-        if sha256 not in (None, _sha256(about, tensors)):  # none in files of earlier releases
-            raise ValueError("it is damaged, its SHA-256 is not what was written")
-        if about["version"] != VERSION:
-            raise ValueError(f"it is of version {about['version']}, not {VERSION}")
+        with safe_open(str(file), "pt") as opened:
+            metadata = json.loads(opened.metadata()["reference"])
+            tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        sha256 = metadata.pop("sha256", None)
+        if sha256 not in (None, _sha256(metadata, tensors)):  # files of earlier releases have none
+            raise ValueError("it is damaged, its SHA-256 does not match")
+        if metadata["version"] != VERSION:
+            raise ValueError(f"it has version {metadata['version']}, not {VERSION}")
         gaussian = Gaussian(tensors["mean"], tensors["covariance"])
-        return Reference(gaussian, about["count"], tensors.get("rows"), about["stamp"])
+        return Reference(gaussian, metadata["count"], tensors.get("rows"), metadata["stamp"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         line = str(error).split("\n")[0]
         raise ValueError(f"reference must be a file of statistics, got {file}: {line}; remove it") from error
 
 
-def _external(file: Path) -> Reference:
+def _read_npz(file: Path) -> Reference:
     try:
-        with np.load(file, allow_pickle=False) as held:
-            mean, cov = (torch.from_numpy(np.asarray(held[name], np.float64)) for name in ("mu", "sigma"))
-    except Exception as error:  # there is no telling what is raised on damaged archives
+        with np.load(file, allow_pickle=False) as arrays:
+            mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
+    except Exception as error:  # a damaged archive can raise almost any exception
         line = str(error).split("\n")[0]
-        raise ValueError(f"reference must hold arrays mu and sigma, got {file}: {line}; use another file") from error
+        raise ValueError(f"reference must contain arrays mu and sigma, got {file}: {line}; use another file") from error
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(f"reference must hold mu (d) and sigma (d, d), got {mean.shape} and {cov.shape} in {file}")
-    stamp = {"external": file.name, "sha256": file_sha256(file)}
-    return Reference(Gaussian(mean, cov), None, None, stamp)
+        raise ValueError(
+            f"reference must contain mu (d) and sigma (d, d), got shapes {tuple(mean.shape)} and {tuple(cov.shape)} in "
+            f"{file}: use another file"
+        )
+    fingerprint = {"external": file.name, "sha256": file_sha256(file)}
+    return Reference(Gaussian(mean, cov), None, None, fingerprint)

@@ -1,4 +1,4 @@
-"""What a number was measured with: stamps that travel with it, and whether two of them may be compared."""
+"""Result cards: measured numbers with the protocol that produced them, and how two protocols differ."""
 
 import json
 import math
@@ -10,23 +10,23 @@ from typing import Any
 
 import torch
 
-from asyncdiff.checkpoints.old_names import current
+from asyncdiff.checkpoints.old_names import update_names
 
-FORMAT = 1  # of cards; a reader refuses others
-# Keys that say what is compared, and those that ought to make no difference.
-COMPARED = ("checkpoint", "checkpoint_sha256", "step")
-SOFTWARE = ("hardware", "torch", "commit")
+FORMAT = 1  # version of the card format; `read_card` rejects others
+# Protocol keys that name what is compared, and those that should not affect the numbers.
+SUBJECT_KEYS = ("checkpoint", "checkpoint_sha256", "step")
+SOFTWARE_KEYS = ("hardware", "torch", "commit")
 
 _MISSING = object()
 
 
 def software(device: torch.device | str) -> dict[str, str]:
-    """What computes: the hardware's name, PyTorch's version, and the commit of this checkout where it is one."""
+    """Return the hardware name, the PyTorch version and the commit of this checkout, for a protocol."""
     return {"hardware": hardware(device), "torch": torch.__version__, "commit": commit()}
 
 
 def hardware(device: torch.device | str) -> str:
-    """The name of a device, of a processor that of its kind and the threads in use."""
+    """Return the name of a GPU, or the CPU model and the number of threads in use."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     file = Path("/proc/cpuinfo")  # Linux only; elsewhere the platform says less
@@ -36,7 +36,7 @@ def hardware(device: torch.device | str) -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with -dirty where files differ from it; unknown where it is none."""
+    """Return the commit of this checkout, with -dirty if files were modified; "unknown" outside a Git checkout."""
     home = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -46,16 +46,16 @@ def commit() -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two stamps differ, in the order of the first one.
+    """Return the dotted keys in which two protocols differ, in the order of the first one.
 
-    Lists are compared as wholes; a key that only one of them has is one in which they differ.
+    Lists are compared as one value, and a key that only one protocol has counts as a difference.
     """
     return list(_differences(before, now, ""))
 
 
-def value_at(stamp: Mapping[str, Any], key: str) -> Any:
-    """What stands at a dotted key, None if nothing does."""
-    value: Any = stamp
+def value_at(protocol: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key, or None if there is none."""
+    value: Any = protocol
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return None
@@ -63,53 +63,53 @@ def value_at(stamp: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def told(value: Any) -> str:
-    """A value in few words."""
+def abbreviate(value: Any) -> str:
+    """Return a value as text of at most 60 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def card_of(protocol: Mapping[str, Any], metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
-    """Numbers by their names, with what they were measured with, as plain containers for a JSON file.
+def make_card(protocol: Mapping[str, Any], metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
+    """Return a result card, plain containers for a JSON file, from metrics by name and their protocol.
 
-    A number that is not finite becomes None, since JSON has no word for it.
+    A number that is not finite becomes None, since JSON cannot represent it.
     """
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return {"format": FORMAT, "protocol": dict(protocol), "metrics": finite, **more}
 
 
 def read_card(file: Path) -> dict[str, Any]:
-    """A card from its file; ValueError in one line if it is none, or one of another format."""
+    """Read a result card; raise a one-line ValueError if the file is not a card or has another format."""
     if not file.is_file():
-        raise FileNotFoundError(f"cards must be JSON files, got {file}, which does not exist: evaluate writes them")
+        raise FileNotFoundError(f"cards must be JSON files, got {file}, which does not exist: `evaluate` writes them")
     try:
-        held = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (ValueError, OSError) as error:
         line = str(error).split("\n")[0]
         raise ValueError(
-            f"cards must be JSON files, got {file}, which cannot be read: {line}; write it anew"
+            f"cards must be JSON files, got {file}, which cannot be read: {line}; evaluate the run again"
         ) from error
-    if not isinstance(held, dict) or not {"protocol", "metrics"} <= held.keys():
-        raise ValueError(f"cards must hold a protocol and metrics, got {file} without: evaluate the run again")
-    if held.get("format") != FORMAT:
+    if not isinstance(content, dict) or not {"protocol", "metrics"} <= content.keys():
+        raise ValueError(f"cards must contain a protocol and metrics, got {file} without them: evaluate the run again")
+    if content.get("format") != FORMAT:
         raise ValueError(
-            f"cards must be of format {FORMAT}, got {held.get('format')} in {file}: evaluate the run again"
+            f"cards must have format {FORMAT}, got {content.get('format')} in {file}: evaluate the run again"
         )
-    if not isinstance(held["protocol"], dict) or not isinstance(held["metrics"], dict):
+    if not isinstance(content["protocol"], dict) or not isinstance(content["metrics"], dict):
         raise ValueError(
-            f"cards must hold keys with values in protocol and metrics, got others in {file}: write it anew"
+            f"protocol and metrics must be mappings in a card, got other values in {file}: evaluate the run again"
         )
-    return dict(current(held))
+    return dict(update_names(content))
 
 
 def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in [*before, *(key for key in now if key not in before)]:
             yield from _differences(before.get(key, _MISSING), now.get(key, _MISSING), f"{name}.{key}".lstrip("."))
-    elif before is _MISSING or now is _MISSING or _plain(before) != _plain(now):
+    elif before is _MISSING or now is _MISSING or _json_value(before) != _json_value(now):
         yield name
 
 
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: what was a tuple is a list there."""
+def _json_value(value: Any) -> Any:
+    """Return a value after a JSON round trip, which turns tuples into lists."""
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Several numbers of one set of generated images, with their settings and what has to be said about them."""
+"""All metrics of one set of generated images, with their settings and caveats."""
 
 import math
 import warnings
@@ -22,21 +22,21 @@ from asyncdiff.evaluation.precision_recall import density_coverage, precision_re
 from asyncdiff.evaluation.reference_statistics import Reference
 
 METRICS = ("frechet", "kid", "inception_score", "precision_recall", "density_coverage")
-PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5  # as published
+PRECISION_NEIGHBORS, DENSITY_NEIGHBORS = 3, 5  # as published
 
 Rows = Float[Tensor, "n d"]
 Logits = Float[Tensor, "n k"]
 
 
 @dataclass
-class Quality:
-    """What was found.
+class SampleReport:
+    """Metrics of one set of generated images.
 
     Attributes:
-        metrics: numbers by METRIC/FEATURES, as their tags in TensorBoard.
-        deviations: over subsets or splits, by the same names, where there are any.
-        settings: of the metrics, for the protocol.
-        notes: a line about each number that is not what it seems.
+        metrics: values by METRIC/FEATURES, the same names as the TensorBoard tags.
+        deviations: standard deviations over subsets or splits, by the same names, for the metrics that have one.
+        settings: settings of the metrics, for the protocol.
+        notes: one line per caveat, such as a biased estimate.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -45,12 +45,12 @@ class Quality:
     notes: list[str] = field(default_factory=list)
 
 
-def needs_rows(metrics: Sequence[str]) -> list[str]:
-    """Those of the metrics that compare with features of single real images, which statistics alone do not have."""
+def metrics_needing_rows(metrics: Sequence[str]) -> list[str]:
+    """Return the metrics that need features of single real images, for which mean and covariance are not enough."""
     return [name for name in metrics if name not in ("frechet", "inception_score")]
 
 
-def quality(
+def compute_metrics(
     metrics: Sequence[str],
     name: str,
     reference: Reference,
@@ -59,92 +59,95 @@ def quality(
     logits: Logits | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Quality:
-    """The metrics of generated images.
+) -> SampleReport:
+    """Compute metrics of generated images.
 
     Args:
-        metrics: some of `METRICS`.
-        name: of the features.
-        reference: the real side.
+        metrics: names out of `METRICS`.
+        name: name of the feature extractor.
+        reference: statistics of the real images.
         rows: features of the generated images, (m, d).
         logits: class scores of the generated images, for the Inception score.
-        seed: of KID's subsets and of the order of the Inception score.
-        device: where distances between rows are computed, in float64 unless it has none.
+        seed: seed of KID's subsets and of the Inception score's shuffle.
+        device: where distances between rows are computed, in float64; the CPU if the device has no float64.
+
+    Returns:
+        Metrics with their deviations, settings and caveats.
 
     Raises:
-        ValueError: a metric is unknown, its input is missing, or images are too few for it.
+        ValueError: a metric is unknown, its input is missing, or there are too few images for it.
     """
-    found = Quality()
+    report = SampleReport()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for metric in metrics:
-            _MEASURES[metric](found, name, _Sides(reference, rows, logits, seed, _precise(device)))
-    found.notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    return found
+            _METRICS[metric](report, name, _Inputs(reference, rows, logits, seed, _float64_device(device)))
+    report.notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    return report
 
 
 @dataclass(frozen=True)
-class _Sides:
+class _Inputs:
     reference: Reference
     fake: Rows
     logits: Logits | None
     seed: int
     device: torch.device
 
-    def both(self, metric: str) -> tuple[Tensor, Tensor]:
-        """Features of single images, real and generated, in float64."""
+    def rows(self, metric: str) -> tuple[Tensor, Tensor]:
+        """Return the features of single real and generated images, in float64."""
         if self.reference.rows is None:
             raise ValueError(f"--metrics must leave {metric} out: the reference has no features of single images")
         return self.reference.rows.to(self.device, torch.float64), self.fake.to(self.device, torch.float64)
 
 
-def _precise(device: torch.device | str) -> torch.device:
+def _float64_device(device: torch.device | str) -> torch.device:
     # Apple's GPU has no float64.
     return torch.device("cpu" if torch.device(device).type == "mps" else device)
 
 
-def _frechet(found: Quality, name: str, sides: _Sides) -> None:
-    real = sides.reference
-    found.metrics[f"frechet/{name}"] = frechet_distance(real.gaussian, sides.fake, real_count=real.count)
+def _frechet(report: SampleReport, name: str, inputs: _Inputs) -> None:
+    real = inputs.reference
+    report.metrics[f"frechet/{name}"] = frechet_distance(real.gaussian, inputs.fake, real_count=real.count)
 
 
-def _kid(found: Quality, name: str, sides: _Sides) -> None:
-    real, fake = sides.both("kid")
+def _kid(report: SampleReport, name: str, inputs: _Inputs) -> None:
+    real, fake = inputs.rows("kid")
     size = subset_size_for(len(real), len(fake))
-    estimate = kernel_distance(real, fake, subset_size=size, seed=sides.seed)
-    _put(found, f"kid/{name}", estimate)
+    estimate = kernel_distance(real, fake, subset_size=size, seed=inputs.seed)
+    _add_estimate(report, f"kid/{name}", estimate)
     subsets = 1 if math.isnan(estimate.deviation) else SUBSETS
-    found.settings["kid"] = {"subsets": subsets, "subset_size": size, "seed": sides.seed}
+    report.settings["kid"] = {"subsets": subsets, "subset_size": size, "seed": inputs.seed}
 
 
-def _inception_score(found: Quality, name: str, sides: _Sides) -> None:
-    if sides.logits is None:
+def _inception_score(report: SampleReport, name: str, inputs: _Inputs) -> None:
+    if inputs.logits is None:
         raise ValueError(f"--metrics must leave inception_score out for {name}, which predicts no classes")
-    _put(found, f"inception_score/{name}", inception_score(sides.logits, seed=sides.seed))
-    found.settings["inception_score"] = {"splits": SPLITS, "seed": sides.seed}
+    _add_estimate(report, f"inception_score/{name}", inception_score(inputs.logits, seed=inputs.seed))
+    report.settings["inception_score"] = {"splits": SPLITS, "seed": inputs.seed}
 
 
-def _precision_recall(found: Quality, name: str, sides: _Sides) -> None:
-    real, fake = sides.both("precision_recall")
-    result = precision_recall(real, fake, k=PRECISION_NEIGHBOURS)
-    found.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
-    found.settings["precision_recall"] = {"k": PRECISION_NEIGHBOURS, "real": len(real)}
+def _precision_recall(report: SampleReport, name: str, inputs: _Inputs) -> None:
+    real, fake = inputs.rows("precision_recall")
+    result = precision_recall(real, fake, k=PRECISION_NEIGHBORS)
+    report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
+    report.settings["precision_recall"] = {"k": PRECISION_NEIGHBORS, "real": len(real)}
 
 
-def _density_coverage(found: Quality, name: str, sides: _Sides) -> None:
-    real, fake = sides.both("density_coverage")
-    result = density_coverage(real, fake, k=DENSITY_NEIGHBOURS)
-    found.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
-    found.settings["density_coverage"] = {"k": DENSITY_NEIGHBOURS, "real": len(real)}
+def _density_coverage(report: SampleReport, name: str, inputs: _Inputs) -> None:
+    real, fake = inputs.rows("density_coverage")
+    result = density_coverage(real, fake, k=DENSITY_NEIGHBORS)
+    report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
+    report.settings["density_coverage"] = {"k": DENSITY_NEIGHBORS, "real": len(real)}
 
 
-def _put(found: Quality, name: str, estimate: Any) -> None:
-    found.metrics[name] = estimate.mean
+def _add_estimate(report: SampleReport, name: str, estimate: Any) -> None:
+    report.metrics[name] = estimate.mean
     if not math.isnan(estimate.deviation):  # JSON has no NaN
-        found.deviations[name] = estimate.deviation
+        report.deviations[name] = estimate.deviation
 
 
-_MEASURES: Mapping[str, Any] = {
+_METRICS: Mapping[str, Any] = {
     "frechet": _frechet,
     "kid": _kid,
     "inception_score": _inception_score,

@@ -178,7 +178,7 @@ def test_inception_names_the_package_it_needs(monkeypatch):
 def test_inception_from_a_local_file(tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    with pytest.MonkeyPatch.clean_patches() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
         reference = FeatureExtractorInceptionV3("reference", ["2048", "logits_unbiased"])
@@ -198,7 +198,7 @@ def test_inception_from_a_local_file(tmp_path):
         torch.testing.assert_close(features.logits(levels / 127.5 - 1), scores, rtol=1e-5, atol=1e-6)
         grey = levels[:, :1] / 127.5 - 1
         assert torch.equal(features(grey), features(grey.repeat(1, 3, 1, 1)))
-    assert features.stamp()["input"]["size"] == [299, 299]
-    assert features.stamp()["weights"] != TrainedClassifier(1, 2).stamp()["weights"]
+    assert features.fingerprint()["input"]["size"] == [299, 299]
+    assert features.fingerprint()["weights"] != TrainedClassifier(1, 2).fingerprint()["weights"]
     with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):
         features(torch.zeros(1, 4, 8, 8))

@@ -11,8 +11,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from asyncdiff.evaluation.frechet import frechet
 from asyncdiff.evaluation.kid_and_is import (
     Moments,
+    fit_gaussian,
     frechet_distance,
-    gaussian_of,
     inception_score,
     kernel_distance,
     subset_size_for,
@@ -34,17 +34,17 @@ def by_square_root(real: Tensor, fake: Tensor) -> float:
 
 def test_the_frechet_distance_is_that_of_the_general_square_root():
     real, fake = rows(500, 0), rows(300, 1, shift=0.2)
-    found = frechet_distance(gaussian_of(real), fake, real_count=len(real))
+    found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
     assert found == pytest.approx(by_square_root(real, fake), rel=1e-9)
 
 
 def test_a_covariance_without_full_rank_is_no_trouble():
     real, fake = rows(500, 0, d=64), rows(20, 1, d=64)
     with pytest.warns(UserWarning, match="20 generated images in 64 feature dimensions"):
-        found = frechet_distance(gaussian_of(real), fake, real_count=len(real))
+        found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
     assert found == pytest.approx(by_square_root(real, fake), rel=1e-6)
     with pytest.warns(UserWarning, match="20 real images in 64"):
-        assert frechet_distance(gaussian_of(fake), fake, real_count=len(fake)) == pytest.approx(0, abs=1e-9)
+        assert frechet_distance(fit_gaussian(fake), fake, real_count=len(fake)) == pytest.approx(0, abs=1e-9)
 
 
 def test_moments_of_parts_are_those_of_the_whole_even_far_from_zero():
@@ -59,7 +59,7 @@ def test_moments_of_parts_are_those_of_the_whole_even_far_from_zero():
     assert whole.count == 1000
     torch.testing.assert_close(mean, x.mean(0), rtol=1e-15, atol=0)
     torch.testing.assert_close(cov, (x - x.mean(0)).T.cov(), rtol=1e-9, atol=1e-9)
-    assert frechet(mean, cov, *gaussian_of(x)) == pytest.approx(0, abs=1e-9)
+    assert frechet(mean, cov, *fit_gaussian(x)) == pytest.approx(0, abs=1e-9)
 
 
 def test_kid_of_everything_is_that_of_torch_fidelity():
@@ -127,6 +127,6 @@ def test_too_few_images_are_refused_in_one_line():
     with pytest.raises(ValueError, match=r"images must be at least 10, got 9: the Inception score has 10 splits"):
         inception_score(rows(9, 0))
     with pytest.raises(ValueError, match=r"images must be at least 2, got 1: a covariance"):
-        gaussian_of(rows(1, 0))
-    with pytest.raises(ValueError, match=r"must be of 16 features, got 8: of other features\?"):
-        frechet_distance(gaussian_of(rows(9, 0, d=8)), rows(20, 0), real_count=9)
+        fit_gaussian(rows(1, 0))
+    with pytest.raises(ValueError, match=r"must have 16 features, got 8: use the same feature extractor"):
+        frechet_distance(fit_gaussian(rows(9, 0, d=8)), rows(20, 0), real_count=9)

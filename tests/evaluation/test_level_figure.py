@@ -9,16 +9,16 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from asyncdiff.evaluation.figures.level_figure import coloured, joint_shares, level_figure
-from asyncdiff.evaluation.figures.level_statistics import survey
-from asyncdiff.evaluation.figures.style import GIVEN, percent, pixels, save
+from asyncdiff.evaluation.figures.level_figure import color_maps, joint_shares, level_figure
+from asyncdiff.evaluation.figures.level_statistics import measure_levels
+from asyncdiff.evaluation.figures.style import KNOWN_COLOR, format_percent, pixels, save
 from asyncdiff.noise.levels import AlongPath, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 
 
 def few(name="a", sampler=None, grid=(4, 4)):
-    return survey(name, sampler or AlongPath(), grid, note="what it is", images=64)
+    return measure_levels(name, sampler or AlongPath(), grid, note="what it is", images=64)
 
 
 def histograms(figure):
@@ -53,7 +53,7 @@ def test_exact_zeros_and_ones_are_told_in_words():
     assert not any("given clean" in text for text in shown)
     clean_patches = few(sampler=WithCleanPatches(AlongPath(), 1.0))
     shown = texts(level_figure([clean_patches]))
-    assert f"({percent(float(clean_patches.known.float().mean()))} given clean)" in shown
+    assert f"({format_percent(float(clean_patches.known.float().mean()))} given clean)" in shown
     assert "no path of its own" in texts(level_figure([clean_patches, few()]))
     assert {"a", "what it is", "4×4", f"{float(clean_patches.spreads.mean()):.2f}"} <= shown
 
@@ -79,9 +79,9 @@ def test_every_image_is_in_the_joint_histogram():
 def test_given_patches_have_a_colour_of_their_own():
     t = torch.tensor([[[0.0, 0.25], [1.0, 0.0]]])
     known = torch.tensor([[[False, False], [False, True]]])
-    colours = coloured(t, known)
-    assert colours[0, 0].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
-    assert colours[0, 1, 1].tolist() == pytest.approx(to_rgb(GIVEN))
+    colors = color_maps(t, known)
+    assert colors[0, 0].tolist() == [[0, 0, 0], [0.25, 0.25, 0.25]]
+    assert colors[0, 1, 1].tolist() == pytest.approx(to_rgb(KNOWN_COLOR))
 
 
 def test_wide_and_long_maps_fit_into_their_places():
@@ -102,14 +102,15 @@ def test_a_figure_is_saved_as_it_is_shown(tmp_path):
     ("share", "text"), [(0, "0 %"), (0.00024, "0.024 %"), (0.0123, "1.2 %"), (0.17, "17 %"), (1, "100 %")]
 )
 def test_shares_in_two_digits(share, text):
-    assert percent(share) == text
+    assert format_percent(share) == text
 
 
 def test_no_global_figure_is_made():
     code = (
-        "import sys; from asyncdiff.noise.levels import AlongPath; from asyncdiff.evaluation.figures.level_statistics import survey; "
+        "import sys; from asyncdiff.noise.levels import AlongPath; "
+        "from asyncdiff.evaluation.figures.level_statistics import measure_levels; "
         "assert 'matplotlib' not in sys.modules; from asyncdiff.evaluation.figures.level_figure import level_figure; "
-        "level_figure([survey('a', AlongPath(), (4, 4), images=8)]); print('matplotlib.pyplot' in sys.modules)"
+        "level_figure([measure_levels('a', AlongPath(), (4, 4), images=8)]); print('matplotlib.pyplot' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

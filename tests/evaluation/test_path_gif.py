@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncdiff.evaluation.figures.level_statistics import survey
+from asyncdiff.evaluation.figures.level_statistics import measure_levels
 from asyncdiff.evaluation.figures.path_gif import (
     BAR_WIDTH,
     CURVES,
@@ -20,11 +20,11 @@ from asyncdiff.noise.paths import AsyncPatch, Synchronous
 
 
 def walk(path, grid, frames=60):
-    return viewer_frames(survey("a", AlongPath(path), grid, images=4), frames)
+    return viewer_frames(measure_levels("a", AlongPath(path), grid, images=4), frames)
 
 
 def test_frames_show_the_maps_and_the_progress():
-    seen = survey("a", AlongPath(), (4, 4), images=4)
+    seen = measure_levels("a", AlongPath(), (4, 4), images=4)
     frames, maps = viewer_frames(seen, 11), seen.curves(11, CURVES)
     assert len(frames) == 11
     assert len({frame.size for frame in frames}) == 1

@@ -70,7 +70,7 @@ def test_radii_are_distances_from_the_kth_neighbour_not_counting_the_row_itself(
 
 
 def test_what_cannot_be_measured():
-    with pytest.raises(ValueError, match=r"fake must be at least 4, got 3: rows, for 3 neighbours"):
+    with pytest.raises(ValueError, match=r"fake must be at least 4, got 3: rows, for 3 neighbors"):
         precision_recall(rows(20, 0), rows(3, 1))
     with pytest.raises(ValueError, match=r"real must be at least 6, got 5"):
         density_coverage(rows(5, 0), rows(9, 1))

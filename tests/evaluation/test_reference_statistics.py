@@ -5,33 +5,39 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from asyncdiff.evaluation.kid_and_is import gaussian_of
-from asyncdiff.evaluation.reference_statistics import Reference, check, load, place, save
+from asyncdiff.evaluation.kid_and_is import fit_gaussian
+from asyncdiff.evaluation.reference_statistics import (
+    Reference,
+    cache_path,
+    check_fingerprint,
+    load_reference,
+    save_reference,
+)
 
-STAMP = {"features": {"name": "pixels", "dim": 4, "weights": "abc"}, "images": {"split": "train", "count": 50}}
+FINGERPRINT = {"features": {"name": "pixels", "dim": 4, "weights": "abc"}, "images": {"split": "train", "count": 50}}
 
 
 def reference() -> Reference:
     rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    return Reference(gaussian_of(rows), 50, rows, STAMP)
+    return Reference(fit_gaussian(rows), 50, rows, FINGERPRINT)
 
 
-def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
-    own, file = reference(), tmp_path / "new" / "statistics.safetensors"
-    save(own, file)
-    found = load(file)
+def test_saving_and_loading_is_lossless(tmp_path):
+    written, file = reference(), tmp_path / "new" / "statistics.safetensors"
+    save_reference(written, file)
+    found = load_reference(file)
     assert found.gaussian.cov.dtype == torch.float64
-    assert torch.equal(found.gaussian.cov, own.gaussian.cov)
-    assert torch.equal(found.gaussian.mean, own.gaussian.mean)
-    assert torch.equal(found.rows, own.rows)
-    assert (found.count, found.stamp) == (50, STAMP)
-    check(found, STAMP, file)
+    assert torch.equal(found.gaussian.cov, written.gaussian.cov)
+    assert torch.equal(found.gaussian.mean, written.gaussian.mean)
+    assert torch.equal(found.rows, written.rows)
+    assert (found.count, found.fingerprint) == (50, FINGERPRINT)
+    check_fingerprint(found, FINGERPRINT, file)
     assert [f.name for f in file.parent.iterdir()] == ["statistics.safetensors"]
 
 
 def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     file = tmp_path / "statistics.safetensors"
-    save(reference(), file)
+    save_reference(reference(), file)
     before = file.read_bytes()
 
     def full(*_, **__):
@@ -39,46 +45,49 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="no space left"):
-        save(reference(), file)
+        save_reference(reference(), file)
     assert file.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_place_depends_on_every_key(tmp_path, monkeypatch):
+def test_cache_path_depends_on_every_key(tmp_path, monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path))
-    assert place(STAMP).parent == tmp_path / "references"
-    assert place(STAMP).name.startswith("pixels-")
-    assert place(json.loads(json.dumps(STAMP))) == place(STAMP)
-    other = STAMP | {"images": {"split": "train", "count": 49}}
-    assert place(other) != place(STAMP)
+    assert cache_path(FINGERPRINT).parent == tmp_path / "references"
+    assert cache_path(FINGERPRINT).name.startswith("pixels-")
+    assert cache_path(json.loads(json.dumps(FINGERPRINT))) == cache_path(FINGERPRINT)
+    other = FINGERPRINT | {"images": {"split": "train", "count": 49}}
+    assert cache_path(other) != cache_path(FINGERPRINT)
 
 
 @pytest.mark.parametrize(
     ("expected", "rule"),
     [
-        (STAMP | {"images": {"split": "val", "count": 50}}, "the same images.split, got train in"),
-        (STAMP | {"features": STAMP["features"] | {"weights": "xyz"}}, "the same features.weights, got abc in"),
+        (FINGERPRINT | {"images": {"split": "val", "count": 50}}, "the same images.split, got train in"),
+        (
+            FINGERPRINT | {"features": FINGERPRINT["features"] | {"weights": "xyz"}},
+            "the same features.weights, got abc in",
+        ),
     ],
 )
-def test_statistics_of_other_things_are_refused_by_the_key_that_differs(tmp_path, expected, rule):
+def test_statistics_with_another_fingerprint_are_rejected_naming_the_key(tmp_path, expected, rule):
     with pytest.raises(ValueError, match=rule) as error:
-        check(reference(), expected, tmp_path / "file")
+        check_fingerprint(reference(), expected, tmp_path / "file")
     assert "\n" not in str(error.value)
 
 
 def test_published_statistics_are_external(tmp_path):
-    own, file = reference(), tmp_path / "cifar10-32x32.npz"
-    np.savez(file, mu=own.gaussian.mean.numpy(), sigma=own.gaussian.cov.numpy().astype(np.float32))
-    found = load(file)
+    written, file = reference(), tmp_path / "cifar10-32x32.npz"
+    np.savez(file, mu=written.gaussian.mean.numpy(), sigma=written.gaussian.cov.numpy().astype(np.float32))
+    found = load_reference(file)
     assert found.gaussian.mean.dtype == found.gaussian.cov.dtype == torch.float64
     assert (found.count, found.rows) == (None, None)
-    assert found.stamp["external"] == "cifar10-32x32.npz"
-    check(found, STAMP, file)
-    with pytest.raises(ValueError, match="must be of 5 features, got 4"):
-        check(found, {"features": {"dim": 5}}, file)
+    assert found.fingerprint["external"] == "cifar10-32x32.npz"
+    check_fingerprint(found, FINGERPRINT, file)
+    with pytest.raises(ValueError, match="must have 5 features, got 4"):
+        check_fingerprint(found, {"features": {"dim": 5}}, file)
 
 
-def test_other_files_are_refused_in_one_line(tmp_path):
+def test_other_files_are_rejected_in_one_line(tmp_path):
     save_file({"mean": torch.zeros(2)}, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     np.savez(tmp_path / "other.npz", mu=np.zeros(2))
@@ -86,7 +95,7 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     np.savez(tmp_path / "shapes.npz", mu=np.zeros(2), sigma=np.eye(3))
     for file in tmp_path.iterdir():
         with pytest.raises(ValueError, match="reference must") as error:
-            load(file)
+            load_reference(file)
         assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="existing file"):
-        load(tmp_path / "nowhere.npz")
+        load_reference(tmp_path / "nowhere.npz")

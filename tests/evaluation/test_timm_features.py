@@ -68,17 +68,17 @@ def test_weights_come_from_a_local_file_and_lose_their_classifier(tmp_path, suff
 def test_another_size_moves_the_positions_of_a_transformer():
     features = TimmFeatures(SMALL_VIT, size=64)
     assert features(to_model(levels(1, 32))).shape == (1, 192)
-    assert features.stamp()["input"]["size"] == [64, 64]
-    assert features.stamp()["input"]["resize"] == "bicubic, antialiased"
+    assert features.fingerprint()["input"]["size"] == [64, 64]
+    assert features.fingerprint()["input"]["resize"] == "bicubic, antialiased"
 
 
 def test_the_stamp_names_the_tensors(resnet):
     other = TimmFeatures("resnet18.tv_in1k", size=64)
-    assert other.stamp()["weights"] == resnet.stamp()["weights"]  # random, of one seed
-    assert other.stamp() != resnet.stamp()
+    assert other.fingerprint()["weights"] == resnet.fingerprint()["weights"]  # random, of one seed
+    assert other.fingerprint() != resnet.fingerprint()
     with torch.no_grad():
         next(other.parameters()).add_(1)
-    assert other.stamp()["weights"] != resnet.stamp()["weights"]
+    assert other.fingerprint()["weights"] != resnet.fingerprint()["weights"]
 
 
 def test_the_global_random_state_is_left_alone():
@@ -88,17 +88,17 @@ def test_the_global_random_state_is_left_alone():
 
 
 def test_mistakes_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="model must be one of timm's, got resnet17"):
+    with pytest.raises(ValueError, match="model must be a timm model, got resnet17"):
         TimmFeatures("resnet17")
     with pytest.raises(FileNotFoundError, match=r"existing file, got nowhere\.pth"):
         TimmFeatures("resnet18", "nowhere.pth")
     with pytest.raises(ValueError, match="pretrained must be false"):
         TimmFeatures("resnet18", "x.pth", pretrained=True)
-    with pytest.raises(ValueError, match="sha256 must be given with weights"):
+    with pytest.raises(ValueError, match="sha256 must be given together with weights"):
         TimmFeatures("resnet18", sha256="00000000")
-    with pytest.raises(ValueError, match="patches of 16 pixels, got 33"):
+    with pytest.raises(ValueError, match="patch size of 16 pixels, got 33"):
         TimmFeatures(SMALL_VIT, size=33)
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="weights and size must be those of timm's resnet18") as error:
+    with pytest.raises(ValueError, match="weights and size must fit timm's resnet18") as error:
         TimmFeatures("resnet18", str(tmp_path / "other.safetensors"))
     assert "\n" not in str(error.value)

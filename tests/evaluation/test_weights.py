@@ -38,7 +38,7 @@ def test_refuses_another_file_before_reading_it(tensors, monkeypatch):
 def test_runs_no_code_from_a_file_even_if_its_hash_fits(tmp_path, save):
     path = tmp_path / "payload.pth"
     save({"weight": Payload()}, path)
-    with pytest.raises(ValueError, match="must be a file that can be read safely, got .*: it wants to call"):
+    with pytest.raises(ValueError, match="must be a file that can be read safely, got .*: it would call"):
         read_weights(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     assert not RAN
 

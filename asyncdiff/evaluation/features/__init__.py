@@ -1,4 +1,4 @@
-"""Feature extractors that distances between image sets are measured in."""
+"""Feature extractors for distances between image sets."""
 
 from asyncdiff.evaluation.features.base import Features, TrainedClassifier, as_features
 from asyncdiff.evaluation.features.inception import InceptionFeatures

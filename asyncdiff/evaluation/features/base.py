@@ -1,4 +1,4 @@
-"""Feature spaces for distances between sets of images: a classifier trained on the spot, or any module."""
+"""Feature extractors for distances between sets of images: the base class, any module, and a trained classifier."""
 
 import math
 from abc import ABC, abstractmethod
@@ -24,12 +24,17 @@ PEAK_LR = 3e-3
 
 
 def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
-    """Images in [-1, 1] as the nearest of the 256 grey levels; what lies outside is clipped."""
+    """Round images in [-1, 1] to the nearest of 256 levels per channel; values outside are clipped."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Features(nn.Module, ABC):
-    """Images in [-1, 1] to rows of `dim` numbers; `name` is the tag of what is measured with them, `frechet/{name}`."""
+    """Base class of feature extractors: maps images in [-1, 1] to rows of `dim` numbers.
+
+    Attributes:
+        name: suffix of the tags of metrics in this feature space, as in `frechet/{name}`.
+        dim: number of features per image.
+    """
 
     name: str
     dim: int
@@ -37,34 +42,34 @@ class Features(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Image) -> FeatureRows:
-        """One row of `dim` numbers per image."""
+        """Return one row of `dim` numbers per image."""
 
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Called once, in every process, with batches {"image", "label"} of the real training split."""
+        """Fit to batches {"image", "label"} of the real training split; called once in every process."""
         del train_batches
 
-    def preparation(self) -> dict[str, Any]:
-        """What becomes of an image before the network, for `stamp`: rounding, resize, size and range."""
+    def preprocessing(self) -> dict[str, Any]:
+        """Return how images are preprocessed, for `fingerprint`: rounding, resize, size and range."""
         return {}
 
-    def stamp(self) -> dict[str, Any]:
-        """What numbers measured with these features depend on, in plain containers; after `prepare`.
+    def fingerprint(self) -> dict[str, Any]:
+        """Return everything that metrics in this feature space depend on, in plain containers; call `prepare` before.
 
         Keys: class (dotted path), name, dim, weights (SHA-256 of all tensors, whatever file they came from), and input
-        (`preparation()`).
+        (`preprocessing()`).
         """
         return {
             "class": class_path(type(self)),
             "name": self.name,
             "dim": self.dim,
             "weights": self._weights(),
-            "input": self.preparation(),
+            "input": self.preprocessing(),
         }
 
     def _weights(self) -> str:
-        """The hash of the tensors, kept until one of them is written to."""
+        """Return the hash of the tensors, cached until one of them is modified."""
         state = self.state_dict()
-        if any(tensor.is_inference() for tensor in state.values()):  # these do not count how often they were written to
+        if any(tensor.is_inference() for tensor in state.values()):  # inference tensors have no version counter
             return tensors_sha256(state)
         version = sum(tensor._version for tensor in state.values())
         if self._hashed is None or self._hashed[0] != version:
@@ -82,23 +87,32 @@ class _Wrapped(Features):
     def forward(self, images: Image) -> FeatureRows:
         return self.module(images)
 
-    def preparation(self) -> dict[str, Any]:
+    def preprocessing(self) -> dict[str, Any]:
         return {"module": class_path(type(self.module))}
 
     @torch.no_grad()
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Find `dim` from one image, if nobody told it."""
+        """Find `dim` from one image, unless it is known."""
         if not hasattr(self, "dim"):
             self.eval()
-            with own_randomness(0):  # a DataLoader draws from the global state when it starts
+            with isolated_rng(0):  # starting a DataLoader draws from the global random state
                 image = next(iter(train_batches))["image"][:1]
             self.dim = self.module(image.to(_device(self))).shape[1]
 
 
 def as_features(module: nn.Module, *, name: str | None = None, dim: int | None = None) -> Features:
-    """`module` as `Features`: unchanged if it is already, else named `name` or its class name in lower case.
+    """Return `module` as a `Features`; one that already is a `Features` is returned unchanged.
 
-    Its size is `dim`, or the module's own `dim`, or found by `prepare` from the first training image.
+    Args:
+        module: maps images in [-1, 1] to rows of features.
+        name: name of the features (default: the module's class name in lower case).
+        dim: number of features (default: the module's own `dim`, or found by `prepare` from the first training image).
+
+    Returns:
+        The feature extractor.
+
+    Raises:
+        ValueError: `name` or `dim` is given for a `Features`, which has its own.
     """
     if isinstance(module, Features):
         if name is not None or dim is not None:
@@ -110,23 +124,23 @@ def as_features(module: nn.Module, *, name: str | None = None, dim: int | None =
 
 
 class TrainedClassifier(Features):
-    """The last hidden layer of a small classifier that is trained on the real training split, once per run.
+    """Last hidden layer of a small classifier that is trained on the real training split, once per run.
 
-    For images on which Inception says little, such as 8x8 digits. The same seed, batches and machine give the same
-    features; every process uses the weights of rank 0. The whole split is held in memory during `prepare`, which trains
-    where the module is: move it to a GPU first if the images are many.
+    For images on which Inception is not informative, such as 8x8 digits. The same seed, batches and machine give the
+    same features; every process uses the weights of rank 0. The entire split is kept in memory during `prepare`, which
+    trains on the module's device: move it to a GPU first if there are many images.
 
-    The features are the activations after the last nonlinearity (SiLU, which leaves no unit dead as ReLU would): on the
+    The features are the activations after the last nonlinearity (SiLU, which has no dead units, unlike ReLU): on the
     digits their covariance is six times better conditioned than that of the linear outputs before it.
 
     Args:
-        channels: of the images, which must be at least 5x5 pixels.
-        classes: labels run from 0 to `classes - 1`.
-        name: of the curves, cards and tables of what is measured in these features.
-        width: channels after the first convolution; doubled at every halving of the size.
-        dim: length of a row of features.
+        channels: number of image channels; images must have at least 5x5 pixels.
+        classes: number of classes; labels run from 0 to `classes - 1`.
+        name: name of the feature space in tags, cards and tables.
+        width: channels after the first convolution; doubled at every halving of the resolution.
+        dim: number of features.
         epochs: passes over the split.
-        seed: of the initial weights and of the order of the images.
+        seed: seed of the initial weights and of the order of the images.
     """
 
     prepared: Tensor
@@ -144,10 +158,10 @@ class TrainedClassifier(Features):
     ) -> None:
         super().__init__()
         for argument, value in {"channels": channels, "classes": classes, "width": width, "dim": dim}.items():
-            at_least(argument, value, 1, "as many as the images and the features have")
-        at_least("epochs", epochs, 0, "8 is usual")
+            at_least(argument, value, 1, "count those of the images and features")
+        at_least("epochs", epochs, 0, "use 8, for example")
         self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
-        with own_randomness(seed):
+        with isolated_rng(seed):
             self.trunk = nn.Sequential(
                 _convolution(channels, width, stride=1),
                 _convolution(width, 2 * width, stride=2),
@@ -159,33 +173,34 @@ class TrainedClassifier(Features):
         self.register_buffer("prepared", torch.tensor(False))
 
     def forward(self, images: Image) -> FeatureRows:
-        """One row of `dim` features per image; RuntimeError before `prepare`."""
+        """Return one row of `dim` features per image; raise RuntimeError before `prepare`."""
         if not self.prepared:
             raise RuntimeError(f"features {self.name!r} must be trained before use: call prepare(train_batches) first")
         return self._embed(images)
 
     def logits(self, images: Image) -> Float[Tensor, "b k"]:
-        """Unnormalised log-probabilities of the classes."""
+        """Return unnormalized log-probabilities of the classes."""
         return self.logits_of(self(images))
 
     def logits_of(self, rows: FeatureRows) -> Float[Tensor, "b k"]:
-        """The same, of features."""
+        """Return the same as `logits`, given the features."""
         return self.head(rows)
 
-    def preparation(self) -> dict[str, Any]:
-        """Images are taken as they are."""
+    def preprocessing(self) -> dict[str, Any]:
         return {"rounding": None, "resize": None, "range": "[-1, 1]"}
 
     def accuracy(self, images: Image, labels: Labels) -> float:
-        """Share of the images given their label, 0 .. 1."""
+        """Return the classification accuracy, in [0, 1]."""
         return (self.logits(images).argmax(1) == labels).float().mean().item()
 
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Train on the images and labels of one pass over `train_batches`; the global random state is left alone."""
-        with own_randomness(self.seed), torch.inference_mode(False), torch.enable_grad():
+        """Train on the images and labels of one pass over `train_batches`; the global random state is not touched."""
+        with isolated_rng(self.seed), torch.inference_mode(False), torch.enable_grad():
             batches = [(batch["image"], batch["label"]) for batch in train_batches]
             if not batches:
-                raise ValueError("train_batches must hold at least one batch, got none: give the real training split")
+                raise ValueError(
+                    "train_batches must contain at least one batch, got none: pass the real training split"
+                )
             images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
             if min(images.shape[2:]) < 5:
                 raise ValueError(f"images must be at least 5x5 pixels, got {tuple(images.shape[2:])}: use as_features")
@@ -197,7 +212,7 @@ class TrainedClassifier(Features):
                 self._train(images.float(), labels)
             self.requires_grad_(False)
         self.prepared.fill_(True)
-        _share_from_rank_0(self)
+        _broadcast_from_rank_0(self)
 
     def _train(self, images: Tensor, labels: Tensor) -> None:
         device = _device(self)
@@ -219,13 +234,13 @@ class TrainedClassifier(Features):
 
 
 def _convolution(channels: int, width: int, *, stride: int) -> nn.Sequential:
-    # Group normalisation is the same in training and evaluation and does not depend on the batch.
+    # Group normalization is the same in training and evaluation and does not depend on the batch.
     norm = nn.GroupNorm(math.gcd(8, width), width)
     return nn.Sequential(nn.Conv2d(channels, width, 3, stride, padding=1), norm, nn.SiLU())
 
 
 def _quadrants(maps: Tensor) -> Tensor:
-    """Means over the four quadrants, (b, 4 c): adaptive pooling's gradient is not deterministic on a GPU."""
+    """Return means over the four quadrants, (b, 4 c); adaptive pooling has no deterministic gradient on a GPU."""
     parts = [part for half in maps.tensor_split(2, dim=2) for part in half.tensor_split(2, dim=3)]
     return torch.cat([part.mean((2, 3)) for part in parts], dim=1)
 
@@ -235,15 +250,15 @@ def _device(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def own_randomness(seed: int) -> Iterator[None]:
-    """The CPU's random state starts at `seed` inside and is what it was before outside."""
+def isolated_rng(seed: int) -> Iterator[None]:
+    """Seed the CPU's random state inside the context and restore it afterwards."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         yield
 
 
-def _share_from_rank_0(module: nn.Module) -> None:
-    """Give every process the weights of rank 0: processes that saw other batches would measure with other features."""
+def _broadcast_from_rank_0(module: nn.Module) -> None:
+    """Load the weights of rank 0 in every process, so that all measure in the same feature space."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     states = [{name: value.cpu() for name, value in module.state_dict().items()}]

@@ -1,4 +1,4 @@
-"""How alike two images look (LPIPS), and features for Fréchet distances, from small networks of ImageNet."""
+"""LPIPS, and features for Fréchet distances, from small ImageNet networks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from asyncdiff.shapes import Image
 
 Distances = Float[Tensor, " b"]
 
-SMALLEST = 64  # pixels of the shorter side: LPIPS was fitted to judgements of 64x64 patches
-# Mean and spread of ImageNet's colours, for pixels in [-1, 1].
+SMALLEST = 64  # pixels of the shorter side: LPIPS was fitted to human judgments of 64x64 patches
+# Mean and standard deviation of ImageNet's colors, for pixels in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Net = Literal["alex", "squeeze"]
@@ -32,9 +32,14 @@ Net = Literal["alex", "squeeze"]
 
 @dataclass(frozen=True)
 class _Published:
-    """What is known of a backbone: torchvision's file, the layers whose outputs are compared, and their channels.
+    """A published backbone.
 
-    `tensors` begins the SHA-256 of its convolutions, so that copies in other containers are recognised.
+    Attributes:
+        name: torchvision's name.
+        url: torchvision's weight file.
+        tensors: first digits of the SHA-256 of the convolutions, which identifies copies in other containers.
+        taps: indices of the layers whose outputs are compared.
+        channels: their numbers of channels.
     """
 
     name: str
@@ -63,21 +68,21 @@ NETS: dict[str, _Published] = {
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance of pairs of images, 0 for equal ones (Zhang et al., arXiv:1801.03924).
+    """Learned perceptual distance of pairs of images, 0 for equal ones (Zhang et al., arXiv:1801.03924).
 
-    Version 0.1 with the linear heads that torchmetrics ships. Values outside [-1, 1] are clipped, grey images are given
-    three equal channels, and images of less than 64 pixels are enlarged by a whole factor, bilinearly: such distances
-    compare with each other, not with published ones.
+    Version 0.1 with the linear heads that torchmetrics ships. Values outside [-1, 1] are clipped, gray images are
+    repeated over three channels, and images smaller than 64 pixels are upsampled bilinearly by an integer factor: such
+    distances are comparable with each other, not with published ones.
 
     Args:
-        net: alex, on which most papers report, or squeeze.
-        weights: local file of torchvision's state dict, .pth or .safetensors, with or without the classifier; without
-            it torchvision's file in $TORCH_HOME/hub/checkpoints, fetched if absent.
+        net: alex, which most papers report, or squeeze.
+        weights: local file of torchvision's state dict, .pth or .safetensors, with or without the classifier (default:
+            torchvision's file in $TORCH_HOME/hub/checkpoints, downloaded if absent).
         sha256: first 8 to 64 hex digits of the file's SHA-256, for a file whose tensors are not the published ones.
 
     Raises:
-        FileNotFoundError: there is no file and none can be fetched.
-        ValueError: the file is another one than it should be.
+        FileNotFoundError: there is no file and it cannot be downloaded.
+        ValueError: the file does not contain the expected weights.
     """
 
     def __init__(self, net: Net = "alex", weights: str | None = None, sha256: str | None = None):
@@ -91,29 +96,32 @@ class LPIPS(nn.Module):
 
     @property
     def name(self) -> str:
-        """What the distance is called: lpips_alex or lpips_squeeze."""
+        """Name of the distance: lpips_alex or lpips_squeeze."""
         return f"lpips_{self.net}"
 
     @torch.no_grad()
     def forward(self, images: Image, others: Image) -> Distances:
-        """The distance of each image from the other one in its place."""
+        """Return the distance of each image from the corresponding one of `others`."""
         if images.shape != others.shape:
             raise ValueError(
-                f"others must be as many images of one size, got {tuple(others.shape)} for {tuple(images.shape)}"
+                f"others must have the shape of images, got {tuple(others.shape)} for {tuple(images.shape)}"
             )
         total = torch.zeros(len(images), device=images.device)
-        pairs = zip(self.backbone(_shown(images)), self.backbone(_shown(others)), self.heads, strict=True)
+        pairs = zip(
+            self.backbone(_network_input(images)), self.backbone(_network_input(others)), self.heads, strict=True
+        )
         for a, b, head in pairs:
             total += ((_unit(a) - _unit(b)).square() * head).sum(1).mean((1, 2))
         return total
 
 
 class BackboneFeatures(Features):
-    """The last convolution's activations of a small ImageNet network, averaged over the image: 512 or 256 numbers.
+    """Activations of the last convolution of a small ImageNet network, averaged over the image: 512 or 256 features.
 
-    A Fréchet distance in this space is no FID: FID's space is that of one Inception network and nothing compares across
-    spaces. What it is good for is comparing models with each other where Inception's file is out of reach. Images are
-    rounded to 8 bits first, as if they had been saved; grey and small ones are treated as `LPIPS` does.
+    A Fréchet distance in this space is not an FID, which is defined in the space of one Inception network. Distances in
+    different spaces are not comparable. Use these features to compare models with each other when Inception's weights
+    are not available. Images are rounded to 8 bits first, as if they had been saved to files; gray and small images are
+    processed as in `LPIPS`.
 
     Args:
         net: squeeze (SqueezeNet 1.1, 512 features) or alex (AlexNet, 256).
@@ -121,8 +129,8 @@ class BackboneFeatures(Features):
         sha256: as for `LPIPS`.
 
     Raises:
-        FileNotFoundError: there is no file and none can be fetched.
-        ValueError: the file is another one than it should be.
+        FileNotFoundError: there is no file and it cannot be downloaded.
+        ValueError: the file does not contain the expected weights.
     """
 
     def __init__(self, net: Net = "squeeze", weights: str | None = None, sha256: str | None = None) -> None:
@@ -136,23 +144,22 @@ class BackboneFeatures(Features):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Image) -> Float[Tensor, "b d"]:
-        """One row of `dim` features per image of 1 or 3 channels."""
-        *_, last = self.backbone(_shown(to_uint8(images) / 127.5 - 1))
+        """Return one row of `dim` features per image with 1 or 3 channels."""
+        *_, last = self.backbone(_network_input(to_uint8(images) / 127.5 - 1))
         return last.mean((2, 3))
 
-    def preparation(self) -> dict[str, Any]:
-        """Rounded to 8 bits, and enlarged where they are small."""
+    def preprocessing(self) -> dict[str, Any]:
         resize = f"bilinear, by a whole factor, to {SMALLEST} pixels and more"
         return {"rounding": "8 bits", "resize": resize, "range": "ImageNet's mean and spread"}
 
 
 def enlargement(height: int, width: int) -> int:
-    """The whole factor by which images of this size are enlarged before they are looked at."""
+    """Return the integer factor by which images of this size are upsampled before the network."""
     return -(-SMALLEST // min(height, width))
 
 
 class _Backbone(nn.Module):
-    """The convolutions of a network with the weights of a file."""
+    """Convolutions of a network, with the weights of a file."""
 
     shift: Tensor
     scale: Tensor
@@ -173,7 +180,7 @@ class _Backbone(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c fh fw"]]:
-        """The outputs of the layers that are compared, one after the other."""
+        """Yield the outputs of the layers that are compared."""
         x = (images - self.shift) / self.scale
         for i, layer in enumerate(self.layers):
             x = layer(x)
@@ -182,7 +189,7 @@ class _Backbone(nn.Module):
 
 
 def _architecture(net: Net) -> nn.Sequential:
-    """The layers up to the last one compared; their initial weights take nothing from the global random state."""
+    """Return the layers up to the last one compared, without changing the global random state."""
     from torchvision import models  # late: slow to import
 
     build: dict[str, Callable[..., nn.Module]] = {"alex": models.alexnet, "squeeze": models.squeezenet1_1}
@@ -191,17 +198,17 @@ def _architecture(net: Net) -> nn.Sequential:
     assert isinstance(layers, nn.Sequential)
     for layer in layers:
         if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # it would change the output before it, which is one that may be compared
+            layer.inplace = False  # in place, it would overwrite an output that may be compared
     return layers[: NETS[net].taps[-1] + 1]
 
 
 def _features(net: Net, path: Path, sha256: str | None) -> dict[str, Tensor]:
-    """The tensors of the convolutions in a file that is found to be what it should be."""
+    """Read the tensors of the convolutions from a file and check that they are the published ones."""
     if path.suffix == ".safetensors":
         state = _convolutions(read_tensors(path, sha256=sha256))
         if sha256 is None and not tensors_sha256(state).startswith(NETS[net].tensors):
             raise ValueError(
-                f"weights must hold the published tensors of {NETS[net].name}, got others in {path}: "
+                f"weights must be the published tensors of {NETS[net].name}, got others in {path}: "
                 "pass the file's own SHA-256 as sha256 if you trust it"
             )
         return state
@@ -214,22 +221,22 @@ def _convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _heads(net: Net) -> list[Float[Tensor, "c 1 1"]]:
-    """The linear heads of version 0.1: one weight per channel of every layer that is compared."""
+    """Return the linear heads of version 0.1: one weight per channel of every layer that is compared."""
     folder = resources.files("torchmetrics.functional.image") / "lpips_models"
     with (folder / f"{net}.pth").open("rb") as file:
         state = torch.load(file, map_location="cpu", weights_only=True)
     return [state[f"lin{i}.model.1.weight"][0] for i in range(len(NETS[net].taps))]
 
 
-def _shown(images: Image) -> Float[Tensor, "b 3 height width"]:
-    """Images as a network of ImageNet is shown them: in colour, clipped, not too small."""
+def _network_input(images: Image) -> Float[Tensor, "b 3 height width"]:
+    """Return images as an ImageNet network expects them: in color, clipped, not too small."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
-    colour = images.float().clamp(-1, 1).expand(-1, 3, -1, -1)
+    color = images.float().clamp(-1, 1).expand(-1, 3, -1, -1)
     factor = enlargement(images.shape[2], images.shape[3])
-    return colour if factor == 1 else F.interpolate(colour, scale_factor=factor, mode="bilinear", align_corners=False)
+    return color if factor == 1 else F.interpolate(color, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def _unit(activations: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Every place's channels as a vector of length 1."""
+    """Normalize the channels at every position to unit length."""
     return activations / (activations.square().sum(1, keepdim=True) + 1e-8).sqrt()

@@ -1,1 +1,1 @@
-"""What distributions over level maps look like. The files that draw load matplotlib: import them where you draw."""
+"""Figures of level maps, likelihoods, samples and sweeps. Most modules import matplotlib: import them lazily."""

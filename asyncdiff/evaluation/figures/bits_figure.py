@@ -1,10 +1,10 @@
-"""Where the bits of images are: the bound by patch and by noise level, one column per path."""
+"""Figure of likelihood bounds by patch and by noise level, with one column per path."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asyncdiff.denoising.likelihood import LEVEL_EDGES
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, Sheet, styled
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, Sheet, plot_style
 from asyncdiff.evaluation.likelihood_by_path import PathLikelihoods
 
 # In inches.
@@ -12,11 +12,11 @@ LEFT, RIGHT, COLUMN, GAP, BAR = 0.75, 0.75, 1.6, 0.3, 0.1
 TITLE, MAP, BETWEEN, LEVELS, BOTTOM = 0.5, 1.6, 0.3, 1.1, 0.65
 
 
-def bit_figure(summary: PathLikelihoods) -> Figure:
-    """Maps of the mean bound on one scale, and below them the share of every noise level in the diffusion term."""
+def bits_figure(summary: PathLikelihoods) -> Figure:
+    """Draw maps of the mean bound on a common scale, and below them the contribution of each noise level."""
     count = len(summary.names)
     width = LEFT + count * (COLUMN + GAP) - GAP + RIGHT
-    with styled():
+    with plot_style():
         sheet = Sheet(width, TITLE + MAP + BETWEEN + LEVELS + BOTTOM)
         maps = [summary.per_patch(name) for name in summary.names]
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
@@ -28,23 +28,23 @@ def bit_figure(summary: PathLikelihoods) -> Figure:
             sheet.text(left, 0.1, name, weight="bold")
             sheet.text(left, 0.27, f"{summary.mean(name):.3f} ± {error:.3f} {summary.unit}", color=FAINT, size=7)
             axes = sheet.axes(left, TITLE, COLUMN, MAP)
-            picture = axes.imshow(maps[place].numpy(), vmin=low, vmax=high, cmap="cividis")
+            image = axes.imshow(maps[place].numpy(), vmin=low, vmax=high, cmap="cividis")
             axes.set_xticks([])
             axes.set_yticks([])
             below = sheet.axes(left, TITLE + MAP + BETWEEN, COLUMN, LEVELS)
-            _by_level(below, levels[place], tallest, labelled=place == 0, unit=summary.unit)
+            _by_level(below, levels[place], tallest, labeled=place == 0, unit=summary.unit)
         scale = sheet.axes(width - RIGHT + 0.1, TITLE, BAR, MAP)
-        sheet.figure.colorbar(picture, cax=scale, label=f"{summary.unit} of the patch")
+        sheet.figure.colorbar(image, cax=scale, label=f"{summary.unit} of the patch")
     return sheet.figure
 
 
-def _by_level(axes: Axes, values: list[float], tallest: float, *, labelled: bool, unit: str) -> None:
+def _by_level(axes: Axes, values: list[float], tallest: float, *, labeled: bool, unit: str) -> None:
     axes.bar(range(len(values)), values, color=BLUE, width=0.8)
     axes.set_ylim(min(0, *values), tallest * 1.05)
     axes.set_xticks(range(len(values)), [f"{edge:g}" for edge in LEVEL_EDGES], rotation=90)
     axes.set_xlabel("noise level t up to")
     axes.spines[["top", "right"]].set_visible(False)
-    if labelled:
+    if labeled:
         axes.set_ylabel(f"diffusion term\n[{unit}]")
     else:
         axes.set_yticklabels([])

@@ -1,4 +1,4 @@
-"""Predicted against actual errors of the velocity: by noise level, and between patches of about one level."""
+"""Figure of predicted and actual velocity errors: by noise level, and between patches of similar level."""
 
 import torch
 from jaxtyping import Float
@@ -9,12 +9,12 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, VERMILION, Sheet, styled
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, VERMILION, Sheet, plot_style
 
 # In inches.
 LEFT, RIGHT, PANEL, GAP, BAR = 0.7, 0.6, 2.8, 0.85, 0.1
 TITLE, BOTTOM = 0.55, 0.5
-DARKEST, PALEST = 0.0, 0.92  # of the colours of levels: the palest yellow is not seen on white
+DARKEST, PALEST = 0.0, 0.92  # range of the colormap for levels: the palest yellow is invisible on white
 
 
 def calibration_figure(
@@ -25,16 +25,19 @@ def calibration_figure(
     *,
     note: str = "",
 ) -> Figure:
-    """Means by level on the left; on the right, for every level, those of quantile groups of the prediction.
+    """Draw means by level on the left and, for every level, means over quantile groups of the prediction on the right.
 
     Args:
-        predicted: mean squared error that the network predicts, by equal level bins over [0, 1].
-        actual: that it makes; NaN where a bin is empty.
-        grouped_predicted: within each bin, by groups of equal size.
-        grouped_actual: of the same groups.
-        note: written below the title.
+        predicted: mean squared error predicted by the network, in equal level bins over [0, 1].
+        actual: actual mean squared error in the same bins, NaN where a bin is empty.
+        grouped_predicted: predicted error within each bin, in groups of equal size.
+        grouped_actual: actual error of the same groups.
+        note: text below the title.
+
+    Returns:
+        The figure.
     """
-    with styled():
+    with plot_style():
         sheet = Sheet(LEFT + 2 * PANEL + GAP + RIGHT, TITLE + PANEL + BOTTOM)
         sheet.text(LEFT, 0.1, "predicted and actual squared error of the velocity", weight="bold")
         sheet.text(LEFT, 0.27, note, color=FAINT, size=7)
@@ -63,11 +66,9 @@ def _between_patches(
     axes: Axes, predicted: Float[Tensor, "bins groups"], actual: Float[Tensor, "bins groups"]
 ) -> ScalarMappable:
     bins = len(predicted)
-    colours = ListedColormap(colormaps["viridis"](torch.linspace(DARKEST, PALEST, bins).numpy()))
+    colors = ListedColormap(colormaps["viridis"](torch.linspace(DARKEST, PALEST, bins).numpy()))
     for k in range(bins):
-        axes.plot(
-            predicted[k].tolist(), actual[k].tolist(), color=colours(k), linewidth=0.8, marker="o", markersize=2.5
-        )
+        axes.plot(predicted[k].tolist(), actual[k].tolist(), color=colors(k), linewidth=0.8, marker="o", markersize=2.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
     finite = torch.stack([predicted, actual])
@@ -80,4 +81,4 @@ def _between_patches(
     axes.set_xlabel("predicted, groups of patches of one level")
     axes.set_ylabel("actual")
     axes.spines[["top", "right"]].set_visible(False)
-    return ScalarMappable(BoundaryNorm(torch.linspace(0, 1, bins + 1).tolist(), bins), colours)
+    return ScalarMappable(BoundaryNorm(torch.linspace(0, 1, bins + 1).tolist(), bins), colors)

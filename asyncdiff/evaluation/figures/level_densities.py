@@ -1,4 +1,4 @@
-"""Exact densities of one patch's level, over all images and patches, where there is a closed form."""
+"""Closed-form densities of the level of a patch, marginalized over images and patches, where they are known."""
 
 import math
 from collections.abc import Callable
@@ -16,28 +16,28 @@ Density = Callable[[Levels], Levels]
 
 
 def exact_density(sampler: LevelSampler) -> Density | None:
-    """The density of a patch's level; None where no closed form is known. Subclasses are not taken for their bases."""
-    rule = OF_SAMPLERS.get(type(sampler))
+    """Return the density of a patch's level, or None if no closed form is known; subclasses do not inherit it."""
+    rule = SAMPLER_DENSITIES.get(type(sampler))
     return None if rule is None else rule(sampler)
 
 
 def path_density(path: Path) -> Density | None:
-    """The density of a patch's level at uniform s on a random curve of `path`; None where no closed form is known."""
-    rule = OF_PATHS.get(type(path))
+    """Return the density of a patch's level at uniform s on a random curve of `path`, or None if it is not known."""
+    rule = PATH_DENSITIES.get(type(path))
     return None if rule is None else rule(path)
 
 
-def flat(t: Levels) -> Levels:
-    """1: uniform levels."""
+def uniform(t: Levels) -> Levels:
+    """Return the density of uniform levels, which is 1."""
     return torch.ones_like(t)
 
 
 def _shared(sampler: Shared) -> Density:
-    return flat if sampler.scale is None else logit_normal(sampler.loc, sampler.scale)
+    return uniform if sampler.scale is None else logit_normal(sampler.loc, sampler.scale)
 
 
 def logit_normal(loc: float, scale: float) -> Density:
-    """The density of sigmoid(loc + scale n), n standard normal."""
+    """Return the density of sigmoid(loc + scale n) for standard normal n."""
 
     def density(t: Levels) -> Levels:
         z = (t.logit() - loc) / scale
@@ -46,7 +46,7 @@ def logit_normal(loc: float, scale: float) -> Density:
     return density
 
 
-def _along(sampler: AlongPath) -> Density | None:
+def _along_path(sampler: AlongPath) -> Density | None:
     return path_density(sampler.path) if type(sampler.progress_sampler) is UniformProgress else None
 
 
@@ -58,10 +58,10 @@ def _homogeneous(sampler: Homogeneous) -> Density | None:
 
 
 def async_patch(spread: float) -> Density:
-    """The density of s + spread u min(s, 1 - s) with s ~ U(0, 1) and u ~ U(-1, 1); spread 1 gives -1/2 ln(t (1 - t)).
+    """Return the density of s + spread u min(s, 1 - s) with s ~ U(0, 1) and u ~ U(-1, 1).
 
     Given s <= 1/2, t is uniform on s (1 -+ spread): 1 / (2 spread s) integrated over the s from t / (1 + spread) to
-    min(1/2, t / (1 - spread)), and the mirrored integral for s > 1/2.
+    min(1/2, t / (1 - spread)), and the mirrored integral for s > 1/2. For spread 1 it is -1/2 ln(t (1 - t)).
     """
 
     def density(t: Levels) -> Levels:
@@ -69,7 +69,7 @@ def async_patch(spread: float) -> Density:
         upper = lower.clamp(min=0.5) if spread == 1 else (lower * (1 + spread) / (1 - spread)).clamp(max=0.5)
         return ((upper / lower).log().clamp(min=0) / (2 * spread)).sum(0)
 
-    return density if spread else flat
+    return density if spread else uniform
 
 
 def _floored(path: Floored) -> Density | None:
@@ -83,16 +83,16 @@ def _floored(path: Floored) -> Density | None:
     return density
 
 
-OF_SAMPLERS: dict[type, Callable[..., Density | None]] = {
+SAMPLER_DENSITIES: dict[type, Callable[..., Density | None]] = {
     Shared: _shared,
-    Independent: lambda sampler: flat,
-    AlongPath: _along,
-    Perlin: _along,
+    Independent: lambda sampler: uniform,
+    AlongPath: _along_path,
+    Perlin: _along_path,
     Homogeneous: _homogeneous,
 }
-# Every field of ours has U(-1, 1) marginals, one ranked within its image on average over the patches.
-OF_PATHS: dict[type, Callable[..., Density | None]] = {
-    Synchronous: lambda path: flat,
+# All fields have U(-1, 1) marginals; those ranked within an image have them on average over the patches.
+PATH_DENSITIES: dict[type, Callable[..., Density | None]] = {
+    Synchronous: lambda path: uniform,
     AsyncPatch: lambda path: async_patch(path.spread),
     Floored: _floored,
 }

@@ -1,4 +1,4 @@
-"""Level samplers side by side: their levels within and between images, example maps, and a walk along a path."""
+"""Figure comparing level samplers: levels within and between images, example maps, and maps along a path."""
 
 import math
 import textwrap
@@ -15,169 +15,171 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from asyncdiff.evaluation.figures.level_legend import LEFT, Legend, Scale
-from asyncdiff.evaluation.figures.level_statistics import Survey
+from asyncdiff.evaluation.figures.level_statistics import LevelStatistics
 from asyncdiff.evaluation.figures.style import (
     BLUE,
     FAINT,
-    GIVEN,
-    GIVEN_INK,
     HAIR,
     INK,
+    KNOWN_COLOR,
+    KNOWN_INK,
     PALE_BLUE,
     VERMILION,
     Sheet,
-    percent,
-    styled,
+    format_percent,
+    plot_style,
 )
 
-COLUMNS = 5  # at most, in a band; more samplers make more bands
-BINS = 50  # of a level
-TALLEST = 3.2  # density at which bars are cut: all columns share it
-CELLS = (60, 42)  # of the joint histogram, over means and standard deviations
-WIDEST = 0.53  # standard deviation shown; no map has more than 0.5
+COLUMNS = 5  # maximal number of columns in a band; more samplers are split into bands
+BINS = 50  # bins of the level histogram
+MAX_DENSITY = 3.2  # upper limit of the density axis, the same in all columns
+JOINT_BINS = (60, 42)  # bins of the joint histogram, for means and standard deviations
+MAX_SD = 0.53  # upper limit of the standard deviation axis; no map has more than 0.5
 TILES, TILES_IN_ROW = 10, 5
-ATOM = 0.005  # share of the patches from which exact zeros or ones are told apart from the density
+ATOM = 0.005  # share of patches from which exact zeros or ones are annotated separately from the density
 # In inches.
 RIGHT, COLUMN, GAP = 0.14, 2.4, 0.3
 TITLE, NUMBERS, HISTOGRAM, JOINT = 0.55, 0.44, 1.0, 1.3
 AXIS, TILE, TILE_GAP, CAPTION, BAND_GAP = 0.44, 0.44, 0.05, 0.12, 0.3
-MARGIN_LABEL = 0.32  # from a column to the words at its left
+MARGIN_LABEL = 0.32  # from a column to the label on its left
 TILE_BLOCK = TILES // TILES_IN_ROW * (TILE + CAPTION + TILE_GAP)
 
 
-def level_figure(surveys: Sequence[Survey], *, columns: int = COLUMNS) -> Figure:
-    """One column per sampler, in bands of at most `columns`."""
-    bands = math.ceil(len(surveys) / columns)
-    columns = math.ceil(len(surveys) / bands)
-    rows = [surveys[k : k + columns] for k in range(0, len(surveys), columns)]
+def level_figure(statistics: Sequence[LevelStatistics], *, columns: int = COLUMNS) -> Figure:
+    """Draw one column per sampler, in bands of at most `columns` columns."""
+    bands = math.ceil(len(statistics) / columns)
+    columns = math.ceil(len(statistics) / bands)
+    rows = [statistics[k : k + columns] for k in range(0, len(statistics), columns)]
     width = LEFT + columns * (COLUMN + GAP) - GAP + RIGHT
-    with styled():
-        scale = common_scale(surveys)
-        legend = Legend(surveys, scale, width)
+    with plot_style():
+        scale = common_scale(statistics)
+        legend = Legend(statistics, scale, width)
         sheet = Sheet(width, legend.height + sum(map(band_height, rows)))
         legend.draw(sheet)
         top = legend.height
         for row in rows:
-            for place, survey in enumerate(row):
-                draw_column(sheet, LEFT + place * (COLUMN + GAP), top, survey, scale, row)
+            for column, stats in enumerate(row):
+                draw_column(sheet, LEFT + column * (COLUMN + GAP), top, stats, scale, row)
             top += band_height(row)
     return sheet.figure
 
 
-def band_height(row: Sequence[Survey]) -> float:
-    """Inches from the top of a band to the top of the next; a band without any path leaves their block out."""
-    blocks = 1 + any(survey.path is not None for survey in row)
+def band_height(row: Sequence[LevelStatistics]) -> float:
+    """Return the height of a band in inches; a band without paths has no block for them."""
+    blocks = 1 + any(stats.path is not None for stats in row)
     return TITLE + NUMBERS + HISTOGRAM + JOINT + 2 * AXIS + blocks * (TILE_BLOCK + 0.1) + BAND_GAP
 
 
-def draw_column(sheet: Sheet, left: float, top: float, survey: Survey, scale: Scale, row: Sequence[Survey]) -> None:
-    """All of one sampler; `row` holds its neighbours, of which the first has the labels."""
-    first = survey is row[0]
-    draw_title(sheet, left, top, survey)
+def draw_column(
+    sheet: Sheet, left: float, top: float, stats: LevelStatistics, scale: Scale, row: Sequence[LevelStatistics]
+) -> None:
+    """Draw the column of one sampler; only the first column of `row` has axis labels."""
+    first = stats is row[0]
+    draw_title(sheet, left, top, stats)
     top += TITLE
-    draw_numbers(sheet, left, top, survey)
+    draw_numbers(sheet, left, top, stats)
     top += NUMBERS
-    draw_histogram(sheet.axes(left, top, COLUMN, HISTOGRAM), survey, labelled=first)
+    draw_histogram(sheet.axes(left, top, COLUMN, HISTOGRAM), stats, labeled=first)
     top += HISTOGRAM + AXIS
-    draw_joint(sheet.axes(left, top, COLUMN, JOINT), survey, scale, labelled=first)
+    draw_joint(sheet.axes(left, top, COLUMN, JOINT), stats, scale, labeled=first)
     top += JOINT + AXIS
     if first:
         block_label(sheet, left, top, "maps, by mean")
-    draw_examples(sheet.axes(left, top, COLUMN, TILE_BLOCK), survey)
+    draw_examples(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
     top += TILE_BLOCK + 0.1
-    if any(neighbour.path is not None for neighbour in row):
+    if any(neighbor.path is not None for neighbor in row):
         if first:
             block_label(sheet, left, top, "a path, by s")
-        draw_path(sheet.axes(left, top, COLUMN, TILE_BLOCK), survey)
+        draw_path(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
 
 
-def draw_title(sheet: Sheet, left: float, top: float, survey: Survey) -> None:
-    """The name, and what the sampler is."""
-    sheet.text(left, top, survey.name, fontsize=10, fontweight="bold")
-    lines = textwrap.wrap(survey.note, 46, max_lines=2, placeholder=" …")
+def draw_title(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
+    """Write the name and the description of the sampler."""
+    sheet.text(left, top, stats.name, fontsize=10, fontweight="bold")
+    lines = textwrap.wrap(stats.note, 46, max_lines=2, placeholder=" …")
     sheet.text(left, top + 0.2, "\n".join(lines), fontsize=7, color=FAINT, linespacing=1.25)
 
 
-def draw_numbers(sheet: Sheet, left: float, top: float, survey: Survey) -> None:
-    """A row of numbers, their names above them."""
+def draw_numbers(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
+    """Write a row of summary numbers below their names."""
     numbers = (
-        (0.0, "mean", f"{float(survey.means.mean()):.2f}"),
-        (0.18, "sd in image", f"{float(survey.spreads.mean()):.2f}"),
-        (0.44, "t < 0.1", percent(survey.below(0.1))),
-        (0.63, "t > 0.9", percent(survey.above(0.9))),
-        (0.82, "grid", f"{survey.grid[0]}×{survey.grid[1]}"),
+        (0.0, "mean", f"{float(stats.means.mean()):.2f}"),
+        (0.18, "sd in image", f"{float(stats.spreads.mean()):.2f}"),
+        (0.44, "t < 0.1", format_percent(stats.below(0.1))),
+        (0.63, "t > 0.9", format_percent(stats.above(0.9))),
+        (0.82, "grid", f"{stats.grid[0]}×{stats.grid[1]}"),
     )
-    for place, name, value in numbers:
-        sheet.text(left + place * COLUMN, top, name, fontsize=6.5, color=FAINT)
-        sheet.text(left + place * COLUMN, top + 0.12, value, fontsize=8.5)
+    for offset, name, value in numbers:
+        sheet.text(left + offset * COLUMN, top, name, fontsize=6.5, color=FAINT)
+        sheet.text(left + offset * COLUMN, top + 0.12, value, fontsize=8.5)
 
 
-def draw_histogram(axes: Axes, survey: Survey, *, labelled: bool) -> None:
-    """The levels of all patches with their exact density; exact zeros and ones, which have none, are told in words."""
-    t = survey.t.flatten()
+def draw_histogram(axes: Axes, stats: LevelStatistics, *, labeled: bool) -> None:
+    """Draw the histogram of all levels with the exact density; annotate exact zeros and ones, which have no density."""
+    t = stats.t.flatten()
     zeros, ones = (float((t == end).float().mean()) for end in (0, 1))
     inner = t[((t > 0) | (zeros < ATOM)) & ((t < 1) | (ones < ATOM))]
     heights = torch.histc(inner, BINS, 0, 1) * BINS / t.numel()
     edges = np.linspace(0, 1, BINS + 1)
     axes.stairs(heights.numpy(), edges, fill=True, color=PALE_BLUE, linewidth=0)
-    if survey.density is not None:
+    if stats.density is not None:
         at = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
-        axes.plot(at, survey.density(at), color=VERMILION, linewidth=1)
-    given = float(survey.known.float().mean())
+        axes.plot(at, stats.density(at), color=VERMILION, linewidth=1)
+    known = float(stats.known.float().mean())
     for x, share, side in ((0.0, zeros, "left"), (1.0, ones, "right")):
         if share >= ATOM:
-            axes.vlines(x, 0, TALLEST, color=BLUE, linewidth=3)
-            note_of_atom(axes, x, side, f"{percent(share)} at {x:g}", INK, line=0)
-    if given:
-        note_of_atom(axes, 0, "left", f"({percent(given)} given clean)", GIVEN_INK, line=1)
-    finish(axes, "level of a patch, t", "density" if labelled else "", (0, TALLEST), [0, 1, 2, 3])
+            axes.vlines(x, 0, MAX_DENSITY, color=BLUE, linewidth=3)
+            annotate_atom(axes, x, side, f"{format_percent(share)} at {x:g}", INK, line=0)
+    if known:
+        annotate_atom(axes, 0, "left", f"({format_percent(known)} given clean)", KNOWN_INK, line=1)
+    format_axes(axes, "level of a patch, t", "density" if labeled else "", (0, MAX_DENSITY), [0, 1, 2, 3])
 
 
-def note_of_atom(axes: Axes, x: float, side: str, text: str, colour: str, *, line: int) -> None:
-    """A note beside the left or right end of a histogram."""
+def annotate_atom(axes: Axes, x: float, side: str, text: str, color: str, *, line: int) -> None:
+    """Write a note at the left or right end of a histogram."""
     inwards = 0.035 if side == "left" else -0.035
-    axes.text(x + inwards, TALLEST * (0.97 - 0.14 * line), text, ha=side, va="top", color=colour, fontsize=7.5)
+    axes.text(x + inwards, MAX_DENSITY * (0.97 - 0.14 * line), text, ha=side, va="top", color=color, fontsize=7.5)
 
 
-def joint_shares(survey: Survey) -> Float[Tensor, "sd mean"]:
-    """Share of the images in each cell of mean (columns) and standard deviation within the image (rows)."""
+def joint_shares(stats: LevelStatistics) -> Float[Tensor, "sd mean"]:
+    """Return the share of images per bin of the mean (columns) and standard deviation within the image (rows)."""
     counts, _, _ = np.histogram2d(
-        survey.spreads.double().numpy(),
-        survey.means.double().clamp(0, 1).numpy(),
-        bins=(CELLS[1], CELLS[0]),
-        range=((0, WIDEST), (0, 1)),
+        stats.spreads.double().numpy(),
+        stats.means.double().clamp(0, 1).numpy(),
+        bins=(JOINT_BINS[1], JOINT_BINS[0]),
+        range=((0, MAX_SD), (0, 1)),
     )
-    return torch.from_numpy(counts) / len(survey.t)
+    return torch.from_numpy(counts) / len(stats.t)
 
 
-def common_scale(surveys: Iterable[Survey]) -> Scale:
-    """Logarithmic, from one image in a cell to the fullest cell of all columns."""
-    shares = [joint_shares(survey) for survey in surveys]
+def common_scale(statistics: Iterable[LevelStatistics]) -> Scale:
+    """Return a logarithmic color scale, from one image in a bin to the fullest bin of all columns."""
+    shares = [joint_shares(stats) for stats in statistics]
     least = min(float(share[share > 0].min()) for share in shares)
     most = max(float(share.max()) for share in shares)
-    colours = ListedColormap(colormaps["YlGnBu"](np.linspace(0.18, 1, 256)))
-    return Scale(LogNorm(min(least, most / 2), most), colours)
+    colors = ListedColormap(colormaps["YlGnBu"](np.linspace(0.18, 1, 256)))
+    return Scale(LogNorm(min(least, most / 2), most), colors)
 
 
-def draw_joint(axes: Axes, survey: Survey, scale: Scale, *, labelled: bool) -> None:
-    """How far apart levels are within an image, by the image's mean; none can lie above the dashed arch."""
-    shares = joint_shares(survey).numpy()
+def draw_joint(axes: Axes, stats: LevelStatistics, scale: Scale, *, labeled: bool) -> None:
+    """Draw the standard deviation of levels within an image against their mean; the dashed arch is its upper bound."""
+    shares = joint_shares(stats).numpy()
     axes.imshow(
         np.ma.masked_equal(shares, 0),
         origin="lower",
-        extent=(0, 1, 0, WIDEST),
+        extent=(0, 1, 0, MAX_SD),
         aspect="auto",
         interpolation="nearest",
         norm=scale.norm,
-        cmap=scale.colours,
+        cmap=scale.colors,
     )
     mean = np.linspace(0, 1, 201)
     axes.plot(mean, np.sqrt(mean * (1 - mean)), color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)))
-    finish(axes, "mean level of an image", "sd within the image" if labelled else "", (0, WIDEST), [0, 0.25, 0.5])
+    format_axes(axes, "mean level of an image", "sd within the image" if labeled else "", (0, MAX_SD), [0, 0.25, 0.5])
 
 
-def finish(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float], yticks: Sequence[float]) -> None:
-    """Axes over [0, 1] with few ticks and no box; numbers at the left where there is a label."""
+def format_axes(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float], yticks: Sequence[float]) -> None:
+    """Format axes over [0, 1]: few ticks, no box, tick labels on the y axis only if it has a label."""
     axes.set_xlim(0, 1)
     axes.set_ylim(ylim)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -188,41 +190,41 @@ def finish(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float], ytic
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_examples(axes: Axes, survey: Survey) -> None:
-    """Maps at equal steps of the rank by mean, what is given clean in colour."""
-    chosen = survey.examples(TILES)
-    captions = [f"{mean:.2f}" for mean in survey.means[chosen].tolist()]
-    draw_tiles(axes, coloured(survey.t[chosen], survey.known[chosen]), captions)
+def draw_examples(axes: Axes, stats: LevelStatistics) -> None:
+    """Draw maps evenly spaced in the order of their means, with known patches in color."""
+    indices = stats.examples(TILES)
+    captions = [f"{mean:.2f}" for mean in stats.means[indices].tolist()]
+    draw_tiles(axes, color_maps(stats.t[indices], stats.known[indices]), captions)
 
 
-def draw_path(axes: Axes, survey: Survey) -> None:
-    """One curve from noise to clean."""
-    if survey.path is None:
+def draw_path(axes: Axes, stats: LevelStatistics) -> None:
+    """Draw the maps along one curve of the path, from noise to clean."""
+    if stats.path is None:
         axes.set_axis_off()
         axes.text(0, 1, "no path of its own", va="top", color=FAINT, fontsize=7.5)
         return
-    maps = survey.curves(TILES, 1)[:, 0]
+    maps = stats.curves(TILES, 1)[:, 0]
     captions = [f"{1 - k / (TILES - 1):.2f}" for k in range(TILES)]
-    draw_tiles(axes, coloured(maps, torch.zeros(maps.shape, dtype=torch.bool)), captions)
+    draw_tiles(axes, color_maps(maps, torch.zeros(maps.shape, dtype=torch.bool)), captions)
 
 
-def coloured(t: Float[Tensor, "n gh gw"], known: Bool[Tensor, "n gh gw"]) -> Float[Tensor, "n gh gw 3"]:
-    """Maps as colours: white noise, black clean, and what is given clean in its colour."""
-    given = torch.tensor(to_rgb(GIVEN), dtype=t.dtype)
-    return torch.where(known[..., None], given, t[..., None])
+def color_maps(t: Float[Tensor, "n gh gw"], known: Bool[Tensor, "n gh gw"]) -> Float[Tensor, "n gh gw 3"]:
+    """Return maps as RGB colors: white for noise, black for clean, and the known patches in `KNOWN_COLOR`."""
+    color = torch.tensor(to_rgb(KNOWN_COLOR), dtype=t.dtype)
+    return torch.where(known[..., None], color, t[..., None])
 
 
 def draw_tiles(axes: Axes, tiles: Float[Tensor, "n gh gw 3"], captions: Sequence[str]) -> None:
-    """Maps in rows, each in a thin frame with a number below it."""
+    """Draw maps in rows, each in a thin frame with its caption below."""
     axes.set_xlim(0, COLUMN)
     axes.set_ylim(TILE_BLOCK, 0)
     axes.set_axis_off()
     gh, gw = tiles.shape[1:3]
     width, height = TILE * gw / max(gh, gw), TILE * gh / max(gh, gw)
     step = (COLUMN - TILE) / (TILES_IN_ROW - 1)
-    for place, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
-        x = place % TILES_IN_ROW * step + (TILE - width) / 2
-        y = place // TILES_IN_ROW * (TILE + CAPTION + TILE_GAP)
+    for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        x = i % TILES_IN_ROW * step + (TILE - width) / 2
+        y = i // TILES_IN_ROW * (TILE + CAPTION + TILE_GAP)
         extent = (x, x + width, y + height, y)
         axes.imshow(tile.numpy(), extent=extent, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
         axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=HAIR, linewidth=0.6, clip_on=False))
@@ -230,5 +232,5 @@ def draw_tiles(axes: Axes, tiles: Float[Tensor, "n gh gw 3"], captions: Sequence
 
 
 def block_label(sheet: Sheet, left: float, top: float, text: str) -> None:
-    """The name of a block of tiles, upright in the margin."""
+    """Write the name of a block of tiles vertically in the margin."""
     sheet.text(left - MARGIN_LABEL, top + TILE_BLOCK / 2 - 0.05, text, rotation=90, ha="right", va="center", fontsize=8)

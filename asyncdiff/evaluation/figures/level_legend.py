@@ -1,4 +1,4 @@
-"""What the marks of the level figure mean."""
+"""Legend of the level figure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,58 +8,58 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LogNorm
 from matplotlib.patches import Rectangle
 
-from asyncdiff.evaluation.figures.level_statistics import Survey
-from asyncdiff.evaluation.figures.style import FAINT, GIVEN, VERMILION, Sheet, percent
+from asyncdiff.evaluation.figures.level_statistics import LevelStatistics
+from asyncdiff.evaluation.figures.style import FAINT, KNOWN_COLOR, VERMILION, Sheet, format_percent
 
-LEFT, LINE = 0.62, 0.17  # inches: the margin, and from one line of entries to the next
-Mark = Callable[[Axes], None]  # draws the mark of an entry of the legend
+LEFT, LINE = 0.62, 0.17  # left margin and line height of the entries, in inches
+Mark = Callable[[Axes], None]  # draws the symbol of a legend entry
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The colours of the joint histograms, the same in all columns.
+    """Color scale of the joint histograms, the same in all columns.
 
     Attributes:
-        norm: from a share of the images to [0, 1], on a logarithmic scale.
-        colours: of these.
+        norm: maps a share of the images to [0, 1], logarithmically.
+        colors: colormap over [0, 1].
     """
 
     norm: LogNorm
-    colours: Colormap
+    colors: Colormap
 
 
 class Legend:
-    """What the marks mean: entries that flow over the width of a figure, below its title.
+    """Legend with the title of the figure, and entries that wrap to its width.
 
     Args:
-        surveys: the columns; only marks that they need are explained.
-        scale: of the joint histograms.
-        width: of the figure, in inches.
+        statistics: statistics of the columns; only symbols that appear in them get an entry.
+        scale: color scale of the joint histograms.
+        width: width of the figure, in inches.
     """
 
-    def __init__(self, surveys: Sequence[Survey], scale: Scale, width: float):
+    def __init__(self, statistics: Sequence[LevelStatistics], scale: Scale, width: float):
         self.scale = scale
-        self.title = f"Noise levels, {len(surveys[0].t)} maps" + (" each" if len(surveys) > 1 else "")
+        self.title = f"Noise levels, {len(statistics[0].t)} maps" + (" each" if len(statistics) > 1 else "")
         entries: list[tuple[str, Mark]] = [
             ("noise, t = 1", lambda axes: _box(axes, "white", FAINT)),
             ("clean, t = 0", lambda axes: _box(axes, "black", "black")),
         ]
-        if any(survey.known.any() for survey in surveys):
-            entries.append(("given clean, no loss", lambda axes: _box(axes, GIVEN, GIVEN)))
-        if any(survey.density is not None for survey in surveys):
+        if any(stats.known.any() for stats in statistics):
+            entries.append(("given clean, no loss", lambda axes: _box(axes, KNOWN_COLOR, KNOWN_COLOR)))
+        if any(stats.density is not None for stats in statistics):
             entries.append(("exact density", lambda axes: _line(axes, VERMILION, "-")))
         entries.append(("largest sd possible", lambda axes: _line(axes, FAINT, (0, (3, 2)))))
-        low, high = percent(scale.norm.vmin or 0), percent(scale.norm.vmax or 0)
+        low, high = format_percent(scale.norm.vmin or 0), format_percent(scale.norm.vmax or 0)
         entries.append((f"{low} to {high} of the images in a cell", self._bar))
         self.lines = self._flow(entries, width)
 
     @property
     def height(self) -> float:
-        """Inches down to the first band."""
+        """Height of the legend in inches."""
         return 0.42 + LINE * len(self.lines) + 0.15
 
     def draw(self, sheet: Sheet) -> None:
-        """Title and entries."""
+        """Draw the title and the entries."""
         sheet.text(LEFT, 0.12, self.title, fontsize=10)
         for number, line in enumerate(self.lines):
             for left, text, mark in line:
@@ -68,7 +68,7 @@ class Legend:
                 sheet.text(left + 0.26, top + 0.05, text, va="center", fontsize=7.5, color=FAINT)
 
     def _flow(self, entries: Iterable[tuple[str, Mark]], width: float) -> list[list[tuple[float, str, Mark]]]:
-        """Lines of entries with their left edges."""
+        """Wrap the entries into lines, and return them with their left edges."""
         lines: list[list[tuple[float, str, Mark]]] = [[]]
         left = LEFT
         for text, mark in entries:
@@ -81,15 +81,15 @@ class Legend:
         return lines
 
     def _bar(self, axes: Axes) -> None:
-        axes.imshow(np.linspace(0, 1, 64)[None], cmap=self.scale.colours, aspect="auto")
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=self.scale.colors, aspect="auto")
         axes.set_axis_off()
 
 
-def _box(axes: Axes, colour: str, edge: str) -> None:
-    axes.add_patch(Rectangle((0.25, 0), 0.5, 1, facecolor=colour, edgecolor=edge, linewidth=0.6, clip_on=False))
+def _box(axes: Axes, color: str, edge: str) -> None:
+    axes.add_patch(Rectangle((0.25, 0), 0.5, 1, facecolor=color, edgecolor=edge, linewidth=0.6, clip_on=False))
     axes.set_axis_off()
 
 
-def _line(axes: Axes, colour: str, style: object) -> None:
-    axes.plot([0, 1], [0.5, 0.5], color=colour, linestyle=style, linewidth=1)
+def _line(axes: Axes, color: str, style: object) -> None:
+    axes.plot([0, 1], [0.5, 0.5], color=color, linestyle=style, linewidth=1)
     axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""What is measured of a level sampler: many of its maps, what they have in common, and curves of its path."""
+"""Statistics of a level sampler: many of its maps, their summary numbers, and curves of its path."""
 
 from dataclasses import dataclass
 
@@ -17,17 +17,17 @@ CurveMaps = Float[Tensor, "frames curves gh gw"]
 
 
 @dataclass(frozen=True)
-class Survey:
-    """Maps of one sampler.
+class LevelStatistics:
+    """Level maps drawn from one sampler, and their statistics.
 
     Attributes:
-        name: of the experiment.
-        note: what the sampler is, in a line.
-        t: its maps.
-        known: patches that are given clean, all False where the sampler gives none.
-        density: exact density of a patch's level, where it is known.
-        path: the path that the maps lie on; None where they lie on none of their own.
-        seed: of the maps and the curves.
+        name: name of the experiment.
+        note: one-line description of the sampler.
+        t: level maps.
+        known: patches that are given clean, all False if the sampler has none.
+        density: exact density of a patch's level, None if it is not known.
+        path: path of the maps, None if the sampler has none.
+        seed: seed of the maps and the curves.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Survey:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(gh, gw) of the maps."""
+        """Size (gh, gw) of the level maps."""
         return self.t.shape[1], self.t.shape[2]
 
     @property
@@ -54,35 +54,37 @@ class Survey:
         return self.t.var((1, 2), correction=0).sqrt()
 
     def below(self, level: float) -> float:
-        """Share of the patches below a level."""
+        """Return the share of patches below a level."""
         return float((self.t < level).float().mean())
 
     def above(self, level: float) -> float:
-        """Share of the patches above a level."""
+        """Return the share of patches above a level."""
         return float((self.t > level).float().mean())
 
     def examples(self, count: int) -> Tensor:
-        """Indices of images at equal steps of the rank by mean, cleanest first."""
+        """Return indices of images evenly spaced in the order of their mean level, cleanest first."""
         order = self.means.argsort()
-        places = (torch.arange(count) + 0.5) / count * len(order)
-        return order[places.long()]
+        ranks = (torch.arange(count) + 0.5) / count * len(order)
+        return order[ranks.long()]
 
     def curves(self, frames: int, curves: int) -> CurveMaps:
-        """Random curves of the path from s = 1 to s = 0; ValueError where there is none."""
+        """Return maps along random curves of the path from s = 1 to s = 0; raise ValueError without a path."""
         if self.path is None:
-            raise ValueError(f"path must be given to follow it, got none: {self.name} lies on no path of its own")
+            raise ValueError(
+                f"sampler must have a path to draw curves, got none for {self.name}: use one that follows a path"
+            )
         curve = self.path.draw(curves, self.grid, generator=seeded(self.seed))
         return torch.stack([curve(s.expand(curves))[0] for s in torch.linspace(1, 0, frames)])
 
 
-def survey(
+def measure_levels(
     name: str, sampler: LevelSampler, grid: tuple[int, int], *, note: str = "", images: int = 4096, seed: int = 0
-) -> Survey:
-    """`images` maps of a sampler on a level map of `grid`."""
-    at_least("images", images, 1, "4096 shows the distribution")
+) -> LevelStatistics:
+    """Draw `images` level maps of size `grid` from a sampler."""
+    at_least("images", images, 1, "use 4096 to show the distribution, for example")
     sampler.check(grid)
     draw = sampler(images, grid, generator=seeded(seed))
     t = draw.t.expand(-1, *grid)
     known = torch.zeros(t.shape, dtype=torch.bool) if draw.known is None else draw.known
     path = sampler.path if isinstance(sampler, AlongPath) else None
-    return Survey(name, note, t, known, exact_density(sampler), path, seed)
+    return LevelStatistics(name, note, t, known, exact_density(sampler), path, seed)

@@ -1,4 +1,4 @@
-"""A noise path as a moving picture: level maps of a few random curves on the way from noise to clean."""
+"""Animated GIF of a noise path: level maps of a few random curves from noise to clean."""
 
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -8,34 +8,34 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.Image import Dither, Resampling
 
-from asyncdiff.evaluation.figures.level_statistics import Survey
+from asyncdiff.evaluation.figures.level_statistics import LevelStatistics
 
 FRAMES, CURVES = 60, 6
-SIDE = 80  # pixels of a map's longer side, about: a patch is a whole number of pixels
-MARGIN, BAR, BAR_WIDTH = 10, 4, 52  # pixels; the bar's height, and what its number needs at the right
+SIDE = 80  # longer side of a map in pixels, rounded down so that patches have an integer size
+MARGIN, BAR, BAR_WIDTH = 10, 4, 52  # in pixels: margin, height of the progress bar, space for its number on the right
 WHITE, FRAME, TRACK, FILLED, INK = (255, 255, 255), (201, 201, 201), (226, 226, 226), (0, 114, 178), (70, 70, 70)
-LIMIT = 300_000  # bytes of a file
-# Gray values and share of the frames, from the best picture to the smallest file.
+LIMIT = 300_000  # file size in bytes
+# Number of grays, and every how many frames are kept: from the best quality to the smallest file.
 QUALITIES = ((32, 1), (16, 1), (12, 1), (12, 2), (8, 2), (8, 4), (4, 4))
-PAUSE, WALK = 900, 3600  # milliseconds: at both ends, and from one to the other
+PAUSE, WALK = 900, 3600  # milliseconds: pause at both ends, and time between them
 
 
-def viewer_frames(survey: Survey, frames: int = FRAMES) -> list[Image.Image]:
-    """Pictures of a sampler's path at equal steps from s = 1 to s = 0: curves in a row, or the one that there is."""
-    maps = survey.curves(frames, CURVES).clamp(0, 1)
+def viewer_frames(stats: LevelStatistics, frames: int = FRAMES) -> list[Image.Image]:
+    """Draw frames of a sampler's path, evenly spaced from s = 1 to s = 0, with curves side by side unless all agree."""
+    maps = stats.curves(frames, CURVES).clamp(0, 1)
     if (maps == maps[:, :1]).all():
         maps = maps[:, :1]
     return [_frame(curves, 1 - k / (frames - 1)) for k, curves in enumerate(maps.numpy())]
 
 
 def save_gif(frames: Sequence[Image.Image], file: Path) -> None:
-    """Write a GIF that runs for ever, from the walk's middle on, so that something is seen where it stands still.
+    """Write a looping GIF of at most 300 kB, with fewer grays and frames if necessary.
 
-    It is below 300 kB, at the cost of gray values and frames where it has to be.
+    It starts in the middle of the path, so that still previews of the file show something.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     for grays, every in QUALITIES:
-        data = _gif(list(_thinned(frames, every)), grays)
+        data = _gif(list(_subsample(frames, every)), grays)
         if len(data) < LIMIT:
             break
     file.write_bytes(data)
@@ -45,24 +45,24 @@ def _frame(maps: np.ndarray, s: float) -> Image.Image:
     curves, gh, gw = maps.shape
     factor = max(1, SIDE * (1 if curves > 1 else 2) // max(gh, gw))
     width, height = gw * factor, gh * factor
-    picture = Image.new("RGB", (curves * (width + MARGIN) + MARGIN, height + 2 * MARGIN + 20), WHITE)
-    draw = ImageDraw.Draw(picture)
+    frame = Image.new("RGB", (curves * (width + MARGIN) + MARGIN, height + 2 * MARGIN + 20), WHITE)
+    draw = ImageDraw.Draw(frame)
     for k, values in enumerate((maps * 255).round().astype(np.uint8)):
         left = MARGIN + k * (width + MARGIN)
         draw.rectangle((left - 1, MARGIN - 1, left + width, MARGIN + height), outline=FRAME)
         tile = Image.fromarray(values).resize((width, height), Resampling.NEAREST)
-        picture.paste(tile, (left, MARGIN))
-    top, right = height + 2 * MARGIN + 4, picture.width - MARGIN - BAR_WIDTH
+        frame.paste(tile, (left, MARGIN))
+    top, right = height + 2 * MARGIN + 4, frame.width - MARGIN - BAR_WIDTH
     draw.rectangle((MARGIN, top, right, top + BAR), fill=TRACK)
     if s < 1:
         draw.rectangle((MARGIN, top, MARGIN + (1 - s) * (right - MARGIN), top + BAR), fill=FILLED)
     font = ImageFont.load_default(12)
-    draw.text((picture.width - MARGIN, top + BAR / 2 + 1), f"s = {s:.2f}", INK, font, anchor="rm")
-    return picture
+    draw.text((frame.width - MARGIN, top + BAR / 2 + 1), f"s = {s:.2f}", INK, font, anchor="rm")
+    return frame
 
 
-def _thinned(frames: Sequence[Image.Image], every: int) -> Iterator[Image.Image]:
-    """Every so many frames, the last one always."""
+def _subsample(frames: Sequence[Image.Image], every: int) -> Iterator[Image.Image]:
+    """Yield every n-th frame, and always the last one."""
     yield from frames[:-1:every]
     yield frames[-1]
 
@@ -70,11 +70,11 @@ def _thinned(frames: Sequence[Image.Image], every: int) -> Iterator[Image.Image]
 def _gif(frames: Sequence[Image.Image], grays: int) -> bytes:
     palette = Image.new("P", (1, 1))
     shades = [(round(255 * k / (grays - 1)),) * 3 for k in range(grays)]
-    palette.putpalette([value for colour in (*shades, FRAME, TRACK, FILLED) for value in colour])
-    pictures = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
+    palette.putpalette([value for color in (*shades, FRAME, TRACK, FILLED) for value in color])
+    images = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
     durations = [PAUSE, *[WALK // len(frames)] * (len(frames) - 2), PAUSE]
     middle = len(frames) // 2
-    first, *others = pictures[middle:] + pictures[:middle]
+    first, *others = images[middle:] + images[:middle]
     durations = durations[middle:] + durations[:middle]
     file = BytesIO()
     first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

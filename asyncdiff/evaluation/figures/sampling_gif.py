@@ -1,4 +1,4 @@
-"""Pictures coming about, as a moving picture: every image with its level map beside it (black = clean)."""
+"""Animated GIF of sampling: every image next to its level map (black = clean)."""
 
 from io import BytesIO
 from pathlib import Path
@@ -9,40 +9,40 @@ from PIL import Image, ImageDraw
 from PIL.Image import Dither, Quantize, Resampling
 from torch import Tensor
 
-SHOWN, COLUMNS = 6, 2  # pictures in a movie, and beside each other
-FRAMES = 60  # at most
-MIN_TILE, GAP = 128, 8  # pixels: smaller pictures are enlarged by a whole factor
+SHOWN, COLUMNS = 6, 2  # images in a GIF, and per row
+FRAMES = 60  # maximal number of frames
+MIN_TILE, GAP = 128, 8  # in pixels: smaller images are enlarged by an integer factor
 WHITE, FRAME = (255, 255, 255), (201, 201, 201)
-PAUSE, WALK = 1200, 4000  # milliseconds: on the result, and from the noise to it
-COLOURS, GRAYS = 256, 16  # of the palette, and among them grays for the level maps
+PAUSE, WALK = 1200, 4000  # milliseconds: pause on the result, and time from noise to it
+COLORS, GRAYS = 256, 16  # size of the palette, and number of grays in it for the level maps
 
 
 class SamplingGIF:
-    """A recorder of a walk that keeps few frames, evenly spaced, however long the walk becomes."""
+    """Records a sampling trajectory of any length as a limited number of evenly spaced frames."""
 
     def __init__(self) -> None:
-        self._kept: list[Image.Image] = []
+        self._frames: list[Image.Image] = []
         self._last: Image.Image | None = None
         self._every, self._count = 1, 0
 
     def add(self, images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> None:
-        """Record a state of a few images; only the first ones are shown."""
+        """Record one state of the trajectory; only the first `SHOWN` images are used."""
         self._last = _frame(images[:SHOWN], None if levels is None else levels[:SHOWN])
         if self._count % self._every == 0:
-            self._kept.append(self._last)
+            self._frames.append(self._last)
         self._count += 1
-        if len(self._kept) > FRAMES:
-            self._kept, self._every = self._kept[::2], 2 * self._every
+        if len(self._frames) > FRAMES:
+            self._frames, self._every = self._frames[::2], 2 * self._every
 
     def save(self, file: Path) -> None:
-        """Write a GIF that runs for ever and rests on the result; one palette for all frames."""
+        """Write a looping GIF that pauses on the result, with one palette for all frames."""
         assert self._last is not None, "nothing was recorded"
-        frames = [frame for frame in self._kept if frame is not self._last] + [self._last]
+        frames = [frame for frame in self._frames if frame is not self._last] + [self._last]
         palette = _palette(frames)
-        pictures = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
+        images = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
         between = [max(20, WALK // len(frames))] * (len(frames) - 1)
         data = BytesIO()
-        pictures[0].save(data, "GIF", save_all=True, append_images=pictures[1:], duration=[*between, PAUSE], loop=0)
+        images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=[*between, PAUSE], loop=0)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data.getvalue())
 
@@ -63,7 +63,7 @@ def _frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | 
             level = (levels[i].float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
             left += size[0] + GAP // 2
             frame.paste(_tile(level[..., None], size), (left, top))
-            # Pure noise is as white as the paper.
+            # Pure noise is as white as the background.
             draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FRAME)
     return frame
 
@@ -74,13 +74,13 @@ def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def _palette(frames: list[Image.Image]) -> Image.Image:
-    """Grays, and the colours of a few frames, the last one above all: that is what the movie rests on."""
-    chosen = [frames[0], frames[len(frames) // 2], frames[-1], frames[-1]]
-    width, height = chosen[0].size
-    montage = Image.new("RGB", (width, height * len(chosen)), WHITE)
-    for i, frame in enumerate(chosen):
+    """Return a palette of grays and of the colors of a few frames, mainly of the last one, which is shown longest."""
+    selected = [frames[0], frames[len(frames) // 2], frames[-1], frames[-1]]
+    width, height = selected[0].size
+    montage = Image.new("RGB", (width, height * len(selected)), WHITE)
+    for i, frame in enumerate(selected):
         montage.paste(frame, (0, i * height))
-    colours = montage.quantize(COLOURS - GRAYS, Quantize.MEDIANCUT).getpalette() or []
+    colors = montage.quantize(COLORS - GRAYS, Quantize.MEDIANCUT).getpalette() or []
     palette = Image.new("P", (1, 1))
-    palette.putpalette([*(round(255 * k / (GRAYS - 1)) for k in range(GRAYS) for _ in range(3)), *colours])
+    palette.putpalette([*(round(255 * k / (GRAYS - 1)) for k in range(GRAYS) for _ in range(3)), *colors])
     return palette

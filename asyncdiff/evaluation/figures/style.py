@@ -1,4 +1,4 @@
-"""How all plots look: few colours, apart for the colour-blind (Okabe & Ito), small type, no global state."""
+"""Style of all plots: few colors that are distinguishable with color blindness (Okabe & Ito), and small type."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 INK, FAINT, HAIR = "#222222", "#6e6e6e", "#c9c9c9"
 BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 PALE_BLUE = "#a9cfe5"
-GIVEN, GIVEN_INK = ORANGE, "#9c6a00"  # patches that are given clean, and words of them
+KNOWN_COLOR, KNOWN_INK = ORANGE, "#9c6a00"  # known patches, and text about them
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -34,17 +34,17 @@ STYLE: Any = {
 }
 
 
-def styled() -> Any:
-    """The context in which plots are made and drawn."""
+def plot_style() -> Any:
+    """Return the matplotlib context in which plots are created and drawn."""
     return rc_context(STYLE)
 
 
 class Sheet:
-    """A white figure on which axes are placed in inches, from its upper left corner.
+    """White figure on which axes are placed in inches from the upper left corner; independent of pyplot.
 
     Args:
-        width: in inches.
-        height: in inches.
+        width: width in inches.
+        height: height in inches.
     """
 
     def __init__(self, width: float, height: float):
@@ -53,19 +53,19 @@ class Sheet:
         self.width, self.height = width, height
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes that fill a box."""
+        """Add axes that fill a box."""
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
-    def text(self, left: float, top: float, text: str, **how: Any) -> None:
-        """A text whose upper left corner is given, unless `how` aligns it otherwise."""
-        how = {"va": "top", "ha": "left", **how}
-        self.figure.text(left / self.width, 1 - top / self.height, text, **how)
+    def text(self, left: float, top: float, text: str, **options: Any) -> None:
+        """Add text with its upper left corner at the given position; `options` may change the alignment."""
+        options = {"va": "top", "ha": "left", **options}
+        self.figure.text(left / self.width, 1 - top / self.height, text, **options)
 
 
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """The figure as colours, uint8 (height, width, 3)."""
-    with styled():
+    """Render the figure to RGB pixels, uint8 (height, width, 3)."""
+    with plot_style():
         figure.set_dpi(dpi)
         canvas = figure.canvas
         assert isinstance(canvas, FigureCanvasAgg)
@@ -74,14 +74,14 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
 
 
 def save(figure: Figure, file: Path, dpi: int = 130) -> None:
-    """Write the figure to `file`, its folder included."""
+    """Write the figure to `file`, creating its folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with styled():
+    with plot_style():
         figure.savefig(file, dpi=dpi)
 
 
-def percent(share: float) -> str:
-    """A share in two digits."""
+def format_percent(share: float) -> str:
+    """Return a share as a percentage with two digits."""
     value = 100 * share
     if 0 < value < 0.1:
         return f"{value:.2g} %"

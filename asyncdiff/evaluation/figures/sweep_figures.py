@@ -1,4 +1,4 @@
-"""Runs of several variants beside each other: every seed's last value, and curves over the steps."""
+"""Figures comparing the variants of an ablation: the final value of every seed, and curves over the steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,52 +7,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, HAIR, INK, Sheet, styled
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, HAIR, INK, Sheet, plot_style
 
-Curve = list[tuple[int, float]]  # steps with values
+Curve = list[tuple[int, float]]  # (step, value)
 
 # In inches.
 ROW, PANEL, GAP, TOP, BOTTOM, SIDE = 0.22, 1.9, 0.35, 0.5, 0.45, 0.15
-LETTER = 0.065  # width of a letter of the labels, about
+LETTER = 0.065  # approximate width of a letter in the labels
 CURVES, CURVE_HEIGHT, LEGEND = 5.2, 3.0, 0.16
-# Apart for the colour-blind (Okabe & Ito); more than these repeat with other dashes.
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
+# Distinguishable with color blindness (Okabe & Ito); they repeat with other dashes.
+COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
-WIDE = 10  # largest value by smallest, above which an axis is logarithmic
-SMOOTHED = 200  # points of a curve that are drawn; each the mean of those between
+LOG_RATIO = 10  # ratio of the largest to the smallest value above which an axis is logarithmic
+MAX_POINTS = 200  # maximal number of points of a curve; longer curves are averaged over bins
 
 
-def dots_figure(found: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """A panel per metric with a row per variant: a dot for every seed, and a line at their mean.
+def dots_figure(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Draw one panel per metric with one row per variant: a dot for every seed, and a line at their mean.
 
     Args:
-        found: by metric, the values of each variant; the variants in the same order everywhere.
+        metrics: values of each variant by metric, with the variants always in the same order.
+
+    Returns:
+        The figure.
     """
-    variants = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    variants = list(dict.fromkeys(name for rows in metrics.values() for name in rows))
     left = SIDE + LETTER * max(map(len, variants))
     height = ROW * len(variants)
-    with styled():
-        sheet = Sheet(left + (PANEL + GAP) * len(found), TOP + height + BOTTOM)
-        for at, (metric, rows) in enumerate(found.items()):
-            axes = sheet.axes(left + (PANEL + GAP) * at, TOP, PANEL, height)
-            sheet.text(left + (PANEL + GAP) * at, TOP - 0.28, metric, weight="bold")
+    with plot_style():
+        sheet = Sheet(left + (PANEL + GAP) * len(metrics), TOP + height + BOTTOM)
+        for i, (metric, rows) in enumerate(metrics.items()):
+            axes = sheet.axes(left + (PANEL + GAP) * i, TOP, PANEL, height)
+            sheet.text(left + (PANEL + GAP) * i, TOP - 0.28, metric, weight="bold")
             _dots(axes, [rows.get(name, []) for name in variants])
-            axes.set_yticks(range(len(variants)), variants if at == 0 else [""] * len(variants), color=INK)
+            axes.set_yticks(range(len(variants)), variants if i == 0 else [""] * len(variants), color=INK)
     return sheet.figure
 
 
-def curves_figure(tag: str, found: Mapping[str, Sequence[Curve]]) -> Figure:
-    """The mean of each variant's curves over the steps, within the range of its seeds."""
-    with styled():
-        sheet = Sheet(CURVES, TOP + CURVE_HEIGHT + BOTTOM + LEGEND * -(-len(found) // 2) + 0.1)
+def curves_figure(tag: str, variants: Mapping[str, Sequence[Curve]]) -> Figure:
+    """Draw the mean curve of each variant over the steps, with the range over its seeds."""
+    with plot_style():
+        sheet = Sheet(CURVES, TOP + CURVE_HEIGHT + BOTTOM + LEGEND * -(-len(variants) // 2) + 0.1)
         sheet.text(0.6, 0.15, tag, weight="bold")
         axes = sheet.axes(0.6, TOP, CURVES - 0.8, CURVE_HEIGHT)
-        for at, (name, curves) in enumerate(found.items()):
-            steps, values = _together(curves)
-            colour, dash = COLOURS[at % len(COLOURS)], DASHES[at // len(COLOURS) % len(DASHES)]
-            axes.plot(steps, values.mean(0), color=colour, linestyle=dash, linewidth=1.1, label=name)
+        for i, (name, curves) in enumerate(variants.items()):
+            steps, values = _align_curves(curves)
+            color, dash = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
+            axes.plot(steps, values.mean(0), color=color, linestyle=dash, linewidth=1.1, label=name)
             if len(values) > 1:
-                axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+                axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
         axes.set_xlabel("step")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12))
@@ -60,19 +63,19 @@ def curves_figure(tag: str, found: Mapping[str, Sequence[Curve]]) -> Figure:
 
 
 def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
-    everything = [value for values in rows for value in values]
-    # One bad variant would press all others together at one end.
-    if everything and min(everything) > 0 and max(everything) > WIDE * min(everything):
+    all_values = [value for values in rows for value in values]
+    # On a linear axis one bad variant would squeeze all others together.
+    if all_values and min(all_values) > 0 and max(all_values) > LOG_RATIO * min(all_values):
         axes.set_xscale("log")
-        # As plain numbers: between powers of ten Matplotlib writes as many products as it finds, one over the other.
+        # Plain numbers: within one decade Matplotlib's own labels are products with powers of ten that overlap.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    for at, values in enumerate(rows):
-        axes.plot(values, [at] * len(values), "o", color=BLUE, markersize=3, alpha=0.55, markeredgewidth=0)
+    for i, values in enumerate(rows):
+        axes.plot(values, [i] * len(values), "o", color=BLUE, markersize=3, alpha=0.55, markeredgewidth=0)
         if values:
             mean = float(np.mean(values))
-            axes.plot([mean, mean], [at - 0.32, at + 0.32], color=INK, linewidth=1.3)
+            axes.plot([mean, mean], [i - 0.32, i + 0.32], color=INK, linewidth=1.3)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_axisbelow(True)
     axes.grid(axis="x", color=HAIR, linewidth=0.4)
@@ -81,30 +84,30 @@ def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
     axes.tick_params(axis="x", labelcolor=FAINT)
 
 
-def _together(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """The curves at common steps, long ones averaged over neighbouring steps: (n,) and (curves, n).
+def _align_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
+    """Return curves at common steps, (n,) and (curves, n), long ones averaged over bins of steps.
 
-    A mean over neighbours stands at the mean of their steps; short curves of the same steps are as they are.
+    The mean over a bin is placed at the mean of its steps; short curves with equal steps are not changed.
     """
     first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
     steps = [step for step, _ in curves[0]]
-    if len(steps) <= SMOOTHED and all([step for step, _ in curve] == steps for curve in curves):
+    if len(steps) <= MAX_POINTS and all([step for step, _ in curve] == steps for curve in curves):
         return np.array(steps), np.array([[value for _, value in curve] for curve in curves])
-    edges = np.linspace(first, last + 1, min(SMOOTHED, *(len(curve) for curve in curves)) + 1)
+    edges = np.linspace(first, last + 1, min(MAX_POINTS, *(len(curve) for curve in curves)) + 1)
     binned = [_binned(curve, edges) for curve in curves]
-    stood = np.stack([steps for steps, _ in binned])
-    at = np.nanmean(stood[:, ~np.isnan(stood).all(0)], axis=0)
-    known = [~np.isnan(steps) for steps, _ in binned]
-    rows = [np.interp(at, s[k], values[k]) for (s, values), k in zip(binned, known, strict=True)]
-    return at, np.stack(rows)
+    bin_steps = np.stack([steps for steps, _ in binned])
+    common = np.nanmean(bin_steps[:, ~np.isnan(bin_steps).all(0)], axis=0)
+    filled = [~np.isnan(steps) for steps, _ in binned]
+    rows = [np.interp(common, s[k], values[k]) for (s, values), k in zip(binned, filled, strict=True)]
+    return common, np.stack(rows)
 
 
 def _binned(curve: Curve, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean step and mean value of every bin, NaN where it is empty."""
+    """Return the mean step and the mean value of every bin, NaN where it is empty."""
     steps, values = np.array([step for step, _ in curve], dtype=float), np.array([value for _, value in curve])
-    numbers, _ = np.histogram(steps, edges)
+    counts, _ = np.histogram(steps, edges)
     means = []
     for weights in (steps, values):
         sums, _ = np.histogram(steps, edges, weights=weights)
-        means.append(np.divide(sums, numbers, out=np.full(len(numbers), np.nan), where=numbers > 0))
+        means.append(np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0))
     return means[0], means[1]
