@@ -1,8 +1,8 @@
-"""Walks in which every patch keeps its own time: where the network is sure, a patch runs ahead.
+"""Adaptive sampling: every patch moves at its own pace, faster where the network is certain.
 
-All walks here stand on one grid of levels, t = k / steps: a rule of `asyncdiff.sampling.step_rules` says after every prediction how
-many of its steps each patch takes now. Images that are done leave the batch; what they leave behind changes nothing for
-the others.
+All levels lie on one uniform grid, t = k / steps. After every prediction a rule of `asyncdiff.sampling.step_rules`
+chooses how many grid steps each patch takes. Finished images leave the batch, which does not change the results of the
+others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import Prediction
-from asyncdiff.denoising.uncertainty import check_finite, rms_error
+from asyncdiff.denoising.uncertainty import check_finite, predicted_rms_error
 from asyncdiff.randomness import RandomSource
 from asyncdiff.sampling.guidance import Guidance
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Start, check_partial_updates
@@ -24,20 +24,32 @@ from asyncdiff.shapes import Image, KnownPatches, LevelMap
 
 
 class Adaptive(ImageSampler):
-    """Walks every patch down a grid of levels at the pace that a rule sets by its predicted uncertainty.
+    """Sampler whose patches move at a pace set by their predicted uncertainty.
 
-    One prediction at a time serves the rule and the solver. Frames show the whole batch; their s is the mean level of
-    the unknown patches. The rule chooses a path of level maps: solvers keep their order towards the solution along it.
+    Use it with networks that predict their uncertainty (`uncertainty: true`), to save evaluations on patches and images
+    that the network is certain of, or to let it choose the order of generation. Each prediction serves both the step
+    rule and the solver. The rule in effect chooses a path of level maps: solvers keep their order of convergence along
+    it. Frames show the whole batch; their s is the mean level of the unknown patches.
 
     Args:
-        clocks: the rule; `Tolerance` by default.
-        solver: the rule for one step.
-        steps: steps of the grid, from noise to clean: levels are multiples of 1 / steps.
-        budget: evaluations of the network per image, at most; by default what the rule takes at most, times
-            `solver.evaluations`. Elastic rules keep to a smaller one by larger strides, others refuse it.
-        guidance: what the denoiser is guided by, applied in this order; a guided evaluation counts as one.
-        refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
-        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
+        step_rule: rule for how far each patch moves after a prediction; `Tolerance()` by default.
+        solver: rule for one step; `DDIM()` by default.
+        steps: number of grid steps from noise to clean: levels are multiples of 1 / steps.
+        budget: most network evaluations per image; by default the most that the step rule takes, times
+            `solver.evaluations`. Elastic rules meet a smaller budget by larger strides, other rules reject it.
+        guidance: guidance rules, applied in this order; a guided evaluation counts as one.
+        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
+            step and is exact.
+        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+
+    Example:
+        >>> from asyncdiff.denoising import Denoiser
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import RectifiedFlow
+        >>> network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, uncertainty=True)
+        >>> sampler = Adaptive(Tolerance(0.05, max_stride=4), steps=16, budget=8)
+        >>> sampler(Denoiser(network, RectifiedFlow()), seeds=[0, 1], shape=(1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -50,7 +62,7 @@ class Adaptive(ImageSampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps", steps, 1, "50 is usual")
+        at_least("steps", steps, 1, "use 50, for example")
         check_partial_updates(refresh, margin)
         self.step_rule = step_rule or Tolerance()
         self.solver = solver or DDIM()
@@ -60,47 +72,47 @@ class Adaptive(ImageSampler):
         self.refresh = refresh
         self.margin = margin
         if budget is not None:
-            at_least("budget", budget, self.solver.evaluations, "one step is the least")
+            at_least("budget", budget, self.solver.evaluations, "the solver needs this many for one step")
 
     def walk(self, start: Start) -> Iterator[Frame]:
-        """The states after every prediction, until the last image is done."""
-        level = torch.full(start.held.shape, self.steps, device=start.held.device).masked_fill(start.held, 0)
+        unknown = ~start.known_patches
+        level = torch.full(unknown.shape, self.steps, device=unknown.device).masked_fill(start.known_patches, 0)
         rows = torch.arange(len(level), device=level.device)
-        ladder = _ladder(self.steps, start.source)
-        images = _Images(start, self.solver.begin(), self.step_rule.begin(), rows, start.x_t, level, ladder)
-        x_t, unknown = start.x_t, ~start.held
-        calls = self._calls(unknown)
-        yield _frame(x_t, ladder[level], unknown)
-        for left in range(calls, 0, -1):
-            images = images.unfinished()
+        t_of_level = _t_of_level(self.steps, start.source)
+        images = _ActiveImages(start, self.solver.begin(), self.step_rule.begin(), rows, start.x_t, level, t_of_level)
+        x_t = start.x_t
+        calls = self._max_calls(unknown)
+        yield _frame(x_t, t_of_level[level], unknown)
+        for calls_left in range(calls, 0, -1):
+            images = images.without_finished()
             if not len(images.rows):
                 return
-            images = images.moved(left)
+            images = images.after_step(calls_left)
             x_t, level = x_t.index_copy(0, images.rows, images.x_t), level.index_copy(0, images.rows, images.level)
-            yield _frame(x_t, ladder[level], unknown)
+            yield _frame(x_t, t_of_level[level], unknown)
         if (level > 0).any():
             raise ValueError(
-                f"{type(self.step_rule).__name__} must end within its count, got noise left after {calls} predictions: "
-                "move some patch of every image in every call"
+                f"{type(self.step_rule).__name__} must finish within its max_predictions, got noise left after {calls} "
+                "predictions: move at least one patch of every image in every call"
             )
 
-    def _calls(self, unknown: KnownPatches) -> int:
-        """How often the rule may be asked."""
-        most = self.step_rule.count(self.steps, int(unknown.flatten(1).sum(1).max()))
+    def _max_calls(self, unknown: KnownPatches) -> int:
+        """Return the number of times that the step rule may be called, within the budget."""
+        most = self.step_rule.max_predictions(self.steps, int(unknown.flatten(1).sum(1).max()))
         if self.budget is None:
             return most
         calls = self.budget // self.solver.evaluations
         if calls < most and not self.step_rule.elastic:
             raise ValueError(
                 f"budget must be at least {most * self.solver.evaluations} for {type(self.step_rule).__name__} on "
-                f"{self.steps} steps, got {self.budget}: take fewer steps, or Tolerance, which strides to fit"
+                f"{self.steps} steps, got {self.budget}: use fewer steps, or Tolerance, which takes larger strides"
             )
         return min(calls, most)
 
 
 @dataclass(frozen=True)
-class _Images:
-    """Those images of a walk that are on their way, at the places `rows` of the whole batch."""
+class _ActiveImages:
+    """State of the images that are not finished; `rows` are their indices in the whole batch."""
 
     start: Start
     solver: Solver
@@ -108,14 +120,14 @@ class _Images:
     rows: Int64[Tensor, " n"]
     x_t: Float[Tensor, "n c h w"]
     level: Int64[Tensor, "n gh gw"]
-    ladder: Float[Tensor, " levels"]
+    t_of_level: Float[Tensor, " levels"]
 
-    def unfinished(self) -> "_Images":
-        """Without the images that are done."""
-        going = self.level.flatten(1).any(1)
-        if going.all():
+    def without_finished(self) -> "_ActiveImages":
+        """Return the images that are not finished."""
+        unfinished = self.level.flatten(1).any(1)
+        if unfinished.all():
             return self
-        rows = going.nonzero()[:, 0]
+        rows = unfinished.nonzero()[:, 0]
         return replace(
             self,
             start=self.start.select(rows),
@@ -126,20 +138,22 @@ class _Images:
             level=self.level[rows],
         )
 
-    def moved(self, left: int) -> "_Images":
-        """One prediction further; `left` are allowed, this one included."""
-        at = PatchState(self.level, ~self.start.held, len(self.ladder) - 1, left)
-        self.start.moving(self.step_rule.wanted(at))
-        t = self.ladder[self.level]
+    def after_step(self, calls_left: int) -> "_ActiveImages":
+        """Return the images after one more prediction; `calls_left` counts it."""
+        state = PatchState(self.level, ~self.start.known_patches, len(self.t_of_level) - 1, calls_left)
+        self.start.set_moving(self.step_rule.needs_prediction(state))
+        t = self.t_of_level[self.level]
         prediction = self._evaluate(self.x_t, t)
-        strides = self.step_rule(at, rms_error(prediction, type(self.step_rule).__name__))
+        strides = self.step_rule(state, predicted_rms_error(prediction, type(self.step_rule).__name__))
         if ((strides < 0) | (strides > self.level)).any():
-            raise ValueError(f"{type(self.step_rule).__name__} must give strides from 0 to a patch's level, got others")
+            raise ValueError(
+                f"{type(self.step_rule).__name__} must return strides from 0 to a patch's level, got others: clamp them"
+            )
         level = self.level - strides
-        to = self.ladder[level]
+        to = self.t_of_level[level]
         noise = self.start.noise() if self.solver.stochastic else None
-        moved = self.solver(_made(prediction, self._evaluate), self.x_t, t, to, noise)
-        return replace(self, x_t=self.start.with_known_pixels(moved.to(self.x_t.dtype), to), level=level)
+        x_t = self.solver(_reusing(prediction, self._evaluate), self.x_t, t, to, noise)
+        return replace(self, x_t=self.start.with_known_pixels(x_t.to(self.x_t.dtype), to), level=level)
 
     def _evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
         prediction = self.start.evaluate(x_t, t)
@@ -147,18 +161,18 @@ class _Images:
         return prediction
 
 
-def _made(first: Prediction, evaluate: Evaluate) -> Evaluate:
-    """`evaluate`, whose first call gives the prediction that is made already."""
-    made = [first]
+def _reusing(first: Prediction, evaluate: Evaluate) -> Evaluate:
+    """Wrap `evaluate` so that its first call returns the prediction `first`, which was already computed."""
+    computed = [first]
 
     def call(x_t: Image, t: LevelMap) -> Prediction:
-        return made.pop() if made else evaluate(x_t, t)
+        return computed.pop() if computed else evaluate(x_t, t)
 
     return call
 
 
-def _ladder(steps: int, source: RandomSource) -> Float[Tensor, " levels"]:
-    """t of every level, 0 .. steps: the numbers of `asyncdiff.sampling.Sampler`, to the last bit."""
+def _t_of_level(steps: int, source: RandomSource) -> Float[Tensor, " levels"]:
+    """Return t of every level 0 .. steps: the same numbers as in `asyncdiff.sampling.Sampler`, to the last bit."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").flip(0).to(source.device, source.dtype)
 
 

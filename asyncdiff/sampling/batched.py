@@ -1,4 +1,4 @@
-"""What a trained denoiser is asked to do: each task is a path walked by a sampler."""
+"""Generate and inpaint any number of images with a denoiser and a sampler, in batches."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,8 +22,20 @@ def generate(
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Image:
-    """One whole image per seed, in [-1, 1] up to the network's error, on the denoiser's device."""
-    return _in_batches(denoiser, sampler, seeds, shape, labels, None, None, batch_size)
+    """Generate one image per seed.
+
+    Args:
+        denoiser: the trained denoiser.
+        sampler: the sampler.
+        seeds: one seed per image; image i depends on seed i only.
+        shape: (c, h, w) of every image.
+        labels: class of every image; None for unconditional sampling.
+        batch_size: number of images that go through the network together.
+
+    Returns:
+        Images (b, c, h, w) on the denoiser's device, in [-1, 1] up to the network's error.
+    """
+    return _sample_in_batches(denoiser, sampler, seeds, shape, labels, None, None, batch_size)
 
 
 def inpaint(
@@ -36,23 +48,27 @@ def inpaint(
     labels: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> Image:
-    """The images with their unknown pixels generated and their known pixels returned bit for bit.
+    """Inpaint images: generate their unknown pixels and return their known pixels bit for bit.
 
     Args:
         denoiser: the trained denoiser.
-        sampler: its path is followed on the unknown patches.
-        image: one image (c, h, w), completed once per seed; or a batch (b, c, h, w) with a seed each.
-        known: True = known; one mask (h, w) for all, or one per image (b, h, w).
-        seeds: one per result; 0, 1, ... by default.
-        labels: a class per result, None for none.
-        batch_size: images that go through the network together.
+        sampler: the sampler; its path runs over the unknown patches.
+        image: one image (c, h, w), inpainted once per seed; or a batch (b, c, h, w) with one seed each.
+        known: True = known; one mask (h, w) for all images, or one per image (b, h, w).
+        seeds: one seed per result; 0, 1, ... by default.
+        labels: class of every result; None for unconditional sampling.
+        batch_size: number of images that go through the network together.
+
+    Returns:
+        Images (b, c, h, w) on the denoiser's device, one per seed.
     """
     if image.ndim not in (3, 4):
         raise ValueError(f"image must be (c, h, w) or (b, c, h, w), got shape {tuple(image.shape)}")
     if known.ndim not in (2, 3) or known.shape[-2:] != image.shape[-2:]:
         raise ValueError(
             f"known must be a mask of the image's size {tuple(image.shape[-2:])}, True = known, "
-            f"got shape {tuple(known.shape)}: resize the mask to the image, nearest neighbour"
+            f"got shape {tuple(known.shape)}: "
+            "resize the mask to the image with nearest-neighbor interpolation"
         )
     seeds = range(len(image) if image.ndim == 4 else 1) if seeds is None else seeds
     count = len(seeds)
@@ -63,10 +79,10 @@ def inpaint(
     image = image if image.ndim == 4 else image.expand(count, *image.shape)
     known = known if known.ndim == 3 else known.expand(count, *known.shape)
     c, h, w = image.shape[1:]
-    return _in_batches(denoiser, sampler, seeds, (c, h, w), labels, image, known, batch_size)
+    return _sample_in_batches(denoiser, sampler, seeds, (c, h, w), labels, image, known, batch_size)
 
 
-def _in_batches(
+def _sample_in_batches(
     denoiser: Denoiser,
     sampler: ImageSampler,
     seeds: Sequence[int],
@@ -76,7 +92,7 @@ def _in_batches(
     known: Tensor | None,
     batch_size: int,
 ) -> Image:
-    at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+    at_least("batch_size", batch_size, 1, "use 64, for example")
     if isinstance(seeds, int):
         raise ValueError(f"seeds must be a sequence with one per image, got {seeds}: use range({seeds}) or [{seeds}]")
     if labels is not None and len(labels) != len(seeds):
@@ -103,7 +119,7 @@ def _in_batches(
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode again afterwards."""
+    """Context manager that sets evaluation mode and restores the mode of every submodule afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

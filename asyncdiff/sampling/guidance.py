@@ -1,4 +1,4 @@
-"""Guidance: several evaluations of a denoiser, with something told or withheld, combined into one prediction."""
+"""Guidance: combine network evaluations with and without a condition into one prediction."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,31 +16,42 @@ from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, to_pixels, u
 
 
 class Guidance(ABC):
-    """A rule that wraps a denoiser. Several are nested; all their branches go through the network as one batch.
+    """Base class of guidance rules: wraps a denoiser for one sampling trajectory.
 
-    Both rules here are linear in the velocities, so that the order of nesting changes nothing but rounding.
+    Rules can be nested; all their branches go through the network as one batch. `ClassifierFree` and `InputGuidance`
+    are linear in the velocities, so the order of nesting changes nothing except rounding.
     """
 
     @abstractmethod
     def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
-        """The guided denoiser for one walk of images of `shape` (c, h, w); what is random in it comes from `source`."""
+        """Return the guided denoiser for one sampling trajectory.
+
+        Args:
+            denoiser: the denoiser to wrap.
+            source: source of all random numbers of the guidance, with the batch size and the grid of the level map.
+            shape: (c, h, w) of every image.
+
+        Returns:
+            A denoiser that takes the place of `denoiser`, or `denoiser` itself if the guidance is off.
+        """
 
 
 class ClassifierFree(Guidance):
-    """v = v_without + scale (v_with - v_without): towards the label, away from what is usual without it.
+    """Classifier-free guidance: v = v_uncond + scale (v_cond - v_uncond).
 
-    Ho & Salimans, arXiv:2207.12598, where the scale is 1 + w; the interval is Kynkaanniemi et al., arXiv:2404.07724.
-    Patches outside the interval are not guided, each by its own level. Without labels there is nothing to be guided by:
-    the prediction is the unguided one.
+    Ho & Salimans, arXiv:2207.12598, where the scale is called 1 + w; with the guidance interval of Kynkaanniemi et al.,
+    arXiv:2404.07724: a patch is guided only while its own level lies in [low, high]. Use it to trade diversity for
+    agreement with the class label, at twice the computation per step. Without labels the prediction is the unguided
+    one.
 
     Args:
-        scale: 1 is the unguided denoiser, exactly; 0 ignores the label.
+        scale: guidance scale; 1 is exactly the unguided denoiser, 0 ignores the label.
         low: lowest level that is guided, in [0, 1].
         high: highest level that is guided, in [low, 1].
     """
 
     def __init__(self, scale: float, low: float = 0.0, high: float = 1.0):
-        at_least("scale", scale, 0, "1 is off, 1.5 to 4 are usual")
+        at_least("scale", scale, 0, "1 turns guidance off, 1.5 to 4 are typical")
         within("low", low, 0, 1, "low and high bound the levels that are guided")
         within("high", high, low, 1, "low and high bound the levels that are guided, low first")
         self.scale = scale
@@ -48,20 +59,21 @@ class ClassifierFree(Guidance):
         self.high = high
 
     def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
-        """The denoiser itself at scale 1."""
-        return denoiser if self.scale == 1 else _ClassifierFree(denoiser, self)
+        """Return the guided denoiser; at scale 1 the denoiser itself."""
+        return denoiser if self.scale == 1 else _ClassifierFreeDenoiser(denoiser, self)
 
 
 class InputGuidance(Guidance):
-    """v = v_clean + strength (v_clean - v_noisy): towards what goes with the given patches (arXiv:2606.07079).
+    """Input guidance of AsyncPatch Diffusion (arXiv:2606.07079): v = v_clean + strength (v_clean - v_noisy).
 
-    v_noisy sees the given patches, those at level 0, with noise added up to `level`; the noise of an image is the same
-    at every step of its walk, so that the guided field stays one that solvers of higher order can follow.
+    v_noisy sees the known patches (those at level 0) with noise added up to `level`, so the difference points towards
+    images that agree with the known patches. Use it for inpainting. The noise of an image is the same in every step, so
+    the guided field stays smooth enough for solvers of higher order.
 
     Args:
-        strength: omega; 0 is the unguided denoiser, exactly. One number, or rows of numbers, one per patch of the level
-            map or per block of patches.
-        level: of the added noise, in (0, 1].
+        strength: guidance strength, omega in the paper; 0 is exactly the unguided denoiser. One number, or rows of
+            numbers, one per patch of the level map or per block of patches.
+        level: noise level of the known patches in v_noisy, in (0, 1].
     """
 
     def __init__(self, strength: float | Sequence[Sequence[float]], level: float = 0.5):
@@ -70,27 +82,27 @@ class InputGuidance(Guidance):
         rows = [[strength]] if isinstance(strength, (int, float)) else [list(row) for row in strength]
         if len({len(row) for row in rows}) != 1 or not rows[0]:
             lengths = [len(row) for row in rows]
-            raise ValueError(f"strength must be a number or rows of one length, got lengths {lengths}: fill them")
+            raise ValueError(f"strength must be a number or rows of equal length, got lengths {lengths}: pad the rows")
         for value in (value for row in rows for value in row):
-            at_least("strength", value, 0, "0 is off, 0.5 to 2 are usual")
+            at_least("strength", value, 0, "0 turns guidance off, 0.5 to 2 are typical")
         if not 0 < level <= 1:
-            raise ValueError(f"level must lie in (0, 1], got {level}: 0 would add no noise, 0.5 is usual")
+            raise ValueError(f"level must lie in (0, 1], got {level}: the default is 0.5, 0 would add no noise")
         self._rows = torch.tensor(rows, dtype=torch.float64)
 
     def begin(self, denoiser: DenoiserLike, source: RandomSource, shape: tuple[int, int, int]) -> DenoiserLike:
-        """The denoiser itself at strength 0."""
+        """Return the guided denoiser; at strength 0 the denoiser itself."""
         if not self._rows.any():
             return denoiser
         strength = upsampled_to(self._rows[None], source.grid, "strength").expand(source.batch, *source.grid)
         noise = source.normal(*shape)
-        return _InputGuided(denoiser, strength.to(noise), self.level, noise)
+        return _InputGuidedDenoiser(denoiser, strength.to(noise), self.level, noise)
 
 
-class Guided(ABC):
-    """A denoiser around another one.
+class GuidedDenoiser(ABC):
+    """Base class of guided denoisers: a denoiser that wraps another one.
 
     Args:
-        denoiser: the inner one.
+        denoiser: the wrapped denoiser.
     """
 
     def __init__(self, denoiser: DenoiserLike):
@@ -98,40 +110,40 @@ class Guided(ABC):
 
     @property
     def process(self) -> Process:
-        """The inner one's."""
+        """Noise process of the wrapped denoiser."""
         return self.denoiser.process
 
     @property
-    def steady(self) -> bool:
-        """Whether every call must have the same branches: what a network remembers would be of others otherwise."""
-        return bool(getattr(self.denoiser, "steady", False))
+    def fixed_branches(self) -> bool:
+        """Whether every call must evaluate the same branches, because a KV cache holds a row for each of them."""
+        return bool(getattr(self.denoiser, "fixed_branches", False))
 
     @property
     def null_label(self) -> int | None:
-        """The inner one's."""
+        """Label that means "no label"; None for a denoiser without labels."""
         return getattr(self.denoiser, "null_label", None)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The inner one's."""
+        """Return the level map's grid (gh, gw) for images of (h, w)."""
         return self.denoiser.grid(size)
 
     @abstractmethod
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """The prediction; its log-variances, where there are any, are those of the unguided velocity."""
+        """Return the guided prediction; its log-variance, if there is one, is that of the unguided velocity."""
 
     @abstractmethod
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-        """The same for some of the images of the walk."""
+        """Return the denoiser for the images `rows` only."""
 
 
 def select(denoiser: DenoiserLike, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-    """A walk's denoiser for some of its images; one that keeps nothing of them is the same for all."""
-    return denoiser.select(rows) if isinstance(denoiser, (Guided, PartialUpdates)) else denoiser
+    """Return the denoiser of a trajectory for the images `rows` only; stateless denoisers are returned unchanged."""
+    return denoiser.select(rows) if isinstance(denoiser, (GuidedDenoiser, PartialUpdates)) else denoiser
 
 
-class _ClassifierFree(Guided):
+class _ClassifierFreeDenoiser(GuidedDenoiser):
     def __init__(self, denoiser: DenoiserLike, rule: ClassifierFree):
         super().__init__(denoiser)
         self.rule = rule
@@ -139,28 +151,27 @@ class _ClassifierFree(Guided):
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """Two evaluations as one batch; one where no patch lies in the interval."""
-        if label is None:  # "no label" told and "no label" withheld are one prediction
+        if label is None:  # both branches would be the same
             return self.denoiser(x_t, t, unique=unique)
         guided = (t >= self.rule.low) & (t <= self.rule.high) & (t > 0)
-        if not guided.any() and not self.steady:
+        if not guided.any() and not self.fixed_branches:
             return self.denoiser(x_t, t, label, unique=unique)
         null = getattr(self.denoiser, "null_label", None)
         if null is None:
-            raise ValueError("label guidance needs a denoiser that knows labels, got one without: leave it out")
+            raise ValueError("ClassifierFree needs a class-conditional denoiser, got one without labels: remove it")
         labels = torch.cat([label, torch.full_like(label, null)])
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2, 1, 1), labels)
-        with_label, without = both.v.chunk(2)
+        conditional, unconditional = both.v.chunk(2)
         scale = torch.where(guided, self.rule.scale, 1.0).to(x_t.dtype)
-        # Written from the labelled side: where the scale is 1 nothing is added, bit for bit.
-        v = with_label + to_pixels(scale - 1, (x_t.shape[2], x_t.shape[3])) * (with_label - without)
+        # Written as a change to the conditional branch: at scale 1 it adds exactly zero.
+        v = conditional + to_pixels(scale - 1, (x_t.shape[2], x_t.shape[3])) * (conditional - unconditional)
         return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-        return _ClassifierFree(select(self.denoiser, rows), self.rule)
+        return _ClassifierFreeDenoiser(select(self.denoiser, rows), self.rule)
 
 
-class _InputGuided(Guided):
+class _InputGuidedDenoiser(GuidedDenoiser):
     def __init__(self, denoiser: DenoiserLike, strength: LevelMap, level: float, noise: Image):
         super().__init__(denoiser)
         self.strength = strength
@@ -170,23 +181,22 @@ class _InputGuided(Guided):
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """Two evaluations as one batch; one where no patch is given."""
-        given = t == 0
-        if (not given.any() or given.all()) and not self.steady:
+        known = t == 0
+        if (not known.any() or known.all()) and not self.fixed_branches:
             return self.denoiser(x_t, t, label, unique=unique)
         size = (x_t.shape[2], x_t.shape[3])
-        t_noisy = torch.where(given, self.level, t)
-        branches = len(x_t) // len(self.noise)  # of a guidance around this one
+        t_noisy = torch.where(known, self.level, t)
+        branches = len(x_t) // len(self.noise)  # more than one if another guidance wraps this one
         noise, strength = self.noise.repeat(branches, 1, 1, 1), self.strength.repeat(branches, 1, 1)
         noised = self.process.noised(x_t, noise.to(x_t.dtype), t_noisy)
-        x_noisy = torch.where(to_pixels(given, size), noised, x_t)
+        x_noisy = torch.where(to_pixels(known, size), noised, x_t)
         labels = None if label is None else torch.cat([label, label])
         both = self.denoiser(torch.cat([x_t, x_noisy]), torch.cat([t, t_noisy]), labels)
         clean, noisy = both.v.chunk(2)
         guided = clean + to_pixels(strength.to(x_t.dtype), size) * (clean - noisy)
-        # Without given patches the branches are equal but for rounding.
-        v = torch.where(to_pixels(given | ~given.flatten(1).any(1)[:, None, None], size), clean, guided)
+        # In images without known patches the branches differ by rounding only: leave those unguided.
+        v = torch.where(to_pixels(known | ~known.flatten(1).any(1)[:, None, None], size), clean, guided)
         return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-        return _InputGuided(select(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])
+        return _InputGuidedDenoiser(select(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])

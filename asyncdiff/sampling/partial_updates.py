@@ -1,4 +1,4 @@
-"""Computing only the patches that move: what others last were to the attention is remembered in between."""
+"""Partial updates: compute only moving patches, and read the others from a KV cache."""
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,23 @@ from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, UniqueLevels
 
 
 class PartialUpdates:
-    """A denoiser for one walk that evaluates the moving patches only, and all of them now and then.
+    """Denoiser for one sampling trajectory that evaluates only moving patches, and all patches every `refresh` steps.
 
-    Patches that stand still, known, finished or waiting, are computed once at their level and then stay in the keys and
-    values that the moving ones attend to. What moving patches would have changed in them is missed until the next
-    refresh: an approximation, unless `refresh` is 1.
+    Patches that do not move (known, finished or waiting) are computed once at their level; their keys and values then
+    stay in the cache that the moving ones attend to. How moving patches would have changed them is ignored until the
+    next refresh: this is an approximation, unless `refresh` is 1.
 
-    The first step computes all patches, later refreshes come half an interval after its multiples. In strict order,
-    with as many steps a patch as an interval has, they so fall into the middle of every patch's time: refreshed at its
-    start, the others would only ever have seen it as noise.
+    The first step computes all patches; later refreshes come half an interval after the multiples of `refresh`. In
+    strict order with `refresh` steps per patch they then fall into the middle of every patch's time: if refreshed at
+    its start, the other patches would only ever have seen it as noise.
 
     Args:
-        denoiser: its network must be able to remember, as `asyncdiff.networks.DiT`.
+        denoiser: a denoiser whose network has a KV cache, such as `asyncdiff.networks.DiT`.
         refresh: steps between evaluations of all patches.
-        margin: patches around moving ones, in every direction, that are computed with them.
+        margin: number of patches around moving ones, in every direction, that are computed with them.
 
     Attributes:
-        moving: patches whose prediction is wanted next; setting it counts a step.
+        moving: patches that the next evaluations must predict; setting it counts a step.
     """
 
     def __init__(self, denoiser: DenoiserLike, refresh: int, margin: int = 0):
@@ -45,7 +45,7 @@ class PartialUpdates:
 
     @property
     def moving(self) -> KnownPatches | None:
-        """Patches whose prediction is wanted."""
+        """Patches that the next evaluations must predict."""
         return self._moving
 
     @moving.setter
@@ -55,51 +55,52 @@ class PartialUpdates:
         self._due = self._due or (self._steps + self.refresh // 2) % self.refresh == 0
 
     @property
-    def steady(self) -> bool:
-        """True: guidance must ask for the same branches at every step, or what is remembered would be of others."""
+    def fixed_branches(self) -> bool:
+        """True: guidance must evaluate the same branches in every step, since the cache holds a row for each."""
         return True
 
     @property
     def process(self) -> Process:
-        """The denoiser's."""
+        """Noise process of the denoiser."""
         return self.denoiser.process
 
     @property
     def null_label(self) -> int | None:
-        """The denoiser's."""
+        """Label that means "no label"; None for a network without labels."""
         return self.denoiser.null_label
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The denoiser's."""
+        """Return the level map's grid (gh, gw) for images of (h, w)."""
         return self.denoiser.grid(size)
 
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """The prediction, fresh for moving patches, as last computed for the others."""
-        assert self._moving is not None, "a walk says what moves before it evaluates"
+        """Return the prediction: up to date for moving patches, as last computed for the others."""
+        assert self._moving is not None, "samplers call Start.set_moving before they evaluate"
         branches = len(x_t) // len(self._moving)
         moving = self._moving.repeat(branches, 1, 1)
         if self._due or self._t is None or len(self._t) != len(t):
             self._kv_cache.moving = None
-        else:  # patches that have just moved are not to be seen as they were
-            self._kv_cache.moving = self._widened(moving) | (t != self._t)
+        else:  # patches that moved in the last step must be computed at their new level
+            self._kv_cache.moving = self._dilated(moving) | (t != self._t)
         self._due, self._t = False, t
         return self.denoiser(x_t, t, label, unique=unique, kv_cache=self._kv_cache)
 
-    def _widened(self, moving: KnownPatches) -> KnownPatches:
+    def _dilated(self, moving: KnownPatches) -> KnownPatches:
+        """Add the patches within `margin` of moving ones."""
         if not self.margin:
             return moving
         side = 2 * self.margin + 1
         return F.max_pool2d(moving[:, None].float(), side, stride=1, padding=self.margin)[:, 0] > 0
 
     def select(self, rows: Int64[Tensor, " n"]) -> "PartialUpdates":
-        """Forget the other images of the walk."""
+        """Keep only the images `rows`, in place."""
         if self._moving is not None:
             images = len(self._moving)
             branches = (self._kv_cache.rows or 0) // images
             all_rows = torch.cat([rows + images * k for k in range(branches)]) if branches else rows
-            self._kv_cache.narrow(all_rows)
+            self._kv_cache.select(all_rows)
             self._t = None if self._t is None else self._t[all_rows]
             self._moving = self._moving[rows]
         return self

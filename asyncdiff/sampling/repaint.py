@@ -1,6 +1,6 @@
-"""RePaint (Lugmayr et al., arXiv:2201.09865): the baseline that completes images without level maps.
+"""RePaint (Lugmayr et al., arXiv:2201.09865): the inpainting baseline, which needs no level maps.
 
-What it repeats to harmonise known and unknown pixels also helps a level map where masks cut its patches.
+Its resampling also helps models with level maps where a mask cuts patches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,22 @@ from asyncdiff.shapes import Image, LevelMap
 
 
 class RePaint(ImageSampler):
-    """All unknown pixels at one level; after every step the known ones are replaced by the image, noised afresh.
+    """Inpainting by replacement and resampling, the baseline of Lugmayr et al. (arXiv:2201.09865).
 
-    Known and unknown pixels do not harmonise that way: the walk jumps back to higher noise and repeats. With the usual
-    250 steps and 10 jumps of 10 it takes 2410 evaluations.
+    All pixels share one level. After every step the known pixels are replaced by the image with fresh noise. This alone
+    does not harmonize known and unknown pixels, so the sampler repeatedly jumps back to a higher level and denoises
+    again. The paper's 250 steps, with every 10 of them done 10 times, take 2410 network evaluations.
+
+    Use it with any model as the baseline, or with `hold` for masks that cut many patches.
 
     Args:
-        steps: levels of the walk, equidistant in t.
-        jump: steps that one jump goes back.
-        resamples: how often every stretch of `jump` steps is walked; 1 never jumps back.
-        solver: the rule for one step; ancestral by default, as in the paper.
-        guidance: what the denoiser is guided by, applied in this order.
-        hold: keep wholly known patches at level 0, as a conditioned path does, and replace only the known pixels of
-            others: for masks that cut many patches. False is the paper's, which has no level maps.
+        steps: number of levels, equidistant in t.
+        jump: number of steps that one jump goes back.
+        resamples: how many times every interval of `jump` steps is denoised; 1 never jumps back.
+        solver: rule for one step; `DDIM(1.0)` by default, ancestral as in the paper.
+        guidance: guidance rules, applied in this order.
+        hold: whether fully known patches stay at level 0, as on a conditioned path, and only known pixels of other
+            patches are replaced. False is the paper's algorithm, which has no level maps.
     """
 
     def __init__(
@@ -39,9 +42,9 @@ class RePaint(ImageSampler):
         guidance: Sequence[Guidance] = (),
         hold: bool = False,
     ):
-        at_least("steps", steps, 1, "250 is the paper's")
-        at_least("jump", jump, 1, "10 is the paper's")
-        at_least("resamples", resamples, 1, "10 is the paper's, 1 never jumps back")
+        at_least("steps", steps, 1, "the paper uses 250")
+        at_least("jump", jump, 1, "the paper uses 10")
+        at_least("resamples", resamples, 1, "the paper uses 10, 1 never jumps back")
         self.steps = steps
         self.jump = jump
         self.resamples = resamples
@@ -49,17 +52,16 @@ class RePaint(ImageSampler):
         self.guidance = list(guidance)
         self.hold = hold
         if not hold and any(isinstance(rule, InputGuidance) for rule in self.guidance):
-            raise ValueError("guidance of RePaint must not be InputGuidance, as no patch is ever given clean: set hold")
+            raise ValueError("guidance of RePaint must not be InputGuidance, as no patch is known at level 0: set hold")
 
     def walk(self, start: Start) -> Iterator[Frame]:
-        """The states before and after every step down or jump up."""
         if start.image is None or start.known is None:
-            raise ValueError("RePaint completes images, got neither image nor known: use Sampler to generate")
+            raise ValueError("RePaint needs image and known, got neither: use Sampler to generate images")
         process, x_t = start.denoiser.process, start.x_t if self.hold else start.eps
 
         def level_map(step: int) -> LevelMap:
-            t = torch.full(start.held.shape, step / self.steps, device=x_t.device, dtype=start.source.dtype)
-            return t.masked_fill(start.held, 0) if self.hold else t
+            t = torch.full(start.known_patches.shape, step / self.steps, device=x_t.device, dtype=start.source.dtype)
+            return t.masked_fill(start.known_patches, 0) if self.hold else t
 
         at, t = self.steps, level_map(self.steps)
         yield Frame(x_t, t, 1.0)
@@ -68,30 +70,31 @@ class RePaint(ImageSampler):
             if step > at:
                 x_t = process.diffused(x_t, start.noise(), t, to).to(x_t.dtype)
             else:
-                # A fresh walk for every step: what happened before a jump is no history of the next step.
+                # A fresh solver for every step: the steps before a jump are not the history of the next one.
                 solver = self.solver.begin()
                 noise = start.noise() if solver.stochastic else None
-                x_t = self._known(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to, start)
+                x_t = self._replace_known(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to, start)
             at, t = step, to
             yield Frame(x_t, t, at / self.steps)
 
     def schedule(self) -> Iterator[int]:
-        """The steps that follow each other from `steps` to 0: one down, or `jump` up (the paper's appendix).
+        """Yield the step numbers after `steps`, down to 0: each is one lower, or `jump` higher (the paper's appendix).
 
         Jumps start at steps 1, 1 + jump, ..., where the paper counts 0, jump, ... and -1 is the clean image.
         """
-        left = dict.fromkeys(range(1, self.steps - self.jump + 1, self.jump), self.resamples - 1)
+        jumps_left = dict.fromkeys(range(1, self.steps - self.jump + 1, self.jump), self.resamples - 1)
         at = self.steps
         while at > 0:
             at -= 1
             yield at
-            if left.get(at, 0):
-                left[at] -= 1
+            if jumps_left.get(at, 0):
+                jumps_left[at] -= 1
                 at += self.jump
                 yield at
 
     @staticmethod
-    def _known(x_t: Image, t: LevelMap, start: Start) -> Image:
+    def _replace_known(x_t: Image, t: LevelMap, start: Start) -> Image:
+        """Replace the known pixels by the image, noised to level map `t` with fresh noise."""
         assert start.image is not None
         assert start.known is not None
         noised = start.denoiser.process.noised(start.image, start.noise(), t).to(x_t.dtype)

@@ -1,4 +1,4 @@
-"""From seeds to images: what every sampler shares, and the one that walks a noise path."""
+"""The base class of all samplers, and the samplers that follow a noise path from noise (s = 1) to image (s = 0)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,17 +19,18 @@ from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.solvers import DDIM, Solver
 from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
 
-GUIDANCE = 1  # second counter of the guidance's random streams, so that they leave those of the images alone
+# Second counter of the seeds for guidance noise: guidance gets its own random stream and does not change the images'.
+GUIDANCE = 1
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One state of the reverse process: the noisy image, its level map, and its progress s from 1 to 0.
+    """One state of a sampling trajectory.
 
     Attributes:
-        x_t: the noisy image.
-        t: its level map.
-        s: its progress, from 1 at noise to 0 at the end.
+        x_t: noisy images, (b, c, h, w).
+        t: their level maps, (b, gh, gw).
+        s: progress, from 1 (pure noise) to 0 (done).
     """
 
     x_t: Image
@@ -39,25 +40,27 @@ class Frame:
 
 @dataclass(frozen=True)
 class Start:
-    """What a walk starts from, and all that it may ask.
+    """Inputs of one sampling trajectory: the denoiser, the initial state, what is known, and the random numbers.
 
     Attributes:
-        denoiser: with its guidance.
-        x_t: pure noise, and the image where patches are known; in between where they start from lower levels.
-        eps: the noise alone.
-        held: True = known, per patch; none without an image.
-        label: class per image, None without.
-        source: of the walk's path: one generator per image, and a floating type that does not round steps away.
-        image: what is known, None without.
-        known: True = known, per pixel; None without.
-        skipping: the cache of a network that computes moving patches only, None where all are computed.
-        levels: that patches start from, None where those that are not known start as pure noise.
+        denoiser: the denoiser, wrapped by all guidance.
+        x_t: initial state: the image in known patches, the noised image where `levels` lies between 0 and 1, pure noise
+            elsewhere.
+        eps: the initial noise alone.
+        known_patches: True = known, per patch: they stay at level 0. All False without an image.
+        label: class of every image, None if unconditional.
+        source: randomness of the noise path: one generator per image, and a floating type of at least float32, so that
+            small steps are not rounded away.
+        image: image with the known pixels, None without.
+        known: True = known, per pixel; None without an image.
+        partial_updates: wrapper that computes only moving patches, None if every evaluation computes all patches.
+        levels: initial level map, None if every unknown patch starts as pure noise.
     """
 
     denoiser: DenoiserLike
     x_t: Image
     eps: Image
-    held: KnownPatches
+    known_patches: KnownPatches
     label: Labels | None
     source: RandomSource
     image: Image | None = None
@@ -66,34 +69,36 @@ class Start:
     levels: LevelMap | None = None
 
     def evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
-        """The prediction for these images, told their labels."""
+        """Return the prediction for noisy images `x_t` at level map `t`, conditioned on their labels."""
         return self.denoiser(x_t, t, self.label)
 
-    def moving(self, patches: KnownPatches) -> None:
-        """Say whose predictions the next evaluations are wanted for; those of others may be old ones."""
+    def set_moving(self, patches: KnownPatches) -> None:
+        """Declare which patches the next step moves: with partial updates, predictions of the others may be stale."""
         if self.partial_updates is not None:
             self.partial_updates.moving = patches
 
     def with_known_pixels(self, x_t: Image, t: LevelMap) -> Image:
-        """`x_t` where pixels that are known inside unknown patches are the image's, noised to the level of their patch.
+        """Replace known pixels inside unknown patches by the image, noised to the level of their patch.
 
-        What these pixels say reaches the network so, at no cost; Song et al., arXiv:2011.13456, complete images by such
-        replacement alone. Their noise is that of the start, on the way that the unguided flow would take to them.
+        This shows the network what these pixels contain, at no cost; Song et al., arXiv:2011.13456, inpaint by such
+        replacement alone. The noise is the initial `eps`, so that these pixels follow the path that the unguided flow
+        would take to them.
         """
         if self.image is None or self.known is None:
             return x_t
         size = (x_t.shape[2], x_t.shape[3])
-        loose = self.known[:, None] & ~to_pixels(self.held, size)
-        if not loose.any():
+        in_unknown_patch = self.known[:, None] & ~to_pixels(self.known_patches, size)
+        if not in_unknown_patch.any():
             return x_t
-        return torch.where(loose, self.denoiser.process.noised(self.image, self.eps, t.to(x_t.dtype)), x_t)
+        noised = self.denoiser.process.noised(self.image, self.eps, t.to(x_t.dtype))
+        return torch.where(in_unknown_patch, noised, x_t)
 
     def noise(self) -> Image:
-        """Fresh standard normal noise, image i's from its own generator."""
+        """Draw fresh standard normal noise of the shape of `x_t`; image i uses its own generator."""
         return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Start":
-        """The same for some of the images."""
+        """Return the inputs of the images `rows` only."""
         generators = self.source.generator
         assert isinstance(generators, list)
         denoiser = select(self.denoiser, rows)
@@ -102,7 +107,7 @@ class Start:
             denoiser=denoiser,
             x_t=self.x_t[rows],
             eps=self.eps[rows],
-            held=self.held[rows],
+            known_patches=self.known_patches[rows],
             label=None if self.label is None else self.label[rows],
             source=replace(self.source, batch=len(rows), generator=[generators[i] for i in rows.tolist()]),
             image=None if self.image is None else self.image[rows],
@@ -112,17 +117,33 @@ class Start:
 
 
 class ImageSampler(ABC):
-    """A rule that turns seeds into images with a denoiser. Subclasses implement `walk`.
+    """Base class of samplers: turns seeds into images with a denoiser, unconditionally, by class, or by inpainting.
 
-    Image i depends on seed i only: its path, its first noise and every later noise come from its own generator, on the
+    Call it for the final images, or iterate over `frames` for the whole trajectory. Subclasses implement `walk`.
+
+    Image i depends on seed i only: its path, its initial noise and all later noise come from its own generator, on the
     CPU, whatever the batch or the device.
 
     Attributes:
-        guidance: applied in this order, the first one next to the network.
-        refresh: evaluations between those that compute all patches; in between a network that can computes only the
-            patches that move. 1 computes all every time.
-        margin: patches around moving ones, in every direction, that are then computed with them.
-        enters: whether it can start from levels between the image and pure noise.
+        guidance: guidance rules, applied in this order: the first one wraps the network directly.
+        refresh: steps between evaluations of all patches; in between, only moving patches are computed. 1 computes all
+            patches in every step. Needs a network with a KV cache, such as `asyncdiff.networks.DiT`.
+        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+        supports_start_levels: whether the sampler can start from levels between 0 and 1 (SDEdit).
+
+    Example:
+        Inpaint the right half of an image:
+
+        >>> from asyncdiff.denoising import Denoiser
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import AsyncPatch, RectifiedFlow
+        >>> denoiser = Denoiser(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), RectifiedFlow())
+        >>> image, known = torch.zeros(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.bool)
+        >>> known[:, :, :4] = True
+        >>> sampler = Sampler(AsyncPatch(), DDIM(0.25), steps=4)
+        >>> result = sampler(denoiser, seeds=[0], shape=(1, 8, 8), image=image, known=known)
+        >>> torch.equal(result[..., :4], image[..., :4])
+        True
     """
 
     guidance: Sequence[Guidance] = ()
@@ -143,23 +164,27 @@ class ImageSampler(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "b c h w"]:
-        """One image of `shape` (c, h, w) per seed; where `known` is True it is `image`, bit for bit.
+        """Generate one image per seed.
 
         Args:
-            denoiser: a trained denoiser, a guided one or an exact oracle.
-            seeds: one per image.
+            denoiser: trained denoiser or exact oracle; the sampler's guidance wraps it.
+            seeds: one seed per image.
             shape: (c, h, w) of every image.
-            label: class per image, None without.
-            image: what is known, (b, c, h, w); its unknown pixels are read where `levels` says so, never else.
-            known: True = known, (b, h, w). A patch counts as known where all its pixels are; pixels known inside other
-                patches are replaced by what is known of them after every step.
-            levels: that patches start from, (b, gh, gw): 0 keeps a patch of the image, 1 is pure noise, which unknown
-                patches start as by default; in between the image is noised to the level.
-            device: where the denoiser is.
+            label: class of every image, int64 (b,); None for unconditional sampling.
+            image: image with the known pixels, (b, c, h, w). Its unknown pixels are read only where `levels` lies
+                between 0 and 1.
+            known: True = known, (b, h, w). A patch is known if all its pixels are; known pixels inside other patches
+                are replaced by the noised image after every step.
+            levels: initial level map, (b, gh, gw): 0 keeps a patch of the image, 1 is pure noise (default for unknown
+                patches); in between, the image is noised to that level (SDEdit, arXiv:2108.01073).
+            device: device of the denoiser.
             dtype: floating type of the images.
+
+        Returns:
+            Images (b, c, h, w) on `device`; where `known` is True they equal `image` bit for bit.
         """
         frame = None
-        for frame in self.frames(  # noqa: B007  the last one is wanted
+        for frame in self.frames(  # noqa: B007  only the last frame is used
             denoiser,
             seeds=seeds,
             shape=shape,
@@ -171,7 +196,7 @@ class ImageSampler(ABC):
             dtype=dtype,
         ):
             pass
-        assert frame is not None, "a walk has at least one frame"
+        assert frame is not None, "a trajectory has at least one frame"
         if image is None or known is None:
             return frame.x_t
         return torch.where(known[:, None].to(device), image.to(device, dtype), frame.x_t)
@@ -190,35 +215,35 @@ class ImageSampler(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Frame]:
-        """The states from pure noise to the result, as `__call__` walks them."""
+        """Yield the states of the trajectory from pure noise to the result; the arguments are those of `__call__`."""
         _check(seeds, shape, label, image, known)
         _check_label(denoiser, label)
         label = None if label is None else label.to(device)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
-        # Drawn before anything else, in a fixed order: what is known never changes an image's noise.
+        # Drawn before anything else, in a fixed order: known pixels never change an image's noise.
         x_t = eps = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
-        held = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
+        fixed = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
         if image is not None and known is not None:
             image, known = image.to(device, dtype), known.to(device)
-            held = known_patches(known, grid)
+            fixed = known_patches(known, grid)
         if levels is not None:
             self._check_levels(levels, image, (len(seeds), *grid))
             assert image is not None, "checked"
-            levels = levels.to(device).masked_fill(held, 0)
-            held = levels == 0
+            levels = levels.to(device).masked_fill(fixed, 0)
+            fixed = levels == 0
             noised = denoiser.process.noised(image, eps, levels.to(dtype))
             x_t = torch.where(to_pixels(levels == 1, (shape[1], shape[2])), eps, noised)
         if image is not None:
-            x_t = torch.where(to_pixels(held, (shape[1], shape[2])), image, x_t)
-        exact = torch.promote_types(dtype, torch.float32)  # half precision would round the steps of a path away
-        source = RandomSource(len(seeds), grid, generators, device, exact)
+            x_t = torch.where(to_pixels(fixed, (shape[1], shape[2])), image, x_t)
+        level_dtype = torch.promote_types(dtype, torch.float32)  # half precision would round small steps away
+        source = RandomSource(len(seeds), grid, generators, device, level_dtype)
         partial_updates = PartialUpdates(denoiser, self.refresh, self.margin) if self.refresh > 1 else None
-        own = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
+        guidance_source = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
         guided = partial_updates or denoiser
         for guidance in self.guidance:
-            guided = guidance.begin(guided, own, shape)
-        yield from self.walk(Start(guided, x_t, eps, held, label, source, image, known, partial_updates, levels))
+            guided = guidance.begin(guided, guidance_source, shape)
+        yield from self.walk(Start(guided, x_t, eps, fixed, label, source, image, known, partial_updates, levels))
 
     def _check_levels(self, levels: LevelMap, image: Image | None, shape: tuple[int, int, int]) -> None:
         if not self.supports_start_levels:
@@ -226,33 +251,47 @@ class ImageSampler(ABC):
                 f"levels must be left out for {type(self).__name__}, which starts from pure noise: use Sampler"
             )
         if image is None:
-            raise ValueError("levels must come with image and known, got levels alone: they are what it is noised to")
+            raise ValueError("levels must come with image and known, got levels alone: pass the image to be noised")
         if tuple(levels.shape) != shape:
             raise ValueError(
-                f"levels must hold a value per patch, {shape}, got {tuple(levels.shape)}: expand or repeat them"
+                f"levels must hold one value per patch, shape {shape}, got {tuple(levels.shape)}: expand or repeat them"
             )
-        outside = ~((levels >= 0) & (levels <= 1))  # NaN is outside, too
+        outside = ~((levels >= 0) & (levels <= 1))  # also True for NaN
         if outside.any():
             raise ValueError(
-                f"levels must lie in [0, 1], got {float(levels[outside][0]):g}: 0 keeps a patch, 1 draws it anew"
+                f"levels must lie in [0, 1], got {float(levels[outside][0]):g}: 0 keeps a patch, 1 starts it from noise"
             )
 
     @abstractmethod
     def walk(self, start: Start) -> Iterator[Frame]:
-        """The states from `start` to the result, of which the last one's patches are all at level 0."""
+        """Yield the states of the trajectory from `start` to the result, whose patches are all at level 0."""
 
 
 class Sampler(ImageSampler):
-    """Walks a noise path back from s = 1 to s = 0 with a solver, on a uniform grid of s.
+    """Sampler that follows a noise path from s = 1 (noise) to s = 0 (image), on a uniform grid of progress s.
+
+    Step k takes the level map from t(s_k) to t(s_k+1) with s_k = 1 - k / steps; the path defines t(s), the solver takes
+    the step. With `Synchronous()` this is ordinary diffusion sampling; with an image and a mask the known patches stay
+    at level 0 and the path runs over the unknown ones (inpainting).
 
     Args:
-        path: the path family; conditioned on what is known where an image is given.
-        solver: the rule for one step.
-        steps: number of steps, each of `solver.evaluations` evaluations of the network. Steps in which no patch of the
-            batch moves are free.
-        guidance: what the denoiser is guided by, applied in this order.
-        refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
-        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
+        path: family of noise paths; `Synchronous()` by default.
+        solver: rule for one step; `DDIM()` by default.
+        steps: number of sampling steps, each of `solver.evaluations` network evaluations. Steps in which no patch of
+            the batch moves cost nothing.
+        guidance: guidance rules, applied in this order.
+        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
+            step and is exact.
+        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+
+    Example:
+        >>> from asyncdiff.denoising import Denoiser
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import RectifiedFlow
+        >>> denoiser = Denoiser(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), RectifiedFlow())
+        >>> sampler = Sampler(solver=DDIM(), steps=4)
+        >>> sampler(denoiser, seeds=[0, 1], shape=(1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     supports_start_levels = True
@@ -266,15 +305,15 @@ class Sampler(ImageSampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps", steps, 1, "50 is usual")
+        at_least("steps", steps, 1, "use 50, for example")
         check_partial_updates(refresh, margin)
         if steps != int(steps):
-            raise ValueError(f"steps must be a whole number, got {steps}: 50 is usual")
+            raise ValueError(f"steps must be an integer, got {steps}: use 50, for example")
         self.path = path or Synchronous()
         if self.path.t_min > 0:
             raise ValueError(
                 f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
-                "Floored is for training and likelihoods"
+                "use Floored in training and likelihoods only"
             )
         self.solver = solver or DDIM()
         self.steps = steps
@@ -283,13 +322,12 @@ class Sampler(ImageSampler):
         self.margin = margin
 
     def walk(self, start: Start) -> Iterator[Frame]:
-        """The steps + 1 states of the path."""
-        path = Conditioned(self.path, start.held) if start.known is not None else self.path
+        path = Conditioned(self.path, start.known_patches) if start.known is not None else self.path
         if start.levels is not None:
             path = PartiallyNoised(path, start.levels)
         curve = path.curve(start.source)
         solver, x_t = self.solver.begin(), start.x_t
-        progress = torch.linspace(1, 0, self.count(start.source.grid) + 1, dtype=torch.float64).tolist()
+        progress = torch.linspace(1, 0, self.num_steps(start.source.grid) + 1, dtype=torch.float64).tolist()
 
         def level_map(s: float) -> LevelMap:
             return curve(torch.full((len(x_t),), s, device=start.source.device, dtype=start.source.dtype))[0]
@@ -300,33 +338,47 @@ class Sampler(ImageSampler):
             to = level_map(s)
             noise = start.noise() if solver.stochastic else None
             moving = to < t
-            start.moving(moving)
+            start.set_moving(moving)
             if moving.any():
                 x_t = start.with_known_pixels(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
-            else:  # as after a step in which other images moved: no patch has a history
+            else:  # same result as in a batch where other images moved in this step: no patch keeps its history
                 solver = self.solver.begin()
             t = to
             yield Frame(x_t, t, s)
 
-    def count(self, grid: tuple[int, int]) -> int:
-        """Number of steps for level maps of (gh, gw)."""
+    def num_steps(self, grid: tuple[int, int]) -> int:
+        """Return the number of sampling steps for level maps of (gh, gw)."""
         return self.steps
 
 
 class Autoregressive(Sampler):
-    """Patch after patch, each in `steps_per_patch` steps; with overlap, the next ones start before one is done.
+    """Autoregressive sampler: generates patch after patch, each in `steps_per_patch` steps.
 
-    The number of steps follows from the grid: K groups take steps_per_patch (1 + (K - 1)(1 - overlap)) of them, rounded
-    up. AsyncPatch Diffusion generates 64 patches in 16 steps each, 1024 evaluations (arXiv:2606.07079).
+    With an overlap, the next group of patches starts before the current one is done. The number of steps follows from
+    the grid: K groups take steps_per_patch (1 + (K - 1)(1 - overlap)) steps, rounded up. AsyncPatch Diffusion generates
+    64 patches in 16 steps each, 1024 evaluations (arXiv:2606.07079). With `refresh` above 1 only moving patches are
+    computed, which makes strict orders affordable.
 
     Args:
-        order: which patches move when; raster by default.
-        overlap: share of a group's time in which the next one moves, too; in [0, 1).
-        solver: the rule for one step.
-        steps_per_patch: steps from noise to clean of every patch.
-        guidance: what the denoiser is guided by, applied in this order.
-        refresh: evaluations between those that compute all patches, for networks that can compute some; 1 is exact.
-        margin: patches around moving ones, in every direction, that are computed with them between refreshes.
+        order: order in which patches are generated; `Raster()` by default.
+        overlap: share of a group's time in which the next group moves too; in [0, 1). 0 is strict order.
+        solver: rule for one step; `DDIM()` by default.
+        steps_per_patch: number of steps of every patch from noise to clean.
+        guidance: guidance rules, applied in this order.
+        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
+            step and is exact.
+        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+
+    Example:
+        >>> from asyncdiff.denoising import Denoiser
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import RectifiedFlow
+        >>> denoiser = Denoiser(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), RectifiedFlow())
+        >>> sampler = Autoregressive(overlap=0.5, steps_per_patch=2, refresh=2)
+        >>> sampler.num_steps(grid=(4, 4))
+        17
+        >>> sampler(denoiser, seeds=[0], shape=(1, 8, 8)).shape
+        torch.Size([1, 1, 8, 8])
     """
 
     def __init__(
@@ -339,26 +391,23 @@ class Autoregressive(Sampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps_per_patch", steps_per_patch, 1, "16 is the paper's")
+        at_least("steps_per_patch", steps_per_patch, 1, "the paper uses 16")
         self.order = order or Raster()
         self.overlap = overlap
         self.steps_per_patch = steps_per_patch
         super().__init__(Ordered(self.order, overlap), solver, guidance=guidance, refresh=refresh, margin=margin)
 
-    def count(self, grid: tuple[int, int]) -> int:
-        """Number of steps for level maps of (gh, gw)."""
+    def num_steps(self, grid: tuple[int, int]) -> int:
         duration = 1 + (self.order.groups(grid) - 1) * (1 - self.overlap)
         return math.ceil(round(self.steps_per_patch * duration, 6))
 
 
 def check_partial_updates(refresh: int, margin: int) -> None:
-    """Raise ValueError unless the two say which patches are computed when."""
-    at_least("refresh", refresh, 1, "1 computes all patches every time")
+    """Raise ValueError unless `refresh` and `margin` are in range and go together."""
+    at_least("refresh", refresh, 1, "1 computes all patches in every step")
     at_least("margin", margin, 0, "0 computes only patches that move")
     if margin and refresh == 1:
-        raise ValueError(
-            f"margin must be 0 with refresh 1, which computes all patches, got {margin}: refresh more rarely"
-        )
+        raise ValueError(f"margin must be 0 with refresh 1, which computes all patches, got {margin}: increase refresh")
 
 
 def _check_label(denoiser: DenoiserLike, label: Labels | None) -> None:
@@ -369,7 +418,7 @@ def _check_label(denoiser: DenoiserLike, label: Labels | None) -> None:
         raise ValueError(f"label must be int64, one class per image, got {label.dtype}: use label.long()")
     wrong = (label < 0) | (label > null)
     if wrong.any():
-        raise ValueError(f"label must lie in 0 .. {null - 1}, or be {null} for none, got {int(label[wrong][0])}")
+        raise ValueError(f"label must lie in 0 .. {null - 1}, or be {null} for no label, got {int(label[wrong][0])}")
 
 
 def _check(
@@ -384,10 +433,10 @@ def _check(
     if known is not None and known.dtype != torch.bool:
         raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
     if not len(seeds):
-        raise ValueError("seeds must name at least one image, got none")
+        raise ValueError("seeds must hold at least one seed, one per image, got none")
     if (image is None) != (known is None):
-        given, missing = ("known", "image") if image is None else ("image", "known")
-        raise ValueError(f"image and known go together, got {given} without {missing}")
+        present, missing = ("known", "image") if image is None else ("image", "known")
+        raise ValueError(f"image and known must be passed together, got {present} without {missing}")
     if label is not None and len(label) != len(seeds):
         raise ValueError(f"label must hold one class per seed, got {len(label)} for {len(seeds)} seeds")
     if image is not None and tuple(image.shape) != (len(seeds), *shape):
@@ -395,5 +444,5 @@ def _check(
     if known is not None and tuple(known.shape) != (len(seeds), *shape[1:]):
         raise ValueError(
             f"known must have shape {(len(seeds), *shape[1:])}, True = known, got {tuple(known.shape)}: "
-            "resize the mask to the image, nearest neighbour"
+            "resize the mask to the image with nearest-neighbor interpolation"
         )

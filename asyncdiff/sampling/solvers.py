@@ -1,8 +1,8 @@
-"""One step of the reverse process, from a level map t to a map t' <= t, patch by patch.
+"""Solvers: one step of the reverse process, from a level map t to a level map t' <= t, patch by patch.
 
 Along a path every patch obeys the probability-flow ODE in its own level, dx_t/dt = W(t) v, where v depends on the whole
-image and the whole map (asyncdiff.noise.processes). A rule of order p ends at a distance O(steps^-p) from its solution; kinks
-of the path cost it nothing of p, as long as their number is fixed.
+image and the whole map (`asyncdiff.noise.processes`). A solver of order p ends at a distance O(steps^-p) from the
+solution of the ODE; kinks of the path do not reduce p, as long as their number is fixed.
 """
 
 from abc import ABC, abstractmethod
@@ -17,39 +17,51 @@ from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import Image, LevelMap, to_pixels
 
-# A patch that speeds up by more passes a kink of its path, or has moved for a part of its first step only: its slope
-# changed with the other patches meanwhile, not with its own small step, and the ratio would blow that change up.
+# If a step is more than twice the step before, the patch has passed a kink of its path, or has moved for only a part of
+# its first step. Its slope has then changed with the other patches, not with its own small step, and a larger ratio
+# would amplify that change.
 MAX_RATIO = 2.0
 
-Evaluate = Callable[[Image, LevelMap], Prediction]  # a denoiser with its label bound
+Evaluate = Callable[[Image, LevelMap], Prediction]  # a denoiser with its labels bound
 
 
 class Solver(ABC):
-    """A rule for one step. Patches with t' = t come back bit for bit.
+    """Base class of solvers: a rule for one step. Patches with t' = t are returned bit for bit.
 
     Attributes:
-        stochastic: whether a step wants noise.
-        evaluations: evaluations of the network in a step, at most.
+        stochastic: whether a step needs noise.
+        evaluations: most network evaluations in a step.
     """
 
     stochastic: bool = False
     evaluations: int = 1
 
     def begin(self) -> "Solver":
-        """A solver ready for one walk: one that remembers earlier steps returns a fresh copy, without any."""
+        """Return the solver for one sampling trajectory; multistep solvers return a fresh copy without history."""
         return self
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Solver":
-        """The solver for some of the images of the walk; one that remembers steps forgets those of the others."""
+        """Return the solver for the images `rows` only; multistep solvers drop the history of the others."""
         return self
 
     @abstractmethod
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
-        """The image at level map `to`; `noise` is standard normal, or None for solvers that are not stochastic."""
+        """Take one step from level map `t` to level map `to`.
+
+        Args:
+            evaluate: the denoiser, a function of (x_t, t).
+            x_t: noisy images at level map `t`, (b, c, h, w).
+            t: current level map, (b, gh, gw).
+            to: next level map, with `to` <= `t` in every patch.
+            noise: standard normal noise of the shape of `x_t`; None for solvers that are not stochastic.
+
+        Returns:
+            The images at level map `to`.
+        """
 
 
 class DDIM(Solver):
-    """DDIM whose stochasticity c blends the deterministic step (c = 0) with the ancestral one (c = 1).
+    """DDIM, whose stochasticity c interpolates between the deterministic step (c = 0) and the ancestral one (c = 1).
 
     With r01 = sigma'/sigma and r11 = alpha r01 / alpha',
 
@@ -57,11 +69,13 @@ class DDIM(Solver):
            + alpha' [1 - c r11^2 - (1 - c) r11] x_hat
            + sigma' sqrt(1 - (c r11 + 1 - c)^2) noise
 
-    The step keeps the marginals for every c (Song et al., arXiv:2010.02502, eq. 12, with c about eta^2); c = 0 is
-    Euler's step for the rectified flow. AsyncPatch Diffusion samples with c = 0.25 and 250 steps.
+    The step preserves the marginals for every c (Song et al., arXiv:2010.02502, eq. 12, with c about eta^2). For the
+    rectified flow, c = 0 is Euler's step. AsyncPatch Diffusion uses c = 0.25 with 250 steps.
+
+    Order one, with one evaluation per step: robust and the default. `Multistep` needs fewer steps.
 
     Args:
-        stochasticity: c in [0, 1]: 0 is deterministic, 1 ancestral, 0.25 AsyncPatch Diffusion's.
+        stochasticity: c in [0, 1]: 0 is deterministic, 1 ancestral; AsyncPatch Diffusion uses 0.25.
     """
 
     def __init__(self, stochasticity: float = 0.0):
@@ -70,19 +84,18 @@ class DDIM(Solver):
         self.stochastic = stochasticity > 0
 
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
-        """One evaluation of the denoiser."""
         prediction = evaluate(x_t, t)
         size = (x_t.shape[2], x_t.shape[3])
         keep, clean, fresh = (to_pixels(k, size) for k in self._coefficients(prediction.process, t, to))
         moved = keep * x_t + clean * prediction.x
         if self.stochastic:
             if noise is None:
-                raise ValueError(f"noise must be given to a step of stochasticity {self.stochasticity}, got None")
+                raise ValueError(f"noise must be given for stochasticity {self.stochasticity}, got None: pass noise")
             moved = moved + fresh * noise
         return torch.where(to_pixels(to < t, size), moved, x_t)
 
     def _coefficients(self, process: Process, t: LevelMap, to: LevelMap) -> tuple[LevelMap, LevelMap, LevelMap]:
-        """Factors of x_t, x_hat and the noise. Patches that stand still get finite numbers that nobody uses."""
+        """Return the coefficients of x_t, x_hat and the noise; finite, but unused, in patches that do not move."""
         c, still = self.stochasticity, to >= t
         alpha_to, sigma = process.alpha(to).masked_fill(still, 1), process.sigma(t).masked_fill(still, 1)
         sigma_to = process.sigma(to)
@@ -95,17 +108,18 @@ class DDIM(Solver):
 
 
 class Heun(Solver):
-    """Heun's rule for the probability-flow ODE: the mean of the slopes at both ends of the step. Order two.
+    """Heun's method for the probability-flow ODE, of order two: the mean of the slopes at both ends of the step.
 
-    Patches that arrive at t' = 0 take Euler's step: there a network cannot tell noise from image, its velocity is that
-    of no noise, and half of it would leave half of the last noise behind. One such step for each patch costs
-    O(1/steps^2) and keeps the order. The second evaluation is spared where no patch is to be corrected.
+    Two evaluations per step; `Multistep` has the same order with one.
+
+    Patches that arrive at t' = 0 take Euler's step: at level 0 a network cannot distinguish noise from image, its
+    velocity contains no noise, and half of it would leave half of the last noise behind. One such step per patch costs
+    O(1/steps^2) and keeps the order. The second evaluation is skipped if no patch needs it.
     """
 
     evaluations = 2
 
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
-        """Two evaluations of the denoiser, one where every patch stands still or arrives at 0."""
         size = (x_t.shape[2], x_t.shape[3])
         step = to_pixels(to - t, size)
         moves, corrected = to < t, (to < t) & (to > 0)
@@ -113,7 +127,7 @@ class Heun(Solver):
         moved = torch.where(to_pixels(moves, size), x_t + step * slope, x_t).to(x_t.dtype)
         if not corrected.any():
             return moved
-        # Images without a patch to correct are evaluated as they were: what a network remembers of them stays.
+        # Images without a patch to correct are evaluated at their old state, so that a KV cache of them stays valid.
         again = corrected.flatten(1).any(1)[:, None, None]
         at, x_at = torch.where(again, to, t), torch.where(to_pixels(again, (1, 1)), moved, x_t)
         mean_slope = (slope + _slope(evaluate(x_at, at), at)) / 2
@@ -121,50 +135,47 @@ class Heun(Solver):
 
 
 class Multistep(Solver):
-    """Adams-Bashforth's two-step rule for the probability-flow ODE: order two at one evaluation a step.
+    """Two-step Adams-Bashforth method for the probability-flow ODE, of order two with one evaluation per step.
 
-    x' = x_t + (t' - t) [(1 + r/2) f - r/2 f_before] with the slope f = W v now and at the step before, and r the ratio
-    of the patch's two steps, at most `MAX_RATIO`. A patch that did not move in the step before has no history: it takes
-    Euler's step.
+    x' = x_t + (t' - t) [(1 + r/2) f - r/2 f_before] with the slopes f = W v of this step and f_before of the step
+    before, and r the ratio of the patch's two steps, at most `MAX_RATIO`. A patch that did not move in the step before
+    has no history and takes Euler's step.
 
-    The history belongs to a walk: `begin` returns the solver that gathers it. Called without, this is Euler's step.
+    About as accurate per step as `Heun`, at half the evaluations. The history belongs to one trajectory: `begin`
+    returns the solver that collects it. Called directly, without `begin`, every step is Euler's.
     """
 
     def begin(self) -> Solver:
-        """A solver without history, for one walk."""
-        return _MultistepWalk()
+        return _MultistepWithHistory()
 
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
-        """The first step of a walk: Euler's, of order one."""
         return self.begin()(evaluate, x_t, t, to, noise)
 
 
-class _MultistepWalk(Multistep):
-    """`Multistep` with the slope and the steps of the call before."""
+class _MultistepWithHistory(Multistep):
+    """`Multistep` during one trajectory, with the slopes and step sizes of the previous step."""
 
     def __init__(self) -> None:
-        self._before: tuple[Image, LevelMap] | None = None
+        self._previous: tuple[Image, LevelMap] | None = None
 
     def select(self, rows: Int64[Tensor, " n"]) -> Solver:
-        """The history of these images."""
-        if self._before is not None:
-            self._before = self._before[0][rows], self._before[1][rows]
+        if self._previous is not None:
+            self._previous = self._previous[0][rows], self._previous[1][rows]
         return self
 
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
-        """One evaluation of the denoiser."""
         size = (x_t.shape[2], x_t.shape[3])
         step, slope = to - t, _slope(evaluate(x_t, t), t)
-        before, step_before = self._before or (slope, torch.zeros_like(step))
-        self._before = slope, step
-        fresh = step_before >= 0
-        ratio = (step / step_before.masked_fill(fresh, 1)).clamp(max=MAX_RATIO)
-        change = torch.where(to_pixels(fresh, size), 0, slope - before)
+        slope_before, step_before = self._previous or (slope, torch.zeros_like(step))
+        self._previous = slope, step
+        no_history = step_before >= 0
+        ratio = (step / step_before.masked_fill(no_history, 1)).clamp(max=MAX_RATIO)
+        change = torch.where(to_pixels(no_history, size), 0, slope - slope_before)
         extrapolated = slope + to_pixels(ratio / 2, size) * change
         return torch.where(to_pixels(to < t, size), x_t + to_pixels(step, size) * extrapolated, x_t)
 
 
 def _slope(prediction: Prediction, t: LevelMap) -> Image:
-    """dx_t/dt = W v, per patch in its own level."""
+    """Return dx_t/dt = W v, per patch in its own level."""
     size = (prediction.v.shape[2], prediction.v.shape[3])
     return to_pixels(prediction.process.wronskian(t), size) * prediction.v

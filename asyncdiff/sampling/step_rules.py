@@ -1,4 +1,4 @@
-"""Rules for how far each patch goes with one prediction, by how uncertain the network is of it."""
+"""Step rules for `Adaptive`: how far each patch moves after a prediction, given the predicted uncertainty."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,196 +9,210 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.denoising.uncertainty import ROUNDING, surest
+from asyncdiff.denoising.uncertainty import ROUNDING, most_certain
 from asyncdiff.shapes import KnownPatches, LevelMap
 
-Strides = Int64[Tensor, "b gh gw"]  # in steps of the grid
+Strides = Int64[Tensor, "b gh gw"]  # in steps of the uniform grid of levels, t = k / steps
 
 
 @dataclass(frozen=True)
 class PatchState:
-    """Where the patches of some images stand.
+    """Levels of all patches during adaptive sampling, as seen by a step rule.
 
     Attributes:
-        level: steps of the grid that each patch has before it; 0 = finished or known.
-        unknown: True = generated, per patch.
-        steps: steps of the grid from noise to clean.
-        left: calls of the rule that the budget allows, this one included.
+        level: grid steps that each patch still has to take, t = level / steps; 0 = finished or known.
+        unknown: True = to be generated, per patch.
+        steps: number of grid steps from noise to clean.
+        calls_left: calls of the rule that the budget still allows, this one included.
     """
 
     level: Strides
     unknown: KnownPatches
     steps: int
-    left: int
+    calls_left: int
 
     @property
     def unfinished(self) -> KnownPatches:
-        """True where noise is left."""
+        """True for patches that are not clean yet."""
         return self.level > 0
 
     @property
     def highest(self) -> Int64[Tensor, "b 1 1"]:
-        """Level of each image's noisiest patch."""
+        """Level of the noisiest patch of each image."""
         return self.level.amax(dim=(1, 2), keepdim=True)
 
     @property
     def lowest(self) -> Int64[Tensor, "b 1 1"]:
-        """Level of each image's cleanest patch that is not known."""
+        """Level of the cleanest unknown patch of each image."""
         return self.level.masked_fill(~self.unknown, self.steps).amin(dim=(1, 2), keepdim=True)
 
 
 class StepRule(ABC):
-    """A rule for how far each patch goes with one prediction. It decides for every image by that image alone.
+    """Base class of step rules: decides how far each patch moves after one prediction.
+
+    A rule must decide for every image from that image alone, so that image i depends on seed i only.
 
     Attributes:
-        elastic: whether it keeps to a budget below `count` by larger strides; others refuse one.
+        elastic: whether the rule meets a budget below `max_predictions` by larger strides; other rules reject one.
     """
 
     elastic: bool = False
 
     def begin(self) -> "StepRule":
-        """A rule ready for one walk: one that remembers returns a fresh copy, without any memory."""
+        """Return the rule for one sampling trajectory; stateful rules return a fresh copy without state."""
         return self
 
     def select(self, rows: Int64[Tensor, " n"]) -> "StepRule":
-        """The rule for some of the images of the walk; one that remembers forgets the others."""
+        """Return the rule for the images `rows` only; stateful rules drop the state of the others."""
         return self
 
-    def count(self, steps: int, patches: int) -> int:
-        """Predictions that images of up to `patches` unknown patches take at most, without a budget."""
+    def max_predictions(self, steps: int, patches: int) -> int:
+        """Return the most predictions that images with up to `patches` unknown patches take without a budget."""
         return steps
 
-    def wanted(self, at: PatchState) -> KnownPatches:
-        """Patches of which the next call needs a fresh prediction: all unfinished ones, unless a rule knows better."""
-        return at.unfinished
+    def needs_prediction(self, state: PatchState) -> KnownPatches:
+        """Return the patches that need a fresh prediction in the next call: by default all unfinished ones."""
+        return state.unfinished
 
     @abstractmethod
-    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
-        """Steps that each patch takes now, from 0 (it waits) to its level; `uncertainty` is the predicted rms error."""
+    def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
+        """Return the grid steps that each patch takes now, from 0 (wait) to its level.
+
+        Args:
+            state: the current levels of all patches.
+            uncertainty: predicted rms error of the velocity, per patch.
+
+        Returns:
+            Strides (b, gh, gw), with 0 <= stride <= `state.level`. Some patch of every unfinished image must move.
+        """
 
 
 class Tolerance(StepRule):
-    """Strides inverse to the predicted error: dt = tolerance / u, rounded down to the grid, one step at least.
+    """Step rule with strides inverse to the predicted error: dt = tolerance / u, rounded down to the grid, at least 1.
 
-    u is the predicted rms error of the velocity: what a stride gets wrong has an rms of `tolerance` at most, where the
-    grid is fine enough. With equal uncertainties all patches stride alike, on a uniform grid. The noisiest patch of an
-    image moves in every call, so that a walk takes `steps` predictions at most; a smaller budget is kept by strides of
-    at least (levels left) / (predictions left), beyond `max_stride` if need be.
+    u is the predicted rms error of the velocity: the error that a stride adds has an rms of at most `tolerance`, if the
+    grid is fine enough. With equal uncertainties all patches take the same strides, on a uniform grid. The noisiest
+    patch of an image moves in every call, so sampling takes at most `steps` predictions; a smaller budget is met by
+    strides of at least (levels left) / (predictions left), beyond `max_stride` if necessary.
+
+    The default rule of `Adaptive`: use it to spend fewer evaluations on images and patches that the network is sure of.
 
     Args:
-        tolerance: largest root mean square error that a stride may add, in model units; the larger, the fewer
-            predictions. In pure noise u is about the standard deviation of the data, next to the clean image about 1,
-            that of the noise.
-        max_stride: longest stride in steps of the grid.
-        lead: how far the level of a patch may be below the image's highest one, in [0, 1]; a patch that has run so far
-            ahead waits. 1 is no bound, which exact Gaussians pay for, too; choose levels that the network has seen.
+        tolerance: largest root mean square error that a stride may add, in model units; larger means fewer predictions.
+            In pure noise u is about the standard deviation of the data, near the clean image about 1 (that of the
+            noise).
+        max_stride: longest stride in grid steps.
+        lead: how far the level of a patch may fall below the image's highest level, in [0, 1]; a patch that is further
+            ahead waits. 1 is no bound, which costs quality even on exact Gaussians; choose level differences that the
+            network was trained on.
     """
 
     elastic = True
 
     def __init__(self, tolerance: float = 0.02, max_stride: int = 4, lead: float = 0.5):
         if not 0 < tolerance < math.inf:
-            raise ValueError(f"tolerance must be positive and finite, got {tolerance}: 1/steps is a careful start")
-        at_least("max_stride", max_stride, 1, "1 is the uniform grid")
+            raise ValueError(f"tolerance must be positive and finite, got {tolerance}: start with 1/steps")
+        at_least("max_stride", max_stride, 1, "1 gives the uniform grid")
         within("lead", lead, 0, 1, "1 is no bound, 0 keeps all patches at one level")
         self.tolerance = tolerance
         self.max_stride = max_stride
         self.lead = lead
 
-    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
-        """At least one step for the noisiest patches."""
-        wanted = (self.tolerance * at.steps / uncertainty + ROUNDING).clamp(1, self.max_stride).long()
-        least = (at.level + at.left - 1) // at.left
-        to = (at.level - wanted.maximum(least)).clamp(min=0)
-        floor = to.amax(dim=(1, 2), keepdim=True) - int(self.lead * at.steps + ROUNDING)
-        return at.level - to.maximum(floor).minimum(at.level)
+    def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
+        stride = (self.tolerance * state.steps / uncertainty + ROUNDING).clamp(1, self.max_stride).long()
+        within_budget = (state.level + state.calls_left - 1) // state.calls_left
+        to = (state.level - stride.maximum(within_budget)).clamp(min=0)
+        floor = to.amax(dim=(1, 2), keepdim=True) - int(self.lead * state.steps + ROUNDING)
+        return state.level - to.maximum(floor).minimum(state.level)
 
 
 class DualLoop(StepRule):
-    """Outer steps, which sure patches take at once and the others in small ones that see the sure ones ahead.
+    """Step rule of Patch Forcing (arXiv:2604.19141): certain patches take large steps, the others follow in small ones.
 
-    An outer step is `inner` steps of the grid. After its prediction the patches whose uncertainty lies below the
-    `share` quantile of their image go all the way; the others follow step by step, each with a prediction of its own:
-    `inner` + 1 predictions. Where none is surer than the rest all take one step of the grid. The dual loop of Patch
-    Forcing (arXiv:2604.19141).
+    An outer step is `inner` grid steps. After its prediction, the patches whose uncertainty lies below the `share`
+    quantile of their image take the outer step at once; the others follow grid step by grid step with a prediction
+    each, and see the certain patches ahead: `inner` + 1 predictions in all. If no patch is more certain than the rest,
+    all take one grid step.
 
     Args:
-        share: quantile of the uncertainty below which a patch is sure; 0 is the uniform grid, at 1 all are sure.
-        inner: steps of the grid in an outer step.
+        share: quantile of the uncertainty below which a patch is certain; 0 gives the uniform grid, 1 makes all patches
+            certain.
+        inner: grid steps in an outer step.
     """
 
     def __init__(self, share: float = 0.7, inner: int = 4):
-        within("share", share, 0, 1, "0.7 of the patches go ahead by default")
-        at_least("inner", inner, 1, "4 is usual")
+        within("share", share, 0, 1, "the default is 0.7")
+        at_least("inner", inner, 1, "the default is 4")
         self.share = share
         self.inner = inner
 
-    def count(self, steps: int, patches: int) -> int:
-        """One for every step of the grid and one for every outer step."""
+    def max_predictions(self, steps: int, patches: int) -> int:
+        """One prediction for every grid step and one for every outer step."""
         return steps + math.ceil(steps / self.inner)
 
-    def wanted(self, at: PatchState) -> KnownPatches:
-        """All where an outer step begins, those behind within it."""
-        return torch.where(at.highest == at.lowest, at.unfinished, at.level > at.lowest)
+    def needs_prediction(self, state: PatchState) -> KnownPatches:
+        """All unfinished patches at the beginning of an outer step, those that lag behind within it."""
+        return torch.where(state.highest == state.lowest, state.unfinished, state.level > state.lowest)
 
-    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
-        """The outer step of sure patches while the others wait, or one step of those behind."""
-        sure = surest(uncertainty, at.unfinished, self.share)
-        any_sure = sure.flatten(1).any(1)[:, None, None]
-        outer = torch.where(sure, self.inner, torch.where(any_sure, 0, 1))
-        follow = (at.level > at.lowest).long()
-        return torch.where(at.highest == at.lowest, outer, follow).minimum(at.level)
+    def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
+        certain = most_certain(uncertainty, state.unfinished, self.share)
+        any_certain = certain.flatten(1).any(1)[:, None, None]
+        outer = torch.where(certain, self.inner, torch.where(any_certain, 0, 1))
+        follow = (state.level > state.lowest).long()
+        return torch.where(state.highest == state.lowest, outer, follow).minimum(state.level)
 
 
 class Sequential(StepRule):
-    """Patch after patch, in the order that the network finds easiest: of those that wait, the surest start.
+    """Step rule of SRM (arXiv:2502.21075): generate patch after patch, the most certain ones first.
 
-    Patches wait at pure noise; when the next group may start, the `together` waiting patches of the lowest predicted
-    uncertainty do. Each then takes every step of the grid. With overlap a group starts before the last is done, at the
-    steps of `asyncdiff.noise.Ordered`. The sequential order by uncertainty of SRM (arXiv:2502.21075).
+    Patches wait at pure noise. Whenever the next group may start, the `together` waiting patches with the lowest
+    predicted uncertainty start; each then takes every step of the grid. With an overlap, a group starts before the
+    previous one is done, at the same steps as in `asyncdiff.noise.Ordered`.
 
     Args:
-        together: patches that start at once.
-        overlap: share of a group's time in which the next one moves, too; in [0, 1).
+        together: number of patches that start at once.
+        overlap: share of a group's time in which the next group moves too; in [0, 1).
     """
 
     def __init__(self, together: int = 1, overlap: float = 0.0):
-        at_least("together", together, 1, "1 is one patch after the other")
+        at_least("together", together, 1, "1 generates one patch after the other")
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: 0 is strict order, 0.75 a wave of four")
+            raise ValueError(
+                f"overlap must lie in [0, 1), got {overlap}: 0 is strict order, at 0.75 four groups move at once"
+            )
         self.together = together
         self.overlap = overlap
 
-    def count(self, steps: int, patches: int) -> int:
-        """Steps until the last group starts, and its own."""
+    def max_predictions(self, steps: int, patches: int) -> int:
+        """The steps until the last group starts, plus its own."""
         groups = max(1, math.ceil(patches / self.together))
         return math.ceil((groups - 1) * self._lag(steps) - ROUNDING) + steps
 
-    def wanted(self, at: PatchState) -> KnownPatches:
-        """Those on their way, and where others may start those that wait."""
-        waiting = at.unknown & (at.level == at.steps)
-        due = (self._due(at) > 0)[:, None, None]
-        return at.unfinished & (~waiting | due)
+    def needs_prediction(self, state: PatchState) -> KnownPatches:
+        """Patches being denoised, plus all waiting patches of images in which some may start now."""
+        waiting = state.unknown & (state.level == state.steps)
+        due = (self._due(state) > 0)[:, None, None]
+        return state.unfinished & (~waiting | due)
 
-    def __call__(self, at: PatchState, uncertainty: LevelMap) -> Strides:
-        """One step for every patch on its way or about to start."""
-        waiting = at.unknown & (at.level == at.steps)
+    def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
+        waiting = state.unknown & (state.level == state.steps)
         order = uncertainty.masked_fill(~waiting, math.inf).flatten(1).argsort(dim=1, stable=True)
         rank = order.argsort(dim=1).reshape(waiting.shape)
-        moving = at.unfinished & (~waiting | (rank < self._due(at)[:, None, None]))
+        moving = state.unfinished & (~waiting | (rank < self._due(state)[:, None, None]))
         return moving.long()
 
-    def _due(self, at: PatchState) -> Int64[Tensor, " b"]:
-        """How many more patches of each image may start now."""
-        started = at.unknown & (at.level < at.steps)
+    def _due(self, state: PatchState) -> Int64[Tensor, " b"]:
+        """Return how many more patches of each image may start now."""
+        started = state.unknown & (state.level < state.steps)
         count = started.flatten(1).sum(1)
-        groups = (count + self.together - 1) // self.together  # all but the image's last one are whole
-        lag = self._lag(at.steps)
-        of_last = ((groups - 1) * lag - ROUNDING).ceil()  # the step at which the last of them started
-        elapsed = of_last + at.steps - at.level.masked_fill(~started, 0).flatten(1).amax(1)
+        groups = (count + self.together - 1) // self.together  # only the last group of an image may be smaller
+        lag = self._lag(state.steps)
+        last_start = ((groups - 1) * lag - ROUNDING).ceil()  # the step at which the latest group started
+        elapsed = last_start + state.steps - state.level.masked_fill(~started, 0).flatten(1).amax(1)
         elapsed = torch.where(groups > 0, elapsed, torch.zeros_like(elapsed))
         due = ((elapsed + ROUNDING) / lag).floor().long() + 1
         return (due * self.together - count).clamp(min=0)
 
     def _lag(self, steps: int) -> float:
+        """Return the number of steps between the starts of two groups."""
         return steps * (1 - self.overlap)

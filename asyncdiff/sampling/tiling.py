@@ -1,12 +1,12 @@
-"""Images larger than the model's, window by window: each window is an inpainting around what is already there.
+"""Tiled sampling: images larger than the model's, generated window by window, each inpainted around its neighbors.
 
-Each side of the canvas is cut into stretches of whole level patches. The first is a whole window; the others grow from
-it both ways, each at the far end of a window whose other patches belong to stretches of lower rank. Where the canvas
-wraps around, the last stretch closes the circle, with known patches on both of its sides.
+Each side of the canvas is split into segments of level patches. The first segment is a full window; the others grow
+from it in both directions, each at the far end of a window whose other patches belong to segments of lower rank. If the
+canvas wraps around, the last segment closes the circle, with known patches on both of its sides.
 
-A cell is a stretch of rows times one of columns. Its window is told of the cells whose ranks are not higher than its
-own, neither in rows nor in columns. So cells with one sum of ranks know nothing of each other: they are drawn together,
-in batches, and the result is that of drawing one after the other.
+A cell is the product of a row segment and a column segment; its window generates the cell. The window is conditioned on
+the cells whose ranks are not higher than its own, neither in rows nor in columns. Cells with the same sum of ranks are
+therefore independent of each other: they are generated together, in batches, with the same result as one by one.
 """
 
 import math
@@ -28,12 +28,13 @@ from asyncdiff.sampling.samplers import ImageSampler, Sampler
 
 
 class TilingState(NamedTuple):
-    """A canvas on its way.
+    """Progress of a tiled sampling.
 
     Attributes:
-        done: windows drawn.
-        windows: windows to be drawn in all.
-        canvas: (c, H, W), 0 where nothing is drawn; later windows are written into it, so clone what is to stay.
+        done: number of windows generated so far.
+        windows: number of windows in all.
+        canvas: the image so far, (c, H, W), 0 where nothing has been generated. Later windows are written into the same
+            tensor: clone it to keep a state.
     """
 
     done: int
@@ -43,13 +44,13 @@ class TilingState(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of one side of a canvas, in level patches; those of a side that wraps around count modulo its length.
+    """Segment of one side of a canvas, in level patches (modulo the length of the side if it wraps around).
 
     Attributes:
-        first: its first patch.
-        length: its patches.
-        window: first patch of the window that draws it.
-        rank: its window is told of stretches of lower rank.
+        first: index of its first patch.
+        length: number of its patches.
+        window: index of the first patch of the window that generates it.
+        rank: order of generation; its window is conditioned on segments of lower rank.
     """
 
     first: int
@@ -60,45 +61,56 @@ class Segment:
 
 @dataclass(frozen=True)
 class WindowView:
-    """What the window of a stretch sees of one side of the canvas, pixel by pixel.
+    """Window of a segment along one side of the canvas, pixel by pixel.
 
     Attributes:
-        index: place of the stretch along the side.
-        rank: of the stretch.
-        pixels: where the window's pixels lie on the canvas.
-        ready: True for the stretch itself and for those of lower rank.
-        fresh: True for the stretch itself.
-        given: True for the exemplar.
+        index: position of the segment along the side.
+        rank: rank of the segment.
+        pixels: canvas coordinate of every pixel of the window.
+        visible: True for pixels of the segment itself and of segments of lower rank.
+        own: True for pixels of the segment itself.
+        exemplar: True for pixels of the exemplar.
     """
 
     index: int
     rank: int
     pixels: Int64[Tensor, " n"]
-    ready: Bool[Tensor, " n"]
-    fresh: Bool[Tensor, " n"]
-    given: Bool[Tensor, " n"]
+    visible: Bool[Tensor, " n"]
+    own: Bool[Tensor, " n"]
+    exemplar: Bool[Tensor, " n"]
 
     @property
-    def settled(self) -> bool:
-        """Whether the exemplar covers all of the stretch."""
-        return bool((self.given | ~self.fresh).all())
+    def covered(self) -> bool:
+        """Whether the exemplar covers the whole segment."""
+        return bool((self.exemplar | ~self.own).all())
 
 
 class TiledSampler:
-    """Draws images of any size with a model of one size, on their own or around an exemplar; they may be tileable.
+    """Sampler for images of any size with a model of a fixed size; optionally around an exemplar, or tileable.
 
-    The windows start where the exemplar is, without one in the middle of the canvas, and grow from there in all
-    directions: with an overlap, every window but the first touches what is known. The result does not depend on
-    `batch_size`. Besides the canvas, memory is needed for one batch of windows and for lists as long as its sides.
+    The first window lies on the exemplar, or in the middle of the canvas without one; the others grow from there in all
+    directions. With an overlap, every window except the first is conditioned on known pixels. The result does not
+    depend on `batch_size`. Memory: the canvas, one batch of windows, and lists as long as the sides of the canvas.
 
     Args:
-        sampler: draws the windows, around what is known of them; `Sampler()` by default.
-        overlap: share of a window's side that is known before, in [0, 1), rounded to whole level patches. 0.5 is usual;
-            0 leaves seams. A window that closes a circle has half of it on either side.
-        tileable: the canvas wraps around, top to bottom and left to right: its copies side by side show no seam. The
-            two sides that the last window joins know nothing of each other: the window less its overlap, which lies
-            between them, should be longer than what the texture remembers.
-        batch_size: windows that go through the network together.
+        sampler: sampler of the windows, which inpaints each around its known pixels; `Sampler()` by default.
+        overlap: share of a window's side that is known when it is generated, in [0, 1), rounded to whole level patches;
+            0 leaves seams. A window that closes a circle has half of the overlap on either side.
+        tileable: whether the canvas wraps around, top to bottom and left to right, so that copies side by side show no
+            seam. The two sides that the last window joins are generated independently: the window minus its overlap,
+            which lies between them, should be longer than the correlation length of the texture.
+        batch_size: number of windows that go through the network together.
+
+    Example:
+        A 20x28 image from a model of 8x8 images:
+
+        >>> from asyncdiff.denoising import Denoiser
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import RectifiedFlow
+        >>> denoiser = Denoiser(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), RectifiedFlow())
+        >>> tiled = TiledSampler(Sampler(steps=2), overlap=0.5)
+        >>> tiled(denoiser, size=(20, 28), shape=(1, 8, 8), seed=0).shape
+        torch.Size([1, 20, 28])
     """
 
     def __init__(
@@ -109,10 +121,10 @@ class TiledSampler:
         batch_size: int = 64,
     ):
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: 0.5 is usual")
+            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: use 0.5, for example")
         if tileable and not overlap:
-            raise ValueError("overlap must be positive for a tileable canvas, got 0: 0.5 is usual")
-        at_least("batch_size", batch_size, 1, "set the windows that go through the network together")
+            raise ValueError("overlap must be positive for a tileable canvas, got 0: use 0.5, for example")
+        at_least("batch_size", batch_size, 1, "use 64, for example")
         self.sampler = sampler or Sampler()
         self.overlap = overlap
         self.tileable = tileable
@@ -131,24 +143,27 @@ class TiledSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "c H W"]:
-        """One image of `size`; where the exemplar lies it is the exemplar, bit for bit.
+        """Generate one image of `size`.
 
         Args:
-            denoiser: a trained denoiser, a guided one or an exact oracle.
-            size: (H, W) of the image, at least a window; of a tileable one a multiple of the level patch. Other sizes
-                are drawn up to the next multiple and cut off.
-            shape: (c, h, w) of one window: the model's.
-            seed: of all windows; the one in row i and column j has the seed `counter_key(seed, i, j)`.
-            label: class of every window, None without.
-            exemplar: known pixels, floating point in [-1, 1], at least one whole level patch of the canvas. Its pixels
-                in other patches are told to the network as `ImageSampler` tells them.
-            place: row and column of the canvas where the exemplar's first pixel lies; on a multiple of the level patch
-                no patch is cut. What spans a tileable canvas from edge to edge meets itself there.
-            device: where the denoiser is, and the canvas.
+            denoiser: trained denoiser or exact oracle; the sampler's guidance wraps it.
+            size: (H, W) of the image, at least that of a window. A tileable image needs a multiple of the level patch;
+                other images are generated up to the next multiple and cropped.
+            shape: (c, h, w) of one window, the model's image shape.
+            seed: seed of the whole image; the window in row i and column j has the seed `counter_key(seed, i, j)`.
+            label: class of every window; None for unconditional sampling.
+            exemplar: known pixels (c, eh, ew), floating point in [-1, 1], at least one whole level patch of the canvas.
+                Its pixels in partly covered patches are used as `ImageSampler` uses them.
+            place: row and column on the canvas of the exemplar's first pixel; multiples of the level patch cut no
+                patch. An exemplar that spans a tileable canvas from edge to edge meets itself there.
+            device: device of the denoiser and of the canvas.
             dtype: floating type of the image.
+
+        Returns:
+            The image (c, H, W); where the exemplar lies it equals the exemplar bit for bit.
         """
-        stage = None
-        for stage in self.steps(  # noqa: B007  the last one is wanted
+        state = None
+        for state in self.steps(  # noqa: B007  only the last state is used
             denoiser,
             size=size,
             shape=shape,
@@ -160,8 +175,8 @@ class TiledSampler:
             dtype=dtype,
         ):
             pass
-        assert stage is not None, "there is a stage before the first window"
-        return stage.canvas
+        assert state is not None, "there is a state before the first window"
+        return state.canvas
 
     def steps(
         self,
@@ -176,7 +191,7 @@ class TiledSampler:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[TilingState]:
-        """The canvas before the first window and after each batch of them, as `__call__` draws it."""
+        """Yield the state before the first window and after each batch of windows; arguments as in `__call__`."""
         grid = denoiser.grid((shape[1], shape[2]))
         patch = (shape[1] // grid[0], shape[2] // grid[1])
         self._check(size, shape, patch)
@@ -185,21 +200,23 @@ class TiledSampler:
         canvas = torch.zeros(
             shape[0], *(math.ceil(n / p) * p for n, p in zip(size, patch, strict=True)), device=device, dtype=dtype
         )
-        given = [range(0), range(0)]
+        covered = [range(0), range(0)]
         if exemplar is not None:
-            given = [range(p, p + n) for p, n in zip(place, exemplar.shape[1:], strict=True)]
-            canvas[:, given[0].start : given[0].stop, given[1].start : given[1].stop] = exemplar.to(device, dtype)
-        rows, columns = (self._views(canvas.shape[k + 1], grid[k], patch[k], given[k]) for k in (0, 1))
+            covered = [range(p, p + n) for p, n in zip(place, exemplar.shape[1:], strict=True)]
+            canvas[:, covered[0].start : covered[0].stop, covered[1].start : covered[1].stop] = exemplar.to(
+                device, dtype
+            )
+        rows, columns = (self._window_views(canvas.shape[k + 1], grid[k], patch[k], covered[k]) for k in (0, 1))
 
-        windows = len(rows) * len(columns) - sum(v.settled for v in rows) * sum(v.settled for v in columns)
+        windows = len(rows) * len(columns) - sum(v.covered for v in rows) * sum(v.covered for v in columns)
         shown, done = canvas[:, : size[0], : size[1]], 0
         yield TilingState(done, windows, shown)
         for batch in _batches(rows, columns, self.batch_size):
-            self._draw(canvas, batch, denoiser, seed, label)
+            self._generate(canvas, batch, denoiser, seed, label)
             done += len(batch)
             yield TilingState(done, windows, shown)
 
-    def _draw(
+    def _generate(
         self,
         canvas: Float[Tensor, "c H W"],
         cells: Sequence[tuple[WindowView, WindowView]],
@@ -207,11 +224,11 @@ class TiledSampler:
         seed: int,
         label: int | None,
     ) -> None:
-        """Draw some windows that know nothing of each other, and write their cells into the canvas."""
+        """Generate the windows of independent cells, and write the cells into the canvas."""
         image = torch.stack([canvas[:, r.pixels[:, None], c.pixels] for r, c in cells])
         labels = None if label is None else torch.full((len(cells),), label, device=canvas.device)
         with evaluation_mode(denoiser) if isinstance(denoiser, nn.Module) else nullcontext():
-            drawn = self.sampler(
+            windows = self.sampler(
                 denoiser,
                 seeds=[counter_key(seed, r.index, c.index) for r, c in cells],
                 shape=(image.shape[1], image.shape[2], image.shape[3]),
@@ -221,57 +238,71 @@ class TiledSampler:
                 device=canvas.device,
                 dtype=canvas.dtype,
             )
-        for (r, c), window in zip(cells, drawn, strict=True):
-            canvas[:, r.pixels[r.fresh][:, None], c.pixels[c.fresh]] = window[:, r.fresh][:, :, c.fresh]
+        for (r, c), window in zip(cells, windows, strict=True):
+            canvas[:, r.pixels[r.own][:, None], c.pixels[c.own]] = window[:, r.own][:, :, c.own]
 
-    def _views(self, pixels: int, window: int, patch: int, given: range) -> list[WindowView]:
-        """What the windows see of a side of so many pixels, from its start to its end."""
+    def _window_views(self, pixels: int, window: int, patch: int, covered: range) -> list[WindowView]:
+        """Place the windows along one side of the canvas.
+
+        Args:
+            pixels: length of the side.
+            window: length of a window in level patches.
+            patch: side of a level patch in pixels.
+            covered: pixels that the exemplar covers; empty without one.
+
+        Returns:
+            One window per segment of the side, in order.
+        """
         patches = pixels // patch
-        overlap = _whole_patches(self.overlap, window, self.tileable) if self.tileable or patches > window else 0
-        middle = (given.start + given.stop) / (2 * patch) if given else patches / 2
-        cut = segments(patches, window, overlap, middle=middle, tileable=self.tileable)
+        overlap = _overlap_in_patches(self.overlap, window, self.tileable) if self.tileable or patches > window else 0
+        middle = (covered.start + covered.stop) / (2 * patch) if covered else patches / 2
+        parts = segments(patches, window, overlap, middle=middle, tileable=self.tileable)
         rank, owner = torch.empty(2, patches, dtype=torch.int64)
-        for index, stretch in enumerate(cut):
-            own = torch.arange(stretch.first, stretch.first + stretch.length) % patches
-            rank[own], owner[own] = stretch.rank, index
+        for index, segment in enumerate(parts):
+            inside = torch.arange(segment.first, segment.first + segment.length) % patches
+            rank[inside], owner[inside] = segment.rank, index
         views = []
-        for index, stretch in enumerate(cut):
-            at = torch.arange(stretch.window * patch, (stretch.window + window) * patch) % pixels
-            fresh = owner[at // patch] == index
-            ready = fresh | (rank[at // patch] < stretch.rank)
-            views.append(WindowView(index, stretch.rank, at, ready, fresh, (at >= given.start) & (at < given.stop)))
+        for index, segment in enumerate(parts):
+            at = torch.arange(segment.window * patch, (segment.window + window) * patch) % pixels
+            own = owner[at // patch] == index
+            visible = own | (rank[at // patch] < segment.rank)
+            exemplar = (at >= covered.start) & (at < covered.stop)
+            views.append(WindowView(index, segment.rank, at, visible, own, exemplar))
         return views
 
     def _check(self, size: tuple[int, int], shape: tuple[int, int, int], patch: tuple[int, int]) -> None:
         if size[0] < shape[1] or size[1] < shape[2]:
             raise ValueError(
                 f"size must be at least that of a window, {shape[1]}x{shape[2]}, got {size[0]}x{size[1]}: "
-                "draw a larger canvas and cut it"
+                "generate a larger canvas and crop it"
             )
         if self.tileable and (size[0] % patch[0] or size[1] % patch[1]):
             raise ValueError(
                 f"size must be a multiple of the level patch of {patch[0]}x{patch[1]} pixels for a tileable canvas, "
-                f"got {size[0]}x{size[1]}: a canvas that is cut does not wrap around"
+                f"got {size[0]}x{size[1]}: a cropped canvas does not wrap around"
             )
 
 
 def segments(patches: int, window: int, overlap: int, *, middle: float, tileable: bool) -> list[Segment]:
-    """A side of a canvas cut into stretches, from its start to its end; all lengths in level patches.
+    """Split one side of a canvas into as few segments as possible; all lengths are in level patches.
 
-    As few as can be: the outermost may be short. The window of every stretch ends with it, but for one that closes a
-    circle: that lies in the middle of its window, and is no longer than to leave a known patch on both of its sides.
+    The outermost segments may be short. Every segment lies at the far end of its window, except one that closes a
+    circle: that lies in the middle of its window, and leaves at least one known patch on both of its sides.
 
     Args:
         patches: length of the side, at least that of the window.
         window: length of a window.
-        overlap: of a window with the stretches before, less than the window.
-        middle: where the first window is wanted to have its centre.
+        overlap: overlap of a window with the segments before, less than the window.
+        middle: desired center of the first window.
         tileable: whether the side wraps around.
+
+    Returns:
+        The segments in order along the side.
     """
     stride = window - overlap
     closing = min(stride, window - 2) if tileable else 0
     room = max(patches - closing - window, 0)
-    # On multiples of the stride there is no window more than from an edge on.
+    # A start at a multiple of the stride needs no more windows than a start at an edge.
     start = round((middle - window / 2) / stride) * stride
     if tileable:
         before = room // stride // 2 * stride
@@ -279,51 +310,51 @@ def segments(patches: int, window: int, overlap: int, *, middle: float, tileable
         start = before = min(max(start, 0), room)
     after = room - before
     length = min(window, patches - closing)
-    cut = [Segment(start, length, start, 0)]
+    parts = [Segment(start, length, start, 0)]
     for rank, grown in enumerate(range(0, after, stride), 1):
         end = start + window + min(grown + stride, after)
-        cut.append(Segment(start + window + grown, end - start - window - grown, end - window, rank))
+        parts.append(Segment(start + window + grown, end - start - window - grown, end - window, rank))
     for rank, grown in enumerate(range(0, before, stride), 1):
         first = start - min(grown + stride, before)
-        cut.insert(0, Segment(first, start - grown - first, first, rank))
+        parts.insert(0, Segment(first, start - grown - first, first, rank))
     if closing:
         first = start + length + after
-        rank = 1 + max(stretch.rank for stretch in cut)
-        cut.append(Segment(first, closing, first - (window - closing) // 2, rank))
-    return cut
+        rank = 1 + max(segment.rank for segment in parts)
+        parts.append(Segment(first, closing, first - (window - closing) // 2, rank))
+    return parts
 
 
 def _batches(
     rows: Sequence[WindowView], columns: Sequence[WindowView], size: int
 ) -> Iterator[list[tuple[WindowView, WindowView]]]:
-    """The cells to be drawn, in batches of those that know nothing of each other."""
+    """Yield the cells to generate, in batches of independent cells."""
     by_rank: dict[int, list[WindowView]] = {}
     for column in columns:
         by_rank.setdefault(column.rank, []).append(column)
     for ranks in range(max(r.rank for r in rows) + max(by_rank) + 1):
-        cells = ((r, c) for r in rows for c in by_rank.get(ranks - r.rank, []) if not (r.settled and c.settled))
+        cells = ((r, c) for r in rows for c in by_rank.get(ranks - r.rank, []) if not (r.covered and c.covered))
         while batch := list(islice(cells, size)):
             yield batch
 
 
 def _known(row: WindowView, column: WindowView) -> Bool[Tensor, "h w"]:
-    """True where the window of a cell is told the pixels: those of cells before it, and the exemplar's."""
-    before = row.ready[:, None] & column.ready & ~(row.fresh[:, None] & column.fresh)
-    return before | (row.given[:, None] & column.given)
+    """Return the mask of a window's known pixels: those of earlier cells and of the exemplar."""
+    earlier = row.visible[:, None] & column.visible & ~(row.own[:, None] & column.own)
+    return earlier | (row.exemplar[:, None] & column.exemplar)
 
 
-def _whole_patches(share: float, window: int, tileable: bool) -> int:
-    """The overlap of windows of so many level patches."""
+def _overlap_in_patches(share: float, window: int, tileable: bool) -> int:
+    """Return the overlap of two windows of `window` level patches, in patches."""
     overlap = round(share * window)
     if share and not 0 < overlap < window:
         raise ValueError(
             f"overlap must round to at least one level patch and less than a window's {window}, got {share} of them: "
-            "choose another share, or a model of more patches"
+            "choose another overlap, or a model with more patches"
         )
     if tileable and window < 3:
         raise ValueError(
             f"tileable needs windows of at least 3 level patches a side, got {window}: "
-            "the last one has what is known on both of its sides"
+            "the last window needs known patches on both of its sides"
         )
     return overlap
 
@@ -335,14 +366,14 @@ def _check_exemplar(
         raise ValueError(f"exemplar must be floating point in [-1, 1], got {exemplar.dtype}: use image / 127.5 - 1")
     if exemplar.ndim != 3 or exemplar.shape[0] != channels:
         raise ValueError(f"exemplar must be (c, h, w) of {channels} channels, got shape {tuple(exemplar.shape)}")
-    for at, length, whole, side in zip(place, exemplar.shape[1:], size, patch, strict=True):
-        if at < 0 or at + length > whole:
+    for at, length, total, side in zip(place, exemplar.shape[1:], size, patch, strict=True):
+        if at < 0 or at + length > total:
             raise ValueError(
                 f"exemplar must lie inside the canvas of {size[0]}x{size[1]}, got "
-                f"{exemplar.shape[1]}x{exemplar.shape[2]} pixels at place {place}: cut it, or move it"
+                f"{exemplar.shape[1]}x{exemplar.shape[2]} pixels at place {place}: crop it, or move it"
             )
         if (at + length) // side * side < math.ceil(at / side) * side + side:
             raise ValueError(
                 f"exemplar must hold a whole level patch of {patch[0]}x{patch[1]} pixels, got "
-                f"{exemplar.shape[1]}x{exemplar.shape[2]} at place {place}: take multiples of the patch"
+                f"{exemplar.shape[1]}x{exemplar.shape[2]} at place {place}: use multiples of the patch"
             )

@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from asyncdiff.checkpoints.object_config import describe
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
-from asyncdiff.denoising.uncertainty import surest
+from asyncdiff.denoising.uncertainty import most_certain
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
@@ -179,7 +179,7 @@ def test_levels_stand_on_the_grid_and_never_rise(sampler, known):
     assert [frames[0].s, frames[-1].s] == [1, 0]
     assert all(after.s < before.s for before, after in pairwise(frames))
     patches = 4 if known is None else int((steps[0][0] > 0).sum())
-    most = sampler.budget or sampler.step_rule.count(sampler.steps, patches) * sampler.solver.evaluations
+    most = sampler.budget or sampler.step_rule.max_predictions(sampler.steps, patches) * sampler.solver.evaluations
     assert denoiser.calls <= most
 
 
@@ -251,7 +251,7 @@ def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(togethe
     denoiser = Headed(MIXTURE, scripted(rows))
     out = drawn(Adaptive(Sequential(together, overlap), solver, 8), denoiser)
     assert torch.allclose(out, expected, rtol=0, atol=1e-9)
-    assert denoiser.calls == Autoregressive(order, overlap, steps_per_patch=8).count((2, 2))
+    assert denoiser.calls == Autoregressive(order, overlap, steps_per_patch=8).num_steps((2, 2))
 
 
 def test_a_lag_that_is_no_whole_step_keeps_the_time_of_the_order():
@@ -260,7 +260,7 @@ def test_a_lag_that_is_no_whole_step_keeps_the_time_of_the_order():
     drawn(Adaptive(Sequential(overlap=0.6), DDIM(), 3), denoiser, [0])
     started = [int((t < 1).sum()) for t in denoiser.seen]
     assert started == [0, 1, 1, 2, 3, 4, 4]
-    assert denoiser.calls == Autoregressive(CustomOrder([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).count((2, 2))
+    assert denoiser.calls == Autoregressive(CustomOrder([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).num_steps((2, 2))
 
 
 def test_sequential_asks_again_before_every_start():
@@ -357,12 +357,12 @@ def test_a_network_without_a_head_is_refused():
 
 def test_rules_of_users_are_held_to_the_law():
     class Idle(StepRule):
-        def __call__(self, at, uncertainty):
-            return torch.zeros_like(at.level)
+        def __call__(self, state, uncertainty):
+            return torch.zeros_like(state.level)
 
     class Back(StepRule):
-        def __call__(self, at, uncertainty):
-            return torch.full_like(at.level, -1)
+        def __call__(self, state, uncertainty):
+            return torch.full_like(state.level, -1)
 
     class Turns(StepRule):
         """Remembers whose turn it is, per image."""
@@ -376,18 +376,20 @@ def test_rules_of_users_are_held_to_the_law():
             self.turn = self.turn[rows]
             return self
 
-        def count(self, steps, patches):
+        def max_predictions(self, steps, patches):
             return 2 * steps
 
-        def __call__(self, at, uncertainty):
-            self.turn = torch.zeros(len(at.level), dtype=torch.int64) if self.turn is None else 1 - self.turn
+        def __call__(self, state, uncertainty):
+            self.turn = torch.zeros(len(state.level), dtype=torch.int64) if self.turn is None else 1 - self.turn
             column = torch.arange(2).expand(2, 2)
-            return ((column == self.turn[:, None, None]) * (1 + (uncertainty < 1))).minimum(at.level)
+            return ((column == self.turn[:, None, None]) * (1 + (uncertainty < 1))).minimum(state.level)
 
     denoiser = Headed(MIXTURE, of_state)
-    with pytest.raises(ValueError, match="Idle must end within its count, got noise left after 8 predictions"):
+    with pytest.raises(
+        ValueError, match="Idle must finish within its max_predictions, got noise left after 8 predictions"
+    ):
         drawn(Adaptive(Idle(), steps=8), denoiser)
-    with pytest.raises(ValueError, match="Back must give strides from 0 to a patch's level"):
+    with pytest.raises(ValueError, match="Back must return strides from 0 to a patch's level"):
         drawn(Adaptive(Back(), steps=8), denoiser)
     rule = Adaptive(Turns(), DDIM(), 8)
     together = drawn(rule, denoiser, range(6))
@@ -490,11 +492,11 @@ def test_images_that_are_decided_early_need_fewer_evaluations():
 
 
 def test_the_surest_are_a_share_of_those_named():
-    assert (surest(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2).bool(), 0.5)).sum() == 2
+    assert (most_certain(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2).bool(), 0.5)).sum() == 2
     many = torch.rand(5, 10, 10, dtype=torch.float64)
     among = torch.rand(5, 10, 10) < 0.6
     for share in (0.0, 0.3, 0.7, 1.0):
-        sure = surest(many, among, share)
+        sure = most_certain(many, among, share)
         assert (sure.flatten(1).sum(1) == (share * among.flatten(1).sum(1) + 1e-9).long()).all()
         assert not (sure & ~among).any()
 

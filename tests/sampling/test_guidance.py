@@ -167,7 +167,7 @@ def test_image_i_depends_on_seed_i_only(denoiser, sampler):
         (lambda: ClassifierFree(2, 0.6, 0.4), "high must lie in"),
         (lambda: ClassifierFree(float("nan")), "scale must be at least 0, got nan"),
         (lambda: InputGuidance(-0.5), "strength must be at least 0, got -0.5"),
-        (lambda: InputGuidance([[1, 2], [1]]), "strength must be a number or rows of one length"),
+        (lambda: InputGuidance([[1, 2], [1]]), "strength must be a number or rows of equal length"),
         (lambda: InputGuidance(1, level=0), "level must lie in"),
     ],
 )
@@ -178,7 +178,7 @@ def test_refusals(build, message):
 
 @torch.no_grad()
 def test_a_walk_refuses_what_cannot_be_guided(denoiser):
-    with pytest.raises(ValueError, match="label must lie in 0 .. 9, or be 10 for none, got 11"):
+    with pytest.raises(ValueError, match="label must lie in 0 .. 9, or be 10 for no label, got 11"):
         Sampler(steps=1)(denoiser, seeds=[0], label=torch.tensor([11]), **DOUBLE)
     with pytest.raises(ValueError, match="guidance of RePaint must not be InputGuidance"):
         RePaint(guidance=[InputGuidance(1)])

@@ -108,5 +108,5 @@ def test_held_patches_are_clean_throughout_and_loose_pixels_are_repeated():
 
 
 def test_it_refuses_to_generate():
-    with pytest.raises(ValueError, match="RePaint completes images, got neither"):
+    with pytest.raises(ValueError, match="RePaint needs image and known, got neither"):
         RePaint(steps=2)(ORACLE, seeds=[0], shape=SHAPE)

@@ -106,9 +106,9 @@ def test_everything_known_needs_nothing():
 def test_bad_requests_are_one_clear_error():
     x = torch.zeros(1, *SHAPE)
     call = SAMPLERS[0]
-    with pytest.raises(ValueError, match="seeds must name at least one image"):
+    with pytest.raises(ValueError, match="seeds must hold at least one seed"):
         call(ORACLE, seeds=[], shape=SHAPE)
-    with pytest.raises(ValueError, match="image and known go together, got image without known"):
+    with pytest.raises(ValueError, match="image and known must be passed together, got image without known"):
         call(ORACLE, seeds=[0], shape=SHAPE, image=x)
     with pytest.raises(ValueError, match=r"image must have shape \(1, 1, 4, 4\), got \(1, 1, 6, 6\)"):
         call(ORACLE, seeds=[0], shape=SHAPE, image=torch.zeros(1, 1, 6, 6), known=torch.zeros(1, 6, 6).bool())
@@ -131,7 +131,7 @@ def test_overlap_towards_1_is_synchronous():
 @pytest.mark.parametrize(("overlap", "evaluations"), [(0, 1024), (0.5, 520), (0.75, 268), (0.9, 117)])
 def test_evaluations_of_64_patches_in_16_steps(overlap, evaluations):
     """1024 is the paper's figure for strict order (arXiv:2606.07079)."""
-    assert Autoregressive(Raster(), overlap, steps_per_patch=16).count((8, 8)) == evaluations
+    assert Autoregressive(Raster(), overlap, steps_per_patch=16).num_steps((8, 8)) == evaluations
 
 
 def test_strict_order_finishes_a_patch_before_the_next_one_starts():

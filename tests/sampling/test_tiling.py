@@ -52,7 +52,7 @@ class Exact(ImageSampler):
             row = x.clone()
             row[:, ~known] = x[:, known] @ weights.mT + eps[:, ~known] @ root.mT
             rows.append(row)
-        yield Frame(torch.stack(rows).reshape(start.x_t.shape), start.held.to(start.x_t.dtype) * 0, 0.0)
+        yield Frame(torch.stack(rows).reshape(start.x_t.shape), start.known_patches.to(start.x_t.dtype) * 0, 0.0)
 
 
 def draw(canvas: TiledSampler, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
@@ -351,7 +351,9 @@ class Noise(ImageSampler):
     """Unknown pixels are the seed's noise, whatever is known."""
 
     def walk(self, start):
-        yield Frame(torch.where(start.known[:, None], start.image, start.eps), start.held.to(start.x_t.dtype) * 0, 0.0)
+        yield Frame(
+            torch.where(start.known[:, None], start.image, start.eps), start.known_patches.to(start.x_t.dtype) * 0, 0.0
+        )
 
 
 @pytest.mark.parametrize("tileable", [False, True])
