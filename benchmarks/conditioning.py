@@ -32,7 +32,7 @@ from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.weightings import Sigmoid
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import LevelEmbedding
-from asyncdiff.networks.modulation import Conditioning, Modulation, Rows
+from asyncdiff.networks.modulation import Conditioning, IndexedVectors, Modulation
 from asyncdiff.networks.unet import UNet
 from asyncdiff.noise.levels import AlongPath, LevelDraw, Shared
 from asyncdiff.noise.processes import RectifiedFlow
@@ -79,7 +79,7 @@ CASES = {
 
 
 @dataclass(frozen=True)
-class PerPlace(Rows):
+class PerPlace(IndexedVectors):
     """Vectors that were computed, and are kept, for every place."""
 
     @property
@@ -87,7 +87,7 @@ class PerPlace(Rows):
         """True: there is nothing to gather."""
         return True
 
-    def gathered(self) -> Tensor:
+    def gather(self) -> Tensor:
         """The vectors."""
         return self.table.view(*self.index.shape, -1)
 
@@ -95,7 +95,7 @@ class PerPlace(Rows):
 class NaiveModulation(Modulation):
     """A modulation whose product with the weight is made for every place."""
 
-    def forward(self, conditioning: Conditioning) -> tuple[Rows, ...]:
+    def forward(self, conditioning: Conditioning) -> tuple[IndexedVectors, ...]:
         """Features are gathered first, then multiplied."""
         features = conditioning.levels[conditioning.index]  # of the patches, or of pixels that cover several
         if conditioning.label is not None:
@@ -109,7 +109,7 @@ class BlockwiseModulation(NaiveModulation):
 
     embedding: "Remembering"
 
-    def forward(self, conditioning: Conditioning) -> tuple[Rows, ...]:
+    def forward(self, conditioning: Conditioning) -> tuple[IndexedVectors, ...]:
         """The level's embedding, then the product with the weight, for every place."""
         assert len(conditioning.levels) == len(self.embedding.values), "no pixel covers several patches here"
         values = self.embedding.values[conditioning.index.flatten()]

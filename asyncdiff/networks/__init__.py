@@ -1,4 +1,4 @@
-"""Networks that take a noise level per patch: DiT and U-Net."""
+"""Networks conditioned on one noise level per patch: `DiT` and `UNet`."""
 
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet

@@ -1,4 +1,4 @@
-"""The weights of diffusers' DiTTransformer2DModel by the names that DiT's authors gave them."""
+"""Rename the weights of diffusers' DiTTransformer2DModel to the names of DiT's authors."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff.networks.embeddings import MAX_PERIOD
 
-# Frequencies are MAX_PERIOD^(-i / 127) in diffusers (downscale_freq_shift = 1), MAX_PERIOD^(-i / 128) for the authors.
+# Frequencies are MAX_PERIOD^(-i / 127) in diffusers (downscale_freq_shift = 1), MAX_PERIOD^(-i / 128) in the original.
 DIFFUSERS_PERIOD = MAX_PERIOD ** (128 / 127)
 
 _OUTER = {
@@ -38,21 +38,24 @@ _IN_BLOCKS = {
 }
 
 
-def is_diffusers(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of diffusers' DiTTransformer2DModel."""
+def has_diffusers_names(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the weights are named as in diffusers' DiTTransformer2DModel."""
     return "pos_embed.proj.weight" in weights and "transformer_blocks.0.norm1.linear.weight" in weights
 
 
 def from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a DiTTransformer2DModel by the authors' names.
+    """Return the weights of a DiTTransformer2DModel under the names of DiT's authors.
 
-    It holds the embeddings of time and label once per block: ValueError where these differ, which no DiT can express.
+    Diffusers stores the embeddings of time and label once per block: ValueError if they differ, which a DiT cannot
+    represent.
     """
     renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        new = _authors(name)
+        new = _original_name(name)
         if new in renamed and not torch.equal(renamed[new], weight):
-            raise ValueError(f"blocks must share the embeddings of time and label, got another {name} than the first's")
+            raise ValueError(
+                f"blocks must share the embeddings of time and label, got a {name} unlike the first block's"
+            )
         renamed[new] = weight
     for name in [name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", name)]:
         parts = [name.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
@@ -61,8 +64,8 @@ def from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _authors(name: str) -> str:
-    """The authors' name of a weight, or its own where they have none."""
+def _original_name(name: str) -> str:
+    """Return the authors' name of a weight, or the name itself if there is none."""
     block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
     if block is None:
         return _OUTER.get(name, name)

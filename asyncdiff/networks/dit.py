@@ -1,4 +1,4 @@
-"""DiT (Peebles & Xie, arXiv:2212.09748) whose adaLN-zero is per patch: each token is modulated by its own level."""
+"""DiT (Peebles & Xie, arXiv:2212.09748) with adaLN-zero per token: each token is modulated by its own noise level."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,7 +19,7 @@ from asyncdiff.networks.embeddings import (
     LabelEmbedding,
     LevelEmbedding,
     grid_positions,
-    refuse_label,
+    reject_label,
     rotations,
 )
 from asyncdiff.networks.kv_cache import KVCache
@@ -27,32 +27,32 @@ from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,
-    check_map,
-    gated,
-    mark_varying,
-    modulated,
+    add_gated,
+    check_level_grid,
+    mark_dynamic_sizes,
+    modulate,
     token_index,
 )
 from asyncdiff.networks.norms import RMSNorm
 from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, unique_levels
 
 Tokens = Float[Tensor, "b n dim"]
-Outputs = Float[Tensor, "b n features"]  # what the network says of every token
-LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
-Rotations = Float[Tensor, "all_tokens two_head_dim"]  # sine and cosine of the angles of every token, as timm has them
-Attend = Callable[[nn.Module, Tensor], Tensor]  # the attention of some tokens to all
+Outputs = Float[Tensor, "b n features"]  # velocity of the pixels of every token, and its log-variance
+LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
+Rotations = Float[Tensor, "all_tokens two_head_dim"]  # sine and cosine of the angles of every token, in timm's layout
+Attend = Callable[[nn.Module, Tensor], Tensor]  # attention of the selected tokens to all tokens
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each with a shift, scale and gate per token.
+    """Transformer block: attention and MLP, each with a shift, scale and gate per token (adaLN-zero).
 
     Args:
         dim: width.
-        heads: attention heads.
+        heads: number of attention heads.
         mlp_ratio: width of the MLP relative to `dim`.
-        dropout: after attention and inside the MLP.
-        rope: whether queries and keys are rotated by their token's position.
-        qk_norm: whether they are normalised.
+        dropout: dropout probability after attention and inside the MLP.
+        rope: whether queries and keys are rotated by the position of their token.
+        qk_norm: whether queries and keys are normalized.
     """
 
     def __init__(
@@ -77,44 +77,68 @@ class DiTBlock(nn.Module):
     def forward(
         self, x: Tokens, conditioning: Conditioning, rope: Rotations | None = None, attend: Attend | None = None
     ) -> Tokens:
-        """The tokens after the block; the identity at initialisation. `attend` stands for the attention's forward."""
+        """Return the tokens after the block; at initialization the block is the identity.
+
+        Args:
+            x: token features.
+            conditioning: conditioning of every token.
+            rope: rotations of all tokens, None without rotary position embedding.
+            attend: function (attention layer, tokens) that replaces the forward of the attention layer.
+
+        Returns:
+            The new token features.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
-        h = modulated(self.norm1(x), shift1, scale1)
+        h = modulate(self.norm1(x), shift1, scale1)
         if attend is not None:
             change = attend(self.attention, h)
         else:
             change = self.attention(h) if rope is None else self.attention(h, rope)
-        x = gated(x, gate1, change)
-        return gated(x, gate2, self.mlp(modulated(self.norm2(x), shift2, scale2)))
+        x = add_gated(x, gate1, change)
+        return add_gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class DiT(nn.Module):
-    """Velocity of every pixel from a noisy image and the level of every patch.
+    """Diffusion transformer with one noise level per patch: predicts the velocity of every pixel.
 
-    Sizes of the paper (dim / depth / heads): S 384/12/6, B 768/12/12, L 1024/24/16, XL 1152/28/16. Any image size that
-    the patches divide will do: the position embedding is computed from the token grid.
+    DiT of Peebles & Xie (arXiv:2212.09748), except that every token is modulated by its own level. Use it for partial
+    updates (KV cache) and for ported DiT and SiT checkpoints; `UNet` is the convolutional alternative. Any image size
+    that the patches divide works: the position embedding is computed from the token grid.
+
+    Sizes of the paper (dim / depth / heads): S 384/12/6, B 768/12/12, L 1024/24/16, XL 1152/28/16.
 
     Args:
-        channels: channels of the image.
+        channels: number of channels of the image.
         patch_size: side of a token in pixels.
         dim: width; divisible by `heads` and by 4.
         depth: number of blocks.
-        heads: attention heads.
+        heads: number of attention heads.
         mlp_ratio: width of the MLP relative to `dim`.
-        classes: number of labels, 0 for an unconditional network; the label `classes` means "no label".
-        level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; that size by default.
-        positions: whether fixed sines and cosines of its place are added to every token, as in DiT. Without these and
-            without `rope` tokens do not know where they are.
-        dropout: after attention and inside the MLP.
-        uncertainty: also predict how far off the velocity of each patch is, see `forward`.
-        rope: rotate queries and keys by their token's row and column (RoPE, arXiv:2104.09864, in two dimensions).
-        qk_norm: normalise queries and keys by their root mean square (arXiv:2302.05442): keeps large networks stable.
-        checkpointing: compute every block once more in the backward pass instead of keeping what is inside it.
-        joint_labels: let the label in before the nonlinearity, silu(level + label), as DiT and SiT do, for checkpoints
-            of theirs. Costs one modulation for every level of every image, where silu(level) + silu(label) takes
-            one for every level of the batch: train with few `level_values`.
-        level_scale: what a level is multiplied by before it is embedded; 1000 is DiT's, 1 SiT's.
+        classes: number of class labels, 0 for an unconditional network; the label `classes` means "no label".
+        level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; `patch_size` by
+            default.
+        positions: whether fixed sines and cosines of the position are added to every token, as in DiT. Without them and
+            without `rope`, tokens have no position.
+        dropout: dropout probability after attention and inside the MLP.
+        uncertainty: whether to also predict the error of the velocity of each patch, see `forward`.
+        rope: whether to rotate queries and keys by the row and column of their token (RoPE, arXiv:2104.09864, in two
+            dimensions).
+        qk_norm: whether to normalize queries and keys by their root mean square (arXiv:2302.05442), which keeps large
+            networks stable.
+        checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
+        joint_labels: whether to add the label before the nonlinearity, silu(level + label), as DiT and SiT do; needed
+            for their checkpoints. Costs one modulation per level of every image, where silu(level) + silu(label) costs
+            one per level of the batch: train with few `level_values`.
+        level_scale: factor of a level before it is embedded; 1000 as in DiT, 1 as in SiT.
         level_period: longest period of the sinusoids that embed a level.
+
+    Example:
+        >>> network = DiT(channels=3, patch_size=4, dim=64, depth=2, heads=4, classes=10)
+        >>> network.grid((32, 32))
+        (8, 8)
+        >>> x_t, t = torch.randn(2, 3, 32, 32), torch.rand(2, 8, 8)  # a level for every patch
+        >>> network(x_t, t, torch.tensor([3, 7])).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(
@@ -139,10 +163,10 @@ class DiT(nn.Module):
     ):
         super().__init__()
         _check_sizes(patch_size, dim, heads, level_patch_size)
-        at_least("channels", channels, 1, "3 for colour")
-        at_least("depth", depth, 1, "12 is usual")
-        at_least("classes", classes, 0, "0 is for networks without labels")
-        at_least("mlp_ratio", mlp_ratio, 0, "4 is usual")
+        at_least("channels", channels, 1, "use 3 for color images")
+        at_least("depth", depth, 1, "use 12, for example")
+        at_least("classes", classes, 0, "use 0 for a network without labels")
+        at_least("mlp_ratio", mlp_ratio, 0, "use 4, for example")
         within("dropout", dropout, 0, 1, "it is a probability")
         if rope and dim // heads % 4:
             raise ValueError(f"dim / heads must be divisible by 4 for rope, got {dim} / {heads}: change heads")
@@ -173,24 +197,24 @@ class DiT(nn.Module):
         self.head = nn.Linear(dim, channels * patch_size**2)
         self.uncertainty_head = nn.Linear(dim, 1) if uncertainty else None
         self._compiled = False
-        self._initialise()
+        self._initialize()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile every block in place, with the arguments of torch.compile: one compilation serves them all.
+        """Compile every block in place, with the arguments of torch.compile; one compilation serves all blocks.
 
-        The rest is little work. The number of distinct levels is rounded up to a power of two from then on, so that it
-        may change from batch to batch.
+        The rest of the network is little work. From then on the number of distinct levels is padded to a power of two,
+        so that it can change from batch to batch without recompilation.
         """
         self._compiled = True
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The level map's grid (gh, gw) for images of (h, w); ValueError if the patches do not divide them."""
+        """Return the level map's grid (gh, gw) for images of (h, w); ValueError if the patches do not divide them."""
         patch = self.level_patch_size or self.patch_size
         if size[0] < patch or size[1] < patch:
             raise ValueError(
-                f"images must be at least one patch large, got {size[0]}x{size[1]} pixels for patches of "
+                f"images must be at least one patch large, got {size[0]}x{size[1]} pixels with patches of "
                 f"{patch}x{patch}: use larger images or a smaller patch_size"
             )
         if size[0] % patch or size[1] % patch:
@@ -209,28 +233,36 @@ class DiT(nn.Module):
         unique: UniqueLevels | None = None,
         kv_cache: KVCache | None = None,
     ) -> Image | tuple[Image, LogVariances]:
-        """The velocity; `unique` spares finding the distinct levels of `t` where the caller knows them.
+        """Predict the velocity of every pixel.
 
-        With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
-        With a `kv_cache` only the tokens of its moving patches are computed, all of them if it names none.
+        Args:
+            x_t: noisy images, (b, c, h, w).
+            t: level map, (b, gh, gw), on the grid of `self.grid` or a coarser one that divides it.
+            label: class of every image; None means "no label".
+            unique: the distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
+            kv_cache: cache of a sampling trajectory: only the tokens of its moving patches are computed.
+
+        Returns:
+            The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
+            the pixels of each patch of the network's level grid.
         """
         if x_t.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
-        check_map((t.shape[1], t.shape[2]), tokens)
+        check_level_grid((t.shape[1], t.shape[2]), tokens)
         conditioning = self._condition(unique or unique_levels(t), tokens, label)
         # The residual stream keeps the weights' precision under autocast, where matrix products round.
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
             x = x + grid_positions(tokens, self.dim, x.device).to(x.dtype)
         if self._compiled:
-            mark_varying(x, [conditioning])
+            mark_dynamic_sizes(x, [conditioning])
         rope = rotations(tokens, self.dim // self.heads, x.device) if self.rope else None
         output = (
-            self._tokens(x, conditioning, rope, repeat(None))
+            self._run_blocks(x, conditioning, rope, repeat(None))
             if kv_cache is None
-            else self._some(x, conditioning, rope, kv_cache, tokens)
+            else self._run_selected(x, conditioning, rope, kv_cache, tokens)
         )
         v = unpatchify(output[:, :, : self.head.out_features], tokens, self.patch_size)
         if self.uncertainty_head is None:
@@ -239,25 +271,25 @@ class DiT(nn.Module):
         return v, mean_logvar(output[:, :, -1].unflatten(1, tokens), side)
 
     def kv_cache(self) -> KVCache:
-        """An empty memory for a walk in which not all patches are computed every time."""
+        """Return an empty KV cache for one sampling trajectory with partial updates."""
         return KVCache()
 
-    def _tokens(
+    def _run_blocks(
         self, x: Tokens, conditioning: Conditioning, rope: Rotations | None, attends: Iterable[Attend | None]
     ) -> Outputs:
-        """Velocities of every token's pixels, and its log-variance where there is a head for it."""
+        """Return the velocity of the pixels of every token, followed by its log-variance if there is a head for it."""
         for block, attend in zip(self.blocks, attends, strict=False):
             if attend is not None:
-                x = block.forward(x, conditioning, rope, attend)  # never compiled: it changes what is remembered
+                x = block.forward(x, conditioning, rope, attend)  # not compiled: it updates the cache in place
             elif self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, conditioning, rope, use_reentrant=False)
             else:
                 x = block(x, conditioning, rope)
         shift, scale = self.final_modulation(conditioning)
-        x = modulated(self.norm(x), shift, scale)
+        x = modulate(self.norm(x), shift, scale)
         return torch.cat([self.head(x), self.uncertainty_head(x)], dim=2) if self.uncertainty_head else self.head(x)
 
-    def _some(
+    def _run_selected(
         self,
         x: Tokens,
         conditioning: Conditioning,
@@ -265,12 +297,12 @@ class DiT(nn.Module):
         kv_cache: KVCache,
         tokens: tuple[int, int],
     ) -> Outputs:
-        """What `_tokens` says of the memory's moving patches, and what it last said of the others."""
-        chosen = kv_cache.chosen(tokens)
-        if chosen is not None:
-            x, conditioning = chosen.of(x), conditioning.at(chosen.index)
-        attends = (partial(kv_cache.attend, block=k, chosen=chosen, rope=rope) for k in range(self.depth))
-        return kv_cache.finish(self._tokens(x, conditioning, rope, attends), chosen)
+        """Return the outputs of all tokens: computed for the cache's moving patches, read from the cache for others."""
+        selected = kv_cache.begin(tokens)
+        if selected is not None:
+            x, conditioning = selected.gather(x), conditioning.gather(selected.index)
+        attends = (partial(kv_cache.attend, block=k, selected=selected, rope=rope) for k in range(self.depth))
+        return kv_cache.finish(self._run_blocks(x, conditioning, rope, attends), selected)
 
     def _condition(self, unique: UniqueLevels, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
         index = token_index(unique, tokens)
@@ -278,15 +310,15 @@ class DiT(nn.Module):
             unique = unique.padded()
         levels = self.level_embedding(unique.values)
         if self.label_embedding is None:
-            refuse_label(label)
+            reject_label(label)
             return Conditioning(F.silu(levels), index, None)
-        labels = self.label_embedding.known(label, len(index))
+        labels = self.label_embedding.embed_or_null(label, len(index))
         if self.joint_labels:
             return _joint(levels, index, labels)
         return Conditioning(F.silu(levels), index, F.silu(labels))
 
-    def _initialise(self) -> None:
-        """DiT's initialisation: Xavier for the blocks, N(0, 0.02) for embeddings, zeros where a block must vanish."""
+    def _initialize(self) -> None:
+        """Initialize as in DiT: Xavier for the blocks, N(0, 0.02) for embeddings, zeros to start as the identity."""
         stays_zero = {module.linear for module in self.modules() if isinstance(module, Modulation)}
         for layer in [self.embed, *self.blocks.modules()]:
             if isinstance(layer, nn.Linear) and layer not in stays_zero:
@@ -304,21 +336,21 @@ class DiT(nn.Module):
 
 
 def patchify(x: Image, patch: int) -> Tokens:
-    """(b, c, h, w) -> (b, tokens, c patch patch), tokens in raster order."""
+    """Split images (b, c, h, w) into tokens (b, tokens, c patch patch), in raster order."""
     b, c, h, w = x.shape
     cells = x.reshape(b, c, h // patch, patch, w // patch, patch)
     return cells.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // patch) * (w // patch), c * patch * patch)
 
 
 def unpatchify(x: Tokens, tokens: tuple[int, int], patch: int) -> Image:
-    """The inverse of `patchify` for a token grid."""
+    """Invert `patchify`, for a grid of tokens."""
     b, _, features = x.shape
     cells = x.reshape(b, *tokens, features // patch**2, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, tokens[0] * patch, tokens[1] * patch)
 
 
 def _joint(levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"]) -> Conditioning:
-    """silu(level + label) for every level of every image, or for every token where these are fewer."""
+    """Return silu(level + label) for every level of every image, or for every token if those are fewer."""
     (b, n), r = index.shape, len(levels)
     image = torch.arange(b, device=index.device)[:, None]
     if r < n:
@@ -329,7 +361,7 @@ def _joint(levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: 
 
 
 class _TanhGelu(nn.GELU):
-    """DiT's GELU; timm's Mlp builds its activation without arguments."""
+    """DiT's GELU with the tanh approximation; a class, since timm's Mlp builds its activation without arguments."""
 
     def __init__(self) -> None:
         super().__init__(approximate="tanh")
@@ -337,11 +369,13 @@ class _TanhGelu(nn.GELU):
 
 def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:
     if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}")
+        raise ValueError(f"patch_size must be at least 1, got {patch_size}: use 2, for example")
     if min(dim, heads) < 1 or dim % heads or dim % 4:
-        raise ValueError(f"dim must be divisible by heads and by 4, got dim {dim} with {heads} heads")
+        raise ValueError(
+            f"dim must be divisible by heads and by 4, got dim {dim} with {heads} heads: change dim or heads"
+        )
     if level_patch_size is not None and (level_patch_size < patch_size or level_patch_size % patch_size):
         raise ValueError(
             f"level_patch_size must be a multiple of patch_size {patch_size}, got {level_patch_size}: "
-            "a level map is as fine as the tokens or coarser"
+            "a level map cannot be finer than the tokens"
         )

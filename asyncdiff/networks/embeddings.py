@@ -1,4 +1,4 @@
-"""Embeddings of levels, positions and labels."""
+"""Embeddings of noise levels, token positions and class labels."""
 
 import math
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from asyncdiff.shapes import Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
-MAX_PERIOD = 10_000.0  # slowest wave of the sinusoids (Vaswani et al., arXiv:1706.03762)
+MAX_PERIOD = 10_000.0  # longest period of the sinusoids (Vaswani et al., arXiv:1706.03762)
 ROPE_BASE = 100.0
 
 
 def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_PERIOD) -> Float[Tensor, "n dim"]:
-    """Cosines and sines of `position` at dim/2 geometric frequencies from 1 to about 1 / max_period."""
+    """Return cosines and sines of `position` at dim/2 geometric frequencies from 1 to about 1 / max_period."""
     half = dim // 2
     frequency = torch.exp(
         -math.log(max_period) / half * torch.arange(half, device=position.device, dtype=position.dtype)
@@ -26,7 +26,7 @@ def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_P
 
 
 def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n dim"]:
-    """Fixed embedding of a token grid in raster order: half of the channels for the row, half for the column."""
+    """Return fixed embeddings of a grid of tokens in raster order: half of the channels by row, half by column."""
     rows, columns = (sinusoids(torch.arange(n, device=device, dtype=torch.float32), dim // 2) for n in grid)
     by_row = rows[:, None].expand(*grid, dim // 2)
     by_column = columns[None].expand(*grid, dim // 2)
@@ -34,22 +34,22 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
 
 
 def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
-    """Sines and cosines by which timm rotates queries and keys, half of the `dim` channels by row, half by column.
+    """Return the sines and cosines that rotate queries and keys in timm: half of the channels by row, half by column.
 
-    Frequencies fall from 1 to about 1/100 radians per token, as for images elsewhere (Heo et al., arXiv:2403.13298).
+    Frequencies fall from 1 to about 1/100 radians per token, as is common for images (Heo et al., arXiv:2403.13298).
     """
     emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_BASE, in_pixels=False, device=device)
     return torch.cat(emb, dim=-1)
 
 
 class LevelEmbedding(nn.Module):
-    """Noise levels in [0, 1] -> `dim` features: sinusoids in float32 and a two-layer network, as in DiT.
+    """Embedding of noise levels in [0, 1] as `dim` features: sinusoids in float32 and a two-layer MLP, as in DiT.
 
     Args:
         dim: number of features.
         frequencies: number of sinusoids.
-        scale: what levels are multiplied by first.
-        max_period: slowest sinusoid.
+        scale: factor of the levels before the sinusoids.
+        max_period: longest period of the sinusoids.
     """
 
     def __init__(self, dim: int, frequencies: int = 256, scale: float = LEVEL_SCALE, max_period: float = MAX_PERIOD):
@@ -61,14 +61,14 @@ class LevelEmbedding(nn.Module):
         self.second = nn.Linear(dim, dim)
 
     def forward(self, levels: Float[Tensor, " r"]) -> Float[Tensor, "r dim"]:
-        """One row per level."""
+        """Return one row of features per level."""
         exact = levels.to(torch.promote_types(levels.dtype, torch.float32))
         waves = sinusoids(self.scale * exact, self.frequencies, self.max_period)
         return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 
 class LabelEmbedding(nn.Module):
-    """Class labels 0 .. classes - 1 -> `dim` features; the label `classes` is the null class, "no label".
+    """Embedding of class labels 0 .. classes - 1 as `dim` features; the label `classes` is the null class, "no label".
 
     Args:
         classes: number of classes, without the null class.
@@ -81,17 +81,19 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Embedding(classes + 1, dim)
 
     def forward(self, label: Labels) -> Float[Tensor, "b dim"]:
-        """One row per image."""
+        """Return one row of features per image."""
         return self.table(label)
 
-    def known(self, label: Labels | None, batch: int) -> Float[Tensor, "b dim"]:
-        """One row per image of the batch, the null class's where no labels are told."""
+    def embed_or_null(self, label: Labels | None, batch: int) -> Float[Tensor, "b dim"]:
+        """Return one row of features per image of the batch, those of the null class if `label` is None."""
         if label is None:
             label = torch.full((batch,), self.classes, device=self.table.weight.device)
         return self(label)
 
 
-def refuse_label(label: Labels | None) -> None:
-    """Raise ValueError for labels that are told to a network without classes."""
+def reject_label(label: Labels | None) -> None:
+    """Raise ValueError if labels are passed to a network without classes."""
     if label is not None:
-        raise ValueError("label needs a network with classes, got labels for classes=0: set network.classes")
+        raise ValueError(
+            "label must be None for a network without classes, got labels for classes=0: set network.classes"
+        )

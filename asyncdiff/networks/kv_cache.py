@@ -1,4 +1,4 @@
-"""What a transformer remembers of tokens that it does not compute: keys and values, and their last outputs."""
+"""KV cache for partial updates: keys, values and last outputs of the tokens that are not computed again."""
 
 from dataclasses import dataclass, field
 
@@ -15,27 +15,27 @@ Tokens = Float[Tensor, "b m dim"]
 
 @dataclass
 class SelectedTokens:
-    """The tokens that are computed: as many for every image as for the one with the most.
+    """Tokens to compute, padded to the same number m for every image.
 
     Attributes:
-        index: their places; images with fewer repeat their first one.
-        valid: False for all tokens of images that compute none.
+        index: token indices; images with fewer than m tokens repeat their first one.
+        valid: False for images in which no token is computed.
     """
 
     index: Int64[Tensor, "b m"]
     valid: Bool[Tensor, " b"]
 
-    def of(self, tokens: Float[Tensor, "b n dim"]) -> Tokens:
-        """The chosen tokens."""
+    def gather(self, tokens: Float[Tensor, "b n dim"]) -> Tokens:
+        """Return the selected tokens."""
         return tokens.gather(1, self.index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
-    def into(self, old: Float[Tensor, "b n dim"], new: Tokens) -> Float[Tensor, "b n dim"]:
-        """`old` with the chosen tokens replaced."""
+    def scatter(self, old: Float[Tensor, "b n dim"], new: Tokens) -> Float[Tensor, "b n dim"]:
+        """Return a copy of `old` with the selected tokens replaced by `new`."""
         index = self.index[:, :, None].expand(-1, -1, old.shape[2])
         return old.scatter(1, index, torch.where(self.valid[:, None, None], new.to(old.dtype), old.gather(1, index)))
 
-    def store(self, state: Float[Tensor, "2 b heads n head_dim"], new: Float[Tensor, "2 b heads m head_dim"]) -> None:
-        """Replace the chosen tokens' keys and values, in place: the others are many."""
+    def update(self, state: Float[Tensor, "2 b heads n head_dim"], new: Float[Tensor, "2 b heads m head_dim"]) -> None:
+        """Replace the keys and values of the selected tokens in place, since they are few among many."""
         index = self.index[None, :, None, :, None].expand(new.shape)
         valid = self.valid[None, :, None, None, None]
         state.scatter_(3, index, torch.where(valid, new.to(state.dtype), state.gather(3, index)))
@@ -43,12 +43,14 @@ class SelectedTokens:
 
 @dataclass
 class KVCache:
-    """The memory of one walk.
+    """KV cache of one sampling trajectory, for a DiT.
+
+    Set `moving` before every evaluation, and pass the cache to the network's `forward`.
 
     Attributes:
         moving: patches to compute; None computes and stores all of them.
-        states: keys, as queries meet them, and values of every block, (2, b, heads, n, head_dim).
-        output: what the network last said of every token.
+        states: keys (normalized and rotated) and values of every block, (2, b, heads, n, head_dim).
+        output: last output of the network for every token.
     """
 
     moving: KnownPatches | None = None
@@ -57,23 +59,26 @@ class KVCache:
 
     @property
     def rows(self) -> int | None:
-        """Number of images remembered, None before the first evaluation."""
+        """Number of images in the cache, None before the first evaluation."""
         return None if self.output is None else len(self.output)
 
-    def narrow(self, rows: Int64[Tensor, " n"]) -> None:
-        """Forget the other images."""
+    def select(self, rows: Int64[Tensor, " n"]) -> None:
+        """Keep only the images `rows`, in place."""
         self.states = [state[:, rows] for state in self.states]
         self.output = None if self.output is None else self.output[rows]
 
-    def chosen(self, tokens: tuple[int, int]) -> SelectedTokens | None:
-        """The tokens of the moving patches, None for all."""
+    def begin(self, tokens: tuple[int, int]) -> SelectedTokens | None:
+        """Begin an evaluation on a grid of tokens: return those of moving patches, or None for all.
+
+        If all tokens are to be computed, the cached keys and values are dropped.
+        """
         if self.moving is None:
             self.states = []
             return None
         moving = upsampled_to(self.moving, tokens, "moving").flatten(1)
         counts = moving.sum(1)
         most = max(int(counts.max()), 1)
-        # A stable sort puts an image's moving tokens first, in reading order.
+        # A stable sort puts the moving tokens of an image first, in raster order.
         order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
         place = torch.arange(most, device=order.device).expand_as(order)
         return SelectedTokens(torch.where(place < counts[:, None], order, order[:, :1]), counts > 0)
@@ -83,27 +88,38 @@ class KVCache:
         attention: Attention | AttentionRope,
         x: Tokens,
         block: int,
-        chosen: SelectedTokens | None,
+        selected: SelectedTokens | None,
         rope: Float[Tensor, "all_tokens two_head_dim"] | None = None,
     ) -> Tokens:
-        """timm's attention of the chosen tokens to all, whose keys and values are brought up to date by theirs."""
+        """Compute timm's attention of the selected tokens to all tokens, and update the cache.
+
+        Args:
+            attention: the attention layer of the block.
+            x: features of the selected tokens.
+            block: index of the block.
+            selected: the selected tokens, None if `x` holds all tokens.
+            rope: rotations of all tokens, None without rotary position embedding.
+
+        Returns:
+            Output of the attention layer for the selected tokens.
+        """
         q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = attention.q_norm(q), attention.k_norm(k)
         if rope is not None:
-            at = rope if chosen is None else rope[chosen.index][:, None]
+            at = rope if selected is None else rope[selected.index][:, None]
             q, k = apply_rot_embed_cat(q, at).type_as(v), apply_rot_embed_cat(k, at).type_as(v)
-        if chosen is None:
+        if selected is None:
             self.states.append(torch.stack([k, v]))
         else:
-            chosen.store(self.states[block], torch.stack([k, v]))
+            selected.update(self.states[block], torch.stack([k, v]))
         k, v = self.states[block].to(q.dtype)
         result = F.scaled_dot_product_attention(q, k, v)
         return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))
 
     def finish(
-        self, output: Float[Tensor, "b m features"], chosen: SelectedTokens | None
+        self, output: Float[Tensor, "b m features"], selected: SelectedTokens | None
     ) -> Float[Tensor, "b n features"]:
-        """The outputs of all tokens: the fresh ones, and what was last said of the others."""
-        assert chosen is None or self.output is not None, "the first evaluation is of all tokens"
-        self.output = output if chosen is None or self.output is None else chosen.into(self.output, output)
+        """Finish an evaluation: return the outputs of all tokens, with `output` in place of the selected ones'."""
+        assert selected is None or self.output is not None, "the first evaluation is of all tokens"
+        self.output = output if selected is None or self.output is None else selected.scatter(self.output, output)
         return self.output

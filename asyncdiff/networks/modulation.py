@@ -1,11 +1,14 @@
-"""Shift, scale and gate of every place from a level map, at the cost of scalar conditioning.
+"""Modulation: shift, scale and gate of every token from a level map, at the cost of scalar conditioning.
 
-A modulation depends on a place through its level alone. It is computed once per distinct level, and what is gathered
-from that table is made again in the backward pass: nothing with `count` vectors per place is ever kept. Both are exact.
+Tokens here are the tokens of a DiT, or the pixels of a U-Net at one resolution.
 
-Labels would multiply the distinct conditionings by the classes. They enter after the nonlinearity instead,
-silu(level) + silu(label), as one more row per image; or before it, silu(level + label) as in DiT, at one row per level
-of every image.
+The modulation of a token depends on its level only. It is computed once per distinct level and gathered from that
+table; the gathered vectors are recomputed in the backward pass, so that the `count` vectors per token are never stored.
+Both are exact.
+
+Labels would multiply the number of distinct conditionings by the number of classes. They are therefore added after the
+nonlinearity, silu(level) + silu(label), as one more row per image; or before it, silu(level + label) as in DiT, with
+one row per level of every image.
 """
 
 from collections.abc import Sequence
@@ -18,36 +21,37 @@ from torch import Tensor, nn
 
 from asyncdiff.shapes import UniqueLevels
 
-Places = Float[Tensor, "b n dim"]
+Tokens = Float[Tensor, "b n dim"]  # tokens of a DiT, or pixels of a U-Net
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What modulates a batch of places: tokens, or pixels of some resolution.
+    """Conditioning of a batch of tokens by their levels and labels, as a table of distinct conditionings.
 
     Attributes:
         levels: features of the r distinct conditionings, after the nonlinearity.
-        index: which of them each place has; one column where all places of an image share theirs.
-        label: features of each image's label, after the nonlinearity; None where there are none, or `levels` has them.
+        index: row of `levels` for every token; a single column if all tokens of an image share one.
+        label: features of the label of every image, after the nonlinearity; None without labels, or if `levels`
+            includes them.
     """
 
     levels: Float[Tensor, "r dim"]
     index: Int64[Tensor, "b n"]
     label: Float[Tensor, "b dim"] | None
 
-    def at(self, places: Int64[Tensor, "b m"]) -> "Conditioning":
-        """Of some places."""
-        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, places))
+    def gather(self, tokens: Int64[Tensor, "b m"]) -> "Conditioning":
+        """Return the conditioning of the tokens with these indices."""
+        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, tokens))
 
 
 @dataclass(frozen=True)
-class Rows:
-    """One vector per place, as the table of its distinct values.
+class IndexedVectors:
+    """One vector per token, stored as a table of distinct vectors and an index.
 
     Attributes:
-        table: the values of the r distinct conditionings.
-        index: which of them each place has; one column where all places of an image share theirs.
-        label: what the label adds to all places of its image, None for nothing.
+        table: vectors of the r distinct conditionings.
+        index: row of `table` for every token; a single column if all tokens of an image share one.
+        label: vector that the label adds to all tokens of its image, None for nothing.
     """
 
     table: Float[Tensor, "r dim"]
@@ -56,16 +60,16 @@ class Rows:
 
     @property
     def shared(self) -> bool:
-        """Whether all places of an image have the same vector."""
+        """Whether all tokens of an image have the same vector."""
         return self.index.shape[1] == 1
 
-    def gathered(self) -> Places:
-        """The vectors of all places, one column where they are shared."""
-        return _gathered(self.table, self.index, self.label)
+    def gather(self) -> Tokens:
+        """Return the vectors of all tokens, as a single column if they are shared."""
+        return _gather(self.table, self.index, self.label)
 
 
 class Modulation(nn.Module):
-    """`count` vectors of size `dim` per place, linear in the conditioning, zero at initialisation (adaLN-zero, DiT).
+    """Linear layer from the conditioning to `count` vectors of size `dim` per token, initialized to zero (adaLN-zero).
 
     Args:
         dim: size of the vectors.
@@ -80,61 +84,62 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, conditioning: Conditioning) -> tuple[Rows, ...]:
-        """`count` vectors per place."""
+    def forward(self, conditioning: Conditioning) -> tuple[IndexedVectors, ...]:
+        """Return `count` vectors per token."""
         tables = self.linear(conditioning.levels).chunk(self.count, dim=1)
         labels: tuple[Tensor | None, ...] = (None,) * self.count
         if conditioning.label is not None:
             labels = nn.functional.linear(conditioning.label, self.linear.weight).chunk(self.count, dim=1)
-        return tuple(Rows(t, conditioning.index, y) for t, y in zip(tables, labels, strict=True))
+        return tuple(IndexedVectors(t, conditioning.index, y) for t, y in zip(tables, labels, strict=True))
 
 
-def modulated(x: Places, shift: Rows, scale: Rows) -> Places:
-    """x (1 + scale) + shift, in the precision of the modulation: what autocast would round to in the next product.
+def modulate(x: Tokens, shift: IndexedVectors, scale: IndexedVectors) -> Tokens:
+    """Return x (1 + scale) + shift, in the precision of the modulation.
 
-    `x` is rounded to it first, so that nothing in full precision is kept for the backward.
+    That is the precision to which autocast would round for the next matrix product. `x` is rounded to it first, so that
+    nothing in full precision is stored for the backward pass.
     """
     x = x.to(scale.table.dtype)
     if scale.shared:
-        return x * (1 + scale.gathered()) + shift.gathered()
+        return x * (1 + scale.gather()) + shift.gather()
     result: Tensor = _Modulate.apply(x, shift.table, scale.table, shift.label, scale.label, scale.index)
     return result
 
 
-def gated(x: Places, gate: Rows, change: Places) -> Places:
-    """x + gate change, in the precision of `x`."""
+def add_gated(x: Tokens, gate: IndexedVectors, change: Tokens) -> Tokens:
+    """Return x + gate change, in the precision of `x`."""
     if gate.shared:
-        return x + gate.gathered() * change
+        return x + gate.gather() * change
     result: Tensor = _Gate.apply(x, gate.table, gate.label, change, gate.index)
     return result
 
 
-def mark_varying(x: Tensor, conditionings: Sequence[Conditioning]) -> None:
-    """Tell what is compiled for these which sizes vary, or it would be compiled for each and soon no more.
+def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None:
+    """Mark dynamic sizes for torch.compile, which would otherwise recompile for each and soon give up.
 
-    The number of levels does, and, but for training, the number of images, `x`'s first axis.
+    The number of levels is dynamic, and, except in training, the number of images, the first axis of `x`.
     """
-    varying = [each.levels for each in conditionings]
+    dynamic = [each.levels for each in conditionings]
     if not torch.is_grad_enabled():
-        varying += [x, *(each.index for each in conditionings)]
-        varying += [each.label for each in conditionings if each.label is not None]
-    for tensor in varying:
+        dynamic += [x, *(each.index for each in conditionings)]
+        dynamic += [each.label for each in conditionings if each.label is not None]
+    for tensor in dynamic:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def check_map(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
+def check_level_grid(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
     """Raise ValueError unless a level map of `grid` gives every token one level."""
     if tokens[0] % grid[0] or tokens[1] % grid[1]:
         raise ValueError(
             f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {grid[0]}x{grid[1]}: "
-            "give one level per token or per block of tokens"
+            "use one level per token or per block of tokens"
         )
 
 
 def token_index(unique: UniqueLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
-    """The level index of every token in raster order, from a level map as coarse as the token grid or coarser."""
+    """Return the level index of every token in raster order, from a level map on the token grid or a coarser one."""
     b, gh, gw = unique.index.shape
-    check_map((gh, gw), tokens)
+    check_level_grid((gh, gw), tokens)
     if gh == gw == 1:
         return unique.index.reshape(b, 1)
     cells = unique.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)
@@ -142,7 +147,7 @@ def token_index(unique: UniqueLevels, tokens: tuple[int, int]) -> Int64[Tensor, 
 
 
 class _Modulate(torch.autograd.Function):
-    """y = x (1 + scale) + shift, which keeps x, the tables and the index, and gathers once more in the backward."""
+    """y = x (1 + scale) + shift; stores only x, the tables and the index, and gathers again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -155,45 +160,45 @@ class _Modulate(torch.autograd.Function):
         index: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, label_scale, index)
-        factor = _gathered(scale, index, label_scale).add_(1)
-        return torch.addcmul(_gathered(shift, index, label_shift), x, factor)
+        factor = _gather(scale, index, label_scale).add_(1)
+        return torch.addcmul(_gather(shift, index, label_shift), x, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, label_scale, index = ctx.saved_tensors
         (grad,) = grads
-        grad_x = (_gathered(scale, index, label_scale).add_(1) * grad).to(x.dtype)
-        grad_shift, by_image_shift = _scattered(grad, scale, label_scale, index)
-        grad_scale, by_image_scale = _scattered(grad * x, scale, label_scale, index)
+        grad_x = (_gather(scale, index, label_scale).add_(1) * grad).to(x.dtype)
+        grad_shift, by_image_shift = _scatter_sum(grad, scale, label_scale, index)
+        grad_scale, by_image_scale = _scatter_sum(grad * x, scale, label_scale, index)
         return grad_x, grad_shift, grad_scale, by_image_shift, by_image_scale, None
 
 
 class _Gate(torch.autograd.Function):
-    """y = x + gate change, which keeps the change, the table and the index."""
+    """y = x + gate change; stores only the change, the table and the index."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, label: Tensor | None, change: Tensor, index: Tensor) -> Tensor:
         ctx.save_for_backward(gate, label, change, index)
-        return torch.addcmul(x, _gathered(gate, index, label), change)
+        return torch.addcmul(x, _gather(gate, index, label), change)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gate, label, change, index = ctx.saved_tensors
         (grad,) = grads
-        rounded = grad.to(change.dtype)  # as autocast would for the product that made the change
-        grad_change = (_gathered(gate, index, label) * rounded).to(change.dtype)
-        grad_gate, by_image = _scattered(rounded * change, gate, label, index)
+        rounded = grad.to(change.dtype)  # as autocast would for the product that computed the change
+        grad_change = (_gather(gate, index, label) * rounded).to(change.dtype)
+        grad_gate, by_image = _scatter_sum(rounded * change, gate, label, index)
         return grad, grad_gate, by_image, grad_change, None
 
 
-def _gathered(table: Tensor, index: Tensor, label: Tensor | None) -> Tensor:
-    """(b, n, dim): the table's rows at `index`, and the label's row of each image."""
-    rows = table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
-    return rows if label is None else rows.add_(label[:, None])
+def _gather(table: Tensor, index: Tensor, label: Tensor | None) -> Tensor:
+    """Return (b, n, dim): the rows of the table at `index`, plus the row of each image's label."""
+    vectors = table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+    return vectors if label is None else vectors.add_(label[:, None])
 
 
-def _scattered(grad: Tensor, table: Tensor, label: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the table and of the label's rows: sums over the places that have them, in float32 at least."""
+def _scatter_sum(grad: Tensor, table: Tensor, label: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of the table and the label rows: sums over their tokens, in at least float32."""
     exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
     dim = table.shape[1]
     rows = index.reshape(-1, 1).expand(-1, dim)

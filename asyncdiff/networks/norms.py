@@ -1,4 +1,7 @@
-"""Norms in the precision of what comes in: autocast would have them return float32 on CUDA, which then is kept."""
+"""Normalization layers that return the precision of their input.
+
+On CUDA, autocast would have them return float32, which would then be stored for the backward pass.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -8,13 +11,13 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.RMSNorm):
-    """PyTorch's; its sums are float32 all the same, and its gain follows the precision of the input.
+    """PyTorch's RMSNorm in the precision of the input; sums are still accumulated in float32.
 
     Args:
         dim: size of the last axis, over which the root mean square is taken.
-        eps: added to the mean square.
-        device: of the gain.
-        dtype: of the gain.
+        eps: number added to the mean square.
+        device: device of the gain.
+        dtype: floating type of the gain.
     """
 
     def __init__(
@@ -23,20 +26,18 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` divided by the root mean square over its last axis, times a gain per channel."""
-        with _as_it_comes(x.device):
+        with _without_autocast(x.device):
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class GroupNorm(nn.GroupNorm):
-    """PyTorch's, whose gain and bias follow the precision of the input."""
+    """PyTorch's GroupNorm in the precision of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with mean 0 and variance 1 over every group of channels, times a gain, plus a bias."""
-        with _as_it_comes(x.device):
+        with _without_autocast(x.device):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
-def _as_it_comes(device: torch.device) -> AbstractContextManager:
-    """Without autocast; the meta device, on which operations are counted, has none."""
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    """Disable autocast; the meta device, on which operations are counted, has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

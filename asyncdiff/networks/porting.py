@@ -1,15 +1,17 @@
-"""Weights of DiT (arXiv:2212.09748) and SiT (arXiv:2401.08740) as weights of our DiT: one level is one time step.
+"""Port weights of DiT (arXiv:2212.09748) and SiT (arXiv:2401.08740) to `asyncdiff.networks.DiT`.
 
-The networks compute the same in other conventions. Each is taken up by the weights, exactly:
+A noise level takes the role of the time step.
 
-| | theirs | ours | taken up by |
+The networks compute the same function in different conventions. Each difference is absorbed by the weights, exactly:
+
+| | original | asyncdiff | absorbed by |
 |---|---|---|---|
 | positions | sin column, cos column, sin row, cos row | cos row, sin row, cos column, ... | the order of channels |
 | a token's pixels | row, column, channel | channel, row, column | the order of the head's rows |
-| time | a line in our t | `level_scale` times t | a rotation of the first layer's sines and cosines |
+| time | linear in t | `level_scale` times t | a rotation of the first layer's sines and cosines |
 | output | the noise, or image minus noise | the same, or noise minus image | the sign of the head |
 
-Channels may have any order between the first layer and the head: LayerNorm without weights does not see it.
+The order of channels between the first layer and the head is free: LayerNorm without weights does not depend on it.
 """
 
 import math
@@ -25,21 +27,21 @@ from asyncdiff.networks.embeddings import MAX_PERIOD, grid_positions
 
 Weights = dict[str, Tensor]
 
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of S, B, L and XL by width: the weights do not tell
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of S, B, L and XL by width: the weights do not contain it
 FREQUENCIES = 256
-ROUNDING = 4e-3  # of stored positions, as bfloat16 leaves them; learned ones are off by far more
-NAMED = 3  # names in an error
+ROUNDING = 4e-3  # of positions stored in bfloat16; learned positions differ by far more
+NAMED = 3  # weights named in an error message
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What the weights of a network do not tell.
+    """Conventions of a checkpoint that its weights do not contain.
 
     Attributes:
-        slope: the network is told the time `slope` t + `offset`.
-        offset: see `slope`.
-        sign: of its output against the target's.
-        period: slowest wave of the time's embedding.
+        slope: slope of the time that the network takes, `slope` t + `offset`.
+        offset: time of the network at t = 0.
+        sign: sign of the network's output relative to the target.
+        period: longest period of the time embedding.
     """
 
     slope: float
@@ -53,13 +55,13 @@ SIT = Convention(-1.0, 1.0, sign=-1)  # time 1 is the image, the velocity leads 
 
 
 @dataclass(frozen=True)
-class Ported:
-    """A network in our conventions.
+class PortedNetwork:
+    """Result of porting a checkpoint.
 
     Attributes:
-        network: our DiT.
-        image_size: side of the images that it was trained on.
-        dropped: output channels that were left out, those of the learned sigma.
+        network: the DiT with the ported weights.
+        image_size: side of the images that the network was trained on.
+        dropped: number of output channels that were dropped, those of the learned sigma.
     """
 
     network: DiT
@@ -69,7 +71,7 @@ class Ported:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What the shapes of the authors' weights tell."""
+    """Sizes of a network, read from the shapes of the authors' weights."""
 
     channels: int
     patch: int
@@ -93,7 +95,7 @@ class _Sizes:
         )
 
     def layers(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every linear layer of the authors' with the shape of its weight."""
+        """Yield the name and weight shape of every linear layer, by the authors' names."""
         d = self.dim
         yield "x_embedder.proj", (d, self.channels, self.patch, self.patch)
         yield "t_embedder.mlp.0", (d, FREQUENCIES)
@@ -108,27 +110,30 @@ class _Sizes:
         yield "final_layer.linear", (self.patch**2 * self.outputs, d)
 
 
-def is_authors(weights: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of DiT's and SiT's authors."""
+def has_original_names(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the weights are named as in the code of DiT's and SiT's authors."""
     return "x_embedder.proj.weight" in weights and "blocks.0.adaLN_modulation.1.weight" in weights
 
 
-def ported(
+def port_weights(
     weights: Weights, convention: Convention, *, heads: int | None = None, image_size: int | None = None
-) -> Ported:
-    """Our network with the authors' weights, in their precision but no lower than float32.
+) -> PortedNetwork:
+    """Build a DiT with the authors' weights, in their precision but at least float32.
 
     Args:
-        weights: by the authors' names, as `asyncdiff.networks.diffusers_keys` gives them, too.
-        convention: `DIT`, `SIT`, or one of one's own.
-        heads: of the attention; by default those of the official size of this width.
-        image_size: where the weights hold no positions that tell it.
+        weights: weights by the authors' names; `asyncdiff.networks.diffusers_keys` renames those of diffusers.
+        convention: `DIT`, `SIT`, or a custom one.
+        heads: number of attention heads; by default that of the official size of this width.
+        image_size: side of the images; needed if the weights contain no position embedding.
+
+    Returns:
+        The network, its image size and the number of dropped output channels.
     """
     sizes = _Sizes.of(weights)
     _check(weights, sizes)
     if heads is None and sizes.dim not in HEADS:
-        raise ValueError(f"heads must be given for a width of {sizes.dim}, which is no official size: add --heads")
-    with torch.device("meta"):  # its own weights would be thrown away
+        raise ValueError(f"heads must be given for a width of {sizes.dim}, which is not an official size: add --heads")
+    with torch.device("meta"):  # its initial weights would be thrown away
         network = DiT(
             channels=sizes.channels,
             patch_size=sizes.patch,
@@ -142,8 +147,8 @@ def ported(
             level_period=convention.period,
         )
     exact = {name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in weights.items()}
-    network.load_state_dict(dict(_ours(exact, sizes, convention)), assign=True)
-    return Ported(network, _image_size(weights, sizes, image_size), sizes.outputs - sizes.channels)
+    network.load_state_dict(dict(_converted(exact, sizes, convention)), assign=True)
+    return PortedNetwork(network, _image_size(weights, sizes, image_size), sizes.outputs - sizes.channels)
 
 
 def _shape(weights: Weights, name: str, axes: int) -> tuple[int, ...]:
@@ -155,19 +160,19 @@ def _shape(weights: Weights, name: str, axes: int) -> tuple[int, ...]:
 
 
 def _check(weights: Weights, sizes: _Sizes) -> None:
-    """Raise ValueError unless there is every weight of these sizes, and no other."""
+    """Raise ValueError unless the weights are exactly those of a DiT of these sizes."""
     expected: dict[str, tuple[int, ...]] = {"y_embedder.embedding_table.weight": (sizes.classes + 1, sizes.dim)}
     for layer, shape in sizes.layers():
         expected |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
     if missing := [name for name in expected if name not in weights]:
-        raise ValueError(f"weights must be complete, got none called {_some(missing)}: is the file whole?")
+        raise ValueError(f"weights must be complete, got none called {_listed(missing)}: is the file complete?")
     if foreign := [name for name in weights if name not in expected and name != "pos_embed"]:
-        raise ValueError(f"weights must be those of a plain DiT, got also {_some(foreign)}: another architecture?")
+        raise ValueError(f"weights must be those of a plain DiT, got also {_listed(foreign)}: another architecture?")
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise ValueError(
-                f"weights must fit each other, got {tuple(weights[name].shape)} for {name}, which the others want to "
-                f"be {shape}: another architecture?"
+                f"weights must fit each other, got {tuple(weights[name].shape)} for {name}, which must be {shape} by "
+                "the others: another architecture?"
             )
     if sizes.outputs not in (sizes.channels, 2 * sizes.channels):
         raise ValueError(
@@ -176,34 +181,34 @@ def _check(weights: Weights, sizes: _Sizes) -> None:
         )
 
 
-def _image_size(weights: Weights, sizes: _Sizes, given: int | None) -> int:
-    """Side of the images: what the stored positions are for, or what was given where there are none."""
+def _image_size(weights: Weights, sizes: _Sizes, image_size: int | None) -> int:
+    """Return the side of the images, from the stored positions or, without them, from the argument."""
     if "pos_embed" not in weights:
-        if given is None:
-            raise ValueError("image_size must be given, as the weights hold no positions: add --image_size")
-        return given
+        if image_size is None:
+            raise ValueError("image_size must be given, as the weights contain no positions: add --image_size")
+        return image_size
     stored = weights["pos_embed"]
     side = math.isqrt(stored.numel() // sizes.dim)
-    usual = grid_positions((side, side), sizes.dim, stored.device)
-    if stored.numel() != usual.numel():
+    expected = grid_positions((side, side), sizes.dim, stored.device)
+    if stored.numel() != expected.numel():
         raise ValueError(f"pos_embed must be for a square of tokens, got the shape {tuple(stored.shape)}")
-    theirs = stored.reshape(usual.shape)[:, _order(sizes.dim)]
-    if not (theirs.float() - usual).abs().amax() < ROUNDING:
+    reordered = stored.reshape(expected.shape)[:, _order(sizes.dim)]
+    if not (reordered.float() - expected).abs().amax() < ROUNDING:
         raise ValueError("pos_embed must hold DiT's sines and cosines, got others: learned positions cannot be ported")
-    if given is not None and given != side * sizes.patch:
+    if image_size is not None and image_size != side * sizes.patch:
         raise ValueError(
-            f"image_size must be {side * sizes.patch}, as the positions in the weights are for, got {given}: leave it "
-            "out"
+            f"image_size must be {side * sizes.patch}, the size of the positions in the weights, got {image_size}: "
+            "leave it out"
         )
     return side * sizes.patch
 
 
-def _ours(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of ours."""
+def _converted(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and value of every weight of `asyncdiff.networks.DiT`."""
     order = _order(sizes.dim)
     yield "embed.weight", w["x_embedder.proj.weight"].flatten(1)[order]
     yield "embed.bias", w["x_embedder.proj.bias"][order]
-    yield "level_embedding.first.weight", _retimed(w["t_embedder.mlp.0.weight"], convention)
+    yield "level_embedding.first.weight", _rotate_time(w["t_embedder.mlp.0.weight"], convention)
     yield "level_embedding.first.bias", w["t_embedder.mlp.0.bias"]
     yield "level_embedding.second.weight", w["t_embedder.mlp.2.weight"]
     yield "level_embedding.second.bias", w["t_embedder.mlp.2.bias"]
@@ -217,31 +222,31 @@ def _ours(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[s
         for kind in ("weight", "bias"):
             yield f"{at}.attention.proj.{kind}", w[f"{at}.attn.proj.{kind}"][order]
             yield f"{at}.mlp.fc2.{kind}", w[f"{at}.mlp.fc2.{kind}"][order]
-            yield f"{at}.modulation.linear.{kind}", _chunked(w[f"{at}.adaLN_modulation.1.{kind}"], 6, order)
+            yield f"{at}.modulation.linear.{kind}", _reorder_chunks(w[f"{at}.adaLN_modulation.1.{kind}"], 6, order)
     for kind in ("weight", "bias"):
-        yield f"final_modulation.linear.{kind}", _chunked(w[f"final_layer.adaLN_modulation.1.{kind}"], 2, order)
+        yield f"final_modulation.linear.{kind}", _reorder_chunks(w[f"final_layer.adaLN_modulation.1.{kind}"], 2, order)
         yield f"head.{kind}", convention.sign * _head(w[f"final_layer.linear.{kind}"], sizes, order)
 
 
 def _order(dim: int) -> Tensor:
-    """The channel of theirs that is each of ours: their quarters are sin column, cos column, sin row, cos row."""
+    """Return the original index of each channel; the original quarters are sin column, cos column, sin row, cos row."""
     return torch.arange(dim).reshape(4, -1).flip(0).flatten()
 
 
-def _chunked(rows: Tensor, count: int, order: Tensor) -> Tensor:
-    """Rows of `count` vectors of channels, every vector in our order."""
+def _reorder_chunks(rows: Tensor, count: int, order: Tensor) -> Tensor:
+    """Reorder the channels of each of `count` vectors that are stacked along the rows."""
     return rows.unflatten(0, (count, -1))[:, order].flatten(0, 1)
 
 
 def _head(rows: Tensor, sizes: _Sizes, order: Tensor) -> Tensor:
-    """The head's weight or bias: pixels channel first, without those of sigma, which are the later channels."""
+    """Convert the head's weight or bias: channel before row and column, without the last channels, those of sigma."""
     cells = rows.unflatten(0, (sizes.patch, sizes.patch, sizes.outputs))[:, :, : sizes.channels]
-    ours = cells.movedim(2, 0).flatten(0, 2)
-    return ours[:, order] if ours.ndim == 2 else ours
+    converted = cells.movedim(2, 0).flatten(0, 2)
+    return converted[:, order] if converted.ndim == 2 else converted
 
 
-def _retimed(weight: Tensor, convention: Convention) -> Tensor:
-    """The first layer on sines and cosines of |slope| t instead of slope t + offset."""
+def _rotate_time(weight: Tensor, convention: Convention) -> Tensor:
+    """Convert the first layer to sines and cosines of |slope| t instead of slope t + offset."""
     exact = weight.double()
     cosine, sine = exact.chunk(2, dim=1)
     half = FREQUENCIES // 2
@@ -252,11 +257,12 @@ def _retimed(weight: Tensor, convention: Convention) -> Tensor:
 
 
 def _ratio(hidden: int, dim: int) -> float:
-    """A number by which `dim` becomes `hidden`, rounded down."""
+    """Return an `mlp_ratio` with int(dim * mlp_ratio) == hidden."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
+    """List the first names, and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

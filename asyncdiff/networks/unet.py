@@ -9,36 +9,50 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, refuse_label
+from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, reject_label
 from asyncdiff.networks.logvar_pooling import mean_logvar
-from asyncdiff.networks.modulation import Conditioning, Modulation, mark_varying
-from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, conditioning
+from asyncdiff.networks.modulation import Conditioning, Modulation, mark_dynamic_sizes
+from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, pixel_conditioning
 from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, check_grid, unique_levels
 
-LogVariances = Float[Tensor, "b lh lw"]  # the network's grid, also where its level map is coarser
+LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
 
 
 class UNet(nn.Module):
-    """Velocity of every pixel from a noisy image and the level of every patch.
+    """U-Net with one noise level per patch: predicts the velocity of every pixel.
 
-    Level k works at 1 / 2^k of the image's resolution. Patches of the level map may be as small as a pixel: at a
-    resolution coarser than the map, a pixel has the mean of the features of the levels that it covers.
+    The U-Net of DDPM (arXiv:2006.11239) and ADM (arXiv:2105.05233) with spatial FiLM: every pixel gets a shift and
+    scale from its own noise level. Use it for small patches of the level map, down to one pixel; `DiT` can do partial
+    updates. At a resolution coarser than the level map, a pixel gets the mean of the features of the noise levels that
+    it covers.
+
+    The resolutions of a U-Net are called levels, too: in `multipliers`, `blocks`, `attention` and `dropout`, level k
+    works at 1 / 2^k of the image's resolution.
 
     Args:
-        channels: channels of the image.
+        channels: number of channels of the image.
         width: base number of channels, multiplied by `multipliers`; the conditioning has four times as many features.
-        multipliers: channels of every level relative to `width`, the finest level first.
+        multipliers: number of channels of every level relative to `width`.
         blocks: residual blocks of every level on the way down, one more on the way up.
-        middle_blocks: residual blocks between the two ways, at the coarsest resolution.
-        attention: levels whose blocks are followed by attention, 0 the finest.
+        middle_blocks: residual blocks between the way down and the way up, at the coarsest level.
+        attention: levels whose blocks are followed by attention.
         middle_attention: whether there is attention between the middle blocks.
-        head_dim: channels of an attention head; divides those of the levels with attention.
-        dropout: probability inside residual blocks: one number, or one for every level (the middle has the last).
-        groups: groups of GroupNorm, which sees all of the image; None for a norm of every pixel by itself.
-        classes: number of labels, 0 for an unconditional network; the label `classes` means "no label".
-        level_patch_size: side of a patch of the level map in pixels; a multiple of 2^(levels - 1) or a divisor of it.
-        uncertainty: also predict how far off the velocity of each patch is, see `forward`.
-        checkpointing: compute every block once more in the backward pass instead of keeping what is inside it.
+        head_dim: channels of an attention head; divides the channels of the levels with attention.
+        dropout: dropout probability inside residual blocks: one number, or one for every level (the middle blocks use
+            the last).
+        groups: number of groups of GroupNorm, whose statistics mix all pixels; None to normalize every pixel by itself.
+        classes: number of class labels, 0 for an unconditional network; the label `classes` means "no label".
+        level_patch_size: side of a patch of the level map in pixels; a multiple or a divisor of 2^(levels - 1).
+        uncertainty: whether to also predict the error of the velocity of each patch, see `forward`.
+        checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
+
+    Example:
+        >>> network = UNet(channels=3, width=8, multipliers=(1, 2), attention=(1,), head_dim=8, level_patch_size=4)
+        >>> network.grid((32, 32))
+        (8, 8)
+        >>> x_t, t = torch.randn(2, 3, 32, 32), torch.rand(2, 8, 8)  # a level for every patch
+        >>> network(x_t, t).shape
+        torch.Size([2, 3, 32, 32])
     """
 
     def __init__(
@@ -92,20 +106,20 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(finest, channels, 3, padding=1)
         self.uncertainty_head = nn.Conv2d(finest, 1, 3, padding=1) if uncertainty else None
         self._compiled = False
-        self._initialise()
+        self._initialize()
         self.to(memory_format=torch.channels_last)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile all but embeddings and heads in place, with the arguments of torch.compile.
+        """Compile everything except embeddings and heads in place, with the arguments of torch.compile.
 
-        The number of distinct levels is rounded up to a power of two from then on, so that it may change from batch to
-        batch.
+        From then on the number of distinct noise levels is padded to a power of two, so that it can change from batch
+        to batch without recompilation.
         """
         self._compiled = True
         self.trunk.compile(*args, **kwargs)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The level map's grid (gh, gw) for images of (h, w); ValueError if they cannot be halved or divided so."""
+        """Return the level map's grid (gh, gw) for images of (h, w); ValueError for sizes that do not fit."""
         side = max(self.level_patch_size, self._coarsest)
         if size[0] % side or size[1] % side:
             raise ValueError(
@@ -118,9 +132,18 @@ class UNet(nn.Module):
     def forward(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Image | tuple[Image, LogVariances]:
-        """The velocity; `unique` spares finding the distinct levels of `t` where the caller knows them.
+        """Predict the velocity of every pixel.
 
-        With `uncertainty` also the log-variance of its error, the mean over the pixels of each patch of the level map.
+        Args:
+            x_t: noisy images, (b, c, h, w).
+            t: level map, (b, gh, gw), on the grid of `self.grid` or another one whose patches nest with the pixels of
+                all resolutions.
+            label: class of every image; None means "no label".
+            unique: the distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
+
+        Returns:
+            The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
+            the pixels of each patch of the network's level grid.
         """
         if x_t.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
@@ -131,7 +154,7 @@ class UNet(nn.Module):
         # The residual stream keeps the weights' precision under autocast, where convolutions round.
         x = x_t.to(self.head.weight.dtype, memory_format=torch.channels_last)
         if self._compiled:
-            mark_varying(x, conditionings)
+            mark_dynamic_sizes(x, conditionings)
         features = self.trunk(x, conditionings)
         v = self.head(features).contiguous()
         if self.uncertainty_head is None:
@@ -140,46 +163,46 @@ class UNet(nn.Module):
 
     @property
     def _coarsest(self) -> int:
-        """Side of a pixel of the last level in pixels of the image."""
+        """Side of a pixel at the coarsest resolution, in pixels of the image."""
         return 2 ** (len(self.multipliers) - 1)
 
     def _heads(self) -> list[int]:
-        """Attention heads of every level, and of the middle."""
+        """Return the number of attention heads of every resolution, and of the middle; 0 for no attention."""
         attends = [level in self.attention for level in range(len(self.multipliers))]
         widths = [self.width * m for m in self.multipliers]
         pairs = zip([*widths, widths[-1]], [*attends, self.middle_attention], strict=True)
         return [width // self.head_dim if attends else 0 for width, attends in pairs]
 
     def _dropouts(self) -> list[float]:
-        """The dropout of every level."""
+        """Return the dropout probability of every resolution."""
         return list(self.dropout) if isinstance(self.dropout, tuple) else [self.dropout] * len(self.multipliers)
 
     def _condition(self, unique: UniqueLevels, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
-        """What modulates the pixels of every level."""
+        """Return the conditioning of the pixels of every resolution."""
         if self._compiled:
             unique = unique.padded()
         levels = F.silu(self.level_embedding(unique.values))
         labels = None
         if self.label_embedding is None:
-            refuse_label(label)
+            reject_label(label)
         else:
-            labels = F.silu(self.label_embedding.known(label, len(unique.index)))
+            labels = F.silu(self.label_embedding.embed_or_null(label, len(unique.index)))
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
-        return [conditioning(levels, unique.index, labels, at) for at in sizes]
+        return [pixel_conditioning(levels, unique.index, labels, at) for at in sizes]
 
-    def _initialise(self) -> None:
-        """Xavier's, N(0, 0.02) for labels, and zeros where a branch must vanish: at first the velocity is zero."""
+    def _initialize(self) -> None:
+        """Initialize with Xavier, N(0, 0.02) for labels, and zeros for the last layer of every branch and head."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for layer in self._vanishing():
+        for layer in self._last_layers():
             nn.init.zeros_(layer.weight)
         if self.label_embedding is not None:
             nn.init.normal_(self.label_embedding.table.weight, std=0.02)
 
-    def _vanishing(self) -> Iterator[nn.Conv2d | nn.Linear]:
-        """The last layer of every branch."""
+    def _last_layers(self) -> Iterator[nn.Conv2d | nn.Linear]:
+        """Yield the last layer of every residual branch, modulation and head."""
         yield from (head for head in (self.head, self.uncertainty_head) if head is not None)
         for module in self.modules():
             if isinstance(module, ResidualBlock):
@@ -190,7 +213,7 @@ class UNet(nn.Module):
                 yield module.linear
 
     def _check_map(self, grid: tuple[int, int], size: tuple[int, int]) -> None:
-        """Raise ValueError unless every pixel of every level lies in one patch or covers whole ones."""
+        """Raise ValueError unless, at every resolution, each pixel lies in one patch or covers whole patches."""
         check_grid(grid, size)
         patch = size[0] // grid[0], size[1] // grid[1]
         if not all(_nested(side, self._coarsest) for side in patch):
@@ -201,29 +224,31 @@ class UNet(nn.Module):
 
     def _check(self) -> None:
         levels = len(self.multipliers)
-        at_least("the number of multipliers", levels, 1, "one for every level")
-        at_least("width", self.width, 1, "give channels")
-        at_least("channels", self.channels, 1, "3 for colour")
-        at_least("classes", self.classes, 0, "0 is for networks without labels")
-        at_least("multipliers", min(self.multipliers), 1, "a level has channels")
-        at_least("blocks", self.blocks, 1, "a level has blocks")
+        at_least("the number of multipliers", levels, 1, "give one for every level")
+        at_least("width", self.width, 1, "use 128, for example")
+        at_least("channels", self.channels, 1, "use 3 for color images")
+        at_least("classes", self.classes, 0, "use 0 for a network without labels")
+        at_least("multipliers", min(self.multipliers), 1, "every level needs channels")
+        at_least("blocks", self.blocks, 1, "every level needs a block")
         at_least(
             "middle_blocks",
             self.middle_blocks,
             2 if self.middle_attention else 1,
-            "middle_attention lies between two, so give more blocks or turn it off",
+            "middle_attention lies between two blocks: use more blocks or turn it off",
         )
         for level in self.attention:
-            within("attention", level, 0, levels - 1, "name levels, 0 the finest")
+            within("attention", level, 0, levels - 1, "list levels, 0 is the finest")
         if len(self._dropouts()) != levels:
-            raise ValueError(f"dropout must be one number or one per level, got {self.dropout} for {levels} levels")
+            raise ValueError(
+                f"dropout must be one number or one per level, got {self.dropout} for {levels} levels: change dropout"
+            )
         for probability in self._dropouts():
             within("dropout", probability, 0, 1, "it is a probability")
-        at_least("level_patch_size", self.level_patch_size, 1, "give pixels")
+        at_least("level_patch_size", self.level_patch_size, 1, "use 4 pixels, for example")
         if not _nested(self.level_patch_size, self._coarsest):
             raise ValueError(
                 f"level_patch_size must be a divisor or a multiple of 2^(levels - 1) = {self._coarsest}, "
-                f"got {self.level_patch_size}: patches and the pixels of every level must nest"
+                f"got {self.level_patch_size}: patches must nest with the pixels of every level"
             )
         self._check_divisors()
 
@@ -233,7 +258,7 @@ class UNet(nn.Module):
             ("head_dim", self.head_dim, attended),
             ("groups", 1 if self.groups is None else self.groups, self.multipliers),
         ):
-            at_least(name, divisor, 1, "it divides channels")
+            at_least(name, divisor, 1, "use a divisor of the channels")
             for multiplier in multipliers:
                 if self.width * multiplier % divisor:
                     raise ValueError(
@@ -243,5 +268,5 @@ class UNet(nn.Module):
 
 
 def _nested(patch: int, coarsest: int) -> bool:
-    """Whether patches of this side and pixels of all resolutions lie in each other; `coarsest` is a power of two."""
+    """Return whether patches of this side nest with the pixels of all resolutions; `coarsest` is a power of two."""
     return coarsest % patch == 0 or patch % coarsest == 0

@@ -1,4 +1,4 @@
-"""The parts of a U-Net. Images lie in channels_last memory, where the places that a level map modulates are a view."""
+"""Building blocks of the U-Net. Images use channels_last memory, so that their pixels as tokens are a view."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,63 +10,62 @@ from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asyncdiff.networks.modulation import Conditioning, Modulation, Places, modulated
+from asyncdiff.networks.modulation import Conditioning, Modulation, Tokens, modulate
 from asyncdiff.networks.norms import GroupNorm, RMSNorm
 from asyncdiff.shapes import upsampled_to
 
 Features = Float[Tensor, "b c h w"]
-Joined = Float[Tensor, "b more h w"]
+Skipped = Float[Tensor, "b more h w"]
 Outputs = Float[Tensor, "b outputs h w"]
 
 
-def places(x: Features) -> Places:
-    """(b, c, h, w) -> (b, h w, c), pixels in raster order; a view of an image in channels_last memory."""
+def pixels_to_tokens(x: Features) -> Tokens:
+    """Reshape (b, c, h, w) to (b, h w, c), pixels in raster order; a view of an image in channels_last memory."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def pixels(x: Places, size: tuple[int, int]) -> Features:
-    """The inverse of `places`: a view in channels_last memory."""
+def tokens_to_pixels(x: Tokens, size: tuple[int, int]) -> Features:
+    """Invert `pixels_to_tokens`: a view in channels_last memory."""
     return x.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 class PixelNorm(RMSNorm):
-    """The channels of every pixel divided by their root mean square: no pixel feels another's level."""
+    """RMSNorm over the channels of every pixel: unlike GroupNorm, a pixel does not depend on the levels of others."""
 
     def forward(self, x: Features) -> Features:
-        """`x` normalised, times a gain per channel."""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SelfAttention(nn.Module):
-    """Attention of every pixel to all, with normalised queries and keys, added to what came in.
+    """Residual self-attention of all pixels, with normalized queries and keys.
 
     Args:
-        channels: of the image; divisible by `heads`.
-        heads: attention heads.
-        groups: of the normalisation, None for `PixelNorm`.
+        channels: number of channels; divisible by `heads`.
+        heads: number of attention heads.
+        groups: number of groups of GroupNorm, None for `PixelNorm`.
     """
 
     def __init__(self, channels: int, heads: int, groups: int | None = None):
         super().__init__()
-        self.norm = norm(channels, groups)
+        self.norm = make_norm(channels, groups)
         self.attention = Attention(channels, heads, qkv_bias=True, qk_norm=True, norm_layer=RMSNorm)
 
     def forward(self, x: Features) -> Features:
-        """The identity at initialisation."""
-        change = self.attention(places(self.norm(x)))
-        return x + pixels(change, (x.shape[2], x.shape[3]))
+        """Return `x` plus the attention's output, which is zero at initialization."""
+        change = self.attention(pixels_to_tokens(self.norm(x)))
+        return x + tokens_to_pixels(change, (x.shape[2], x.shape[3]))
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, a shift and scale per pixel between them, added to what came in; then attention, if any.
+    """Residual block: two convolutions with a shift and scale per pixel between them; then attention, if any.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
+        inputs: number of input channels.
+        outputs: number of output channels.
         features: size of the conditioning's features.
-        dropout: before the second convolution.
-        groups: of GroupNorm, None for `PixelNorm`.
-        heads: of the attention, 0 for none.
+        dropout: dropout probability before the second convolution.
+        groups: number of groups of GroupNorm, None for `PixelNorm`.
+        heads: number of attention heads, 0 for no attention.
     """
 
     def __init__(
@@ -79,32 +78,32 @@ class ResidualBlock(nn.Module):
         heads: int = 0,
     ):
         super().__init__()
-        self.norm1 = norm(inputs, groups)
+        self.norm1 = make_norm(inputs, groups)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm2 = norm(outputs, groups)
+        self.norm2 = make_norm(outputs, groups)
         self.modulation = Modulation(outputs, 2, features)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         self.attention = SelfAttention(outputs, heads, groups) if heads else nn.Identity()
 
-    def forward(self, x: Features, conditioning: Conditioning, joined: Joined | None = None) -> Outputs:
-        """The image after the block, in the precision of `x`; `joined` are more channels of what comes in."""
-        if joined is not None:
-            x = torch.cat([x, joined], dim=1)
+    def forward(self, x: Features, conditioning: Conditioning, skipped: Skipped | None = None) -> Outputs:
+        """Return the features after the block, in the precision of `x`; `skipped` are channels from the way down."""
+        if skipped is not None:
+            x = torch.cat([x, skipped], dim=1)
         shift, scale = self.modulation(conditioning)
-        # Rounded before the norm, not after it: under autocast nothing in full precision is kept for the backward.
+        # Rounded before the norm, not after: under autocast no full-precision tensor is stored for the backward pass.
         h = self.conv1(F.silu(self.norm1(x.to(scale.table.dtype))))
-        h = modulated(places(self.norm2(h)), shift, scale)
-        h = self.conv2(self.dropout(F.silu(pixels(h, (x.shape[2], x.shape[3])))))
+        h = modulate(pixels_to_tokens(self.norm2(h)), shift, scale)
+        h = self.conv2(self.dropout(F.silu(tokens_to_pixels(h, (x.shape[2], x.shape[3])))))
         return self.attention(self.skip(x).to(x.dtype) + h)
 
 
 class Downsample(nn.Module):
-    """An image of half the size: the mean of every 2x2 pixels, and a convolution.
+    """Downsampling by two: the mean of every 2x2 pixels, followed by a convolution.
 
     Args:
-        channels: before and after.
+        channels: number of input and output channels.
     """
 
     def __init__(self, channels: int):
@@ -112,15 +111,15 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Features) -> Float[Tensor, "b c h//2 w//2"]:
-        """In the precision of `x`."""
+        """Return the resized features, in the precision of `x`."""
         return self.conv(F.avg_pool2d(x, 2)).to(x.dtype)
 
 
 class Upsample(nn.Module):
-    """An image of twice the size: every pixel four times, and a convolution.
+    """Upsampling by two: nearest neighbor, followed by a convolution.
 
     Args:
-        channels: before and after.
+        channels: number of input and output channels.
     """
 
     def __init__(self, channels: int):
@@ -128,23 +127,25 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Features) -> Float[Tensor, "b c 2*h 2*w"]:
-        """In the precision of `x`."""
+        """Return the resized features, in the precision of `x`."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")).to(x.dtype)
 
 
 class Trunk(nn.Module):
-    """From the image to features of every pixel: down to the coarsest level and up again, what came by joined.
+    """U-Net without embeddings and heads: from the image to features of every pixel, with skip connections.
+
+    A level is a resolution here, the finest first.
 
     Args:
-        channels: channels of the image.
-        widths: channels of every level, the finest first.
+        channels: number of channels of the image.
+        widths: number of channels of every level.
         features: size of the conditioning's features.
         blocks: residual blocks of every level on the way down, one more on the way up.
-        middle_blocks: residual blocks between the two ways.
-        heads: attention heads of every level's blocks, and between those of the middle; 0 for no attention.
-        dropout: of every level.
-        groups: of GroupNorm, None for a norm per pixel.
-        checkpointing: compute every block once more in the backward pass.
+        middle_blocks: residual blocks at the coarsest level between the way down and the way up.
+        heads: attention heads in the blocks of every level, and between the middle blocks; 0 for no attention.
+        dropout: dropout probability of every level.
+        groups: number of groups of GroupNorm, None for `PixelNorm`.
+        checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
     """
 
     def __init__(
@@ -163,37 +164,38 @@ class Trunk(nn.Module):
         self.checkpointing = checkpointing
         finer, coarser = [widths[0], *widths[:-1]], [*widths[1:], widths[-1]]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        # The names halvings and doublings are keys of saved checkpoints.
         self.halvings = nn.ModuleList(Downsample(width) for width in widths[:-1])
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             options = (width, features, dropout[level], groups, heads[level])
-            entering = [finer[level]] + [width] * (blocks - 1)
-            self.down.append(nn.ModuleList(ResidualBlock(n, *options) for n in entering))
-            entering = [coarser[level] + width] + [2 * width] * (blocks - 1) + [width + finer[level]]
-            self.up.append(nn.ModuleList(ResidualBlock(n, *options) for n in entering))
-        between = [heads[-1]] * (middle_blocks - 1) + [0]
+            inputs = [finer[level]] + [width] * (blocks - 1)
+            self.down.append(nn.ModuleList(ResidualBlock(n, *options) for n in inputs))
+            inputs = [coarser[level] + width] + [2 * width] * (blocks - 1) + [width + finer[level]]
+            self.up.append(nn.ModuleList(ResidualBlock(n, *options) for n in inputs))
+        middle_heads = [heads[-1]] * (middle_blocks - 1) + [0]
         self.middle = nn.ModuleList(
-            ResidualBlock(widths[-1], widths[-1], features, dropout[-1], groups, n) for n in between
+            ResidualBlock(widths[-1], widths[-1], features, dropout[-1], groups, n) for n in middle_heads
         )
         self.doublings = nn.ModuleList(Upsample(width) for width in widths[1:])
-        self.norm = norm(widths[0], groups)
+        self.norm = make_norm(widths[0], groups)
 
     def forward(self, x: Features, conditionings: list[Conditioning]) -> Outputs:
-        """Features after the last norm and nonlinearity; one conditioning for every level."""
+        """Return features after the last norm and nonlinearity, given one conditioning per level."""
         x = self.stem(x).to(x.dtype)
-        passed = [x]
+        skipped = [x]
         for level, blocks in enumerate(self.down):
             if level:
                 x = self.halvings[level - 1](x)
-                passed.append(x)
+                skipped.append(x)
             for block in blocks:  # type: ignore[attr-defined]
                 x = self._run(block, x, conditionings[level])
-                passed.append(x)
+                skipped.append(x)
         for block in self.middle:
             x = self._run(block, x, conditionings[-1])
         for level in reversed(range(len(self.up))):
             for block in self.up[level]:  # type: ignore[attr-defined]
-                x = self._run(block, x, conditionings[level], passed.pop())
+                x = self._run(block, x, conditionings[level], skipped.pop())
             if level:
                 x = self.doublings[level - 1](x)
         return F.silu(self.norm(x))
@@ -204,15 +206,25 @@ class Trunk(nn.Module):
         return block(*args)
 
 
-def conditioning(
+def pixel_conditioning(
     levels: Float[Tensor, "r dim"],
     index: Int64[Tensor, "b gh gw"],
     label: Float[Tensor, "b dim"] | None,
     size: tuple[int, int],
 ) -> Conditioning:
-    """What modulates the pixels of an image of `size`; one that covers several patches has the mean of their features.
+    """Return the conditioning of the pixels at one resolution.
 
-    Shifts and scales are linear in the features: this is the mean of the shifts and scales.
+    A pixel that covers several patches gets the mean of their features. Shifts and scales are linear in the features,
+    so it also gets the mean of their shifts and scales.
+
+    Args:
+        levels: features of the r distinct levels, after the nonlinearity.
+        index: row of `levels` for every patch of the level map.
+        label: features of the label of every image, after the nonlinearity; None without labels.
+        size: (h, w) of the image at this resolution.
+
+    Returns:
+        The conditioning of h w pixels; of a single one if all pixels of an image share a level.
     """
     b, gh, gw = index.shape
     grid = min(gh, size[0]), min(gw, size[1])
@@ -220,11 +232,11 @@ def conditioning(
         cells = index.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).transpose(2, 3)
         levels = F.embedding_bag(cells.reshape(b * grid[0] * grid[1], -1), levels, mode="mean")
         index = torch.arange(len(levels), device=index.device).view(b, *grid)
-    if grid != (1, 1):  # one column stands for all pixels of an image
+    if grid != (1, 1):  # for a 1x1 grid one column serves all pixels of an image
         index = upsampled_to(index, size)
     return Conditioning(levels, index.flatten(1), label)
 
 
-def norm(channels: int, groups: int | None) -> nn.Module:
-    """GroupNorm of so many groups, or the norm per pixel."""
+def make_norm(channels: int, groups: int | None) -> nn.Module:
+    """Return GroupNorm with `groups` groups, or `PixelNorm` if `groups` is None."""
     return PixelNorm(channels) if groups is None else GroupNorm(groups, channels, eps=1e-6)

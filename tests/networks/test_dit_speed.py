@@ -16,7 +16,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.networks import modulation
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import rotations
-from asyncdiff.networks.modulation import Rows, gated, modulated
+from asyncdiff.networks.modulation import IndexedVectors, add_gated, modulate
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import UniqueLevels
 
@@ -24,12 +24,12 @@ HERE = Path(__file__).parent
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
-def rows(dim: int = 6, levels: int = 5, label: bool = True) -> tuple[Rows, list[torch.Tensor]]:
+def rows(dim: int = 6, levels: int = 5, label: bool = True) -> tuple[IndexedVectors, list[torch.Tensor]]:
     """Vectors for 3 images of 8 places, and the leaves that they come from."""
     table = torch.randn(levels, dim, generator=seeded(1), dtype=torch.float64, requires_grad=True)
     by_image = torch.randn(3, dim, generator=seeded(2), dtype=torch.float64, requires_grad=True) if label else None
     index = torch.randint(levels, (3, 8), generator=seeded(3))
-    return Rows(table, index, by_image), [table] + ([by_image] if label else [])
+    return IndexedVectors(table, index, by_image), [table] + ([by_image] if label else [])
 
 
 def places(seed: int = 0) -> torch.Tensor:
@@ -41,12 +41,12 @@ def test_the_fused_gather_is_the_naive_one(label):
     """Values and gradients of every input, against gathering with plain autograd."""
     x, change = places(), places(9)
     shift, leaves = rows(label=label)
-    scale = Rows(shift.table.detach() * 2 + 1, shift.index, shift.label)
+    scale = IndexedVectors(shift.table.detach() * 2 + 1, shift.index, shift.label)
     scale.table.requires_grad_()
     leaves = [x, change, *leaves, scale.table]
-    fused = gated(x, shift, modulated(x, shift, scale) + change)
+    fused = add_gated(x, shift, modulate(x, shift, scale) + change)
 
-    def naive(row: Rows) -> torch.Tensor:
+    def naive(row: IndexedVectors) -> torch.Tensor:
         vectors = row.table[row.index]
         return vectors if row.label is None else vectors + row.label[:, None]
 
@@ -66,8 +66,8 @@ def test_numerical_gradients():
     table, label = leaves
 
     def run(x, table, label):
-        row = Rows(table, shift.index, label)
-        return gated(x, row, modulated(x, row, row))
+        row = IndexedVectors(table, shift.index, label)
+        return add_gated(x, row, modulate(x, row, row))
 
     assert torch.autograd.gradcheck(run, (x, table, label))
 
@@ -76,12 +76,12 @@ def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label: torch.T
     """The network with one conditioning per token, and each gathered, computed and kept by plain autograd."""
     unique = UniqueLevels(t.flatten(), torch.arange(t.numel()).view(t.shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(modulation.Rows, "gathered", lambda r: naive_rows(r))
-        patch.setattr(modulation.Rows, "shared", True)
+        patch.setattr(modulation.IndexedVectors, "gather", lambda r: naive_rows(r))
+        patch.setattr(modulation.IndexedVectors, "shared", True)
         return network(x, t, label, unique=unique)
 
 
-def naive_rows(row: Rows) -> torch.Tensor:
+def naive_rows(row: IndexedVectors) -> torch.Tensor:
     vectors = row.table[row.index]
     return vectors if row.label is None else vectors + row.label[:, None]
 

@@ -9,9 +9,9 @@ from reference_dit import TIME, forward, random_weights
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.targets import NoiseTarget
 from asyncdiff.networks import dit
-from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD, from_diffusers, is_diffusers
+from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD, from_diffusers, has_diffusers_names
 from asyncdiff.networks.embeddings import grid_positions, sinusoids
-from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, is_authors, ported
+from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, has_original_names, port_weights
 from asyncdiff.noise.processes import LinearVP, RectifiedFlow
 from asyncdiff.randomness import normal, per_image
 from asyncdiff.sampling.guidance import ClassifierFree
@@ -51,7 +51,7 @@ def theirs(heads: int = 4, sigma: bool = True, **options) -> DiTTransformer2DMod
 
 def ours(model: DiTTransformer2DModel, convention: Convention = DIFFUSERS):
     weights = from_diffusers(model.state_dict())
-    return ported(weights, convention, heads=model.config.num_attention_heads, image_size=8)
+    return port_weights(weights, convention, heads=model.config.num_attention_heads, image_size=8)
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -158,7 +158,7 @@ def test_blocks_with_embeddings_of_their_own_are_refused():
     model = theirs()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="blocks must share the embeddings of time and label, got another transf"):
+    with pytest.raises(ValueError, match="blocks must share the embeddings of time and label, got a transf"):
         ours(model)
 
 
@@ -176,7 +176,7 @@ def test_the_output_is_the_papers(kind, heads, sigma, patch):
     convention, sign = (DIT, 1) if kind == "dit" else (SIT, -1)
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # positions are float32 in both
         w, x = random_weights(sigma=sigma, patch=patch, side=8 // patch, dtype=dtype), noisy(dtype)
-        port = ported(w, convention, heads=heads)
+        port = port_weights(w, convention, heads=heads)
         assert (port.image_size, port.dropped) == (8, 4 if sigma else 0)
         for t in (0.001, 0.25, 0.5, 0.963, 1.0):
             time = torch.full((3,), told(kind, t), dtype=torch.float64).to(dtype)
@@ -189,7 +189,7 @@ def test_the_output_is_the_papers(kind, heads, sigma, patch):
 def test_it_is_exact_with_the_same_positions(kind, convention, monkeypatch):
     w, x = random_weights(), noisy(torch.float64)
     monkeypatch.setattr(dit, "grid_positions", lambda *_: w["pos_embed"][0].reshape(16, 4, 8).flip(1).reshape(16, 32))
-    network = ported(w, convention, heads=4).network
+    network = port_weights(w, convention, heads=4).network
     t = torch.linspace(0, 1, 21, dtype=torch.float64)
     for level in t.tolist():
         time = torch.full((3,), told(kind, level), dtype=torch.float64)
@@ -202,7 +202,7 @@ def test_a_sit_walks_from_noise_to_the_image():
     """Its velocity is d x / d time with time 1 at the image; ours leads to the noise, under the rectified flow."""
     w, x = random_weights(), noisy(torch.float64)
     t = levels(0.3, torch.float64, (1, 1))
-    prediction = Denoiser(ported(w, SIT, heads=4).network, RectifiedFlow())(x, t, LABELS)
+    prediction = Denoiser(port_weights(w, SIT, heads=4).network, RectifiedFlow())(x, t, LABELS)
     to_image = forward(w, x, torch.full((3,), 0.7, dtype=torch.float64), LABELS, 4)[:, :4]
     assert torch.allclose(prediction.x, x + 0.3 * to_image, atol=1e-6)
     assert torch.allclose(prediction.eps, x - 0.7 * to_image, atol=1e-6)
@@ -210,7 +210,7 @@ def test_a_sit_walks_from_noise_to_the_image():
 
 @torch.no_grad()
 def test_levels_may_differ_from_patch_to_patch():
-    network = ported(random_weights(dtype=torch.float32), DIT, heads=4).network
+    network = port_weights(random_weights(dtype=torch.float32), DIT, heads=4).network
     t = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(2))
     constant, mixed = network(noisy(), levels(0.5), LABELS), network(noisy(), t, LABELS)
     assert mixed.isfinite().all()
@@ -219,7 +219,7 @@ def test_levels_may_differ_from_patch_to_patch():
 
 
 def test_a_ported_network_trains():
-    network = ported(random_weights(dtype=torch.float32), DIT, heads=4).network
+    network = port_weights(random_weights(dtype=torch.float32), DIT, heads=4).network
     network(noisy(), torch.rand(3, 4, 4), LABELS).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -227,17 +227,17 @@ def test_a_ported_network_trains():
 def test_half_precision_is_raised():
     w = random_weights(dtype=torch.float32)
     half = {name: weight.half() for name, weight in w.items()}
-    network = ported(half, DIT, heads=4).network
+    network = port_weights(half, DIT, heads=4).network
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     with torch.no_grad():
-        found, full = (ported(v, DIT, heads=4).network(noisy(), levels(0.5), LABELS) for v in (half, w))
+        found, full = (port_weights(v, DIT, heads=4).network(noisy(), levels(0.5), LABELS) for v in (half, w))
     assert torch.allclose(found, full, atol=0.02)
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
 def test_sizes_are_read_and_official_heads_known(dim, heads):
     w = random_weights(dim, depth=1, channels=3, patch=4, classes=5, dtype=torch.float32)
-    network = ported(w, DIT).network
+    network = port_weights(w, DIT).network
     found = (network.channels, network.patch_size, network.dim, network.depth, network.heads, network.classes)
     assert found == (3, 4, dim, 1, heads, 5)
 
@@ -247,12 +247,12 @@ def test_the_width_of_the_mlp_survives_rounding():
 
 
 def test_layouts_are_told_apart():
-    assert is_authors(random_weights())
-    assert not is_diffusers(random_weights())
+    assert has_original_names(random_weights())
+    assert not has_diffusers_names(random_weights())
     state = theirs().state_dict()
-    assert is_diffusers(state)
-    assert is_authors(from_diffusers(state))
-    assert not is_authors(state)
+    assert has_diffusers_names(state)
+    assert has_original_names(from_diffusers(state))
+    assert not has_original_names(state)
 
 
 # Wrong weights
@@ -287,18 +287,18 @@ def changed(**weights) -> dict[str, torch.Tensor]:
 )  # fmt: skip
 def test_wrong_weights_are_refused(w, message):
     with pytest.raises(ValueError, match=message):
-        ported(w, DIT, heads=4)
+        port_weights(w, DIT, heads=4)
 
 
 def test_what_the_weights_do_not_tell_must_be_given():
     with pytest.raises(ValueError, match="heads must be given for a width of 32, .* add --heads"):
-        ported(random_weights(), DIT)
+        port_weights(random_weights(), DIT)
     with pytest.raises(ValueError, match="dim must be divisible by heads"):
-        ported(random_weights(), DIT, heads=5)
+        port_weights(random_weights(), DIT, heads=5)
     with pytest.raises(ValueError, match="image_size must be given, .* add --image_size"):
-        ported(changed(pos_embed=None), DIT, heads=4)
+        port_weights(changed(pos_embed=None), DIT, heads=4)
     with pytest.raises(ValueError, match="image_size must be 8, .* got 16: leave it out"):
-        ported(random_weights(), DIT, heads=4, image_size=16)
+        port_weights(random_weights(), DIT, heads=4, image_size=16)
 
 
 def test_stored_positions_are_ours_in_another_order():

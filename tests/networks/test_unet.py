@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.networks.modulation import Modulation
 from asyncdiff.networks.unet import UNet
-from asyncdiff.networks.unet_blocks import ResidualBlock, pixels, places
+from asyncdiff.networks.unet_blocks import ResidualBlock, pixels_to_tokens, tokens_to_pixels
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import UniqueLevels
@@ -214,11 +214,11 @@ def test_modulations_are_computed_once_per_distinct_level(small):
 
 def test_channels_last_makes_places_a_view():
     x = torch.randn(2, 6, 4, 8).to(memory_format=torch.channels_last)
-    flat = places(x)
+    flat = pixels_to_tokens(x)
     assert flat.data_ptr() == x.data_ptr()
     assert flat.is_contiguous()
     assert torch.equal(flat[1, 9], x[1, :, 1, 1])
-    back = pixels(flat, (4, 8))
+    back = tokens_to_pixels(flat, (4, 8))
     assert back.data_ptr() == x.data_ptr()
     assert torch.equal(back, x)
     assert back.stride() == x.stride()
