@@ -159,9 +159,8 @@ class EMA(Callback):
 
 def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
     """Move averages towards parameters by a weight on their device, without synchronization; 0 changes no bit."""
-    for first in range(
-        0, len(averages), CHUNK
-    ):  # the differences of all tensors at once would take as much memory as the network
+    # In chunks, since the differences of all tensors at once would take as much memory as the network.
+    for first in range(0, len(averages), CHUNK):
         chunk = averages[first : first + CHUNK]
         differences = list(torch._foreach_sub(parameters[first : first + CHUNK], chunk))
         torch._foreach_mul_(differences, weight)

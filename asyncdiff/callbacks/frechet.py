@@ -136,8 +136,8 @@ class Frechet(PeriodicMetric):
         for indices, valid in self._batches(trainer, self._count(trainer), "generated"):
             labels = cycled_labels(module, indices)
             seeds = [self.first_seed + i for i in indices]
-            drawn = module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)
-            yield module.decode(drawn[:valid])
+            generated = module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)
+            yield module.decode(generated[:valid])
 
     def _count(self, trainer: Trainer) -> int:
         return self.count or len(_datamodule(trainer).dataset("val"))
@@ -148,8 +148,8 @@ class Frechet(PeriodicMetric):
             images = batch["image"].to(module.device)
             seeds = [self.first_seed + i for i in batch["index"].tolist()]
             known = mask.per_image(*images.shape[2:], seeds=batch["index"].tolist()).to(module.device)
-            drawn = module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
-            yield module.decode(drawn)
+            inpainted = module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
+            yield module.decode(inpainted)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
         """Yield this process's indices in batches, each with the number of indices that are not repetitions."""
@@ -178,6 +178,6 @@ def _datamodule(trainer: Trainer) -> Any:
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "images"):
         raise ValueError(
-            f"Frechet needs a data module with images(split, batch_size), got {type(data).__name__}: use one of datamodules"
+            f"Frechet needs a data module with a method images, got {type(data).__name__}: use one of datamodules"
         )
     return data

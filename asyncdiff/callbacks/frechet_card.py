@@ -73,8 +73,8 @@ def write_result_card(trainer: Trainer, name: str, protocol: dict[str, Any], met
     """Write protocol and metrics to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
     folder = Path(trainer.default_root_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    held = make_card({**protocol, "step": trainer.global_step}, metrics)
-    (folder / f"frechet_{name}.json").write_text(json.dumps(held, indent=2))
+    card = make_card({**protocol, "step": trainer.global_step}, metrics)
+    (folder / f"frechet_{name}.json").write_text(json.dumps(card, indent=2))
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

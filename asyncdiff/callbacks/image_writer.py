@@ -34,9 +34,9 @@ class ImageWriter(Callback):
         chosen, refusal = "", ""
         if trainer.is_global_zero:
             task = "" if pl_module.task is None else pl_module.task.name
-            usual = Path(trainer.default_root_dir) / "predictions" / task
+            default = Path(trainer.default_root_dir) / "predictions" / task
             try:
-                chosen = str(create_output_folder(Path(self.folder or usual), given=self.folder is not None))
+                chosen = str(create_output_folder(Path(self.folder or default), explicit=self.folder is not None))
             except ValueError as error:  # broadcast below, so that no process waits forever
                 refusal = str(error)
         chosen, refusal = trainer.strategy.broadcast((chosen, refusal))

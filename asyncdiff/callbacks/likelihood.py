@@ -97,7 +97,7 @@ class Likelihood(PeriodicMetric):
                 part = own[first : first + self.batch_size]
                 batch = images.__getitems__([indices[k] for k in part])
                 label = batch["label"].to(module.device) if self.labels and module.classes else None
-                # Seeds are positions in the split, which the batch tells: unreadable files are missing from it.
+                # Use the positions in the batch as seeds, not `part`: unreadable files are missing from the batch.
                 seeds = batch["index"].tolist()
                 rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
         grid = module.denoiser.grid(module.shape[1:])

@@ -109,7 +109,7 @@ class Throughput(Callback):
         self._timer.discard()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: AsyncDiffusion, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
-        """Stop the timer until the next batch: no hook tells when the file is written."""
+        """Stop the timer until the next batch: no hook is called when the file is written."""
         self._timer.discard()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]

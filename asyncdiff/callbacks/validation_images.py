@@ -17,7 +17,8 @@ def evaluation_images(trainer: Trainer, split: Literal["val", "test"] = "val") -
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "dataset"):
         raise ValueError(
-            f"held-out images need a data module with dataset(split), got {type(data).__name__}: use one of datamodules"
+            f"held-out images need a data module with a method dataset, got {type(data).__name__}: "
+            "use one of datamodules"
         )
     return data.dataset(split).plain()
 

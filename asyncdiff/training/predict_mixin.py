@@ -63,7 +63,7 @@ def check_predictions(model: PredictMixin) -> None:
 
 
 class _Batches(IterableDataset):
-    """Iterable over given batches; iterable-style, so that Lightning does not add a distributed sampler."""
+    """Iterable-style dataset of batches, so that Lightning does not add a distributed sampler."""
 
     def __init__(self, batches: Sequence[list[Request]]):
         self.batches = batches

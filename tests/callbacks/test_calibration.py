@@ -50,7 +50,7 @@ def measured(tmp_path_factory):
     return trainer, module, callback
 
 
-def test_it_compares_the_head_with_the_errors_of_the_averaged_model(measured):
+def test_it_compares_the_head_with_the_errors_of_the_ema_model(measured):
     trainer, module, callback = measured
     data = Digits().dataset("val")
     chosen = [i * len(data) // 20 for i in range(20)]
@@ -68,7 +68,7 @@ def test_it_compares_the_head_with_the_errors_of_the_averaged_model(measured):
         assert found == pytest.approx(float(values[middle].mean()), rel=1e-5)
 
 
-def test_a_head_that_says_twice_as_much_halves_the_ratio(measured):
+def test_doubling_the_prediction_halves_the_ratio(measured):
     trainer, module, callback = measured
     before = {k: callback.measure(trainer, module)[f"calibration/{k}"] for k in ("ratio", "correlation")}
     inner = module.denoiser.forward
@@ -93,14 +93,14 @@ def test_the_numbers_do_not_depend_on_the_batch_size(measured):
     assert other.results["other/calibration/ratio"] == pytest.approx(callback.results["calibration/ratio"], rel=1e-5)
 
 
-def test_numbers_and_pictures_go_to_tensorboard(measured):
+def test_metrics_and_figures_go_to_tensorboard(measured):
     trainer = measured[0]
     tags = EventAccumulator(trainer.logger.log_dir).Reload().Tags()
     assert {"calibration/ratio", "calibration/correlation", "other/calibration/ratio"} <= set(tags["scalars"])
     assert "calibration_by_level/predicted/0.400-0.600" in tags["scalars"]
     assert {"images/calibration", "images/calibration_other"} <= set(tags["images"])
-    pictures = {file.name for file in (Path(trainer.default_root_dir) / "images").iterdir()}
-    assert {"calibration.png", "calibration_other.png"} <= pictures
+    files = {file.name for file in (Path(trainer.default_root_dir) / "images").iterdir()}
+    assert {"calibration.png", "calibration_other.png"} <= files
 
 
 def test_validate_and_test_measure_too(measured):
@@ -137,7 +137,7 @@ def test_too_few_are_refused(option, rule):
 
 
 def synthetic(n=40000, factor=1.0):
-    """Patches of 16 pixels whose errors have the predicted variance, times a factor."""
+    """Return patches of 16 pixels whose errors have the predicted variance, times a factor."""
     g = torch.Generator().manual_seed(0)
     t = torch.rand(n, generator=g, dtype=torch.float64)
     predicted = (torch.randn(n, generator=g, dtype=torch.float64) - 2 * t).exp()
@@ -158,7 +158,7 @@ def test_a_calibrated_head_lies_on_the_diagonal(factor):
 
 
 def test_only_patches_of_one_level_are_ranked_against_each_other():
-    """A head that knows the level bin alone tells nothing of patches, however well it follows the mean error."""
+    """A head that depends only on the level bin has correlation 0, however well it predicts the mean error."""
     t, predicted, actual = synthetic()
     level = (t * 10).floor()
     assert reliability(t, (-level).exp(), actual, 10, 8).correlation == 0
@@ -175,7 +175,7 @@ def test_rank_correlation_is_spearmans():
     assert rank_correlation(tied, torch.arange(4).double()) == pytest.approx(4 / math.sqrt(4 * 5))
 
 
-def test_patches_without_noise_and_empty_bins_do_not_count():
+def test_patches_without_noise_and_empty_bins_are_ignored():
     t = torch.tensor([0.0, 0.55, 0.56, 1.0]).double()
     predicted, actual = torch.tensor([9.0, 1.0, 3.0, 2.0]).double(), torch.tensor([9.0, 2.0, 4.0, 6.0]).double()
     found = reliability(t, predicted, actual, 10, 2)

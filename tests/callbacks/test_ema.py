@@ -7,7 +7,7 @@ from asyncdiff.callbacks.ema import EMA, ema_weights
 
 
 class Drift(LightningModule):
-    """One parameter that grows by one each step; an integer buffer that no average may touch."""
+    """One parameter that grows by one each step, and an integer buffer that the EMA must not touch."""
 
     def __init__(self):
         super().__init__()
@@ -52,39 +52,39 @@ def expected(decay: float, steps: int) -> float:
     return average
 
 
-def test_the_average_follows_with_warm_up(tmp_path):
+def test_the_ema_has_a_warm_up(tmp_path):
     module, ema = Drift(), EMA(0.5)
     fit(tmp_path, module, [ema], num_sanity_val_steps=0, limit_val_batches=0)
     assert module.weight[0].item() == 5
     assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
 
 
-def test_it_counts_optimiser_steps_not_batches(tmp_path):
+def test_it_counts_optimizer_steps_not_batches(tmp_path):
     module, ema = Drift(), EMA(0.5)
     fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4, limit_val_batches=0)
     assert ema.updates == 2
 
 
-def test_swapping_gives_the_weights_back_exactly(tmp_path):
+def test_swapping_restores_the_weights_exactly(tmp_path):
     module, ema = Drift(), EMA(0.5)
     run = fit(tmp_path, module, [ema], limit_val_batches=0)
     with ema_weights(run, module):
         assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
-        with ema_weights(run, module):  # nested: still the average
+        with ema_weights(run, module):  # nested: still the EMA
             assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
         assert module.weight[0].item() != 5
     assert module.weight[0].item() == 5
     assert module.count.item() == 5
 
 
-def test_validation_judges_the_average(tmp_path):
+def test_validation_uses_the_ema(tmp_path):
     module = Drift()
     fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
     assert module.seen == [pytest.approx(expected(0.5, 4), rel=1e-6)]
     assert module.weight[0].item() == 4
 
 
-def test_a_failing_validation_leaves_the_trained_weights(tmp_path):
+def test_a_failing_validation_restores_the_trained_weights(tmp_path):
     module = Drift()
     module.fail = True
     with pytest.raises(RuntimeError, match="in the middle"):
@@ -102,7 +102,7 @@ def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
     assert saved["ema"]["0.5"]["weights"]["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
 
 
-def test_several_decays_side_by_side(tmp_path):
+def test_several_decays_can_coexist(tmp_path):
     fast, slow = EMA(0.1), EMA(0.9)
     module = Drift()
     run = fit(tmp_path, module, [fast, slow], limit_val_batches=0)
@@ -120,7 +120,7 @@ def test_out_of_range_is_refused(decay):
         EMA(decay)
 
 
-def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
+def test_a_resumed_ema_is_bit_for_bit_the_same(tmp_path):
     whole, first, second = EMA(0.5), EMA(0.5), EMA(0.5)
     fit(tmp_path, Drift(), [whole], steps=5, limit_val_batches=0)
     fit(tmp_path, Drift(), [first], steps=3, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
@@ -129,12 +129,12 @@ def test_a_resumed_average_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(second.average["weight"], whole.average["weight"])
 
 
-def test_another_decay_on_resume_is_said(tmp_path):
+def test_another_decay_on_resume_warns(tmp_path):
     fit(tmp_path, Drift(), [EMA(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
     with pytest.warns(UserWarning, match="EMA weights of decay 0.5, none of 0.9"):
         fit(tmp_path, Drift(), [EMA(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
 
 
-def test_two_averages_of_one_decay_are_refused(tmp_path):
+def test_two_emas_of_one_decay_are_refused(tmp_path):
     with pytest.raises(ValueError, match="decay must differ between EMA callbacks, got 0.5 twice"):
         fit(tmp_path, Drift(), [EMA(0.5), EMA(0.5)])

@@ -1,4 +1,4 @@
-"""Event files of a run that goes on: what came after a moment is gone, all else is as it was."""
+"""Event files of a resumed run: later events are removed, all others are unchanged."""
 
 import os
 import random
@@ -9,8 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 from asyncdiff.callbacks.event_files import remove_events_after
 
 
-def written(folder, steps, suffix=""):
-    """An event file whose step s is written at the moment 1000 + s, by a process that is no more."""
+def write_events(folder, steps, suffix=""):
+    """Write an event file in which step s has the time 1000 + s, as if by another process."""
     writer = SummaryWriter(folder, filename_suffix=suffix)
     for step in steps:
         writer.add_scalar("loss", step / 7, step, walltime=1000 + step)
@@ -25,9 +25,9 @@ def steps(folder):
     return [event.step for event in events if event.summary.value]
 
 
-def test_what_came_later_is_dropped_and_all_else_kept_to_the_byte(tmp_path):
-    file = written(tmp_path, range(10), ".a")
-    other = written(tmp_path, range(10, 20), ".b")
+def test_later_events_are_removed_and_all_others_kept_byte_for_byte(tmp_path):
+    file = write_events(tmp_path, range(10), ".a")
+    other = write_events(tmp_path, range(10, 20), ".b")
     before = file.read_bytes()
     assert remove_events_after(tmp_path, 1014) == 5
     assert steps(tmp_path) == list(range(15))
@@ -36,13 +36,13 @@ def test_what_came_later_is_dropped_and_all_else_kept_to_the_byte(tmp_path):
     assert remove_events_after(tmp_path, 1004) == 10
     assert steps(tmp_path) == list(range(5))
     assert before.startswith(file.read_bytes())
-    assert not other.exists()  # nothing was left in it
+    assert not other.exists()  # no event was left in it
     assert remove_events_after(tmp_path, 0) == 5
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_ends_in_the_middle_of_an_event_is_read_up_to_there(tmp_path):
-    file = written(tmp_path, range(10))
+def test_a_truncated_file_is_read_up_to_its_last_complete_event(tmp_path):
+    file = write_events(tmp_path, range(10))
     whole = file.read_bytes()
     for cut in random.Random(0).sample(range(60, len(whole)), 20):
         file.write_bytes(whole[:cut])
@@ -51,11 +51,11 @@ def test_a_file_that_ends_in_the_middle_of_an_event_is_read_up_to_there(tmp_path
         assert steps(tmp_path) == kept[:4]
 
 
-def test_a_file_of_this_process_and_one_that_was_not_touched_since_are_left(tmp_path):
+def test_files_of_this_process_and_older_files_are_left_alone(tmp_path):
     writer = SummaryWriter(tmp_path)
     writer.add_scalar("loss", 1, 1, walltime=2e9)
     writer.close()
-    old = written(tmp_path / "old", range(3))
+    old = write_events(tmp_path / "old", range(3))
     os.utime(old, (500, 500))
     assert remove_events_after(tmp_path, 0) == 0
     assert remove_events_after(tmp_path / "old", 1001) == 0

@@ -39,7 +39,7 @@ class Pixels(torch.nn.Module):
         return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
 
 
-def test_callbacks_count_optimiser_steps_under_accumulation(tmp_path, monkeypatch):
+def test_callbacks_count_optimizer_steps_under_accumulation(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
         SampleGrid, "draw", lambda self, t, m: calls.append(("draw", t.global_step)) or torch.zeros(3, 8, 8)

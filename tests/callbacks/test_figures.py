@@ -1,4 +1,4 @@
-"""The pictures of a run: that they are there, that they show what they say, that a logger gets them."""
+"""Images that callbacks draw during a run: files, contents and TensorBoard."""
 
 from unittest.mock import Mock
 
@@ -26,7 +26,7 @@ CALLBACKS = {
     "samples": lambda: SampleGrid(count=6, columns=3, every_n_steps=2),
     "inpainting": lambda: InpaintingGrid(count=4, columns=2, every_n_steps=0),
     "denoising": lambda: DenoisingStrip(count=1, frames=4),
-    "completing": lambda: DenoisingStrip(count=1, frames=4, mask=Half(), name="completing"),
+    "inpainting_strip": lambda: DenoisingStrip(count=1, frames=4, mask=Half(), name="inpainting_strip"),
 }
 
 
@@ -59,7 +59,7 @@ def test_every_figure_is_on_disk_and_in_tensorboard(run):
     assert {f"images/{name}" for name in CALLBACKS} <= set(events.Tags()["images"])
     for name in CALLBACKS:
         inner = Image.open(folder / "images" / f"{name}.png").convert("L").crop((3, 3, 65, 65))
-        assert inner.getextrema()[0] < inner.getextrema()[1]  # the first tile is no plain colour
+        assert inner.getextrema()[0] < inner.getextrema()[1]  # the first tile is no plain color
     assert {p.name for p in (folder / "images").glob("samples_*")} == {"samples_0000002.png", "samples_0000004.png"}
 
 
@@ -75,7 +75,7 @@ def test_the_grid_is_the_same_every_time(run):
     assert torch.equal(grid.draw(trainer, module), grid.draw(trainer, module))
 
 
-def test_the_last_frame_of_a_completion_keeps_the_known_half(run):
+def test_the_last_frame_of_an_inpainting_keeps_the_known_half(run):
     trainer, module, _ = run
     strip = DenoisingStrip(count=1, frames=4, mask=Half())
     frames = strip._walk(trainer, module)
@@ -84,22 +84,22 @@ def test_the_last_frame_of_a_completion_keeps_the_known_half(run):
     assert all((f.t[0, :, :2] == 0).all() for f in frames)
 
 
-def test_masked_pixels_have_one_colour():
+def test_unknown_pixels_have_one_color():
     image = torch.rand(1, 3, 8, 8)
     shown = paint_unknown(image, Half()(8, 8))
     assert torch.equal(shown[..., :4], image[..., :4])
     assert shown[0, :, 0, 7].tolist() == pytest.approx([value / 127.5 - 1 for value in UNKNOWN_COLOR])
 
 
-def test_tiles_enlarge_small_images_by_whole_factors():
+def test_small_images_are_enlarged_by_integer_factors():
     image = torch.tensor([[-1.0, 1.0], [0.0, 0.5]]).reshape(1, 1, 2, 2)
-    picture = tile_images(image.expand(2, 1, 2, 2), columns=1)
-    assert picture.shape == (3, 2 * (64 + 2) + 2, 64 + 4)
-    inner = picture[:, 2:66, 2:66]
+    grid = tile_images(image.expand(2, 1, 2, 2), columns=1)
+    assert grid.shape == (3, 2 * (64 + 2) + 2, 64 + 4)
+    inner = grid[:, 2:66, 2:66]
     assert inner[0, ::32, ::32].flatten().tolist() == [0.0, 1.0, 0.5, 0.75]
 
 
-def test_latents_are_no_picture():
+def test_latents_cannot_be_shown():
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
         tile_images(torch.zeros(1, 4, 8, 8), columns=1)
 
@@ -124,10 +124,10 @@ def process(rank: int, world: int) -> Mock:
 
 
 @pytest.mark.parametrize(("count", "world"), [(7, 2), (1, 3), (12, 4), (5, 1)])
-def test_shares_are_equal_in_size_and_cover_every_index(count, world):
-    shares = [rank_indices(process(rank, world), count) for rank in range(world)]
-    assert len({len(s) for s in shares}) == 1
-    assert set().union(*shares) == set(range(count))
+def test_ranks_have_equally_many_indices_and_cover_all(count, world):
+    indices = [rank_indices(process(rank, world), count) for rank in range(world)]
+    assert len({len(own) for own in indices}) == 1
+    assert set().union(*indices) == set(range(count))
 
 
 def test_one_process_gathers_its_own_rows():

@@ -55,14 +55,14 @@ def test_the_floor_is_that_of_real_held_out_images(measured):
     assert measured[2].results["frechet/pixels_real"] == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_distance_is_that_of_the_averaged_model_s_images(measured):
+def test_the_distance_is_that_of_the_ema_model(measured):
     trainer, module, callback = measured
     with trainer.callbacks[0].swapped(module):
         images = module.generate(range(40), [i % 10 for i in range(40)], batch_size=16)
     assert callback.results["frechet/pixels"] == pytest.approx(by_hand(images), rel=1e-6)
 
 
-def test_inpaintings_complete_every_held_out_image(measured):
+def test_every_held_out_image_is_inpainted(measured):
     trainer, module, callback = measured
     truth = Digits().dataset("val").images
     with trainer.callbacks[0].swapped(module):
@@ -70,7 +70,7 @@ def test_inpaintings_complete_every_held_out_image(measured):
     assert callback.results["frechet/pixels_inpainted"] == pytest.approx(by_hand(images), rel=1e-6)
 
 
-def test_the_numbers_are_left_with_what_they_were_measured_with(measured):
+def test_the_result_card_holds_metrics_and_protocol(measured):
     trainer, _, callback = measured
     card = read_card(Path(trainer.default_root_dir) / "evaluation" / "frechet_pixels.json")
     assert card["metrics"] == callback.results
@@ -83,6 +83,6 @@ def test_the_numbers_are_left_with_what_they_were_measured_with(measured):
     assert protocol["mask"]["class_path"] == "asyncdiff.noise.Half"
 
 
-def test_one_image_is_no_distribution():
+def test_one_image_is_refused():
     with pytest.raises(ValueError, match="count must be at least 2"):
         Frechet(Pixels(), count=1)

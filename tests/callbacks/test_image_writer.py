@@ -1,4 +1,4 @@
-"""What `predict` writes: the images of their seeds, a task's with a sheet, and never over what is there."""
+"""Files that `predict` writes: images by seed, a contact sheet for a task; existing files are never overwritten."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The picture of the levels that a run trains on."""
+"""Figure of the level maps that a run trains on."""
 
 from unittest.mock import Mock
 
@@ -35,16 +35,16 @@ def trained(folder, callbacks):
     return module
 
 
-def test_the_levels_are_drawn_once_and_training_is_left_alone(tmp_path):
+def test_the_figure_is_drawn_once_and_training_does_not_change(tmp_path):
     watched = trained(tmp_path / "a", [LevelMaps(images=64)])
     alone = trained(tmp_path / "b", [])
-    for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for a, b in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b)
     events = EventAccumulator(str(tmp_path / "a")).Reload()
     (drawn,) = events.Images("images/levels")
-    with Image.open(tmp_path / "a" / "images" / "levels.png") as picture:
+    with Image.open(tmp_path / "a" / "images" / "levels.png") as figure:
         assert drawn.step == 0
-        assert picture.width / picture.height == pytest.approx(drawn.width / drawn.height, rel=0.01)
+        assert figure.width / figure.height == pytest.approx(drawn.width / drawn.height, rel=0.01)
 
 
 def test_only_the_first_process_draws(tmp_path):
@@ -53,6 +53,6 @@ def test_only_the_first_process_draws(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_maps_are_refused():
+def test_zero_maps_are_refused():
     with pytest.raises(ValueError, match="images must be at least 1"):
         LevelMaps(images=0)

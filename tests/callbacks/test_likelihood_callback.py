@@ -53,14 +53,14 @@ def by_hand(measured, mask=None, label=True):
     return bounds.summary(rows, (2, 2))
 
 
-def test_it_is_the_bound_of_the_averaged_model(measured):
+def test_it_is_the_bound_of_the_ema_model(measured):
     summary, results = by_hand(measured), measured[2].results
     for name in PATHS:
         assert results[f"bits_per_dim/{name}"] == pytest.approx(summary.mean(name), rel=1e-5)
     assert results["bits_per_dim/path_gap"] == pytest.approx(summary.gap()[0], rel=1e-3)
 
 
-def test_the_rest_given_a_half_without_labels(measured):
+def test_the_conditional_bound_without_labels(measured):
     expected = by_hand(measured, Half(), label=False).mean("async")
     assert measured[3].results["half/bits_per_dim/async"] == pytest.approx(expected, rel=1e-5)
 
@@ -73,14 +73,14 @@ def test_parts_and_levels_add_up(measured):
     assert math.fsum(levels) == pytest.approx(parts[1], rel=1e-5)
 
 
-def test_numbers_and_pictures_go_to_tensorboard(measured):
+def test_metrics_and_figures_go_to_tensorboard(measured):
     trainer = measured[0]
     events = EventAccumulator(trainer.logger.log_dir).Reload()
     tags = events.Tags()
     assert {"bits_per_dim/synchronous", "bits_per_dim/path_gap", "half/bits_per_dim/async"} <= set(tags["scalars"])
     assert {"images/bits", "images/bits_half"} <= set(tags["images"])
-    pictures = {file.name for file in (Path(trainer.default_root_dir) / "images").iterdir()}
-    assert {"bits.png", "bits_half.png"} <= pictures
+    files = {file.name for file in (Path(trainer.default_root_dir) / "images").iterdir()}
+    assert {"bits.png", "bits_half.png"} <= files
 
 
 def test_validate_and_test_measure_too(measured):
@@ -92,7 +92,7 @@ def test_validate_and_test_measure_too(measured):
         assert metrics["bits_per_dim/async"] == pytest.approx(before["bits_per_dim/async"], rel=1e-6)
 
 
-def test_rates_of_densities_are_named_nats():
+def test_densities_are_reported_in_nats():
     bounds = PathLikelihoodEvaluator(PATHS, 2, GaussianDecoder())
     rows = torch.randn(5, 2, 4 + len(LEVEL_EDGES) + 4).abs()
     summary = bounds.summary(rows, (2, 2))
@@ -102,7 +102,7 @@ def test_rates_of_densities_are_named_nats():
 
 
 def test_the_path_gap_is_paired():
-    """A shift that all images share has no noise, however different the images are."""
+    """A shift common to all images has no standard error, however different the images are."""
     rows = torch.rand(50, 2, 4 + len(LEVEL_EDGES) + 4) * 100
     rows[:, 1] = rows[:, 0]
     rows[..., 3] = 10
@@ -114,8 +114,8 @@ def test_the_path_gap_is_paired():
     assert summary.standard_error("async") > 0.1
 
 
-def test_the_path_gap_of_equal_paths_is_none_on_average():
-    """The largest of four means less the smallest would be 2.06 standard deviations of one on average."""
+def test_the_path_gap_of_equal_paths_is_zero_on_average():
+    """The largest of four means minus the smallest would be 2.06 standard deviations of one on average."""
     rows = torch.zeros(400, 64, 4, 4 + len(LEVEL_EDGES) + 4)
     rows[..., 1] = torch.randn(400, 64, 4, generator=torch.Generator().manual_seed(0))
     rows[..., 3] = 1

@@ -1,4 +1,4 @@
-"""The bar of a run: of all its steps, from where it goes on, and what is told above it."""
+"""Progress bar of a run: all steps, the start of a resumed run, and lines printed above it."""
 
 import io
 from contextlib import redirect_stderr
@@ -15,7 +15,7 @@ from datamodules import Digits
 
 
 class Watched(StepProgressBar):
-    """Keeps (n, total, initial) after every batch."""
+    """Records (n, total, initial) after every batch."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ def fit(folder, bar, ckpt_path=None, **bounds):
     return trainer
 
 
-def test_it_counts_the_steps_of_the_run_over_epochs_and_interruptions(tmp_path):
+def test_it_counts_the_steps_of_the_run_over_epochs_and_restarts(tmp_path):
     first, second = Watched(), Watched()
     fit(tmp_path, first, max_steps=5)
     assert first.seen == [(n, 5, 0) for n in (1, 2, 3, 4, 5)]
@@ -62,14 +62,14 @@ def test_accumulated_batches_are_one_step(tmp_path):
     assert [n for n, _, _ in bar.seen] == [0, 0, 1, 1, 1, 2]
 
 
-def test_runs_without_a_number_of_steps_have_lightnings_bar(tmp_path):
+def test_runs_without_max_steps_show_lightnings_bar(tmp_path):
     bar = Watched()
     fit(tmp_path, bar, max_epochs=2, max_steps=-1)
     assert [seen[:2] for seen in bar.seen] == [(1, 3), (2, 3), (3, 3)] * 2
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_lines_are_told_where_there_is_a_bar(tmp_path, shown, capsys):
+def test_lines_are_printed_if_there_is_a_bar(tmp_path, shown, capsys):
     bar = StepProgressBar(refresh_rate=int(shown))
     trainer = fit(tmp_path, bar, max_steps=1)
     capsys.readouterr()

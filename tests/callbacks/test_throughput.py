@@ -1,4 +1,4 @@
-"""Speed, step time and FLOPs: exact numbers under a clock that ticks where it is told to."""
+"""Throughput, step time and FLOPs: exact numbers under a fake clock."""
 
 import warnings
 from unittest.mock import Mock
@@ -19,13 +19,13 @@ from asyncdiff.shapes import UniqueLevels
 from datamodules import Digits
 
 BATCH = 479  # a third of the digits: epochs of three batches
-# Seconds; a sum of them tells what is in it.
+# Seconds; powers of two, so that a sum shows its terms.
 DATA, FORWARD, ZERO, BACKWARD, CLIP, UPDATE, EARLY, LATE = (2**k for k in range(8))
 FOREVER = 2**20
 
 
 class Ticks:
-    """A clock that stands unless somebody lets it tick."""
+    """Clock that advances only by `tick`."""
 
     def __init__(self):
         self.time = 0
@@ -43,7 +43,7 @@ class Ticks:
 @pytest.fixture
 def ticks(monkeypatch):
     clock = Ticks()
-    monkeypatch.setattr("asyncdiff.callbacks.throughput.clock_of", lambda device: clock)
+    monkeypatch.setattr("asyncdiff.callbacks.throughput.clock_for", lambda device: clock)
     monkeypatch.setattr(Timed, "clock", clock)
     return clock
 
@@ -85,8 +85,8 @@ class SlowDigits(Digits):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 
-class Does(Callback):
-    """Something at the end of every batch."""
+class AtBatchEnd(Callback):
+    """Does some work at the end of every batch."""
 
     def __init__(self, work):
         self.work = work
@@ -96,7 +96,7 @@ class Does(Callback):
 
 
 class Rows(Logger):
-    """Remembers the speeds that are logged, by step."""
+    """Records the logged throughput by step."""
 
     name, version = "", 0
 
@@ -141,7 +141,7 @@ OPTIMIZER = ZERO + CLIP + UPDATE
 
 
 def test_the_split_adds_up_to_the_step(ticks, tmp_path):
-    early, late = Does(lambda _: ticks.tick(EARLY)), Does(lambda _: ticks.tick(LATE))
+    early, late = AtBatchEnd(lambda _: ticks.tick(EARLY)), AtBatchEnd(lambda _: ticks.tick(LATE))
     run = trainer(tmp_path, [early, Throughput(), late], max_steps=2)
     run.fit(module(), datamodule=SlowDigits(batch_size=BATCH))
     rows = run.logger.speeds
@@ -150,8 +150,8 @@ def test_the_split_adds_up_to_the_step(ticks, tmp_path):
     assert rows[2]["train/images_per_second"] == 2 * BATCH / parts(rows[2])["step"]
 
 
-def test_a_step_has_all_its_batches(ticks, tmp_path):
-    """Of three batches, accumulated by twos, the second and the last make a step."""
+def test_a_step_includes_all_accumulated_batches(ticks, tmp_path):
+    """Of the three batches of an epoch, accumulated in pairs, the second and the last complete a step."""
     run = trainer(tmp_path, [Throughput()], max_steps=6, accumulate_grad_batches=2)
     run.fit(module(), datamodule=SlowDigits(batch_size=BATCH))
     expected = split(3 * DATA, 3 * FORWARD, 3 * BACKWARD, 2 * OPTIMIZER)
@@ -165,7 +165,7 @@ def untimed_work(trainer):
 
 
 class Around(Callback):
-    """Work at an epoch's end, and where a validation is set up."""
+    """Work at the end of an epoch, and where a validation is set up."""
 
     def on_train_epoch_end(self, *_):
         Timed.clock.tick(FOREVER)
@@ -174,29 +174,29 @@ class Around(Callback):
         Timed.clock.tick(FOREVER)
 
 
-def test_what_is_no_training_counts_nowhere(ticks, tmp_path):
-    """Sanity checks and validations, pictures, and the way from one epoch to the next."""
-    pictures = Does(untimed_work)
+def test_work_outside_training_is_not_counted(ticks, tmp_path):
+    """Sanity checks, validations, sample grids and the time between two epochs."""
+    drawing = AtBatchEnd(untimed_work)
     often = {"val_check_interval": 2, "check_val_every_n_epoch": None, "limit_val_batches": 1}
-    callbacks = [pictures, Around(), Throughput(), pictures, Around()]
+    callbacks = [drawing, Around(), Throughput(), drawing, Around()]
     run = trainer(tmp_path, callbacks, max_steps=8, num_sanity_val_steps=1, **often)
     run.fit(module(), datamodule=SlowDigits(batch_size=BATCH))
     assert ticks.time > 8 * 2 * FOREVER
     assert list(run.logger.speeds) == [2, 4, 6, 8]
-    # The batch after a validation has been waited for unseen, unless it begins an epoch: of eight, the third and fifth.
+    # The wait for the batch after a validation is not counted, unless it starts an epoch: here the third and fifth.
     waits = dict(zip(run.logger.speeds, (2, 1, 1, 2), strict=True))
     for step, row in run.logger.speeds.items():
         assert parts(row) == split(waits[step] * DATA, 2 * FORWARD, 2 * BACKWARD, 2 * OPTIMIZER)
 
 
-def test_writing_a_checkpoint_counts_nowhere(ticks, tmp_path):
-    """Nor does the wait for the batch that follows, unless it begins an epoch, as the first and fourth here."""
+def test_writing_a_checkpoint_is_not_counted(ticks, tmp_path):
+    """Nor is the wait for the next batch, unless it starts an epoch, as the first and fourth do here."""
 
     def save(trainer):
         trainer.save_checkpoint(tmp_path / "a.ckpt")
         ticks.tick(FOREVER)
 
-    run = trainer(tmp_path, [Throughput(), Does(save)], max_steps=4)
+    run = trainer(tmp_path, [Throughput(), AtBatchEnd(save)], max_steps=4)
     run.fit(module(), datamodule=SlowDigits(batch_size=BATCH))
     expected = split(DATA, 2 * FORWARD, 2 * BACKWARD, 2 * OPTIMIZER)
     assert [parts(row) for row in run.logger.speeds.values()] == [expected, expected]
@@ -214,7 +214,7 @@ def test_a_resumed_run_averages_over_its_own_steps(ticks, tmp_path):
     assert run.logger.speeds[4]["train/images_per_second"] == BATCH / step["step"]
 
 
-def test_training_is_the_same_bit_for_bit(tmp_path):
+def test_it_does_not_change_training(tmp_path):
     runs = []
     for callbacks in ([], [Throughput()]):
         run = trainer(tmp_path, [EMA(0.9), *callbacks], max_steps=4, log_every_n_steps=1, accumulate_grad_batches=2)
@@ -231,7 +231,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path):
 
 
 class ByValue(torch.nn.Module):
-    """A network that looks at its numbers, which the meta device does not have."""
+    """Network that branches on values, which tensors on the meta device do not have."""
 
     channels = 1
 
@@ -271,7 +271,7 @@ def call(channels=3):
 
 
 def forward_flops(classes):
-    """2 m n k for every product of an (m, k) and a (k, n) matrix in a DiT."""
+    """Count 2 m n k for every product of an (m, k) and a (k, n) matrix in a DiT."""
     n, pixels, rows = B * TOKENS, 3 * P**2, LEVELS + (B if classes else 0)
     block = 2 * n * (3 + 1 + 4 + 4) * WIDTH**2  # queries, keys, values; projection; MLP of fourfold width
     attention = 2 * 2 * n * TOKENS * WIDTH  # scores and their use
@@ -313,7 +313,7 @@ def test_a_compiled_network_is_counted_uncompiled():
 
 
 class Event:
-    """Passed once the device is asked to."""
+    """Event that has passed once it was synchronized."""
 
     passed, synchronised = 0, 0
 
@@ -359,7 +359,7 @@ def test_events_are_read_late(cuda):
 
 
 def test_figures_of_a_gpu_and_of_several(cuda):
-    """One step of 4 images on each of 8 devices: 1 s of data, 2 forward, 4 backward, 1 of the optimiser."""
+    """One step of 4 images on each of 8 devices: 1 s of data, 2 forward, 4 backward, 1 of the optimizer."""
     rows, network = Rows(), torch.nn.Linear(1000, 1000, bias=False)
     model = Mock(spec=AsyncDiffusion, denoiser=network, device=torch.device("cuda"))
     run = Mock(spec=Trainer, global_step=0, world_size=8, loggers=[rows], log_every_n_steps=1, precision="bf16-mixed")

@@ -1,4 +1,4 @@
-"""Run by test_distributed.py: evaluate a fixed model on N processes and save what rank 0 sees."""
+"""Run by test_distributed.py: evaluate a fixed model on N processes and save the results of rank 0."""
 
 import sys
 from pathlib import Path
@@ -27,13 +27,13 @@ class Pixels(torch.nn.Module):
 
 
 class Draw(Callback):
-    """Draws every figure on every process."""
+    """Draws every image on every process."""
 
-    def __init__(self, figures):
-        self.figures, self.pictures = figures, []
+    def __init__(self, callbacks):
+        self.callbacks, self.images = callbacks, []
 
     def on_test_end(self, trainer, pl_module):
-        self.pictures = [figure.draw(trainer, pl_module) for figure in self.figures]
+        self.images = [callback.draw(trainer, pl_module) for callback in self.callbacks]
 
 
 def main(processes: int, out: str) -> None:
@@ -60,7 +60,7 @@ def main(processes: int, out: str) -> None:
 
     module.predict_count, module.predict_batch_size = 5, 2
     module.task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
-    folder = Path(out).parent / f"drawn{processes}"
+    folder = Path(out).parent / f"predicted{processes}"
     Trainer(callbacks=[ImageWriter(str(folder))], **options).predict(module, return_predictions=False)
 
     keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
@@ -68,8 +68,8 @@ def main(processes: int, out: str) -> None:
     fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
     fit.fit(module, datamodule=Digits(batch_size=50 // processes))
     if trainer.is_global_zero:
-        result = {"pictures": draw.pictures, "frechet": frechet.results, "losses": losses}
-        torch.save(result | {"trained": keep.last_model_path, "drawn": str(folder)}, out)
+        result = {"images": draw.images, "frechet": frechet.results, "losses": losses}
+        torch.save(result | {"trained": keep.last_model_path, "predicted": str(folder)}, out)
 
 
 if __name__ == "__main__":

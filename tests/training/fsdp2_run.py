@@ -1,4 +1,4 @@
-"""Run by test_strategies.py on two processes: train under a strategy, with everything that looks at the network."""
+"""Run by test_fsdp2.py on two processes: train under a strategy, with all callbacks that use the network."""
 
 import sys
 from pathlib import Path
@@ -37,8 +37,8 @@ def network(name: str) -> nn.Module:
 
 
 def module(name: str, **options) -> AsyncDiffusion:
-    how = {"sampler": Sampler(steps=2), "image_size": 8, "warmup_steps": 2, "learning_rate": 1e-2}
-    return AsyncDiffusion(network(name), **how, **options)
+    defaults = {"sampler": Sampler(steps=2), "image_size": 8, "warmup_steps": 2, "learning_rate": 1e-2}
+    return AsyncDiffusion(network(name), **defaults, **options)
 
 
 def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer:
@@ -79,21 +79,21 @@ def main(strategy: str, folder: Path) -> None:
     results = {}
     for name in ("dit", "unet"):
         data = {"datamodule": Digits(batch_size=16)}
-        watching = callbacks(folder / name)
-        whole = trainer(folder / name, strategy, watching, STEPS)
-        whole.fit(module(name), **data)
-        likelihood = next(callback for callback in watching if isinstance(callback, Likelihood))
-        counted = next(callback for callback in watching if isinstance(callback, Throughput))._flops or 0
-        measured = {**whole.callback_metrics, **likelihood.results, "flops": counted}
+        active = callbacks(folder / name)
+        run = trainer(folder / name, strategy, active, STEPS)
+        run.fit(module(name), **data)
+        likelihood = next(callback for callback in active if isinstance(callback, Likelihood))
+        counted = next(callback for callback in active if isinstance(callback, Throughput))._flops or 0
+        measured = {**run.callback_metrics, **likelihood.results, "flops": counted}
         results[name] = {tag: float(value) for tag, value in measured.items()}
     # 359 images for two processes in batches of 179: one of them has a batch more, and must not wait for the other.
     uneven = trainer(folder / "uneven", strategy, [], STEPS)
     uneven.limit_val_batches = 1.0
     uneven.validate(module("dit"), datamodule=Digits(batch_size=16, eval_batch_size=179), verbose=False)
     results["uneven"] = {tag: float(value) for tag, value in uneven.callback_metrics.items()}
-    # Again from the middle, and once more from the weights alone, under the same strategy.
-    again = folder / "again"
-    resumed = trainer(again, strategy, callbacks(again), STEPS)
+    # Resume from the middle, and start a new run from the weights alone, under the same strategy.
+    second = folder / "resumed"
+    resumed = trainer(second, strategy, callbacks(second), STEPS)
     resumed.fit(module("dit"), ckpt_path=str(folder / "dit" / f"step={HALF}.ckpt"), datamodule=Digits(batch_size=16))
     tuned = folder / "tuned"
     start = module("dit", pretrained=str(folder / "dit" / f"step={STEPS}.ckpt"))

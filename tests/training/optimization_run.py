@@ -1,4 +1,4 @@
-"""Run by test_optimisation.py on two processes, of which one gets images that are not finite."""
+"""Run by test_optimization.py on two processes, one of which gets images that are not finite."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from datamodules import Digits
 
 
 class Poison(Callback):
-    """NaN in one pixel of the batches of one process, and what training looked like around each step."""
+    """Sets one pixel in batches of one process to NaN, and records the state of training after each step."""
 
     def __init__(self, batches, rank: int = 0):
         self.batches, self.rank = set(batches), rank

@@ -1,4 +1,4 @@
-"""Two processes see what one does: the same pictures, distances and losses."""
+"""Two processes give the results of one: the same images, distances and losses."""
 
 import os
 import subprocess
@@ -33,8 +33,8 @@ def one_and_two(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_pictures_do_not_depend_on_the_number_of_processes(one_and_two):
-    one, two = (result["pictures"] for result in one_and_two)
+def test_images_do_not_depend_on_the_number_of_processes(one_and_two):
+    one, two = (result["images"] for result in one_and_two)
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         assert torch.allclose(a, b, atol=1e-5)
@@ -49,9 +49,9 @@ def test_distances_count_every_image_once(one_and_two):
 
 @pytest.mark.slow
 def test_predictions_are_the_same_files(one_and_two):
-    """A task with five seeds in batches of two: shared between the processes, byte for byte the same."""
-    one, two = ({f.name: f.read_bytes() for f in Path(r["drawn"]).glob("*.png")} for r in one_and_two)
-    assert len(one) == 6  # with their sheet
+    """A task with five seeds in batches of two, split over the processes: the same files byte for byte."""
+    one, two = ({f.name: f.read_bytes() for f in Path(r["predicted"]).glob("*.png")} for r in one_and_two)
+    assert len(one) == 6  # with their contact sheet
     assert two == one
 
 
@@ -66,5 +66,5 @@ def test_a_fit_runs_to_its_end_and_its_checkpoint_loads(one_and_two):
     for result in one_and_two:
         model = AsyncDiffusion.load_from_checkpoint(result["trained"], weights="ema")
         assert model.generate([0], [1]).isfinite().all()
-        pictures = Path(result["trained"]).parents[1] / "images"
-        assert {p.name for p in pictures.iterdir()} == {"samples.png", "samples_0000001.png", "samples_0000002.png"}
+        images = Path(result["trained"]).parents[1] / "images"
+        assert {p.name for p in images.iterdir()} == {"samples.png", "samples_0000001.png", "samples_0000002.png"}

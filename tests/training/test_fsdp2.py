@@ -1,4 +1,4 @@
-"""Two processes under DDP and with everything shared out: the same training, and checkpoints that load anywhere."""
+"""Two processes under DDP and FSDP2: the same training, and checkpoints that load anywhere."""
 
 import os
 import subprocess
@@ -46,25 +46,25 @@ def averages(held):
 
 
 def furthest(a, b):
-    """Largest difference. Biases of keys are left out: attention does not see them, their gradient is rounding."""
+    """Return the largest difference, without the biases of keys: attention ignores them, their gradient is rounding."""
     assert a.keys() == b.keys()
     return max((free(name, a[name].float()) - free(name, b[name].float())).abs().max().item() for name in a)
 
 
 def free(name, weight):
-    """The weight without the third of an attention's bias that is its keys'."""
+    """Return a weight without the third of an attention's bias that belongs to the keys."""
     queries, keys, values = weight.chunk(3) if name.endswith("qkv.bias") else (weight, None, None)
     return weight if keys is None else torch.cat([queries, values])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "unet"])
-def test_sharing_out_trains_the_same_weights_and_averages(runs, name):
+def test_sharding_trains_the_same_weights_and_ema(runs, name):
     a, b = (checkpoint(runs[strategy], name, 4) for strategy in STRATEGIES)
     start = checkpoint(runs["ddp"], name, 2)["state_dict"]
     assert furthest(start, a["state_dict"]) > 1e-3  # it moved
-    # Convolutions lie otherwise in memory where they are shared out, and sum in another order. AdamW divides by the
-    # gradient's size: where that is zero but for rounding, a weight moves some of the learning rate, 1e-2.
+    # Sharded convolutions have another memory layout and sum in another order. AdamW divides by the gradient's size:
+    # where that is zero up to rounding, a weight moves by a fraction of the learning rate, 1e-2.
     bound = {"dit": 1e-6, "unet": 1e-4}[name]
     assert furthest(a["state_dict"], b["state_dict"]) < bound
     assert furthest(averages(a), averages(b)) < bound
@@ -73,7 +73,7 @@ def test_sharing_out_trains_the_same_weights_and_averages(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "unet"])
-def test_sharing_out_measures_the_same(runs, name):
+def test_sharding_measures_the_same(runs, name):
     a, b = (torch.load(runs[strategy] / "results.pt", weights_only=True)[name] for strategy in STRATEGIES)
     assert {"train/loss", "train/gradient_norm", "val/loss", "frechet/pixels", "bits_per_dim/synchronous"} <= set(a)
     assert a["flops"] > 1e6
@@ -90,8 +90,8 @@ def test_processes_may_have_unequal_numbers_of_batches(runs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_run_that_continues_ends_where_the_uninterrupted_one_does(runs, strategy):
-    a, b = (checkpoint(runs[strategy], name, 4) for name in ("dit", "again"))
+def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, strategy):
+    a, b = (checkpoint(runs[strategy], name, 4) for name in ("dit", "resumed"))
     assert furthest(a["state_dict"], b["state_dict"]) == 0
     assert furthest(averages(a), averages(b)) == 0
     assert a["loops"] == b["loops"]
@@ -99,7 +99,7 @@ def test_a_run_that_continues_ends_where_the_uninterrupted_one_does(runs, strate
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_its_checkpoint_loads_in_one_process_and_draws(runs, strategy):
+def test_its_checkpoint_loads_in_one_process_and_generates(runs, strategy):
     path = runs[strategy] / "dit" / "step=4.ckpt"
     model = AsyncDiffusion.load_from_checkpoint(path, weights="ema")
     assert type(model.network) is DiT
@@ -139,14 +139,14 @@ def test_all_processes_form_one_group():
     assert not strategy._save_distributed_checkpoint
 
 
-def test_nothing_happens_to_tensors_that_are_not_shared_out():
+def test_tensors_that_are_not_sharded_are_unchanged():
     weight = torch.arange(6.0)
     assert local_shard(weight) is weight
     assert torch.equal(full_tensors({"a": weight}, {"a": weight})["a"], weight)
     assert torch.equal(shard_like(weight, weight), weight)
 
 
-def test_a_recipe_names_its_packages():
+def test_an_object_config_names_its_packages():
     described = describe(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2))
     assert named_packages(described) == {"asyncdiff"}
     assert named_packages([{"class_path": "mine.Net", "init_args": {"inner": described}}]) == {"mine", "asyncdiff"}

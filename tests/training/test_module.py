@@ -1,4 +1,4 @@
-"""Laws of the trained module: it learns, its file rebuilds it, its draws depend on what they should."""
+"""Laws of the LightningModule: it learns, its checkpoint rebuilds it, image i depends only on seed i."""
 
 import math
 
@@ -32,7 +32,7 @@ def trainer(tmp_path, **options) -> Trainer:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A module after a few steps, its average, and its checkpoint file."""
+    """A module after a few steps, its EMA callback and its checkpoint file."""
     folder = tmp_path_factory.mktemp("trained")
     module, ema = model(), EMA(0.9)
     run = trainer(folder, callbacks=[ema], enable_checkpointing=False)
@@ -66,7 +66,7 @@ def test_a_checkpoint_gives_the_same_samples_bit_for_bit(trained):
     assert torch.equal(raw.generate([0, 1, 2], [3, 4, 5]), module.generate([0, 1, 2], [3, 4, 5]))
 
 
-def test_averaged_weights_are_what_loads(trained):
+def test_ema_weights_are_loaded_by_default(trained):
     module, ema, file = trained
     loaded = AsyncDiffusion.load_from_checkpoint(file)
     with ema.swapped(module):
@@ -119,14 +119,14 @@ def test_inpainting_returns_known_pixels_bit_for_bit(trained):
     assert (out[..., ~known] != image[..., ~known]).any()
 
 
-def test_one_image_is_completed_once_per_seed(trained):
+def test_one_image_is_inpainted_once_per_seed(trained):
     image = torch.rand(1, 8, 8)
     out = trained[0].inpaint(image, Half()(8, 8), seeds=[0, 1, 2])
     assert out.shape == (3, 1, 8, 8)
     assert not torch.equal(out[0], out[1])
 
 
-def test_drawing_leaves_the_training_mode_alone(trained):
+def test_sampling_leaves_the_training_mode_alone(trained):
     module = trained[0]
     module.train()
     module.network.blocks[0].eval()
@@ -159,7 +159,7 @@ def test_classes_must_fit_the_data(tmp_path):
         trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
 
 
-def test_a_file_of_weights_only_keeps_the_average(tmp_path):
+def test_a_weights_only_file_keeps_the_ema(tmp_path):
     module, ema = model(), EMA(0.9)
     run = trainer(tmp_path, callbacks=[ema], enable_checkpointing=False)
     run.fit(module, datamodule=Digits(batch_size=32))
@@ -169,7 +169,7 @@ def test_a_file_of_weights_only_keeps_the_average(tmp_path):
         assert torch.equal(loaded.generate([0], [1]), module.generate([0], [1]))
 
 
-def test_insisting_on_an_average_that_is_not_there(tmp_path):
+def test_requiring_ema_weights_that_do_not_exist(tmp_path):
     run = trainer(tmp_path, enable_checkpointing=False, max_steps=1)
     run.fit(model(), datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "raw.ckpt")
@@ -253,8 +253,8 @@ def test_logged_values(tmp_path):
     run = trainer(tmp_path, enable_checkpointing=False, log_every_n_steps=1, limit_val_batches=2, val_check_interval=3)
     run.fit(module, datamodule=Digits(batch_size=32))
     metrics = run.callback_metrics
-    wanted = {"train/loss", "train/gradient_norm", "val/loss", "val/error_constant", "val/error_heterogeneous"}
-    assert wanted <= set(metrics)
+    expected = {"train/loss", "train/gradient_norm", "val/loss", "val/error_constant", "val/error_heterogeneous"}
+    assert expected <= set(metrics)
     assert all(math.isfinite(v) for v in metrics.values())
     gap = metrics["val/error_constant"] - metrics["val/error_heterogeneous"]
     assert metrics["val/error_gap"].item() == pytest.approx(gap.item(), abs=1e-6)

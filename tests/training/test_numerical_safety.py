@@ -42,7 +42,7 @@ def network(dtype, **options):
 
 
 def maps(dtype):
-    """Constant maps of every level, and one that has all of them beside each other."""
+    """Return constant maps of every level, and one map with all levels."""
     t = torch.tensor(LEVELS, dtype=dtype)
     mixed = torch.cat([t, t.flip(0)]).reshape(1, 4, 4)
     return torch.cat([t[:, None, None].expand(-1, 4, 4), mixed])
@@ -113,7 +113,7 @@ def test_steps_between_any_two_levels_are_finite(solver, process, dtype):
     labels = torch.arange(len(t))
     with torch.no_grad():
         for level in LEVELS:
-            to = t.clamp(max=level)  # every patch from where it is, if it is above
+            to = t.clamp(max=level)  # only patches above this level move
             moved = solver(lambda x, at: denoiser(x, at, labels), x_t, t, to, noise)
             assert moved.isfinite().all()
             assert moved.dtype == dtype
@@ -123,7 +123,7 @@ def test_steps_between_any_two_levels_are_finite(solver, process, dtype):
 
 @pytest.mark.parametrize("target", TARGETS, ids=named)
 @pytest.mark.parametrize("guidance", [ClassifierFree(3.0), InputGuidance(1.0)], ids=named)
-def test_guided_walks_to_both_ends_are_finite(guidance, target):
+def test_guided_trajectories_are_finite_at_both_ends(guidance, target):
     process = LinearVP() if isinstance(target, NoiseTarget) else CosineVP()
     denoiser = Denoiser(network(torch.float32).eval(), process, target)
     known = torch.zeros(2, 8, 8, dtype=torch.bool)
@@ -152,7 +152,7 @@ def test_bounds_are_finite_down_to_the_lowest_floor(process, decoder, t_min):
                 assert all(part.isfinite().all() for part in (found.total, found.per_patch, found.by_level))
 
 
-def test_floors_that_float32_has_no_ratios_for_are_refused():
+def test_floors_that_overflow_float32_are_refused():
     with pytest.raises(ValueError, match="t_min must be at least 1e-12, got 1e-20"):
         Floored(AsyncPatch(), 1e-20)
 
@@ -161,18 +161,18 @@ def test_floors_that_float32_has_no_ratios_for_are_refused():
 
 
 class Types(Callback):
-    """Floating types of what the network is asked, what it is taken to say, and what the loss is made of."""
+    """Records the dtypes of the inputs and outputs of the network and of the terms of the loss."""
 
     def __init__(self):
         self.seen = {}
 
     def on_train_start(self, trainer, module):
-        def asked(denoiser, args, options, said):
-            self.seen |= {"x_t": args[0].dtype, "t": args[1].dtype, "v": said.v.dtype}
+        def record(denoiser, args, options, prediction):
+            self.seen |= {"x_t": args[0].dtype, "t": args[1].dtype, "v": prediction.v.dtype}
             if options["unique"] is not None:
                 self.seen["unique"] = options["unique"].values.dtype
 
-        module.denoiser.register_forward_hook(asked, with_kwargs=True)
+        module.denoiser.register_forward_hook(record, with_kwargs=True)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         (facts,) = module.guard._batches
@@ -197,25 +197,25 @@ def test_levels_weights_and_losses_are_float32_in_every_precision(tmp_path, prec
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     settings = {"accelerator": "cpu", "max_steps": 1, "enable_checkpointing": False, "default_root_dir": tmp_path}
     Trainer(**quiet, **settings, precision=precision, callbacks=[seen]).fit(model, datamodule=Digits(batch_size=8))
-    wanted = {"x_t", "t", "v", "weight", "loss", "loss_per_image", "levels", "output error"}
-    assert wanted | {"unique" if level_values else "slope"} <= set(seen.seen)
+    expected = {"x_t", "t", "v", "weight", "loss", "loss_per_image", "levels", "output error"}
+    assert expected | {"unique" if level_values else "slope"} <= set(seen.seen)
     assert set(seen.seen.values()) == {torch.float32}, seen.seen
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=named)
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=named)
-def test_autocast_leaves_the_objective_alone(weighting, dtype):
-    """The same draw under autocast: equal levels, weights and targets; the network alone is rounded."""
+def test_autocast_does_not_change_the_loss(weighting, dtype):
+    """The same draw under autocast has equal levels, weights and targets; only the network is rounded."""
     denoiser, levels = Denoiser(network(torch.float32), RectifiedFlow()), AlongPath(Floored(AsyncPatch(), 1e-3))
     x, eps = images(4, torch.float32), torch.randn(4, 1, 8, 8)
 
-    def told():
+    def compute():
         draw = levels(4, (4, 4), generator=torch.Generator().manual_seed(0))
         return draw, weighting(denoiser.process, draw.t, draw.slope), training_loss(denoiser, x, eps, draw, weighting)
 
-    draw, weight, plain = told()
+    draw, weight, plain = compute()
     with torch.autocast("cpu", dtype=dtype):
-        cast_draw, cast_weight, cast = told()
+        cast_draw, cast_weight, cast = compute()
     assert torch.equal(cast_draw.t, draw.t)
     assert torch.equal(cast_draw.slope, draw.slope)
     assert torch.equal(cast_weight, weight)

@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing, are counted, and end a run that has many of them in a row."""
+"""Non-finite steps change nothing, are counted, and end a run with many of them in a row."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def equal(a, b):
 
 
 def run(folder, batches, steps=5, **options):
-    """The module after some steps, of which those of `batches` have a NaN, with what was seen after each."""
+    """Train with NaN in some batches; return the module, the recorded states and the trainer."""
     poison, settings = Poison(batches), {k: options.pop(k) for k in ("stop_after_bad_steps",) if k in options}
     module = model(**settings)
     trainer = fit(folder, module, [EMA(0.9), poison], steps, **options)
@@ -68,13 +68,13 @@ def test_a_skipped_step_keeps_everything_bit_for_bit(tmp_path, options):
     assert [s["updates"] for s in seen] == [1, 2, 2, 3, 4]
     assert {float(v) for name, v in after["moments"].items() if name.endswith("step")} == {3.0}
     assert all(p.isfinite().all() for p in seen[-1]["weights"].values())
-    # The learning rate goes on: 1e-2 after 100 steps.
+    # The learning rate schedule advances: 1e-2 after 100 steps.
     assert [s["rate"] for s in seen] == pytest.approx([k * 1e-4 for k in (2, 3, 4, 5, 6)])
     assert trainer.callback_metrics["train/skipped_steps"] == 1
     assert trainer.callback_metrics["train/skipped_in_a_row"] == 0
 
 
-def test_steps_without_a_fault_are_those_of_plain_adamw(tmp_path):
+def test_finite_steps_equal_plain_adamw(tmp_path):
     _, seen, _ = run(tmp_path, (), steps=3)
     again = model()
     again.log = lambda *args, **options: None  # there is no trainer
@@ -96,7 +96,7 @@ def test_one_bad_batch_skips_the_step_it_is_accumulated_in(tmp_path):
     assert not equal(seen[3]["weights"], seen[5]["weights"])
 
 
-def test_optimisers_that_are_not_fused_are_skipped_by_hand(tmp_path, monkeypatch):
+def test_steps_of_optimizers_that_are_not_fused_are_skipped(tmp_path, monkeypatch):
     def sgd(self):
         return torch.optim.SGD(self.parameters(), 1e-2, momentum=0.9, weight_decay=0.1)
 
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_has_no_finite_gradient():
 # float16 and its scaled loss
 
 
-def test_an_overflow_of_the_scaled_loss_is_no_fault(tmp_path):
+def test_an_overflow_of_the_scaled_loss_is_counted_separately(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=1000)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     options = {"plugins": [plugin], "gradient_clip_val": 1.0, "stop_after_bad_steps": 2}
@@ -138,14 +138,14 @@ def test_an_overflow_of_the_scaled_loss_is_no_fault(tmp_path):
     assert trainer.callback_metrics["train/gradient_norm"] < 1e6  # of the loss, not of the scaled one
 
 
-def test_a_bad_loss_is_a_fault_under_a_scaled_loss_too(tmp_path):
+def test_a_non_finite_loss_is_counted_under_a_scaled_loss_too(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     _, seen, _ = run(tmp_path, {2}, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
     assert all(equal(seen[1][name], seen[2][name]) for name in KEPT)
     assert (seen[-1]["skipped"], seen[-1]["overflows"]) == (1, 0)
 
 
-def test_overflows_at_a_scale_of_one_are_faults():
+def test_overflows_at_a_scale_of_one_are_skipped_steps():
     scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
     scaler.scale(torch.ones(()))  # it begins with the first loss
     layer = nn.Linear(2, 1)
@@ -160,7 +160,7 @@ def test_overflows_at_a_scale_of_one_are_faults():
 # Too many in a row
 
 
-def test_many_in_a_row_end_the_run_with_a_file_of_the_last(tmp_path):
+def test_many_in_a_row_end_the_run_with_a_dump_of_the_last(tmp_path):
     poison, module = Poison({1, 3, 4, 5}), model(stop_after_bad_steps=3, seed=7)
     with pytest.raises(ValueError, match=r"must be finite, got .* 3 steps in a row up to step 6: .*step_6") as error:
         fit(tmp_path, module, [poison], 10)
@@ -168,13 +168,13 @@ def test_many_in_a_row_end_the_run_with_a_file_of_the_last(tmp_path):
     assert line is not None
     assert "\n" not in line
     assert str(tmp_path / "not_finite" / "step_6_rank_0.json") in line
-    told = json.loads((tmp_path / "not_finite" / "step_6_rank_0.json").read_text(), parse_constant=pytest.fail)
-    assert [told[name] for name in ("step", "epoch", "rank", "seed")] == [6, 0, 0, 7]
-    assert (told["steps_in_a_row"], told["skipped_steps"], told["loss_is_finite_here"]) == (3, 4, False)
-    assert told["gradients_not_finite_count"] == len(list(module.parameters()))
-    assert told["gradients_not_finite"][0] in dict(module.named_parameters())
-    assert told["parameters_not_finite"] == []
-    (batch,) = told["batches"]
+    dump = json.loads((tmp_path / "not_finite" / "step_6_rank_0.json").read_text(), parse_constant=pytest.fail)
+    assert [dump[name] for name in ("step", "epoch", "rank", "seed")] == [6, 0, 0, 7]
+    assert (dump["steps_in_a_row"], dump["skipped_steps"], dump["loss_is_finite_here"]) == (3, 4, False)
+    assert dump["gradients_not_finite_count"] == len(list(module.parameters()))
+    assert dump["gradients_not_finite"][0] in dict(module.named_parameters())
+    assert dump["parameters_not_finite"] == []
+    (batch,) = dump["batches"]
     data = Digits(batch_size=8)
     expected = [b for _, b in zip(range(6), data.train_dataloader(), strict=False)][5]
     assert batch["index"] == expected["index"].tolist()
@@ -190,12 +190,12 @@ def test_many_in_a_row_end_the_run_with_a_file_of_the_last(tmp_path):
     assert equal(poison.seen[2]["weights"], dict(module.named_parameters()))
 
 
-def test_counters_that_are_read_late_stop_with_the_step_they_are_of(tmp_path, monkeypatch):
+def test_counters_read_late_report_their_own_step(tmp_path, monkeypatch):
     monkeypatch.setattr("asyncdiff.training.optimization.nonfinite_steps.lag", lambda device: 2)  # as on a GPU
     poison, module = Poison({1, 2, 3}), model(stop_after_bad_steps=2)
     with pytest.raises(ValueError, match="2 steps in a row up to step 3: see .*step_3_rank_0.json"):
         fit(tmp_path, module, [poison], 10)
-    assert len(poison.seen) == 4  # the fifth step is the one that finds out
+    assert len(poison.seen) == 4  # the stop is found in the fifth step
     (batch,) = json.loads((tmp_path / "not_finite" / "step_3_rank_0.json").read_text())["batches"]
     assert batch["loss"] == "nan"
 
@@ -207,7 +207,7 @@ def test_zero_never_ends_a_run(tmp_path):
         model(stop_after_bad_steps=-1)
 
 
-def test_the_names_of_files_are_told_where_there_are_any(tmp_path):
+def test_the_dump_names_files_if_there_are_any(tmp_path):
     class Named(Digits):
         def dataset(self, split):
             found = super().dataset(split)
@@ -224,7 +224,7 @@ def test_the_names_of_files_are_told_where_there_are_any(tmp_path):
     assert batch["files"] == [f"train/{index}.png" for index in batch["index"]]
 
 
-def test_the_error_comes_also_where_no_file_can_be_written(tmp_path):
+def test_the_error_is_raised_even_if_no_file_can_be_written(tmp_path):
     (tmp_path / "not_finite").write_text("in the way")
     with pytest.raises(ValueError, match=r"2 steps in a row up to step 2: no file could be written \(.*\)"):
         run(tmp_path, {0, 1}, stop_after_bad_steps=2)
@@ -233,7 +233,7 @@ def test_the_error_comes_also_where_no_file_can_be_written(tmp_path):
 # Checkpoints
 
 
-def test_a_continued_run_counts_on(tmp_path):
+def test_a_resumed_run_restores_the_counters(tmp_path):
     _, _, trainer = run(tmp_path, {0, 2, 3}, steps=4)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     assert read_checkpoint(tmp_path / "half.ckpt")["skipped_steps"] == {"skipped": 3, "in_a_row": 2, "overflows": 0}
@@ -255,7 +255,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-def test_checkpoints_without_counters_start_from_none():
+def test_checkpoints_without_counters_start_from_zero():
     guard = StepGuard()
     guard.restore({})
     assert guard.state() == {"skipped": 0, "in_a_row": 0, "overflows": 0}
@@ -264,7 +264,7 @@ def test_checkpoints_without_counters_start_from_none():
 # Norms, clipping, averages
 
 
-def test_norms_of_half_precision_do_not_overflow():
+def test_norms_in_half_precision_do_not_overflow():
     gradients = [torch.full((4,), 6e4, dtype=torch.float16), torch.full((3,), 2.0, dtype=torch.bfloat16)]
     norms = gradient_norms(gradients)
     assert norms.tolist() == pytest.approx([1.2e5, 12**0.5], rel=1e-3)
@@ -272,7 +272,7 @@ def test_norms_of_half_precision_do_not_overflow():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_clipping_is_that_of_pytorch(dtype):
+def test_clipping_equals_that_of_pytorch(dtype):
     torch.manual_seed(0)
     a, b = ([nn.Parameter(torch.zeros(3, 2, dtype=dtype)), nn.Parameter(torch.zeros(5, dtype=dtype))] for _ in "ab")
     for algorithm, plain in [("norm", nn.utils.clip_grad_norm_), ("value", nn.utils.clip_grad_value_)]:
@@ -285,7 +285,7 @@ def test_clipping_is_that_of_pytorch(dtype):
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
 
 
-def test_averages_that_follow_on_the_device_follow_the_same():
+def test_updates_on_the_device_equal_those_on_the_host():
     torch.manual_seed(0)
     averages = [torch.randn(3, 2) for _ in range(150)]  # more than are done at once
     parameters = [torch.randn(3, 2) for _ in averages]
@@ -297,7 +297,7 @@ def test_averages_that_follow_on_the_device_follow_the_same():
         assert torch.allclose(a, b.lerp(p, 0.125), atol=1e-6)
 
 
-def test_the_average_on_a_device_counts_what_it_learns_of_later():
+def test_the_ema_on_a_device_subtracts_skipped_steps_later():
     ema = EMA(0.9)
     ema.updates, ema._skipped = 7, torch.tensor(2.0)
     assert float(ema._decay(ema.updates - ema._skipped)) == pytest.approx(6 / 15)
@@ -307,7 +307,7 @@ def test_the_average_on_a_device_counts_what_it_learns_of_later():
     assert float(ema._decay(torch.tensor(1e6))) == pytest.approx(0.9)
 
 
-def test_refusing_names_the_weight():
+def test_the_error_names_the_weight():
     good, bad = ("good", torch.ones(2)), ("bad", torch.tensor([1.0, math.nan]))
     check_finite([good], torch.device("cpu"))
     with pytest.raises(ValueError, match="got NaN or infinity in bad"):
@@ -319,7 +319,7 @@ def test_refusing_names_the_weight():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fully_shard"])
-def test_all_processes_skip_where_one_has_a_bad_batch_and_stop_together(tmp_path, strategy):
+def test_all_processes_skip_if_one_has_a_bad_batch_and_stop_together(tmp_path, strategy):
     environment = os.environ | {
         "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
         "CUDA_VISIBLE_DEVICES": "",
@@ -331,11 +331,11 @@ def test_all_processes_skip_where_one_has_a_bad_batch_and_stop_together(tmp_path
     for rank in (0, 1):
         held = torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True)
         seen = held["seen"]
-        assert [s["skipped"] for s in seen] == [0, 1, 1, 2]  # the third in a row is not lived through
+        assert [s["skipped"] for s in seen] == [0, 1, 1, 2]  # the run ends in the next one
         assert [s["updates"] for s in seen] == [1, 1, 2, 2]
         assert all(equal(seen[0][name], seen[1][name]) for name in KEPT)
         assert not equal(seen[1]["weights"], seen[2]["weights"])
         assert "2 steps in a row up to step 5" in held["error"]
-        told = json.loads((tmp_path / "not_finite" / f"step_5_rank_{rank}.json").read_text())
-        assert told["loss_is_finite_here"] == (rank == 0)
-        assert told["gradients_not_finite_count"] > 0
+        dump = json.loads((tmp_path / "not_finite" / f"step_5_rank_{rank}.json").read_text())
+        assert dump["loss_is_finite_here"] == (rank == 0)
+        assert dump["gradients_not_finite_count"] > 0

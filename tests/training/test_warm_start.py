@@ -30,7 +30,7 @@ def trainer(folder, **options) -> Trainer:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A checkpoint of a run with an average."""
+    """A checkpoint of a run with an EMA."""
     folder = tmp_path_factory.mktemp("run")
     run = trainer(folder, callbacks=[EMA(0.9)], enable_checkpointing=False, max_steps=2)
     run.fit(model(0, learning_rate=0.01, warmup_steps=0), datamodule=Digits(batch_size=32))
@@ -50,7 +50,7 @@ def report(caplog):
     return lines
 
 
-def test_a_fit_starts_from_the_averaged_weights(file, tmp_path, report):
+def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
     fresh = model(1, pretrained=str(file), learning_rate=1e-12)
     start = AsyncDiffusion.load_from_checkpoint(file).state_dict()
     raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
