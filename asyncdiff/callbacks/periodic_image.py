@@ -83,7 +83,7 @@ def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = 
     shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
     if shown.shape[1] not in (1, 3):
         raise ValueError(
-            f"images must have 1 or 3 channels to be shown, got {shown.shape[1]}: set model.codec to decode latents"
+            f"images to show must have 1 or 3 channels, got {shown.shape[1]}: set model.codec to decode latents"
         )
     shown = F.interpolate(shown.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
     return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)

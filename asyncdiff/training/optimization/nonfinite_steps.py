@@ -65,7 +65,7 @@ class StepGuard:
     @torch.no_grad()
     def check(
         self, optimizer: torch.optim.Optimizer, module: nn.Module, *, step: int, epoch: int, scaler: Any = None
-    ) -> "Verdict | None":
+    ) -> "StopReason | None":
         """Arrange that the upcoming optimizer step is skipped if its gradient is not finite.
 
         Args:
@@ -116,7 +116,7 @@ class StepGuard:
         self.in_a_row = torch.where(overflow, self.in_a_row, (self.in_a_row + 1) * skipped)
         self.taken = (~bad).float()
 
-    def _read(self, record: StepRecord) -> "Verdict | None":
+    def _read(self, record: StepRecord) -> "StopReason | None":
         """Check the counters of the latest step for which they are available without waiting."""
         if self.stop_after == 0:
             return None
