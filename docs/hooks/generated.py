@@ -201,7 +201,7 @@ def help_text(main: Any, argv: list[str]) -> str:
 
 MODES = {"evaluate": ("--samples", "--likelihood", "--inpainting")}
 MEANINGS = {
-    "seed_everything": "seed of Python, NumPy and torch, set before all else; other keys use it as `${seed_everything}`",
+    "seed_everything": "seed of Python, NumPy and torch, set first; other keys use it as `${seed_everything}`",
     "trainer": "arguments of Lightning's `Trainer`; `default_root_dir` is the run directory, RUN",
     "model": "arguments of [AsyncDiffusion](#asyncdiffusion), without `class_path`",
     "data": "`class_path` and `init_args` of a [data module](#data)",
