@@ -107,7 +107,7 @@ def ended_well(words: list[str]) -> Iterator[None]:
 def read(words: list[str]) -> None:
     """Read what follows `python`: every word and every file of it, to the class paths and arguments of the last."""
     if words[0] == "train.py" or words[2] in asyncdiff_main.TRAINING:
-        config = cli.parsed(words[1:] if words[0] == "train.py" else words[2:])
+        config = cli.parse_config(words[1:] if words[0] == "train.py" else words[2:])
         assert config["model"]["network"]["class_path"]
         return
     assert words[:2] == ["-m", "asyncdiff"], words
@@ -165,7 +165,7 @@ def check_yaml(block: Block) -> None:
         layer.write_text(block.text)
         others = ["--allow-class-paths", "mine"] if "mine." in block.text else []  # the package of a reader
         base = str(ROOT / "experiments" / "digits_dit_async.yaml")
-        cli.parsed(["fit", "--config", base, "--config", str(layer), *others])
+        cli.parse_config(["fit", "--config", base, "--config", str(layer), *others])
 
 
 def classes(held: Any) -> Iterable[tuple[str, dict[str, Any]]]:

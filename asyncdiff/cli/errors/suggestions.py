@@ -77,9 +77,10 @@ def public_classes(module: str) -> dict[str, type]:
     with suppress(ImportError, ValueError):
         imported = importlib.import_module(module)
         exported = getattr(imported, "__all__", ())
+        named = vars(imported) | {name: getattr(imported, name) for name in exported}  # exports may be lazy
         return {
             name: value
-            for name, value in vars(imported).items()
+            for name, value in named.items()
             if isinstance(value, type) and not name.startswith("_") and (name in exported or value.__module__ == module)
         }
     return {}
