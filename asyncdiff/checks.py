@@ -1,10 +1,10 @@
-"""Refusals of arguments in one line: the argument, the rule, the value, the remedy."""
+"""Checks of numeric arguments, with error messages of one line: the argument, the rule, the value and the remedy."""
 
 import math
 
 
 def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
-    """Raise ValueError if `value` is below `minimum`, or not finite."""
+    """Raise ValueError unless `value` is finite and at least `minimum`."""
     if value == math.inf:
         raise ValueError(f"{name} must be finite, got {value}: {remedy}")
     if not value >= minimum:  # NaN is refused, too
@@ -13,5 +13,5 @@ def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
 
 def within(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Raise ValueError unless low <= value <= high."""
-    if not low <= value <= high:
+    if not low <= value <= high:  # NaN is refused, too
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")

@@ -1,4 +1,7 @@
-"""Randomness as an argument: one generator for a batch, or one per image, so that image i depends on seed i only."""
+"""Random numbers from explicit generators: one for a batch, or one per image, so that image i depends on seed i only.
+
+With one generator per image an image is the same whatever the batch size and the number of devices.
+"""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -11,40 +14,55 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def counter_key(*counters: int) -> int:
-    """A 63-bit seed that is a fixed function of its counters, such as (seed, epoch, batch, rank), on every machine."""
+    """Return a 63-bit seed that is a fixed hash of counters, such as (seed, epoch, batch, rank), on every machine."""
     digest = hashlib.blake2b(",".join(map(str, counters)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator started at `seed`."""
+    """Return a new generator with this seed."""
     return torch.Generator(device).manual_seed(seed)
 
 
 def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
-    """One generator per image, on the CPU, so that a seed means the same image on every device."""
+    """Return one generator per seed, on the CPU, so that a seed means the same image on every device.
+
+    Args:
+        seeds: one seed per image.
+
+    Returns:
+        Generators to pass as the argument `generator`.
+
+    Examples:
+        >>> batch = normal((3, 2), generator=per_image([7, 8, 9]))
+        >>> bool((batch[1] == normal((1, 2), generator=per_image([8]))[0]).all())
+        True
+    """
     return [seeded(int(seed)) for seed in seeds]
 
 
-def forked(generator: Generators) -> Generators:
-    """Generators of their own, seeded by these: what is drawn from them leaves the draws of these as they are."""
+def fork(generator: Generators) -> Generators:
+    """Return independent generators seeded from these.
+
+    One number is drawn from each given generator, however many are later drawn from its fork.
+    """
     if generator is None:
         return None
     if isinstance(generator, torch.Generator):
         return seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device)), generator.device)
-    return [fork for g in generator if isinstance(fork := forked(g), torch.Generator)]
+    return [child for g in generator if isinstance(child := fork(g), torch.Generator)]
 
 
 @dataclass(frozen=True)
 class RandomSource:
-    """Where the random numbers of a batch of level maps come from, and what the maps are to be.
+    """Random numbers for a batch of level maps, with the shape, device and type that the maps must have.
 
     Attributes:
         batch: number of images.
         grid: (gh, gw) of the level maps.
-        generator: one for the batch, or one per image; with None torch's own.
-        device: where the maps are wanted.
-        dtype: floating type of the maps.
+        generator: one generator for the batch, or one per image; None for torch's global one.
+        device: device of the maps.
+        dtype: floating-point type of the maps.
     """
 
     batch: int
@@ -54,25 +72,25 @@ class RandomSource:
     dtype: torch.dtype = torch.float32
 
     def uniform(self, *shape: int) -> Tensor:
-        """(batch, *shape) numbers in [0, 1); row i comes from image i's generator where every image has one."""
+        """Draw (batch, *shape) uniform numbers in [0, 1); row i from generator i if every image has its own."""
         return uniform((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
 
     def normal(self, *shape: int) -> Tensor:
-        """(batch, *shape) standard normal numbers; row i comes from image i's generator where every image has one."""
+        """Draw (batch, *shape) standard normal numbers; row i from generator i if every image has its own."""
         return normal((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
 
     def stratified(self) -> Tensor:
-        """(batch,) numbers, each U(0, 1), spread evenly: equal steps from one random offset (VDM, arXiv:2107.00630).
+        """Draw (batch,) numbers, each U(0, 1), evenly spaced from one random offset (VDM, arXiv:2107.00630).
 
-        With one generator per image there is no batch to stratify over: the numbers are independent.
+        With one generator per image the numbers are independent: images must not depend on their batch.
         """
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             return self.uniform()
         shared = {"generator": self.generator, "device": self.device}
         offset = uniform((1,), dtype=self.dtype, **shared)  # type: ignore[arg-type]
-        # The order is random, so that an image's place in the batch (its class, its neighbours) says nothing of it.
+        # The order is random, so that the number does not depend on the image's place in the batch.
         order = uniform((self.batch,), **shared).argsort()  # type: ignore[arg-type]
-        # Rounding may bring a sum to 1, which is no progress that anyone asked for.
+        # Rounding may bring a sum to 1, which is outside of [0, 1).
         return (offset + order.to(self.dtype) / self.batch).remainder(1)
 
 
@@ -83,7 +101,7 @@ def uniform(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Uniform numbers in [0, 1) of `shape`; with one generator per image, row i is drawn from generator i alone."""
+    """Draw uniform numbers in [0, 1) of `shape`; with one generator per image, row i comes from generator i alone."""
     return _draw(torch.rand, shape, generator, device, dtype)
 
 
@@ -94,7 +112,7 @@ def normal(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal numbers of `shape`; with one generator per image, row i is drawn from generator i alone."""
+    """Draw standard normal numbers of `shape`; with one generator per image, row i comes from generator i alone."""
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
@@ -104,6 +122,9 @@ def _draw(draw, shape: Sequence[int], generator: Generators, device, dtype: torc
     if isinstance(generator, torch.Generator):
         return draw(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
     if len(generator) != shape[0]:
-        raise ValueError(f"generator must hold one generator per image, got {len(generator)} for {shape[0]} images")
+        raise ValueError(
+            f"generator must hold one generator per image, got {len(generator)} for {shape[0]} images: "
+            "use randomness.per_image(seeds) with one seed per image"
+        )
     rows = [draw(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
     return torch.stack(rows).to(device)

@@ -1,4 +1,7 @@
-"""The shapes that everything here speaks in, and the two ways between patches and pixels."""
+"""Tensor types used everywhere (images, level maps, masks), and conversions between patches and pixels.
+
+A level map has one value per patch of an image; `known` masks are True where pixels or patches are known.
+"""
 
 from dataclasses import dataclass
 
@@ -7,36 +10,51 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # pixels in [-1, 1], or latents
-Latents = Float[Tensor, "b lc lh lw"]  # beside the pixels that they are of
+Latents = Float[Tensor, "b lc lh lw"]  # where a signature has both: the latents of an `Image` of pixels
 LevelMap = Float[Tensor, "b gh gw"]  # noise level of every patch: 0 clean .. 1 noise; (b, 1, 1) is one level per image
 KnownPatches = Bool[Tensor, "b gh gw"]  # True = known
 KnownPixels = Bool[Tensor, "b h w"]  # True = known
 Progress = Float[Tensor, " b"]  # along a noise path: 0 clean image .. 1 pure noise
-Labels = Int64[Tensor, " b"]
+Labels = Int64[Tensor, " b"]  # class of every image
 
 
 @dataclass(frozen=True)
 class UniqueLevels:
-    """A level map as the list of its distinct levels and, for every patch, which of them it has.
+    """Distinct levels of a level map with the index of every patch's level: t = values[index].
+
+    A network embeds each distinct level once instead of each patch's level.
 
     Attributes:
-        values: the levels, each once.
-        index: of every patch's level among them.
+        values: distinct levels.
+        index: index into `values` for every patch; (b, 1, 1) if every image has a single level.
     """
 
     values: Float[Tensor, " r"]
     index: Int64[Tensor, "b gh gw"]
 
     def padded(self) -> "UniqueLevels":
-        """The same, filled up to a power of two, at least 2, with values of no patch: few shapes to compile for."""
+        """Return the same levels, padded with unused values to a power of two from 2 on: few shapes to compile for."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
         return UniqueLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
 
 def unique_levels(t: LevelMap) -> UniqueLevels:
-    """The distinct levels of `t`, found by sorting. Whoever draws a map often knows them already: pass those on.
+    """Return the distinct levels of `t`, found by sorting.
 
-    Where every image has one level all over, its index is 1x1.
+    Level samplers often know them already (`LevelDraw.unique`): passing those on saves the sort.
+
+    Args:
+        t: level map.
+
+    Returns:
+        Levels in ascending order, and the index of every patch's level; of shape (b, 1, 1) if every image has a single
+        level.
+
+    Examples:
+        >>> unique = unique_levels(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
+        >>> unique.values, unique.index
+        (tensor([0.0000, 0.5000, 1.0000]), tensor([[[0, 1],
+                 [1, 2]]]))
     """
     values, index = t.unique(return_inverse=True)
     first = index[:, :1, :1]
@@ -44,7 +62,7 @@ def unique_levels(t: LevelMap) -> UniqueLevels:
 
 
 def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
-    """Raise ValueError unless a level grid divides an image of `size` into equal patches."""
+    """Raise ValueError unless `grid` (gh, gw) divides an image of `size` (h, w) into equal patches."""
     if size[0] % grid[0] or size[1] % grid[1]:
         raise ValueError(
             f"the level map's grid must divide the image into equal patches, got grid {grid[0]}x{grid[1]} "
@@ -53,17 +71,43 @@ def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
 
 
 def to_pixels(per_patch: Shaped[Tensor, "b gh gw"], size: tuple[int, int]) -> Shaped[Tensor, "b 1 h w"]:
-    """Every patch's value repeated over its pixels, with a channel axis to broadcast against an image of `size`."""
+    """Return each patch's value repeated over its pixels, with a channel axis to broadcast against images.
+
+    Args:
+        per_patch: one value per patch, of any type.
+        size: (h, w) of the images.
+
+    Returns:
+        One value per pixel, (b, 1, h, w).
+
+    Examples:
+        >>> t = torch.tensor([[[0.0, 1.0]]])  # one image, 1 x 2 patches
+        >>> to_pixels(t, (2, 4))[0, 0]
+        tensor([[0., 0., 1., 1.],
+                [0., 0., 1., 1.]])
+    """
     b, gh, gw = per_patch.shape
     check_grid((gh, gw), size)
-    cells = per_patch[:, :, None, :, None].expand(b, gh, size[0] // gh, gw, size[1] // gw)
-    return cells.reshape(b, 1, *size)
+    pixels = per_patch[:, :, None, :, None].expand(b, gh, size[0] // gh, gw, size[1] // gw)
+    return pixels.reshape(b, 1, *size)
 
 
 def upsampled_to(
     coarse: Shaped[Tensor, "b gh gw"], grid: tuple[int, int], name: str = "map"
 ) -> Shaped[Tensor, "b fine_h fine_w"]:
-    """A user's map repeated over the patches of a level map's `grid`; ValueError with its `name` unless it divides."""
+    """Return a coarse map with each value repeated over a block of the patches of `grid`.
+
+    Args:
+        coarse: map given by a user, whose sides divide those of `grid`.
+        grid: (gh, gw) of the level map.
+        name: name of the map in the error message.
+
+    Returns:
+        One value per patch, (b, gh, gw).
+
+    Raises:
+        ValueError: the map does not divide the grid into equal blocks.
+    """
     b, gh, gw = coarse.shape
     if grid[0] % gh or grid[1] % gw:
         raise ValueError(
@@ -75,23 +119,24 @@ def upsampled_to(
 
 
 def mean_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
-    """Mean over the channels and pixels of each patch."""
+    """Return the mean over the channels and pixels of each patch."""
     return _patches(image, grid).mean(dim=(1, 3, 5))
 
 
 def sum_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
-    """Sum over the channels and pixels of each patch."""
+    """Return the sum over the channels and pixels of each patch."""
     return _patches(image, grid).sum(dim=(1, 3, 5))
 
 
 def known_patches(known: Bool[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b gh gw"]:
-    """True where every pixel of the patch is known."""
+    """Return True for the patches of which every pixel is known."""
     check_grid(grid, (known.shape[1], known.shape[2]))
     b, h, w = known.shape
     return known.reshape(b, grid[0], h // grid[0], grid[1], w // grid[1]).all(4).all(2)
 
 
 def _patches(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return a view of shape (b, c, gh, patch height, gw, patch width)."""
     b, c, h, w = image.shape
     check_grid(grid, (h, w))
     return image.reshape(b, c, grid[0], h // grid[0], grid[1], w // grid[1])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy import stats
 
-from asyncdiff.randomness import RandomSource, counter_key, forked, normal, per_image, seeded, uniform
+from asyncdiff.randomness import RandomSource, counter_key, fork, normal, per_image, seeded, uniform
 
 
 def test_counter_keys_are_the_same_on_every_machine():
@@ -63,22 +63,22 @@ def test_stratified_numbers_are_uniform_and_independent_of_their_place():
     assert stats.pearsonr(shared[:, 0], shared[:, 1]).statistic == pytest.approx(-1 / 4, abs=4 / 2000**0.5)
 
 
-def test_forks_leave_the_parent_s_draws_alone():
-    """However much is drawn from a fork, the parent goes on the same; equal parents have equal forks."""
+def test_forks_leave_the_draws_of_their_parent_unchanged():
+    """However much is drawn from a fork, the parent draws the same numbers; equal parents have equal forks."""
     drawn = []
     for amount in (0, 1, 1000):
         parent = seeded(3)
-        fork = forked(parent)
-        torch.rand(amount, generator=fork)
+        child = fork(parent)
+        torch.rand(amount, generator=child)
         drawn.append(torch.rand(5, generator=parent))
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
-    first, second = (torch.rand(5, generator=forked(seeded(3))) for _ in range(2))
+    first, second = (torch.rand(5, generator=fork(seeded(3))) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, drawn[0])
 
 
-def test_forks_of_images_stay_the_images_own():
-    together, alone = forked(per_image([7, 8, 9])), forked(per_image([8]))
+def test_forks_of_image_generators_depend_on_their_image_only():
+    together, alone = fork(per_image([7, 8, 9])), fork(per_image([8]))
     assert torch.equal(uniform((3, 5), generator=together)[1:2], uniform((1, 5), generator=alone))
-    assert forked(None) is None
+    assert fork(None) is None

@@ -1,4 +1,7 @@
-"""What is learned and how it is scored: denoiser, targets, weightings, loss, likelihood and exact oracles."""
+"""Denoisers, targets, loss weightings, training loss, likelihood bound, and exact denoisers for tests.
+
+Depends on `asyncdiff.noise`, PyTorch and jaxtyping only.
+"""
 
 from asyncdiff.denoising.denoiser import Denoiser, DenoiserLike, Prediction
 from asyncdiff.denoising.likelihood import Bound, CategoricalDecoder, Decoder, GaussianDecoder, bound, discrete_bound

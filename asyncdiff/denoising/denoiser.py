@@ -1,4 +1,4 @@
-"""The one callable that joins everything: denoiser(x_t, t, label) -> Prediction."""
+"""Denoisers: callables denoiser(x_t, t, label) -> Prediction, the interface of training, sampling and likelihood."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,20 +10,20 @@ from asyncdiff.denoising.targets import Target, VelocityTarget
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels
 
-LOGVAR = (-30.0, 20.0)  # bounds of a predicted log-variance (Patch Forcing, arXiv:2604.19141)
+LOGVAR_RANGE = (-30.0, 20.0)  # predicted log-variances are clamped to it (Patch Forcing, arXiv:2604.19141)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser believes about the clean image behind `x_t`.
+    """Prediction of a denoiser at a noisy image, as velocity, clean image or noise.
 
     Attributes:
-        process: the noise process that relates the forms.
-        x_t: the noisy image.
-        t: its level map.
-        v: the velocity; `x` and `eps` follow from it.
-        logvar: log of the expected squared error of the velocity, mean over each patch's pixels, where the network
-            predicts it; on the network's grid, also where `t` is coarser.
+        process: noise process that converts between v, x and eps.
+        x_t: noisy image.
+        t: level map of `x_t`.
+        v: predicted velocity; `x` and `eps` follow from it.
+        logvar: predicted log of the velocity's squared error, averaged over the pixels of each patch; None if the
+            network does not predict it. On the network's grid, even if `t` is coarser.
     """
 
     process: Process
@@ -34,41 +34,62 @@ class Prediction:
 
     @property
     def x(self) -> Image:
-        """The clean image."""
+        """Predicted clean image."""
         return self.process.x_from_v(self.x_t, self.v, self.t)
 
     @property
     def eps(self) -> Image:
-        """The noise."""
+        """Predicted noise."""
         return self.process.eps_from_v(self.x_t, self.v, self.t)
 
 
 @runtime_checkable
 class DenoiserLike(Protocol):
-    """The signature shared by trained networks, guidance and exact oracles."""
+    """Interface of everything that denoises: trained networks (`Denoiser`), guidance and exact oracles."""
 
     @property
     def process(self) -> Process:
-        """The noise process."""
+        """Noise process that predictions refer to."""
 
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """The prediction for every patch, from the whole noisy image and the whole level map."""
+        """Predict every patch from the entire noisy image and level map.
+
+        Args:
+            x_t: noisy images.
+            t: level maps of `x_t`.
+            label: class labels; None for unconditional predictions.
+            unique: distinct levels of `t`, if known: saves sorting them.
+
+        Returns:
+            The predicted velocity, clean image and noise.
+        """
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The level map's grid (gh, gw) for images of (h, w)."""
+        """Return the grid (gh, gw) of level maps for images of size (h, w)."""
 
 
 class Denoiser(nn.Module):
-    """A network, with the process that it belongs to and what it predicts.
+    """Network together with its noise process and target: predicts velocity, clean image and noise.
 
     Args:
-        network: callable (x_t, t, label, distinct=...) -> output, or (output, logvar) where it predicts its
-            uncertainty, with a method grid((h, w)) -> (gh, gw).
-        process: the noise process.
-        target: what the output stands for; the velocity by default. A predicted log-variance is that of the
-            velocity's error whatever the target: this is the error that heads are trained on.
+        network: module (x_t, t, label, unique=...) -> output, or (output, logvar) if it predicts its uncertainty, with
+            a method grid((h, w)) -> (gh, gw). `asyncdiff.networks` has several.
+        process: noise process.
+        target: quantity that the network's output stands for; default: the velocity. A predicted log-variance is always
+            that of the velocity's error, on which it is trained.
+
+    Examples:
+        >>> import torch
+        >>> from asyncdiff.networks import DiT
+        >>> from asyncdiff.noise import RectifiedFlow
+        >>> network = DiT(channels=3, patch_size=4, dim=32, depth=2, heads=4)
+        >>> denoiser = Denoiser(network, RectifiedFlow())
+        >>> t = torch.rand(2, *denoiser.grid((16, 16)))  # one level per patch
+        >>> prediction = denoiser(torch.randn(2, 3, 16, 16), t)
+        >>> t.shape, prediction.v.shape, prediction.x.shape
+        (torch.Size([2, 4, 4]), torch.Size([2, 3, 16, 16]), torch.Size([2, 3, 16, 16]))
     """
 
     def __init__(self, network: nn.Module, process: Process, target: Target | None = None):
@@ -87,24 +108,32 @@ class Denoiser(nn.Module):
         unique: UniqueLevels | None = None,
         kv_cache: Any | None = None,
     ) -> Prediction:
-        """The network's prediction, in the precision of `x_t` whatever autocast computed in.
+        """Return the network's prediction, in the precision of `x_t` even under autocast.
 
-        `kv_cache` is one of the network's own, where it can compute some patches and remember the others.
+        Args:
+            x_t: noisy images.
+            t: level maps of `x_t`.
+            label: class labels; None for unconditional predictions.
+            unique: distinct levels of `t`, if known: saves sorting them.
+            kv_cache: cache made by the network, for networks that can compute some patches and reuse the others.
+
+        Returns:
+            The predicted velocity, clean image and noise.
         """
-        remembered = {} if kv_cache is None else {"kv_cache": kv_cache}
-        output = self.network(x_t, t, label, unique=unique, **remembered)
+        cache = {} if kv_cache is None else {"kv_cache": kv_cache}
+        output = self.network(x_t, t, label, unique=unique, **cache)
         predicted, logvar = output if isinstance(output, tuple) else (output, None)
         if logvar is not None:
-            logvar = logvar.to(x_t.dtype).clamp(*LOGVAR)
+            logvar = logvar.to(x_t.dtype).clamp(*LOGVAR_RANGE)
         v = self.target.velocity(self.process, predicted.to(x_t.dtype), x_t, t)
         return Prediction(self.process, x_t, t, v.to(x_t.dtype), logvar)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The level map's grid (gh, gw) for images of (h, w)."""
+        """Return the grid (gh, gw) of level maps for images of size (h, w)."""
         grid: tuple[int, int] = self.network.grid(size)  # type: ignore[operator]
         return grid
 
     @property
     def null_label(self) -> int | None:
-        """The label that means "no label", None for a network without labels."""
+        """Label that means "unconditional"; None for a network without labels."""
         return int(getattr(self.network, "classes", 0)) or None

@@ -1,14 +1,14 @@
-"""The bound on -log p(x) along any noise path: prior, diffusion and reconstruction, and where in the image they are.
+"""Upper bound on -log p(x) along any noise path (negative ELBO), split into terms, patches and noise levels.
 
 For every path drawn independently of x, with x_t the image noised to the level map t(s),
 
     -log p(x) <= KL(q(x_1 | x) || N(0, I)) + E int_0^1 1/2 sum_i (-dSNR/dt)(t_i) dt_i/ds ||x_i - x_hat_i||^2 ds
                  - E log p(x | x_0),
 
-an equality for a perfect denoiser, on every path: what differs between paths is what the network is inconsistent by.
+with equality for a perfect denoiser, on every path: differences between paths measure how inconsistent a network is.
 AsyncPatch Diffusion (arXiv:2606.07079) proves a bound for levels that differ between patches; the line integral is that
-of VDM (arXiv:2107.00630) and MuLAN (arXiv:2312.13236) along curves of level maps. On a path that holds known patches at
-t = 0 it bounds -log p(unknown | known).
+of VDM (arXiv:2107.00630) and MuLAN (arXiv:2312.13236) along curves of level maps. On a path with known patches at t = 0
+it bounds -log p(unknown | known).
 """
 
 import math
@@ -26,7 +26,7 @@ from asyncdiff.denoising.weightings import ELBO
 from asyncdiff.noise.paths import Conditioned, Curve, Floored, Path, Synchronous
 from asyncdiff.noise.processes import Process
 from asyncdiff.noise.progress import FluxProgress, ProgressSampler, UniformProgress
-from asyncdiff.randomness import Generators, forked, normal, uniform
+from asyncdiff.randomness import Generators, fork, normal, uniform
 from asyncdiff.shapes import (
     Image,
     KnownPatches,
@@ -37,52 +37,52 @@ from asyncdiff.shapes import (
     to_pixels,
 )
 
-# Upper edges of the bins of `by_level`: the integrand goes as 1/t towards the clean end.
+# Upper edges of the bins of `by_level`, finer towards t = 0, where the integrand grows as 1/t.
 LEVEL_EDGES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 class Decoder(ABC):
-    """-log p(x | x_t) of every pixel at the lowest level of a path.
+    """Reconstruction term -log p(x | x_t) of every pixel at the lowest level of a path.
 
     Attributes:
-        unit: what `Bound.rate` is given in.
-        nats: nats in one of that unit.
-        finest: sigma / alpha at which a path had best end by default: what is finer is the decoder's business.
+        unit: unit of `Bound.rate`.
+        nats: number of nats in one `unit`.
+        noise_to_signal: sigma / alpha at the lowest level of a path by default; finer details are left to the decoder.
     """
 
     unit: str
     nats: float
-    finest: float
+    noise_to_signal: float
 
     @abstractmethod
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
-        """Nats of every pixel, given `x_t` at level map `t`, all above 0."""
+        """Return -log p(x | x_t) of every pixel in nats, for `x_t` at the level map `t`, which must be above 0."""
 
-    def check(self, x: Image) -> None:  # noqa: B027  densities take all values
-        """Raise ValueError for images that the decoder gives no probability."""
+    def check(self, x: Image) -> None:  # noqa: B027  densities accept all values
+        """Raise ValueError for images to which the decoder assigns no probability."""
 
 
 class CategoricalDecoder(Decoder):
-    """Pixels that take one of several equidistant values from -1 to 1, such as 8-bit ones: bits per dimension.
+    """Decoder of pixels with discrete values, such as 8-bit images; bounds are in bits per dimension.
 
-    p(x | x_t) is the categorical with logits -(x_t - alpha v_j)^2 / (2 sigma^2) over the values v_j (VDM, section 3.3).
+    p(x | x_t) is the categorical distribution with logits -(x_t - alpha v_j)^2 / (2 sigma^2) over the equidistant
+    values v_j from -1 to 1 (VDM, section 3.3).
 
     Args:
-        values: how many values a pixel can take.
+        values: number of values that a pixel can take, at least 2; 256 for 8 bits.
     """
 
     unit = "bits/dim"
     nats = math.log(2)
 
     def __init__(self, values: int = 256):
-        at_least("values", values, 2, "256 are 8 bits")
+        at_least("values", values, 2, "use 256 for 8-bit images")
         self.values = values
-        # A quarter of a step, logSNR 12.5 for 8 bits (VDM's ends at 13.3): from there on a network that does not know
-        # that values are discrete pays log 2 for every halving of the noise, the decoder nearly nothing.
-        self.finest = 0.25 * 2 / (values - 1)
+        # A quarter of the distance between values, logSNR 12.5 for 8 bits (VDM ends at 13.3). Below it, a network that
+        # does not know that values are discrete pays log 2 for every halving of the noise, the decoder almost nothing.
+        self.noise_to_signal = 0.25 * 2 / (values - 1)
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
-        """Nats of the discrete probability; ValueError for pixels between the values."""
         self.check(x)
         step = 2 / (self.values - 1)
         size = (x.shape[2], x.shape[3])
@@ -91,59 +91,59 @@ class CategoricalDecoder(Decoder):
         def logit(value: Tensor | float) -> Tensor:
             return -((x_t - alpha * value) / sigma).square() / 2
 
-        # One value after the other: all at once would take 256 times the memory of the images.
+        # One value at a time: all at once would take 256 times the memory of the images.
         total = torch.full_like(x_t, -math.inf)
         for j in range(self.values):
             total = torch.logaddexp(total, logit(-1 + j * step))
         return total - logit(-1 + ((x + 1) / step).round() * step)
 
     def check(self, x: Image) -> None:
-        """Refuse pixels between the values or outside [-1, 1]."""
-        place = (x + 1) * ((self.values - 1) / 2)
-        off = (place - place.round().clamp(0, self.values - 1)).abs().amax() if x.numel() else torch.zeros(())
-        if not off < 0.1:  # of a step: float16 rounds 256 values by 0.03; NaN is refused, too
+        """Raise ValueError for pixels between the values or outside [-1, 1]."""
+        index = (x + 1) * ((self.values - 1) / 2)
+        off = (index - index.round().clamp(0, self.values - 1)).abs().amax() if x.numel() else torch.zeros(())
+        if not off < 0.1:  # steps; float16 rounds 256 values by 0.03; NaN is refused, too
             raise ValueError(
                 f"pixels must take {self.values} equidistant values from -1 to 1, got one {float(off):.2f} steps off: "
-                "give the number of values of the data, or GaussianDecoder for continuous ones"
+                "use CategoricalDecoder with the data's number of values, or GaussianDecoder for continuous values"
             )
 
 
 class GaussianDecoder(Decoder):
-    """Continuous values, such as latents: -log N(x; x_t / alpha, sigma^2 / alpha^2), nats of a density per dimension.
+    """Decoder of continuous values, such as latents: -log N(x; x_t / alpha, sigma^2 / alpha^2).
 
-    Its expectation over x_t, 1/2 log(2 pi e / SNR), is used: it does not depend on x. Never call it bits per pixel.
+    Its expectation over x_t is used, 1/2 log(2 pi e / SNR), which does not depend on x. Bounds are in nats per
+    dimension of a density: never report them as bits per pixel.
     """
 
     unit = "nats/dim"
     nats = 1.0
-    finest = 1e-3
+    noise_to_signal = 1e-3
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
-        """The expected nats of a density."""
         nats = 0.5 * (math.log(2 * math.pi * math.e) - process.logsnr(t))
         return to_pixels(nats, (x.shape[2], x.shape[3])).expand_as(x)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """An upper bound on -log p of every image, in nats summed over its unknown patches, apart by term and place.
+    """Upper bound on -log p of every image, in nats summed over its unknown patches.
 
     Attributes:
-        prior: KL of the end of the path from N(0, I); 0 where alpha(1) = 0.
-        diffusion: the integral, or the sum over steps.
-        reconstruction: the decoder's part; negative for densities on a scale finer than 1.
-        noise: standard error of `diffusion` as an estimate, as if its points were independent (stratified ones have
-            less); NaN where it cannot be told.
+        prior: KL divergence of x_t at s = 1 from N(0, I); 0 if alpha(1) = 0.
+        diffusion: the integral over the path, or the sum over steps.
+        reconstruction: the decoder's term; negative for densities on scales finer than 1.
+        standard_error: standard error of `diffusion`, computed as if its points were independent (it is smaller for
+            stratified ones); NaN for a single point and for `discrete_bound`.
         dims: number of unknown values.
-        per_patch: all three terms together, by patch; 0 where known.
+        per_patch: sum of all three terms by patch; 0 for known patches.
         by_level: `diffusion` by the level t of the patch it came from, in bins with upper edges `LEVEL_EDGES`.
-        decoder: says what the unit is.
+        decoder: decoder of the reconstruction term, which defines the unit of `rate`.
     """
 
     prior: Float[Tensor, " b"]
     diffusion: Float[Tensor, " b"]
     reconstruction: Float[Tensor, " b"]
-    noise: Float[Tensor, " b"]
+    standard_error: Float[Tensor, " b"]
     dims: Float[Tensor, " b"]
     per_patch: LevelMap
     by_level: Float[Tensor, "b bins"]
@@ -151,12 +151,12 @@ class Bound:
 
     @property
     def total(self) -> Float[Tensor, " b"]:
-        """The bound in nats."""
+        """Bound in nats."""
         return self.prior + self.diffusion + self.reconstruction
 
     @property
     def rate(self) -> Float[Tensor, " b"]:
-        """The bound per unknown dimension in `decoder.unit`; 0 for an image of which everything is known."""
+        """Bound per unknown dimension, in `decoder.unit`; 0 for an image without unknown patches."""
         return self.total / self.dims.clamp(min=1) / self.decoder.nats
 
 
@@ -174,29 +174,44 @@ def bound(
     decoder: Decoder | None = None,
     generator: Generators = None,
 ) -> Bound:
-    """The continuous-time bound: an unbiased estimate from `points` evaluations per image, stratified along the path.
+    """Estimate the continuous-time bound on -log p(x), without bias, from `points` network evaluations per image.
 
     Args:
-        denoiser: a trained denoiser or an exact oracle.
-        x: the images, with values as the decoder expects them.
-        path: the path family; a random one gives the bound of the mixture over its curves. Synchronous by default. It
-            is taken at its word: `paths.check_path` finds slopes that are wrong, with which nothing is bounded.
-        label: class per image.
-        known: True = known, (b, h, w): bounds -log p(unknown | known). A patch is known where all its pixels are; those
-            known inside other patches are counted as unknown, since the network cannot be told apart from its patch.
-        points: evaluations per image, one in each of as many equal shares of u, which `progress_sampler` maps to s.
-        spacing: where on the path to look; `FluxProgress`, importance sampling of s, by default.
-        t_min: floor of a path that has none; by default the level at which sigma / alpha is `decoder.finest`. Every
-            floor gives a bound, a lower one is not always a tighter one.
-        decoder: `CategoricalDecoder(256)` by default: bits/dim of 8-bit pixels.
-        generator: one for all, or one per image. Started anew at the same seeds the noise is the same for every path,
-            so that paths compare pairwise.
+        denoiser: trained denoiser or exact oracle.
+        x: images, with values that the decoder accepts.
+        path: path family; a random one gives a bound for the mixture over its curves; default: synchronous. Its slopes
+            must be right, or the result is no bound: check path classes of your own with `paths.check_path`.
+        label: class labels; None for the unconditional bound.
+        known: known pixels, True = known, (b, h, w): bounds -log p(unknown | known). A patch is known if all its pixels
+            are; known pixels of other patches count as unknown, since a patch has only one level.
+        points: number of evaluations per image; stratified, one in each of as many equal shares of u, which
+            `progress_sampler` maps to s.
+        progress_sampler: distribution of s; default: `FluxProgress`, importance sampling.
+        t_min: floor for a path that has none; default: level at which sigma / alpha is `decoder.noise_to_signal`. Every
+            floor gives a bound; a lower one is not always tighter.
+        decoder: decoder of the reconstruction term; default: `CategoricalDecoder(256)`, bits/dim of 8-bit pixels.
+        generator: one generator for the batch, or one per image; None for torch's global one. With equal seeds the
+            noise is the same for every path, so that paths can be compared pairwise.
+
+    Returns:
+        The bound of every image and its parts; `rate` is in bits/dim or nats/dim.
+
+    Examples:
+        >>> from asyncdiff.denoising import GaussianOracle, random_gaussian
+        >>> from asyncdiff.noise import AsyncPatch
+        >>> from asyncdiff.randomness import seeded
+        >>> oracle = GaussianOracle(*random_gaussian(16), patches=(2, 2))  # a perfect denoiser
+        >>> x = oracle.sample(2, (1, 4, 4), seeded(0))
+        >>> estimate = bound(oracle, x, AsyncPatch(), points=512, decoder=GaussianDecoder(), generator=seeded(1))
+        >>> bool(((estimate.total + oracle.log_prob(x)).abs() < 4 * estimate.standard_error).all())
+        True
     """
-    at_least("points", points, 1, "64 is usual")
+    at_least("points", points, 1, "use 64, for example")
     decoder = decoder or CategoricalDecoder()
-    floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
-    walk = _Walk(denoiser, x, path, known, progress_sampler or FluxProgress(process=denoiser.process), floor, generator)
-    return walk.bound(walk.integrand(label, points), decoder, points)
+    floor = default_t_min(denoiser.process, decoder) if t_min is None else t_min
+    progress_sampler = progress_sampler or FluxProgress(process=denoiser.process)
+    line = _LineIntegral(denoiser, x, path, known, progress_sampler, floor, generator)
+    return line.bound(line.integrand(label, points), decoder, points)
 
 
 @torch.no_grad()
@@ -213,36 +228,51 @@ def discrete_bound(
     decoder: Decoder | None = None,
     generator: Generators = None,
 ) -> Bound:
-    """The bound of the ancestral sampler (`DDIM(1.0)`) that takes `steps` steps, all of them summed.
+    """Return the bound on -log p(x) of the ancestral sampler (`DDIM(1.0)`) with `steps` steps, summed over all steps.
 
     The k-th term is 1/2 sum_i [SNR(t_i(s_{k-1})) - SNR(t_i(s_k))] ||x_i - x_hat_i||^2 at s_k (VDM, eq. 13, per patch).
-    It exceeds `bound` by a gap that falls as 1/steps. `progress_sampler` places the steps: `UniformProgress` by default, as
-    samplers do; `FluxProgress` comes to a tighter bound with the same number. Other arguments as for `bound`.
+    It exceeds `bound` by a gap that falls as 1/steps.
+
+    Args:
+        denoiser: trained denoiser or exact oracle.
+        x: images, with values that the decoder accepts.
+        path: path family, as for `bound`; default: synchronous.
+        label: class labels; None for the unconditional bound.
+        known: known pixels, True = known, (b, h, w), as for `bound`.
+        steps: number of sampling steps, one network evaluation each.
+        progress_sampler: places the steps; default: `UniformProgress`, as samplers do. `FluxProgress` gives a tighter
+            bound with the same number of steps.
+        t_min: floor for a path that has none, as for `bound`.
+        decoder: decoder of the reconstruction term; default: `CategoricalDecoder(256)`, bits/dim of 8-bit pixels.
+        generator: one generator for the batch, or one per image; None for torch's global one.
+
+    Returns:
+        The bound of every image and its parts, with a `standard_error` of NaN.
     """
-    at_least("steps", steps, 1, "250 is the paper's")
+    at_least("steps", steps, 1, "use 250 as the paper does")
     decoder = decoder or CategoricalDecoder()
-    floor = finest_level(denoiser.process, decoder) if t_min is None else t_min
-    walk = _Walk(denoiser, x, path, known, progress_sampler or UniformProgress(), floor, generator)
-    return walk.bound(walk.terms(label, steps), decoder, None)
+    floor = default_t_min(denoiser.process, decoder) if t_min is None else t_min
+    line = _LineIntegral(denoiser, x, path, known, progress_sampler or UniformProgress(), floor, generator)
+    return line.bound(line.terms(label, steps), decoder, None)
 
 
-def finest_level(process: Process, decoder: Decoder) -> float:
-    """The level at which sigma / alpha is `decoder.finest`."""
-    return process.level(torch.tensor(-2 * math.log(decoder.finest), dtype=torch.float64)).item()
+def default_t_min(process: Process, decoder: Decoder) -> float:
+    """Return the default floor of `bound`: the level at which sigma / alpha is `decoder.noise_to_signal`."""
+    return process.level(torch.tensor(-2 * math.log(decoder.noise_to_signal), dtype=torch.float64)).item()
 
 
-def floored(path: Path, t_min: float) -> Path:
-    """`path`, lifted to `t_min` unless it has a floor of its own."""
+def with_floor(path: Path, t_min: float) -> Path:
+    """Return `path` with the floor `t_min`, or unchanged if it has a floor already."""
     if isinstance(path, Conditioned):
-        raise ValueError("path must not be Conditioned here, got a path that holds patches: give the mask as known")
+        raise ValueError("path must not be Conditioned, got a path with known patches: give the mask as known instead")
     return path if path.t_min > 0 else Floored(path, t_min)
 
 
-Terms = Iterator[tuple[LevelMap, LevelMap]]  # level maps, and the nats of every patch that belong to them
+Terms = Iterator[tuple[LevelMap, LevelMap]]  # level maps, and the nats of every patch at these levels
 
 
-class _Walk:
-    """Images on their curves, with all randomness set out."""
+class _LineIntegral:
+    """Bound of a batch of images along random curves, one per image."""
 
     def __init__(
         self,
@@ -254,7 +284,7 @@ class _Walk:
         t_min: float,
         generator: Generators,
     ):
-        # Half precision is not enough for levels near the floor; networks cast for themselves.
+        # Half precision cannot represent levels near the floor; networks cast their inputs themselves.
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.denoiser, self.process, self.x, self.progress_sampler = (
             denoiser,
@@ -265,17 +295,15 @@ class _Walk:
         self.size = (x.shape[2], x.shape[3])
         self.grid = denoiser.grid(self.size)
         self.generator = generator
-        family = floored(path or Synchronous(), t_min)
+        path = with_floor(path or Synchronous(), t_min)
         self.known = self._known(known)
         if self.known is not None:
-            family = Conditioned(family, self.known)
-        # The curve's randomness is its own: the noise does not depend on how much of it a path needs.
-        self.curve: Curve = family.draw(
-            len(x), self.grid, generator=forked(generator), device=x.device, dtype=self.dtype
-        )
+            path = Conditioned(path, self.known)
+        # Curves have generators of their own, so that the noise is the same for every path.
+        self.curve: Curve = path.draw(len(x), self.grid, generator=fork(generator), device=x.device, dtype=self.dtype)
 
     def integrand(self, label: Labels | None, points: int) -> Terms:
-        """The integrand divided by the density of its points."""
+        """Yield the integrand at random points, divided by their density and number."""
         weight = ELBO()
         for k in range(points):
             u = uniform((len(self.x),), generator=self.generator, device=self.x.device, dtype=self.dtype)
@@ -286,7 +314,7 @@ class _Walk:
             yield t, importance[:, None, None] * weight(self.process, t, slope) * error
 
     def terms(self, label: Labels | None, steps: int) -> Terms:
-        """The steps' terms, from the clean end."""
+        """Yield the term of every step, from the clean end."""
         before = self._at(0.0)
         for k in range(1, steps + 1):
             t = self._at(k / steps)
@@ -297,7 +325,7 @@ class _Walk:
             before = t
 
     def bound(self, terms: Terms, decoder: Decoder, points: int | None) -> Bound:
-        """The sum of the terms, with what lies at the ends of the path."""
+        """Return the sum of the terms, with reconstruction and prior at the ends of the path."""
         reconstruction, prior = self._reconstruction(decoder), self._prior()
         diffusion = torch.zeros_like(prior)
         by_level = prior.new_zeros(len(prior), len(LEVEL_EDGES))
@@ -308,15 +336,15 @@ class _Walk:
             squares += nats.sum((1, 2)).square()
             level = torch.bucketize(t, edges).clamp(max=len(edges) - 1)
             by_level.scatter_add_(1, level.flatten(1), nats.flatten(1))
-        whole = diffusion.sum((1, 2))
-        noise = torch.full_like(whole, math.nan)  # one point tells nothing of its spread
+        total = diffusion.sum((1, 2))
+        standard_error = torch.full_like(total, math.nan)  # a single point has no spread
         if points is not None and points > 1:
-            noise = ((points * squares - whole.square()).clamp(min=0) / (points - 1)).sqrt()
+            standard_error = ((points * squares - total.square()).clamp(min=0) / (points - 1)).sqrt()
         return Bound(
             prior=prior.sum((1, 2)),
-            diffusion=whole,
+            diffusion=total,
             reconstruction=reconstruction.sum((1, 2)),
-            noise=noise,
+            standard_error=standard_error,
             dims=self._masked(torch.ones_like(self.x)).sum((1, 2)),
             per_patch=prior + diffusion + reconstruction,
             by_level=by_level,
@@ -335,7 +363,7 @@ class _Walk:
 
     def _at(self, u: float) -> LevelMap:
         ends = {0.0: self.x.new_zeros(len(self.x)), 1.0: self.x.new_ones(len(self.x))}
-        if u in ends:  # the ends of the path, exactly
+        if u in ends:  # exactly, not up to the precision of the progress sampler
             return self.curve(ends[u].to(self.dtype))[0]
         s, _ = self.progress_sampler(self.curve, torch.full((len(self.x),), u, device=self.x.device, dtype=self.dtype))
         return self.curve(s)[0]
@@ -345,17 +373,17 @@ class _Walk:
         return eps, self.process.noised(self.x, eps, t.to(self.x.dtype))
 
     def _error(
-        self, t: LevelMap, label: Labels | None, believed: Callable, true: Callable[[Image, Image, LevelMap], Image]
+        self, t: LevelMap, label: Labels | None, predicted: Callable, true: Callable[[Image, Image, LevelMap], Image]
     ) -> LevelMap:
-        """Squared error per patch of what the denoiser believes at fresh noise."""
+        """Return the squared error per patch of the denoiser's prediction at new noise."""
         eps, x_t = self._noised(t)
         t = t.to(self.x.dtype)
-        residual = true(self.x, eps, t) - believed(self.denoiser(x_t, t, label))
+        residual = true(self.x, eps, t) - predicted(self.denoiser(x_t, t, label))
         return sum_per_patch(residual.square(), self.grid).to(self.dtype)
 
     def _reconstruction(self, decoder: Decoder) -> LevelMap:
         t = self._at(0.0)
-        t = t if self.known is None else t.masked_fill(self.known, 1)  # any level above 0: it is masked below
+        t = t if self.known is None else t.masked_fill(self.known, 1)  # any level above 0: masked below
         _, x_t = self._noised(t)
         x, x_t = self.x.to(self.dtype), x_t.to(self.dtype)
         return self._masked(decoder(self.process, x, x_t, t))

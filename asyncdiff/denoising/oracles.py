@@ -1,9 +1,9 @@
-"""Exact denoisers: what a perfect network would answer on data whose density is known. A test utility.
+"""Exact denoisers for data of known density, a mixture of Gaussians: a reference for tests of samplers and bounds.
 
 With images x = (x_1 .. x_d) flattened and x_t = A x + S eps, A and S diagonal with the pixels' own alpha and sigma,
 component k of a mixture of Gaussians gives x_t ~ N(A m_k, T_k) with T_k = A C_k A + S^2, and with
-y = T_k^-1 (x_t - A m_k) the posterior means E[x] = m_k + C_k A y and E[eps] = S y: no division by sigma or alpha, so
-that both hold at t = 0 and at t = 1, too. A component's share is its share of p(x_t).
+y = T_k^-1 (x_t - A m_k) the posterior means E[x] = m_k + C_k A y and E[eps] = S y. There is no division by sigma or
+alpha, so that both hold at t = 0 and at t = 1, too. The posterior weight of a component is its share of p(x_t).
 """
 
 import math
@@ -17,23 +17,30 @@ from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels, check_grid, to_pixels
 
-Flat = Float[Tensor, "b d"]  # images as rows: channels, then lines, then pixels
+Flat = Float[Tensor, "b d"]  # flattened images
 Nats = Float[Tensor, " b"]
 Mixture = tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"]]
 
 
 class MixtureOracle:
-    """E[v | x_t] for images from a mixture of Gaussians, at any level map; with its samples and densities.
+    """Exact denoiser E[v | x_t] for images from a mixture of Gaussians, with exact samples and densities.
 
-    Predictions have the device and the type of the images they are asked about, densities too, but for half precision;
-    samples have those of the constants.
+    Works at any level map. Predictions have the device and type of their input, and so have densities, but in float32
+    at least; samples have the device and type of `means`.
 
     Args:
-        weights: probability of each component, all positive.
-        means: a row of c h w pixels per component.
-        covs: a symmetric positive definite matrix over these pixels per component.
-        patches: the grid of the level maps that a sampler is to use; a call takes any grid.
-        process: the noise process; the rectified flow by default.
+        weights: probability of each component; positive, with sum 1.
+        means: mean of each component, a flattened image of c h w pixels.
+        covs: covariance of each component over these pixels, symmetric and positive definite.
+        patches: grid (gh, gw) that `grid` reports to samplers; level maps of a call may have any grid.
+        process: noise process; default: rectified flow.
+
+    Examples:
+        >>> oracle = MixtureOracle(*random_mixture(3, 16), patches=(2, 2))
+        >>> x = oracle.sample(5, (1, 4, 4), generator=torch.Generator().manual_seed(0))
+        >>> prediction = oracle(x, torch.zeros(5, 2, 2, dtype=x.dtype))  # t = 0: x_t is the image itself
+        >>> bool(torch.allclose(prediction.x, x)), oracle.log_prob(x).shape
+        (True, torch.Size([5]))
     """
 
     def __init__(
@@ -51,23 +58,29 @@ class MixtureOracle:
 
     @property
     def null_label(self) -> int:
-        """The label that means "any component"."""
+        """Label that means "any component", as the null label of a network."""
         return len(self.weights)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """`patches`, for images of any size (h, w) that they divide."""
+        """Return `patches`, for images of any size (h, w) that it divides."""
         check_grid(self.patches, size)
         return self.patches
 
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """The prediction with the exact v; where t = 0 that of no noise, v = alpha'/W x_t.
+        """Return the prediction with the exact v; at t = 0 with zero noise, v = alpha'/W x_t.
 
-        A label is the component that an image belongs to; the number of components, or None, stands for "any", as the
-        null class of a network does. The levels are read from `t`, whatever `unique` says.
+        Args:
+            x_t: noisy images.
+            t: level maps of `x_t`.
+            label: component of each image; None, or the number of components, for any.
+            unique: ignored.
+
+        Returns:
+            The exact posterior means.
         """
-        exact = torch.promote_types(x_t.dtype, torch.float32)  # there is no Cholesky factor in half precision
+        exact = torch.promote_types(x_t.dtype, torch.float32)  # there is no Cholesky factorization in half precision
         x, eps = self._posterior_means(x_t.to(exact), t.to(exact), label)
         v = self.process.velocity(x.reshape(x_t.shape), eps.reshape(x_t.shape), t.to(exact))
         return Prediction(self.process, x_t, t, v.to(x_t.dtype))
@@ -75,8 +88,8 @@ class MixtureOracle:
     def sample(
         self, count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
-        """`count` exact samples of `shape` (c, h, w), drawn from one generator for all."""
-        at_least("count", count, 1, "one image or more")
+        """Draw `count` exact samples of `shape` (c, h, w), all from one generator."""
+        at_least("count", count, 1, "draw one image or more")
         self._check_pixels("shape", shape)
         component = self.weights.multinomial(count, replacement=True, generator=generator)
         noise = torch.randn(
@@ -86,30 +99,33 @@ class MixtureOracle:
         return (self.means[component] + (roots @ noise[:, :, None])[:, :, 0]).reshape(count, *shape)
 
     def log_prob(self, x: Image) -> Nats:
-        """log p(x) in nats: the natural logarithm of the density, summed over the image."""
+        """Return log p(x) in nats."""
         return self.marginal_log_prob(x, torch.ones(x.shape[2:], dtype=torch.bool, device=x.device))
 
     def marginal_log_prob(self, x: Image, known: Shaped[Tensor, "*batch rows columns"]) -> Nats:
-        """log p(known pixels) in nats, 0 where none is known; unknown pixels are never read.
+        """Return log p(known pixels) in nats, 0 if no pixel is known; unknown pixels are never read.
 
         Args:
-            x: the images.
-            known: True = known, in all channels; one mask (h, w) for all images or one each, (b, h, w).
+            x: images.
+            known: True = known, in all channels; one mask (h, w) for all images or one per image, (b, h, w).
+
+        Returns:
+            The marginal log density per image.
         """
         self._check_pixels("x", x.shape[1:])
         mask, x = _mask(x, known), x.to(torch.promote_types(x.dtype, torch.float32))
         keep = mask.to(x.dtype)
-        # Unknown pixels become independent N(0, 1) pixels at 0, which cost their normalisation only.
+        # Unknown pixels become independent N(0, 1) pixels at 0, which contribute their normalization only.
         flat = x.flatten(1).masked_fill(~mask, 0)
         log_prob = torch.logsumexp(self._log_weights(x) + self._solve(flat, keep, 1 - keep)[1], dim=1)
         return log_prob + 0.5 * math.log(2 * math.pi) * (1 - keep).sum(1)
 
     def conditional_log_prob(self, x: Image, known: Shaped[Tensor, "*batch rows columns"]) -> Nats:
-        """log p(unknown pixels | known pixels) in nats; `known` as for `marginal_log_prob`."""
+        """Return log p(unknown pixels | known pixels) in nats; `known` as for `marginal_log_prob`."""
         return self.log_prob(x) - self.marginal_log_prob(x, known)
 
     def _posterior_means(self, x_t: Image, t: LevelMap, label: Labels | None) -> tuple[Flat, Flat]:
-        """E[x | x_t] and E[eps | x_t]."""
+        """Return E[x | x_t] and E[eps | x_t]."""
         self._check_pixels("x_t", x_t.shape[1:])
         size = (x_t.shape[2], x_t.shape[3])
         alpha, sigma = (
@@ -124,7 +140,7 @@ class MixtureOracle:
     def _solve(
         self, x_t: Flat, alpha: Flat, sigma: Flat
     ) -> tuple[Float[Tensor, "b k d"], Float[Tensor, "b components"]]:
-        """y = T_k^-1 (x_t - A m_k) and log N(x_t; A m_k, T_k), per component."""
+        """Return y = T_k^-1 (x_t - A m_k) and log N(x_t; A m_k, T_k), per component."""
         innovation = x_t[:, None] - alpha[:, None] * self.means.to(x_t)
         total = (alpha[:, :, None] * alpha[:, None, :])[:, None] * self.covs.to(x_t)
         total.diagonal(dim1=-2, dim2=-1).add_(sigma.square()[:, None])
@@ -136,14 +152,14 @@ class MixtureOracle:
         return y, -0.5 * (square + log_det + math.log(2 * math.pi) * x_t.shape[1])
 
     def _log_weights(self, like: Tensor, label: Labels | None = None) -> Float[Tensor, "b_or_1 k"]:
-        """log p(component), of sum 1; all of it on the component that a label names."""
+        """Return normalized log p(component); with a label, all probability is on that component."""
         log_weights = self.weights.to(like).log().log_softmax(0)[None]
         if label is None:
             return log_weights
         components = len(self.weights)
         if not bool(((label >= 0) & (label <= components)).all()):
             raise ValueError(
-                f"label must lie in 0 .. {components}, got {label.tolist()}: the component, or {components} for any"
+                f"label must lie in 0 .. {components}, got {label.tolist()}: use {components} for any component"
             )
         others = torch.arange(components, device=label.device) != label[:, None]
         return log_weights.masked_fill(others & (label[:, None] < components), -math.inf)
@@ -151,19 +167,19 @@ class MixtureOracle:
     def _check_pixels(self, name: str, shape: tuple[int, ...]) -> None:
         if math.prod(shape) != self.means.shape[1]:
             raise ValueError(
-                f"{name} must have (c, h, w) of {self.means.shape[1]} pixels in all, got {tuple(shape)}: "
-                "as many as the means"
+                f"{name} must have (c, h, w) of {self.means.shape[1]} pixels in all, "
+                f"got {tuple(shape)}: use as many as the means have"
             )
 
 
 class GaussianOracle(MixtureOracle):
-    """E[v | x_t] for images x ~ N(mean, cov), flattened: a mixture of one component.
+    """Exact denoiser E[v | x_t] for Gaussian images x ~ N(mean, cov): a mixture of one component.
 
     Args:
-        mean: c h w pixels.
-        cov: a symmetric positive definite matrix over these pixels.
-        patches: the grid of the level maps that a sampler is to use; a call takes any grid.
-        process: the noise process; the rectified flow by default.
+        mean: mean, a flattened image of c h w pixels.
+        cov: covariance over these pixels, symmetric and positive definite.
+        patches: grid (gh, gw) that `grid` reports to samplers; level maps of a call may have any grid.
+        process: noise process; default: rectified flow.
     """
 
     def __init__(
@@ -178,7 +194,7 @@ class GaussianOracle(MixtureOracle):
 
 
 def random_gaussian(pixels: int, seed: int = 0) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """A mean and a well-conditioned covariance with correlated pixels, float64."""
+    """Return a random mean and a well-conditioned covariance with correlated pixels, float64."""
     g = torch.Generator().manual_seed(seed)
     root = torch.randn(pixels, pixels, generator=g, dtype=torch.float64) / pixels**0.5
     mean = torch.randn(pixels, generator=g, dtype=torch.float64) / 2
@@ -186,8 +202,11 @@ def random_gaussian(pixels: int, seed: int = 0) -> tuple[Float[Tensor, " d"], Fl
 
 
 def random_mixture(components: int, pixels: int, seed: int = 0) -> Mixture:
-    """Weights, means and covariances of components that overlap, float64; no weight is below half of its fair share."""
-    at_least("components", components, 1, "one Gaussian or more")
+    """Return random weights, means and covariances of overlapping components, float64.
+
+    No weight is below half of 1 / components.
+    """
+    at_least("components", components, 1, "use one Gaussian or more")
     means, covs = zip(*(random_gaussian(pixels, seed * components + k) for k in range(components)), strict=True)
     g = torch.Generator().manual_seed(seed)
     weights = 1 + torch.rand(components, generator=g, dtype=torch.float64)
@@ -195,12 +214,12 @@ def random_mixture(components: int, pixels: int, seed: int = 0) -> Mixture:
 
 
 def _mask(x: Image, known: Tensor) -> Shaped[Tensor, "b d"]:
-    """`known` for every image and channel, flattened."""
+    """Return `known` for every image and channel, flattened."""
     size = tuple(x.shape[2:])
     if known.dtype != torch.bool:
         raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
     if tuple(known.shape) not in (size, (len(x), *size)):
-        raise ValueError(f"known must have shape {size} or {(len(x), *size)}, got {tuple(known.shape)}: (h, w) of x")
+        raise ValueError(f"known must have shape {size} or {(len(x), *size)}, got {tuple(known.shape)}: use x's (h, w)")
     per_image: KnownPixels = known.to(x.device).expand(len(x), *size)
     return per_image[:, None].expand(x.shape).flatten(1)
 
@@ -208,7 +227,9 @@ def _mask(x: Image, known: Tensor) -> Shaped[Tensor, "b d"]:
 def _check_mixture(weights: Tensor, means: Tensor, covs: Tensor, tolerance: float = 1e-5) -> None:
     components, pixels = means.shape
     if tuple(weights.shape) != (components,):
-        raise ValueError(f"weights must hold one number per mean, got {len(weights)} for {components} means")
+        raise ValueError(
+            f"weights must hold one number per mean, got {len(weights)} for {components} means: add or remove some"
+        )
     if tuple(covs.shape) != (components, pixels, pixels):
         raise ValueError(
             f"covs must have shape {(components, pixels, pixels)}, got {tuple(covs.shape)}: one matrix per mean"
@@ -218,15 +239,15 @@ def _check_mixture(weights: Tensor, means: Tensor, covs: Tensor, tolerance: floa
     if not abs(total := weights.sum().item() - 1) < tolerance:
         raise ValueError(f"weights must sum to 1, got a sum of {1 + total:g}: divide them by it")
     if not bool(means.isfinite().all()):
-        raise ValueError("means must be finite, got NaN or infinity")
+        raise ValueError("means must be finite, got NaN or infinity: check how they were computed")
     for k, cov in enumerate(covs):
         asymmetry = (cov - cov.mT).abs().max().item()
         if not asymmetry <= tolerance * cov.abs().max().item():  # NaN is refused, too
             raise ValueError(
-                f"covs must be symmetric, got a difference of {asymmetry:g} in number {k}: use (C + C^T) / 2"
+                f"covs must be symmetric, got a difference of {asymmetry:g} in covs[{k}]: use (C + C^T) / 2"
             )
         if torch.linalg.cholesky_ex(cov).info:
             raise ValueError(
                 f"covs must be positive definite, got an eigenvalue of {torch.linalg.eigvalsh(cov).min().item():g} "
-                f"in number {k}: add a little noise to the diagonal"
+                f"in covs[{k}]: add a small positive number to the diagonal"
             )

@@ -1,7 +1,7 @@
-"""What a network's output stands for, and the velocity that follows from it under a process.
+"""Targets: the quantity that a network's output stands for, and its conversion to the velocity.
 
-Losses, samplers and predicted log-variances stay those of the velocity, whatever the target. Networks of the velocity
-are trained best as they are; the others are for networks that were trained elsewhere, or need it.
+Losses, samplers and predicted log-variances always refer to the velocity, whatever the target. Train new networks with
+`VelocityTarget`; the other targets are for networks that were trained elsewhere or for architectures that need them.
 """
 
 from abc import ABC, abstractmethod
@@ -13,57 +13,55 @@ from asyncdiff.shapes import Image, LevelMap
 
 
 class Target(ABC):
-    """The quantity that a network predicts."""
+    """Quantity that a network predicts."""
 
     @abstractmethod
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:
-        """The velocity of a network's `output` at `x_t`; finite at every level."""
+        """Convert a network's `output` at `x_t` to the velocity, which must be finite at every level."""
 
-    def check(self, process: Process) -> None:  # noqa: B027  most targets go with every process
-        """Raise ValueError if there are levels at which no velocity follows."""
+    def check(self, process: Process) -> None:  # noqa: B027  most targets work with every process
+        """Raise ValueError if the velocity is undefined at some level of `process`."""
 
 
 class VelocityTarget(Target):
-    """The velocity itself."""
+    """Target v, the velocity: the default."""
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:
-        """The output."""
         return output
 
 
 class NoiseTarget(Target):
-    """eps, as in DDPM and DiT. Needs a process that leaves some image at t = 1: without, eps tells nothing of it.
+    """Target eps, the noise, as in DDPM and DiT: v = (eps - c x_t) / alpha.
 
-    There its error comes out 1 / alpha(1) times as large, with `LinearVP` 157 times: outputs want float32 or
-    at least little to be wrong by. `Epsilon` weights that away in training, and a step of a sampler does, too.
+    Needs a process with alpha(1) > 0: pure noise says nothing about the image. At t = 1 the error of the output is
+    multiplied by 1 / alpha(1), 157 for `LinearVP`: compute outputs in float32. The weighting `Epsilon` compensates for
+    this factor in training, and so does a sampling step.
     """
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:
-        """(eps - c x_t) / alpha."""
         return process.v_from_eps(x_t, output, t)
 
     def check(self, process: Process) -> None:
-        """Refuse processes with alpha(1) = 0."""
+        """Raise ValueError if alpha(1) = 0."""
         if not process.alpha(torch.ones((), device="cpu")) > 0:
             raise ValueError(
-                f"target NoiseTarget needs a process with alpha(1) > 0, got {type(process).__name__}, where no "
-                "image follows from the noise at t = 1: use LinearVP, or the target VelocityTarget"
+                f"target NoiseTarget needs a process with alpha(1) > 0, got {type(process).__name__}, where noise does "
+                "not determine the image at t = 1: use LinearVP, or the target VelocityTarget"
             )
 
 
 class CleanTarget(Target):
-    """x, the clean image (JiT, arXiv:2511.13720, which divides by 0.05 at least, too).
+    """Target x, the clean image: v = (c x_t - x) / max(sigma, floor) (JiT, arXiv:2511.13720, which uses floor 0.05).
 
     Args:
-        floor: what sigma is raised to where it divides, above 0. Below, the velocity is that of output and x_t as if
-            there were so much noise: finite at t = 0, and no other than what can be learned.
+        floor: lower limit of the sigma to divide by, above 0. The velocity is finite at t = 0, but too small where
+            sigma < floor.
     """
 
     def __init__(self, floor: float = 0.05):
         if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor}: 0.05 is JiT's, 1e-4 is nearly none")
+            raise ValueError(f"floor must be positive, got {floor}: use 0.05 as JiT does, or 1e-4 for nearly none")
         self.floor = floor
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:
-        """(c x_t - x) / max(sigma, floor)."""
         return process.v_from_x(x_t, output, t, floor=self.floor)

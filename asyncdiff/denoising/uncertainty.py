@@ -1,4 +1,4 @@
-"""What a network says of its own errors, read from its predictions."""
+"""Predicted errors of a network with an uncertainty head: per-patch rms errors and the most certain patches."""
 
 import math
 
@@ -9,16 +9,24 @@ from torch import Tensor
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.shapes import LevelMap, to_pixels
 
-# What one image's log-variance differs by between batch sizes is rounding, and must not decide between equal patches.
+# Log-variances are rounded to multiples of this: differences of rounding between batch sizes must not rank patches.
 LOGVAR_STEP = 1 / 1024
-ROUNDING = 1e-6  # of counts that are whole but for rounding, such as 0.7 * 10
+ROUNDING = 1e-6  # added to products that are integers up to rounding, such as 0.7 * 10
 
 
-def surest(uncertainty: LevelMap, among: Bool[Tensor, "b gh gw"], share: float) -> Bool[Tensor, "b gh gw"]:
-    """True for the patches `among` which are below the `share` quantile of their image's uncertainties.
+def most_certain(uncertainty: LevelMap, among: Bool[Tensor, "b gh gw"], share: float) -> Bool[Tensor, "b gh gw"]:
+    """Return the patches whose uncertainty is below the `share` quantile of the candidates of their image.
 
-    The quantile is one of the values, the next one after `share` of them: equal patches are never told apart, and with
-    share 1 all are sure.
+    The quantile is one of the values, the next one after `share` of them: patches of equal uncertainty are treated
+    alike, and share 1 selects all candidates.
+
+    Args:
+        uncertainty: uncertainty of every patch.
+        among: True for the candidates.
+        share: quantile, in [0, 1].
+
+    Returns:
+        True for the selected patches.
     """
     ranked = uncertainty.masked_fill(~among, math.inf).flatten(1).sort(dim=1).values
     ranked = torch.cat([ranked, torch.full_like(ranked[:, :1], math.inf)], dim=1)
@@ -26,8 +34,8 @@ def surest(uncertainty: LevelMap, among: Bool[Tensor, "b gh gw"], share: float) 
     return among & (uncertainty < ranked.gather(1, place[:, None])[:, :, None])
 
 
-def rms_error(prediction: Prediction, rule: str) -> LevelMap:
-    """Predicted rms error of the velocity, per patch."""
+def predicted_rms_error(prediction: Prediction, rule: str) -> LevelMap:
+    """Return the predicted rms error of the velocity, per patch; `rule` is named if the network predicts none."""
     if prediction.logvar is None:
         raise ValueError(
             f"{rule} needs a network that predicts its uncertainty, got one without: train with uncertainty: true"
@@ -37,7 +45,7 @@ def rms_error(prediction: Prediction, rule: str) -> LevelMap:
 
 
 def check_finite(prediction: Prediction, rows: Int64[Tensor, " n"]) -> None:
-    """Raise FloatingPointError, with the place named, where noisy patches have predictions that are not numbers."""
+    """Raise FloatingPointError, naming image, patch and level, if the prediction of a noisy patch is not finite."""
     t, finite = prediction.t, {"velocity": prediction.v.isfinite().all(1, keepdim=True)}
     if prediction.logvar is not None:
         finite["log-variance"] = to_pixels(prediction.logvar.isfinite(), (prediction.v.shape[2], prediction.v.shape[3]))
@@ -49,5 +57,5 @@ def check_finite(prediction: Prediction, rows: Int64[Tensor, " n"]) -> None:
             image, row, column = wrong.nonzero()[0].tolist()
             raise FloatingPointError(
                 f"the predicted {name} must be finite, got NaN or infinity in image {int(rows[image])} of the batch at "
-                f"row {row}, column {column}, level {float(t[image, row, column]):g}: take an earlier checkpoint"
+                f"row {row}, column {column}, level {float(t[image, row, column]):g}: use an earlier checkpoint"
             )

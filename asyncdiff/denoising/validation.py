@@ -1,4 +1,4 @@
-"""What is measured on held-out images: the objective, and the gap between constant and heterogeneous level maps."""
+"""Validation errors: the loss on held-out images, and the gap between constant and heterogeneous level maps."""
 
 import torch
 from jaxtyping import Float
@@ -23,30 +23,52 @@ def held_out_errors(
     label: Labels | None,
     generator: Generators,
 ) -> dict[str, Float[Tensor, " b"]]:
-    """One value per image of each of `HELD_OUT_ERRORS`.
+    """Return the errors named in `HELD_OUT_ERRORS`, one value per image.
 
-    "loss" is the objective at the training distribution's `draw`. The errors of the velocity, unweighted, are those at
-    AsyncPatch maps, at constant maps of matched levels, and their difference: what a network that is trained on one
-    kind of map loses on the other.
+    "loss" is the training loss. The others are unweighted mean squared errors of the velocity: at AsyncPatch maps
+    ("error_heterogeneous"), at constant maps of matched levels ("error_constant"), and constant minus heterogeneous
+    ("error_gap"), which shows what a network that is trained on one kind of map loses on the other.
+
+    Args:
+        denoiser: denoiser to evaluate.
+        x: held-out images.
+        draw: level maps of the training distribution, for the loss.
+        weighting: weighting of the loss.
+        label: class labels; None for unconditional errors.
+        generator: one generator for the batch, or one per image; None for torch's global one.
+
+    Returns:
+        Errors by name.
     """
     eps = normal(x.shape, generator=generator, device=x.device)
-    varied, constant = matched_maps(len(x), denoiser.grid((x.shape[2], x.shape[3])), generator, x.device)
+    heterogeneous, constant = matched_maps(len(x), denoiser.grid((x.shape[2], x.shape[3])), generator, x.device)
     loss = training_loss(denoiser, x, eps, draw, weighting, label).per_image
-    on_varied, on_constant = (
-        training_loss(denoiser, x, eps, maps, Velocity(), label).per_image for maps in (varied, constant)
+    error_heterogeneous, error_constant = (
+        training_loss(denoiser, x, eps, maps, Velocity(), label).per_image for maps in (heterogeneous, constant)
     )
-    return dict(zip(HELD_OUT_ERRORS, (loss, on_varied, on_constant, on_constant - on_varied), strict=True))
+    errors = (loss, error_heterogeneous, error_constant, error_constant - error_heterogeneous)
+    return dict(zip(HELD_OUT_ERRORS, errors, strict=True))
 
 
 def matched_maps(
     batch: int, grid: tuple[int, int], generator: Generators, device: torch.device | str = "cpu"
 ) -> tuple[LevelDraw, LevelDraw]:
-    """AsyncPatch maps, and constant maps at the level of one of their patches each: the same levels on both sides.
+    """Draw AsyncPatch maps, and for each a constant map at the level of one of its patches.
 
-    The maps are the same whatever the training distribution, so that runs can be compared.
+    Both kinds have the same distribution of levels. They do not depend on the training distribution, so that runs can
+    be compared.
+
+    Args:
+        batch: number of images.
+        grid: (gh, gw) of the level maps.
+        generator: one generator for the batch, or one per image; None for torch's global one.
+        device: device of the level maps.
+
+    Returns:
+        AsyncPatch maps and constant maps.
     """
-    varied = AlongPath(AsyncPatch())(batch, grid, generator=generator, device=device)
-    pick = (uniform((batch,), generator=generator, device=device) * (grid[0] * grid[1])).long()
-    t = varied.t.flatten(1).gather(1, pick[:, None])[:, 0]
+    heterogeneous = AlongPath(AsyncPatch())(batch, grid, generator=generator, device=device)
+    patch = (uniform((batch,), generator=generator, device=device) * (grid[0] * grid[1])).long()
+    t = heterogeneous.t.flatten(1).gather(1, patch[:, None])[:, 0]
     index = torch.arange(batch, device=t.device)[:, None, None]
-    return LevelDraw(varied.t), LevelDraw(t[:, None, None], None, UniqueLevels(t, index))
+    return LevelDraw(heterogeneous.t), LevelDraw(t[:, None, None], None, UniqueLevels(t, index))

@@ -1,4 +1,8 @@
-"""Which noise an image gets: processes, level samplers, noise paths, fields, orders and masks. Imports PyTorch only."""
+"""Noise processes, level samplers, noise paths, fields, orders and masks. Depends on PyTorch and jaxtyping only.
+
+`Process` is the noising x_t = alpha(t) x + sigma(t) eps; `LevelSampler` draws the level maps t of training; a `Path` is
+a curve of level maps from clean to noise, which sampling follows backwards and the likelihood integrates along.
+"""
 
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, Field, IndependentField, PerlinField

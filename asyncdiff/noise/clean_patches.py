@@ -1,4 +1,4 @@
-"""Random choices of patches that are given clean: what a network that is to complete images sees in training."""
+"""Random sets of clean patches, which train a network to inpaint and outpaint (see `levels.WithCleanPatches`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,22 +11,24 @@ from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import KnownPatches
 
-MASK_SEEDS = 2**20  # drawn masks to choose from
+MASK_SEED_COUNT = 2**20  # number of different masks of a random `Mask`
 
 
 class CleanPatches(ABC):
-    """A distribution over sets of known patches."""
+    """Distribution over sets of clean (known) patches."""
 
     @abstractmethod
     def sample(self, source: RandomSource) -> KnownPatches:
-        """True = known, one set per image."""
+        """Draw one set of patches per image, True = known; all randomness must come from `source`."""
 
 
 class RandomBoxes(CleanPatches):
-    """A random box is unknown, or only the box is known, with equal chances: halves, squares, frames of all sizes."""
+    """Random box that is unknown, or the only known part, with equal probability.
+
+    The corners of a box are uniform, so that halves, squares and frames of all sizes occur; a box is never empty.
+    """
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        """Boxes of uniform random corners, never empty."""
         gh, gw = source.grid
         ends = source.uniform(5)
         rows = _between(ends[:, 0:2], gh)
@@ -36,13 +38,13 @@ class RandomBoxes(CleanPatches):
 
 
 class RandomRegions(CleanPatches):
-    """The patches where a random field is lowest, a share of them that is uniform on [low, high].
+    """Random regions: the patches on which a random field is lowest, a share of them uniform on [low, high].
 
-    With a coherent field these are irregular regions; with `IndependentField` single patches (SRM's added zeros,
-    arXiv:2502.21075; TD-Paint).
+    A coherent field gives irregular regions, `IndependentField` single patches (SRM's added zeros, arXiv:2502.21075;
+    TD-Paint).
 
     Args:
-        field: the field; Perlin noise by default.
+        field: random field; default: Perlin noise.
         low: smallest expected share of known patches, in [0, 1].
         high: largest expected share of known patches, in [low, 1].
     """
@@ -55,54 +57,55 @@ class RandomRegions(CleanPatches):
         self.high = high
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        """Regions of the field."""
         share = self.low + (self.high - self.low) * source.uniform(1, 1)
         return self.field.sample(source) < 2 * share - 1
 
 
 class RandomMasks(CleanPatches):
-    """One of several masks, with equal chances, drawn on the level map itself.
+    """One of several inpainting masks per image, with equal probability.
 
     Args:
-        masks: the masks, see `asyncdiff.noise.masks`; one pixel of a mask is one patch.
+        masks: masks of `asyncdiff.noise.masks`, drawn at the size of the level map: a pixel of a mask is a patch. Masks
+            with random strokes are computed for each image, which takes milliseconds.
     """
 
     def __init__(self, masks: Sequence[Mask]):
         if not masks:
-            raise ValueError("masks must hold at least one mask, got none: try asyncdiff.noise.Half")
+            raise ValueError("masks must hold at least one mask, got none: use asyncdiff.noise.Half, for example")
         self.masks = list(masks)
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        """The chosen masks; those that are drawn anew for every image, which takes them milliseconds each."""
         choice = (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
-        if not any(mask.drawn for mask in self.masks):
+        if not any(mask.seed_dependent for mask in self.masks):
             return torch.stack([mask(*source.grid) for mask in self.masks]).to(source.device)[choice]
-        seeds = (source.uniform() * MASK_SEEDS).long()
+        seeds = (source.uniform() * MASK_SEED_COUNT).long()
         chosen = [self.masks[k](*source.grid, seed=s) for k, s in zip(choice.tolist(), seeds.tolist(), strict=True)]
         return torch.stack(chosen).to(source.device)
 
 
 class MixedCleanPatches(CleanPatches):
-    """One of several contexts, with equal chances for every image.
+    """One of several distributions of clean patches per image, with equal probability.
 
     Args:
-        contexts: what to choose from.
+        contexts: the distributions.
     """
 
     def __init__(self, contexts: Sequence[CleanPatches]):
         if not contexts:
-            raise ValueError("contexts must hold at least one context, got none: try asyncdiff.noise.RandomBoxes")
+            raise ValueError(
+                "contexts must hold at least one distribution, got none: use asyncdiff.noise.RandomBoxes, for example"
+            )
         self.contexts = list(contexts)
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        """The chosen sets; all are drawn, so that an image's later draws do not depend on the choice."""
+        # All sets are drawn, so that an image's later random numbers do not depend on the choice.
         sets = torch.stack([context.sample(source) for context in self.contexts])
         choice = (source.uniform() * len(sets)).long().clamp(max=len(sets) - 1)
         return sets[choice, torch.arange(source.batch, device=sets.device)]
 
 
 def _between(ends: torch.Tensor, side: int) -> torch.Tensor:
-    """(b, side): True from the lower to the upper of two random places, both included."""
-    places = (ends * side).floor().sort(1).values
+    """Return (b, side) booleans, True from the lower to the upper of two random positions, both included."""
+    positions = (ends * side).floor().sort(1).values
     index = torch.arange(side, device=ends.device)
-    return (index >= places[:, :1]) & (index <= places[:, 1:])
+    return (index >= positions[:, :1]) & (index <= positions[:, 1:])

@@ -1,4 +1,4 @@
-"""Random fields on the patch grid, each value uniform on [-1, 1]: how the levels within one image scatter."""
+"""Random fields on the patch grid with values in [-1, 1]: how noise levels vary within one image."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,10 @@ from asyncdiff.shapes import LevelMap
 
 
 class Field(ABC):
-    """A random field u whose marginals are U(-1, 1) at every patch; only the dependence between patches differs."""
+    """Random field u on the patch grid with the marginal U(-1, 1) at every patch.
+
+    Fields differ only in the dependence between patches. `AsyncPatch` maps them to levels.
+    """
 
     def __call__(
         self,
@@ -24,67 +27,66 @@ class Field(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> LevelMap:
-        """`batch` fields on a grid of (gh, gw) patches, in [-1, 1]."""
+        """Draw `batch` fields on a grid of (gh, gw) patches."""
         return self.sample(RandomSource(batch, grid, generator, device, dtype))
 
     @abstractmethod
     def sample(self, source: RandomSource) -> LevelMap:
-        """One field per image; all its randomness comes from `source`."""
+        """Draw one field per image; all randomness must come from `source`."""
 
 
 class IndependentField(Field):
-    """Every patch for itself."""
+    """Field of independent U(-1, 1) values: the noise levels of AsyncPatch Diffusion (arXiv:2606.07079)."""
 
     def sample(self, source: RandomSource) -> LevelMap:
-        """Independent U(-1, 1) values."""
         return 2 * source.uniform(*source.grid) - 1
 
 
 class BlockwiseField(Field):
-    """Square blocks that share a value; their side is uniform on 1 .. max_block and their offset random, per image.
+    """Field that is constant on square blocks, with independent U(-1, 1) values between blocks.
+
+    Each image draws the side of its blocks uniformly from 1 .. max_block, and their offset.
 
     Args:
-        max_block: largest side of a block in patches; the longer side of the grid by default.
+        max_block: largest side of a block in patches, at least 1; default: the longer side of the grid.
     """
 
     def __init__(self, max_block: int | None = None):
         if max_block is not None:
-            at_least("max_block", max_block, 1, "1 is IndependentField")
+            at_least("max_block", max_block, 1, "leave it out for the longer side of the grid")
         self.max_block = max_block
 
     def sample(self, source: RandomSource) -> LevelMap:
-        """Fields that are constant on blocks."""
         gh, gw = source.grid
         side, down, right = source.uniform(3).unbind(1)
         block = 1 + (side * (self.max_block or max(gh, gw))).floor()
-        rows = _cells(gh, block, down * block)
-        columns = _cells(gw, block, right * block)
-        values = source.uniform(gh * gw)  # one per block, at most as many as patches
+        rows = _block_index(gh, block, down * block)
+        columns = _block_index(gw, block, right * block)
+        values = source.uniform(gh * gw)  # one per block; there are at most as many blocks as patches
         index = rows[:, :, None] * gw + columns[:, None, :]
         return 2 * values.gather(1, index.flatten(1)).reshape(-1, gh, gw) - 1
 
 
 class PerlinField(Field):
-    """Perlin noise of random scale, mapped to uniform marginals by its ranks.
+    """Spatially coherent field: Perlin noise of random scale, rank-transformed to uniform marginals.
 
     The noise (Perlin 2002: quintic fade, unit gradients; cells of U(1, max_cell) patches as in RAD, CVPR 2025) is drawn
-    on a torus of twice the grid's sides, ranked there and cropped. All places of a torus are alike, so that every patch
-    of the crop is exactly U(-1, 1). Ranked within the image alone, centre patches would hardly ever be extreme.
+    on a torus of twice the grid's sides, ranked there and cropped. A torus has no special place, so every patch of the
+    crop is exactly U(-1, 1). If ranks were taken within the image alone, center patches would hardly ever be extreme.
 
     Args:
-        max_cell: largest cell of the noise in patches; the longer side of the grid by default.
-        within_image: rank among the image's own patches: its mean is then 0 up to 1 / (patches)^(3/2) and its values
-            cover [-1, 1] evenly in every image, but the marginals are uniform only on average over the patches.
+        max_cell: largest cell of the noise in patches, at least 1; default: the longer side of the grid.
+        within_image: rank among the image's own patches. The mean of each image is then 0 up to 1 / (patches)^(3/2)
+            and its values cover [-1, 1] evenly, but marginals are uniform only on average over the patches.
     """
 
     def __init__(self, max_cell: float | None = None, within_image: bool = False):
         if max_cell is not None:
-            at_least("max_cell", max_cell, 1, "1 is IndependentField up to the lattice")
+            at_least("max_cell", max_cell, 1, "leave it out for the longer side of the grid")
         self.max_cell = max_cell
         self.within_image = within_image
 
     def sample(self, source: RandomSource) -> LevelMap:
-        """Coherent fields."""
         gh, gw = source.grid
         noise = self._noise(source, 2 * gh, 2 * gw)
         noise = noise[:, :gh, :gw] if self.within_image else noise
@@ -93,10 +95,10 @@ class PerlinField(Field):
         return (2 * (rank + jitter) / noise[0].numel() - 1).clamp(-1, 1)
 
     def _noise(self, source: RandomSource, height: int, width: int) -> Float[Tensor, "b torus_h torus_w"]:
-        """Perlin noise that is periodic in both directions, at the places of the patches."""
+        """Draw Perlin noise that is periodic in both directions, one value per patch of the torus."""
         scale, down, right = source.uniform(3).unbind(1)
         cell = 1 + scale * ((self.max_cell or max(source.grid)) - 1)
-        angle = 2 * math.pi * source.uniform(height * width)  # of the gradients, at most one per patch
+        angle = 2 * math.pi * source.uniform(height * width)  # directions of the gradients; at most one per patch
         y, x = (_Lattice(side, cell, shift) for side, shift in ((height, down), (width, right)))
         corners = []
         for iy, dy, fade_y in ((y.low, y.above, 1 - y.fade), (y.high, y.above - 1, y.fade)):
@@ -109,11 +111,11 @@ class PerlinField(Field):
 
 
 class _Lattice:
-    """Where `side` equidistant places lie in a periodic lattice: cells below and above, distance and fade."""
+    """Positions of `side` equidistant patches in a periodic 1D lattice: nodes below and above, distance and fade."""
 
     def __init__(self, side: int, cell: Tensor, shift: Tensor):
         cells = (side / cell).round().clamp(1, side)
-        # A shift by any multiple of the period is none: all places are alike.
+        # `shift` is a fraction of the period, so the offset of the lattice is uniform.
         place = (torch.arange(side, device=cell.device) + side * shift[:, None]) * (cells / side)[:, None]
         floor = place.floor()
         self.above = place - floor
@@ -122,6 +124,6 @@ class _Lattice:
         self.fade = self.above**3 * (self.above * (6 * self.above - 15) + 10)
 
 
-def _cells(side: int, block: Tensor, offset: Tensor) -> Tensor:
-    """Index of the block that each of `side` places lies in, (b, side)."""
+def _block_index(side: int, block: Tensor, offset: Tensor) -> Tensor:
+    """Return the index of the block that each of `side` rows or columns lies in, (b, side)."""
     return ((torch.arange(side, device=block.device) + offset.floor()[:, None]) // block[:, None]).long()

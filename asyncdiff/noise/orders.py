@@ -1,4 +1,7 @@
-"""Orders in which patches are generated: the rank of every patch, 0 first. Patches of one rank move together."""
+"""Orders in which patches are generated, as the rank of every patch: rank 0 first, equal ranks together.
+
+`noise.paths.Ordered` turns an order into a noise path.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,60 +14,63 @@ from asyncdiff.checks import at_least
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import upsampled_to
 
-Ranks = Int64[Tensor, "b gh gw"]  # b may be 1: the same for every image
+Ranks = Int64[Tensor, "b gh gw"]  # b is 1 if all images have the same order
 
 
 class Order(ABC):
-    """A rule that gives every patch of a grid its rank, 0 .. groups - 1, each taken by at least one patch."""
+    """Rule that gives every patch of a grid its rank in 0 .. groups - 1; every rank is used at least once.
+
+    Examples:
+        >>> Spiral().ranks(RandomSource(1, (3, 3)))[0]
+        tensor([[8, 7, 6],
+                [1, 0, 5],
+                [2, 3, 4]])
+    """
 
     @abstractmethod
     def ranks(self, source: RandomSource) -> Ranks:
-        """The rank of every patch; one map for all images where nothing is random."""
+        """Return the rank of every patch; a single map for all images unless the order is random."""
 
     @abstractmethod
     def groups(self, grid: tuple[int, int]) -> int:
-        """Number of ranks on a grid of (gh, gw)."""
+        """Return the number of ranks on a grid of (gh, gw)."""
 
 
 class Raster(Order):
-    """Row by row from the top, each from the left."""
+    """Raster order: row by row from the top, each from left to right, one patch at a time."""
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """0 .. patches - 1 in reading order."""
-        rows, columns = _places(source)
+        rows, columns = _rows_and_columns(source)
         return (rows * source.grid[1] + columns)[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
-        """One per patch."""
         return grid[0] * grid[1]
 
 
 class Snake(Raster):
-    """Row by row from the top, alternately from the left and from the right: every patch touches the last one."""
+    """Row by row from the top, alternately from the left and from the right: each patch adjoins the previous one."""
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """0 .. patches - 1 along the snake."""
-        rows, columns = _places(source)
+        rows, columns = _rows_and_columns(source)
         width = source.grid[1]
         return (rows * width + torch.where(rows % 2 == 0, columns, width - 1 - columns))[None]
 
 
 class Spiral(Raster):
-    """From the centre outwards along a spiral, or from the upper left corner inwards.
+    """Spiral from the center outwards, or from the upper left corner inwards, one patch at a time.
 
     Args:
-        inward: start at the corner.
+        inward: whether to start at the corner.
     """
 
     def __init__(self, inward: bool = False):
         self.inward = inward
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """0 .. patches - 1 along the spiral."""
         gh, gw = source.grid
-        rows, columns = _places(source)
+        rows, columns = _rows_and_columns(source)
         ring = _ring(source)
-        height, width = gh - 2 * ring, gw - 2 * ring  # of what is left inside the outer rings
+        height, width = gh - 2 * ring, gw - 2 * ring  # of the rectangle inside the outer rings
         row, column = rows - ring, columns - ring
         top, right = row == 0, column == width - 1
         bottom = row == height - 1
@@ -76,96 +82,95 @@ class Spiral(Raster):
 
 
 class CenterOut(Order):
-    """Square rings around the centre, one after the other, each at once."""
+    """Square rings from the center outwards; the patches of a ring move together."""
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """0 for the innermost ring."""
         return (self.groups(source.grid) - 1 - _ring(source))[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
-        """Half of the shorter side, rounded up."""
         return (min(grid) + 1) // 2
 
 
 class Wavefront(Order):
-    """Anti-diagonals from the upper left corner; every row runs `row_delay` patches behind the one above it.
+    """Wavefront from the upper left corner: rank = column + row_delay * row, so rows lag behind the row above.
 
     Args:
-        row_delay: 1 is the anti-diagonal, the number of columns is raster order.
+        row_delay: number of patches by which a row lags, at least 1. 1 gives anti-diagonals, the number of columns (or
+            more) raster order.
     """
 
     def __init__(self, row_delay: int = 1):
-        at_least("row_delay", row_delay, 1, "1 is the anti-diagonal wavefront")
+        at_least("row_delay", row_delay, 1, "use 1 for anti-diagonals")
         self.row_delay = row_delay
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """column + row_delay row, without gaps."""
-        rows, columns = _places(source)
+        rows, columns = _rows_and_columns(source)
         return (columns + min(self.row_delay, source.grid[1]) * rows)[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
-        """Columns and the delays of all rows."""
         return grid[1] + min(self.row_delay, grid[1]) * (grid[0] - 1)
 
 
 class Shuffled(Order):
-    """A random order for every image.
+    """Random order, different for every image.
 
     Args:
-        together: patches that share a rank.
+        together: number of patches that share a rank, at least 1; the last group may be smaller.
     """
 
     def __init__(self, together: int = 1):
-        at_least("together", together, 1, "1 is one patch after the other")
+        at_least("together", together, 1, "use 1 for one patch at a time")
         self.together = together
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """Uniform random permutations, in groups."""
         return (source.uniform(source.grid[0] * source.grid[1]).argsort(1) // self.together).reshape(-1, *source.grid)
 
     def groups(self, grid: tuple[int, int]) -> int:
-        """Patches divided by the group's size, rounded up."""
         return -(-grid[0] * grid[1] // self.together)
 
 
 class CustomOrder(Order):
-    """The order of a user's grid.
+    """Order given as a grid of ranks.
 
     Args:
-        grid: rows of whole numbers from 0, lower ones first; equal ones move together, and gaps are closed. A grid that
-            is coarser than the level map is repeated over it.
+        grid: rows of integers from 0: lower ones are generated first, equal ones together; unused ranks are skipped.
+            Each entry of a grid that is coarser than the level map applies to a block of patches.
+
+    Examples:
+        >>> CustomOrder([[0, 5], [5, 9]]).ranks(RandomSource(1, (2, 4)))[0]
+        tensor([[0, 0, 1, 1],
+                [1, 1, 2, 2]])
     """
 
     def __init__(self, grid: Sequence[Sequence[int]]):
         widths = {len(row) for row in grid}
         if len(widths) != 1 or 0 in widths:
-            raise ValueError(f"grid must have rows of one length, got lengths {[len(row) for row in grid]}: fill them")
+            raise ValueError(f"grid must have rows of equal length, got {[len(row) for row in grid]}: fill them")
         for i, row in enumerate(grid):
             for j, rank in enumerate(row):
                 if isinstance(rank, bool) or not float(rank).is_integer() or rank < 0:
                     raise ValueError(
-                        f"grid must hold whole numbers from 0, got {rank} at row {i}, column {j}: 0 is generated first"
+                        f"grid must hold integers from 0, got {rank} at row {i}, column {j}: 0 is generated first"
                     )
         self.grid = [[int(rank) for rank in row] for row in grid]
-        self._distinct, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)
+        self._unique, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)
 
     def ranks(self, source: RandomSource) -> Ranks:
-        """The user's ranks without gaps."""
         return upsampled_to(self._ranks[None].to(source.device), source.grid, "grid")
 
     def groups(self, grid: tuple[int, int]) -> int:
-        """Number of distinct ranks."""
-        return len(self._distinct)
+        return len(self._unique)
 
 
-def _places(source: RandomSource) -> tuple[Tensor, Tensor]:
+def _rows_and_columns(source: RandomSource) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of every patch, (gh, gw) each."""
     gh, gw = source.grid
     rows, columns = torch.arange(gh, device=source.device), torch.arange(gw, device=source.device)
     return rows[:, None].expand(gh, gw), columns[None, :].expand(gh, gw)
 
 
 def _ring(source: RandomSource) -> Tensor:
-    """How many square rings lie around each patch."""
-    rows, columns = _places(source)
+    """Return the number of square rings of patches around each patch."""
+    rows, columns = _rows_and_columns(source)
     gh, gw = source.grid
     return torch.stack([rows, columns, gh - 1 - rows, gw - 1 - columns]).amin(0)

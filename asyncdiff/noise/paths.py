@@ -1,7 +1,8 @@
 """Noise paths: monotone curves of level maps from the clean image (s = 0) to pure noise (s = 1).
 
-A `Path` is a family; `draw` picks one random curve per image, and a curve gives the map t(s) with its slope dt/ds.
-Training draws a point on a random curve, the likelihood integrates along one, generation walks one back.
+A `Path` is a family of curves; `draw` picks one random curve per image. A curve maps the progress s to the level map
+t(s) and its slope dt/ds. Training evaluates the loss at a random point of a random curve, the likelihood bound
+integrates along a curve, and sampling follows one backwards from s = 1 to s = 0.
 """
 
 from abc import ABC, abstractmethod
@@ -16,11 +17,25 @@ from asyncdiff.shapes import KnownPatches, LevelMap, Progress, upsampled_to
 
 Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
-LOWEST = 1e-12  # of floors: signal-to-noise ratios and their derivatives, 2 / t^3, are numbers of float32 down to it
+LOWEST_FLOOR = 1e-12  # smallest floor: down to it SNRs and their derivatives, 2 / t^3, do not overflow in float32
 
 
 class Path(ABC):
-    """A family of noise paths. Every level is non-decreasing in s, from `t_min` to 1 unless it stays at 0, clean."""
+    """Family of noise paths: monotone curves of level maps t(s), s = 0 clean image, s = 1 pure noise.
+
+    The level of every patch is non-decreasing in s and goes from `t_min` to 1; known patches may stay at 0. A subclass
+    defines `curve`; `check_path` tests that its curves are noise paths and its slopes their derivatives.
+
+    Attributes:
+        t_min: level of every patch at s = 0, the floor of the path.
+
+    Examples:
+        >>> from asyncdiff.randomness import seeded
+        >>> curve = AsyncPatch().draw(2, (4, 4), generator=seeded(0))  # 2 images of 4 x 4 patches
+        >>> t, slope = curve(torch.tensor([0.1, 0.8]))
+        >>> t.shape, slope.shape
+        (torch.Size([2, 4, 4]), torch.Size([2, 4, 4]))
+    """
 
     t_min: float = 0.0
 
@@ -33,19 +48,29 @@ class Path(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Curve:
-        """One random curve per image on a grid of (gh, gw) patches; call it with s (batch,) in [0, 1]."""
+        """Draw one random curve per image.
+
+        Args:
+            batch: number of images.
+            grid: (gh, gw) of the level maps.
+            generator: one generator for the batch, or one per image; None for torch's global one.
+            device: device of the level maps.
+            dtype: floating-point type of the level maps.
+
+        Returns:
+            A function from s (batch,) in [0, 1] to the level maps t(s) and their slopes dt/ds, both (batch, gh, gw).
+        """
         return self.curve(RandomSource(batch, grid, generator, device, dtype))
 
     @abstractmethod
     def curve(self, source: RandomSource) -> Curve:
-        """One curve per image; all its randomness comes from `source`."""
+        """Return one curve per image; all randomness must come from `source`."""
 
 
 class Synchronous(Path):
-    """All patches share one clock: t = s. Usual diffusion."""
+    """Path of standard diffusion: t_i(s) = s, all patches share one level."""
 
     def curve(self, source: RandomSource) -> Curve:
-        """The straight diagonal of the hypercube, the same for every image; nothing random."""
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t = s[:, None, None].expand(len(s), *source.grid)
@@ -55,29 +80,39 @@ class Synchronous(Path):
 
 
 class AsyncPatch(Path):
-    """t_i(s) = s + spread u_i min(s, 1 - s): straight to a random waypoint of the hypercube, then straight to noise.
+    """Path of AsyncPatch Diffusion: t_i(s) = s + spread u_i min(s, 1 - s), with a random field u fixed along the path.
 
-    The controlled level sampler of AsyncPatch Diffusion (arXiv:2606.07079) read as a path family: with U(-1, 1) fields
-    and spread 1, t(s) at uniform s has exactly its distribution. Spread 0 is `Synchronous`.
+    Geometrically it goes straight from clean to a random waypoint in the hypercube of levels, then straight to noise.
+    It is the controlled level sampler of AsyncPatch Diffusion (arXiv:2606.07079) written as a path family: with
+    independent u_i ~ U(-1, 1) and spread 1, t(s) at uniform s has exactly its distribution. The mean level of an image
+    stays close to s. Spread 0 is `Synchronous`.
 
     Args:
-        spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1].
-        field: dependence between patches; independent by default, as in the paper.
+        spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1]; 1 is the paper's.
+        field: random field u, which sets the dependence between patches; default: independent, as in the paper.
+
+    Examples:
+        >>> from asyncdiff.randomness import seeded
+        >>> path = AsyncPatch(spread=0.5)
+        >>> t, _ = path.draw(1, (2, 2), generator=seeded(0))(torch.tensor([0.5]))
+        >>> bool(((t >= 0.25) & (t <= 0.75)).all())
+        True
     """
 
     def __init__(self, spread: float = 1.0, field: Field | None = None):
         if not 0 <= spread <= 1:
-            raise ValueError(f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}: 1 is the paper's")
+            raise ValueError(
+                f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}: use 1 for the paper's"
+            )
         self.spread = spread
         self.field = field or IndependentField()
 
     def curve(self, source: RandomSource) -> Curve:
-        """One field u per image, fixed along the path."""
         u = self.spread * self.field.sample(source)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             s = s[:, None, None]
-            # Rounding may carry s + u m(s) past the ends by one ulp; the levels are a promise to keep.
+            # Rounding may carry s + u m(s) past the ends by one ulp, but levels must lie in [0, 1].
             t = (s + u * torch.minimum(s, 1 - s)).clamp(0, 1)
             return t, torch.where(s < 0.5, 1 + u, 1 - u)
 
@@ -85,66 +120,83 @@ class AsyncPatch(Path):
 
 
 class Ordered(Path):
-    """Group after group: each has a clock of its own, and one runs while the last `overlap` of its neighbour's does.
+    """Autoregressive path: groups of patches are generated one after the other, with some overlap in time.
 
-    With K groups the clocks are c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k), cut to [0, 1]: the group
-    that is generated first is noised last. Overlap 0 is strict autoregression, 1/K of the path for each group; overlap
-    towards 1 approaches `Synchronous`.
+    With K groups the levels of group k are t_k(s) = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k), clamped to
+    [0, 1]: the group that is generated first (k = 0) is noised last. Overlap 0 is strict autoregression, with 1/K of
+    the path for each group; overlap towards 1 approaches `Synchronous`.
 
     Args:
-        order: which patches move when.
-        overlap: share of a group's time in which the next one moves, too; in [0, 1).
+        order: order of the patches, such as `orders.Raster`.
+        overlap: share of a group's time during which the next group moves, too; in [0, 1).
+
+    Examples:
+        >>> from asyncdiff.noise.orders import Raster
+        >>> curve = Ordered(Raster()).draw(1, (1, 4))  # 4 patches, generated from left to right
+        >>> curve(torch.tensor([0.625]))[0]  # the first one is clean, the second one half denoised
+        tensor([[[0.0000, 0.5000, 1.0000, 1.0000]]])
     """
 
     def __init__(self, order: Order, overlap: float = 0.0):
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: overlap 1 is Synchronous, 0 strict order")
+            raise ValueError(
+                f"overlap must lie in [0, 1), got {overlap}: use 0 for strict autoregression, Synchronous for 1"
+            )
         self.order = order
         self.overlap = overlap
 
     def curve(self, source: RandomSource) -> Curve:
-        """The curves of the order's ranks."""
         groups, lag = self.order.groups(source.grid), 1 - self.overlap
         speed = 1 + (groups - 1) * lag
         delay = lag * (groups - 1 - self.order.ranks(source)).to(source.dtype)
-        # A rounded s must not leave a patch a hair short of its end, unfinished for the rest of the walk: every clock
-        # rests at both ends for as long as rounding can be off. It skips no level for that, or bounds would be too low.
-        rest = 4 * speed * torch.finfo(source.dtype).eps
+        # A rounded s must not leave a patch just short of its end for the rest of the trajectory, so every group pauses
+        # at both of its ends for as long as the rounding error. No level is skipped: bounds would be too low.
+        pause = 4 * speed * torch.finfo(source.dtype).eps
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            clock = ((s * speed)[:, None, None] - delay - rest) / (1 - 2 * rest)
-            moving = (clock > 0) & (clock < 1)
-            return clock.clamp(0, 1), speed / (1 - 2 * rest) * moving.to(clock.dtype)
+            t = ((s * speed)[:, None, None] - delay - pause) / (1 - 2 * pause)
+            moving = (t > 0) & (t < 1)
+            return t.clamp(0, 1), speed / (1 - 2 * pause) * moving.to(t.dtype)
 
         return curve
 
 
 class Waypoints(Path):
-    """Straight from clean through a user's level maps to pure noise.
+    """Piecewise linear path from clean through given level maps to pure noise.
 
     Args:
-        maps: one or more maps of levels in [0, 1], each as rows; none may fall below the one before it. Maps that are
-            coarser than the level map are repeated over it.
-        progress: s of each map, increasing in (0, 1); evenly spaced by default.
+        maps: one or more maps of levels in [0, 1], each as rows; no level may be lower than in the map before. Each
+            level of a map that is coarser than the level map applies to a block of patches.
+        progress: s of each map, increasing in (0, 1); default: evenly spaced.
+
+    Examples:
+        >>> curve = Waypoints([[[0.5, 1.0]]]).draw(1, (1, 2))  # the left patch is generated second
+        >>> curve(torch.tensor([0.5]))[0], curve(torch.tensor([0.25]))[0]
+        (tensor([[[0.5000, 1.0000]]]), tensor([[[0.2500, 0.5000]]]))
     """
 
     def __init__(self, maps: Sequence[Sequence[Sequence[float]]], progress: Sequence[float] | None = None):
         count = len(maps)
         sizes = [(len(rows), {len(row) for row in rows}) for rows in maps]
         if not maps or any(size != sizes[0] or len(size[1]) != 1 or 0 in size[1] for size in sizes):
-            raise ValueError(f"maps must be one or more grids of one size, got {sizes}: (rows, lengths of the rows)")
+            raise ValueError(
+                f"maps must be one or more grids of equal size, got (rows, lengths of the rows) {sizes}: "
+                "give all maps the same rows and columns"
+            )
         at = [(k + 1) / (count + 1) for k in range(count)] if progress is None else [float(s) for s in progress]
         if len(at) != count or not all(a < b for a, b in zip([0, *at], [*at, 1], strict=True)):
-            raise ValueError(f"progress must increase in (0, 1), one s per map, got {at} for {count} maps")
+            raise ValueError(
+                f"progress must increase in (0, 1), one s per map, got {at} for {count} maps: "
+                "leave it out for equal spacing"
+            )
         self.maps = [[[float(level) for level in row] for row in rows] for rows in maps]
         self.progress = None if progress is None else at
         inner = torch.tensor(self.maps, dtype=torch.float64)
         self._maps = torch.stack([torch.zeros_like(inner[0]), *inner, torch.ones_like(inner[0])])
         self._at = torch.tensor([0.0, *at, 1.0], dtype=torch.float64)
-        _check_rise(self._maps, self._at, "maps")
+        _check_monotone(self._maps, self._at, "maps")
 
     def curve(self, source: RandomSource) -> Curve:
-        """The one piecewise straight curve, for every image."""
         maps = upsampled_to(self._maps, source.grid, "maps").to(source.device, source.dtype)
         at = self._at.to(source.device, source.dtype)
 
@@ -158,13 +210,18 @@ class Waypoints(Path):
 
 
 class Conditioned(Path):
-    """A path around what is known: known patches stay at t = 0 with slope 0, the others follow `path`.
+    """Path of inpainting and outpainting: known patches stay at t = 0 with slope 0, unknown ones follow `path`.
 
-    The end at s = 1 is pure noise on the unknown patches only: the path of inpainting and outpainting.
+    At s = 1 only the unknown patches are pure noise.
 
     Args:
-        path: the path of the unknown patches.
-        known: True = known, per patch; (batch or 1, gh, gw).
+        path: path of the unknown patches.
+        known: known patches, True = known; (batch, gh, gw), or (1, gh, gw) for the same ones in all images.
+
+    Examples:
+        >>> path = Conditioned(Synchronous(), torch.tensor([[[True, False]]]))
+        >>> path.draw(1, (1, 2))(torch.tensor([0.75]))
+        (tensor([[[0.0000, 0.7500]]]), tensor([[[0., 1.]]]))
     """
 
     def __init__(self, path: Path, known: KnownPatches):
@@ -173,16 +230,15 @@ class Conditioned(Path):
         self.t_min = path.t_min
 
     def curve(self, source: RandomSource) -> Curve:
-        """The curves of the inner path, held at 0 on the known patches."""
         if tuple(self.known.shape[1:]) != tuple(source.grid):
             raise ValueError(
                 f"known must have the level map's grid {tuple(source.grid)}, got {tuple(self.known.shape[1:])}: "
-                "shapes.known_patches makes it from a mask of pixels"
+                "shapes.known_patches converts a mask of pixels"
             )
         if len(self.known) not in (1, source.batch):
             raise ValueError(
                 f"known must hold one mask, or one per image, got {len(self.known)} for {source.batch} images: "
-                "expand one mask to the batch, or choose those of the batch"
+                "expand one mask to the batch, or select those of the batch"
             )
         inner = self.path.curve(source)
         known = self.known.to(source.device)
@@ -195,14 +251,14 @@ class Conditioned(Path):
 
 
 class PartiallyNoised(Path):
-    """A path that is entered on its way: every patch's levels are those of `path` times the level that it starts from.
+    """Path of image editing: t_i(s) = levels_i path_i(s), which ends at `levels` instead of pure noise.
 
-    The end at s = 1 is the image noised to `levels`: the path of editing, SDEdit (arXiv:2108.01073) patch by patch. All
-    patches reach the clean image together, or in the order of `path`, in strides that their levels shorten.
+    Sampling starts from an image noised to `levels`: SDEdit (arXiv:2108.01073) with one strength per patch. Patches
+    become clean when they do on `path`; the lower their start level, the smaller their steps.
 
     Args:
-        path: the path of patches that start as pure noise.
-        levels: of every patch at s = 1, 0 = stays as it is .. 1 = pure noise; (batch or 1, gh, gw).
+        path: path of a patch that starts from pure noise; without a floor.
+        levels: level of every patch at s = 1, 0 = unchanged .. 1 = pure noise; (batch or 1, gh, gw).
     """
 
     def __init__(self, path: Path, levels: LevelMap):
@@ -212,7 +268,6 @@ class PartiallyNoised(Path):
         self.levels = levels
 
     def curve(self, source: RandomSource) -> Curve:
-        """The curves of the inner path, scaled patch by patch."""
         if tuple(self.levels.shape[1:]) != tuple(source.grid) or len(self.levels) not in (1, source.batch):
             raise ValueError(
                 f"levels must hold one map, or one per image, of the grid {tuple(source.grid)}, "
@@ -229,29 +284,36 @@ class PartiallyNoised(Path):
 
 
 class Floored(Path):
-    """`path` compressed to levels [t_min, 1] by t -> t_min + (1 - t_min) t; its slopes shrink with it.
+    """Path with a floor: `path` compressed to levels in [t_min, 1] by t -> t_min + (1 - t_min) t, slopes included.
 
-    The likelihood's integrand has no finite integral down to t = 0 for an imperfect network: bounds start at a floor.
+    Needed by the ELBO weighting and the likelihood bound: for an imperfect network their integral diverges at t = 0.
 
     Args:
-        path: the path to lift.
-        t_min: the lowest level, in [`LOWEST`, 1).
+        path: path without a floor.
+        t_min: lowest level, in [1e-12, 1).
+
+    Examples:
+        >>> path = Floored(Synchronous(), t_min=0.1)
+        >>> path.draw(1, (1, 1))(torch.tensor([0.0]))
+        (tensor([[[0.1000]]]), tensor([[[0.9000]]]))
     """
 
     def __init__(self, path: Path, t_min: float = 1e-3):
         if not 0 < t_min < 1:
             raise ValueError(f"t_min must lie in (0, 1), got {t_min}: leave Floored out for a path from t = 0")
-        if t_min < LOWEST:
-            raise ValueError(f"t_min must be at least {LOWEST}, got {t_min}: float32 has no 1 / t^3 below; try 1e-3")
+        if t_min < LOWEST_FLOOR:
+            raise ValueError(
+                f"t_min must be at least {LOWEST_FLOOR}, got {t_min}: 1 / t^3 overflows in float32 below it; "
+                "use 1e-3, for example"
+            )
         if isinstance(path, Conditioned):
             raise ValueError("path must not be Conditioned (known patches stay at 0): use Conditioned(Floored(...))")
         if path.t_min > 0:
-            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: lift it once")
+            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: use Floored once only")
         self.path = path
         self.t_min = t_min
 
     def curve(self, source: RandomSource) -> Curve:
-        """The curves of the inner path, lifted to the floor."""
         inner = self.path.curve(source)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
@@ -262,16 +324,25 @@ class Floored(Path):
 
 
 def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: int = 65) -> None:
-    """Raise ValueError, with the patch named, unless `path` is a noise path on a level map of `grid`.
+    """Raise ValueError, naming the patch, unless `path` is a noise path on level maps of `grid`.
 
-    On a few of its curves, with seed 0: levels in [0, 1] that never fall, from t_min to 1 unless they stay at 0, and
-    slopes that are their derivatives. Meant for classes of users; it costs milliseconds.
+    Checks a few random curves (seed 0): levels lie in [0, 1], never fall, go from `t_min` to 1 or stay at 0, have no
+    jumps, and slopes are their derivatives. It takes milliseconds; use it for path classes of your own.
+
+    Args:
+        path: the path to check.
+        grid: (gh, gw) of the level maps.
+        curves: number of random curves.
+        points: number of values of s at which levels are compared.
+
+    Examples:
+        >>> check_path(AsyncPatch(), (4, 4))
     """
     curve = path.draw(curves, grid, generator=seeded(0), dtype=torch.float64)
     name, s = type(path).__name__, torch.linspace(0, 1, points, device="cpu", dtype=torch.float64)
     maps = torch.stack([curve(at.expand(curves))[0] for at in s])
     for number, curve_maps in enumerate(maps.unbind(1)):
-        _check_rise(curve_maps, s, f"{name}: curve {number}")
+        _check_monotone(curve_maps, s, f"{name}: curve {number}")
         moves = (curve_maps != 0).any(0)
         for at, level in ((0, path.t_min), (-1, 1.0)):
             wrong = moves & ((curve_maps[at] - level).abs() > 1e-9)
@@ -279,14 +350,14 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
                 row, column, t = _first(wrong, curve_maps[at])
                 raise ValueError(
                     f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} at {row}, {column}: "
-                    "set t_min to its lowest level, or mend its end"
+                    "set t_min to its lowest level, or correct the levels at its ends"
                 )
-    _check_jump(curve, name, maps, s)
+    _check_continuous(curve, name, maps, s)
     _check_slopes(curve, name, curves)
 
 
-def _check_jump(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, halvings: int = 36) -> None:
-    """Raise where the largest rise of a curve does not shrink with the interval it is looked for in."""
+def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, halvings: int = 36) -> None:
+    """Raise ValueError if a curve jumps: if its largest rise does not shrink as the interval around it is halved."""
     rises = maps.diff(dim=0)  # (points - 1, curves, gh, gw)
     for number in range(rises.shape[1]):
         leg, row, column = (int(k) for k in (rises[:, number] == rises[:, number].max()).nonzero()[0])
@@ -303,17 +374,19 @@ def _check_jump(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, ha
         if jump > 1e-3:
             raise ValueError(
                 f"{name} must be continuous, got a jump by {jump:g} at s = {low:g} at row {row}, column {column}: "
-                "give every patch some time for its way, as asyncdiff.noise.Ordered does"
+                "raise the level over an interval of s, as asyncdiff.noise.Ordered does"
             )
 
 
-def _check_rise(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
-    """Raise unless the maps (n, gh, gw) at s (n,) lie in [0, 1] and none falls."""
+def _check_monotone(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
+    """Raise ValueError unless the maps (n, gh, gw) at s (n,) lie in [0, 1] and no level falls."""
     for at, level_map in zip(s.tolist(), maps, strict=True):
-        outside = ~((level_map >= 0) & (level_map <= 1))  # NaN is outside, too
+        outside = ~((level_map >= 0) & (level_map <= 1))  # NaN counts as outside
         if outside.any():
             row, column, t = _first(outside, level_map)
-            raise ValueError(f"{name} must hold levels in [0, 1], got {t:g} at s = {at:g} at {row}, {column}")
+            raise ValueError(
+                f"{name} must hold levels in [0, 1], got {t:g} at s = {at:g} at {row}, {column}: clamp them"
+            )
     falls = maps.diff(dim=0) < -1e-12
     if falls.any():
         leg = int(falls.flatten(1).any(1).nonzero()[0])
@@ -321,27 +394,28 @@ def _check_rise(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
         after = _first(falls[leg], maps[leg + 1])[2]
         raise ValueError(
             f"{name} must never fall, got t = {before:g} at s = {s[leg]:g} and {after:g} at s = {s[leg + 1]:g} "
-            f"at {row}, {column}: raise the later level or lower the earlier"
+            f"at {row}, {column}: raise the later level or lower the earlier one"
         )
 
 
 def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: float = 1e-6) -> None:
-    """Raise where slopes differ from finite differences at more than a few places: kinks are few."""
-    places = torch.rand(probes, generator=seeded(1), device="cpu", dtype=torch.float64) * (1 - 2 * step) + step
+    """Raise ValueError if slopes differ from finite differences at more than 1/8 of the probes: kinks are rare."""
+    points = torch.rand(probes, generator=seeded(1), device="cpu", dtype=torch.float64) * (1 - 2 * step) + step
     wrong = 0
-    for s in places:
+    for s in points:
         above, below = (curve((s + d).expand(curves))[0] for d in (step, -step))
         slope = curve(s.expand(curves))[1]
         off = ((above - below) / (2 * step) - slope).abs() > 1e-3 * (1 + slope.abs())
         wrong += int(off.any())
         if wrong > probes // 8:
-            row, column, given = _first(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
+            row, column, returned = _first(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
             raise ValueError(
-                f"{name} must give slopes dt/ds that are the derivatives of its levels, got {given:g} at s = {s:g} "
-                f"at {row}, {column}: without them the likelihood is wrong"
+                f"{name} must give slopes dt/ds that are the derivatives of its levels, got {returned:g} at s = {s:g} "
+                f"at {row}, {column}: correct them, or likelihoods are wrong"
             )
 
 
 def _first(where: torch.Tensor, values: torch.Tensor) -> tuple[str, str, float]:
+    """Return the first patch where `where` is True, as "row i" and "column j", and its value."""
     row, column = where.nonzero()[0].tolist()
     return f"row {row}", f"column {column}", float(values[row, column])

@@ -1,4 +1,4 @@
-"""Photos as models take them: read, brought to a size, with what is known of them."""
+"""Load photos at the size that a model needs, with masks of known pixels or maps of noise levels."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from asyncdiff.shapes import known_patches
 from asyncdiff.tasks.photos import (
     SUFFIXES,
     Fit,
-    Fitting,
+    PhotoFit,
     Pixels,
-    by,
     check_same_shape,
-    fitted,
-    fitted_levels,
-    fitted_with_mask,
-    fitting,
+    fit_levels,
+    fit_photo,
+    fit_photo_and_mask,
+    format_size,
     photo_files,
+    plan_fit,
     read_levels,
     read_mask,
     read_photo,
@@ -34,14 +34,14 @@ from asyncdiff.tasks.photos import (
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo that a model can take.
+    """A photo at the size that a model needs.
 
     Attributes:
-        name: of its file, and of the pictures made from it.
-        image: in [-1, 1].
-        known: True = known.
-        note: what was done to it.
-        levels: that its pixels start from, 0 = known .. 1 = drawn anew; None where `known` says all.
+        name: name of its file, and prefix of the images made from it.
+        image: pixels in [-1, 1].
+        known: True where pixels are known.
+        note: description of how it was resized and cropped.
+        levels: noise level that each pixel starts from, 0 = known .. 1 = pure noise; None if `known` says it all.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Photo:
     levels: Float[Tensor, "h w"] | None = None
 
 
-def photos_of(
+def load_photos(
     name: str,
     where: str,
     channels: int,
@@ -63,35 +63,38 @@ def photos_of(
     mask_is_unknown: bool = False,
     mask_seed: int = 0,
 ) -> list[Photo]:
-    """The photos of a file, a folder or a pattern.
+    """Load the photos of a file, a folder or a pattern with their masks.
 
     Args:
-        name: of the argument, for refusals.
-        where: the file, folder or pattern.
-        channels: 1 or 3.
-        size: (height, width) that photos are brought to.
-        fit: how, see `asyncdiff.tasks.photos.fitting`.
-        patch: (height, width) of a patch.
-        mask: a rule, a file, or a folder of files named like the photos; all is known without.
-        mask_is_unknown: the mask says what is unknown.
-        mask_seed: seed of a random rule for the first photo.
+        name: name of the argument, for error messages.
+        where: file, folder or pattern.
+        channels: number of channels, 1 or 3.
+        size: (height, width) that photos are resized and cropped to.
+        fit: how they are, see `asyncdiff.tasks.photos.plan_fit`.
+        patch: (height, width) of a patch in pixels.
+        mask: rule, file, or folder of files named like the photos; without one all pixels are known.
+        mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
+        mask_seed: seed of a random rule for the first photo; photo i uses mask_seed + i.
+
+    Returns:
+        One entry per photo.
     """
     photos = []
     for i, (file, stem, pixels, how) in enumerate(_read(name, where, channels, size, fit, patch)):
         if isinstance(mask, Path):
-            drawn = _file_for(mask, file, "mask")
-            known = read_mask(drawn, mask_is_unknown=mask_is_unknown)
-            check_same_shape(file, how.original, drawn, (known.shape[0], known.shape[1]))
-            pixels, known = fitted_with_mask(pixels, known, how)
+            mask_file = _file_for(mask, file, "mask")
+            known = read_mask(mask_file, mask_is_unknown=mask_is_unknown)
+            check_same_shape(file, how.original, mask_file, (known.shape[0], known.shape[1]))
+            pixels, known = fit_photo_and_mask(pixels, known, how)
         else:
-            pixels, known = fitted(pixels, how), torch.ones(how.size, dtype=torch.bool)
+            pixels, known = fit_photo(pixels, how), torch.ones(how.size, dtype=torch.bool)
             if mask is not None:
                 known = mask(*how.size, seed=mask_seed + i) != mask_is_unknown
-        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {how.told()}"))
+        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {how.describe()}"))
     return photos
 
 
-def edited_of(
+def load_photos_to_edit(
     name: str,
     where: str,
     channels: int,
@@ -101,44 +104,49 @@ def edited_of(
     patch: tuple[int, int],
     levels: float | Path,
 ) -> list[Photo]:
-    """The photos of a file, a folder or a pattern, with how much of them is to change.
+    """Load the photos of a file, a folder or a pattern with the noise levels that their pixels start from.
 
     Args:
-        name: of the argument, for refusals.
-        where: the file, folder or pattern.
-        channels: 1 or 3.
-        size: (height, width) that photos are brought to.
-        fit: how, see `asyncdiff.tasks.photos.fitting`.
-        patch: (height, width) of a patch.
-        levels: one for all pixels, a file of grey values, or a folder of files named like the photos.
+        name: name of the argument, for error messages.
+        where: file, folder or pattern.
+        channels: number of channels, 1 or 3.
+        size: (height, width) that photos are resized and cropped to.
+        fit: how they are, see `asyncdiff.tasks.photos.plan_fit`.
+        patch: (height, width) of a patch in pixels.
+        levels: one level for all pixels, a file of gray values, or a folder of files named like the photos.
+
+    Returns:
+        One entry per photo.
     """
     photos = []
     for file, stem, pixels, how in _read(name, where, channels, size, fit, patch):
         if isinstance(levels, Path):
-            drawn = _file_for(levels, file, "levels")
-            given = read_levels(drawn)
-            check_same_shape(file, how.original, drawn, (given.shape[0], given.shape[1]), "levels")
-            given = fitted_levels(given, how)
+            level_file = _file_for(levels, file, "levels")
+            level_map = read_levels(level_file)
+            check_same_shape(file, how.original, level_file, (level_map.shape[0], level_map.shape[1]), "levels")
+            level_map = fit_levels(level_map, how)
         else:
-            given = torch.full(how.size, float(levels))
-        if not given.any():
+            level_map = torch.full(how.size, float(levels))
+        if not level_map.any():
             raise ValueError(f"levels must leave something to change, got 0 all over {stem}: paint it brighter")
-        photos.append(Photo(stem, to_model(fitted(pixels, how)), given == 0, f"{file}: {how.told()}", given))
+        photos.append(
+            Photo(stem, to_model(fit_photo(pixels, how)), level_map == 0, f"{file}: {how.describe()}", level_map)
+        )
     return photos
 
 
 def _read(
     name: str, where: str, channels: int, size: tuple[int, int], fit: Fit, patch: tuple[int, int]
-) -> Iterator[tuple[Path, str, Pixels, Fitting]]:
-    """Every photo's file, its name in results, its pixels, and how they come to the size."""
+) -> Iterator[tuple[Path, str, Pixels, PhotoFit]]:
+    """Yield each photo's file, its name in results, its pixels, and how they are resized and cropped."""
     files = photo_files(name, where)
-    for file, stem in zip(files, _names(files), strict=True):
+    for file, stem in zip(files, _unique_names(files), strict=True):
         pixels = read_photo(file, channels)
-        yield file, stem, pixels, fitting((pixels.shape[1], pixels.shape[2]), size, fit, patch)
+        yield file, stem, pixels, plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, patch)
 
 
-def levels_for(levels: str) -> float | Path:
-    """The number, or the file or folder; ValueError if it is neither."""
+def parse_levels(levels: str) -> float | Path:
+    """Convert the argument to a number, or else to an existing file or folder; ValueError if it is neither."""
     try:
         level = float(levels)
     except ValueError:
@@ -149,12 +157,12 @@ def levels_for(levels: str) -> float | Path:
             ) from None
         return path
     if not 0 < level <= 1:
-        raise ValueError(f"levels must lie in (0, 1], got {levels}: 0.5 keeps the layout, 1 draws all anew")
+        raise ValueError(f"levels must lie in (0, 1], got {levels}: 0.5 keeps the layout, 1 regenerates everything")
     return level
 
 
-def mask_for(mask: Mask | str) -> Mask | Path:
-    """The rule of that name, or the file or folder; ValueError if it is neither."""
+def parse_mask(mask: Mask | str) -> Mask | Path:
+    """Convert the argument to an existing file or folder, or else to the rule of that name; ValueError if neither."""
     if not isinstance(mask, str):
         return mask
     path = Path(mask).expanduser()
@@ -162,38 +170,42 @@ def mask_for(mask: Mask | str) -> Mask | Path:
         return path
     if path.suffix.lower() in SUFFIXES or path.name != mask:
         raise FileNotFoundError(f"mask must be a file, a folder or the name of a set, got {mask}, which does not exist")
-    return masks.named(mask)
+    return masks.mask_by_name(mask)
 
 
 def check_masks(photos: Sequence[Photo], patch: tuple[int, int], factor: int = 1) -> None:
-    """Refuse photos of which all is known; warn of those of which the network is shown no patch.
+    """Raise ValueError if all pixels of a photo are known; warn if no patch or no latent is.
 
     Args:
-        photos: with their masks.
+        photos: photos with their masks.
         patch: (height, width) of a patch in pixels.
-        factor: pixels per latent, each way; 1 for a model of pixels.
+        factor: number of pixels per latent along each side; 1 for a model of pixels.
     """
     for photo in photos:
         if photo.known.all():
             raise ValueError(
-                f"mask must leave something to draw, got one that knows all of {photo.name}: "
-                "white is known; if it is the other way round, set mask_is_unknown"
+                f"mask must leave unknown pixels, got one that covers all of {photo.name}: "
+                "white means known; set mask_is_unknown if it means unknown"
             )
     nothing = [photo.name for photo in photos if not photo.known.any()]
     if nothing:
-        warn(f"nothing is known of {_some(nothing)}: the pictures are free inventions")
+        warn(f"no pixel of {_some(nothing)} is known: results do not depend on it")
     shown = [p for p in photos if p.known.any()]
-    untold = [p.name for p in shown if not known_patches(p.known[None], _grid(p, (factor, factor))).any()]
-    if untold:
+    without_latent = [p.name for p in shown if not known_patches(p.known[None], _grid(p, (factor, factor))).any()]
+    if without_latent:
         warn(
-            f"no latent of {by((factor, factor))} pixels is wholly known of {_some(untold)}: "
-            "the pictures are free inventions, with the known pixels put into them"
+            f"no latent of {format_size((factor, factor))} pixels is fully known in {_some(without_latent)}: "
+            "known pixels are copied into the results, which otherwise do not depend on them"
         )
-    bare = [p.name for p in shown if not known_patches(p.known[None], _grid(p, patch)).any() and p.name not in untold]
-    if bare:
+    without_patch = [
+        p.name
+        for p in shown
+        if not known_patches(p.known[None], _grid(p, patch)).any() and p.name not in without_latent
+    ]
+    if without_patch:
         warn(
-            f"no patch of {by(patch)} pixels is wholly known of {_some(bare)}: "
-            "single known pixels are put back at every step, which says less to the network than a known patch"
+            f"no patch of {format_size(patch)} pixels is fully known in {_some(without_patch)}: "
+            "single known pixels are restored at every step, which guides the network less than known patches"
         )
 
 
@@ -202,17 +214,17 @@ def _grid(photo: Photo, patch: tuple[int, int]) -> tuple[int, int]:
 
 
 def _file_for(where: Path, photo: Path, name: str) -> Path:
-    """The file itself, or that of a folder that is named like the photo."""
+    """Return the file itself, or the file of a folder that is named like the photo."""
     if not where.is_dir():
         return where
-    found = sorted(file for file in where.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
-    if len(found) != 1:
-        raise ValueError(f"{name} must hold one file named {photo.stem} for {photo}, got {len(found)} in {where}")
-    return found[0]
+    files = sorted(file for file in where.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
+    if len(files) != 1:
+        raise ValueError(f"{name} must contain one file named {photo.stem} for {photo}, got {len(files)} in {where}")
+    return files[0]
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """Stems of the files, with a number where two would be alike."""
+def _unique_names(files: Sequence[Path]) -> list[str]:
+    """Return the stems of the files, with a number appended to repeated ones."""
     stems, names = {file.stem for file in files}, []
     for file in files:
         name = file.stem
@@ -224,4 +236,4 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} photos, {names[0]} among them"
+    return names[0] if len(names) == 1 else f"{len(names)} photos, such as {names[0]}"

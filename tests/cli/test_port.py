@@ -248,7 +248,7 @@ class Payload:
 def test_code_in_a_file_is_not_run(refused):
     torch.save(WEIGHTS | {"x": Payload()}, "evil.pt")
     line = refused("evil.pt", "--kind", "dit")
-    assert line == "evil.pt is no checkpoint that can be read safely: it wants to call posix.mkdir"
+    assert line == "evil.pt is not a checkpoint that can be read safely: it would call posix.mkdir"
     assert not Path("payload").exists()
 
 
@@ -258,7 +258,7 @@ def test_damaged_files(refused):
     Path("text.pt").write_text("no weights at all")
     Path("empty.pt").write_bytes(b"")
     for name in ("cut.pt", "text.pt", "empty.pt"):
-        assert refused(name, "--kind", "dit").startswith(f"{name} is no checkpoint that can be read safely: ")
+        assert refused(name, "--kind", "dit").startswith(f"{name} is not a checkpoint that can be read safely: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
     assert refused("cut.safetensors", "--kind", "dit").startswith("cut.safetensors is no file of safetensors that can")
 
@@ -312,7 +312,7 @@ def test_files_of_other_things(held, message, refused):
         ("transformer/config.json", {"num_attention_heads": 3}, "dim must be divisible by heads"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "beta_schedule of the scheduler must"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type of the scheduler must"),
-        ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "beta_start and beta_end must rise"),
+        ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "beta_start and beta_end must satisfy 0 < beta_start"),
     ],
 )  # fmt: skip
 def test_folders_of_other_things(file, change, message, pipeline, refused):

@@ -259,9 +259,9 @@ def test_bad_mixtures_are_one_clear_error():
     refused("weights must hold one number per mean, got 3 for 2 means", w=torch.ones(3) / 3)
     refused("means must be finite, got NaN", m=means * math.nan)
     refused(r"covs must have shape \(2, 4, 4\), got \(2, 3, 4\)", c=covs[:, :3])
-    refused("covs must be symmetric, got a difference of 1 in number 0", c=covs + torch.eye(4).roll(1, 0).triu(1))
+    refused(r"covs must be symmetric, got a difference of 1 in covs\[0\]", c=covs + torch.eye(4).roll(1, 0).triu(1))
     refused("covs must be symmetric, got a difference of nan", c=covs * math.nan)
-    refused("covs must be positive definite, got an eigenvalue of -1 in number 0", c=-torch.eye(4).expand(2, 4, 4))
+    refused(r"covs must be positive definite, got an eigenvalue of -1 in covs\[0\]", c=-torch.eye(4).expand(2, 4, 4))
 
 
 def test_bad_questions_are_one_clear_error():

@@ -80,10 +80,10 @@ def test_elbo_refuses_levels_down_to_zero():
 
 
 @pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(), Epsilon()], ids=lambda w: type(w).__name__)
-def test_the_spacing_of_elbo_is_refused_by_the_others(weighting):
+def test_the_progress_sampler_of_elbo_is_refused_by_the_others(weighting):
     """It draws few levels where their weight is not small: losses would be noisier, not less."""
     levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())
     ELBO().check(levels)
     for sampler in (levels, WithCleanPatches(levels), Homogeneous(levels)):
-        with pytest.raises(ValueError, match="spacing FluxProgress draws s for the weight of ELBO"):
+        with pytest.raises(ValueError, match="progress_sampler FluxProgress needs the weighting ELBO, got"):
             weighting.check(sampler)

@@ -101,7 +101,7 @@ def test_masks_and_contexts_are_chosen_with_equal_chances():
         (lambda: RandomRegions(high=1.1), r"high must lie in .*got 1.1"),
         (lambda: RandomRegions(low=0.5, high=0.4), r"low must lie in \[0, 0.4\], got 0.5"),
         (lambda: RandomMasks([]), "masks must hold at least one mask"),
-        (lambda: MixedCleanPatches([]), "contexts must hold at least one context"),
+        (lambda: MixedCleanPatches([]), "contexts must hold at least one distribution"),
     ],
 )
 def test_contexts_without_a_meaning_are_refused(make, message):

@@ -567,7 +567,7 @@ def test_rounding_keeps_both_ends():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Shared(loc=0.7), r"loc 0\.7 without a scale"),
+        (lambda: Shared(loc=0.7), r"loc needs a scale, got loc 0\.7 with scale None"),
         (lambda: Shared(scale=0.0), "scale must be positive, got 0"),
         (lambda: SumBeta(0.0), "sharpness must be positive, got 0"),
         (lambda: TruncatedGaussian(-1.0), "std must be positive, got -1"),

@@ -139,13 +139,13 @@ def test_a_given_order_that_does_not_divide_the_grid_is_refused(grid):
 @pytest.mark.parametrize("rank", [-1, 1.5, float("nan"), True])
 def test_ranks_that_count_nothing_are_refused_with_their_place(rank):
     unchecked = inspect.unwrap(CustomOrder.__init__)  # as users run it, without the shape checks of the tests
-    with pytest.raises(ValueError, match=rf"whole numbers from 0, got {rank} at row 1, column 2"):
+    with pytest.raises(ValueError, match=rf"integers from 0, got {rank} at row 1, column 2"):
         unchecked(CustomOrder.__new__(CustomOrder), [[0, 1, 2], [3, 4, rank]])
 
 
 @pytest.mark.parametrize(("grid", "lengths"), [([[0, 1], [2]], "[2, 1]"), ([], "[]"), ([[], []], "[0, 0]")])
 def test_ragged_orders_are_refused(grid, lengths):
-    with pytest.raises(ValueError, match=re.escape(f"rows of one length, got lengths {lengths}")):
+    with pytest.raises(ValueError, match=re.escape(f"rows of equal length, got {lengths}")):
         CustomOrder(grid)
 
 

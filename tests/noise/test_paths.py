@@ -179,7 +179,7 @@ def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
 
 
 def test_a_floor_on_a_floor_is_refused():
-    with pytest.raises(ValueError, match="path must start at t = 0, got one with a floor of 0.1: lift it once"):
+    with pytest.raises(ValueError, match="path must start at t = 0, got one with a floor of 0.1: use Floored once"):
         Floored(Floored(AsyncPatch(), 0.1), 0.2)
 
 
@@ -319,10 +319,10 @@ def test_waypoints_that_do_not_divide_the_grid_are_refused():
         ([[[0.2, 1.5]]], None, "maps must hold levels in [0, 1], got 1.5 at s = 0.5 at row 0, column 1"),
         ([[[0.2], [-0.1]]], None, "maps must hold levels in [0, 1], got -0.1 at s = 0.5 at row 1, column 0"),
         ([[[0.2, math.nan]]], None, "maps must hold levels in [0, 1], got nan at s = 0.5 at row 0, column 1"),
-        ([[[0.2, 0.3], [0.4]]], None, "grids of one size, got [(2, {1, 2})]"),
-        ([[[0.2]], [[0.3, 0.3]]], None, "grids of one size, got [(1, {1}), (1, {2})]"),
-        ([], None, "one or more grids of one size, got []"),
-        ([[[]]], None, "grids of one size, got [(1, {0})]"),
+        ([[[0.2, 0.3], [0.4]]], None, "grids of equal size, got (rows, lengths of the rows) [(2, {1, 2})]"),
+        ([[[0.2]], [[0.3, 0.3]]], None, "grids of equal size, got (rows, lengths of the rows) [(1, {1}), (1, {2})]"),
+        ([], None, "one or more grids of equal size, got (rows, lengths of the rows) []"),
+        ([[[]]], None, "grids of equal size, got (rows, lengths of the rows) [(1, {0})]"),
         (MAPS, [0.5], "one s per map, got [0.5] for 2 maps"),
         (MAPS, [0.5, 0.5], "progress must increase in (0, 1)"),
         (MAPS, [0.0, 0.5], "progress must increase in (0, 1)"),

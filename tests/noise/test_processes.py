@@ -138,9 +138,9 @@ def test_the_noise_of_linear_vp_does_not_cancel_near_the_clean_end():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((0.0, 0.02), "must rise, above 0 and up to 0.05, got 0.0 and 0.02"),
-        ((0.02, 1e-4), "must rise"),
-        ((1e-4, 0.5), "must rise"),
+        ((0.0, 0.02), "must satisfy 0 < beta_start < beta_end <= 0.05, got 0.0 and 0.02"),
+        ((0.02, 1e-4), "must satisfy 0 < beta_start < beta_end <= 0.05"),
+        ((1e-4, 0.5), "must satisfy 0 < beta_start < beta_end <= 0.05"),
         ((1e-4, 0.02, 100), "steps must be at least 101 for beta from 0.0001 to 0.02, got 100"),
     ],
 )

@@ -32,8 +32,8 @@ GAUSSIAN = GaussianOracle(*random_gaussian(16), (2, 2))
 MIXTURE = MixtureOracle(*random_mixture(3, 16), (2, 2))
 
 
-class Headed:
-    """An oracle with a head: `logvar(prediction)` is what it says; evaluations are counted, per image, too."""
+class WithUncertainty:
+    """An oracle that predicts its uncertainty, `logvar(prediction)`; evaluations are counted, also per image."""
 
     null_label = property(lambda self: self.oracle.null_label)
     process = property(lambda self: self.oracle.process)
@@ -62,7 +62,7 @@ def scripted(rows):
 
 
 def of_state(prediction):
-    """Differs between images, patches and times, and is a smooth function of the state."""
+    """A log-variance that differs between images, patches and levels, and is a smooth function of the state."""
     return mean_per_patch(prediction.x, tuple(prediction.t.shape[1:])) - 2 * (1 - prediction.t)
 
 
@@ -94,65 +94,65 @@ def exact(oracle):
     return logvar
 
 
-def drawn(sampler, denoiser, seeds=(0, 1, 2), **known):
+def run(sampler, denoiser, seeds=(0, 1, 2), **known):
     return sampler(denoiser, seeds=list(seeds), shape=SHAPE, dtype=torch.float64, **known)
 
 
-CLOCKS = [
+STEP_RULES = [
     Tolerance(0.05, max_stride=4),
     Tolerance(0.05, max_stride=4, lead=0.25),
     DualLoop(0.5, inner=3),
     Sequential(together=1, overlap=0.5),
 ]
-SAMPLERS = [Adaptive(step_rule, DDIM(), 16) for step_rule in CLOCKS]
-SAMPLERS += [Adaptive(CLOCKS[0], solver, 16) for solver in (DDIM(0.5), Multistep(), Heun())]
-SAMPLERS += [Adaptive(CLOCKS[0], Multistep(), 16, budget=5), Sampler(AsyncPatch(), Multistep(), 8, [LookAhead()])]
+SAMPLERS = [Adaptive(step_rule, DDIM(), 16) for step_rule in STEP_RULES]
+SAMPLERS += [Adaptive(STEP_RULES[0], solver, 16) for solver in (DDIM(0.5), Multistep(), Heun())]
+SAMPLERS += [Adaptive(STEP_RULES[0], Multistep(), 16, budget=5), Sampler(AsyncPatch(), Multistep(), 8, [LookAhead()])]
 
 
 @pytest.mark.parametrize("solver", [DDIM(), DDIM(0.4), Multistep(), Heun()])
 @pytest.mark.parametrize("step_rule", [Tolerance(0.08, 4), Tolerance(0.08, 4, lead=0.0), DualLoop(0.7, 4)])
 def test_a_constant_head_is_the_uniform_sampler_bit_for_bit(step_rule, solver):
-    uniform, denoiser = drawn(Sampler(Synchronous(), solver, 12), MIXTURE), Headed(MIXTURE, constant())
-    assert torch.equal(drawn(Adaptive(step_rule, solver, 12), denoiser), uniform)
+    uniform, denoiser = run(Sampler(Synchronous(), solver, 12), MIXTURE), WithUncertainty(MIXTURE, constant())
+    assert torch.equal(run(Adaptive(step_rule, solver, 12), denoiser), uniform)
     assert denoiser.calls == (2 * 12 - 1 if solver.evaluations == 2 else 12)
 
 
-def test_a_head_that_is_sure_halves_the_evaluations():
+def test_a_certain_head_halves_the_evaluations():
     """Half the error, twice the stride: the uniform grid of half the steps."""
-    sure = Headed(MIXTURE, constant(2 * math.log(0.5)))
+    sure = WithUncertainty(MIXTURE, constant(2 * math.log(0.5)))
     for solver in (DDIM(), Multistep()):
         sure.calls = 0
-        out = drawn(Adaptive(Tolerance(1 / 32), solver, 32), sure)
+        out = run(Adaptive(Tolerance(1 / 32), solver, 32), sure)
         assert sure.calls == 16
-        assert torch.equal(out, drawn(Sampler(Synchronous(), solver, 16), MIXTURE))
+        assert torch.equal(out, run(Sampler(Synchronous(), solver, 16), MIXTURE))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_image_i_depends_on_seed_i_only(sampler):
-    """Whoever leaves the batch when."""
-    together = drawn(sampler, Headed(MIXTURE, of_state), range(8))
-    alone = torch.cat([drawn(sampler, Headed(MIXTURE, of_state), [seed]) for seed in range(0, 8, 3)])
+    """Whenever other images leave the batch."""
+    together = run(sampler, WithUncertainty(MIXTURE, of_state), range(8))
+    alone = torch.cat([run(sampler, WithUncertainty(MIXTURE, of_state), [seed]) for seed in range(0, 8, 3)])
     assert torch.allclose(together[::3], alone, rtol=0, atol=1e-12)
     assert not torch.allclose(together[0], together[1])
 
 
 def test_finished_images_leave_the_batch():
-    """The denoiser sees an image as often as its own patches need, whoever else is in the batch."""
-    sampler, together = Adaptive(Tolerance(0.1, 8), DDIM(), 32), Headed(MIXTURE, of_state)
-    drawn(sampler, together, range(8))
+    """The denoiser evaluates an image as often as its own patches need, whatever else is in the batch."""
+    sampler, together = Adaptive(Tolerance(0.1, 8), DDIM(), 32), WithUncertainty(MIXTURE, of_state)
+    run(sampler, together, range(8))
     alone = []
     for seed in range(8):
-        one = Headed(MIXTURE, of_state)
-        drawn(sampler, one, [seed])
+        one = WithUncertainty(MIXTURE, of_state)
+        run(sampler, one, [seed])
         alone.append(one.calls)
     assert len(set(alone)) > 2
     assert (together.calls, together.rows) == (max(alone), sum(alone))
 
 
-def test_a_result_no_longer_changes():
+def test_finished_images_no_longer_change():
     frames = list(
         Adaptive(Tolerance(0.1, 8), DDIM(0.5), 32).frames(
-            Headed(MIXTURE, of_state), seeds=range(8), shape=SHAPE, dtype=torch.float64
+            WithUncertainty(MIXTURE, of_state), seeds=range(8), shape=SHAPE, dtype=torch.float64
         )
     )
     early = 0
@@ -165,8 +165,8 @@ def test_a_result_no_longer_changes():
 
 @pytest.mark.parametrize("sampler", [s for s in SAMPLERS if isinstance(s, Adaptive)])
 @pytest.mark.parametrize("known", [None, Half("left")(4, 4)[None] | (torch.arange(16).reshape(1, 4, 4) == 7)])
-def test_levels_stand_on_the_grid_and_never_rise(sampler, known):
-    denoiser, image = Headed(MIXTURE, of_state), torch.randn(3, *SHAPE, dtype=torch.float64)
+def test_levels_lie_on_the_grid_and_never_rise(sampler, known):
+    denoiser, image = WithUncertainty(MIXTURE, of_state), torch.randn(3, *SHAPE, dtype=torch.float64)
     request = {} if known is None else {"image": image, "known": known.expand(3, 4, 4)}
     frames = list(sampler.frames(denoiser, seeds=range(3), shape=SHAPE, dtype=torch.float64, **request))
     steps = [frame.t * sampler.steps for frame in frames]
@@ -185,61 +185,61 @@ def test_levels_stand_on_the_grid_and_never_rise(sampler, known):
 
 @pytest.mark.parametrize("budget", [1, 5, 11])
 @pytest.mark.parametrize("lead", [1.0, 0.2])
-def test_a_budget_is_kept_by_larger_strides(budget, lead):
-    """Also by a head that would take every step."""
+def test_a_budget_is_met_by_larger_strides(budget, lead):
+    """Also with a head that would take every step."""
     for logvar in (constant(), of_state, scripted([[9.0, 0.0], [-9.0, -1.0]])):
-        denoiser = Headed(MIXTURE, logvar)
-        drawn(Adaptive(Tolerance(0.01, 2, lead), DDIM(), 16, budget), denoiser)
+        denoiser = WithUncertainty(MIXTURE, logvar)
+        run(Adaptive(Tolerance(0.01, 2, lead), DDIM(), 16, budget), denoiser)
         assert denoiser.calls <= budget
-    heun = Headed(MIXTURE, constant())
-    drawn(Adaptive(Tolerance(0.01), Heun(), 16, 2 * budget), heun)
-    assert heun.calls == 2 * budget - 1  # the last step is one of Euler's
+    heun = WithUncertainty(MIXTURE, constant())
+    run(Adaptive(Tolerance(0.01), Heun(), 16, 2 * budget), heun)
+    assert heun.calls == 2 * budget - 1  # the last step is Euler's
 
 
-def test_a_budget_that_a_rule_cannot_keep_is_refused_with_what_it_needs():
-    denoiser = Headed(MIXTURE, of_state)
+def test_a_budget_that_a_rule_cannot_meet_is_rejected_with_the_required_one():
+    denoiser = WithUncertainty(MIXTURE, of_state)
     for step_rule, needed in ((DualLoop(inner=4), 20), (Sequential(overlap=0.5), 40)):
         with pytest.raises(ValueError, match=rf"budget must be at least {needed} for .* on 16 steps, got {needed - 1}"):
-            drawn(Adaptive(step_rule, DDIM(), 16, needed - 1), denoiser)
-        drawn(Adaptive(step_rule, DDIM(), 16, needed), denoiser)
+            run(Adaptive(step_rule, DDIM(), 16, needed - 1), denoiser)
+        run(Adaptive(step_rule, DDIM(), 16, needed), denoiser)
 
 
 @pytest.mark.parametrize("lead", [0.0, 0.125, 0.5])
 def test_no_patch_runs_further_ahead_than_the_lead(lead):
     sampler = Adaptive(Tolerance(0.05, 8, lead), DDIM(), 16)
-    denoiser = Headed(MIXTURE, scripted([[0.0, -9.0], [-9.0, -2.0]]))
+    denoiser = WithUncertainty(MIXTURE, scripted([[0.0, -9.0], [-9.0, -2.0]]))
     frames = list(sampler.frames(denoiser, seeds=[0], shape=SHAPE, dtype=torch.float64))
     spread = max(float(f.t.max() - f.t.min()) for f in frames)
     assert spread == pytest.approx(lead, abs=1e-12)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_known_pixels_come_back_bit_for_bit(sampler):
+def test_known_pixels_are_returned_bit_for_bit(sampler):
     image, known = torch.randn(3, *SHAPE, dtype=torch.float64), torch.rand(3, 4, 4) < 0.7
     known[0, :2, :2], known[2] = True, True
-    out = drawn(sampler, Headed(MIXTURE, of_state), image=image, known=known)
+    out = run(sampler, WithUncertainty(MIXTURE, of_state), image=image, known=known)
     assert torch.equal(out[known[:, None]], image[known[:, None]])
     assert (out[~known[:, None]] != image[~known[:, None]]).all()
 
 
-def test_sure_patches_of_the_dual_loop_are_ahead_of_the_others():
-    """Two sure patches of four: an outer step of three is one prediction and three more that see them clean-most."""
-    denoiser = Headed(MIXTURE, scripted([[-2.0, 0.0], [-2.0, 0.0]]))
-    drawn(Adaptive(DualLoop(0.5, inner=3), DDIM(), 5), denoiser, [0])
+def test_certain_patches_of_the_dual_loop_are_ahead_of_the_others():
+    """Two certain patches of four: an outer step of 3 takes one prediction, plus three that see those ahead."""
+    denoiser = WithUncertainty(MIXTURE, scripted([[-2.0, 0.0], [-2.0, 0.0]]))
+    run(Adaptive(DualLoop(0.5, inner=3), DDIM(), 5), denoiser, [0])
     columns = [(5 * t[0, 0]).round().int().tolist() for t in denoiser.seen]
     assert columns == [[5, 5], [2, 5], [2, 4], [2, 3], [2, 2], [0, 2], [0, 1]]
 
 
-def test_the_dual_loop_without_sure_patches_is_the_uniform_grid():
-    uniform = drawn(Sampler(Synchronous(), Multistep(), 12), MIXTURE)
+def test_the_dual_loop_without_certain_patches_is_the_uniform_grid():
+    uniform = run(Sampler(Synchronous(), Multistep(), 12), MIXTURE)
     for step_rule, logvar in (
         (DualLoop(0.0, 4), of_state),
         (DualLoop(0.2, 4), of_state),
         (DualLoop(0.7, 4), constant()),
     ):
-        assert torch.equal(drawn(Adaptive(step_rule, Multistep(), 12), Headed(MIXTURE, logvar)), uniform)
-    coarse = drawn(Sampler(Synchronous(), DDIM(), 4), MIXTURE)  # and with sure ones only that of the outer steps
-    assert torch.equal(drawn(Adaptive(DualLoop(1.0, 4), DDIM(), 16), Headed(MIXTURE, of_state)), coarse)
+        assert torch.equal(run(Adaptive(step_rule, Multistep(), 12), WithUncertainty(MIXTURE, logvar)), uniform)
+    coarse = run(Sampler(Synchronous(), DDIM(), 4), MIXTURE)  # with certain patches only, the grid of outer steps
+    assert torch.equal(run(Adaptive(DualLoop(1.0, 4), DDIM(), 16), WithUncertainty(MIXTURE, of_state)), coarse)
 
 
 @pytest.mark.parametrize("solver", [DDIM(), Multistep()])
@@ -247,31 +247,31 @@ def test_the_dual_loop_without_sure_patches_is_the_uniform_grid():
 def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(together, overlap, solver):
     rows = [[2, 0], [3, 1]]
     order = CustomOrder([[rank // together for rank in row] for row in rows])
-    expected = drawn(Autoregressive(order, overlap, solver, 8), MIXTURE)
-    denoiser = Headed(MIXTURE, scripted(rows))
-    out = drawn(Adaptive(Sequential(together, overlap), solver, 8), denoiser)
+    expected = run(Autoregressive(order, overlap, solver, 8), MIXTURE)
+    denoiser = WithUncertainty(MIXTURE, scripted(rows))
+    out = run(Adaptive(Sequential(together, overlap), solver, 8), denoiser)
     assert torch.allclose(out, expected, rtol=0, atol=1e-9)
     assert denoiser.calls == Autoregressive(order, overlap, steps_per_patch=8).num_steps((2, 2))
 
 
-def test_a_lag_that_is_no_whole_step_keeps_the_time_of_the_order():
-    """Three steps a patch, 1.2 between starts: at steps 0, 2, 3 and 4, as many in all as the path takes."""
-    denoiser = Headed(MIXTURE, scripted([[0, 1], [2, 3]]))
-    drawn(Adaptive(Sequential(overlap=0.6), DDIM(), 3), denoiser, [0])
+def test_a_fractional_lag_follows_the_timing_of_the_order():
+    """Three steps per patch, 1.2 between starts: at steps 0, 2, 3 and 4, as many in all as the path takes."""
+    denoiser = WithUncertainty(MIXTURE, scripted([[0, 1], [2, 3]]))
+    run(Adaptive(Sequential(overlap=0.6), DDIM(), 3), denoiser, [0])
     started = [int((t < 1).sum()) for t in denoiser.seen]
     assert started == [0, 1, 1, 2, 3, 4, 4]
     assert denoiser.calls == Autoregressive(CustomOrder([[0, 1], [2, 3]]), 0.6, steps_per_patch=3).num_steps((2, 2))
 
 
-def test_sequential_asks_again_before_every_start():
-    """A head that likes what lies next to clean patches: the order is found on the way, not at the start."""
+def test_sequential_predicts_again_before_every_start():
+    """A head that is certain next to clean patches: the order depends on what was generated before."""
 
-    def beside(prediction):
+    def next_to_clean(prediction):
         clean = (prediction.t == 0).double()
         return -clean - clean.roll(1, 2) - torch.tensor([[0.0, 0.0], [0.1, 0.0]], dtype=torch.float64)
 
-    denoiser = Headed(MIXTURE, beside)
-    drawn(Adaptive(Sequential(), DDIM(), 1), denoiser, [0])
+    denoiser = WithUncertainty(MIXTURE, next_to_clean)
+    run(Adaptive(Sequential(), DDIM(), 1), denoiser, [0])
     assert [(t[0] == 1).int().flatten().tolist() for t in denoiser.seen] == [
         [1, 1, 1, 1],
         [1, 1, 0, 1],
@@ -280,9 +280,9 @@ def test_sequential_asks_again_before_every_start():
     ]
 
 
-def test_look_ahead_takes_the_others_velocity_with_the_sure_ones_ahead():
-    """By hand, on one call: the sure column goes from t to 1 - 1.5 (1 - t) along its own velocity."""
-    denoiser = Headed(MIXTURE, scripted([[-1.0, 0.0], [-1.0, 0.0]]))
+def test_look_ahead_predicts_uncertain_patches_with_the_certain_ones_ahead():
+    """By hand, on one call: the certain column goes from t to 1 - 1.5 (1 - t) along its own velocity."""
+    denoiser = WithUncertainty(MIXTURE, scripted([[-1.0, 0.0], [-1.0, 0.0]]))
     x_t, t = torch.randn(2, *SHAPE, dtype=torch.float64), torch.full((2, 2, 2), 0.6, dtype=torch.float64)
     t[1] = 0.2
     guided = LookAhead(0.5, 1.5).begin(denoiser, RandomSource(2, (2, 2)), SHAPE)
@@ -297,40 +297,40 @@ def test_look_ahead_takes_the_others_velocity_with_the_sure_ones_ahead():
     assert not torch.allclose(first.v[..., 2:], second.v[..., 2:], atol=1e-3)
 
 
-def test_look_ahead_takes_two_evaluations_a_step_but_in_the_first_of_the_walk():
-    denoiser = Headed(MIXTURE, of_state)
-    drawn(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), denoiser)
-    assert denoiser.calls == 2 * 20 - 1  # at t = 1 nobody looks, at 0.95 they do
+def test_look_ahead_takes_two_evaluations_in_every_step_except_the_first():
+    denoiser = WithUncertainty(MIXTURE, of_state)
+    run(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), denoiser)
+    assert denoiser.calls == 2 * 20 - 1  # no look-ahead at t = 1, but at 0.95
     for off in (LookAhead(0.0), LookAhead(0.5, 1.0), LookAhead(0.5, skipped=1.0)):
-        out = drawn(Sampler(Synchronous(), Multistep(), 8, [off]), Headed(MIXTURE, of_state))
-        assert torch.equal(out, drawn(Sampler(Synchronous(), Multistep(), 8), MIXTURE))
-    alike = Headed(MIXTURE, constant())
-    drawn(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), alike)
-    assert alike.calls == 20
+        out = run(Sampler(Synchronous(), Multistep(), 8, [off]), WithUncertainty(MIXTURE, of_state))
+        assert torch.equal(out, run(Sampler(Synchronous(), Multistep(), 8), MIXTURE))
+    same = WithUncertainty(MIXTURE, constant())
+    run(Sampler(Synchronous(), DDIM(), 20, [LookAhead(0.5)]), same)
+    assert same.calls == 20
 
 
 @pytest.mark.parametrize("inner_first", [True, False])
-def test_guidance_goes_along(inner_first):
-    """All rules at once: images stay their own, whoever leaves, and labels matter."""
+def test_all_guidance_works_together(inner_first):
+    """All rules at once: an image does not depend on the others in the batch, and labels matter."""
     rules = [ClassifierFree(2.0), InputGuidance(0.5), LookAhead(0.5)]
     sampler = Adaptive(Tolerance(0.1, 8), DDIM(0.2), 16, guidance=rules if inner_first else rules[::-1])
     image, known = torch.randn(4, *SHAPE, dtype=torch.float64), Half("top")(4, 4).expand(4, 4, 4)
     label = torch.tensor([0, 1, 2, 3])
 
-    def some(rows):
-        given = {"image": image[rows], "known": known[rows], "label": label[rows]}
-        return drawn(sampler, Headed(MIXTURE, of_state), rows, **given)
+    def sample_rows(rows):
+        inputs = {"image": image[rows], "known": known[rows], "label": label[rows]}
+        return run(sampler, WithUncertainty(MIXTURE, of_state), rows, **inputs)
 
-    together = some([0, 1, 2, 3])
-    assert torch.allclose(together, torch.cat([some([k]) for k in range(4)]), rtol=0, atol=1e-12)
+    together = sample_rows([0, 1, 2, 3])
+    assert torch.allclose(together, torch.cat([sample_rows([k]) for k in range(4)]), rtol=0, atol=1e-12)
     label[0] = 1
-    assert not torch.allclose(some([0]), together[:1], atol=1e-3)
+    assert not torch.allclose(sample_rows([0]), together[:1], atol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["log-variance", "velocity"])
-def test_numbers_that_are_none_stop_the_walk_and_are_named(what, wrong):
-    """In the image's own place, also when others have left the batch."""
+def test_predictions_that_are_not_finite_stop_sampling_with_their_place(what, wrong):
+    """The index of the image is that in the whole batch, also when others have left it."""
 
     def spoiled(x_t, t, label=None, *, unique=None):
         prediction = replace(
@@ -341,21 +341,21 @@ def test_numbers_that_are_none_stop_the_walk_and_are_named(what, wrong):
         field = {"log-variance": "logvar", "velocity": "v"}[what]
         return replace(prediction, **{field: getattr(prediction, field).masked_fill(spoil, wrong)})
 
-    denoiser = Headed(MIXTURE, None)
-    denoiser.__class__ = type("Spoiled", (Headed,), {"__call__": staticmethod(spoiled)})
+    denoiser = WithUncertainty(MIXTURE, None)
+    denoiser.__class__ = type("Spoiled", (WithUncertainty,), {"__call__": staticmethod(spoiled)})
     with pytest.raises(
         FloatingPointError, match=rf"{what} must be finite.* image \d of the batch at row 1, column 0, level 0.5"
     ):
-        drawn(Adaptive(Tolerance(0.01), DDIM(), 4), denoiser)
+        run(Adaptive(Tolerance(0.01), DDIM(), 4), denoiser)
 
 
 def test_a_network_without_a_head_is_refused():
     for sampler in (Adaptive(), Adaptive(DualLoop()), Adaptive(Sequential()), Sampler(guidance=[LookAhead()])):
         with pytest.raises(ValueError, match=r"needs a network that predicts its uncertainty.* uncertainty: true"):
-            drawn(sampler, MIXTURE)
+            run(sampler, MIXTURE)
 
 
-def test_rules_of_users_are_held_to_the_law():
+def test_custom_rules_are_checked():
     class Idle(StepRule):
         def __call__(self, state, uncertainty):
             return torch.zeros_like(state.level)
@@ -365,7 +365,7 @@ def test_rules_of_users_are_held_to_the_law():
             return torch.full_like(state.level, -1)
 
     class Turns(StepRule):
-        """Remembers whose turn it is, per image."""
+        """Moves the columns in turns; stateful, per image."""
 
         turn = None
 
@@ -384,21 +384,21 @@ def test_rules_of_users_are_held_to_the_law():
             column = torch.arange(2).expand(2, 2)
             return ((column == self.turn[:, None, None]) * (1 + (uncertainty < 1))).minimum(state.level)
 
-    denoiser = Headed(MIXTURE, of_state)
+    denoiser = WithUncertainty(MIXTURE, of_state)
     with pytest.raises(
         ValueError, match="Idle must finish within its max_predictions, got noise left after 8 predictions"
     ):
-        drawn(Adaptive(Idle(), steps=8), denoiser)
+        run(Adaptive(Idle(), steps=8), denoiser)
     with pytest.raises(ValueError, match="Back must return strides from 0 to a patch's level"):
-        drawn(Adaptive(Back(), steps=8), denoiser)
+        run(Adaptive(Back(), steps=8), denoiser)
     rule = Adaptive(Turns(), DDIM(), 8)
-    together = drawn(rule, denoiser, range(6))
-    assert torch.allclose(together, torch.cat([drawn(rule, denoiser, [k]) for k in range(6)]), rtol=0, atol=1e-12)
+    together = run(rule, denoiser, range(6))
+    assert torch.allclose(together, torch.cat([run(rule, denoiser, [k]) for k in range(6)]), rtol=0, atol=1e-12)
     assert rule.step_rule.turn is None
 
 
 def test_the_exact_uncertainty_is_that_of_the_errors():
-    """The head of the next tests: it predicts the mean squared error of the oracle's velocity."""
+    """The log-variance of the next tests predicts the mean squared error of the oracle's velocity."""
     g = torch.Generator().manual_seed(0)
     x = MIXTURE.sample(20000, SHAPE, g)
     eps = torch.randn(x.shape, generator=g, dtype=x.dtype)
@@ -409,7 +409,7 @@ def test_the_exact_uncertainty_is_that_of_the_errors():
     assert torch.allclose(ratio, torch.ones_like(ratio), rtol=0, atol=0.03)
 
 
-def uneven() -> GaussianOracle:
+def unequal_patches() -> GaussianOracle:
     """A Gaussian whose four patches have different variances: with the exact uncertainty their strides differ."""
     mean, cov = random_gaussian(16)
     scale = to_pixels(torch.tensor([[[0.15, 0.4], [0.7, 1.0]]], dtype=torch.float64), (4, 4)).flatten()
@@ -419,13 +419,13 @@ def uneven() -> GaussianOracle:
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "order"), [(DDIM(), 1), (Multistep(), 2), (Heun(), 2)])
 def test_strides_that_vary_keep_the_order_of_convergence(solver, order):
-    """To the solution along the levels that the clocks have chosen, at twice the steps and half the tolerance.
+    """To the solution along the levels that the step rule has chosen, at twice the steps and half the tolerance.
 
     Along another path the same noise ends in another image of the same distribution: that is no error.
     """
-    oracle = uneven()
+    oracle = unequal_patches()
 
-    def along(frames):
+    def solution_along(frames):
         x_t = frames[0].x_t
         for a, b in pairwise(frames):
             for k in range(4):
@@ -434,18 +434,20 @@ def test_strides_that_vary_keep_the_order_of_convergence(solver, order):
 
     def error(steps):
         sampler = Adaptive(Tolerance(1.5 / steps, 4), solver, steps)
-        frames = list(sampler.frames(Headed(oracle, exact(oracle)), seeds=[0, 1], shape=SHAPE, dtype=torch.float64))
+        frames = list(
+            sampler.frames(WithUncertainty(oracle, exact(oracle)), seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
+        )
         strides = torch.stack([(a.t - b.t) * steps for a, b in pairwise(frames)]).round()
         assert strides.unique().tolist() == [0, 1, 2, 3, 4]  # 0 once a patch is done
-        return float((frames[-1].x_t - along(frames)).square().mean().sqrt())
+        return float((frames[-1].x_t - solution_along(frames)).square().mean().sqrt())
 
     assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.2)
 
 
 def kl(oracle: GaussianOracle, sampler) -> tuple[float, int]:
     """KL divergence of a deterministic sampler's images, which are affine in their noise, and its evaluations."""
-    denoiser, seeds = Headed(oracle, exact(oracle)), range(20)
-    out = drawn(sampler, denoiser, seeds).flatten(1)
+    denoiser, seeds = WithUncertainty(oracle, exact(oracle)), range(20)
+    out = run(sampler, denoiser, seeds).flatten(1)
     noise = normal((20, *SHAPE), generator=per_image(seeds), dtype=torch.float64).flatten(1)
     noise = torch.cat([noise, torch.ones_like(noise[:, :1])], dim=1)
     linear = torch.linalg.lstsq(noise, out).solution
@@ -463,35 +465,35 @@ def kl(oracle: GaussianOracle, sampler) -> tuple[float, int]:
         (Multistep(), 1 / 16, 22, 0.6),
     ],
 )
-def test_sure_patches_that_run_ahead_make_better_images_of_as_many_evaluations(solver, tolerance, steps, gain):
-    """Three patches of four are small, and sure in the noise: they run ahead, and the fourth one sees them clean."""
-    uniform, evaluations = kl(uneven(), Sampler(Synchronous(), solver, steps))
-    adaptive, adaptive_evaluations = kl(uneven(), Adaptive(Tolerance(tolerance, 8, lead=0.5), solver, 64))
+def test_certain_patches_ahead_give_better_images_with_as_many_evaluations(solver, tolerance, steps, gain):
+    """Three patches of four are small, and certain in the noise: they run ahead, and the fourth one sees them clean."""
+    uniform, evaluations = kl(unequal_patches(), Sampler(Synchronous(), solver, steps))
+    adaptive, adaptive_evaluations = kl(unequal_patches(), Adaptive(Tolerance(tolerance, 8, lead=0.5), solver, 64))
     assert adaptive_evaluations == evaluations == steps
     assert adaptive < gain * uniform
 
 
-def test_images_that_are_decided_early_need_fewer_evaluations():
-    """Narrow components: once an image has chosen one, its velocity is sure, and larger strides cost it little.
+def test_images_that_are_certain_early_need_fewer_evaluations():
+    """Narrow components: once an image has chosen one, its velocity is certain, and larger strides cost little.
 
-    Too few steps make images that are too likely, too near the means: the mean of log p tells how much.
+    Too few steps make images that are too likely, too near the means: the mean of log p measures it.
     """
     weights, means, covs = random_mixture(4, 16)
     narrow = MixtureOracle(weights, 0.45 * means, 0.02 * covs, (2, 2))
     expected = narrow.log_prob(narrow.sample(20000, SHAPE, seeded(0))).mean()
 
-    def measured(sampler):
-        denoiser = Headed(narrow, exact(narrow))
-        log_prob = narrow.log_prob(drawn(sampler, denoiser, range(100)))
+    def mean_excess(sampler):
+        denoiser = WithUncertainty(narrow, exact(narrow))
+        log_prob = narrow.log_prob(run(sampler, denoiser, range(100)))
         return denoiser.rows / 100, float(log_prob.mean() - expected)
 
-    evaluations, excess = measured(Adaptive(Tolerance(1 / 32, 8), DDIM(), 64))
-    _, uniform_excess = measured(Sampler(Synchronous(), DDIM(), 26))
+    evaluations, excess = mean_excess(Adaptive(Tolerance(1 / 32, 8), DDIM(), 64))
+    _, uniform_excess = mean_excess(Sampler(Synchronous(), DDIM(), 26))
     assert evaluations < 20
     assert 0 < excess < uniform_excess
 
 
-def test_the_surest_are_a_share_of_those_named():
+def test_the_most_certain_are_a_share_of_the_candidates():
     assert (most_certain(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2).bool(), 0.5)).sum() == 2
     many = torch.rand(5, 10, 10, dtype=torch.float64)
     among = torch.rand(5, 10, 10) < 0.6
@@ -526,8 +528,8 @@ def test_bad_arguments_are_one_clear_error(make, rule):
         make()
 
 
-def test_a_recipe_says_all_arguments():
-    for step_rule in CLOCKS:
+def test_the_object_config_holds_all_arguments():
+    for step_rule in STEP_RULES:
         described = describe(Adaptive(step_rule, DDIM(0.5), 16, 40, [LookAhead()], 2))
         assert described["init_args"]["step_rule"]["init_args"] == vars(step_rule)
         assert described["init_args"]["budget"] == 40
@@ -535,8 +537,8 @@ def test_a_recipe_says_all_arguments():
 
 @pytest.mark.parametrize("step_rule", [Tolerance(0.1, 8, 0.5), DualLoop(0.5, 3), Sequential(2, 0.5)])
 @pytest.mark.parametrize("refresh", [1, 3])
-def test_a_trained_kind_of_network_in_any_batch(step_rule, refresh):
-    """Also where the network computes moving patches only: what it remembers of images that left is forgotten."""
+def test_a_network_in_any_batch(step_rule, refresh):
+    """Also with partial updates: the cache drops images that left the batch."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2, classes=10, uncertainty=True).double()
     denoiser = Denoiser(randomize_weights(network).eval(), RectifiedFlow())
@@ -544,10 +546,10 @@ def test_a_trained_kind_of_network_in_any_batch(step_rule, refresh):
     image, known = torch.randn(4, *SHAPE, dtype=torch.float64), torch.zeros(4, 4, 4, dtype=torch.bool)
     known[0, :2], known[1, :, :2], known[2] = True, True, True
 
-    def some(rows):
+    def sample_rows(rows):
         label = torch.tensor(rows)
-        return drawn(sampler, denoiser, rows, image=image[rows], known=known[rows], label=label)
+        return run(sampler, denoiser, rows, image=image[rows], known=known[rows], label=label)
 
-    together = some([0, 1, 2, 3])
-    assert torch.allclose(together, torch.cat([some([k]) for k in range(4)]), rtol=0, atol=1e-12)
+    together = sample_rows([0, 1, 2, 3])
+    assert torch.allclose(together, torch.cat([sample_rows([k]) for k in range(4)]), rtol=0, atol=1e-12)
     assert torch.equal(together[2], image[2])
