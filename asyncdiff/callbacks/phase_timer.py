@@ -26,9 +26,11 @@ class WallClock:
     """Clock of the host."""
 
     def now(self) -> float:
+        """Take a timestamp in seconds."""
         return time.perf_counter()
 
     def seconds(self, start: float, end: float) -> float:
+        """Return the seconds between two timestamps."""
         return end - start
 
 
@@ -39,11 +41,13 @@ class CudaClock:
     """
 
     def now(self) -> Timestamp:
+        """Record an event in the current stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
+        """Return the seconds between two events, after waiting for the second."""
         end.synchronize()
         milliseconds: float = start.elapsed_time(end)
         return milliseconds / 1000

@@ -77,6 +77,12 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
             By default all classes in turn if images are generated from noise, none for photos. An empty list means
             unconditional.
         predict_batch_size: number of images per batch in `predict`.
+
+    Example:
+        >>> from asyncdiff.networks import DiT
+        >>> model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10), image_size=8)
+        >>> model.generate(seeds=[0, 1], labels=[3, 7], sampler=Sampler(steps=2)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
