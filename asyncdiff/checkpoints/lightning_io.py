@@ -54,9 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint or an export as tensors and plain containers; ValueError if it is damaged or holds more."""
         if weights_only is False:
-            raise ValueError(
-                "weights_only must be true, got false, which would run any code in a checkpoint: leave it out"
-            )
+            raise ValueError("weights_only must be true, got false, which runs any code in a checkpoint: leave it out")
         self._wait()
         if "://" in str(path):
             remote: dict[str, Any] = super().load_checkpoint(path, map_location or _to_cpu, True)

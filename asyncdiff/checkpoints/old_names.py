@@ -63,7 +63,7 @@ RENAMED = {
     "asyncdiff.predictions": "asyncdiff.tasks",
     "asyncdiff.predictions.tasks": "asyncdiff.tasks",
     "asyncdiff.predictions.windowed": "asyncdiff.tasks",
-    "asyncdiff.predictions.windowed.Windowed": "asyncdiff.tasks.tiled_tasks.Windowed",
+    "asyncdiff.predictions.windowed.Windowed": "asyncdiff.tasks.tiled_tasks.TiledTask",
     "asyncdiff.processes": "asyncdiff.noise",
     "asyncdiff.repaint": "asyncdiff.sampling",
     "asyncdiff.solvers": "asyncdiff.sampling",

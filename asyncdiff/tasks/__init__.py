@@ -1,8 +1,8 @@
-"""What a trained model is asked to draw, in plain arguments: for `model.task`, the commands and Python alike.
+"""Tasks for a trained model, such as inpainting, set by plain arguments for `model.task`, commands and Python alike.
 
-    Inpaint("photo.jpg", "square").draw(model, seeds=[0, 1, 2])  # (3, c, h, w)
+    Inpaint("photo.jpg", "square").sample(model, seeds=[0, 1, 2])  # (3, c, h, w)
 
-Nothing is read before the requests are made: a task can be described where its photos are not.
+No file is read before the requests are made, so that a task can be described on machines without its photos.
 """
 
 from asyncdiff.tasks.requests import Request, State

@@ -1,4 +1,4 @@
-"""Where pictures are written: single PNG files, and a sheet of all of them beside what was given."""
+"""Write images to PNG files, and a contact sheet of all of them next to the photos that they were made from."""
 
 import re
 from collections.abc import Sequence
@@ -13,52 +13,61 @@ from torch import Tensor
 from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
 from asyncdiff.tasks.requests import Request
 
-Tile = UInt8[Tensor, "3 _ _"]  # of any size, and several sizes in one call
+Tile = UInt8[Tensor, "3 _ _"]  # of any size; sizes may differ within a call
 
 SHEET = "sheet.png"
-TOLD = 5  # photos of which it is told what was done to them
-SHOWN = 100  # pictures on a sheet
-MIN_TILE, WIDTH = 96, 1200  # pixels: smaller tiles are enlarged by a whole factor; blocks stand beside each other up to
-COLUMNS, GAP, BETWEEN = 10, 4, 12  # tiles of a block in a row; pixels between them, and between blocks
-UNKNOWN = (102, 140, 178)  # a slate blue that neither black nor white digits nor most photographs contain
+MAX_NOTES = 5  # notes on photos that are shown
+SHOWN = 100  # maximum number of images on a sheet
+MIN_TILE = 96  # pixels: smaller tiles are enlarged by an integer factor
+WIDTH = 1200  # pixels: blocks are placed side by side up to this width
+COLUMNS, GAP, BLOCK_GAP = 10, 4, 12  # tiles per row of a block; pixels between tiles and between blocks
+UNKNOWN_COLOR = (102, 140, 178)  # a slate blue that neither black nor white digits nor most photographs contain
 
 
-def fresh_folder(folder: Path, *, given: bool) -> Path:
-    """A folder without pictures, made now: the one asked for, or the next number of one that nobody asked for.
+def create_output_folder(folder: Path, *, explicit: bool) -> Path:
+    """Create a folder for images: the requested one, or a numbered sibling if the default one already has images.
 
     Args:
-        folder: where the pictures are to go.
-        given: whether a user named it; then it is refused if it holds pictures.
+        folder: requested folder.
+        explicit: whether the user named it, rather than a default; then it is refused if it contains images.
+
+    Returns:
+        The created folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the file {folder}: name another")
-    if given and _holds_pictures(folder):
-        raise ValueError(f"output must hold no pictures yet, got {folder}: name another folder, or empty it")
+        raise ValueError(f"output must be a folder, got the file {folder}: choose another path")
+    if explicit and _contains_images(folder):
+        raise ValueError(f"output must not contain images, got {folder}: choose another folder, or empty it")
     chosen, number = folder, 1
-    while _holds_pictures(chosen):
+    while _contains_images(chosen):
         number += 1
         chosen = folder.with_name(f"{folder.name}-{number}")
     chosen.mkdir(parents=True, exist_ok=True)
     return chosen
 
 
-def notes_of(requests: Sequence[Request]) -> list[str]:
-    """What was done to the photos, of the first few of them."""
+def collect_notes(requests: Sequence[Request]) -> list[str]:
+    """Return the distinct notes on how photos were resized and cropped, limited to the first few."""
     notes = list(dict.fromkeys(request.note for request in requests if request.note))
-    left = len(notes) - TOLD
-    return [*notes[:TOLD], f"and {left} more photos"] if left > 1 else notes
+    left = len(notes) - MAX_NOTES
+    return [*notes[:MAX_NOTES], f"and {left} more photos"] if left > 1 else notes
 
 
-def write(images: Float[Tensor, "b c h w"], requests: Sequence[Request], folder: Path) -> None:
-    """One PNG file per picture; pixels that were known are those of the photo, exactly."""
+def write_images(images: Float[Tensor, "b c h w"], requests: Sequence[Request], folder: Path) -> None:
+    """Write one PNG file per image; pixels that were known are exactly those of the photo."""
     for pixels, request in zip(to_bytes(images), requests, strict=True):
         save_png(pixels, folder / f"{request.name}.png")
 
 
 def write_sheet(requests: Sequence[Request], folder: Path) -> Path | None:
-    """The file of the sheet, None for a single picture: photos with what is known of them, their results beside them.
+    """Write a sheet of photos with their known pixels, each followed by its results.
 
-    It is made of the files in the folder, whichever process wrote them.
+    Args:
+        requests: requests whose images the folder has, whichever process wrote them.
+        folder: folder of the images, and of the sheet.
+
+    Returns:
+        The file of the sheet, or None for a single generated image, which needs none.
     """
     shown = requests[:SHOWN]
     if len(shown) == 1 and shown[0].image is None:
@@ -67,32 +76,32 @@ def write_sheet(requests: Sequence[Request], folder: Path) -> Path | None:
     for _, group in groupby(shown, key=lambda request: request.group):
         rows = list(group)
         results = [read_photo(folder / f"{request.name}.png", 3) for request in rows]
-        blocks.append(results if rows[0].image is None else [given_tile(rows[0]), *results])
-    save_png(sheet(blocks), folder / SHEET)
+        blocks.append(results if rows[0].image is None else [known_tile(rows[0]), *results])
+    save_png(make_sheet(blocks), folder / SHEET)
     return folder / SHEET
 
 
-def sheet(blocks: Sequence[Sequence[Tile]]) -> Tile:
-    """Blocks of tiles on white: the tiles of each in rows, the blocks beside and below each other."""
+def make_sheet(blocks: Sequence[Sequence[Tile]]) -> Tile:
+    """Arrange blocks of tiles on white: tiles of a block in rows, blocks side by side and below each other."""
     large = max(max(tile.shape[1:]) for block in blocks for tile in block)
     factor = max(1, -(-MIN_TILE // large))
-    strips = [_laid([_enlarged(tile, factor) for tile in block], columns=COLUMNS, gap=GAP) for block in blocks]
+    strips = [_arrange([_enlarge(tile, factor) for tile in block], columns=COLUMNS, gap=GAP) for block in blocks]
     widest = max(strip.shape[2] for strip in strips)
-    return _bordered(_laid(strips, columns=max(1, WIDTH // widest), gap=BETWEEN))
+    return _pad(_arrange(strips, columns=max(1, WIDTH // widest), gap=BLOCK_GAP))
 
 
-def given_tile(request: Request) -> Tile:
-    """What is known of a picture, the rest in one colour, the thicker the more it may change."""
-    image, known = request.whole()
-    colour = to_bytes(image).expand(3, -1, -1)
-    paint = torch.tensor(UNKNOWN, dtype=torch.uint8)[:, None, None]
+def known_tile(request: Request) -> Tile:
+    """Paint the unknown pixels of a photo in one color; with levels, the more opaquely the more they may change."""
+    image, known = request.at_full_size()
+    pixels = to_bytes(image).expand(3, -1, -1)
+    paint = torch.tensor(UNKNOWN_COLOR, dtype=torch.uint8)[:, None, None]
     if request.levels is not None:
-        return torch.lerp(colour.float(), paint.float(), request.levels.cpu()).round().to(torch.uint8)
-    return torch.where(known.cpu(), colour, paint)
+        return torch.lerp(pixels.float(), paint.float(), request.levels.cpu()).round().to(torch.uint8)
+    return torch.where(known.cpu(), pixels, paint)
 
 
-def _laid(tiles: Sequence[Tile], *, columns: int, gap: int) -> Tile:
-    """Tiles in rows, each in the upper left corner of a cell as large as the largest."""
+def _arrange(tiles: Sequence[Tile], *, columns: int, gap: int) -> Tile:
+    """Arrange tiles in rows, each in the upper left corner of a cell as large as the largest tile."""
     columns = min(columns, len(tiles))
     height, width = (max(tile.shape[axis] for tile in tiles) + gap for axis in (1, 2))
     white = torch.full((3, -(-len(tiles) // columns) * height - gap, columns * width - gap), 255, dtype=torch.uint8)
@@ -102,13 +111,13 @@ def _laid(tiles: Sequence[Tile], *, columns: int, gap: int) -> Tile:
     return white
 
 
-def _bordered(tile: Tile) -> Tile:
+def _pad(tile: Tile) -> Tile:
     return F.pad(tile, (GAP, GAP, GAP, GAP), value=255)
 
 
-def _enlarged(tile: Tile, factor: int) -> Tile:
+def _enlarge(tile: Tile, factor: int) -> Tile:
     return tile.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _contains_images(folder: Path) -> bool:
     return folder.is_dir() and any(re.fullmatch(r".*\.(png|gif)", file.name) for file in folder.iterdir())

@@ -1,13 +1,13 @@
-"""Users' photos and masks: from files of any kind and size to pixels that a model takes, and results back to files.
+"""Read photos and masks of any format and size into pixels for a model, and write results back to files.
 
-| file | becomes |
+| file | converted to |
 |---|---|
 | EXIF orientation | applied |
-| palette, transparency | colours over white, with a warning where anything shines through; refused in masks |
-| 16-bit grey | its 65536 levels spread over 256, not clipped |
-| float grey | [0, 1] or else [0, 255] as the full range; other values are refused |
+| palette, transparency | blended with white, with a warning if any pixel is transparent; refused in masks |
+| 16-bit gray | 65536 levels scaled to 256, not clipped |
+| float gray | [0, 1] or else [0, 255] as the full range; other values are refused |
 | CMYK, YCbCr, HSV | RGB by Pillow |
-| animation, several pages | the first, with a warning |
+| animation, several pages | the first frame or page, with a warning |
 """
 
 import warnings
@@ -29,54 +29,61 @@ from torch import Tensor
 
 Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known
-Levels = Float[Tensor, "h w"]  # per pixel: 0 = stays as it is .. 1 = drawn anew
+Levels = Float[Tensor, "h w"]  # per pixel: 0 = unchanged .. 1 = pure noise
 Fit = Literal["crop", "resize", "keep"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 WHITE = (255, 255, 255, 255)
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and JPEG weigh red, green and blue
-MAX_PIXELS = 2**28  # of an enlarged photo before its crop: only absurd aspect ratios come so far
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue, as in Pillow and JPEG
+MAX_PIXELS = 2**28  # of a resized photo before its crop; only extreme aspect ratios exceed it
 
 
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 class PhotoWarning(UserWarning):
-    """What is done with a photo or a mask that its owner may not expect."""
+    """Warning about a conversion of a photo or a mask that its owner may not expect."""
 
 
-# Finding and reading
+# Find and read files
 
 
 def photo_files(name: str, where: str) -> list[Path]:
-    """The image files of a path, a folder or a glob pattern, sorted; ValueError with the argument `name` if none."""
+    """Return the sorted image files of a path, a folder or a pattern; ValueError naming the argument `name` if none."""
     path = Path(where).expanduser()
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
         kinds = ", ".join(sorted(SUFFIXES))
         if not files:
-            raise ValueError(f"{name} must name image files, got the folder {where}, which holds none of {kinds}")
+            raise ValueError(f"{name} must name image files, got the folder {where}, which has none of {kinds}")
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob(str(path)) if Path(file).is_file()]
     if not files:
-        raise FileNotFoundError(f"{name} must be an image file, a folder or a pattern, got {where}: there is none")
+        raise FileNotFoundError(
+            f"{name} must be an image file, a folder or a pattern, got {where}, which matches no file"
+        )
     return sorted(files)
 
 
 def read_photo(file: Path, channels: int) -> Pixels:
-    """The upright image with `channels` 1 or 3: grey is repeated, colour becomes its luma."""
+    """Read an upright image with 1 or 3 channels: gray is repeated, color is converted to luma."""
     pixels, transparent = _pixels(file)
     if transparent:
-        warn(f"{file}: what shines through in {transparent} pixels is taken as white")
+        warn(f"{file}: {transparent} transparent pixels are blended with white")
     return to_channels(pixels, channels)
 
 
 def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
-    """True = known: where the file is white, 1 or brighter than the middle; the opposite if `mask_is_unknown`.
+    """Read a mask of known pixels.
 
-    A file of nothing but 0 and 1 is read as a mask of ones; other values in between are decided at the middle, with one
-    warning for all of them.
+    Args:
+        file: image that is white where pixels are known. A file of the values 0 and 1 only counts as black and white;
+            other values are thresholded at mid-gray, with one warning.
+        mask_is_unknown: whether white means unknown instead.
+
+    Returns:
+        True where pixels are known.
     """
     pixels, transparent = _pixels(file, ones_are_white=True)
     if transparent:
@@ -84,30 +91,30 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
             f"mask must be black and white, got {file}, which is transparent in {transparent} pixels: "
             "save it without transparency, white = known"
         )
-    grey = to_channels(pixels, 1)[0]
-    if grey.max() == 1:
-        grey = grey * 255
-    between = int(((grey != 0) & (grey != 255)).sum())
+    gray = to_channels(pixels, 1)[0]
+    if gray.max() == 1:
+        gray = gray * 255
+    between = int(((gray != 0) & (gray != 255)).sum())
     if between:
-        warn(f"{file}: {between} of {grey.numel()} pixels are neither black nor white and decided at the middle")
-    return (grey > 127) != mask_is_unknown
+        warn(f"{file}: {between} of {gray.numel()} pixels are neither black nor white, thresholded at mid-gray")
+    return (gray > 127) != mask_is_unknown
 
 
 def read_levels(file: Path) -> Levels:
-    """Noise levels from grey: black = 0, stays as it is .. white = 1, drawn anew."""
+    """Read noise levels from gray values: black = 0, unchanged .. white = 1, pure noise."""
     pixels, transparent = _pixels(file)
     if transparent:
         raise ValueError(
-            f"levels must be grey, got {file}, which is transparent in {transparent} pixels: "
-            "save it without transparency, black = kept, white = drawn anew"
+            f"levels must be gray, got {file}, which is transparent in {transparent} pixels: "
+            "save it without transparency, black = unchanged, white = regenerated"
         )
     return to_channels(pixels, 1)[0] / 255
 
 
 def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"]:
-    """uint8 (1 or 3, h, w) -> (channels, h, w): grey is repeated, colour becomes its luma."""
+    """Convert pixels of 1 or 3 channels to `channels`: gray is repeated, color is converted to luma."""
     if channels not in (1, 3):
-        raise ValueError(f"photos have 1 or 3 channels, got a model of {channels}: set model.codec for latents")
+        raise ValueError(f"photos must have 1 or 3 channels, got a model of {channels}: set model.codec for latents")
     if len(pixels) == channels:
         return pixels
     if channels == 3:
@@ -117,46 +124,46 @@ def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: it knows more, such as EPS, which it gives to another program."""
+    """Return Pillow's names of the formats that are read; others, such as EPS, it would pass to an external program."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _pixels(file: Path, *, ones_are_white: bool = False) -> tuple[Pixels, int]:
-    """The upright image with 1 or 3 channels over white, and the number of pixels that are not opaque."""
+    """Read an upright image with 1 or 3 channels, blended with white, and count the pixels that are not opaque."""
     try:
         with Image.open(file, formats=_formats()) as image:
             if getattr(image, "n_frames", 1) > 1:
-                warn(f"{file}: of its {image.n_frames} pictures the first is taken")  # type: ignore[attr-defined]
-            return _converted(ImageOps.exif_transpose(image), ones_are_white)
+                warn(f"{file}: only the first of its {image.n_frames} frames is used")  # type: ignore[attr-defined]
+            return _convert(ImageOps.exif_transpose(image), ones_are_white)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"images must be files that can be read, got {file}: {error}") from error
 
 
-def _converted(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
+def _convert(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image)
         if ones_are_white and values.max() == 1:  # a mask of ones, whatever its depth
             return torch.from_numpy((values == 1).astype(np.uint8))[None], 0
-        return torch.from_numpy(_deep_grey(values))[None], 0
+        return torch.from_numpy(_to_8_bit_gray(values))[None], 0
     transparent = 0
     if image.has_transparency_data or image.mode in ("P", "PA"):
-        colours = image.convert("RGBA")
-        transparent = int((np.asarray(colours)[..., 3] < 255).sum())
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), colours)
-    grey = image.mode in ("1", "L", "LA")
-    pixels = torch.from_numpy(np.array(image.convert("L" if grey else "RGB")))
+        colors = image.convert("RGBA")
+        transparent = int((np.asarray(colors)[..., 3] < 255).sum())
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), colors)
+    gray = image.mode in ("1", "L", "LA")
+    pixels = torch.from_numpy(np.array(image.convert("L" if gray else "RGB")))
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()), transparent
 
 
-def _deep_grey(values: np.ndarray) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8; integers span [0, 65535], floats [0, 1] or else [0, 255]."""
+def _to_8_bit_gray(values: np.ndarray) -> np.ndarray:
+    """Scale gray values to uint8; integers span [0, 65535], floats [0, 1] or else [0, 255]."""
     low, high = float(values.min()), float(values.max())
     integers = np.issubdtype(values.dtype, np.integer)
     top = 65535.0 if integers else 1.0 if high <= 1 else 255.0
     if not (low >= 0 and high <= top):
         span = "[0, 65535]" if integers else "[0, 1] or [0, 255]"
-        raise ValueError(f"grey values must lie in {span}, got {low:g} to {high:g}")
+        raise ValueError(f"gray values must lie in {span}, got {low:g} to {high:g}")
     return np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
 
 
@@ -164,147 +171,164 @@ def _deep_grey(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Fitting:
-    """How a photo comes to its size, (height, width): first resized, then cut on both sides alike.
+class PhotoFit:
+    """How a photo is resized and then cropped around its center; sizes are (height, width).
 
     Attributes:
         original: size of the file.
-        resized: size that the whole photo is brought to.
-        size: what is left of it after cutting.
+        resized: size after resizing.
+        size: size after cropping.
     """
 
     original: tuple[int, int]
     resized: tuple[int, int]
     size: tuple[int, int]
 
-    def told(self) -> str:
-        """What is done, in words."""
+    def describe(self) -> str:
+        """Describe what is done, for people."""
         done = []
         if self.resized != self.original:
-            done.append(f"resized to {by(self.resized)}")
+            done.append(f"resized to {format_size(self.resized)}")
         if self.size != self.resized:
-            done.append(f"cut to its middle {by(self.size)}")
-        return f"{by(self.original)} pixels, {', '.join(done) or 'taken as they are'}"
+            done.append(f"cropped to its center {format_size(self.size)}")
+        return f"{format_size(self.original)} pixels, {', '.join(done) or 'unchanged'}"
 
-    def cut(self, pixels: Tensor) -> Tensor:
-        """The middle of what was resized."""
-        top, left = ((whole - part) // 2 for whole, part in zip(self.resized, self.size, strict=True))
+    def crop(self, pixels: Tensor) -> Tensor:
+        """Crop resized pixels around their center."""
+        top, left = ((full - part) // 2 for full, part in zip(self.resized, self.size, strict=True))
         return pixels[..., top : top + self.size[0], left : left + self.size[1]]
 
 
-def fitting(original: tuple[int, int], size: tuple[int, int], fit: Fit, patch: tuple[int, int]) -> Fitting:
-    """How a photo of `original` (height, width) comes to `size`, or to whole patches.
+def plan_fit(original: tuple[int, int], size: tuple[int, int], fit: Fit, patch: tuple[int, int]) -> PhotoFit:
+    """Plan how a photo is resized and cropped to `size`, or to whole patches.
 
     Args:
         original: (height, width) of the photo.
-        size: (height, width) that is wanted; not looked at under "keep".
-        fit: "crop" resizes until the photo covers `size` and cuts the rest, "resize" stretches it to `size`, "keep"
-            cuts what exceeds whole patches.
-        patch: (height, width) of a patch.
+        size: requested (height, width); ignored if `fit` is "keep".
+        fit: "crop" resizes the photo until it covers `size` and crops the rest, "resize" stretches it to `size`,
+            "keep" only crops what exceeds whole patches.
+        patch: (height, width) of a patch in pixels.
+
+    Returns:
+        The sizes after resizing and cropping.
     """
     if fit == "keep":
         size = (original[0] // patch[0] * patch[0], original[1] // patch[1] * patch[1])
         if 0 in size:
-            raise ValueError(f"photos must hold a patch of {by(patch)} pixels to be kept, got {by(original)}: use crop")
-        return Fitting(original, original, size)
+            raise ValueError(
+                f"photos must contain a patch of {format_size(patch)} pixels to be kept, got {format_size(original)}: "
+                "set fit to crop"
+            )
+        return PhotoFit(original, original, size)
     if fit == "resize":
-        return Fitting(original, size, size)
+        return PhotoFit(original, size, size)
     scale = max(size[0] / original[0], size[1] / original[1])
     resized = (max(size[0], round(original[0] * scale)), max(size[1], round(original[1] * scale)))
     if resized[0] * resized[1] > MAX_PIXELS:
-        raise ValueError(f"photos must be about as wide as {by(size)}, got {by(original)}: cut it first")
-    return Fitting(original, resized, size)
+        raise ValueError(
+            f"photos must have about the aspect ratio of {format_size(size)}, got {format_size(original)}: "
+            "crop it first"
+        )
+    return PhotoFit(original, resized, size)
 
 
-def fitted(pixels: Pixels, how: Fitting) -> UInt8[Tensor, "c fh fw"]:
-    """The photo resized (antialiased bicubic) and cut."""
-    return how.cut(_rounded(_resized(pixels.float(), how)))
+def fit_photo(pixels: Pixels, how: PhotoFit) -> UInt8[Tensor, "c fh fw"]:
+    """Resize (antialiased bicubic) and crop a photo."""
+    return how.crop(_to_uint8(_resize(pixels.float(), how)))
 
 
-def fitted_with_mask(
-    pixels: Pixels, known: Bool[Tensor, "mask_h mask_w"], how: Fitting
+def fit_photo_and_mask(
+    pixels: Pixels, known: Bool[Tensor, "mask_h mask_w"], how: PhotoFit
 ) -> tuple[UInt8[Tensor, "c fh fw"], Bool[Tensor, "fh fw"]]:
-    """The photo and its mask resized and cut together, so that nothing unknown is mixed into what is known.
+    """Resize and crop a photo and its mask together, so that no unknown pixel is mixed into a known one.
 
-    A pixel is known where all the pixels that it covers were, and it is made of known ones alone: the weights of the
-    others are taken away. At the photo's own size nothing changes.
+    A resized pixel is known if all the pixels that it covers are, and it is interpolated from known pixels alone, with
+    their weights renormalized. At the photo's original size nothing changes.
+
+    Args:
+        pixels: the photo.
+        known: its mask, True = known, at any resolution.
+        how: sizes from `plan_fit`.
+
+    Returns:
+        The photo and its mask.
     """
-    known = covered(known, how.original)
-    weights = _resized(known.float()[None], how)
-    colours = _resized(pixels.float() * known, how)
-    # Weights are near 1 wherever the result is known, and are not looked at elsewhere.
-    shown = _rounded(colours / weights.clamp_min(0.25))
-    return how.cut(shown), how.cut(covered(known, how.resized))
+    known = resize_mask(known, how.original)
+    weights = _resize(known.float()[None], how)
+    colors = _resize(pixels.float() * known, how)
+    # The weights are near 1 where the result is known; elsewhere the result is not used.
+    photo = _to_uint8(colors / weights.clamp_min(0.25))
+    return how.crop(photo), how.crop(resize_mask(known, how.resized))
 
 
-def covered(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "new_h new_w"]:
-    """The mask at another size: known where every pixel of the old one that lies there at all was known."""
+def resize_mask(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "new_h new_w"]:
+    """Resize a mask: a new pixel is known if every old pixel that overlaps it is."""
     unknown = (~known).float()[None]
     return F.adaptive_max_pool2d(unknown, size)[0] == 0
 
 
-def fitted_levels(levels: Float[Tensor, "map_h map_w"], how: Fitting) -> Float[Tensor, "fh fw"]:
-    """A map resized and cut with its photo: a pixel has the highest of the levels that it covers."""
-    return how.cut(F.adaptive_max_pool2d(levels[None], how.resized)[0])
+def fit_levels(levels: Float[Tensor, "map_h map_w"], how: PhotoFit) -> Float[Tensor, "fh fw"]:
+    """Resize and crop a level map with its photo: a pixel gets the highest of the levels that it covers."""
+    return how.crop(F.adaptive_max_pool2d(levels[None], how.resized)[0])
 
 
 def check_same_shape(
     photo: Path, original: tuple[int, int], mask: Path, size: tuple[int, int], name: str = "mask"
 ) -> None:
-    """Raise ValueError with the argument `name` unless a mask of `size` is the photo's at another resolution."""
+    """Raise ValueError naming the argument `name` unless the mask has the photo's aspect ratio, at any resolution."""
     scale = min(size[0] / original[0], size[1] / original[1])
     if max(abs(size[0] - scale * original[0]), abs(size[1] - scale * original[1])) >= 1:
         raise ValueError(
-            f"{name} must have the size of its photo, got {mask} of {by(size)} for {photo} of {by(original)}: "
-            "cut or resize it, height x width"
+            f"{name} must have the size of its photo, got {mask} of {format_size(size)} for {photo} of "
+            f"{format_size(original)}: crop or resize it, height x width"
         )
 
 
-def height_by_width(name: str, text: str) -> tuple[int, int]:
-    """The two numbers of a size such as 64x96, rows first as everywhere; 64 alone is a square."""
+def parse_size(name: str, text: str) -> tuple[int, int]:
+    """Parse a size HEIGHTxWIDTH such as 64x96; 64 alone means a square."""
     numbers = text.lower().split("x")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, got {text}: 64x96, say")
+        raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, got {text}: use 64x96, for example")
     return int(numbers[0]), int(numbers[-1])
 
 
-def by(size: Sequence[int]) -> str:
-    """A size in words, rows first."""
+def format_size(size: Sequence[int]) -> str:
+    """Format a size as HEIGHTxWIDTH."""
     return "x".join(map(str, size))
 
 
-def _resized(image: Float[Tensor, "c h w"], how: Fitting) -> Float[Tensor, "c rh rw"]:
+def _resize(image: Float[Tensor, "c h w"], how: PhotoFit) -> Float[Tensor, "c rh rw"]:
     if how.resized == how.original:
         return image
     return F.interpolate(image[None], how.resized, mode="bicubic", antialias=True)[0]
 
 
-def _rounded(image: Tensor) -> Tensor:
+def _to_uint8(image: Tensor) -> Tensor:
     return image.round().clamp(0, 255).to(torch.uint8)
 
 
-# Between bytes and what models speak
+# Convert between 8-bit pixels and the range of models
 
 
 def to_model(pixels: UInt8[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
-    """8-bit pixels in [-1, 1]."""
+    """Convert 8-bit pixels to [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def to_bytes(image: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
-    """The nearest 8-bit pixels, on the CPU: `to_model` backwards, exactly."""
-    return _rounded((image.detach().float().cpu() + 1) * 127.5)
+    """Convert an image in [-1, 1] to the nearest 8-bit pixels on the CPU: the exact inverse of `to_model`."""
+    return _to_uint8((image.detach().float().cpu() + 1) * 127.5)
 
 
 def save_png(pixels: UInt8[Tensor, "c h w"], file: Path) -> None:
-    """Write grey or colour pixels, losslessly."""
+    """Write gray or color pixels losslessly."""
     file.parent.mkdir(parents=True, exist_ok=True)
     array = pixels.cpu().permute(1, 2, 0).numpy()
     Image.fromarray(array[..., 0] if len(pixels) == 1 else np.ascontiguousarray(array)).save(file)
 
 
 def warn(text: str) -> None:
-    """Tell the owner of a photo."""
+    """Warn the owner of a photo, or add the text to the list of an enclosing `collect_warnings`."""
     notes = _notes.get()
     if notes is None:
         warnings.warn(text, PhotoWarning, stacklevel=3)
@@ -313,8 +337,8 @@ def warn(text: str) -> None:
 
 
 @contextmanager
-def collected() -> Iterator[list[str]]:
-    """A list of what would have been warnings; in this thread alone, other than `warnings.catch_warnings`."""
+def collect_warnings() -> Iterator[list[str]]:
+    """Collect the texts of `warn` in a list, for this thread only, unlike `warnings.catch_warnings`."""
     notes: list[str] = []
     token = _notes.set(notes)
     try:

@@ -1,4 +1,4 @@
-"""One picture to draw: its seed, its label, and what is known of it."""
+"""Requests for single images, states of their sampling, and what tasks need of a model."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,19 +17,20 @@ from asyncdiff.shapes import Image, Latents, LevelMap
 
 
 class Request(NamedTuple):
-    """A picture that is wanted, all in pixels. A named tuple, which Lightning collates and moves between devices.
+    """Request for one image, in pixels. It is a named tuple because Lightning collates those and moves them to devices.
 
     Attributes:
-        name: of its file, without the suffix.
-        seed: what it depends on, beside the rest of this.
-        label: its class, None to tell none.
-        size: (height, width).
-        image: what is known, (c, h, w) in [-1, 1], None if nothing is.
-        known: True = known, (h, w).
-        place: (row, column) of the image's upper left pixel, for images smaller than the picture.
-        group: the photo it is made from; empty without.
-        note: what was done to the photo.
-        levels: that the pixels start from, (h, w) in [0, 1]: 0 = known .. 1 = drawn anew; None where `known` says all.
+        name: name of its file, without the suffix.
+        seed: seed of its random numbers.
+        label: class label, or None for an unconditional image.
+        size: (height, width) of the result.
+        image: photo, (c, h, w) in [-1, 1]; None without one.
+        known: True where pixels of the photo are known, (h, w).
+        place: (row, column) of the photo's upper left pixel in the result, for photos smaller than the result.
+        group: name of the photo; empty without one.
+        note: description of how the photo was resized and cropped.
+        levels: noise levels that pixels start from, (h, w) in [0, 1], 0 = known .. 1 = pure noise; None if `known` says
+            it all.
     """
 
     name: str
@@ -43,9 +44,9 @@ class Request(NamedTuple):
     note: str = ""
     levels: Tensor | None = None
 
-    def whole(self) -> tuple[Float[Tensor, "c H W"], Bool[Tensor, "H W"]]:
-        """The image and its mask at the picture's size; zeros and False around the image."""
-        assert self.image is not None, "a request without an image has no whole"
+    def at_full_size(self) -> tuple[Float[Tensor, "c H W"], Bool[Tensor, "H W"]]:
+        """Return the photo and its mask at the size of the result, padded with zeros and False."""
+        assert self.image is not None, "at_full_size needs an image"
         assert self.known is not None, "image and known go together"
         image = self.image.new_zeros((len(self.image), *self.size))
         known = self.known.new_zeros(self.size)
@@ -57,13 +58,13 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """How far a batch of pictures is.
+    """Progress of sampling a batch of images.
 
     Attributes:
-        show: makes the images.
-        t: their level map, None on a canvas of windows.
-        done: steps walked, or windows drawn.
-        total: of these, None where the sampler cannot tell.
+        show: function that decodes the images.
+        t: their level map; None for images sampled in windows.
+        done: number of finished sampling steps or windows.
+        total: their final number; None if the sampler does not know it.
     """
 
     show: Callable[[], Image]
@@ -73,16 +74,16 @@ class State:
 
     @cached_property
     def images(self) -> Image:
-        """Pixels in about [-1, 1]; of the last state what is known is returned bit for bit.
+        """Images about in [-1, 1]; in the last state known pixels are those of the photo bit for bit.
 
-        Made when they are asked for, since latents take long to decode: ask before the next state.
+        They are decoded on first access, as decoding latents is slow: access them before requesting the next state.
         """
         return self.show()
 
 
 @runtime_checkable
 class Model(Protocol):
-    """What tasks use of a model, such as `asyncdiff.AsyncDiffusion`."""
+    """Interface that tasks need of a model; `asyncdiff.AsyncDiffusion` has it."""
 
     denoiser: Denoiser
     codec: Codec | None
@@ -90,48 +91,50 @@ class Model(Protocol):
 
     @property
     def sampler(self) -> ImageSampler:
-        """How it draws."""
+        """Sampler of the model."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) that it was trained on: of images, or of latents if it has a codec."""
+        """(channels, height, width) that it was trained on, in pixels, or in latents if it has a codec."""
 
     @property
     def classes(self) -> int:
-        """Number of labels, 0 without."""
+        """Number of class labels; 0 if it is unconditional."""
 
     def encode(self, images: Image) -> Latents:
-        """What it works on, of images."""
+        """Encode images into the model's space."""
 
     def decode(self, x: Latents) -> Image:
-        """Images of what it draws."""
+        """Decode results in the model's space into images."""
 
     def sampling_context(self) -> AbstractContextManager[Any]:
-        """The context that pictures are drawn in."""
+        """Return the context, such as autocast, that sampling runs in."""
 
 
 def device_of(model: Model) -> torch.device:
-    """Where its parameters are."""
+    """Return the device of the model's parameters."""
     return next(model.denoiser.parameters()).device
 
 
-def labels_in_turn(
-    labels: Sequence[int] | None, count: int, model: Model, *, cycle: bool, per: str
-) -> list[int | None]:
-    """A label for each of `count` things.
+def assign_labels(labels: Sequence[int] | None, count: int, model: Model, *, cycle: bool, per: str) -> list[int | None]:
+    """Assign a class label to each of `count` seeds or photos.
 
     Args:
-        labels: taken in turn; an empty list tells none, None tells none either, or all classes in turn with `cycle`.
-        count: of the things.
-        model: knows its classes.
-        cycle: whether the classes are told in turn where nothing is said.
-        per: what the things are, for refusals.
+        labels: labels to cycle through; an empty list means unconditional; None means unconditional, or all classes in
+            turn with `cycle`.
+        count: number of seeds or photos.
+        model: model whose classes are assigned.
+        cycle: whether to cycle through all classes by default.
+        per: what a label is assigned to, for error messages.
+
+    Returns:
+        One label each; None for unconditional.
     """
     if labels is None:
         labels = range(model.classes) if cycle else ()
         return [labels[i % len(labels)] if labels else None for i in range(count)]
     if labels and not model.classes:
-        raise ValueError("labels must be left out for a model trained without classes: it knows none")
+        raise ValueError(f"labels must be left out for a model without classes, got {list(labels)}: remove them")
     if wrong := [label for label in labels if not 0 <= label < model.classes]:
         raise ValueError(f"labels must lie in 0 .. {model.classes - 1}, got {wrong[0]}")
     if len(labels) > count:
@@ -139,6 +142,6 @@ def labels_in_turn(
     return [int(labels[i % len(labels)]) if labels else None for i in range(count)]
 
 
-def named_for(stem: str, label: int | None) -> str:
-    """A file's name with the class, where one is told."""
+def file_stem(stem: str, label: int | None) -> str:
+    """Return the name of a file without suffix, with the class label if there is one."""
     return stem if label is None else f"{stem}_class{label}"

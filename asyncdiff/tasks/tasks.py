@@ -1,4 +1,4 @@
-"""Tasks that are one walk of the sampler: whole images, completed photos, patch after patch."""
+"""Tasks solved by one sampling trajectory: generation, inpainting, editing and autoregressive sampling."""
 
 import difflib
 from abc import ABC, abstractmethod
@@ -14,20 +14,20 @@ from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Sp
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.shapes import Image
-from asyncdiff.tasks.photo_inputs import Photo, check_masks, edited_of, levels_for, mask_for, photos_of
-from asyncdiff.tasks.photos import Fit, height_by_width
+from asyncdiff.tasks.photo_inputs import Photo, check_masks, load_photos, load_photos_to_edit, parse_levels, parse_mask
+from asyncdiff.tasks.photos import Fit, parse_size
 from asyncdiff.tasks.pixel_space import (
-    check_pictures,
+    check_image_channels,
     check_size,
-    encoded,
+    decode_images,
+    encode_known,
     factor_of,
-    known_image,
     patch_of,
-    pictures,
     size_in_space,
+    stack_known_images,
     window_of,
 )
-from asyncdiff.tasks.requests import Model, Request, State, device_of, labels_in_turn, named_for
+from asyncdiff.tasks.requests import Model, Request, State, assign_labels, device_of, file_stem
 
 ORDERS: dict[str, Order] = {
     "raster": Raster(),
@@ -40,31 +40,34 @@ ORDERS: dict[str, Order] = {
 
 
 class Task(ABC):
-    """What to draw. Subclasses say which pictures, and how a batch of them comes about where it is no single walk."""
+    """Base class of tasks. Subclasses define the requests, and override `states` if one trajectory is not enough."""
 
     @property
     def name(self) -> str:
-        """In small letters: the folder of its pictures."""
+        """Name in lower case, also of the output folder."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Every picture that is asked for, photos read; all that can be refused is refused here.
+        """Read the photos and return one request per image; all arguments are checked here.
 
         Args:
-            model: what draws.
-            seeds: one per picture; of every photo one picture per seed.
-            labels: taken in turn, over the photos or else over the seeds; an empty list tells none. Without any, whole
-                images have all classes in turn, photos none.
+            model: model that generates the images.
+            seeds: one seed per image, or per image of every photo.
+            labels: class labels, cycled over the photos or else over the seeds; an empty list means unconditional. By
+                default generated images cycle through all classes and photos are unconditional.
+
+        Returns:
+            The requests.
         """
 
     def sampler(self, model: Model) -> ImageSampler:
-        """The model's own."""
+        """Return the sampler of the task: the model's by default."""
         return model.sampler
 
     def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
-        """The requests in batches that are drawn together: of one kind and size."""
-        batch_size = at_least_one(model.predict_batch_size)
+        """Group the requests into batches of one kind and size that are sampled together."""
+        batch_size = check_batch_size(model.predict_batch_size)
         kinds = groupby(requests, key=lambda r: (r.size, r.image is None, r.label is None))
         return [
             rows[first : first + batch_size]
@@ -74,26 +77,26 @@ class Task(ABC):
 
     @torch.no_grad()
     def states(self, model: Model, batch: Sequence[Request]) -> Iterator[State]:
-        """How a batch comes about, from noise to the result."""
+        """Yield the states of sampling a batch, from noise to the result."""
         sampler, device, size = self.sampler(model), device_of(model), batch[0].size
-        within = size_in_space(size, model)
-        total = sampler.count(model.denoiser.grid(within)) if isinstance(sampler, Sampler) else None
-        given = known_image(batch, model)
-        image, known, levels = (None, None, None) if given is None else encoded(given, model)
+        latent_size = size_in_space(size, model)
+        total = sampler.num_steps(model.denoiser.grid(latent_size)) if isinstance(sampler, Sampler) else None
+        photo = stack_known_images(batch, model)
+        image, known, levels = (None, None, None) if photo is None else encode_known(photo, model)
 
-        def shown(frame: Frame) -> Image:
+        def show(frame: Frame) -> Image:
             x_t = frame.x_t
-            if frame.t.any():  # on its way; what is known in part is as noisy as its patch
-                return pictures(x_t, size, model)
+            if frame.t.any():  # unfinished: known pixels of partly known patches are as noisy as their patch
+                return decode_images(x_t, size, model)
             if image is not None and known is not None:
                 x_t = torch.where(known[:, None], image, x_t)
-            return pictures(x_t, size, model, given=given)
+            return decode_images(x_t, size, model, photo=photo)
 
         with evaluation_mode(model.denoiser), model.sampling_context():
             frames = sampler.frames(
                 model.denoiser,
                 seeds=[r.seed for r in batch],
-                shape=(model.shape[0], *within),
+                shape=(model.shape[0], *latent_size),
                 label=None if batch[0].label is None else torch.tensor([r.label for r in batch], device=device),
                 image=image,
                 known=known,
@@ -101,63 +104,68 @@ class Task(ABC):
                 device=device,
             )
             for done, frame in enumerate(frames):
-                yield State(partial(shown, frame), frame.t, done, total)
+                yield State(partial(show, frame), frame.t, done, total)
 
-    def finished(self, model: Model, batch: Sequence[Request]) -> Image:
-        """The pictures of a batch, in about [-1, 1]."""
+    def sample_batch(self, model: Model, batch: Sequence[Request]) -> Image:
+        """Return the images of a batch, about in [-1, 1]."""
         state = None
-        for state in self.states(model, batch):  # noqa: B007  the last one is wanted
+        for state in self.states(model, batch):  # noqa: B007  only the last state is used
             pass
-        assert state is not None, "a walk has at least one state"
+        assert state is not None, "sampling has at least one state"
         return state.images
 
-    def draw(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Image:
-        """All pictures, in about [-1, 1], in the order of the requests; refused if they differ in size.
+    def sample(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Image:
+        """Return all images in the order of the requests.
 
         Args:
-            model: what draws.
-            seeds: as `requests` takes them.
-            labels: as `requests` takes them.
+            model: model that generates the images.
+            seeds: seeds as in `requests`.
+            labels: class labels as in `requests`.
+
+        Returns:
+            Images about in [-1, 1].
+
+        Raises:
+            ValueError: the images differ in size.
         """
         requests = self.requests(model, seeds=seeds, labels=labels)
         if len(sizes := {request.size for request in requests}) > 1:
-            raise ValueError(f"photos must come to one size, got {len(sizes)} sizes: set size, and fit to crop")
-        return torch.cat([self.finished(model, batch) for batch in self.batches(model, requests)])
+            raise ValueError(f"photos must have one size, got {len(sizes)} sizes: set size, and fit to crop")
+        return torch.cat([self.sample_batch(model, batch) for batch in self.batches(model, requests)])
 
 
 class Generate(Task):
-    """Whole images.
+    """Generate whole images.
 
     Args:
-        size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
+        size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
     """
 
     def __init__(self, size: str | None = None):
         self.size = size
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """One per seed."""
-        check_pictures(model)
-        size = size_for(self.size, model)
-        classes = labels_in_turn(labels, len(seeds), model, cycle=True, per="seed")
+        check_image_channels(model)
+        size = requested_size(self.size, model)
+        classes = assign_labels(labels, len(seeds), model, cycle=True, per="seed")
         return [
-            Request(named_for(f"{seed:06d}", label), int(seed), label, size)
+            Request(file_stem(f"{seed:06d}", label), int(seed), label, size)
             for seed, label in zip(seeds, classes, strict=True)
         ]
 
 
 class Inpaint(Task):
-    """Photos with a part of them drawn anew; what is known of them stays bit for bit.
+    """Inpaint photos: generate their unknown pixels; known ones stay bit for bit.
 
     Args:
-        image: a file, a folder or a pattern such as "photos/*.jpg"; any size, turned upright.
-        mask: what is known: a file that is white there, a folder of files named like the photos, or the name of a set:
-            thin, wide, square, extreme, half, lines, super_resolution. A file has its photo's shape.
-        mask_is_unknown: the mask says what is to be drawn instead.
-        mask_seed: of the sets that are random; photo i has the mask of mask_seed + i.
-        size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
-        fit: "crop" resizes photos until they cover the size and cuts the rest, "resize" stretches them to it, "keep"
-            leaves them as they are, but for what exceeds whole patches.
+        image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
+        mask: known pixels: a file that is white there, a folder of files named like the photos, or the name of a mask
+            set: thin, wide, square, extreme, half, lines, super_resolution. A file has the aspect ratio of its photo.
+        mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
+        mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
+        size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
+        fit: "crop" resizes photos until they cover the size and crops the rest, "resize" stretches them to it, "keep"
+            only crops what exceeds whole patches.
     """
 
     def __init__(
@@ -178,10 +186,9 @@ class Inpaint(Task):
         check_fit(fit, size)
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Of every photo one per seed."""
-        check_pictures(model)
-        size, rule = size_for(self.size, model), mask_for(self.mask)
-        photos = photos_of(
+        check_image_channels(model)
+        size, rule = requested_size(self.size, model), parse_mask(self.mask)
+        photos = load_photos(
             "image",
             self.image,
             window_of(model)[0],
@@ -193,22 +200,22 @@ class Inpaint(Task):
             mask_seed=self.mask_seed,
         )
         check_masks(photos, patch_of(model), factor_of(model))
-        return from_photos(photos, model, seeds, labels)
+        return photo_requests(photos, model, seeds, labels)
 
 
 class Edit(Task):
-    """Photos changed as much as a map of noise levels says: SDEdit (arXiv:2108.01073), patch by patch.
+    """Edit photos by SDEdit (arXiv:2108.01073) with a map of noise levels, one per patch.
 
-    A patch starts as the photo noised to its level, the highest of its pixels'. All that is black stays bit for bit;
-    a map of black and white is `Inpaint` with that mask.
+    A patch starts as the photo noised to its level, the highest of its pixels' levels. Black pixels stay bit for bit; a
+    black-and-white map is the same as `Inpaint` with that mask.
 
     Args:
-        image: a file, a folder or a pattern such as "photos/*.jpg"; any size, turned upright.
-        levels: how much may change: a grey file, black = nothing to white = everything, a folder of files named like
-            the photos, or one number in (0, 1] for all patches. A file has its photo's shape.
-        size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
-        fit: "crop" resizes photos until they cover the size and cuts the rest, "resize" stretches them to it, "keep"
-            leaves them as they are, but for what exceeds whole patches.
+        image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
+        levels: how much may change: a gray file, black = nothing to white = everything, a folder of files named like
+            the photos, or one number in (0, 1] for all patches. A file has the aspect ratio of its photo.
+        size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
+        fit: "crop" resizes photos until they cover the size and crops the rest, "resize" stretches them to it, "keep"
+            only crops what exceeds whole patches.
     """
 
     def __init__(self, image: str, levels: str = "0.5", size: str | None = None, fit: Fit = "crop"):
@@ -219,40 +226,39 @@ class Edit(Task):
         check_fit(fit, size)
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Of every photo one per seed."""
-        check_pictures(model)
+        check_image_channels(model)
         if not model.sampler.supports_start_levels:
             raise ValueError(
-                f"sampler must start from any level to edit, got {type(model.sampler).__name__}: take Sampler"
+                f"sampler must support start levels to edit, got {type(model.sampler).__name__}: use Sampler"
             )
-        photos = edited_of(
+        photos = load_photos_to_edit(
             "image",
             self.image,
             window_of(model)[0],
-            size=size_for(self.size, model),
+            size=requested_size(self.size, model),
             fit=self.fit,
             patch=patch_of(model),
-            levels=levels_for(self.levels),
+            levels=parse_levels(self.levels),
         )
-        return from_photos(photos, model, seeds, labels)
+        return photo_requests(photos, model, seeds, labels)
 
 
 class Autoregress(Task):
-    """Images, or missing parts of photos, patch after patch.
+    """Generate images, or the unknown pixels of photos, patch after patch.
 
-    The model's solver and guidance are used; its path and its number of steps are not.
+    It uses the solver and the guidance of the model's sampler, but not its path and number of steps.
 
     Args:
-        order: raster, snake, spiral, centre_out, wavefront or shuffled, or one of `asyncdiff.noise.orders`.
-        overlap: share of a patch's time in which the next one moves, too; in [0, 1).
-        steps_per_patch: steps from noise to clean of every patch.
+        order: raster, snake, spiral, centre_out, wavefront or shuffled, or an object of `asyncdiff.noise.orders`.
+        overlap: fraction of a patch's denoising time in which the next one is denoised as well, in [0, 1).
+        steps_per_patch: number of sampling steps of every patch, from noise to clean.
         image: photos to complete: a file, a folder or a pattern; none by default.
-        mask: what is known of them, as `Inpaint` takes it.
-        mask_is_unknown: the mask says what is to be drawn instead.
-        mask_seed: of the sets that are random; photo i has the mask of mask_seed + i.
-        size: HEIGHTxWIDTH in pixels, covered by whole patches; the size that the model was trained on by default.
-        fit: how photos come to it: "crop", "resize" or "keep".
-        levels: how much of the photos is to change instead of a mask, as `Edit` takes it.
+        mask: known pixels of the photos, as in `Inpaint`.
+        mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
+        mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
+        size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
+        fit: how photos are brought to the size: "crop", "resize" or "keep", as in `Inpaint`.
+        levels: how much of the photos may change, instead of a mask, as in `Edit`.
     """
 
     def __init__(
@@ -280,14 +286,16 @@ class Autoregress(Task):
         check_fit(fit, size)
         self.levels = levels
         if levels is not None and (image is None or mask is not None):
-            given = "no image" if image is None else f"the mask {mask}, too"
-            raise ValueError(f"levels must come with an image and without a mask, got {given}: black is known")
+            problem = "no image" if image is None else f"the mask {mask}"
+            raise ValueError(f"levels must come with an image and without a mask, got {problem}: black means known")
         if (image is None) != (mask is None and levels is None):
-            given, missing = ("image", "mask") if mask is None else ("mask", "image")
-            raise ValueError(f"image and mask go together, got {given} without {missing}: give both or none")
+            present, missing = ("image", "mask") if mask is None else ("mask", "image")
+            raise ValueError(f"image and mask go together, got {present} without {missing}: give both or none")
         if image is None and (mask_is_unknown or mask_seed or fit != "crop"):
-            raise ValueError("image must be given with mask_is_unknown, mask_seed or fit: leave them out without")
-        self._sampler = Autoregressive(ordered(order), overlap, steps_per_patch=steps_per_patch)
+            raise ValueError(
+                "image must be given with mask_is_unknown, mask_seed or fit: leave them out without an image"
+            )
+        self._sampler = Autoregressive(parse_order(order), overlap, steps_per_patch=steps_per_patch)
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """One per seed, of every photo where there are any."""
@@ -299,7 +307,7 @@ class Autoregress(Task):
         return completed.requests(model, seeds=seeds, labels=labels)
 
     def sampler(self, model: Model) -> ImageSampler:
-        """An autoregressive one with the solver, the guidance and the skipping of the model's."""
+        """Return an autoregressive sampler with the solver, guidance and partial updates of the model's sampler."""
         own = model.sampler
         solver = getattr(own, "solver", None)
         return Autoregressive(
@@ -313,27 +321,31 @@ class Autoregress(Task):
         )
 
 
-def from_photos(
+def photo_requests(
     photos: Sequence[Photo],
     model: Model,
     seeds: Sequence[int],
     labels: Sequence[int] | None,
     frames: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None,
 ) -> list[Request]:
-    """Of every photo one request per seed.
+    """Make one request per photo and seed.
 
     Args:
-        photos: brought to their sizes.
-        model: knows its classes.
-        seeds: one picture each.
-        labels: in turn over the photos.
-        frames: of every photo the (height, width) of its pictures and its place in them; the photo's own by default.
+        photos: photos at their final sizes.
+        model: model that generates the images.
+        seeds: seeds of the images of every photo.
+        labels: class labels, cycled over the photos.
+        frames: for every photo the (height, width) of its results and its (row, column) in them; by default results
+            have the size of the photo.
+
+    Returns:
+        The requests, photo after photo.
     """
-    classes = labels_in_turn(labels, len(photos), model, cycle=False, per="photo")
+    classes = assign_labels(labels, len(photos), model, cycle=False, per="photo")
     frames = frames or [((photo.known.shape[0], photo.known.shape[1]), (0, 0)) for photo in photos]
     return [
         Request(
-            name=named_for(f"{photo.name}_seed{seed}", label),
+            name=file_stem(f"{photo.name}_seed{seed}", label),
             seed=int(seed),
             label=label,
             size=size,
@@ -349,15 +361,15 @@ def from_photos(
     ]
 
 
-def size_for(size: str | None, model: Model) -> tuple[int, int]:
-    """(height, width) in pixels of a size's text, the model's own without; ValueError unless patches cover it."""
-    height, width = height_by_width("size", size) if size else window_of(model)[1:]
+def requested_size(size: str | None, model: Model) -> tuple[int, int]:
+    """Parse a size, by default the model's; ValueError unless it is a multiple of the patch size."""
+    height, width = parse_size("size", size) if size else window_of(model)[1:]
     check_size((height, width), model)
     return height, width
 
 
-def ordered(order: Order | str) -> Order:
-    """The order, or that of a name in ORDERS; ValueError with the nearest name if there is none."""
+def parse_order(order: Order | str) -> Order:
+    """Convert the name of an order in ORDERS to the order; ValueError with the nearest name if it is unknown."""
     if not isinstance(order, str):
         return order
     if order not in ORDERS:
@@ -367,15 +379,15 @@ def ordered(order: Order | str) -> Order:
     return ORDERS[order]
 
 
-def at_least_one(batch_size: int) -> int:
-    """The batch size, refused below 1."""
-    at_least("batch_size", batch_size, 1, "set the images that go through the network together")
+def check_batch_size(batch_size: int) -> int:
+    """Return the batch size; ValueError if it is below 1."""
+    at_least("batch_size", batch_size, 1, "set the number of images sampled together")
     return batch_size
 
 
 def check_fit(fit: str, size: str | None) -> None:
-    """Raise ValueError unless `fit` is one, and `size` something that it looks at."""
+    """Raise ValueError unless `fit` is a valid name, and `size` is left out if `fit` ignores it."""
     if fit not in ("crop", "resize", "keep"):
-        raise ValueError(f"fit must be crop, resize or keep, got {fit}: crop is usual")
+        raise ValueError(f"fit must be crop, resize or keep, got {fit}: use crop, for example")
     if fit == "keep" and size is not None:
-        raise ValueError(f"size must be left out where fit is keep, got {size}: photos keep their own")
+        raise ValueError(f"size must be left out if fit is keep, got {size}: photos keep their size")

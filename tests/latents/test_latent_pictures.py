@@ -176,14 +176,14 @@ def test_what_is_filled_in_goes_on_as_what_is_known_ends():
 
 
 def test_masks_that_tell_a_model_of_latents_nothing_are_told(model, photo):
-    with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is wholly known of photo: .* free inventions"):
+    with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is fully known in photo: .* do not depend on them"):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
 def test_photos_that_cover_no_patch_where_they_lie(model, tmp_path):
     small = saved(tmp_path / "small.png", 8, 32)
     with pytest.raises(
-        ValueError, match="photos must cover a whole patch of 8x8 pixels where they lie, got 8x32 at 3x0"
+        ValueError, match="photos must cover a whole patch of 8x8 pixels at their position, got 8x32 at 3x0"
     ):
         Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
 
@@ -244,7 +244,7 @@ def test_distances_are_to_reconstructions(latent_run):
 @pytest.mark.parametrize(
     ("codec", "message"),
     [
-        (lambda c: TinyAutoencoder(c.encoder, c.decoder, 0.5), "another scale: 0.5 for 1: give model.codec"),
+        (lambda c: TinyAutoencoder(c.encoder, c.decoder, 0.5), "another scale: 0.5 for 1: set model.codec"),
         (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be a file of weights, got gone"),
     ],
 )

@@ -19,8 +19,8 @@ from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM, Heun
 from asyncdiff.tasks import Autoregress, Edit, Inpaint
-from asyncdiff.tasks.contact_sheet import UNKNOWN, given_tile
-from asyncdiff.tasks.photos import fitted_levels, fitting, read_levels, read_photo, to_bytes, to_model
+from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR, known_tile
+from asyncdiff.tasks.photos import fit_levels, plan_fit, read_levels, read_photo, to_bytes, to_model
 
 SHAPE = (1, 4, 4)
 MEAN, COVARIANCE = random_gaussian(16)
@@ -110,7 +110,7 @@ def test_what_cannot_be_entered_is_refused():
         walked(Sampler(steps=1), image, MAP * 1.5)
     with pytest.raises(ValueError, match="levels must lie in"):
         walked(Sampler(steps=1), image, MAP * torch.nan)
-    with pytest.raises(ValueError, match=r"levels must hold a value per patch, \(1, 2, 2\), got \(1, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"levels must hold one value per patch, shape \(1, 2, 2\), got \(1, 1, 2\)"):
         Sampler(steps=1)(
             ORACLE, seeds=[0], shape=SHAPE, image=image, known=image[:, 0] > 1, levels=MAP[:, :1], dtype=torch.float64
         )
@@ -160,10 +160,10 @@ def test_an_edit_is_the_walk_from_its_levels(model, photo, levels):
         known=request.known[None],
         levels=t[None],
     )
-    drawn = Edit(photo, levels).draw(model, seeds=[4])
+    drawn = Edit(photo, levels).sample(model, seeds=[4])
     assert torch.equal(drawn, expected)
     assert torch.equal(to_bytes(drawn)[0, :, :, :2], pixels[:, :, :2])
-    ordered = Autoregress("spiral", 0.5, 2, photo, levels=levels).draw(model, seeds=[4])
+    ordered = Autoregress("spiral", 0.5, 2, photo, levels=levels).sample(model, seeds=[4])
     assert torch.equal(to_bytes(ordered)[0, :, :, :2], pixels[:, :, :2])
     assert not torch.equal(ordered, drawn)
 
@@ -172,22 +172,22 @@ def test_an_edit_in_black_and_white_is_an_inpainting(model, photo, tmp_path):
     known = Half()(8, 8)
     black = saved(tmp_path / "black.png", 255 * (~known).numpy())
     white = saved(tmp_path / "white.png", 255 * known.numpy())
-    assert torch.equal(Edit(photo, black).draw(model, seeds=[1]), Inpaint(photo, white).draw(model, seeds=[1]))
+    assert torch.equal(Edit(photo, black).sample(model, seeds=[1]), Inpaint(photo, white).sample(model, seeds=[1]))
     autoregressive = [Autoregress("snake", 0.5, 2, photo, **given) for given in ({"levels": black}, {"mask": white})]
-    first, second = (task.draw(model, seeds=[1]) for task in autoregressive)
+    first, second = (task.sample(model, seeds=[1]) for task in autoregressive)
     assert torch.equal(first, second)
 
 
 def test_one_number_is_a_map(model, photo, tmp_path):
     flat = saved(tmp_path / "flat.png", np.full((8, 8), 51))
-    assert torch.equal(Edit(photo, "0.2").draw(model, seeds=[1]), Edit(photo, flat).draw(model, seeds=[1]))
+    assert torch.equal(Edit(photo, "0.2").sample(model, seeds=[1]), Edit(photo, flat).sample(model, seeds=[1]))
 
 
 def test_maps_come_to_size_with_their_photos():
-    how = fitting((4, 8), (2, 2), "crop", (1, 1))
+    how = plan_fit((4, 8), (2, 2), "crop", (1, 1))
     levels = torch.zeros(4, 8)
     levels[1, 3], levels[3, 7] = 0.4, 1  # the second is cut off
-    assert torch.equal(fitted_levels(levels, how), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
+    assert torch.equal(fit_levels(levels, how), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
 
 
 def test_grey_is_a_level(tmp_path):
@@ -195,16 +195,16 @@ def test_grey_is_a_level(tmp_path):
         read_levels(Path(saved(tmp_path / "a.png", [[0, 51], [102, 255]]))), torch.tensor([[0, 51], [102, 255]]) / 255
     )
     Image.new("LA", (2, 2), (7, 9)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"levels must be grey, got .*b\.png, which is transparent in 4 pixels"):
+    with pytest.raises(ValueError, match=r"levels must be gray, got .*b\.png, which is transparent in 4 pixels"):
         read_levels(tmp_path / "b.png")
 
 
 def test_a_sheet_shows_how_much_may_change(model, photo, levels):
     (request,) = Edit(photo, levels).requests(model, seeds=[0])
-    tile, pixels = given_tile(request), read_photo(Path(photo), 3)
+    tile, pixels = known_tile(request), read_photo(Path(photo), 3)
     assert torch.equal(tile[:, :, :2], pixels[:, :, :2])
-    assert (tile[:, :, 6:] == torch.tensor(UNKNOWN)[:, None, None]).all()
-    between = 0.2 * torch.tensor(UNKNOWN) + 0.8 * pixels[:, 5, 3]
+    assert (tile[:, :, 6:] == torch.tensor(UNKNOWN_COLOR)[:, None, None]).all()
+    between = 0.2 * torch.tensor(UNKNOWN_COLOR) + 0.8 * pixels[:, 5, 3]
     assert torch.equal(tile[:, 5, 3].int(), between.round().int())
 
 
@@ -224,5 +224,5 @@ def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path, monkeypat
         with pytest.raises(ValueError, match="levels must come with an image and without a mask"):
             Autoregress(**words)
     monkeypatch.setattr(model, "sampler", RePaint())
-    with pytest.raises(ValueError, match="sampler must start from any level to edit, got RePaint"):
+    with pytest.raises(ValueError, match="sampler must support start levels to edit, got RePaint"):
         Edit(photo, levels).requests(model, seeds=[0])

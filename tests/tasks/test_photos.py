@@ -10,11 +10,11 @@ from PIL import Image
 from asyncdiff.tasks.photos import (
     PhotoWarning,
     check_same_shape,
-    fitted,
-    fitted_with_mask,
-    fitting,
-    height_by_width,
+    fit_photo,
+    fit_photo_and_mask,
+    parse_size,
     photo_files,
+    plan_fit,
     read_mask,
     read_photo,
     save_png,
@@ -66,7 +66,7 @@ def test_what_shines_through_is_white_and_told(tmp_path):
     colours = np.zeros((2, 2, 4), np.uint8)
     colours[0, 0] = (10, 20, 30, 255)
     saved(colours, tmp_path / "a.png")
-    with pytest.warns(PhotoWarning, match="shines through in 3 pixels is taken as white"):
+    with pytest.warns(PhotoWarning, match="3 transparent pixels are blended with white"):
         pixels = read_photo(tmp_path / "a.png", 3)
     assert pixels[:, 0, 0].tolist() == [10, 20, 30]
     assert (pixels.flatten(1)[:, 1:] == 255).all()
@@ -90,14 +90,14 @@ def test_channels_are_the_models(tmp_path):
     assert (read_photo(tmp_path / "red.png", 1) == 76).all()  # 0.299 of 255
     saved(np.full((2, 2), 9), tmp_path / "grey.png")
     assert torch.equal(read_photo(tmp_path / "grey.png", 3), torch.full((3, 2, 2), 9, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="photos have 1 or 3 channels, got a model of 4"):
+    with pytest.raises(ValueError, match="photos must have 1 or 3 channels, got a model of 4"):
         read_photo(tmp_path / "grey.png", 4)
 
 
 def test_of_an_animation_the_first_picture_is_taken(tmp_path):
     frames = [Image.fromarray(np.full((2, 2), value, np.uint8)) for value in (0, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    with pytest.warns(PhotoWarning, match="of its 2 pictures the first is taken"):
+    with pytest.warns(PhotoWarning, match="only the first of its 2 frames is used"):
         assert (read_photo(tmp_path / "a.gif", 1) == 0).all()
 
 
@@ -164,34 +164,34 @@ def test_a_transparent_mask_is_refused(tmp_path):
 @pytest.mark.parametrize("original", [(37, 200), (200, 37), (64, 64), (5, 7), (1, 1), (33, 32)])
 @pytest.mark.parametrize("size", [(32, 32), (16, 48)])
 def test_a_crop_covers_the_size_and_keeps_the_shape(original, size):
-    how = fitting(original, size, "crop", PATCH)
+    how = plan_fit(original, size, "crop", PATCH)
     scale = max(size[0] / original[0], size[1] / original[1])
     assert how.size == size
     for whole, part, side in zip(how.resized, size, original, strict=True):
         assert whole >= part
         assert abs(whole - scale * side) <= 0.5
     assert any(whole == part for whole, part in zip(how.resized, size, strict=True))
-    assert tuple(fitted(noise(3, *original), how).shape) == (3, *size)
+    assert tuple(fit_photo(noise(3, *original), how).shape) == (3, *size)
 
 
 def test_the_other_fits():
-    assert fitting((30, 50), (16, 16), "resize", PATCH).resized == (16, 16)
-    kept = fitting((30, 50), (16, 16), "keep", PATCH)
+    assert plan_fit((30, 50), (16, 16), "resize", PATCH).resized == (16, 16)
+    kept = plan_fit((30, 50), (16, 16), "keep", PATCH)
     assert (kept.resized, kept.size) == ((30, 50), (28, 48))
     pixels = noise(3, 30, 50)
-    assert torch.equal(fitted(pixels, kept), pixels[:, 1:29, 1:49])
-    assert kept.told() == "30x50 pixels, cut to its middle 28x48"
-    with pytest.raises(ValueError, match="photos must hold a patch of 4x4 pixels to be kept, got 3x50"):
-        fitting((3, 50), (16, 16), "keep", PATCH)
-    with pytest.raises(ValueError, match="photos must be about as wide as 512x512"):
-        fitting((1, 5000), (512, 512), "crop", PATCH)
+    assert torch.equal(fit_photo(pixels, kept), pixels[:, 1:29, 1:49])
+    assert kept.describe() == "30x50 pixels, cropped to its center 28x48"
+    with pytest.raises(ValueError, match="photos must contain a patch of 4x4 pixels to be kept, got 3x50"):
+        plan_fit((3, 50), (16, 16), "keep", PATCH)
+    with pytest.raises(ValueError, match="photos must have about the aspect ratio of 512x512"):
+        plan_fit((1, 5000), (512, 512), "crop", PATCH)
 
 
 def test_at_its_own_size_a_photo_stays_as_it_is():
     pixels, known = noise(3, 16, 24), noise(1, 16, 24, seed=1)[0] > 99
-    how = fitting((16, 24), (16, 24), "crop", PATCH)
-    assert torch.equal(fitted(pixels, how), pixels)
-    same, mask = fitted_with_mask(pixels, known, how)
+    how = plan_fit((16, 24), (16, 24), "crop", PATCH)
+    assert torch.equal(fit_photo(pixels, how), pixels)
+    same, mask = fit_photo_and_mask(pixels, known, how)
     assert torch.equal(same * known, pixels * known)
     assert torch.equal(mask, known)
 
@@ -201,21 +201,21 @@ def test_nothing_unknown_is_mixed_into_what_is_known(original):
     h, w = original
     known = torch.ones(h, w, dtype=torch.bool)
     known[h // 3 : h // 2, w // 4 : 2 * w // 3] = False
-    how = fitting(original, (32, 32), "crop", PATCH)
+    how = plan_fit(original, (32, 32), "crop", PATCH)
     flat = torch.full((3, h, w), 200, dtype=torch.uint8)
-    once, mask = fitted_with_mask(torch.where(known, flat, 0), known, how)
-    again, _ = fitted_with_mask(torch.where(known, flat, 255), known, how)
+    once, mask = fit_photo_and_mask(torch.where(known, flat, 0), known, how)
+    again, _ = fit_photo_and_mask(torch.where(known, flat, 255), known, how)
     assert 0.5 < mask.float().mean() < 0.98
     assert torch.equal(once * mask, again * mask)
     assert ((once.int() - 200).abs() * mask).max() == 0  # what is flat stays flat up to the edge
-    plain = fitted(torch.where(known, flat, 0), how)
+    plain = fit_photo(torch.where(known, flat, 0), how)
     assert ((plain.int() - 200).abs() * mask).max() > 5  # as it would not by resizing alone
 
 
 def test_a_scratch_survives_the_reduction():
     known = torch.ones(256, 256, dtype=torch.bool)
     known[:, 100] = False
-    _, mask = fitted_with_mask(noise(1, 256, 256), known, fitting((256, 256), (32, 32), "crop", PATCH))
+    _, mask = fit_photo_and_mask(noise(1, 256, 256), known, plan_fit((256, 256), (32, 32), "crop", PATCH))
     assert not mask[:, 12].any()
     assert mask[:, 13:].all()
 
@@ -230,10 +230,10 @@ def test_a_mask_may_be_its_photo_at_another_resolution(tmp_path):
 
 @pytest.mark.parametrize(("text", "size"), [("64x96", (64, 96)), ("64", (64, 64)), ("8X4", (8, 4))])
 def test_sizes_are_rows_by_columns(text, size):
-    assert height_by_width("size", text) == size
+    assert parse_size("size", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "64x", "0x4", "4x4x4", "-4", "a"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(ValueError, match="to must be HEIGHTxWIDTH in pixels"):
-        height_by_width("to", text)
+        parse_size("to", text)

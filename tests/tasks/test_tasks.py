@@ -22,7 +22,15 @@ from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.sampling.tiling import TiledSampler
 from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Request, Texture
-from asyncdiff.tasks.contact_sheet import SHEET, UNKNOWN, fresh_folder, given_tile, sheet, write, write_sheet
+from asyncdiff.tasks.contact_sheet import (
+    SHEET,
+    UNKNOWN_COLOR,
+    create_output_folder,
+    known_tile,
+    make_sheet,
+    write_images,
+    write_sheet,
+)
 from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
 
 LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").glob("*.yaml"))
@@ -55,17 +63,17 @@ def pixels_of(file):
 
 
 def test_generate_is_the_models_own(model):
-    drawn = Generate().draw(model, seeds=[4, 1, 2, 9])
+    drawn = Generate().sample(model, seeds=[4, 1, 2, 9])
     assert torch.equal(drawn, model.generate([4, 1, 2, 9], [0, 1, 2, 0]))
-    assert torch.equal(Generate().draw(model, seeds=[4], labels=[]), model.generate([4]))
+    assert torch.equal(Generate().sample(model, seeds=[4], labels=[]), model.generate([4]))
 
 
 def test_other_sizes_that_patches_cover(model):
-    assert Generate("4x10").draw(model, seeds=[0]).shape == (1, 3, 4, 10)
+    assert Generate("4x10").sample(model, seeds=[0]).shape == (1, 3, 4, 10)
     with pytest.raises(
-        ValueError, match="sides of the picture must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
+        ValueError, match="sides of the image must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
     ):
-        Generate("5x8").draw(model, seeds=[0])
+        Generate("5x8").sample(model, seeds=[0])
 
 
 def test_inpaint_is_the_models_own_of_every_photo_with_every_seed(model, tmp_path):
@@ -76,7 +84,7 @@ def test_inpaint_is_the_models_own_of_every_photo_with_every_seed(model, tmp_pat
     assert [r.name for r in requests] == ["a_seed5", "a_seed7", "b_seed5", "b_seed7"]
     known = Half()(8, 8)
     expected = [model.inpaint(to_model(pixels_of(tmp_path / name)), known, seeds=[5, 7]) for name in ("a.png", "b.png")]
-    assert torch.allclose(task.draw(model, seeds=[5, 7]), torch.cat(expected), atol=1e-5)
+    assert torch.allclose(task.sample(model, seeds=[5, 7]), torch.cat(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["square", "thin", "lines", "extreme", "super_resolution"])
@@ -85,7 +93,7 @@ def test_known_pixels_are_those_of_the_photo_in_the_file_too(mask, model, photo,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         requests = task.requests(model, seeds=[0, 1])
-    write(task.finished(model, requests), requests, tmp_path / "out")
+    write_images(task.sample_batch(model, requests), requests, tmp_path / "out")
     truth = pixels_of(photo)
     for request in requests:
         drawn = pixels_of(tmp_path / "out" / f"{request.name}.png")
@@ -97,10 +105,10 @@ def test_a_picture_does_not_depend_on_its_batch(model, tmp_path, monkeypatch):
     for i in range(3):
         saved(tmp_path / f"{i}.png", 12, 20, seed=i)
     task = Inpaint(str(tmp_path), "half")
-    together = task.draw(model, seeds=[0, 1])
+    together = task.sample(model, seeds=[0, 1])
     monkeypatch.setattr(model, "predict_batch_size", 1)
     assert [len(batch) for batch in task.batches(model, task.requests(model, seeds=[0, 1]))] == [1] * 6
-    alone = task.draw(model, seeds=[0, 1])
+    alone = task.sample(model, seeds=[0, 1])
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -110,9 +118,9 @@ def test_photos_of_several_sizes_are_batched_by_size(model, tmp_path):
     task = Inpaint(str(tmp_path), "half", fit="keep")
     requests = task.requests(model, seeds=[0, 1])
     assert [len(batch) for batch in task.batches(model, requests)] == [4, 2]
-    assert task.finished(model, requests[-2:]).shape == (2, 3, 8, 12)
-    with pytest.raises(ValueError, match="photos must come to one size, got 2 sizes"):
-        task.draw(model, seeds=[0])
+    assert task.sample_batch(model, requests[-2:]).shape == (2, 3, 8, 12)
+    with pytest.raises(ValueError, match="photos must have one size, got 2 sizes"):
+        task.sample(model, seeds=[0])
 
 
 def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo, monkeypatch):
@@ -120,19 +128,19 @@ def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo
     task = Autoregress("spiral", 0.5, 2, photo, "half")
     with monkeypatch.context() as patch:
         patch.setattr(model.sampler, "guidance", [guidance])
-        sampler, drawn = task.sampler(model), task.draw(model, seeds=[3])
+        sampler, drawn = task.sampler(model), task.sample(model, seeds=[3])
     assert isinstance(sampler.order, Spiral)
     assert sampler.guidance == [guidance]
     expected = Autoregressive(Spiral(), 0.5, DDIM(0.25), 2, [guidance])
     known = Half()(8, 8)
     assert torch.equal(drawn, model.inpaint(to_model(pixels_of(photo)), known, seeds=[3], sampler=expected))
-    whole = Autoregress("raster", steps_per_patch=1).draw(model, seeds=[3, 4])
+    whole = Autoregress("raster", steps_per_patch=1).sample(model, seeds=[3, 4])
     assert torch.equal(whole, model.generate([3, 4], [0, 1], sampler=Autoregressive(None, 0.0, DDIM(0.25), 1)))
 
 
 def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
     task = Outpaint(photo, top=2, right=6)
-    drawn = task.draw(model, seeds=[0, 1])
+    drawn = task.sample(model, seeds=[0, 1])
     assert drawn.shape == (2, 3, 10, 14)
     assert torch.equal(to_bytes(drawn[:, :, 2:, :8]), pixels_of(photo).expand(2, -1, -1, -1))
     exemplar = to_model(pixels_of(photo))
@@ -142,11 +150,11 @@ def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
 
 
 def test_outpaint_within_the_models_size_is_one_inpainting(model, photo):
-    drawn = Outpaint(photo, size="4x6", to="8x8").draw(model, seeds=[2])
+    drawn = Outpaint(photo, size="4x6", to="8x8").sample(model, seeds=[2])
     known = torch.zeros(8, 8, dtype=torch.bool)
     known[2:6, 0:6] = True  # (8 - 6) // 2 is no whole patch
     (request,) = Outpaint(photo, size="4x6", to="8x8").requests(model, seeds=[2])
-    image, where = request.whole()
+    image, where = request.at_full_size()
     assert torch.equal(where, known)
     assert torch.equal(drawn, model.inpaint(image, known, seeds=[2]))
 
@@ -156,12 +164,12 @@ def test_a_texture_grows_from_the_middle_of_its_exemplar(model, tmp_path):
     task = Texture(wall, "16x20", tileable=True)
     (request,) = task.requests(model, seeds=[3])
     assert (request.name, request.place) == ("wall_seed3", (4, 6))
-    drawn = task.draw(model, seeds=[3])[0]
+    drawn = task.sample(model, seeds=[3])[0]
     middle = pixels_of(wall)[:, 11:19, 6:14]
     assert torch.equal(to_bytes(drawn[:, 4:12, 6:14]), middle)
     (smaller,) = Texture(wall, "16x20", scale=0.3, piece="40x5").requests(model, seeds=[0])
     assert smaller.image.shape == (3, 8, 4)  # 9x6 pixels, of them whole patches
-    plain = Texture(size="8x12").draw(model, seeds=[0], labels=[1])[0]
+    plain = Texture(size="8x12").sample(model, seeds=[0], labels=[1])[0]
     canvas = TiledSampler(model.sampler, 0.5)
     assert torch.equal(plain, canvas(model.denoiser, size=(8, 12), shape=(3, 8, 8), seed=0, label=1))
 
@@ -197,7 +205,7 @@ def test_a_mask_file_comes_to_the_models_size_with_its_photo(model, tmp_path):
     assert torch.equal(request.known, expected)
     (turned,) = Inpaint(photo, str(tmp_path / "mask.png"), mask_is_unknown=True).requests(model, seeds=[0])
     assert torch.equal(turned.known, ~expected)
-    assert request.note == f"{photo}: 16x32 pixels, resized to 8x16, cut to its middle 8x8"
+    assert request.note == f"{photo}: 16x32 pixels, resized to 8x16, cropped to its center 8x8"
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks" / "photo.png")
     (matched,) = Inpaint(photo, str(tmp_path / "masks")).requests(model, seeds=[0])
@@ -223,7 +231,7 @@ def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
 def test_latents_are_no_pictures():
     network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
     latent = AsyncDiffusion(network, image_size=8)
-    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, got a model of 4: set model.codec"):
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, got a model of 4: set model.codec"):
         Generate().requests(latent, seeds=[0])
 
 
@@ -237,13 +245,13 @@ def test_latents_are_no_pictures():
             "must be multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest",
         ),
         (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
-        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size must be left out where fit is keep"),
+        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size must be left out if fit is keep"),
         (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern, got none.jpg"),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave something to draw, .* all of photo"),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave unknown pixels, .* all of photo"),
         (lambda p: Inpaint(p, f"{Path(p).parent}/wide.png"), "mask must have the size of its photo, got .* 8x9 .* 8x8"),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/masks"), "mask must hold one file named photo .*, got 0"),
-        (lambda p: Outpaint(p), "one of to and top, bottom, left, right must be given"),
-        (lambda p: Outpaint(p, right=4, to="8x16"), "one of to and top, bottom, left, right must be given"),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/masks"), "mask must contain one file named photo .*, got 0"),
+        (lambda p: Outpaint(p), "either to or some of top, bottom, left, right must be given"),
+        (lambda p: Outpaint(p, right=4, to="8x16"), "either to or some of top, bottom, left, right must be given"),
         (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
         (lambda p: Outpaint(p, to="6x16"), "to must exceed the photo, got 6x16 for 8x8"),
         (lambda p: Outpaint(p, to="8x8"), "to must exceed the photo"),
@@ -263,7 +271,10 @@ def test_latents_are_no_pictures():
         (lambda p: Autoregress(mask_seed=3), "image must be given with mask_is_unknown, mask_seed or fit"),
         (lambda p: Texture(scale=0.5), "exemplar must be given with scale or piece"),
         (lambda p: Texture(p, scale=0.0), "scale must be positive"),
-        (lambda p: Texture(p, piece="1x8"), "exemplar must hold a patch of 2x2 pixels, got 8x8, of which 1x8 is kept"),
+        (
+            lambda p: Texture(p, piece="1x8"),
+            "exemplar must contain a patch of 2x2 pixels, got 8x8, of which 1x8 is kept",
+        ),
         (lambda p: Texture(str(Path(p).parent)), "exemplar must be one image file, got 3"),
     ],
 )
@@ -278,9 +289,9 @@ def test_mistakes_are_refused_before_anything_is_drawn(task, message, model, pho
 
 def test_masks_that_show_the_network_little_are_told(model, photo, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
-    with pytest.warns(PhotoWarning, match="nothing is known of photo: the pictures are free inventions"):
+    with pytest.warns(PhotoWarning, match="no pixel of photo is known: results do not depend on it"):
         Inpaint(photo, str(tmp_path / "black.png")).requests(model, seeds=[0])
-    with pytest.warns(PhotoWarning, match="no patch of 2x2 pixels is wholly known of photo"):
+    with pytest.warns(PhotoWarning, match="no patch of 2x2 pixels is fully known in photo"):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
@@ -316,29 +327,29 @@ def test_every_task_has_a_layer():
 
 
 def test_a_folder_with_pictures_is_left_alone(tmp_path):
-    assert fresh_folder(tmp_path / "a", given=True) == tmp_path / "a"
-    assert fresh_folder(tmp_path / "a", given=True) == tmp_path / "a"  # still empty
+    assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"
+    assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"  # still empty
     (tmp_path / "a" / "x.png").touch()
-    assert fresh_folder(tmp_path / "a", given=False) == tmp_path / "a-2"
+    assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-2"
     (tmp_path / "a-2" / "x.gif").touch()
-    assert fresh_folder(tmp_path / "a", given=False) == tmp_path / "a-3"
-    with pytest.raises(ValueError, match="output must hold no pictures yet"):
-        fresh_folder(tmp_path / "a", given=True)
+    assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-3"
+    with pytest.raises(ValueError, match="output must not contain images"):
+        create_output_folder(tmp_path / "a", explicit=True)
     with pytest.raises(ValueError, match="output must be a folder, got the file"):
-        fresh_folder(tmp_path / "a" / "x.png", given=True)
+        create_output_folder(tmp_path / "a" / "x.png", explicit=True)
 
 
 def test_a_sheet_has_what_was_given_beside_its_results(tmp_path):
     image, known = torch.zeros(1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
     known[:4] = False
     requests = [Request(f"{p}{s}", s, None, (8, 8), image, known, group=p) for p in "ab" for s in (0, 1)]
-    write(torch.ones(4, 1, 8, 8), requests, tmp_path)
+    write_images(torch.ones(4, 1, 8, 8), requests, tmp_path)
     assert write_sheet(requests, tmp_path) == tmp_path / SHEET
     page = pixels_of(tmp_path / SHEET)
     # Two blocks of three tiles: 12 times 8 pixels each, 4 around and between, 12 between the blocks.
     assert page.shape == (3, 96 + 2 * 4, 2 * (3 * 96 + 2 * 4) + 12 + 2 * 4)
     for left in (4, 4 + 3 * 96 + 2 * 4 + 12):
-        assert tuple(page[:, 10, left].tolist()) == UNKNOWN
+        assert tuple(page[:, 10, left].tolist()) == UNKNOWN_COLOR
         assert (page[:, 90, left : left + 96] == 128).all()
         assert (page[:, 10, left + 100 : left + 196] == 255).all()
 
@@ -348,11 +359,11 @@ def test_a_sheet_of_one_generated_picture_is_not_made(tmp_path):
 
 
 def test_tiles_of_several_sizes_fit_on_a_sheet():
-    page = sheet([[torch.zeros(3, 4, 100, dtype=torch.uint8), torch.zeros(3, 50, 20, dtype=torch.uint8)]])
+    page = make_sheet([[torch.zeros(3, 4, 100, dtype=torch.uint8), torch.zeros(3, 50, 20, dtype=torch.uint8)]])
     assert page.shape == (3, 50 + 8, 204 + 8)
 
 
 def test_what_is_given_lies_at_its_place():
     image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
-    tile = given_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
+    tile = known_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
     assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
