@@ -1,4 +1,4 @@
-"""Image i depends on seed i only: the same pictures one by one and 64 at a time, whatever draws them."""
+"""Image i depends on seed i only: every sampler gives the same images one by one and 64 at a time."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ GUIDED = [ClassifierFree(2.0, high=0.9), InputGuidance(0.5)]
 SAMPLERS = {
     "path": Sampler(AsyncPatch(), DDIM(0.25), 4),
     "guided": Sampler(AsyncPatch(), Heun(), 3, GUIDED),
-    "skipping": Sampler(AsyncPatch(), Multistep(), 6, refresh=3),
+    "partial updates": Sampler(AsyncPatch(), Multistep(), 6, refresh=3),
     "autoregressive": Autoregressive(Shuffled(4), 0.5, DDIM(0.5), 2, GUIDED, refresh=2),
     "tolerance": Adaptive(Tolerance(0.1), Multistep(), 8, guidance=GUIDED[1:], refresh=2),
     "dual loop": Adaptive(DualLoop(), DDIM(0.25), 4),
@@ -44,7 +44,7 @@ def test_one_by_one_and_64_at_a_time(name):
     known[1::4, 4:] = True
     label = torch.arange(64) % 10
 
-    def drawn(rows: list[int]) -> torch.Tensor:
+    def sample(rows: list[int]) -> torch.Tensor:
         return sampler(
             denoiser,
             seeds=rows,
@@ -55,13 +55,13 @@ def test_one_by_one_and_64_at_a_time(name):
             dtype=torch.float64,
         )
 
-    together = drawn(list(range(64)))
+    together = sample(list(range(64)))
     assert torch.equal(together[known[:, None]], image[known[:, None]])
     for row in (0, 1, 2, 37):
-        assert torch.allclose(together[row], drawn([row])[0], rtol=0, atol=1e-9), f"{name}: image {row}"
+        assert torch.allclose(together[row], sample([row])[0], rtol=0, atol=1e-9), f"{name}: image {row}"
 
 
-def test_looking_ahead_changes_walks_in_which_patches_wait():
+def test_look_ahead_works_while_patches_wait():
     """Patches that wait in pure noise do not keep the others from looking ahead."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, uncertainty=True).double()

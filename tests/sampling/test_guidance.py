@@ -1,4 +1,4 @@
-"""Guidance: off is off, the formulas hold, all branches are one batch."""
+"""Guidance: neutral settings change nothing, the formulas hold, all branches are one batch."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
 
 
 class Counted(Denoiser):
-    """A denoiser that remembers the sizes of the batches that it saw."""
+    """A denoiser that records the sizes of its batches."""
 
     def __init__(self, network):
         super().__init__(network, RectifiedFlow())
@@ -34,7 +34,7 @@ def denoiser(small_dit):
     return Counted(small_dit)
 
 
-def begun(guidances, denoiser, batch, grid=(4, 4)):
+def guide(guidances, denoiser, batch, grid=(4, 4)):
     for guidance in guidances:
         source = RandomSource(batch, grid, per_image(range(batch)), "cpu", torch.float64)
         denoiser = guidance.begin(denoiser, source, SHAPE)
@@ -50,7 +50,7 @@ def inputs(batch=3):
 
 @torch.no_grad()
 def test_scale_1_and_strength_0_are_the_unguided_denoiser_exactly(denoiser):
-    assert begun([ClassifierFree(1), InputGuidance(0)], denoiser, 3) is denoiser
+    assert guide([ClassifierFree(1), InputGuidance(0)], denoiser, 3) is denoiser
     options = {"seeds": [1, 2], "label": torch.tensor([3, 4]), **DOUBLE}
     image, known = torch.rand(2, *SHAPE, dtype=torch.float64), torch.zeros(2, 8, 8, dtype=torch.bool)
     known[:, :4] = True
@@ -66,7 +66,7 @@ def test_a_map_of_strengths_guides_where_it_is_not_0(denoiser):
     x_t, t, label = inputs()
     rows = [[0, 0, 0, 1], [0, 0, 0, 0]]
     plain = denoiser(x_t, t, label).v
-    guided = begun([InputGuidance(rows)], denoiser, 3)(x_t, t, label).v
+    guided = guide([InputGuidance(rows)], denoiser, 3)(x_t, t, label).v
     # One row of numbers stands for two rows of patches, a patch is 2x2 pixels.
     assert (guided[..., :4, 6:] != plain[..., :4, 6:]).all()
     guided[..., :4, 6:] = plain[..., :4, 6:]
@@ -77,7 +77,7 @@ def test_a_map_of_strengths_guides_where_it_is_not_0(denoiser):
 def test_label_guidance_is_the_formula_within_its_interval(denoiser):
     x_t, t, label = inputs()
     with_label, without = denoiser(x_t, t, label).v, denoiser(x_t, t, None).v
-    guided = begun([ClassifierFree(3.0, 0.25, 0.75)], denoiser, 3)(x_t, t, label).v
+    guided = guide([ClassifierFree(3.0, 0.25, 0.75)], denoiser, 3)(x_t, t, label).v
     inside = ((t >= 0.25) & (t <= 0.75)).repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     assert 0.1 < inside.double().mean() < 0.9
     expected = torch.where(inside, without + 3 * (with_label - without), with_label)
@@ -106,29 +106,29 @@ def test_input_guidance_is_the_formula(denoiser):
     source = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64)
     guided = InputGuidance(1.5, level=0.6).begin(denoiser, source, SHAPE)(x_t, t, label).v
     noise = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64).normal(*SHAPE)
-    given = torch.zeros(8, 8, dtype=torch.bool)
-    given[:, :4] = True
-    x_noisy = torch.where(given, 0.4 * x_t + 0.6 * noise, x_t)
+    known = torch.zeros(8, 8, dtype=torch.bool)
+    known[:, :4] = True
+    x_noisy = torch.where(known, 0.4 * x_t + 0.6 * noise, x_t)
     t_noisy = t.clone()
     t_noisy[:, :, :2] = 0.6
     clean, noisy = denoiser(x_t, t, label).v, denoiser(x_noisy, t_noisy, label).v
-    assert torch.allclose(guided, torch.where(given, clean, clean + 1.5 * (clean - noisy)), rtol=0, atol=1e-12)
+    assert torch.allclose(guided, torch.where(known, clean, clean + 1.5 * (clean - noisy)), rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
 def test_branches_of_both_are_one_batch_and_their_order_does_not_matter(denoiser):
     x_t, t, label = inputs()
     rules = [ClassifierFree(3.0), InputGuidance(1.0)]
-    one = begun(rules, denoiser, 3)(x_t, t, label).v
+    one = guide(rules, denoiser, 3)(x_t, t, label).v
     assert denoiser.batches == [12]
-    other = begun(rules[::-1], denoiser, 3)(x_t, t, label).v
+    other = guide(rules[::-1], denoiser, 3)(x_t, t, label).v
     assert torch.allclose(one, other, rtol=0, atol=1e-10)
 
 
 @torch.no_grad()
-def test_nothing_given_means_no_input_guidance(denoiser):
+def test_input_guidance_needs_known_patches(denoiser):
     x_t, t, label = inputs()
-    guided = begun([InputGuidance(2.0)], denoiser, 3)
+    guided = guide([InputGuidance(2.0)], denoiser, 3)
     t[1:] = 0.5
     assert torch.allclose(guided(x_t, t, label).v[1:], denoiser(x_t, t, label).v[1:], rtol=0, atol=1e-12)
     assert not torch.allclose(guided(x_t, t, label).v[0], denoiser(x_t, t, label).v[0], rtol=0, atol=1e-3)
@@ -138,8 +138,8 @@ def test_nothing_given_means_no_input_guidance(denoiser):
 
 
 @torch.no_grad()
-def test_without_labels_there_is_nothing_to_be_guided_by(denoiser):
-    """v_with is v_without: runs whose sampler has label guidance complete photos that have no label."""
+def test_without_labels_classifier_free_guidance_does_nothing(denoiser):
+    """v_cond equals v_uncond: a sampler with classifier-free guidance can inpaint photos without labels."""
     plain = Sampler(AsyncPatch(), DDIM(0.25), 3)(denoiser, seeds=[0, 1], **DOUBLE)
     guided = Sampler(AsyncPatch(), DDIM(0.25), 3, [ClassifierFree(3)])(denoiser, seeds=[0, 1], **DOUBLE)
     assert torch.equal(plain, guided)
@@ -151,7 +151,7 @@ def test_image_i_depends_on_seed_i_only(denoiser, sampler):
     guided = sampler(solver=DDIM(0.25), guidance=[ClassifierFree(2, high=0.8), InputGuidance(1)], **options)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = torch.zeros(3, 8, 8, dtype=torch.bool)
-    known[:2, :, :4] = True  # the third is given nothing
+    known[:2, :, :4] = True  # nothing is known of the third
     label = torch.tensor([0, 1, 2])
     together = guided(denoiser, seeds=[7, 8, 9], label=label, image=image, known=known, **DOUBLE)
     for i in range(3):
@@ -171,13 +171,13 @@ def test_image_i_depends_on_seed_i_only(denoiser, sampler):
         (lambda: InputGuidance(1, level=0), "level must lie in"),
     ],
 )
-def test_refusals(build, message):
+def test_bad_arguments_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
 @torch.no_grad()
-def test_a_walk_refuses_what_cannot_be_guided(denoiser):
+def test_sampling_rejects_what_cannot_be_guided(denoiser):
     with pytest.raises(ValueError, match="label must lie in 0 .. 9, or be 10 for no label, got 11"):
         Sampler(steps=1)(denoiser, seeds=[0], label=torch.tensor([11]), **DOUBLE)
     with pytest.raises(ValueError, match="guidance of RePaint must not be InputGuidance"):

@@ -1,4 +1,4 @@
-"""Computing moving patches only: exact where it claims to be, honest where it is not, and cheaper."""
+"""Partial updates: exact where they claim to be, approximate elsewhere, and cheaper."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def denoiser(small_dit):
 
 @pytest.fixture(params=[{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}], ids=str)
 def any_denoiser(request):
-    """Of every kind of DiT."""
+    """A denoiser for every kind of DiT."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
     return Denoiser(network, RectifiedFlow())
@@ -42,7 +42,7 @@ def inputs(batch=3):
     return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
 
 
-def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
+def test_an_evaluation_of_all_patches_is_the_plain_network(denoiser):
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 4)
     partial_updates.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
@@ -50,7 +50,7 @@ def test_an_evaluation_of_all_patches_is_the_network_s_own(denoiser):
 
 
 def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
-    """Remembered keys and values are those of the same images: any part of them gives the same velocities."""
+    """Cached keys and values are those of the same images: updating any part of them gives the same velocities."""
     denoiser, (x_t, t, label) = any_denoiser, inputs()
     partial_updates, exact = PartialUpdates(denoiser, 100), denoiser(x_t, t, label).v
     for seed in range(4):
@@ -58,7 +58,7 @@ def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
         assert torch.allclose(partial_updates(x_t, t, label).v, exact, rtol=0, atol=1e-12)
 
 
-def test_moving_patches_see_each_other_fresh_and_others_as_they_were(any_denoiser):
+def test_moving_patches_see_each_other_updated_and_others_from_the_cache(any_denoiser):
     denoiser, (x_t, t, label) = any_denoiser, inputs()
     moving = torch.zeros(3, 4, 4, dtype=torch.bool)
     moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
@@ -76,7 +76,7 @@ def test_moving_patches_see_each_other_fresh_and_others_as_they_were(any_denoise
     assert torch.allclose(partial_updates(changed, t, label).v, exact, rtol=0, atol=1e-12)
 
 
-def test_the_refresh_comes_every_so_many_steps(denoiser):
+def test_all_patches_are_refreshed_periodically(denoiser):
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 3)
     nothing = torch.zeros(3, 4, 4, dtype=torch.bool)
@@ -89,8 +89,8 @@ def test_the_refresh_comes_every_so_many_steps(denoiser):
 
 
 @pytest.mark.parametrize("margin", [1, 2])
-def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
-    """As if it moved itself, and nothing beyond it."""
+def test_a_margin_around_moving_patches_is_updated(denoiser, margin):
+    """As if the margin moved itself, and nothing beyond it."""
     x_t, t, label = inputs()
     moving, wide = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
     moving[0, 1, 0], moving[1, 3, 3] = True, True
@@ -107,22 +107,22 @@ def test_a_margin_around_moving_patches_is_fresh(denoiser, margin):
 
 
 def test_refreshing_every_time_is_the_network_itself():
-    """Bit for bit: nothing is remembered, every evaluation is the plain call."""
+    """Bit for bit: no cache is used, every evaluation is the plain call."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
-    remembered = []
-    network.register_forward_pre_hook(lambda _, args, told: remembered.append(told.get("kv_cache")), with_kwargs=True)
+    caches = []
+    network.register_forward_pre_hook(lambda _, args, options: caches.append(options.get("kv_cache")), with_kwargs=True)
     for sampler in (Sampler(steps=4), Autoregressive(steps_per_patch=1), Adaptive(Tolerance(0.3), steps=4)):
         sampler(Denoiser(network, RectifiedFlow()), seeds=[1, 2], label=torch.arange(2), **DOUBLE)
-    assert len(remembered) > 4 + 16
-    assert set(remembered) == {None}
+    assert len(caches) > 4 + 16
+    assert set(caches) == {None}
 
 
 @pytest.mark.parametrize("solver", [DDIM(0.25), Heun(), Multistep()])
 @pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
 @pytest.mark.parametrize("overlap", [0.0, 0.6])
 def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
-    """Even where the images of a batch move at different times: one is given what another must generate."""
+    """Even where the images of a batch move at different times: one image knows what another must generate."""
     sampler = Autoregressive(Raster(), overlap, solver, 2, guidance, refresh=7)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = torch.zeros(3, 8, 8, dtype=torch.bool)
@@ -136,8 +136,8 @@ def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
         assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
 
 
-def test_a_patch_that_has_moved_is_seen_where_it_is(denoiser):
-    """What stands at a new level is computed there once, though it moves no more."""
+def test_a_patch_that_has_moved_is_updated_once_more(denoiser):
+    """A patch that has arrived at a new level is computed there once, although it no longer moves."""
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 100)
     first = torch.zeros(3, 4, 4, dtype=torch.bool)
@@ -150,8 +150,8 @@ def test_a_patch_that_has_moved_is_seen_where_it_is(denoiser):
     assert torch.allclose(partial_updates(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
-def test_skipping_half_the_image_saves_computation():
-    """Inpainting one quarter of 256 tokens: counted operations, all evaluations of a walk."""
+def test_partial_updates_save_computation():
+    """Inpainting one quarter of 256 tokens: counted operations of a whole trajectory."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
     denoiser = Denoiser(network, RectifiedFlow())
@@ -190,23 +190,23 @@ def test_a_margin_needs_a_refresh(make):
 
 
 @pytest.mark.parametrize("kind", [Sampler, Adaptive])
-def test_a_margin_as_wide_as_the_grid_is_the_full_walk(kind):
-    """All patches are computed at every step, through what is remembered."""
+def test_a_margin_as_wide_as_the_grid_is_the_exact_sampler(kind):
+    """All patches are computed in every step, through the cache."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
-    denoiser, told = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
+    denoiser, inputs = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
     options = {"step_rule": Tolerance(0.3)} if kind is Adaptive else {}
-    exact, wide = (kind(steps=6, **options, **skip)(denoiser, **told) for skip in ({}, {"refresh": 50, "margin": 4}))
+    exact, wide = (kind(steps=6, **options, **skip)(denoiser, **inputs) for skip in ({}, {"refresh": 50, "margin": 4}))
     assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
 
 
-def test_a_module_whose_network_cannot_is_refused_at_once():
+def test_a_module_whose_network_has_no_cache_is_rejected_at_once():
     network = UNet(1, 16, (1, 2), 1, 1, attention=(), middle_attention=False, level_patch_size=2)
     with pytest.raises(ValueError, match="refresh must be 1 for UNet, which computes all patches, got 4"):
         AsyncDiffusion(network, sampler=Sampler(refresh=4), image_size=8)
 
 
-def test_a_network_that_cannot_is_refused():
+def test_a_network_without_cache_is_rejected():
     oracle = GaussianOracle(*random_gaussian(16), (2, 2))
     with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which computes all patches"):
         Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))

@@ -1,4 +1,4 @@
-"""RePaint: its schedule is the paper's, what is known stays, and jumps leave the noise where it belongs."""
+"""RePaint: its schedule is that of the paper, known pixels stay, and jumps restore the right amount of noise."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from asyncdiff.sampling.repaint import RePaint
 SHAPE = (1, 4, 4)
 
 
-def test_the_usual_schedule_has_2410_evaluations():
+def test_the_default_schedule_has_2410_evaluations():
     """Lugmayr et al. with 250 steps, jumps of 10 and 10 resamples."""
     steps = [250, *RePaint().schedule()]
     down = sum(b < a for a, b in pairwise(steps))
@@ -57,7 +57,7 @@ def known_left(images: int) -> torch.Tensor:
     return known
 
 
-def test_known_pixels_come_back_bit_for_bit_and_seeds_decide():
+def test_known_pixels_are_returned_bit_for_bit_and_images_depend_on_their_seed():
     image = torch.randn(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     sampler = RePaint(steps=20, jump=5, resamples=2)
     options = {"shape": SHAPE, "dtype": torch.float64}
@@ -88,8 +88,8 @@ def test_resampling_brings_the_unknown_part_to_its_conditional():
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_held_patches_are_clean_throughout_and_loose_pixels_are_repeated():
-    """With hold, wholly known patches stand at 0 in every frame; the others walk RePaint's schedule."""
+def test_hold_keeps_known_patches_clean_and_resamples_the_others():
+    """With `hold`, fully known patches stay at level 0 in every frame; the others follow RePaint's schedule."""
     image = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = known_left(2)
     known[1] = False
@@ -107,6 +107,6 @@ def test_held_patches_are_clean_throughout_and_loose_pixels_are_repeated():
     assert not torch.equal(free[0], held[0])
 
 
-def test_it_refuses_to_generate():
+def test_it_needs_known_pixels():
     with pytest.raises(ValueError, match="RePaint needs image and known, got neither"):
         RePaint(steps=2)(ORACLE, seeds=[0], shape=SHAPE)

@@ -1,3 +1,5 @@
+"""Laws of samplers along a noise path, on exact denoisers in float64."""
+
 from itertools import pairwise
 
 import pytest
@@ -26,9 +28,9 @@ def test_image_i_depends_on_seed_i_only(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_known_pixels_come_back_bit_for_bit(sampler):
+def test_known_pixels_are_returned_bit_for_bit(sampler):
     image = torch.randn(2, *SHAPE, dtype=torch.float64)
-    known = torch.rand(2, 4, 4) < 0.7  # also pixels inside patches that are not wholly known
+    known = torch.rand(2, 4, 4) < 0.7  # also pixels inside patches that are not fully known
     out = sampler(ORACLE, seeds=[0, 1], shape=SHAPE, image=image, known=known, dtype=torch.float64)
     mask = known[:, None]
     assert torch.equal(out[mask], image[mask])
@@ -45,7 +47,7 @@ def test_unknown_pixels_are_never_read():
 
 
 def test_inpainting_samples_the_exact_conditional():
-    """On Gaussian data the completed half has the conditional mean and covariance of the known half."""
+    """On Gaussian data the inpainted half has the conditional mean and covariance of the known half."""
     n = 3000
     mean, cov = random_gaussian(16)
     known = Half("left")(4, 4)
@@ -67,7 +69,7 @@ def test_inpainting_samples_the_exact_conditional():
     assert torch.allclose(out[:, ~k].T.cov(), spread, atol=0.06 * spread.diagonal().max().item() + 0.01)
 
 
-def test_frames_walk_from_noise_to_clean():
+def test_frames_go_from_noise_to_clean():
     frames = list(SAMPLERS[1].frames(ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64))
     assert len(frames) == 9
     assert (frames[0].t == 1).all()
@@ -77,8 +79,8 @@ def test_frames_walk_from_noise_to_clean():
     assert torch.equal(frames[-1].x_t, whole)
 
 
-def test_a_solver_begins_once_per_walk():
-    """Its memory, if it has one, is that of one walk."""
+def test_a_solver_begins_once_per_trajectory():
+    """Its history, if it has one, is that of one trajectory."""
 
     class Begun(Solver):
         begun = 0
@@ -88,15 +90,15 @@ def test_a_solver_begins_once_per_walk():
             return DDIM()
 
         def __call__(self, evaluate, x_t, t, to, noise):
-            raise AssertionError("the walk must step with what begin() returned")
+            raise AssertionError("the sampler must step with the solver that begin() returned")
 
     sampler = Sampler(AsyncPatch(), Begun(), 3)
-    for walks in (1, 2):
+    for calls in (1, 2):
         sampler(ORACLE, seeds=[0], shape=SHAPE, dtype=torch.float64)
-        assert sampler.solver.begun == walks
+        assert sampler.solver.begun == calls
 
 
-def test_everything_known_needs_nothing():
+def test_a_fully_known_image_is_returned():
     image = torch.randn(1, *SHAPE, dtype=torch.float64)
     known = torch.ones(1, 4, 4, dtype=torch.bool)
     out = SAMPLERS[0](ORACLE, seeds=[0], shape=SHAPE, image=image, known=known, dtype=torch.float64)
@@ -123,14 +125,14 @@ def test_bad_requests_are_one_clear_error():
 def test_overlap_towards_1_is_synchronous():
     for solver in (DDIM(), Multistep()):
         wave = Autoregressive(Raster(), 1 - 1e-9, solver, steps_per_patch=12)
-        walked = wave(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
+        nearly_synchronous = wave(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
         plain = Sampler(Synchronous(), solver, 12)(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
-        assert torch.allclose(walked, plain, rtol=0, atol=1e-6)
+        assert torch.allclose(nearly_synchronous, plain, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("overlap", "evaluations"), [(0, 1024), (0.5, 520), (0.75, 268), (0.9, 117)])
 def test_evaluations_of_64_patches_in_16_steps(overlap, evaluations):
-    """1024 is the paper's figure for strict order (arXiv:2606.07079)."""
+    """1024 is the number of the paper for strict order (arXiv:2606.07079)."""
     assert Autoregressive(Raster(), overlap, steps_per_patch=16).num_steps((8, 8)) == evaluations
 
 
@@ -147,7 +149,7 @@ def test_strict_order_finishes_a_patch_before_the_next_one_starts():
 
 
 def test_steps_in_which_nothing_moves_cost_nothing():
-    """Of four patches in strict order two are known: half of the evaluations, and the same image as with them."""
+    """Of four patches in strict order two are known: half of the evaluations, and the same image in any batch."""
     seen = []
 
     class Watched(GaussianOracle):
@@ -167,7 +169,7 @@ def test_steps_in_which_nothing_moves_cost_nothing():
 
 
 def test_pixels_known_inside_unknown_patches_guide_the_others():
-    """Every second row is known, no patch is. The rest must come nearer to its conditional mean than without them."""
+    """Every second row is known, no patch is. The rest must come closer to its conditional mean than without them."""
     mean, cov = random_gaussian(16)
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[::2] = True
@@ -183,5 +185,5 @@ def test_pixels_known_inside_unknown_patches_guide_the_others():
         dtype=torch.float64,
     ).flatten(1)
     assert torch.equal(out[:, k], image.flatten()[k].expand(n, -1))
-    # Replacement closes a part of the way only (measured: a quarter): it samples no exact conditional.
+    # Replacement is not exact: it closes only a part of the distance (measured: a quarter).
     assert (out[:, ~k].mean(0) - expected).norm() < 0.8 * (mean[~k] - expected).norm()

@@ -1,4 +1,4 @@
-"""Laws of one step and of a walk, on exact denoisers in float64."""
+"""Laws of one step and of whole trajectories, on exact denoisers in float64."""
 
 import math
 from functools import cache
@@ -37,7 +37,7 @@ def label(value: object) -> str | None:
 
 
 def maps(batch: int) -> tuple[Tensor, Tensor]:
-    """A level map and a lower one; the first patch stands still, the second is clean already, the third arrives."""
+    """Return a level map and a lower one; the first patch does not move, the second is clean, the third arrives at 0."""
     t = 0.3 + 0.6 * torch.rand(batch, *GRID, generator=seeded(0), dtype=torch.float64)
     to = t * torch.rand(batch, *GRID, generator=seeded(1), dtype=torch.float64)
     t[:, 0, 1] = to[:, 0, 1] = to[:, 1, 0] = 0
@@ -51,7 +51,7 @@ def noised(oracle: MixtureOracle, t: Tensor) -> Tensor:
 
 
 class Counted:
-    """An oracle that counts how often it is asked."""
+    """An oracle that counts its evaluations."""
 
     def __init__(self, oracle: MixtureOracle):
         self.oracle, self.process, self.grid = oracle, oracle.process, oracle.grid
@@ -64,7 +64,7 @@ class Counted:
 
 @pytest.mark.parametrize("process", PROCESSES, ids=label)
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_a_patch_that_stands_still_comes_back_bit_for_bit(solver, process):
+def test_a_patch_that_does_not_move_is_returned_bit_for_bit(solver, process):
     oracle, (t, to) = GaussianOracle(MEAN, COV, GRID, process), maps(5)
     x_t = noised(oracle, t)
     walk = solver.begin()
@@ -76,8 +76,8 @@ def test_a_patch_that_stands_still_comes_back_bit_for_bit(solver, process):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_what_is_said_of_a_patch_that_stands_still_is_not_used(solver):
-    """Not even where it is no number, and not by later steps either."""
+def test_the_prediction_of_a_patch_that_does_not_move_is_not_used(solver):
+    """Not even if it is NaN, and not by later steps either."""
 
     def evaluate(x_t: Tensor, t: Tensor) -> Prediction:
         v = oracle(x_t, t).v.masked_fill(to_pixels(waits, (4, 4)), torch.nan)
@@ -105,7 +105,7 @@ def test_a_step_at_pure_noise_to_clean_is_finite(solver, process):
     ("solver", "process"),
     [
         *((DDIM(c), process) for c in (0.0, 0.25, 1.0) for process in PROCESSES),
-        (Heun(), RectifiedFlow()),  # rules that step onto clean patches as Euler does
+        (Heun(), RectifiedFlow()),  # solvers whose last step is Euler's
         (Multistep(), RectifiedFlow()),
     ],
     ids=label,
@@ -123,7 +123,9 @@ def test_deterministic_ddim_is_euler_for_the_rectified_flow():
     x_t = noised(oracle, t)
     euler = x_t + to_pixels(to - t, (4, 4)) * oracle(x_t, t).v
     assert torch.allclose(DDIM(0.0)(oracle, x_t, t, to, None), euler, atol=1e-13)
-    assert torch.allclose(Multistep()(oracle, x_t, t, to, None), euler, atol=1e-13)  # without a walk, or its first
+    assert torch.allclose(
+        Multistep()(oracle, x_t, t, to, None), euler, atol=1e-13
+    )  # without begin(), or its first step
 
 
 @pytest.mark.parametrize("solver", [Heun(), Multistep()], ids=label)
@@ -144,7 +146,7 @@ def test_slopes_that_are_linear_in_t_are_integrated_exactly(solver):
 
 
 def test_a_patch_without_history_takes_euler_s_step():
-    """Of two patches the one that stood in the step before is Euler's, the other one is not."""
+    """Of two patches, the one that did not move in the step before takes Euler's step, the other one does not."""
     oracle = GaussianOracle(MEAN, COV, (1, 2))
     levels = [torch.tensor([[row]], dtype=torch.float64) for row in ([0.9, 0.8], [0.7, 0.8], [0.5, 0.6])]
     walk = Multistep().begin()
@@ -156,7 +158,7 @@ def test_a_patch_without_history_takes_euler_s_step():
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_a_multistep_object_forgets_its_walks(path):
+def test_a_multistep_object_keeps_no_history(path):
     solver, oracle = Multistep(), GaussianOracle(MEAN, COV, GRID)
     first, again = (Sampler(path, solver, 6)(oracle, seeds=[0, 1], shape=SHAPE, dtype=torch.float64) for _ in range(2))
     assert torch.equal(first, again)
@@ -171,7 +173,7 @@ def test_a_multistep_object_forgets_its_walks(path):
 )
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_evaluations_are_counted(path, solver, evaluations):
-    """Heun spares one: in the last step every patch arrives at 0 or is there."""
+    """Heun saves one: in the last step every patch arrives at 0 or is there."""
     oracle = Counted(GaussianOracle(MEAN, COV, GRID))
     Sampler(path, solver, 10)(oracle, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
     assert oracle.evaluations == evaluations
@@ -179,7 +181,7 @@ def test_evaluations_are_counted(path, solver, evaluations):
 
 
 def test_heun_leaves_no_noise_behind():
-    """Images that are all alike: the last step ends on them; a mean with the velocity at t = 0 would end far off."""
+    """All images are equal: the last step ends on them; averaging with the velocity at t = 0 would end far away."""
     oracle = GaussianOracle(MEAN, 1e-12 * torch.eye(16, dtype=torch.float64), GRID)
     x = Sampler(AsyncPatch(), Heun(), 4)(oracle, seeds=range(8), shape=SHAPE, dtype=torch.float64)
     assert (x.flatten(1) - MEAN).abs().max() < 1e-5
@@ -188,7 +190,7 @@ def test_heun_leaves_no_noise_behind():
 @pytest.mark.parametrize(
     ("c", "process"), [(0.25, RectifiedFlow()), (1.0, RectifiedFlow()), (1.0, CosineVP())], ids=label
 )
-def test_a_stochastic_walk_keeps_mean_and_covariance(c, process):
+def test_a_stochastic_solver_keeps_mean_and_covariance(c, process):
     """The steps are affine on Gaussian data: the law of all results at once, without one sample.
 
     The mean is kept exactly, the covariance to first order: extrapolated from two numbers of steps it is far nearer.
@@ -203,7 +205,7 @@ def test_a_stochastic_walk_keeps_mean_and_covariance(c, process):
 
 
 def moments(solver: DDIM, oracle: GaussianOracle, steps: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and covariance of what a walk makes of N(0, 1), on one curve of each path."""
+    """Mean and covariance of the images from N(0, 1) noise, on one curve of each path."""
     curves = [path.draw(1, GRID, generator=seeded(0), dtype=torch.float64) for path in PATHS.values()]
     progress = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     levels = [torch.cat([curve(s[None])[0].expand(9, *GRID) for curve in curves]) for s in progress]
@@ -245,7 +247,7 @@ def test_order_of_convergence_to_the_closed_form(solver, order, process):
 
 
 class SideBySide(Path):
-    """`IMAGES` images on each of `PATHS`: one walk instead of three."""
+    """`IMAGES` images on each of `PATHS`: one trajectory instead of three."""
 
     def curve(self, source: RandomSource) -> Curve:
         shares = [list(source.generator)[k * IMAGES : (k + 1) * IMAGES] for k in range(len(PATHS))]
@@ -264,12 +266,12 @@ class SideBySide(Path):
 IMAGES = 9
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()], ids=label)  # LinearVP's root of t wants more steps
+@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()], ids=label)  # LinearVP's root of t needs more steps
 @pytest.mark.parametrize("path", PATHS)
 @ORDERS
 def test_order_of_convergence_on_every_path(solver, order, path, process):
     """On a mixture; all numbers of steps put the kinks of the paths on the grid."""
-    coarse, fine = (error(ended(type(solver), process, steps), process)[path] for steps in (30, 60))
+    coarse, fine = (error(final_images(type(solver), process, steps), process)[path] for steps in (30, 60))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
 
 
@@ -279,13 +281,13 @@ def error(ends: Tensor, process: Process) -> dict[str, float]:
     The reference is extrapolated from Heun's 60 and 120 steps, as near to the solution as its 480 steps are: within
     2 % of the smallest distances here (checked with 2560 steps).
     """
-    reference = (4 * ended(Heun, process, 120) - ended(Heun, process, 60)) / 3
+    reference = (4 * final_images(Heun, process, 120) - final_images(Heun, process, 60)) / 3
     distances = (ends - reference).flatten(1).norm(dim=1).reshape(len(PATHS), IMAGES)
     return dict(zip(PATHS, distances.median(1).values.tolist(), strict=True))
 
 
 @cache
-def ended(solver: type[Solver], process: Process, steps: int) -> Tensor:
+def final_images(solver: type[Solver], process: Process, steps: int) -> Tensor:
     oracle = MixtureOracle(*random_mixture(2, 4), GRID, process)
     seeds = range(len(PATHS) * IMAGES)
     return Sampler(SideBySide(), solver(), steps)(oracle, seeds=seeds, shape=(1, 2, 2), dtype=torch.float64)
@@ -294,7 +296,7 @@ def ended(solver: type[Solver], process: Process, steps: int) -> Tensor:
 def test_kinks_between_the_steps_do_not_cost_the_order():
     """Numbers of steps that put no group's start or end on the grid: order two.
 
-    Multistep's bound on its ratio of steps is for these: without it, it ends twelve times as far off here.
+    Multistep's bound on its ratio of steps is for these: without it, the error here is twelve times as large.
     """
 
     def walked(solver: Solver, steps: int) -> Tensor:
@@ -310,7 +312,7 @@ def test_kinks_between_the_steps_do_not_cost_the_order():
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_a_solver_is_rebuilt_from_its_recipe(solver):
+def test_a_solver_is_rebuilt_from_its_object_config(solver):
     assert vars(build(describe(solver))) == vars(solver)
 
 

@@ -1,4 +1,4 @@
-"""Canvases: known pixels stay, batches decide nothing, and seams, wrapped ones too, have the texture's statistics."""
+"""Tiling: known pixels stay, the batch size does not matter, and seams have the statistics of the texture."""
 
 import math
 from collections.abc import Iterator
@@ -36,14 +36,14 @@ ORACLE = texture()
 
 
 class Exact(ImageSampler):
-    """Draws the unknown pixels of a Gaussian given the known ones, each channel on its own; keeps what it was told."""
+    """Samples the unknown pixels of a Gaussian given the known ones, per channel; records the masks."""
 
     def __init__(self, cov: torch.Tensor | None = None):
         self.cov = ORACLE.cov if cov is None else cov
-        self.told: list[torch.Tensor] = []
+        self.masks: list[torch.Tensor] = []
 
     def walk(self, start):
-        self.told.append(start.known)
+        self.masks.append(start.known)
         rows = []
         for x, eps, known in zip(start.image.flatten(2), start.eps.flatten(2), start.known.flatten(1), strict=True):
             inside, across, outside = self.cov[known][:, known], self.cov[~known][:, known], self.cov[~known][:, ~known]
@@ -55,18 +55,18 @@ class Exact(ImageSampler):
         yield Frame(torch.stack(rows).reshape(start.x_t.shape), start.known_patches.to(start.x_t.dtype) * 0, 0.0)
 
 
-def draw(canvas: TiledSampler, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
+def sample_canvas(canvas: TiledSampler, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
     return canvas(ORACLE, size=size, shape=SHAPE, seed=seed, dtype=torch.float64, **options)
 
 
-# How a side is cut
+# How a side is split
 
 
 WINDOWS = [(4, 0), (4, 1), (4, 2), (4, 3), (5, 2), (8, 4), (8, 7)]  # with their overlaps
 
 
 def sides(window: int) -> Iterator[tuple[int, float]]:
-    """Lengths of a side, and where the first window is wanted."""
+    """Lengths of a side, and desired centers of the first window."""
     for patches in (window, window + 1, 2 * window - 1, 3 * window, 41):
         for middle in (0.5, patches / 2, patches - 0.5):
             yield patches, middle
@@ -75,30 +75,30 @@ def sides(window: int) -> Iterator[tuple[int, float]]:
 @pytest.mark.parametrize(
     ("window", "overlap", "tileable"), [(*w, False) for w in WINDOWS] + [(*w, True) for w in WINDOWS if w[1]]
 )
-def test_stretches_cover_a_side_once_and_see_none_that_would_come_later(window, overlap, tileable):
+def test_segments_cover_a_side_once_and_depend_on_earlier_ones_only(window, overlap, tileable):
     for patches, middle in sides(window):
-        cut = segments(patches, window, overlap, middle=middle, tileable=tileable)
-        owns = [[patch % patches for patch in range(s.first, s.first + s.length)] for s in cut]
-        rank = {patch: s.rank for s, own in zip(cut, owns, strict=True) for patch in own}
+        parts = segments(patches, window, overlap, middle=middle, tileable=tileable)
+        owns = [[patch % patches for patch in range(s.first, s.first + s.length)] for s in parts]
+        rank = {patch: s.rank for s, own in zip(parts, owns, strict=True) for patch in own}
         assert sorted(patch for own in owns for patch in own) == list(range(patches))
-        for stretch, own in zip(cut, owns, strict=True):
-            view = {patch % patches for patch in range(stretch.window, stretch.window + window)}
+        for segment, own in zip(parts, owns, strict=True):
+            view = {patch % patches for patch in range(segment.window, segment.window + window)}
             assert set(own) <= view
             known = [rank[patch] for patch in view - set(own)]
-            if stretch.rank:
+            if segment.rank:
                 assert len(known) >= overlap
-                assert max(known, default=-1) < stretch.rank
+                assert max(known, default=-1) < segment.rank
         if not tileable:
-            assert all(0 <= s.window <= patches - window for s in cut)
-            assert len(cut) == 1 + math.ceil((patches - window) / (window - overlap))  # as few as can be
+            assert all(0 <= s.window <= patches - window for s in parts)
+            assert len(parts) == 1 + math.ceil((patches - window) / (window - overlap))  # as few as can be
 
 
 @pytest.mark.parametrize(("window", "overlap"), [w for w in WINDOWS if w[1]])
-def test_a_circle_is_closed_by_one_window_that_knows_both_of_its_sides(window, overlap):
+def test_a_circle_is_closed_by_one_window_with_known_patches_on_both_sides(window, overlap):
     for patches, middle in sides(window):
-        cut = segments(patches, window, overlap, middle=middle, tileable=True)
-        last = max(cut, key=lambda stretch: stretch.rank)
-        assert sum(stretch.rank == last.rank for stretch in cut) == 1
+        parts = segments(patches, window, overlap, middle=middle, tileable=True)
+        last = max(parts, key=lambda segment: segment.rank)
+        assert sum(segment.rank == last.rank for segment in parts) == 1
         before, after = last.first - last.window, last.window + window - last.first - last.length
         assert before >= 1
         assert 0 <= after - before <= 1
@@ -106,8 +106,8 @@ def test_a_circle_is_closed_by_one_window_that_knows_both_of_its_sides(window, o
 
 
 @pytest.mark.parametrize("middle", [2.5, 11.0, 20.0, 38.5])
-def test_the_first_window_lies_where_it_is_wanted(middle):
-    """Within half a stride, as long as it does not stick out."""
+def test_the_first_window_lies_at_the_desired_center(middle):
+    """Within half a stride, unless it would stick out."""
     (first,) = [s for s in segments(41, 8, 4, middle=middle, tileable=False) if s.rank == 0]
     assert abs(first.window - min(max(middle - 4, 0), 33)) <= 2
 
@@ -115,15 +115,15 @@ def test_the_first_window_lies_where_it_is_wanted(middle):
 # What is known
 
 
-def test_one_window_is_the_samplers_own_image():
-    image = draw(TiledSampler(Exact()), (8, 8), seed=3)
+def test_one_window_is_the_image_of_the_sampler():
+    image = sample_canvas(TiledSampler(Exact()), (8, 8), seed=3)
     eps = normal((1, *SHAPE), generator=per_image([counter_key(3, 0, 0)]), dtype=torch.float64)
     root = torch.linalg.cholesky(ORACLE.cov)
     assert torch.equal(image.flatten(), root @ eps.flatten())
 
 
 def test_the_seed_of_a_window_is_a_function_of_its_row_and_column():
-    image = draw(TiledSampler(Exact(), overlap=0.0), (24, 40), seed=3)
+    image = sample_canvas(TiledSampler(Exact(), overlap=0.0), (24, 40), seed=3)
     for row, column in [(0, 0), (2, 4), (1, 3), (1, 1)]:
         eps = normal((1, 64), generator=per_image([counter_key(3, row, column)]), dtype=torch.float64)
         window = image[0, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
@@ -134,52 +134,52 @@ def test_the_seed_of_a_window_is_a_function_of_its_row_and_column():
 @pytest.mark.parametrize(
     ("extent", "place"), [((2, 2), (0, 0)), ((5, 9), (3, 6)), ((20, 6), (2, 14)), ((3, 24), (5, 0))]
 )
-def test_the_exemplar_comes_back_bit_for_bit(tileable, extent, place):
+def test_the_exemplar_is_returned_bit_for_bit(tileable, extent, place):
     exemplar = torch.randn(1, *extent, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    image = draw(TiledSampler(sampler, tileable=tileable), (24, 24), exemplar=exemplar, place=place)
+    image = sample_canvas(TiledSampler(sampler, tileable=tileable), (24, 24), exemplar=exemplar, place=place)
     inside = (slice(None), slice(place[0], place[0] + extent[0]), slice(place[1], place[1] + extent[1]))
     assert torch.equal(image[inside], exemplar)
     assert (image != 0).all()
-    # Growth is from the exemplar: no window knows nothing.
-    assert all(known.flatten(1).any(1).all() for known in sampler.told)
-    assert not torch.equal(image, draw(TiledSampler(Exact(), tileable=tileable), (24, 24)))
+    # Windows grow from the exemplar: every one is conditioned on known pixels.
+    assert all(known.flatten(1).any(1).all() for known in sampler.masks)
+    assert not torch.equal(image, sample_canvas(TiledSampler(Exact(), tileable=tileable), (24, 24)))
 
 
-def test_without_an_exemplar_one_window_knows_nothing():
+def test_without_an_exemplar_one_window_is_unconditional():
     sampler = Exact()
-    draw(TiledSampler(sampler), (30, 22))
-    assert sum(int((~known.flatten(1).any(1)).sum()) for known in sampler.told) == 1
+    sample_canvas(TiledSampler(sampler), (30, 22))
+    assert sum(int((~known.flatten(1).any(1)).sum()) for known in sampler.masks) == 1
 
 
 def test_an_exemplar_of_the_whole_size_is_the_result_without_evaluations():
     exemplar = torch.randn(1, 16, 12, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    assert torch.equal(draw(TiledSampler(sampler), (16, 12), exemplar=exemplar), exemplar)
-    assert not sampler.told
+    assert torch.equal(sample_canvas(TiledSampler(sampler), (16, 12), exemplar=exemplar), exemplar)
+    assert not sampler.masks
 
 
-def test_windows_that_the_exemplar_covers_are_not_drawn():
+def test_windows_that_the_exemplar_covers_are_not_generated():
     exemplar = torch.randn(1, 32, 32, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
     canvas = TiledSampler(sampler)
     *_, last = canvas.steps(
         ORACLE, size=(32, 40), shape=SHAPE, seed=0, exemplar=exemplar, place=(0, 4), dtype=torch.float64
     )
-    drawn = sum(len(known) for known in sampler.told)
-    assert last.done == last.windows == drawn
-    assert drawn < 2 * 7 + 2  # a column of windows on either side
-    assert all(not known.all() for call in sampler.told for known in call)
+    generated = sum(len(known) for known in sampler.masks)
+    assert last.done == last.windows == generated
+    assert generated < 2 * 7 + 2  # a column of windows on either side
+    assert all(not known.all() for call in sampler.masks for known in call)
 
 
-def test_pixels_known_inside_unknown_patches_are_told_to_the_sampler():
-    """The exemplar's odd columns are no whole patch, and yet known."""
+def test_pixels_known_inside_unknown_patches_are_passed_to_the_sampler():
+    """The exemplar's last column is half a patch, and known all the same."""
     sampler = Exact()
     exemplar = torch.ones(1, 8, 5, dtype=torch.float64)
-    draw(TiledSampler(sampler), (8, 8), exemplar=exemplar)
+    sample_canvas(TiledSampler(sampler), (8, 8), exemplar=exemplar)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:, :5] = True
-    assert torch.equal(sampler.told[0][0], expected)
+    assert torch.equal(sampler.masks[0][0], expected)
 
 
 # The order
@@ -188,17 +188,18 @@ def test_pixels_known_inside_unknown_patches_are_told_to_the_sampler():
 @pytest.mark.parametrize("tileable", [False, True])
 @pytest.mark.parametrize("overlap", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("size", [(8, 10), (16, 16), (26, 34)])
-def test_the_batch_size_decides_nothing(size, overlap, tileable):
+def test_the_result_does_not_depend_on_the_batch_size(size, overlap, tileable):
     exemplar = torch.randn(1, 5, 6, generator=seeded(1), dtype=torch.float64)
     for options in ({}, {"exemplar": exemplar, "place": (2, 3)}):
         one, two, all_ = (
-            draw(TiledSampler(Exact(), overlap, tileable, batch_size=b), size, seed=5, **options) for b in (1, 2, 1000)
+            sample_canvas(TiledSampler(Exact(), overlap, tileable, batch_size=b), size, seed=5, **options)
+            for b in (1, 2, 1000)
         )
         assert torch.equal(one, two)
         assert torch.equal(one, all_)
 
 
-def test_a_networks_canvas_does_not_depend_on_the_batch_size_either(small_dit):
+def test_the_canvas_of_a_network_does_not_depend_on_the_batch_size_either(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow())
     images = [
         TiledSampler(Sampler(steps=4), batch_size=b)(
@@ -211,7 +212,7 @@ def test_a_networks_canvas_does_not_depend_on_the_batch_size_either(small_dit):
     assert not torch.allclose(images[0], other, atol=1e-3)
 
 
-def test_a_network_draws_in_evaluation_mode_and_keeps_its_own(small_dit):
+def test_a_network_runs_in_evaluation_mode_and_keeps_its_own_mode(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow()).train()
     modes = []
     small_dit.register_forward_hook(lambda module, *_: modes.append(module.training))
@@ -220,22 +221,22 @@ def test_a_network_draws_in_evaluation_mode_and_keeps_its_own(small_dit):
     assert denoiser.training
 
 
-def test_windows_that_know_nothing_of_each_other_go_together():
+def test_independent_windows_are_one_batch():
     """From the middle, 9 x 9 windows take the 9 sums of the ranks 0 .. 4 in rows and columns."""
     sampler = Exact()
-    stages = list(
+    states = list(
         TiledSampler(sampler, batch_size=1000).steps(ORACLE, size=(40, 40), shape=SHAPE, seed=0, dtype=torch.float64)
     )
-    assert [stage.done for stage in stages] == [0, 1, 5, 13, 25, 41, 57, 69, 77, 81]
-    assert {stage.windows for stage in stages} == {81}
-    assert [len(known) for known in sampler.told] == [b.done - a.done for a, b in pairwise(stages)]
+    assert [state.done for state in states] == [0, 1, 5, 13, 25, 41, 57, 69, 77, 81]
+    assert {state.windows for state in states} == {81}
+    assert [len(known) for known in sampler.masks] == [b.done - a.done for a, b in pairwise(states)]
 
 
-def test_stages_show_what_is_drawn_so_far():
+def test_states_show_the_canvas_so_far():
     exemplar = torch.full((1, 8, 8), 7, dtype=torch.float64)
     filled = [
-        (int((stage.canvas != 0).sum()), stage.canvas.shape)
-        for stage in TiledSampler(Exact()).steps(
+        (int((state.canvas != 0).sum()), state.canvas.shape)
+        for state in TiledSampler(Exact()).steps(
             ORACLE, size=(18, 23), shape=SHAPE, seed=0, exemplar=exemplar, place=(4, 6), dtype=torch.float64
         )
     ]
@@ -296,10 +297,10 @@ def test_a_tileable_texture_has_no_seam_anywhere():
 
 
 @pytest.mark.slow
-def test_a_samplers_seams_are_as_good_as_its_windows():
-    """Heun's rule with the exact denoiser: the covariance across the wrapped seams lies within 4 standard errors."""
+def test_the_seams_of_a_sampler_are_as_good_as_its_windows():
+    """Heun's method with the exact denoiser: the covariance across the wrapped seams lies within 4 standard errors."""
     canvas = TiledSampler(Sampler(solver=Heun(), steps=8), tileable=True)
-    images = torch.cat([draw(canvas, (32, 32), seed) for seed in range(16)])
+    images = torch.cat([sample_canvas(canvas, (32, 32), seed) for seed in range(16)])
     rows, columns = images[:, 0] * images[:, -1], images[:, :, 0] * images[:, :, -1]
     across = torch.cat([rows, columns], dim=1).mean(1)  # one number per canvas
     error = float(across.std()) / len(across) ** 0.5
@@ -310,7 +311,7 @@ def test_a_samplers_seams_are_as_good_as_its_windows():
 @pytest.mark.parametrize(
     "sampler", [Autoregressive(steps_per_patch=2), Adaptive(steps=4), RePaint(steps=4, jump=2, resamples=2)]
 )
-def test_any_sampler_draws_canvases(sampler):
+def test_any_sampler_can_be_tiled(sampler):
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=4, uncertainty=True).double().eval()
     exemplar = torch.randn(1, 4, 4, generator=seeded(1), dtype=torch.float64)
@@ -331,7 +332,7 @@ def test_any_sampler_draws_canvases(sampler):
 
 
 class Largest(TorchDispatchMode):
-    """The elements of the largest tensors that operations allocate, in falling order."""
+    """Sizes of the largest tensors that operations allocate, in descending order."""
 
     def __init__(self):
         super().__init__()
@@ -340,15 +341,15 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         output = function(*arguments, **(named or {}))
         for tensor in output if isinstance(output, (tuple, list)) else [output]:
-            given = {a.untyped_storage().data_ptr() for a in arguments if isinstance(a, torch.Tensor)}
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in given:
+            inputs = {a.untyped_storage().data_ptr() for a in arguments if isinstance(a, torch.Tensor)}
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in inputs:
                 self.elements.append(tensor.untyped_storage().nbytes() // 4)
         self.elements = sorted(self.elements, reverse=True)[:8]
         return output
 
 
 class Noise(ImageSampler):
-    """Unknown pixels are the seed's noise, whatever is known."""
+    """Unknown pixels are the initial noise, whatever is known."""
 
     def walk(self, start):
         yield Frame(
@@ -357,17 +358,17 @@ class Noise(ImageSampler):
 
 
 @pytest.mark.parametrize("tileable", [False, True])
-def test_memory_beside_the_canvas_is_one_batch_of_windows(tileable):
-    """Among all tensors that are ever allocated only one has the canvas's size, the others at most a batch's."""
+def test_memory_is_the_canvas_and_one_batch_of_windows(tileable):
+    """Only one tensor that is ever allocated has the size of the canvas; the others have at most that of a batch."""
     for size in (256, 512):
-        with Largest() as kv_cache:
+        with Largest() as largest:
             canvas = TiledSampler(Noise(), tileable=tileable, batch_size=4)
             canvas(ORACLE, size=(size, size), shape=(3, 32, 32), seed=0)
-        assert kv_cache.elements[0] == 3 * size * size
-        assert kv_cache.elements[1] == 4 * 3 * 32 * 32
+        assert largest.elements[0] == 3 * size * size
+        assert largest.elements[1] == 4 * 3 * 32 * 32
 
 
-# Refusals
+# Rejected arguments
 
 
 def test_the_canvas_is_described_by_its_arguments():
@@ -385,7 +386,7 @@ def test_the_canvas_is_described_by_its_arguments():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
-def test_impossible_canvases_are_refused(options, message):
+def test_impossible_canvases_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         TiledSampler(**options)
 
@@ -418,11 +419,11 @@ def test_impossible_canvases_are_refused(options, message):
         (TiledSampler(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
     ],
 )
-def test_what_does_not_fit_is_refused(canvas, options, message):
+def test_what_does_not_fit_is_rejected(canvas, options, message):
     with pytest.raises(ValueError, match=message):
         canvas(ORACLE, **({"size": (16, 16), "shape": SHAPE, "seed": 0} | options))
 
 
-def test_windows_of_two_patches_close_no_circle():
+def test_windows_of_two_patches_cannot_close_a_circle():
     with pytest.raises(ValueError, match="tileable needs windows of at least 3 level patches a side, got 2"):
         TiledSampler(tileable=True)(texture(patches=2), size=(16, 16), shape=SHAPE, seed=0)
