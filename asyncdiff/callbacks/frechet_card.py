@@ -47,7 +47,7 @@ def frechet_protocol(
         "labels": f"{module.classes} classes in turn" if module.classes else None,
         "sampler": _object_config(sampler or module.sampler),
         "codec": None if module.codec is None else module.codec.fingerprint(),
-        "rounding": None,  # the features may round
+        "rounding": None,  # none, except inside the features
     }
     return {
         "measurement": "run",

@@ -36,7 +36,7 @@ def check_arguments(model: Any) -> None:
 
 
 def check_codec(model: Any, channels: int | None) -> None:
-    """Raise ValueError if the codec's number of channels differs from the model's; None if it is not known yet."""
+    """Raise ValueError if a codec's `channels` differ from those of the model; None means not known yet."""
     if channels not in (None, model.shape[0]):
         raise ValueError(
             f"network.channels must be the codec's {channels}, got {model.shape[0]}: set it, or use another model.codec"

@@ -11,7 +11,7 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.latents.codec import COMPARED
 
 PARTS = ("network", "process", "target")  # attributes of a model that determine what its weights mean
-# Arguments of networks that change neither the weights nor what is computed with them.
+# Arguments of networks that change neither the meaning of the weights nor the predictions.
 IGNORED_ARGUMENTS = ("dropout", "checkpointing")
 # Arguments of networks that change the meaning of the same weights; all others show in the shapes.
 SEMANTIC_ARGUMENTS = ("channels", "patch_size", "heads", "head_dim", "groups")

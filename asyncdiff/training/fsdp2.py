@@ -24,12 +24,8 @@ from asyncdiff.training.compatibility import check_checkpoint
 
 # Strategies that shard the network in other ways; FullyShard itself is a ModelParallelStrategy, too.
 OTHER_SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
-PRECISIONS = (
-    "32-true",
-    "bf16-mixed",
-    "bf16-true",
-    "16-true",
-)  # those that Lightning accepts for a ModelParallelStrategy
+# Precisions that Lightning accepts for a ModelParallelStrategy.
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")
 
 
 class FullyShard(ModelParallelStrategy):
