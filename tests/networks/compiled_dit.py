@@ -1,5 +1,7 @@
-"""What a compiled DiT computes and how often it is compiled, as JSON. Apart, since Dynamo does not trace the types'
-checks: run with JAXTYPING_DISABLE=1 by test_dit_speed.py."""
+"""Print as JSON what a compiled DiT computes and how often it is compiled.
+
+A process of its own, since Dynamo cannot trace the type checks: test_dit_speed.py runs it with JAXTYPING_DISABLE=1.
+"""
 
 import json
 import sys
@@ -40,7 +42,7 @@ def step(net: DiT, count: int) -> list[torch.Tensor]:
 
 
 def samples(net: DiT) -> list[torch.Tensor]:
-    """Images drawn with one level at a time, and with levels that all differ."""
+    """Images sampled with one level per image, and with levels that all differ."""
     denoiser = Denoiser(net, RectifiedFlow()).requires_grad_(False)
     options = {"seeds": range(6), "shape": (1, 8, 8), "label": LABEL}
     return [Sampler(path, steps=4)(denoiser, **options) for path in (None, AsyncPatch())]
@@ -53,7 +55,7 @@ pairs = [pair for n in COUNTS for pair in zip(step(eager, n), step(compiled, n),
 training = counter.frame_count
 eager.eval(), compiled.eval()
 pairs += zip(samples(eager), samples(compiled), strict=True)
-for batch in (6, 3, 5):  # as a validation has them, the last batch a smaller one
+for batch in (6, 3, 5):  # as in validation, where the last batch is smaller
     x, t = torch.randn(batch, 1, 8, 8), torch.rand(batch, 4, 4)
     with torch.inference_mode():
         for level_map in (t, t[:, :1, :1]):

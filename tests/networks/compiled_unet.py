@@ -1,5 +1,7 @@
-"""What a compiled U-Net computes and how often it is compiled, as JSON. Apart, since Dynamo does not trace the types'
-checks: run with JAXTYPING_DISABLE=1 by test_unet.py."""
+"""Print as JSON what a compiled U-Net computes and how often it is compiled.
+
+A process of its own, since Dynamo cannot trace the type checks: test_unet.py runs it with JAXTYPING_DISABLE=1.
+"""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Laws of the network: what a level map means, what it costs, what reaches what."""
+"""Laws of the DiT: what a level map means, what it costs, and what depends on what."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def levels(batch: int = 3, grid: tuple[int, int] = (4, 4)) -> torch.Tensor:
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)])
 def test_a_constant_map_is_the_1x1_map(small_dit, grid):
-    """Found to be constant, and gathered patch by patch where the caller hands on an index of all patches."""
+    """Detected as constant, and gathered patch by patch if the caller passes an index of all patches."""
     x, t = noisy(), levels(grid=(1, 1))
     label, exact = torch.tensor([0, 5, 10]), small_dit(x, t, torch.tensor([0, 5, 10]))
     every = UniqueLevels(t.flatten(), torch.arange(3)[:, None, None].expand(3, *grid).contiguous())
@@ -27,7 +27,7 @@ def test_a_constant_map_is_the_1x1_map(small_dit, grid):
 
 
 def test_a_constant_map_is_scalar_conditioning(small_dit):
-    """Against adaLN written the usual way: one modulation per image from silu(level) + silu(label)."""
+    """Against standard adaLN: one modulation per image from silu(level) + silu(label)."""
     x, t, label = noisy(), levels(grid=(1, 1)), torch.tensor([0, 5, 10])
     net = small_dit
     c = torch.nn.functional.silu(net.level_embedding(t.flatten()))
@@ -48,7 +48,7 @@ def test_a_constant_map_is_scalar_conditioning(small_dit):
     assert torch.allclose(net(x, t, label), expected, atol=1e-12)
 
 
-def test_handing_on_the_distinct_levels_changes_nothing(small_dit):
+def test_passing_the_distinct_levels_changes_nothing(small_dit):
     x, t = noisy(), (levels() * 255).round() / 255
     table = UniqueLevels(torch.arange(256, dtype=torch.float64) / 255, (t * 255).round().long())
     assert torch.allclose(small_dit(x, t, unique=table), small_dit(x, t), atol=1e-13)
@@ -66,7 +66,7 @@ def test_modulations_are_computed_once_per_distinct_level(small_dit):
     assert rows == [2]
 
 
-def test_every_patch_feels_its_own_level(small_dit):
+def test_every_patch_depends_on_its_own_level(small_dit):
     x, t = noisy(1), levels(1)
     changed = t.clone()
     changed[0, 1, 2] = 1 - changed[0, 1, 2]

@@ -1,4 +1,4 @@
-"""What makes the DiT fast changes nothing: tables, the fused backward, checkpointing, compilation, bf16."""
+"""Optimizations of the DiT change no result: tables, the fused backward, checkpointing, compilation, bf16."""
 
 import json
 import os
@@ -25,21 +25,21 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 
 
 def rows(dim: int = 6, levels: int = 5, label: bool = True) -> tuple[IndexedVectors, list[torch.Tensor]]:
-    """Vectors for 3 images of 8 places, and the leaves that they come from."""
+    """Vectors for 3 images of 8 tokens, and the leaves that they are computed from."""
     table = torch.randn(levels, dim, generator=seeded(1), dtype=torch.float64, requires_grad=True)
     by_image = torch.randn(3, dim, generator=seeded(2), dtype=torch.float64, requires_grad=True) if label else None
     index = torch.randint(levels, (3, 8), generator=seeded(3))
     return IndexedVectors(table, index, by_image), [table] + ([by_image] if label else [])
 
 
-def places(seed: int = 0) -> torch.Tensor:
+def tokens(seed: int = 0) -> torch.Tensor:
     return torch.randn(3, 8, 6, generator=seeded(seed), dtype=torch.float64, requires_grad=True)
 
 
 @pytest.mark.parametrize("label", [True, False])
 def test_the_fused_gather_is_the_naive_one(label):
     """Values and gradients of every input, against gathering with plain autograd."""
-    x, change = places(), places(9)
+    x, change = tokens(), tokens(9)
     shift, leaves = rows(label=label)
     scale = IndexedVectors(shift.table.detach() * 2 + 1, shift.index, shift.label)
     scale.table.requires_grad_()
@@ -62,7 +62,7 @@ def test_the_fused_gather_is_the_naive_one(label):
 
 
 def test_numerical_gradients():
-    (shift, leaves), x = rows(), places()
+    (shift, leaves), x = rows(), tokens()
     table, label = leaves
 
     def run(x, table, label):
@@ -73,7 +73,7 @@ def test_numerical_gradients():
 
 
 def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """The network with one conditioning per token, and each gathered, computed and kept by plain autograd."""
+    """The network with one conditioning per token, gathered, computed and stored by plain autograd."""
     unique = UniqueLevels(t.flatten(), torch.arange(t.numel()).view(t.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modulation.IndexedVectors, "gather", lambda r: naive_rows(r))
@@ -107,8 +107,8 @@ def test_a_table_of_levels_is_one_conditioning_per_patch(options):
         assert torch.allclose(got, expected, rtol=0, atol=1e-10)
 
 
-def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, unique: UniqueLevels, naive: bool = False) -> int:
-    """Bytes that the forward pass keeps for the backward, parameters left out."""
+def stored_bytes(network: DiT, x: torch.Tensor, t: torch.Tensor, unique: UniqueLevels, naive: bool = False) -> int:
+    """Bytes that the forward pass stores for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}
 
@@ -124,16 +124,16 @@ def kept(network: DiT, x: torch.Tensor, t: torch.Tensor, unique: UniqueLevels, n
     return sum(storages.values())
 
 
-def test_nothing_of_six_vectors_per_token_is_kept():
-    """DiT-S with 64 tokens: what a level map costs in memory beside one level per image."""
+def test_the_six_vectors_per_token_are_not_stored():
+    """DiT-S with 64 tokens: memory of a level map compared with one level per image."""
     torch.manual_seed(0)
     network = DiT(channels=3, patch_size=4, dim=384, depth=2, heads=6)
     x, index = torch.randn(64, 3, 32, 32), torch.randint(256, (64, 8, 8))
     values = torch.arange(256) / 255
     one_each = UniqueLevels(values, index[:, :1, :1])
-    scalar = kept(network, x, values[one_each.index], one_each)
-    ours = kept(network, x, values[index], UniqueLevels(values, index))
-    naive = kept(network, x, values[index], UniqueLevels(values, index), naive=True)
+    scalar = stored_bytes(network, x, values[one_each.index], one_each)
+    ours = stored_bytes(network, x, values[index], UniqueLevels(values, index))
+    naive = stored_bytes(network, x, values[index], UniqueLevels(values, index), naive=True)
     assert ours < 1.08 * scalar
     assert naive > 1.3 * scalar
 
@@ -161,7 +161,7 @@ def test_operations_of_a_level_map_are_those_of_one_level():
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_changes_no_gradient(dropout):
-    gradients, kv_cache = [], []
+    gradients, stored = [], []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         network = DiT(1, 2, 32, 2, 4, classes=10, dropout=dropout, checkpointing=checkpointing)
@@ -171,29 +171,29 @@ def test_checkpointing_changes_no_gradient(dropout):
         torch.manual_seed(1)
         network(x, unique.values[index], torch.arange(3), unique=unique).square().sum().backward()
         gradients.append([p.grad for p in network.parameters()])
-        kv_cache.append(kept(network, x, unique.values[index], unique))
+        stored.append(stored_bytes(network, x, unique.values[index], unique))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert kv_cache[1] < 0.5 * kv_cache[0]
+    assert stored[1] < 0.5 * stored[0]
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True}])
 def test_compiled_is_eager_and_compiled_once(options):
     """One graph for training, however many levels there are; two for sampling and two for validation, one level an
     image or a map, however many images."""
-    told = run_compiled(options, "aot_eager")
-    assert told["training"] == 1
-    assert told["all"] <= 5
-    assert told["difference"] < 2e-4
+    report = run_compiled(options, "aot_eager")
+    assert report["training"] == 1
+    assert report["all"] <= 5
+    assert report["difference"] < 2e-4
 
 
 @pytest.mark.slow
 def test_compiled_by_inductor_is_eager():
-    told = run_compiled({"checkpointing": True}, "inductor")
-    assert told["training"] == 1
-    assert told["difference"] < 2e-3  # float32 sums in another order, relative to the largest entry of each tensor
+    report = run_compiled({"checkpointing": True}, "inductor")
+    assert report["training"] == 1
+    assert report["difference"] < 2e-3  # float32 sums in another order, relative to the largest entry of each tensor
 
 
-def test_a_run_compiles_its_network_and_a_checkpoint_does_not_ask_for_it(monkeypatch):
+def test_a_run_compiles_its_network_and_a_checkpoint_does_not_require_it(monkeypatch):
     compiled = []
     monkeypatch.setattr(DiT, "compile", lambda self, *_, **__: compiled.append(self))
     model = AsyncDiffusion(DiT(channels=1, dim=32, depth=1, heads=4), image_size=8, compiled=True)
@@ -234,7 +234,7 @@ def test_bfloat16_is_near_float32(options):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_those_of_dit(name):
-    """To the unit, but for learned variances, which ours has none of. The level map itself adds none."""
+    """Exactly, except for learned variances, which this DiT does not have. The level map itself adds none."""
     dim, depth, heads = SIZES[name]
     with torch.device("meta"):
         network = DiT(4, 2, dim, depth, heads, classes=1000)
@@ -247,7 +247,7 @@ def test_parameters_are_those_of_dit(name):
 
 
 def test_rope_sees_distances_only():
-    """Scores of equal queries and keys depend on the distance of their tokens, by row and by column apart."""
+    """Scores of equal queries and keys depend on the distance of their tokens, by row and by column separately."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, positions=False, rope=True).double())
     x = torch.randn(1, 1, 16, 16, generator=seeded(0), dtype=torch.float64)

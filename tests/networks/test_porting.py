@@ -1,4 +1,4 @@
-"""Ported networks against those that they come from: diffusers' own, and the paper's equations."""
+"""Ported networks against the originals: diffusers' models, and the equations of the paper."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def levels(t: float, dtype: torch.dtype = torch.float32, grid: tuple[int, int] =
     return torch.full((3, *grid), t, dtype=torch.float64).to(dtype)
 
 
-def theirs(heads: int = 4, sigma: bool = True, **options) -> DiTTransformer2DModel:
-    """A model of diffusers with nothing switched off, its embeddings shared by its blocks as in published weights."""
+def diffusers_model(heads: int = 4, sigma: bool = True, **options) -> DiTTransformer2DModel:
+    """A diffusers model with random weights; its blocks share their embeddings, as in published weights."""
     options = {"norm_eps": 1e-6, "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 10} | options
     torch.manual_seed(0)
     model = DiTTransformer2DModel(
@@ -49,12 +49,12 @@ def theirs(heads: int = 4, sigma: bool = True, **options) -> DiTTransformer2DMod
     return model.eval()
 
 
-def ours(model: DiTTransformer2DModel, convention: Convention = DIFFUSERS):
+def ported(model: DiTTransformer2DModel, convention: Convention = DIFFUSERS):
     weights = from_diffusers(model.state_dict())
     return port_weights(weights, convention, heads=model.config.num_attention_heads, image_size=8)
 
 
-def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, relative to the largest value."""
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
@@ -65,19 +65,19 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(("heads", "sigma"), [(4, True), (2, False)])
 @torch.no_grad()
 def test_the_output_is_diffusers(heads, sigma):
-    model, x = theirs(heads, sigma), noisy()
-    port = ours(model)
+    model, x = diffusers_model(heads, sigma), noisy()
+    port = ported(model)
     assert port.dropped == (4 if sigma else 0)
     for k in TIMES:
         expected = model(x, timestep=torch.full((3,), k), class_labels=LABELS).sample[:, :4]
         for grid in ((1, 1), (4, 4)):
-            assert off(port.network(x, levels((k + 1) / 1000, grid=grid), LABELS), expected) < 1e-5
+            assert relative_error(port.network(x, levels((k + 1) / 1000, grid=grid), LABELS), expected) < 1e-5
 
 
 @torch.no_grad()
 def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
-    """With both libraries' sinusoids, which are float32's, in double precision, too."""
-    model, x = theirs().double(), noisy(torch.float64)
+    """With the sinusoids of both libraries, otherwise float32, in double precision too."""
+    model, x = diffusers_model().double(), noisy(torch.float64)
 
     def exact_waves(timesteps):
         angle = timesteps[:, None] * 10000.0 ** -(torch.arange(128, dtype=torch.float64) / 127)
@@ -87,25 +87,25 @@ def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
         block.norm1.emb.time_proj.forward = exact_waves
     plain = model.pos_embed.pos_embed[0].reshape(16, 4, 16)  # rounded, but the same for both
     monkeypatch.setattr(dit, "grid_positions", lambda *_: plain.flip(1).reshape(16, 64))
-    network = ours(model).network
+    network = ported(model).network
     for k in TIMES:
         expected = model(x, timestep=torch.full((3,), k, dtype=torch.float64), class_labels=LABELS).sample[:, :4]
         found = network(x, levels((k + 1) / 1000, torch.float64), LABELS)
-        assert off(found, expected) < 1e-12
+        assert relative_error(found, expected) < 1e-12
 
 
 @torch.no_grad()
 def test_the_prediction_is_that_of_their_schedule():
-    """Also the clean image, which is 157 times as large as the noise at the last step, and so are its errors."""
-    model, x = theirs(), noisy()
-    denoiser = Denoiser(ours(model).network, LinearVP(), NoiseTarget())
+    """Also of the clean image, which at the last step is 157 times as large as the noise, and so are its errors."""
+    model, x = diffusers_model(), noisy()
+    denoiser = Denoiser(ported(model).network, LinearVP(), NoiseTarget())
     scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
     for k in TIMES:
         eps = model(x, timestep=torch.full((3,), k), class_labels=LABELS).sample[:, :4]
         clean = scheduler.step(eps, k, x).pred_original_sample
         prediction = denoiser(x, levels((k + 1) / 1000), LABELS)
-        assert off(prediction.eps, eps) < 1e-5
-        assert off(prediction.x, clean) < 1e-5
+        assert relative_error(prediction.eps, eps) < 1e-5
+        assert relative_error(prediction.x, clean) < 1e-5
 
 
 @torch.no_grad()
@@ -119,53 +119,53 @@ def test_the_noise_of_their_schedule_is_that_of_the_process():
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @torch.no_grad()
 def test_the_images_are_those_of_their_sampler(scale):
-    """DDIM down the same times, with guidance by the same scale, from the same noise."""
-    model, steps = theirs(), 20
+    """DDIM on the same time steps, with the same guidance scale, from the same noise."""
+    model, steps = diffusers_model(), 20
     scheduler = DDIMScheduler(
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"
     )
     scheduler.set_timesteps(steps)
     sampler = Sampler(solver=DDIM(), steps=steps, guidance=[ClassifierFree(scale)] if scale != 1 else [])
-    denoiser = Denoiser(ours(model).network, LinearVP(), NoiseTarget())
+    denoiser = Denoiser(ported(model).network, LinearVP(), NoiseTarget())
     found = sampler(denoiser, seeds=range(2), shape=(4, 8, 8), label=LABELS[:2])
     x = normal((2, 4, 8, 8), generator=per_image(range(2)))
     for k in scheduler.timesteps:
         both = model(x.repeat(2, 1, 1, 1), timestep=k.expand(4), class_labels=torch.tensor([0, 7, 10, 10])).sample
-        given, free = both[:, :4].chunk(2)
-        x = scheduler.step(free + scale * (given - free), k, x).prev_sample
-    assert off(found, x) < 1e-4
+        conditional, unconditional = both[:, :4].chunk(2)
+        x = scheduler.step(unconditional + scale * (conditional - unconditional), k, x).prev_sample
+    assert relative_error(found, x) < 1e-4
 
 
 @torch.no_grad()
 def test_another_eps_of_their_second_norms_is_nearly_nothing():
-    """Their class has 1e-5 by default, the authors 1e-6."""
-    model, x = theirs(norm_eps=1e-5), noisy()
+    """The diffusers class uses 1e-5 by default, the authors 1e-6."""
+    model, x = diffusers_model(norm_eps=1e-5), noisy()
     expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
-    assert off(ours(model).network(x, levels(0.501), LABELS), expected) < 1e-5
+    assert relative_error(ported(model).network(x, levels(0.501), LABELS), expected) < 1e-5
 
 
 @torch.no_grad()
 def test_the_frequencies_are_theirs_unless_the_authors_are_asked_for():
-    model, x = theirs(), noisy()
+    model, x = diffusers_model(), noisy()
     expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
-    authors = ours(model, DIT).network(x, levels(0.501), LABELS)
+    authors = ported(model, DIT).network(x, levels(0.501), LABELS)
     assert (authors - expected).abs().max() > 0.01
     waves = get_timestep_embedding(torch.tensor([500.0]), 256, flip_sin_to_cos=True, downscale_freq_shift=1)
     assert torch.allclose(sinusoids(torch.tensor([500.0]), 256, DIFFUSERS_PERIOD), waves, atol=1e-4)
 
 
 def test_blocks_with_embeddings_of_their_own_are_refused():
-    model = theirs()
+    model = diffusers_model()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.weight[0, 0] += 1
     with pytest.raises(ValueError, match="blocks must share the embeddings of time and label, got a transf"):
-        ours(model)
+        ported(model)
 
 
 # The authors' layout
 
 
-def told(kind: str, t: float) -> float:
+def network_time(kind: str, t: float) -> float:
     return 1000 * t - 1 if kind == "dit" else 1 - t
 
 
@@ -179,9 +179,9 @@ def test_the_output_is_the_papers(kind, heads, sigma, patch):
         port = port_weights(w, convention, heads=heads)
         assert (port.image_size, port.dropped) == (8, 4 if sigma else 0)
         for t in (0.001, 0.25, 0.5, 0.963, 1.0):
-            time = torch.full((3,), told(kind, t), dtype=torch.float64).to(dtype)
+            time = torch.full((3,), network_time(kind, t), dtype=torch.float64).to(dtype)
             expected = sign * forward(w, x, time, LABELS, heads)[:, :4]
-            assert off(port.network(x, levels(t, dtype, (1, 1)), LABELS), expected) < tolerance
+            assert relative_error(port.network(x, levels(t, dtype, (1, 1)), LABELS), expected) < tolerance
 
 
 @pytest.mark.parametrize(("kind", "convention"), [("dit", DIT), ("sit", SIT)])
@@ -192,14 +192,14 @@ def test_it_is_exact_with_the_same_positions(kind, convention, monkeypatch):
     network = port_weights(w, convention, heads=4).network
     t = torch.linspace(0, 1, 21, dtype=torch.float64)
     for level in t.tolist():
-        time = torch.full((3,), told(kind, level), dtype=torch.float64)
+        time = torch.full((3,), network_time(kind, level), dtype=torch.float64)
         expected = convention.sign * forward(w, x, time, LABELS, 4)[:, :4]
-        assert off(network(x, levels(level, torch.float64), LABELS), expected) < 1e-12
+        assert relative_error(network(x, levels(level, torch.float64), LABELS), expected) < 1e-12
 
 
 @torch.no_grad()
-def test_a_sit_walks_from_noise_to_the_image():
-    """Its velocity is d x / d time with time 1 at the image; ours leads to the noise, under the rectified flow."""
+def test_a_sit_samples_from_noise_to_the_image():
+    """Its velocity is d x / d time with time 1 at the image; that of asyncdiff points to the noise (rectified flow)."""
     w, x = random_weights(), noisy(torch.float64)
     t = levels(0.3, torch.float64, (1, 1))
     prediction = Denoiser(port_weights(w, SIT, heads=4).network, RectifiedFlow())(x, t, LABELS)
@@ -246,10 +246,10 @@ def test_the_width_of_the_mlp_survives_rounding():
     assert all(int(dim * _ratio(hidden, dim)) == hidden for dim in range(4, 200, 4) for hidden in range(1, 5 * dim, 7))
 
 
-def test_layouts_are_told_apart():
+def test_layouts_are_distinguished():
     assert has_original_names(random_weights())
     assert not has_diffusers_names(random_weights())
-    state = theirs().state_dict()
+    state = diffusers_model().state_dict()
     assert has_diffusers_names(state)
     assert has_original_names(from_diffusers(state))
     assert not has_original_names(state)
@@ -258,8 +258,8 @@ def test_layouts_are_told_apart():
 # Wrong weights
 
 
-def changed(**weights) -> dict[str, torch.Tensor]:
-    """Small weights with some exchanged, added, or, if None, left out; two underscores are a dot."""
+def edited(**weights) -> dict[str, torch.Tensor]:
+    """Small weights with some replaced, added, or, if None, removed; two underscores stand for a dot."""
     w = random_weights()
     for name, weight in weights.items():
         name = name.replace("__", ".")
@@ -273,15 +273,15 @@ def changed(**weights) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("w", "message"),
     [
-        (changed(blocks__1__mlp__fc1__bias=None), "must be complete, got none called blocks.1.mlp.fc1.bias: is"),
-        (changed(x_embedder__proj__weight=None), "got none of 4 axes called x_embedder.proj.weight: another"),
-        (changed(blocks__0__attn__q_norm__weight=torch.ones(8)), "got also blocks.0.attn.q_norm.weight: another"),
-        (changed(blocks__3__mlp__fc1__bias=torch.ones(128)), "got none called blocks.2.attn.qkv.weight"),
-        (changed(t_embedder__mlp__2__weight=torch.ones(32, 16)), r"got \(32, 16\) for t_embedder.mlp.2.weight, which"),
-        (changed(pos_embed=torch.ones(1, 15, 32)), r"must be for a square of tokens, got the shape \(1, 15, 32\)"),
-        (changed(pos_embed=torch.ones(1, 16, 32)), "must hold DiT's sines and cosines, got others"),
-        (changed(pos_embed=torch.full((1, 16, 32), torch.nan)), "must hold DiT's sines and cosines, got others"),
-        (changed(final_layer__linear__weight=torch.ones(48, 32), final_layer__linear__bias=torch.ones(48)),
+        (edited(blocks__1__mlp__fc1__bias=None), "must be complete, got none called blocks.1.mlp.fc1.bias: is"),
+        (edited(x_embedder__proj__weight=None), "got none of 4 axes called x_embedder.proj.weight: another"),
+        (edited(blocks__0__attn__q_norm__weight=torch.ones(8)), "got also blocks.0.attn.q_norm.weight: another"),
+        (edited(blocks__3__mlp__fc1__bias=torch.ones(128)), "got none called blocks.2.attn.qkv.weight"),
+        (edited(t_embedder__mlp__2__weight=torch.ones(32, 16)), r"got \(32, 16\) for t_embedder.mlp.2.weight, which"),
+        (edited(pos_embed=torch.ones(1, 15, 32)), r"must be for a square of tokens, got the shape \(1, 15, 32\)"),
+        (edited(pos_embed=torch.ones(1, 16, 32)), "must hold DiT's sines and cosines, got others"),
+        (edited(pos_embed=torch.full((1, 16, 32), torch.nan)), "must hold DiT's sines and cosines, got others"),
+        (edited(final_layer__linear__weight=torch.ones(48, 32), final_layer__linear__bias=torch.ones(48)),
          "or twice as many, with a learned sigma, got 12 for 4"),
     ],
 )  # fmt: skip
@@ -290,13 +290,13 @@ def test_wrong_weights_are_refused(w, message):
         port_weights(w, DIT, heads=4)
 
 
-def test_what_the_weights_do_not_tell_must_be_given():
+def test_what_the_weights_do_not_contain_must_be_given():
     with pytest.raises(ValueError, match="heads must be given for a width of 32, .* add --heads"):
         port_weights(random_weights(), DIT)
     with pytest.raises(ValueError, match="dim must be divisible by heads"):
         port_weights(random_weights(), DIT, heads=5)
     with pytest.raises(ValueError, match="image_size must be given, .* add --image_size"):
-        port_weights(changed(pos_embed=None), DIT, heads=4)
+        port_weights(edited(pos_embed=None), DIT, heads=4)
     with pytest.raises(ValueError, match="image_size must be 8, .* got 16: leave it out"):
         port_weights(random_weights(), DIT, heads=4, image_size=16)
 

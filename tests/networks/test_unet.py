@@ -1,4 +1,4 @@
-"""Laws of the U-Net: what a level map means at every resolution, what it costs, what reaches what."""
+"""Laws of the U-Net: what a level map means at every resolution, what it costs, and what depends on what."""
 
 import json
 import math
@@ -32,7 +32,7 @@ GRIDS = [(1, 1), (2, 2), (4, 4), (8, 8), (8, 1), (2, 4)]  # levels of 8x8, 4x4 a
 
 
 def unet(**options) -> UNet:
-    """A network for 8x8 gray images, awake, in float64."""
+    """A network for 8x8 gray images with random weights, in float64."""
     torch.manual_seed(0)
     return randomize_weights(UNet(**{**SMALL, **options}).double()).eval()
 
@@ -47,7 +47,7 @@ def noisy(batch: int = 3, channels: int = 1, size: tuple[int, int] = (8, 8)) -> 
 
 
 def draw(grid: tuple[int, int], batch: int = 3, count: int = 5) -> UniqueLevels:
-    """A level map of `count` levels; an index of all patches, whatever they hold."""
+    """A level map of `count` levels, with an index of all patches even if it is constant."""
     index = torch.randint(count, (batch, *grid), generator=seeded(2))
     return UniqueLevels(torch.rand(count, generator=seeded(3), dtype=torch.float64), index)
 
@@ -57,14 +57,14 @@ def of(unique: UniqueLevels) -> torch.Tensor:
 
 
 def film_unet(net: UNet, x: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-    """The network written the usual way, from the features (b, f, 1 or h, 1 or w) of every level's pixels."""
+    """The network written plainly, from the features (b, f, 1 or h, 1 or w) of every level's pixels."""
 
     def norm(module, h):
         if isinstance(module, torch.nn.GroupNorm):
             return F.group_norm(h, module.num_groups, module.weight, module.bias, module.eps)
         return h / (h.square().mean(1, keepdim=True) + 1e-6).sqrt() * module.weight[:, None, None]
 
-    def attended(module, h):
+    def attend(module, h):
         b, c, height, width = h.shape
         inner = module.attention
         tokens = norm(module.norm, h).reshape(b, c, -1).transpose(1, 2)
@@ -82,26 +82,26 @@ def film_unet(net: UNet, x: torch.Tensor, features: list[torch.Tensor]) -> torch
         shift, scale = F.conv2d(film, linear.weight[:, :, None, None], linear.bias).chunk(2, dim=1)
         inner = norm(module.norm2, module.conv1(F.silu(norm(module.norm1, h))))
         h = module.skip(h) + module.conv2(F.silu(inner * (1 + scale) + shift))
-        return h if isinstance(module.attention, torch.nn.Identity) else attended(module.attention, h)
+        return h if isinstance(module.attention, torch.nn.Identity) else attend(module.attention, h)
 
     trunk = net.trunk
     h = trunk.stem(x)
-    passed = [h]
+    skipped = [h]
     for level, blocks in enumerate(trunk.down):
         if level:
             h = trunk.halvings[level - 1].conv(sum(h[..., i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4)
-            passed.append(h)
+            skipped.append(h)
         for module in blocks:
             h = block(module, h, features[level])
-            passed.append(h)
+            skipped.append(h)
     for module in trunk.middle:
         h = block(module, h, features[-1])
     for level in (2, 1, 0):
         for module in trunk.up[level]:
-            h = block(module, torch.cat([h, passed.pop()], dim=1), features[level])
+            h = block(module, torch.cat([h, skipped.pop()], dim=1), features[level])
         if level:
             h = trunk.doublings[level - 1].conv(h.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert not passed
+    assert not skipped
     return net.head(F.silu(norm(trunk.norm, h)))
 
 
@@ -131,7 +131,7 @@ def test_a_constant_map_is_the_1x1_map(grid, options):
 
 @pytest.mark.parametrize("options", [{}, {"groups": 4}])
 def test_a_constant_map_is_scalar_conditioning(options):
-    """Against FiLM written the usual way: one shift and scale per image from silu(level) + silu(label)."""
+    """Against standard FiLM: one shift and scale per image from silu(level) + silu(label)."""
     net, x, t, label = unet(classes=10, **options), noisy(), of(draw((1, 1))), torch.tensor([0, 5, 10])
     c = F.silu(net.level_embedding(t.flatten())) + F.silu(net.label_embedding(label))
     assert torch.allclose(net(x, t, label), film_unet(net, x, [c[:, :, None, None]] * 3), rtol=0, atol=1e-12)
@@ -140,17 +140,17 @@ def test_a_constant_map_is_scalar_conditioning(options):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_tables_are_spatial_film_gradients_included(small, grid):
     x, label, unique = noisy().requires_grad_(), torch.tensor([0, 5, 10]), draw(grid)
-    places_of_x = [x, *small.parameters()]
+    leaves = [x, *small.parameters()]
     weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
-    ours = small(x, of(unique), label, unique=unique)
+    actual = small(x, of(unique), label, unique=unique)
     naive = film_per_pixel(small, x, of(unique), label)
-    assert torch.allclose(ours, naive, rtol=0, atol=1e-12)
-    pairs = zip(*(torch.autograd.grad((v * weight).sum(), places_of_x) for v in (ours, naive)), strict=True)
+    assert torch.allclose(actual, naive, rtol=0, atol=1e-12)
+    pairs = zip(*(torch.autograd.grad((v * weight).sum(), leaves) for v in (actual, naive)), strict=True)
     assert max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs) < 1e-10
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_handing_on_the_distinct_levels_changes_nothing(small, grid):
+def test_passing_the_distinct_levels_changes_nothing(small, grid):
     x, unique = noisy(), draw(grid)
     table = UniqueLevels(torch.cat([unique.values, torch.ones(60, dtype=torch.float64)]), unique.index)
     expected = small(x, of(unique))
@@ -165,18 +165,18 @@ def test_a_coarser_level_map_is_that_map_repeated(small):
 
 
 @pytest.mark.parametrize(("side", "ratio"), [(2, 4), (4, 6), (8, 6)])
-def test_a_patch_feels_its_own_level_most(side, ratio):
+def test_a_patch_depends_most_on_its_own_level(side, ratio):
     net, x, t = unet(multipliers=(1, 2)), noisy(4, size=(16, 16)), of(draw((side, side), batch=4))
-    before, felt = net(x, t), []
+    before, responses = net(x, t), []
     for patch in range(side**2):
         changed = t.clone()
         changed.flatten(1)[:, patch] += 0.3
         change = F.avg_pool2d((net(x, changed) - before).square(), 16 // side)
-        felt.append(change.mean(dim=(0, 1)).flatten())
-    felt = torch.stack(felt)
-    own = felt.diagonal()
-    assert (felt > 0).all()  # all others feel it through attention
-    assert own.mean() > ratio * (felt.sum() - own.sum()) / (felt.numel() - len(own))
+        responses.append(change.mean(dim=(0, 1)).flatten())
+    responses = torch.stack(responses)
+    own = responses.diagonal()
+    assert (responses > 0).all()  # all others depend on it through attention
+    assert own.mean() > ratio * (responses.sum() - own.sum()) / (responses.numel() - len(own))
 
 
 @pytest.mark.parametrize("axis", [2, 3])
@@ -212,7 +212,7 @@ def test_modulations_are_computed_once_per_distinct_level(small):
     assert rows == {"embedded": [2], 0: [2] * 3, 1: [2] * 3, 2: [64 * 4] * 3}  # one row per pixel that covers several
 
 
-def test_channels_last_makes_places_a_view():
+def test_channels_last_makes_tokens_a_view():
     x = torch.randn(2, 6, 4, 8).to(memory_format=torch.channels_last)
     flat = pixels_to_tokens(x)
     assert flat.data_ptr() == x.data_ptr()
@@ -264,8 +264,8 @@ def test_checkpointing_changes_no_gradient(dropout):
     assert any(g.any() for g in gradients[0])
 
 
-def kept(net: UNet, x: torch.Tensor, unique: UniqueLevels) -> int:
-    """Bytes that wait for the backward pass, beside the parameters."""
+def stored_bytes(net: UNet, x: torch.Tensor, unique: UniqueLevels) -> int:
+    """Bytes stored for the backward pass, without the parameters."""
     storages = {}
 
     def pack(tensor):
@@ -278,18 +278,18 @@ def kept(net: UNet, x: torch.Tensor, unique: UniqueLevels) -> int:
     return sum(storages.values()) - sum(p.nbytes for p in net.parameters())
 
 
-def test_checkpointing_keeps_less():
+def test_checkpointing_stores_less():
     x, unique = noisy(8), draw((4, 4), batch=8)
-    assert kept(unet(checkpointing=True), x, unique) < 0.4 * kept(unet(), x, unique)
+    assert stored_bytes(unet(checkpointing=True), x, unique) < 0.4 * stored_bytes(unet(), x, unique)
 
 
-def test_nothing_of_two_vectors_per_pixel_is_kept():
-    """What a level map costs in memory beside one level per image: mostly the tables and their gathered index."""
+def test_the_two_vectors_per_pixel_are_not_stored():
+    """Memory of a level map compared with one level per image: mostly the tables and their gathered index."""
     net = unet(width=32, head_dim=32).float()
     x, values = noisy(4, size=(32, 32)).float(), torch.arange(64) / 63
     every = torch.randint(64, (4, 32, 32), generator=seeded(2))
     scalar, coarse, fine = (
-        kept(net, x, UniqueLevels(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
+        stored_bytes(net, x, UniqueLevels(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
     )
     assert coarse < 1.04 * scalar
     assert fine < 1.1 * scalar
@@ -339,7 +339,7 @@ def test_no_label_is_the_null_class(small):
     assert not torch.allclose(small(x, t), small(x, t, torch.zeros(3, dtype=torch.int64)), atol=1e-3)
 
 
-def test_attention_and_dropout_are_where_they_were_asked_for():
+def test_attention_and_dropout_are_where_requested():
     net = UNet(width=8, attention=(0, 2), middle_blocks=3, head_dim=4, dropout=[0, 0.1, 0.2, 0.3])
     for ways in (net.trunk.down, net.trunk.up):
         for level, blocks in enumerate(ways):
@@ -434,7 +434,7 @@ def test_images_and_maps_that_do_not_fit_are_refused(small):
         unet()(noisy(), of(draw((4, 4))), torch.zeros(3, dtype=torch.int64))
 
 
-# Used as the others are
+# End to end
 
 
 def test_a_module_trains_samples_inpaints_and_reloads(tmp_path):
@@ -469,19 +469,19 @@ def run_compiled(options: dict, backend: str, grids: list[int]) -> dict:
 
 
 def test_compiled_is_eager_and_compiled_once():
-    """One graph, however many distinct levels a map has that is finer than all resolutions but the first."""
-    told = run_compiled({"multipliers": [1, 2]}, "eager", [8])
-    assert told["frames"] == {"8": 1}
-    assert told["difference"] < 2e-4
+    """One graph for any number of distinct levels of a map that is finer than all resolutions except the first."""
+    report = run_compiled({"multipliers": [1, 2]}, "eager", [8])
+    assert report["frames"] == {"8": 1}
+    assert report["difference"] < 2e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"groups": 4}])
 def test_compiled_by_aot_is_eager(options):
     """One graph more for one level an image, and one for another grid."""
-    told = run_compiled(options, "aot_eager", [4, 1, 8])
-    assert told["frames"] == {"4": 1, "1": 1, "8": 1}
-    assert told["difference"] < 2e-4
+    report = run_compiled(options, "aot_eager", [4, 1, 8])
+    assert report["frames"] == {"4": 1, "1": 1, "8": 1}
+    assert report["difference"] < 2e-4
 
 
 # channels and classes are the experiment's

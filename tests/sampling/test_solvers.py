@@ -37,7 +37,7 @@ def label(value: object) -> str | None:
 
 
 def maps(batch: int) -> tuple[Tensor, Tensor]:
-    """Return a level map and a lower one; the first patch does not move, the second is clean, the third arrives at 0."""
+    """Return a level map and a lower one: the first patch does not move, the second is clean, the third reaches 0."""
     t = 0.3 + 0.6 * torch.rand(batch, *GRID, generator=seeded(0), dtype=torch.float64)
     to = t * torch.rand(batch, *GRID, generator=seeded(1), dtype=torch.float64)
     t[:, 0, 1] = to[:, 0, 1] = to[:, 1, 0] = 0
