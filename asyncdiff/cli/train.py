@@ -36,7 +36,7 @@ from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.module import AsyncDiffusion
 
-# Packages whose classes a file may name without their module, as in `class_path: Digits`, because they are imported.
+# Packages whose classes a file may name without their module, as in `class_path: Digits`, as they are imported.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
@@ -53,7 +53,7 @@ class Parser(ReportingParser, LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Callback that writes RUN/config.yaml, which is all that is needed to repeat the run here or in another directory."""
+    """Callback that writes RUN/config.yaml, from which the run can be repeated here or in another directory."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file on one process, before anything else of the run is written."""

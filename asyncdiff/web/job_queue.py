@@ -52,7 +52,7 @@ class Drawing(Protocol):
         """Output folder."""
 
     @property
-    def filmed(self) -> bool:
+    def has_movie(self) -> bool:
         """Whether a GIF is written."""
 
     @property
@@ -60,7 +60,7 @@ class Drawing(Protocol):
         """File of the GIF."""
 
     @property
-    def recorded(self) -> Path:
+    def record_file(self) -> Path:
         """YAML file that reproduces the images."""
 
     def steps(self) -> Iterator[Step]:
@@ -171,8 +171,8 @@ class Job:
                     return
             files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
             seconds = time.monotonic() - started
-            gif = drawing.movie if drawing.filmed else None
-            self.result = Result(files, gif, command, drawing.recorded, notes, seconds)
+            gif = drawing.movie if drawing.has_movie else None
+            self.result = Result(files, gif, command, drawing.record_file, notes, seconds)
             self.status = "done"
         except (ValueError, OSError) as error:
             self.error, self.status = " ".join(str(error).split()), "failed"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncdiff.cli.commands.serve import _codec_words
+from asyncdiff.cli.commands.serve import _codec_argv
 from asyncdiff.web.draw_request import DrawRequest, Limits, check, command_argv, shell_command
 
 PHOTO = torch.full((3, 4, 6), 9, dtype=torch.uint8)
@@ -76,4 +76,4 @@ def test_the_command_is_quoted_for_a_shell():
 
 def test_codec_options_are_kept_for_the_command():
     given = ["run", "--codec", "a.yaml", "--port", "1", "--codec.scale=2", "--codec.files", "b"]
-    assert _codec_words(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]
+    assert _codec_argv(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]

@@ -148,9 +148,9 @@ class FakeDrawing:
     gate: threading.Event | None = None
     taken: int = 0
     shown: int = 0
-    filmed = False
+    has_movie = False
     movie = Path("walk.gif")
-    recorded = Path("predict.yaml")
+    record_file = Path("predict.yaml")
     requests = ()
 
     def steps(self):

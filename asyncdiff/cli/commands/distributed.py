@@ -1,4 +1,4 @@
-"""Work shared by the processes of torchrun or SLURM, put together on the first of them."""
+"""Work shared by the processes of torchrun or SLURM, with results gathered on the first one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = timedelta(hours=12)  # the first to finish waits for the others, whose images may take long
+TIMEOUT = timedelta(hours=12)  # the first process to finish waits for the others, whose images may take long
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that work together.
+    """This process and the processes that it shares work with.
 
     Attributes:
-        rank: its number; 0 tells and writes.
-        world: how many there are.
-        device: what it computes on.
+        rank: index of this process; process 0 prints and writes.
+        world: number of processes.
+        device: device of this process.
     """
 
     rank: int
@@ -32,44 +32,52 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that tells and writes."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def share(self, batches: Sequence[T]) -> Sequence[T]:
-        """This process's batches. They are the same for any number of processes, so that rounding is, too."""
+        """Return this process's batches.
+
+        The batches themselves do not depend on the number of processes, so that results do not even differ by rounding.
+        """
         return batches[self.rank :: self.world]
 
-    def gathered(self, held: T) -> list[T]:
-        """What every process holds, in their order, on the first; nothing on the others."""
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes by rank on the first process, an empty list on the others."""
         if self.world == 1:
-            return [held]
-        found: list[Any] = [None] * self.world
-        dist.gather_object(held, found if self.first else None)
-        return found if self.first else []
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.gather_object(value, values if self.first else None)
+        return values if self.first else []
 
-    def in_order(self, index: Tensor, rows: Tensor) -> Tensor:
-        """The rows of all processes by their index, on the first; no rows on the others."""
-        parts = self.gathered((index.cpu(), rows.cpu()))
+    def gather_in_order(self, index: Tensor, rows: Tensor) -> Tensor:
+        """Return the rows of all processes sorted by index on the first process, no rows on the others.
+
+        Args:
+            index: (n,) position of each row.
+            rows: (n, ...) rows of this process.
+        """
+        parts = self.gather((index.cpu(), rows.cpu()))
         if not parts:
             return rows[:0].cpu()
         order = torch.cat([index for index, _ in parts]).argsort()
-        # A process without images does not know how long a row is.
+        # A process without images does not know the length of a row.
         return torch.cat([rows for index, rows in parts if len(index)])[order]
 
-    def agreed(self, word: bool) -> bool:
-        """What the first process says."""
-        words = [word]
+    def broadcast(self, value: bool) -> bool:
+        """Return the value of the first process."""
+        values = [value]
         if self.world > 1:
-            dist.broadcast_object_list(words)
-        return words[0]
+            dist.broadcast_object_list(values)
+        return values[0]
 
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """This process among those that torchrun or SLURM started, alone without; connected inside.
+    """Connect the processes that torchrun or SLURM started; without them, this process works alone.
 
     Args:
-        device: cpu, or cuda, of which every process of a machine takes its own.
+        device: cpu or cuda; with cuda, every process of a machine uses its own GPU.
     """
     rank, world, local = environment()
     own = torch.device(device)
@@ -79,7 +87,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, own)
         return
-    # Features are gathered on the CPU; NCCL is there for whatever a network of features may want to exchange.
+    # Features are gathered on the CPU; NCCL is for feature extractors that communicate themselves.
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
@@ -89,8 +97,8 @@ def ranks(device: str) -> Iterator[Ranks]:
 
 
 def environment() -> tuple[int, int, int]:
-    """(rank, processes, number on this machine) from torchrun's variables, else from SLURM's, else alone."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment  # late: it loads Lightning
+    """Return (rank, world size, local rank) from the variables of torchrun, else of SLURM, else (0, 1, 0)."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # imported late because it imports Lightning
 
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))

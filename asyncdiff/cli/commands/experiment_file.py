@@ -1,4 +1,4 @@
-"""Parts of an experiment file, built without the rest of it: no data, no trainer."""
+"""Read experiment files and build single parts of them, without data or trainer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from asyncdiff.cli.errors import ReportingParser, UsageError, explain, users_error
-from asyncdiff.cli.errors.parser import upgraded
-from asyncdiff.cli.errors.suggestions import near
-from asyncdiff.cli.trusted_packages import gate, may_be_imported, refusal
+from asyncdiff.cli.errors import ReportingParser, UsageError, explain, user_error_message
+from asyncdiff.cli.errors.parser import with_current_names
+from asyncdiff.cli.errors.suggestions import nearest_name
+from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
 from asyncdiff.noise.levels import AlongPath, LevelSampler
 
 IMAGE_SIZE = 32  # AsyncDiffusion's default
 
 
 class Experiment:
-    """A YAML file of train.py, or a layer of one. Whatever is wrong in it is a ValueError with the file and the line.
+    """YAML file of train.py, or a layer of one; errors in it are raised as ValueError with file and line.
 
     Args:
         file: the YAML file.
@@ -29,40 +29,40 @@ class Experiment:
 
     def __init__(self, file: Path):
         if file.is_dir():
-            raise ValueError(f"experiments must be YAML files, got {file}, which is a folder: name its files")
+            raise ValueError(f"experiments must be YAML files, got the folder {file}: name the files in it")
         if not file.is_file():
             raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check it")
         self.file = file
         try:
-            config = OmegaConf.create(upgraded(OmegaConf.to_container(OmegaConf.load(file))))
+            config = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.load(file))))
         except yaml.YAMLError as error:
-            raise self._refused(UsageError(f"Problems parsing config\n{error}", ())) from error
+            raise self._located(UsageError(f"Problems parsing config\n{error}", ())) from error
         except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{file} must be a YAML file, got something else: {error}") from error
         if not isinstance(config, DictConfig):
-            raise ValueError(f"{file} must hold an experiment, got a list or nothing: model.levels is what is read")
+            raise ValueError(f"{file} must contain an experiment, got a list or nothing: add sections such as model")
         self.config = config
 
     @property
     def name(self) -> str:
-        """The file's name; of a run's config.yaml the run's."""
+        """Name of the file, or of the run directory for a run's config.yaml."""
         return self.file.resolve().parent.name if self.file.stem == "config" else self.file.stem
 
     def levels(self) -> LevelSampler:
-        """The sampler at model.levels; an experiment without one has the model's default."""
-        sampler: LevelSampler | None = self._built("model.levels", LevelSampler)
+        """Build the level sampler at model.levels; without one, return the model's default."""
+        sampler: LevelSampler | None = self._build("model.levels", LevelSampler)
         if sampler is None:
-            self._check_that_levels_are_left_out()
+            self._check_levels_omitted()
         return sampler or AlongPath()
 
     def grid(self) -> tuple[int, int] | None:
-        """The level map's grid for model.network and model.image_size; None in a file without a network."""
+        """Return (rows, columns) of the level maps of model.network at model.image_size; None without a network."""
         if self._value("model.network") is None:
             return None
-        from asyncdiff.networks import dit, unet  # noqa: F401  a file may name its class without the module
+        from asyncdiff.networks import dit, unet  # noqa: F401  files can name the classes without their module
 
-        with torch.device("meta"):  # sizes without memory or time
-            network = self._built("model.network", nn.Module)
+        with torch.device("meta"):  # no memory or initialization
+            network = self._build("model.network", nn.Module)
         size = self._value("model.image_size")
         side = IMAGE_SIZE if size is None else size
         if not isinstance(side, int):
@@ -70,76 +70,76 @@ class Experiment:
         if not hasattr(network, "grid"):
             kind = type(network).__name__
             raise ValueError(f"{self.file}: model.network must have a method grid((h, w)), got {kind}")
-        with self.named():
+        with self.name_in_errors():
             grid: tuple[int, int] = network.grid((side, side))
         return grid
 
     def data(self) -> Any:
-        """The data module at data."""
-        from lightning.pytorch import LightningDataModule  # late: it takes seconds
+        """Build the data module at data."""
+        from lightning.pytorch import LightningDataModule  # imported late because it takes seconds
 
         self.section("data")
-        import datamodules  # noqa: F401  a file may name its class without the module
+        import datamodules  # noqa: F401  files can name the classes without their module
 
-        return self._built("data", LightningDataModule)
+        return self._build("data", LightningDataModule)
 
     def section(self, key: str) -> dict[str, Any]:
-        """The {class_path, init_args} at a dotted key, or the file's own, of a class that may be imported."""
-        given = self._value(key)
-        if given is None and "class_path" in self.config:
-            key, given = "", self._value("")
-        path = given.get("class_path") if isinstance(given, dict) else None
+        """Return the object config at a dotted key, or the whole file if it is one; the class must be allowed."""
+        config = self._value(key)
+        if config is None and "class_path" in self.config:
+            key, config = "", self._value("")
+        path = config.get("class_path") if isinstance(config, dict) else None
         if not isinstance(path, str):
-            raise ValueError(f"{self.file}: {key} must have a class_path, got {given}: give a run's config.yaml")
+            raise ValueError(f"{self.file}: {key} must have a class_path, got {config}: name a run's config.yaml")
         if "." in path and not may_be_imported(path):
-            raise ValueError(f"{self.file}: {f'{key}.class_path'.lstrip('.')} {refusal(path)}")
-        assert isinstance(given, dict)
-        return given
+            raise ValueError(f"{self.file}: {f'{key}.class_path'.lstrip('.')} {refusal_message(path)}")
+        assert isinstance(config, dict)
+        return config
 
     def _value(self, key: str) -> Any:
-        """What stands at a dotted key, with its interpolations resolved; None if nothing does. All for an empty key."""
+        """Return the value at a dotted key, interpolations resolved, or None; an empty key means the whole file."""
         try:
             value = OmegaConf.select(self.config, key) if key else self.config
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
-            raise self._refused(UsageError(f"interpolation: {error}", ())) from error
+            raise self._located(UsageError(f"interpolation: {error}", ())) from error
 
-    def _built(self, key: str, kind: type) -> Any:
-        """The object at a dotted key, None if there is none."""
+    def _build(self, key: str, kind: type) -> Any:
+        """Build the object at a dotted key, None if there is none."""
         value = self._value(key)
         if value is None:
             return None
         parser = ReportingParser()
         parser.add_argument(f"--{key}", type=kind)
-        with gate():  # which is open already, unless Python calls
+        with restrict_imports():  # already active unless this is called from Python
             try:
                 config = parser.parse_object({key: value})
             except UsageError as error:
-                raise self._refused(error) from error
-            with self.named():
+                raise self._located(error) from error
+            with self.name_in_errors():
                 return parser.instantiate(config)[key]
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Names the file in refusals of what it describes."""
+    def name_in_errors(self) -> Iterator[None]:
+        """Prefix user errors raised inside with the file's name."""
         try:
             yield
         except Exception as error:
-            line = users_error(error)
-            if line is None:
+            message = user_error_message(error)
+            if message is None:
                 raise
-            raise ValueError(f"{self.file}: {line}") from error
+            raise ValueError(f"{self.file}: {message}") from error
 
-    def _check_that_levels_are_left_out(self) -> None:
-        """Refuse a file in which the sampler is misspelt, or that is no experiment."""
+    def _check_levels_omitted(self) -> None:
+        """Raise ValueError if the key model.levels is misspelled, or if the file is not an experiment."""
         model = OmegaConf.select(self.config, "model")
         keys = [str(key) for key in model] if OmegaConf.is_dict(model) else []
-        if "levels" not in keys and (wrong := near("levels", keys, 0.75)):
-            raise self._refused(UsageError(f"does not accept option 'model.{wrong}'", ["model.levels"]))
+        if "levels" not in keys and (wrong := nearest_name("levels", keys, 0.75)):
+            raise self._located(UsageError(f"does not accept option 'model.{wrong}'", ["model.levels"]))
         if "levels" not in keys and "network" not in keys:
             raise ValueError(f"{self.file}: model.levels must be given in a file without model.network")
 
-    def _refused(self, error: UsageError) -> ValueError:
-        """A report as an error of this file."""
-        line = explain(error, [str(self.file)])
-        return ValueError(line if line.startswith(str(self.file)) else f"{self.file}: {line}")
+    def _located(self, error: UsageError) -> ValueError:
+        """Convert a parser error to a ValueError that names this file."""
+        message = explain(error, [str(self.file)])
+        return ValueError(message if message.startswith(str(self.file)) else f"{self.file}: {message}")

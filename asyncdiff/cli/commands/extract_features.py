@@ -1,4 +1,4 @@
-"""Images to features, the work shared by processes; statistics of real images, kept in the cache."""
+"""Feature extraction shared by all processes, and cached reference statistics of real images."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,17 +14,24 @@ from asyncdiff.cli.commands.distributed import Ranks
 from asyncdiff.cli.commands.image_sources import ImageSource
 from asyncdiff.evaluation.features.base import Features, to_uint8
 from asyncdiff.evaluation.kid_and_is import Moments
-from asyncdiff.evaluation.reference_statistics import KEPT, Reference, check, load, place, save
+from asyncdiff.evaluation.reference_statistics import (
+    MAX_ROWS,
+    Reference,
+    cache_path,
+    check_fingerprint,
+    load_reference,
+    save_reference,
+)
 
 
 @dataclass(frozen=True)
-class Extracted:
-    """What became of a source's images; whole on the first process only.
+class ExtractedFeatures:
+    """Features of a source's images; complete on the first process only.
 
     Attributes:
-        rows: features of the images that were kept, in their order.
-        moments: of all images' features.
-        shown: the first images as bytes.
+        rows: features of the selected images, in order.
+        moments: moments of the features of all images.
+        shown: the first images, 8-bit.
     """
 
     rows: Float[Tensor, "n d"]
@@ -34,84 +41,97 @@ class Extracted:
 
 @torch.no_grad()
 def extract(
-    features: Features, source: ImageSource, ranks: Ranks, *, kept: int | None = None, shown: int = 0
-) -> Extracted:
-    """The features of all images, each rounded to 8 bits as if it had been saved, in float32.
+    features: Features, source: ImageSource, ranks: Ranks, *, max_rows: int | None = None, shown: int = 0
+) -> ExtractedFeatures:
+    """Extract float32 features of all images, each rounded to 8 bits as if it had been saved to a file.
 
     Args:
-        features: prepared, on the device of `ranks`.
+        features: prepared feature extractor, on the device of `ranks`.
         source: the images.
-        ranks: the processes that share the work; all must call.
-        kept: rows that are kept, evenly over the images; all by default.
-        shown: images that are kept as bytes, the first ones.
+        ranks: the processes that share the work; all of them must call this function.
+        max_rows: maximum number of feature rows to keep, evenly spaced over the images; None for all.
+        shown: number of first images to keep.
+
+    Returns:
+        The features, complete on the first process only.
     """
     features.eval()
     moments = Moments(features.dim)
-    wanted = None if kept is None or kept >= source.count else {i * source.count // kept for i in range(kept)}
-    places: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+    selected = None
+    if max_rows is not None and max_rows < source.count:
+        selected = {i * source.count // max_rows for i in range(max_rows)}
+    positions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
     rows: list[Tensor] = [torch.zeros(0, features.dim)]
-    pictures: list[tuple[int, Tensor]] = []
+    first_images: list[tuple[int, Tensor]] = []
     total, parts = source.batches(ranks)
-    for index, images in tqdm(parts, desc=source.what, total=total, unit="batch", leave=False, disable=_quiet(ranks)):
+    for index, images in tqdm(
+        parts, desc=source.label, total=total, unit="batch", leave=False, disable=_hide_bar(ranks)
+    ):
         levels = to_uint8(images)
         with torch.autocast(ranks.device.type, enabled=False):
-            found = features(levels.float() / 127.5 - 1).float()
-        moments.add(found)
-        chosen = [n for n, i in enumerate(index.tolist()) if wanted is None or i in wanted]
-        places.append(index[chosen])
-        rows.append(found[chosen].cpu())
-        pictures += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < shown]
-    whole = Moments(features.dim)
-    for state in ranks.gathered(moments.state()):
-        whole.merge(state)
-    seen = sorted((pair for part in ranks.gathered(pictures) for pair in part), key=lambda pair: pair[0])
-    stack = torch.stack([picture for _, picture in seen]) if seen else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-    return Extracted(ranks.in_order(torch.cat(places), torch.cat(rows)), whole, stack)
+            batch_rows = features(levels.float() / 127.5 - 1).float()
+        moments.add(batch_rows)
+        kept = [n for n, i in enumerate(index.tolist()) if selected is None or i in selected]
+        positions.append(index[kept])
+        rows.append(batch_rows[kept].cpu())
+        first_images += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < shown]
+    all_moments = Moments(features.dim)
+    for state in ranks.gather(moments.state()):
+        all_moments.merge(state)
+    pairs = sorted((pair for part in ranks.gather(first_images) for pair in part), key=lambda pair: pair[0])
+    stack = torch.stack([image for _, image in pairs]) if pairs else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
+    return ExtractedFeatures(ranks.gather_in_order(torch.cat(positions), torch.cat(rows)), all_moments, stack)
 
 
 def reference_for(
     features: Features, source: ImageSource, ranks: Ranks, *, file: Path | None = None
 ) -> tuple[Reference | None, str]:
-    """The statistics of real images, and where they are from; on the first process, None on the others.
+    """Return the statistics of real images and their file, from `file`, else from the cache, else computed and cached.
 
-    From `file`, where one is given, checked against what is asked for; else from the cache; else computed, and kept
-    there.
+    Args:
+        features: prepared feature extractor.
+        source: the real images.
+        ranks: the processes that share the work; all of them must call this function.
+        file: file of statistics; raise ValueError unless it is of these features and images.
+
+    Returns:
+        The statistics, None on all processes but the first if they had to be computed, and the path of their file.
     """
-    stamp = reference_stamp(features, source)
+    fingerprint = reference_fingerprint(features, source)
     if file is not None:
-        given = load(file)
-        check(given, stamp, file)
-        return given, str(file)
-    kept = place(stamp)
-    found = _cached(kept, stamp) if ranks.first else None
-    if ranks.agreed(found is not None):
-        return found, str(kept)
-    extracted = extract(features, source, ranks, kept=KEPT)
+        loaded = load_reference(file)
+        check_fingerprint(loaded, fingerprint, file)
+        return loaded, str(file)
+    cached_file = cache_path(fingerprint)
+    cached = _load_cached(cached_file, fingerprint) if ranks.first else None
+    if ranks.broadcast(cached is not None):
+        return cached, str(cached_file)
+    extracted = extract(features, source, ranks, max_rows=MAX_ROWS)
     if not ranks.first:
         return None, ""
-    reference = Reference(extracted.moments.gaussian(), extracted.moments.count, extracted.rows, stamp)
+    reference = Reference(extracted.moments.gaussian(), extracted.moments.count, extracted.rows, fingerprint)
     try:
-        save(reference, kept)
+        save_reference(reference, cached_file)
     except OSError as error:
-        warnings.warn(f"cannot keep the statistics {kept}: {error}; set ASYNCDIFF_CACHE", stacklevel=2)
-    return reference, str(kept)
+        warnings.warn(f"cannot write the statistics to {cached_file}: {error}; set ASYNCDIFF_CACHE", stacklevel=2)
+    return reference, str(cached_file)
 
 
-def reference_stamp(features: Features, source: ImageSource) -> dict[str, Any]:
-    """What statistics of real images depend on."""
-    return {"features": features.stamp(), "images": source.stamp()}
+def reference_fingerprint(features: Features, source: ImageSource) -> dict[str, Any]:
+    """Return the fingerprint of all that statistics of real images depend on."""
+    return {"features": features.fingerprint(), "images": source.fingerprint()}
 
 
-def _cached(file: Path, stamp: dict[str, Any]) -> Reference | None:
-    """What the cache has; None if it is nothing, or nothing that can be read."""
+def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
+    """Return the cached statistics, or None if there are none or they cannot be read."""
     try:
-        reference = load(file)
-        check(reference, stamp, file)
+        reference = load_reference(file)
+        check_fingerprint(reference, fingerprint, file)
     except (FileNotFoundError, ValueError):
         return None
     return reference
 
 
-def _quiet(ranks: Ranks) -> bool | None:
-    """Only the first process shows a bar, and only on a terminal."""
+def _hide_bar(ranks: Ranks) -> bool | None:
+    """Return tqdm's `disable`: only the first process shows a bar, and only on a terminal."""
     return None if ranks.first else True

@@ -1,4 +1,4 @@
-"""How all commands read their words. Whatever is wrong with them is raised; the dispatcher puts it into one line."""
+"""Parser and options that all commands share."""
 
 import re
 from typing import Any, Literal
@@ -10,49 +10,54 @@ from asyncdiff.latents import Codec
 
 
 def command_parser(command: str, description: str) -> ReportingParser:
-    """An empty parser for `python -m asyncdiff COMMAND`; arguments are added as to any of jsonargparse."""
-    # Half an option is a typing error: it must not count as the option that begins with it.
-    # OmegaConf, so that files may interpolate as those of train.py.
+    """Return a parser without arguments for `python -m asyncdiff COMMAND`; it raises its errors."""
+    # allow_abbrev: a prefix of an option is a typing error and must not count as the option.
+    # OmegaConf lets files interpolate like those of train.py.
     return ReportingParser(
         prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False, parser_mode="omegaconf+"
     )
 
 
 def add_device(parser: ReportingParser) -> None:
-    """The option --device."""
-    usual = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=str, default=usual, help="cpu, cuda, cuda:1, mps; cuda where there is one")
+    """Add the option --device."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=str, default=default, help=DEVICE)
 
 
 def add_weights(parser: ReportingParser) -> None:
-    """The option --weights."""
+    """Add the option --weights."""
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
 
 
-def with_underscores(word: str) -> str:
-    """Options may be spelt with dashes, too."""
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+def underscore_option(argument: str) -> str:
+    """Replace the dashes in the name of an option by underscores, so that both spellings work."""
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
-def with_codec(model: Any, codec: Codec | None) -> None:
-    """Give the model a codec in place of its own, if there is one; ValueError if its latents are others."""
+def set_codec(model: Any, codec: Codec | None) -> None:
+    """Replace the model's codec unless `codec` is None; raise ValueError if the number of channels differs."""
     if codec is None:
         return
     if codec.channels != model.shape[0]:
-        raise ValueError(f"--codec must have the model's {model.shape[0]} channels, got {codec.channels}: name another")
+        raise ValueError(
+            f"--codec must have the model's {model.shape[0]} channels, got {codec.channels}: choose another codec"
+        )
     model.codec = codec
 
 
-def rows_by_columns(name: str, text: str) -> tuple[int, int]:
-    """The two numbers of a word such as 16x16; ValueError with the option's `name`."""
+def parse_grid(name: str, text: str) -> tuple[int, int]:
+    """Return the two numbers of a text such as 16x16; raise ValueError that names the option `name`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
-        raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: 16x16, say")
+        raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: 16x16, for example")
     return int(match[1]), int(match[2])
 
 
-WEIGHTS = """auto takes the averaged weights where the run kept any, ema insists on them, raw takes those of the last
-step"""
-CODEC = """what makes pictures of a model of latents: a class of asyncdiff.latents or a YAML file of one; by default what
-the checkpoint names, whose files may have moved"""
+RUN = "run directory of train.py, .ckpt file or exported folder"
+CKPT_PATH = "checkpoint file (default: RUN/checkpoints/last.ckpt)"
+DEVICE = "device such as cpu, cuda, cuda:1 or mps (default: cuda if available)"
+WEIGHTS = "weights to use: auto (EMA weights if there are any, else raw), ema, or raw (those of the last training step)"
+CODEC = """codec that decodes the latents of a latent model: a class of asyncdiff.latents or a YAML file with one
+(default: the checkpoint's; use this option if its files have moved)"""
+SAMPLER = "sampler: a subclass of asyncdiff.sampling.ImageSampler or a YAML file with one (default: the run's)"

@@ -1,31 +1,38 @@
-"""`python -m asyncdiff report RUNS`: tables, curves and pictures of runs beside each other, from their event files."""
+"""`python -m asyncdiff report RUN ...`: tables, curves and images of several runs, from their event files."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncdiff.ablation.collect import FoundRun, by_variant, comparable, find_runs, metrics_of, values
+from asyncdiff.ablation.collect import (
+    TrainingRun,
+    final_values,
+    find_runs,
+    group_by_variant,
+    select_comparable,
+    select_metrics,
+)
 from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.report import Picture, Report
-from asyncdiff.ablation.tensorboard import COURSES
+from asyncdiff.ablation.report import Report, ReportImage
+from asyncdiff.ablation.tensorboard import LOSS_TAGS
 from asyncdiff.cli.commands.options import command_parser
 
-DESCRIPTION = """Compare the runs in one or several folders: report.md with plots, report.html as one file, report.json.
-Numbers are the last values in the runs' event files."""
-GRIDS = ("samples", "inpainting")  # pictures in RUN/images
+DESCRIPTION = """Compare runs by the last values in their event files, and write report.md with plots, report.html as a
+single file, and report.json."""
+GRIDS = ("samples", "inpainting")  # image grids in RUN/images
 
 
-def main(args: Sequence[str]) -> None:
-    """Read the runs, plot, write, and print the table."""
+def main(argv: Sequence[str]) -> None:
+    """Parse the arguments, write the report with its plots, and print the table."""
     parser = command_parser("report", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders of them")
-    parser.add_argument("--output", type=Path | None, help="folder; FIRST/report by default")
-    parser.add_argument("--metrics", type=str, default="", help="tags with commas; the ablation's, or usual ones")
-    parser.add_argument("--title", type=str | None, help="the first folder's name by default")
-    options = parser.parse_args(list(args))
-    runs, left_out = comparable(find_runs(options.runs))
-    metrics = metrics_of(runs, [tag for tag in options.metrics.split(",") if tag])
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that contain some")
+    parser.add_argument("--output", type=Path | None, help="output folder (default: report in the first folder)")
+    parser.add_argument("--metrics", type=str, default="", help=METRICS)
+    parser.add_argument("--title", type=str | None, help="title of the report (default: the first folder's name)")
+    options = parser.parse_args(list(argv))
+    runs, left_out = select_comparable(find_runs(options.runs))
+    metrics = select_metrics(runs, [tag for tag in options.metrics.split(",") if tag])
     folder = options.output or options.runs[0] / "report"
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(
@@ -39,39 +46,42 @@ def main(args: Sequence[str]) -> None:
     (folder / "report.md").write_text(report.markdown())
     (folder / "report.html").write_text(report.page())
     (folder / "report.json").write_text(json.dumps(report.card(), indent=1, default=str))
-    print("\n".join([f"| {' | '.join(report.heads())} |", "|---" * (len(metrics) + 2) + "|"]))
+    print("\n".join([f"| {' | '.join(report.headers())} |", "|---" * (len(metrics) + 2) + "|"]))
     print("\n".join(f"| {' | '.join(row)} |" for row in report.rows()))
     print("\n".join(left_out))
-    print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\nnumbers: {folder / 'report.json'}")
+    print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\ndata: {folder / 'report.json'}")
 
 
-def figures(runs: Sequence[FoundRun], metrics: Sequence[Metric], folder: Path) -> list[Picture]:
-    """The plots, written."""
-    from asyncdiff.evaluation.figures.style import save
-    from asyncdiff.evaluation.figures.sweep_figures import curves_figure, dots_figure  # late: matplotlib takes a second
+def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path) -> list[ReportImage]:
+    """Write the plots and return them with captions."""
+    from asyncdiff.evaluation.figures.style import save  # imported late because matplotlib takes a second
+    from asyncdiff.evaluation.figures.sweep_figures import curves_figure, dots_figure
 
-    groups = by_variant(runs)
-    pictures = [Picture(folder / "metrics.png", "last values: a dot per run, a line at their mean")]
-    dots = {metric.label: {name: values(group, metric) for name, group in groups.items()} for metric in metrics}
-    save(dots_figure(dots), pictures[0].file)
-    for tag in dict.fromkeys([*COURSES, *(metric.tag for metric in metrics)]):
-        found = {name: [run.curves[tag] for run in group if tag in run.curves] for name, group in groups.items()}
-        drawn = {name: curves for name, curves in found.items() if curves and min(map(len, curves)) > 1}
-        if drawn:
+    groups = group_by_variant(runs)
+    images = [ReportImage(folder / "metrics.png", "last values: a dot per run, a line at their mean")]
+    dots = {metric.label: {name: final_values(group, metric) for name, group in groups.items()} for metric in metrics}
+    save(dots_figure(dots), images[0].file)
+    for tag in dict.fromkeys([*LOSS_TAGS, *(metric.tag for metric in metrics)]):
+        curves = {name: [run.curves[tag] for run in group if tag in run.curves] for name, group in groups.items()}
+        plotted = {name: group for name, group in curves.items() if group and min(map(len, group)) > 1}
+        if plotted:
             file = folder / f"{tag.replace('/', '_')}.png"
-            save(curves_figure(tag, drawn), file)
-            pictures.append(Picture(file, f"{tag}: mean and range over the runs of a variant"))
-    return pictures
+            save(curves_figure(tag, plotted), file)
+            images.append(ReportImage(file, f"{tag}: mean and range over the runs of a variant"))
+    return images
 
 
-def grids(runs: Sequence[FoundRun], folder: Path) -> dict[str, list[Picture]]:
-    """The pictures that the first run of every variant drew last, copied."""
-    found: dict[str, list[Picture]] = {}
+def grids(runs: Sequence[TrainingRun], folder: Path) -> dict[str, list[ReportImage]]:
+    """Copy the last image grids of the first run of every variant, and return the copies by name."""
+    copies: dict[str, list[ReportImage]] = {}
     for name in GRIDS:
-        for variant, group in by_variant(runs).items():
+        for variant, group in group_by_variant(runs).items():
             file = group[0].folder / "images" / f"{name}.png"
             if file.is_file():
-                copied = folder / f"{name}_{variant.replace('/', '_')}.png"
-                shutil.copyfile(file, copied)
-                found.setdefault(name, []).append(Picture(copied, variant))
-    return found
+                copy = folder / f"{name}_{variant.replace('/', '_')}.png"
+                shutil.copyfile(file, copy)
+                copies.setdefault(name, []).append(ReportImage(copy, variant))
+    return copies
+
+
+METRICS = "comma-separated TensorBoard tags (default: the metrics of the ablation, or the common ones in the runs)"

@@ -1,4 +1,4 @@
-"""How pictures were made, as a file beside them: the command, and a layer of YAML for `train.py predict`."""
+"""Record of how images were made: the command line, and a YAML layer for `train.py predict`."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import trusted_packages
 from asyncdiff.tasks import Task
 
-RECORD = "predict.yaml"  # beside pictures
+RECORD = "predict.yaml"  # written next to the images
 
 
 def record(
-    said: Sequence[str],
+    argv: Sequence[str],
     task: Task,
     model: Any,
     *,
@@ -26,23 +26,26 @@ def record(
     run: Path,
     checkpoint: Path,
 ) -> str:
-    """The text of the file.
+    """Return the text of the record.
 
     Args:
-        said: the words of `python -m asyncdiff`.
-        task: what they asked for.
-        model: as it draws.
-        seeds: of the pictures.
-        labels: as the task took them.
-        options: of the command: device, weights, codec.
-        run: directory of the run, with its config.yaml.
-        checkpoint: that drew.
+        argv: arguments of `python -m asyncdiff`.
+        task: the task that they describe.
+        model: the model as configured for sampling.
+        seeds: random seeds of the images.
+        labels: class labels as given to the task.
+        options: parsed options of the command: device, weights, codec.
+        run: run directory with its config.yaml.
+        checkpoint: checkpoint of the model.
+
+    Returns:
+        YAML text with the commands in comments.
     """
-    lines = ["# These pictures again:", f"#   {shlex.join(['python', '-m', 'asyncdiff', *said])}"]
-    if (run / "config.yaml").is_file() and options.weights == "auto":  # `predict` takes what a run would take
+    lines = ["# Commands that reproduce these images:", f"#   {shlex.join(['python', '-m', 'asyncdiff', *argv])}"]
+    if (run / "config.yaml").is_file() and options.weights == "auto":  # `predict` chooses the weights like `auto`
         files = ["--config", str(run / "config.yaml"), "--config", RECORD, "--ckpt_path", str(checkpoint)]
-        again = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option()])
-        lines += ["# or, with the path of this file in place of its name,", f"#   {again}"]
+        predict = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
+        lines += ["# or, with the path of this file in place of its name,", f"#   {predict}"]
     layer = {
         "model": {
             "task": object_config.describe(task),
@@ -55,11 +58,11 @@ def record(
     }
     if options.codec is not None:
         layer["model"]["codec"] = object_config.describe(options.codec)
-    return "\n".join(lines) + "\n" + yaml.safe_dump(_plain(layer), sort_keys=False, width=120)
+    return "\n".join(lines) + "\n" + yaml.safe_dump(_to_plain(layer), sort_keys=False, width=120)
 
 
 def _trainer(device: torch.device) -> dict[str, Any]:
-    """What draws as commands do: one device, in float32."""
+    """Return trainer settings that match the commands: one device, float32."""
     accelerator = "gpu" if device.type == "cuda" else device.type
     devices = 1 if device.index is None else [device.index]
     return {
@@ -71,8 +74,8 @@ def _trainer(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML has a word for."""
+def _to_plain(value: Any) -> Any:
+    """Convert tuples to lists, since plain YAML has no tuples."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _to_plain(item) for key, item in value.items()}
+    return [_to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""`python -m asyncdiff serve RUN`: a page in the browser to paint on photos and watch them being drawn."""
+"""`python -m asyncdiff serve RUN`: web page for sampling, inpainting and editing with one model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,53 +6,60 @@ from typing import Any
 
 from asyncdiff.checks import within
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.draw import Drawing, checkpoint_of, drawing_of, loaded, run_of
-from asyncdiff.cli.commands.options import CODEC, add_device, add_weights, command_parser, with_codec, with_underscores
+from asyncdiff.cli.commands.draw import DrawJob, find_checkpoint, load_model, prepare_job, run_directory_of
+from asyncdiff.cli.commands.options import (
+    CKPT_PATH,
+    CODEC,
+    RUN,
+    add_device,
+    add_weights,
+    command_parser,
+    set_codec,
+    underscore_option,
+)
 from asyncdiff.latents import Codec
 from asyncdiff.tasks.photos import photo_files
-from asyncdiff.web.draw_request import DrawRequest, Limits, line
-from asyncdiff.web.draw_request import words as words_of
+from asyncdiff.web.draw_request import DrawRequest, Limits, command_argv, shell_command
 from asyncdiff.web.same_origin import free_port
 
-DESCRIPTION = """Open a page on this machine that draws with one model: paint on a photo what is to be drawn anew, or
-how much each part may change, and watch. Needs gradio: pip install gradio."""
+DESCRIPTION = """Serve a web page on this machine that samples from one model: paint on a photo what to inpaint, or how
+much each part may change, and watch the sampling. Needs gradio: pip install gradio."""
 
 
-def main(args: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Load the model and serve the page until Ctrl+C."""
     parser = command_parser("serve", DESCRIPTION)
-    parser.add_argument("run", type=Path, help="a run directory of train.py, or a .ckpt file")
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen at; this machine's own alone")
-    parser.add_argument("--port", type=int, default=7860, help="of the page; 0 takes any that is free")
-    parser.add_argument("--name", type=str, action="append", default=[], help="that a proxy calls the page by")
+    parser.add_argument("run", type=Path, help=RUN)
+    parser.add_argument("--host", type=str, default="127.0.0.1", help=HOST)
+    parser.add_argument("--port", type=int, default=7860, help="port of the page; 0 chooses any free port")
+    parser.add_argument("--name", type=str, action="append", default=[], help=NAME)
     parser.add_argument("--examples", type=str, default="drawn", help=EXAMPLES)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    parser.add_argument(
-        "--output", type=Path | None, help="folder of all that is drawn; RUN/predictions/serve by default"
-    )
+    parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/serve)")
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
-    parser.add_argument("--ckpt_path", type=Path | None, help="RUN/checkpoints/last.ckpt by default")
+    parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
     add_weights(parser)
     add_device(parser)
-    parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="of a picture that is drawn")
-    options = parser.instantiate(parser.parse_args([with_underscores(word) for word in args]))
-    within("--port", options.port, 0, 65535, "7860 is usual")
-    within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 are 1024x1024")
-    checkpoint = checkpoint_of(options.run, options.ckpt_path)
-    if checkpoint.is_symlink():  # of a run that goes on: lines name what was read, not what is the last one by then
+    parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="maximum number of pixels per image")
+    options = parser.instantiate(parser.parse_args([underscore_option(argument) for argument in argv]))
+    within("--port", options.port, 0, 65535, "7860 is the default")
+    within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 allows 1024x1024")
+    checkpoint = find_checkpoint(options.run, options.ckpt_path)
+    if checkpoint.is_symlink():  # last.ckpt of a running fit: name the file that is loaded, as the link may change
         checkpoint = checkpoint.parent / checkpoint.readlink()
     free_port(options.host, options.port)
     if options.examples not in ("drawn", "none"):
         photo_files("--examples", options.examples)
-    page = _page()  # what may be missing is found out before the model is read
-    print(f"reading {checkpoint}", flush=True)
-    planner = Planner(checkpoint, options, _codec_words(args))
+    page = _import_page()  # reports a missing package before the model is loaded
+    print(f"loading {checkpoint}", flush=True)
+    planner = Planner(checkpoint, options, _codec_argv(argv))
+    run = run_directory_of(checkpoint)
     page.serve(
         planner,
         planner.model,
-        options.output or run_of(checkpoint) / "predictions" / "serve",
+        options.output or run / "predictions" / "serve",
         limits=Limits(pixels=options.max_pixels),
-        name=checkpoint.name if run_of(checkpoint) == checkpoint.parent else run_of(checkpoint).name,
+        name=checkpoint.name if run == checkpoint.parent else run.name,
         examples=options.examples,
         host=options.host,
         port=options.port,
@@ -62,38 +69,38 @@ def main(args: Sequence[str]) -> None:
 
 
 class Planner:
-    """Drawings of wishes by a model that is loaded once.
+    """Function that turns requests into jobs for a model that is loaded once.
 
     Args:
-        checkpoint: of the model.
-        options: of the command line.
-        codec: its words that name a codec, for the lines that are shown.
+        checkpoint: checkpoint of the model.
+        options: parsed options of the command line.
+        codec: arguments of the command line that set the codec, to include in the command lines shown to the user.
     """
 
     def __init__(self, checkpoint: Path, options: Any, codec: Sequence[str] = ()):
         self.checkpoint = checkpoint
         self.options = options
         self.codec = codec
-        self.model = loaded(checkpoint, options)
-        with_codec(self.model, options.codec)
-        self._own = self.model.sampler
+        self.model = load_model(checkpoint, options)
+        set_codec(self.model, options.codec)
+        self._default_sampler = self.model.sampler
 
-    def __call__(self, wish: DrawRequest, folder: Path) -> tuple[Drawing, str]:
-        """The drawing, and the line that does the same; every wish finds the sampler as the checkpoint has it."""
-        said = [*words_of(wish, self.checkpoint, folder), "--device", self.options.device]
+    def __call__(self, request: DrawRequest, folder: Path) -> tuple[DrawJob, str]:
+        """Return the job of a request and its command line; every job starts with the model's own sampler."""
+        argv = [*command_argv(request, self.checkpoint, folder), "--device", self.options.device]
         if self.options.weights != "auto":
-            said += ["--weights", self.options.weights]
-        into = ["--output", str(folder / "pictures")]
-        drawing = drawing_of(said[0], [*said[1:], *into], load=self._again, more=self.codec)
-        return drawing, line([*said, *self.codec, *trusted_packages.option()])
+            argv += ["--weights", self.options.weights]
+        output = ["--output", str(folder / "pictures")]
+        job = prepare_job(argv[0], [*argv[1:], *output], load=self._reset_model, extra_argv=self.codec)
+        return job, shell_command([*argv, *self.codec, *trusted_packages.option_argv()])
 
-    def _again(self, checkpoint: Path, options: Any) -> Any:
-        self.model.sampler = self._own
+    def _reset_model(self, checkpoint: Path, options: Any) -> Any:
+        self.model.sampler = self._default_sampler
         return self.model
 
 
-def _page() -> Any:
-    """The module of the page; ValueError where Gradio is missing."""
+def _import_page() -> Any:
+    """Import the page's module; raise ValueError if Gradio is missing."""
     try:
         from asyncdiff.web import page
     except ImportError as error:
@@ -103,15 +110,17 @@ def _page() -> Any:
     return page
 
 
-def _codec_words(args: Sequence[str]) -> list[str]:
-    """Those words of a command line that name a codec, with their values."""
-    said: list[str] = []
-    waiting = iter(args)
-    for word in waiting:
-        if word == "--codec" or word.startswith(("--codec.", "--codec=")):
-            said += [word] if "=" in word else [word, next(waiting)]
-    return said
+def _codec_argv(argv: Sequence[str]) -> list[str]:
+    """Return the arguments of a command line that set the codec, with their values."""
+    codec: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--codec" or argument.startswith(("--codec.", "--codec=")):
+            codec += [argument] if "=" in argument else [argument, next(arguments)]
+    return codec
 
 
-EXAMPLES = """photos to pick from: a file, a folder or a pattern; "drawn" lets the model draw six when the page starts,
-"none" has none"""
+HOST = "address to listen at; the default can only be reached from this machine"
+NAME = "additional host name of the page, such as a proxy's; can be repeated"
+EXAMPLES = """example photos to choose from: a file, a folder or a pattern; "drawn" lets the model generate six when the
+page starts, "none" offers none"""

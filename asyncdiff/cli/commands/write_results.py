@@ -1,4 +1,4 @@
-"""What `evaluate --samples` leaves behind: a table for people, a card for programs, a sheet of images."""
+"""Output of `evaluate --samples`: Markdown table, result card and contact sheet."""
 
 import json
 from collections.abc import Mapping
@@ -8,47 +8,59 @@ from typing import Any
 from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.evaluation.result_card import card_of, value_at
-from asyncdiff.evaluation.sample_report import Quality
-from asyncdiff.tasks.contact_sheet import sheet
+from asyncdiff.evaluation.result_card import make_card, value_at
+from asyncdiff.evaluation.sample_report import SampleReport
+from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
 
-Rows = Mapping[str, tuple[int, Quality]]  # by what was measured: number of images, and what was found
+Rows = Mapping[str, tuple[int, SampleReport]]  # by row name: number of images, and their metrics
 
 
 def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], shown: Tensor) -> None:
-    """Print the table; write it as NAME.md, the card as NAME.json and the first images as NAME.png."""
+    """Print the table; write it to NAME.md, the result card to NAME.json and a contact sheet to NAME.png.
+
+    Args:
+        folder: output folder.
+        name: NAME.
+        rows: rows of the table, the generated images first, then a floor if there is one.
+        protocol: protocol of the result card.
+        shown: 8-bit images of the contact sheet.
+    """
     text = "\n".join([table(rows), "", *footnotes(rows, protocol)])
     print(text)
-    (generated, found), *others = rows.values()
+    (count, report), *others = rows.values()
     more = {"floor": {"count": others[0][0], "metrics": others[0][1].metrics}} if others else {}
-    held = card_of(protocol, found.metrics, deviations=found.deviations, notes=found.notes, images=generated, **more)
-    files = {"numbers": folder / f"{name}.json", "table": folder / f"{name}.md", "images": folder / f"{name}.png"}
-    files["numbers"].write_text(json.dumps(held, indent=2))
+    card = make_card(protocol, report.metrics, deviations=report.deviations, notes=report.notes, images=count, **more)
+    files = {
+        "result card": folder / f"{name}.json",
+        "table": folder / f"{name}.md",
+        "contact sheet": folder / f"{name}.png",
+    }
+    files["result card"].write_text(json.dumps(card, indent=2))
     files["table"].write_text(text + "\n")
-    save_png(sheet([[image.expand(3, -1, -1) for image in shown]]), files["images"])
-    print("\n".join(f"{what}: {file}" for what, file in files.items()))
+    save_png(make_sheet([[image.expand(3, -1, -1) for image in shown]]), files["contact sheet"])
+    print("\n".join(f"{label}: {file}" for label, file in files.items()))
 
 
 def table(rows: Rows) -> str:
-    """Markdown: a row for the generated images and one for real ones, a column per number."""
+    """Return a Markdown table with a row per set of images and a column per metric."""
     names = list(next(iter(rows.values()))[1].metrics)
     lines = [f"| images | count | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for what, (count, found) in rows.items():
-        lines.append(f"| {what} | {count} | {' | '.join(_cell(found, name) for name in names)} |")
+    for row, (count, report) in rows.items():
+        lines.append(f"| {row} | {count} | {' | '.join(_cell(report, name) for name in names)} |")
     return "\n".join(lines)
 
 
 def footnotes(rows: Rows, protocol: Mapping[str, Any]) -> list[str]:
-    """The stamp in a few lines, and what has to be said about single numbers."""
+    """Return the protocol in a few lines, and the notes on single metrics."""
     lines = [f"{_features(protocol['features'])}; {_reference(protocol['reference'])}", f"{_samples(protocol)}"]
     kid = value_at(protocol, "settings.kid")
     if kid is not None:
         lines.append(f"KID: {_subsets(kid)}{_in_turn(protocol['samples'])}")
-    for name, what in (("precision_recall", "precision, recall"), ("density_coverage", "density, coverage")):
+    for name, label in (("precision_recall", "precision, recall"), ("density_coverage", "density, coverage")):
         if setting := value_at(protocol, f"settings.{name}"):
-            lines.append(f"{what}: k = {setting['k']}, {setting['real']} real images")
-    notes = dict.fromkeys(note for _, found in rows.values() for note in found.notes)
+            lines.append(f"{label}: k = {setting['k']}, {setting['real']} real images")
+    notes = dict.fromkeys(note for _, report in rows.values() for note in report.notes)
     return [*lines, *(f"warning: {note}" for note in notes)]
 
 
@@ -57,44 +69,47 @@ def _subsets(kid: Mapping[str, Any]) -> str:
 
 
 def _in_turn(samples: Mapping[str, Any]) -> str:
-    """Equal numbers of all classes are no independent draws, which KID is unbiased for."""
-    return "; of classes in turn it lies below 0 for equal distributions, by O(1 / count)" * bool(samples.get("labels"))
+    """Return a caveat: KID is unbiased for independent samples only, which equal numbers per class are not."""
+    return "; with classes in turn, equal distributions give a value below 0, by O(1 / count)" * bool(
+        samples.get("labels")
+    )
 
 
 def number(value: float) -> str:
-    """Four digits that count."""
+    """Format a value with four significant digits, or one decimal from 1000."""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
 
 
-def _cell(found: Quality, name: str) -> str:
-    if name not in found.metrics:
+def _cell(report: SampleReport, name: str) -> str:
+    if name not in report.metrics:
         return ""
-    deviation = found.deviations.get(name)
-    return number(found.metrics[name]) + ("" if deviation is None else f" ± {deviation:.2g}")
+    deviation = report.deviations.get(name)
+    return number(report.metrics[name]) + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
-def _features(stamp: Mapping[str, Any]) -> str:
-    given = stamp["input"]
-    resize = "" if not given.get("resize") else f", resized {given['resize']}"
-    size = f" to {given['size'][0]}" if given.get("size") else ""
-    return f"features: {stamp['name']}, {stamp['dim']} numbers, weights {stamp['weights'][:12]}{resize}{size}"
+def _features(fingerprint: Mapping[str, Any]) -> str:
+    inputs = fingerprint["input"]
+    resize = "" if not inputs.get("resize") else f", resized {inputs['resize']}"
+    size = f" to {inputs['size'][0]}" if inputs.get("size") else ""
+    weights = f"weights {fingerprint['weights'][:12]}"
+    return f"features: {fingerprint['name']}, {fingerprint['dim']} dimensions, {weights}{resize}{size}"
 
 
-def _reference(stamp: Mapping[str, Any]) -> str:
-    if "external" in stamp:
-        return f"reference: external statistics {stamp['external']}, {stamp['sha256'][:12]}"
-    data = stamp["data"].rsplit(".", 1)[-1]
-    return f"reference: {stamp['read']} images of {data} {stamp['split']}, {stamp['pixels'][:12]}"
+def _reference(fingerprint: Mapping[str, Any]) -> str:
+    if "external" in fingerprint:
+        return f"reference: external statistics {fingerprint['external']}, {fingerprint['sha256'][:12]}"
+    data = fingerprint["data"].rsplit(".", 1)[-1]
+    return f"reference: {fingerprint['read']} images of {data} {fingerprint['split']}, {fingerprint['pixels'][:12]}"
 
 
 def _samples(protocol: Mapping[str, Any]) -> str:
     samples = protocol["samples"]
-    told = f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"
+    software = f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"
     if "folder" in samples:
-        return f"images: {samples['folder']}, files {samples['files'][:12]}; {told}"
-    sampler = object_config.spell(
+        return f"images: {samples['folder']}, files {samples['files'][:12]}; {software}"
+    sampler = object_config.format_call(
         object_config.build(samples["sampler"], [samples["sampler"]["class_path"].partition(".")[0]])
     )
     first, last = samples["seeds"]
     model = f"{protocol['weights']} weights at step {protocol['step']}, {protocol['checkpoint_sha256'][:12]}"
-    return f"images: {model}; seeds {first}-{last}, labels: {samples['labels'] or 'none'}; {sampler}; {told}"
+    return f"images: {model}; seeds {first}-{last}, labels: {samples['labels'] or 'none'}; {sampler}; {software}"
