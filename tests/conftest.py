@@ -1,4 +1,4 @@
-"""What all tests share: one thread, so that parallel workers do not fight, and a small network."""
+"""Shared setup: one thread, so that parallel workers do not compete for cores, and fixtures with small networks."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-# Here and not below faults/: of several processes the one that prints loads this file only.
+# Imported here and not below faults/, since the process of pytest-xdist that prints loads this file only.
 from faults.campaign import campaign, pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401
 
 from asyncdiff.networks.dit import DiT
@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 
 
 def randomize_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter a random value: at initialisation most of a DiT is switched off by zeros."""
+    """Give every parameter a random value: at initialization most of a DiT is switched off by zeros."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in network.parameters():
@@ -25,7 +25,7 @@ def randomize_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Modul
 
 @pytest.fixture
 def small_dit() -> DiT:
-    """A DiT for 8x8 gray images with ten classes, awake, in float64."""
+    """A DiT for 8x8 grayscale images with ten classes, with random weights, in float64."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10).double()
     return randomize_weights(network).eval()
@@ -33,7 +33,7 @@ def small_dit() -> DiT:
 
 @pytest.fixture(scope="session")
 def alexnet(tmp_path_factory) -> str:
-    """LPIPS with random weights in a file, as an option."""
+    """Command-line option for LPIPS with random weights in a file."""
     from torchvision import models
 
     with torch.random.fork_rng():
@@ -47,7 +47,7 @@ def alexnet(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def latent_run(tmp_path_factory):
-    """A run on latents of a tiny autoencoder, with all its images; its trainer and its folder."""
+    """A finished run on latents of a tiny autoencoder: its trainer and its folder."""
     from latent_models import train_on_latents
 
     return train_on_latents(tmp_path_factory.mktemp("latents"))

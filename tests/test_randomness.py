@@ -27,7 +27,7 @@ def test_one_generator_draws_the_whole_batch():
     assert torch.equal(normal((4, 3), generator=seeded(5)), torch.randn(4, 3, generator=seeded(5)))
 
 
-def test_a_generator_short_is_refused():
+def test_too_few_generators_are_refused():
     with pytest.raises(ValueError, match="got 2 for 3 images"):
         normal((3, 4), generator=per_image([0, 1]))
 
@@ -44,7 +44,7 @@ def test_a_source_draws_for_its_batch():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 1000])
-def test_stratified_numbers_lie_one_in_each_share(batch):
+def test_each_stratum_has_one_number(batch):
     for seed in range(20):
         s = RandomSource(batch, (1, 1), seeded(seed), dtype=torch.float64).stratified()
         assert torch.equal((s * batch).floor().long().sort().values, torch.arange(batch))
@@ -52,8 +52,8 @@ def test_stratified_numbers_lie_one_in_each_share(batch):
         assert ((single >= 0) & (single < 1)).all()
 
 
-def test_stratified_numbers_are_uniform_and_independent_of_their_place():
-    """Every place is U(0, 1) by Kolmogorov and Smirnov; with one generator per image two places are uncorrelated."""
+def test_stratified_numbers_are_uniform_whatever_their_position():
+    """Every position is U(0, 1) (Kolmogorov-Smirnov); with one generator per image, two positions are uncorrelated."""
     shared = torch.stack([RandomSource(4, (1, 1), seeded(k)).stratified() for k in range(2000)])
     apart = torch.stack([RandomSource(4, (1, 1), per_image(range(4 * k, 4 * k + 4))).stratified() for k in range(2000)])
     for column in (*shared.T, *apart.T):

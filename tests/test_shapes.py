@@ -28,7 +28,7 @@ def test_a_patch_is_known_only_if_all_its_pixels_are():
     assert known_patches(known, (2, 2)).tolist() == [[[True, False], [True, True]]]
 
 
-def test_distinct_levels_rebuild_the_map():
+def test_unique_levels_rebuild_the_map():
     t = torch.tensor([0.0, 0.5, 1.0])[torch.randint(3, (4, 5, 6))]
     unique = unique_levels(t)
     assert unique.values.tolist() == [0.0, 0.5, 1.0]

@@ -1,4 +1,4 @@
-"""The ELBO weight, the slopes and the floor together: a perfect denoiser's loss along any path is the true bound."""
+"""ELBO weighting, slopes and floor together: the loss of a perfect denoiser along any path is the true bound."""
 
 import math
 
@@ -18,7 +18,7 @@ MEAN, COV = random_gaussian(DIMS)
 
 
 def loss(path, process, *, slopes: bool = True) -> tuple[float, float]:
-    """Mean of the ELBO objective in nats per dimension on exact samples, and its standard error."""
+    """Mean ELBO loss in nats per dimension on exact samples, and its standard error."""
     oracle = GaussianOracle(MEAN, COV, (2, 2), process)
     x = oracle.sample(N, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
@@ -40,7 +40,7 @@ def test_the_loss_is_the_mutual_information_on_every_path(path, process):
     assert abs(value - truth) < 4 * error
 
 
-def test_without_the_slope_it_is_not():
+def test_without_the_slope_the_loss_is_not_the_mutual_information():
     process = RectifiedFlow()
     truth = 0.5 * torch.logdet(torch.eye(DIMS) + process.snr(torch.tensor(T_MIN).double()) * COV).item() / DIMS
     value, error = loss(AsyncPatch(), process, slopes=False)

@@ -1,4 +1,4 @@
-"""The bound against truth: equal on every path for a perfect denoiser, whole and conditional, and in steps."""
+"""The bound equals the likelihood on every path for a perfect denoiser: unconditional, conditional and discrete."""
 
 import math
 from itertools import pairwise
@@ -43,8 +43,11 @@ NATS = GaussianDecoder()
 
 @pytest.fixture
 def cubature(monkeypatch):
-    """Noise at the 2 d points +-sqrt(d) e_j in place of random one: the mean of a quadratic function of the noise, such
-    as the squared error of a Gaussian's denoiser, is then its exact expectation. And s at the middles of its shares."""
+    """Replace random noise by the 2 d points +-sqrt(d) e_j, and s by the midpoints of its strata.
+
+    The mean of a quadratic function of the noise, such as the squared error of a Gaussian's denoiser, is then its exact
+    expectation.
+    """
     points = math.sqrt(DIMS) * torch.cat([torch.eye(DIMS), -torch.eye(DIMS)]).double()
 
     def noise(shape, **_):
@@ -63,12 +66,12 @@ def copies(images: torch.Tensor) -> dict:
 
 
 def expected(nats: torch.Tensor) -> torch.Tensor:
-    """The exact expectation over the noise, per image."""
+    """Exact expectation over the noise, per image."""
     return nats.reshape(-1, 2 * DIMS).mean(1)
 
 
 def off(path: Path, oracle=ORACLE, images: int = 2, points: int = 64, **options) -> torch.Tensor:
-    """Excess of the bound over the truth of single images, relative to the truth."""
+    """Excess of the bound over the true value for single images, relative to it."""
     options = {"progress_sampler": FluxProgress(1.0, oracle.process)} | options
     found = bound(oracle, **copies(X[:images]), path=path, points=points, decoder=NATS, **options)
     truth = -oracle.log_prob(X[:images])
@@ -84,15 +87,15 @@ def test_the_bound_is_the_likelihood_of_every_image(path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in ("synchronous", "async")])
-def test_it_is_on_every_path(name):
-    """The kinks of paths cost points: 1e-2 with 64 of them, 3e-3 with 256."""
+def test_the_bound_is_the_likelihood_on_every_path(name):
+    """Kinks of paths limit the accuracy of the quadrature: 1e-2 with 64 points, 3e-3 with 256."""
     process = CosineVP() if name == "wavefront" else RectifiedFlow()
     assert off(PATHS[name], GaussianOracle(MEAN, COV, GRID, process), images=1, points=1024).abs().max() < 1e-3
 
 
 @pytest.mark.usefixtures("cubature")
-def test_what_is_left_of_the_image_at_the_end_is_paid_in_the_prior():
-    """The bound exceeds the truth by E log p(x_1) / N(x_1; 0, I): the end is taken for pure noise."""
+def test_the_prior_term_covers_an_end_that_is_not_pure_noise():
+    """The bound exceeds the true value by E log p(x_1) / N(x_1; 0, I): the end of the path counts as pure noise."""
     process = LinearVP(beta_end=0.005)  # alpha(1) = 0.28
     oracle = GaussianOracle(MEAN, COV, GRID, process)
     excess = off(Synchronous(), oracle) * -oracle.log_prob(X[:2])
@@ -105,10 +108,10 @@ def test_what_is_left_of_the_image_at_the_end_is_paid_in_the_prior():
     )
     price = kl_divergence(end, believed) - kl_divergence(end, true)
     assert torch.allclose(excess, price, atol=5e-3)
-    assert (price.abs() > 0.04).all()  # it is seen
+    assert (price.abs() > 0.04).all()  # not negligible
 
 
-def test_it_is_the_likelihood_of_a_mixture_too():
+def test_the_bound_is_the_likelihood_of_a_mixture():
     oracle = MixtureOracle(*random_mixture(3, 4), (2, 2))
     x = oracle.sample(4000, (1, 2, 2), seeded(0))
     for path in (Synchronous(), AsyncPatch(), Ordered(Raster(), 0.5)):
@@ -120,7 +123,7 @@ def test_it_is_the_likelihood_of_a_mixture_too():
 
 
 class _Slopeless(Path):
-    """A path that claims to move at the speed of the synchronous one."""
+    """A path that reports the slopes of the synchronous one."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -136,8 +139,8 @@ class _Slopeless(Path):
 
 
 @pytest.mark.usefixtures("cubature")
-def test_without_the_slope_it_is_not():
-    """Guards the test above: it would notice."""
+def test_without_the_slope_the_bound_is_not_the_likelihood():
+    """Wrong slopes would be noticed by the tests above."""
     plain = {"progress_sampler": UniformProgress(), "t_min": 0.05, "points": 512}
     right, wrong = off(AsyncPatch(), **plain), off(_Slopeless(AsyncPatch()), **plain)
     assert right.abs().max() < 0.1  # a floor of 0.05 costs 1/2 log det(1 + S^-1 / SNR) nats, and s is drawn uniformly
@@ -147,12 +150,12 @@ def test_without_the_slope_it_is_not():
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 def test_a_worse_denoiser_has_a_larger_bound(path):
-    class Faint(GaussianOracle):
+    class Attenuated(GaussianOracle):
         def __call__(self, x_t, t, label=None, *, unique=None):
             exact = super().__call__(x_t, t)
             return Prediction(exact.process, x_t, t, 0.9 * exact.v)
 
-    assert off(path, Faint(MEAN, COV, GRID), images=8).mean() > 0.01
+    assert off(path, Attenuated(MEAN, COV, GRID), images=8).mean() > 0.01
 
 
 @pytest.mark.usefixtures("cubature")
@@ -185,7 +188,7 @@ def test_one_step_of_the_discrete_bound():
 
 
 @pytest.mark.usefixtures("cubature")
-def test_flux_spacing_places_steps_better():
+def test_flux_progress_tightens_the_discrete_bound():
     plain, flux = (
         expected(
             discrete_bound(
@@ -225,7 +228,7 @@ def test_the_chain_rule_closes():
     options = {"path": AsyncPatch(), "points": 256, "decoder": NATS, "progress_sampler": FluxProgress(1.0)}
     rest = bound(ORACLE, **copies(X[:1]), known=mask.expand(2 * DIMS, 4, 4), **options)
     whole = bound(ORACLE, **copies(X[:1]), **options)
-    # The lower half of every copy is made independent of the upper one: its bound is the marginal's and a constant.
+    # The lower half of every copy is independent of the upper one: the bound is the marginal's plus a constant.
     cov = COV.clone()
     cov[:8, 8:], cov[8:, :8] = 0, 0
     apart = GaussianOracle(MEAN, cov, GRID)
@@ -234,7 +237,7 @@ def test_the_chain_rule_closes():
     assert torch.allclose(expected(first), -ORACLE.marginal_log_prob(X[:1], mask), rtol=1e-3)
 
 
-def test_everything_known_leaves_nothing():
+def test_completely_known_images_have_a_bound_of_0():
     known = torch.ones(len(X), 4, 4, dtype=torch.bool)
     for found in (
         bound(ORACLE, X, AsyncPatch(), known=known, points=2, decoder=NATS),
@@ -245,7 +248,7 @@ def test_everything_known_leaves_nothing():
 
 
 def test_half_known_patches_count_as_unknown():
-    known = Square(0.5)(4, 4).expand(8, 4, 4)  # the box lies across all four patches
+    known = Square(0.5)(4, 4).expand(8, 4, 4)  # the box overlaps all four patches
     found = bound(ORACLE, X[:8], known=known, points=2, decoder=NATS)
     assert (found.dims == 16).all()
 
@@ -259,8 +262,8 @@ def test_parts_add_up():
     assert torch.allclose(found.rate, found.total / 16)
 
 
-def test_its_noise_is_told():
-    """The standard error of an image's integral, measured over 200 repetitions; that of stratified points is less."""
+def test_the_standard_error_is_right():
+    """Standard error of an image's integral, measured over 200 repetitions; it is smaller for stratified points."""
     x = X[:1].expand(200, -1, -1, -1)
     found = bound(
         ORACLE, x, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), progress_sampler=FluxProgress(1.0)
@@ -270,7 +273,7 @@ def test_its_noise_is_told():
     assert 0.7 * claimed < measured < 1.2 * claimed
 
 
-def test_importance_sampling_lowers_the_noise():
+def test_importance_sampling_lowers_the_standard_error():
     plain, flux = (
         bound(ORACLE, X, AsyncPatch(), points=32, decoder=NATS, generator=seeded(1), progress_sampler=s)
         for s in (UniformProgress(), FluxProgress())
@@ -278,13 +281,13 @@ def test_importance_sampling_lowers_the_noise():
     assert flux.standard_error.mean() < 0.3 * plain.standard_error.mean()
 
 
-def test_an_image_s_bound_depends_on_its_seed_only():
+def test_the_bound_of_an_image_depends_on_its_seed_only():
     together = bound(ORACLE, X[:3], AsyncPatch(), points=4, decoder=NATS, generator=per_image([4, 5, 6]))
     alone = bound(ORACLE, X[1:2], AsyncPatch(), points=4, decoder=NATS, generator=per_image([5]))
     assert torch.allclose(together.total[1:2], alone.total, rtol=1e-12)
 
 
-def test_paths_share_their_noise():
+def test_the_noise_is_the_same_for_all_paths():
     """With one seed, a path that draws random numbers and one that draws none see the same noise."""
     found = [
         bound(
@@ -301,7 +304,7 @@ def test_paths_share_their_noise():
     assert torch.allclose(found[0].total, found[1].total, rtol=1e-12)
 
 
-# Pixels with values
+# Discrete pixel values
 
 
 def test_the_categorical_decoder_is_a_distribution():
@@ -346,7 +349,7 @@ def test_bits_per_dim_of_fair_coins_is_one():
         assert found.rate.mean().item() == pytest.approx(1, abs=4 * error)
 
 
-def test_the_floor_does_not_matter_to_values_that_are_wide_apart():
+def test_the_floor_does_not_matter_for_values_that_are_far_apart():
     """Reconstruction takes over what the diffusion leaves: coins at floors of 0.001 and 0.1 both lose nothing."""
     x = torch.ones(4, *SHAPE, dtype=torch.float64)
     for t_min in (1e-3, 0.1):
@@ -365,14 +368,14 @@ def test_pixels_out_of_range_are_refused(wrong):
         CategoricalDecoder(17).check(torch.full((1, 1, 2, 2), wrong))
 
 
-def test_half_precision_images_count_as_what_they_are():
+def test_half_precision_images_have_the_bound_of_float32():
     """Levels, noise and weights are those of the same image in float32; float16 is too coarse for levels near 0."""
     x = (torch.randint(0, 256, (8, *SHAPE), generator=seeded(0)) / 127.5 - 1).half()
     half, single = (bound(ORACLE, images, points=8, generator=seeded(1)).total for images in (x, x.float()))
     assert torch.equal(half, single)
 
 
-def test_a_conditioned_path_is_refused_in_favour_of_the_mask():
+def test_a_conditioned_path_is_refused():
     with pytest.raises(ValueError, match="give the mask as known"):
         bound(ORACLE, X[:2], Conditioned(Synchronous(), torch.ones(1, 2, 2, dtype=torch.bool)), points=1)
 
@@ -382,7 +385,7 @@ def test_a_mask_of_another_size_is_refused():
         bound(ORACLE, X[:2], known=torch.ones(2, 8, 8, dtype=torch.bool), points=1)
 
 
-def test_a_path_keeps_a_floor_of_its_own():
+def test_with_floor_keeps_an_existing_floor():
     path = Floored(AsyncPatch(), 0.2)
     assert with_floor(path, 0.1) is path
     assert with_floor(AsyncPatch(), 0.3).t_min == 0.3

@@ -1,4 +1,4 @@
-"""The uncertainty head's part of the objective: what it is least at, and what it leaves alone."""
+"""Loss of the uncertainty head: its minimum, and no effect on the velocity."""
 
 import math
 
@@ -19,7 +19,7 @@ from asyncdiff.shapes import mean_per_patch
 def batch(images: int = 4):
     x, eps = torch.randn(2, images, 1, 8, 8, generator=seeded(0), dtype=torch.float64)
     t = torch.rand(images, 4, 4, generator=seeded(1), dtype=torch.float64)
-    t[0] = 0  # a wholly clean image
+    t[0] = 0  # a completely clean image
     t[1, :2] = 0
     return x, eps, LevelDraw(t)
 
@@ -30,7 +30,7 @@ def dit(**options) -> DiT:
 
 
 class Overconfident:
-    """Predicts nothing, and believes a given factor of its true error."""
+    """Predicts a velocity of 0, and its true error times a factor."""
 
     process = RectifiedFlow()
 
@@ -45,21 +45,21 @@ class Overconfident:
         return 4, 4
 
 
-def test_the_true_error_is_the_least_cost_and_its_value_is_known():
+def test_the_true_error_minimizes_the_loss():
     x, eps, draw = batch()
     truth = training_loss(Overconfident(x, eps, 1.0), x, eps, draw, Velocity())
     noisy = draw.t > 0
     expected = 0.5 * (truth.error.log() + 1)
     for i in range(1, 4):
         assert float(truth.uncertainty[i]) == pytest.approx(float(expected[i][noisy[i]].mean()), rel=1e-12)
-    assert truth.uncertainty[0] == 0  # nothing to be predicted, nothing to be judged
+    assert truth.uncertainty[0] == 0  # nothing to predict, no loss
     for factor in (0.5, 2.0):
         off = training_loss(Overconfident(x, eps, factor), x, eps, draw, Velocity()).uncertainty
         cost = 0.5 * (math.log(factor) + 1 / factor - 1)
         assert torch.allclose(off[1:] - truth.uncertainty[1:], torch.full((3,), cost, dtype=torch.float64))
 
 
-def test_the_velocity_learns_nothing_from_it():
+def test_the_velocity_gets_no_gradient_from_the_uncertainty():
     x, eps, draw = batch()
     network = randomize_weights(dit(uncertainty=True))
     training_loss(Denoiser(network, RectifiedFlow()), x, eps, draw, Velocity()).uncertainty.sum().backward()
@@ -87,7 +87,7 @@ def test_on_coarser_level_maps_variances_are_averaged():
     assert torch.allclose(per_patch.exp(), mean, rtol=1e-12, atol=0)
 
 
-def test_one_level_per_image_is_judged_patch_by_patch():
+def test_one_level_per_image_has_an_uncertainty_per_patch():
     x, eps, _ = batch()
     t = torch.rand(4, 1, 1, generator=seeded(2), dtype=torch.float64)
     network = randomize_weights(dit(uncertainty=True))

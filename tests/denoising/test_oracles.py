@@ -1,4 +1,4 @@
-"""Exact denoisers against quadrature, automatic differentiation and torch.distributions: no code is shared."""
+"""Exact denoisers compared with quadrature, automatic differentiation and torch.distributions."""
 
 import math
 
@@ -35,7 +35,7 @@ def density(weights: Tensor, means: Tensor, covs: Tensor) -> MixtureSameFamily:
 
 @PROCESSES
 @pytest.mark.parametrize("levels", [(0.3, 0.8), (0.05, 0.6), (0.9, 1.0), (1.0, 1.0)], ids=str)
-def test_the_mean_of_the_images_is_that_of_a_quadrature(process, levels):
+def test_the_posterior_mean_is_that_of_a_quadrature(process, levels):
     """E[x | x_t] of two pixels by the trapezoidal rule, which converges exponentially on Gaussians."""
     mixture = random_mixture(2, 2)
     oracle = MixtureOracle(*mixture, (1, 2), process)
@@ -51,8 +51,8 @@ def test_the_mean_of_the_images_is_that_of_a_quadrature(process, levels):
 
 
 @PROCESSES
-def test_beside_a_clean_pixel_it_conditions_on_it(process):
-    """One pixel at t = 0, where quadrature runs over the other one only."""
+def test_the_prediction_is_conditioned_on_clean_pixels(process):
+    """One pixel is at t = 0; quadrature runs over the other one only."""
     mixture = random_mixture(2, 2)
     t, x_t = (torch.tensor(pair, dtype=torch.float64) for pair in ([0, 0.4], [0.7, -0.4]))
     other = torch.linspace(-9, 9, 4001, dtype=torch.float64)
@@ -103,8 +103,8 @@ def test_one_component_is_the_gaussian(process):
 
 
 @PROCESSES
-def test_at_the_ends(process):
-    """Clean: the image itself and no noise, v = alpha'/W x_t. Pure noise: the mean of all images, or nearly."""
+def test_predictions_at_t_0_and_1(process):
+    """Clean: the image itself and no noise, v = alpha'/W x_t. Pure noise: the mean of all images, or nearly so."""
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
     x_t, zero = 3 * torch.randn(4, *SHAPE, generator=seeded(0), dtype=torch.float64), torch.zeros(4, 1, 1).double()
     clean, noise = oracle(x_t, zero), oracle(x_t, zero + 1)
@@ -113,22 +113,22 @@ def test_at_the_ends(process):
     if isinstance(process, RectifiedFlow):
         assert torch.allclose(clean.v, -x_t, atol=1e-12)
     near = oracle(x_t, zero + 1e-9)
-    root = isinstance(process, LinearVP)  # sigma goes as the root of t, and something of the image is left at t = 1
+    root = isinstance(process, LinearVP)  # sigma grows as the square root of t, and alpha(1) > 0
     assert torch.allclose(near.v, clean.v, atol=1e-3 if root else 1e-7)
     tolerance = 0.1 if root else 1e-12
     assert torch.allclose(noise.x.flatten(1), (WEIGHTS @ MEANS).expand(4, 4), atol=tolerance)
     assert torch.allclose(noise.eps, x_t, atol=tolerance)
 
 
-def test_a_map_of_any_grid_counts_as_its_refinement():
+def test_coarse_level_maps_equal_their_refinement():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     t = uniform(3, 1, 1)
     x_t = noised(oracle, t)
     assert torch.allclose(oracle(x_t, t).v, oracle(x_t, t.expand(3, 2, 2)).v, atol=1e-14)
 
 
-def test_channels_share_their_patch_s_level():
-    """Three channels, 1x2 patches: what the flattening of (c, h, w) is."""
+def test_channels_of_a_patch_share_its_level():
+    """Three channels, 1x2 patches: checks the flattening of (c, h, w)."""
     oracle = GaussianOracle(torch.arange(12.0).double(), torch.eye(12).double(), (1, 2))
     t = torch.tensor([[[1.0, 0.0]]]).double()
     x = oracle(torch.zeros(1, 3, 2, 2).double(), t).x
@@ -140,11 +140,11 @@ def test_a_label_is_a_component_and_one_more_is_any():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     t = uniform(4, *GRID)
     x_t = noised(oracle, t)
-    told = oracle(x_t, t, torch.tensor([0, 1, 2, 3])).v
+    labeled = oracle(x_t, t, torch.tensor([0, 1, 2, 3])).v
     for k in range(3):
         alone = GaussianOracle(MEANS[k], COVS[k], GRID)(x_t[k : k + 1], t[k : k + 1]).v
-        assert torch.allclose(told[k : k + 1], alone, atol=1e-13)
-    assert torch.allclose(told[3:], oracle(x_t, t).v[3:], atol=1e-13)
+        assert torch.allclose(labeled[k : k + 1], alone, atol=1e-13)
+    assert torch.allclose(labeled[3:], oracle(x_t, t).v[3:], atol=1e-13)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 3, got \[4, 0, 0, 0\]"):
         oracle(x_t, t, torch.tensor([4, 0, 0, 0]))
 
@@ -163,7 +163,7 @@ def test_single_and_half_precision_follow_the_images(process):
     assert (half.double() - exact).abs().max() < 0.2
 
 
-def test_far_away_nothing_is_nan():
+def test_predictions_far_from_the_data_are_finite():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x_t = 1e6 * torch.randn(8, *SHAPE, generator=seeded(0))
     for t in (0.0, 0.5, 1.0):
@@ -171,13 +171,13 @@ def test_far_away_nothing_is_nan():
     assert oracle.log_prob(x_t).isfinite().all()
 
 
-def test_the_density_is_the_mixture_s():
+def test_the_density_is_that_of_the_mixture():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 3 * torch.randn(8, *SHAPE, generator=seeded(0), dtype=torch.float64)
     assert torch.allclose(oracle.log_prob(x), density(WEIGHTS, MEANS, COVS).log_prob(x.flatten(1)), atol=1e-11)
 
 
-def test_the_marginal_is_the_mixture_s_over_the_known_pixels():
+def test_the_marginal_is_that_of_the_mixture_over_the_known_pixels():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 3 * torch.randn(4, *SHAPE, generator=seeded(0), dtype=torch.float64)
     masks = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
@@ -188,7 +188,7 @@ def test_the_marginal_is_the_mixture_s_over_the_known_pixels():
         assert value.item() == pytest.approx(part.item(), abs=1e-11)
 
 
-def test_the_conditional_is_the_mixture_s_given_the_known_pixels():
+def test_the_conditional_is_that_of_the_mixture_given_the_known_pixels():
     """log p(unknown | known) from the conditional weights, means and covariances of the components."""
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 2 * torch.randn(5, *SHAPE, generator=seeded(0), dtype=torch.float64)
@@ -220,8 +220,8 @@ def test_samples_have_the_moments_of_the_mixture():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = oracle.sample(n, SHAPE, seeded(0)).flatten(1)
     mean = WEIGHTS @ MEANS
-    centred = MEANS - mean
-    cov = torch.einsum("k,kij->ij", WEIGHTS, COVS + centred[:, :, None] * centred[:, None])
+    centered = MEANS - mean
+    cov = torch.einsum("k,kij->ij", WEIGHTS, COVS + centered[:, :, None] * centered[:, None])
     assert (x.mean(0) - mean).abs().max() < 4 * (cov.diagonal().max() / n).sqrt()
     assert (x.T.cov() - cov).abs().max() < 4 * 2**0.5 * cov.diagonal().max() / n**0.5
     entropy = -oracle.log_prob(x.reshape(-1, *SHAPE))
@@ -230,7 +230,7 @@ def test_samples_have_the_moments_of_the_mixture():
     assert torch.equal(x[:5], oracle.sample(n, SHAPE, seeded(0)).flatten(1)[:5])
 
 
-def test_it_is_a_denoiser_and_knows_its_grid():
+def test_oracles_are_denoisers_with_a_grid():
     oracle = GaussianOracle(*random_gaussian(16), (2, 4))
     assert isinstance(oracle, DenoiserLike)
     assert oracle.grid((8, 8)) == (2, 4)
@@ -247,7 +247,7 @@ def test_random_data_are_well_conditioned():
     assert not torch.equal(random_gaussian(4, 0)[0], random_gaussian(4, 1)[0])
 
 
-def test_bad_mixtures_are_one_clear_error():
+def test_invalid_mixtures_are_refused():
     weights, means, covs = random_mixture(2, 4)
 
     def refused(message: str, w: Tensor = weights, m: Tensor = means, c: Tensor = covs) -> None:
@@ -264,7 +264,7 @@ def test_bad_mixtures_are_one_clear_error():
     refused(r"covs must be positive definite, got an eigenvalue of -1 in covs\[0\]", c=-torch.eye(4).expand(2, 4, 4))
 
 
-def test_bad_questions_are_one_clear_error():
+def test_invalid_arguments_of_methods_are_refused():
     oracle, x = MixtureOracle(WEIGHTS, MEANS, COVS, GRID), torch.zeros(3, *SHAPE)
     with pytest.raises(ValueError, match=r"x_t must have \(c, h, w\) of 4 pixels in all, got \(2, 2, 2\)"):
         oracle(torch.zeros(3, 2, 2, 2), torch.zeros(3, 1, 1))

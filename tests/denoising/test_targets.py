@@ -1,4 +1,4 @@
-"""What a network predicts makes no difference to what is believed: one velocity, whatever the output stands for."""
+"""Predictions do not depend on the target of the network: the velocity is the same."""
 
 import pytest
 import torch
@@ -20,14 +20,14 @@ from asyncdiff.shapes import to_pixels
 from asyncdiff.training.module import AsyncDiffusion
 
 SHAPE, GRID = (1, 4, 4), (2, 2)
-EXACT = CleanTarget(1e-9)  # no level of the tests has less noise
+EXACT = CleanTarget(1e-9)  # below every sigma in these tests
 PAIRS = [(VelocityTarget(), RectifiedFlow()), (NoiseTarget(), LinearVP())]
 PAIRS += [(EXACT, process) for process in (RectifiedFlow(), CosineVP(), LinearVP())]
 every_pair = pytest.mark.parametrize(("target", "process"), PAIRS, ids=lambda value: type(value).__name__)
 
 
-class Oracle(torch.nn.Module):
-    """A network that says what the target asks for, exactly."""
+class ExactNetwork(torch.nn.Module):
+    """A network with the exact output for a target."""
 
     def __init__(self, target, process):
         super().__init__()
@@ -42,7 +42,7 @@ class Oracle(torch.nn.Module):
 
 
 def denoiser(target, process) -> Denoiser:
-    return Denoiser(Oracle(target, process), process, target)
+    return Denoiser(ExactNetwork(target, process), process, target)
 
 
 def noisy(batch: int = 3) -> torch.Tensor:
@@ -50,7 +50,7 @@ def noisy(batch: int = 3) -> torch.Tensor:
 
 
 @every_pair
-def test_the_prediction_does_not_depend_on_what_is_predicted(target, process):
+def test_predictions_do_not_depend_on_the_target(target, process):
     x_t, t = noisy(), 0.01 + 0.98 * torch.rand(3, *GRID, generator=seeded(1), dtype=torch.float64)
     found, true = denoiser(target, process)(x_t, t), GaussianOracle(*random_gaussian(16), GRID, process)(x_t, t)
     for form in ("v", "x", "eps"):
@@ -58,7 +58,7 @@ def test_the_prediction_does_not_depend_on_what_is_predicted(target, process):
 
 
 @every_pair
-def test_nor_do_the_images_that_are_drawn(target, process):
+def test_samples_do_not_depend_on_the_target(target, process):
     sampler = Sampler(solver=DDIM(0.25), steps=10)
     found = sampler(denoiser(target, process), seeds=range(2), shape=SHAPE, dtype=torch.float64)
     oracle = GaussianOracle(*random_gaussian(16), GRID, process)
@@ -71,7 +71,7 @@ def test_nor_do_the_images_that_are_drawn(target, process):
     ids=lambda value: type(value).__name__,
 )
 def test_everything_is_finite_at_the_ends(target, process):
-    """Values and gradients; a patch at t = 0 bears no loss, and is its image whatever the network says."""
+    """Values and gradients; a patch at t = 0 has no loss, and its prediction is the image itself."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
     x = torch.randn(2, *SHAPE, generator=seeded(0))
@@ -87,29 +87,29 @@ def test_everything_is_finite_at_the_ends(target, process):
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
-def test_noise_needs_something_of_the_image_at_the_end(process):
+def test_noise_target_needs_a_process_with_some_image_at_t_1(process):
     with pytest.raises(ValueError, match=rf"alpha\(1\) > 0, got {type(process).__name__}, .* use LinearVP"):
-        Denoiser(Oracle(NoiseTarget(), process), process, NoiseTarget())
+        Denoiser(ExactNetwork(NoiseTarget(), process), process, NoiseTarget())
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0])
-def test_a_floor_that_is_none_is_refused(floor):
+def test_floors_that_are_not_positive_are_refused(floor):
     with pytest.raises(ValueError, match="floor must be positive"):
         CleanTarget(floor)
 
 
-def test_the_loss_of_noise_is_ddpms():
+def test_the_loss_of_the_noise_target_is_that_of_ddpm():
     """Epsilon's weight on the velocity's error is the plain squared error of the output."""
     process, target = LinearVP(), NoiseTarget()
     x, eps = (torch.randn(3, *SHAPE, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
     t = torch.rand(3, *GRID, generator=seeded(3), dtype=torch.float64)
-    network = Oracle(target, process)
+    network = ExactNetwork(target, process)
     plain = (network(process.noised(x, eps, t), t) - eps).square().mean(dim=(1, 2, 3))
     found = training_loss(Denoiser(network, process, target), x, eps, LevelDraw(t), Epsilon()).per_image
     assert torch.allclose(found, plain, rtol=1e-9)
 
 
-def test_a_log_variance_passes_through():
+def test_log_variances_are_unchanged():
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, uncertainty=True))
     x_t, t = torch.randn(2, *SHAPE), torch.rand(2, *GRID)
@@ -131,6 +131,6 @@ def test_a_checkpoint_keeps_target_and_process(tmp_path):
     assert torch.equal(again.generate([0, 1]), model.eval().generate([0, 1]))
 
 
-def test_without_a_target_it_is_the_velocity():
+def test_the_default_target_is_the_velocity():
     model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), image_size=4)
     assert isinstance(model.target, VelocityTarget)

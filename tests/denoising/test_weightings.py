@@ -14,8 +14,8 @@ T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
-def test_sigmoid_agrees_in_the_forms_of_x_eps_and_v(process, bias):
-    """One loss, written on the error of x, of eps and of v, with the leading 1/2 of the definition dropped."""
+def test_sigmoid_is_the_same_loss_in_terms_of_x_eps_and_v(process, bias):
+    """The same loss in terms of the error of x, of eps and of v, without the leading 1/2 of the definition."""
     g = torch.Generator().manual_seed(0)
     x, eps, x_hat = (torch.randn(1, 1, 9, 11, generator=g, dtype=torch.float64) for _ in range(3))
     x_t = process.noised(x, eps, T)
@@ -46,13 +46,13 @@ def test_elbo_of_the_rectified_flow():
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
-def test_elbo_is_half_the_fall_of_snr_on_the_error_of_x(process):
+def test_elbo_is_half_the_decrease_of_snr_on_the_error_of_x(process):
     weight = -0.5 * process.dsnr(T) * process.sigma(T) ** 2  # x - x_hat = -sigma (v - v_hat)
     assert torch.allclose(ELBO()(process, T, torch.ones_like(T)), weight, rtol=1e-9)
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
-def test_epsilon_is_the_plain_error_of_the_noise(process):
+def test_epsilon_is_the_squared_error_of_the_noise(process):
     g = torch.Generator().manual_seed(0)
     x, eps, eps_hat = (torch.randn(1, 1, 9, 11, generator=g, dtype=torch.float64) for _ in range(3))
     error = process.velocity(x, eps, T) - process.v_from_eps(process.noised(x, eps, T), eps_hat, T)
@@ -73,7 +73,7 @@ def test_elbo_refuses_levels_without_slopes_and_names_both(levels):
         ELBO().check(levels)
 
 
-def test_elbo_refuses_levels_down_to_zero():
+def test_elbo_refuses_levels_without_a_floor():
     with pytest.raises(ValueError, match="ELBO is infinite at t = 0.*Floored"):
         ELBO().check(AlongPath(AsyncPatch()))
     ELBO().check(AlongPath(Floored(AsyncPatch(), t_min=1e-3)))
@@ -81,7 +81,7 @@ def test_elbo_refuses_levels_down_to_zero():
 
 @pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(), Epsilon()], ids=lambda w: type(w).__name__)
 def test_the_progress_sampler_of_elbo_is_refused_by_the_others(weighting):
-    """It draws few levels where their weight is not small: losses would be noisier, not less."""
+    """It draws few levels where other weightings are large, so that losses would be noisier."""
     levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())
     ELBO().check(levels)
     for sampler in (levels, WithCleanPatches(levels), Homogeneous(levels)):

@@ -1,4 +1,4 @@
-"""Laws of random contexts: which patches are given clean, and how often."""
+"""Laws of random clean patches: which patches are known, and how often."""
 
 import math
 from collections import Counter
@@ -31,7 +31,7 @@ def draw(clean_patches: CleanPatches, count: int, grid: tuple[int, int]) -> torc
 
 
 def off(values: torch.Tensor, expected: float) -> float:
-    """Distance of the mean of `values` (n,) from what is expected, in standard errors."""
+    """Distance of the mean of `values` (n,) from its expectation, in standard errors."""
     values = values.double()
     return abs(values.mean().item() - expected) / (values.std().item() / math.sqrt(len(values)))
 
@@ -45,13 +45,13 @@ def test_sets_are_one_flag_per_patch(clean_patches):
 
 
 @every_context
-def test_an_image_s_context_depends_on_its_seed_only(clean_patches):
+def test_clean_patches_of_an_image_depend_on_its_seed_only(clean_patches):
     together = clean_patches.sample(RandomSource(4, (4, 5), per_image([1, 2, 3, 4])))
     assert torch.equal(together[2:3], clean_patches.sample(RandomSource(1, (4, 5), per_image([3]))))
 
 
-def test_boxes_have_uniform_random_corners_and_two_polarities():
-    """Chi-square over the sets of 2x3 patches; two corners and the polarity make 2^2 3^2 2 = 72 cases of one chance."""
+def test_boxes_have_uniform_corners_and_two_polarities():
+    """Chi-square over the sets of 2x3 patches; two corners and the polarity give 2^2 3^2 2 = 72 equal cases."""
     cases = Counter()
     for r0, r1, c0, c1, outside in product(range(2), range(2), range(3), range(3), (False, True)):
         box = torch.zeros(2, 3, dtype=torch.bool)
@@ -64,7 +64,7 @@ def test_boxes_have_uniform_random_corners_and_two_polarities():
 
 
 @pytest.mark.parametrize("field", [IndependentField(), BlockwiseField(), PerlinField()], ids=lambda f: type(f).__name__)
-def test_blobs_know_every_patch_with_the_chance_of_their_share(field):
+def test_every_patch_is_known_with_the_mean_share_of_the_regions(field):
     """The mean of a share that is uniform on [low, high], at every patch; at 4 standard errors."""
     for low, high in ((0.0, 1.0), (0.2, 0.2), (0.5, 0.9)):
         known = draw(RandomRegions(field, low, high), N, (3, 4))
@@ -72,20 +72,20 @@ def test_blobs_know_every_patch_with_the_chance_of_their_share(field):
             assert off(known[:, row, column], (low + high) / 2) < 4
 
 
-def test_shares_of_blobs_are_uniform():
-    """Of a field whose values cover the range evenly known patches are the share that was drawn, to 1 / D."""
+def test_shares_of_regions_are_uniform():
+    """With a field whose values cover the range evenly, the share of known patches is the drawn one, to 1 / D."""
     share = draw(RandomRegions(PerlinField(within_image=True), 0.2, 0.7), N, (8, 8)).double().mean((1, 2))
     assert stats.kstest(share.numpy(), stats.uniform(0.2, 0.5).cdf).statistic < 1 / 64 / 0.5 + 1.95 / math.sqrt(N)
     assert share.min() >= 0.2 - 1 / 64
     assert share.max() <= 0.7 + 1 / 64
 
 
-def test_extreme_shares_know_all_or_nothing():
+def test_shares_of_0_and_1_give_no_or_all_patches():
     assert draw(RandomRegions(low=1.0), 500, (4, 4)).all()
     assert not draw(RandomRegions(high=0.0), 500, (4, 4)).any()
 
 
-def test_masks_and_contexts_are_chosen_with_equal_chances():
+def test_masks_and_distributions_are_chosen_with_equal_probability():
     masks = [Half(), Half("right"), Half("top"), Half("bottom"), Square()]
     for clean_patches in (RandomMasks(masks), MixedCleanPatches([RandomMasks([mask]) for mask in masks])):
         known = draw(clean_patches, N, (4, 4))
@@ -104,12 +104,12 @@ def test_masks_and_contexts_are_chosen_with_equal_chances():
         (lambda: MixedCleanPatches([]), "contexts must hold at least one distribution"),
     ],
 )
-def test_contexts_without_a_meaning_are_refused(make, message):
+def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @every_context
-def test_descriptions_give_the_same_contexts(clean_patches):
+def test_a_rebuilt_object_draws_the_same_patches(clean_patches):
     again = object_config.build(object_config.describe(clean_patches))
     assert torch.equal(draw(again, 20, (4, 6)), draw(clean_patches, 20, (4, 6)))

@@ -24,26 +24,26 @@ FIELDS = {
 }
 ALL = FIELDS | {"within": PerlinField(within_image=True)}
 GRIDS = [(4, 4), (3, 5), (1, 7), (1, 1)]
-KS_LEVEL = 1e-4  # below it a p-value counts as a failure: about 100 are looked at, so that a true law fails once in 100
+KS_LEVEL = 1e-4  # smaller p-values fail; with about 100 tests, a correct field fails in 1 of 100 test sets
 
 
 def draw(field: Field, count: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
     return field(count, grid, generator=seeded(seed), dtype=torch.float64)
 
 
-def places(grid: tuple[int, int]) -> set[tuple[int, int]]:
-    """Two corners, the middle of an edge and the centre."""
+def positions(grid: tuple[int, int]) -> set[tuple[int, int]]:
+    """Two corners, the middle of an edge and the center."""
     gh, gw = grid
     return {(0, 0), (gh - 1, gw - 1), (0, gw // 2), (gh // 2, gw // 2)}
 
 
 def p_value(values: torch.Tensor, low: float = -1, high: float = 1) -> float:
-    """That `values` come from U(low, high), by Kolmogorov and Smirnov."""
+    """p-value of the Kolmogorov-Smirnov test that `values` come from U(low, high)."""
     return stats.kstest(values.flatten().numpy(), stats.uniform(low, high - low).cdf).pvalue
 
 
 def off(values: torch.Tensor, expected: float) -> float:
-    """Distance of the mean of `values` (n,) from what is expected, in standard errors."""
+    """Distance of the mean of `values` (n,) from its expectation, in standard errors."""
     return abs(values.mean().item() - expected) / (values.std().item() / math.sqrt(len(values)))
 
 
@@ -51,14 +51,14 @@ def off(values: torch.Tensor, expected: float) -> float:
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
 def test_every_patch_is_uniform(field, grid):
     u = draw(field, N, grid)
-    for row, column in places(grid):
+    for row, column in positions(grid):
         assert p_value(u[:, row, column]) > KS_LEVEL, (row, column)
 
 
 def test_ranks_within_the_image_are_not_uniform_at_every_patch():
-    """Why the ranks are taken on a torus: of the image's own, extremes lie at the border, and the centre varies less.
+    """Why ranks are taken on a torus: ranked within the image, extremes lie at the border and the center varies less.
 
-    Variances on 8x8 patches are 0.30 at the centre and 0.37 at the corner, and on the torus 1/3 at both.
+    Variances on 8x8 patches are 0.30 at the center and 0.37 at the corner; on the torus they are 1/3 at both.
     """
     within, torus = (draw(PerlinField(within_image=flag), N // 2, (8, 8)).square() for flag in (True, False))
     assert within[:, 4, 4].mean() < 1 / 3 < within[:, 0, 0].mean()
@@ -79,8 +79,8 @@ def test_ranks_within_the_image_cover_the_range_evenly(grid):
     assert p_value(u) > KS_LEVEL  # pooled over the patches
 
 
-def neighbours(field: Field, grid: tuple[int, int]) -> torch.Tensor:
-    """Correlation of neighbours along the middle row, per image; the variance of U(-1, 1) is 1/3."""
+def neighbors(field: Field, grid: tuple[int, int]) -> torch.Tensor:
+    """Correlation of neighbors along the middle row, per image; the variance of U(-1, 1) is 1/3."""
     u = draw(field, N // 4, grid)[:, grid[0] // 2]
     return 3 * (u[:, 1:] * u[:, :-1]).mean(1)
 
@@ -89,26 +89,26 @@ COHERENT_GRIDS = pytest.mark.parametrize("grid", [(8, 8), (3, 5), (1, 7)], ids=l
 
 
 @COHERENT_GRIDS
-def test_independent_neighbours_do_not_agree(grid):
-    assert off(neighbours(IndependentField(), grid), 0) < 4
+def test_independent_neighbors_are_uncorrelated(grid):
+    assert off(neighbors(IndependentField(), grid), 0) < 4
 
 
 @COHERENT_GRIDS
-def test_neighbours_agree_as_often_as_they_share_a_block(grid):
-    """Correlation = chance to lie in one block = mean of 1 - 1 / side: 0.66 for sides up to 8."""
+def test_neighbors_agree_as_often_as_they_share_a_block(grid):
+    """Correlation = probability of lying in one block = mean of 1 - 1 / side: 0.66 for sides up to 8."""
     for field, largest in ((BlockwiseField(), max(grid)), (BlockwiseField(2), 2), (BlockwiseField(50), 50)):
-        assert off(neighbours(field, grid), 1 - sum(1 / side for side in range(1, largest + 1)) / largest) < 4
+        assert off(neighbors(field, grid), 1 - sum(1 / side for side in range(1, largest + 1)) / largest) < 4
 
 
 @COHERENT_GRIDS
-def test_neighbours_agree_in_perlin_noise(grid):
-    """0.67 on 8x8, 0.46 on 3x5; ranked within the image, where ranks repel each other, 0.58 and 0.25."""
+def test_neighbors_are_correlated_in_perlin_noise(grid):
+    """0.67 on 8x8, 0.46 on 3x5; 0.58 and 0.25 if ranked within the image, where ranks repel each other."""
     for field in (PerlinField(), PerlinField(max_cell=40.0), PerlinField(within_image=True)):
-        assert neighbours(field, grid).mean() > 0.2
+        assert neighbors(field, grid).mean() > 0.2
 
 
-def test_blocks_are_squares_of_one_value():
-    """Values change at straight lines across the whole grid, and the lines are one block's side apart, both ways."""
+def test_blocks_are_constant_squares():
+    """Values change at straight lines across the entire grid, one block's side apart in both directions."""
     u = draw(BlockwiseField(max_block=4), 2000, (24, 24))
     sides = []
     for image in u:
@@ -122,8 +122,8 @@ def test_blocks_are_squares_of_one_value():
     assert stats.chisquare([sides.count(k) for k in (1, 2, 3, 4)]).pvalue > KS_LEVEL  # sides are uniform, too
 
 
-def test_blocks_lie_anywhere():
-    """An edge of a block runs between any two columns with the same chance, the mean of 1 / side."""
+def test_offsets_of_blocks_are_uniform():
+    """An edge of a block runs between any two columns with the same probability, the mean of 1 / side."""
     u = draw(BlockwiseField(max_block=5), N, (1, 6))
     edge = (u[:, 0, 1:] != u[:, 0, :-1]).double()
     for k in range(5):
@@ -131,8 +131,8 @@ def test_blocks_lie_anywhere():
 
 
 @pytest.mark.parametrize("field", ALL.values(), ids=ALL)
-def test_places_are_alike_under_reflection(field):
-    """Neither rows nor columns nor directions are singled out: u_a u_b averages the same when the grid is turned."""
+def test_fields_are_symmetric_under_reflection(field):
+    """Neither rows nor columns nor directions are special: u_a u_b has the same mean when the grid is turned."""
     u = draw(field, N, (3, 3))
     pairs = {"right": u[:, 1, 1] * u[:, 1, 2], "left": u[:, 1, 1] * u[:, 1, 0], "up": u[:, 1, 1] * u[:, 0, 1]}
     for name in ("left", "up"):
@@ -140,7 +140,7 @@ def test_places_are_alike_under_reflection(field):
 
 
 @pytest.mark.parametrize("field", ALL.values(), ids=ALL)
-def test_an_image_s_field_depends_on_its_seed_only(field):
+def test_the_field_of_an_image_depends_on_its_seed_only(field):
     together = field(4, (3, 5), generator=per_image([5, 6, 7, 8]))
     alone = field(1, (3, 5), generator=per_image([7]))
     assert torch.equal(together[2:3], alone)
@@ -156,7 +156,7 @@ def test_values_lie_between_minus_one_and_one(field):
 
 
 @pytest.mark.parametrize("field", ALL.values(), ids=ALL)
-def test_descriptions_give_the_same_fields(field):
+def test_a_rebuilt_object_draws_the_same_fields(field):
     again = object_config.build(object_config.describe(field))
     assert torch.equal(draw(again, 8, (4, 6)), draw(field, 8, (4, 6)))
 
@@ -170,10 +170,10 @@ def cdf(t):
 
 
 @pytest.mark.parametrize("field", FIELDS.values(), ids=FIELDS)
-def test_async_patch_keeps_its_marginal_whatever_the_dependence(field):
+def test_the_marginal_of_async_patch_does_not_depend_on_the_field(field):
     s = torch.rand(N, generator=seeded(1), dtype=torch.float64)
     t = AsyncPatch(field=field).draw(N, (3, 5), generator=seeded(2), dtype=torch.float64)(s)[0]
-    for row, column in places((3, 5)):
+    for row, column in positions((3, 5)):
         assert stats.kstest(t[:, row, column].numpy(), cdf).pvalue > KS_LEVEL
         assert off(t[:, row, column], 0.5) < 4
 

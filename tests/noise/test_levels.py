@@ -1,4 +1,4 @@
-"""Laws of the training distributions over level maps: marginals, means, slopes, what is known, and the bound."""
+"""Laws of level samplers: marginals, means, slopes, known patches, and the likelihood bound."""
 
 import math
 from itertools import combinations
@@ -69,7 +69,7 @@ SAMPLERS: dict[str, LevelSampler] = {
     "both the other way": WithCleanPatches(Homogeneous(FLOORED), 0.4),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-KS_LEVEL = 1e-3  # below it a p-value counts as a failure: about 30 are looked at
+KS_LEVEL = 1e-3  # smaller p-values fail; there are about 30 of them
 
 
 def draw(sampler: LevelSampler, count: int, grid: tuple[int, int] = (4, 4), seed: int = 0) -> LevelDraw:
@@ -77,16 +77,16 @@ def draw(sampler: LevelSampler, count: int, grid: tuple[int, int] = (4, 4), seed
 
 
 def off(values: torch.Tensor, expected: float) -> float:
-    """Distance of the mean of `values` (n,) from what is expected, in standard errors."""
+    """Distance of the mean of `values` (n,) from its expectation, in standard errors."""
     values = values.double()
     return abs(values.mean().item() - expected) / (values.std().item() / math.sqrt(len(values)))
 
 
 def distance(values: torch.Tensor, cdf) -> float:
-    """sup |F_n - F| at 200 places inside (0, 1), in units of 1 / sqrt n.
+    """sup |F_n - F| at 200 points inside (0, 1), in units of 1 / sqrt n.
 
-    A true law exceeds 1.95 once in 1000 (Dvoretzky, Kiefer & Wolfowitz). Steps at 0 and 1, where levels are clamped,
-    are seen in F beside them.
+    With the right F it exceeds 1.95 once in 1000 (Dvoretzky, Kiefer & Wolfowitz). Steps of F at 0 and 1, where levels
+    are clamped, show next to them.
     """
     places = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
     below = torch.searchsorted(values.flatten().sort().values, places, right=True) / values.numel()
@@ -123,7 +123,7 @@ def test_slopes_come_with_paths_only(sampler):
 
 
 @every_sampler
-def test_elbo_takes_those_with_slopes_and_a_floor_only(sampler):
+def test_elbo_accepts_samplers_with_slopes_and_a_floor_only(sampler):
     if sampler.has_slopes and sampler.t_min > 0:
         ELBO().check(sampler)
         return
@@ -133,7 +133,7 @@ def test_elbo_takes_those_with_slopes_and_a_floor_only(sampler):
 
 
 @every_sampler
-def test_an_image_s_levels_depend_on_its_seed_only(sampler):
+def test_levels_of_an_image_depend_on_its_seed_only(sampler):
     together = sampler(3, (4, 4), generator=per_image([1, 2, 3]))
     alone = sampler(1, (4, 4), generator=per_image([3]))
     for name in ("t", "slope", "importance", "known"):
@@ -144,7 +144,7 @@ def test_an_image_s_levels_depend_on_its_seed_only(sampler):
 
 
 @every_sampler
-def test_descriptions_give_the_same_levels(sampler):
+def test_a_rebuilt_object_draws_the_same_levels(sampler):
     again = object_config.build(object_config.describe(sampler))
     drawn = [draw(chosen, 8) for chosen in (again, sampler)]
     for name in ("t", "slope", "importance", "known"):
@@ -155,8 +155,8 @@ def test_descriptions_give_the_same_levels(sampler):
 
 
 @every_sampler
-def test_levels_are_drawn_where_they_are_wanted(sampler):
-    """No part of a draw stays behind: on PyTorch's device without numbers, mixing devices is an error."""
+def test_levels_are_on_the_requested_device(sampler):
+    """All tensors of a draw are on the requested device: mixing devices with PyTorch's meta device is an error."""
     maps = sampler(2, (4, 4), generator=per_image(range(2)), device="meta")
     parts = [maps.t, maps.slope, maps.importance, maps.known, maps.quantized(8).t]
     assert {part.device.type for part in parts if part is not None} == {"meta"}
@@ -180,7 +180,9 @@ def test_a_path_that_does_not_fit_the_grid_is_refused(sampler):
 
 @pytest.mark.parametrize("sampler", [Shared(), Independent(), AlongPath(Synchronous())], ids=lambda s: type(s).__name__)
 def test_uniform_marginals(sampler):
-    t = sampler(3000, (2, 2), generator=per_image(range(3000))).t  # apart, for stratified levels are too even
+    t = sampler(
+        3000, (2, 2), generator=per_image(range(3000))
+    ).t  # independent: stratified levels are too evenly spread
     assert stats.kstest(t[:, 0, 0].numpy(), "uniform").pvalue > KS_LEVEL
 
 
@@ -196,14 +198,14 @@ def test_independent_levels_never_see_a_nearly_clean_image():
     assert mean.min() > 0.4
 
 
-def test_controlled_levels_see_every_mean():
+def test_controlled_levels_have_uniform_means():
     mean = draw(AlongPath(AsyncPatch()), 4000, (16, 16)).t.mean((1, 2))
     assert stats.kstest(mean.numpy(), "uniform").statistic < 0.02  # it deviates from s by at most 0.5 / sqrt(3 * 256)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 7)], ids=lambda g: f"{g[0]}x{g[1]}")
 def test_perlin_maps_have_their_progress_as_mean(grid):
-    """|mean - s| <= min(s, 1 - s) / D, and the slopes, whose mean is 1 up to 1 / D, tell no other way."""
+    """|mean - s| <= min(s, 1 - s) / D, and the mean of the slopes is 1 up to 1 / D."""
     patches, s = grid[0] * grid[1], torch.rand(2000, generator=seeded(1), dtype=torch.float64)
     t, slope = Perlin().path.draw(2000, grid, generator=seeded(0), dtype=torch.float64)(s)
     assert ((t.mean((1, 2)) - s).abs() <= torch.minimum(s, 1 - s) / patches + 1e-12).all()
@@ -212,7 +214,7 @@ def test_perlin_maps_have_their_progress_as_mean(grid):
     assert stats.kstest(mean.numpy(), "uniform").statistic <= 1 / 2000 + 0.5 / patches
 
 
-def test_perlin_is_the_ablation_s_spread():
+def test_perlin_has_the_spread_of_the_ablation():
     """All levels of the map of a given s cover s - k m(s) .. s + k m(s) evenly: their sd is k m(s) / sqrt 3."""
     s = torch.full((4000,), 0.3, dtype=torch.float64)
     for spread in (0.4, 1.0):
@@ -229,7 +231,7 @@ def test_sum_beta_keeps_its_mean(grid):
     for dtype in (torch.float32, torch.float64):
         batch = 512
         t = SumBeta()(batch, grid, generator=seeded(0), dtype=dtype).t
-        s = RandomSource(batch, grid, seeded(0), dtype=dtype).stratified()  # the first thing that it draws
+        s = RandomSource(batch, grid, seeded(0), dtype=dtype).stratified()  # the first numbers that it draws
         assert ((t.double().mean((1, 2)) - s.double()).abs() < 1e-6).all()
         assert torch.equal((s * batch).long().sort().values, torch.arange(batch))
 
@@ -253,7 +255,7 @@ def test_sum_beta_of_two_is_its_definition():
 
 
 def halved(total: np.ndarray, d: int, generator: np.random.Generator) -> np.ndarray:
-    """SRM's recursion as it is written there, with NumPy's Beta: d levels (n, d) that sum to total (n,)."""
+    """SRM's recursion as in the paper, with NumPy's Beta: d levels (n, d) that sum to total (n,)."""
     if d == 1:
         return total[:, None]
     h, a = d // 2, float(d - 1 - d % 2) ** 1.05
@@ -264,7 +266,7 @@ def halved(total: np.ndarray, d: int, generator: np.random.Generator) -> np.ndar
 
 @pytest.mark.parametrize("grid", [(1, 3), (3, 5), (4, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
 def test_sum_beta_is_its_recursion(grid):
-    """Two samples by Kolmogorov and Smirnov: one level, the largest and the spread of a map."""
+    """Two-sample Kolmogorov-Smirnov tests of one level, the largest level and the spread of a map."""
     generator, patches = np.random.default_rng(0), grid[0] * grid[1]
     theirs = generator.permuted(halved(patches * generator.random(20_000), patches, generator), axis=1)
     ours = draw(SumBeta(), 20_000, grid).t.flatten(1).numpy()
@@ -272,15 +274,15 @@ def test_sum_beta_is_its_recursion(grid):
         assert stats.ks_2samp(statistic(theirs), statistic(ours)).pvalue > KS_LEVEL
 
 
-def test_sum_beta_has_the_shapes_of_its_source(monkeypatch):
-    """(d - 1 - d % 2)^1.05 for parts of d patches, of 15 = 7 + 8 and so on; samples hardly tell the exponent from 1."""
+def test_sum_beta_has_the_beta_parameters_of_its_source(monkeypatch):
+    """(d - 1 - d % 2)^1.05 for parts of d patches, 15 = 7 + 8 and so on; samples hardly show the exponent."""
     shapes = []
     monkeypatch.setattr(levels, "symmetric_beta", lambda a, u: shapes.append(a.tolist()) or symmetric_beta(a, u))
     draw(SumBeta(sharpness=2.0), 1, (3, 5))
     parts = [[15], [7, 8], [3, 4, 4, 4]]
     expected = [[2 * (d - 1 - d % 2) ** 1.05 for d in sizes] for sizes in parts]
     assert shapes[:3] == [pytest.approx(row) for row in expected]
-    assert shapes[3] == [2.0] * 8  # pairs, and a single patch, to which it does not matter
+    assert shapes[3] == [2.0] * 8  # pairs, and a single patch, for which it does not matter
 
 
 def test_sharp_sum_beta_is_constant_on_powers_of_two():
@@ -293,7 +295,7 @@ def test_sharp_sum_beta_is_constant_on_powers_of_two():
 
 @pytest.mark.parametrize("a", [0.05, 0.3, 0.5, 1.0, 3.7, 300.0])
 def test_symmetric_beta_is_beta(a):
-    """By Kolmogorov and Smirnov inside (0, 1): at a = 0.05, 8 % of the numbers are 0 or 1 to all digits."""
+    """Kolmogorov-Smirnov test inside (0, 1): at a = 0.05, 8 % of the numbers are 0 or 1 to all digits."""
     for dtype in (torch.float32, torch.float64):
         uniform = torch.rand(40_000, 2, 1, generator=seeded(0), dtype=dtype)
         values = symmetric_beta(torch.tensor([a], dtype=dtype), uniform)
@@ -316,7 +318,7 @@ def test_symmetric_beta_of_the_extreme_uniforms(dtype):
 
 
 def tau_below(x: float, top: np.ndarray, std: float) -> np.ndarray:
-    """P(tau <= x | tau_max = top) of Patch Forcing's one-sided levels, those below 0 drawn anew."""
+    """P(tau <= x | tau_max = top) of Patch Forcing's one-sided levels, those below 0 redrawn."""
     spread = np.minimum(top / 2, std)
     negative = 2 * ndtr(-top / spread)
     return np.where(x < top, 2 * ndtr(-(top - x) / spread) - negative + negative * x / top, 1)
@@ -341,7 +343,7 @@ def test_logit_normal_truncated_marginal():
     assert distance(1 - t, logit_normal_below) < 1.95
 
 
-def test_patch_forcing_hardly_sees_clean_patches():
+def test_patch_forcing_hardly_ever_draws_clean_patches():
     """Patches cleaner than tau = 0.9, our t < 0.1: 0.34495 % by quadrature (0.35 %); to 4 standard errors."""
 
     def density(z: float) -> float:
@@ -375,7 +377,7 @@ def test_gaussian_levels_scatter_normally_about_their_mean(std):
 
 @pytest.mark.parametrize("std", [0.1, 0.6])
 def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
-    """(tau_max - tau) / min(tau_max / 2, std) is half normal, but for those that were drawn anew."""
+    """(tau_max - tau) / min(tau_max / 2, std) is half-normal, except for redrawn levels."""
     top = RandomSource(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]
     spread = (top / 2).clamp(max=std)
     far = (top / spread).flatten().numpy()  # where tau = 0
@@ -383,11 +385,11 @@ def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
     assert distance(z / 2, lambda x: np.mean(1 - 2 * ndtr(-2 * x) + 2 * ndtr(-far) * 2 * x / far)) < 1.95
 
 
-# Contexts and constant maps
+# Clean patches and constant maps
 
 
-def test_context_is_given_to_the_share_that_was_asked_for():
-    """With masks that always know something the images with known patches are a binomial share; 4 standard errors."""
+def test_the_requested_share_of_images_has_clean_patches():
+    """With masks that always know something, the number of images with known patches is binomial; 4 standard errors."""
     for probability in (0.0, 0.3, 1.0):
         maps = draw(WithCleanPatches(AlongPath(), probability, RandomMasks([Half(), Half("top")])), 10_000)
         got = maps.known.any(2).any(1).double()
@@ -396,7 +398,7 @@ def test_context_is_given_to_the_share_that_was_asked_for():
 
 
 @pytest.mark.parametrize("inner", [AlongPath(), FLOORED, Shared(), SumBeta()], ids=lambda s: type(s).__name__)
-def test_around_a_context_the_other_sampler_goes_on(inner):
+def test_around_clean_patches_the_levels_are_those_of_the_other_sampler(inner):
     maps, plain = draw(WithCleanPatches(inner, 0.5), 500), draw(inner, 500)
     assert 0.1 < maps.known.double().mean() < 0.5
     assert (maps.t[maps.known] == 0).all()
@@ -406,8 +408,8 @@ def test_around_a_context_the_other_sampler_goes_on(inner):
         assert torch.equal(maps.slope[~maps.known], plain.slope[~maps.known])
 
 
-class Answer:
-    """A denoiser that says the same whatever it sees."""
+class ConstantDenoiser:
+    """A denoiser with a constant prediction."""
 
     process = RectifiedFlow()
 
@@ -422,20 +424,20 @@ class Answer:
 
 
 @pytest.mark.parametrize("weighting", [Velocity(), ELBO()], ids=lambda w: type(w).__name__)
-def test_known_patches_bear_no_loss(weighting):
-    """Gradients are 0 there, to the bit, and nowhere else; nor does the loss see what is wrong there."""
+def test_known_patches_have_no_loss(weighting):
+    """Gradients are exactly 0 there, and nowhere else; errors there do not change the loss."""
     maps = draw(
         WithCleanPatches(FLOORED, 1.0, MixedCleanPatches([RandomBoxes(), RandomRegions(low=1.0)])), 64
-    )  # of some images all is known
+    )  # some images are completely known
     x, eps = torch.randn(2, 64, 1, 8, 8, generator=seeded(1), dtype=torch.float64)
     v = torch.zeros_like(x, requires_grad=True)
-    found = training_loss(Answer(v), x, eps, maps, weighting).per_image
+    found = training_loss(ConstantDenoiser(v), x, eps, maps, weighting).per_image
     (gradient,) = torch.autograd.grad(found.sum(), v)
     known = maps.known.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     assert (gradient[known] == 0).all()
     bears = ~known & (maps.importance > 0)[:, None, None, None]
     assert (gradient[bears] != 0).all()
-    elsewhere = training_loss(Answer(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
+    elsewhere = training_loss(ConstantDenoiser(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
     assert torch.equal(elsewhere, found)
     everything = maps.known.all(2).all(1)
     assert everything.any()
@@ -443,7 +445,7 @@ def test_known_patches_bear_no_loss(weighting):
 
 
 @pytest.mark.parametrize("t_min", [0.0, 0.2])
-def test_constant_maps_come_with_their_chance_and_uniform_levels(t_min):
+def test_constant_maps_have_their_probability_and_uniform_levels(t_min):
     path: Path = Floored(AsyncPatch(), t_min) if t_min else AsyncPatch()
     maps = draw(Homogeneous(AlongPath(path), 0.3), 10_000)
     constant = (maps.t == maps.t[:, :1, :1]).all(2).all(1)
@@ -462,12 +464,12 @@ def test_homogeneous_at_both_ends(probability):
     assert (maps.t == maps.t[:, :1, :1]).all() == bool(probability)
 
 
-def test_constant_maps_have_no_context_and_are_spaced_as_the_others():
+def test_constant_maps_have_no_clean_patches_and_the_same_progress_sampler():
     maps = draw(Homogeneous(WithCleanPatches(FLOORED, 1.0, RandomMasks([Half()])), 0.5), 500)
     constant = (maps.slope == 0.99).all(2).all(1)
     assert 0.3 < constant.double().mean() < 0.7
     assert not maps.known[constant].any()
-    # Drawn by the flux of N(0, 0.1) pixels, the integrand of these divided by the density is the same everywhere.
+    # With FluxProgress for N(0, 0.1) pixels, their integrand divided by the density is the same everywhere.
     t = maps.t[constant][:, 0, 0].double()
     snr = ((1 - t) / t).square()
     integrand = 0.5 * 0.1 * 2 * (1 - t) / t**3 / (1 + 0.1 * snr) * 0.99
@@ -483,11 +485,11 @@ HALF = Half()(4, 4).flatten()
 
 
 def information(cov: torch.Tensor) -> float:
-    """1/2 log det(1 + SNR S): nats that an image at the floor tells of itself (Guo, Shamai & Verdu, 2005), over D."""
+    """1/2 log det(1 + SNR S) / D: information of an image at the floor about itself (Guo, Shamai & Verdu, 2005)."""
     return 0.5 * torch.logdet(torch.eye(len(cov)) + SNR * cov).item() / PIXELS
 
 
-def rest_given_context() -> torch.Tensor:
+def information_given_clean_patches() -> torch.Tensor:
     unknown, known = ~HALF, HALF
     gain = COV[unknown][:, known] @ torch.linalg.inv(COV[known][:, known])
     return COV[unknown][:, unknown] - gain @ COV[known][:, unknown]
@@ -499,17 +501,20 @@ BOUNDS = {
     "constant maps alone": (Homogeneous(ALONG, 1.0), information(COV)),
     "constant maps among ordered": (Homogeneous(AlongPath(Floored(Ordered(Raster()), FLOOR))), information(COV)),
     "perlin": (AlongPath(Floored(AsyncPatch(field=PerlinField(within_image=True)), FLOOR)), information(COV)),
-    "given the left half": (WithCleanPatches(ALONG, 1.0, RandomMasks([Half()])), information(rest_given_context())),
+    "given the left half": (
+        WithCleanPatches(ALONG, 1.0, RandomMasks([Half()])),
+        information(information_given_clean_patches()),
+    ),
     "given it at times": (
         WithCleanPatches(Homogeneous(ALONG, 0.4), 0.5, RandomMasks([Half()])),
-        (information(COV) + information(rest_given_context())) / 2,
+        (information(COV) + information(information_given_clean_patches())) / 2,
     ),
 }
 
 
 @pytest.mark.parametrize(("sampler", "truth"), BOUNDS.values(), ids=BOUNDS)
 def test_the_loss_stays_the_bound(sampler, truth):
-    """A perfect denoiser's ELBO loss is the information, of the rest where a context is given; to 4 standard errors."""
+    """A perfect denoiser's ELBO loss is the information, given the clean patches if any; to 4 standard errors."""
     oracle = GaussianOracle(MEAN, COV, (2, 2))
     x = oracle.sample(COUNT, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
@@ -526,13 +531,13 @@ def test_progress_is_stratified_over_the_batch():
     assert torch.allclose(s.diff(), torch.full((63,), 1 / 64), atol=1e-6)
 
 
-def test_the_place_in_the_batch_says_nothing_of_the_level():
+def test_levels_do_not_depend_on_the_position_in_the_batch():
     first = torch.stack([RandomSource(8, (1, 1), seeded(k)).stratified() for k in range(1000)])
     for row in first.T:
         assert stats.kstest(row.numpy(), "uniform").pvalue > KS_LEVEL
 
 
-def test_rounded_levels_are_few_and_near():
+def test_rounded_levels_are_few_and_close():
     maps = draw(AlongPath(), 512)
     rounded = maps.quantized(256)
     assert len(rounded.unique.values) == 256
@@ -541,7 +546,7 @@ def test_rounded_levels_are_few_and_near():
     assert rounded.slope is None
 
 
-def test_rounding_keeps_what_is_known_and_how_much_it_weighs():
+def test_rounding_keeps_known_patches_and_importance():
     maps = draw(WithCleanPatches(FLOORED), 64)
     rounded = maps.quantized(16)
     assert torch.equal(rounded.known, maps.known)
@@ -580,12 +585,12 @@ def test_rounding_keeps_both_ends():
         (lambda: AlongPath(Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool)), FluxProgress()), "floor"),
     ],
 )
-def test_arguments_without_a_meaning_are_refused(make, message):
+def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_rounding_keeps_the_floor_but_for_known_patches():
+def test_rounding_keeps_the_floor_except_for_known_patches():
     maps = draw(WithCleanPatches(AlongPath(Floored(AsyncPatch(), 0.003)), 1.0, RandomMasks([Half()])), 4000)
     rounded = maps.quantized(256, t_min=0.003)
     assert (rounded.t[rounded.known] == 0).all()

@@ -10,7 +10,7 @@ from asyncdiff.randomness import RandomSource, seeded
 from asyncdiff.shapes import known_patches
 
 DRAWN = [Thin(), Wide()]
-# SHA-256 of packed masks, its first digits, by set, size and seed: results compare for as long as these stand.
+# First digits of the SHA-256 of packed masks, by set, size and seed: results are comparable while they do not change.
 HASHES = {
     ("thin", 32, 0): "694a9f1e5308cb8a",
     ("thin", 32, 1): "12a8ac5eafeebf8b",
@@ -70,7 +70,7 @@ def test_half_is_known(side):
     assert known[corner]
 
 
-def test_opposite_halves_make_a_whole():
+def test_opposite_halves_add_up_to_the_image():
     assert (Half("left")(8, 8) ^ Half("right")(8, 8)).all()
     assert (Half("top")(8, 8) ^ Half("bottom")(8, 8)).all()
 
@@ -80,7 +80,7 @@ def test_extreme_is_the_complement_of_square(size):
     assert (Square()(*size) ^ Extreme()(*size)).all()
 
 
-def test_square_hides_a_centred_quarter():
+def test_square_hides_a_centered_quarter():
     known = Square()(8, 8)
     assert (~known).sum() == 16
     assert not known[2:6, 2:6].any()
@@ -109,13 +109,13 @@ def test_the_drawing_of_a_seed_and_a_size_never_changes(name):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_seeds_differ_where_a_mask_is_drawn_and_only_there(name):
+def test_masks_differ_between_seeds_if_and_only_if_they_are_random(name):
     unique = len(masks(MASKS[name], 30, 32, 32).flatten(1).unique(dim=0))
     assert unique == (30 if MASKS[name].seed_dependent else 1)
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_neither_global_randomness_nor_the_default_type_moves_a_mask(name):
+def test_masks_depend_on_neither_global_randomness_nor_the_default_type(name):
     first = MASKS[name](32, 32, seed=5)
     before = torch.get_rng_state()
     torch.set_default_dtype(torch.float64)
@@ -136,7 +136,7 @@ def test_some_but_at_most_half_is_unknown(mask, size):
 
 @pytest.mark.parametrize("mask", DRAWN, ids=["thin", "wide"])
 def test_a_seed_is_one_drawing_at_every_size(mask):
-    # Pixel (2, 2) of 5 x 5 shares its centre with the small image's pixel: 5 x 64 pixels sample the same geometry.
+    # Pixel (2, 2) of 5 x 5 shares its center with the small image's pixel: 5 x 64 pixels sample the same geometry.
     small, large = masks(mask, 20, 64, 64), masks(mask, 20, 320, 320)[:, 2::5, 2::5]
     assert (small == large).float().mean() > 0.995
 
@@ -144,7 +144,7 @@ def test_a_seed_is_one_drawing_at_every_size(mask):
 @pytest.mark.parametrize("mask", DRAWN, ids=["thin", "wide"])
 def test_the_unknown_share_does_not_depend_on_the_size(mask):
     shares = [unknown_share(masks(mask, 40, size, size)) for size in (64, 256)]
-    # The same drawings: their difference is rasterisation alone, whose spread is far below that of the shares.
+    # The same drawings: their difference is rasterization alone, whose spread is far below that of the shares.
     difference = shares[0] - shares[1]
     assert abs(difference.mean()) < 4 * difference.std() / 40**0.5 + 1e-3
     assert difference.std() < 0.3 * shares[1].std()
@@ -153,16 +153,20 @@ def test_the_unknown_share_does_not_depend_on_the_size(mask):
 def test_wide_hides_more_than_thin_in_larger_pieces():
     thin, wide = (masks(mask, 60, 64, 64) for mask in DRAWN)
     assert unknown_share(wide).mean() > unknown_share(thin).mean() + 0.05
-    whole = [known_patches(~known, (8, 8)).double().mean() for known in (thin, wide)]  # patches without a known pixel
-    assert whole[1] > 4 * whole[0]
+    unknown_patches = [
+        known_patches(~known, (8, 8)).double().mean() for known in (thin, wide)
+    ]  # patches without a known pixel
+    assert unknown_patches[1] > 4 * unknown_patches[0]
 
 
 def test_boxes_are_added_with_their_probability():
-    # The stream is drawn alike, up to the boxes: where none are added the drawings are equal.
+    # Random numbers are the same up to the boxes: where none are added the drawings are equal.
     never, sometimes, always = (masks(Wide(most=1, boxes=p), 300, 32, 32) for p in (0.0, 0.3, 1.0))
     equal = (never == sometimes).flatten(1).all(1).double().mean()
     assert equal == pytest.approx(0.7, abs=0.1)
-    assert (never == always).flatten(1).all(1).double().mean() < 0.05  # a box may lie where all is hidden already
+    assert (never == always).flatten(1).all(
+        1
+    ).double().mean() < 0.05  # a box may lie where everything is hidden already
 
 
 def test_a_stroke_is_never_narrower_than_a_pixel():
@@ -188,7 +192,7 @@ def test_a_batch_has_the_masks_of_its_seeds():
         assert torch.equal(batch, torch.stack([mask(32, 24, seed=seed) for seed in (3, 0, 3)]))
 
 
-def test_contexts_draw_a_mask_for_every_image():
+def test_random_masks_draw_a_mask_for_every_image():
     source = RandomSource(40, (8, 8), generator=seeded(0))
     drawn = RandomMasks([Wide(), Square()]).sample(source)
     fixed = (drawn == Square()(8, 8)).flatten(1).all(1)
@@ -206,13 +210,13 @@ def test_names():
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_a_mask_is_rebuilt_from_its_recipe(name):
+def test_a_mask_is_rebuilt_from_its_object_config(name):
     again = object_config.build(object_config.describe(MASKS[name]))
     assert torch.equal(again(32, 32, seed=3), MASKS[name](32, 32, seed=3))
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises((ValueError, TypeError), match="middle"):  # in tests, the annotation refuses it first
+    with pytest.raises((ValueError, TypeError), match="middle"):  # in tests, the type check refuses it first
         Half("middle")
     with pytest.raises(ValueError, match="fraction must lie in"):
         Square(1.0)

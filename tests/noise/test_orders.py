@@ -1,4 +1,4 @@
-"""Laws of orders: every rank is taken, neighbours in rank are neighbours in space where an order promises it."""
+"""Laws of orders: every rank is used, and consecutive patches are neighbors where an order promises it."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ ORDERS = {
     "snake": Snake(),
     "spiral": Spiral(),
     "inward": Spiral(inward=True),
-    "centre": CenterOut(),
+    "center": CenterOut(),
     "wavefront": Wavefront(),
     "delayed": Wavefront(row_delay=2),
     "far delayed": Wavefront(row_delay=100),
@@ -35,14 +35,14 @@ def ranks(order: Order, grid: tuple[int, int], batch: int = 1) -> torch.Tensor:
 
 
 def trail(order: Order, grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """The patches of an order of one patch after the other, first to last."""
+    """Patches of a one-by-one order, from first to last."""
     found = ranks(order, grid)[0]
     return [tuple((found == k).nonzero()[0].tolist()) for k in range(order.groups(grid))]
 
 
 @every_grid
 @every_order
-def test_every_rank_is_taken(order, grid):
+def test_every_rank_is_used(order, grid):
     found = ranks(order, grid, batch=3)
     assert found.shape[0] in (1, 3)
     assert found.shape[1:] == grid
@@ -77,7 +77,7 @@ def test_spiral_of_3x4():
 
 
 @every_grid
-def test_centre_out_looks_the_same_in_the_mirror(grid):
+def test_center_out_is_symmetric(grid):
     found = ranks(CenterOut(), grid)
     assert torch.equal(found, found.flip(1))
     assert torch.equal(found, found.flip(2))
@@ -108,37 +108,37 @@ def test_shuffled_is_uniform_and_differs_between_images():
     assert stats.chisquare(pairs[~torch.eye(6, dtype=torch.bool)]).pvalue > 1e-3
 
 
-def test_groups_of_a_shuffled_order_are_full_but_for_the_last():
+def test_all_groups_of_a_shuffled_order_except_the_last_are_full():
     for image in ranks(Shuffled(together=4), (3, 5), batch=5):
         assert image.flatten().bincount().tolist() == [4, 4, 4, 3]
 
 
-def test_an_image_s_order_depends_on_its_seed_only():
+def test_the_order_of_an_image_depends_on_its_seed_only():
     together = Shuffled().ranks(RandomSource(3, (4, 4), per_image([1, 2, 3])))
     assert torch.equal(together[1:2], Shuffled().ranks(RandomSource(1, (4, 4), per_image([2]))))
 
 
-def test_gaps_of_a_given_order_are_closed():
+def test_gaps_of_a_custom_order_are_closed():
     order = CustomOrder([[7, 2], [2, 30]])
     assert order.groups((2, 2)) == 3
     assert ranks(order, (2, 2)).tolist() == [[[1, 0], [0, 2]]]
 
 
-def test_a_coarse_given_order_is_repeated_over_its_blocks():
+def test_a_coarse_custom_order_is_repeated_over_its_blocks():
     order = CustomOrder([[0, 1]])
     assert ranks(order, (2, 6))[0].tolist() == [[0, 0, 0, 1, 1, 1]] * 2
     assert order.groups((2, 6)) == 2
 
 
 @pytest.mark.parametrize("grid", [(3, 4), (4, 3), (1, 2)], ids=lambda g: f"{g[0]}x{g[1]}")
-def test_a_given_order_that_does_not_divide_the_grid_is_refused(grid):
+def test_a_custom_order_that_does_not_divide_the_grid_is_refused(grid):
     with pytest.raises(ValueError, match=rf"grid must divide the level map of {grid[0]}x{grid[1]} .*got 2x2"):
         ranks(CustomOrder([[0, 1], [2, 3]]), grid)
 
 
 @pytest.mark.parametrize("rank", [-1, 1.5, float("nan"), True])
-def test_ranks_that_count_nothing_are_refused_with_their_place(rank):
-    unchecked = inspect.unwrap(CustomOrder.__init__)  # as users run it, without the shape checks of the tests
+def test_ranks_that_are_no_integers_from_0_are_refused_with_their_position(rank):
+    unchecked = inspect.unwrap(CustomOrder.__init__)  # as users run it, without the type checks of the tests
     with pytest.raises(ValueError, match=rf"integers from 0, got {rank} at row 1, column 2"):
         unchecked(CustomOrder.__new__(CustomOrder), [[0, 1, 2], [3, 4, rank]])
 
@@ -156,7 +156,7 @@ def test_sizes_below_one_are_refused(make, name):
 
 
 @pytest.mark.parametrize("order", [*ORDERS.values(), CustomOrder([[3, 1], [0, 3]])], ids=[*ORDERS, "given"])
-def test_descriptions_give_the_same_order(order):
+def test_a_rebuilt_object_gives_the_same_order(order):
     again = object_config.build(object_config.describe(order))
     assert torch.equal(ranks(again, (4, 6), batch=2), ranks(order, (4, 6), batch=2))
     assert again.groups((4, 6)) == order.groups((4, 6))

@@ -16,7 +16,7 @@ from asyncdiff.randomness import per_image, seeded
 
 KNOWN = torch.zeros(1, 4, 4, dtype=torch.bool)
 KNOWN[0, :, :2] = True
-FREE = {  # go with every grid
+ANY_GRID = {  # paths that work on every grid
     "synchronous": Synchronous(),
     "async": AsyncPatch(),
     "spread 0.3": AsyncPatch(spread=0.3),
@@ -25,14 +25,14 @@ FREE = {  # go with every grid
     "raster": Ordered(Raster()),
     "snake": Ordered(Snake(), overlap=0.1),
     "spiral": Ordered(Spiral(), overlap=0.5),
-    "centre": Ordered(CenterOut(), overlap=0.9),
+    "center": Ordered(CenterOut(), overlap=0.9),
     "wavefront": Ordered(Wavefront(), overlap=0.99),
     "shuffled": Ordered(Shuffled(together=2), overlap=0.3),
     "one map": Waypoints([[[0.3]]]),
     "floored": Floored(AsyncPatch(), t_min=0.01),
     "floored order": Floored(Ordered(Raster(), overlap=0.2), t_min=0.3),
 }
-PATHS = FREE | {
+PATHS = ANY_GRID | {
     "given": Ordered(CustomOrder([[0, 1], [2, 0]]), overlap=0.4),
     "waypoints": Waypoints([[[0, 0.6], [0.9, 0.2]], [[0.5, 0.6], [1, 0.2]]], progress=[0.2, 0.71]),
     "conditioned": Conditioned(AsyncPatch(), KNOWN),
@@ -42,7 +42,7 @@ every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
 def moving(path: Path) -> torch.Tensor:
-    """Patches of a 4x4 grid that are not held."""
+    """Patches of a 4x4 grid that do not stay clean."""
     return ~KNOWN[0] if isinstance(path, Conditioned) else torch.ones(4, 4, dtype=torch.bool)
 
 
@@ -51,7 +51,7 @@ def at(path: Path, grid: tuple[int, int], s: torch.Tensor, seed: int = 0) -> tup
     return path.draw(1, grid, generator=seeded(seed), dtype=s.dtype)(s)
 
 
-def walk(path: Path, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def evaluate(path: Path, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Levels and slopes (n, 8, 4, 4) of eight curves on 4x4 patches."""
     t, slope = zip(*(at(path, (4, 4), s, seed) for seed in range(8)), strict=True)
     return torch.stack(t, 1), torch.stack(slope, 1)
@@ -59,7 +59,7 @@ def walk(path: Path, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @every_path
 def test_paths_rise_from_clean_to_noise(path):
-    t, slope = walk(path, torch.linspace(0, 1, 201, dtype=torch.float64))
+    t, slope = evaluate(path, torch.linspace(0, 1, 201, dtype=torch.float64))
     assert (t.diff(dim=0) >= 0).all()
     assert (slope >= 0).all()
     assert (t[0, :, moving(path)] == path.t_min).all()
@@ -68,7 +68,7 @@ def test_paths_rise_from_clean_to_noise(path):
 
 @every_path
 def test_levels_keep_their_range_in_single_precision(path):
-    t = walk(path, torch.cat([torch.tensor([0, 1]), torch.rand(500, generator=seeded(1))]))[0][:, :, moving(path)]
+    t = evaluate(path, torch.cat([torch.tensor([0, 1]), torch.rand(500, generator=seeded(1))]))[0][:, :, moving(path)]
     assert t.dtype == torch.float32
     assert (t >= torch.tensor(path.t_min)).all()
     assert (t <= 1).all()
@@ -77,10 +77,10 @@ def test_levels_keep_their_range_in_single_precision(path):
 
 
 @every_path
-def test_slopes_add_up_to_the_way(path):
+def test_slopes_integrate_to_the_rise(path):
     """The integral of dt/ds is 1 - t_min; midpoints are off by half a jump of the slope times their distance."""
     points, jumps = 2000, 3
-    slopes = walk(path, (torch.arange(points, dtype=torch.float64) + 0.5) / points)[1]
+    slopes = evaluate(path, (torch.arange(points, dtype=torch.float64) + 0.5) / points)[1]
     way = slopes.mean(0)[:, moving(path)]
     assert ((way - (1 - path.t_min)).abs() <= jumps * slopes.max() / points / 2).all()
 
@@ -88,8 +88,8 @@ def test_slopes_add_up_to_the_way(path):
 @every_path
 def test_slopes_are_finite_differences(path):
     h, s = 1e-7, torch.tensor([0.1, 0.37, 0.63, 0.9], dtype=torch.float64)  # off the kink at 1/2
-    above, below = (walk(path, s + d)[0] for d in (h, -h))
-    assert torch.allclose((above - below) / (2 * h), walk(path, s)[1], atol=1e-6)
+    above, below = (evaluate(path, s + d)[0] for d in (h, -h))
+    assert torch.allclose((above - below) / (2 * h), evaluate(path, s)[1], atol=1e-6)
 
 
 def test_no_spread_is_synchronous():
@@ -120,7 +120,7 @@ def test_spread_within_an_image_given_progress(s):
     assert t.mean((1, 2)).std().item() == pytest.approx(half_width / math.sqrt(3 * patches), rel=0.02)
 
 
-def test_the_paper_s_sampler_is_this_path_at_uniform_progress():
+def test_the_sampler_of_the_paper_is_this_path_at_uniform_progress():
     """t_bar ~ U(0, 1), delta = min(t_bar, 1 - t_bar, 1/2), t_i ~ U(t_bar - delta, t_bar + delta)."""
     n = 20_000
     rng = torch.Generator().manual_seed(4)
@@ -134,12 +134,12 @@ def test_the_paper_s_sampler_is_this_path_at_uniform_progress():
 
 
 def test_known_patches_stay_clean():
-    t, slope = walk(Conditioned(Synchronous(), KNOWN), torch.linspace(0, 1, 21))
+    t, slope = evaluate(Conditioned(Synchronous(), KNOWN), torch.linspace(0, 1, 21))
     assert (t[:, :, :, :2] == 0).all()
     assert (slope[:, :, :, :2] == 0).all()
 
 
-def test_an_image_s_path_depends_on_its_seed_only():
+def test_the_path_of_an_image_depends_on_its_seed_only():
     s = torch.tensor([0.3, 0.3, 0.3])
     together = AsyncPatch().draw(3, (4, 4), generator=per_image([5, 6, 7]))(s)[0]
     alone = AsyncPatch().draw(1, (4, 4), generator=per_image([6]))(s[:1])[0]
@@ -168,7 +168,9 @@ def test_masks_of_another_batch_are_refused(masks):
         Conditioned(Synchronous(), KNOWN.expand(masks, 4, 4)).draw(3, (4, 4))
 
 
-@pytest.mark.parametrize("path", [p for p in FREE.values() if p.t_min == 0], ids=[n for n in FREE if "floor" not in n])
+@pytest.mark.parametrize(
+    "path", [p for p in ANY_GRID.values() if p.t_min == 0], ids=[n for n in ANY_GRID if "floor" not in n]
+)
 def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
     s = torch.rand(8, generator=seeded(1), dtype=torch.float64)
     plain, lifted = (
@@ -184,7 +186,7 @@ def test_a_floor_on_a_floor_is_refused():
 
 
 @pytest.mark.parametrize("path", [p for n, p in PATHS.items() if "cond" not in n], ids=lambda p: type(p).__name__)
-def test_descriptions_give_the_same_curves(path):
+def test_a_rebuilt_object_gives_the_same_curves(path):
     s = torch.rand(8, generator=seeded(1))
     again = object_config.build(object_config.describe(path))
     curves = [p.draw(8, (4, 4), generator=seeded(0)) for p in (again, path)]
@@ -201,14 +203,14 @@ DTYPES = [torch.float32, torch.float64]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("grid", AWKWARD, ids=lambda g: str(g[0] * g[1]))
-def test_ordered_clocks_run_from_0_to_1(grid, overlap, dtype):
+def test_ordered_levels_run_from_0_to_1(grid, overlap, dtype):
     """c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k) up to rounding, never falling, with exact ends."""
     groups, lag = grid[0] * grid[1], 1 - overlap
     s = torch.cat([torch.rand(500, generator=seeded(1)), torch.arange(groups + 1) / groups]).sort().values.to(dtype)
     t, slope = at(Ordered(Raster(), overlap), grid, s)
     speed, rank = 1 + (groups - 1) * lag, torch.arange(groups, dtype=torch.float64)
     clock = (s.double()[:, None] * speed - lag * (groups - 1 - rank)).clamp(0, 1)
-    assert (t.flatten(1) - clock).abs().max() <= 6 * speed * torch.finfo(dtype).eps  # it rests for 4 of them
+    assert (t.flatten(1) - clock).abs().max() <= 6 * speed * torch.finfo(dtype).eps  # groups pause for 4 of them
     assert (t.diff(dim=0) >= 0).all()
     assert (t[0] == 0).all()
     assert (t[-1] == 1).all()
@@ -225,7 +227,7 @@ def test_strict_order_finishes_one_group_at_a_time(grid, dtype):
     rounded = [
         j.to(dtype) / groups,
         torch.linspace(0, 1, groups + 1, dtype=dtype),
-        torch.linspace(1, 0, groups + 1, dtype=torch.float64).flip(0).to(dtype),  # as samplers walk
+        torch.linspace(1, 0, groups + 1, dtype=torch.float64).flip(0).to(dtype),  # as samplers do
         (j.to(dtype) * (1 / groups)).clamp(max=1),
     ]
     for s in rounded:
@@ -236,7 +238,7 @@ def test_strict_order_finishes_one_group_at_a_time(grid, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rounding_skips_no_level(dtype):
-    """From one number s to the next a level rises by what one number is worth; a jump at t = 0 would cost nats."""
+    """From one floating-point s to the next a level rises by its slope times that; a jump at t = 0 would cost nats."""
     groups, eps = 225, torch.finfo(dtype).eps
     turns = torch.tensor([60, 112, 200], dtype=torch.float64) / groups
     for turn in turns.to(dtype):
@@ -247,7 +249,7 @@ def test_rounding_skips_no_level(dtype):
 
 
 def test_groups_in_flight():
-    """1 / (1 - overlap) groups move at a time, but where the first start and the last finish."""
+    """1 / (1 - overlap) groups move at a time, except where the first start and the last finish."""
     for overlap, count in ((0.0, 1), (0.5, 2), (0.75, 4), (0.9, 10)):
         s = 0.3 + 0.4 * torch.rand(200, generator=seeded(0), dtype=torch.float64)
         slope = at(Ordered(Raster(), overlap), (8, 8), s)[1]
@@ -335,11 +337,11 @@ def test_waypoints_that_are_no_path_are_refused(maps, progress, message):
         Waypoints(maps, progress)
 
 
-# What users write
+# Paths of users
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 5)], ids=lambda g: f"{g[0]}x{g[1]}")
-@pytest.mark.parametrize("path", FREE.values(), ids=FREE)
+@pytest.mark.parametrize("path", ANY_GRID.values(), ids=ANY_GRID)
 def test_paths_for_every_grid_pass_the_check(path, grid):
     check_path(path, grid)
 
@@ -350,7 +352,7 @@ def test_all_paths_pass_the_check_on_4x4(path):
 
 
 class Bent(Path):
-    """A user's path: synchronous, but for the patch in row 1, column 0, which follows a rule (s -> t, dt/ds)."""
+    """A user's path: synchronous except for the patch in row 1, column 0, which follows a rule (s -> t, dt/ds)."""
 
     def __init__(self, rule, t_min: float = 0.0):
         self.rule = rule
@@ -373,7 +375,7 @@ FAULTS = {
     "falls": (lambda s: (s + 0.3 * (WAVE * s).sin(), 1 + 0.3 * WAVE * (WAVE * s).cos()), "never fall.*row 1, column 0"),
     "does not reach 1": (lambda s: (0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.9", 1)),
     "starts above 0": (lambda s: (0.1 + 0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.1", 0)),
-    "stands still on the way": (lambda s: (torch.full_like(s, 0.5), torch.zeros_like(s)), ENDS % ("0.5", 0)),
+    "constant": (lambda s: (torch.full_like(s, 0.5), torch.zeros_like(s)), ENDS % ("0.5", 0)),
     "is noise from the start": (lambda s: (torch.ones_like(s), torch.zeros_like(s)), ENDS % ("1", 0)),
     "leaves the range": (lambda s: (1.5 * s, torch.full_like(s, 1.5)), r"levels in \[0, 1\].* at row 1, column 0"),
     "is nan": (lambda s: (s * math.nan, torch.ones_like(s)), r"levels in \[0, 1\], got nan .* at row 1, column 0"),
@@ -384,14 +386,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("rule", "message"), FAULTS.values(), ids=FAULTS)
-def test_what_is_no_path_is_refused_with_its_patch(rule, message):
+def test_invalid_paths_are_refused_with_the_patch(rule, message):
     with pytest.raises(ValueError, match=f"Bent.* {message}"):
         check_path(Bent(rule), (2, 3))
 
 
-def test_what_is_a_path_is_not():
+def test_valid_paths_are_accepted():
     check_path(Bent(lambda s: (s**2, 2 * s)), (2, 3))
-    check_path(Bent(lambda s: (0 * s, 0 * s)), (2, 3))  # held clean
+    check_path(Bent(lambda s: (0 * s, 0 * s)), (2, 3))  # stays clean
     check_path(Bent(lambda s: (0.1 + 0.9 * s**3, 2.7 * s**2), t_min=0.1), (2, 3))
     check_path(Bent(lambda s: ((s > 0.3) * (s - 0.3) / 0.7, (s > 0.3) / 0.7)), (2, 3))  # a kink is fine
 
@@ -402,7 +404,7 @@ def test_a_patch_below_the_floor_is_refused():
 
 
 def test_a_path_that_jumps_is_refused():
-    """Its slope is right everywhere but where it has none: bounds along it would miss the jump."""
+    """Its slope is right wherever it exists, but bounds along it would miss the jump."""
 
     class Leap(Path):
         def curve(self, source):

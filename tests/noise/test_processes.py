@@ -39,7 +39,7 @@ def test_derivatives(process, value, slope):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_x_eps_and_v_are_one_thing_in_three_forms(process, pair):
+def test_x_eps_and_v_are_equivalent(process, pair):
     x, eps, t = pair
     x_t, v = process.noised(x, eps, t), process.velocity(x, eps, t)
     assert torch.allclose(process.x_from_v(x_t, v, t), x, atol=1e-12)
@@ -81,8 +81,8 @@ def test_nothing_is_infinite_at_the_ends(process):
     assert process.eps_from_v(x_t, v, t).isfinite().all()
     assert process.velocity(x_t, x_t, t).isfinite().all()
     assert process.v_from_x(x_t, x_t, t, floor=0.1).isfinite().all()
-    assert (process.wronskian(t) * process.sigma(t)).isfinite().all()  # weights of the loss are made of it
-    assert (0 * process.wronskian(t) * v[:, 0] == 0).all()  # a patch that stands still stays
+    assert (process.wronskian(t) * process.sigma(t)).isfinite().all()  # loss weights are multiples of it
+    assert (0 * process.wronskian(t) * v[:, 0] == 0).all()  # a patch with slope 0 does not move
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -95,7 +95,7 @@ def test_level_is_the_inverse_of_logsnr(process, dtype, tolerance):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_a_floor_leaves_the_velocity_of_an_image_alone_above_it(process, pair):
+def test_a_floor_does_not_change_the_velocity_above_it(process, pair):
     x, eps, t = pair
     x_t, v = process.noised(x, eps, t), process.velocity(x, eps, t)
     floored = process.v_from_x(x_t, x, t, floor=0.5)
@@ -144,6 +144,6 @@ def test_the_noise_of_linear_vp_does_not_cancel_near_the_clean_end():
         ((1e-4, 0.02, 100), "steps must be at least 101 for beta from 0.0001 to 0.02, got 100"),
     ],
 )
-def test_betas_that_are_no_schedule_are_refused(given, message):
+def test_invalid_betas_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         LinearVP(*given)

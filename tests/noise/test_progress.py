@@ -1,4 +1,4 @@
-"""Laws of where to look on a path: a density, its inverse CDF, and the same expectation with less variance."""
+"""Laws of progress samplers: density, inverse CDF, and the same expectation with less variance."""
 
 import math
 from itertools import pairwise
@@ -36,14 +36,14 @@ every_process = pytest.mark.parametrize(
 )
 
 
-def gathered(t: torch.Tensor, variance: float, process) -> torch.Tensor:
-    """G, the mean over the patches of what an N(m, variance) pixel still tells at level t; nothing where known."""
+def information(t: torch.Tensor, variance: float, process) -> torch.Tensor:
+    """G: mean over the patches of the information of an N(m, variance) pixel at level t; 0 for known patches."""
     snr = process.snr(t.masked_fill(t == 0, 1))
     return 0.5 * torch.log1p(variance * snr).mean((1, 2))
 
 
 def single(path: Path, dtype: torch.dtype = torch.float64, grid: tuple[int, int] = GRID):
-    """One curve, to be looked at in many places."""
+    """One curve, to be evaluated at many s."""
     return path.draw(1, grid, generator=seeded(0), dtype=dtype)
 
 
@@ -52,19 +52,19 @@ def inner(count: int) -> torch.Tensor:
 
 
 def shares(curve, s: torch.Tensor, variance: float, process) -> torch.Tensor:
-    """What share of G is gathered up to s."""
-    start, end = (gathered(curve(torch.full((1,), at).double())[0], variance, process) for at in (0, 1))
-    return (start - gathered(curve(s)[0], variance, process)) / (start - end)
+    """Share of G between 0 and s."""
+    start, end = (information(curve(torch.full((1,), at).double())[0], variance, process) for at in (0, 1))
+    return (start - information(curve(s)[0], variance, process)) / (start - end)
 
 
 @every_process
 @every_path
-def test_flux_places_invert_the_share_that_is_gathered(path, process):
+def test_flux_progress_inverts_its_cdf(path, process):
     """At s(u) the share is u: s is the inverse of a CDF, exactly, and the density is the derivative of that CDF."""
     curve, u = single(path), inner(500)
     s, density = FluxProgress(0.3, process)(curve, u)
     excess = shares(curve, s, 0.3, process) - u
-    assert excess.abs().max() < 1e-6  # 30 halvings leave 1e-9 of s, which is worth that times the density, below 700
+    assert excess.abs().max() < 1e-6  # 30 bisections leave an error of 1e-9 in s, times the density, below 700
     assert density.max() < 700
     assert (s[u.argsort()].diff() >= 0).all()
     s.requires_grad_()
@@ -73,7 +73,7 @@ def test_flux_places_invert_the_share_that_is_gathered(path, process):
 
 
 def turns(groups: int, overlap: float) -> list[float]:
-    """Where the groups of an order start and stop."""
+    """Progress at which the groups of an order start and stop."""
     lag, speed = 1 - overlap, 1 + (groups - 1) * (1 - overlap)
     return [(k * lag + end) / speed for k in range(groups) for end in (0, 1)]
 
@@ -86,7 +86,7 @@ KINKS |= {"overlapping": turns(7, 0.6), "shuffled": turns(6, 0.1)}
 @every_process
 @pytest.mark.parametrize(("name", "kinks"), KINKS.items(), ids=KINKS)
 def test_flux_density_integrates_to_1(name, kinks, process):
-    """By trapezoids on 500 places between every two kinks, closer together towards the lower: off by 2e-4."""
+    """Trapezoidal rule on 500 points between every two kinks, denser towards the lower one: off by 2e-4."""
     curve = single(PATHS[name])
     # The last 1e-4 before a kink is left out: there (1 - t)^2 is lost in rounding, and s may be any up to the kink.
     close = torch.logspace(-8, -4.4e-5, 500, dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_flux_density_integrates_to_1(name, kinks, process):
 
 
 @every_path
-def test_uniform_spacing_is_uniform(path):
+def test_uniform_progress_is_uniform(path):
     u = inner(50)
     s, density = UniformProgress()(single(path), u)
     assert torch.equal(s, u)
@@ -106,7 +106,7 @@ def test_uniform_spacing_is_uniform(path):
 
 
 @pytest.mark.parametrize(("loc", "scale"), [(0.0, 1.0), (0.7, 0.5), (-2.0, 2.0)])
-def test_logit_normal_places_are_quantiles_with_their_density(loc, scale):
+def test_logit_normal_progress_has_its_quantiles_and_density(loc, scale):
     u = inner(1000).clamp(1e-6, 1 - 1e-6).requires_grad_()
     s, density = LogitNormalProgress(loc, scale)(single(AsyncPatch()), u)
     law = torch.distributions.Normal(loc, scale)
@@ -115,15 +115,15 @@ def test_logit_normal_places_are_quantiles_with_their_density(loc, scale):
     assert torch.allclose(slope * density, torch.ones_like(u), rtol=1e-6)
 
 
-def test_the_ends_of_the_uniform_law_stay_inside():
+def test_the_ends_of_u_give_s_inside_of_0_and_1():
     for dtype in (torch.float32, torch.float64):
         s, density = LogitNormalProgress()(single(AsyncPatch(), dtype), torch.tensor([0.0, 1.0], dtype=dtype))
         assert ((s > 0) & (s < 1)).all()
         assert density.isfinite().all()
 
 
-def test_without_weights_the_law_of_s_is_the_objective():
-    """Levels with no factors of the loss, no slopes and so no bound; with weights the usual ones."""
+def test_without_weights_the_distribution_of_s_defines_the_loss():
+    """Without weights, draws have neither loss factors nor slopes, and give no bound; with weights they have both."""
     plain = AlongPath(Synchronous(), LogitNormalProgress(0.5, 0.8), weighted=False)
     draw = plain(4096, GRID, generator=seeded(0))
     assert draw.slope is None
@@ -147,7 +147,7 @@ def test_without_weights_the_law_of_s_is_the_objective():
 def relative_integrand(
     path: Path, progress_sampler: ProgressSampler, u: torch.Tensor, variance: float, process, grid=GRID
 ):
-    """The bound's integrand over its density for a perfect denoiser of independent N(m, variance) pixels."""
+    """The bound's integrand divided by the density, for a perfect denoiser of independent N(m, variance) pixels."""
     curve = single(path, u.dtype, grid)
     s, density = progress_sampler(curve, u)
     t, slope = curve(s)
@@ -159,30 +159,30 @@ def relative_integrand(
 
 @every_process
 @every_path
-def test_no_variance_is_left_on_the_pixels_it_is_made_for(path, process):
-    """Every single place gives the whole integral, G at the floor less G at the end, on every path."""
+def test_the_weighted_integrand_is_constant_for_independent_gaussian_pixels(path, process):
+    """Every single s gives the entire integral, G at the floor minus G at the end, on every path."""
     values = relative_integrand(path, FluxProgress(0.1, process), inner(300), 0.1, process)
-    floor, end = (gathered(single(path)(torch.full((1,), s).double())[0], 0.1, process) for s in (0, 1))
+    floor, end = (information(single(path)(torch.full((1,), s).double())[0], 0.1, process) for s in (0, 1))
     assert torch.allclose(values, (floor - end).expand(300), rtol=1e-9)
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32)], ids=lambda g: str(g[0] * g[1]))
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
-def test_it_holds_in_single_precision_on_strict_orders(grid, overlap):
-    """A number s is worth 6e-5 of a patch's turn of 1024, and t_min is 1e-3: no level may be lost for it.
+def test_the_weighted_integrand_is_constant_in_single_precision_on_ordered_paths(grid, overlap):
+    """float32 resolves s to 6e-5 of the time of one of 1024 patches, and t_min is 1e-3: no level may be skipped.
 
-    No place stands still and all agree to rounding. Skipping rounding's width at the ends of the turns would lose 1.2 %
-    of the nats on 16x16 patches and 4 % on 32x32, with as many places standing still.
+    All values agree to rounding, and none is 0. Skipping the width of the rounding error at the ends of each patch
+    would lose 1.2 % of the nats on 16x16 patches and 4 % on 32x32.
     """
     places = 256_000 // (grid[0] * grid[1])
     path = Floored(Ordered(Raster(), overlap), T_MIN)
     values = relative_integrand(path, FluxProgress(0.1), inner(places).float(), 0.1, RectifiedFlow(), grid)
-    whole = 0.5 * math.log1p(0.1 * ((1 - T_MIN) / T_MIN) ** 2)
-    assert (values / whole - 1).abs().max() < 1e-5
+    total = 0.5 * math.log1p(0.1 * ((1 - T_MIN) / T_MIN) ** 2)
+    assert (values / total - 1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("path", [AsyncPatch(), Ordered(Raster())], ids=["async", "raster"])
-def test_where_everything_is_known_there_is_nothing_to_gather(path):
+def test_completely_known_images_have_density_0(path):
     everything = torch.ones(3, 4, 4, dtype=torch.bool)
     s, density = FluxProgress()(
         Conditioned(Floored(path), everything).draw(3, GRID), torch.rand(3, generator=seeded(0))
@@ -204,7 +204,7 @@ FLOOR = 0.01
 
 
 def losses(levels, count: int, process=None) -> torch.Tensor:
-    """The ELBO objective of a perfect denoiser of correlated Gaussian images, per image."""
+    """The ELBO loss of a perfect denoiser of correlated Gaussian images, per image."""
     oracle = GaussianOracle(MEAN, COV, (2, 2), process)
     x = oracle.sample(count, (1, 4, 4), seeded(1))
     eps = torch.randn(x.shape, generator=seeded(2), dtype=torch.float64)
@@ -218,7 +218,7 @@ def truth(process) -> float:
     return 0.5 * torch.logdet(torch.eye(PIXELS) + snr * COV).item() / PIXELS
 
 
-TRAINED = {"async": AsyncPatch(), "raster": Ordered(Raster()), "centre": Ordered(CenterOut(), 0.5)}
+TRAINED = {"async": AsyncPatch(), "raster": Ordered(Raster()), "center": Ordered(CenterOut(), 0.5)}
 
 
 @every_process
@@ -238,8 +238,8 @@ def test_importance_sampling_keeps_the_loss_and_lowers_its_noise(path, process):
     assert weighted.std() / math.sqrt(count) < 0.01 * truth(process)
 
 
-def test_importance_goes_through_mixtures_and_contexts():
-    """Constant maps of a mixture weigh 1; all of it is still the mutual information, to 4 standard errors."""
+def test_importance_is_kept_by_mixtures_and_clean_patches():
+    """Constant maps of a mixture have weight 1; the loss is still the mutual information, to 4 standard errors."""
     count, along = 8000, AlongPath(Floored(AsyncPatch(), FLOOR), FluxProgress(1.0))
     values = losses(Homogeneous(along, 0.3), count)
     assert abs(values.mean().item() - truth(RectifiedFlow())) < 4 * values.std().item() / math.sqrt(count)
@@ -252,13 +252,13 @@ def test_a_path_without_a_floor_is_refused():
         AlongPath(AsyncPatch(), FluxProgress())
 
 
-def test_no_variance_is_refused():
+def test_a_variance_of_0_is_refused():
     with pytest.raises(ValueError, match="variance must be positive, got 0"):
         FluxProgress(0.0)
 
 
 @pytest.mark.parametrize("progress_sampler", [UniformProgress(), FluxProgress(0.2), FluxProgress(0.2, CosineVP())])
-def test_descriptions_give_the_same_places(progress_sampler):
+def test_a_rebuilt_object_gives_the_same_progress(progress_sampler):
     again, curve, u = object_config.build(object_config.describe(progress_sampler)), single(PATHS["async"]), inner(20)
     for theirs, ours in zip(again(curve, u), progress_sampler(curve, u), strict=True):
         assert torch.equal(theirs, ours)
