@@ -48,7 +48,7 @@ class Means(torch.nn.Module):
 
 
 def train_on_latents(folder: Path):
-    """A run on latents of a tiny autoencoder, with all its pictures; its trainer and its folder."""
+    """Train on latents of a tiny autoencoder with image callbacks; returns the trainer and the folder of the run."""
     codec = tiny_files(folder)
     images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     np.save(folder / "train.npy", codec.encode(images).numpy()[:16])

@@ -24,7 +24,7 @@ def newest_intact(run: Path) -> Path | None:
         The file, or None if the run has no checkpoints.
 
     Raises:
-        ValueError: all checkpoints are damaged; starting from scratch without a word would hide that.
+        ValueError: all checkpoints are damaged; starting from scratch would hide that.
     """
     skipped: list[str] = []
     seen = set()

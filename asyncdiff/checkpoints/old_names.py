@@ -118,23 +118,23 @@ def update_class_path(path: str) -> str:
     return path
 
 
-def update_names(value: Any, found: dict[str, str] | None = None) -> Any:
+def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
     """Return plain containers with old class paths and argument names replaced by the present ones.
 
     Args:
         value: contents of a file: dictionaries, lists, tuples, strings, numbers; not changed.
-        found: receives the old paths that were replaced, mapped to the new ones.
+        replaced: receives the old paths that were replaced, mapped to the new ones.
 
     Returns:
         The updated containers.
     """
     if isinstance(value, str):
-        return _update_path(value, found) if value.startswith(("asyncdiff.", "datamodules.")) else value
+        return _update_path(value, replaced) if value.startswith(("asyncdiff.", "datamodules.")) else value
     if isinstance(value, (list, tuple)):
-        return type(value)(update_names(item, found) for item in value)
+        return type(value)(update_names(item, replaced) for item in value)
     if not isinstance(value, dict):
         return value
-    updated = {key: update_names(item, found) for key, item in value.items()}
+    updated = {key: update_names(item, replaced) for key, item in value.items()}
     names = ARGUMENTS.get(str(updated.get("class_path")), {})
     if isinstance(updated.get("init_args"), dict):
         updated["init_args"] = {names.get(key, key): item for key, item in updated["init_args"].items()}
@@ -152,10 +152,10 @@ def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return updated
 
 
-def _update_path(path: str, found: dict[str, str] | None) -> str:
+def _update_path(path: str, replaced: dict[str, str] | None) -> str:
     new = update_class_path(path)
-    if found is not None and new != path:
-        found[path] = new
+    if replaced is not None and new != path:
+        replaced[path] = new
     return new
 
 

@@ -46,7 +46,10 @@ class Autoencoder(Codec):
 
     @abstractmethod
     def load_network(self) -> nn.Module:
-        """Load the network in float32 on the CPU.
+        """Load the network.
+
+        Returns:
+            The network in float32 on the CPU.
 
         Raises:
             FileNotFoundError: a file is missing; one line.

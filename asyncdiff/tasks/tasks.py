@@ -298,13 +298,13 @@ class Autoregress(Task):
         self._sampler = Autoregressive(parse_order(order), overlap, steps_per_patch=steps_per_patch)
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """One per seed, of every photo where there are any."""
+        """Return one request per seed, or per photo and seed."""
         if self.image is not None and self.levels is not None:
             return Edit(self.image, self.levels, self.size, self.fit).requests(model, seeds=seeds, labels=labels)
         if self.image is None or self.mask is None:
             return Generate(self.size).requests(model, seeds=seeds, labels=labels)
-        completed = Inpaint(self.image, self.mask, self.mask_is_unknown, self.mask_seed, self.size, self.fit)
-        return completed.requests(model, seeds=seeds, labels=labels)
+        inpaint = Inpaint(self.image, self.mask, self.mask_is_unknown, self.mask_seed, self.size, self.fit)
+        return inpaint.requests(model, seeds=seeds, labels=labels)
 
     def sampler(self, model: Model) -> ImageSampler:
         """Return an autoregressive sampler with the solver, guidance and partial updates of the model's sampler."""

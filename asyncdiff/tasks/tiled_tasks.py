@@ -63,14 +63,14 @@ class TiledTask(Task):
         device, photo = device_of(model), stack_known_images(batch, model)
         exemplar, place = encode_exemplar(request, model)
 
-        def show(stage: TilingState) -> Image:
-            return decode_images(stage.canvas[None], request.size, model, photo=photo, tileable=self.tileable)
+        def show(state: TilingState) -> Image:
+            return decode_images(state.canvas[None], request.size, model, photo=photo, tileable=self.tileable)
 
         tiled = TiledSampler(
             self.sampler(model), self.overlap, self.tileable, check_batch_size(model.predict_batch_size)
         )
         with evaluation_mode(model.denoiser), model.sampling_context():
-            for stage in tiled.steps(
+            for state in tiled.steps(
                 model.denoiser,
                 size=size_in_space(request.size, model),
                 shape=model.shape,
@@ -80,7 +80,7 @@ class TiledTask(Task):
                 place=place,
                 device=device,
             ):
-                yield State(partial(show, stage), None, stage.done, stage.windows)
+                yield State(partial(show, state), None, state.done, state.windows)
 
 
 class Outpaint(TiledTask):

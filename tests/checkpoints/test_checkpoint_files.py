@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, refused when damaged, found again, written beside training if wanted."""
+"""Checkpoint files: atomic writes, in the background on request; damage is found; the newest intact one is found."""
 
 import os
 import pickle
@@ -50,7 +50,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_checkpoint_is_what_was_given(tmp_path):
+def test_a_checkpoint_holds_what_was_saved(tmp_path):
     file = tmp_path / "new" / "folder" / "last.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint(state(), file)
@@ -79,7 +79,7 @@ def test_a_flipped_bit_of_contents_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
-def test_a_file_that_is_cut_short_is_refused(tmp_path, share):
+def test_a_truncated_file_is_refused(tmp_path, share):
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state(), file)
     whole = file.read_bytes()
@@ -89,7 +89,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path, share):
     assert find_damage(file) == "it is truncated or overwritten"
 
 
-def test_the_newest_whole_checkpoint_goes_on(run):
+def test_a_run_resumes_from_the_newest_intact_checkpoint(run):
     folder = run / "checkpoints"
     assert newest_intact(run).name == "last.ckpt"
     assert [file.name for file in list_checkpoints(run)] == [
@@ -110,7 +110,7 @@ def test_the_newest_whole_checkpoint_goes_on(run):
         newest_intact(run)
 
 
-def test_a_link_that_has_lost_its_file_is_no_checkpoint(run):
+def test_a_dangling_link_is_not_a_checkpoint(run):
     (run / "checkpoints" / "step=30.ckpt").unlink()
     assert newest_intact(run).name == "step=20.ckpt"
     assert newest_intact(run / "elsewhere") is None
@@ -128,15 +128,15 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
     assert sorted(tmp_path.iterdir()) == sorted([living, far, tmp_path / "last.ckpt"])
 
 
-# Beside training
+# In the background
 
 
-def test_the_state_of_the_moment_is_written_in_the_background(tmp_path, monkeypatch):
+def test_the_state_at_the_call_is_written_in_the_background(tmp_path, monkeypatch):
     go, write = threading.Event(), lightning_io._write
     monkeypatch.setattr(lightning_io, "_write", lambda *args: go.wait(10) and write(*args))
     io, held_state = AtomicCheckpointIO(asynchronous=True), state()
     io.save_checkpoint(held_state, tmp_path / "a.ckpt")
-    held_state["state_dict"]["weight"].zero_()  # training goes on
+    held_state["state_dict"]["weight"].zero_()  # training continues
     io.save_checkpoint(state(2.0), tmp_path / "b.ckpt")
     io.remove_checkpoint(tmp_path / "a.ckpt")
     io.save_checkpoint(state(3.0), tmp_path / "c.ckpt")
@@ -150,7 +150,7 @@ def test_the_state_of_the_moment_is_written_in_the_background(tmp_path, monkeypa
     assert (tmp_path / "c.ckpt").stat().st_size == (tmp_path / "d.ckpt").stat().st_size
 
 
-def test_a_failure_in_the_background_is_told(tmp_path):
+def test_a_failure_in_the_background_is_raised(tmp_path):
     (tmp_path / "taken.ckpt").mkdir()
     io = AtomicCheckpointIO(asynchronous=True)
     io.save_checkpoint(state(), tmp_path / "taken.ckpt")

@@ -1,4 +1,4 @@
-"""Models as folders to share: the same model bit for bit, whole or not there, refused where anything is amiss."""
+"""Exports: the same model bit for bit, written atomically, refused if anything is wrong."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ DATA = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run directory with a checkpoint of two steps, its average, a configuration and three cards of evaluate."""
+    """A run directory with a checkpoint of two steps with EMA weights, a configuration and result cards."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
     sha = hashlib.sha256((folder / "checkpoints" / "last.ckpt").read_bytes()).hexdigest()
     protocol = {"checkpoint": "/home/somebody/last.ckpt", "checkpoint_sha256": sha, "weights": "ema", "split": "val"}
     cards = {
-        "training": {"step": 2, "split": "val"},  # as callbacks write it, of the averages
+        "training": {"step": 2, "split": "val"},  # as callbacks write it, of the EMA weights
         "ours": protocol,
         "others": protocol | {"checkpoint_sha256": "0" * 64},
         "raw": protocol | {"weights": "raw"},
@@ -77,7 +77,7 @@ def exported(run):
 
 @pytest.fixture
 def export(run, exported, tmp_path):
-    """Exports the run with further words, if any; returns the folder, which may be changed."""
+    """Export the run with further arguments, if any; returns the folder, which may be changed."""
 
     def write(*words, name="shared"):
         if words:
@@ -116,7 +116,7 @@ def test_the_model_is_that_of_the_checkpoint_bit_for_bit(run, export, weights):
     assert not here.training
 
 
-def test_averaged_and_raw_weights_are_told_apart(run, export, refused):
+def test_ema_and_raw_weights_are_distinguished(run, export, refused):
     ema, raw = export("--weights", "ema", name="a"), export("--weights", "raw", name="b")
     assert not torch.equal(*(load_file(folder / FILES[0])["denoiser.network.head.weight"] for folder in (ema, raw)))
     assert torch.equal(*(load_file(f / FILES[0])["denoiser.network.head.weight"] for f in (ema, export(name="c"))))
@@ -128,7 +128,7 @@ def test_averaged_and_raw_weights_are_told_apart(run, export, refused):
 
 
 def test_networks_with_other_layouts_of_memory(tmp_path):
-    """A U-Net lies with channels last, and its tuples come back from YAML as lists."""
+    """A U-Net is stored with channels last, and YAML reads its tuples as lists."""
     torch.manual_seed(0)
     model = AsyncDiffusion(
         randomize_weights(UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)), image_size=8
@@ -142,7 +142,7 @@ def test_networks_with_other_layouts_of_memory(tmp_path):
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in again.state_dict().items())
 
 
-def test_the_configuration_tells_what_is_needed_and_no_place_of_this_machine(run, export):
+def test_the_configuration_is_complete_and_has_no_local_paths(run, export):
     folder = export("--ckpt_path", "last")
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert {"format": 1, "weights": "ema", "step": 2, "classes": 10, "label_names": None}.items() <= config.items()
@@ -158,12 +158,12 @@ def test_the_configuration_tells_what_is_needed_and_no_place_of_this_machine(run
     assert about["config_sha256"] == hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
 
 
-def test_places_are_those_of_any_system():
+def test_local_paths_of_any_system_are_recognized():
     given = {"a": "/x", "b": "~x", "c": "C:\\x", "d": "x/y", "e": ["/x", "x", 1], "f": {"g": "//x"}, "h": "a: b"}
     assert without_local_paths(given) == {"d": "x/y", "e": ["x", 1], "f": {}, "h": "a: b"}
 
 
-def test_the_card_tells_what_was_measured_of_these_weights_only(export, capsys):
+def test_the_card_lists_only_results_of_these_weights(export, capsys):
     text = (export("--name", "Digits, small") / "README.md").read_text()
     told = capsys.readouterr().out
     _, front, body = text.split("---\n", 2)
@@ -199,10 +199,10 @@ def test_names_of_classes(export, refused, tmp_path, run):
     assert line == f"--label_names must have a line for each of 10 classes, got 2 in {names}"
 
 
-# Where exports are taken
+# Where exports are accepted
 
 
-def test_commands_take_an_export_and_draw_the_same(run, export, tmp_path):
+def test_commands_accept_an_export_and_generate_the_same_images(run, export, tmp_path):
     folder = export()
     for given, output in ((run, "a"), (folder, "b")):
         main(["sample", str(given), "--seeds", "0-1", "--labels", "3", "--output", str(tmp_path / output)])
@@ -211,7 +211,7 @@ def test_commands_take_an_export_and_draw_the_same(run, export, tmp_path):
     assert all(one.read_bytes() == other.read_bytes() for one, other in zip(a, b, strict=True))
 
 
-def test_evaluate_takes_an_export_and_its_data(export):
+def test_evaluate_accepts_an_export_and_its_data(export):
     folder = export()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["data"]["init_args"]["nested"]
@@ -223,7 +223,7 @@ def test_evaluate_takes_an_export_and_its_data(export):
     assert fingerprint["checkpoint_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_the_trainer_judges_an_export_and_continues_none(export, tmp_path):
+def test_the_trainer_validates_an_export_but_does_not_resume_from_it(export, tmp_path):
     folder = export()
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
@@ -245,7 +245,7 @@ def test_the_trainer_judges_an_export_and_continues_none(export, tmp_path):
         trainer().fit(fresh, datamodule=Digits(), ckpt_path=str(folder))
 
 
-# As a whole or not at all
+# Atomic writes
 
 
 def test_folders_are_not_overwritten_unasked(export, refused, run, tmp_path):
@@ -283,7 +283,7 @@ def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch
     assert all((tmp_path / "shared" / name).read_bytes() == content for name, content in kept.items())
 
 
-# What is refused
+# Refusals
 
 
 def rewritten(folder: Path, config) -> None:
@@ -351,7 +351,7 @@ def test_a_weight_that_was_changed(export, line):
         ),
     ],
 )
-def test_configurations_of_another_kind(export, line, change, message):
+def test_invalid_configurations_are_refused(export, line, change, message):
     folder = export()
     rewritten(folder, change)
     assert message in line(folder)
@@ -378,7 +378,7 @@ def test_weights_of_another_model(export, line):
     )
 
 
-def test_places_without_an_export(export, line, tmp_path):
+def test_paths_that_are_not_exports_are_refused(export, line, tmp_path):
     folder = export()
     assert line(folder, revision="main") == (
         f"revision must be left out for a folder, got main for {folder}: folders have none"
@@ -443,7 +443,7 @@ class Hub:
         self.asked.append(("upload_folder", words, options))
 
 
-def test_an_export_is_uploaded_where_it_is_asked_for(export, monkeypatch, capsys):
+def test_an_export_is_uploaded_to_the_requested_repository(export, monkeypatch, capsys):
     hub = Hub()
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
     folder = export("--push_to_hub", "somebody/digits", "--private")
@@ -471,7 +471,7 @@ def test_a_hub_that_refuses_leaves_the_export(export, tmp_path, monkeypatch, cap
     assert not (tmp_path / "other").exists()
 
 
-def test_the_library_takes_what_it_is_called_with():
+def test_the_calls_match_the_library_s_signatures():
     """The calls of the tests above, against the signatures of the library itself."""
     import inspect
 
@@ -483,7 +483,7 @@ def test_the_library_takes_what_it_is_called_with():
     inspect.signature(HfApi.upload_folder).bind(None, repo_id="a/b", **files)
 
 
-def test_a_run_s_own_file_is_read_as_before(run):
+def test_a_checkpoint_is_not_an_export(run):
     assert "export" not in read_checkpoint(run / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match="use load_from_checkpoint"):
         locate_export(run / "checkpoints" / "last.ckpt")

@@ -10,7 +10,7 @@ from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM
 
 
-def test_objects_survive_the_way_through_plain_containers():
+def test_objects_survive_conversion_to_plain_containers():
     sampler = Sampler(AsyncPatch(spread=0.3), DDIM(0.25), steps=7)
     again = object_config.build(object_config.describe(sampler))
     assert object_config.describe(again) == object_config.describe(sampler)
@@ -39,7 +39,7 @@ def test_the_call_that_makes_an_object(value, text):
     assert object_config.format_call(value) == text
 
 
-def test_numbers_lists_and_plain_dictionaries_pass():
+def test_numbers_lists_and_plain_dictionaries_are_unchanged():
     value = {"a": [1, 2.5, None], "b": {"c": "d"}}
     assert object_config.build(object_config.describe(value)) == value
 
@@ -77,7 +77,7 @@ def test_arguments_without_a_name_are_refused():
         object_config.describe(Catchall(size=3))
 
 
-def test_what_was_compiled_in_a_wrapper_is_refused():
+def test_a_compiled_wrapper_is_refused():
     network = torch.compile(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"compile in place, network.compile\(\)"):
         object_config.describe(network)

@@ -1,4 +1,4 @@
-"""Files written by 0.1.0 (v0_1_0/, made with that version) are read, resumed and drawn with as they were."""
+"""Files written by 0.1.0 (v0_1_0/, made with that version) are read, resumed and sampled from as before."""
 
 import filecmp
 import importlib
@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", CLASS_PATHS)
-def test_every_class_that_a_file_of_then_could_name_is_found(path):
+def test_every_class_that_an_old_file_could_name_is_found(path):
     kind = named(update_class_path(path))
     assert isinstance(kind, type)
     assert kind.__name__ == update_class_path(path).rpartition(".")[2]
@@ -58,7 +58,7 @@ def test_new_paths_are_the_shortest_and_final():
         assert set(ARGUMENTS[path].values()) <= set(inspect.signature(named(path)).parameters)
 
 
-def test_current_names_change_nothing():
+def test_present_names_are_unchanged():
     config = describe(WithCleanPatches(AlongPath(progress_sampler=LogitNormalProgress())))
     assert update_names(config) == config
     assert update_names({"note": "asyncdiff.is.text", "n": (1, 2.5, None)}) == {
@@ -113,10 +113,10 @@ def test_an_export_is_the_model_that_was_exported():
 
 
 @pytest.mark.parametrize("task", ["inpaint", "sample"])
-def test_a_record_draws_the_images_of_then(task, run, capsys):
+def test_a_record_reproduces_its_images(task, run, capsys):
     folder = Path("again")
-    words = ["--config", f"{run}/config.yaml", "--config", f"{run}/predictions/{task}/predict.yaml"]
-    train(["predict", *words, "--ckpt_path", f"{run}/checkpoints/last.ckpt", "--trainer.default_root_dir", str(folder)])
+    argv = ["--config", f"{run}/config.yaml", "--config", f"{run}/predictions/{task}/predict.yaml"]
+    train(["predict", *argv, "--ckpt_path", f"{run}/checkpoints/last.ckpt", "--trainer.default_root_dir", str(folder)])
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert any("asyncdiff.solvers.Ddim is now asyncdiff.sampling.DDIM" in line for line in warned)
     assert len(warned) == len(set(warned)) <= 3  # a line per file
@@ -127,7 +127,7 @@ def test_a_record_draws_the_images_of_then(task, run, capsys):
         assert filecmp.cmp(drawn, run / "predictions" / task / name, shallow=False), name
 
 
-def test_the_command_of_a_record_draws_the_images_of_then(run):
+def test_the_command_of_a_record_reproduces_its_images(run):
     main(["inpaint", str(run), "--image", "photo.png", "--mask", "square", "--seeds", "0-1", "--output", "again"])
     for name in ("photo_seed0.png", "photo_seed1.png", "sheet.png"):
         assert filecmp.cmp(Path("again") / name, run / "predictions" / "inpaint" / name, shallow=False), name
@@ -143,8 +143,8 @@ def test_old_class_paths_on_the_command_line(run, capsys):
 
 def test_a_run_resumes(run):
     """In a process of its own: training in one process follows another's threads."""
-    words = ["fit", "--config", f"{run}/config.yaml", "--auto_resume", "true", "--trainer.max_steps", "6"]
-    command = [sys.executable, "-m", "asyncdiff", *words, "--trainer.enable_progress_bar", "false"]
+    argv = ["fit", "--config", f"{run}/config.yaml", "--auto_resume", "true", "--trainer.max_steps", "6"]
+    command = [sys.executable, "-m", "asyncdiff", *argv, "--trainer.enable_progress_bar", "false"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -163,7 +163,7 @@ def test_cards_are_compared_under_present_names(tmp_path):
     assert differences(card["protocol"], read_card(again)["protocol"]) == []
 
 
-def test_a_latent_cache_is_kept_as_it_is(tmp_path, monkeypatch, capsys):
+def test_a_latent_cache_is_unchanged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(OLD / "latents" / "photos", "photos")
     shutil.copytree(OLD / "latents" / "cache", "cache")

@@ -70,7 +70,7 @@ def model() -> AsyncDiffusion:
 
 
 def contents(**more) -> dict:
-    """A checkpoint of ours, in which nothing is missing."""
+    """Contents of a complete checkpoint of AsyncDiffusion."""
     built = model()
     checkpoint = {"state_dict": built.state_dict(), "epoch": 0, "global_step": 1, "pytorch-lightning_version": "2.6.0"}
     built.on_save_checkpoint(checkpoint)
@@ -131,7 +131,7 @@ def quiet(**options) -> Trainer:
     return Trainer(accelerator="cpu", max_steps=2, enable_checkpointing=False, **silent, **options)
 
 
-def test_the_payload_works_where_pickles_are_read(tmp_path):
+def test_the_payload_runs_when_a_pickle_is_read(tmp_path):
     """What all tests here rest upon."""
     torch.save(contents(more=Payload(tmp_path / "marker")), "evil.ckpt")
     torch.load("evil.ckpt", weights_only=False)
@@ -151,7 +151,7 @@ def test_pretrained_weights(poisoned):
 
 
 @pytest.mark.parametrize("work", ["fit", "validate"])
-def test_the_trainer_with_our_plugin(poisoned, work):
+def test_the_trainer_with_the_plugin(poisoned, work):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
@@ -159,7 +159,7 @@ def test_the_trainer_with_our_plugin(poisoned, work):
     assert told.startswith("evil.ckpt is not a checkpoint that can be read safely: it would call")
 
 
-def test_nobody_can_ask_our_plugin_to_run_it(poisoned):
+def test_the_plugin_refuses_weights_only_false(poisoned):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
@@ -167,7 +167,7 @@ def test_nobody_can_ask_our_plugin_to_run_it(poisoned):
     assert told == "weights_only must be true, got false, which runs any code in a checkpoint: leave it out"
 
 
-def test_the_trainer_alone(poisoned):
+def test_the_trainer_without_the_plugin(poisoned):
     """Lightning's own way to read, of which our packages see nothing."""
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         quiet().fit(model(), datamodule=Digits(), ckpt_path=poisoned())
@@ -331,7 +331,7 @@ def test_indices(payload):
     (file,) = Path("cache").rglob("names.npy")
     told = json.loads((file.parent / "index.json").read_text())
     np.save(file, objects(payload))
-    told["sums"]["names"] = zlib.crc32(file.read_bytes())  # one that fits
+    told["sums"]["names"] = zlib.crc32(file.read_bytes())  # a matching checksum
     (file.parent / "index.json").write_text(json.dumps(told))
     assert np.array_equal(found(), np.arange(3))  # it is made again
 
@@ -375,7 +375,7 @@ IMPORTERS = {
     "asyncdiff/checkpoints/object_config.py": "after the package was found among the allowed ones",
     "asyncdiff/cli/errors/suggestions.py": "names of our own packages, and what the command line has named itself",
 }
-# Classes that weights_only is told to read, and why.
+# Classes that weights_only may read, and why.
 SAFE_GLOBALS = {
     "asyncdiff/cli/commands/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"
 }
@@ -412,7 +412,7 @@ def offences(tree: ast.Module) -> list[str]:
     return found
 
 
-def test_our_packages_read_no_pickle():
+def test_no_package_reads_pickles():
     trees = sources()
     assert len(trees) > 150
     assert {name: wrong for name, tree in trees if (wrong := offences(tree))} == {}
@@ -434,14 +434,14 @@ def test_our_packages_read_no_pickle():
         "f.load_checkpoint(path, weights_only=False)",
     ],
 )
-def test_what_would_be_found(code):
+def test_offences_are_found(code):
     assert offences(ast.parse(code))
 
 
 @pytest.mark.parametrize(
     "code", ["torch.load(f, weights_only=True)", "np.load(f)", "yaml.safe_load(f)", "model.eval()"]
 )
-def test_what_is_no_offence(code):
+def test_harmless_code_is_no_offence(code):
     assert not offences(ast.parse(code))
 
 

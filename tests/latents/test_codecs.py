@@ -74,10 +74,10 @@ def error_of(call, *arguments):
     ("every", "mean", "low", "high"),
     [(250, 27.60, 19.93, 32.97), pytest.param(25, 29.08, 19.93, 36.57, marks=pytest.mark.slow)],
 )
-def test_taef2_brings_photographs_back(every, mean, low, high):
+def test_taef2_reconstructs_photographs(every, mean, low, high):
     weights = SHARED / "weights"
     codec = TinyAutoencoder(str(weights / "taef2_encoder.safetensors"), str(weights / "taef2_decoder.safetensors"))
-    images = torch.stack([centre(file) for file in sorted(PHOTOGRAPHS.rglob("*.JPEG"))[::every]])
+    images = torch.stack([center_crop(file) for file in sorted(PHOTOGRAPHS.rglob("*.JPEG"))[::every]])
     latents = codec.encode(images)
     assert latents.shape == (1000 // every, 32, 32, 32)
     error = ((codec.decode(latents).clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
@@ -87,7 +87,7 @@ def test_taef2_brings_photographs_back(every, mean, low, high):
     assert psnr.max().item() == pytest.approx(high, abs=0.01)
 
 
-def centre(file):
+def center_crop(file):
     image = Image.open(file).convert("RGB")
     left, top = (image.width - 256) // 2, (image.height - 256) // 2
     pixels = np.array(image.crop((left, top, left + 256, top + 256)))
@@ -109,7 +109,7 @@ def test_kl_autoencoders_agree_with_the_library(tmp_path, images):
     torch.testing.assert_close(codec.decode(latents), pixels)
 
 
-def test_vq_autoencoders_quantise_when_they_decode(tmp_path, images):
+def test_vq_autoencoders_quantize_when_decoding(tmp_path, images):
     network = saved(tmp_path, "VQModel", **VQ)
     codec = DiffusersAutoencoder(str(tmp_path), scale=2.0)
     with torch.no_grad():
@@ -121,10 +121,10 @@ def test_vq_autoencoders_quantise_when_they_decode(tmp_path, images):
     torch.testing.assert_close(codec.decode(raw * 2), pixels)
 
 
-def test_tiny_autoencoders_agree_with_the_library_s(tmp_path, images):
+def test_tiny_autoencoders_agree_with_the_library(tmp_path, images):
     network = saved(tmp_path / "theirs", "AutoencoderTiny", **TINY)
     (tmp_path / "ours").mkdir()
-    for name, first in (("encoder", 0), ("decoder", 1)):  # theirs has no layer that limits: a function does
+    for name, first in (("encoder", 0), ("decoder", 1)):  # diffusers limits latents in a function, not in a layer
         state = {}
         for key, tensor in getattr(network, name).layers.state_dict().items():
             place, _, rest = key.partition(".")
@@ -166,7 +166,7 @@ def test_identity_is_exact(images):
 
 
 @pytest.mark.parametrize("numbers", [(0.5, 0.25), ([2.0, 0.5, 4.0, 1.0], [0.5, 0.0, -1.0, 0.25])])
-def test_scale_and_shift_come_back(tiny, numbers):
+def test_scale_and_shift_are_inverted(tiny, numbers):
     codec = TinyAutoencoder(tiny.encoder, tiny.decoder, *numbers)
     raw = torch.arange(64.0).reshape(2, 4, 2, 4)  # powers of two leave it exact
     scale, shift = (torch.tensor(n).expand(4)[:, None, None] for n in numbers)
@@ -174,7 +174,7 @@ def test_scale_and_shift_come_back(tiny, numbers):
     assert torch.equal(codec.unscaled(codec.scaled(raw)), raw)
 
 
-def test_few_images_at_a_time_are_the_same(tiny, images, monkeypatch):
+def test_chunks_give_the_same_result(tiny, images, monkeypatch):
     whole = tiny.decode(tiny.encode(images))
     sizes = []
     decode_raw = TinyAutoencoder.decode_raw
@@ -195,7 +195,7 @@ def test_neither_autocast_nor_gradients_nor_inference_reach_the_network(tiny, im
     assert torch.equal(tiny.decode(tiny.encode(leaf)), tiny.decode(expected))  # loaded during inference, used outside
 
 
-def test_half_precision_computes_and_single_comes_out(tiny, images):
+def test_half_precision_networks_return_float32(tiny, images):
     half = TinyAutoencoder(tiny.encoder, tiny.decoder, dtype="bfloat16")
     pixels = half.decode(half.encode(images))
     assert pixels.dtype == torch.float32
@@ -211,7 +211,7 @@ def test_loading_draws_no_random_numbers(tmp_path, tiny):
         assert torch.equal(torch.get_rng_state(), before)
 
 
-# What they are known by
+# Fingerprints
 
 
 def test_a_copy_elsewhere_is_the_same_codec(tmp_path):
@@ -224,7 +224,7 @@ def test_a_copy_elsewhere_is_the_same_codec(tmp_path):
     check_same_codec(here, there.fingerprint())
 
 
-def test_one_weight_makes_another_codec(tmp_path, tiny):
+def test_one_different_weight_changes_the_fingerprint(tmp_path, tiny):
     fingerprint = tiny.fingerprint()
     state = load_file(tiny.decoder)
     state["19.bias"][0] += 1e-3
@@ -237,7 +237,7 @@ def test_one_weight_makes_another_codec(tmp_path, tiny):
     assert other.weights_sha256()[:12] in line
 
 
-def test_other_numbers_make_another_codec(tiny):
+def test_other_scales_and_shifts_change_the_fingerprint(tiny):
     scaled = TinyAutoencoder(tiny.encoder, tiny.decoder, scale=0.5)
     assert "got another scale: 0.5 for 1:" in error_of(check_same_codec, scaled, tiny.fingerprint())
     shifted = TinyAutoencoder(tiny.encoder, tiny.decoder, shift=[0.0, 1.0, 0.0, 0.0])
@@ -245,13 +245,13 @@ def test_other_numbers_make_another_codec(tiny):
     check_same_codec(TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0] * 4), tiny.fingerprint())
 
 
-def test_the_configuration_s_own_numbers(tmp_path):
+def test_scale_and_shift_of_the_config_json(tmp_path):
     saved(tmp_path, "AutoencoderKL", **KL, scaling_factor=0.5, latents_mean=(1.0, 2.0), latents_std=(2.0, 4.0))
     assert DiffusersAutoencoder(str(tmp_path)).normalization() == ([0.25, 0.125], [1.0, 2.0])
     assert DiffusersAutoencoder(str(tmp_path), scale=3.0, shift=0.0).normalization() == ([3.0] * 2, [0.0] * 2)
 
 
-# What is saved of them: nothing
+# Weights of codecs are never saved
 
 
 def model_with(codec, channels=4):
@@ -274,7 +274,7 @@ def test_a_model_has_no_weights_of_its_codec(tiny, images, tmp_path):
     assert torch.equal(loaded.encode(images), tiny.encode(images))
 
 
-def test_copies_leave_the_weights_behind(tiny, images):
+def test_copies_do_not_hold_the_weights(tiny, images):
     latents = tiny.encode(images)
     for copied in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
         assert copied._loaded is None
@@ -282,7 +282,7 @@ def test_copies_leave_the_weights_behind(tiny, images):
     assert len(pickle.dumps(tiny)) < 1000
 
 
-def test_codecs_are_described_where_their_files_are_not():
+def test_codecs_can_be_described_without_their_files():
     for codec in (TinyAutoencoder("a", "b", [1.0, 2.0]), DiffusersAutoencoder("owner/name", "vae"), Identity(1)):
         if isinstance(codec, Identity):
             continue
@@ -290,7 +290,7 @@ def test_codecs_are_described_where_their_files_are_not():
         assert object_config.describe(object_config.build(described)) == described
 
 
-def test_models_are_built_where_the_files_are_not(tmp_path):
+def test_models_can_be_built_without_the_codec_s_files(tmp_path):
     model = model_with(TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")))
     assert error_of(model.decode, torch.zeros(1, 4, 8, 8)) == (
         f"encoder must be a file of weights, got {tmp_path}/encoder.pth, which does not exist: "
@@ -345,13 +345,13 @@ def test_pth_files_are_read_without_running_them(tmp_path, tiny, images):
         (lambda: Identity(0), "channels must be at least 1, got 0"),
     ],
 )
-def test_arguments_that_cannot_be(make, message):
+def test_invalid_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
 
 
-def test_what_does_not_fit(tiny, images, tmp_path):
+def test_inputs_of_the_wrong_shape_are_refused(tiny, images, tmp_path):
     assert "got 3x30x24: resize or crop them" in error_of(tiny.encode, images[:, :, 1:-1])
     assert "got 1x32x24" in error_of(tiny.encode, images[:, :1])
     assert "latents must have the codec's 4 channels, got 8" in error_of(tiny.decode, torch.zeros(1, 8, 2, 2))
@@ -381,7 +381,7 @@ def test_folders_without_an_autoencoder(tmp_path, monkeypatch, images):
     assert "config.json must be JSON" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
 
 
-def test_weights_that_are_not_there(tmp_path, images):
+def test_missing_weights_are_refused(tmp_path, images):
     saved(tmp_path, "AutoencoderKL", **KL)
     file = tmp_path / "diffusion_pytorch_model.safetensors"
     state = load_file(file)

@@ -65,7 +65,7 @@ def whole(tmp_path_factory):
 def test_shards_hold_the_moments_of_the_images_and_of_their_mirror_images(whole, data):
     files = sorted(whole.glob("train-*"))
     assert [file.name for file in files] == [f"train-{k:05d}-of-00015.safetensors" for k in range(15)]
-    assert not list(whole.glob("test-*"))  # it is val
+    assert not list(whole.glob("test-*"))  # the test split is val
     images = data.dataset("train").images
     codec = Halves()
     for number, file in enumerate(files):

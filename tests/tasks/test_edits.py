@@ -39,7 +39,7 @@ def walked(sampler, image, levels, known=None, seeds=None):
 
 
 @pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), Ordered(Spiral(), 0.5)])
-def test_an_entered_path_is_the_inner_one_times_the_levels(path):
+def test_a_partially_noised_path_is_the_inner_path_scaled_by_the_levels(path):
     s = torch.linspace(0, 1, 9, dtype=torch.float64)
     curves = [
         p.draw(9, (2, 2), generator=[torch.Generator().manual_seed(3) for _ in s], dtype=torch.float64)
@@ -51,7 +51,7 @@ def test_an_entered_path_is_the_inner_one_times_the_levels(path):
     assert torch.equal(scaled[-1], MAP[0])
 
 
-def test_entered_refuses_other_grids_and_floors():
+def test_partially_noised_refuses_other_grids_and_floors():
     with pytest.raises(ValueError, match=r"levels must hold one map, or one per image, of the grid \(4, 4\)"):
         PartiallyNoised(Synchronous(), MAP).draw(1, (4, 4))
     with pytest.raises(ValueError, match=r"path must start at t = 0, got one with a floor of 0\.001"):
@@ -60,7 +60,7 @@ def test_entered_refuses_other_grids_and_floors():
 
 @pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), DDIM(0.5), 60), Sampler(Synchronous(), Heun(), 30)])
 def test_edits_of_true_images_are_true_images(sampler):
-    """Noised to any map of levels and walked back, draws of a Gaussian have its mean and covariance again."""
+    """Samples of a Gaussian, noised to any level map and denoised, have its mean and covariance again."""
     n = 3000
     factor = torch.linalg.cholesky(COVARIANCE)
     image = MEAN + torch.randn(n, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64) @ factor.T
@@ -101,7 +101,7 @@ def test_black_and_white_maps_are_inpainting(sampler):
     assert torch.equal(out, expected)
 
 
-def test_what_cannot_be_entered_is_refused():
+def test_invalid_start_levels_are_refused():
     image = torch.zeros(1, *SHAPE, dtype=torch.float64)
     for sampler in (Adaptive(), RePaint()):
         with pytest.raises(ValueError, match=f"levels must be left out for {type(sampler).__name__}, which starts"):
@@ -146,7 +146,7 @@ def levels(tmp_path):
     return saved(tmp_path / "levels.png", grey)
 
 
-def test_an_edit_is_the_walk_from_its_levels(model, photo, levels):
+def test_an_edit_samples_from_its_levels(model, photo, levels):
     (request,) = Edit(photo, levels).requests(model, seeds=[4])
     assert torch.equal(request.known, torch.arange(8).expand(8, 8) < 2)
     t = torch.tensor([[0, 0.2, 0.8, 1]]).expand(4, 4).clone()
@@ -183,14 +183,14 @@ def test_one_number_is_a_map(model, photo, tmp_path):
     assert torch.equal(Edit(photo, "0.2").sample(model, seeds=[1]), Edit(photo, flat).sample(model, seeds=[1]))
 
 
-def test_maps_come_to_size_with_their_photos():
+def test_level_maps_are_resized_with_their_photos():
     how = plan_fit((4, 8), (2, 2), "crop", (1, 1))
     levels = torch.zeros(4, 8)
     levels[1, 3], levels[3, 7] = 0.4, 1  # the second is cut off
     assert torch.equal(fit_levels(levels, how), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
 
 
-def test_grey_is_a_level(tmp_path):
+def test_gray_values_are_levels(tmp_path):
     assert torch.equal(
         read_levels(Path(saved(tmp_path / "a.png", [[0, 51], [102, 255]]))), torch.tensor([[0, 51], [102, 255]]) / 255
     )

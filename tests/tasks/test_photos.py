@@ -38,7 +38,7 @@ def saved(array, file, **how):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_256_values_come_back_from_the_model_and_from_a_file(channels, tmp_path):
+def test_all_256_values_survive_conversion_and_a_file(channels, tmp_path):
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).expand(channels, -1, -1)
     back = to_bytes(to_model(pixels))
     assert torch.equal(back, pixels)
@@ -46,7 +46,7 @@ def test_all_256_values_come_back_from_the_model_and_from_a_file(channels, tmp_p
     assert torch.equal(read_photo(tmp_path / "deep" / "a.png", channels), pixels)
 
 
-def test_values_beyond_the_range_are_cut_off():
+def test_values_beyond_the_range_are_clipped():
     assert to_bytes(torch.tensor([[[-1.7, -1.0, 0.0, 1.0, 2.0]]])).flatten().tolist() == [0, 0, 128, 255, 255]
 
 
@@ -62,7 +62,7 @@ def test_a_photo_is_turned_upright(tmp_path):
     assert torch.equal(read_photo(tmp_path / "a.png", 3), upright)
 
 
-def test_what_shines_through_is_white_and_told(tmp_path):
+def test_transparent_pixels_are_white_with_a_warning(tmp_path):
     colours = np.zeros((2, 2, 4), np.uint8)
     colours[0, 0] = (10, 20, 30, 255)
     saved(colours, tmp_path / "a.png")
@@ -79,13 +79,13 @@ def test_opaque_files_are_read_without_a_warning(tmp_path):
         read_photo(tmp_path / "a.png", 3)
 
 
-def test_sixteen_bits_are_spread_not_clipped(tmp_path):
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert torch.equal(read_photo(tmp_path / "a.png", 1)[0], torch.arange(256).reshape(16, 16).to(torch.uint8))
 
 
-def test_channels_are_the_models(tmp_path):
+def test_channels_are_converted_to_those_of_the_model(tmp_path):
     saved(np.tile(np.uint8([[[255, 0, 0]]]), (2, 2, 1)), tmp_path / "red.png")
     assert (read_photo(tmp_path / "red.png", 1) == 76).all()  # 0.299 of 255
     saved(np.full((2, 2), 9), tmp_path / "grey.png")
@@ -94,14 +94,14 @@ def test_channels_are_the_models(tmp_path):
         read_photo(tmp_path / "grey.png", 4)
 
 
-def test_of_an_animation_the_first_picture_is_taken(tmp_path):
+def test_the_first_frame_of_an_animation_is_used(tmp_path):
     frames = [Image.fromarray(np.full((2, 2), value, np.uint8)) for value in (0, 255)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.warns(PhotoWarning, match="only the first of its 2 frames is used"):
         assert (read_photo(tmp_path / "a.gif", 1) == 0).all()
 
 
-def test_what_is_no_image_is_refused(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused(tmp_path):
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(ValueError, match=r"images must be files that can be read, got .*a\.png"):
         read_photo(tmp_path / "a.png", 3)
@@ -122,7 +122,7 @@ def test_files_of_a_folder_and_of_a_pattern(tmp_path):
 # Masks
 
 
-def test_white_is_known_unless_said_otherwise(tmp_path):
+def test_white_is_known_unless_mask_is_unknown(tmp_path):
     mask = np.uint8([[255, 0], [0, 255]])
     for name, values in (("l", mask), ("ones", mask // 255), ("rgb", np.stack([mask] * 3, -1))):
         file = saved(values, tmp_path / f"{name}.png")
@@ -136,7 +136,7 @@ def test_a_mask_of_ones_may_have_any_depth(tmp_path):
     assert read_mask(tmp_path / "deep.png").tolist() == [[True, False], [False, True]]
 
 
-def test_what_is_between_is_decided_at_the_middle_with_one_warning(tmp_path):
+def test_gray_mask_pixels_are_thresholded_with_one_warning(tmp_path):
     file = saved([[0, 127, 128, 255]], tmp_path / "a.png")
     with pytest.warns(PhotoWarning) as told:
         assert read_mask(file).tolist() == [[False, False, True, True]]
@@ -187,7 +187,7 @@ def test_the_other_fits():
         plan_fit((1, 5000), (512, 512), "crop", PATCH)
 
 
-def test_at_its_own_size_a_photo_stays_as_it_is():
+def test_a_photo_of_the_right_size_is_unchanged():
     pixels, known = noise(3, 16, 24), noise(1, 16, 24, seed=1)[0] > 99
     how = plan_fit((16, 24), (16, 24), "crop", PATCH)
     assert torch.equal(fit_photo(pixels, how), pixels)
@@ -197,7 +197,7 @@ def test_at_its_own_size_a_photo_stays_as_it_is():
 
 
 @pytest.mark.parametrize("original", [(128, 160), (70, 53), (12, 9)])
-def test_nothing_unknown_is_mixed_into_what_is_known(original):
+def test_no_unknown_pixel_is_mixed_into_a_known_one(original):
     h, w = original
     known = torch.ones(h, w, dtype=torch.bool)
     known[h // 3 : h // 2, w // 4 : 2 * w // 3] = False
@@ -212,7 +212,7 @@ def test_nothing_unknown_is_mixed_into_what_is_known(original):
     assert ((plain.int() - 200).abs() * mask).max() > 5  # as it would not by resizing alone
 
 
-def test_a_scratch_survives_the_reduction():
+def test_a_one_pixel_scratch_survives_downsizing():
     known = torch.ones(256, 256, dtype=torch.bool)
     known[:, 100] = False
     _, mask = fit_photo_and_mask(noise(1, 256, 256), known, plan_fit((256, 256), (32, 32), "crop", PATCH))

@@ -1,4 +1,4 @@
-"""Tasks: what is known stays bit for bit, a picture depends on its seed alone, mistakes are refused first."""
+"""Tasks: known pixels stay bit for bit, an image depends on its seed alone, mistakes are refused before sampling."""
 
 import inspect
 import warnings
@@ -38,7 +38,7 @@ LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").
 
 @pytest.fixture(scope="module")
 def model():
-    """A model of 8x8 colour images in patches of 2, awake, with three classes."""
+    """A model of 8x8 color images in patches of 2, with random weights and three classes."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
     return AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
@@ -59,16 +59,16 @@ def pixels_of(file):
     return read_photo(Path(file), 3)
 
 
-# What is drawn
+# Results
 
 
-def test_generate_is_the_models_own(model):
+def test_generate_agrees_with_the_model(model):
     drawn = Generate().sample(model, seeds=[4, 1, 2, 9])
     assert torch.equal(drawn, model.generate([4, 1, 2, 9], [0, 1, 2, 0]))
     assert torch.equal(Generate().sample(model, seeds=[4], labels=[]), model.generate([4]))
 
 
-def test_other_sizes_that_patches_cover(model):
+def test_other_sizes_of_whole_patches(model):
     assert Generate("4x10").sample(model, seeds=[0]).shape == (1, 3, 4, 10)
     with pytest.raises(
         ValueError, match="sides of the image must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
@@ -76,7 +76,7 @@ def test_other_sizes_that_patches_cover(model):
         Generate("5x8").sample(model, seeds=[0])
 
 
-def test_inpaint_is_the_models_own_of_every_photo_with_every_seed(model, tmp_path):
+def test_inpaint_agrees_with_the_model_for_every_photo_and_seed(model, tmp_path):
     for name, seed in (("a.png", 1), ("b.png", 2)):
         saved(tmp_path / name, 8, 8, seed)
     task = Inpaint(str(tmp_path), Half())
@@ -101,7 +101,7 @@ def test_known_pixels_are_those_of_the_photo_in_the_file_too(mask, model, photo,
         assert (drawn != truth)[:, ~request.known].float().mean() > 0.5
 
 
-def test_a_picture_does_not_depend_on_its_batch(model, tmp_path, monkeypatch):
+def test_an_image_does_not_depend_on_its_batch(model, tmp_path, monkeypatch):
     for i in range(3):
         saved(tmp_path / f"{i}.png", 12, 20, seed=i)
     task = Inpaint(str(tmp_path), "half")
@@ -138,7 +138,7 @@ def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo
     assert torch.equal(whole, model.generate([3, 4], [0, 1], sampler=Autoregressive(None, 0.0, DDIM(0.25), 1)))
 
 
-def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
+def test_tiled_outpainting_keeps_the_photo_at_its_position(model, photo):
     task = Outpaint(photo, top=2, right=6)
     drawn = task.sample(model, seeds=[0, 1])
     assert drawn.shape == (2, 3, 10, 14)
@@ -149,17 +149,17 @@ def test_outpaint_on_a_canvas_keeps_the_photo_at_its_place(model, photo):
     assert torch.equal(drawn[1], canvas(model.denoiser, **shape, seed=1, exemplar=exemplar, place=(2, 0)))
 
 
-def test_outpaint_within_the_models_size_is_one_inpainting(model, photo):
+def test_outpainting_within_the_training_size_is_inpainting(model, photo):
     drawn = Outpaint(photo, size="4x6", to="8x8").sample(model, seeds=[2])
     known = torch.zeros(8, 8, dtype=torch.bool)
-    known[2:6, 0:6] = True  # (8 - 6) // 2 is no whole patch
+    known[2:6, 0:6] = True  # (8 - 6) // 2 is not a multiple of the patch size
     (request,) = Outpaint(photo, size="4x6", to="8x8").requests(model, seeds=[2])
     image, where = request.at_full_size()
     assert torch.equal(where, known)
     assert torch.equal(drawn, model.inpaint(image, known, seeds=[2]))
 
 
-def test_a_texture_grows_from_the_middle_of_its_exemplar(model, tmp_path):
+def test_a_texture_keeps_the_center_of_its_exemplar(model, tmp_path):
     wall = saved(tmp_path / "wall.png", 30, 21)
     task = Texture(wall, "16x20", tileable=True)
     (request,) = task.requests(model, seeds=[3])
@@ -168,16 +168,16 @@ def test_a_texture_grows_from_the_middle_of_its_exemplar(model, tmp_path):
     middle = pixels_of(wall)[:, 11:19, 6:14]
     assert torch.equal(to_bytes(drawn[:, 4:12, 6:14]), middle)
     (smaller,) = Texture(wall, "16x20", scale=0.3, piece="40x5").requests(model, seeds=[0])
-    assert smaller.image.shape == (3, 8, 4)  # 9x6 pixels, of them whole patches
+    assert smaller.image.shape == (3, 8, 4)  # whole patches of 9x6 pixels
     plain = Texture(size="8x12").sample(model, seeds=[0], labels=[1])[0]
     canvas = TiledSampler(model.sampler, 0.5)
     assert torch.equal(plain, canvas(model.denoiser, size=(8, 12), shape=(3, 8, 8), seed=0, label=1))
 
 
-# What is asked for
+# Requests
 
 
-def test_labels_are_taken_in_turn(model, photo, tmp_path):
+def test_labels_are_cycled(model, photo, tmp_path):
     def labels(task, seeds, given):
         return [r.label for r in task.requests(model, seeds=seeds, labels=given)]
 
@@ -194,7 +194,7 @@ def test_labels_are_taken_in_turn(model, photo, tmp_path):
         Inpaint(photo).requests(model, seeds=[0, 1], labels=[0, 1])
 
 
-def test_a_mask_file_comes_to_the_models_size_with_its_photo(model, tmp_path):
+def test_a_mask_file_is_resized_with_its_photo(model, tmp_path):
     photo = saved(tmp_path / "photo.png", 16, 32)
     mask = np.full((16, 32), 255, np.uint8)
     mask[:8, 8:16] = 0
@@ -221,14 +221,14 @@ def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
     assert torch.equal(requests[2].known, Thin(fewest=1, most=1)(32, 32, seed=4))
 
 
-def test_files_named_alike_give_pictures_named_apart(model, tmp_path):
-    for name in ("a.png", "a.bmp", "a-2.png"):  # the last one's name is what the second might be given
+def test_files_of_the_same_name_give_images_of_different_names(model, tmp_path):
+    for name in ("a.png", "a.bmp", "a-2.png"):  # the last has the name that the second might get
         saved(tmp_path / name, 8, 8)
     names = [r.name for r in Inpaint(str(tmp_path)).requests(model, seeds=[0])]
     assert sorted(names) == ["a-2_seed0", "a-3_seed0", "a_seed0"]
 
 
-def test_latents_are_no_pictures():
+def test_latents_without_a_codec_are_refused():
     network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
     latent = AsyncDiffusion(network, image_size=8)
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, got a model of 4: set model.codec"):
@@ -278,7 +278,7 @@ def test_latents_are_no_pictures():
         (lambda p: Texture(str(Path(p).parent)), "exemplar must be one image file, got 3"),
     ],
 )
-def test_mistakes_are_refused_before_anything_is_drawn(task, message, model, photo, tmp_path):
+def test_mistakes_are_refused_before_sampling(task, message, model, photo, tmp_path):
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "wide.png")
     (tmp_path / "masks").mkdir()
@@ -287,7 +287,7 @@ def test_mistakes_are_refused_before_anything_is_drawn(task, message, model, pho
     assert "\n" not in str(error.value)
 
 
-def test_masks_that_show_the_network_little_are_told(model, photo, tmp_path):
+def test_masks_without_known_patches_give_a_warning(model, photo, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
     with pytest.warns(PhotoWarning, match="no pixel of photo is known: results do not depend on it"):
         Inpaint(photo, str(tmp_path / "black.png")).requests(model, seeds=[0])
@@ -295,14 +295,14 @@ def test_masks_that_show_the_network_little_are_told(model, photo, tmp_path):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
-def test_tasks_can_be_described_where_their_photos_are_not():
+def test_tasks_can_be_described_without_their_photos():
     tasks = [Inpaint("gone.png", Half("top")), Outpaint("gone.png", left=2), Texture("gone.png"), Generate("8x8")]
     for task in [*tasks, Autoregress(Spiral(True), image="gone.png", mask="gone_mask.png")]:
         described = object_config.describe(task)
         assert object_config.describe(object_config.build(described)) == described
 
 
-def test_a_checkpoint_says_nothing_of_the_task(model, photo, tmp_path, monkeypatch):
+def test_a_checkpoint_does_not_store_the_task(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(model, "task", Inpaint(photo))
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
@@ -323,10 +323,10 @@ def test_every_task_has_a_layer():
     assert [f.stem for f in LAYERS] == ["autoregress", "edit", "generate", "inpaint", "outpaint", "texture"]
 
 
-# The album
+# The contact sheet
 
 
-def test_a_folder_with_pictures_is_left_alone(tmp_path):
+def test_a_folder_with_images_is_not_reused(tmp_path):
     assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"
     assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"  # still empty
     (tmp_path / "a" / "x.png").touch()
@@ -339,7 +339,7 @@ def test_a_folder_with_pictures_is_left_alone(tmp_path):
         create_output_folder(tmp_path / "a" / "x.png", explicit=True)
 
 
-def test_a_sheet_has_what_was_given_beside_its_results(tmp_path):
+def test_a_sheet_shows_photos_next_to_their_results(tmp_path):
     image, known = torch.zeros(1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
     known[:4] = False
     requests = [Request(f"{p}{s}", s, None, (8, 8), image, known, group=p) for p in "ab" for s in (0, 1)]
@@ -354,7 +354,7 @@ def test_a_sheet_has_what_was_given_beside_its_results(tmp_path):
         assert (page[:, 10, left + 100 : left + 196] == 255).all()
 
 
-def test_a_sheet_of_one_generated_picture_is_not_made(tmp_path):
+def test_no_sheet_is_made_of_one_generated_image(tmp_path):
     assert write_sheet([Request("a", 0, None, (8, 8))], tmp_path) is None
 
 
@@ -363,7 +363,7 @@ def test_tiles_of_several_sizes_fit_on_a_sheet():
     assert page.shape == (3, 50 + 8, 204 + 8)
 
 
-def test_what_is_given_lies_at_its_place():
+def test_the_photo_of_a_sheet_is_at_its_position():
     image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
     tile = known_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
     assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]

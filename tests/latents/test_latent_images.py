@@ -1,4 +1,4 @@
-"""Models of latents: sizes and photos in pixels, known pixels bit for bit, all pictures through the codec."""
+"""Models of latents: sizes and photos in pixels, known pixels bit for bit, all images decoded by the codec."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def pixels_of(file):
 # Sizes
 
 
-def test_sizes_are_of_pixels(model):
+def test_sizes_are_in_pixels(model):
     assert window_of(model) == (3, 32, 32)
     assert patch_of(model) == (8, 8)
     assert Generate().sample(model, seeds=[0]).shape == (1, 3, 32, 32)
@@ -78,13 +78,13 @@ def test_sizes_are_of_pixels(model):
         Generate("36x32").requests(model, seeds=[0])
 
 
-def test_pictures_are_what_is_drawn_decoded(model):
+def test_images_are_decoded_samples(model):
     drawn = Generate().sample(model, seeds=[3, 5])
     assert torch.equal(drawn, model.decode(model.generate([3, 5])))
     assert torch.equal(Generate().sample(model, seeds=[5])[0], drawn[1])
 
 
-def test_a_model_of_pixels_with_identity_draws_what_it_draws_without(photo):
+def test_the_identity_codec_changes_nothing(photo):
     plain, through = model_of(None, 3, 32), model_of(Identity(), 3, 32)
     for task in (
         Generate(),
@@ -140,7 +140,7 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
 
 @pytest.mark.parametrize("mask", ["square", "half", "thin", "lines"])
 @pytest.mark.filterwarnings("ignore::asyncdiff.tasks.photos.PhotoWarning")
-def test_known_pixels_stay_and_unknown_ones_have_no_say(model, photo, mask, tmp_path):
+def test_known_pixels_stay_and_unknown_ones_have_no_effect(model, photo, mask, tmp_path):
     (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
     drawn = Inpaint(photo, mask).sample(model, seeds=[0])[0]
     truth, known = pixels_of(photo), request.known
@@ -152,7 +152,7 @@ def test_known_pixels_stay_and_unknown_ones_have_no_say(model, photo, mask, tmp_
 
 
 def test_latents_are_known_where_all_their_pixels_are(model, photo):
-    """The drawn latents beside known ones depend on those: one more known pixel that completes none changes nothing."""
+    """One more known pixel that completes no latent changes nothing else, though latents depend on known neighbors."""
     (request,) = Inpaint(photo, "half").requests(model, seeds=[0])
     more = request.known.clone()
     more[0, request.known.int().sum(1)[0]] = True  # first pixel right of the known half
@@ -164,7 +164,7 @@ def test_latents_are_known_where_all_their_pixels_are(model, photo):
     assert not same[0, 16]
 
 
-def test_what_is_filled_in_goes_on_as_what_is_known_ends():
+def test_unknown_pixels_are_filled_smoothly():
     ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
     known = torch.ones(1, 32, 32, dtype=torch.bool)
     known[:, 8:24, 12:20] = False
@@ -175,12 +175,12 @@ def test_what_is_filled_in_goes_on_as_what_is_known_ends():
     assert torch.equal(fill_unknown(ramp, torch.zeros_like(known)), torch.zeros_like(ramp))
 
 
-def test_masks_that_tell_a_model_of_latents_nothing_are_told(model, photo):
+def test_masks_without_known_latents_give_a_warning(model, photo):
     with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is fully known in photo: .* do not depend on them"):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
-def test_photos_that_cover_no_patch_where_they_lie(model, tmp_path):
+def test_photos_that_cover_no_patch_are_refused(model, tmp_path):
     small = saved(tmp_path / "small.png", 8, 32)
     with pytest.raises(
         ValueError, match="photos must cover a whole patch of 8x8 pixels at their position, got 8x32 at 3x0"
@@ -188,7 +188,7 @@ def test_photos_that_cover_no_patch_where_they_lie(model, tmp_path):
         Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
 
 
-def test_tileable_pictures_close_upon_themselves(tmp_path):
+def test_tileable_images_are_decoded_periodically(tmp_path):
     model = model_of(tiny_files(tmp_path), 4, 8)
     latents = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     shifted = decode_images(latents.roll((2, 3), (2, 3)), (48, 80), model, tileable=True)
@@ -198,7 +198,7 @@ def test_tileable_pictures_close_upon_themselves(tmp_path):
     assert (plain - decode_images(latents, (48, 80), model, tileable=True)).abs().max() > 1e-3
 
 
-def test_states_are_decoded_when_they_are_looked_at(model):
+def test_states_are_decoded_on_access(model):
     (request,) = Generate().requests(model, seeds=[0])
     Generate().sample_batch(model, [request])
     assert model.codec.decoded == 1
@@ -210,7 +210,7 @@ def test_states_are_decoded_when_they_are_looked_at(model):
 # A run on latents
 
 
-def test_pictures_of_a_run_are_of_pixels(latent_run):
+def test_images_of_a_run_are_in_pixels(latent_run):
     trainer, folder = latent_run
     sizes = {
         name: Image.open(folder / "images" / f"{name}.png").size for name in ("samples", "inpainting", "denoising")
@@ -231,7 +231,7 @@ def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(latent_run):
     assert given[..., 32:].flatten(1).unique(dim=1).shape[1] == 1
 
 
-def test_distances_are_to_reconstructions(latent_run):
+def test_frechet_distances_are_to_reconstructions(latent_run):
     trainer, folder = latent_run
     results = trainer.callbacks[3].results
     assert set(results) == {"frechet/means", "frechet/means_real", "frechet/means_inpainted"}
@@ -248,7 +248,7 @@ def test_distances_are_to_reconstructions(latent_run):
         (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be a file of weights, got gone"),
     ],
 )
-def test_another_codec_than_the_data_s_is_refused_at_the_start(latent_run, codec, message):
+def test_a_codec_other_than_the_data_s_is_refused_at_the_start(latent_run, codec, message):
     trainer, folder = latent_run
     given = trainer.lightning_module.codec
     other = model_of(codec(given), 4, 4)
@@ -263,7 +263,7 @@ def test_training_without_a_codec_needs_none(latent_run):
     again = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_progress_bar=False, enable_checkpointing=False)
     plain = model_of(None, 4, 4)
     again.fit(plain, datamodule=data)
-    with pytest.raises(ValueError, match="got 4: set model.codec to see pictures of latents"):
+    with pytest.raises(ValueError, match="got 4: set model.codec to decode latents"):
         SampleGrid(count=1).draw(again, plain)
 
 
@@ -275,7 +275,7 @@ class Difference(torch.nn.Module):
         return (images - others).abs().mean((1, 2, 3))
 
 
-def test_the_bench_compares_decoded_images(model):
+def test_the_benchmark_compares_decoded_images(model):
     latents = torch.randn(3, 48, 8, 8, generator=torch.Generator().manual_seed(0))
     given, sampler = ValidationImages(latents, [0, 1, 2]), Sampler(steps=2)
     bench = InpaintingBenchmark(lpips=Difference(), decode=model.decode)
@@ -289,7 +289,7 @@ def test_the_bench_compares_decoded_images(model):
 # Commands
 
 
-def test_commands_draw_through_the_codec(latent_run, tmp_path, capsys):
+def test_commands_encode_and_decode_with_the_codec(latent_run, tmp_path, capsys):
     _, folder = latent_run
     photo = saved(tmp_path / "photo.png", 50, 40)
     main(["inpaint", str(folder), "--image", photo, "--mask", "half", "--fit", "keep", "--gif", "--output", "drawn"])
@@ -316,7 +316,7 @@ def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, c
         main([*words, "--codec", str(file)])
         with pytest.raises(SystemExit):
             main([*words, "--codec", "Identity"])
-        assert "--codec must have the model's 4 channels, got 3: name another" in capfd.readouterr().err
+        assert "--codec must have the model's 4 channels, got 3: choose another codec" in capfd.readouterr().err
     finally:
         for name in ("encoder", "decoder"):
             (tmp_path / f"{name}.safetensors").rename(folder / f"{name}.safetensors")
