@@ -64,7 +64,7 @@ def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
         raise ValueError(unreadable) from error
     how = plan_fit((pixels.shape[1], pixels.shape[2]), info.size, "crop", info.patch)
     if how.size != how.resized:
-        warn(f"{file.name}: {how.told()}")
+        warn(f"{file.name}: {how.describe()}")
     return fit_photo(pixels, how)
 
 
@@ -73,7 +73,7 @@ def load_result(file: Path, info: ModelInfo) -> tuple[Photo, list[str]]:
     pixels = read_photo(file, info.channels)
     size = (pixels.shape[1], pixels.shape[2])
     how = plan_fit(size, size, "keep", info.patch)
-    notes = [how.told()] if how.size != size else []
+    notes = [how.describe()] if how.size != size else []
     if how.size != info.size:
         notes.append(
             f"{format_size(how.size)} pixels, but the model was trained on {format_size(info.size)}: "

@@ -361,7 +361,7 @@ def test_notes_and_errors_about_uploads_are_shown(visit, tmp_path):
     clear = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     Image.fromarray(clear).save(tmp_path / "clear.png")
     visit.upload(tmp_path / "clear.png")
-    visit.until(lambda: "clear.png: what shines through in 63 pixels is taken as white" in visit.find("#note").text)
+    visit.until(lambda: "clear.png: 63 transparent pixels are blended with white" in visit.find("#note").text)
     assert not visit.all("#note .failed")
     Image.fromarray(clear[..., :3]).save(tmp_path / "opaque.png")
     visit.upload(tmp_path / "opaque.png")
