@@ -1,4 +1,4 @@
-"""Experiments that differ in a few settings, run over several seeds and compared."""
+"""Ablations: experiments that differ in a few settings, trained with several seeds and compared."""
 
 from asyncdiff.ablation.config import Ablation, Metric, Trial
 

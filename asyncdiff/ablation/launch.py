@@ -1,4 +1,4 @@
-"""Cells as processes: what is finished is left alone, what was interrupted continues, and a failure stops no other."""
+"""Run the trials of an ablation as processes: skip finished ones, resume interrupted ones, and survive failures."""
 
 import fcntl
 import json
@@ -19,55 +19,55 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from asyncdiff.ablation.config import Ablation, Trial
-from asyncdiff.checkpoints.atomic_files import replace
-from asyncdiff.checkpoints.old_names import current
+from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.evaluation.result_card import software
 
-Parse = Callable[[list[str]], dict[str, Any]]  # the words of train.py -> the configuration that they mean
+Parse = Callable[[list[str]], dict[str, Any]]  # maps the arguments of train.py to the resulting config
 State = Literal["finished", "ran", "failed", "elsewhere"]
 
 RECORD, FINISHED, LOG = "cell.json", "finished.json", "log.txt"
-# What does not decide about the result of a run.
-APART = (("trainer", "default_root_dir"), ("ckpt_path",), ("trainer", "enable_progress_bar"))
-PROGRAM = "asyncdiff.cli.train"  # as a module: a strategy of several processes starts the others by the same name
+# Keys that do not affect the result of a run.
+IGNORED_KEYS = (("trainer", "default_root_dir"), ("ckpt_path",), ("trainer", "enable_progress_bar"))
+PROGRAM = "asyncdiff.cli.train"  # run with -m, so that multi-process strategies can relaunch the same module
 
 
-def resolved(cell: Trial, output: Path, parse: Parse) -> dict[str, Any]:
-    """The whole configuration of a cell, as train.py understands it; ValueError in one line where it does not."""
-    return without(parse(["fit", *cell.words(output)]), str(cell.folder(output)))
+def resolve_config(trial: Trial, output: Path, parse: Parse) -> dict[str, Any]:
+    """Return the full config of a trial as parsed by train.py; raise a one-line ValueError if it is invalid."""
+    return comparable_config(parse(["fit", *trial.argv(output)]), str(trial.folder(output)))
 
 
-def without(config: dict[str, Any], root: str) -> dict[str, Any]:
-    """A configuration without what does not decide about the result, and without the place of the run."""
-    copied: dict[str, Any] = json.loads(json.dumps(config, default=str).replace(json.dumps(root)[1:-1], "RUN"))
-    for path in APART:
-        at = copied
+def comparable_config(config: dict[str, Any], root: str) -> dict[str, Any]:
+    """Return a config without `IGNORED_KEYS` and with the path of the run directory replaced."""
+    copy: dict[str, Any] = json.loads(json.dumps(config, default=str).replace(json.dumps(root)[1:-1], "RUN"))
+    for path in IGNORED_KEYS:
+        parent = copy
         for key in path[:-1]:
-            at = at.get(key, {})
-        at.pop(path[-1], None)
-    return copied
+            parent = parent.get(key, {})
+        parent.pop(path[-1], None)
+    return copy
 
 
-def difference(before: Any, now: Any, name: str = "") -> str | None:
-    """The first dotted key whose value differs, with both values; None for equal ones."""
+def first_difference(before: Any, now: Any, name: str = "") -> str | None:
+    """Return the first dotted key whose value differs, with both values, or None if the configs are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(key for key in before if key not in now)]:
-            if found := difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
+            if found := first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
                 return found
         return None
     return None if before == now else f"{name} {_short(before)} -> {_short(now)}"
 
 
 class Runner:
-    """Runs cells in processes of their own.
+    """Runs trials in separate processes.
 
     Args:
-        ablation: the cells' own.
+        ablation: the ablation of the trials.
         output: folder of the run directories.
-        parse: how train.py reads its words, `asyncdiff.cli.train.parsed`.
-        options: further words of every run.
-        threads: CPU threads per process, None for PyTorch's own number.
-        tell: takes a line about every cell that comes to an end.
+        parse: parser of train.py's arguments, `asyncdiff.cli.train.parse_config`.
+        options: additional arguments of every run.
+        threads: CPU threads per process, None for PyTorch's default.
+        log: receives one line about every trial that ends.
     """
 
     def __init__(
@@ -78,46 +78,48 @@ class Runner:
         *,
         options: Sequence[str] = (),
         threads: int | None = None,
-        tell: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
     ):
         self.ablation = ablation
         self.output = output
         self.parse = parse
         self.options = list(options)
         self.threads = threads
-        self.tell = tell
+        self.log = log
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
 
-    def check(self, cells: Sequence[Trial]) -> dict[Any, dict[str, Any]]:
-        """The configuration of every cell; ValueError before anything runs if one is wrong or was run otherwise."""
+    def check(self, trials: Sequence[Trial]) -> dict[Any, dict[str, Any]]:
+        """Return the config of every trial; raise ValueError if one is invalid or was run with other settings."""
         configurations = {}
-        for cell in cells:
-            config = resolved(cell, self.output, self.parse)
-            record = cell.folder(self.output) / RECORD
+        for trial in trials:
+            config = resolve_config(trial, self.output, self.parse)
+            record = trial.folder(self.output) / RECORD
             if record.is_file():
-                before = current(json.loads(record.read_text())["config"])
-                if changed := difference(before, config):
+                before = update_names(json.loads(record.read_text())["config"])
+                if changed := first_difference(before, config):
                     raise ValueError(
                         f"{record.parent} must have been run with the same settings, got {changed}: "
                         "choose another --output, or remove the run"
                     )
-            configurations[_key(cell)] = config
+            configurations[_key(trial)] = config
         return configurations
 
-    def run(self, cells: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
-        """What became of every cell. An interruption, by Ctrl-C or SIGTERM, ends the processes, too."""
-        # A process in the background of a script does not hear Ctrl-C's signal; SIGTERM by itself would leave the
-        # processes running.
-        usual = signal.signal(signal.SIGTERM, _stop)
+    def run(self, trials: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
+        """Run the trials and return their final states; Ctrl-C and SIGTERM also stop the processes."""
+        # Background processes of a script ignore Ctrl-C and are stopped with SIGTERM, whose default action would leave
+        # the trials running.
+        previous = signal.signal(signal.SIGTERM, _exit_on_signal)
         try:
-            return self._all(cells, configurations, parallel)
+            return self._run_all(trials, configurations, parallel)
         finally:
-            signal.signal(signal.SIGTERM, usual)
+            signal.signal(signal.SIGTERM, previous)
 
-    def _all(self, cells: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
+    def _run_all(
+        self, trials: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int
+    ) -> list[State]:
         with ThreadPoolExecutor(parallel) as pool:
-            futures = [pool.submit(self._one, cell, configurations[_key(cell)]) for cell in cells]
+            futures = [pool.submit(self._run_trial, trial, configurations[_key(trial)]) for trial in trials]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -126,53 +128,53 @@ class Runner:
                     future.cancel()
                 for child in list(self._children):
                     with suppress(ProcessLookupError):
-                        os.killpg(child.pid, signal.SIGTERM)  # with the processes that it has started itself
+                        os.killpg(child.pid, signal.SIGTERM)  # including its own child processes
                 raise
 
-    def _one(self, cell: Trial, config: dict[str, Any]) -> State:
-        folder = cell.folder(self.output)
-        name = f"{cell.variant}, seed {cell.seed}"
+    def _run_trial(self, trial: Trial, config: dict[str, Any]) -> State:
+        folder = trial.folder(self.output)
+        name = f"{trial.variant}, seed {trial.seed}"
         if (folder / FINISHED).is_file():
-            self.tell(f"{name}: finished before")
+            self.log(f"{name}: finished before")
             return "finished"
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as mine:
-            if not mine:
-                self.tell(f"{name}: runs elsewhere")
+        with _lock(folder) as acquired:
+            if not acquired:
+                self.log(f"{name}: runs in another process")
                 return "elsewhere"
-            write_json(folder / RECORD, self._record(cell, config))
-            began = time.monotonic()
-            code = self._train(cell, folder)
-            seconds = time.monotonic() - began
+            write_json(folder / RECORD, self._record(trial, config))
+            start = time.monotonic()
+            code = self._train(trial, folder)
+            seconds = time.monotonic() - start
             if code or self._stopping.is_set():
-                self.tell(f"{name}: failed, see {folder / LOG}: {_last_line(folder / LOG)}")
+                self.log(f"{name}: failed, see {folder / LOG}: {_last_line(folder / LOG)}")
                 return "failed"
             write_json(folder / FINISHED, {"seconds_of_last_part": round(seconds, 1)})
-            self.tell(f"{name}: finished in {seconds:.0f} s")
+            self.log(f"{name}: finished in {seconds:.0f} s")
             return "ran"
 
-    def _record(self, cell: Trial, config: dict[str, Any]) -> dict[str, Any]:
-        words = [os.path.relpath(word) if word.startswith("/") else word for word in cell.words(self.output)]
+    def _record(self, trial: Trial, config: dict[str, Any]) -> dict[str, Any]:
+        argv = [os.path.relpath(arg) if arg.startswith("/") else arg for arg in trial.argv(self.output)]
         return {
             "ablation": self.ablation.name,
-            "number": self.ablation.cells().index(cell),
-            "variants": dict(cell.variants),
-            "seed": cell.seed,
-            "command": shlex.join(["python", "train.py", "fit", *words]),
+            "number": self.ablation.trials().index(trial),
+            "variants": dict(trial.variants),
+            "seed": trial.seed,
+            "command": shlex.join(["python", "train.py", "fit", *argv]),
             "metrics": [vars(metric) for metric in self.ablation.metrics],
             "software": software("cuda" if torch.cuda.is_available() else "cpu"),
             "config": config,
         }
 
-    def _train(self, cell: Trial, folder: Path) -> int:
-        command = [sys.executable, "-m", PROGRAM, "fit", *cell.words(self.output)]
+    def _train(self, trial: Trial, folder: Path) -> int:
+        command = [sys.executable, "-m", PROGRAM, "fit", *trial.argv(self.output)]
         command += ["--trainer.enable_progress_bar", "false", "--auto_resume", "true", *self.options]
         environment = dict(os.environ)
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / LOG).open("ab") as log:
-            how: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
-            child = subprocess.Popen(command, env=environment, **how)
+            options: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            child = subprocess.Popen(command, env=environment, **options)
             self._children.add(child)
             try:
                 return child.wait()
@@ -180,14 +182,14 @@ class Runner:
                 self._children.discard(child)
 
 
-def write_json(file: Path, held: Any) -> None:
-    """Write a file as a whole: a reader finds the old one or the new one."""
-    replace(file, [json.dumps(held, indent=1, default=str).encode()])
+def write_json(file: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(file, [json.dumps(value, indent=1, default=str).encode()])
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Whether no other process holds this cell; the system gives it back when a process dies."""
+def _lock(folder: Path) -> Iterator[bool]:
+    """Yield whether the trial could be locked for this process; the system releases the lock when a process dies."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,17 +199,17 @@ def _locked(folder: Path) -> Iterator[bool]:
         yield True
 
 
-def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _key(cell: Trial) -> Any:
-    return cell.variant, cell.seed
+def _key(trial: Trial) -> Any:
+    return trial.variant, trial.seed
 
 
 def _last_line(file: Path) -> str:
     lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "no output"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What runs say beside each other: a table with its protocol, as Markdown and as one HTML page."""
+"""Report that compares runs: a table with its protocol and figures, as Markdown and as a single HTML page."""
 
 import base64
 import html
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.ablation.collect import (
-    FoundRun,
-    by_variant,
+    TrainingRun,
+    final_values,
+    group_by_variant,
     mean_and_deviation,
-    measurements,
+    metric_protocols,
     shared_and_different,
-    values,
 )
 from asyncdiff.ablation.config import Metric
 
-BESIDE = 5  # pictures in a row of Markdown
+IMAGES_PER_ROW = 5  # in Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
-SHOWN = 40  # characters of a setting in the protocol
-# Keys that tell nothing about a comparison, by their beginnings or ends.
+SHOWN = 40  # maximal number of characters of a value in the protocol
+# Prefixes of keys that are irrelevant to a comparison.
 HIDDEN = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
 
 STYLE = """
@@ -39,8 +39,8 @@ details { margin: 1rem 0; } code { font-size: 13px; }
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A file beside the report with the line below it."""
+class ReportImage:
+    """Image file next to the report, with its caption."""
 
     file: Path
     caption: str
@@ -48,79 +48,81 @@ class Picture:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that is told.
+    """Content of a report, and its formats.
 
     Attributes:
-        title: of the page.
-        runs: what is compared.
-        metrics: in which numbers.
-        left_out: a line about every run that could not be compared.
+        title: title of the page.
+        runs: runs that are compared.
+        metrics: metrics that are compared.
+        left_out: one line about every run that could not be compared.
         figures: plots.
-        grids: pictures that variants drew, by the name of the picture.
+        grids: image grids of the variants, by name.
     """
 
     title: str
-    runs: Sequence[FoundRun]
+    runs: Sequence[TrainingRun]
     metrics: Sequence[Metric]
     left_out: Sequence[str]
-    figures: Sequence[Picture]
-    grids: Mapping[str, Sequence[Picture]]
+    figures: Sequence[ReportImage]
+    grids: Mapping[str, Sequence[ReportImage]]
 
     def rows(self) -> list[list[str]]:
-        """The cells of the table; the best mean of every column is bold."""
-        groups = by_variant(self.runs)
+        """Return the cells of the table; the best mean of every column is bold."""
+        groups = group_by_variant(self.runs)
         best = {}
         for metric in self.metrics:
-            means = [mean_and_deviation(found)[0] for runs in groups.values() if (found := values(runs, metric))]
-            best[metric.tag] = metric.better(means) if len(means) > 1 else None
+            means = [
+                mean_and_deviation(numbers)[0] for runs in groups.values() if (numbers := final_values(runs, metric))
+            ]
+            best[metric.tag] = metric.best(means) if len(means) > 1 else None
         rows = []
         for variant, runs in groups.items():
-            cells = [self._cell(values(runs, metric), best[metric.tag]) for metric in self.metrics]
+            cells = [self._cell(final_values(runs, metric), best[metric.tag]) for metric in self.metrics]
             rows.append([variant, str(len(runs)), *cells])
         return rows
 
-    def heads(self) -> list[str]:
-        """Of the table's columns."""
+    def headers(self) -> list[str]:
+        """Return the headers of the table's columns."""
         arrows = {"min": "↓", "max": "↑"}
         return ["", "runs", *(f"{metric.label} {arrows[metric.goal]}" for metric in self.metrics)]
 
     def notes(self) -> list[str]:
-        """What the numbers are made of: the footnotes of the table."""
+        """Return the footnotes of the table: how the numbers were measured."""
         same, different = shared_and_different(self.runs)
-        differ = [key for key in different if not key.startswith(HIDDEN)]
+        differing = [key for key in different if not key.startswith(HIDDEN)]
         known = {key: value for key, value in same.items() if key.startswith("software.") or key in PROTOCOL}
         lines = ["Mean ± standard deviation over runs of different seeds; the best mean of a column is bold."]
         lines += [f"Common to all: {', '.join(f'{k} = {_short(v)}' for k, v in known.items())}."] if known else []
-        lines += [f"They differ in: {', '.join(differ)}."] if differ else []
-        if unlike := [key for key in differ if key.startswith("software.") or key in PROTOCOL]:
+        lines += [f"They differ in: {', '.join(differing)}."] if differing else []
+        if unlike := [key for key in differing if key.startswith("software.") or key in PROTOCOL]:
             lines.append(f"**Not the same protocol**: {', '.join(unlike)} differ between the runs of this table.")
-        for tag, (common, apart) in measurements(self.runs, self.metrics).items():
+        for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items():
             if common:
                 lines.append(f"{tag}: {', '.join(f'{k} = {_short(v)}' for k, v in common.items() if v is not None)}.")
-            if apart:
-                lines.append(f"**Not the same protocol**: {', '.join(apart)} of {tag} differ between the runs.")
+            if changed:
+                lines.append(f"**Not the same protocol**: {', '.join(changed)} of {tag} differ between the runs.")
         tags = [f"{metric.label} is `{metric.tag}`" for metric in self.metrics if metric.label != metric.tag]
         lines.append(f"Last values of the runs{': ' if tags else ''}{', '.join(tags)}.")
         return [*lines, *(f"Left out: {line}" for line in self.left_out)]
 
     def markdown(self) -> str:
-        """The report with links to its pictures."""
-        table = [f"| {' | '.join(self.heads())} |", "|---" * (len(self.metrics) + 2) + "|"]
+        """Return the report as Markdown, with links to its images."""
+        table = [f"| {' | '.join(self.headers())} |", "|---" * (len(self.metrics) + 2) + "|"]
         table += [f"| {' | '.join(row)} |" for row in self.rows()]
         parts = [f"# {self.title}", "\n".join(table), "\n".join(f"* {note}" for note in self.notes())]
-        parts += [f"![{picture.caption}]({picture.file.name})" for picture in self.figures]
-        for name, pictures in self.grids.items():
-            rows = [pictures[first : first + BESIDE] for first in range(0, len(pictures), BESIDE)]
-            parts += [f"## {name}", *map(_beside, rows)]
+        parts += [f"![{image.caption}]({image.file.name})" for image in self.figures]
+        for name, images in self.grids.items():
+            rows = [images[first : first + IMAGES_PER_ROW] for first in range(0, len(images), IMAGES_PER_ROW)]
+            parts += [f"## {name}", *map(_image_row, rows)]
         return "\n\n".join([*parts, "## Commands", OTHER_SEEDS, *self._commands()]) + "\n"
 
     def page(self) -> str:
-        """The report as one HTML file, pictures included."""
+        """Return the report as one HTML file with embedded images."""
         body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="scroll">{self._table()}</div>']
-        body += ["<ul>", *(f"<li>{_marked(note)}</li>" for note in self.notes()), "</ul>"]
-        body += [_figure(picture) for picture in self.figures]
-        for name, pictures in self.grids.items():
-            body += [f"<h2>{html.escape(name)}</h2>", *(_figure(picture) for picture in pictures)]
+        body += ["<ul>", *(f"<li>{_to_html(note)}</li>" for note in self.notes()), "</ul>"]
+        body += [_figure(image) for image in self.figures]
+        for name, images in self.grids.items():
+            body += [f"<h2>{html.escape(name)}</h2>", *(_figure(image) for image in images)]
         commands = f"<p>{OTHER_SEEDS}</p>"
         commands += "".join(f"<p><code>{html.escape(line)}</code></p>" for line in self._commands())
         body.append(f"<details><summary>Commands</summary>{commands}</details>")
@@ -130,20 +132,20 @@ class Report:
         )
 
     def card(self) -> dict[str, Any]:
-        """The numbers of every run, as plain containers."""
+        """Return the numbers of every run and the protocol, as plain containers."""
         same, different = shared_and_different(self.runs)
         runs = [
             {
                 "folder": str(run.folder),
                 "variant": run.variant,
                 "seed": run.seed,
-                "metrics": {metric.tag: run.last(metric) for metric in self.metrics},
+                "metrics": {metric.tag: run.last_value(metric) for metric in self.metrics},
             }
             for run in self.runs
         ]
         protocols = {
-            tag: {"common": common, "different": apart}
-            for tag, (common, apart) in measurements(self.runs, self.metrics).items()
+            tag: {"common": common, "different": changed}
+            for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items()
         }
         return {
             "common": same,
@@ -154,19 +156,19 @@ class Report:
         }
 
     def _commands(self) -> list[str]:
-        first = [runs[0].record for runs in by_variant(self.runs).values()]
+        first = [runs[0].record for runs in group_by_variant(self.runs).values()]
         return [record["command"] for record in first if "command" in record] or ["(runs of train.py)"]
 
     def _table(self) -> str:
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.heads())
-        rows = ["<tr>" + "".join(f"<td>{_marked(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()]
+        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headers())
+        rows = ["<tr>" + "".join(f"<td>{_to_html(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()]
         return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
     @staticmethod
-    def _cell(found: Sequence[float], best: float | None) -> str:
-        if not found:
+    def _cell(numbers: Sequence[float], best: float | None) -> str:
+        if not numbers:
             return ""
-        mean, deviation = mean_and_deviation(found)
+        mean, deviation = mean_and_deviation(numbers)
         text = f"**{_number(mean, 4)}**" if mean == best else _number(mean, 4)
         return text if deviation is None else f"{text} ± {_number(deviation, 2)}"
 
@@ -175,28 +177,28 @@ PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "mod
 
 
 def _number(value: float, digits: int) -> str:
-    """So many significant digits; large numbers whole, as nobody compares exponents."""
+    """Format with a number of significant digits; large numbers as integers, without exponents."""
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
-def _beside(pictures: Sequence[Picture]) -> str:
-    """A row of pictures as a table of Markdown."""
-    heads = " | ".join(picture.caption for picture in pictures)
-    links = " | ".join(f"![{picture.caption}]({picture.file.name})" for picture in pictures)
-    return f"| {heads} |\n{'|---' * len(pictures)}|\n| {links} |"
+def _image_row(images: Sequence[ReportImage]) -> str:
+    """Return a row of images as a Markdown table."""
+    headers = " | ".join(image.caption for image in images)
+    links = " | ".join(f"![{image.caption}]({image.file.name})" for image in images)
+    return f"| {headers} |\n{'|---' * len(images)}|\n| {links} |"
 
 
-def _figure(picture: Picture) -> str:
-    encoded = base64.b64encode(picture.file.read_bytes()).decode()
-    image = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(picture.caption)}">'
-    return f"<figure>{image}<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+def _figure(image: ReportImage) -> str:
+    encoded = base64.b64encode(image.file.read_bytes()).decode()
+    element = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(image.caption)}">'
+    return f"<figure>{element}<figcaption>{html.escape(image.caption)}</figcaption></figure>"
 
 
-def _marked(text: str) -> str:
-    """Escaped, with what is bold or code in Markdown."""
+def _to_html(text: str) -> str:
+    """Escape text for HTML, and convert bold and code from Markdown."""
     for mark, tag in (("**", "b"), ("`", "code")):
         parts = text.split(mark) if mark == "**" else text.split("`")
-        text = "".join(part if at % 2 == 0 else f"\0{tag}\1{part}\0/{tag}\1" for at, part in enumerate(parts))
+        text = "".join(part if i % 2 == 0 else f"\0{tag}\1{part}\0/{tag}\1" for i, part in enumerate(parts))
     return html.escape(text).replace("\0", "<").replace("\1", ">")
 
 

@@ -1,4 +1,4 @@
-"""Reading runs' event files, and writing what makes TensorBoard show an ablation as one."""
+"""Read the event files of runs, and write hparams and chart layouts that combine them in TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,16 +6,16 @@ from typing import Any
 
 from asyncdiff.ablation.config import Ablation, Metric, Trial
 
-SUFFIX = ".ablation"  # of our own event files, so that a second call replaces them and no others
+SUFFIX = ".ablation"  # suffix of these event files, so that a second call replaces only them
 EVENTS = "events.out.tfevents.*"
-COURSES = ("train/loss", "val/loss", "val/error_constant", "val/error_heterogeneous")  # what every run logs all along
+LOSS_TAGS = ("train/loss", "val/loss", "val/error_constant", "val/error_heterogeneous")  # logged throughout every run
 
-Curve = list[tuple[int, float]]  # steps with values
+Curve = list[tuple[int, float]]  # (step, value)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Every scalar of a run by its tag, in the order of the steps; of a step that was logged twice the later value."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # late: it takes a second
+    """Read all scalars of a run by tag, ordered by step; if a step was logged twice, the later value counts."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # late: slow to import
 
     values: dict[str, dict[int, tuple[float, float]]] = {}
     for file in sorted(folder.glob(EVENTS)):
@@ -32,25 +32,25 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def last_values(curves: Mapping[str, Curve], metrics: Sequence[Metric], folder: Path) -> dict[str, float]:
-    """The last value of every metric; ValueError naming the tags that there are if one is missing."""
+    """Return the final value of every metric; raise ValueError listing the available tags if one is missing."""
     if missing := [metric.tag for metric in metrics if metric.tag not in curves]:
-        there = ", ".join(sorted(curves)) or "none"
+        available = ", ".join(sorted(curves)) or "none"
         raise ValueError(
-            f"metrics must be logged by the runs, got no {missing[0]} in {folder}, where there are: {there}"
+            f"metrics must be logged by the runs, got no {missing[0]} in {folder}: choose from {available}"
         )
     return {metric.tag: curves[metric.tag][-1][1] for metric in metrics}
 
 
-def write_parameters(cell: Trial, ablation: Ablation, folder: Path, values: Mapping[str, float], step: int) -> None:
-    """Add a run's variants and last values to its events as TensorBoard's hparams, with tags apart: hp/TAG."""
+def write_hparams(trial: Trial, ablation: Ablation, folder: Path, values: Mapping[str, float], step: int) -> None:
+    """Write a run's variants and final values as TensorBoard hparams, with separate tags hp/TAG."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
-    forget(folder)
-    parameters: dict[str, Any] = {**cell.variants, "seed": cell.seed}
+    remove_events(folder)
+    parameters: dict[str, Any] = {**trial.variants, "seed": trial.seed}
     written = {f"hp/{metric.tag}": values[metric.tag] for metric in ablation.metrics}
     with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
-        # Not `add_hparams`: it opens a file of its own, whose name would not tell it from those of the training.
+        # Not `add_hparams`: it opens another file, whose name could not be distinguished from those of training.
         for summary in hparams(parameters, written):
             writer.file_writer.add_summary(summary)
         for tag, value in written.items():
@@ -58,19 +58,19 @@ def write_parameters(cell: Trial, ablation: Ablation, folder: Path, values: Mapp
 
 
 def write_layout(ablation: Ablation, output: Path) -> None:
-    """Charts of every metric in which all runs lie over each other, in TensorBoard's custom scalars."""
+    """Write custom-scalar layouts in which every chart overlays all runs."""
     from torch.utils.tensorboard import SummaryWriter
 
-    forget(output)
+    remove_events(output)
     metrics = {metric.label: _chart(metric.tag) for metric in ablation.metrics}
-    # Metrics may have been measured at the end only: a dot for each run. Losses always have a course.
-    courses = {tag: _chart(tag) for tag in COURSES if tag not in {metric.tag for metric in ablation.metrics}}
+    # Metrics may have been measured only at the end, as one point per run; losses always form curves.
+    losses = {tag: _chart(tag) for tag in LOSS_TAGS if tag not in {metric.tag for metric in ablation.metrics}}
     with SummaryWriter(str(output), filename_suffix=SUFFIX) as writer:
-        writer.add_custom_scalars({ablation.name: metrics, "training": courses})
+        writer.add_custom_scalars({ablation.name: metrics, "training": losses})
 
 
-def forget(folder: Path) -> None:
-    """Remove what an earlier call wrote."""
+def remove_events(folder: Path) -> None:
+    """Remove the event files of an earlier call."""
     for earlier in folder.glob(f"{EVENTS}{SUFFIX}"):
         earlier.unlink()
 
@@ -80,5 +80,5 @@ def _chart(tag: str) -> list[Any]:
 
 
 def _escaped(tag: str) -> str:
-    """A tag as a pattern of JavaScript's, which knows fewer escapes than Python's."""
+    """Escape a tag for JavaScript regular expressions, which allow fewer escapes than Python's."""
     return "".join(f"\\{letter}" if letter in r"\^$.|?*+()[]{}" else letter for letter in tag)

@@ -1,4 +1,4 @@
-"""Ablations: every combination once, finished ones left alone, interrupted ones continued, failures told."""
+"""Ablations: one trial per combination, finished ones are skipped, interrupted ones resumed, failures reported."""
 
 import fcntl
 import json
@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.ablation import Ablation
 from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.launch import Runner, difference, resolved, without
-from asyncdiff.ablation.tensorboard import last_values, read_curves, write_layout, write_parameters
+from asyncdiff.ablation.launch import Runner, comparable_config, first_difference, resolve_config
+from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hparams, write_layout
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.ablate import table
 
@@ -43,7 +43,7 @@ trainer:
 
 def write(folder: Path, **changes) -> Path:
     (folder / "saving.yaml").write_text(SAVING)
-    held = {
+    content = {
         "base": [os.path.relpath(ROOT / "experiments" / "digits_dit_async.yaml", folder), "saving.yaml"],
         "seeds": [0, 1],
         "axes": {
@@ -57,28 +57,28 @@ def write(folder: Path, **changes) -> Path:
         "metrics": {"train/loss": {"goal": "min", "label": "loss"}, "val/loss": "min"},
     } | changes
     file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in held.items() if v is not None}, sort_keys=False))
+    file.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False))
     return file
 
 
-def command(*words: str) -> subprocess.CompletedProcess:
+def command(*argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "asyncdiff", "ablate", *words], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "asyncdiff", "ablate", *argv], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
-def test_cells_are_all_combinations_with_seeds_outside(tmp_path):
+def test_trials_are_all_combinations_seed_by_seed(tmp_path):
     ablation = Ablation.read(write(tmp_path))
-    cells = ablation.cells()
-    assert [(c.variant, c.seed) for c in cells] == [
+    trials = ablation.trials()
+    assert [(trial.variant, trial.seed) for trial in trials] == [
         (f"{levels},{rate}", seed) for seed in (0, 1) for levels in ("shared", "async") for rate in (0.001, 0.002)
     ]
-    assert len({cell.folder(tmp_path) for cell in cells}) == len(cells)
+    assert len({trial.folder(tmp_path) for trial in trials}) == len(trials)
 
 
-def test_a_cell_is_what_its_words_say(tmp_path):
-    cell = Ablation.read(write(tmp_path)).cells()[-1]
-    config = resolved(cell, tmp_path, cli.parsed)
+def test_config_of_a_trial_follows_from_its_arguments(tmp_path):
+    trial = Ablation.read(write(tmp_path)).trials()[-1]
+    config = resolve_config(trial, tmp_path, cli.parse_config)
     assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.AlongPath"
     assert config["model"]["learning_rate"] == 0.002
     assert config["seed_everything"] == config["model"]["seed"] == config["data"]["init_args"]["seed"] == 1
@@ -86,17 +86,21 @@ def test_a_cell_is_what_its_words_say(tmp_path):
     assert "default_root_dir" not in config["trainer"]
 
 
-def test_variants_win_over_what_is_set_for_all_and_later_axes_over_earlier(tmp_path):
+def test_variants_override_common_settings_and_later_axes_override_earlier_ones(tmp_path):
     axes = {"a": {"x": {"model.learning_rate": 1.0}}, "b": {"y": [{"model.learning_rate": 2.0}], "none": None}}
-    cells = Ablation.read(write(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).cells()
-    assert [c.settings["model.learning_rate"] for c in cells] == [2.0, 1.0]
+    trials = Ablation.read(write(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).trials()
+    assert [trial.settings["model.learning_rate"] for trial in trials] == [2.0, 1.0]
 
 
-def test_the_place_of_a_run_does_not_decide_about_its_result():
-    one = without({"trainer": {"default_root_dir": "/a", "max_steps": 3}, "callbacks": ["/a/checkpoints"]}, "/a")
-    two = without({"trainer": {"default_root_dir": "/b", "max_steps": 3}, "callbacks": ["/b/checkpoints"]}, "/b")
+def test_run_directories_are_ignored_in_comparisons():
+    one = comparable_config(
+        {"trainer": {"default_root_dir": "/a", "max_steps": 3}, "callbacks": ["/a/checkpoints"]}, "/a"
+    )
+    two = comparable_config(
+        {"trainer": {"default_root_dir": "/b", "max_steps": 3}, "callbacks": ["/b/checkpoints"]}, "/b"
+    )
     assert one == two
-    assert difference(one, two | {"trainer": {"max_steps": 4}}) == "trainer.max_steps 3 -> 4"
+    assert first_difference(one, two | {"trainer": {"max_steps": 4}}) == "trainer.max_steps 3 -> 4"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_the_place_of_a_run_does_not_decide_about_its_result():
         ({"axes": None}, "axes must name at least one axis"),
         ({"axes": {"a": {}}}, "axes.a must have at least one variant"),
         ({"axes": {"model.learning_rate": [1.0, 1.0]}}, "must list different values"),
-        ({"axes": {"a": {"x/y": None}}}, "variants that can be folders, got 'x/y'"),
+        ({"axes": {"a": {"x/y": None}}}, "variants that are valid folder names, got 'x/y'"),
         ({"axes": {"a": {"x": "nowhere.yaml"}}}, r"axes.a.x must name YAML files .*nowhere.yaml, which does not exist"),
         ({"seeds": [0, 0]}, "seeds must differ"),
         ({"seeds": 3}, "seeds must list whole numbers"),
@@ -115,20 +119,20 @@ def test_the_place_of_a_run_does_not_decide_about_its_result():
         ({"bases": []}, "keys must be among base, seeds, axes, set, metrics, got bases"),
     ],
 )
-def test_what_is_wrong_in_the_file_is_told_in_one_line(tmp_path, change, message):
+def test_mistakes_in_the_file_are_reported_in_one_line(tmp_path, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         Ablation.read(write(tmp_path, **change))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda f: f.stem)
-def test_every_ablation_of_ours_can_be_run(file, tmp_path):
-    held = yaml.safe_load(file.read_text())
-    if "axes" not in held:  # a layer
+def test_every_shipped_ablation_can_be_run(file, tmp_path):
+    content = yaml.safe_load(file.read_text())
+    if "axes" not in content:  # a layer
         return
     ablation = Ablation.read(file)
-    first = [cell for cell in ablation.cells() if cell.seed == ablation.seeds[0]]
-    configurations = Runner(ablation, tmp_path, cli.parsed).check(first)
+    first = [trial for trial in ablation.trials() if trial.seed == ablation.seeds[0]]
+    configurations = Runner(ablation, tmp_path, cli.parse_config).check(first)
     described = [json.dumps(config, sort_keys=True) for config in configurations.values()]
     assert len(set(described)) == len(described)
 
@@ -141,7 +145,7 @@ def logged(folder: Path, **curves: list[float]) -> Path:
     return folder
 
 
-def test_of_a_step_logged_twice_the_later_value_counts(tmp_path):
+def test_the_later_value_of_a_step_logged_twice_counts(tmp_path):
     logged(tmp_path, val__loss=[3.0, 2.0, 9.0])
     time.sleep(1.1)  # names of event files count seconds
     with SummaryWriter(str(tmp_path)) as writer:
@@ -149,18 +153,18 @@ def test_of_a_step_logged_twice_the_later_value_counts(tmp_path):
     assert read_curves(tmp_path)["val/loss"] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
-def test_a_metric_that_is_not_logged_is_told_with_those_that_are(tmp_path):
+def test_a_missing_metric_is_reported_with_the_available_ones(tmp_path):
     curves = read_curves(logged(tmp_path, val__loss=[3.0], other=[1.0]))
-    with pytest.raises(ValueError, match=r"got no frechet in .*, where there are.* other, val/loss"):
+    with pytest.raises(ValueError, match=r"got no frechet in .*: choose from other, val/loss"):
         last_values(curves, [Metric("frechet", "f", "min")], tmp_path)
 
 
-def test_tensorboard_gets_parameters_and_overlays_apart_from_the_curves(tmp_path):
+def test_tensorboard_gets_hparams_and_overlays_separate_from_the_curves(tmp_path):
     ablation = Ablation.read(write(tmp_path, metrics={"val/loss": "min"}))
-    cell = ablation.cells()[0]
-    folder = logged(cell.folder(tmp_path), val__loss=[3.0, 2.0])
+    trial = ablation.trials()[0]
+    folder = logged(trial.folder(tmp_path), val__loss=[3.0, 2.0])
     for _ in range(2):  # a second call replaces the first
-        write_parameters(cell, ablation, folder, {"val/loss": 2.0}, step=1)
+        write_hparams(trial, ablation, folder, {"val/loss": 2.0}, step=1)
         write_layout(ablation, tmp_path)
     assert len(list(folder.glob("*.ablation"))) == len(list(tmp_path.glob("*.ablation"))) == 1
     assert read_curves(folder) == {"val/loss": [(0, 3.0), (1, 2.0)]}
@@ -172,10 +176,10 @@ def test_tensorboard_gets_parameters_and_overlays_apart_from_the_curves(tmp_path
     events = EventAccumulator(str(next(iter(folder.glob("*.ablation")))))
     events.Reload()
     assert events.Scalars("hp/val/loss")[-1].value == 2.0
-    told = hparams.parse_session_start_info_plugin_data(
+    session = hparams.parse_session_start_info_plugin_data(
         events.summary_metadata[hparams.SESSION_START_INFO_TAG].plugin_data.content
     )
-    assert {name: v.string_value or v.number_value for name, v in told.hparams.items()} == {
+    assert {name: v.string_value or v.number_value for name, v in session.hparams.items()} == {
         "levels": "shared",
         "model.learning_rate": "0.001",
         "seed": 0,
@@ -200,7 +204,7 @@ def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_path):
+def test_an_ablation_skips_finished_trials_and_refuses_other_settings(tmp_path):
     axes = {"levels": {"async": None}, "model.label_dropout": [0.5, 7.0]}  # the second one fails when it is built
     file, out = write(tmp_path, axes=axes, seeds=[0]), str(tmp_path / "out")
     first = command(str(file), "--output", out)
@@ -208,7 +212,7 @@ def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_
     assert "async,0.5, seed 0: finished in" in first.stdout
     assert "async,7.0, seed 0: failed" in first.stdout
     assert "label_dropout must lie in [0, 1], got 7.0" in first.stdout  # the last line of its log
-    assert "1 of 2 cells are finished" in first.stdout
+    assert "1 of 2 trials are finished" in first.stdout
     write(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0])
     again = command(str(file), "--output", out)
     assert again.returncode == 0, again.stderr
@@ -222,22 +226,22 @@ def test_an_ablation_runs_skips_what_is_finished_and_refuses_other_settings(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
+def test_an_interrupted_ablation_is_resumed(tmp_path, interruption):
     long = SMALL | {"trainer.max_steps": 150, "trainer.val_check_interval": 150}
     file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
-    words = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
-    words += ["--threads", "1"]
+    argv = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
+    argv += ["--threads", "1"]
     run = tmp_path / "out" / "async" / "seed_0"
-    # Where tests run in the background, SIGINT is ignored, and so it would be here.
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # If the tests run in the background, SIGINT is ignored, and children inherit that.
+    restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(words, cwd=ROOT, preexec_fn=heard, **quiet)
+    process = subprocess.Popen(argv, cwd=ROOT, preexec_fn=restore_sigint, **quiet)
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(interruption)
     assert process.wait(timeout=60) != 0
-    # No process of the ablation is left: the lock of the cell is free.
+    # No process of the ablation is left: the lock of the trial is free.
     with (run / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not (run / "finished.json").exists()
@@ -249,7 +253,7 @@ def test_an_interrupted_ablation_goes_on_where_it_was(tmp_path, interruption):
 
 
 @pytest.mark.slow
-def test_a_cell_may_take_several_processes(tmp_path):
+def test_a_trial_may_use_several_processes(tmp_path):
     two = SMALL | {"trainer.devices": 2, "trainer.strategy": "ddp"}
     file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=two)
     done = command(str(file), "--output", str(tmp_path / "out"))
@@ -259,23 +263,23 @@ def test_a_cell_may_take_several_processes(tmp_path):
     assert [step for step, _ in read_curves(run)["train/loss"]] == list(range(4))
 
 
-@pytest.mark.parametrize("words", [["--sbatch", "--gres=gpu:8"], ["--sbatch=--gres=gpu:8"]])
-def test_one_option_of_sbatch_is_no_option_of_ours(tmp_path, words):
+@pytest.mark.parametrize("argv", [["--sbatch", "--gres=gpu:8"], ["--sbatch=--gres=gpu:8"]])
+def test_an_option_of_sbatch_is_not_parsed_as_an_option_of_ablate(tmp_path, argv):
     script = tmp_path / "job.sh"
-    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *words)
+    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *argv)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --gres=gpu:8" in script.read_text().splitlines()
 
 
-def test_a_slurm_script_has_a_task_per_cell(tmp_path):
+def test_a_slurm_script_has_one_task_per_trial(tmp_path):
     script = tmp_path / "job.sh"
-    words = ["--slurm", str(script), "--sbatch", "--gres=gpu:1 --time=1:00:00", "--parallel", "3"]
-    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), *words)
+    argv = ["--slurm", str(script), "--sbatch", "--gres=gpu:1 --time=1:00:00", "--parallel", "3"]
+    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), *argv)
     assert done.returncode == 0, done.stderr
     lines = script.read_text().splitlines()
     assert "#SBATCH --array=0-7%3" in lines
     command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script))
-    assert "#SBATCH --array=0-7" in script.read_text().splitlines()  # side by side, as far as the cluster lets them
+    assert "#SBATCH --array=0-7" in script.read_text().splitlines()  # no limit on concurrent tasks
     assert "#SBATCH --gres=gpu:1" in lines
     assert lines[-1].endswith("--cell $SLURM_ARRAY_TASK_ID")
     assert not list((tmp_path / "out").glob("*/seed_0"))

@@ -1,4 +1,4 @@
-"""Reports: what is compared, what is left out and said so, and that two protocols never pass for one."""
+"""Reports: what is compared, what is left out and why, and that different protocols are never mixed silently."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,15 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from asyncdiff.ablation.collect import comparable, find_runs, metrics_of
+from asyncdiff.ablation.collect import find_runs, select_comparable, select_metrics
 from asyncdiff.cli.commands import report
-from asyncdiff.evaluation.figures.sweep_figures import _together, dots_figure
+from asyncdiff.evaluation.figures.sweep_figures import _align_curves, dots_figure
 
 METRIC = {"tag": "frechet/x", "label": "generated", "goal": "min"}
 
 
 def run(folder: Path, values: list[float], *, variant: str = "a", seed: int = 0, number: int = 0, **changes) -> Path:
-    """A run directory as an ablation leaves it."""
+    """A run directory as written by an ablation."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed}))
     record = {
@@ -48,8 +48,8 @@ def runs(tmp_path) -> Path:
     return out
 
 
-def written(runs: Path, *words: str) -> tuple[str, str, dict]:
-    report.main([str(runs), *words])
+def written(runs: Path, *argv: str) -> tuple[str, str, dict]:
+    report.main([str(runs), *argv])
     folder = runs / "report"
     return tuple(read((folder / f"report.{end}").read_text()) for end, read in KINDS)  # type: ignore[return-value]
 
@@ -69,7 +69,7 @@ def test_the_table_has_the_last_values_in_the_order_of_the_ablation(runs):
     assert sorted(entry["metrics"]["frechet/x"] for entry in card["runs"]) == [1, 3, 4, 4]
 
 
-def test_the_page_stands_alone_and_every_link_of_the_markdown_leads_somewhere(runs):
+def test_the_page_is_self_contained_and_every_markdown_link_exists(runs):
     images = runs / "a" / "seed_0" / "images"
     images.mkdir()
     from PIL import Image
@@ -90,7 +90,7 @@ def test_large_numbers_have_no_exponents(tmp_path):
     assert "| a | 2 | 12140 ± 283 |" in written(tmp_path)[0]
 
 
-def test_many_pictures_go_into_several_rows(runs):
+def test_many_images_are_split_into_rows(runs):
     from PIL import Image
 
     for number in range(7):
@@ -105,26 +105,26 @@ def test_many_pictures_go_into_several_rows(runs):
 
 
 @pytest.mark.parametrize(("values", "scale"), [([1.0, 90.0], "log"), ([1.0, 9.0], "linear"), ([-1.0, 90.0], "linear")])
-def test_one_bad_variant_does_not_press_the_others_together(values, scale):
+def test_one_bad_variant_does_not_squeeze_the_others(values, scale):
     figure = dots_figure({"generated": {"a": values[:1], "b": values[1:]}})
     assert [axes.get_xscale() for axes in figure.axes if axes.lines] == [scale]
 
 
-def test_short_curves_stand_at_their_own_steps():
-    steps, values = _together([[(999, 3.0), (5999, 1.0)], [(999, 5.0), (5999, 2.0)]])
+def test_short_curves_keep_their_steps():
+    steps, values = _align_curves([[(999, 3.0), (5999, 1.0)], [(999, 5.0), (5999, 2.0)]])
     assert steps.tolist() == [999, 5999]
     assert values.tolist() == [[3, 1], [5, 2]]
 
 
-def test_means_over_neighbours_stand_at_the_mean_of_their_steps():
+def test_binned_values_are_placed_at_the_mean_of_their_steps():
     """A straight line stays one, whatever the steps are."""
     curves = [[(step, 2.0 * step + 1) for step in range(offset, 3000, 7)] for offset in (0, 3)]
-    steps, values = _together(curves)
+    steps, values = _align_curves(curves)
     assert 50 < len(steps) < 3000 / 7
     np.testing.assert_allclose(values[:, 1:-1], np.stack([2 * steps + 1] * 2)[:, 1:-1], rtol=1e-6)
 
 
-def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):
+def test_the_protocol_and_its_differences_are_reported(runs):
     markdown, _, _ = written(runs)
     assert "software.commit = abc" in markdown
     assert "trainer.max_steps = 4" in markdown
@@ -136,18 +136,18 @@ def test_the_protocol_is_told_and_a_difference_in_it_is_said(runs):
 
 def card(folder: Path, **protocol) -> None:
     (folder / "evaluation").mkdir(exist_ok=True)
-    held = {"format": 1, "protocol": {"step": 4, "torch": "2.14", **protocol}, "metrics": {}}
-    (folder / "evaluation" / "frechet_x.json").write_text(json.dumps(held))
+    content = {"format": 1, "protocol": {"step": 4, "torch": "2.14", **protocol}, "metrics": {}}
+    (folder / "evaluation" / "frechet_x.json").write_text(json.dumps(content))
 
 
-def test_what_distances_were_measured_with_is_a_footnote_and_a_difference_is_said(runs):
+def test_protocols_of_distances_are_footnotes_and_differences_are_reported(runs):
     for folder in runs.glob("?/seed_?"):
         card(folder, features={"weights": "abcdef"}, samples={"count": 100})
-    markdown, page, told = written(runs)
+    markdown, page, report_json = written(runs)
     assert "* frechet/x: features.weights = abcdef, samples.count = 100." in markdown
     assert "Not the same protocol" not in markdown
     assert "features.weights = abcdef" in page
-    assert told["protocols"]["frechet/x"]["common"] == {"features.weights": "abcdef", "samples.count": 100}
+    assert report_json["protocols"]["frechet/x"]["common"] == {"features.weights": "abcdef", "samples.count": 100}
     card(runs / "a" / "seed_1", features={"weights": "abcdef"}, samples={"count": 50})
     assert "**Not the same protocol**: samples.count of frechet/x differ" in written(runs)[0]
     (runs / "a" / "seed_1" / "evaluation" / "frechet_x.json").unlink()
@@ -166,26 +166,26 @@ def test_unfinished_runs_and_runs_without_events_are_left_out_and_named(runs, ca
     assert "not finished" in capsys.readouterr().out
 
 
-def test_runs_that_no_ablation_made_are_compared_by_the_usual_tags(runs):
+def test_runs_outside_an_ablation_are_compared_by_default_tags(runs):
     for file in runs.rglob("cell.json"):
         file.unlink()
-    found, _ = comparable(find_runs([runs]))
+    found, _ = select_comparable(find_runs([runs]))
     assert [r.variant for r in found] == ["a/seed_0", "a/seed_1", "b/seed_0", "b/seed_1"]
-    assert [m.tag for m in metrics_of(found)] == ["frechet/x"]
-    assert [m.tag for m in metrics_of(found, ["train/loss"])] == ["train/loss"]
+    assert [m.tag for m in select_metrics(found)] == ["frechet/x"]
+    assert [m.tag for m in select_metrics(found, ["train/loss"])] == ["train/loss"]
 
 
-def test_what_cannot_be_reported_is_told_in_one_line(runs, tmp_path):
-    found, _ = comparable(find_runs([runs]))
-    with pytest.raises(ValueError, match=r"--metrics must be .* a run, got fid: there are frechet/x, train/loss"):
-        metrics_of(found, ["fid"])
+def test_errors_are_reported_in_one_line(runs, tmp_path):
+    found, _ = select_comparable(find_runs([runs]))
+    with pytest.raises(ValueError, match=r"--metrics must be .* a run, got fid: choose from frechet/x, train/loss"):
+        select_metrics(found, ["fid"])
     with pytest.raises(FileNotFoundError, match="RUNS must be folders"):
         find_runs([tmp_path / "none"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"RUNS must hold run directories .* got .*empty without any"):
+    with pytest.raises(ValueError, match=r"RUNS must contain run directories .* got .*empty without any"):
         find_runs([tmp_path / "empty"])
     (runs / "a" / "seed_0" / "cell.json").write_text('{"version": 0}')
-    with pytest.raises(ValueError, match=r"cell.json must be what an ablation of this version writes"):
+    with pytest.raises(ValueError, match=r"cell.json must be written by an ablation of this version"):
         find_runs([runs])
     (runs / "a" / "seed_0" / "cell.json").write_text("{")
     with pytest.raises(ValueError, match=r"cell.json is damaged"):
@@ -195,5 +195,5 @@ def test_what_cannot_be_reported_is_told_in_one_line(runs, tmp_path):
     (runs / "a" / "seed_0" / "cell.json").unlink()
     for file in (runs / "a" / "seed_0").glob("events*"):
         file.unlink()
-    with pytest.raises(ValueError, match="RUNS must hold a finished run, got none of 4"):
-        comparable(find_runs([runs]))
+    with pytest.raises(ValueError, match="RUNS must contain a finished run, got none among 4"):
+        select_comparable(find_runs([runs]))
