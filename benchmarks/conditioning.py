@@ -1,14 +1,14 @@
-"""What one noise level per patch costs beside one per image: training steps and evaluations of a sampler.
+"""Cost of one noise level per patch compared with one per image: training steps and sampler evaluations.
 
     python -m benchmarks.conditioning train dit_s_64 dit_s_256 --threads 2
     python -m benchmarks.conditioning sample dit_s_64 unet_60m --rounds 9
     python -m benchmarks.conditioning train dit_b2 dit_xl2 --device cuda --precision bf16 --compile default
 
-Variants of one network with the same weights, in turn, in one run: conditioned on one level per image (the usual way),
-on a map in the naive way (every block computes the modulation of every place, as Patch Forcing and SRM do), and on a
-map in ours (a table of distinct levels, gathered). Prints a Markdown table: medians, ratios to one level per image,
-operations by PyTorch's counter, bytes that the forward pass keeps for the backward, and on a GPU the peak of memory and
-the share of the device's peak speed.
+Compares variants of one network with the same weights, interleaved in one run: conditioned on one level per image (the
+standard), on a level map in the naive way (every block computes the modulation of every patch, as Patch Forcing and SRM
+do), and on a level map as this library does (a table of the distinct levels, gathered). Prints a Markdown table: median
+times, ratios to one level per image, operations by PyTorch's counter, bytes that the forward pass saves for the
+backward pass, and on a GPU the peak memory and the model FLOPs utilization.
 """
 
 import argparse
@@ -39,16 +39,16 @@ from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.shapes import UniqueLevels
 
 # Variants
-ONE, NAIVE, OURS = "one level an image", "map, naive", "map, ours"
-BLOCKWISE = "map, SRM's way"
+ONE, NAIVE, OURS = "one level per image", "map, naive", "map, ours"
+BLOCKWISE = "map, as in SRM"
 CONSTANT, TWO = "constant map", "two levels (inpainting)"
-LADDER = "51 levels (adaptive clocks)"
-LEVELS = 256  # equidistant values in training, AsyncDiffusion's default
+LADDER = "51 levels (adaptive sampler)"
+LEVELS = 256  # distinct values in training, the default of AsyncDiffusion
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network at an image size, with the batch it is measured on."""
+    """Network with the size and number of the images that it is measured on."""
 
     network: Callable[[], nn.Module]
     channels: int
@@ -75,42 +75,42 @@ CASES = {
 }
 
 
-# The naive way, for comparison only
+# Naive implementations, for comparison only
 
 
 @dataclass(frozen=True)
-class PerPlace(IndexedVectors):
-    """Vectors that were computed, and are kept, for every place."""
+class VectorPerPatch(IndexedVectors):
+    """Modulation vectors that are computed and stored for every patch."""
 
     @property
     def shared(self) -> bool:
-        """True: there is nothing to gather."""
+        """True, since there is nothing to gather."""
         return True
 
     def gather(self) -> Tensor:
-        """The vectors."""
+        """Return the vectors."""
         return self.table.view(*self.index.shape, -1)
 
 
 class NaiveModulation(Modulation):
-    """A modulation whose product with the weight is made for every place."""
+    """Modulation that multiplies the features of every patch by the weight."""
 
     def forward(self, conditioning: Conditioning) -> tuple[IndexedVectors, ...]:
-        """Features are gathered first, then multiplied."""
-        features = conditioning.levels[conditioning.index]  # of the patches, or of pixels that cover several
+        """Gather the features first, then multiply."""
+        features = conditioning.levels[conditioning.index]  # per patch, or per pixel if pixels cover several patches
         if conditioning.label is not None:
             features = features + conditioning.label[:, None]
         vectors = self.linear(features).flatten(0, 1).chunk(self.count, dim=1)
-        return tuple(PerPlace(v, conditioning.index, None) for v in vectors)
+        return tuple(VectorPerPatch(v, conditioning.index, None) for v in vectors)
 
 
 class BlockwiseModulation(NaiveModulation):
-    """SRM's way (arXiv:2502.21075): every block embeds the level of every place once more."""
+    """Modulation as in SRM (arXiv:2502.21075): every block embeds the level of every patch again."""
 
-    embedding: "Remembering"
+    embedding: "CachingEmbedding"
 
     def forward(self, conditioning: Conditioning) -> tuple[IndexedVectors, ...]:
-        """The level's embedding, then the product with the weight, for every place."""
+        """Embed the level, then multiply by the weight, for every patch."""
         assert len(conditioning.levels) == len(self.embedding.values), "no pixel covers several patches here"
         values = self.embedding.values[conditioning.index.flatten()]
         features = F.silu(LevelEmbedding.forward(self.embedding, values))
@@ -118,45 +118,45 @@ class BlockwiseModulation(NaiveModulation):
         return super().forward(replace(conditioning, levels=features, index=index))
 
 
-class Remembering(LevelEmbedding):
-    """A level embedding that keeps the levels it was last asked for."""
+class CachingEmbedding(LevelEmbedding):
+    """Level embedding that stores the levels of its last call."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """The embedding, as ever."""
+        """Store the levels and return their embedding."""
         self.values = levels
         return super().forward(levels)
 
 
 def naive(network: nn.Module, kind: str) -> nn.Module:
-    """A copy of the network, the same function, in a naive way."""
+    """Return a copy of the network that computes the same function with a naive implementation."""
     copied = copy.deepcopy(network)
     for module in copied.modules():
         if isinstance(module, Modulation):
             module.__class__ = NaiveModulation if kind == NAIVE else BlockwiseModulation
-            object.__setattr__(module, "embedding", copied.level_embedding)  # not as a part of the block
+            object.__setattr__(module, "embedding", copied.level_embedding)  # without registering a submodule
         elif isinstance(module, LevelEmbedding):
-            module.__class__ = Remembering
+            module.__class__ = CachingEmbedding
     return copied
 
 
-# What is measured
+# Measurements
 
 
 class Bench:
-    """One network with its inputs, and its naive twin.
+    """Network with its inputs, and its naive copies.
 
     Args:
-        case: what is measured.
-        device: where.
-        precision: bf16 is autocast's.
-        compiled: mode of torch.compile, "default" for its own; None leaves both eager.
+        case: network, image size and batch size.
+        device: device to measure on.
+        precision: float32, or bfloat16 for autocast.
+        compiled: mode of torch.compile, "default" for its default; None for eager mode.
     """
 
     def __init__(self, case: Case, device: torch.device, precision: torch.dtype, compiled: str | None):
         self.case, self.device, self.precision, self.compiled = case, device, precision, compiled
         torch.manual_seed(0)
         network = case.network().to(device)
-        with torch.no_grad():  # zeros would make modulations and gradients trivial
+        with torch.no_grad():  # zero-initialized weights would make modulations and gradients trivial
             for p in network.parameters():
                 p.add_(0.02 * torch.randn_like(p))
         self.networks = {ONE: network, NAIVE: naive(network, NAIVE)}
@@ -170,37 +170,37 @@ class Bench:
         self.grid = network.grid((case.size, case.size))
 
     def denoiser(self, kind: str) -> Denoiser:
-        """The network of a variant."""
+        """Denoiser of a variant."""
         return Denoiser(self.networks.get(kind, self.networks[ONE]), RectifiedFlow())
 
-    def drawn(self, kind: str) -> LevelDraw:
-        """Level maps of one training batch."""
+    def draw_levels(self, kind: str) -> LevelDraw:
+        """Draw the level maps of one training batch."""
         if kind == ONE:
             return Shared()(self.case.batch, self.grid, device=self.device)
         draw = AlongPath()(self.case.batch, self.grid, device=self.device).quantized(LEVELS)
-        return LevelDraw(draw.t, None, one_each(draw.t)) if kind in self.networks else draw
+        return LevelDraw(draw.t, None, unique_per_patch(draw.t)) if kind in self.networks else draw
 
     def autocast(self) -> AbstractContextManager:
-        """Mixed precision, if any."""
+        """Return the autocast context, if the precision needs one."""
         return nullcontext() if self.precision == torch.float32 else torch.autocast(self.device.type, self.precision)
 
     def loss(self, kind: str) -> Tensor:
-        """The training loss."""
+        """Return the training loss."""
         with self.autocast():
             result = training_loss(
-                self.denoiser(kind), self.x, torch.randn_like(self.x), self.drawn(kind), Sigmoid(0.0)
+                self.denoiser(kind), self.x, torch.randn_like(self.x), self.draw_levels(kind), Sigmoid(0.0)
             )
         return result.per_image.mean()
 
     def step(self, kind: str) -> None:
-        """A training step: levels, noise, forward, backward, AdamW."""
+        """Run a training step: levels, noise, forward pass, backward pass, AdamW."""
         optimizer = self.optimizers.get(kind, self.optimizers[ONE])
         optimizer.zero_grad()
         self.loss(kind).backward()
         optimizer.step()
 
     def evaluation(self, kind: str) -> None:
-        """An evaluation as a sampler makes it: which levels there are is found from the map."""
+        """Evaluate as a sampler does: the distinct levels are found from the map."""
         t = torch.full((self.case.batch, *self.grid), 0.7, device=self.device)
         if kind == ONE:
             t = t[:, :1, :1]
@@ -208,13 +208,13 @@ class Bench:
             t[:, :, : self.grid[1] // 2] = 0
         elif kind == LADDER:
             t = torch.randint(51, t.shape, device=self.device) / 50
-        elif kind != CONSTANT:  # no two patches at the same level: there is no table to gain by
+        elif kind != CONSTANT:  # all levels differ: the table saves nothing
             t = torch.rand(t.shape, device=self.device)
         with torch.no_grad(), self.autocast():
-            self.denoiser(kind)(self.x, t, unique=one_each(t) if kind in (NAIVE, BLOCKWISE) else None)
+            self.denoiser(kind)(self.x, t, unique=unique_per_patch(t) if kind in (NAIVE, BLOCKWISE) else None)
 
-    def kept(self, kind: str) -> int:
-        """Bytes kept for the backward, parameters left out."""
+    def saved_bytes(self, kind: str) -> int:
+        """Return the bytes that are saved for the backward pass, without the parameters."""
         own = {p.untyped_storage().data_ptr() for n in self.networks.values() for p in n.parameters()}
         storages: dict[int, int] = {}
 
@@ -230,8 +230,8 @@ class Bench:
         return sum(storages.values())
 
 
-def one_each(t: Tensor) -> UniqueLevels:
-    """Every patch's level as one of its own."""
+def unique_per_patch(t: Tensor) -> UniqueLevels:
+    """Treat the level of every patch as distinct."""
     return UniqueLevels(t.flatten(), torch.arange(t.numel(), device=t.device).view(t.shape))
 
 
@@ -241,8 +241,8 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def timed(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call."""
+def seconds_of(run: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -251,7 +251,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def measure(bench: Bench, what: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of every variant, its ratio to the first within each round, operations and memory."""
+    """Return for every variant the median time, its ratio to the first variant per round, operations and memory."""
     method, kinds = RUNS[what]
     kinds = tuple(kind for kind in kinds if kind != BLOCKWISE or kind in bench.networks)
     runs = {kind: partial(getattr(bench, method), kind) for kind in kinds}
@@ -260,67 +260,73 @@ def measure(bench: Bench, what: str, rounds: int) -> dict[str, dict[str, float]]
         with FlopCounterMode(display=False) as counter:
             run()
         operations[kind] = counter.get_total_flops()
-        run()  # warms up; the counter sees no compiled code
+        run()  # warms up, since the counter bypasses compiled code
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             run()
             peaks[kind] = torch.cuda.max_memory_allocated()
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(rounds):
-        for place in range(len(kinds)):  # whoever comes first in a round changes
+        for place in range(len(kinds)):  # rotates the order
             kind = kinds[(number + place) % len(kinds)]
-            seconds[kind].append(timed(runs[kind], bench.device))
+            seconds[kind].append(seconds_of(runs[kind], bench.device))
     first = kinds[0]
-    told: dict[str, dict[str, float]] = {}
+    results: dict[str, dict[str, float]] = {}
     for kind in kinds:
         ratios = [a / b for a, b in zip(seconds[kind], seconds[first], strict=True)]
-        middle = statistics.median(seconds[kind])
-        told[kind] = {
-            "ms": 1000 * middle,
+        median = statistics.median(seconds[kind])
+        results[kind] = {
+            "ms": 1000 * median,
             "ratio": statistics.median(ratios),
-            "images/s": bench.case.batch / middle,
+            "images/s": bench.case.batch / median,
             "operations": operations[kind] / operations[first],
         }
         if what == "train" and not bench.compiled:
-            told[kind]["kept, MiB"] = bench.kept(kind) / 2**20
-            told[kind]["kept"] = told[kind]["kept, MiB"] / told[first]["kept, MiB"]
+            results[kind]["saved, MiB"] = bench.saved_bytes(kind) / 2**20
+            results[kind]["saved"] = results[kind]["saved, MiB"] / results[first]["saved, MiB"]
         if peaks:
-            told[kind] |= {"peak, GiB": peaks[kind] / 2**30, "peak": peaks[kind] / peaks[first]}
+            results[kind] |= {"peak, GiB": peaks[kind] / 2**30, "peak": peaks[kind] / peaks[first]}
             available = peak_flops(bench.device, "bf16" if bench.precision == torch.bfloat16 else "32")
             if available:
-                told[kind]["MFU, %"] = 100 * operations[first] / middle / available
-    return told
+                results[kind]["MFU, %"] = 100 * operations[first] / median / available
+    return results
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=RUNS)
     parser.add_argument("cases", nargs="+", choices=CASES)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, help="images; by default what a CPU can do, more for dit_b2 and dit_xl2")
+    parser.add_argument(
+        "--batch", type=int, help="batch size (default: sized for a CPU, larger for dit_b2 and dit_xl2)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--compile", help="default, or a mode such as reduce-overhead (CUDA graphs)")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[given.precision]
-    name = torch.cuda.get_device_name() if given.device.type == "cuda" else f"CPU, {given.threads} threads"
-    print(f"{name}, torch {torch.__version__}, {given.precision}, compile: {given.compile}, {given.rounds} rounds")
-    for number, label in enumerate(given.cases):
+    parser.add_argument(
+        "--compile", help="mode of torch.compile: default, or for example reduce-overhead (CUDA graphs)"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+    name = torch.cuda.get_device_name() if options.device.type == "cuda" else f"CPU, {options.threads} threads"
+    print(
+        f"{name}, torch {torch.__version__}, {options.precision}, compile: {options.compile}, {options.rounds} rounds"
+    )
+    for number, label in enumerate(options.cases):
         case = CASES[label]
-        case = Case(case.network, case.channels, case.size, given.batch or case.batch)
-        bench = Bench(case, given.device, precision, given.compile)
-        told = measure(bench, given.what, given.rounds)
+        case = Case(case.network, case.channels, case.size, options.batch or case.batch)
+        bench = Bench(case, options.device, precision, options.compile)
+        results = measure(bench, options.what, options.rounds)
         if number == 0:
-            columns = " | ".join(told[ONE])
-            print(f"\n| {given.what} | levels | {columns} |\n|{'---|' * (len(told[ONE]) + 2)}")
-        for kind, values in told.items():
+            columns = " | ".join(results[ONE])
+            print(f"\n| {options.what} | levels | {columns} |\n|{'---|' * (len(results[ONE]) + 2)}")
+        for kind, values in results.items():
             numbers = " | ".join(f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in values.values())
             print(f"| {label}, batch {case.batch} | {kind} | {numbers} |", flush=True)
         del bench
-        gc.collect()  # what refers to itself is large
+        gc.collect()  # reference cycles hold the network
 
 
 if __name__ == "__main__":

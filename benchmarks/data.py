@@ -1,12 +1,12 @@
-"""How fast images are read, and how soon the first batch of a large dataset comes.
+"""Speed of reading images, and time to the first batch of a large data set.
 
-    python -m benchmarks.data photos --root PHOTOS            # ours beside torchvision's ImageFolder, 256x256
-    python -m benchmarks.data small                           # 32x32 images, resident and mapped
-    python -m benchmarks.data start --root PHOTOS             # 1.3 million files in 1000 folders, as hard links
+    python -m benchmarks.data photos --root PHOTOS            # ImageFolder and torchvision's, 256x256
+    python -m benchmarks.data small                           # 32x32 images in memory or memory-mapped
+    python -m benchmarks.data start --root PHOTOS             # 1.3 million hard-linked files in 1000 folders
 
-Variants run in turn in one process on one thread, through the loader that training uses and without worker processes:
-the tables have the medians of the rounds, in images per second of one core. PHOTOS is any folder of JPEG files;
-`photos` writes copies of them with a short side of 375 pixels first, the size of most of ImageNet.
+Variants are interleaved in one process with one thread, use the data loader of training and no worker processes; tables
+show medians over the rounds, in images per second on one core. PHOTOS is any folder of JPEG files; `photos` first
+writes copies with a short side of 375 pixels, the size of most ImageNet images.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from datamodules.images.pixel_arrays import PixelArray
 from datamodules.storage.file_lists import list_images
 
 BATCH = 64
-GREY = 127.5  # grey levels in one unit of [-1, 1]
+GRAY = 127.5  # gray levels per unit of [-1, 1]
 
 Variant = Callable[[], Iterable[Tensor]]
 
@@ -45,10 +45,10 @@ def main() -> None:
     parser.add_argument("what", choices=["photos", "small", "start", "first-batch"])
     parser.add_argument("--root", type=Path, help="a folder of JPEG files")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--short-side", type=int, default=375, help="of the copies that are read")
-    parser.add_argument("--images", type=int, default=256, help="copies to read in every round")
-    parser.add_argument("--files", type=int, default=1_300_000, help="of `start`")
-    parser.add_argument("--workers", type=int, default=2, help="of `start`")
+    parser.add_argument("--short-side", type=int, default=375, help="short side of the copies, in pixels")
+    parser.add_argument("--images", type=int, default=256, help="number of copies to read in every round")
+    parser.add_argument("--files", type=int, default=1_300_000, help="number of files for `start`")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes for `start`")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,25 +58,26 @@ def main() -> None:
     {"photos": photos, "small": small, "start": start, "first-batch": first_batch}[options.what](options)
 
 
-# Photographs
+# Photos
 
 
 def photos(options: argparse.Namespace) -> None:
-    """Our reading of files beside torchvision's, with the difference of the pixels."""
+    """Compare ImageFolder with torchvision's: speed and pixel differences."""
     with tempfile.TemporaryDirectory() as folder:
-        copies(options.root, Path(folder), count=options.images, short_side=options.short_side)
+        write_copies(options.root, Path(folder), count=options.images, short_side=options.short_side)
         variants = photo_variants(Path(folder), options.size)
-        rates = measured(variants, options.rounds)
+        rates = measure_rates(variants, options.rounds)
         base = rates["torchvision, bicubic"]
-        reference = {crop: list(pillow(Path(folder), options.size, crop)) for crop in ("short_side", "adm")}
-        print(f"| {options.size}x{options.size} | images/s | ratio | grey levels from Pillow |\n|---|---|---|---|")
+        reference = {crop: list(read_with_pillow(Path(folder), options.size, crop)) for crop in ("short_side", "adm")}
+        print(f"| {options.size}x{options.size} | images/s | ratio | gray levels from Pillow |\n|---|---|---|---|")
         for name, variant in variants.items():
-            theirs = reference["adm" if "adm" in name.lower() else "short_side"]
-            print(f"| {name} | {rates[name]:.0f} | {rates[name] / base:.2f} | {difference(variant(), theirs):.4f} |")
+            expected = reference["adm" if "adm" in name.lower() else "short_side"]
+            error = mean_difference(variant(), expected)
+            print(f"| {name} | {rates[name]:.0f} | {rates[name] / base:.2f} | {error:.4f} |")
 
 
-def copies(root: Path, folder: Path, *, count: int, short_side: int) -> None:
-    """JPEG files of the wanted short side, quality 90, in one class folder."""
+def write_copies(root: Path, folder: Path, *, count: int, short_side: int) -> None:
+    """Write JPEG files with the requested short side and quality 90 into one class folder."""
     (folder / "photos").mkdir()
     for at, name in enumerate(list_images(root)[:count]):
         with Image.open(root / name) as image:
@@ -87,35 +88,35 @@ def copies(root: Path, folder: Path, *, count: int, short_side: int) -> None:
 
 
 def photo_variants(folder: Path, size: int) -> dict[str, Variant]:
-    def theirs(how: tv.InterpolationMode) -> Variant:
+    def torchvision_folder(how: tv.InterpolationMode) -> Variant:
         steps = [tv.Resize(size, how), tv.CenterCrop(size), tv.ToTensor(), tv.Normalize([0.5] * 3, [0.5] * 3)]
         data = datasets.ImageFolder(str(folder), tv.Compose(steps))
         return lambda: (images for images, _ in DataLoader(data, BATCH))
 
-    def ours(**given: object) -> Variant:
-        data = ImageFolder(str(folder), size, val_root=str(folder), **given)  # type: ignore[arg-type]
+    def image_folder(**options: object) -> Variant:
+        data = ImageFolder(str(folder), size, val_root=str(folder), **options)  # type: ignore[arg-type]
         return lambda: (batch["image"] for batch in data.images("train", BATCH))
 
     return {
-        "torchvision, bilinear": theirs(tv.InterpolationMode.BILINEAR),
-        "torchvision, bicubic": theirs(tv.InterpolationMode.BICUBIC),
-        "Pillow, ADM's crop": lambda: pillow(folder, size, "adm"),
-        "ours": ours(),
-        "ours, crop: adm": ours(crop="adm"),
-        "ours, reduced_decoding": ours(reduced_decoding=True),
+        "torchvision, bilinear": torchvision_folder(tv.InterpolationMode.BILINEAR),
+        "torchvision, bicubic": torchvision_folder(tv.InterpolationMode.BICUBIC),
+        "Pillow, ADM's crop": lambda: read_with_pillow(folder, size, "adm"),
+        "ImageFolder": image_folder(),
+        "ImageFolder, crop: adm": image_folder(crop="adm"),
+        "ImageFolder, reduced_decoding": image_folder(reduced_decoding=True),
     }
 
 
-def pillow(folder: Path, size: int, crop: str) -> Iterator[Tensor]:
-    """Batches by Pillow alone: bicubic, and ADM's halving before it where asked for."""
+def read_with_pillow(folder: Path, size: int, crop: str) -> Iterator[Tensor]:
+    """Yield batches read with Pillow only: bicubic resizing, after ADM's repeated halving if `crop` is "adm"."""
     files = sorted((folder / "photos").iterdir())
     for first in range(0, len(files), BATCH):
-        images = [square(Image.open(file).convert("RGB"), size, crop) for file in files[first : first + BATCH]]
+        images = [crop_square(Image.open(file).convert("RGB"), size, crop) for file in files[first : first + BATCH]]
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-        yield pixels.permute(0, 3, 1, 2).float().div_(GREY).sub_(1)
+        yield pixels.permute(0, 3, 1, 2).float().div_(GRAY).sub_(1)
 
 
-def square(image: Image.Image, size: int, crop: str) -> Image.Image:
+def crop_square(image: Image.Image, size: int, crop: str) -> Image.Image:
     while crop == "adm" and min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -124,17 +125,17 @@ def square(image: Image.Image, size: int, crop: str) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def difference(ours: Iterable[Tensor], theirs: Iterable[Tensor]) -> float:
-    """Mean absolute difference in grey levels."""
-    pairs = [(a - b).abs().mean().item() for a, b in zip(ours, theirs, strict=True)]
-    return GREY * statistics.fmean(pairs)
+def mean_difference(images: Iterable[Tensor], reference: Iterable[Tensor]) -> float:
+    """Return the mean absolute difference in gray levels."""
+    pairs = [(a - b).abs().mean().item() for a, b in zip(images, reference, strict=True)]
+    return GRAY * statistics.fmean(pairs)
 
 
 # Small images
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
-    """The usual way: an array in memory, a Pillow image and transforms per sample."""
+    """Common implementation: array in memory, with a Pillow image and transforms per sample."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.pixels = pixels.transpose(0, 2, 3, 1)
@@ -148,7 +149,7 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
 
 
 class Small(ImageDataModule):
-    """Ours: the same array, resident or mapped."""
+    """The same array as a data module, in memory or memory-mapped."""
 
     channels = 3
 
@@ -162,14 +163,14 @@ class Small(ImageDataModule):
 
 
 def small(options: argparse.Namespace) -> None:
-    """CIFAR-size images with mirroring: one by one, and ours with the bytes made floats as training gets them."""
+    """Compare CIFAR-size images with mirroring, one by one and as a data module, up to floats in [-1, 1]."""
     size, count = 32, 50_000
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/pixels.npy", pixels)
         mapped = np.load(f"{folder}/pixels.npy", mmap_mode="r")
 
-        def ours(array: np.ndarray) -> Variant:
+        def data_module(array: np.ndarray) -> Variant:
             data = Small(array, size)
             finish = data.dataset("train").finish
             return lambda: (finish(batch)["image"] for batch in data.train_dataloader())
@@ -177,55 +178,56 @@ def small(options: argparse.Namespace) -> None:
         some = OneByOne(pixels[: count // 10])  # a tenth is enough: it is slow
         variants: dict[str, Variant] = {
             "Pillow and transforms, one by one": lambda: (x for x, _ in DataLoader(some, 256, shuffle=True)),
-            "ours, resident": ours(pixels),
-            "ours, mapped": ours(mapped),
+            "data module, in memory": data_module(pixels),
+            "data module, memory-mapped": data_module(mapped),
         }
-        rates = measured(variants, options.rounds)
+        rates = measure_rates(variants, options.rounds)
     base = next(iter(rates.values()))
     print(f"| {size}x{size}, mirrored, batches of 256 | images/s | ratio |\n|---|---|---|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:.0f} | {rate / base:.1f} |")
 
 
-# A large dataset
+# A large data set
 
 
 def start(options: argparse.Namespace) -> None:
-    """Time to the first batch, and the memory of each process, at so many files; in fresh processes."""
+    """Measure the time to the first batch and the memory of each process for many files, in fresh processes."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        links(options.root, Path(folder) / "images", options.files)
-        print(f"{options.files} files written in {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        started = time.perf_counter()
+        write_links(options.root, Path(folder) / "images", options.files)
+        print(f"{options.files} files written in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         command = [sys.executable, "-m", "benchmarks.data", "first-batch", "--root", f"{folder}/images"]
         command += ["--workers", str(options.workers), "--size", str(options.size)]
         environment = os.environ | {"ASYNCDIFF_CACHE": f"{folder}/cache"}
-        print("| | listing and splits, s | first batch, s | process, MB | worker, MB of its own | shared |")
+        print("| | listing and splitting, s | first batch, s | process, MB | worker, private MB | shared |")
         print("|---|---|---|---|---|---|")
         for name in ("first start", "second start", "third start"):
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            told = json.loads(result.stdout.splitlines()[-1])
-            print(f"| {name} | {told['setup']:.2f} | {told['first']:.2f} | {told['main']:.0f} | {told['workers']} |")
+            process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            result = json.loads(process.stdout.splitlines()[-1])
+            numbers = f"{result['setup']:.2f} | {result['first']:.2f} | {result['main']:.0f} | {result['workers']}"
+            print(f"| {name} | {numbers} |")
 
 
-def links(root: Path, folder: Path, count: int, classes: int = 1000) -> None:
-    """`count` names for the JPEG files below `root`, in class folders, with a small validation part."""
+def write_links(root: Path, folder: Path, count: int, classes: int = 1000) -> None:
+    """Create `count` hard links to the JPEG files below `root`, in class folders, with a small validation split."""
     sources = [os.fspath(root / name) for name in list_images(root)]
-    made = []
+    files = []
     (folder.parent / "sources").mkdir()
-    for at, source in enumerate(sources):  # copies: links do not cross file systems
-        made.append(os.fspath(folder.parent / "sources" / f"{at}.jpg"))
-        Path(made[-1]).write_bytes(Path(source).read_bytes())
+    for at, source in enumerate(sources):  # copied first, since hard links do not cross file systems
+        files.append(os.fspath(folder.parent / "sources" / f"{at}.jpg"))
+        Path(files[-1]).write_bytes(Path(source).read_bytes())
     for part, number in (("train", count), ("val", 10 * classes)):
         for label in range(classes):
-            place = folder / part / f"n{label:08d}"
-            place.mkdir(parents=True)
+            class_folder = folder / part / f"n{label:08d}"
+            class_folder.mkdir(parents=True)
             for at in range(label, number, classes):
-                os.link(made[at % len(made)], f"{place}/n{label:08d}_{at}.JPEG")
+                os.link(files[at % len(files)], f"{class_folder}/n{label:08d}_{at}.JPEG")
 
 
 def first_batch(options: argparse.Namespace) -> None:
-    """One process of `start`."""
-    began = time.perf_counter()
+    """Run one process of `start` and print its results as JSON."""
+    started = time.perf_counter()
     data = ImageFolder(str(options.root), options.size, batch_size=BATCH, workers=options.workers)
     data.setup("fit")
     ready = time.perf_counter()
@@ -233,11 +235,11 @@ def first_batch(options: argparse.Namespace) -> None:
     next(batches)
     first = time.perf_counter()
     next(batches)
-    workers = [kv_cache(child) for child in children()]
+    workers = [memory_mb(child) for child in children()]
     own = " / ".join(f"{private:.0f}" for private, _ in workers)
     shared = " / ".join(f"{shared:.0f}" for _, shared in workers)
-    told = {"setup": ready - began, "first": first - began, "main": sum(kv_cache(os.getpid()))}
-    print(json.dumps(told | {"workers": f"{own} | {shared}"}))
+    result = {"setup": ready - started, "first": first - started, "main": sum(memory_mb(os.getpid()))}
+    print(json.dumps(result | {"workers": f"{own} | {shared}"}))
 
 
 def children() -> list[int]:
@@ -245,27 +247,27 @@ def children() -> list[int]:
     return [pid for pid in map(int, listed) if Path(f"/proc/{pid}/smaps_rollup").exists()]
 
 
-def kv_cache(pid: int) -> tuple[float, float]:
-    """MB that only this process holds, and MB that it shares with others."""
+def memory_mb(pid: int) -> tuple[float, float]:
+    """Return the MB of private and of shared memory of a process."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
     return private / 1024, (kilobytes["Rss"] - private) / 1024
 
 
-# Measuring
+# Measurements
 
 
-def measured(variants: dict[str, Variant], rounds: int) -> dict[str, float]:
-    """Images per second of every variant: medians over rounds in which they take turns."""
+def measure_rates(variants: dict[str, Variant], rounds: int) -> dict[str, float]:
+    """Return the images per second of every variant: medians over interleaved rounds."""
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, variant in variants.items():
-            began, count = time.perf_counter(), 0
+            started, count = time.perf_counter(), 0
             for images in variant():
                 count += len(images)
             if number:  # the first round warms up
-                rates[name].append(count / (time.perf_counter() - began))
+                rates[name].append(count / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 

@@ -1,10 +1,10 @@
-"""Shared, independent and controlled noise levels side by side on handwritten digits, several seeds each.
+"""Compare shared, independent and controlled noise levels on handwritten digits, over several seeds.
 
     python -m benchmarks.digits_levels --seeds 0 1 2 --parallel 2
 
-trains experiments/digits_dit_{shared,independent,async}.yaml (finished runs are kept) and prints a Markdown table:
-Fréchet distances in the space of a small digits classifier, and how often that classifier finds the true class in
-inpaintings of the left half, labels not told. Real held-out images and a mean-filled right half give the scale.
+trains experiments/digits_dit_{shared,independent,async}.yaml, except for finished runs, and prints a Markdown table:
+Fréchet distances in the features of a small digits classifier, and its accuracy on images whose right half was
+inpainted without labels. Real held-out images and a mean-filled right half serve as references.
 """
 
 import argparse
@@ -29,7 +29,7 @@ VARIANTS = ("shared", "independent", "async")
 
 
 class Judge:
-    """A classifier trained on real digits, the training split as reference, and the held-out split as the task."""
+    """Evaluator: a classifier of digits, the training split as reference, and the held-out split to inpaint."""
 
     def __init__(self) -> None:
         data = Digits()
@@ -46,17 +46,17 @@ class Judge:
             self.mean += batch["image"].sum(0) / len(self.train)
 
     def frechet(self, images: Tensor) -> float:
-        """Distance from the training split."""
+        """Return the Fréchet distance to the training split."""
         self.metric.reset()
         self.metric.update(images, real=False)
         return self.metric.compute().item()
 
     def accuracy(self, images: Tensor) -> float:
-        """Share of the completed held-out images in which the classifier finds the true class."""
+        """Return the accuracy of the classifier on inpainted held-out images."""
         return self.classifier.accuracy(images, self.labels)
 
-    def scale(self) -> dict[str, float]:
-        """What real images and a mean-filled right half reach."""
+    def references(self) -> dict[str, float]:
+        """Return the scores of real images and of images with a mean-filled right half."""
         filled = torch.where(Half()(8, 8), self.images, self.mean)
         return {
             "real_frechet": self.frechet(self.images),
@@ -65,8 +65,8 @@ class Judge:
             "filled_accuracy": self.accuracy(filled),
         }
 
-    def judge(self, model: AsyncDiffusion) -> dict[str, float]:
-        """Whole images with and without labels, and inpaintings without."""
+    def evaluate(self, model: AsyncDiffusion) -> dict[str, float]:
+        """Return the scores of images generated with and without labels, and of unconditional inpaintings."""
         seeds = range(len(self.images))
         inpainted = model.inpaint(self.images, Half()(8, 8), seeds=seeds)
         return {
@@ -78,12 +78,12 @@ class Judge:
 
 
 def train(name: str, files: Sequence[str], seed: int, out: Path, options: list[str], threads: int) -> Path:
-    """The last checkpoint of a run of layered files in experiments/, trained unless it is there already."""
+    """Return the last checkpoint of a run with these files of experiments/, after training it unless it is finished."""
     run = out / f"{name}_{seed}"
     done = run / "finished"
     if not done.exists():
         command = [sys.executable, "train.py", "fit"]
-        command += [word for file in files for word in ("--config", f"experiments/{file}.yaml")]
+        command += [arg for file in files for arg in ("--config", f"experiments/{file}.yaml")]
         command += ["--seed_everything", str(seed), "--trainer.default_root_dir", str(run)]
         command += ["--trainer.enable_progress_bar", "false", *options]
         if (run / "checkpoints" / "last.ckpt").exists():
@@ -95,7 +95,7 @@ def train(name: str, files: Sequence[str], seed: int, out: Path, options: list[s
 
 
 def row(name: str, results: list[dict[str, float]]) -> str:
-    """One line of the table, mean and standard deviation over the seeds."""
+    """Return a table row with the mean and standard deviation over the seeds."""
     cells = []
     for key in results[0]:
         values = [r[key] for r in results]
@@ -104,38 +104,46 @@ def row(name: str, results: list[dict[str, float]]) -> str:
     return f"| {name} | {' | '.join(cells)} |"
 
 
-def trained(
-    layers: Mapping[str, Sequence[str]], about: str | None, out: Path
+def train_all(
+    layers: Mapping[str, Sequence[str]], description: str | None, out: Path
 ) -> tuple[dict[tuple[str, int], Path], list[int]]:
-    """The checkpoints of all variants and seeds of the command line, and the seeds; what is missing is trained."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the checkpoints of all variants and seeds, and the seeds; runs that are not finished are trained.
+
+    Args:
+        layers: files in experiments/ of every variant.
+        description: description of the command line.
+        out: default folder of the runs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--parallel", type=int, default=1, help="number of parallel runs")
     parser.add_argument("--out", type=Path, default=out)
     arguments, options = parser.parse_known_args()
     out = arguments.out.resolve()
     threads = max(1, (os.cpu_count() or 1) // arguments.parallel)
-    cells = [(variant, seed) for seed in arguments.seeds for variant in layers]
+    trials = [(variant, seed) for seed in arguments.seeds for variant in layers]
 
-    def checkpoint(cell: tuple[str, int]) -> Path:
-        return train(cell[0], layers[cell[0]], cell[1], out, options, threads)
+    def checkpoint(trial: tuple[str, int]) -> Path:
+        variant, seed = trial
+        return train(variant, layers[variant], seed, out, options, threads)
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        return dict(zip(cells, pool.map(checkpoint, cells), strict=True)), arguments.seeds
+        return dict(zip(trials, pool.map(checkpoint, trials), strict=True)), arguments.seeds
 
 
 def main() -> None:
-    """Train what is missing, judge everything, print the table."""
+    """Train, evaluate and print the table."""
     layers = {variant: [f"digits_dit_{variant}"] for variant in VARIANTS}
-    files, seeds = trained(layers, __doc__, Path("runs/digits_levels"))
+    files, seeds = train_all(layers, __doc__, Path("runs/digits_levels"))
     judge = Judge()
-    scale = judge.scale()
+    references = judge.references()
     print("| levels | with labels | without | inpainted | class kept |\n|---|---|---|---|---|")
     for variant in VARIANTS:
         models = [AsyncDiffusion.load_from_checkpoint(files[variant, seed]) for seed in seeds]
-        print(row(variant, [judge.judge(model) for model in models]), flush=True)
-    print(f"| real held-out images | {scale['real_frechet']:.2f} | | | {scale['real_accuracy']:.2f} |")
-    print(f"| right half filled with the mean | | | {scale['filled_frechet']:.2f} | {scale['filled_accuracy']:.2f} |")
+        print(row(variant, [judge.evaluate(model) for model in models]), flush=True)
+    print(f"| real held-out images | {references['real_frechet']:.2f} | | | {references['real_accuracy']:.2f} |")
+    filled = f"{references['filled_frechet']:.2f} | {references['filled_accuracy']:.2f}"
+    print(f"| right half filled with the mean | | | {filled} |")
 
 
 if __name__ == "__main__":

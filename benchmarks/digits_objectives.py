@@ -1,10 +1,10 @@
-"""Velocity, sigmoid and likelihood objectives side by side on handwritten digits, several seeds each.
+"""Compare velocity, sigmoid and likelihood objectives on handwritten digits, over several seeds.
 
     python -m benchmarks.digits_objectives --seeds 0 1 2 --parallel 2
 
-trains experiments/digits_dit_async.yaml with each of the layers experiments/objectives/*.yaml (finished runs are kept)
-and prints a Markdown table: bits per dimension of held-out digits, told their class, along synchronous and AsyncPatch
-paths, the path gap, and the Fréchet distances and kept classes of `benchmarks.digits_levels`.
+trains experiments/digits_dit_async.yaml with each of the layers experiments/objectives/*.yaml, except for finished
+runs, and prints a Markdown table: class-conditional bits per dimension of held-out digits along synchronous and
+AsyncPatch paths, the path gap, and the Fréchet distances and class accuracies of `benchmarks.digits_levels`.
 """
 
 from pathlib import Path
@@ -13,16 +13,16 @@ import torch
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.denoising.likelihood import CategoricalDecoder
-from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathBounds
-from benchmarks.digits_levels import Judge, row, trained
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator
+from benchmarks.digits_levels import Judge, row, train_all
 from datamodules import Digits
 
 OBJECTIVES = ("velocity", "sigmoid", "elbo", "elbo_uniform")
 
 
 def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
-    """Mean bound of the held-out digits along two paths, and the path gap of all four."""
-    bounds = PathBounds(STANDARD_PATHS, points=32, decoder=CategoricalDecoder(Digits.values))
+    """Return the mean bound on held-out digits along two paths, and the path gap over all four paths."""
+    bounds = PathLikelihoodEvaluator(STANDARD_PATHS, points=32, decoder=CategoricalDecoder(Digits.values))
     with torch.no_grad():
         rows = bounds.rows(model.denoiser, judge.images, judge.labels, range(len(judge.images)))
     summary = bounds.summary(rows, model.denoiser.grid((8, 8)))
@@ -34,16 +34,16 @@ def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
 
 
 def main() -> None:
-    """Train what is missing, judge everything, print the table."""
+    """Train, evaluate and print the table."""
     layers = {name: ["digits_dit_async", f"objectives/{name}"] for name in OBJECTIVES}
-    files, seeds = trained(layers, __doc__, Path("runs/digits_objectives"))
+    files, seeds = train_all(layers, __doc__, Path("runs/digits_objectives"))
     judge = Judge()
     heads = ["objective", "bits/dim, synchronous", "async_patch", "path gap", "Fréchet, with labels", "without labels"]
     heads += ["inpainted", "class kept"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name in OBJECTIVES:
         models = [AsyncDiffusion.load_from_checkpoint(files[name, seed]) for seed in seeds]
-        print(row(name, [bits(model, judge) | judge.judge(model) for model in models]), flush=True)
+        print(row(name, [bits(model, judge) | judge.evaluate(model) for model in models]), flush=True)
 
 
 if __name__ == "__main__":

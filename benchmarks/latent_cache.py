@@ -1,11 +1,12 @@
-"""How fast cached latents are read, and whether a cache that is killed again and again becomes the one that is not.
+"""Speed of reading cached latents, and a crash test: a cache that is killed repeatedly equals an uninterrupted one.
 
     python -m benchmarks.latent_cache read                                    # random latents of 4x32x32, 1 GB in /tmp
     python -m benchmarks.latent_cache kills --root PHOTOS --codec experiments/codecs/taef2.yaml
 
-`read`: batches of 256 in random order through the loader that training uses, on one thread, without worker processes,
-files in the page cache; variants in turn, medians of the rounds. `kills`: `cache-latents` is sent SIGKILL at random
-moments of the time that it takes, and run again until it ends; every byte is compared with an uninterrupted cache.
+`read` reads batches of 256 in random order with the data loader of training, on one thread, without worker processes
+and with the files in the page cache; variants are interleaved, and the table shows medians over the rounds. `kills`
+sends SIGKILL to `cache-latents` at random times and runs it again until it finishes; every byte is compared with an
+uninterrupted cache.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from asyncdiff.latents.cache.write_shard import write_shard
-from benchmarks.data import measured
+from benchmarks.data import measure_rates
 from datamodules import LatentCache
 from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, shard_name
 
@@ -39,11 +40,11 @@ SHAPE, SHARD, BATCH = (4, 32, 32), 16384, 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["read", "kills"])
-    parser.add_argument("--count", type=int, default=131072, help="latents of `read`")
+    parser.add_argument("--count", type=int, default=131072, help="number of latents for `read`")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--root", type=Path, help="a folder of images, for `kills`")
-    parser.add_argument("--codec", type=Path, help="a YAML file, for `kills`")
-    parser.add_argument("--size", type=int, default=64, help="pixels of the images of `kills`")
+    parser.add_argument("--root", type=Path, help="folder of images, for `kills`")
+    parser.add_argument("--codec", type=Path, help="YAML file of the codec, for `kills`")
+    parser.add_argument("--size", type=int, default=64, help="image size in pixels, for `kills`")
     parser.add_argument("--kills", type=int, default=20)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 class SafetensorsRows(Dataset[Tensor]):
-    """The usual way: safetensors' own slices, one row at a time."""
+    """Common implementation: slices of safetensors, one row at a time."""
 
     def __init__(self, root: Path, count: int) -> None:
         self.files = [safe_open(file, "pt").__enter__().get_slice("mean") for file in sorted(root.glob("train-*"))]
@@ -68,7 +69,7 @@ class SafetensorsRows(Dataset[Tensor]):
         return self.files[index // SHARD][row : row + 1][0, 0]
 
 
-class FileEach(Dataset[Tensor]):
+class FilePerLatent(Dataset[Tensor]):
     """One .npy file per latent."""
 
     def __init__(self, files: list[Path]) -> None:
@@ -82,9 +83,9 @@ class FileEach(Dataset[Tensor]):
 
 
 def read(options: argparse.Namespace) -> None:
-    """Latents a second."""
+    """Measure latents per second."""
     with tempfile.TemporaryDirectory() as folder:
-        root = written(Path(folder) / "cache", options.count)
+        root = write_cache(Path(folder) / "cache", options.count)
         files = [root / f"{at}.npy" for at in range(options.count // 16)]
         rows = np.random.default_rng(0).standard_normal((1024, *SHAPE)).astype(np.float16)
         for at, file in enumerate(files):
@@ -92,7 +93,7 @@ def read(options: argparse.Namespace) -> None:
         data = LatentCache(str(root), SHAPE[1], SHAPE[0], horizontal_flip=False, batch_size=BATCH)
         slices = SafetensorsRows(root, options.count)
 
-        def ours(finish: bool) -> Any:
+        def latent_cache(finish: bool) -> Any:
             def batches() -> Iterable[Tensor]:
                 loader = data.train_dataloader()
                 return (data.dataset("train").finish(b)["image"] if finish else b["moments"] for b in loader)
@@ -101,29 +102,31 @@ def read(options: argparse.Namespace) -> None:
 
         some = torch.utils.data.Subset(slices, torch.randperm(options.count)[: options.count // 16].tolist())
         variants = {
-            "a .npy file per latent": lambda: DataLoader(FileEach(files), BATCH, shuffle=True),
+            "a .npy file per latent": lambda: DataLoader(FilePerLatent(files), BATCH, shuffle=True),
             "safetensors, one by one": lambda: DataLoader(some, BATCH),
-            "LatentCache": ours(False),
-            "LatentCache, with what else happens on the device": ours(True),
+            "LatentCache": latent_cache(False),
+            "LatentCache, with float32 conversion and scaling": latent_cache(True),
         }
-        rates = measured(variants, options.rounds)
+        rates = measure_rates(variants, options.rounds)
     base = next(iter(rates.values()))
     print(f"| {options.count} latents of 4x32x32, float16 | latents/s | ratio |\n|---|---|---|")
     for name, rate in rates.items():
         print(f"| {name} | {rate:.0f} | {rate / base:.1f} |")
 
 
-def written(root: Path, count: int) -> Path:
-    """A cache of random means."""
+def write_cache(root: Path, count: int) -> Path:
+    """Write a cache of random means and return its folder."""
     root.mkdir()
     generator = np.random.default_rng(0)
-    splits = {split: shards(root, split, number, generator) for split, number in (("train", count), ("val", BATCH))}
+    splits = {
+        split: write_shards(root, split, number, generator) for split, number in (("train", count), ("val", BATCH))
+    }
     codec = {"class": "none", "weights": None, "channels": 4, "factor": 8, "scale": [0.18215], "shift": [0.0]}
     (root / MANIFEST).write_text(json.dumps({"version": 1, "codec": codec, "splits": splits}))
     return root
 
 
-def shards(root: Path, split: str, count: int, generator: np.random.Generator) -> dict[str, Any]:
+def write_shards(root: Path, split: str, count: int, generator: np.random.Generator) -> dict[str, Any]:
     entries, starts = [], range(0, count, SHARD)
     for number, first in enumerate(starts):
         rows = min(SHARD, count - first)
@@ -137,43 +140,43 @@ def shards(root: Path, split: str, count: int, generator: np.random.Generator) -
     return about | {"count": count, "shards": entries}
 
 
-# Being killed
+# Crash test
 
 
 def kills(options: argparse.Namespace) -> None:
-    """A table of every kill: when, what was there, and whether the cache became the same."""
+    """Print a table of all kills: time, files at that time, and whether the final cache is identical."""
     if options.root is None or options.codec is None:
-        sys.exit("--root and --codec must be given")
+        sys.exit("--root and --codec are required for kills")
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        process(options, Path(folder) / "whole").wait()
-        duration = time.perf_counter() - began
-        expected, at_random = contents(Path(folder) / "whole"), random.Random(0)
-        shards_in_all = sum(name.endswith(".safetensors") for name in expected)
-        print(f"uninterrupted: {duration:.1f} s, {shards_in_all} shards\n")
-        print("| kill | after, s | shards there | files half written | in the end identical |\n|---|---|---|---|---|")
+        started = time.perf_counter()
+        start_caching(options, Path(folder) / "uninterrupted").wait()
+        duration = time.perf_counter() - started
+        expected, rng = contents(Path(folder) / "uninterrupted"), random.Random(0)
+        shard_count = sum(name.endswith(".safetensors") for name in expected)
+        print(f"uninterrupted: {duration:.1f} s, {shard_count} shards\n")
+        print("| kill | after, s | complete shards | partial files | finally identical |\n|---|---|---|---|---|")
         done, out, rows = 0, Path(folder) / "killed", []
         while done < options.kills:
-            after = at_random.uniform(0, 1) * duration
+            after = rng.uniform(0, 1) * duration
             if killed(options, out, after):
                 done += 1
                 names = [file.name for file in out.glob("*")] + [file.name for file in out.glob(".*.tmp")]
                 complete = sum(name.endswith(".safetensors") for name in names)
                 rows.append(f"{done} | {after:.1f} | {complete} | {sum(name.endswith('.tmp') for name in names)}")
                 continue
-            tell(rows, contents(out) == expected)
+            print_rows(rows, contents(out) == expected)
             rows = []
             shutil.rmtree(out)
-        process(options, out).wait()
-        tell(rows, contents(out) == expected)
+        start_caching(options, out).wait()
+        print_rows(rows, contents(out) == expected)
 
 
-def tell(rows: list[str], same: bool) -> None:
+def print_rows(rows: list[str], same: bool) -> None:
     for row in rows:
         print(f"| {row} | {'yes' if same else 'NO'} |", flush=True)
 
 
-def process(options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
+def start_caching(options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "asyncdiff", "cache-latents", "--data", "datamodules.ImageFolder"]
     command += ["--data.init_args.root", str(options.root), "--data.init_args.size", str(options.size)]
     command += ["--codec", str(options.codec), "--out", str(out), "--shard_size", "64", "--batch_size", "32"]
@@ -181,8 +184,8 @@ def process(options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
 
 
 def killed(options: argparse.Namespace, out: Path, after: float) -> bool:
-    """Whether the command was at work when it was killed."""
-    running = process(options, out)
+    """Kill the command after some seconds; return False if it finished before."""
+    running = start_caching(options, out)
     try:
         running.wait(after)
     except subprocess.TimeoutExpired:

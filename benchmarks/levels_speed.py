@@ -1,10 +1,10 @@
-"""What drawing level maps costs, beside the training step that they are drawn for.
+"""Cost of drawing level maps, relative to a training step.
 
     python -m benchmarks.levels_speed --rounds 7
 
-times every sampler on 256 images of 16x16 patches, and forward and backward passes of DiT-S (dim 384, depth 12, heads
-6; 256 tokens), all on one thread, in turn, `--rounds` times over; prints a Markdown table of medians. The step is
-measured on a batch of 4 and scaled to 256; it has shared levels, the cheapest ones, and no optimiser, so that the
+times every level sampler on 256 images of 16x16 patches, and forward and backward passes of DiT-S (dim 384, depth 12,
+heads 6; 256 tokens), interleaved on one thread; prints a Markdown table of medians over the rounds. The training step
+is measured on a batch of 4 and scaled to 256; it has shared levels, which are cheapest, and no optimizer, so that the
 percentages are upper bounds.
 """
 
@@ -67,7 +67,7 @@ SAMPLERS: dict[str, LevelSampler] = {
 
 
 def training_step() -> Callable[[], None]:
-    """Loss and gradients of DiT-S on a small batch."""
+    """Return a function that computes loss and gradients of DiT-S on a small batch."""
     torch.manual_seed(0)
     denoiser = Denoiser(DiT(channels=4, patch_size=SIZE // GRID[0], dim=384, depth=12, heads=6), RectifiedFlow())
     x, eps = torch.randn(2, STEP_IMAGES, 4, SIZE, SIZE)
@@ -80,17 +80,17 @@ def training_step() -> Callable[[], None]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def measure(rounds: int) -> tuple[float, dict[str, float]]:
-    """Medians in seconds: of a training step on `IMAGES` images, and of drawing their levels with every sampler."""
+    """Return the median seconds of a training step on `IMAGES` images, and of drawing their levels by sampler."""
     step, steps = training_step(), []
     draws: dict[str, list[float]] = {name: [] for name in SAMPLERS}
-    for number in range(-1, rounds):  # the first round only warms up
+    for number in range(-1, rounds):  # the first round warms up
         took = seconds(step)
         drawn = {name: seconds(partial(s, IMAGES, GRID, generator=seeded(number + 1))) for name, s in SAMPLERS.items()}
         if number >= 0:

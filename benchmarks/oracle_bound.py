@@ -1,10 +1,10 @@
-"""The likelihood bound of a perfect denoiser along many paths, against the true density of a Gaussian.
+"""Likelihood bound of an exact denoiser along many paths, compared with the true density of a Gaussian.
 
     python -m benchmarks.oracle_bound
 
-16 correlated pixels on a 2x2 level map, float64. The expectation over the noise is exact: the noise runs through the
-points +-sqrt(d) e_j of a cubature, whose mean is that of any quadratic function of it, such as a Gaussian's squared
-error. What remains is the quadrature along the path.
+16 correlated pixels on a 2x2 level map, float64. The expectation over the noise is exact: the noise takes the points
++-sqrt(d) e_j of a cubature, which is exact for quadratic functions such as the squared error of a Gaussian. Only the
+quadrature along the path remains.
 """
 
 import argparse
@@ -30,15 +30,15 @@ PATHS = {
     "raster, strict": Ordered(Raster()),
     "spiral, overlap 0.5": Ordered(Spiral(), 0.5),
     "wavefront, overlap 0.75": Ordered(Wavefront(), 0.75),
-    "centre-out, strict": Ordered(CenterOut()),
+    "center-out, strict": Ordered(CenterOut()),
     "shuffled, overlap 0.25": Ordered(Shuffled(), 0.25),
-    "a user's waypoints": Waypoints([[[0.0, 0.6], [0.9, 0.2]]], progress=[0.7]),
+    "custom waypoints": Waypoints([[[0.0, 0.6], [0.9, 0.2]]], progress=[0.7]),
 }
 STEPS = (128, 256, 512)
 
 
 class Slopeless(Path):
-    """A path without its slopes: what a loss that forgets them integrates."""
+    """Path with all slopes set to 1, as in a loss that omits them."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -54,13 +54,13 @@ class Slopeless(Path):
 
 
 def cubature(shape: tuple[int, ...], **_: object) -> Tensor:
-    """The points in place of random noise, for every 2 d copies of an image."""
+    """Return the cubature points instead of random noise, for every 2 d copies of an image."""
     points = math.sqrt(DIMS) * torch.cat([torch.eye(DIMS), -torch.eye(DIMS)]).double()
     return points.repeat(shape[0] // len(points), 1).reshape(shape)
 
 
-def copies(x: Tensor) -> dict:
-    """Every image once per point, on one curve."""
+def repeated(x: Tensor) -> dict:
+    """Return arguments of `bound` with every image repeated per cubature point, on one curve."""
     return {
         "x": x.repeat_interleave(2 * DIMS, 0),
         "generator": per_image([k for k in range(len(x)) for _ in range(2 * DIMS)]),
@@ -69,7 +69,7 @@ def copies(x: Tensor) -> dict:
 
 
 def mean(nats: Tensor) -> Tensor:
-    """Expectation over the noise, per image."""
+    """Return the expectation over the noise, per image."""
     return nats.reshape(-1, 2 * DIMS).mean(1)
 
 
@@ -90,17 +90,17 @@ def main() -> None:
     heads += [f"{steps} steps, excess" for steps in STEPS] + ["order"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name, path in PATHS.items():
-        found = mean(bound(oracle, path=path, **copies(x), **flux).total)
+        total = mean(bound(oracle, path=path, **repeated(x), **flux).total)
         known = mask.expand(2 * DIMS * len(x), 4, 4)
-        rest = mean(bound(oracle, path=path, known=known, **copies(x), **flux).total)
+        rest = mean(bound(oracle, path=path, known=known, **repeated(x), **flux).total)
         plain = {"points": options.points, "progress_sampler": UniformProgress()}
-        floor = mean(bound(oracle, path=path, t_min=FLOOR, **copies(x), **flux).total)
-        slopeless = mean(bound(oracle, path=Slopeless(path), t_min=FLOOR, **copies(x), **plain).total)
+        floor = mean(bound(oracle, path=path, t_min=FLOOR, **repeated(x), **flux).total)
+        slopeless = mean(bound(oracle, path=Slopeless(path), t_min=FLOOR, **repeated(x), **plain).total)
         gaps = [
-            (mean(discrete_bound(oracle, path=path, t_min=FLOOR, steps=k, **copies(x)).total) - floor).mean().item()
+            (mean(discrete_bound(oracle, path=path, t_min=FLOOR, steps=k, **repeated(x)).total) - floor).mean().item()
             for k in STEPS
         ]
-        cells = [name, f"{found.mean():.6f}", f"{((found - truth) / truth).abs().max():.1e}"]
+        cells = [name, f"{total.mean():.6f}", f"{((total - truth) / truth).abs().max():.1e}"]
         cells += [f"{((rest - conditional) / conditional).abs().max():.1e}", f"{(slopeless - floor).mean():+.1f}"]
         cells += [*(f"{gap:.4f}" for gap in gaps), f"{math.log2(gaps[-2] / gaps[-1]):.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)

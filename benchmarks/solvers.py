@@ -1,10 +1,10 @@
-"""Error of a solver against its evaluations of the network, on synchronous, asynchronous and ordered paths.
+"""Error of solvers against the number of network evaluations, on synchronous, asynchronous and ordered paths.
 
     python -m benchmarks.solvers
 
-prints a Markdown table: the rms distance per pixel from the solution of the probability-flow ODE on the same paths and
-from the same noise (2048 steps of Heun), for images from a mixture of Gaussians whose exact denoiser takes the place of
-a network. Nothing is trained; a minute on a CPU.
+prints a Markdown table: RMS distance per pixel from the solution of the probability-flow ODE on the same paths and from
+the same noise (2048 steps of Heun), for a mixture of Gaussians with its exact denoiser. Nothing is trained; it takes a
+minute on a CPU.
 """
 
 import argparse
@@ -32,8 +32,8 @@ EVALUATIONS = (8, 16, 32, 64)
 REFERENCE_STEPS = 2048
 
 
-def walked(oracle: MixtureOracle, path: Path, solver: Solver, steps: int, images: int) -> Tensor:
-    """One image per seed, in double precision."""
+def sample(oracle: MixtureOracle, path: Path, solver: Solver, steps: int, images: int) -> Tensor:
+    """Return one image per seed, in double precision."""
     return Sampler(path, solver, steps)(oracle, seeds=range(images), shape=SHAPE, dtype=torch.float64)
 
 
@@ -48,9 +48,9 @@ def main() -> None:
     print(f"Standard deviation of a pixel {spread:.2f}, {arguments.images} images, {arguments.process} process.\n")
     print(f"| path | solver | {' | '.join(map(str, EVALUATIONS))} |\n|---|---|{'---|' * len(EVALUATIONS)}")
     for name, path in PATHS.items():
-        reference = walked(oracle, path, Heun(), REFERENCE_STEPS, arguments.images)
+        reference = sample(oracle, path, Heun(), REFERENCE_STEPS, arguments.images)
         for solver in SOLVERS:
-            ends = (walked(oracle, path, solver, n // solver.evaluations, arguments.images) for n in EVALUATIONS)
+            ends = (sample(oracle, path, solver, n // solver.evaluations, arguments.images) for n in EVALUATIONS)
             errors = " | ".join(f"{(end - reference).square().mean().sqrt().item():.4f}" for end in ends)
             print(f"| {name} | {type(solver).__name__} | {errors} |", flush=True)
 
