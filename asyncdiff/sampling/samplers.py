@@ -171,8 +171,8 @@ class ImageSampler(ABC):
             seeds: one seed per image.
             shape: (c, h, w) of every image.
             label: class of every image, int64 (b,); None for unconditional sampling.
-            image: image with the known pixels, (b, c, h, w). Its unknown pixels are read only where `levels` lies
-                between 0 and 1.
+            image: image with the known pixels, (b, c, h, w). Its unknown pixels are read only in patches whose
+                `levels` are below 1.
             known: True = known, (b, h, w). A patch is known if all its pixels are; known pixels inside other patches
                 are replaced by the noised image after every step.
             levels: initial level map, (b, gh, gw): 0 keeps a patch of the image, 1 is pure noise (default for unknown

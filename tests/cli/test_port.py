@@ -129,7 +129,7 @@ def test_a_checkpoint_of_their_training_has_two_sets(words, which, capfd):
     model = port("train.pt", "--kind", "dit", "--heads", "4", *words)
     table = WEIGHTS["y_embedder.embedding_table.weight"]
     assert torch.equal(model.network.label_embedding.table.weight, which * table)
-    name = {2: "averaged weights", 1: "weights of the last step"}[which]
+    name = {2: "EMA weights", 1: "raw weights"}[which]
     assert f"kind: DiT in the authors' layout, {name}\n" in capfd.readouterr().out
 
 
@@ -138,7 +138,7 @@ def test_a_pipeline_of_diffusers(pipeline, capfd):
     model = port(str(pipeline))
     told = capfd.readouterr().out
     assert "kind: DiT in diffusers' layout\n" in told
-    assert "normalisation: eps is 1e-06 as with the authors, 1e-05 in this folder's second norms\n" in told
+    assert "normalization: eps is 1e-06 as in the authors' code, 1e-05 in this folder's second norms\n" in told
     assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in told
     theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
     eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
@@ -166,7 +166,7 @@ def test_latents_are_said_to_be_some(capfd):
     torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
     port("latents.pt", "--kind", "sit", "--heads", "4")
     told = capfd.readouterr().out
-    assert "images: 8x8 latents of 4 channels; --codec with their autoencoder shows them" in told
+    assert "images: 8x8 latents of 4 channels; decode them with --codec" in told
     assert "dropped: nothing\n" in told
 
 
@@ -260,26 +260,26 @@ def test_damaged_files(refused):
     for name in ("cut.pt", "text.pt", "empty.pt"):
         assert refused(name, "--kind", "dit").startswith(f"{name} is not a checkpoint that can be read safely: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
-    assert refused("cut.safetensors", "--kind", "dit").startswith("cut.safetensors is no file of safetensors that can")
+    assert refused("cut.safetensors", "--kind", "dit").startswith("cut.safetensors must be a readable safetensors file: ")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt: no such path"),
-        (["weights.pt"], "--kind must be given for a file, dit or sit: the two have the same weights"),
-        (["weights.pt", "--kind", "dit"], "heads must be given for a width of 32, which is no official"),
+        (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt, which does not exist"),
+        (["weights.pt"], "--kind must be given for a file, got none: add dit or sit, which use the same"),
+        (["weights.pt", "--kind", "dit"], "heads must be given for a width of 32, which is not an official size"),
         (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
         (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
         (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
         (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights must be left out for a file with one set"),
         (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies must be left out for a file"),
-        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"], "image_size must be 8, as the"),
+        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"], "image_size must be 8, the size of the positions in"),
         (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
         (["PIPELINE", "--heads", "4"], "--heads must be left out, got 4: the folder's config.json has 2"),
         (["PIPELINE", "--weights", "raw"], "--weights must be left out for a folder, got raw"),
         (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"], "CHECKPOINT must be the folder of diffusers"),
-        (["PIPELINE/scheduler"], "CHECKPOINT must be a diffusers folder with config.json, got no PIPELINE/sch"),
+        (["PIPELINE/scheduler"], "CHECKPOINT must be a diffusers folder with config.json, got one without PIPELINE/sch"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(words, message, pipeline, refused):
@@ -290,11 +290,11 @@ def test_mistakes_are_one_line(words, message, pipeline, refused):
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ({"conv.weight": torch.ones(2)}, "CHECKPOINT must hold a DiT or a SiT, got conv.weight ... in it.pt: another"),
-        ({}, "CHECKPOINT must hold a DiT or a SiT, got nothing in it.pt"),
-        ([1, 2], "CHECKPOINT must hold named tensors, got list in it.pt"),
-        (torch.ones(3), "CHECKPOINT must hold named tensors, got Tensor in it.pt"),
-        ({"epoch": 3}, "CHECKPOINT must hold named tensors, got dict in it.pt"),
+        ({"conv.weight": torch.ones(2)}, "CHECKPOINT must contain a DiT or a SiT, got conv.weight ... in it.pt: this"),
+        ({}, "CHECKPOINT must contain a DiT or a SiT, got nothing in it.pt"),
+        ([1, 2], "CHECKPOINT must contain named tensors, got list in it.pt"),
+        (torch.ones(3), "CHECKPOINT must contain named tensors, got Tensor in it.pt"),
+        ({"epoch": 3}, "CHECKPOINT must contain named tensors, got dict in it.pt"),
         ({"model": WEIGHTS}, "--weights must be in the file, got ema, but it.pt has no 'ema'"),
     ],
 )
@@ -307,7 +307,7 @@ def test_files_of_other_things(held, message, refused):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("transformer/config.json", {"_class_name": "PixArtTransformer2DModel"}, "CHECKPOINT must hold a DiTTransf"),
+        ("transformer/config.json", {"_class_name": "PixArtTransformer2DModel"}, "CHECKPOINT must contain a DiTTransf"),
         ("transformer/config.json", {"activation_fn": "geglu"}, "activation_fn must be gelu-approximate in a DiT"),
         ("transformer/config.json", {"num_attention_heads": 3}, "dim must be divisible by heads"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "beta_schedule of the scheduler must"),
@@ -325,14 +325,14 @@ def test_folders_of_other_things(file, change, message, pipeline, refused):
 def test_folders_with_something_missing(pipeline, refused):
     shutil.copytree(pipeline, "changed")
     Path("changed/transformer/config.json").write_text("{")
-    assert refused("changed").startswith("changed/transformer/config.json is no JSON that can be read")
+    assert refused("changed").startswith("changed/transformer/config.json must be a readable JSON file: ")
     shutil.copy(pipeline / "transformer/config.json", "changed/transformer/config.json")
     Path("changed/transformer/diffusion_pytorch_model.safetensors").unlink()
-    assert refused("changed").startswith("CHECKPOINT must hold diffusion_pytorch_model.safetensors or diff")
+    assert refused("changed").startswith("CHECKPOINT must contain diffusion_pytorch_model.safetensors or diff")
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "out.pth"])
 def test_the_output_is_a_new_checkpoint(name, capfd):
     with pytest.raises(SystemExit):
         main(["port", "weights.pt", "--kind", "dit", "--heads", "4", "--output", name])
-    assert capfd.readouterr().err.startswith(f"error: --output must be a new .ckpt file, got {name}: name another")
+    assert capfd.readouterr().err.startswith(f"error: --output must be a new .ckpt file, got {name}: choose another")
