@@ -39,7 +39,7 @@ from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.shapes import UniqueLevels
 
 # Variants
-ONE, NAIVE, OURS = "one level per image", "map, naive", "map, ours"
+ONE, NAIVE, TABLE = "one level per image", "map, naive", "map, asyncdiff"
 BLOCKWISE = "map, as in SRM"
 CONSTANT, TWO = "constant map", "two levels (inpainting)"
 LADDER = "51 levels (adaptive sampler)"
@@ -236,8 +236,8 @@ def unique_per_patch(t: Tensor) -> UniqueLevels:
 
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "train": ("step", (ONE, BLOCKWISE, NAIVE, OURS)),
-    "sample": ("evaluation", (ONE, CONSTANT, TWO, LADDER, BLOCKWISE, NAIVE, OURS)),
+    "train": ("step", (ONE, BLOCKWISE, NAIVE, TABLE)),
+    "sample": ("evaluation", (ONE, CONSTANT, TWO, LADDER, BLOCKWISE, NAIVE, TABLE)),
 }
 
 
