@@ -71,7 +71,6 @@ class Synchronous(Path):
     """Path of standard diffusion: t_i(s) = s, all patches share one level."""
 
     def curve(self, source: RandomSource) -> Curve:
-
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t = s[:, None, None].expand(len(s), *source.grid)
             return t, torch.ones_like(t)
@@ -84,8 +83,8 @@ class AsyncPatch(Path):
 
     Geometrically it goes straight from clean to a random waypoint in the hypercube of levels, then straight to noise.
     It is the controlled level sampler of AsyncPatch Diffusion (arXiv:2606.07079) written as a path family: with
-    independent u_i ~ U(-1, 1) and spread 1, t(s) at uniform s has exactly its distribution. The mean level of an image
-    stays close to s. Spread 0 is `Synchronous`.
+    independent u_i ~ U(-1, 1) and spread 1, t(s) at uniform s has exactly its distribution, in which the mean level of
+    an image stays close to s. Spread 0 is `Synchronous`.
 
     Args:
         spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1]; 1 is the paper's.
