@@ -94,10 +94,10 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="checkpoint_path must be a file"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "none.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="no checkpoint of AsyncDiffusion"):
+    with pytest.raises(ValueError, match="is not a checkpoint of AsyncDiffusion"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "foreign.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="no checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="is not a checkpoint that can be read safely"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "broken.ckpt")
 
 
@@ -188,7 +188,7 @@ def test_elbo_with_unsuited_levels_is_refused_when_built():
 
 
 def test_an_image_smaller_than_a_patch_is_refused_when_built():
-    with pytest.raises(ValueError, match="at least one patch large, got 1x1 pixels for patches of 2x2"):
+    with pytest.raises(ValueError, match="at least one patch large, got 1x1 pixels with patches of 2x2"):
         model(image_size=1)
 
 
