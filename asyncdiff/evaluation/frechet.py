@@ -144,9 +144,9 @@ class FrechetDistance(Metric):
     def reset(self) -> None:
         """Discard the generated images, and the real ones unless `keep_reference`."""
         names = [name for name in self._defaults if name.startswith("real") and self.keep_reference]
-        kept = {name: getattr(self, name) for name in names}
+        saved = {name: getattr(self, name) for name in names}
         super().reset()
-        for name, value in kept.items():
+        for name, value in saved.items():
             setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -75,7 +75,7 @@ class ValidationImages:
     indices: Sequence[int]
     labels: Labels | None = None
 
-    def batches(self, size: int) -> Iterator["HeldOut"]:
+    def batches(self, size: int) -> Iterator["ValidationImages"]:
         """Yield the images in batches of `size`."""
         for first in range(0, len(self.images), size):
             part = slice(first, first + size)
@@ -150,7 +150,7 @@ class InpaintingBenchmark:
     def evaluate(
         self,
         denoiser: Denoiser,
-        given: ValidationImages,
+        data: ValidationImages,
         mask: tuple[str, Mask],
         sampler: tuple[str, ImageSampler],
         *,
@@ -160,7 +160,7 @@ class InpaintingBenchmark:
 
         Args:
             denoiser: the model.
-            given: validation images.
+            data: validation images.
             mask: name and mask set.
             sampler: name and sampler.
             progress: called with the number of results after every batch.
@@ -174,7 +174,7 @@ class InpaintingBenchmark:
         counted, seconds = CountingDenoiser(denoiser), 0.0
         features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
         errors, diversities = [], []
-        for batch in given.batches(self.batch_size):
+        for batch in data.batches(self.batch_size):
             truth, results, decoded = batch.images.to(_device(denoiser)), [], []
             known = batch.masks(mask[1]).to(truth.device)
             for k in range(self.rounds):
@@ -191,7 +191,7 @@ class InpaintingBenchmark:
                 errors.append(_mean([self.lpips(result, true) for result in decoded]))
                 if self.rounds > 1:
                     diversities.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
-        count = len(given.images) * self.rounds
+        count = len(data.images) * self.rounds
         return InpaintingScores(
             mask[0],
             sampler[0],
@@ -220,11 +220,11 @@ class InpaintingBenchmark:
                 device=device,
             )
 
-    def frechet_of_real(self, given: ValidationImages, device: torch.device | str = "cpu") -> float | None:
+    def frechet_of_real(self, data: ValidationImages, device: torch.device | str = "cpu") -> float | None:
         """Return the Fréchet distance of the true images, the best possible for their number; None if not measured."""
         if self.frechet is None:
             return None
-        batches = given.batches(self.batch_size)
+        batches = data.batches(self.batch_size)
         return self._distance([self._features(self.decode(batch.images.to(device))) for batch in batches])
 
     @torch.no_grad()
