@@ -38,7 +38,7 @@ def two_kinds(n: int = 80, size: int = 32) -> list[dict[str, torch.Tensor]]:
     return [{"image": (0.3 * noise + labels[:, None, None, None] - 0.5).clamp(-1, 1), "label": labels}]
 
 
-def test_uint8_is_exact_on_every_grey_level():
+def test_uint8_is_exact_at_every_level():
     levels = torch.arange(256).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))
 
@@ -48,7 +48,7 @@ def test_uint8_rounds_to_the_nearest_level_and_clips():
     assert to_uint8(images).flatten().tolist() == [0, 0, 1, 255, 255]
 
 
-def test_classifier_knows_held_out_digits(trained, digits):
+def test_classifier_is_accurate_on_held_out_digits(trained, digits):
     _, images, labels = digits
     assert trained.name == "digits_classifier"
     assert trained.accuracy(images, labels) >= 0.97
@@ -61,7 +61,7 @@ def test_classifier_features_are_finite_and_of_full_rank(trained, digits):
     assert variances[0] > 1e-6 * variances[-1]
 
 
-def test_classifier_tells_damaged_images_from_real_ones(trained, digits):
+def test_classifier_features_separate_blurred_images_from_real_ones(trained, digits):
     _, images, _ = digits
     distances = []
     for fake in (images[180:], nn.functional.avg_pool2d(images[180:], 3, 1, padding=1)):
@@ -73,7 +73,7 @@ def test_classifier_tells_damaged_images_from_real_ones(trained, digits):
 
 
 @pytest.mark.parametrize("size", [5, 8, 32])
-def test_classifier_takes_colour_images_of_any_size(size):
+def test_classifier_accepts_color_images_of_any_size(size):
     classifier = tiny(epochs=20)
     batches = two_kinds(size=size)
     classifier.prepare(batches)
@@ -137,7 +137,7 @@ def test_any_module_becomes_features():
     assert metric.real_n == 80
 
 
-def test_features_told_their_name_and_size_keep_them():
+def test_explicit_name_and_dim_of_features_are_kept():
     features = as_features(nn.Flatten(), name="pixels", dim=12)
     features.prepare([])
     assert isinstance(features, Features)
@@ -147,7 +147,7 @@ def test_features_told_their_name_and_size_keep_them():
         as_features(features, name="other")
 
 
-def test_inception_without_file_or_network_says_which_file_goes_where(tmp_path, monkeypatch):
+def test_inception_without_file_or_network_names_file_and_folder(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise URLError("no network")
 
@@ -196,8 +196,8 @@ def test_inception_from_a_local_file(tmp_path):
         assert torch.equal(features(levels / 127.5 - 1), reference(levels.to(torch.uint8))[0])
         scores = reference(levels.to(torch.uint8))[1]
         torch.testing.assert_close(features.logits(levels / 127.5 - 1), scores, rtol=1e-5, atol=1e-6)
-        grey = levels[:, :1] / 127.5 - 1
-        assert torch.equal(features(grey), features(grey.repeat(1, 3, 1, 1)))
+        gray = levels[:, :1] / 127.5 - 1
+        assert torch.equal(features(gray), features(gray.repeat(1, 3, 1, 1)))
     assert features.fingerprint()["input"]["size"] == [299, 299]
     assert features.fingerprint()["weights"] != TrainedClassifier(1, 2).fingerprint()["weights"]
     with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):

@@ -151,7 +151,7 @@ def test_reset_keeps_the_reference():
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
 
 
-def test_reset_forgets_the_reference_when_told_so():
+def test_reset_discards_the_reference_without_keep_reference():
     metric = FrechetDistance(Projection(), keep_reference=False)
     metric.update(images(5, 0), real=True)
     metric.reset()

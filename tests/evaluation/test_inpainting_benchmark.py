@@ -131,7 +131,7 @@ def test_changed_known_values_raise(denoiser, given):
 
 
 @pytest.mark.parametrize("mask", ["thin", "wide", "lines", "super_resolution"])
-def test_results_depend_on_the_place_in_the_split_alone(denoiser, given, mask):
+def test_results_depend_only_on_the_index_in_the_split(denoiser, given, mask):
     sampler = ("s", Sampler(solver=DDIM(1.0), steps=3))
     cards = [bench(batch_size=n).evaluate(denoiser, given, (mask, MASKS[mask]), sampler) for n in (6, 4)]
     torch.testing.assert_close(cards[0].lpips, cards[1].lpips, rtol=1e-4, atol=1e-6)

@@ -47,7 +47,7 @@ def test_a_covariance_without_full_rank_is_no_trouble():
         assert frechet_distance(fit_gaussian(fake), fake, real_count=len(fake)) == pytest.approx(0, abs=1e-9)
 
 
-def test_moments_of_parts_are_those_of_the_whole_even_far_from_zero():
+def test_merged_moments_equal_those_of_all_rows_even_far_from_zero():
     x = rows(1000, 0, shift=1e6)
     parts = [Moments(16) for _ in range(3)]
     for part, share in zip(parts, x.split([700, 299, 1]), strict=True):

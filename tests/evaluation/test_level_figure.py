@@ -46,7 +46,7 @@ def texts(figure):
     return {text.get_text() for axes in figure.axes for text in axes.texts} | {t.get_text() for t in figure.texts}
 
 
-def test_exact_zeros_and_ones_are_told_in_words():
+def test_exact_zeros_and_ones_are_annotated():
     shown = texts(level_figure([few(sampler=AlongPath(Ordered(Raster(), 0.5)))]))
     assert any(text.endswith("% at 0") for text in shown)
     assert any(text.endswith("% at 1") for text in shown)
@@ -76,7 +76,7 @@ def test_every_image_is_in_the_joint_histogram():
         assert joint_shares(few(sampler=sampler)).sum().item() == pytest.approx(1)
 
 
-def test_given_patches_have_a_colour_of_their_own():
+def test_known_patches_have_their_own_color():
     t = torch.tensor([[[0.0, 0.25], [1.0, 0.0]]])
     known = torch.tensor([[[False, False], [False, True]]])
     colors = color_maps(t, known)
@@ -84,7 +84,7 @@ def test_given_patches_have_a_colour_of_their_own():
     assert colors[0, 1, 1].tolist() == pytest.approx(to_rgb(KNOWN_COLOR))
 
 
-def test_wide_and_long_maps_fit_into_their_places():
+def test_wide_and_tall_maps_fit_into_their_tiles():
     for grid in ((2, 8), (8, 2), (1, 1)):
         assert pixels(level_figure([few(grid=grid)]), dpi=40).shape[2] == 3
 

@@ -1,4 +1,4 @@
-"""What is measured of a sampler is what it draws."""
+"""Statistics of level samplers."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_curves_go_from_noise_to_clean():
     assert not torch.equal(curves[5, 0], curves[5, 1])
 
 
-def test_given_patches_are_kept_apart():
+def test_known_patches_are_marked():
     seen = measure_levels("a", WithCleanPatches(AlongPath(), 1.0), (8, 8), images=64)
     assert 0.2 < seen.known.float().mean() < 0.9
     assert (seen.t[seen.known] == 0).all()

@@ -46,7 +46,7 @@ def lpips(files, net: str) -> LPIPS:
     return LPIPS(net, str(files[net][0]), files[net][1])
 
 
-def pictures(n: int = 2, size: int = 64, channels: int = 3, seed: int = 0) -> torch.Tensor:
+def random_images(n: int = 2, size: int = 64, channels: int = 3, seed: int = 0) -> torch.Tensor:
     coarse = torch.rand(n, channels, size // 8, size // 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear").clamp(-1, 1)
 
@@ -64,7 +64,7 @@ def torchmetrics_lpips(net: str, file: Path) -> nn.Module:
 @nets
 @pytest.mark.parametrize("size", [64, 96])
 def test_the_wiring_is_that_of_torchmetrics(files, net, size):
-    a, b = pictures(size=size), pictures(size=size, seed=1)
+    a, b = random_images(size=size), random_images(size=size, seed=1)
     expected = torchmetrics_lpips(net, files[net][0])(a, b).flatten()
     assert expected.min() > 1e-5
     torch.testing.assert_close(lpips(files, net)(a, b), expected, rtol=1e-5, atol=1e-7)
@@ -72,15 +72,15 @@ def test_the_wiring_is_that_of_torchmetrics(files, net, size):
 
 @nets
 def test_a_distance_is_symmetric_and_zero_for_equal_images(files, net):
-    distance, a, b = lpips(files, net), pictures(), pictures(seed=1)
+    distance, a, b = lpips(files, net), random_images(), random_images(seed=1)
     assert distance(a, a).tolist() == [0, 0]
     torch.testing.assert_close(distance(a, b), distance(b, a))
     torch.testing.assert_close(distance(a, b)[1:], distance(a[1:], b[1:]))
 
 
 @nets
-def test_grey_images_are_seen_in_three_equal_channels_and_values_clipped(files, net):
-    distance, a, b = lpips(files, net), pictures(channels=1), pictures(channels=1, seed=1)
+def test_gray_images_are_repeated_over_channels_and_values_clipped(files, net):
+    distance, a, b = lpips(files, net), random_images(channels=1), random_images(channels=1, seed=1)
     torch.testing.assert_close(distance(a, b), distance(a.expand(-1, 3, -1, -1), b.expand(-1, 3, -1, -1)))
     torch.testing.assert_close(distance(a * 3, b), distance((a * 3).clamp(-1, 1), b))
     with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
@@ -88,7 +88,7 @@ def test_grey_images_are_seen_in_three_equal_channels_and_values_clipped(files, 
 
 
 @pytest.mark.parametrize(("size", "factor"), [((8, 8), 8), ((32, 48), 2), ((63, 64), 2), ((64, 64), 1), ((256, 64), 1)])
-def test_small_images_are_enlarged_by_a_whole_factor(files, size, factor):
+def test_small_images_are_enlarged_by_an_integer_factor(files, size, factor):
     assert enlargement(*size) == factor
     distance = lpips(files, "alex")
     a, b = torch.rand(2, 1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -103,7 +103,7 @@ def test_features_are_the_averages_of_the_last_convolution(files, net, name, dim
 
     features = BackboneFeatures(net, str(files[net][0]), files[net][1])
     assert (features.name, features.dim) == (name, dim)
-    images = (pictures() * 127.5 + 127.5).round() / 127.5 - 1  # on 8-bit values, where rounding changes nothing
+    images = (random_images() * 127.5 + 127.5).round() / 127.5 - 1  # on 8-bit values, where rounding changes nothing
     reference = (models.squeezenet1_1 if net == "squeeze" else models.alexnet)(weights=None).features.eval()
     state = torch.load(files[net][0], weights_only=True)
     reference.load_state_dict({name.removeprefix("features."): value for name, value in state.items()})
@@ -114,8 +114,8 @@ def test_features_are_the_averages_of_the_last_convolution(files, net, name, dim
 
 def test_features_make_a_frechet_distance(files):
     metric = FrechetDistance(BackboneFeatures("alex", str(files["alex"][0]), files["alex"][1]))
-    near, far = pictures(300, 8, seed=1), 0.2 * pictures(300, 8, seed=2)
-    metric.update(pictures(300, 8), real=True)
+    near, far = random_images(300, 8, seed=1), 0.2 * random_images(300, 8, seed=2)
+    metric.update(random_images(300, 8), real=True)
     distances = []
     for fake in (near, far):
         metric.reset()
@@ -131,7 +131,7 @@ def test_both_are_rebuilt_from_their_recipe(files):
         assert torch.equal(again.backbone.layers[0].weight, built.backbone.layers[0].weight)
 
 
-def test_building_leaves_the_global_random_state_alone_and_nothing_to_train(files):
+def test_building_keeps_the_global_random_state_and_has_no_trainable_parameters(files):
     before = torch.get_rng_state()
     distance = lpips(files, "squeeze")
     assert torch.equal(before, torch.get_rng_state())
@@ -139,7 +139,7 @@ def test_building_leaves_the_global_random_state_alone_and_nothing_to_train(file
 
 
 @nets
-def test_another_file_is_refused_unless_its_hash_is_told(files, net, tmp_path):
+def test_another_file_is_rejected_unless_its_hash_is_given(files, net, tmp_path):
     file, sha256 = files[net]
     with pytest.raises(ValueError, match="must have the SHA-256"):
         LPIPS(net, str(file))
@@ -159,7 +159,7 @@ def test_the_other_network_is_refused(files):
 
 
 @nets
-def test_without_file_or_network_it_says_which_file_goes_where(net, tmp_path, monkeypatch):
+def test_without_file_or_network_it_names_file_and_folder(net, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise URLError("no network")
 
@@ -186,10 +186,10 @@ def test_the_urls_are_torchvisions():
 def test_published_values(net, expected):
     from PIL import Image
 
-    def picture(name: str) -> torch.Tensor:
+    def load_image(name: str) -> torch.Tensor:
         pixels = np.array(Image.open(WEIGHTS / "lpips_check" / f"{name}.png").convert("RGB"))
         return torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
 
     distance = LPIPS(net, str(FILES[net]))
-    found = [distance(picture("ex_ref"), picture(name)).item() for name in ("ex_p0", "ex_p1")]
+    found = [distance(load_image("ex_ref"), load_image(name)).item() for name in ("ex_p0", "ex_p1")]
     assert found == pytest.approx(expected, abs=5e-5)

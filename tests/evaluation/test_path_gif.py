@@ -1,4 +1,4 @@
-"""The moving picture of a path: what its frames show, and that files stay small."""
+"""Animated GIF of a path: content of the frames, and file size."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from asyncdiff.noise.levels import AlongPath
 from asyncdiff.noise.paths import AsyncPatch, Synchronous
 
 
-def walk(path, grid, frames=60):
+def path_frames(path, grid, frames=60):
     return viewer_frames(measure_levels("a", AlongPath(path), grid, images=4), frames)
 
 
@@ -39,7 +39,7 @@ def test_frames_show_the_maps_and_the_progress():
 
 
 def test_a_path_of_one_curve_is_shown_once():
-    (noise, half, _) = walk(Synchronous(), (4, 4), frames=3)
+    (noise, half, _) = path_frames(Synchronous(), (4, 4), frames=3)
     assert noise.width == 2 * SIDE + 2 * MARGIN
     inner = np.asarray(half)[MARGIN : MARGIN + 2 * SIDE, MARGIN : MARGIN + 2 * SIDE]
     assert (np.abs(inner.astype(int) - 127.5) < 1).all()
@@ -48,7 +48,7 @@ def test_a_path_of_one_curve_is_shown_once():
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32), (8, 24)])
 def test_files_are_small_and_go_from_the_middle_to_clean_and_from_noise_to_the_middle(grid, tmp_path):
     file = tmp_path / "a.gif"
-    save_gif(walk(AsyncPatch(), grid), file)
+    save_gif(path_frames(AsyncPatch(), grid), file)
     assert file.stat().st_size < LIMIT
     with Image.open(file) as movie:
         assert movie.n_frames >= 30 if max(grid) <= 16 else movie.n_frames >= 15

@@ -26,7 +26,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity(monkeypatch, distances
 
 
 @pytest.mark.parametrize("distances", [1 << 25, 3 * 300])
-def test_density_and_coverage_are_what_they_are_defined_as(monkeypatch, distances):
+def test_density_and_coverage_match_their_definitions(monkeypatch, distances):
     monkeypatch.setattr(module, "DISTANCES", distances)
     real, fake = rows(300, 0), rows(200, 1, scale=0.7)
     among = torch.linalg.vector_norm(real[:, None] - real[None], dim=2)
@@ -50,7 +50,7 @@ def test_of_one_distribution_the_density_is_one_and_the_coverage_known():
     assert found.density == pytest.approx(1, abs=0.1)
 
 
-def test_distant_sets_have_nothing_in_common():
+def test_distant_sets_do_not_overlap():
     assert precision_recall(rows(50, 0), rows(50, 1) + 100) == (0, 0)
     assert density_coverage(rows(50, 0), rows(50, 1) + 100) == (0, 0)
 
@@ -61,7 +61,7 @@ def test_a_narrow_set_is_precise_and_recalls_little():
     assert narrow.recall < 0.2
 
 
-def test_radii_are_distances_from_the_kth_neighbour_not_counting_the_row_itself():
+def test_radii_are_distances_from_the_kth_neighbor_excluding_the_row_itself():
     line = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64)
     assert radii(line, 1).tolist() == [1, 1, 4, 16]
     assert radii(line, 2).tolist() == [9, 4, 9, 36]
@@ -69,7 +69,7 @@ def test_radii_are_distances_from_the_kth_neighbour_not_counting_the_row_itself(
     assert radii(twins, 2).tolist() == [0] * 4
 
 
-def test_what_cannot_be_measured():
+def test_invalid_inputs_are_rejected():
     with pytest.raises(ValueError, match=r"fake must be at least 4, got 3: rows, for 3 neighbors"):
         precision_recall(rows(20, 0), rows(3, 1))
     with pytest.raises(ValueError, match=r"real must be at least 6, got 5"):

@@ -41,7 +41,7 @@ def test_the_resize_is_pillows(resnet):
     torch.testing.assert_close(resnet(to_model(picture[None])), resnet.network(transformed), rtol=0.01, atol=5e-3)
 
 
-def test_grey_images_have_three_equal_channels(resnet):
+def test_gray_images_are_repeated_over_channels(resnet):
     grey = to_model(levels(1, 32, 1))
     assert torch.equal(resnet(grey), resnet(grey.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):
@@ -72,7 +72,7 @@ def test_another_size_moves_the_positions_of_a_transformer():
     assert features.fingerprint()["input"]["resize"] == "bicubic, antialiased"
 
 
-def test_the_stamp_names_the_tensors(resnet):
+def test_the_fingerprint_identifies_the_tensors(resnet):
     other = TimmFeatures("resnet18.tv_in1k", size=64)
     assert other.fingerprint()["weights"] == resnet.fingerprint()["weights"]  # random, of one seed
     assert other.fingerprint() != resnet.fingerprint()

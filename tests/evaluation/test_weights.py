@@ -44,7 +44,7 @@ def test_runs_no_code_from_a_file_even_if_its_hash_fits(tmp_path, save):
 
 
 @pytest.mark.parametrize("sha256", ["", "6726825", "not hexadecimal", "0" * 65])
-def test_refuses_what_is_no_hash(tensors, sha256):
+def test_refuses_an_invalid_hash(tensors, sha256):
     with pytest.raises(ValueError, match="first 8 to 64 hex digits"):
         read_weights(tensors[0], sha256=sha256)
 
