@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d
 
 from asyncdiff.__main__ import main
 from asyncdiff.ablation import Ablation
-from asyncdiff.ablation.launch import resolved
+from asyncdiff.ablation.launch import resolve_config
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
@@ -131,8 +131,8 @@ def test_objectives_are_layered_on_an_experiment_and_train(file, built, tmp_path
 
 
 def layered(file, built, root):
-    words = ["--config", str(FOLDER / "digits_dit_async.yaml"), "--config", str(file)]
-    return built(*words, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(root))
+    argv = ["--config", str(FOLDER / "digits_dit_async.yaml"), "--config", str(file)]
+    return built(*argv, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(root))
 
 
 def takes_a_step(made) -> None:
@@ -157,7 +157,7 @@ def test_a_layer_leaves_no_argument_to_the_file_below(file):
 def test_every_level_sampler_has_a_layer():
     named = {entry["class_path"] for f in LEVELS for entry in described(yaml.safe_load(f.read_text()))}
     samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, levels.LevelSampler)]
-    assert {f"asyncdiff.noise.levels.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
+    assert {f"asyncdiff.noise.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
 
 
 def described(value: object) -> Iterator[dict]:
@@ -184,22 +184,22 @@ def test_the_three_level_experiments_differ_in_their_levels_only():
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
-def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
+def test_every_trial_of_the_papers_ablations_builds(file, built, tmp_path):
     ablation = Ablation.read(file)
     parameters, images = (59_979_779, 512) if "imagenet64" in file.stem else (626_142_723, 256)
-    for cell in ablation.cells():
-        words = [*cell.words(tmp_path), "--trainer.callbacks", "[]"]  # Inception's weights are not here
+    for trial in ablation.trials():
+        argv = [*trial.argv(tmp_path), "--trainer.callbacks", "[]"]  # Inception's weights are not here
         with torch.device("meta"):
-            made = built(*words, "--trainer.devices", "1")
+            made = built(*argv, "--trainer.devices", "1")
         assert made.model.shape == (made.datamodule.channels, made.datamodule.size, made.datamodule.size)
-        (levels_file,) = (f for f in cell.files if f.parent.name == "levels")
+        (levels_file,) = (f for f in trial.files if f.parent.name == "levels")
         assert object_config.describe(made.model.levels) == object_config.describe(Experiment(levels_file).levels())
         classes = 1000 if "imagenet" in file.stem else 0
         assert made.model.classes == classes
         # Without labels their table is missing: 1000 and the one of "no label", 1024 numbers each.
         count = sum(p.numel() for p in made.model.network.parameters())
         assert count == parameters - (0 if classes else 1001 * 1024)
-        trainer = resolved(cell, tmp_path, cli.parsed)["trainer"]
+        trainer = resolve_config(trial, tmp_path, cli.parse_config)["trainer"]
         together = int(trainer["devices"]) * trainer.get("accumulate_grad_batches", 1)
         assert made.datamodule.batch_size * together == images
         assert trainer["gradient_clip_val"] == 1
@@ -211,25 +211,25 @@ def test_every_cell_of_the_papers_ablations_builds(file, built, tmp_path):
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
-def test_the_command_in_an_ablations_head_writes_its_script(file, tmp_path, monkeypatch):
+def test_the_command_in_an_ablations_header_writes_its_script(file, tmp_path, monkeypatch):
     (line,) = (command for command in commands_in(file) if command[:1] == ["ablate"])
     monkeypatch.chdir(FOLDER.parent)
     script = tmp_path / "job.sh"
-    main([str(script) if word == "job.sh" else word for word in line] + ["--output", str(tmp_path / "out")])
+    main([str(script) if argument == "job.sh" else argument for argument in line] + ["--output", str(tmp_path / "out")])
     assert Path(line[1]).resolve() == file
-    cells = len(Ablation.read(file).cells())
+    cells = len(Ablation.read(file).trials())
     assert f"#SBATCH --array=0-{cells - 1}%{cells}" in script.read_text()  # all at once
     assert "#SBATCH --gres=gpu:8" in script.read_text()
 
 
-def test_figures_stand_beside_the_variants_that_they_are_of():
+def test_the_papers_numbers_are_next_to_their_variants():
     table = (FOLDER.parent / "docs" / "evaluation.md").read_text()
     told = {}
     for file in PAPER:
         text = file.read_text().replace("\n# ", " ")
         if found := re.search(r"FID of 50000 images in the paper: (.*?\d\.\d\d)\.\s", text):
             told[file.stem] = dict(re.findall(r"(\w+) (\d\.\d\d)", found[1]))
-            assert set(told[file.stem]) <= {cell.variant for cell in Ablation.read(file).cells()}
+            assert set(told[file.stem]) <= {trial.variant for trial in Ablation.read(file).trials()}
             assert all(figure in table for figure in told[file.stem].values())
     assert told == {
         "imagenet64_levels": {"shared": "1.74", "perlin": "2.05", "independent": "2.54", "async": "1.77"},
@@ -258,9 +258,9 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
     # The command in the head gets as far as the photographs, which are not here.
     (line,) = (command for command in commands_in(FOLDER / f"{name}_unet_async.yaml") if command[0] == "cache-latents")
     monkeypatch.chdir(FOLDER.parent)
-    words = [str(tmp_path / "out") if word == latents.root.name else word for word in line]
+    argv = [str(tmp_path / "out") if argument == latents.root.name else argument for argument in line]
     with pytest.raises(SystemExit):
-        main([word for word in words if word not in ("--processes", "8")])
+        main([argument for argument in argv if argument not in ("--processes", "8")])
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: root must be")
 
 
@@ -293,7 +293,7 @@ def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, t
     }
     assert set(changed) <= set(line)
     few = ["--lpips", alexnet, "--examples", "1", "--device", "cpu", "--output", str(tmp_path)]
-    main([changed.get(word, word) for word in line] + few)
+    main([changed.get(argument, argument) for argument in line] + few)
     card = json.loads((tmp_path / "inpainting.json").read_text())
     assert [(row["mask"], row["sampler"]) for row in card["rows"]] == [
         (mask, name) for mask in ("extreme", "square", "thin", "wide")
@@ -313,11 +313,11 @@ def test_masks_on_pixels_know_a_latent_where_its_pixels_are():
         assert (told & ~drawn).any() == (name in ("thin", "wide"))
 
 
-def test_pixel_masks_that_cannot_be(latent_run):
+def test_invalid_pixel_masks(latent_run):
     _, folder = latent_run
     model = AsyncDiffusion.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     with pytest.raises(
-        ValueError, match="--masks must leave a latent known with --pixel_masks, got lines: name others"
+        ValueError, match="--masks must leave a latent known with --pixel_masks, got lines: choose others"
     ):
         on_pixels({"square": MASKS["square"], "lines": MASKS["lines"]}, model)
     model.codec = None
@@ -326,7 +326,7 @@ def test_pixel_masks_that_cannot_be(latent_run):
 
 
 def commands_in(file: Path) -> list[list[str]]:
-    """The words after `python -m asyncdiff` of every such line in a file's comments, continued lines joined."""
+    """Return the arguments of every `python -m asyncdiff` command in a file's comments."""
     text = re.sub(r"\\\n# +", "", file.read_text())
     return [shlex.split(line) for line in re.findall(r"^#   python -m asyncdiff (.*)$", text, re.MULTILINE)]
 

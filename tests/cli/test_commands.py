@@ -1,4 +1,4 @@
-"""`python -m asyncdiff`: the overview, mistakes in a line, what `levels` writes, and what is drawn."""
+"""`python -m asyncdiff`: the overview, one-line errors, what `levels` writes, and generated images."""
 
 import inspect
 import shlex
@@ -57,11 +57,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capfd):
-    """Runs a command that has to fail; returns the line that says why."""
+    """Function that runs a command that must fail, and returns its error message."""
 
-    def run(*words):
+    def run(*argv):
         with pytest.raises(SystemExit) as stopped:
-            main(list(words))
+            main(list(argv))
         printed = capfd.readouterr()
         assert stopped.value.code == 2
         assert printed.out == ""
@@ -86,7 +86,7 @@ def test_the_overview_lists_every_command_without_loading_any():
         assert summary in result.stdout
 
 
-def test_no_words_give_the_overview(capsys):
+def test_no_arguments_print_the_overview(capsys):
     main([])
     assert capsys.readouterr().out.startswith("usage: python -m asyncdiff COMMAND")
 
@@ -103,13 +103,13 @@ def test_an_unknown_command(refused):
 
 
 def test_as_a_program(tmp_path):
-    words = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
+    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: grid must be ROWSxCOLUMNS, got 16: 16x16, for example\n"
+    assert result.stderr == "error: --grid must be ROWSxCOLUMNS, got 16: 16x16, for example\n"
 
 
-def test_the_traceback_of_a_mistake_can_be_had(monkeypatch):
+def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError, match="nothing.yaml"):
         main(["levels", "nothing.yaml"])
@@ -134,7 +134,7 @@ def test_levels_and_grid_are_read_with_interpolations():
     assert Experiment(Path("layer.yaml")).grid() is None
 
 
-def test_what_a_file_leaves_out_is_the_models_default():
+def test_missing_keys_take_the_models_defaults():
     Path("bare.yaml").write_text("model: {network: {class_path: DiT, init_args: {dim: 32, heads: 4, depth: 1}}}")
     experiment = Experiment(Path("bare.yaml"))
     assert isinstance(experiment.levels().path, AsyncPatch)
@@ -142,7 +142,7 @@ def test_what_a_file_leaves_out_is_the_models_default():
     assert inspect.signature(AsyncDiffusion).parameters["image_size"].default == IMAGE_SIZE
 
 
-def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
+def test_config_yaml_is_named_after_its_run():
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/config.yaml").write_text(LAYER)
     assert Experiment(Path("runs/demo/config.yaml")).name == "demo"
@@ -157,12 +157,13 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
          ":4: model.levels: there is no class asyncdiff.noise.SumBetta; did you mean asyncdiff.noise.SumBeta?"),
         (LAYER.replace("2.0", "much"), ":5: model.levels.init_args.sharpness: must be float, got much"),
         (LAYER.replace("2.0", "-2"), ": sharpness must be positive, got -2.0"),
-        (LAYER.replace("SumBeta", "Synchronous"), ":4: model.levels: asyncdiff.noise.Synchronous is not a LevelSampler;"),
+        (LAYER.replace("SumBeta", "Synchronous"),
+         ":4: model.levels: asyncdiff.noise.Synchronous is not a LevelSampler;"),
         (LAYER.replace("  levels", "  levls"), ":3: model.levls: there is no such key; did you mean model.levels?"),
         (LAYER.replace("2.0", "'${vars.no}'"), ":5: model.levels.init_args.sharpness: ${vars.no} is not defined"),
         (LAYER.replace("model:", "model: ["), ":4: not valid YAML"),
         ("trainer: {}", ": model.levels must be given in a file without model.network"),
-        ("- 3", " must hold an experiment, got a list"),
+        ("- 3", " must contain an experiment, got a list"),
         (EXPERIMENT.replace("size: 16", "size: 18"), ": the sides of the image must be multiples of the patch size 4"),
         (EXPERIMENT.replace("size: 16", "size: big"), ": model.image_size must be int, got big"),
         (EXPERIMENT.replace("heads: 16", "head: 16"), ":6: model.network.init_args.head: DiT has no argument head"),
@@ -171,30 +172,30 @@ def test_a_file_is_named_for_its_run_where_all_runs_call_it_alike():
          "profilers and strategies, got torch.nn.Identity: if you trust its code, add --allow-class-paths torch"),
     ],
 )  # fmt: skip
-def test_mistakes_in_a_file_are_one_line_with_their_place(text, message, refused):
+def test_errors_in_a_file_are_one_line_with_the_location(text, message, refused):
     Path("wrong.yaml").write_text(text)
     line = refused("levels", "layer.yaml", "wrong.yaml")
     assert line.startswith(f"wrong.yaml{message}")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["none.yaml"], "experiments must be YAML files, got none.yaml, which does not exist"),
         ([], "experiments must be given"),
         (["layer.yaml", "--imags", "3"], "--imags: there is no such option; did you mean --images?"),
         (["layer.yaml", "--images", "x"], "images: must be int, got x"),
-        (["layer.yaml", "--images", "0"], "images must be at least 1, got 0"),
-        (["layer.yaml", "--columns", "0"], "columns must be at least 1, got 0"),
-        (["layer.yaml", "--grid", "16"], "grid must be ROWSxCOLUMNS, got 16"),
-        (["layer.yaml", "--grid", "0x4"], "grid must be ROWSxCOLUMNS, got 0x4"),
-        (["layer.yaml", "layer.yaml"], "names must differ, got layer 2 times: tell the experiments apart with --names"),
-        (["layer.yaml", "--names", "a", "b"], "names must be as many as experiments, got 2 for 1"),
-        (["layer.yaml", "--names", "../b"], "names must be names of files, got ../b"),
+        (["layer.yaml", "--images", "0"], "--images must be at least 1, got 0"),
+        (["layer.yaml", "--columns", "0"], "--columns must be at least 1, got 0"),
+        (["layer.yaml", "--grid", "16"], "--grid must be ROWSxCOLUMNS, got 16"),
+        (["layer.yaml", "--grid", "0x4"], "--grid must be ROWSxCOLUMNS, got 0x4"),
+        (["layer.yaml", "layer.yaml"], "names must differ, got layer 2 times: choose different ones with --names"),
+        (["layer.yaml", "--names", "a", "b"], "--names must be as many as experiments, got 2 for 1"),
+        (["layer.yaml", "--names", "../b"], "--names must be file names, got ../b"),
     ],
 )
-def test_wrong_words(words, message, refused):
-    assert refused("levels", *words).startswith(message)
+def test_wrong_arguments(argv, message, refused):
+    assert refused("levels", *argv).startswith(message)
     assert not Path("runs").exists()
 
 
@@ -202,10 +203,10 @@ def test_wrong_words(words, message, refused):
 
 
 def test_two_experiments_side_by_side(capfd):
-    words = ["levels", "experiment.yaml", "layer.yaml", "--names", "half", "srm", "--images", "64", "--output", "out"]
-    main(words)
-    told = capfd.readouterr().out
-    assert told == "figure: out/levels.png\npaths: half.gif in out\nTensorBoard: tensorboard --logdir out\n"
+    argv = ["levels", "experiment.yaml", "layer.yaml", "--names", "half", "srm", "--images", "64", "--output", "out"]
+    main(argv)
+    printed = capfd.readouterr().out
+    assert printed == "figure: out/levels.png\npaths: half.gif in out\nTensorBoard: tensorboard --logdir out\n"
     with Image.open("out/levels.png") as figure:
         assert figure.width > figure.height * 0.6
     with Image.open("out/half.gif") as movie:
@@ -221,7 +222,7 @@ def test_two_experiments_side_by_side(capfd):
     patches = half.Histograms("levels/of_patches")[0].histogram_value
     assert patches.num == 64 * 4 * 4  # the network's grid
     assert srm.Histograms("levels/of_patches")[0].histogram_value.num == 64 * 16 * 16
-    main([*words, "--no-gif", "--grid", "2x3"])  # a second call replaces the event files
+    main([*argv, "--no-gif", "--grid", "2x3"])  # a second call replaces the event files
     assert "gif" not in capfd.readouterr().out
     (file,) = Path("out/half").iterdir()
     again = EventAccumulator(str(file)).Reload()
@@ -233,7 +234,7 @@ def test_two_experiments_side_by_side(capfd):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run directory with a network that is awake, for 8x8 colour images in patches of 2, and three classes."""
+    """Run directory of a DiT with random weights, for 8x8 color images in patches of 2, and three classes."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
@@ -256,54 +257,55 @@ def drawn(folder):
 
 def test_sample_writes_what_the_model_generates(run, capfd):
     main(["sample", str(run), "--labels", "0,2", "--seeds", "1,3-4", "--output", "out", "--batch-size", "2", "--gif"])
-    told = capfd.readouterr()
-    assert told.out == "3 pictures: out\nsheet: out/sheet.png\nmovie: out/walk.gif\n"
+    printed = capfd.readouterr()
+    assert printed.out == "3 images: out\ncontact sheet: out/sheet.png\nmovie: out/walk.gif\n"
     model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
     expected = to_bytes(model.generate([1, 3, 4], [0, 2, 0]))
-    pictures = drawn("out")
-    del pictures["sheet.png"]
-    assert list(pictures) == ["000001_class0.png", "000003_class2.png", "000004_class0.png"]
-    for picture, truth in zip(pictures.values(), expected, strict=True):
-        assert (picture.int() - truth.int()).abs().max() <= 1
+    images = drawn("out")
+    del images["sheet.png"]
+    assert list(images) == ["000001_class0.png", "000003_class2.png", "000004_class0.png"]
+    for image, truth in zip(images.values(), expected, strict=True):
+        assert (image.int() - truth.int()).abs().max() <= 1
     with Image.open("out/walk.gif") as movie:
         assert movie.n_frames == 3
 
 
 def test_the_options_change_the_sampler(run):
-    words = ["sample", str(run / "checkpoints/last.ckpt"), "--seeds", "0", "--labels", "1"]
-    main([*words, "--output", "a", "--steps", "5", "--guidance", "2"])
+    argv = ["sample", str(run / "checkpoints/last.ckpt"), "--seeds", "0", "--labels", "1"]
+    main([*argv, "--output", "a", "--steps", "5", "--guidance", "2"])
     model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
     guided = model.generate([0], [1], sampler=Sampler(steps=5, guidance=[ClassifierFree(2.0)]))
     assert (drawn("a")["000000_class1.png"].int() - to_bytes(guided)[0].int()).abs().max() <= 1
-    main([*words, "--output", "b", "--sampler", "Sampler", "--sampler.steps", "5", "--guidance", "2"])
+    main([*argv, "--output", "b", "--sampler", "Sampler", "--sampler.steps", "5", "--guidance", "2"])
     assert torch.equal(drawn("b")["000000_class1.png"], drawn("a")["000000_class1.png"])
-    main([*words, "--output", "c", "--steps", "5"])
+    main([*argv, "--output", "c", "--steps", "5"])
     assert not torch.equal(drawn("c")["000000_class1.png"], drawn("a")["000000_class1.png"])
 
 
-def test_inpaint_keeps_the_photo_and_says_how_it_came_to_its_size(run, photo, capfd):
+def test_inpaint_keeps_known_pixels_and_prints_how_the_photo_was_fitted(run, photo, capfd):
     main(["inpaint", str(run), "--image", photo, "--mask", "half", "--seeds", "0,1", "--mask-is-unknown", "true"])
     main(["inpaint", str(run), "--image", photo, "--seeds", "0", "--size", "8x16", "--input_guidance", "1"])
     first, second = Path(run) / "predictions/inpaint", Path(run) / "predictions/inpaint-2"
-    told = capfd.readouterr().out
-    assert f"{photo}: 8x16 pixels, cut to its middle 8x8\n2 pictures: {first}\nsheet: {first}/sheet.png\n" in told
-    assert f"{photo}: 8x16 pixels, taken as they are\n1 picture: {second}\n" in told
+    printed = capfd.readouterr().out
+    files = f"2 images: {first}\ncontact sheet: {first}/sheet.png\n"
+    assert f"{photo}: 8x16 pixels, cropped to its center 8x8\n{files}" in printed
+    assert f"{photo}: 8x16 pixels, unchanged\n1 image: {second}\n" in printed
     truth = read_photo(Path(photo), 3)[:, :, 4:12]
     for seed in (0, 1):
-        picture = drawn(first)[f"photo_seed{seed}.png"]
-        assert torch.equal(picture[:, :, 4:], truth[:, :, 4:])
-        assert not torch.equal(picture[:, :, :4], truth[:, :, :4])
+        image = drawn(first)[f"photo_seed{seed}.png"]
+        assert torch.equal(image[:, :, 4:], truth[:, :, 4:])
+        assert not torch.equal(image[:, :, :4], truth[:, :, :4])
     assert drawn(second)["photo_seed0.png"].shape == (3, 8, 16)
 
 
-def test_edit_keeps_what_is_black(run, photo):
-    grey = np.zeros((8, 16), dtype=np.uint8)
-    grey[:, 8:] = 128
-    Image.fromarray(grey).save("map.png")
+def test_edit_keeps_black_areas(run, photo):
+    gray = np.zeros((8, 16), dtype=np.uint8)
+    gray[:, 8:] = 128
+    Image.fromarray(gray).save("map.png")
     main(["edit", str(run), "--image", photo, "--levels", "map.png", "--seeds", "0", "--output", "out"])
-    truth, picture = read_photo(Path(photo), 3)[:, :, 4:12], drawn("out")["photo_seed0.png"]
-    assert torch.equal(picture[:, :, :4], truth[:, :, :4])
-    assert (picture[:, :, 4:] != truth[:, :, 4:]).float().mean() > 0.5
+    truth, image = read_photo(Path(photo), 3)[:, :, 4:12], drawn("out")["photo_seed0.png"]
+    assert torch.equal(image[:, :, :4], truth[:, :, :4])
+    assert (image[:, :, 4:] != truth[:, :, 4:]).float().mean() > 0.5
 
 
 def test_warnings_are_lines(run, photo, capfd):
@@ -311,18 +313,18 @@ def test_warnings_are_lines(run, photo, capfd):
     main(["inpaint", str(run), "--image", photo, "--mask", "mask.png", "--seeds", "0", "--output", "out"])
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert lines == [
-        "warning: mask.png: 128 of 128 pixels are neither black nor white and decided at the middle",
-        "warning: nothing is known of photo: the pictures are free inventions",
+        "warning: mask.png: 128 of 128 pixels are neither black nor white, thresholded at mid-gray",
+        "warning: no pixel of photo is known: results do not depend on it",
     ]
 
 
 def test_outpaint_autoregress_and_texture(run, photo):
     main(["outpaint", str(run), "--image", photo, "--right", "6", "--seeds", "0", "--output", "outpainted", "--gif"])
-    picture = drawn("outpainted")["photo_seed0.png"]
-    assert picture.shape == (3, 8, 14)
-    assert torch.equal(picture[:, :, :8], read_photo(Path(photo), 3)[:, :, 4:12])
-    words = ["--order", "spiral", "--overlap", "0.5", "--steps_per_patch", "1", "--seeds", "0", "--labels", "none"]
-    main(["autoregress", str(run), *words, "--output", "ordered"])
+    image = drawn("outpainted")["photo_seed0.png"]
+    assert image.shape == (3, 8, 14)
+    assert torch.equal(image[:, :, :8], read_photo(Path(photo), 3)[:, :, 4:12])
+    argv = ["--order", "spiral", "--overlap", "0.5", "--steps_per_patch", "1", "--seeds", "0", "--labels", "none"]
+    main(["autoregress", str(run), *argv, "--output", "ordered"])
     assert list(drawn("ordered")) == ["000000.png"]
     main(["texture", str(run), "--exemplar", photo, "--size", "16x12", "--tileable", "true", "--output", "texture"])
     assert drawn("texture")["photo_seed0.png"].shape == (3, 16, 12)
@@ -348,28 +350,28 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
     }
     Path("config.yaml").write_text(yaml.safe_dump(config))
     layer = ROOT / "experiments" / "tasks" / "inpaint.yaml"
-    words = ["predict", "--config", "config.yaml", "--config", str(layer), "--ckpt_path", "last"]
-    cli.main([*words, "--model.predict_count", "2", "--model.task.init_args.image", photo])
+    argv = ["predict", "--config", "config.yaml", "--config", str(layer), "--ckpt_path", "last"]
+    cli.main([*argv, "--model.predict_count", "2", "--model.task.init_args.image", photo])
     main(["inpaint", str(run), "--image", photo, "--mask", "square", "--seeds", "0,1", "--output", "commanded"])
     predicted, commanded = drawn("predicted"), drawn("commanded")
     assert list(predicted) == list(commanded) == ["photo_seed0.png", "photo_seed1.png", "sheet.png"]
-    for name, picture in predicted.items():
-        assert (picture.int() - commanded[name].int()).abs().max() <= 1
+    for name, image in predicted.items():
+        assert (image.int() - commanded[name].int()).abs().max() <= 1
 
 
-def test_pictures_have_a_record_that_draws_them_again(run, photo):
-    words = ["--image", photo, "--mask", "square", "--seeds", "4,1", "--labels", "2", "--steps", "3", "--guidance", "2"]
-    main(["inpaint", str(run), *words, "--output", "out"])
+def test_images_have_a_record_that_reproduces_them(run, photo):
+    argv = ["--image", photo, "--mask", "square", "--seeds", "4,1", "--labels", "2", "--steps", "3", "--guidance", "2"]
+    main(["inpaint", str(run), *argv, "--output", "out"])
     text = Path("out/predict.yaml").read_text()
     command = text.splitlines()[1].removeprefix("#   python -m asyncdiff ")
-    assert command == shlex.join(["inpaint", str(run), *words])
+    assert command == shlex.join(["inpaint", str(run), *argv])
     assert "train.py" not in text  # the run has no experiment
-    said = yaml.safe_load(text)
-    assert said["trainer"]["precision"] == "32-true"
-    assert said["model"]["predict_seeds"] == [4, 1]
-    assert said["model"]["predict_labels"] == [2]
-    assert said["model"]["sampler"]["init_args"]["steps"] == 3
-    assert said["model"]["task"]["init_args"]["mask"] == "square"
+    layer = yaml.safe_load(text)
+    assert layer["trainer"]["precision"] == "32-true"
+    assert layer["model"]["predict_seeds"] == [4, 1]
+    assert layer["model"]["predict_labels"] == [2]
+    assert layer["model"]["sampler"]["init_args"]["steps"] == 3
+    assert layer["model"]["task"]["init_args"]["mask"] == "square"
 
 
 def test_serve_needs_gradio(run, refused, monkeypatch):
@@ -381,12 +383,12 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["sample", "nowhere"], "RUN must be a run directory of train.py, a .ckpt file or an export, got nowhere"),
         (
             ["sample", "."],
-            "RUN must hold checkpoints/last.ckpt, got . without: --ckpt_path FILE names another",
+            "RUN must contain checkpoints/last.ckpt, got . without it: --ckpt_path FILE names another checkpoint",
         ),
         (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
         (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
@@ -396,12 +398,12 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["sample", "RUN", "--steps", "0"], "steps must be at least 1, got 0"),
         (["sample", "RUN", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
         (["sample", "RUN", "--input_level", "0.5"], "--input_level must be given with --input_guidance"),
-        (["inpaint", "RUN", "--image", "PHOTO", "--guidance", "2"], "--guidance must be given with labels"),
+        (["inpaint", "RUN", "--image", "PHOTO", "--guidance", "2"], "--guidance must be given with class labels"),
         (["sample", "RUN", "--device", "foo"], "--device must be one that this machine has, got foo: use cpu"),
         (["sample", "RUN", "--output", "layer.yaml"], "output must be a folder, got the file layer.yaml"),
         (["sample", "RUN", "--device", "cuda"], "--device must be one that this machine has, got cuda: use cpu"),
         (["sample", "RUN", "--sampler", "Autoregressive", "--steps", "3"], "--steps must be left out for Autoreg"),
-        (["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"], "--ckpt_path must be left out where RUN is"),
+        (["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"], "--ckpt_path must be left out if RUN is"),
         (["inpaint", "RUN"], "image must be given"),
         (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
         (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "masks must be named"),
@@ -411,13 +413,13 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["edit", "RUN", "--image", "PHOTO", "--levels", "a.png"], "levels must be a number, a file or a folder"),
         (["serve", "nowhere"], "RUN must be a run directory of train.py"),
         (["serve", "RUN", "--port", "70000"], "--port must lie in [0, 65535], got 70000"),
-        (["outpaint", "RUN", "--image", "PHOTO"], "one of to and top, bottom, left, right must be given"),
+        (["outpaint", "RUN", "--image", "PHOTO"], "either to or some of top, bottom, left, right must be given"),
         (["autoregress", "RUN", "--order", "spirl"], "order must be one of"),
         (["autoregress", "RUN", "--steps", "3"], "--steps: there is no such option"),
         (["texture", "RUN", "--size", "4x4"], "size must be at least the model's 8x8, got 4x4"),
     ],
 )
-def test_mistakes_in_drawing_are_one_line(words, message, run, photo, refused, monkeypatch):
+def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = refused(*(word.replace("RUN", str(run)).replace("PHOTO", photo) for word in words))
+    line = refused(*(argument.replace("RUN", str(run)).replace("PHOTO", photo) for argument in argv))
     assert line.startswith(message)

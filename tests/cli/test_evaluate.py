@@ -1,4 +1,4 @@
-"""`python -m asyncdiff evaluate` as a user runs it."""
+"""`python -m asyncdiff evaluate` as users run it."""
 
 import json
 
@@ -28,7 +28,7 @@ seed_everything: 3
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run directory with a network that is awake."""
+    """Run directory of a DiT with random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
@@ -40,13 +40,13 @@ def run(tmp_path_factory):
     return folder
 
 
-def evaluate(run, *words: str) -> None:
-    main(["evaluate", str(run), "--likelihood", "--images", "12", "--points", "2", "--device", "cpu", *words])
+def evaluate(run, *argv: str) -> None:
+    main(["evaluate", str(run), "--likelihood", "--images", "12", "--points", "2", "--device", "cpu", *argv])
 
 
-def refused(capsys, run, *words: str) -> str:
+def refused(capsys, run, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        evaluate(run, *words)
+        evaluate(run, *argv)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -89,7 +89,7 @@ def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
     assert card["paths"]["rings"]["per_patch"][0] == [0, 0]
 
 
-def test_a_mask_that_gives_nothing(run, capsys):
+def test_a_mask_without_known_patches(run, capsys):
     mask = '{"class_path": "asyncdiff.noise.Extreme", "init_args": {"fraction": 0.3}}'
     assert "mask must leave some patches of the level map known and some unknown, got no" in refused(
         capsys, run, "--mask", mask
@@ -106,7 +106,7 @@ def test_code_of_a_shared_run_is_not_run(run, tmp_path, capsys):
     assert not marker.exists()
 
 
-def test_a_config_with_a_mistake(run, tmp_path, capsys):
+def test_a_misspelled_key_in_the_config(run, tmp_path, capsys):
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     (tmp_path / "config.yaml").write_text("data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}")
     assert "Digits has no argument batch_sise; did you mean batch_size?" in refused(capsys, tmp_path)
@@ -137,7 +137,7 @@ def test_a_run_without_its_config(run, tmp_path, capsys):
     assert "config.yaml" in refused(capsys, tmp_path)
 
 
-def test_values_that_the_data_do_not_have(run, capsys):
+def test_a_decoder_with_other_values_than_the_data(run, capsys):
     decoder = '{"class_path": "asyncdiff.denoising.CategoricalDecoder", "init_args": {"values": 256}}'
     assert "pixels must take 256 equidistant values" in refused(capsys, run, "--decoder", decoder)
 
@@ -148,23 +148,23 @@ def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
     assert "maps must never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 at row 1, column 0" in error
 
 
-def test_what_to_evaluate_must_be_said(run, capsys):
+def test_a_measurement_must_be_selected(run, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(run)])
     assert "one of --samples, --likelihood, --inpainting must be given, got none" in capsys.readouterr().err
     assert "must be given, got --likelihood and --inpainting" in refused(capsys, run, "--inpainting")
     main(["evaluate", "--help"])
-    told = capsys.readouterr().out
-    assert "--likelihood" in told
-    assert "--inpainting" in told
+    printed = capsys.readouterr().out
+    assert "--likelihood" in printed
+    assert "--inpainting" in printed
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("argv", "rule"),
     [(("--points", "1"), "--points must be at least 2"), (("--images", "1"), "--images must be at least")],
 )
-def test_too_few(run, capsys, words, rule):
-    assert rule in refused(capsys, run, *words)
+def test_too_few(run, capsys, argv, rule):
+    assert rule in refused(capsys, run, *argv)
 
 
 SAMPLERS = """
@@ -176,14 +176,14 @@ CLASSIFIER = (
 )
 
 
-def inpaint(run, *words: str) -> None:
-    usual = () if "--images" in words else ("--images", "6")
-    main(["evaluate", str(run), "--inpainting", *usual, "--device", "cpu", *words])
+def inpaint(run, *argv: str) -> None:
+    defaults = () if "--images" in argv else ("--images", "6")
+    main(["evaluate", str(run), "--inpainting", *defaults, "--device", "cpu", *argv])
 
 
-def not_inpainted(capsys, run, *words: str) -> str:
+def not_inpainted(capsys, run, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        inpaint(run, *words)
+        inpaint(run, *argv)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -192,10 +192,10 @@ def not_inpainted(capsys, run, *words: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
-def test_inpaintings_in_a_table_a_card_and_a_sheet(run, alexnet, tmp_path, capsys):
+def test_inpainting_writes_a_table_a_card_and_a_contact_sheet(run, alexnet, tmp_path, capsys):
     (tmp_path / "samplers.yaml").write_text(SAMPLERS)
-    words = ["--masks", "thin,lines", "--samplers", str(tmp_path / "samplers.yaml"), "--output", str(tmp_path)]
-    inpaint(run, *words, "--features", CLASSIFIER, "--lpips", alexnet, "--seeds", "2", "--reference", "90")
+    argv = ["--masks", "thin,lines", "--samplers", str(tmp_path / "samplers.yaml"), "--output", str(tmp_path)]
+    inpaint(run, *argv, "--features", CLASSIFIER, "--lpips", alexnet, "--seeds", "2", "--reference", "90")
     printed = capsys.readouterr().out
     head = "| mask | unknown | sampler | Fréchet, classifier | lpips_alex to the truth | diversity |"
     assert f"{head} evaluations | patches | seconds |" in printed
@@ -219,11 +219,11 @@ def test_inpaintings_in_a_table_a_card_and_a_sheet(run, alexnet, tmp_path, capsy
     assert (tmp_path / "inpainting.png").stat().st_size > 5000
 
 
-def test_the_models_own_sampler_completes_all_masks_in_batches_of_any_size(run, tmp_path, alexnet, capsys):
+def test_the_models_own_sampler_inpaints_all_masks_in_batches_of_any_size(run, tmp_path, alexnet, capsys):
     rows = []
     for size in ("6", "4"):
-        words = ("--metrics", "lpips", "--lpips", alexnet, "--examples", "0", "--output", str(tmp_path / size))
-        inpaint(run, "--batch_size", size, "--steps", "3", *words)
+        argv = ("--metrics", "lpips", "--lpips", alexnet, "--examples", "0", "--output", str(tmp_path / size))
+        inpaint(run, "--batch_size", size, "--steps", "3", *argv)
         card = json.loads((tmp_path / size / "inpainting.json").read_text())
         assert card["protocol"]["samplers"]["async_path"]["init_args"]["steps"] == 3
         assert card["frechet_real"] is None
@@ -236,11 +236,11 @@ def test_the_models_own_sampler_completes_all_masks_in_batches_of_any_size(run, 
 
 
 @pytest.mark.parametrize(
-    ("words", "rule"),
+    ("argv", "rule"),
     [
         (("--masks", "thin,widee"), "got 'widee': did you mean wide?"),
         (("--masks", "thin,thin"), "--masks must differ"),
-        (("--metrics", "fid"), "--metrics must be named frechet, lpips, got fid"),
+        (("--metrics", "fid"), "--metrics must be some of frechet, lpips, got fid"),
         (("--metrics", "lpips", "--features", CLASSIFIER), "--features must be left out"),
         (("--images", "1"), "--images must be at least 2"),
         (("--seeds", "0"), "--seeds must be at least 1"),
@@ -248,8 +248,8 @@ def test_the_models_own_sampler_completes_all_masks_in_batches_of_any_size(run, 
         (("--points", "3"), "points"),
     ],
 )
-def test_what_cannot_be_inpainted(run, capsys, words, rule):
-    assert rule in not_inpainted(capsys, run, *words)
+def test_invalid_inpainting_options(run, capsys, argv, rule):
+    assert rule in not_inpainted(capsys, run, *argv)
 
 
 def test_steps_belong_to_the_models_own_sampler(run, tmp_path, capsys):
@@ -258,7 +258,7 @@ def test_steps_belong_to_the_models_own_sampler(run, tmp_path, capsys):
     assert "--steps must be left out with --samplers" in error
 
 
-def test_inpaintings_without_weights_say_which_file_goes_where(run, tmp_path, capsys, monkeypatch):
+def test_missing_weights_are_named_with_their_folder(run, tmp_path, capsys, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no network")
 

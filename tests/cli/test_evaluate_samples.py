@@ -1,4 +1,4 @@
-"""`python -m asyncdiff evaluate RUN --samples` and `compare` as a user runs them."""
+"""`python -m asyncdiff evaluate RUN --samples` and `compare` as users run them."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.cli.commands.distributed import Ranks, environment
-from asyncdiff.evaluation.reference_statistics import load
+from asyncdiff.evaluation.reference_statistics import load_reference
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
@@ -35,7 +35,7 @@ ALL = ["frechet", "kid", "inception_score", "precision", "recall", "density", "c
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run directory with a network that is awake."""
+    """Run directory of a DiT with random weights."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("run")
     network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
@@ -49,31 +49,31 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory):
-    """The statistics of these tests, shared by them."""
+    """Cache of reference statistics that all tests share."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("ASYNCDIFF_CACHE", str(folder))
         yield folder
 
 
-def words(run, output, *more: str) -> list[str]:
-    usual = ["--count", "50"] if "--count" not in more else []
-    usual += ["--features", CLASSIFIER] if "--features" not in more else []
-    return ["evaluate", str(run), "--samples", "--device", "cpu", "--output", str(output), *usual, *more]
+def argv(run, output, *more: str) -> list[str]:
+    defaults = ["--count", "50"] if "--count" not in more else []
+    defaults += ["--features", CLASSIFIER] if "--features" not in more else []
+    return ["evaluate", str(run), "--samples", "--device", "cpu", "--output", str(output), *defaults, *more]
 
 
 def evaluated(run, output, *more: str) -> dict:
-    main(words(run, output, *more))
+    main(argv(run, output, *more))
     return json.loads((output / "samples.json").read_text())
 
 
 def is_train(file: Path) -> bool:
-    return load(file).stamp["images"]["split"] == "train"
+    return load_reference(file).fingerprint["images"]["split"] == "train"
 
 
 def refused(capsys, run, output, *more: str) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(words(run, output, *more))
+        main(argv(run, output, *more))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -101,7 +101,7 @@ def test_the_card_says_what_was_measured(card):
     assert samples["sampler"]["init_args"]["steps"] == 3
     assert samples["sampler"]["init_args"]["guidance"][0]["init_args"]["scale"] == 2
     real = protocol["reference"]
-    assert (real["data"], real["split"], real["size"]) == ("datamodules.digits.Digits", "train", [1, 8, 8])
+    assert (real["data"], real["split"], real["size"]) == ("datamodules.Digits", "train", [1, 8, 8])
     assert real["count"] == real["read"] > 1400
     assert protocol["settings"]["kid"] == {"subsets": 100, "subset_size": 50, "seed": 3}
     assert protocol["commit"]
@@ -109,19 +109,19 @@ def test_the_card_says_what_was_measured(card):
     assert held["floor"]["count"] == 50
 
 
-def test_the_table_and_the_sheet(card):
+def test_the_table_and_the_contact_sheet(card):
     held, folder = card
     text = (folder / "samples.md").read_text()
     assert text.splitlines()[0] == f"| images | count | {' | '.join(held['metrics'])} |"
     assert "| generated | 50 | " in text
     assert "| real, val | 50 | " in text
-    assert "features: classifier, 16 numbers" in text
-    assert "KID: 100 subsets of 50, seed 3; of classes in turn it lies below 0" in text
+    assert "features: classifier, 16 dimensions" in text
+    assert "KID: 100 subsets of 50, seed 3; with classes in turn, equal distributions give a value below 0" in text
     assert "density, coverage: k = 5, 1438 real images" in text
     assert read_photo(folder / "samples.png", 3).shape[1] > 400
 
 
-def test_the_reference_is_kept_and_can_be_given(run, tmp_path, capsys, card, cache):
+def test_the_reference_is_cached_and_can_be_given(run, tmp_path, capsys, card, cache):
     files = sorted((cache / "references").iterdir())
     evaluated(run, tmp_path)
     printed = capsys.readouterr().out
@@ -133,11 +133,11 @@ def test_the_reference_is_kept_and_can_be_given(run, tmp_path, capsys, card, cac
     assert evaluated(run, tmp_path, "--reference", str(given))["metrics"] == evaluated(run, tmp_path)["metrics"]
     error = refused(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
     assert "reference must have the same images.split, got train in" in error
-    assert "where val is asked for" in error
+    assert "instead of val: leave --reference out" in error
 
 
-def test_statistics_from_elsewhere(run, tmp_path, capsys, card, cache):
-    own = next(r for r in map(load, (cache / "references").iterdir()) if r.stamp["images"]["split"] == "train")
+def test_external_statistics(run, tmp_path, capsys, card, cache):
+    own = load_reference(next(file for file in (cache / "references").iterdir() if is_train(file)))
     file = tmp_path / "published.npz"
     np.savez(file, mu=own.gaussian.mean.numpy(), sigma=own.gaussian.cov.numpy())
     held = evaluated(run, tmp_path, "--reference", str(file), "--metrics", "frechet,inception_score")
@@ -146,7 +146,7 @@ def test_statistics_from_elsewhere(run, tmp_path, capsys, card, cache):
     assert held["protocol"]["reference"]["external"] == "published.npz"
     assert "got kid, precision_recall, density_coverage" in refused(capsys, run, tmp_path, "--reference", str(file))
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
-    assert "must be of 16 features, got 3" in refused(capsys, run, tmp_path, "--reference", str(file))
+    assert "must have 16 features, got 3" in refused(capsys, run, tmp_path, "--reference", str(file))
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys):
@@ -154,7 +154,7 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys)
     images = to_bytes(model.generate(range(50), [i % 10 for i in range(50)], batch_size=128))
     for i, image in enumerate(images):
         save_png(image, tmp_path / "pictures" / str(i % 10) / f"{i:03d}.png")
-    save_png(images[0].repeat(1, 9, 9), tmp_path / "pictures" / "sheet.png")  # which the command `sample` leaves
+    save_png(images[0].repeat(1, 9, 9), tmp_path / "pictures" / "sheet.png")  # which `sample` writes
     expected = evaluated(run, tmp_path, "--metrics", "frechet,density_coverage")["metrics"]
     only_data = tmp_path / "data"
     only_data.mkdir()
@@ -178,13 +178,13 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
         (("--count", "1"), "--count must be at least 2"),
         (("--count", "5"), "images must be at least 10, got 5: the Inception score has 10 splits"),
         (("--count", "3", "--metrics", "precision_recall"), "fake must be at least 4, got 3"),
-        (("--guidance", "2", "--labels", "false"), "--guidance must be left out without labels"),
+        (("--guidance", "2", "--labels", "false"), "--guidance must be left out without class labels"),
         (("--images", "nowhere"), "--images must be a folder, got nowhere"),
         (("--reference", "nowhere"), "reference must be an existing file, got nowhere"),
         (("--reference_count", "4", "--metrics", "density_coverage"), "real must be at least 6, got 4"),
     ],
 )
-def test_what_cannot_be_measured(run, tmp_path, capsys, more, rule):
+def test_invalid_options(run, tmp_path, capsys, more, rule):
     assert rule in refused(capsys, run, tmp_path, *more)
 
 
@@ -207,11 +207,11 @@ def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
         held = evaluated(
             folder, tmp_path, "--features", json.dumps(network), "--metrics", "frechet,kid", "--count", "12"
         )
-    codec = trainer.lightning_module.codec.identity()
+    codec = trainer.lightning_module.codec.fingerprint()
     for part in ("samples", "reference"):
         assert held["protocol"][part]["codec"] == json.loads(json.dumps(codec))
     assert held["protocol"]["reference"]["size"] == [4, 4, 4]
-    assert read_photo(tmp_path / "samples.png", 3).shape[2] > 10 * 96  # twelve pictures of 32 pixels, in rows of ten
+    assert read_photo(tmp_path / "samples.png", 3).shape[2] > 10 * 96  # twelve images of 32 pixels, in rows of ten
     assert any("12 generated images in 512 feature dimensions" in note for note in held["notes"])
 
 
@@ -234,19 +234,19 @@ def test_comparing_cards(run, tmp_path, card, capsys):
     main(["compare", str(one), str(other), str(card[1] / "samples.json")])
     printed = capsys.readouterr().out
     assert f"| {other} (a) | 7 | " in printed
-    assert f"(a) measured unlike {one} in samples.count (5000 instead of 50): not to be compared" in printed
+    assert f"(a) protocol differs from {one} in samples.count (5000 instead of 50): not comparable" in printed
     assert "samples.json (b) | 0 | " in printed
     assert "samples.sampler.init_args.steps (3 instead of 2)" in printed
-    assert "1.0; ought to make no difference" in printed
+    assert "1.0; should make no difference" in printed
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
         ("{", "cards must be JSON files"),
-        ("[]", "cards must hold a protocol and metrics"),
-        ('{"format": 0, "protocol": {}, "metrics": {}}', "cards must be of format 1, got 0"),
-        ('{"format": 1, "protocol": [], "metrics": {}}', "keys with values"),
+        ("[]", "cards must contain a protocol and metrics"),
+        ('{"format": 0, "protocol": {}, "metrics": {}}', "cards must have format 1, got 0"),
+        ('{"format": 1, "protocol": [], "metrics": {}}', "protocol and metrics must be mappings in a card"),
         (None, "which does not exist"),
     ],
 )
@@ -261,11 +261,11 @@ def test_broken_cards(tmp_path, capsys, text, rule):
     assert error.count("\n") == 1
 
 
-def test_processes_of_torchrun_and_slurm_are_recognised(monkeypatch):
+def test_processes_of_torchrun_and_slurm_are_recognized(monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SLURM", "RANK", "WORLD", "MASTER"))]:
         monkeypatch.delenv(name)
     assert environment() == (0, 1, 0)
-    told = {
+    variables = {
         "NTASKS": "4",
         "NTASKS_PER_NODE": "2",
         "PROCID": "2",
@@ -274,7 +274,7 @@ def test_processes_of_torchrun_and_slurm_are_recognised(monkeypatch):
         "NODELIST": "n[1-2]",
         "JOB_ID": "7",
     }
-    for name, value in (told | {"JOB_NAME": "evaluate"}).items():
+    for name, value in (variables | {"JOB_NAME": "evaluate"}).items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("MASTER_ADDR", "n1")
     monkeypatch.setenv("MASTER_PORT", "1234")
@@ -305,7 +305,7 @@ def test_any_number_of_processes_gives_the_same_images_and_numbers(run, tmp_path
         }
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         start = start if processes > 1 else [sys.executable]
-        command = [*start, "-m", "asyncdiff", *words(run, output, "--batch_size", "8", "--floor", "val")]
+        command = [*start, "-m", "asyncdiff", *argv(run, output, "--batch_size", "8", "--floor", "val")]
         if processes == 3:
             kept = next(f for f in (tmp_path / "cache1" / "references").iterdir() if is_train(f))
             command += ["--reference", str(kept)]

@@ -36,7 +36,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    """A pipeline's folder as diffusers saves one, of a DiT for 8x8 images of 3 channels."""
+    """Folder of a diffusers pipeline, of a DiT for 8x8 images of 3 channels."""
     folder = tmp_path_factory.mktemp("pipeline")
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 3, "out_channels": 6, "num_layers": 2}
@@ -50,11 +50,11 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture
 def refused(capfd):
-    """Runs `port` with words that have to fail; returns the line that says why."""
+    """Function that runs `port`, which must fail, and returns its error message."""
 
-    def run(*words: str) -> str:
+    def run(*argv: str) -> str:
         with pytest.raises(SystemExit) as stopped:
-            main(["port", *words, "--output", "out.ckpt"])
+            main(["port", *argv, "--output", "out.ckpt"])
         printed = capfd.readouterr()
         assert stopped.value.code == 2
         assert printed.out == ""
@@ -65,8 +65,8 @@ def refused(capfd):
     return run
 
 
-def port(*words: str) -> AsyncDiffusion:
-    main(["port", *words, "--output", "out/model.ckpt"])
+def port(*argv: str) -> AsyncDiffusion:
+    main(["port", *argv, "--output", "out/model.ckpt"])
     return AsyncDiffusion.load_from_checkpoint("out/model.ckpt")
 
 
@@ -80,8 +80,8 @@ def predicted(model: AsyncDiffusion, t: float):
 
 def test_a_dit_of_the_authors(capfd):
     model = port("weights.pt", "--kind", "dit", "--heads", "4")
-    told = capfd.readouterr().out.splitlines()
-    assert told == [
+    printed = capfd.readouterr().out.splitlines()
+    assert printed == [
         "kind: DiT in the authors' layout",
         "network: DiT(dim=32, depth=2, heads=4, classes=10, joint_labels=True)",
         f"parameters: {sum(p.numel() for p in model.network.parameters()):,}",
@@ -121,12 +121,12 @@ def test_safetensors_and_prefixes():
     assert torch.equal(predicted(plain, 0.5).v, predicted(parallel, 0.5).v)
 
 
-@pytest.mark.parametrize(("words", "which"), [([], 2), (["--weights", "ema"], 2), (["--weights", "raw"], 1)])
-def test_a_checkpoint_of_their_training_has_two_sets(words, which, capfd):
+@pytest.mark.parametrize(("argv", "which"), [([], 2), (["--weights", "ema"], 2), (["--weights", "raw"], 1)])
+def test_a_training_checkpoint_has_raw_and_ema_weights(argv, which, capfd):
     sets = {"model": WEIGHTS, "ema": {name: 2 * weight for name, weight in WEIGHTS.items()}}
     sets["ema"]["pos_embed"] = WEIGHTS["pos_embed"]
     torch.save(sets | {"opt": {"state": {}}, "args": argparse.Namespace(image_size=256)}, "train.pt")
-    model = port("train.pt", "--kind", "dit", "--heads", "4", *words)
+    model = port("train.pt", "--kind", "dit", "--heads", "4", *argv)
     table = WEIGHTS["y_embedder.embedding_table.weight"]
     assert torch.equal(model.network.label_embedding.table.weight, which * table)
     name = {2: "EMA weights", 1: "raw weights"}[which]
@@ -136,10 +136,10 @@ def test_a_checkpoint_of_their_training_has_two_sets(words, which, capfd):
 @torch.no_grad()
 def test_a_pipeline_of_diffusers(pipeline, capfd):
     model = port(str(pipeline))
-    told = capfd.readouterr().out
-    assert "kind: DiT in diffusers' layout\n" in told
-    assert "normalization: eps is 1e-06 as in the authors' code, 1e-05 in this folder's second norms\n" in told
-    assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in told
+    printed = capfd.readouterr().out
+    assert "kind: DiT in diffusers' layout\n" in printed
+    assert "normalization: eps is 1e-06 as in the authors' code, 1e-05 in this folder's second norms\n" in printed
+    assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in printed
     theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
     eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
     assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
@@ -156,18 +156,18 @@ def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
     assert torch.equal(predicted(port("folder"), 0.5).v, predicted(first, 0.5).v)
 
 
-def test_the_authors_frequencies_can_be_asked_for(pipeline):
+def test_the_authors_frequencies_can_be_selected(pipeline):
     assert port(str(pipeline), "--frequencies", "authors").network.level_period == 10_000
     Path("out/model.ckpt").unlink()
     assert port(str(pipeline)).network.level_period == pytest.approx(10_000 ** (128 / 127))
 
 
-def test_latents_are_said_to_be_some(capfd):
+def test_latent_weights_are_recognized(capfd):
     torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
     port("latents.pt", "--kind", "sit", "--heads", "4")
-    told = capfd.readouterr().out
-    assert "images: 8x8 latents of 4 channels; decode them with --codec" in told
-    assert "dropped: nothing\n" in told
+    printed = capfd.readouterr().out
+    assert "images: 8x8 latents of 4 channels; decode them with --codec" in printed
+    assert "dropped: nothing\n" in printed
 
 
 # What is done with it
@@ -194,8 +194,8 @@ def test_every_command_reads_the_checkpoint():
 
 def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
     caplog.set_level(logging.INFO)
-    torch.save(random_weights(channels=1, dtype=torch.float32), "grey.pt")
-    port("grey.pt", "--kind", "dit", "--heads", "4")
+    torch.save(random_weights(channels=1, dtype=torch.float32), "gray.pt")
+    port("gray.pt", "--kind", "dit", "--heads", "4")
     sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 2, "heads": 4, "classes": 10, "joint_labels": True}
     config = {
         "model": {
@@ -226,8 +226,8 @@ def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
     }
     Path("config.yaml").write_text(json.dumps(config))
     cli.main(["fit", "--config", "config.yaml"])
-    told = [record.getMessage() for record in caplog.records]
-    assert "pretrained: loaded 31 of 33 weights from out/model.ckpt" in told
+    printed = [record.getMessage() for record in caplog.records]
+    assert "pretrained: loaded 31 of 33 weights from out/model.ckpt" in printed
     start, end = (
         AsyncDiffusion.load_from_checkpoint(f).network for f in ("out/model.ckpt", "run/checkpoints/last.ckpt")
     )
@@ -260,11 +260,12 @@ def test_damaged_files(refused):
     for name in ("cut.pt", "text.pt", "empty.pt"):
         assert refused(name, "--kind", "dit").startswith(f"{name} is not a checkpoint that can be read safely: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
-    assert refused("cut.safetensors", "--kind", "dit").startswith("cut.safetensors must be a readable safetensors file: ")
+    line = refused("cut.safetensors", "--kind", "dit")
+    assert line.startswith("cut.safetensors must be a readable safetensors file: ")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt, which does not exist"),
         (["weights.pt"], "--kind must be given for a file, got none: add dit or sit, which use the same"),
@@ -274,21 +275,23 @@ def test_damaged_files(refused):
         (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
         (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights must be left out for a file with one set"),
         (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies must be left out for a file"),
-        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"], "image_size must be 8, the size of the positions in"),
+        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"],
+         "image_size must be 8, the size of the positions in"),
         (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
         (["PIPELINE", "--heads", "4"], "--heads must be left out, got 4: the folder's config.json has 2"),
         (["PIPELINE", "--weights", "raw"], "--weights must be left out for a folder, got raw"),
         (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"], "CHECKPOINT must be the folder of diffusers"),
-        (["PIPELINE/scheduler"], "CHECKPOINT must be a diffusers folder with config.json, got one without PIPELINE/sch"),
+        (["PIPELINE/scheduler"],
+         "CHECKPOINT must be a diffusers folder with config.json, got one without PIPELINE/sch"),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(words, message, pipeline, refused):
-    line = refused(*(word.replace("PIPELINE", str(pipeline)) for word in words))
+def test_user_errors_are_one_line(argv, message, pipeline, refused):
+    line = refused(*(argument.replace("PIPELINE", str(pipeline)) for argument in argv))
     assert line.startswith(message.replace("PIPELINE", str(pipeline)))
 
 
 @pytest.mark.parametrize(
-    ("held", "message"),
+    ("contents", "message"),
     [
         ({"conv.weight": torch.ones(2)}, "CHECKPOINT must contain a DiT or a SiT, got conv.weight ... in it.pt: this"),
         ({}, "CHECKPOINT must contain a DiT or a SiT, got nothing in it.pt"),
@@ -298,10 +301,10 @@ def test_mistakes_are_one_line(words, message, pipeline, refused):
         ({"model": WEIGHTS}, "--weights must be in the file, got ema, but it.pt has no 'ema'"),
     ],
 )
-def test_files_of_other_things(held, message, refused):
-    torch.save(held, "it.pt")
-    words = ["--weights", "ema"] if message.startswith("--weights") else []
-    assert refused("it.pt", "--kind", "dit", *words).startswith(message)
+def test_files_with_other_contents(contents, message, refused):
+    torch.save(contents, "it.pt")
+    argv = ["--weights", "ema"] if message.startswith("--weights") else []
+    assert refused("it.pt", "--kind", "dit", *argv).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_files_of_other_things(held, message, refused):
         ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "beta_start and beta_end must satisfy 0 < beta_start"),
     ],
 )  # fmt: skip
-def test_folders_of_other_things(file, change, message, pipeline, refused):
+def test_folders_of_other_models(file, change, message, pipeline, refused):
     shutil.copytree(pipeline, "changed")
     path = Path("changed") / file
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -1,4 +1,4 @@
-"""The command line: what files may say, what a mistake costs, and that no run is lost."""
+"""Command line of train.py: layered files, one-line errors, and protected runs."""
 
 import os
 import subprocess
@@ -65,7 +65,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def refused(capfd):
-    """Runs a command that has to fail; returns the line that says why."""
+    """Function that runs a command that must fail, and returns its error message."""
 
     def run(*args, chatter=False):
         with pytest.raises(SystemExit) as stopped:
@@ -84,7 +84,7 @@ def refused(capfd):
 
 @pytest.fixture
 def printed(capfd):
-    """The configuration that a command would run, and its text."""
+    """Function that returns the configuration that a command would run, and its text."""
 
     def run(*args):
         with pytest.raises(SystemExit) as stopped:
@@ -98,7 +98,7 @@ def printed(capfd):
 
 @pytest.fixture
 def finished():
-    """Runs a command to its end and returns the CLI with what it built."""
+    """Function that runs a command and returns the CLI with the objects that it built."""
 
     def run(*args):
         built = []
@@ -115,7 +115,7 @@ def edit(old, new, text=EXPERIMENT):
     Path("experiment.yaml").write_text(text.replace(old, new))
 
 
-def held(**trainer):
+def config_of_a_run(**trainer):
     Path("run/checkpoints").mkdir(parents=True)
     torch.save({}, "run/checkpoints/last.ckpt")
     return Namespace(ckpt_path=None, trainer=Namespace(default_root_dir="run", **trainer))
@@ -220,7 +220,7 @@ def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line
         ("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpont", "trainer.callbacks"),
     ],
 )
-def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong, key, refused):
+def test_a_misspelled_class_is_named_with_its_location_and_a_suggestion(right, wrong, key, refused):
     edit(right, wrong)
     line = next(n for n, text in enumerate(Path("experiment.yaml").read_text().splitlines(), 1) if wrong in text)
     expected = f"experiment.yaml:{line}: {key}: there is no class {wrong}; did you mean {right}?"
@@ -228,7 +228,7 @@ def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong
 
 
 @pytest.mark.parametrize(
-    ("words", "key", "meant"),
+    ("argv", "key", "meant"),
     [
         (["--trainer.max_step", "3"], "--trainer.max_step", "--trainer.max_steps"),
         (["--model.learning_rat=3"], "--model.learning_rat", "--model.learning_rate"),
@@ -240,11 +240,15 @@ def test_a_misspelt_class_is_named_with_its_place_and_the_right_one(right, wrong
             "model.weighting",
             "asyncdiff.denoising.Velocity",
         ),
-        (["--trainer.callbacks+=asyncdiff.callbacks.LossByLevl"], "trainer.callbacks", "asyncdiff.callbacks.LossByLevel"),
+        (
+            ["--trainer.callbacks+=asyncdiff.callbacks.LossByLevl"],
+            "trainer.callbacks",
+            "asyncdiff.callbacks.LossByLevel",
+        ),
     ],
 )
-def test_misspelt_on_the_command_line(words, key, meant, refused):
-    message = refused("fit", "--config", "experiment.yaml", *words)
+def test_misspelled_on_the_command_line(argv, key, meant, refused):
+    message = refused("fit", "--config", "experiment.yaml", *argv)
     assert message.startswith(f"{key}: ")
     assert message.endswith(f"; did you mean {meant}?")
 
@@ -282,7 +286,7 @@ def test_misspelt_on_the_command_line(words, key, meant, refused):
         ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
     ],
 )
-def test_other_mistakes(old, new, place, reason, refused):
+def test_other_errors(old, new, place, reason, refused):
     edit(old, new)
     assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
 
@@ -295,7 +299,8 @@ def test_arguments_that_a_class_needs(refused):
 def test_a_class_of_another_kind(refused):
     edit("asyncdiff.noise.AsyncPatch", "asyncdiff.sampling.DDIM")
     message = refused("fit", "--config", "experiment.yaml")
-    assert message.startswith("experiment.yaml:14: model.levels.init_args.path: asyncdiff.sampling.DDIM is not a Path; ")
+    location = "experiment.yaml:14: model.levels.init_args.path: "
+    assert message.startswith(f"{location}asyncdiff.sampling.DDIM is not a Path; ")
     assert "asyncdiff.noise.AsyncPatch" in message
 
 
@@ -327,7 +332,7 @@ def test_wrong_commands(args, message, refused):
     assert refused(*args).startswith(message)
 
 
-# Mistakes that only building or running finds
+# Errors that only building or running finds
 
 
 @pytest.mark.parametrize(
@@ -359,21 +364,21 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         main(["fit", "--config", "experiment.yaml"])
 
 
-def test_an_error_that_our_code_did_not_raise_itself_is_a_bug(monkeypatch):
-    config = held()
+def test_an_error_that_the_package_did_not_raise_itself_is_a_bug(monkeypatch):
+    config = config_of_a_run()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
     with pytest.raises(ValueError, match="invalid literal") as caught:
         checkpoint_to_load(config, training=True)
     assert user_error_message(caught.value) is None
 
 
-def test_the_traceback_of_a_mistake_can_be_had(monkeypatch):
+def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_TRACEBACK", "1")
     with pytest.raises(ValueError, match="learning_rate must be positive"):
         main(["fit", "--config", "experiment.yaml", "--model.learning_rate", "-1"])
 
 
-def test_a_mistake_found_in_a_data_worker_is_still_one():
+def test_a_user_error_in_a_data_worker_is_recognized():
     lines = []
     for mistake in (lambda: AsyncPatch(spread=-1.0), lambda: int("no number")):
         try:
@@ -395,12 +400,12 @@ LOGGER = """logger:
     init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}"""
 
 
-def test_a_fit_tells_where_its_results_are_and_can_be_repeated(finished, refused, capfd):
+def test_a_fit_prints_where_its_results_are_and_can_be_repeated(finished, refused, capfd):
     edit("logger: false", LOGGER)
     finished("fit", "--config", "experiment.yaml")
-    told = capfd.readouterr().out
+    printed_text = capfd.readouterr().out
     for line in ("checkpoint: run/checkpoints/last.ckpt", "config: run/config.yaml", "tensorboard --logdir run"):
-        assert line in told
+        assert line in printed_text
     finished("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "twin")
     assert list(Path("twin").glob("events*"))
     ours, theirs = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("run", "twin"))
@@ -415,7 +420,7 @@ def test_a_fit_tells_where_its_results_are_and_can_be_repeated(finished, refused
         assert "--ckpt_path last" in message
 
 
-def test_a_continued_fit_uses_what_is_typed_now(finished):
+def test_a_resumed_fit_uses_the_command_line(finished):
     finished("fit", "--config", "experiment.yaml")
     args = ["--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
     args += ["--model.betas", "[0.8,0.95]", "--model.weight_decay", "0.1", "--model.warmup_steps", "8"]
@@ -430,7 +435,7 @@ def test_a_continued_fit_uses_what_is_typed_now(finished):
     assert sorted(path.name for path in Path("run/checkpoints").glob("last*")) == ["last.ckpt"]
 
 
-def test_a_continued_run_forgets_where_it_continued_from(finished):
+def test_a_resumed_run_does_not_save_its_checkpoint_path(finished):
     folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
     finished("fit", "--config", "experiment.yaml", *folder)
     finished("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
@@ -440,7 +445,7 @@ def test_a_continued_run_forgets_where_it_continued_from(finished):
     assert not any(path and path.startswith("/") for path in dirpaths)
 
 
-def test_numbers_of_a_test_stand_at_the_step_of_the_checkpoint(finished):
+def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(finished):
     edit("logger: false", LOGGER)
     finished("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
     finished("test", "--config", "run/config.yaml", "--ckpt_path", "last")
@@ -448,7 +453,7 @@ def test_numbers_of_a_test_stand_at_the_step_of_the_checkpoint(finished):
     assert [event.step for event in events.Scalars("test/loss")] == [3]
 
 
-def test_continuing_is_no_part_of_what_is_saved(finished):
+def test_auto_resume_is_not_saved(finished):
     finished("fit", "--config", "experiment.yaml", "--auto_resume", "true")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["auto_resume"] is False
 
@@ -464,7 +469,7 @@ def test_predict_and_validate_take_the_last_checkpoint(finished, capfd):
 
 
 def test_a_run_is_not_overwritten():
-    config = held()
+    config = config_of_a_run()
     with pytest.raises(ValueError, match="add --ckpt_path last"):
         checkpoint_to_load(config, training=True)
     with pytest.raises(ValueError, match="untrained weights would be used: add --ckpt_path last"):
@@ -474,8 +479,8 @@ def test_a_run_is_not_overwritten():
         checkpoint_to_load(config, training=True)
 
 
-def test_the_newest_checkpoint_is_the_one_to_continue(monkeypatch):
-    config = held()
+def test_the_newest_checkpoint_is_resumed(monkeypatch):
+    config = config_of_a_run()
     last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
     last.unlink()
     for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
@@ -487,13 +492,13 @@ def test_the_newest_checkpoint_is_the_one_to_continue(monkeypatch):
     assert checkpoint_to_load(config, training=True) == "run/checkpoints/step=10000.ckpt"
 
 
-def test_a_trial_of_one_batch_overwrites_nothing():
-    assert checkpoint_to_load(held(fast_dev_run=True), training=True) is None
+def test_fast_dev_run_overwrites_nothing():
+    assert checkpoint_to_load(config_of_a_run(fast_dev_run=True), training=True) is None
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
-def test_a_job_that_is_run_again_continues(name, monkeypatch):
-    config = held()
+def test_a_restarted_job_resumes(name, monkeypatch):
+    config = config_of_a_run()
     monkeypatch.setenv(name, "0")
     with pytest.raises(ValueError, match="contains a run"):
         checkpoint_to_load(config, training=True)

@@ -1,4 +1,4 @@
-"""What a file or a command line may name: nothing else is imported, in whatever way it is spelt."""
+"""Only trusted packages are imported for the values of files and command lines, however they are written."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,14 @@ from asyncdiff.__main__ import main as command
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.commands.experiment_file import Experiment
 from asyncdiff.cli.train import ExperimentCLI, main
-from asyncdiff.cli.trusted_packages import ALLOWED, extra, gate, may_be_imported, option, taken
+from asyncdiff.cli.trusted_packages import (
+    ALLOWED,
+    may_be_imported,
+    option_argv,
+    restrict_imports,
+    split_option,
+    user_trusted,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = ROOT / "experiments" / "digits_dit_async.yaml"
@@ -42,9 +49,9 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
 
 
-def refused(words: list[str], capfd: pytest.CaptureFixture[str], run=main) -> str:
+def refused(argv: list[str], capfd: pytest.CaptureFixture[str], run=main) -> str:
     with pytest.raises(SystemExit) as stopped:
-        run(words)
+        run(argv)
     printed = capfd.readouterr()
     assert (stopped.value.code, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
     assert not Path("imported").exists()
@@ -69,7 +76,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_strange_class_is_refused_before_it_is_imported(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_untrusted_class_is_refused_before_it_is_imported(way: str, capfd: pytest.CaptureFixture[str]) -> None:
     line = refused(["fit", "--config", str(EXPERIMENT), *WAYS[way]], capfd)
     assert "got stranger." in line
     assert line.rstrip().endswith("if you trust its code, add --allow-class-paths stranger")
@@ -87,7 +94,7 @@ def test_a_file_cannot_allow_itself(capfd: pytest.CaptureFixture[str], monkeypat
     assert "got stranger.Told" in refused(["fit", "--config", "own.yaml"], capfd)
 
 
-def test_a_dictionary_in_a_free_place_stays_one(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_dictionary_stays_one_where_any_value_is_allowed(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(EXPERIMENT), "--vars.x={class_path: stranger.Network}", "--print_config"])
     assert stopped.value.code == 0
@@ -95,23 +102,32 @@ def test_a_dictionary_in_a_free_place_stays_one(capfd: pytest.CaptureFixture[str
     assert not Path("imported").exists()
 
 
-@pytest.mark.parametrize("word", ["--allow-class-paths", "--allow_class_paths"])
-def test_the_command_line_may_allow_it(word: str, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["fit", "--config", str(EXPERIMENT), "--model.network", "stranger.Network", "--print_config"]
+@pytest.mark.parametrize("argument", ["--allow-class-paths", "--allow_class_paths"])
+def test_the_command_line_may_allow_it(argument: str, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["fit", "--config", str(EXPERIMENT), "--model.network", "stranger.Network", "--print_config"]
     with pytest.raises(SystemExit) as stopped:
-        main([*words, word, "other.part,stranger"])
+        main([*argv, argument, "other.part,stranger"])
     assert stopped.value.code == 0
     assert "class_path: stranger.Network" in capfd.readouterr().out
     assert Path("imported").exists()
-    assert extra() == ()
+    assert user_trusted() == ()
     assert parsing_settings["import_path_verdicts"].get("stranger") is None  # not the next command
 
 
 @pytest.mark.parametrize(
     "path",
-    ["os.system", "subprocess.Popen", "torch.hub.load", "torch.nn.Identity", "asyncdiff.cli.train.os.system", "builtins.exec",
-     "asyncdiff.cli.train.ExperimentCLI", "asyncdiff.cli.commands.cache_latents.subprocess.Popen", "jsonargparse.ArgumentParser"],
-)  # fmt: skip
+    [
+        "os.system",
+        "subprocess.Popen",
+        "torch.hub.load",
+        "torch.nn.Identity",
+        "builtins.exec",
+        "jsonargparse.ArgumentParser",
+        "asyncdiff.cli.train.os.system",
+        "asyncdiff.cli.train.ExperimentCLI",
+        "asyncdiff.cli.commands.cache_latents.subprocess.Popen",
+    ],
+)
 def test_what_runs_programs_is_refused(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     given = f"{{class_path: {path}, init_args: {{args: [touch, imported]}}}}"
     refused(["fit", "--config", str(EXPERIMENT), "--model.network", given], capfd)
@@ -126,12 +142,12 @@ def test_plugins_that_read_pickles_and_callbacks_that_call_anything_are_refused(
         assert "--allow-class-paths lightning." in line
 
 
-def test_commands_refuse_it_too(capfd: pytest.CaptureFixture[str]) -> None:
+def test_commands_refuse_untrusted_classes_too(capfd: pytest.CaptureFixture[str]) -> None:
     Path("levels.yaml").write_text("model: {levels: {class_path: stranger.Network}}\n")
     assert "got stranger.Network" in refused(["levels", "levels.yaml"], capfd, command)
     Path("data.yaml").write_text("data: {class_path: stranger.Data}\n")
-    words = ["cache-latents", "--data", "data.yaml", "--codec", "asyncdiff.latents.Identity", "--out", "out"]
-    line = refused(words, capfd, command)
+    argv = ["cache-latents", "--data", "data.yaml", "--codec", "asyncdiff.latents.Identity", "--out", "out"]
+    line = refused(argv, capfd, command)
     assert line.startswith("error: data.yaml: data.class_path must name a class of ")
     with pytest.raises(ValueError, match=r"levels\.yaml.*got stranger\.Network"):  # of Python, without a command
         Experiment(Path("levels.yaml")).levels()
@@ -154,23 +170,23 @@ def test_a_checkpoint_names_no_program() -> None:
 @pytest.mark.parametrize("value", [[], [""], ["../x"], ["a b"], ["jsonargparse"], ["a,,b"]])
 def test_the_option_takes_packages_only(value: list[str]) -> None:
     with pytest.raises(ValueError, match="--allow-class-paths must name packages, got "):
-        taken(["fit", "--allow-class-paths", *value])
+        split_option(["fit", "--allow-class-paths", *value])
 
 
-def test_further_processes_get_the_same_leave() -> None:
-    with gate(["a", "--allow-class-paths=one,two.parts", "b"]) as left:
-        assert left == ["a", "b"]
-        assert option() == ["--allow-class-paths", "one,two.parts"]
-        with gate(["--allow-class-paths", "three"]):
-            assert extra() == ("one", "two.parts", "three")
+def test_subprocesses_trust_the_same_packages() -> None:
+    with restrict_imports(["a", "--allow-class-paths=one,two.parts", "b"]) as rest:
+        assert rest == ["a", "b"]
+        assert option_argv() == ["--allow-class-paths", "one,two.parts"]
+        with restrict_imports(["--allow-class-paths", "three"]):
+            assert user_trusted() == ("one", "two.parts", "three")
         assert [may_be_imported(path) for path in ("two.parts.A", "two.A", "three.A", "asyncdiff.cli.train.A")] == [
             True, False, False, False,
         ]  # fmt: skip
-    assert option() == []
+    assert option_argv() == []
 
 
 def test_what_experiments_name_is_allowed() -> None:
-    with gate():
+    with restrict_imports():
         files = sorted((ROOT / "experiments").rglob("*.yaml"))
         named = {path for file in files for path in _class_paths(yaml.safe_load(file.read_text()))}
         assert len(named) > 40

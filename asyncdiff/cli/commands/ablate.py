@@ -74,11 +74,14 @@ def publish(ablation: Ablation, output: Path) -> None:
 
 
 def table(ablation: Ablation, by_variant: dict[str, list[dict[str, float]]]) -> str:
-    """Return a Markdown table with mean and standard deviation over the seeds.
+    """Format the last values as Markdown.
 
     Args:
         ablation: names the axes and metrics.
         by_variant: last values by tag, one dictionary per seed, of every variant.
+
+    Returns:
+        Table with mean and standard deviation over the seeds, a row per variant.
     """
     heads = [metric.label for metric in ablation.metrics]
     lines = [f"| {', '.join(ablation.axes)} | seeds | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]

@@ -68,6 +68,9 @@ def expand_section(argument: str, before: str) -> str:
     Args:
         argument: an argument of the command line; others are returned unchanged.
         before: the argument before it.
+
+    Returns:
+        The argument to parse.
     """
     for option, key in (("--data", "data"), ("--codec", "model.codec")):
         prefix = f"{option}=" if argument.startswith(f"{option}=") else ""

@@ -35,10 +35,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a Markdown table with a row per card and a column per metric, followed by the meaning of its marks.
+    """Compare result cards, of which the first one is the reference.
 
     Args:
         cards: result cards of format 1, by the names of their rows.
+
+    Returns:
+        Markdown table with a row per card and a column per metric, followed by the meaning of its marks.
     """
     first = next(iter(cards))
     names = list(dict.fromkeys(name for card in cards.values() for name in card["metrics"]))

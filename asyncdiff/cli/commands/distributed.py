@@ -51,11 +51,14 @@ class Ranks:
         return values if self.first else []
 
     def gather_in_order(self, index: Tensor, rows: Tensor) -> Tensor:
-        """Return the rows of all processes sorted by index on the first process, no rows on the others.
+        """Collect the rows of all processes on the first one.
 
         Args:
             index: (n,) position of each row.
             rows: (n, ...) rows of this process.
+
+        Returns:
+            All rows sorted by index on the first process, no rows on the others.
         """
         parts = self.gather((index.cpu(), rows.cpu()))
         if not parts:

@@ -230,11 +230,14 @@ def without_option(argv: Sequence[str], option: str) -> list[str]:
 
 
 def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:
-    """Return the checkpoint of a run directory, or `run` itself if it is a checkpoint file or an export.
+    """Find the checkpoint that the command line names.
 
     Args:
         run: RUN of the command line.
         ckpt_path: another checkpoint than RUN/checkpoints/last.ckpt.
+
+    Returns:
+        Path of the checkpoint; `run` itself if it is a checkpoint file or an export.
     """
     if run.is_file() or is_export(run):
         if ckpt_path is not None:

@@ -87,13 +87,16 @@ def contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any
 
 
 def matching_cards(folder: Path, config: Mapping[str, Any], default: str) -> dict[str, dict[str, Any]]:
-    """Return the result cards of these weights, by file name; other cards in the folder are skipped with a message.
+    """Read the result cards of these weights; other cards in the folder are skipped with a message.
 
     Args:
         folder: folder of the run's result cards, which may be missing.
         config: configuration of the export.
         default: "ema" or "raw", assumed for cards that do not name their weights: training evaluates the EMA weights
             if there are any.
+
+    Returns:
+        Metrics and protocol of every card, by file name.
     """
     cards = {}
     for path in sorted(folder.glob("*.json")):

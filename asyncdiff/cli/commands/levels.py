@@ -61,7 +61,7 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
 def measure(
     experiment: Experiment, name: str, grid: tuple[int, int] | None, *, images: int, seed: int
 ) -> LevelStatistics:
-    """Return statistics of the level maps that an experiment samples.
+    """Sample level maps of an experiment.
 
     Args:
         experiment: the experiment file.
@@ -69,6 +69,9 @@ def measure(
         grid: (rows, columns) of the level maps; None for the network's, or `GRID` without a network.
         images: number of level maps.
         seed: random seed.
+
+    Returns:
+        Statistics of the level maps.
     """
     sampler = experiment.levels()
     grid = grid or experiment.grid() or GRID

@@ -73,13 +73,16 @@ def save(model: Any, file: Path) -> None:
 
 
 def summary(source: ExternalCheckpoint, kind: Kind, port: PortedNetwork, model: Any) -> list[str]:
-    """Return lines that describe the converted model, and what was dropped.
+    """Summarize the conversion.
 
     Args:
         source: the weights that were read.
         kind: dit or sit.
         port: the converted network.
         model: the module that was saved.
+
+    Returns:
+        Lines that describe the model, and what was dropped.
     """
     channels, size, _ = model.shape
     count = sum(p.numel() for p in model.network.parameters())

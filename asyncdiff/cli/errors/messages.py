@@ -40,11 +40,14 @@ class ErrorMessage:
 
 
 def explain(error: UsageError, argv: Sequence[str]) -> str:
-    """Return the report as one line.
+    """Explain a parser error in one line.
 
     Args:
         error: the parser's error.
         argv: the command line, whose YAML files are searched for the key.
+
+    Returns:
+        Location, key and message, without the prefix "error: ".
     """
     report = parse_report(error, argv)
     for pattern, rule in RULES:

@@ -21,12 +21,15 @@ def mentions_class(class_path: str, argv: Sequence[str]) -> bool:
 
 
 def locate(key: str, value: str, files: Sequence[Path]) -> str:
-    """Return FILE:LINE of a key in the last file that has it, or an empty string.
+    """Find a key in the last file that has it.
 
     Args:
         key: the dotted key.
         value: value that the key, or its class_path, must have there; any if empty.
         files: files in the order in which they are layered.
+
+    Returns:
+        FILE:LINE, or an empty string if no file has the key.
     """
     keys = [key, f"{key}.class_path"] if value else [key]
     for file in reversed(files):  # later files override earlier ones
