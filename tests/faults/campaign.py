@@ -1,9 +1,9 @@
-"""Counts of faults that were tried, over all tests and processes, and the table at the end of a run.
+"""Fault statistics over all tests and processes, printed as a table at the end of a test run.
 
-A test takes the fixture `campaign` and says of every fault what became of it: `campaign.survived("mutated configs")`,
-or `campaign.lost("mutated configs", "what happened")`, which fails the test at its end. What no reader can notice, such
-as another colour in a format without checksums, is `campaign.undetectable(...)`. ASYNCDIFF_FAULT_SEED (0) chooses the
-faults, ASYNCDIFF_FAULT_SCALE (1) multiplies their number.
+A test takes the fixture `campaign` and reports the outcome of every fault: `campaign.survived("mutated configs")`, or
+`campaign.lost("mutated configs", "what happened")`, which fails the test at its end. A fault that no reader can detect,
+such as a different color in a format without checksums, is `campaign.undetectable(...)`. ASYNCDIFF_FAULT_SEED (0) seeds
+the faults, and ASYNCDIFF_FAULT_SCALE (1) multiplies their number.
 """
 
 import os
@@ -19,7 +19,7 @@ _COUNTED: Counter[tuple[str, str]] = Counter()
 
 
 class Campaign:
-    """What became of the faults of one test."""
+    """Outcomes of the faults of one test."""
 
     def __init__(self, properties: list[tuple[str, object]]) -> None:
         self.seed = int(os.environ.get("ASYNCDIFF_FAULT_SEED", "0"))
@@ -27,35 +27,36 @@ class Campaign:
         self.losses: list[str] = []
         self._properties = properties
 
-    def number(self, usual: int) -> int:
-        """How many faults to try where `usual` is the number at scale 1."""
-        return max(1, round(usual * self.scale))
+    def number(self, default: int) -> int:
+        """Return the number of faults to try; `default` is the number at scale 1."""
+        return max(1, round(default * self.scale))
 
     def survived(self, kind: str, count: int = 1) -> None:
-        """The fault was refused by name, or changed nothing."""
+        """Record faults that were refused with a message or changed nothing."""
         self._properties.append((PROPERTY, [kind, "survived", count]))
 
     def undetectable(self, kind: str, count: int = 1) -> None:
-        """The fault gave other content that is as well formed as the right one."""
+        """Record faults whose content is different but well-formed."""
         self._properties.append((PROPERTY, [kind, "undetectable", count]))
 
     def lost(self, kind: str, what: str) -> None:
-        """The fault did harm."""
+        """Record a fault that did harm."""
         self._properties.append((PROPERTY, [kind, "lost", 1]))
         self.losses.append(f"{kind}: {what}")
 
 
 @pytest.fixture
 def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
-    """Takes note of faults; the test fails if any did harm."""
-    made = Campaign(request.node.user_properties)
-    yield made
-    if made.losses:
-        pytest.fail(f"{len(made.losses)} faults did harm:\n" + "\n".join(made.losses[:20]), pytrace=False)
+    """Collect the outcomes of faults; fail the test if any did harm."""
+    collected = Campaign(request.node.user_properties)
+    yield collected
+    if collected.losses:
+        text = "\n".join(collected.losses[:20])
+        pytest.fail(f"{len(collected.losses)} faults did harm:\n{text}", pytrace=False)
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Add up what a test says, in the process that prints."""
+    """Sum the outcomes of all tests, in the process that prints."""
     if report.when == "call":
         for name, value in report.user_properties:
             if name == PROPERTY:
@@ -64,7 +65,7 @@ def pytest_runtest_logreport(report: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print the table, if any faults were tried."""
+    """Print the table if any faults were tried."""
     kinds = sorted({kind for kind, _ in _COUNTED})
     if not kinds:
         return

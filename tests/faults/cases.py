@@ -1,4 +1,4 @@
-"""Kinds of files that are read: how one is made, and how it is read to the end into something that can be compared."""
+"""File formats that are read: how to write a file, and how to read all of it into something that can be compared."""
 
 import io
 import json
@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from asyncdiff.checkpoints import object_config, read_checkpoint
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.external_checkpoints import read_tensors
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.external_checkpoints import read_tensors
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import make_card, read_card
@@ -28,18 +28,18 @@ from datamodules.storage.imagenet_tars import TarImages, tar_index
 from datamodules.storage.latent_shards import MANIFEST, Layout, manifest_sha256, read_header, shard_name
 
 SIZE = 8
-HOW: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
+OPTIONS: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
 
 
-class Subject(NamedTuple):
-    """A kind of file.
+class Case(NamedTuple):
+    """File format.
 
     Attributes:
-        name: of the file, below a folder.
-        make: fills a folder.
-        read: what is in it, from the folder; equal for equal contents.
-        checked: whether the format tells all of its content from other content, by checksums.
-        mapped: whether a library follows numbers in the file without looking, so that a child is to read it.
+        name: file name in the folder.
+        make: writes the files into a folder.
+        read: reads the content of a folder; equal for equal contents.
+        checked: whether the format detects every change, by checksums.
+        mapped: whether a library follows unchecked offsets in the file and may crash, so it needs a subprocess.
     """
 
     name: str
@@ -50,30 +50,30 @@ class Subject(NamedTuple):
 
 
 def noise(seed: int, side: int = 24) -> Image.Image:
-    """A picture of which no part looks like another."""
+    """Return an image of random pixels."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def encoded(seed: int, kind: str = "png", side: int = 24, **options: Any) -> bytes:
-    """Such a picture as bytes."""
+    """Return an image of random pixels as an encoded file."""
     stream = io.BytesIO()
     noise(seed, side).save(stream, kind, **options)
     return stream.getvalue()
 
 
-def _picture(kind: str, checked: bool = False, **options: Any) -> Subject:
+def _image(kind: str, checked: bool = False, **options: Any) -> Case:
     def make(folder: Path) -> None:
         (folder / f"picture.{kind}").write_bytes(encoded(0, kind, **options))
 
     def read(folder: Path) -> Any:
-        data = ImageFiles(folder, [f"picture.{kind}"], class_names=[], **HOW)
+        data = ImageFiles(folder, [f"picture.{kind}"], class_names=[], **OPTIONS)
         return data.read([(0, 0)])["image"].tolist()
 
-    return Subject(f"picture.{kind}", make, read, checked)
+    return Case(f"picture.{kind}", make, read, checked)
 
 
 def _of(data: Any) -> Any:
-    """All of a data module's images and labels."""
+    """Return all images and labels of a data module."""
     splits = (data.images(name, 4) for name in ("train", "val"))
     batches = [batch for split in splits for batch in split]
     return [(batch["image"].tolist(), batch["label"].tolist()) for batch in batches]
@@ -103,7 +103,7 @@ def _make_tar(folder: Path) -> None:
 def _read_tar(folder: Path) -> Any:
     index = tar_index(folder / "images.tar")
     data = TarImages(
-        folder / "images.tar", index, labels=index.files.labels(index.files.class_names(folder)), **HOW, classes=5
+        folder / "images.tar", index, labels=index.files.labels(index.files.class_names(folder)), **OPTIONS, classes=5
     )
     return [data.read([(i, 0)])["image"].tolist() for i in range(len(data))], data.labels.tolist()
 
@@ -113,7 +113,7 @@ def _make_database(folder: Path) -> None:
 
     environment = lmdb.open(str(folder), map_size=1 << 24)
     with environment.begin(write=True) as transaction:
-        for i in range(40):  # small values lie in the leaves, large ones on pages of their own
+        for i in range(40):  # small values are stored in the leaves, large ones on separate pages
             transaction.put(b"%040x" % i, encoded(i, side=24 if i % 3 else 48))
     environment.close()
     (folder / "lock.mdb").unlink()
@@ -170,14 +170,14 @@ def _read_cache(folder: Path) -> Any:
     return _of(LatentCache(str(folder), 2, horizontal_flip=False, verify=True))
 
 
-STAMP = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
+FINGERPRINT = {"features": {"name": "classifier", "dim": 8}, "images": "digits"}
 
 
 def _make_reference(folder: Path) -> None:
     rows = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
     gaussian = Gaussian(rows.double().mean(0), rows.double().T.cov())
     reference_statistics.save_reference(
-        reference_statistics.Reference(gaussian, 20, rows, STAMP), folder / "reference.safetensors"
+        reference_statistics.Reference(gaussian, 20, rows, FINGERPRINT), folder / "reference.safetensors"
     )
 
 
@@ -188,10 +188,10 @@ def _make_statistics(folder: Path) -> None:
 
 def _read_reference(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
-        found = reference_statistics.load_reference(folder / name)
-        rows = None if found.rows is None else found.rows.tolist()
-        fingerprint = {key: value for key, value in found.fingerprint.items() if key != "sha256"}
-        return found.gaussian.mean.tolist(), found.gaussian.cov.tolist(), found.count, rows, fingerprint
+        reference = reference_statistics.load_reference(folder / name)
+        rows = None if reference.rows is None else reference.rows.tolist()
+        fingerprint = {key: value for key, value in reference.fingerprint.items() if key != "sha256"}
+        return reference.gaussian.mean.tolist(), reference.gaussian.cov.tolist(), reference.count, rows, fingerprint
 
     return read
 
@@ -215,16 +215,16 @@ def _make_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> Any:
-    held = read_checkpoint(folder / "last.ckpt")
-    return held["recipe"], {name: value.tolist() for name, value in held["state_dict"].items()}
+    checkpoint = read_checkpoint(folder / "last.ckpt")
+    return checkpoint["recipe"], {name: value.tolist() for name, value in checkpoint["state_dict"].items()}
 
 
-def _made() -> dict[str, np.ndarray]:
+def _index_arrays() -> dict[str, np.ndarray]:
     return {"names": np.array([b"a/b.png", b"c/d.png"]), "begins": np.arange(200)}
 
 
 def _make_index(folder: Path) -> None:
-    cached_arrays("zip", 1, _made)
+    cached_arrays("zip", 1, _index_arrays)
     (entry,) = cache_folder().glob("zip-*")
     for file in entry.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
@@ -235,7 +235,7 @@ def _read_index(folder: Path) -> Any:
     for file in folder.iterdir():
         (entry / file.name).unlink(missing_ok=True)
         (entry / file.name).write_bytes(file.read_bytes())
-    return {name: array.tolist() for name, array in cached_arrays("zip", 1, _made).items()}
+    return {name: array.tolist() for name, array in cached_arrays("zip", 1, _index_arrays).items()}
 
 
 def _make_card(folder: Path) -> None:
@@ -254,29 +254,27 @@ def _read_experiment(folder: Path) -> Any:
     return object_config.describe(Experiment(folder / "levels.yaml").levels())
 
 
-SUBJECTS = {
-    "JPEG": _picture("jpeg"),
-    "PNG": _picture("png", checked=True),
-    "WebP": _picture("webp", lossless=True),
-    "GIF": _picture("gif"),
-    "TIFF": _picture("tiff"),
-    "zip": Subject("images.zip", _make_zip, _read_zip, checked=True),
-    "tar": Subject("images.tar", _make_tar, _read_tar, checked=True),
-    "LMDB": Subject("data.mdb", _make_database, _read_database, checked=True, mapped=True),
-    "npz": Subject("batch.npz", _make_batch, _read_batch, checked=True),
-    "npy": Subject("train.npy", _make_arrays, _read_arrays),
-    "latent shards": Subject(shard_name("train", 0, 1), _make_cache, _read_cache, checked=True),
-    "manifests": Subject(MANIFEST, _make_cache, _read_cache, checked=True),
-    "index caches": Subject("begins.npy", _make_index, _read_index, checked=True),
-    "index lists": Subject("index.json", _make_index, _read_index, checked=True),
-    "references": Subject(
+CASES = {
+    "JPEG": _image("jpeg"),
+    "PNG": _image("png", checked=True),
+    "WebP": _image("webp", lossless=True),
+    "GIF": _image("gif"),
+    "TIFF": _image("tiff"),
+    "zip": Case("images.zip", _make_zip, _read_zip, checked=True),
+    "tar": Case("images.tar", _make_tar, _read_tar, checked=True),
+    "LMDB": Case("data.mdb", _make_database, _read_database, checked=True, mapped=True),
+    "npz": Case("batch.npz", _make_batch, _read_batch, checked=True),
+    "npy": Case("train.npy", _make_arrays, _read_arrays),
+    "latent shards": Case(shard_name("train", 0, 1), _make_cache, _read_cache, checked=True),
+    "manifests": Case(MANIFEST, _make_cache, _read_cache, checked=True),
+    "index caches": Case("begins.npy", _make_index, _read_index, checked=True),
+    "index lists": Case("index.json", _make_index, _read_index, checked=True),
+    "references": Case(
         "reference.safetensors", _make_reference, _read_reference("reference.safetensors"), checked=True
     ),
-    "published statistics": Subject(
-        "statistics.npz", _make_statistics, _read_reference("statistics.npz"), checked=True
-    ),
-    "weights": Subject("weights.safetensors", _make_weights, _read_weights),
-    "checkpoints": Subject("last.ckpt", _make_checkpoint, _read_checkpoint, checked=True),
-    "cards": Subject("card.json", _make_card, lambda folder: read_card(folder / "card.json")),
-    "YAML": Subject("levels.yaml", _make_experiment, _read_experiment),
+    "published statistics": Case("statistics.npz", _make_statistics, _read_reference("statistics.npz"), checked=True),
+    "weights": Case("weights.safetensors", _make_weights, _read_weights),
+    "checkpoints": Case("last.ckpt", _make_checkpoint, _read_checkpoint, checked=True),
+    "cards": Case("card.json", _make_card, lambda folder: read_card(folder / "card.json")),
+    "YAML": Case("levels.yaml", _make_experiment, _read_experiment),
 }

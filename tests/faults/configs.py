@@ -1,4 +1,4 @@
-"""Experiment files with one mistake each, drawn by a seed."""
+"""Experiment files with one random mistake each."""
 
 import copy
 import random
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-# Keys of dictionaries that hold whatever the user likes: another name there is no mistake.
+# Keys of dictionaries with arbitrary keys, in which a with_renamed_key key is valid.
 FREE = ("vars", "storage_options")
-# Numbers that may be negative: seeds, and those of which Lightning's -1 means all or none.
+# Numbers that may be negative: seeds, and numbers of which -1 means all or none in Lightning.
 SIGNED = (
     "gradient_clip_val",
     "seed",
@@ -25,8 +25,8 @@ SIGNED = (
     "shift",
     "location",
 )
-UNBOUNDED = ("gradient_clip_val",)  # which clips nothing if it is infinite
-# Which may be a share of an epoch, too, and the first a dictionary of hours and minutes.
+UNBOUNDED = ("gradient_clip_val",)  # infinity disables clipping
+# These may also be fractions of an epoch, and the first a dictionary of hours and minutes.
 TIMES = ("val_check_interval", "limit_val_batches", "limit_train_batches", "limit_test_batches")
 WRONG: dict[type, list[Any]] = {
     bool: ["perhaps", [1], {"a": 1}, 17],
@@ -35,19 +35,25 @@ WRONG: dict[type, list[Any]] = {
     str: [[1, 2], {"a": 1}],
     list: ["many", {"a": 1}],
 }
-Place = tuple[Any, ...]
+KeyPath = tuple[Any, ...]
 
 
 class Mistake(NamedTuple):
-    """One wrong file: what was done, in words, and the bytes of it."""
+    """Invalid file.
+
+    Attributes:
+        kind: kind of mistake.
+        what: description of the change.
+        content: bytes of the file.
+    """
 
     kind: str
     what: str
     content: bytes
 
 
-def misspelt(word: str, choose: random.Random) -> str:
-    """A word with two letters swapped, one left out or one added; always another one."""
+def misspell(word: str, choose: random.Random) -> str:
+    """Return the word with two letters swapped, one omitted or one inserted; never the word itself."""
     while True:
         at = choose.randrange(len(word))
         how = choose.randrange(3)
@@ -61,135 +67,136 @@ def misspelt(word: str, choose: random.Random) -> str:
             return new
 
 
-def walk(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every key and item below a node with what stands there, those of free dictionaries left out."""
+def walk(node: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the path and value of every key and item below a node, except in dictionaries with arbitrary keys."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        yield (*place, key), value
+        yield (*path, key), value
         if key not in FREE:
-            yield from walk(value, (*place, key))
+            yield from walk(value, (*path, key))
 
 
-def at(tree: Any, place: Place) -> Any:
-    """What stands at a place."""
-    for key in place:
+def at(tree: Any, path: KeyPath) -> Any:
+    """Return the value at a path."""
+    for key in path:
         tree = tree[key]
     return tree
 
 
-def changed(tree: Any, place: Place, value: Any) -> Any:
-    """The tree with another value at a place."""
+def with_value(tree: Any, path: KeyPath, value: Any) -> Any:
+    """Return a copy of the tree with another value at a path."""
     tree = copy.deepcopy(tree)
-    at(tree, place[:-1])[place[-1]] = value
+    at(tree, path[:-1])[path[-1]] = value
     return tree
 
 
-def renamed(tree: Any, place: Place, name: str) -> Any:
-    """The tree with another name for the key at a place, in the same order."""
+def with_renamed_key(tree: Any, path: KeyPath, name: str) -> Any:
+    """Return a copy of the tree with the key at a path renamed, in the same order."""
     tree = copy.deepcopy(tree)
-    above = at(tree, place[:-1])
-    items = [(name if key == place[-1] else key, value) for key, value in above.items()]
+    above = at(tree, path[:-1])
+    items = [(name if key == path[-1] else key, value) for key, value in above.items()]
     above.clear()
     above.update(items)
     return tree
 
 
-def dumped(tree: Any) -> bytes:
-    """A tree as a file."""
+def to_yaml(tree: Any) -> bytes:
+    """Return the tree as a YAML file."""
     return yaml.safe_dump(tree, sort_keys=False).encode()
 
 
 def trees() -> dict[str, Any]:
-    """The experiments that can be run as they are, by name."""
+    """Return the complete experiments by name."""
     found = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(EXPERIMENTS.glob("*.yaml"))}
     return {name: tree for name, tree in found.items() if {"data", "model", "trainer"} <= tree.keys()}
 
 
-def unique(accept: Callable[[Place, Any], bool], names: str = "") -> list[tuple[str, Any, Place]]:
-    """Every place of the experiments once, as long as its keys and what it belongs to are not those of another."""
-    found: dict[Any, tuple[str, Any, Place]] = {}
+def unique_paths(accept: Callable[[KeyPath, Any], bool], names: str = "") -> list[tuple[str, Any, KeyPath]]:
+    """Return the paths that `accept` accepts in all experiments, without repeated combinations of class and key."""
+    found: dict[Any, tuple[str, Any, KeyPath]] = {}
     for name, tree in trees().items():
         if not name.startswith(names):
             continue
-        for place, value in walk(tree):
-            if accept(place, value):
-                above = at(tree, place[:-2]) if len(place) > 1 and place[-2] == "init_args" else {}
+        for path, value in walk(tree):
+            if accept(path, value):
+                above = at(tree, path[:-2]) if len(path) > 1 and path[-2] == "init_args" else {}
                 kind = above.get("class_path", "") if isinstance(above, dict) else ""
-                keys = tuple(key for key in place if isinstance(key, str))
-                found.setdefault((kind, place[-1]) if kind else keys, (name, tree, place))
+                keys = tuple(key for key in path if isinstance(key, str))
+                found.setdefault((kind, path[-1]) if kind else keys, (name, tree, path))
     return list(found.values())
 
 
-def told(name: str, place: Place) -> str:
-    """A place in words."""
-    return f"{name}: {'.'.join(map(str, place))}"
+def describe(name: str, path: KeyPath) -> str:
+    """Return the experiment and dotted path of a value."""
+    return f"{name}: {'.'.join(map(str, path))}"
 
 
-def misspelt_keys(choose: random.Random) -> Iterator[Mistake]:
-    """Every key of the experiments misspelt once."""
-    for name, tree, place in unique(lambda place, value: isinstance(place[-1], str)):
-        new = misspelt(place[-1], choose)
-        if new not in at(tree, place[:-1]):
-            yield Mistake("misspelt key", f"{told(name, place)} -> {new}", dumped(renamed(tree, place, new)))
+def misspelled_keys(choose: random.Random) -> Iterator[Mistake]:
+    """Misspell every key of the experiments once."""
+    for name, tree, path in unique_paths(lambda path, value: isinstance(path[-1], str)):
+        new = misspell(path[-1], choose)
+        if new not in at(tree, path[:-1]):
+            yield Mistake(
+                "misspelled key", f"{describe(name, path)} -> {new}", to_yaml(with_renamed_key(tree, path, new))
+            )
 
 
-def misspelt_classes(choose: random.Random) -> Iterator[Mistake]:
-    """Every class of the experiments misspelt once."""
-    for name, tree, place in unique(lambda place, value: place[-1] == "class_path"):
-        path = at(tree, place)
-        new = misspelt(path, choose)
-        yield Mistake("unknown class", f"{told(name, place)} -> {new}", dumped(changed(tree, place, new)))
+def misspelled_classes(choose: random.Random) -> Iterator[Mistake]:
+    """Misspell every class of the experiments once."""
+    for name, tree, path in unique_paths(lambda path, value: path[-1] == "class_path"):
+        new = misspell(at(tree, path), choose)
+        yield Mistake("unknown class", f"{describe(name, path)} -> {new}", to_yaml(with_value(tree, path, new)))
 
 
 def wrong_types(choose: random.Random) -> Iterator[Mistake]:
-    """Values of another type."""
-    for name, tree, place in unique(lambda place, value: type(value) in WRONG and place[-1] != "class_path"):
-        value = at(tree, place)
+    """Replace values by values of another type."""
+    for name, tree, path in unique_paths(lambda path, value: type(value) in WRONG and path[-1] != "class_path"):
+        value = at(tree, path)
         if isinstance(value, str) and "${" in value:
             continue
         choices = WRONG[type(value)]
-        if place[-1] in TIMES:
+        if path[-1] in TIMES:
             choices = [other for other in choices if not isinstance(other, dict | float)]
         new = choose.choice(choices)
-        yield Mistake("wrong type", f"{told(name, place)} -> {new!r}", dumped(changed(tree, place, new)))
+        yield Mistake("wrong type", f"{describe(name, path)} -> {new!r}", to_yaml(with_value(tree, path, new)))
 
 
 def out_of_range(choose: random.Random) -> Iterator[Mistake]:
-    """Numbers that nothing can mean: not a number, infinite, or negative where that has no meaning."""
-    for name, tree, place in unique(lambda place, value: type(value) in (int, float), "digits"):
-        values = [float("nan"), float("-inf"), *([] if place[-1] in UNBOUNDED else [float("inf")])]
-        values += [] if place[-1] in SIGNED else [-3] if isinstance(at(tree, place), int) else [-3.5]
+    """Replace numbers by NaN, infinity, or negative numbers where these are invalid."""
+    for name, tree, path in unique_paths(lambda path, value: type(value) in (int, float), "digits"):
+        values = [float("nan"), float("-inf"), *([] if path[-1] in UNBOUNDED else [float("inf")])]
+        values += [] if path[-1] in SIGNED else [-3] if isinstance(at(tree, path), int) else [-3.5]
         new = choose.choice(values)
-        yield Mistake("out of range", f"{told(name, place)} -> {new}", dumped(changed(tree, place, new)))
+        yield Mistake("out of range", f"{describe(name, path)} -> {new}", to_yaml(with_value(tree, path, new)))
 
 
-def no_files(choose: random.Random) -> Iterator[Mistake]:
-    """Files that are broken as YAML or as text, sections that are double, empty or of another kind, dead references."""
+def invalid_files(choose: random.Random) -> Iterator[Mistake]:
+    """Yield invalid YAML or text, duplicate, empty or mistyped sections, and broken references."""
     for name, tree in trees().items():
         text = (EXPERIMENTS / f"{name}.yaml").read_bytes()
         middle = choose.randrange(len(text) // 4, len(text) // 2)
         references = [
             p for p, value in walk(tree) if type(value) in (int, float) and all(isinstance(k, str) for k in p)
         ]
-        place = choose.choice(references)
-        section = choose.choice(["data", "model"])  # without keys, the trainer's is one that has its defaults
+        path = choose.choice(references)
+        section = choose.choice(["data", "model"])  # an empty trainer section is valid
         for what, content in (
-            ("a bracket left open", text + b"\nmore: [1, {a: 2\n"),
-            ("a tabulator", text + b"\nmore:\n\t- 1\n"),
-            ("no text", text[:middle] + b"\xff\xfe\x80" + text[middle:]),
+            ("an open bracket", text + b"\nmore: [1, {a: 2\n"),
+            ("a tab", text + b"\nmore:\n\t- 1\n"),
+            ("invalid UTF-8", text[:middle] + b"\xff\xfe\x80" + text[middle:]),
             ("a zero byte", text[:middle] + b"\0" + text[middle:]),
-            ("nothing of it", b""),
+            ("an empty file", b""),
             ("a list", b"- 1\n- 2\n"),
-            ("a section without anything", dumped({**tree, section: {}})),
-            ("a section of another kind", dumped({**tree, choose.choice([section, "trainer"]): [1, 2]})),
+            ("an empty section", to_yaml({**tree, section: {}})),
+            ("a section that is a list", to_yaml({**tree, choose.choice([section, "trainer"]): [1, 2]})),
             ("a key without a value", text.replace(b"model:\n", b"model: 3\n  x: 1\n")),
-            ("a reference to nothing", dumped(changed(tree, place, "${trainer.nowhere}"))),
-            ("a reference to itself", dumped(changed(tree, place, "${" + ".".join(map(str, place)) + "}"))),
-            ("a broken reference", dumped(changed(tree, place, "${trainer."))),
-            ("an anchor of nowhere", text + b"\nmore: *nowhere\n"),
-            ("a tag of Python's", text + b"\nmore: !!python/object/apply:os.system ['true']\n"),
+            ("a reference to a missing key", to_yaml(with_value(tree, path, "${trainer.nowhere}"))),
+            ("a reference to itself", to_yaml(with_value(tree, path, "${" + ".".join(map(str, path)) + "}"))),
+            ("a broken reference", to_yaml(with_value(tree, path, "${trainer."))),
+            ("an undefined anchor", text + b"\nmore: *nowhere\n"),
+            ("a Python tag", text + b"\nmore: !!python/object/apply:os.system ['true']\n"),
         ):
-            yield Mistake("no configuration", f"{name}: {what}", content)
+            yield Mistake("invalid file", f"{name}: {what}", content)
 
 
-SOURCES = (misspelt_keys, misspelt_classes, wrong_types, out_of_range, no_files)
+SOURCES = (misspelled_keys, misspelled_classes, wrong_types, out_of_range, invalid_files)

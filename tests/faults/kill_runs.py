@@ -1,9 +1,9 @@
-"""Kills runs at random moments, runs them again until they end, and compares them with runs that were left alone.
+"""Kill runs at random moments, run them again until they finish, and compare them with uninterrupted runs.
 
-PYTHONPATH=. python tests/faults/kill_runs.py KIND --kills 20 --seed 0     prints {"tried": 20, "lost": []} at its end,
-and works in the present folder.
+PYTHONPATH=. python tests/faults/kill_runs.py KIND --kills 20 --seed 0     works in the current folder and prints
+{"tried": 20, "lost": []} at the end.
 
-In a process of its own, from which runs fork: they start in milliseconds then, with everything imported.
+It is a separate program so that runs can be forked from it: with everything imported, they start in milliseconds.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from killing import ended, forked, kill, lost
+from killing import difference, fork, kill_tree, wait_for_exit
 
 from asyncdiff.__main__ import main as command
 from asyncdiff.cli.train import main as train
@@ -62,7 +62,7 @@ metrics: {train/loss: {goal: min, label: loss}}
 KINDS = {
     "training": [],
     "accumulating": ["--trainer.accumulate_grad_batches", "3", "--data.init_args.batch_size", "24"],
-    "writing_beside": [
+    "asynchronous_checkpoints": [
         "--trainer.plugins+=asyncdiff.checkpoints.lightning_io.AtomicCheckpointIO",
         *("--trainer.plugins.init_args.asynchronous", "true"),
     ],
@@ -74,76 +74,77 @@ KINDS = {
 }
 
 
-def training(words: list[str], kills: int, moments: random.Random) -> list[str]:
-    """What training runs with these words have lost by so many kills."""
+def training(options: list[str], kills: int, rng: random.Random) -> list[str]:
+    """Kill training runs with these options; return the differences."""
     Path("experiment.yaml").write_text(EXPERIMENT)
 
     def work(run: str) -> Callable[[], None]:
-        at = ["--trainer.default_root_dir", run]
-        return lambda: train(["fit", "--config", "experiment.yaml", "--auto_resume", "true", *at, *words])
+        root = ["--trainer.default_root_dir", run]
+        return lambda: train(["fit", "--config", "experiment.yaml", "--auto_resume", "true", *root, *options])
 
-    return campaign(work, kills, moments, lambda run: lost(Path("whole"), run))
-
-
-def caching(kills: int, moments: random.Random) -> list[str]:
-    """What caches of latents have lost by so many kills."""
-    words = ["cache-latents", "--data", "datamodules.Digits", "--codec", "asyncdiff.latents.Identity"]
-    words += ["--codec.init_args.channels", "1", "--shard_size", "20", "--batch_size", "10"]
-    return campaign(lambda run: lambda: command([*words, "--out", run]), kills, moments, unlike_folder)
+    return campaign(work, kills, rng, lambda run: difference(Path("uninterrupted"), run))
 
 
-def ablation(kills: int, moments: random.Random) -> list[str]:
-    """What ablations of two cells have lost by so many kills."""
+def caching(kills: int, rng: random.Random) -> list[str]:
+    """Kill runs that cache latents; return the differences."""
+    argv = ["cache-latents", "--data", "datamodules.Digits", "--codec", "asyncdiff.latents.Identity"]
+    argv += ["--codec.init_args.channels", "1", "--shard_size", "20", "--batch_size", "10"]
+    return campaign(lambda run: lambda: command([*argv, "--out", run]), kills, rng, different_files)
+
+
+def ablation(kills: int, rng: random.Random) -> list[str]:
+    """Kill ablations with two trials; return the differences."""
     Path("experiment.yaml").write_text(EXPERIMENT)
     Path("ablation.yaml").write_text(ABLATION)
 
     def judge(run: Path) -> str | None:
         if len(list(run.glob("*/*/finished.json"))) != 2:
-            return "cells"
-        found = (lost(Path("whole") / cell, run / cell) for cell in ("shared/seed_0", "async/seed_0"))
-        return next(filter(None, found), None)
+            return "trials"
+        trials = ("shared/seed_0", "async/seed_0")
+        differences = (difference(Path("uninterrupted") / trial, run / trial) for trial in trials)
+        return next(filter(None, differences), None)
 
-    words = ["ablate", "ablation.yaml", "--threads", "1", "--output"]
-    return campaign(lambda run: lambda: command([*words, run]), kills, moments, judge)
+    argv = ["ablate", "ablation.yaml", "--threads", "1", "--output"]
+    return campaign(lambda run: lambda: command([*argv, run]), kills, rng, judge)
 
 
 def campaign(
-    work: Callable[[str], Callable[[], None]], kills: int, moments: random.Random, judge: Callable[[Path], str | None]
+    work: Callable[[str], Callable[[], None]], kills: int, rng: random.Random, judge: Callable[[Path], str | None]
 ) -> list[str]:
-    """Kill works, up to four times each and until there were `kills`, let them end, and say what was lost."""
-    began = time.monotonic()
-    if (code := ended(forked(work("whole"), Path("log.txt")), 300)) != 0:
-        raise SystemExit(f"the work itself fails with {code}:\n{Path('log.txt').read_text()}")
-    duration = time.monotonic() - began
-    done, found = 0, []
+    """Kill runs, up to four times each and `kills` times in total, let them finish, and return the differences."""
+    started = time.monotonic()
+    if (code := wait_for_exit(fork(work("uninterrupted"), Path("log.txt")), 300)) != 0:
+        raise SystemExit(f"the uninterrupted run fails with {code}:\n{Path('log.txt').read_text()}")
+    duration = time.monotonic() - started
+    done, losses = 0, []
     while done < kills:
         run = Path(f"killed_{done}")
         log = Path(f"{run}.txt")
-        for _ in range(min(moments.randint(1, 4), kills - done)):
-            after = moments.uniform(0.1, 0.9) * duration
-            child = forked(work(str(run)), log)
-            if (code := ended(child, after)) is None:
-                kill(child)
+        for _ in range(min(rng.randint(1, 4), kills - done)):
+            after = rng.uniform(0.1, 0.9) * duration
+            child = fork(work(str(run)), log)
+            if (code := wait_for_exit(child, after)) is None:
+                kill_tree(child)
                 done += 1
             elif code:
                 break
             else:
-                shutil.rmtree(run)  # it was faster than it is on the average
-        code = ended(child := forked(work(str(run)), log), 300)
+                shutil.rmtree(run)  # faster than the measured duration
+        code = wait_for_exit(child := fork(work(str(run)), log), 300)
         if code is None:
-            kill(child)
+            kill_tree(child)
         wrong = judge(run) if code == 0 else f"exit code {code}"
         if wrong:
-            found.append(f"{run}: {wrong}\n{log.read_text()[-3000:]}")
+            losses.append(f"{run}: {wrong}\n{log.read_text()[-3000:]}")
         shutil.rmtree(run, ignore_errors=True)
-    return found
+    return losses
 
 
-def unlike_folder(run: Path) -> str | None:
-    """Whether a folder differs from the one of the work that was left alone."""
+def different_files(run: Path) -> str | None:
+    """Return the names of files that differ from those of the uninterrupted run."""
     hashes = [
         {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
-        for folder in (Path("whole"), run)
+        for folder in (Path("uninterrupted"), run)
     ]
     different = [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]
     return f"files {different}" if different else None
@@ -155,9 +156,9 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    drawn = random.Random(f"{options.kind} {options.seed}")
+    rng = random.Random(f"{options.kind} {options.seed}")
     if options.kind in KINDS:
-        wrong = training(KINDS[options.kind], options.kills, drawn)
+        wrong = training(KINDS[options.kind], options.kills, rng)
     else:
-        wrong = {"caching": caching, "ablation": ablation}[options.kind](options.kills, drawn)
+        wrong = {"caching": caching, "ablation": ablation}[options.kind](options.kills, rng)
     print(json.dumps({"tried": options.kills, "lost": wrong}))

@@ -1,4 +1,4 @@
-"""Processes that are killed at any moment, and what is left of them."""
+"""Fork and kill processes, and compare interrupted runs with uninterrupted ones."""
 
 import os
 import signal
@@ -13,8 +13,8 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 
-def forked(work: Callable[[], None], log: Path) -> int:
-    """Do some work in a process of its own, and return the process's number; what it prints goes into a file."""
+def fork(work: Callable[[], None], log: Path) -> int:
+    """Run `work` in a forked process with its output in a log file, and return the process id."""
     child = os.fork()
     if child:
         return child
@@ -37,8 +37,8 @@ def forked(work: Callable[[], None], log: Path) -> int:
         os._exit(code)
 
 
-def ended(child: int, within: float) -> int | None:
-    """The exit code of a process, negative for a signal; None if it has not come to its end in time."""
+def wait_for_exit(child: int, within: float) -> int | None:
+    """Wait for a process; return its exit code, negative for a signal, or None after `within` seconds."""
     limit = time.monotonic() + within
     while time.monotonic() < limit:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -48,14 +48,14 @@ def ended(child: int, within: float) -> int | None:
     return None
 
 
-def kill(child: int) -> int:
-    """End a process and all that it has started, as a loss of power does; return its exit code."""
-    family, found = [child], 0
-    while found < len(family):  # stopped first, so that none starts another meanwhile
+def kill_tree(child: int) -> int:
+    """Kill a process and all its descendants, like a power failure, and return its exit code."""
+    family, count = [child], 0
+    while count < len(family):  # stopped first, so that none starts another meanwhile
         with suppress(ProcessLookupError):
-            os.kill(family[found], signal.SIGSTOP)
-        family += children(family[found])
-        found += 1
+            os.kill(family[count], signal.SIGSTOP)
+        family += children(family[count])
+        count += 1
     for process in family:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
@@ -63,50 +63,50 @@ def kill(child: int) -> int:
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started and that are alive."""
+    """Return the live child processes of a process."""
     with suppress(FileNotFoundError, ProcessLookupError):
         tasks = Path(f"/proc/{process}/task").glob("*/children")
         return [int(number) for task in tasks for number in task.read_text().split()]
     return []
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float | bytes]]]:
-    """Every value of every tag in event files, doubled ones too, scalars as numbers and pictures as bytes."""
-    found: dict[str, list[tuple[int, float | bytes]]] = {}
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float | bytes]]]:
+    """Return all values in event files by tag, including duplicates: scalars as numbers, images as bytes."""
+    curves: dict[str, list[tuple[int, float | bytes]]] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if not value.tag.startswith("_"):
-                    held = value.tensor
-                    content = held.float_val[0] if held.float_val else b"".join(held.string_val)
-                    found.setdefault(value.tag, []).append((event.step, content))
-    return {tag: sorted(values) for tag, values in found.items()}
+                    tensor = value.tensor
+                    content = tensor.float_val[0] if tensor.float_val else b"".join(tensor.string_val)
+                    curves.setdefault(value.tag, []).append((event.step, content))
+    return {tag: sorted(values) for tag, values in curves.items()}
 
 
-# When a checkpoint was written and what its writer remembers of files; counts of the loops are in `curves`.
-APART = ("moment", "callbacks", "loops", "scalars")
+# Keys with times, file names and loop counters; the loop counters show in the curves.
+IGNORED = ("moment", "callbacks", "loops", "scalars")
 
 
-def unlike(a: object, b: object, path: str = "") -> str | None:
-    """Where two checkpoints first differ in a single bit, times and paths apart; None where nowhere."""
+def first_difference(a: object, b: object, path: str = "") -> str | None:
+    """Return the key path of the first difference between two checkpoints, except for `IGNORED`; None if equal."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return None if a.dtype == b.dtype and torch.equal(a, b) else path
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             return path
-        pairs = [(key, a[key], b[key]) for key in a if key not in APART]
+        pairs = [(key, a[key], b[key]) for key in a if key not in IGNORED]
     elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         if len(a) != len(b):
             return path
         pairs = list(zip(range(len(a)), a, b, strict=True))
     else:
         return None if a == b else path
-    return next((found for key, x, y in pairs if (found := unlike(x, y, f"{path}/{key}"))), None)
+    return next((found for key, x, y in pairs if (found := first_difference(x, y, f"{path}/{key}"))), None)
 
 
-def lost(expected: Path, found: Path) -> str | None:
-    """What a run that was interrupted has lost against one that was not; None where nothing."""
-    a, b = curves(expected), curves(found)
+def difference(expected: Path, interrupted: Path) -> str | None:
+    """Return the first difference of an interrupted run from an uninterrupted one; None if they are identical."""
+    a, b = read_curves(expected), read_curves(interrupted)
     if a.keys() != b.keys():
         return f"tags {sorted(a.keys() ^ b.keys())}"
     for tag in a:
@@ -114,5 +114,5 @@ def lost(expected: Path, found: Path) -> str | None:
             return f"steps of {tag}: {[step for step, _ in b[tag]]}"
         if a[tag] != b[tag]:
             return f"values of {tag}"
-    read = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (expected, found)]
-    return unlike(*read)
+    read = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (expected, interrupted)]
+    return first_difference(*read)

@@ -1,4 +1,4 @@
-"""Runs, caches and ablations that are killed at any moment, and are run again, are those of an undisturbed run."""
+"""Runs, caches and ablations that are killed and run again are identical to uninterrupted ones."""
 
 import json
 import os
@@ -9,17 +9,24 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# Kills of each kind at scale 1: fifty in all.
-KILLS = {"training": 16, "accumulating": 6, "writing_beside": 4, "loading": 4, "two_processes": 4, "caching": 12}
+# Kills of each kind at scale 1: fifty in total.
+KILLS = {
+    "training": 16,
+    "accumulating": 6,
+    "asynchronous_checkpoints": 4,
+    "loading": 4,
+    "two_processes": 4,
+    "caching": 12,
+}
 KILLS |= {"ablation": 4}
 
 pytestmark = pytest.mark.slow
 
 
-def run(folder: Path, script: str, *words: str) -> dict:
-    # Threads of other libraries do not come along when a process forks.
+def run(folder: Path, script: str, *options: str) -> dict:
+    # Threads of other libraries do not survive a fork.
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / script), *words]
+    command = [sys.executable, str(HERE / script), *options]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -28,16 +35,16 @@ def run(folder: Path, script: str, *words: str) -> dict:
 @pytest.mark.parametrize("kind", KILLS)
 def test_kills_at_random_moments_lose_nothing(kind, tmp_path, campaign):
     kills = campaign.number(KILLS[kind])
-    told = run(tmp_path, "kill_runs.py", kind, "--kills", str(kills), "--seed", str(campaign.seed))
-    assert told["tried"] == kills
+    result = run(tmp_path, "kill_runs.py", kind, "--kills", str(kills), "--seed", str(campaign.seed))
+    assert result["tried"] == kills
     name = f"kills of {kind.replace('_', ' ')}"
-    campaign.survived(name, kills - len(told["lost"]))
-    for what in told["lost"]:
+    campaign.survived(name, kills - len(result["lost"]))
+    for what in result["lost"]:
         campaign.lost(name, what)
 
 
-def test_the_worst_moments_lose_nothing(tmp_path, campaign):
-    told = run(tmp_path, "crash_points.py")
-    campaign.survived("worst moments", told["tried"] - len(told["lost"]))
-    for what in told["lost"]:
+def test_crashes_at_the_worst_moments_lose_nothing(tmp_path, campaign):
+    result = run(tmp_path, "crash_points.py")
+    campaign.survived("worst moments", result["tried"] - len(result["lost"]))
+    for what in result["lost"]:
         campaign.lost("worst moments", what)
