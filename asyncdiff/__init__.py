@@ -6,7 +6,7 @@ Importing the package is fast: `AsyncDiffusion`, and Lightning with it, are impo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asyncdiff.training.module import AsyncDiffusion
+    from asyncdiff.training.lightning_module import AsyncDiffusion
 
 __all__ = ["AsyncDiffusion"]
 __version__ = "0.2.0"
@@ -14,7 +14,7 @@ __version__ = "0.2.0"
 
 def __getattr__(name: str) -> Any:
     if name == "AsyncDiffusion":
-        from asyncdiff.training.module import AsyncDiffusion
+        from asyncdiff.training.lightning_module import AsyncDiffusion
 
         return AsyncDiffusion
     raise AttributeError(f"module 'asyncdiff' has no attribute {name!r}")

@@ -6,27 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-# Module and summary of every command. A module is imported only when its command is chosen; it has a `main(argv)`.
+# Module in asyncdiff.cli.commands and summary of every command. A module is imported only when its command is chosen.
 COMMANDS = {
-    "levels": ("asyncdiff.cli.commands.levels", "plot the noise-level samplers of experiments side by side"),
-    "evaluate": ("asyncdiff.cli.commands.evaluate", "measure a trained model: samples, likelihood, inpainting"),
-    "compare": ("asyncdiff.cli.commands.compare", "compare result cards in one table and mark different protocols"),
-    "sample": ("asyncdiff.cli.commands.draw", "generate images"),
-    "inpaint": ("asyncdiff.cli.commands.draw", "inpaint photos: generate the part that a mask hides"),
-    "edit": ("asyncdiff.cli.commands.draw", "edit photos with SDEdit, as strongly as a map of noise levels says"),
-    "outpaint": ("asyncdiff.cli.commands.draw", "extend photos beyond their edges"),
-    "autoregress": ("asyncdiff.cli.commands.draw", "generate or inpaint images patch by patch, in any order"),
-    "texture": ("asyncdiff.cli.commands.draw", "generate textures of any size, from scratch or from an exemplar"),
-    "serve": ("asyncdiff.cli.commands.serve", "open a web page for sampling, inpainting and editing"),
-    "ablate": ("asyncdiff.cli.commands.ablate", "train every combination of a few settings over several seeds"),
-    "cache-latents": ("asyncdiff.cli.commands.cache_latents", "encode a dataset once, store latents for training"),
-    "report": ("asyncdiff.cli.commands.report", "summarize runs as Markdown and HTML: tables, curves, images"),
-    "export": ("asyncdiff.cli.commands.export", "export a trained model as a folder: safetensors, YAML, model card"),
-    "port": ("asyncdiff.cli.commands.port", "convert DiT or SiT weights, or a diffusers folder, to a checkpoint"),
+    "levels": ("levels", "plot the noise-level samplers of experiments side by side"),
+    "evaluate": ("evaluate", "evaluate a trained model: samples, likelihood, inpainting"),
+    "compare": ("compare", "compare result cards in one table and mark different protocols"),
+    "sample": ("image_commands", "generate images"),
+    "inpaint": ("image_commands", "inpaint photos: generate the part that a mask hides"),
+    "edit": ("image_commands", "edit photos with SDEdit, as strongly as a map of noise levels says"),
+    "outpaint": ("image_commands", "extend photos beyond their edges"),
+    "autoregress": ("image_commands", "generate or inpaint images patch by patch, in any order"),
+    "texture": ("image_commands", "generate textures of any size, from scratch or from an exemplar"),
+    "serve": ("serve", "open a web page for sampling, inpainting and editing"),
+    "ablate": ("ablate", "train every combination of a few settings over several seeds"),
+    "cache-latents": ("cache_latents", "encode a dataset once and store its latents for training"),
+    "report": ("report", "summarize runs as Markdown and HTML: tables, curves, images"),
+    "export": ("export", "export a trained model as a folder: safetensors, YAML, model card"),
+    "port": ("port", "convert DiT or SiT weights, or a diffusers folder, to a checkpoint"),
 }
-
-# These commands share a module, whose main(command, argv) generates images.
-DRAWING = [name for name, (module, _) in COMMANDS.items() if module == "asyncdiff.cli.commands.draw"]
 
 # Subcommands of train.py, also available here because an installed package has no train.py.
 TRAINING = ("fit", "validate", "test", "predict")
@@ -88,8 +85,8 @@ def load_command(name: str) -> Callable[[Sequence[str]], None]:
         raise ValueError(
             f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(nearest_name(name, known))}"
         )
-    module = importlib.import_module(COMMANDS[name][0])
-    return partial(module.main, name) if name in DRAWING else module.main
+    module = importlib.import_module(f"asyncdiff.cli.commands.{COMMANDS[name][0]}")
+    return partial(module.main, name) if COMMANDS[name][0] == "image_commands" else module.main
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.embeddings import LevelEmbedding
 from asyncdiff.networks.modulation import Conditioning, IndexedVectors, Modulation
 from asyncdiff.networks.unet import UNet
-from asyncdiff.noise.levels import AlongPath, LevelDraw, Shared
+from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, Shared
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.shapes import UniqueLevels
 

@@ -22,7 +22,7 @@ from asyncdiff.denoising.weightings import Velocity
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.clean_patches import RandomBoxes, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
-from asyncdiff.noise.levels import (
+from asyncdiff.noise.level_samplers import (
     AlongPath,
     Gaussian,
     Homogeneous,
@@ -38,7 +38,7 @@ from asyncdiff.noise.levels import (
 from asyncdiff.noise.orders import Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import seeded
 
 IMAGES, GRID, SIZE, STEP_IMAGES = 256, (16, 16), 32, 4

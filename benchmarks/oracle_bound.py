@@ -19,7 +19,7 @@ from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CenterOut, Raster, Shuffled, Spiral, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, Waypoints
-from asyncdiff.noise.progress import FluxProgress, UniformProgress
+from asyncdiff.noise.progress_samplers import FluxProgress, UniformProgress
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import LevelMap, Progress
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks.validation_images import evenly_spaced
-from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures
 from asyncdiff.noise.masks import MASKS, Half, Mask

@@ -1,4 +1,4 @@
-"""Every public method has a docstring, or overrides one that has; the examples in docstrings run."""
+"""Every public method has a docstring or overrides a documented one, and the examples in docstrings run."""
 
 import ast
 import doctest

@@ -20,14 +20,14 @@ from asyncdiff.ablation.launch import resolve_config
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.latents import Codec
 from asyncdiff.networks.unet import UNet
-from asyncdiff.noise import levels
+from asyncdiff.noise import level_samplers
 from asyncdiff.noise.masks import MASKS
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.yaml"))
@@ -156,7 +156,7 @@ def test_a_layer_leaves_no_argument_to_the_file_below(file):
 
 def test_every_level_sampler_has_a_layer():
     named = {entry["class_path"] for f in LEVELS for entry in described(yaml.safe_load(f.read_text()))}
-    samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, levels.LevelSampler)]
+    samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, level_samplers.LevelSampler)]
     assert {f"asyncdiff.noise.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
 
 

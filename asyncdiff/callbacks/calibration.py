@@ -16,12 +16,12 @@ from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
 from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
 from asyncdiff.checks import at_least
-from asyncdiff.noise.levels import AlongPath
+from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.shapes import mean_per_patch
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 STREAM = 2  # second counter of the random streams, so that noise and levels differ from other measurements
 

@@ -12,7 +12,7 @@ from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
 from asyncdiff.shapes import to_pixels
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class DenoisingStrip(PeriodicImage):

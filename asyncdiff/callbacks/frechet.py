@@ -18,7 +18,7 @@ from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class Frechet(PeriodicMetric):

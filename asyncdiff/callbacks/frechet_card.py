@@ -13,7 +13,7 @@ from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.result_card import make_card, software
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 def frechet_protocol(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.tasks import Request
 from asyncdiff.tasks.contact_sheet import collect_notes, create_output_folder, write_images, write_sheet
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class ImageWriter(Callback):

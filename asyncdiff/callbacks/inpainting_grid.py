@@ -15,7 +15,7 @@ from asyncdiff.noise.masks import Half, Mask
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import to_pixels
 from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class InpaintingGrid(PeriodicImage):

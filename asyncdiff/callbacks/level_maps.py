@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.figures.level_statistics import measure_levels
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class LevelMaps(Callback):

@@ -23,9 +23,9 @@ from asyncdiff.evaluation.likelihood_by_path import (
 )
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
-from asyncdiff.noise.progress import ProgressSampler
+from asyncdiff.noise.progress_samplers import ProgressSampler
 from asyncdiff.sampling.batched import evaluation_mode
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class Likelihood(PeriodicMetric):

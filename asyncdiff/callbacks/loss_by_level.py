@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
 from asyncdiff.checks import at_least
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class LossByLevel(Callback):

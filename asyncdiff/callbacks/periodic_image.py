@@ -1,6 +1,6 @@
 """Base class of callbacks that draw images during a run: schedule, EMA weights and files."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from torchvision.utils import make_grid, save_image
 from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.throughput import untimed
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
 
 MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor for visibility
 
 
-class PeriodicImage(Callback):
+class PeriodicImage(Callback, ABC):
     """Draws an image every `every_n_steps` optimizer steps and at the end of training, with the EMA weights.
 
     All processes take part; the first one writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the TensorBoard

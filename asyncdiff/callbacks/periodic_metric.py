@@ -1,6 +1,6 @@
 """Base class of callbacks that measure a model during a run: schedule and logging."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -9,10 +9,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.progress_bar import print_above_bar
 from asyncdiff.callbacks.throughput import untimed
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
-class PeriodicMetric(Callback):
+class PeriodicMetric(Callback, ABC):
     """Measures every `every_n_steps` optimizer steps and at the end of training, and in `validate` and `test`.
 
     All processes take part. The metrics are logged under their tags and kept in `results`; `details` are only logged.

@@ -9,7 +9,7 @@ from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycled_l
 from asyncdiff.callbacks.split_work import run_distributed
 from asyncdiff.checks import at_least
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class SampleGrid(PeriodicImage):

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
 from asyncdiff.callbacks.flops import peak_flops, training_flops
 from asyncdiff.callbacks.phase_timer import PhaseTimer, WallClock, clock_for
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "optimizer")
 

@@ -34,7 +34,7 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 # Packages whose classes a file may name without their module, as in `class_path: Digits`, as they are imported.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)

@@ -25,7 +25,7 @@ from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.weightings import ELBO
 from asyncdiff.noise.paths import Conditioned, Curve, Floored, Path, Synchronous
 from asyncdiff.noise.processes import Process
-from asyncdiff.noise.progress import FluxProgress, ProgressSampler, UniformProgress
+from asyncdiff.noise.progress_samplers import FluxProgress, ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, fork, normal, uniform
 from asyncdiff.shapes import (
     Image,

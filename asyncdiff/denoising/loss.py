@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.weightings import Weighting
-from asyncdiff.noise.levels import LevelDraw
+from asyncdiff.noise.level_samplers import LevelDraw
 from asyncdiff.shapes import Image, Labels, LevelMap, mean_per_patch, upsampled_to
 
 

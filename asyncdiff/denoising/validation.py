@@ -7,7 +7,7 @@ from torch import Tensor
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.weightings import Velocity, Weighting
-from asyncdiff.noise.levels import AlongPath, LevelDraw
+from asyncdiff.noise.level_samplers import AlongPath, LevelDraw
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import Generators, normal, uniform
 from asyncdiff.shapes import Image, Labels, UniqueLevels

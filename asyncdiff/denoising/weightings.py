@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from asyncdiff.checks import within
-from asyncdiff.noise.levels import LevelSampler
+from asyncdiff.noise.level_samplers import LevelSampler
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import LevelMap
 

@@ -15,7 +15,7 @@ from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.orders import Raster, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, check_path
 from asyncdiff.noise.processes import Process
-from asyncdiff.noise.progress import ProgressSampler
+from asyncdiff.noise.progress_samplers import ProgressSampler
 from asyncdiff.randomness import per_image
 from asyncdiff.shapes import Image, KnownPixels, Labels, known_patches
 

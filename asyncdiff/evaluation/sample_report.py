@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.evaluation.kid_and_is import (
+from asyncdiff.evaluation.feature_metrics import (
     SPLITS,
     SUBSETS,
     frechet_distance,

@@ -6,7 +6,7 @@ a curve of level maps from clean to noise, which sampling follows backwards and 
 
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, Field, IndependentField, PerlinField
-from asyncdiff.noise.levels import (
+from asyncdiff.noise.level_samplers import (
     AlongPath,
     Gaussian,
     Homogeneous,
@@ -35,7 +35,7 @@ from asyncdiff.noise.paths import (
     check_path,
 )
 from asyncdiff.noise.processes import CosineVP, LinearVP, Process, RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress, LogitNormalProgress, ProgressSampler, UniformProgress
+from asyncdiff.noise.progress_samplers import FluxProgress, LogitNormalProgress, ProgressSampler, UniformProgress
 
 __all__ = [
     "AlongPath",

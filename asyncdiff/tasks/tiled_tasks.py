@@ -9,6 +9,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.tiling import TiledSampler, TilingState
 from asyncdiff.shapes import Image
+from asyncdiff.tasks.image_tasks import Task, check_batch_size, check_fit, photo_requests, requested_size
 from asyncdiff.tasks.photo_inputs import Photo, load_photos
 from asyncdiff.tasks.photos import (
     Fit,
@@ -33,7 +34,6 @@ from asyncdiff.tasks.pixel_space import (
     window_of,
 )
 from asyncdiff.tasks.requests import Model, Request, State, assign_labels, device_of, file_stem
-from asyncdiff.tasks.tasks import Task, check_batch_size, check_fit, photo_requests, requested_size
 
 
 class TiledTask(Task):

@@ -1,6 +1,6 @@
 """The LightningModule and its training: optimization, FSDP2, warm start and compatibility checks."""
 
 from asyncdiff.training.fsdp2 import FullyShard
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 __all__ = ["AsyncDiffusion", "FullyShard"]

@@ -74,7 +74,7 @@ class DrawRequest:
         seed: seed of the first image.
         count: number of images, with consecutive seeds.
         label: class label; None is unconditional.
-        order: `TOGETHER`, or a key of `asyncdiff.tasks.tasks.ORDERS`.
+        order: `TOGETHER`, or a key of `asyncdiff.tasks.image_tasks.ORDERS`.
         overlap: share of a patch's sampling steps during which the next patch is denoised too.
         steps: sampling steps if all patches are denoised together; None for the sampler's default.
         steps_per_patch: sampling steps of each patch if patches are denoised one after the other.

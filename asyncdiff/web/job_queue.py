@@ -24,7 +24,7 @@ Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
 
 @runtime_checkable
 class Step(Protocol):
-    """One state of a drawing; implemented by `asyncdiff.cli.commands.draw.Step`."""
+    """One state of a drawing; implemented by `asyncdiff.cli.commands.image_commands.Step`."""
 
     @property
     def state(self) -> State:
@@ -41,7 +41,7 @@ class Step(Protocol):
 
 @runtime_checkable
 class Drawing(Protocol):
-    """Parsed and validated command; implemented by `asyncdiff.cli.commands.draw.DrawJob`."""
+    """Parsed and validated command; implemented by `asyncdiff.cli.commands.image_commands.DrawJob`."""
 
     @property
     def requests(self) -> Sequence[Request]:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from asyncdiff.tasks.tasks import ORDERS
+from asyncdiff.tasks.image_tasks import ORDERS
 from asyncdiff.web.draw_request import KINDS, TOGETHER, Limits
 from asyncdiff.web.image_encoding import EMPTY
 from asyncdiff.web.mask_painter import painter

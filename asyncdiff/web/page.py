@@ -247,9 +247,7 @@ class _Events:
         has_known_patches = KINDS[kind].needs_photo or ordered
         return [
             DESCRIPTIONS[kind],
-            gr.update(
-                visible=True if kind != "new" else "hidden"
-            ),  # the painter keeps its paint
+            gr.update(visible=True if kind != "new" else "hidden"),  # the painter keeps its paint
             gr.update(visible=kind == "texture"),
             gr.update(visible=kind == "extend"),
             gr.update(visible=kind in ("new", "texture"), placeholder=self.info.default_size(kind)),

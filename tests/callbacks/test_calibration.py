@@ -15,7 +15,7 @@ from asyncdiff.callbacks.calibration import STREAM, rank_correlation, reliabilit
 from asyncdiff.evaluation.figures.calibration_figure import calibration_figure
 from asyncdiff.evaluation.figures.style import pixels
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import AlongPath
+from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.shapes import mean_per_patch

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import SumBeta
+from asyncdiff.noise.level_samplers import SumBeta
 from datamodules import Digits
 
 

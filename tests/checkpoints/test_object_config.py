@@ -3,7 +3,7 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.noise.fields import PerlinField
-from asyncdiff.noise.levels import AlongPath, Independent, SumBeta, WithCleanPatches
+from asyncdiff.noise.level_samplers import AlongPath, Independent, SumBeta, WithCleanPatches
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 from asyncdiff.sampling.samplers import Sampler

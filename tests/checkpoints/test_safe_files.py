@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors import user_error_message
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.features.inception import InceptionFeatures
@@ -377,7 +377,7 @@ IMPORTERS = {
 }
 # Classes that weights_only may read, and why.
 SAFE_GLOBALS = {
-    "asyncdiff/cli/commands/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"
+    "asyncdiff/cli/commands/shared/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"
 }
 
 

@@ -17,14 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.experiment_file import IMAGE_SIZE, Experiment
+from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import AlongPath, SumBeta
+from asyncdiff.noise.level_samplers import AlongPath, SumBeta
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.photos import read_photo, to_bytes
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENT = """

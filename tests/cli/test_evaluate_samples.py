@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.cli.commands.distributed import Ranks, environment
+from asyncdiff.cli.commands.shared.distributed import Ranks, environment
 from asyncdiff.evaluation.reference_statistics import load_reference
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler

@@ -15,7 +15,7 @@ from torch._utils import ExceptionWrapper
 from asyncdiff.cli.errors import user_error_message
 from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, make_portable
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import torch
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.weightings import ELBO
-from asyncdiff.noise.levels import AlongPath, LevelDraw
+from asyncdiff.noise.level_samplers import AlongPath, LevelDraw
 from asyncdiff.noise.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded

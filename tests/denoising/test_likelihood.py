@@ -22,7 +22,7 @@ from asyncdiff.noise.masks import Half, Square
 from asyncdiff.noise.orders import Raster, Shuffled, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress, UniformProgress
+from asyncdiff.noise.progress_samplers import FluxProgress, UniformProgress
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.shapes import known_patches
 

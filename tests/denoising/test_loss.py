@@ -10,7 +10,7 @@ from asyncdiff.denoising.denoiser import Denoiser, Prediction
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.weightings import Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import LevelDraw
+from asyncdiff.noise.level_samplers import LevelDraw
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import mean_per_patch

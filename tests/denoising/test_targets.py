@@ -11,13 +11,13 @@ from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.targets import CleanTarget, NoiseTarget, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import LevelDraw
+from asyncdiff.noise.level_samplers import LevelDraw
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.shapes import to_pixels
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 SHAPE, GRID = (1, 4, 4), (2, 2)
 EXACT = CleanTarget(1e-9)  # below every sigma in these tests

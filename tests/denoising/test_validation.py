@@ -4,7 +4,7 @@ import torch
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors, matched_maps
 from asyncdiff.denoising.weightings import Velocity
-from asyncdiff.noise.levels import Shared
+from asyncdiff.noise.level_samplers import Shared
 from asyncdiff.randomness import per_image, seeded
 from asyncdiff.training.image_mean import ImageMean
 

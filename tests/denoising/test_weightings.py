@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from asyncdiff.denoising.weightings import ELBO, Epsilon, Sigmoid, Velocity
-from asyncdiff.noise.levels import AlongPath, Homogeneous, Independent, Shared, WithCleanPatches
+from asyncdiff.noise.level_samplers import AlongPath, Homogeneous, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.paths import AsyncPatch, Floored
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.noise.progress_samplers import FluxProgress
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
 

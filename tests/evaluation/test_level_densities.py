@@ -6,7 +6,7 @@ import torch
 from asyncdiff.evaluation.figures.level_densities import exact_density
 from asyncdiff.noise.clean_patches import RandomBoxes
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
-from asyncdiff.noise.levels import (
+from asyncdiff.noise.level_samplers import (
     AlongPath,
     Gaussian,
     Homogeneous,
@@ -19,7 +19,7 @@ from asyncdiff.noise.levels import (
 )
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous
-from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import seeded
 
 KNOWN = {

@@ -12,7 +12,7 @@ from PIL import Image
 from asyncdiff.evaluation.figures.level_figure import color_maps, joint_shares, level_figure
 from asyncdiff.evaluation.figures.level_statistics import measure_levels
 from asyncdiff.evaluation.figures.style import KNOWN_COLOR, format_percent, pixels, save
-from asyncdiff.noise.levels import AlongPath, Independent, Shared, WithCleanPatches
+from asyncdiff.noise.level_samplers import AlongPath, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 
@@ -107,7 +107,7 @@ def test_shares_in_two_digits(share, text):
 
 def test_no_global_figure_is_made():
     code = (
-        "import sys; from asyncdiff.noise.levels import AlongPath; "
+        "import sys; from asyncdiff.noise.level_samplers import AlongPath; "
         "from asyncdiff.evaluation.figures.level_statistics import measure_levels; "
         "assert 'matplotlib' not in sys.modules; from asyncdiff.evaluation.figures.level_figure import level_figure; "
         "level_figure([measure_levels('a', AlongPath(), (4, 4), images=8)]); print('matplotlib.pyplot' in sys.modules)"

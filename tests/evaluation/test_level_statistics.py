@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asyncdiff.evaluation.figures.level_statistics import measure_levels
-from asyncdiff.noise.levels import AlongPath, Independent, Shared, WithCleanPatches
+from asyncdiff.noise.level_samplers import AlongPath, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 from asyncdiff.randomness import seeded

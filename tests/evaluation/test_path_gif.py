@@ -15,7 +15,7 @@ from asyncdiff.evaluation.figures.path_gif import (
     save_gif,
     viewer_frames,
 )
-from asyncdiff.noise.levels import AlongPath
+from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch, Synchronous
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from asyncdiff.evaluation.kid_and_is import fit_gaussian
+from asyncdiff.evaluation.feature_metrics import fit_gaussian
 from asyncdiff.evaluation.reference_statistics import (
     Reference,
     cache_path,

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.cli.errors.user_errors import user_error_message
 from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoder, check_same_codec
 from asyncdiff.networks.dit import DiT
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -22,7 +22,7 @@ from asyncdiff.networks.unet_blocks import ResidualBlock, pixels_to_tokens, toke
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import UniqueLevels
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 from datamodules import Digits
 
 HERE = Path(__file__).resolve().parent

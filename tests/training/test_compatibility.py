@@ -16,7 +16,7 @@ from asyncdiff.denoising.targets import CleanTarget
 from asyncdiff.denoising.weightings import Sigmoid
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
-from asyncdiff.noise.levels import Shared
+from asyncdiff.noise.level_samplers import Shared
 from asyncdiff.noise.processes import CosineVP, LinearVP
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import Heun

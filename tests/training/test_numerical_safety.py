@@ -15,7 +15,7 @@ from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.targets import CleanTarget, NoiseTarget, VelocityTarget
 from asyncdiff.denoising.weightings import ELBO, Epsilon, Sigmoid, Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import AlongPath, LevelDraw
+from asyncdiff.noise.level_samplers import AlongPath, LevelDraw
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import LOWEST_FLOOR, AsyncPatch, Floored, Ordered, Synchronous
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow

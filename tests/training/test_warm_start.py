@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from asyncdiff.callbacks import EMA
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.processes import CosineVP
-from asyncdiff.training.module import AsyncDiffusion
+from asyncdiff.training.lightning_module import AsyncDiffusion
 from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Digits
 

@@ -13,7 +13,7 @@ from asyncdiff.ablation.launch import FINISHED, Runner
 from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hparams, write_layout
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.options import command_parser, underscore_option
+from asyncdiff.cli.commands.shared.options import command_parser, underscore_option
 
 DESCRIPTION = """Train every combination of an ablation's variants with every seed. Each such trial has its own run
 directory below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""

@@ -14,9 +14,9 @@ import torch
 from tqdm.auto import tqdm
 
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.distributed import environment
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import add_device, command_parser
+from asyncdiff.cli.commands.shared.distributed import environment
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.options import add_device, command_parser
 from asyncdiff.latents import Codec
 from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules.base import ImageDataModule

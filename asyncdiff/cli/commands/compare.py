@@ -6,8 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.cli.commands.options import command_parser
-from asyncdiff.cli.commands.write_results import number
+from asyncdiff.cli.commands.shared.options import command_parser
+from asyncdiff.cli.commands.shared.write_results import number
 from asyncdiff.evaluation.result_card import (
     SOFTWARE_KEYS,
     SUBJECT_KEYS,

@@ -12,8 +12,8 @@ from asyncdiff.checkpoints import choose_weights, read_checkpoint
 from asyncdiff.checkpoints.export import is_export, weight_file
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import CKPT_PATH, CODEC, add_device, add_weights, set_codec
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.options import CKPT_PATH, CODEC, add_device, add_weights, set_codec
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.latents import Codec
@@ -99,7 +99,7 @@ class Run:
 
     def model(self, weights: Literal["auto", "ema", "raw"]) -> Any:
         """Load the model of the checkpoint."""
-        from asyncdiff.training.module import AsyncDiffusion  # imported late because it imports Lightning
+        from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
         allow = ["asyncdiff", *trusted_packages.user_trusted()]
         model = AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights, allow=allow)

@@ -15,7 +15,7 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, enlargement
 from asyncdiff.evaluation.frechet import FrechetDistance

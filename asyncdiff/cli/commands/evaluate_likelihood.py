@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.evaluation.likelihood_by_path import (
     STANDARD_PATHS,
@@ -22,7 +22,7 @@ from asyncdiff.evaluation.likelihood_by_path import (
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.noise import paths as path_families
 from asyncdiff.noise.masks import Mask
-from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.noise.progress_samplers import FluxProgress
 
 DESCRIPTION = """Measure bits per dimension of a run's model on held-out images, along several noise paths.
 

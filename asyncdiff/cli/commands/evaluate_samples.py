@@ -9,13 +9,13 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.distributed import Ranks, ranks
-from asyncdiff.cli.commands.draw import with_arguments
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.extract_features import extract, reference_for
-from asyncdiff.cli.commands.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
-from asyncdiff.cli.commands.options import SAMPLER, command_parser
-from asyncdiff.cli.commands.write_results import write
+from asyncdiff.cli.commands.image_commands import with_arguments
+from asyncdiff.cli.commands.shared.distributed import Ranks, ranks
+from asyncdiff.cli.commands.shared.extract_features import extract, reference_for
+from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
+from asyncdiff.cli.commands.shared.options import SAMPLER, command_parser
+from asyncdiff.cli.commands.shared.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.likelihood_by_path import check_labels

@@ -13,9 +13,9 @@ from asyncdiff.checkpoints.export.hub import check_repository, upload_export
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.export.save import check_output_folder, write_export
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.draw import find_checkpoint, run_directory_of
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import WEIGHTS, command_parser
+from asyncdiff.cli.commands.image_commands import find_checkpoint, run_directory_of
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.options import WEIGHTS, command_parser
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 def contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:
     """Return the configuration and weights of an export, and the model's parts as constructor calls for the card."""
-    from asyncdiff.training.module import AsyncDiffusion  # imported late because it imports Lightning
+    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
     allow = ["asyncdiff", *trusted_packages.user_trusted()]
     # Loading the model first makes sure that the export can be loaded.

@@ -8,8 +8,8 @@ from jsonargparse import ActionYesNo
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.experiment_file import Experiment
-from asyncdiff.cli.commands.options import command_parser, parse_grid
+from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.commands.shared.options import command_parser, parse_grid
 from asyncdiff.evaluation.figures.level_statistics import LevelStatistics, measure_levels
 from asyncdiff.tasks.contact_sheet import create_output_folder
 

@@ -9,8 +9,8 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.external_checkpoints import ExternalCheckpoint, read_source
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.external_checkpoints import ExternalCheckpoint, read_source
+from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon, Weighting
 from asyncdiff.denoising.weightings import Velocity as EqualWeights
@@ -159,7 +159,7 @@ def _model(port: PortedNetwork, kind: Kind, process: Process) -> Any:
     """Return the module with the network, ready for sampling and fine-tuning."""
     from asyncdiff.sampling.samplers import Sampler
     from asyncdiff.sampling.solvers import DDIM
-    from asyncdiff.training.module import AsyncDiffusion  # imported late because it imports Lightning
+    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
     dit = kind == "dit"
     target: Target = NoiseTarget() if dit else VelocityTarget()

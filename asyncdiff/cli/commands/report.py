@@ -16,7 +16,7 @@ from asyncdiff.ablation.collect import (
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
-from asyncdiff.cli.commands.options import command_parser
+from asyncdiff.cli.commands.shared.options import command_parser
 
 DESCRIPTION = """Compare runs by the last values in their event files, and write report.md with plots, report.html as a
 single file, and report.json."""

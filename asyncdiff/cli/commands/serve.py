@@ -6,8 +6,8 @@ from typing import Any
 
 from asyncdiff.checks import within
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.draw import DrawJob, find_checkpoint, load_model, prepare_job, run_directory_of
-from asyncdiff.cli.commands.options import (
+from asyncdiff.cli.commands.image_commands import DrawJob, find_checkpoint, load_model, prepare_job, run_directory_of
+from asyncdiff.cli.commands.shared.options import (
     CKPT_PATH,
     CODEC,
     RUN,

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.noise.levels import AlongPath, Homogeneous, Independent, LevelSampler, Perlin, Shared
+from asyncdiff.noise.level_samplers import AlongPath, Homogeneous, Independent, LevelSampler, Perlin, Shared
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous
-from asyncdiff.noise.progress import UniformProgress
+from asyncdiff.noise.progress_samplers import UniformProgress
 
 Levels = Float[Tensor, " n"]
 Density = Callable[[Levels], Levels]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.figures.level_densities import Density, exact_density
-from asyncdiff.noise.levels import AlongPath, LevelSampler
+from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 from asyncdiff.noise.paths import Path
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress

@@ -18,7 +18,7 @@ from asyncdiff.denoising.targets import Target
 from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.denoising.weightings import Velocity, Weighting
 from asyncdiff.latents import Codec, check_same_codec
-from asyncdiff.noise.levels import AlongPath, LevelDraw, LevelSampler
+from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling import batched

@@ -10,7 +10,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
 from asyncdiff.denoising.weightings import ELBO, Sigmoid, Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.levels import AlongPath, Independent
+from asyncdiff.noise.level_samplers import AlongPath, Independent
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch, Floored
 from asyncdiff.sampling.samplers import Sampler

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.export import is_export
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.options import (
+from asyncdiff.cli.commands.shared.options import (
     CKPT_PATH,
     CODEC,
     RUN,
@@ -28,7 +28,7 @@ from asyncdiff.cli.commands.options import (
     set_codec,
     underscore_option,
 )
-from asyncdiff.cli.commands.reproduce import RECORD, record
+from asyncdiff.cli.commands.shared.prediction_record import RECORD, record
 from asyncdiff.cli.errors import ReportingParser
 from asyncdiff.evaluation.figures.sampling_gif import SHOWN, SamplingGIF
 from asyncdiff.latents import Codec
@@ -314,7 +314,7 @@ def with_arguments(sampler: ImageSampler, allow: Sequence[str] = ("asyncdiff",),
 
 def load_model(checkpoint: Path, options: Any) -> Any:
     """Load the model of a checkpoint with the weights and on the device that the options name."""
-    from asyncdiff.training.module import AsyncDiffusion  # imported late because it imports Lightning
+    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
     try:
         torch.empty(0, device=options.device)

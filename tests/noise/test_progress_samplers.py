@@ -10,11 +10,11 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.weightings import ELBO
-from asyncdiff.noise.levels import AlongPath, Homogeneous, WithCleanPatches
+from asyncdiff.noise.level_samplers import AlongPath, Homogeneous, WithCleanPatches
 from asyncdiff.noise.orders import CenterOut, Raster, Shuffled, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress, LogitNormalProgress, ProgressSampler, UniformProgress
+from asyncdiff.noise.progress_samplers import FluxProgress, LogitNormalProgress, ProgressSampler, UniformProgress
 from asyncdiff.randomness import seeded
 
 GRID, T_MIN = (4, 4), 1e-3

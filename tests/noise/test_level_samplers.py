@@ -14,10 +14,9 @@ from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.weightings import ELBO, Velocity
-from asyncdiff.noise import levels
 from asyncdiff.noise.clean_patches import MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
 from asyncdiff.noise.fields import BlockwiseField, IndependentField, PerlinField
-from asyncdiff.noise.levels import (
+from asyncdiff.noise.level_samplers import (
     AlongPath,
     Gaussian,
     Homogeneous,
@@ -36,7 +35,7 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder, Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.noise.progress import FluxProgress
+from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import RandomSource, per_image, seeded
 
 FLOORED = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())

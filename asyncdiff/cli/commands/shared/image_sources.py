@@ -12,7 +12,7 @@ from torch import Tensor
 from asyncdiff.callbacks.validation_images import evenly_spaced
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.object_config import class_path
-from asyncdiff.cli.commands.distributed import Ranks
+from asyncdiff.cli.commands.shared.distributed import Ranks
 from asyncdiff.evaluation.features.base import to_uint8
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks.contact_sheet import SHEET

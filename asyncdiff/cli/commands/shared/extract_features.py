@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff.cli.commands.distributed import Ranks
-from asyncdiff.cli.commands.image_sources import ImageSource
+from asyncdiff.cli.commands.shared.distributed import Ranks
+from asyncdiff.cli.commands.shared.image_sources import ImageSource
+from asyncdiff.evaluation.feature_metrics import Moments
 from asyncdiff.evaluation.features.base import Features, to_uint8
-from asyncdiff.evaluation.kid_and_is import Moments
 from asyncdiff.evaluation.reference_statistics import (
     MAX_ROWS,
     Reference,

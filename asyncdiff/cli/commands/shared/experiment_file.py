@@ -15,7 +15,7 @@ from asyncdiff.cli.errors import ReportingParser, UsageError, explain, user_erro
 from asyncdiff.cli.errors.parser import with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
-from asyncdiff.noise.levels import AlongPath, LevelSampler
+from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 
 IMAGE_SIZE = 32  # AsyncDiffusion's default
 

@@ -15,7 +15,7 @@ from asyncdiff.checks import at_least, within
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.fields import IndependentField, PerlinField
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
-from asyncdiff.noise.progress import ProgressSampler, UniformProgress
+from asyncdiff.noise.progress_samplers import ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, RandomSource
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress, UniqueLevels
 

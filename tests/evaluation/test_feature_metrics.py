@@ -8,8 +8,7 @@ from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from asyncdiff.evaluation.frechet import frechet
-from asyncdiff.evaluation.kid_and_is import (
+from asyncdiff.evaluation.feature_metrics import (
     Moments,
     fit_gaussian,
     frechet_distance,
@@ -17,6 +16,7 @@ from asyncdiff.evaluation.kid_and_is import (
     kernel_distance,
     subset_size_for,
 )
+from asyncdiff.evaluation.frechet import frechet
 
 
 def rows(n: int, seed: int, *, d: int = 16, shift: float = 0.0) -> Tensor:
