@@ -1,4 +1,4 @@
-"""Small models of latents: random tiny autoencoders in files, and a run on what they encode."""
+"""Small latent models: random tiny autoencoders in files, and a run on their latents."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from datamodules import Arrays
 
 
 def tiny_files(folder, channels=4, pooled=False):
-    """A random tiny autoencoder of width 16 in two files."""
+    """Write a random tiny autoencoder of width 16 into two files, and return it."""
     torch.manual_seed(0)
     for name, make in (("encoder", build_encoder), ("decoder", build_decoder)):
         save_file(make(3, channels, 16, pooled=pooled).state_dict(), folder / f"{name}.safetensors")
@@ -48,7 +48,7 @@ class Means(torch.nn.Module):
 
 
 def train_on_latents(folder: Path):
-    """Train on latents of a tiny autoencoder with image callbacks; returns the trainer and the folder of the run."""
+    """Train on latents of a tiny autoencoder with image callbacks; return the trainer and the folder of the run."""
     codec = tiny_files(folder)
     images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     np.save(folder / "train.npy", codec.encode(images).numpy()[:16])

@@ -1,6 +1,6 @@
-"""DiT as its paper has it (arXiv:2212.09748, section 3; SiT's is the same network): names and orders of its authors.
+"""Reference DiT (arXiv:2212.09748, section 3; SiT has the same network) with the parameter names of its authors.
 
-A reference for ported networks, straight from the equations, in the precision of the weights.
+It follows the equations directly, in the precision of the weights, and serves to test ported networks.
 """
 
 import math
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the time's first layer, as at the paper's initialisation. Angles up to 1000 are rounded to 6e-5 in float32, by
-# everybody in their own way, which larger weights would make visible in the fifth digit of the output.
+# Standard deviation of the first time layer, as in the paper's initialization. In float32, implementations round angles
+# up to 1000 differently, by up to 6e-5, which larger weights would show in the fifth digit of the output.
 TIME = 0.02
 
 
@@ -24,7 +24,7 @@ def random_weights(
     sigma: bool = True,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """Weights that leave nothing switched off, for `side` x `side` tokens; with `sigma` twice the channels come out."""
+    """Return random nonzero weights for `side` x `side` tokens; `sigma` doubles the output channels."""
     outputs = channels * (2 if sigma else 1)
     layers: dict[str, tuple[int, ...]] = {
         "x_embedder.proj": (dim, channels, patch, patch),
@@ -56,7 +56,7 @@ def random_weights(
 
 
 def positions(side: int, dim: int) -> Tensor:
-    """Sines and cosines of the column, then of the row, of every token in raster order."""
+    """Return sines and cosines of the column, then of the row, of every token in raster order."""
     frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     rows, columns = (
         line.flatten() for line in torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
@@ -66,7 +66,7 @@ def positions(side: int, dim: int) -> Tensor:
 
 
 def forward(w: dict[str, Tensor], x: Tensor, time: Tensor, label: Tensor, heads: int, base: float = 128.0) -> Tensor:
-    """The network's output at the times (b,), its learned sigma included; frequencies are 10000^(-i / base)."""
+    """Return the network's output at times (b,), including the learned sigma; frequencies are 10000^(-i / base)."""
     patch = w["x_embedder.proj.weight"].shape[3]
     angle = time[:, None] * 10000.0 ** -(torch.arange(128, dtype=x.dtype) / base)
     waves = torch.cat([angle.cos(), angle.sin()], 1)
@@ -80,10 +80,10 @@ def forward(w: dict[str, Tensor], x: Tensor, time: Tensor, label: Tensor, heads:
         hidden = F.gelu(linear(w, f"blocks.{k}.mlp.fc1", norm(h) * (1 + scale2) + shift2), approximate="tanh")
         h = h + gate2 * linear(w, f"blocks.{k}.mlp.fc2", hidden)
     shift, scale = chunks(w, "final_layer.adaLN_modulation.1", c, 2)
-    cells = linear(w, "final_layer.linear", norm(h) * (1 + scale) + shift)
+    pixels = linear(w, "final_layer.linear", norm(h) * (1 + scale) + shift)
     side = math.isqrt(h.shape[1])
-    cells = cells.reshape(len(x), side, side, patch, patch, -1)  # pixels of a token: row, column, channel
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, side * patch, side * patch)
+    pixels = pixels.reshape(len(x), side, side, patch, patch, -1)  # pixels of a token: row, column, channel
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, side * patch, side * patch)
 
 
 def linear(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The blocks of README.md and docs/, and what a reader is to do with them."""
+"""Code blocks of README.md, CONTRIBUTING.md and docs/, and the commands in them."""
 
 import re
 import shlex
@@ -21,13 +21,13 @@ class Block:
     """A fenced block.
 
     Attributes:
-        file: the document.
-        line: of its first fence.
-        language: after the fence; empty for what a program prints.
-        title: a file that readers are to write it to; empty for none.
+        file: document.
+        line: line of its first fence.
+        language: language of the fence; empty for program output.
+        title: file that readers write the block to; empty for none.
         needs: words from the comment `<!-- needs: WORD, ... -->` above it: lines with one of them need data, weights or
-            devices that are not in the repository, and are checked without being run.
-        text: without the fences.
+            devices that are not in the repository, and are only checked, not run.
+        text: content without the fences.
     """
 
     file: Path
@@ -41,19 +41,19 @@ class Block:
         return f"{self.file.relative_to(ROOT)}:{self.line}"
 
     def commands(self) -> Iterator[tuple[str, bool]]:
-        """Every command, continued lines joined, and whether it needs what is not here."""
+        """Yield every command, with continued lines joined, and whether it needs something that is missing here."""
         for line in self.text.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
                 yield line, any(word in line for word in self.needs)
 
     @property
     def missing(self) -> bool:
-        """Whether a block of Python needs what is not here."""
+        """Whether a Python block needs something that is missing here."""
         return any(word in self.text for word in self.needs)
 
 
 def blocks(file: Path) -> list[Block]:
-    """All of a document, in order."""
+    """Return all blocks of a document, in order."""
     text = file.read_text()
     return [
         Block(
@@ -68,17 +68,18 @@ def blocks(file: Path) -> list[Block]:
     ]
 
 
-def words_of(line: str) -> list[str]:
-    """The words of a command as a shell makes them here: comments cut, braces and stars expanded."""
-    return [found for word in shlex.split(line, comments=True) for braced in braces(word) for found in stars(braced)]
+def split_command(line: str) -> list[str]:
+    """Split a command as a shell does: without comments, with braces and globs expanded."""
+    words = shlex.split(line, comments=True)
+    return [path for word in words for pattern in expand_braces(word) for path in expand_glob(pattern)]
 
 
-def braces(word: str) -> list[str]:
-    """`a{b,c}` as `ab` and `ac`."""
+def expand_braces(word: str) -> list[str]:
+    """Expand `a{b,c}` to `ab` and `ac`."""
     match = re.fullmatch(r"([^{}]*)\{([^{}:$]+,[^{}:$]+)\}([^{}]*)", word)
     return [match[1] + middle + match[3] for middle in match[2].split(",")] if match else [word]
 
 
-def stars(word: str) -> list[str]:
-    """The files of a pattern."""
+def expand_glob(word: str) -> list[str]:
+    """Expand a word with stars to the matching files."""
     return sorted(map(str, Path().glob(word))) if "*" in word and not word.startswith("--") else [word]

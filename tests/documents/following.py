@@ -1,4 +1,4 @@
-"""Doing what a document says: commands run, with fewer steps and images, or are read to their end."""
+"""Follow a document: run its commands with fewer steps and images, or only parse them."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from blocks import ROOT, Block, words_of
+from blocks import ROOT, Block, split_command
 from workplace import SMALLER
 
 from asyncdiff import __main__ as asyncdiff_main
@@ -20,8 +20,8 @@ from asyncdiff.cli import train as cli
 from asyncdiff.cli.errors import ReportingParser
 from asyncdiff.cli.errors.suggestions import find_class
 
-# Words that make a command small; the last one of a kind counts.
-FEWER = {
+# Options that make a command small; the last occurrence of an option takes effect.
+SMALLER_BY_COMMAND = {
     "levels": ["--images", "64", "--no-gif"],
     "--likelihood": ["--images", "4", "--points", "2"],
     "--samples": ["--count", "20", "--reference_count", "60"],
@@ -30,17 +30,17 @@ FEWER = {
     "test": ["--trainer.limit_test_batches", "2", "--trainer.accelerator", "cpu"],
     "predict": ["--model.predict_count", "2", "--trainer.accelerator", "cpu"],
 }
-LAUNCHERS = ("torchrun", "srun")  # start processes of what follows
+LAUNCHERS = ("torchrun", "srun")  # programs that start other programs
 ENDLESS = ("serve",)
 
 
 class Parsed(BaseException):
-    """A command was read to its end."""
+    """Raised when a command has parsed its options."""
 
 
 def follow(line: str, *, needs: bool) -> str:
-    """Run or check one command; "run" or "checked"."""
-    program, *words = words_of(line)
+    """Run or check one command; return "run" or "checked"."""
+    program, *words = split_command(line)
     if program == "asyncdiff":
         program, words = "python", ["-m", "asyncdiff", *words]
     if program == "python" and words[:2] == ["-m", "pip"]:
@@ -50,81 +50,81 @@ def follow(line: str, *, needs: bool) -> str:
     elif program == "pip":
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert words[0] == "install"
-        ours = [word for word in words[1:] if word.startswith(".")]  # this repository, with extras
-        assert {extra for one in ours for extra in re.findall(r"[a-z]+", one)} <= set(known), line
-        others = set(words[1:]) - {"-e", *ours}
+        own = [word for word in words[1:] if word.startswith(".")]  # this repository, with extras
+        assert {extra for one in own for extra in re.findall(r"[a-z]+", one)} <= set(known), line
+        others = set(words[1:]) - {"-e", *own}
         assert {re.split(r"[><=]", one)[0] for extra in known.values() for one in extra} >= others, line
     elif program == "python" and words[:2] == ["-m", "venv"]:
         assert words[2:] == ["venv", "&&", "source", "venv/bin/activate"], line
     elif program in LAUNCHERS:
-        read(launched(words))
+        parse(launched_program(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
         assert (ROOT / words[1].replace(".", "/")).with_suffix(".py").is_file(), line
     elif program == "python" and (needs or words[2] in ENDLESS):
-        read(words)
+        parse(words)
     elif program == "python":
-        start(words)
+        run(words)
         return "run"
     else:
-        raise AssertionError(f"{program} is no program that documents may use: {line}")
+        raise AssertionError(f"documents must not use the program {program}: {line}")
     return "checked"
 
 
-def launched(words: list[str]) -> list[str]:
-    """What a launcher starts, as it would follow `python`."""
+def launched_program(words: list[str]) -> list[str]:
+    """Return the arguments after those of the launcher, as they would follow `python`."""
     first = next(place for place, word in enumerate(words) if word in ("-m", "train.py"))
     return words[first:]
 
 
-def start(words: list[str]) -> None:
-    """Run what follows `python`, made small; it must end well."""
-    words = smaller(words)
-    with ended_well(words):
+def run(words: list[str]) -> None:
+    """Run the arguments of `python` with fewer steps and images; it must succeed."""
+    words = make_smaller(words)
+    with require_success(words):
         if words[0] == "train.py":
             cli.main(words[1:])
         else:
             asyncdiff_main.main(words[2:])
 
 
-def smaller(words: list[str]) -> list[str]:
-    """The words of a command with those that make it small."""
-    extra = [more for word, more in FEWER.items() if word in words]
+def make_smaller(words: list[str]) -> list[str]:
+    """Append the options that make a command small."""
+    extra = [more for word, more in SMALLER_BY_COMMAND.items() if word in words]
     if words[1:2] == ["fit"] and "last" in words:
-        extra.append(["--trainer.max_steps", "3"])  # one more
+        extra.append(["--trainer.max_steps", "3"])  # one more than before
     return [*words, *(word for more in extra for word in more)]
 
 
 @contextmanager
-def ended_well(words: list[str]) -> Iterator[None]:
-    """Commands may end the interpreter, with success."""
+def require_success(words: list[str]) -> Iterator[None]:
+    """Allow commands to exit, but only with code 0."""
     try:
         yield
     except SystemExit as stopped:
         if stopped.code:
-            raise AssertionError(f"{words} ended with {stopped.code}") from stopped
+            raise AssertionError(f"{words} exited with code {stopped.code}") from stopped
 
 
-def read(words: list[str]) -> None:
-    """Read what follows `python`: every word and every file of it, to the class paths and arguments of the last."""
+def parse(words: list[str]) -> None:
+    """Parse the arguments of `python` and all files they name, including all class paths and arguments."""
     if words[0] == "train.py" or words[2] in asyncdiff_main.TRAINING:
         config = cli.parse_config(words[1:] if words[0] == "train.py" else words[2:])
         assert config["model"]["network"]["class_path"]
         return
     assert words[:2] == ["-m", "asyncdiff"], words
-    parse = ReportingParser.parse_args
+    parse_args = ReportingParser.parse_args
 
     def parse_and_stop(self: ReportingParser, *args: Any, **how: Any) -> Any:
-        options = parse(self, *args, **how)
+        options = parse_args(self, *args, **how)
         raise Parsed(options)
 
     with pytest.MonkeyPatch.context() as patched, suppress(Parsed):
         patched.setattr(ReportingParser, "parse_args", parse_and_stop)
         asyncdiff_main.main(words[2:])
-        raise AssertionError(f"{words} read nothing")
+        raise AssertionError(f"{words} parsed nothing")
 
 
 def follow_python(block: Block, names: dict[str, object]) -> str:
-    """Run a block, or check that it compiles and that what it imports can be called as it is; "run" or "checked"."""
+    """Run a block, or check that it compiles and calls its imports correctly; return "run" or "checked"."""
     code = compile("\n" * block.line + block.text, str(block.file), "exec")
     check_calls(ast.parse(block.text))
     if block.missing:
@@ -134,7 +134,7 @@ def follow_python(block: Block, names: dict[str, object]) -> str:
 
 
 def check_calls(tree: ast.Module) -> None:
-    """Imports work, and calls of what is imported name arguments that there are."""
+    """Check that imports work, and that calls of imported functions use existing argument names."""
     known: dict[str, Any] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
@@ -148,29 +148,30 @@ def check_calls(tree: ast.Module) -> None:
         found = known.get(called.id) if isinstance(called, ast.Name) else None
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id in known:
             found = getattr(known[called.value.id], called.attr)
-        with suppress(ValueError):  # some of C have no signature
+        with suppress(ValueError):  # some C functions have no signature
             if found is not None:
                 inspect.signature(found).bind_partial(**dict.fromkeys(filter(None, names)))
 
 
 def check_yaml(block: Block) -> None:
-    """Every class of a YAML block is there and takes the arguments; sections of an experiment are read as a layer."""
-    held = yaml.safe_load(block.text)
-    for class_path, arguments in classes(held):
+    """Check that every class of a YAML block exists and takes the arguments; parse experiment sections as a layer."""
+    content = yaml.safe_load(block.text)
+    for class_path, arguments in classes(content):
         kind = find_class(class_path)
         assert kind is not None, f"{block}: {class_path}"
         assert set(arguments) <= set(inspect.signature(kind).parameters), f"{block}: {class_path} {arguments}"
-    if isinstance(held, dict) and {*held} & {"model", "trainer"} and {*held} <= {"data", "model", "trainer", "vars"}:
+    sections = {*content} if isinstance(content, dict) else set()
+    if sections & {"model", "trainer"} and sections <= {"data", "model", "trainer", "vars"}:
         layer = Path("layer_of_a_document.yaml")
         layer.write_text(block.text)
-        others = ["--allow-class-paths", "mine"] if "mine." in block.text else []  # the package of a reader
+        others = ["--allow-class-paths", "mine"] if "mine." in block.text else []  # a package of the reader
         base = str(ROOT / "experiments" / "digits_dit_async.yaml")
         cli.parse_config(["fit", "--config", base, "--config", str(layer), *others])
 
 
-def classes(held: Any) -> Iterable[tuple[str, dict[str, Any]]]:
-    """Class paths with their arguments, at any depth."""
-    if isinstance(held, dict) and "class_path" in held:
-        yield held["class_path"], held.get("init_args") or {}
-    for value in held.values() if isinstance(held, dict) else held if isinstance(held, list) else ():
+def classes(node: Any) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Yield all class paths with their arguments, at any depth."""
+    if isinstance(node, dict) and "class_path" in node:
+        yield node["class_path"], node.get("init_args") or {}
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from classes(value)

@@ -46,9 +46,9 @@ def test_all_constructor_arguments_of_public_classes_are_documented():
     for path, kind in known_classes().items():
         if path.startswith("lightning.") or "__init__" not in vars(kind):
             continue
-        documented = {
-            name for one in parse(inspect.getdoc(kind) or "").params for name in re.findall(r"\w+", one.arg_name)
-        }
+        doc = parse(inspect.getdoc(kind) or "")
+        listed = [*doc.params, *getattr(doc, "attrs", ())]  # pydoclint's fork of the parser keeps attributes apart
+        documented = {name for one in listed for name in re.findall(r"\w+", one.arg_name)}
         parameters = inspect.signature(kind).parameters.values()
         names = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
         assert names <= documented, f"{path}: {names - documented}"

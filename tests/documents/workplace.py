@@ -1,4 +1,4 @@
-"""A directory in which documents can be followed: the files that they speak of, by the names that they use."""
+"""Working directory for following documents, with the files that they mention."""
 
 import shutil
 from pathlib import Path
@@ -12,12 +12,12 @@ from PIL import Image
 from asyncdiff import AsyncDiffusion
 from asyncdiff.cli import train as cli
 
-# What every fit is made small by; what is last on a command line counts.
+# Layer that makes every `fit` small; it must come last on the command line.
 SMALLER = ["--config", str(Path(__file__).with_name("smaller.yaml"))]
 
 
-def trained(folder: Path) -> Path:
-    """runs/demo, two steps of digits, and RUN, two steps of ten classes of colour images of 16x16 pixels."""
+def train_runs(folder: Path) -> Path:
+    """Train the demo on digits and RUN on ten classes of 16x16 color images, for two steps each; return the folder."""
     draw_photos(folder / "ten", classes=10, each=4, size=(24, 20))
     demo = ["--config", str(ROOT / "experiments" / "demo.yaml"), *SMALLER]
     cli.main(["fit", *demo, "--trainer.default_root_dir", str(folder / "demo")])
@@ -28,8 +28,8 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-def furnish(folder: Path, runs: Path) -> None:
-    """Put into an empty directory what documents take for granted."""
+def prepare(folder: Path, runs: Path) -> None:
+    """Fill an empty directory with the files that documents assume."""
     for name in ("experiments", "docs", "train.py", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(runs / "demo", folder / "runs" / "demo")
@@ -51,24 +51,24 @@ def furnish(folder: Path, runs: Path) -> None:
 
 
 def draw_photos(folder: Path, *, classes: int, each: int, size: tuple[int, int], names: tuple[str, ...] = ()) -> None:
-    """Images in class folders, flat where there is one class."""
+    """Write images into class folders, or directly into the folder if there is one class."""
     for number in range(classes):
-        home = folder if classes == 1 else folder / (names[number] if names else f"class_{number}")
-        home.mkdir(parents=True, exist_ok=True)
+        class_folder = folder if classes == 1 else folder / (names[number] if names else f"class_{number}")
+        class_folder.mkdir(parents=True, exist_ok=True)
         for index in range(each):
-            photo(size, number * each + index).save(home / f"{index:04d}.png")
+            photo(size, number * each + index).save(class_folder / f"{index:04d}.png")
 
 
 def photo(size: tuple[int, int], seed: int) -> Image.Image:
-    """Smooth random colours, (width, height)."""
+    """Return an image of (width, height) with smooth random colors."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
 
-def stand_ins() -> dict[str, object]:
-    """What blocks of Python use without making it."""
+def predefined_variables() -> dict[str, object]:
+    """Return variables that Python blocks use without defining them."""
     generator = torch.Generator().manual_seed(0)
-    digits = torch.randint(0, 2, (4, 1, 8, 8), generator=generator) * 2.0 - 1  # values of any number of bits
+    digits = torch.randint(0, 2, (4, 1, 8, 8), generator=generator) * 2.0 - 1  # valid for any number of bits
     known = torch.zeros(8, 8, dtype=torch.bool)
     known[:, :4] = True
     return {
