@@ -38,12 +38,13 @@ def describe(value: Any) -> Any:
 
 
 def class_path(kind: type) -> str:
-    """Return the dotted path by which files name a class: the shortest package that exports it, or else its module.
+    """Return the dotted path by which files name a class.
 
-    A file that names `asyncdiff.noise.Shared` stays valid when the class moves to another module of the package.
+    Classes of `asyncdiff` and `datamodules` go by the shortest package that exports them, so that a file that names
+    `asyncdiff.noise.Shared` stays valid when the class moves to another module of `noise`; others by their module.
     """
     parts = kind.__module__.split(".")
-    for count in range(1, len(parts)):
+    for count in range(1, len(parts)) if parts[0] in ("asyncdiff", "datamodules") else ():
         package = ".".join(parts[:count])
         if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
             return f"{package}.{kind.__qualname__}"

@@ -73,5 +73,5 @@ def test_fingerprints_of_features_change_with_their_weights():
 
 def test_fingerprints_of_plain_modules_contain_their_class():
     fingerprint = as_features(nn.Flatten(), dim=4).fingerprint()
-    assert fingerprint["input"] == {"module": "torch.nn.Flatten"}
+    assert fingerprint["input"] == {"module": "torch.nn.modules.flatten.Flatten"}
     assert fingerprint["weights"] == hashlib.sha256().hexdigest()
