@@ -283,7 +283,7 @@ def _protocol(
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
 ) -> dict[str, Any]:
-    """What the numbers were made of, beside what `Run.fingerprint` tells."""
+    """Return the part of the protocol that is specific to inpainting."""
     features = None if bench.frechet is None else cast(Features, bench.frechet.features)
     return {
         "measurement": "inpainting",
