@@ -1,4 +1,4 @@
-"""Every experiment file builds: all its classes are made, with all their arguments."""
+"""Every experiment file builds: all its objects are constructed with all their arguments."""
 
 import inspect
 import json
@@ -41,13 +41,13 @@ OBJECTIVES = sorted((FOLDER / "objectives").glob("*.yaml"))
 
 @pytest.fixture
 def built(monkeypatch):
-    """Builds what a command line describes and returns it instead of running it."""
+    """Function that builds the experiment of a command line and returns it without running it."""
 
     def build(*arguments: str) -> cli.ExperimentCLI:
-        made = []
-        monkeypatch.setattr(cli.ExperimentCLI, "_run_subcommand", lambda self, _: made.append(self))
+        built = []
+        monkeypatch.setattr(cli.ExperimentCLI, "_run_subcommand", lambda self, _: built.append(self))
         cli.main(["fit", *arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"])
-        return made[0]
+        return built[0]
 
     return build
 
@@ -83,7 +83,7 @@ def test_sizes_are_layered_on_an_experiment(file, built):
 
 @pytest.mark.parametrize("file", UNETS, ids=lambda f: f.stem)
 def test_unets_are_layered_on_an_experiment(file, built):
-    """In the place of its network: what the layer leaves out stays the experiment's, or is the network's default."""
+    """The layer replaces the network; omitted arguments keep the experiment's value or the network's default."""
     with torch.device("meta"):
         made = built("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file), "--vars.size", "64")
     network, layer = made.model.network, unet_arguments(file)
@@ -118,7 +118,7 @@ def unet_arguments(file: Path) -> dict:
 @pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
 def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
     made = layered(file, built, tmp_path)
-    # Nothing is left of the experiment's own.
+    # No level sampler argument of the experiment remains.
     assert object_config.describe(made.model.levels) == object_config.describe(Experiment(file).levels())
     takes_a_step(made)
 
@@ -144,33 +144,35 @@ def takes_a_step(made) -> None:
 
 
 @pytest.mark.parametrize("file", [*LEVELS, *OBJECTIVES], ids=lambda f: f.stem)
-def test_a_layer_leaves_no_argument_to_the_file_below(file):
-    """Arguments of the same name, whatever their class, stay where a layer names a class only."""
-    classes = list(described(yaml.safe_load(file.read_text())["model"]))
+def test_a_layer_sets_all_arguments_of_its_classes(file):
+    """If a layer names only a class, arguments of the same name from the file below remain."""
+    classes = list(object_configs(yaml.safe_load(file.read_text())["model"]))
     assert classes
     for entry in classes:
         kind = find_class(entry["class_path"])
-        taken = [] if kind.__init__ is object.__init__ else inspect.signature(kind).parameters
-        assert set(entry.get("init_args", {})) == set(taken), entry["class_path"]
+        accepted = [] if kind.__init__ is object.__init__ else inspect.signature(kind).parameters
+        assert set(entry.get("init_args", {})) == set(accepted), entry["class_path"]
 
 
 def test_every_level_sampler_has_a_layer():
-    named = {entry["class_path"] for f in LEVELS for entry in described(yaml.safe_load(f.read_text()))}
-    samplers = [k for k in vars(levels).values() if isinstance(k, type) and issubclass(k, level_samplers.LevelSampler)]
+    named = {entry["class_path"] for f in LEVELS for entry in object_configs(yaml.safe_load(f.read_text()))}
+    samplers = [
+        k for k in vars(level_samplers).values() if isinstance(k, type) and issubclass(k, level_samplers.LevelSampler)
+    ]
     assert {f"asyncdiff.noise.{k.__name__}" for k in samplers if not inspect.isabstract(k)} <= named
 
 
-def described(value: object) -> Iterator[dict]:
-    """Every {class_path, init_args} in a file."""
+def object_configs(value: object) -> Iterator[dict]:
+    """Yield every {class_path, init_args} in a file."""
     if isinstance(value, dict):
         if "class_path" in value:
             yield value
         value = list(value.values())
     for item in value if isinstance(value, list) else ():
-        yield from described(item)
+        yield from object_configs(item)
 
 
-def test_the_three_level_experiments_differ_in_their_levels_only():
+def test_the_three_level_experiments_differ_only_in_their_levels():
     files = [(FOLDER / f"digits_dit_{name}.yaml").read_text() for name in ("shared", "independent", "async")]
     stripped = []
     for text, name in zip(files, ("shared", "independent", "async"), strict=True):
@@ -196,7 +198,7 @@ def test_every_trial_of_the_papers_ablations_builds(file, built, tmp_path):
         assert object_config.describe(made.model.levels) == object_config.describe(Experiment(levels_file).levels())
         classes = 1000 if "imagenet" in file.stem else 0
         assert made.model.classes == classes
-        # Without labels their table is missing: 1000 and the one of "no label", 1024 numbers each.
+        # Unconditional networks have no label table: 1000 classes and "no label", 1024 numbers each.
         count = sum(p.numel() for p in made.model.network.parameters())
         assert count == parameters - (0 if classes else 1001 * 1024)
         trainer = resolve_config(trial, tmp_path, cli.parse_config)["trainer"]
@@ -217,21 +219,21 @@ def test_the_command_in_an_ablations_header_writes_its_script(file, tmp_path, mo
     script = tmp_path / "job.sh"
     main([str(script) if argument == "job.sh" else argument for argument in line] + ["--output", str(tmp_path / "out")])
     assert Path(line[1]).resolve() == file
-    cells = len(Ablation.read(file).trials())
-    assert f"#SBATCH --array=0-{cells - 1}%{cells}" in script.read_text()  # all at once
+    trials = len(Ablation.read(file).trials())
+    assert f"#SBATCH --array=0-{trials - 1}%{trials}" in script.read_text()  # all at once
     assert "#SBATCH --gres=gpu:8" in script.read_text()
 
 
 def test_the_papers_numbers_are_next_to_their_variants():
     table = (FOLDER.parent / "docs" / "evaluation.md").read_text()
-    told = {}
+    published = {}
     for file in PAPER:
         text = file.read_text().replace("\n# ", " ")
         if found := re.search(r"FID of 50000 images in the paper: (.*?\d\.\d\d)\.\s", text):
-            told[file.stem] = dict(re.findall(r"(\w+) (\d\.\d\d)", found[1]))
-            assert set(told[file.stem]) <= {trial.variant for trial in Ablation.read(file).trials()}
-            assert all(figure in table for figure in told[file.stem].values())
-    assert told == {
+            published[file.stem] = dict(re.findall(r"(\w+) (\d\.\d\d)", found[1]))
+            assert set(published[file.stem]) <= {trial.variant for trial in Ablation.read(file).trials()}
+            assert all(number in table for number in published[file.stem].values())
+    assert published == {
         "imagenet64_levels": {"shared": "1.74", "perlin": "2.05", "independent": "2.54", "async": "1.77"},
         "imagenet256_levels": {"shared": "8.24", "async": "8.06"},
         "lsun256_levels": {"shared": "2.83", "async": "3.09"},
@@ -243,7 +245,7 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
     pixels = Experiment(FOLDER / "pixels" / f"{name}.yaml").data()
     latents = Experiment(FOLDER / f"{name}_unet_async.yaml").data()
     diffusers = pytest.importorskip("diffusers")
-    diffusers.VQModel(  # as many stages as the published one, thinner
+    diffusers.VQModel(  # as many stages as the published one, but narrower
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
         block_out_channels=[8] * 3,
@@ -255,7 +257,7 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
     codec = codec_of(FOLDER / "codecs" / "vq_f4.yaml")
     assert (pixels.size, pixels.channels) == (latents.size * codec.factor, codec.pixel_channels) == (256, 3)
     assert latents.channels == codec.channels
-    # The command in the head gets as far as the photographs, which are not here.
+    # The command in the header runs until it needs the photos, which are missing here.
     (line,) = (command for command in commands_in(FOLDER / f"{name}_unet_async.yaml") if command[0] == "cache-latents")
     monkeypatch.chdir(FOLDER.parent)
     argv = [str(tmp_path / "out") if argument == latents.root.name else argument for argument in line]
@@ -266,13 +268,13 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
 
 @pytest.mark.parametrize("file", INPAINTING, ids=lambda f: f.stem)
 def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, tmp_path):
-    """The command of the file's head, on a small run and with few steps; the file's own sampler is read as it is."""
+    """Run the command in the header of the file on a small run, with few steps of the same sampler."""
     (line,) = commands_in(file)
     documented = re.sub(r"\\\n +", "", (FOLDER.parent / "docs" / "evaluation.md").read_text())
     assert shlex.join(line) in documented
-    figures = re.findall(r"\w+ (\d\d\.\d / \.\d{3})", file.read_text())
-    assert figures
-    assert all(f"| {figure} |" in documented for figure in figures)
+    numbers = re.findall(r"\w+ (\d\d\.\d / \.\d{3})", file.read_text())
+    assert numbers
+    assert all(f"| {number} |" in documented for number in numbers)
     samplers = yaml.safe_load(file.read_text())
     (name,) = samplers
     own = object_config.build(samplers[name], ["asyncdiff"])
@@ -292,8 +294,8 @@ def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, t
         "asyncdiff.evaluation.InceptionFeatures": "lpips",
     }
     assert set(changed) <= set(line)
-    few = ["--lpips", alexnet, "--examples", "1", "--device", "cpu", "--output", str(tmp_path)]
-    main([changed.get(argument, argument) for argument in line] + few)
+    options = ["--lpips", alexnet, "--examples", "1", "--device", "cpu", "--output", str(tmp_path)]
+    main([changed.get(argument, argument) for argument in line] + options)
     card = json.loads((tmp_path / "inpainting.json").read_text())
     assert [(row["mask"], row["sampler"]) for row in card["rows"]] == [
         (mask, name) for mask in ("extreme", "square", "thin", "wide")
@@ -303,14 +305,14 @@ def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, t
     assert card["masks"]["square"]["unknown"] == 0.25
 
 
-def test_masks_on_pixels_know_a_latent_where_its_pixels_are():
+def test_a_latent_is_known_if_all_its_pixels_are():
     seeds = range(20)
     for name in ("thin", "wide", "square", "extreme"):
         drawn = OnPixels(MASKS[name], 4).per_image(64, 64, seeds=seeds)
         unknown = ~MASKS[name].per_image(256, 256, seeds=seeds)
         assert torch.equal(drawn, ~max_pool2d(unknown.float(), 4).bool())
-        told = MASKS[name].per_image(64, 64, seeds=seeds)
-        assert (told & ~drawn).any() == (name in ("thin", "wide"))
+        on_latents = MASKS[name].per_image(64, 64, seeds=seeds)
+        assert (on_latents & ~drawn).any() == (name in ("thin", "wide"))
 
 
 def test_invalid_pixel_masks(latent_run):
@@ -321,7 +323,9 @@ def test_invalid_pixel_masks(latent_run):
     ):
         on_pixels({"square": MASKS["square"], "lines": MASKS["lines"]}, model)
     model.codec = None
-    with pytest.raises(ValueError, match="--pixel_masks must be left out for a model of pixels"):
+    with pytest.raises(
+        ValueError, match="--pixel_masks must be left out for a pixel model, whose masks cover pixels anyway"
+    ):
         on_pixels({"square": MASKS["square"]}, model)
 
 
