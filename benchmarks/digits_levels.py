@@ -113,6 +113,9 @@ def train_all(
         layers: files in experiments/ of every variant.
         description: description of the command line.
         out: default folder of the runs.
+
+    Returns:
+        Checkpoints by (variant, seed), and the seeds.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -150,6 +150,9 @@ def command_argv(request: DrawRequest, checkpoint: Path, folder: Path) -> list[s
         request: a request that `check` accepts.
         checkpoint: checkpoint to sample from.
         folder: folder for the photo and the paint.
+
+    Returns:
+        Command name, checkpoint and options.
     """
     argv = ["autoregress" if request.ordered else KINDS[request.kind].command, str(checkpoint)]
     argv += _INPUTS[request.kind](request, folder)

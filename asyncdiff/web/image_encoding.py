@@ -110,6 +110,9 @@ def _scale(longest: int, side: int) -> float:
     Args:
         longest: longest side of any of the images, in pixels.
         side: CSS pixels that this side should have.
+
+    Returns:
+        Scale factor.
     """
     if longest > side:
         return min(1.0, LARGEST / longest)
@@ -126,6 +129,9 @@ def _figure(url: str, size: Sequence[int], scale: float, caption: str, alt: str,
         caption: caption, as HTML.
         alt: alternative text.
         is_map: whether it shows a level map.
+
+    Returns:
+        HTML.
     """
     height, width = size
     shape = f"width:{max(1, round(width * scale))}px;aspect-ratio:{width}/{height}"

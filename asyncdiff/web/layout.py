@@ -62,7 +62,7 @@ class Layout(NamedTuple):
     label: gr.Dropdown
     seed: gr.Number
     new_seed: gr.Button
-    count: gr.Slider
+    image_count: gr.Slider
     order: gr.Dropdown
     overlap: gr.Slider
     steps: gr.Slider
@@ -86,6 +86,9 @@ def layout(info: ModelInfo, limits: Limits, examples: str, scene: str) -> Layout
         limits: limits on requests.
         examples: HTML with a button for each example.
         scene: initial scene of the painter.
+
+    Returns:
+        The components.
     """
     gr.Markdown(f"# asyncdiff\n{info.describe()}", elem_id="about")
     with gr.Row(equal_height=False):
@@ -125,7 +128,7 @@ def _image_inputs(info: ModelInfo, limits: Limits, examples: str, scene: str) ->
         classes = [("any", NO_CLASS), *((str(k), k) for k in range(info.classes))]
         label = gr.Dropdown(classes, value=NO_CLASS, label="Class", visible=bool(info.classes), elem_id="class")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
-        count = gr.Slider(1, limits.images, value=1, step=1, label="Images")
+        image_count = gr.Slider(1, limits.images, value=1, step=1, label="Images")
     return {
         "kind": kind,
         "description": description,
@@ -141,7 +144,7 @@ def _image_inputs(info: ModelInfo, limits: Limits, examples: str, scene: str) ->
         "tileable": tileable,
         "label": label,
         "seed": seed,
-        "count": count,
+        "image_count": image_count,
     }
 
 

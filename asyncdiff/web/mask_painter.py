@@ -62,6 +62,9 @@ def scene(photo: UInt8[Tensor, "c h w"] | None, patch: tuple[int, int], mode: st
         patch: (height, width) of a patch in pixels.
         mode: "fill", "change", or "none" to show the photo without painting.
         number: number of the photo; a new number clears all paint.
+
+    Returns:
+        JSON for the property `scene` of the component.
     """
     described: dict[str, Any] = {"mode": mode, "number": number, "photo": None, "patch": patch, "levels": BRUSH_LEVELS}
     if photo is not None:
@@ -75,6 +78,9 @@ def decode_paint(value: str | None, photo: UInt8[Tensor, "c h w"] | None) -> UIn
     Args:
         value: base64-encoded value of the component.
         photo: the photo that was painted on.
+
+    Returns:
+        Paint of every pixel, 0 = kept .. 255 = regenerated.
     """
     if photo is None or not value:
         return None

@@ -104,6 +104,9 @@ def launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seque
         port: port to listen at; 0 takes any that is free.
         names: host names of the page besides this machine's own.
         browser: whether to open the page in a browser.
+
+    Returns:
+        URL of the page.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _, url, _ = blocks.queue(max_size=4 * limits.queued, api_open=False).launch(
@@ -189,7 +192,7 @@ class _Events:
         parts.reuse.click(self.reuse, [parts.kind, self.photo], shown, **quick)
         parts.remove.click(self.remove, [parts.kind, self.photo], shown, **quick)
         parts.new_seed.click(lambda: SystemRandom().randrange(MAX_RANDOM_SEED), None, parts.seed, **quick)
-        inputs = [parts.kind, self.photo, parts.painter, parts.seed, parts.count, parts.label, parts.order]
+        inputs = [parts.kind, self.photo, parts.painter, parts.seed, parts.image_count, parts.label, parts.order]
         inputs += [parts.overlap, parts.steps, parts.steps_per_patch, parts.guidance, parts.input_guidance]
         inputs += [*parts.sides, parts.size, parts.tileable, parts.movie]
         parts.draw.click(

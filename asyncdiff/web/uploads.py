@@ -35,6 +35,9 @@ def load_examples(where: str, model: Any, info: ModelInfo, limits: Limits) -> li
         model: model to sample from.
         info: facts about the model.
         limits: limits on the size of photos.
+
+    Returns:
+        8-bit images of the model's size.
     """
     if where == "none":
         return []

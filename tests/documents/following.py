@@ -56,6 +56,8 @@ def follow(line: str, *, needs: bool) -> str:
         assert {re.split(r"[><=]", one)[0] for extra in known.values() for one in extra} >= others, line
     elif program == "python" and words[:2] == ["-m", "venv"]:
         assert words[2:] == ["venv", "&&", "source", "venv/bin/activate"], line
+    elif program == "tensorboard":
+        assert words[:1] == ["--logdir"] and len(words) == 2, line
     elif program in LAUNCHERS:
         parse(launched_program(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
@@ -72,7 +74,7 @@ def follow(line: str, *, needs: bool) -> str:
 
 def launched_program(words: list[str]) -> list[str]:
     """Return the arguments after those of the launcher, as they would follow `python`."""
-    first = next(place for place, word in enumerate(words) if word in ("-m", "train.py"))
+    first = next(index for index, word in enumerate(words) if word in ("-m", "train.py"))
     return words[first:]
 
 
