@@ -1,4 +1,4 @@
-"""Data for image models: batches {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
+"""Data modules for image models; batches are {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
 
 from datamodules.arrays import Arrays
 from datamodules.base import Batch, ImageDataModule, ImageDataset

@@ -1,4 +1,4 @@
-"""Images or latents that lie on disk as arrays: written once by whatever encodes them, read through a memory map."""
+"""Images or latents stored as .npy files and read through memory maps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, 
 
 
 class ArrayFile(ImageDataset):
-    """Some rows of a .npy file of floats (n, c, h, w), times `scale`.
+    """Selected rows of a .npy file of floats (n, c, h, w), multiplied by `scale`.
 
     Args:
-        images: of the file, mapped.
-        labels: (n,), of all images of the file; None where there are none.
-        rows: which of the images, in order.
-        classes: number of classes.
-        scale: what every number is multiplied by.
+        images: memory-mapped array of the file.
+        labels: labels of all images of the file, (n,); None without labels.
+        rows: indices of the selected images, in order.
+        classes: number of classes, 0 without labels.
+        scale: factor of all values.
     """
 
     def __init__(
@@ -27,21 +27,19 @@ class ArrayFile(ImageDataset):
         self.images, self.labels, self.rows, self.classes, self.scale = images, labels, rows, classes, scale
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: the file's name instead of all that is in it."""
+        """Pickle the path of the file instead of its content, for spawned workers."""
         return self.__dict__ | {"images": self.images.filename if isinstance(self.images, np.memmap) else self.images}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the file anew."""
+        """Map the file again."""
         self.__dict__.update(state)
         if isinstance(self.images, Path | str):
-            self.images = _opened(Path(self.images))
+            self.images = _load_memmap(Path(self.images))
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.rows)
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images of the items, in their order; labels are 0 where there are none."""
         index, key = index_and_key(items)
         rows = self.rows[index.numpy()]
         image = torch.from_numpy(self.images[rows].astype(np.float32)).mul_(self.scale)
@@ -50,22 +48,22 @@ class ArrayFile(ImageDataset):
 
 
 class Arrays(ImageDataModule):
-    """Square images or latents from `root`/train.npy, floats (n, c, h, w), labels from train_labels.npy if there.
+    """Square images or latents from `root`/train.npy, floats (n, c, h, w), labels from train_labels.npy if present.
 
-    Validated and tested on val.npy and val_labels.npy; without, on a share of the training images, spread evenly over
-    the file. None is mirrored: the latent of a mirrored image is not the mirrored latent.
+    Validation and test use val.npy and val_labels.npy; without them, a fraction of the training images, spread evenly
+    over the file. Nothing is mirrored: the latent of a mirrored image is not the mirrored latent.
 
     Args:
-        root: the folder.
-        size: rows and columns of an image.
-        channels: of an image: 1 or 3, or those of latents.
-        scale: of what is in the files, such as 0.18215 for Stable Diffusion's latents that were stored without. Images
-            should come out in [-1, 1], latents at a deviation of about 1.
-        held_out: share that is kept from training, in (0, 1), where there is no val.npy.
+        root: folder of the .npy files.
+        size: rows and columns of an image or latent.
+        channels: channels of an image (1 or 3) or latent.
+        scale: factor of the stored values, such as 0.18215 for unscaled Stable Diffusion latents. Scaled images should
+            lie in [-1, 1], scaled latents have a standard deviation of about 1.
+        held_out: fraction of the images held out for validation, in (0, 1), if there is no val.npy.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys, not the split.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys, not the split.
     """
 
     def __init__(
@@ -81,24 +79,26 @@ class Arrays(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the rows of an image")
-        at_least("channels", channels, 1, "4 is usual for latents")
+        at_least("size", size, 1, "set the number of rows of an image")
+        at_least("channels", channels, 1, "latents usually have 4")
         if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}: 1 leaves the numbers as they are")
+            raise ValueError(f"scale must be positive, got {scale}: 1 leaves the values unchanged")
         if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 keeps one image of a hundred")
+            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 holds out one image in a hundred")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.scale, self.held_out = scale, held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Open the files; raises where they are missing or do not fit."""
+        """Open the files; raise if they are missing or unsuitable."""
         images, labels = self._pair("train")
         classes = 0 if labels is None else int(labels.max()) + 1
         places = np.arange(len(images))
         if (self.root / "val.npy").is_file():
             train, kept = places, self._pair("val")
             if (kept[1] is None) != (labels is None) or (kept[1] is not None and kept[1].max() >= classes):
-                raise ValueError(f"val_labels.npy must hold training's {classes} classes, got others in {self.root}")
+                raise ValueError(
+                    f"val_labels.npy must have the {classes} classes of training, got others in {self.root}"
+                )
             val = ArrayFile(*kept, np.arange(len(kept[0])), classes=classes, scale=self.scale)
         else:
             mask = np.floor((places + 1) * self.held_out) > np.floor(places * self.held_out)
@@ -109,32 +109,32 @@ class Arrays(ImageDataModule):
         return {"train": data, "val": val, "test": val}
 
     def _pair(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """The images and labels of a file's name."""
-        images = _opened(self.root / f"{name}.npy")
+        """Return the images of NAME.npy and the labels of NAME_labels.npy, None without labels."""
+        images = _load_memmap(self.root / f"{name}.npy")
         expected = (self.channels, self.size, self.size)
         if images.shape[1:] != expected or not len(images) or images.dtype.kind != "f":
             raise ValueError(
                 f"{name}.npy must hold floats of shape (n, {', '.join(map(str, expected))}), got {images.dtype} of "
-                f"{images.shape} in {self.root}: set channels and size, or store it so"
+                f"{images.shape} in {self.root}: set channels and size, or store that shape"
             )
         file = self.root / f"{name}_labels.npy"
         if not file.is_file():
             return images, None
-        labels = _opened(file)
+        labels = _load_memmap(file)
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise ValueError(
-                f"{file.name} must hold a whole number from 0 for each of the {len(images)} images, got {labels.dtype} "
-                f"of {labels.shape} in {self.root}: store it so, or remove it"
+                f"{file.name} must hold a non-negative integer for each of the {len(images)} images, got "
+                f"{labels.dtype} of {labels.shape} in {self.root}: store class indices, or remove the file"
             )
         return images, labels
 
 
-def _opened(file: Path) -> np.ndarray:
-    """The array of a file, mapped into memory; pickled objects are refused, as reading them runs code."""
+def _load_memmap(file: Path) -> np.ndarray:
+    """Memory-map the array of a file; refuse pickled objects, because unpickling can run any code."""
     if not file.is_file():
-        raise FileNotFoundError(f"root must hold {file.name}, got {file.parent} without: check the path")
+        raise FileNotFoundError(f"root must hold {file.name}, got {file.parent} without it: check the path")
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # there is no telling what NumPy raises on damaged headers, which are Python to it
+    except Exception as error:  # NumPy evaluates headers as Python, so damaged ones can raise anything
         line = str(error).split("\n")[0]
-        raise ValueError(f"{file} is no array that can be read safely: {line}") from error
+        raise ValueError(f"{file} is not an array that can be read safely: {line}") from error

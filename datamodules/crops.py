@@ -1,4 +1,4 @@
-"""Random crops of large images: textures, from one photograph or from a folder of them."""
+"""Random crops of large images, such as textures, from one photograph or a folder of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,18 +17,18 @@ from datamodules.order import sample_keys, splitmix
 from datamodules.storage.file_lists import find_images
 
 Integers = npt.NDArray[np.int64]
-CropPosition = tuple[int, int, int]  # image, top, left
+CropPosition = tuple[int, int, int]  # index of the image, top, left
 
 
 class FixedCrops(ImageDataset):
-    """Square crops at given places.
+    """Square crops at fixed positions.
 
     Args:
         images: uint8 (c, h, w) each.
         labels: class of every image.
-        places: (image, top, left) of every crop.
+        positions: (image, top, left) of every crop.
         classes: number of classes, 0 without labels.
-        size: pixels of a side.
+        size: side length in pixels.
     """
 
     def __init__(
@@ -44,11 +44,9 @@ class FixedCrops(ImageDataset):
         self.classes, self.size = classes, size
 
     def __len__(self) -> int:
-        """Number of crops."""
         return len(self.positions)
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The crops as float32 in [-1, 1]."""
         index, key = index_and_key(items)
         positions = [self.positions[i] for i in index.tolist()]
         label = self.labels[[image for image, _, _ in positions]]
@@ -56,17 +54,17 @@ class FixedCrops(ImageDataset):
 
 
 class RandomCrops(ImageDataset):
-    """Square crops at random places: sample i shows image i modulo their number, and its key says where.
+    """Square crops at random positions: sample i shows image i mod n, at a position drawn from its key.
 
-    So every image is shown equally often, whatever its size, and every place in it is equally likely.
+    Every image is shown equally often, whatever its size, and every position in it is equally likely.
 
     Args:
         images: uint8 (c, h, w) each, at least `size` high and wide.
         labels: class of every image.
         classes: number of classes, 0 without labels.
-        size: pixels of a side.
+        size: side length in pixels.
         crops: number of samples.
-        flip: mirror half of the crops, which half is decided by the keys.
+        flip: mirror the half of the crops whose key is odd.
     """
 
     def __init__(
@@ -74,30 +72,30 @@ class RandomCrops(ImageDataset):
     ) -> None:
         self.images, self.labels, self.classes = images, torch.tensor(labels, dtype=torch.int64), classes
         self.size, self.crops, self.flip = size, crops, flip
-        # Places for a crop's first pixel in every image, downwards and to the right.
-        self.free = np.array([[side - size + 1 for side in image.shape[1:]] for image in images], dtype=np.uint64)
+        # Number of vertical and horizontal positions of a crop in every image.
+        self.position_counts = np.array(
+            [[side - size + 1 for side in image.shape[1:]] for image in images], dtype=np.uint64
+        )
 
     def __len__(self) -> int:
-        """Number of samples."""
         return self.crops
 
     def plain(self) -> FixedCrops:
-        """As many crops, not mirrored, each where its index says."""
+        """Return as many crops, not mirrored, at positions that depend on the index only."""
         index = np.arange(self.crops)
         positions = self.positions(index, sample_keys(0, 0, index))
         return FixedCrops(self.images, self.labels.tolist(), positions, classes=self.classes, size=self.size)
 
     def positions(self, index: Integers, key: Integers) -> list[CropPosition]:
-        """Where the samples lie; a function of their pairs only."""
+        """Draw the crop positions of the samples; a function of their (index, key) pairs only."""
         image = index % len(self.images)
         down = splitmix(key.astype(np.uint64))
         right = splitmix(down)
-        # 64 random bits modulo a side: no place is likelier than another by more than side / 2^64.
-        top, left = down % self.free[image, 0], right % self.free[image, 1]
+        # 64 random bits modulo the count: probabilities differ by at most a factor of 1 + count / 2^64.
+        top, left = down % self.position_counts[image, 0], right % self.position_counts[image, 1]
         return list(zip(image.tolist(), top.tolist(), left.tolist(), strict=True))
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The crops as float32 in [-1, 1]."""
         index, key = index_and_key(items)
         positions = self.positions(index.numpy(), key.numpy())
         pixels = extract_crops(self.images, positions, self.size)
@@ -109,24 +107,24 @@ class RandomCrops(ImageDataset):
 
 
 class Crops(ImageDataModule):
-    """Square crops of large images, float in [-1, 1]: random ones to train on, held-out ones next to each other.
+    """Square crops of large images, floats in [-1, 1]: random ones for training, a fixed grid for validation.
 
-    A strip at the right end of every image is kept from training; the crops of this strip that lie side by side are
-    validation and test. All images stay in memory, one byte a value.
+    A strip at the right end of every image is held out: its non-overlapping crops are the validation and test images.
+    All images stay in memory, one byte per value.
 
     Args:
-        root: an image file, or a folder of them.
-        size: pixels of a crop's side.
-        channels: 3 for colour, 1 for grey.
-        labels: "none", "file" for a class per file, or "folder" for a class per folder directly below the root.
-        scale: factor that the images are resized by first (antialiased bicubic): smaller shows more of a texture.
-        crops: training crops of an epoch; the images take turns in them.
-        held_out: share of every image's width that is kept from training, in (0, 1).
-        horizontal_flip: mirror half of the training crops; off by default, as textures have a direction.
+        root: an image file, or a folder of image files.
+        size: side length of a crop in pixels.
+        channels: 3 for RGB, 1 for grayscale.
+        labels: "none", "file" for a class per file, or "folder" for a class per folder directly below `root`.
+        scale: factor by which the images are resized first (antialiased bicubic); smaller shows more of a texture.
+        crops: training crops per epoch, cycling through the images.
+        held_out: fraction of every image's width that is held out, in (0, 1).
+        horizontal_flip: mirror half of the training crops; off by default, because textures may have a direction.
         batch_size: training crops per step and process.
-        eval_batch_size: crops per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split; the images lie in memory, few are needed.
-        seed: chooses the places, their order and the keys, not the split.
+        eval_batch_size: evaluation crops per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split; the images are in memory, so few are needed.
+        seed: seeds the positions, their order and the sample keys, not the split.
     """
 
     def __init__(
@@ -145,27 +143,27 @@ class Crops(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the pixels of a side")
-        at_least("crops", crops, 1, "set the training crops of an epoch")
+        at_least("size", size, 1, "set the side length of a crop in pixels")
+        at_least("crops", crops, 1, "set the number of training crops per epoch")
         if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")
+            raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for RGB, 1 for grayscale")
         if labels not in ("none", "file", "folder"):
             raise ValueError(f"labels must be none, file or folder, got {labels!r}: choose one of these")
         if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale}: 1 keeps the images as they are")
+            raise ValueError(f"scale must be positive and finite, got {scale}: 1 leaves the images unchanged")
         if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.1 keeps a tenth of every image")
+            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.1 holds out a tenth of every image")
         self.root, self.size, self.channels, self.labels = Path(root).expanduser(), size, channels, labels
         self.scale, self.crops, self.held_out, self.horizontal_flip = scale, crops, held_out, horizontal_flip
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Read the images; raises FileNotFoundError or ValueError where one is missing, unreadable or too small."""
+        """Read the images; raise if one is missing, unreadable or too small."""
         files, labels, classes = self._files()
         if self.crops < len(files):
             raise ValueError(
-                f"crops must be at least as many as images, got {self.crops} for {len(files)}: each is to have a turn"
+                f"crops must be at least the number of images, got {self.crops} for {len(files)}: raise crops"
             )
-        parts = [self._part(file) for file in files]
+        parts = [self._train_and_held_out(file) for file in files]
         train, kept = ([part[k] for part in parts] for k in (0, 1))
         options = {"classes": classes, "size": self.size}
         val = FixedCrops(kept, labels, tile_positions(kept, self.size), **options)
@@ -173,10 +171,12 @@ class Crops(ImageDataModule):
         return {"train": random, "val": val, "test": val}
 
     def _files(self) -> tuple[list[Path], list[int], int]:
-        """The files, the class of each, and the number of classes."""
+        """Return the files, the class of each, and the number of classes."""
         if self.root.is_file():
             if self.labels == "folder":
-                raise ValueError(f"labels must be none or file for a single image, got folder for {self.root}")
+                raise ValueError(
+                    f"labels must be none or file for a single image, got folder for {self.root}: choose one of them"
+                )
             return [self.root], [0], int(self.labels == "file")
         if not self.root.exists():
             raise FileNotFoundError(
@@ -191,38 +191,41 @@ class Crops(ImageDataModule):
         folders = found.class_names(self.root)
         if not folders:
             raise ValueError(
-                f"labels must be none or file for images without class folders, got folder for {self.root}"
+                f"labels must be none or file for images without class folders, got folder for {self.root}: "
+                "choose one of them"
             )
         return files, found.labels(folders).tolist(), len(folders)
 
-    def _part(self, file: Path) -> tuple[Tensor, Tensor]:
-        """The training and the held-out pixels of a file, uint8 (c, h, w)."""
+    def _train_and_held_out(self, file: Path) -> tuple[Tensor, Tensor]:
+        """Return the training and the held-out pixels of a file, uint8 (c, h, w)."""
         try:
             pixels = to_channels(resize(read_pixels(file), self.scale), self.channels)
-        except Exception as error:  # there is no telling what a decoder raises on damaged bytes
-            raise ValueError(f"cannot read {file}: {error}; replace the file, or remove it") from error
+        except Exception as error:  # decoders may raise anything on damaged bytes
+            raise ValueError(f"cannot read {file}: {error}; replace or remove the file") from error
         height, width = pixels.shape[1:]
         kept = round(self.held_out * width)
         if min(height, width - kept, kept) < self.size:
             raise ValueError(
-                f"images must have crops of size {self.size} in training and in the strip that is held out, got {file} "
-                f"of {height}x{width} pixels with {kept} columns held out: change held_out or scale, or remove it"
+                f"images must fit crops of size {self.size} in both the training part and the held-out strip, got "
+                f"{file} of {height}x{width} pixels with {kept} columns held out: "
+                "change held_out or scale, or remove the file"
             )
         return pixels[:, :, : width - kept].clone(), pixels[:, :, width - kept :].clone()
 
 
 def resize(pixels: Tensor, scale: float) -> Tensor:
-    """uint8 (c, h, w) with both sides multiplied by `scale`, rounded; antialiased bicubic."""
+    """Resize uint8 (c, h, w) by a factor `scale`, sides rounded; antialiased bicubic."""
     if scale == 1:
         return pixels
     height, width = (max(1, round(side * scale)) for side in pixels.shape[1:])
     if height * width > MAX_PIXELS:
-        raise ValueError(f"scale {scale} makes {height}x{width} pixels of {pixels.shape[1]}x{pixels.shape[2]}")
+        before = f"{pixels.shape[1]}x{pixels.shape[2]}"
+        raise ValueError(f"scale {scale} resizes {before} to {height}x{width}, more than {MAX_PIXELS} pixels")
     return F.interpolate(pixels[None], (height, width), mode="bicubic", antialias=True)[0]
 
 
 def tile_positions(images: Sequence[Tensor], size: int) -> list[CropPosition]:
-    """Places of all whole crops next to each other, none overlapping another; the images take turns."""
+    """Return the positions of all non-overlapping crops on a grid, cycling through the images."""
     per_image = [
         [(at, top, left) for top in range(0, h - size + 1, size) for left in range(0, w - size + 1, size)]
         for at, (_, h, w) in enumerate(image.shape for image in images)
@@ -232,6 +235,6 @@ def tile_positions(images: Sequence[Tensor], size: int) -> list[CropPosition]:
 
 
 def extract_crops(images: Sequence[Tensor], positions: Sequence[CropPosition], size: int) -> Tensor:
-    """The crops at these places, float32 (n, c, size, size) in [-1, 1]."""
+    """Return the crops at these positions, float32 (n, c, size, size) in [-1, 1]."""
     crops = [images[at][:, top : top + size, left : left + size] for at, top, left in positions]
     return torch.stack(crops).float().div_(127.5).sub_(1)

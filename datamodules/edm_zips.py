@@ -1,4 +1,4 @@
-"""The zips of NVIDIA's `dataset_tool.py` (StyleGAN, EDM, EDM2): images, and class numbers in dataset.json."""
+"""Zips of NVIDIA's `dataset_tool.py` (StyleGAN, EDM, EDM2): images, with class labels in dataset.json."""
 
 import io
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
-LATENTS = "img-mean-std-latents-"  # how EDM2's tool names what its encoder made
-ARRAY = b"\x93NUMPY"  # how a .npy file begins
+LATENTS = "img-mean-std-latents-"  # prefix of the latents that EDM2's tool writes
+NPY_MAGIC = b"\x93NUMPY"  # first bytes of a .npy file
 
 
 class MemberImages(EncodedImages):
-    """Files of a zip or folder as images: encoded ones, or .npy arrays uint8 (1 or 3, h, w).
+    """Files of a zip or folder as images: encoded images, or .npy arrays uint8 (1 or 3, h, w).
 
     Args:
-        data: the files and their labels.
-        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
+        data: files and their labels.
+        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
     def __init__(self, data: LabeledFiles, **options: Any) -> None:
@@ -34,20 +34,17 @@ class MemberImages(EncodedImages):
         self.files, self.rows = data.files, data.rows
 
     def fetch(self, index: int) -> Bytes:
-        """The file's content."""
         return self.files.read(int(self.rows[index]))
 
     def name(self, index: int) -> str:
-        """The zip or folder, and the path in it."""
         return f"{self.files.root}/{self.relative_name(index)}"
 
     def relative_name(self, index: int) -> str:
-        """The path in the zip or folder."""
         return self.files.name(int(self.rows[index]))
 
     def decode(self, data: Bytes) -> Tensor:
-        """uint8 (channels, size, size) of an encoded image or an array."""
-        if data[: len(ARRAY)].tobytes() != ARRAY:
+        """Decode an encoded image or a .npy array to uint8 (channels, size, size)."""
+        if data[: len(NPY_MAGIC)].tobytes() != NPY_MAGIC:
             return super().decode(data)
         pixels = load_npy(data)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3):
@@ -56,33 +53,33 @@ class MemberImages(EncodedImages):
 
 
 def load_npy(data: Bytes) -> np.ndarray[Any, Any]:
-    """The array in the bytes of a .npy file; pickled objects are refused, as reading them runs code."""
+    """Load an array from the bytes of a .npy file; refuse pickled objects, because unpickling can run any code."""
     return np.load(io.BytesIO(data.data), allow_pickle=False)
 
 
 class EdmZip(EncodedDataModule):
     """Square images from a zip of EDM's or StyleGAN's `dataset_tool.py`, or from such a zip unpacked into a folder.
 
-    Labels are those of dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}; null or no such file means none.
-    Files count in the order of their names. Without `val_root`, a share is held out by a hash of their names.
+    Labels are read from dataset.json, {"labels": [["00000/img00000000.png", 6], ...]}; null or a missing file means no
+    labels. Images are sorted by name. Without `val_root`, a fraction is held out by a hash of the names.
 
     Args:
         root: the zip or folder.
-        size: pixels of a side; images that are stored otherwise are resized by their short side, the centre cut out.
-        channels: 3 for colour, 1 for grey.
-        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
-            sides by a box filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        val_root: another zip or folder to validate and test on; it must not hold other classes.
-        held_out: share of the images kept from training, in (0, 1), where there is no `val_root`.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
-            evaluation; "raise" stops.
+        size: side length in pixels; images of other sizes are resized by the short side and center cropped.
+        channels: 3 for RGB, 1 for grayscale.
+        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
+            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        val_root: another zip or folder for validation and testing; its classes must occur in training.
+        held_out: fraction of the images held out for validation, in (0, 1), if there is no `val_root`.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
+            leaves it out in evaluation; "raise" stops the run.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys, not the split.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys, not the split.
     """
 
     def __init__(
@@ -119,7 +116,7 @@ class EdmZip(EncodedDataModule):
         self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Find the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
+        """Find the files; raise FileNotFoundError or ValueError if there is nothing to train on."""
         splits = labeled_splits(self.root, self.val_root, self.held_out, SUFFIXES | {".npy"})
         for data in splits.values():
             if LATENTS in (name := data.files.name(int(data.rows[0]))):

@@ -1,4 +1,4 @@
-"""Which samples are kept from training, where the data itself has no validation part."""
+"""Deterministic train/validation split by a hash of file names, for data without a validation part."""
 
 import hashlib
 import unicodedata
@@ -11,22 +11,34 @@ Fractions = npt.NDArray[np.float64]
 
 
 def check_held_out(held_out: float) -> None:
-    """Refuse a share outside of (0, 1)."""
+    """Raise ValueError unless `held_out` lies in (0, 1)."""
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 keeps one image of a hundred")
+        raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 holds out one image in a hundred")
 
 
 def hash_fraction(name: str) -> float:
-    """A number in [0, 1) from the relative path alone, uniform over paths, the same on every machine."""
-    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")  # file systems differ in their accents
+    """Hash a relative path to a number in [0, 1): uniform over paths, the same on every machine."""
+    text = unicodedata.normalize("NFC", name).encode(
+        "utf-8", "surrogateescape"
+    )  # file systems normalize accents differently
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
 def hash_fractions(names: Iterable[str]) -> Fractions:
-    """A number in [0, 1) for each name: a function of the name alone, uniform over names."""
+    """Hash each name to a number in [0, 1), float64 (n,); see `hash_fraction`."""
     return np.fromiter(map(hash_fraction, names), dtype=np.float64)
 
 
-def is_held_out(shares: Fractions, fraction: float) -> npt.NDArray[np.bool_]:
-    """True for what is held out: the shares up to `fraction`, and at least one. A new name moves no other."""
-    return shares <= max(fraction, float(shares.min()))
+def is_held_out(fractions: Fractions, held_out: float) -> npt.NDArray[np.bool_]:
+    """Return True (n,) for the held-out samples: fractions up to `held_out`, and at least the smallest one.
+
+    A new file never moves another one to the other split, except when the single smallest one is replaced.
+
+    Args:
+        fractions: hash fraction of every sample, (n,).
+        held_out: fraction to hold out, in (0, 1).
+
+    Returns:
+        A boolean mask (n,).
+    """
+    return fractions <= max(held_out, float(fractions.min()))

@@ -1,4 +1,4 @@
-"""Data sets in the formats of the Hugging Face library `datasets`, on disk or from its hub."""
+"""Data sets in the formats of the Hugging Face library `datasets`, on disk or from the Hub."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,13 +16,13 @@ VAL_NAMES = ("validation", "val", "valid", "dev", "test")
 
 
 class TableImages(EncodedImages):
-    """Some rows of a table.
+    """Selected rows of a table as images.
 
     Args:
-        table: the table, whose cells of images are not decoded.
-        rows: which.
+        table: table whose images are not decoded.
+        rows: indices of the selected rows.
         classes: number of classes, 0 without labels.
-        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
+        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
     def __init__(self, table: Table, rows: Integers, *, classes: int, **options: Any) -> None:
@@ -30,57 +30,54 @@ class TableImages(EncodedImages):
         self.table, self.rows = table, rows
 
     def fetch(self, index: int) -> Bytes:
-        """The bytes of the cell, or of the file that it names."""
         cell = self.table.cell(int(self.rows[index]))
         if cell["bytes"] is not None:
-            return np.frombuffer(bytearray(cell["bytes"]), dtype=np.uint8)  # writable, as decoders ask for
+            return np.frombuffer(bytearray(cell["bytes"]), dtype=np.uint8)  # writable, as decoders require
         if cell["path"] is None:
-            raise ValueError("the cell is empty")
+            raise ValueError("its table cell is empty")
         return np.fromfile(cell["path"], dtype=np.uint8)
 
     def name(self, index: int) -> str:
-        """The data set, its split and the row."""
         return f"{self.table.place} row {int(self.rows[index])}"
 
     def relative_name(self, index: int) -> str:
-        """The row: what is in it is not read for a name."""
         return f"row {int(self.rows[index])}"
 
 
 class HuggingFace(EncodedDataModule):
-    """Square images from a data set of the library `datasets` (pip install datasets), float in [-1, 1].
+    """Square images from a data set of the library `datasets` (pip install datasets), floats in [-1, 1].
 
-    Validated on `val_split`, or else on the split of the first usual name that there is (validation, val, valid, dev,
-    test), or else on a share of training that is held out by a hash of the row's number. Tested on `test_split`, or
-    else on test, or else on what is validated on. A split that is only found by its name is passed over where it has no
-    labels (-1, as ImageNet's test split) although training has.
+    Validation uses `val_split`, else the first split named validation, val, valid, dev or test, else a fraction of the
+    training split that is held out by a hash of the row numbers. Testing uses `test_split`, else the split named test,
+    else the validation images. A split that is only found by its name is skipped if it has no labels (-1, as in
+    ImageNet's test split) although training has.
 
     Args:
-        root: a folder that `save_to_disk` has written, one of parquet files or of images, or else the name of a data
-            set on the hub, such as ylecun/mnist, which is downloaded. No code of a data set is ever run.
-        size: pixels of a side; the short side is resized to it, the centre cut out.
-        channels: 3 for colour, 1 for grey.
-        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
-            sides by a box filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        image_column: where the images are; None takes the only column of images.
-        label_column: where the labels are: class labels, whole numbers from 0, or texts, whose classes are those of
-            training in alphabetical order. None takes "label", or else the only column of class labels; an empty text
-            takes none.
-        config_name: which part of a data set that has several.
-        revision: branch, tag or commit on the hub.
+        root: a folder written by `save_to_disk`, a folder of parquet files or of images, or the name of a data set on
+            the Hub, such as ylecun/mnist, which is downloaded. No code of a data set is ever run.
+        size: side length in pixels; the short side is resized to it and the center cropped.
+        channels: 3 for RGB, 1 for grayscale.
+        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
+            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        image_column: column of the images; None takes the only column of images.
+        label_column: column of the labels: class labels, integers from 0, or strings, whose classes are the strings of
+            training in alphabetical order. None takes "label", else the only column of class labels; an empty string
+            means no labels.
+        config_name: configuration of a data set that has several.
+        revision: branch, tag or commit on the Hub.
         train_split: name of the split to train on.
         val_split: name of the split to validate on.
         test_split: name of the split to test on.
-        held_out: share of the images kept from training, in (0, 1), where nothing else is to be validated on.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
-            evaluation; "raise" stops.
+        held_out: fraction of the images held out for validation, in (0, 1), if there is no validation split.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
+            leaves it out in evaluation; "raise" stops the run.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys, not the split.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys, not the split.
     """
 
     def __init__(
@@ -125,11 +122,11 @@ class HuggingFace(EncodedDataModule):
         self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Open the data set; raises where it, a split or a column is missing, or a label is none of training's."""
-        found = load_tables(self.root, config_name=self.config_name, revision=self.revision)
-        train = self._table(found, self.train_split, "train_split", None)
-        val = self._chosen(found, self.val_split, "val_split", VAL_NAMES, train)
-        test = self._chosen(found, self.test_split, "test_split", ("test",), train)
+        """Open the data set; raise if it, a split or a column is missing, or if a label does not occur in training."""
+        splits = load_tables(self.root, config_name=self.config_name, revision=self.revision)
+        train = self._table(splits, self.train_split, "train_split", None)
+        val = self._evaluation_table(splits, self.val_split, "val_split", VAL_NAMES, train)
+        test = self._evaluation_table(splits, self.test_split, "test_split", ("test",), train)
         rows, kept = np.arange(len(train)), np.zeros(len(train), np.bool_)
         if val is None:
             kept = is_held_out(hash_fractions(map(str, range(len(train)))), self.held_out)
@@ -147,30 +144,30 @@ class HuggingFace(EncodedDataModule):
     def _images(self, table: Table, rows: Integers, train: bool = False) -> TableImages:
         return TableImages(table, rows, classes=len(table.classes), **self.options(train=train))
 
-    def _table(self, found: Mapping[str, Any], name: str, argument: str, train: Table | None) -> Table:
-        """A split by the name that was given for it."""
-        if name not in found:
+    def _table(self, splits: Mapping[str, Any], name: str, argument: str, train: Table | None) -> Table:
+        """Return the split of this name; `argument` is the argument that names it."""
+        if name not in splits:
             raise ValueError(
-                f"{argument} must be a split of {self.root} ({', '.join(found)}), got {name!r}: choose one of these"
+                f"{argument} must be a split of {self.root} ({', '.join(splits)}), got {name!r}: choose one of these"
             )
         place = f"{self.root} {name}"
-        return Table(place, found[name], image_column=self.image_column, label_column=self.label_column, train=train)
+        return Table(place, splits[name], image_column=self.image_column, label_column=self.label_column, train=train)
 
-    def _chosen(
-        self, found: Mapping[str, Any], given: str | None, argument: str, usual: tuple[str, ...], train: Table
+    def _evaluation_table(
+        self, splits: Mapping[str, Any], name: str | None, argument: str, defaults: tuple[str, ...], train: Table
     ) -> Table | None:
-        """A split to evaluate on: the given one, or the first of the usual names that has labels; None if none has."""
-        if given is not None:
-            table = self._table(found, given, argument, train)
+        """Return the split of this name, else the first default split that has labels as training has, else None."""
+        if name is not None:
+            table = self._table(splits, name, argument, train)
             if train.labeled and not table.labeled:
                 raise ValueError(
-                    f"{argument} must have labels as training has, got {given!r} with {UNLABELED} for some: "
-                    "choose another, or set label_column to an empty text"
+                    f"{argument} must have labels as training has, got {name!r} with {UNLABELED} for some: "
+                    "choose another split, or set label_column to an empty string"
                 )
             return table
-        for name in usual:
-            if name in found and name != self.train_split:
-                table = self._table(found, name, argument, train)
+        for default in defaults:
+            if default in splits and default != self.train_split:
+                table = self._table(splits, default, argument, train)
                 if table.labeled or not train.labeled:
                     return table
         return None

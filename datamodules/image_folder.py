@@ -1,4 +1,4 @@
-"""Any folder of images as training data: flat or in class folders, with or without its own validation part."""
+"""Data module for a folder of images: flat or in class folders, with or without its own validation split."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,28 +15,28 @@ from datamodules.storage.file_lists import list_images as list_images
 
 
 class ImageFolder(EncodedDataModule):
-    """Square images from a folder, float in [-1, 1], labelled by the folders directly below it if there are any.
+    """Square images from a folder, floats in [-1, 1], labeled by the folders directly below it, if any.
 
-    With `train` and `val` or `test` folders below `root`, these are the splits (one of the latter serves as both).
-    Otherwise a share of the files is held out by a hash of their paths, and serves as val and test.
+    If `root` contains the folders `train` and `val` or `test`, these are the splits (a single one of `val` and `test`
+    serves as both). Otherwise a fraction of the files is held out by a hash of their paths, as val and test.
 
     Args:
-        root: the folder.
-        size: pixels of a side; the short side is resized to it, the centre cut out.
-        channels: 3 for colour, 1 for grey.
-        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
-            sides by a box filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        val_root: another folder to validate and test on; it must not hold other classes.
-        held_out: share of the files kept from training, in (0, 1), where nothing else says which.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable file: "skip" warns once, and takes the next file in training, none in
-            evaluation; "raise" stops.
+        root: folder of the images.
+        size: side length in pixels; the short side is resized to it and the center cropped.
+        channels: 3 for RGB, 1 for grayscale.
+        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
+            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        val_root: another folder for validation and testing; its classes must occur in training.
+        held_out: fraction of the files held out for validation, in (0, 1), if there is no other validation data.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable file: "skip" warns once, then uses the next file in training and
+            leaves it out in evaluation; "raise" stops the run.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys, not the split.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys, not the split.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class ImageFolder(EncodedDataModule):
             seed=seed,
         )
         if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: to train on every file, set val_root")
+            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: set val_root to train on every file")
         self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """List the files; raises FileNotFoundError or ValueError where there is nothing to train on."""
+        """List the files; raise FileNotFoundError or ValueError if there is nothing to train on."""
         roots = self._roots()
         found = {root: find_images(root, "val_root" if root == self.val_root else "root") for root in roots.values()}
         classes = found[roots["train"]].class_names(roots["train"])
@@ -83,32 +83,33 @@ class ImageFolder(EncodedDataModule):
         files = {split: found[root] for split, root in roots.items()}
         if roots["val"] == roots["train"] and self.val_root is None:
             held_out = is_held_out(files["train"].shares, self.held_out)
-            files["train"], files["val"] = files["train"].of(~held_out), files["train"].of(held_out)
+            files["train"], files["val"] = files["train"].select(~held_out), files["train"].select(held_out)
         if not len(files["train"].names):
             raise ValueError(
                 f"root must leave an image to train on, got {self.root} with {len(files['val'].names)}, all held out "
                 f"by held_out={self.held_out}: add images, lower held_out or set val_root"
             )
         data = {split: self._split(split, roots[split], files[split], classes) for split in roots}
-        # One object where val and test are the same files, so that an unreadable one is reported once.
+        # One object if val and test are the same files, so that an unreadable one is reported once.
         return data | {"test": data["val"]} if roots["val"] == roots["test"] else data
 
     def _roots(self) -> dict[Split, Path]:
-        """The folder of each split."""
+        """Return the folder of each split."""
         train, val, test = (self.root / name for name in ("train", "val", "test"))
-        own = train.is_dir() and (val.is_dir() or test.is_dir())
+        has_splits = train.is_dir() and (val.is_dir() or test.is_dir())
         if self.val_root is not None:
-            if own:
+            if has_splits:
                 raise ValueError(
-                    f"val_root must be left out, as {self.root} has splits of its own: or set root: {train}"
+                    f"val_root must be left out if root has its own splits, got {self.val_root} for {self.root}: omit "
+                    f"it, or set root to {train}"
                 )
             return {"train": self.root, "val": self.val_root, "test": self.val_root}
-        if not own:
-            twin = next((name for name in ("valid", "validation", "dev") if (self.root / name).is_dir()), None)
-            if train.is_dir() and twin:
+        if not has_splits:
+            misnamed = next((name for name in ("valid", "validation", "dev") if (self.root / name).is_dir()), None)
+            if train.is_dir() and misnamed:
                 raise ValueError(
-                    f"root must name its validation folder val, got {self.root} with train and {twin}: "
-                    f"rename {twin} to val, or set root and val_root to the two"
+                    f"root must name its validation folder val, got {self.root} with train and {misnamed}: "
+                    f"rename {misnamed} to val, or set root and val_root to the two folders"
                 )
             return {"train": self.root, "val": self.root, "test": self.root}
         return {"train": train, "val": val if val.is_dir() else test, "test": test if test.is_dir() else val}
@@ -119,10 +120,10 @@ class ImageFolder(EncodedDataModule):
 
 
 def check_same_classes(found: Sequence[str], classes: Sequence[str], root: Path) -> None:
-    """Refuse evaluation classes that training does not have: their labels would mean nothing."""
+    """Raise ValueError if the evaluation folder at `root` has classes that training does not have, or none at all."""
     if unknown := sorted(set(found) - set(classes)):
-        raise ValueError(f"classes of {root} must occur in training, got {unknown[0]!r}: remove it or rename it")
+        raise ValueError(f"classes of {root} must occur in training, got {unknown[0]!r}: remove or rename its folder")
     if classes and not found:
         raise ValueError(
-            f"images of {root} must lie in class folders as in training, got none: sort them into {classes[0]}, ..."
+            f"images of {root} must lie in class folders as in training, got none: move them into {classes[0]}, ..."
         )

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as it lies on disks: in class folders, in Kaggle's layout, or in the official tar files."""
+"""ImageNet (ILSVRC 2012) in its common layouts: class folders, Kaggle's layout, or the official tar files."""
 
 import warnings
 from collections.abc import Mapping
@@ -22,54 +22,60 @@ KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 
 
 class SplitSource(NamedTuple):
-    """Images of a folder or of a tar file; of the latter with its index."""
+    """Images of one split, in a folder or in a tar file.
+
+    Attributes:
+        place: the folder or tar file.
+        files: the images in it.
+        tar: index of the tar file; None for a folder.
+    """
 
     place: Path
     files: FileList
     tar: TarIndex | None
 
-    def of(self, rows: Rows) -> "SplitSource":
-        """Those images for which `rows` is true."""
+    def select(self, rows: Rows) -> "SplitSource":
+        """Return the images for which `rows` is true."""
         if rows.all():
-            return self  # and its arrays stay mapped from the cache
+            return self  # so that its arrays stay mapped from the cache
         files = FileList(self.files.names[rows], self.files.folders[rows], self.files.tops)
         tar = self.tar and TarIndex(files, self.tar.offsets[rows], self.tar.sizes[rows])
         return SplitSource(self.place, files, tar)
 
     def images(self, labels: npt.NDArray[np.int64], classes: list[str], **options: Any) -> EncodedImages:
-        """The images as a split."""
+        """Return the images as a data set with these labels."""
         if self.tar is not None:
             return TarImages(self.place, self.tar, labels=labels, classes=len(classes), **options)
         return ImageFiles(self.place, self.files.names, class_names=classes, labels=labels, **options)
 
 
 class ImageNet(EncodedDataModule):
-    """ImageNet as square colour images, float in [-1, 1], labelled by the places of the sorted WordNet ids.
+    """ImageNet as square RGB images, floats in [-1, 1]; labels are indices into the sorted WordNet IDs.
 
-    Training images are found in `root`/train/WNID/*, in Kaggle's `root`/ILSVRC/Data/CLS-LOC/train, or read in place
-    from `root`/ILSVRC2012_img_train.tar, whose index is made once (about half a minute) and kept in the cache.
-    Validation images likewise, in class folders or flat with a ground truth. They are the test images too, as
-    ImageNet's own have no labels. Parts of ImageNet are read as well: classes count by their own order then, and
-    validation images of classes that training does not have are left out with a warning.
+    Training images are read from `root`/train/WNID/*, from Kaggle's `root`/ILSVRC/Data/CLS-LOC/train, or in place from
+    `root`/ILSVRC2012_img_train.tar, whose index is built once (about half a minute) and cached. Validation images are
+    found likewise, in class folders or flat with a ground truth file; they are the test images too, because ImageNet's
+    test images have no labels. Subsets of ImageNet work as well: labels are then indices into the sorted classes that
+    are present, and validation images of classes that training does not have are left out with a warning.
 
     Args:
-        root: the folder.
-        size: pixels of a side.
-        crop: how a square is made of an image. "short_side": its short side is resized to `size` by antialiased bicubic
-            filtering, and the centre cut out. "adm", as ADM and DiT prepare ImageNet: the sides are halved by a box
-            filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        ground_truth: tells the classes of validation images without class folders: the development kit's
-            ILSVRC2012_validation_ground_truth.txt or its .tar.gz, Kaggle's LOC_val_solution.csv, a list of WordNet ids
-            in the order of the images' names, or caffe's val.txt. None looks for these in `root`.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
-            evaluation; "raise" stops.
+        root: folder of the data set.
+        size: side length in pixels.
+        crop: how an image is cropped to a square. "short_side" resizes the short side to `size` by antialiased bicubic
+            filtering and crops the center; "adm" first halves the sides with a box filter while the short side is at
+            least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        ground_truth: file with the classes of validation images without class folders: the development kit's
+            ILSVRC2012_validation_ground_truth.txt or its .tar.gz, Kaggle's LOC_val_solution.csv, a list of WordNet IDs
+            in the order of the image names, or Caffe's val.txt. None looks for these in `root`.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
+            leaves it out in evaluation; "raise" stops the run.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys.
     """
 
     def __init__(
@@ -102,26 +108,26 @@ class ImageNet(EncodedDataModule):
         self.ground_truth = None if ground_truth is None else Path(ground_truth).expanduser()
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Find the images; raises FileNotFoundError or ValueError where some are missing, damaged or without class."""
+        """Find the images; raise FileNotFoundError or ValueError if they are missing, damaged or have no class."""
         train, val = self._source("train"), self._source("val")
         classes = train.files.class_names(train.place)
         if not classes:
             raise ValueError(
-                f"images of {train.place} must lie in class folders, got none: sort them into n01440764, ..."
+                f"images of {train.place} must lie in class folders, got none: move them into n01440764, ..."
             )
         labels = self._val_labels(val, classes)
         known = labels >= 0
         data = train.images(train.files.labels(classes), classes, **self.options(train=True))
-        kept = val.of(known).images(labels[known], classes, **self.options(train=False))
+        kept = val.select(known).images(labels[known], classes, **self.options(train=False))
         return {"train": data, "val": kept, "test": kept}
 
     def prepare_data(self) -> None:
-        """Make the lists and indices before other processes of this machine would do the same."""
+        """Build file lists and indices in one process per machine, before the others need them."""
         for split in ("train", "val"):
             self._source(split)
 
     def _source(self, split: str) -> SplitSource:
-        """The images of a split, wherever they lie."""
+        """Find the images of a split."""
         if not self.root.is_dir():
             raise FileNotFoundError(
                 f"root must be the folder of ImageNet, got {self.root}: no such folder; check the path"
@@ -132,18 +138,21 @@ class ImageNet(EncodedDataModule):
         tar = self.root / f"ILSVRC2012_img_{split}.tar"
         if not tar.is_file():
             raise FileNotFoundError(
-                f"root must hold a folder {split} or {tar.name}, got {self.root} with neither: check it"
+                f"root must hold a folder {split} or {tar.name}, got {self.root} with neither: check the path"
             )
         index = tar_index(tar)
         return SplitSource(tar, index.files, index)
 
     def _val_labels(self, val: SplitSource, classes: list[str]) -> npt.NDArray[np.int64]:
-        """The class of every validation image, -1 where training does not have it."""
+        """Return the label of every validation image, -1 if training does not have its class."""
         number = {name: label for label, name in enumerate(classes)}
         folders = val.files.class_names(val.place)
         if not number.keys().isdisjoint(folders):
             if self.ground_truth is not None:
-                raise ValueError(f"ground_truth must be left out, as the images of {val.place} lie in class folders")
+                raise ValueError(
+                    f"ground_truth must be left out if validation images lie in class folders, got {self.ground_truth} "
+                    f"for {val.place}: omit it"
+                )
             labels = np.array([number.get(name, -1) for name in folders], dtype=np.int64)[val.files.folders]
         else:
             if (file := self.ground_truth or find_ground_truth(self.root)) is None:
@@ -155,10 +164,10 @@ class ImageNet(EncodedDataModule):
         if missing := int((labels < 0).sum()):
             if missing == len(labels):
                 raise ValueError(
-                    f"images of {val.place} must be of training's classes ({classes[0]}, ...), got none: check both"
+                    f"images of {val.place} must be of the training classes ({classes[0]}, ...), got none: check both"
                 )
             text = (
-                f"{missing} of {len(labels)} images of {val.place} are of classes that training does not have: left out"
+                f"{missing} of {len(labels)} images of {val.place} are left out: training does not have their classes"
             )
             warnings.warn(text, stacklevel=2)
         return labels

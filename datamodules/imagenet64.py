@@ -1,4 +1,4 @@
-"""Downsampled ImageNet (arXiv 1707.08819): npz files of small images, read from one mapped array."""
+"""Downsampled ImageNet (arXiv 1707.08819): npz files of small images, read from one memory-mapped array."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,25 +12,25 @@ from datamodules.index_cache import cache_folder
 from datamodules.storage.imagenet_classes import SORTED_INDEX
 from datamodules.storage.npz_batches import merge_batches, open_batch
 
-BATCHES = 10  # files of all training images
+BATCHES = 10  # number of training files
 
 
 class ImageNet64(ImageDataModule):
-    """Colour images of 64x64 pixels (or 32, 16, 8), float in [-1, 1], labelled by the places of the sorted WordNet ids.
+    """RGB images of 64x64 pixels (or 32, 16, 8), floats in [-1, 1]; labels are indices into the sorted WordNet IDs.
 
-    `root` holds train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz as published, with `data`, uint8
-    (n, 3 * size * size) with all of red before green before blue, and `labels` from 1 to 1000 in the challenge's order.
-    Once per machine they are put together in one array, which all processes map. Val and test are the same images.
+    `root` contains train_data_batch_1.npz to train_data_batch_10.npz and val_data.npz as published, with `data`, uint8
+    (n, 3 * size * size), channels first, and `labels` from 1 to 1000 in the challenge's order. They are merged once per
+    machine into one array, which all processes map. Val and test are the same images.
 
     Args:
-        root: the folder of the npz files.
-        size: pixels of a side, as in the files.
-        converted: folder in which the array is made, 15.8 GB at 64x64 pixels; the index cache if None.
-        horizontal_flip: mirror half of the training images.
+        root: folder of the npz files.
+        size: side length in pixels, as in the files.
+        converted: folder for the merged array, 15.8 GB at 64x64 pixels; the index cache if None.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split; reading is quick, few are needed.
-        seed: chooses the order of training and the keys.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split; reading is fast, so few are needed.
+        seed: seeds the training order and the sample keys.
     """
 
     channels = 3
@@ -47,61 +47,64 @@ class ImageNet64(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "64 is usual")
+        at_least("size", size, 1, "use 64, for example")
         self.root, self.size, self.horizontal_flip = Path(root).expanduser(), size, horizontal_flip
         self.converted = None if converted is None else Path(converted).expanduser()
 
     def prepare_data(self) -> None:
-        """Put the files together, on one process of each machine."""
-        self._made()
+        """Merge the files, in one process per machine."""
+        self._convert()
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Map the arrays, made before if they are not there; raises FileNotFoundError or ValueError for unfit files."""
-        made = self._made()
-        train, val = self._split(made, "train", flip=self.horizontal_flip), self._split(made, "val", flip=False)
+        """Map the arrays, after merging the files if necessary; raise if files are missing or unsuitable."""
+        converted = self._convert()
+        train, val = (
+            self._split(converted, "train", flip=self.horizontal_flip),
+            self._split(converted, "val", flip=False),
+        )
         return {"train": train, "val": val, "test": val}
 
-    def _made(self) -> Path:
-        """The folder of the arrays."""
+    def _convert(self) -> Path:
+        """Merge the files unless done before, and return the folder of the arrays."""
         files = {"train": self._train_files(), "val": [self._file("val_data")]}
         parts = {
-            name: [open_batch(file, size=self.size, numbers=len(SORTED_INDEX)) for file in those]
-            for name, those in files.items()
+            name: [open_batch(file, size=self.size, numbers=len(SORTED_INDEX)) for file in paths]
+            for name, paths in files.items()
         }
         return merge_batches(parts, size=self.size, folder=self.converted or cache_folder())
 
-    def _split(self, made: Path, name: str, *, flip: bool) -> PixelArray:
+    def _split(self, folder: Path, name: str, *, flip: bool) -> PixelArray:
         try:
-            pixels, numbers = (np.load(made / f"{part}.npy", mmap_mode="r") for part in (name, f"{name}_labels"))
+            pixels, numbers = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in (name, f"{name}_labels"))
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{made} is damaged: {error}; remove the folder, it is made again") from error
+            raise ValueError(f"{folder} is damaged: {error}; delete the folder, it will be created again") from error
         return PixelArray(
-            pixels, SORTED_INDEX[numbers - 1], classes=len(SORTED_INDEX), flip=flip, name=f"{made.name}/{name}"
+            pixels, SORTED_INDEX[numbers - 1], classes=len(SORTED_INDEX), flip=flip, name=f"{folder.name}/{name}"
         )
 
     def _train_files(self) -> list[Path]:
-        """The training files in the order of their numbers, from 1 without a gap."""
+        """Return the training files in the order of their numbers, from 1 without a gap."""
         found = {path.stem.rpartition("_")[2] for path in self.root.glob("train_data_batch_*.npz")}
         count = max((int(number) for number in found if number.isdecimal()), default=1)
         files = [self._file(f"train_data_batch_{number}") for number in range(1, count + 1)]
         if count < BATCHES:
             warnings.warn(
-                f"{self.root} holds {count} of {BATCHES} training files: the others are not used", stacklevel=2
+                f"{self.root} holds {count} of {BATCHES} training files: training uses only these", stacklevel=2
             )
         return files
 
     def _file(self, name: str) -> Path:
-        """A file by its name without suffix."""
+        """Return the npz file of this name."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder, got {self.root}: no such folder; check the path")
         file = self.root / f"{name}.npz"
         if not file.is_file():
             if (self.root / name).is_file():
                 raise ValueError(
-                    f"root must hold {file.name}, got a pickle, whose reading may run any code, in {self.root}: if you "
-                    f"trust it, numpy.savez({file.name!r}, **pickle.load(open({name!r}, 'rb')))"
+                    f"root must hold {file.name}, got a pickle, which can run any code when read, in {self.root}: if "
+                    f"you trust it, run numpy.savez({file.name!r}, **pickle.load(open({name!r}, 'rb')))"
                 )
             raise FileNotFoundError(
-                f"root must hold {file.name}, got {self.root} without: download it, or check the path"
+                f"root must hold {file.name}, got {self.root} without it: download it, or check the path"
             )
         return file

@@ -1,4 +1,4 @@
-"""Latents that `python -m asyncdiff cache-latents` has put on disk: mapped into memory, finished on the device."""
+"""Latents cached by `python -m asyncdiff cache-latents`: memory-mapped, and sampled on the device."""
 
 import copy
 import hashlib
@@ -19,15 +19,15 @@ from datamodules.storage.latent_shards import check_sha256, latents_and_labels, 
 
 
 class CachedLatents(ImageDataset):
-    """A split of a cache. Nothing of it is held in memory: processes share the pages of the files.
+    """One split of a latent cache, read through memory maps whose pages all processes share.
 
     Args:
-        root: the cache's folder.
-        split: the manifest's entry of the split.
-        scale: of every channel.
-        shift: of every channel; latents are (raw - shift) * scale.
-        sample: draw from the posterior, by the keys; otherwise its mean.
-        flip: take the mirrored view of half of the images, which half is decided by the keys.
+        root: folder of the cache.
+        split: entry of the split in the manifest.
+        scale: scale of every channel.
+        shift: shift of every channel; latents are (raw - shift) * scale.
+        sample: sample from the posterior with noise from the keys; otherwise use its mean.
+        flip: use the mirrored view of the images whose key is odd.
         verify: compare all bytes with their SHA-256 now.
     """
 
@@ -53,42 +53,41 @@ class CachedLatents(ImageDataset):
         self._maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned, which maps the files itself."""
+        """Pickle without the memory maps, for spawned workers."""
         return self.__dict__ | {"_maps": {}}
 
     def __len__(self) -> int:
-        """Number of images."""
         return int(self.split["count"])
 
     def plain(self) -> "CachedLatents":
-        """The means of the same latents, not mirrored."""
+        """Return the means of the same latents, not mirrored."""
         twin = copy.copy(self)
         twin.flip = twin.sample = False
         return twin
 
     def fingerprint(self) -> str:
-        """Hash of the hashes of all shards."""
+        """Return a hash of the hashes of all shards."""
         return hashlib.sha256(json.dumps([shard["sha256"] for shard in self.split["shards"]]).encode()).hexdigest()
 
     def read(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Rows as they are stored: "moments" (b, k, c, h, w), the mean and, where one is drawn with, log-variance."""
+        """Read raw "moments" (b, k, c, h, w): the mean and, when sampling, the log-variance."""
         index, key = index_and_key(items)
         shard = np.searchsorted(self.starts, index.numpy(), side="right") - 1
         row = index.numpy() - self.starts[shard]
         view = key.numpy() % 2 if self.flip else np.zeros(len(row), np.int64)
         layout = self.shards[0][1]
-        wanted = layout.moments if self.sample else 1
-        moments = np.empty((len(row), wanted, *layout.shape), layout.dtype)
+        count = layout.moments if self.sample else 1
+        moments = np.empty((len(row), count, *layout.shape), layout.dtype)
         label = np.empty(len(row), np.int64)
-        # Row after row into its place: as fast as one gather per shard, and does not mind how many shards there are.
+        # Copying row by row is as fast as one gather per shard, whatever the number of shards.
         for place, (s, r, v) in enumerate(zip(shard.tolist(), row.tolist(), view.tolist(), strict=True)):
-            latents, labels = self._maps.get(s) or self._mapped(s)
-            moments[place] = latents[:wanted, r, v]
+            latents, labels = self._maps.get(s) or self._map_shard(s)
+            moments[place] = latents[:count, r, v]
             label[place] = labels[r]
         return {"moments": torch.from_numpy(moments), "label": torch.from_numpy(label), "index": index, "key": key}
 
     def finish(self, batch: Mapping[str, Tensor]) -> Batch:
-        """Latents in model space, float32, drawn where there is a log-variance; the noise is a function of the key."""
+        """Compute latents in model space, float32, sampled if there is a log-variance with noise from the keys."""
         moments = batch["moments"].float()
         latents = moments[:, 0]
         if moments.shape[1] == 2:
@@ -98,8 +97,8 @@ class CachedLatents(ImageDataset):
         image = (latents - shift) * scale
         return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
 
-    def _mapped(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Latents (moments, n, views, c, h, w) and labels (n,) of a shard, mapped once in each process."""
+    def _map_shard(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Map latents (moments, n, views, c, h, w) and labels (n,) of a shard, once in each process."""
         file, layout, start = self.shards[number]
         with file.open("rb") as stream:
             pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -108,23 +107,25 @@ class CachedLatents(ImageDataset):
 
 
 class LatentCache(ImageDataModule):
-    """Latents of an autoencoder that were cached with `python -m asyncdiff cache-latents`, see docs/latents.md.
+    """Latents of an autoencoder, cached with `python -m asyncdiff cache-latents` (see docs/latents.md).
 
-    Training and validation draw from the posterior N(mean, exp(logvar)), by noise that is a function of each sample's
-    key: anew in every epoch of training, the same every time in validation, whose losses so are those of what is
-    trained on and can be compared. `images` and `listed`, which callbacks and commands read, give the means.
+    Training and validation sample from the posterior N(mean, exp(logvar)) with noise that is a function of each
+    sample's key: new noise in every training epoch, the same noise in every validation, so that validation losses are
+    comparable with each other and with the training loss. `images` and `images_at`, which callbacks and commands use,
+    return the means.
 
     Args:
-        root: the cache's folder.
-        size: rows and columns of a latent, as the model has them.
-        channels: of a latent.
-        sample: draw from the posterior; otherwise its mean is used. The same for codecs without a variance.
-        horizontal_flip: take the latent of the mirrored image for half of the training images.
-        verify: compare every byte with its SHA-256 at the start, which reads all files; otherwise sizes and headers.
+        root: folder of the cache.
+        size: rows and columns of a latent, as in the model.
+        channels: channels of a latent.
+        sample: sample from the posterior; otherwise use its mean. No difference for codecs without a variance.
+        horizontal_flip: use the latent of the mirrored image for half of the training images.
+        verify: compare every byte with its SHA-256 at the start, which reads all files; otherwise check only sizes and
+            headers.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split; 0 is enough for files in the page cache.
-        seed: chooses the order of training and the keys.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split; 0 is enough for files in the page cache.
+        seed: seeds the training order and the sample keys.
     """
 
     def __init__(
@@ -141,30 +142,30 @@ class LatentCache(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the rows of a latent")
-        at_least("channels", channels, 1, "4 is usual")
+        at_least("size", size, 1, "set the number of rows of a latent")
+        at_least("channels", channels, 1, "use 4, for example")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.sample, self.horizontal_flip, self.verify = sample, horizontal_flip, verify
         self._manifest: dict[str, Any] | None = None
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the cache tells of itself, read once."""
+        """Manifest of the cache, read once."""
         if self._manifest is None:
             self._manifest = read_manifest(self.root)
         return self._manifest
 
     @property
     def codec(self) -> dict[str, Any]:
-        """Identity of the codec that made the latents: class, weights (SHA-256), channels, factor, scale, shift."""
+        """Fingerprint of the codec of the latents: class, weights (SHA-256), channels, factor, scale, shift."""
         return dict(self.manifest["codec"])
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Open the cache; raises where it is incomplete, damaged, or not what the model expects."""
+        """Open the cache; raise if it is incomplete, damaged or does not match the arguments of this module."""
         splits = self.manifest["splits"]
         if missing := [name for name in ("train", "val") if name not in splits]:
             raise ValueError(
-                f"root must hold latents to train and to validate on, got {self.root} without {missing[0]}: run the "
+                f"root must hold latents for training and validation, got {self.root} without {missing[0]}: run the "
                 f"command again with --splits {missing[0]}"
             )
         for split in splits.values():
@@ -184,20 +185,20 @@ class LatentCache(ImageDataModule):
         )
 
     def _check(self, split: Mapping[str, Any]) -> None:
-        """Refuse a cache of other shapes than the model's, or without mirrored views."""
+        """Raise ValueError unless the cache has the shape of the model's latents and, if needed, mirrored views."""
         channels, height, width = split["shape"]
         if channels != self.channels:
             raise ValueError(
-                f"channels must be the cache's, got {self.channels} for latents of {channels} in {self.root}: set "
-                f"channels: {channels}, here and in the network, or encode with another codec"
+                f"channels must be {channels} as in the cache {self.root}, got {self.channels}: set channels: "
+                f"{channels} here and in the network, or encode with another codec"
             )
         if (height, width) != (self.size, self.size):
             raise ValueError(
-                f"size must be the cache's, got {self.size} for latents of {height}x{width} in {self.root}: set size "
-                f"and image_size: {height}, or encode images of {self.size * self.codec['factor']} pixels"
+                f"size must match the {height}x{width} latents of the cache {self.root}, got {self.size}: set size and "
+                f"image_size to {height}, or encode images of {self.size * self.codec['factor']} pixels"
             )
         if self.horizontal_flip and split["views"] < 2:
             raise ValueError(
                 f"horizontal_flip must be false for a cache without mirrored views, got true for {self.root}: set it "
-                "so, or cache with --flip true"
+                "to false, or cache with --flip true"
             )

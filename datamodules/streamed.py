@@ -1,4 +1,4 @@
-"""Images streamed from object storage, in the shards that `litdata.optimize` writes."""
+"""Data module for images streamed from object storage, in shards written by `litdata.optimize`."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,44 +17,44 @@ from datamodules.images.encoded import EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.storage.streamed_shards import Field, Shards
 
-ENCODED = ("jpeg", "image", "bytes")  # litdata's words for what is decoded here
+ENCODED = ("jpeg", "image", "bytes")  # litdata's names of the kinds of data that are decoded here
 IMAGES = (*ENCODED, "pil", "numpy", "tensor")
 
 
 class StreamedImages(EncodedImages):
-    """The samples of some shards as images.
+    """Images in selected shards.
 
-    Their order in training is made of whole shards (`blocks`), so that each is fetched once in an epoch.
+    In training, the samples are shuffled shard by shard (`blocks`), so that each shard is downloaded once per epoch.
 
     Args:
-        shards: all of them.
-        chosen: which, ascending.
-        image: where the images are.
-        label: where the labels are, None for none.
+        shards: all shards.
+        selected: indices of the selected shards, ascending.
+        image: field of the images.
+        label: field of the labels, None without labels.
         classes: number of classes, 0 without labels.
-        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
+        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
     def __init__(
         self,
         shards: Shards,
-        chosen: npt.NDArray[np.int64],
+        selected: npt.NDArray[np.int64],
         *,
         image: Field,
         label: Field | None,
         classes: int,
         **options: Any,
     ) -> None:
-        self.blocks = shards.sizes[chosen]
-        # A label is known when its sample is read.
+        self.blocks = shards.sizes[selected]
+        # Labels are only known once their samples are read.
         super().__init__(np.zeros(int(self.blocks.sum()), np.int64), classes=classes, **options)
         self.shards, self.image, self.label = shards, image, label
         self.ends = np.cumsum(self.blocks)
-        self.shift = shards.ends[chosen] - self.ends  # from a place among the chosen to one among all
+        self.shift = shards.ends[selected] - self.ends  # from an index into the selected shards to one into all
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images as bytes; ValueError for a shard that cannot be had or a label that is no class."""
-        self.shards.require(self._sample(index) for index, _ in items)
+        """Read the images as uint8; raise ValueError if a shard cannot be downloaded or a label is not a class."""
+        self.shards.require(self._sample_index(index) for index, _ in items)
         batch = super().read(items)
         label = batch["label"]
         if self.classes and bool(((label < 0) | (label >= self.classes)).any()):
@@ -66,72 +66,70 @@ class StreamedImages(EncodedImages):
         return batch
 
     def fetch(self, index: int) -> Any:
-        """The image as its shard holds it; also takes note of the label."""
-        parts = self.shards.sample(self._sample(index))
+        """Return the image as stored in its shard, and store its label."""
+        parts = self.shards.sample(self._sample_index(index))
         if self.label is not None:
             self.labels[index] = int(parts[self.label.name])
         return parts[self.image.name]
 
     def name(self, index: int) -> str:
-        """The address, the shard and the place in it."""
         return f"{self.shards.root}/{self.relative_name(index)}"
 
     def relative_name(self, index: int) -> str:
-        """The shard and the place in it."""
-        return self.shards.name(self._sample(index))
+        return self.shards.name(self._sample_index(index))
 
     def fingerprint(self) -> str:
-        """A hash of what is said of all images at once and of the shards' names and sizes: no image is read for it."""
-        told = f"{self.kind()} {self.shards.identity()} {self.image} {self.label} {self.shift.tolist()}"
-        return hashlib.sha256(told.encode()).hexdigest()
+        """Return a hash of the settings and of the names and sizes of the shards; no image is read."""
+        text = f"{self.settings_text()} {self.shards.fingerprint()} {self.image} {self.label} {self.shift.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def decode(self, data: Any) -> Tensor:
-        """uint8 (channels, size, size) of encoded bytes, Pillow's image, or an array (h, w[, c]) or (c, h, w)."""
+        """Decode bytes, a Pillow image, or an array (h, w[, c]) or (c, h, w) to uint8 (channels, size, size)."""
         if isinstance(data, bytes | bytearray):
-            return super().decode(np.frombuffer(bytearray(data), np.uint8))  # writable, as decoders ask for
-        pixels = _of_array(torch.as_tensor(data)) if self.image.kind != "pil" else pillow_pixels(data)
+            return super().decode(np.frombuffer(bytearray(data), np.uint8))  # writable, as decoders require
+        pixels = _array_to_chw(torch.as_tensor(data)) if self.image.kind != "pil" else pillow_pixels(data)
         return to_channels(center_square(pixels, self.size, self.crop), self.channels)
 
-    def _sample(self, index: int) -> int:
-        """The place among all samples."""
+    def _sample_index(self, index: int) -> int:
+        """Return the index into all samples of all shards."""
         return index + int(self.shift[np.searchsorted(self.ends, index, side="right")])
 
 
 class Streamed(EncodedDataModule):
     """Square images from shards of `litdata.optimize` in object storage or in a folder (pip install litdata).
 
-    Shards are fetched as a whole when they are needed, each once in an epoch and by one process, kept on the local
-    disk, and shuffled: shards among each other, and samples among 16 shards. As everywhere, the order follows from
-    (seed, epoch, rank), and a resumed run continues with the very next sample, whatever the number of workers. Workers
-    fetch ahead of training: give some. Samples are {"image": ..., "label": ...} or (image, label), images encoded
-    bytes, litdata's JPEG, Pillow's images or arrays uint8. What else is in a sample is not looked at, and never run.
+    Each shard is downloaded when it is needed, once per epoch and by one process, and kept on the local disk. Shards
+    are shuffled, and samples are shuffled among 16 shards. As everywhere, the order is a function of (seed, epoch,
+    rank), and a resumed run continues with the very next sample, whatever the number of workers. Use some workers: they
+    download ahead of training. Samples are {"image": ..., "label": ...} or (image, label); images are encoded bytes,
+    litdata's JPEG, Pillow images or uint8 arrays. Other fields are ignored; no code in a sample is ever run.
 
     Args:
         root: a folder, read in place, or an address: s3://bucket/folder, gs://, r2://, azure://; local:/folder for
-            another file system whose files are to be copied to `cache_dir`.
-        size: pixels of a side; the short side is resized to it, the centre cut out.
-        channels: 3 for colour, 1 for grey.
-        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
-            sides by a box filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        classes: number of classes; 0 leaves the labels out.
-        image_field: name of the image in a sample, or its place in a tuple; None takes the only one that may be.
-        label_field: name of the label, or its place; None takes "label", or else the only whole number.
-        val_root: shards to validate and test on.
-        held_out: share of the shards kept from training, in (0, 1), where there is no `val_root`: chosen by a hash of
-            their names, at least one. Write samples in random order, or they are not like those trained on.
-        cache_dir: where fetched shards are kept; None takes a folder in the cache of indices (docs/data.md).
-        cache_gigabytes: remove the shards not used for longest above this; None keeps all. At least 20 shards for
-            every process of the machine.
-        storage_options: for the storage, as litdata takes them, such as keys.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
-            evaluation; "raise" stops. A damaged shard always stops.
+            another file system whose files are copied to `cache_dir`.
+        size: side length in pixels; the short side is resized to it and the center cropped.
+        channels: 3 for RGB, 1 for grayscale.
+        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
+            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        classes: number of classes; 0 ignores the labels.
+        image_field: name of the image in a sample, or its position in a tuple; None takes the only possible field.
+        label_field: name or position of the label; None takes "label", else the only integer field.
+        val_root: folder or address of the shards for validation and testing.
+        held_out: fraction of the shards held out for validation, in (0, 1), if there is no `val_root`: selected by a
+            hash of their names, at least one. Write samples in random order, or these shards are not representative.
+        cache_dir: folder for downloaded shards; None uses a folder in the index cache (docs/data.md).
+        cache_gigabytes: size of that folder above which the least recently used shards are deleted; None keeps all.
+            It must hold at least 20 shards per process of the machine.
+        storage_options: options of the storage, as in litdata, such as access keys.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
+            leaves it out in evaluation; "raise" stops the run. A damaged shard always stops it.
         batch_size: training images per step and process.
-        eval_batch_size: images per evaluation batch and process; `batch_size` if None.
-        workers: loader processes per split.
-        seed: chooses the order of training and the keys, not the split.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split.
+        seed: seeds the training order and the sample keys, not the split.
     """
 
     def __init__(
@@ -169,11 +167,9 @@ class Streamed(EncodedDataModule):
             seed=seed,
         )
         check_held_out(held_out)
-        at_least("classes", classes, 0, "0 leaves the labels out")
+        at_least("classes", classes, 0, "0 ignores the labels")
         if cache_gigabytes is not None and cache_gigabytes <= 0:
-            raise ValueError(
-                f"cache_gigabytes must be positive, got {cache_gigabytes}: leave it out to keep all shards"
-            )
+            raise ValueError(f"cache_gigabytes must be positive, got {cache_gigabytes}: omit it to keep all shards")
         self.root, self.val_root, self.held_out = root, val_root, held_out
         self._classes = classes
         self.image_field, self.label_field = image_field, label_field
@@ -186,7 +182,7 @@ class Streamed(EncodedDataModule):
         return self._classes
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """Read the indices; raises where there are none, or where fields are missing."""
+        """Read the indices; raise if there are none, or if fields are missing."""
         train = self._shards(self.root, "train")
         everything = np.arange(len(train.sizes))
         if self.val_root is not None:
@@ -207,15 +203,15 @@ class Streamed(EncodedDataModule):
         limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
         return Shards(root, folder=folder, limit=limit, options=self.storage_options)
 
-    def _images(self, shards: Shards, chosen: npt.NDArray[np.int64], *, train: bool) -> StreamedImages:
+    def _images(self, shards: Shards, selected: npt.NDArray[np.int64], *, train: bool) -> StreamedImages:
         image = _image_field(shards, self.image_field)
         label = _label_field(shards, self.label_field) if self._classes else None
         options = self.options(train=train)
-        return StreamedImages(shards, chosen, image=image, label=label, classes=self._classes, **options)
+        return StreamedImages(shards, selected, image=image, label=label, classes=self._classes, **options)
 
 
-def _of_array(pixels: Tensor) -> Tensor:
-    """uint8 (h, w), (h, w, c) or (c, h, w), c = 1 or 3, as (c, h, w)."""
+def _array_to_chw(pixels: Tensor) -> Tensor:
+    """Convert uint8 (h, w), (h, w, c) or (c, h, w), c = 1 or 3, to (c, h, w)."""
     if pixels.ndim == 2:
         pixels = pixels[None]
     elif pixels.ndim == 3 and len(pixels) not in (1, 3):
@@ -225,33 +221,31 @@ def _of_array(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _image_field(shards: Shards, chosen: str | None) -> Field:
-    may_be = {name: field for name, field in shards.fields.items() if field.kind.split(":")[0] in IMAGES}
-    if chosen is not None:
-        if chosen not in may_be:
+def _image_field(shards: Shards, name: str | None) -> Field:
+    """Return the field of the images, by its name or as the only possible one."""
+    candidates = {key: field for key, field in shards.fields.items() if field.kind.split(":")[0] in IMAGES}
+    if name is not None:
+        if name not in candidates:
             raise ValueError(
-                f"image_field must name images in the samples of {shards.root} ({_told(may_be)}), got {chosen!r}: "
-                "choose one of these"
+                f"image_field must name images in the samples of {shards.root} ({', '.join(candidates)}), got "
+                f"{name!r}: choose one of these"
             )
-        return may_be[chosen]
-    if len(may_be) != 1:
+        return candidates[name]
+    if len(candidates) != 1:
         raise ValueError(
-            f"image_field must name the images in the samples of {shards.root}, got {len(may_be)} fields that may be: "
-            f"choose of {_told(may_be or shards.fields)}"
+            f"image_field must name the images in the samples of {shards.root}, got {len(candidates)} possible fields: "
+            f"choose from {', '.join(candidates or shards.fields)}"
         )
-    return next(iter(may_be.values()))
+    return next(iter(candidates.values()))
 
 
-def _label_field(shards: Shards, chosen: str | None) -> Field:
-    may_be = {name: field for name, field in shards.fields.items() if field.kind == "int"}
-    name = chosen or ("label" if "label" in may_be or len(may_be) != 1 else next(iter(may_be)))
-    if name not in may_be:
+def _label_field(shards: Shards, name: str | None) -> Field:
+    """Return the field of the labels: by its name, else "label", else the only integer field."""
+    candidates = {key: field for key, field in shards.fields.items() if field.kind == "int"}
+    name = name or ("label" if "label" in candidates or len(candidates) != 1 else next(iter(candidates)))
+    if name not in candidates:
         raise ValueError(
-            f"label_field must name whole numbers in the samples of {shards.root} ({_told(may_be) or 'none'}), got "
+            f"label_field must name integers in the samples of {shards.root} ({', '.join(candidates) or 'none'}), got "
             f"{name!r}: choose another, or leave classes at 0"
         )
-    return may_be[name]
-
-
-def _told(fields: Mapping[str, Field]) -> str:
-    return ", ".join(fields)
+    return candidates[name]

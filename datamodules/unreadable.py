@@ -1,4 +1,4 @@
-"""What a run tells of the images that it could not read."""
+"""Report of the images that a run could not read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,25 +12,29 @@ FILE = "unreadable.txt"
 
 
 def report_unreadable(splits: Mapping[Split, ImageDataset], folder: Path) -> None:
-    """Tell how many images of each split could not be read on any process, and list them in `folder`/unreadable.txt.
+    """Print how many images of each split no process could read, and list them in `folder`/unreadable.txt.
 
-    All processes have to call this; nothing is told and written where all could be read.
+    All processes must call this. Nothing is printed or written if all images were readable.
+
+    Args:
+        splits: data set of each split.
+        folder: folder of the run.
     """
     lines = []
-    told: set[int] = set()  # val and test may be one object
+    reported: set[int] = set()  # val and test may be the same object
     for name, data in splits.items():
-        if id(data) in told or not (found := _everywhere(data)):
+        if id(data) in reported or not (found := _unreadable_indices(data)):
             continue
-        told.add(id(data))
+        reported.add(id(data))
         lines += [f"{name}\t{data.name(index)}" for index in found]  # type: ignore[attr-defined]
-        share = f"{len(found)} of {len(data)} {name} images"
-        rank_zero_info(f"{share} could not be read and were left out: {folder / FILE}")
+        count = f"{len(found)} of {len(data)} {name} images"
+        rank_zero_info(f"{count} could not be read and were left out: {folder / FILE}")
     if lines:
         _write(folder / FILE, lines)
 
 
-def _everywhere(data: ImageDataset) -> list[int]:
-    """Indices of the images that any process found to be unreadable."""
+def _unreadable_indices(data: ImageDataset) -> list[int]:
+    """Return the indices of the images that any process could not read."""
     flags = getattr(data, "unreadable", None)
     own = [] if flags is None else flags.nonzero().flatten().tolist()
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -43,5 +47,5 @@ def _everywhere(data: ImageDataset) -> list[int]:
 @rank_zero_only
 def _write(file: Path, lines: list[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Names of files need not be valid text.
+    # File names need not be valid UTF-8.
     file.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")

@@ -1,1 +1,1 @@
-"""Images as splits: from encoded bytes, or from arrays of pixels, to squares of one size."""
+"""Data sets of square images of one size, from encoded bytes or from pixel arrays."""

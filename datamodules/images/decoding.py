@@ -1,16 +1,16 @@
-"""From an image file to 8-bit pixels of a stated size; every conversion is chosen here, none is left to a default.
+"""Decoding of image files to 8-bit pixels of one size; every conversion is explicit, none is left to a default.
 
-| file | becomes |
+| file | result |
 |---|---|
-| palette, transparency, premultiplied alpha | colours over a white background |
-| 16-bit grey | its 65536 levels spread over 256, not clipped |
-| 16-bit colour | the upper byte of each value, as Pillow reads it: within 0.75 of the same spread |
-| float grey | [0, 1] or else [0, 255] as the full range; other values are refused |
-| CMYK, YCCK, YCbCr, HSV | RGB by Pillow |
+| palette, transparency, premultiplied alpha | composited over a white background |
+| 16-bit grayscale | 65536 levels scaled to 256, not clipped |
+| 16-bit RGB | upper byte of each value, as Pillow reads it: within 0.75 of the scaled value |
+| float grayscale | [0, 1] or else [0, 255] scaled to the full range; other values are an error |
+| CMYK, YCCK, YCbCr, HSV | converted to RGB by Pillow |
 | EXIF orientation | applied |
-| animation, several pages | the first |
-| a suffix that is wrong | goes unnoticed: only the content counts |
-| truncated, empty, no image, more pixels than Pillow allows | refused |
+| animation, several pages | first frame or page |
+| wrong suffix | ignored: only the content matters |
+| truncated, empty, not an image, more pixels than Pillow allows | error |
 """
 
 import io
@@ -28,36 +28,42 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-try:  # torchvision >= 0.29 announces the removal of its decoders; Pillow is slower, and equal within a grey level
+try:  # torchvision >= 0.29 announces the removal of its decoders; Pillow is slower, and equal within one gray level
     from torchvision.io import decode_jpeg
 except ImportError:
     decode_jpeg = None
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
+PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG file
 Crop = Literal["short_side", "adm"]
 
 BACKGROUND = (255, 255, 255, 255)
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow and JPEG weigh red, green and blue
-MAX_PIXELS = 2**28  # of an enlarged image before its crop: only absurd aspect ratios come so far
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the weights of red, green and blue in Pillow and JPEG
+MAX_PIXELS = 2**28  # of a resized image before its crop: only extreme aspect ratios exceed it
 
 
 def load_square(
     data: npt.NDArray[np.uint8], *, size: int, channels: int, crop: Crop = "short_side", reduced: bool = False
 ) -> Tensor:
-    """An encoded image as uint8 (channels, size, size), as `center_square` crops it.
+    """Decode an image and crop it to a square with `center_square`.
 
     Args:
-        data: the bytes of the file.
-        size: pixels of a side.
+        data: bytes of the file.
+        size: side length in pixels.
         channels: 1 or 3.
         crop: as in `center_square`.
-        reduced: decode a JPEG at a half, quarter or eighth of its sides, the smallest that is at least `size`: quicker,
-            and not the same pixels.
+        reduced: decode a JPEG at 1/2, 1/4 or 1/8 scale, the smallest whose sides are at least `size`; faster, but the
+            pixels differ slightly.
 
-    Raises ValueError, Image.DecompressionBombError or what else the decoder raises on damaged bytes.
+    Returns:
+        Pixels, uint8 (channels, size, size).
+
+    Raises:
+        ValueError: the bytes are not an image, or the image cannot be cropped.
+        Image.DecompressionBombError: the image has more pixels than Pillow allows.
+        Exception: whatever else the decoder raises on damaged bytes.
     """
-    return to_channels(center_square(decode(data, at_least=size if reduced else None), size, crop), channels)
+    return to_channels(center_square(decode(data, min_side=size if reduced else None), size, crop), channels)
 
 
 def read_pixels(path: Path) -> Tensor:
@@ -65,31 +71,31 @@ def read_pixels(path: Path) -> Tensor:
     return decode(np.fromfile(path, dtype=np.uint8))
 
 
-def decode(data: npt.NDArray[np.uint8], *, at_least: int | None = None) -> Tensor:
-    """The upright image as uint8 (c, h, w), c = 1 or 3; with `at_least`, a JPEG scaled down to no shorter a side."""
-    # Pillow's header check comes first for every file, as it alone refuses decompression bombs.
+def decode(data: npt.NDArray[np.uint8], *, min_side: int | None = None) -> Tensor:
+    """Decode an image to uint8 (c, h, w), c = 1 or 3, upright; with `min_side`, reduce JPEGs to at least that side."""
+    # Pillow reads the header of every file first, because only Pillow detects decompression bombs.
     with open_image(data) as image:
-        if at_least is not None and min(image.size) >= 2 * at_least:
-            image.draft(None, (at_least, at_least))  # does nothing to other formats
+        if min_side is not None and min(image.size) >= 2 * min_side:
+            image.draft(None, (min_side, min_side))  # no effect on formats other than JPEG
         elif decode_jpeg is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
             try:
                 return decode_jpeg(torch.from_numpy(data), apply_exif_orientation=True)
             except RuntimeError:
-                pass  # Pillow reads some files more; its message is the better one if it does not
+                pass  # Pillow reads more files, and has the better error message for the others
         return pillow_pixels(image)
 
 
 def open_image(data: np.ndarray) -> Image.Image:
-    """The image in these bytes, its header read; raises ValueError if they are none, and on decompression bombs."""
+    """Open an image and read its header; raise if the bytes are not an image, or are a decompression bomb."""
     check_png(data)
     try:
         return Image.open(io.BytesIO(data.data), formats=formats())
     except UnidentifiedImageError as error:
-        raise ValueError(f"its {len(data)} bytes are no image in a known format") from error
+        raise ValueError(f"its {len(data)} bytes are not an image in a known format") from error
 
 
 def check_png(data: np.ndarray) -> None:
-    """Raise ValueError for a PNG of which a part does not have its checksum; Pillow skips those of the pixels."""
+    """Raise ValueError if a chunk of a PNG fails its checksum; Pillow does not check those of the pixels."""
     if data[: len(PNG)].tobytes() != PNG:
         return
     at, name = len(PNG), b""
@@ -97,62 +103,74 @@ def check_png(data: np.ndarray) -> None:
         length, name = struct.unpack(">I4s", data[at : at + 8].tobytes().ljust(8, b"\0"))
         end = at + 8 + length
         if end + 4 > len(data):
-            raise ValueError("it is a PNG that is cut off")
-        # Lower case: what a reader may leave out, and often is not as it should be.
+            raise ValueError("the PNG is truncated")
+        # Chunks with lower-case names are optional, and often malformed.
         if (
             name[:1].isupper()
             and zlib.crc32(data[at + 4 : end].data).to_bytes(4, "big") != data[end : end + 4].tobytes()
         ):
-            raise ValueError(f"it is a PNG whose part {name.decode('latin-1')!r} does not have its checksum")
+            raise ValueError(f"chunk {name.decode('latin-1')!r} of the PNG fails its checksum")
         at = end + 4
 
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read: it knows more, such as EPS, which it gives to another program."""
+    """Return Pillow's names of the supported formats; others are excluded, such as EPS, which runs another program."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def pillow_pixels(image: Image.Image) -> Tensor:
-    """The upright image as uint8 (c, h, w), c = 1 or 3, by Pillow alone."""
+    """Convert a Pillow image to uint8 (c, h, w), c = 1 or 3, upright."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return torch.from_numpy(deep_gray_to_uint8(np.asarray(image), clear=image.info.get("transparency")))[None]
     if image.mode == "La":
-        image = image.convert("LA")  # the only one that Pillow makes of it
+        image = image.convert("LA")  # the only conversion that Pillow supports
     if image.has_transparency_data or image.mode in ("P", "PA"):
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours)
+        colors = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colors)
     image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def deep_gray_to_uint8(values: np.ndarray, *, clear: int | None = None) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8; integers span [0, 65535], floats [0, 1] or else [0, 255].
+    """Convert gray values of more than 8 bits to uint8.
 
-    The value `clear`, if any, stands for transparency and becomes white.
+    Args:
+        values: integers in [0, 65535], or floats in [0, 1] or else [0, 255].
+        clear: value that stands for transparency and becomes white, if any.
+
+    Returns:
+        Gray values, uint8, of the same shape.
 
     Raises:
-        ValueError: a value lies outside of the span, or is not finite.
+        ValueError: a value lies outside its range, or is not finite.
     """
     low, high = float(values.min()), float(values.max())
     integers = np.issubdtype(values.dtype, np.integer)
     top = 65535.0 if integers else 1.0 if high <= 1 else 255.0
     if not (low >= 0 and high <= top):
-        span = "[0, 65535]" if integers else "[0, 1] or [0, 255]"
-        raise ValueError(f"grey values must lie in {span}, got {low:g} to {high:g}")
-    grey = np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
-    return grey if clear is None else np.where(values == clear, np.uint8(255), grey)
+        value_range = "[0, 65535]" if integers else "[0, 1] or [0, 255]"
+        raise ValueError(f"gray values must lie in {value_range}, got {low:g} to {high:g}")
+    gray = np.rint(values.astype(np.float64) * (255 / top)).astype(np.uint8)
+    return gray if clear is None else np.where(values == clear, np.uint8(255), gray)
 
 
 def center_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tensor:
-    """uint8 (c, h, w) -> (c, size, size): short side resized to `size`, what is too long cut off on both sides.
+    """Resize the short side of uint8 (c, h, w) to `size` and crop the center to (c, size, size).
 
-    Resized by antialiased bicubic filtering; with `crop` "adm", as ADM and DiT prepare ImageNet, the sides are halved
-    first by a box filter while the short one is at least twice the size. Both equal Pillow's result within two grey
-    levels, and within a hundredth of one on average.
+    Both crops agree with Pillow within two gray levels, and within a hundredth of one on average.
+
+    Args:
+        pixels: uint8 (c, h, w).
+        size: side length in pixels.
+        crop: "short_side" resizes by antialiased bicubic filtering; "adm" first halves the sides with a box filter
+            while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+
+    Returns:
+        Pixels, uint8 (c, size, size).
     """
     if crop == "adm":
         while min(pixels.shape[-2:]) >= 2 * size:
@@ -162,35 +180,35 @@ def center_square(pixels: Tensor, size: int, crop: Crop = "short_side") -> Tenso
     if short != size:
         height, width = (round(side * size / short) for side in (height, width))
         if height * width > MAX_PIXELS:
-            raise ValueError(f"the sides of {tuple(pixels.shape[-2:])} pixels are too unequal for size {size}")
-        pixels = _resampled(pixels, (height, width), mode="bicubic", antialias=True)
+            raise ValueError(f"its sides {tuple(pixels.shape[-2:])} are too unequal for size {size}")
+        pixels = _interpolate(pixels, (height, width), mode="bicubic", antialias=True)
     top, left = (height - size) // 2, (width - size) // 2
     return pixels[:, top : top + size, left : left + size]
 
 
 def halve(pixels: Tensor) -> Tensor:
-    """uint8 (c, h, w) -> (c, h // 2, w // 2) as by Pillow's box filter, within a grey level: means of neighbours."""
+    """Halve the sides of uint8 (c, h, w) by averaging pixels, within one gray level of Pillow's box filter."""
     rows_columns_channels = pixels.permute(1, 2, 0)
     for side in (0, 1):
-        rows_columns_channels = _even(rows_columns_channels, side)
+        rows_columns_channels = _drop_odd_pixel(rows_columns_channels, side)
     pixels = rows_columns_channels.permute(2, 0, 1)
-    # Midway between two pixels, linear interpolation is their mean; torch has no quicker box filter for bytes.
-    return _resampled(pixels, [side // 2 for side in pixels.shape[1:]], mode="bilinear")
+    # Midway between two pixels, linear interpolation is their mean; torch has no faster box filter for uint8.
+    return _interpolate(pixels, [side // 2 for side in pixels.shape[1:]], mode="bilinear")
 
 
-def _resampled(pixels: Tensor, shape: Sequence[int], **how: Any) -> Tensor:
-    """`F.interpolate` of one image."""
-    # A batch dimension added in front would hide from torch that the channels lie innermost, for which it is quickest.
+def _interpolate(pixels: Tensor, shape: Sequence[int], **how: Any) -> Tensor:
+    """Apply `F.interpolate` to one image."""
+    # With `pixels[None]`, torch would not see that the channels are innermost, its fastest memory format.
     batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, list(shape), **how)[0]
 
 
-def _even(pixels: Tensor, side: int) -> Tensor:
-    """An odd side shortened by one: the three pixels in one window of the box filter become two of their mean."""
+def _drop_odd_pixel(pixels: Tensor, side: int) -> Tensor:
+    """Shorten an odd side by one: replace the three pixels in one window of the box filter by two of their mean."""
     length = pixels.shape[side]
     if length % 2 == 0:
         return pixels
-    if (triple := _triple(length)) is None:
+    if (triple := _three_pixel_window(length)) is None:
         start, _, end = pixels.split([length // 2, 1, length // 2], side)
         return torch.cat([start, end], side)
     start, three, end = pixels.split([2 * triple, 3, length - 2 * triple - 3], side)
@@ -199,22 +217,23 @@ def _even(pixels: Tensor, side: int) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _triple(length: int) -> int | None:
-    """The place among `length` // 2 windows of the one with three pixels; None if the middle pixel lies in no window.
+def _three_pixel_window(length: int) -> int | None:
+    """Return the index, of `length` // 2 windows, of the window with three pixels; None if no window has three.
 
-    In exact arithmetic there always is one. Pillow's, repeated here, rounds some middle pixels out of both neighbours.
+    In exact arithmetic there is always one. Pillow's arithmetic, repeated here, rounds some middle pixels out of both
+    neighboring windows.
     """
     scale = length / (length // 2)
     for window in range((length // 2 - 1) // 2, length // 4 + 1):
-        centre, support = (window + 0.5) * scale, 0.5 * scale
-        places = range(int(centre - support + 0.5), int(centre + support + 0.5))
-        if sum(-0.5 < (place - centre + 0.5) * (1 / scale) <= 0.5 for place in places) == 3:
+        center, support = (window + 0.5) * scale, 0.5 * scale
+        places = range(int(center - support + 0.5), int(center + support + 0.5))
+        if sum(-0.5 < (place - center + 0.5) * (1 / scale) <= 0.5 for place in places) == 3:
             return window
     return None
 
 
 def to_channels(pixels: Tensor, channels: int) -> Tensor:
-    """uint8 (1 or 3, h, w) -> (channels, h, w): grey is repeated, colour becomes its luma."""
+    """Convert uint8 (1 or 3, h, w) to (channels, h, w): repeat gray, or take the luma of RGB."""
     if len(pixels) == channels:
         return pixels
     if channels == 3:

@@ -1,4 +1,4 @@
-"""Encoded images as a split, wherever their bytes come from: decoding, mirroring, and what becomes of damaged ones."""
+"""Base class of data sets of encoded images: decoding, mirroring, and handling of unreadable images."""
 
 import copy
 import hashlib
@@ -19,22 +19,22 @@ from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 Bytes = npt.NDArray[np.uint8]
 OnCorrupt = Literal["skip", "raise"]
 
-PATIENCE = 100  # unreadable images in a row after which training gives up
+MAX_UNREADABLE_IN_A_ROW = 100  # unreadable images in a row after which training stops
 
 
 class EncodedImages(ImageDataset):
-    """Images that are decoded when asked for. Subclasses say where the bytes are.
+    """Images that are decoded when they are read. Subclasses implement `fetch` and `name`.
 
     Args:
         labels: class of every image, int64 (n,).
         classes: number of classes, 0 without labels.
-        size: pixels of a side.
+        size: side length in pixels.
         channels: 1 or 3.
-        train: an unreadable image is replaced by the next readable one; otherwise it is left out.
-        flip: mirror half of the images, which half is decided by the keys.
-        on_corrupt: "skip" warns once per image, "raise" stops.
-        crop: how a square is made of an image: `decoding.center_square`.
-        reduced_decoding: decode JPEGs scaled down where that leaves at least `size`: `decoding.load_square`.
+        train: replace an unreadable image by the next readable one; otherwise leave it out.
+        flip: mirror the half of the images whose key is odd.
+        on_corrupt: "skip" warns once per image, "raise" stops the run.
+        crop: how an image is cropped to a square, see `decoding.center_square`.
+        reduced_decoding: decode large JPEGs at a reduced scale, see `decoding.load_square`.
     """
 
     def __init__(
@@ -54,57 +54,57 @@ class EncodedImages(ImageDataset):
         self.classes, self.size, self.channels = classes, size, channels
         self.train, self.flip, self.on_corrupt = train, flip, on_corrupt
         self.crop, self.reduced_decoding = crop, reduced_decoding
-        # Shared with the workers, so that each image is reported once and tried no more.
+        # Shared with the workers, so that each unreadable image is reported once and not tried again.
         self.unreadable = torch.zeros(len(self.labels), dtype=torch.uint8).share_memory_()
 
     @abstractmethod
     def fetch(self, index: int) -> Bytes:
-        """The encoded image; may raise whatever the storage raises."""
+        """Return the bytes of an encoded image; may raise whatever the storage raises."""
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What a person finds the image by: its path, or an archive's path and the place in it."""
+        """Return what identifies the image to a user: its path, or the path of an archive and the name in it."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
+        """Pickle file names instead of the arrays mapped from them, for spawned workers."""
         return memmaps_to_paths(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files anew."""
+        """Map the files again."""
         self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
-        """Number of images, readable or not."""
+        """Return the number of images, readable or not."""
         return len(self.labels)
 
     def plain(self) -> "EncodedImages":
-        """The same images, not mirrored, unreadable ones left out."""
+        """Return the same images, not mirrored, without the unreadable ones."""
         twin = copy.copy(self)
         twin.train = twin.flip = False
         return twin
 
     def fingerprint(self) -> str:
-        """Hash of the names and labels of all images."""
-        digest = hashlib.sha256(self.kind().encode())
+        """Return a hash of the names and labels of all images."""
+        digest = hashlib.sha256(self.settings_text().encode())
         for index, label in enumerate(self.labels.tolist()):
             digest.update(f"{self.relative_name(index)}\0{label}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def kind(self) -> str:
-        """What is said of all images at once: how many, and what becomes of each."""
+    def settings_text(self) -> str:
+        """Return the part of the fingerprint that all images share: their number, shape and preprocessing."""
         form = f"{self.channels}x{self.size}x{self.size}, {self.crop}"
         return f"{super().fingerprint()}, {form}{', reduced decoding' * self.reduced_decoding}"
 
     def relative_name(self, index: int) -> str:
-        """The name without the place of the dataset, which may move."""
+        """Return the name without the location of the data set, which may change."""
         return self.name(index)
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images as bytes; in evaluation only those that can be read, which may be none."""
+        """Read the images as uint8; in evaluation, leave out unreadable ones, possibly all."""
         found = [(index, key, pixels) for i, key in items for index, pixels in self._readable(i)]
         index, key = index_and_key([(i, k) for i, k, _ in found])
-        nothing = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
-        image = torch.stack([pixels for _, _, pixels in found]) if found else nothing
+        empty = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
+        image = torch.stack([pixels for _, _, pixels in found]) if found else empty
         if self.flip:
             mirrored = key % 2 == 1
             image[mirrored] = image[mirrored].flip(-1)
@@ -112,33 +112,34 @@ class EncodedImages(ImageDataset):
         return {"image": image, "label": label, "index": index, "key": key}
 
     def finish(self, batch: Batch) -> Batch:
-        """The bytes as float32 in [-1, 1], computed where they are."""
+        """Convert uint8 to float32 in [-1, 1] on the device."""
         return from_uint8(batch)
 
     def decode(self, data: Bytes) -> Tensor:
-        """uint8 (channels, size, size) of an encoded image; raises whatever the decoder raises."""
-        how: dict[str, Any] = {"crop": self.crop, "reduced": self.reduced_decoding}
-        return load_square(data, size=self.size, channels=self.channels, **how)
+        """Decode an image to uint8 (channels, size, size); raises whatever the decoder raises."""
+        options: dict[str, Any] = {"crop": self.crop, "reduced": self.reduced_decoding}
+        return load_square(data, size=self.size, channels=self.channels, **options)
 
     def _readable(self, index: int) -> Iterator[tuple[int, Tensor]]:
-        """The image, or what stands for it: in training the next readable one, in evaluation nothing."""
-        for offset in range(min(PATIENCE, len(self)) if self.train else 1):
+        """Yield the image; if it is unreadable, the next readable one in training, nothing in evaluation."""
+        for offset in range(min(MAX_UNREADABLE_IN_A_ROW, len(self)) if self.train else 1):
             candidate = (index + offset) % len(self)
             if (pixels := self._pixels(candidate)) is not None:
                 yield candidate, pixels
                 return
         if self.train:
             raise ValueError(
-                f"{min(PATIENCE, len(self))} files in a row cannot be read, from {self.name(index)} on: replace them"
+                f"{min(MAX_UNREADABLE_IN_A_ROW, len(self))} files in a row cannot be read, starting with "
+                f"{self.name(index)}: replace them"
             )
 
     def _pixels(self, index: int) -> Tensor | None:
-        """uint8 (channels, size, size), or None for an unreadable image."""
+        """Return pixels, uint8 (channels, size, size), or None for an unreadable image."""
         if self.unreadable[index]:
             return None
         try:
             return self.decode(self.fetch(index))
-        except Exception as error:  # there is no telling what a decoder raises on damaged bytes
+        except Exception as error:  # decoders may raise anything on damaged bytes
             text = f"cannot read {self.name(index)}: {error}"
             if self.on_corrupt == "raise":
                 raise ValueError(f"{text}; replace the file, or leave it out with on_corrupt: skip") from error
@@ -148,9 +149,9 @@ class EncodedImages(ImageDataset):
 
 
 def check_image_options(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
-    """Refuse what no data module of encoded images knows."""
+    """Raise ValueError unless the options are known to data modules of encoded images."""
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for colour, 1 for grey")
+        raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for RGB, 1 for grayscale")
     if on_corrupt not in ("skip", "raise"):
         raise ValueError(f"on_corrupt must be skip or raise, got {on_corrupt!r}: choose one of these")
     if crop not in ("short_side", "adm"):

@@ -1,4 +1,4 @@
-"""What the data modules of encoded images share: how a square is made of an image, and what becomes of damaged ones."""
+"""Base class of data modules of encoded images: arguments for cropping and for unreadable images."""
 
 from typing import Any, Literal
 
@@ -8,19 +8,19 @@ from datamodules.images.encoded import check_image_options
 
 
 class EncodedDataModule(ImageDataModule):
-    """Subclasses say where the images are, and hand `options` on to their `EncodedImages`.
+    """Data module of encoded images; subclasses pass `options` to their `EncodedImages`.
 
     Args:
-        size: pixels of a side.
-        channels: 3 for colour, 1 for grey.
-        crop: "short_side" resizes by antialiased bicubic filtering; "adm", as ADM and DiT prepare ImageNet, halves the
-            sides by a box filter before that, while the short one is at least twice the size.
-        reduced_decoding: decode JPEG files of at least twice the size at a half, quarter or eighth of theirs: quicker,
-            and not the same pixels.
-        horizontal_flip: mirror half of the training images.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, and takes the next one in training, none in
-            evaluation; "raise" stops.
-        **loading: as in ImageDataModule.
+        size: side length in pixels.
+        channels: 3 for RGB, 1 for grayscale.
+        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
+            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
+        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
+            pixels differ slightly.
+        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
+        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
+            leaves it out in evaluation; "raise" stops the run.
+        **loading: arguments of ImageDataModule.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class EncodedDataModule(ImageDataModule):
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        at_least("size", size, 1, "set the pixels of a side")
+        at_least("size", size, 1, "set the side length in pixels")
         check_image_options(channels=channels, on_corrupt=on_corrupt, crop=crop)
         self.size, self.channels, self.crop, self.reduced_decoding = size, channels, crop, reduced_decoding
         self.horizontal_flip, self.on_corrupt = horizontal_flip, on_corrupt
 
     def options(self, *, train: bool) -> dict[str, Any]:
-        """The arguments of `EncodedImages` that follow from this module's own."""
+        """Return the arguments of `EncodedImages` that follow from those of this module."""
         return {
             "size": self.size,
             "channels": self.channels,

@@ -1,4 +1,4 @@
-"""A list of image files as a split."""
+"""Data set of image files."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ from datamodules.images.encoded import Bytes, EncodedImages
 
 
 class ImageFiles(EncodedImages):
-    """Image files, read when asked for.
+    """Image files that are read and decoded on access.
 
     Args:
         root: folder that the names are relative to.
-        names: paths of the files, as text or as an array of the file system's bytes.
-        class_names: folders whose place in this list is the label; empty means no labels.
-        labels: class of every file, int64 (n,); found from the names if None.
-        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
+        names: paths of the files, as strings or as an array of file system bytes.
+        class_names: class folders in the order of their labels; empty means no labels.
+        labels: class of every file, int64 (n,); derived from the names if None.
+        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class ImageFiles(EncodedImages):
         labels: npt.NDArray[np.int64] | None = None,
         **options: Any,
     ) -> None:
-        # Arrays, not lists: a worker that touches a list's strings copies their memory pages one by one.
+        # Arrays, not lists: reference counts of list items would make every worker copy their memory pages.
         encoded = names if isinstance(names, np.ndarray) else np.array(list(map(os.fsencode, names)), dtype=np.bytes_)
         if labels is None:
             number = {os.fsencode(name): label for label, name in enumerate(class_names)}
@@ -41,24 +41,21 @@ class ImageFiles(EncodedImages):
         self.root, self.names = root, encoded
 
     def path(self, index: int) -> Path:
-        """The file of an index."""
+        """Return the path of an image."""
         return self.root / os.fsdecode(self.names[index])
 
     def name(self, index: int) -> str:
-        """Its path."""
         return str(self.path(index))
 
     def relative_name(self, index: int) -> str:
-        """Its path below the root."""
         return os.fsdecode(self.names[index])
 
     def fingerprint(self) -> str:
-        """Hash of the names and labels of all files; a million of them one by one would take seconds."""
-        digest = hashlib.sha256(self.kind().encode())
+        """Return a hash of all names and labels; hashing a million of them one by one would take seconds."""
+        digest = hashlib.sha256(self.settings_text().encode())
         digest.update(b"\0".join(self.names.tolist()))
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def fetch(self, index: int) -> Bytes:
-        """All of the file."""
         return np.fromfile(os.path.join(self.root, os.fsdecode(self.names[index])), dtype=np.uint8)

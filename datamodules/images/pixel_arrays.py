@@ -1,4 +1,4 @@
-"""Small images as one array of bytes, in memory or mapped from a file: read by one gather per batch."""
+"""Data set of small images in one uint8 array, in memory or memory-mapped, read by one gather per batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,14 @@ from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 
 
 class PixelArray(ImageDataset):
-    """Images of one array. Loaders carry bytes, a quarter of the floats that `finish` makes of them on the device.
+    """Images of one array. Workers transfer uint8; `finish` converts to float32 on the device, four times the size.
 
     Args:
-        pixels: uint8 (n, c, size, size), in memory or mapped.
-        labels: class of every image, whole numbers (n,).
+        pixels: uint8 (n, c, size, size), in memory or memory-mapped.
+        labels: class of every image, integers (n,).
         classes: number of classes, 0 without labels.
-        flip: mirror half of the images, which half is decided by the keys.
-        name: tells these images from others of the same number and classes, for the fingerprint.
+        flip: mirror the half of the images whose key is odd.
+        name: distinguishes these images from others of the same number and classes, in the fingerprint.
     """
 
     def __init__(
@@ -34,32 +34,31 @@ class PixelArray(ImageDataset):
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != len(labels):
             raise ValueError(
                 f"pixels must be uint8 of shape (n, c, size, size) with n labels, got {pixels.dtype} of {pixels.shape} "
-                f"and {len(labels)} labels: store them so"
+                f"and {len(labels)} labels: store them like this"
             )
         self.pixels, self.labels, self.classes, self.flip, self.name = pixels, labels, classes, flip, name
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: files' names instead of the arrays that are mapped from them."""
+        """Pickle file names instead of the arrays mapped from them, for spawned workers."""
         return memmaps_to_paths(self.__dict__)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files anew."""
+        """Map the files again."""
         self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.pixels)
 
     def plain(self) -> "PixelArray":
-        """The same images, not mirrored."""
+        """Return the same images, not mirrored."""
         return PixelArray(self.pixels, self.labels, classes=self.classes, flip=False, name=self.name)
 
     def fingerprint(self) -> str:
-        """Their number, form and name."""
+        """Return the number, shape and name of the images."""
         return f"{super().fingerprint()}, {'x'.join(map(str, self.pixels.shape[1:]))} {self.name}".rstrip()
 
     def read(self, items: Sequence[Item]) -> Batch:
-        """The images as bytes, mirrored where the key is odd."""
+        """Read the images as uint8, mirrored where the key is odd."""
         index, key = index_and_key(items)
         rows = index.numpy()
         image = torch.from_numpy(self.pixels[rows])
@@ -70,5 +69,5 @@ class PixelArray(ImageDataset):
         return {"image": image, "label": label, "index": index, "key": key}
 
     def finish(self, batch: Batch) -> Batch:
-        """The bytes as float32 in [-1, 1], computed where they are."""
+        """Convert uint8 to float32 in [-1, 1] on the device."""
         return from_uint8(batch)

@@ -1,1 +1,1 @@
-"""Where samples lie: folders, archives, databases, tables and shards, each read in place."""
+"""Storage formats: folders, archives, databases, tables and shards, each read in place."""

@@ -1,4 +1,4 @@
-"""LMDB files of encoded images, opened once in each process and never used across a fork."""
+"""LMDB files of encoded images, opened once per process and never used across a fork."""
 
 import os
 import weakref
@@ -10,14 +10,14 @@ import numpy as np
 
 from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.storage.database_pages import beginning, checked_keys
+from datamodules.storage.database_pages import checked_keys, read_file_header
 
 
 class Database:
-    """One data.mdb, read only. Get it from `open_database`, as LMDB must not open a file twice in one process.
+    """One data.mdb, read only; create it with `open_database`, because a process must not open an LMDB file twice.
 
     Args:
-        file: its path.
+        file: path of the data.mdb.
     """
 
     def __init__(self, file: Path) -> None:
@@ -26,40 +26,42 @@ class Database:
         self._process = 0
 
     def __reduce__(self) -> tuple[Callable[[Path], "Database"], tuple[Path]]:
-        """For a worker that is spawned: the file's name."""
+        """Pickle the path of the file only, for spawned workers."""
         return open_database, (self.file,)
 
     def value(self, key: bytes) -> Bytes:
-        """What is stored under a key; raises KeyError, or what LMDB raises on a damaged page."""
-        with self._opened().begin(buffers=True) as transaction:
-            found = transaction.get(key)
-            if found is None:
+        """Return the value of a key; raise KeyError, or what LMDB raises on a damaged page."""
+        with self._open().begin(buffers=True) as transaction:
+            value = transaction.get(key)
+            if value is None:
                 raise KeyError("the database has no such key")
-            return np.array(found, dtype=np.uint8)  # a copy: the buffer ends with the transaction
+            return np.array(value, dtype=np.uint8)  # a copy: the buffer ends with the transaction
 
     def index(self) -> Arrays:
-        """All keys in their order, one after the other, as `keys` uint8 (bytes,), and `ends` int64 (n,) of each."""
-        self._opened()  # refuses a file that is damaged before anything is kept of it
+        """Return all keys in order: concatenated `keys`, uint8 (bytes,), and the end of each, `ends`, int64 (n,)."""
+        self._open()  # raises for a damaged file before anything is cached
         return cached_arrays("lmdb", file_fingerprint(self.file), self._keys)
 
     def _keys(self) -> Arrays:
-        """The index, from a walk over the leaves of the tree, which are checked; values are not touched."""
+        """Build the index by traversing and checking the pages of the tree; values are not read."""
         text, ends = bytearray(), []
         try:
             for key in checked_keys(self.file):
                 text += key
                 ends.append(len(text))
         except ValueError as error:
-            raise _refused(self.file, error) from error
+            raise _unreadable(self.file, error) from error
         return {"keys": np.frombuffer(bytes(text), np.uint8), "ends": np.array(ends, np.int64)}
 
-    def _opened(self) -> Any:
-        """The environment of this process."""
+    def _open(self) -> Any:
+        """Return the LMDB environment of this process."""
         if self._process != os.getpid():
-            if self._environment is not None:  # the parent's, of which a fork has a copy: this closes the copy
+            if (
+                self._environment is not None
+            ):  # the parent's, of which a forked process has a copy: this closes the copy
                 self._environment.close()
                 self._environment = None
-            self._environment, self._process = _environment(self.file), os.getpid()
+            self._environment, self._process = _open_environment(self.file), os.getpid()
         return self._environment
 
 
@@ -67,26 +69,26 @@ _DATABASES: "weakref.WeakValueDictionary[tuple[int, int], Database]" = weakref.W
 
 
 def open_database(file: Path) -> Database:
-    """The one Database of a file in this process; nothing is opened yet. Raises OSError where there is no file."""
+    """Return the only Database of a file in this process, not opened yet; raise OSError if there is no file."""
     status = file.stat()
     return _DATABASES.setdefault((status.st_dev, status.st_ino), Database(file))
 
 
-def _environment(file: Path) -> Any:
-    """The opened file; raises where LMDB is not installed, or the file is none of it or cut off."""
+def _open_environment(file: Path) -> Any:
+    """Open a file with LMDB; raise if lmdb is not installed or the file is damaged."""
     try:
         import lmdb
     except ImportError as error:
         raise ImportError(f"{file} needs lmdb, which is not installed: pip install lmdb") from error
     try:
-        # LMDB maps the file: to touch a page beyond its end would kill the process without a word.
-        beginning(file)
-        # No lock file is written beside the data; pages are fetched in random order, so reading ahead is in vain.
+        # LMDB maps the file: reading a page beyond its end would kill the process without a message.
+        read_file_header(file)
+        # lock=False writes no lock file next to the data; readahead is useless for random access.
         environment = lmdb.open(str(file.parent), readonly=True, lock=False, readahead=False, meminit=False)
     except (lmdb.Error, ValueError) as error:
-        raise _refused(file, error) from error
+        raise _unreadable(file, error) from error
     return environment
 
 
-def _refused(file: Path, error: Exception) -> ValueError:
+def _unreadable(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again")

@@ -1,4 +1,4 @@
-"""The images below a folder, millions of them: listed once, kept as arrays, and listed again where a folder changed."""
+"""Lists of the images below a folder, cached as arrays and rebuilt when a folder changes; for millions of files."""
 
 import os
 import time
@@ -13,19 +13,19 @@ from datamodules.hash_split import hash_fraction
 from datamodules.index_cache import Arrays, cached_arrays
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-FEW = 5000  # files: up to here listing is quicker than looking into a cache
-SETTLED = 2 * 10**9  # nanoseconds: file systems may give changes within this time the same time stamp
-ROOT = -1  # in place of a class, for files in the root itself
+FEW = 5000  # files: up to this number, listing is faster than reading the cache
+MTIME_RESOLUTION = 2 * 10**9  # nanoseconds within which file systems may give two changes the same time
+ROOT = -1  # class folder index of files in the root itself
 
 
 class FileList(NamedTuple):
     """Image files below a folder, sorted by their paths.
 
     Attributes:
-        names: paths relative to the root, with forward slashes, as the file system's bytes (n,).
-        folders: for each the place in `tops` of the folder directly below the root that it lies in, `ROOT` if none.
-        tops: the names of these folders, sorted, as bytes.
-        shares: a number in [0, 1) for each, from its path alone: `hash_fraction`; empty where no one asks for them.
+        names: paths relative to the root, with forward slashes, as file system bytes (n,).
+        folders: index into `tops` of the folder directly below the root that contains each file, `ROOT` if none (n,).
+        tops: sorted names of these folders, as bytes.
+        shares: `hash_fraction` of each path, in [0, 1) (n,); empty if not needed.
     """
 
     names: npt.NDArray[np.bytes_]
@@ -34,11 +34,11 @@ class FileList(NamedTuple):
     shares: npt.NDArray[np.float64] = np.empty(0)
 
     def paths(self) -> list[str]:
-        """The paths as text, relative to the root."""
+        """Return the paths as strings, relative to the root."""
         return [os.fsdecode(name) for name in self.names]
 
     def class_names(self, root: Path) -> list[str]:
-        """The folders directly below the root that hold images, sorted; none if all images lie in the root itself."""
+        """Return the sorted folders directly below the root that contain images; empty if all lie in the root."""
         flat = self.folders == ROOT
         if flat.any() and not flat.all():
             raise ValueError(
@@ -48,24 +48,24 @@ class FileList(NamedTuple):
         return [os.fsdecode(top) for top in self.tops]
 
     def labels(self, classes: list[str]) -> npt.NDArray[np.int64]:
-        """The place of each file's class folder in `classes`, which holds all of them; 0 without class folders."""
+        """Return the index in `classes` of each file's class folder; 0 without class folders."""
         if not len(self.tops):
             return np.zeros(len(self.names), dtype=np.int64)
         number = {name: label for label, name in enumerate(classes)}
         return np.array([number[os.fsdecode(top)] for top in self.tops], dtype=np.int64)[self.folders]
 
-    def of(self, rows: npt.NDArray[np.bool_]) -> "FileList":
-        """Those files for which `rows` is true."""
+    def select(self, rows: npt.NDArray[np.bool_]) -> "FileList":
+        """Return the files for which `rows` is true."""
         return FileList(self.names[rows], self.folders[rows], self.tops, self.shares[rows])
 
 
 def list_images(root: Path) -> list[str]:
-    """Paths of the images below `root`, relative to it, with forward slashes, sorted; hidden ones are left out."""
+    """Return the sorted paths of the images below `root`, relative to it, with forward slashes; skip hidden files."""
     return file_list(root).paths()
 
 
 def find_images(root: Path, argument: str) -> FileList:
-    """`file_list`, refusing a folder that is missing or has no images; `argument` is who named it."""
+    """Return `file_list(root)`; raise if the folder is missing or has no images. `argument` is the argument to name."""
     if not root.is_dir():
         raise FileNotFoundError(f"{argument} must be a folder of images, got {root}: no such folder; check the path")
     if len((found := file_list(root)).names):
@@ -75,13 +75,19 @@ def find_images(root: Path, argument: str) -> FileList:
 
 
 def file_list(root: Path) -> FileList:
-    """The images below a folder; hidden files and folders are left out, links followed.
+    """List the images below a folder, without hidden files and folders; links are followed.
 
-    Of more than a few thousand files the list is kept in the cache. It is made again when the time of any of the
-    folders changed, which is what adding, removing or renaming a file in it does.
+    A list of more than a few thousand files is cached. It is rebuilt when the modification time of any of the folders
+    changes, which happens when a file in it is added, removed or renamed.
+
+    Args:
+        root: folder to search.
+
+    Returns:
+        The images, sorted by path.
 
     Raises:
-        ValueError: a folder may not be read.
+        ValueError: a folder is not readable.
     """
     place = os.path.realpath(root)
     found, count = [], 0
@@ -89,9 +95,9 @@ def file_list(root: Path) -> FileList:
         found.append(folder)
         count += len(folder[2])
         if count > FEW:
-            identity = {"root": place, "suffixes": sorted(SUFFIXES), "form": 1}
+            fingerprint = {"root": place, "suffixes": sorted(SUFFIXES), "form": 1}
             arrays = cached_arrays(
-                "images", identity, lambda: _arrays(_walk(place)), holds=lambda kept: _unchanged(place, kept)
+                "images", fingerprint, lambda: _arrays(_walk(place)), is_valid=lambda cached: _unchanged(place, cached)
             )
             break
     else:
@@ -99,11 +105,11 @@ def file_list(root: Path) -> FileList:
     return FileList(*(arrays[name] for name in FileList._fields))
 
 
-Folder = tuple[str, int, list[str]]  # path relative to the root, time of the last change, names of images
+Folder = tuple[str, int, list[str]]  # path relative to the root, modification time, names of images
 
 
 def _walk(root: str) -> Iterator[Folder]:
-    """The folders from the root on, each once: links may lead in a circle."""
+    """Yield the root and the folders below it, each once, because links may form a cycle."""
     seen = set()
     waiting = [""]
     while waiting:
@@ -116,15 +122,15 @@ def _walk(root: str) -> Iterator[Folder]:
             seen.add((status.st_dev, status.st_ino))
             images, folders = _entries(folder)
         except OSError as error:
-            raise ValueError(f"cannot list {folder}: {error.strerror}; allow to read it, or remove it") from error
+            raise ValueError(f"cannot list {folder}: {error.strerror}; make it readable or remove it") from error
         waiting.extend(os.path.join(below, name) for name in sorted(folders, reverse=True))
-        # A change within the same tick of the clock as this one could not be told from it.
-        settled = time.time_ns() - status.st_mtime_ns > SETTLED
+        # Another change could get the same modification time as this one if it is recent: never treat it as unchanged.
+        settled = time.time_ns() - status.st_mtime_ns > MTIME_RESOLUTION
         yield below, status.st_mtime_ns if settled else -1, images
 
 
 def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """The names of the images and of the folders in a folder."""
+    """Return the names of the images and of the folders in a folder."""
     images, folders = [], []
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -135,7 +141,7 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
                 if entry.is_dir():
                     folders.append(name)
                     continue
-            except OSError:  # a link to itself: a file that cannot be read
+            except OSError:  # a link to itself: treated as an unreadable file
                 pass
             if name[name.rfind(".") :].lower() in SUFFIXES:
                 images.append(name)
@@ -143,23 +149,23 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _arrays(found: Iterable[Folder]) -> Arrays:
-    """A FileList's arrays, and the folders with their times."""
+    """Build the arrays of a FileList, and those of the folders with their modification times."""
     places, times, names = [], [], []
-    for below, when, images in found:
+    for below, mtime, images in found:
         places.append(os.fsencode(below))
-        times.append(when)
+        times.append(mtime)
         prefix = f"{below}/" if below else ""
         names.extend([os.fsencode(prefix + name) for name in images])
     names.sort()
-    return classified(names) | {
+    return class_folder_arrays(names) | {
         "shares": np.array([hash_fraction(os.fsdecode(name)) for name in names], dtype=np.float64),
         "places": np.array(places, dtype=np.bytes_),
         "times": np.array(times, dtype=np.int64),
     }
 
 
-def classified(names: list[bytes]) -> Arrays:
-    """The names, folders and tops of a FileList of sorted names."""
+def class_folder_arrays(names: list[bytes]) -> Arrays:
+    """Build the arrays `names`, `folders` and `tops` of a FileList from sorted names."""
     heads = [name[: name.find(b"/")] if b"/" in name else b"" for name in names]
     tops = sorted(set(heads) - {b""})
     number = {top: place for place, top in enumerate(tops)} | {b"": ROOT}
@@ -170,10 +176,10 @@ def classified(names: list[bytes]) -> Arrays:
     }
 
 
-def _unchanged(root: str, kept: Arrays) -> bool:
-    """Whether all folders of a list are as they were."""
+def _unchanged(root: str, cached: Arrays) -> bool:
+    """Whether all folders of a list still have their modification times."""
     try:
-        times = [os.stat(os.path.join(root, os.fsdecode(place))).st_mtime_ns for place in kept["places"]]
+        times = [os.stat(os.path.join(root, os.fsdecode(place))).st_mtime_ns for place in cached["places"]]
     except OSError:
         return False
-    return times == kept["times"].tolist()
+    return times == cached["times"].tolist()

@@ -1,8 +1,7 @@
-"""The 1000 classes of ImageNet (ILSVRC 2012 to 2017) in the two orders that labels are given in.
+"""The 1000 classes of ImageNet (ILSVRC 2012 to 2017) in the two orders that are used for labels.
 
-The challenge numbers them from 1 in an order of its own: in ILSVRC2012_validation_ground_truth.txt, in map_clsloc.txt
-and in the downsampled releases. Class folders, and with them nearly all models, count from 0 through the sorted WordNet
-ids.
+The challenge numbers them from 1 in its own order: in ILSVRC2012_validation_ground_truth.txt, in map_clsloc.txt and in
+the downsampled releases. Class folders, and therefore nearly all models, number the sorted WordNet IDs from 0.
 """
 
 import numpy as np
@@ -94,10 +93,10 @@ n02837789 n04254777 n02988304 n03657121 n04417672 n04523525 n02815834 n09229709 
 n04116512 n04325704 n07831146 n03255030
 """
 
-# WordNet ids by the challenge's number: the first is number 1 (kit fox), the last number 1000 (dumbbell).
+# WordNet IDs in the challenge's order: the first is number 1 (kit fox), the last number 1000 (dumbbell).
 BY_NUMBER = _NUMBERED.split()
 
 SORTED = sorted(BY_NUMBER)
 
-# The place among the sorted ids, 0 to 999, of number i + 1; int64 (1000,).
+# Index into the sorted IDs, 0 to 999, of the challenge's number i + 1; int64 (1000,).
 SORTED_INDEX = np.argsort(np.argsort(BY_NUMBER))

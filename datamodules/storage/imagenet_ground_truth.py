@@ -1,4 +1,4 @@
-"""The classes of ImageNet's validation images, which come without class folders, from the files that tell them."""
+"""Classes of ImageNet's validation images, which have no class folders, from ground truth files."""
 
 import io
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from datamodules.storage.imagenet_classes import BY_NUMBER, SORTED
 
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
-# Where such files usually lie in the folder of the data.
+# Paths of ground truth files to look for in the folder of the data set.
 DEFAULT_NAMES = (
     DEVKIT,
     "LOC_val_solution.csv",
@@ -24,57 +24,62 @@ NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def find_ground_truth(root: Path) -> Path | None:
-    """The file in a folder that tells the classes, by its usual names; None if there is none."""
+    """Return the ground truth file in a folder, by its default names; None if there is none."""
     return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
 
 
 def classes_of(names: Sequence[str], file: Path) -> list[str]:
-    """The WordNet id of every image.
+    """Return the WordNet ID of every image.
 
     Args:
-        names: the images' paths, sorted.
-        file: one line per image, in the order of their names: a WordNet id, or the challenge's number from 1 to 1000
-            (the development kit's list, or its .tar.gz with the list in it). Or lines of an image's name and its
-            WordNet id (Kaggle's .csv) or its class as caffe's val.txt counts, from 0 through the sorted ids.
+        names: sorted paths of the images.
+        file: one line per image, in the order of their names: a WordNet ID, or the challenge's number from 1 to 1000
+            (the development kit's list, or its .tar.gz that contains the list). Or lines of an image name and its
+            WordNet ID (Kaggle's .csv), or its index into the sorted IDs, from 0 (Caffe's val.txt).
+
+    Returns:
+        One WordNet ID per image.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line cannot be understood, or images and lines do not fit each other.
+        ValueError: a line is invalid, or images and lines do not match.
     """
     lines = [re.split(r"[,\s]+", line.strip()) for line in _text(file).splitlines() if line.strip()]
-    if lines and lines[0][0] == "ImageId":  # Kaggle's head
+    if lines and lines[0][0] == "ImageId":  # Kaggle's header line
         del lines[0]
     if not lines:
         raise ValueError(f"ground_truth must have a line per image, got {file} without any: check the file")
     if len(lines[0]) == 1:
         return _in_order(names, [_class(line[0], BY_NUMBER, 1, file) for line in lines], file)
     stems = [_stem(line[0]) for line in lines]
-    told = {stem: _class(line[1] if line[1:] else "", SORTED, 0, file) for stem, line in zip(stems, lines, strict=True)}
-    if missing := next((name for name in names if _stem(name) not in told), None):
+    by_stem = {
+        stem: _class(line[1] if line[1:] else "", SORTED, 0, file) for stem, line in zip(stems, lines, strict=True)
+    }
+    if missing := next((name for name in names if _stem(name) not in by_stem), None):
         raise ValueError(f"ground_truth must name every image, got {file} without {missing}: check the file")
-    return [told[_stem(name)] for name in names]
+    return [by_stem[_stem(name)] for name in names]
 
 
-def _in_order(names: Sequence[str], told: list[str], file: Path) -> list[str]:
-    """The class of every image from those of all in order; the numbers in their names tell which some are."""
-    if len(told) == len(names):
-        return told
+def _in_order(names: Sequence[str], classes: list[str], file: Path) -> list[str]:
+    """Return the class of every image from the ordered list of all; a subset is matched by the numbers in the names."""
+    if len(classes) == len(names):
+        return classes
     numbers = [int(found[1]) if (found := NUMBERED.fullmatch(_stem(name))) else 0 for name in names]
-    if min(numbers) < 1 or max(numbers) > len(told):
+    if min(numbers) < 1 or max(numbers) > len(classes):
         raise ValueError(
-            f"ground_truth must have a line per image, got {len(told)} in {file} for {len(names)} images: check both"
+            f"ground_truth must have a line per image, got {len(classes)} in {file} for {len(names)} images: check both"
         )
-    return [told[number - 1] for number in numbers]
+    return [classes[number - 1] for number in numbers]
 
 
-def _class(word: str, order: Sequence[str], first: int, file: Path) -> str:
-    """A WordNet id from itself or from its number in an order, counted from `first`."""
-    if WNID.fullmatch(word):
-        return word
-    if word.isdecimal() and first <= int(word) < first + len(order):
-        return order[int(word) - first]
+def _class(text: str, order: Sequence[str], first: int, file: Path) -> str:
+    """Return the WordNet ID that a text is, or whose number in `order` it is, counted from `first`."""
+    if WNID.fullmatch(text):
+        return text
+    if text.isdecimal() and first <= int(text) < first + len(order):
+        return order[int(text) - first]
     raise ValueError(
-        f"ground_truth must give WordNet ids or numbers from {first} to {first + len(order) - 1}, got {word!r} in "
+        f"ground_truth must hold WordNet IDs or numbers from {first} to {first + len(order) - 1}, got {text!r} in "
         f"{file}: check the file"
     )
 
@@ -84,7 +89,7 @@ def _stem(name: str) -> str:
 
 
 def _text(file: Path) -> str:
-    """What the file says; of the packed development kit, its list."""
+    """Read the text of the file, or of the list in the archive of the development kit."""
     if not file.is_file():
         raise FileNotFoundError(f"ground_truth must be a file, got {file}: no such file; check the path")
     try:
@@ -95,5 +100,5 @@ def _text(file: Path) -> str:
                 if os.path.basename(member.name) == DEVKIT and (stream := archive.extractfile(member)):
                     return io.TextIOWrapper(stream).read()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"ground_truth {file} cannot be read: {error}; copy it anew") from error
-    raise ValueError(f"ground_truth must hold {DEVKIT}, got {file} without: name the list itself")
+        raise ValueError(f"ground_truth {file} cannot be read: {error}; copy it again") from error
+    raise ValueError(f"ground_truth must hold {DEVKIT}, got {file} without it: set ground_truth to the list itself")

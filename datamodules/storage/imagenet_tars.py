@@ -1,4 +1,4 @@
-"""Images inside of tar files, and of tar files inside of these, read where they lie: ImageNet as it is downloaded."""
+"""Images in tar files and in tar files nested in them, read in place: ImageNet as it is downloaded."""
 
 import hashlib
 import os
@@ -13,20 +13,20 @@ import numpy.typing as npt
 
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.storage.file_lists import SUFFIXES, FileList, classified
+from datamodules.storage.file_lists import SUFFIXES, FileList, class_folder_arrays
 
 Places = npt.NDArray[np.int64]
 CHUNK = 1 << 20  # bytes read at a time
-BLOCK = 512  # bytes: tar files are made of such
+BLOCK = 512  # bytes of a block of a tar file
 
 
 class TarIndex(NamedTuple):
-    """What lies where in a tar file; members of an inner tar n01440764.tar are named n01440764/...
+    """Positions of the images in a tar file; members of a nested n01440764.tar are named n01440764/...
 
     Attributes:
-        files: the images, sorted by their names.
-        offsets: the first byte of each in the file.
-        sizes: bytes of each.
+        files: the images, sorted by name.
+        offsets: offset of the first byte of each image.
+        sizes: number of bytes of each image.
     """
 
     files: FileList
@@ -35,14 +35,14 @@ class TarIndex(NamedTuple):
 
 
 class TarImages(EncodedImages):
-    """Images of one tar file, read when asked for.
+    """Images in one tar file, read and decoded on access.
 
     Args:
         file: the tar file.
-        index: what lies where in it.
+        index: positions of its images.
         labels: class of every image, int64 (n,).
         classes: number of classes, 0 without labels.
-        **options: as in EncodedImages: size, channels, train, flip, on_corrupt and what may be left out.
+        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
     def __init__(self, file: Path, index: TarIndex, *, labels: npt.ArrayLike, classes: int, **options: Any) -> None:
@@ -52,36 +52,34 @@ class TarImages(EncodedImages):
         self._descriptor: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: nothing that is open."""
+        """Pickle without the open file, for spawned workers."""
         return super().__getstate__() | {"_descriptor": None}
 
     def fetch(self, index: int) -> Bytes:
-        """The bytes of a member."""
         data: Bytes = np.empty(self.sizes[index], dtype=np.uint8)
         read, offset = 0, int(self.offsets[index])
         while read < len(data):
-            # With the place given, processes may share the descriptor after a fork, and threads at any time.
-            if not (more := os.preadv(self._opened(), [data[read:].data], offset + read)):
+            # preadv takes the offset, so forked processes and threads may share the descriptor.
+            if not (more := os.preadv(self._open(), [data[read:].data], offset + read)):
                 raise ValueError(f"the tar file ends {len(data) - read} bytes too early")
             read += more
         return data
 
     def name(self, index: int) -> str:
-        """The tar file and the member in it."""
         return f"{self.file}/{self.relative_name(index)}"
 
     def relative_name(self, index: int) -> str:
-        """The member: its inner tar's name without suffix, and its own."""
+        """Return the name of the member, below the name of its nested tar file without suffix."""
         return os.fsdecode(self.names[index])
 
     def fingerprint(self) -> str:
-        """Hash of the names and labels of all images."""
-        digest = hashlib.sha256(self.kind().encode())
+        digest = hashlib.sha256(self.settings_text().encode())
         digest.update(b"\0".join(self.names.tolist()))
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def _opened(self) -> int:
+    def _open(self) -> int:
+        """Return the file descriptor of this process."""
         if self._descriptor is None:
             self._descriptor = os.open(self.file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
@@ -89,30 +87,36 @@ class TarImages(EncodedImages):
 
 
 def tar_index(file: Path) -> TarIndex:
-    """What lies where in a tar file: found out once by reading all headers, then kept in the cache.
+    """Return the positions of the images in a tar file, from its headers or from the cache.
+
+    Args:
+        file: the tar file.
+
+    Returns:
+        The index of its images.
 
     Raises:
-        ValueError: it is no tar file, is damaged or cut off, or holds no images.
+        ValueError: the file is not a tar file, is damaged or truncated, or holds no images.
     """
-    found = cached_arrays("tar", file_fingerprint(file), lambda: _built(file))
+    found = cached_arrays("tar", file_fingerprint(file), lambda: _build_index(file))
     files = FileList(found["names"], found["folders"], found["tops"])
     return TarIndex(files, found["offsets"], found["sizes"])
 
 
-def _built(file: Path) -> Arrays:
-    """The arrays of an index."""
-    with file.open("rb", buffering=0) as stream:  # between two headers lies an image: buffers would be read in vain
+def _build_index(file: Path) -> Arrays:
+    """Build the arrays of an index."""
+    with file.open("rb", buffering=0) as stream:  # unbuffered: images between the headers need not be read
         found = sorted(_images(stream, 0, file.stat().st_size, b""))
     if not found:
         raise ValueError(f"{file} must hold images or tar files of them, got none: download or write it again")
-    return classified([name for name, _, _ in found]) | {
+    return class_folder_arrays([name for name, _, _ in found]) | {
         "offsets": np.array([offset for _, offset, _ in found], dtype=np.int64),
         "sizes": np.array([size for _, _, size in found], dtype=np.int64),
     }
 
 
 def _images(stream: Any, begin: int, end: int, folder: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, first byte and size of every image between two places of a file, inner tar files included."""
+    """Yield name, offset and size of every image between two offsets of a file, including nested tar files."""
     for member in _members(stream, begin, end):
         path = os.fsencode(member.name.removeprefix("./"))
         name, suffix = os.path.splitext(path)
@@ -125,26 +129,26 @@ def _images(stream: Any, begin: int, end: int, folder: bytes) -> Iterator[tuple[
 
 
 def _members(stream: BinaryIO, begin: int, end: int) -> Sequence[tarfile.TarInfo]:
-    """The files of the tar that begins at a place and may not reach beyond another."""
+    """Return the regular files of the tar archive between two offsets."""
     try:
         stream.seek(begin)
         archive = tarfile.TarFile(fileobj=stream)
         members = archive.getmembers()
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise _damaged(stream, begin, str(error)) from error
-    # A header that cannot be read is taken for the end of the archive; the true end is a block of zeros.
+    # tarfile takes an unreadable header for the end of the archive; the true end is a block of zeros.
     stream.seek(archive.offset)
     if archive.offset + BLOCK > end or stream.read(BLOCK) != bytes(BLOCK):
-        raise _damaged(stream, begin, f"no file and no end of the archive at byte {archive.offset}")
-    # Zeros where a header should be look like the end, too; behind the true one there is nothing but zeros.
+        raise _damaged(stream, begin, f"neither a file nor the end of the archive at byte {archive.offset}")
+    # Zeros in place of a header look like the end as well; after the true end there are only zeros.
     while stream.tell() < end:
         if any(stream.read(min(CHUNK, end - stream.tell()))):
-            raise _damaged(stream, begin, f"more behind the end of the archive at byte {archive.offset}")
+            raise _damaged(stream, begin, f"data after the end of the archive at byte {archive.offset}")
     return [member for member in members if member.isreg()]
 
 
 def _damaged(stream: Any, begin: int, reason: str) -> ValueError:
-    where = f" from byte {begin} on" if begin else ""
+    where = f" at byte {begin}" if begin else ""
     return ValueError(
-        f"{stream.name} cannot be read as a tar file{where}: {reason}; it is damaged or cut off: copy it anew"
+        f"{stream.name} cannot be read as a tar file{where}: {reason}; it is damaged or truncated: copy it again"
     )

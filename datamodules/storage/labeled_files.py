@@ -1,4 +1,4 @@
-"""Files of a zip or folder with the class numbers of its dataset.json, and their parts to train and validate on."""
+"""Files of a zip or folder with the class labels of its dataset.json, and their training and validation splits."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -18,25 +18,32 @@ LISTING = "dataset.json"
 
 
 class LabeledFiles(NamedTuple):
-    """Files, which of them, and the class numbers of these, int64 (n,); `classes` is 0 without labels."""
+    """Selected files of a zip or folder, with labels.
+
+    Attributes:
+        files: all files.
+        rows: indices of the selected files, int64 (n,).
+        labels: class labels of the selected files, int64 (n,).
+        classes: number of classes, 0 without labels.
+    """
 
     files: Members
     rows: Integers
     labels: Integers
     classes: int
 
-    def part(self, chosen: npt.NDArray[np.bool_]) -> "Labelled":
-        """Some of these."""
-        return self._replace(rows=self.rows[chosen], labels=self.labels[chosen])
+    def select(self, mask: npt.NDArray[np.bool_]) -> "LabeledFiles":
+        """Return the files for which `mask` is true."""
+        return self._replace(rows=self.rows[mask], labels=self.labels[mask])
 
 
 def labeled_splits(
     root: Path, val_root: Path | None, held_out: float, suffixes: Collection[str]
 ) -> Mapping[Split, LabeledFiles]:
-    """The files of the three splits; raises where they are missing, damaged, or labelled in part."""
-    data = labeled(root, suffixes, "root")
+    """Return the files of the three splits; raise if they are missing, damaged, or only some have labels."""
+    data = read_labeled_files(root, suffixes, "root")
     if val_root is not None:
-        val = _of_the_same_classes(labeled(val_root, suffixes, "val_root"), data)
+        val = _with_classes_of(data, read_labeled_files(val_root, suffixes, "val_root"))
         return {"train": data, "val": val, "test": val}
     kept = is_held_out(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
     if kept.all():
@@ -44,28 +51,30 @@ def labeled_splits(
             f"root must leave an image to train on, got {root} with {len(kept)}, all held out by "
             f"held_out={held_out}: add images, lower held_out or set val_root"
         )
-    val = data.part(kept)
-    return {"train": data.part(~kept), "val": val, "test": val}
+    val = data.select(kept)
+    return {"train": data.select(~kept), "val": val, "test": val}
 
 
-def labeled(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:
-    """All files of a zip or folder; `argument` is who named it."""
+def read_labeled_files(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:
+    """Return all files of a zip or folder; `argument` is the argument to name in errors."""
     files = open_members(root, suffixes, argument)
     if not len(files):
-        raise ValueError(f"{argument} must hold images, got {root} without any ({' '.join(sorted(suffixes))})")
+        raise ValueError(
+            f"{argument} must hold images, got {root} without any ({' '.join(sorted(suffixes))}): check the path"
+        )
     numbers = files.cached("zip-labels", lambda: {"labels": _numbers(files)})["labels"]
     labels = np.array(numbers if len(numbers) else np.zeros(len(files)), dtype=np.int64)
     return LabeledFiles(files, np.arange(len(files)), labels, int(labels.max()) + 1 if len(numbers) else 0)
 
 
-def _of_the_same_classes(val: LabeledFiles, train: LabeledFiles) -> LabeledFiles:
-    """Files to validate on, without labels where training has none."""
+def _with_classes_of(train: LabeledFiles, val: LabeledFiles) -> LabeledFiles:
+    """Return validation files with the classes of training, without labels if training has none."""
     if not train.classes:
         return val._replace(labels=np.zeros_like(val.labels), classes=0)
     if not val.classes or val.classes > train.classes:
         got = f"class {val.classes - 1}" if val.classes else "no labels"
         raise ValueError(
-            f"{LISTING} of val_root must have training's {train.classes} classes, got {got} in {val.files.root}: "
+            f"{LISTING} of val_root must have the {train.classes} classes of training, got {got} in {val.files.root}: "
             "write it with the same labels"
         )
     return val._replace(classes=train.classes)
@@ -76,35 +85,35 @@ def _shares(files: Members) -> Arrays:
 
 
 def _numbers(files: Members) -> Integers:
-    """Class number of every file, or none at all where there are no labels."""
-    given = _listed(files)
-    if not given:
+    """Return the label of every file, or an empty array without labels."""
+    labels = _read_listing(files)
+    if not labels:
         return np.zeros(0, np.int64)
     numbers = np.empty(len(files), np.int64)
     for index in range(len(files)):
         name = files.name(index)
-        if name not in given:
+        if name not in labels:
             raise ValueError(
-                f"{LISTING} must label every image or none, got no label of {name} in {files.root}: add it, or set "
+                f"{LISTING} must label every image or none, got no label for {name} in {files.root}: add it, or set "
                 '"labels" to null'
             )
-        numbers[index] = _number(given[name], name, files.root)
+        numbers[index] = _check_label(labels[name], name, files.root)
     return numbers
 
 
-def _number(label: Any, name: str, root: Path) -> int:
-    """A class number; EDM's tools also take vectors, which stand for something else than a class."""
+def _check_label(label: Any, name: str, root: Path) -> int:
+    """Return a label if it is a class index; EDM's tools also accept vectors, which are not classes."""
     if type(label) is not int or label < 0:
         kind = "a vector" if isinstance(label, list) else repr(label)
         raise ValueError(
-            f"{LISTING} must give whole numbers from 0 as classes, got {kind} for {name} in {root}: write the number "
+            f"{LISTING} must hold non-negative integers as labels, got {kind} for {name} in {root}: write the index "
             "of the class"
         )
     return label
 
 
-def _listed(files: Members) -> dict[str, Any]:
-    """Labels by name; empty where there are none."""
+def _read_listing(files: Members) -> dict[str, Any]:
+    """Return the labels by file name; empty without labels."""
     if (text := files.text(LISTING)) is None:
         return {}
     try:
@@ -112,5 +121,5 @@ def _listed(files: Members) -> dict[str, Any]:
         return {name.replace("\\", "/"): label for name, label in listing.get("labels") or ()}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {files.root}: write it so'
+            f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {files.root}: correct it'
         ) from error

@@ -1,6 +1,6 @@
-"""The format of cached latents: shards in the layout of safetensors, and a manifest that tells of all of them.
+"""Format of cached latents: shards in the safetensors format, and a manifest that describes all of them.
 
-A shard holds `label` and `index` (int64, n), then `mean` and, unless the encoder is deterministic, `logvar` (both
+A shard contains `label` and `index` (int64, n), then `mean` and, unless the encoder is deterministic, `logvar` (both
 n, views, c, h, w; raw, before scale and shift). `asyncdiff.latents.cache` writes them.
 """
 
@@ -19,31 +19,31 @@ import numpy.typing as npt
 VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
-LENGTH = 8  # bytes that tell the length of the header
-MAX_HEADER = 10**8  # safetensors' own bound
+LENGTH = 8  # bytes of the length of the header
+MAX_HEADER = 10**8  # limit of safetensors
 CHUNK = 1 << 24  # bytes hashed at a time
-NAMES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # of types, in safetensors
+NAMES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # names of data types in safetensors
 REMEDY = "delete it and run the command again"
 
 Shape = tuple[int, int, int]
 
 
 class DamagedError(ValueError):
-    """A file that is not what was written."""
+    """Error for a file that is not what was written."""
 
 
 class Layout(NamedTuple):
-    """What the tensors of a shard look like.
+    """Number, shape and data type of the latents in a shard.
 
     Attributes:
-        count: images.
-        views: of each: 1, or 2 with the mirrored one.
-        shape: of a latent, (c, h, w).
+        count: number of images.
+        views: views per image: 1, or 2 with the mirrored one.
+        shape: shape of a latent, (c, h, w).
         dtype: "float16" or "float32".
         moments: 2 with a log-variance, 1 without.
     """
 
-    count: int  # type: ignore[assignment]  # of tuples nothing is counted here
+    count: int  # type: ignore[assignment]  # hides tuple.count, which is not used
     views: int
     shape: Shape
     dtype: str
@@ -51,14 +51,14 @@ class Layout(NamedTuple):
 
     @property
     def stored(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Type and shape of every tensor, in the order of the file."""
+        """Data type and shape of every tensor, in the order of the file."""
         latents = (self.dtype, (self.count, self.views, *self.shape))
         heads = {"label": ("int64", (self.count,)), "index": ("int64", (self.count,))}
         return heads | dict.fromkeys(["mean", "logvar"][: self.moments], latents)
 
     @property
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """The entries of safetensors' header."""
+        """Entries of the safetensors header."""
         entries, end = {}, 0
         for name, (dtype, shape) in self.stored.items():
             start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
@@ -67,18 +67,18 @@ class Layout(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Of all tensors."""
+        """Total size of all tensors in bytes."""
         return next(reversed(self.tensors.values()))["data_offsets"][1]
 
 
 class Header(NamedTuple):
-    """The beginning of a shard.
+    """Header of a shard.
 
     Attributes:
-        metadata: what was written with it.
-        tensors: their entries.
-        start: byte at which the tensors begin.
-        sha256: of all bytes before.
+        metadata: string metadata of the shard.
+        tensors: entries of the tensors.
+        start: offset at which the tensors start.
+        sha256: SHA-256 of all bytes before `start`.
     """
 
     metadata: dict[str, str]
@@ -88,17 +88,17 @@ class Header(NamedTuple):
 
 
 def shard_name(split: str, number: int, of: int) -> str:
-    """The file of a shard."""
+    """Return the file name of shard `number` out of `of`."""
     return f"{split}-{number:05d}-of-{of:05d}{SUFFIX}"
 
 
 def canonical_json(value: Any) -> str:
-    """JSON that is the same for equal values."""
+    """Serialize a value to JSON that is identical for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def read_header(file: Path) -> Header:
-    """The header of a shard; raises FileNotFoundError, or DamagedError where it is none."""
+    """Read the header of a shard; raise FileNotFoundError, or DamagedError if it is invalid."""
     with file.open("rb") as stream:
         first = stream.read(LENGTH)
         size = int.from_bytes(first, "little")
@@ -108,24 +108,24 @@ def read_header(file: Path) -> Header:
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__")
-        whole = all(isinstance(value, str) for value in metadata.values())
+        valid = all(isinstance(value, str) for value in metadata.values())
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{file} is damaged, its header cannot be read: {REMEDY}") from error
-    if not whole:
-        raise DamagedError(f"{file} is damaged, its header has other metadata: {REMEDY}")
+    if not valid:
+        raise DamagedError(f"{file} is damaged, its header has invalid metadata: {REMEDY}")
     return Header(metadata, entries, LENGTH + size, hashlib.sha256(first + text).hexdigest())
 
 
 def layout_from_header(file: Path, header: Header) -> Layout:
-    """What the header says of itself; DamagedError where it says nothing."""
+    """Return the layout that a header describes; raise DamagedError if it describes none."""
     try:
         count, views, channels, height, width = header.tensors["mean"]["shape"]
         dtype = {short: name for name, short in NAMES.items()}[header.tensors["mean"]["dtype"]]
-        whole = all(isinstance(number, int) and number >= 0 for number in (count, views, channels, height, width))
+        valid = all(isinstance(number, int) and number >= 0 for number in (count, views, channels, height, width))
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError(f"{file} is damaged, its header cannot be read: {REMEDY}") from error
-    if not whole:
-        raise DamagedError(f"{file} is damaged, its header has other shapes: {REMEDY}")
+    if not valid:
+        raise DamagedError(f"{file} is damaged, its header has invalid shapes: {REMEDY}")
     return Layout(count, views, (channels, height, width), dtype, 2 if "logvar" in header.tensors else 1)
 
 
@@ -139,7 +139,7 @@ def check_shard(file: Path, layout: Layout, header: Header) -> None:
 
 
 def check_sha256(file: Path, header: Header) -> None:
-    """Raise DamagedError unless the tensors have the SHA-256 that the header tells. Reads all of the file."""
+    """Raise DamagedError unless the tensors have the SHA-256 in the header; reads the whole file."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         stream.seek(header.start)
@@ -150,39 +150,41 @@ def check_sha256(file: Path, header: Header) -> None:
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """What a cache tells of itself; one line where there is none, or one of another version."""
+    """Read the manifest of a cache; raise FileNotFoundError or ValueError if it is missing, damaged or outdated."""
     file = root / MANIFEST
     if not file.is_file():
-        what = "a cache that is not complete" if any(root.glob(f"*{SUFFIX}")) else "no cache"
+        state = "with an incomplete cache" if any(root.glob(f"*{SUFFIX}")) else "without a cache"
         raise FileNotFoundError(
-            f"root must be a folder that `python -m asyncdiff cache-latents` has finished, got {root}, {what}: run the "
-            "command (again), it goes on where it stopped"
+            f"root must be a folder that `python -m asyncdiff cache-latents` has completed, got {root} {state}: run "
+            "the command (again), it resumes where it stopped"
         )
     try:
         manifest = json.loads(file.read_text())
-        version, told = manifest["version"], manifest.pop("sha256", None)
+        version, expected = manifest["version"], manifest.pop("sha256", None)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {REMEDY}") from error
     if version != VERSION:
-        raise ValueError(f"{file} must be of version {VERSION}, got {version}: cache the latents with this release")
-    if told not in (None, manifest_sha256(manifest)):  # none in caches of earlier releases
+        raise ValueError(
+            f"{file} must have version {VERSION}, got {version}: cache the latents again with this release"
+        )
+    if expected not in (None, manifest_sha256(manifest)):  # caches of earlier releases have no checksum
         raise ValueError(f"{file} is damaged, its SHA-256 is not what was written: {REMEDY}")
     return dict(manifest)
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """The SHA-256 of a manifest without its own."""
+    """Return the SHA-256 of a manifest that does not contain its own."""
     return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
 
 
 def layout_from_manifest(split: Mapping[str, Any], count: int) -> Layout:
-    """The layout of a shard of so many images, from the manifest's entry of its split."""
+    """Return the layout of a shard of `count` images, from the entry of its split in the manifest."""
     channels, height, width = split["shape"]
     return Layout(count, split["views"], (channels, height, width), split["dtype"], len(split["moments"]))
 
 
 def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout, Header]]:
-    """Every shard of a manifest's split, its header compared with the manifest; no tensor is read."""
+    """Return file, layout and header of every shard of a split, compared with the manifest; no tensor is read."""
     found = []
     for entry in split["shards"]:
         if Path(entry["file"]).name != entry["file"]:
@@ -193,7 +195,7 @@ def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout
         header = read_header(file)
         check_shard(file, layout, header)
         if header.sha256 != entry["header"] or header.metadata.get("sha256") != entry["sha256"]:
-            raise DamagedError(f"{file} is damaged, its header is not what {MANIFEST} tells: {REMEDY}")
+            raise DamagedError(f"{file} is damaged, its header differs from {MANIFEST}: {REMEDY}")
         found.append((file, layout, header))
     count = sum(layout.count for _, layout, _ in found)
     if count != split["count"]:
@@ -204,10 +206,10 @@ def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout
 
 
 def latents_and_labels(pages: mmap.mmap, layout: Layout, start: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Latents and labels in the bytes of a shard, whose tensors begin at `start`."""
-    places = {name: start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
-    labels: npt.NDArray[np.int64] = np.frombuffer(pages, np.int64, layout.count, places["label"])
+    """Return latents (moments, n, views, c, h, w) and labels (n,) of a mapped shard whose tensors start at `start`."""
+    offsets = {name: start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
+    labels: npt.NDArray[np.int64] = np.frombuffer(pages, np.int64, layout.count, offsets["label"])
     shape = (layout.moments, layout.count, layout.views, *layout.shape)
-    # The log-variances follow the means: one array.
-    latents = np.frombuffer(pages, layout.dtype, int(np.prod(shape)), places["mean"]).reshape(shape)
+    # The log-variances directly follow the means, so both are one array.
+    latents = np.frombuffer(pages, layout.dtype, int(np.prod(shape)), offsets["mean"]).reshape(shape)
     return latents, labels

@@ -1,4 +1,4 @@
-"""Files inside of a zip, read in place, or of a folder: named bytes, whichever way they are kept."""
+"""Files in a zip, read in place, or in a folder, behind one interface."""
 
 import os
 import struct
@@ -18,20 +18,20 @@ from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint, mem
 HEADER = struct.Struct(
     "<4s22xHH"
 )  # of a member (APPNOTE 4.3.7): signature, ..., lengths of the name and the extra field
-SLACK = 64  # bytes read for an extra field, so that one read is enough
+MAX_EXTRA = 64  # bytes read for the extra field, so that one read is usually enough
 STORED, DEFLATED = 0, 8
-OTHERS = 1000  # files of other kinds that are looked at
-# What zipfile raises on damaged files: the last one, and one derived from it, for encrypted
-# files and compressions that it does not know.
+MAX_OTHERS = 1000  # number of files with other suffixes whose headers are checked
+# Exceptions of zipfile for damaged files; RuntimeError and its subclass NotImplementedError are for encrypted files and
+# unknown compression methods.
 DAMAGED = (zipfile.BadZipFile, struct.error, zlib.error, EOFError, ValueError, OSError, RuntimeError)
 
 
 class Members(ABC):
-    """Files with any of some suffixes, sorted by name.
+    """Files of a zip or folder with given suffixes, sorted by name.
 
     Attributes:
         root: the zip or folder.
-        names: paths inside of it, bytes (n,).
+        names: paths relative to `root`, bytes (n,).
     """
 
     root: Path
@@ -39,31 +39,31 @@ class Members(ABC):
 
     @abstractmethod
     def read(self, index: int) -> Bytes:
-        """The content of a file; raises OSError or ValueError where it is damaged."""
+        """Return the content of a file; raise OSError or ValueError if it is damaged."""
 
     @abstractmethod
     def text(self, name: str) -> bytes | None:
-        """The content of a file of any suffix; None where there is none of this name."""
+        """Return the content of a file with any suffix; None if it does not exist."""
 
     def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
-        """What is found out about these files; kept where that is quicker than to find it out again."""
+        """Return `build()`, from the cache if that is faster than building again."""
         return build()
 
     def name(self, index: int) -> str:
-        """The path of a file inside of the root."""
+        """Return the path of a file relative to `root`."""
         return os.fsdecode(self.names[index])
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Return the number of files."""
         return len(self.names)
 
 
 class FolderMembers(Members):
-    """Files below a folder; hidden ones are left out.
+    """Files below a folder, without hidden ones.
 
     Args:
         root: the folder.
-        suffixes: of the files, small letters with their dot.
+        suffixes: suffixes of the files, in lower case with the dot.
     """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
@@ -76,53 +76,50 @@ class FolderMembers(Members):
         self.root, self.names = root, np.array(sorted(map(os.fsencode, found)), dtype=np.bytes_)
 
     def read(self, index: int) -> Bytes:
-        """All of the file."""
         return np.fromfile(self.root / self.name(index), dtype=np.uint8)
 
     def text(self, name: str) -> bytes | None:
-        """All of the file."""
         return (self.root / name).read_bytes() if (self.root / name).is_file() else None
 
 
 class ZipMembers(Members):
-    """Files in a zip, stored or deflated. Where they lie is found out once and kept in the cache.
+    """Files in a zip, stored or deflated; their positions are read once and cached.
 
     Args:
         root: the zip.
-        suffixes: of the files, small letters with their dot.
+        suffixes: suffixes of the files, in lower case with the dot.
 
     Raises:
-        ValueError: it is no zip, is cut off, or holds encrypted files or such of another compression.
+        ValueError: the file is not a zip, is truncated, or holds files that are encrypted or compressed otherwise.
     """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         self.root, self.suffixes = root, frozenset(suffixes)
-        self.file_fingerprint = file_fingerprint(root) | {"suffixes": sorted(suffixes)}
-        found = cached_arrays("zip", self.file_fingerprint, self._directory)
+        self.fingerprint = file_fingerprint(root) | {"suffixes": sorted(suffixes)}
+        found = cached_arrays("zip", self.fingerprint, self._directory)
         self.names, self.begins, self.sizes = found["names"], found["begins"], found["sizes"]
         self.packed, self.methods, self.sums = found["packed"], found["methods"], found["sums"]
         self._descriptor: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: files' names instead of what is mapped from them or open."""
+        """Pickle file names instead of mapped arrays and the open file, for spawned workers."""
         return memmaps_to_paths(self.__dict__ | {"_descriptor": None})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files anew."""
+        """Map the files again."""
         self.__dict__.update(paths_to_memmaps(state))
 
     def read(self, index: int) -> Bytes:
-        """The content of a file, unpacked."""
-        data = self._stored(int(self.begins[index]), int(self.packed[index]), self.names[index])
+        data = self._read_raw(int(self.begins[index]), int(self.packed[index]), self.names[index])
         if self.methods[index] == DEFLATED:
-            # No more than the directory tells: a few bytes may be written so that they unpack to gigabytes.
+            # At most the size in the directory: a zip bomb could decompress to gigabytes.
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, int(self.sizes[index]) + 1)
         if zlib.crc32(data) != self.sums[index]:
-            raise ValueError("its bytes do not have the checksum of the zip's directory")
-        return np.frombuffer(bytearray(data), dtype=np.uint8)  # writable, as decoders ask for
+            raise ValueError("its checksum differs from the directory of the zip")
+        return np.frombuffer(bytearray(data), dtype=np.uint8)  # writable, as decoders require
 
     def text(self, name: str) -> bytes | None:
-        """The content of a file, found by reading the whole directory: for few."""
+        """Return the content of a file after reading the whole directory: use it for few files."""
         try:
             with zipfile.ZipFile(self.root) as archive:
                 return archive.read(name) if name in archive.NameToInfo else None
@@ -130,20 +127,19 @@ class ZipMembers(Members):
             raise ValueError(f"{self.root}/{name} cannot be read: {error}; copy or write it again") from error
 
     def cached(self, kind: str, build: Callable[[], Arrays]) -> Arrays:
-        """Kept in the cache for this zip."""
-        return cached_arrays(kind, self.file_fingerprint, build)
+        return cached_arrays(kind, self.fingerprint, build)
 
     def _directory(self) -> Arrays:
-        """Place, size and compression of every file, from the zip's directory; in it, offsets are of local headers."""
+        """Read offset of the local header, size and compression of every file from the zip's directory."""
         try:
             with zipfile.ZipFile(self.root) as archive:
                 found: list[zipfile.ZipInfo] = []
                 others: list[zipfile.ZipInfo] = []
                 for info in archive.infolist():
                     (found if os.path.splitext(info.filename)[1].lower() in self.suffixes else others).append(info)
-                # The directory has no checksums: a name that was damaged there would be one image or listing less. A
-                # member's own header has its name once more; that of an image is compared when it is read.
-                for info in others[:OTHERS]:
+                # The directory has no checksums: a damaged name could hide an image or dataset.json. Opening a member
+                # compares the name with its local header; for images this happens when they are read.
+                for info in others[:MAX_OTHERS]:
                     archive.open(info).close()
         except DAMAGED as error:
             raise ValueError(f"{self.root} cannot be read as a zip: {error}; copy or write it again") from error
@@ -152,7 +148,7 @@ class ZipMembers(Members):
             if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
                 raise ValueError(
                     f"{self.root} must hold stored or deflated files, got {info.filename} encrypted or compressed "
-                    "otherwise: write it again without"
+                    "otherwise: write it again as a plain zip"
                 )
         return {
             "names": np.array([os.fsencode(info.filename) for info in found], dtype=np.bytes_),
@@ -163,25 +159,34 @@ class ZipMembers(Members):
             "sums": np.array([info.CRC for info in found], dtype=np.uint32),
         }
 
-    def _stored(self, begin: int, packed: int, known: bytes) -> bytes:
-        """The bytes of a file as they lie in the zip, behind a header whose length is only known to itself."""
-        head = HEADER.size + len(known) + SLACK
-        data = os.pread(self._opened(), head + packed, begin)
+    def _read_raw(self, begin: int, packed: int, known: bytes) -> bytes:
+        """Return the stored bytes of a file, which follow a local header of variable length.
+
+        Args:
+            begin: offset of the local header.
+            packed: number of stored bytes.
+            known: name of the file in the directory.
+
+        Returns:
+            The bytes before decompression.
+        """
+        head = HEADER.size + len(known) + MAX_EXTRA
+        data = os.pread(self._open(), head + packed, begin)
         signature, name, extra = HEADER.unpack_from(data) if len(data) >= HEADER.size else (b"", 0, 0)
         if signature != b"PK\3\4":
-            raise ValueError(f"at byte {begin} of the zip begins no file")
+            raise ValueError(f"no file starts at byte {begin} of the zip")
         own = data[HEADER.size : HEADER.size + name]
-        if known.isascii() and b"\\" not in own and own != known:  # others may be spelt in another encoding there
-            raise ValueError(f"the zip's directory calls it otherwise than its own header, {os.fsdecode(own)}")
+        if known.isascii() and b"\\" not in own and own != known:  # other names may have another encoding there
+            raise ValueError(f"its name in the zip's directory differs from its local header, {os.fsdecode(own)}")
         first = HEADER.size + name + extra
         if first > head:
-            data += os.pread(self._opened(), first - head, begin + len(data))
+            data += os.pread(self._open(), first - head, begin + len(data))
         if len(data) < first + packed:
             raise ValueError(f"the zip ends {first + packed - len(data)} bytes too early")
         return data[first : first + packed]
 
-    def _opened(self) -> int:
-        """A descriptor to read at given places with, which processes may share after a fork."""
+    def _open(self) -> int:
+        """Return a file descriptor for reads at offsets, which forked processes may share."""
         if self._descriptor is None:
             self._descriptor = os.open(self.root, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
@@ -189,7 +194,7 @@ class ZipMembers(Members):
 
 
 def open_members(root: Path, suffixes: Collection[str], argument: str) -> Members:
-    """The files of a zip or folder with any of some suffixes; `argument` is who named it. Refuses a missing one."""
+    """Open the files of a zip or folder with these suffixes; `argument` is the argument to name in errors."""
     if root.is_dir():
         return FolderMembers(root, suffixes)
     if not root.is_file():

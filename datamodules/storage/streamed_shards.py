@@ -1,8 +1,7 @@
-"""The shards of `litdata.optimize`: fetched as a whole when a sample of theirs is asked for, and then mapped.
+"""Shards of `litdata.optimize`, downloaded whole when one of their samples is needed, and memory-mapped.
 
-Of litdata come the reading of its index, the download from a storage, and the decoding of samples. Its loader has an
-order of its own, which depends on the number of workers; here samples are asked for one by one, in the order of
-`datamodules.order`.
+litdata reads its index, downloads shards from storage and decodes samples. Its own loader is not used, because its
+order depends on the number of workers; here samples are read one by one, in the order of `datamodules.order`.
 """
 
 import hashlib
@@ -22,12 +21,17 @@ from datamodules.order import WINDOW
 from datamodules.storage.mapped_shards import Rows, Table, map_shard
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
-LIVE = WINDOW + 4  # shards that the order of one process moves among, and a few to spare
-PATIENCE = 600.0  # seconds to wait for a shard that another process fetches
+LIVE = WINDOW + 4  # shards that one process reads from at a time, and a few more
+TIMEOUT = 600.0  # seconds to wait for a shard that another process downloads
 
 
 class Field(NamedTuple):
-    """A part of a sample, and litdata's word for what it is; the parts of a tuple are named "0", "1", ... ."""
+    """Field of a sample.
+
+    Attributes:
+        name: name of the field; fields of tuples are named "0", "1", ... .
+        kind: litdata's name of its data format.
+    """
 
     name: str
     kind: str
@@ -37,20 +41,20 @@ class Shards:
     """Samples of the shards below `root`, readable in any order.
 
     Args:
-        root: a folder, read in place, or the address of one in a storage: s3://, gs://, r2://, azure://, or local: for
-            another file system whose files are to be fetched.
-        folder: where fetched shards are kept; None takes one of the address' own in the cache of indices.
-        limit: bytes in that folder above which the shards not used for longest are removed; None keeps all.
-        options: for the storage, as litdata's `storage_options`.
+        root: a folder, read in place, or an address in storage: s3://, gs://, r2://, azure://, or local: for another
+            file system whose files are copied.
+        folder: folder for downloaded shards; None uses a folder per address in the index cache.
+        limit: bytes in that folder above which the least recently used shards are deleted; None keeps all.
+        options: options of the storage, as litdata's `storage_options`.
 
     Attributes:
         sizes: number of samples of every shard, int64 (m,).
-        fields: parts of a sample by their names; of samples that are tuples or lists, "0", "1", ... .
+        fields: fields of a sample by name; "0", "1", ... for tuples and lists.
 
     Raises:
         ImportError: litdata is not installed.
         FileNotFoundError: there is no index.
-        ValueError: the index is none, or the shards are compressed or encrypted.
+        ValueError: the index is invalid, or the shards are compressed or encrypted.
     """
 
     def __init__(
@@ -65,12 +69,12 @@ class Shards:
         self.remote = root.startswith(STORAGES)
         if "://" in root and not self.remote:
             raise ValueError(
-                f"root must be a folder or begin with one of {', '.join(STORAGES)}, got {root}: correct it"
+                f"root must be a folder or begin with one of {', '.join(STORAGES)}, got {root}: correct the address"
             )
         self.folder = (folder or _own_folder(root)) if self.remote else Path(root).expanduser()
-        self._open: tuple[int, Any, Any] | None = None  # process, litdata's configuration and its reader of samples
+        self._litdata: tuple[int, Any, Any] | None = None  # process ID, litdata's configuration and its sample reader
         self._maps: OrderedDict[int, Rows | Table] = OrderedDict()
-        config, _ = self._opened()
+        config, _ = self._of_process()
         index = json.loads((self.folder / "index.json").read_text())
         _check_inside(index, root)
         self.files = [self.folder / str(chunk["filename"]) for chunk in index["chunks"]]
@@ -81,43 +85,44 @@ class Shards:
         self._check(index["config"])
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return int(self.sizes.sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to this process: open files."""
-        return {**self.__dict__, "_open": None, "_maps": OrderedDict()}
+        """Pickle without the open files of this process."""
+        return {**self.__dict__, "_litdata": None, "_maps": OrderedDict()}
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The shard of a sample, and the place in it."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return the shard of a sample and its index in the shard."""
         shard = int(np.searchsorted(self.ends, index, side="right"))
         return shard, index - int(self.ends[shard] - self.sizes[shard])
 
     def name(self, index: int) -> str:
-        """What a person finds a sample by."""
-        shard, place = self.place(index)
-        return f"{self.files[shard].name} sample {place}"
+        """Return what identifies a sample to a user: the file name of the shard and the index in it."""
+        shard, index_in_shard = self.locate(index)
+        return f"{self.files[shard].name} sample {index_in_shard}"
 
-    def identity(self) -> str:
-        """A text that differs for other shards: a hash of their names and sizes."""
-        told = json.dumps([[f.name for f in self.files], self.bytes.tolist(), self.sizes.tolist()])
-        return hashlib.sha256(told.encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """Return a hash of the names and sizes of the shards."""
+        text = json.dumps([[f.name for f in self.files], self.bytes.tolist(), self.sizes.tolist()])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def require(self, indices: Iterable[int]) -> None:
-        """Fetch and map the shards of these samples; ValueError naming a shard that cannot be had or is damaged."""
-        for shard in sorted({self.place(index)[0] for index in indices}):
-            self._mapped(shard)
+        """Download and map the shards of these samples; ValueError names a shard that is unavailable or damaged."""
+        for shard in sorted({self.locate(index)[0] for index in indices}):
+            self._map(shard)
 
     def sample(self, index: int) -> dict[str, Any]:
-        """The parts of a sample by name, each as litdata's readers give it, and images encoded as they are."""
-        shard, place = self.place(index)
-        return self._mapped(shard).sample(place)
+        """Return the fields of a sample by name, decoded by litdata except for images, which stay encoded."""
+        shard, index_in_shard = self.locate(index)
+        return self._map(shard).sample(index_in_shard)
 
-    def _mapped(self, shard: int) -> Rows | Table:
-        self._opened()  # in a forked process, maps are opened anew
+    def _map(self, shard: int) -> Rows | Table:
+        """Return the mapped shard, from the open maps if possible."""
+        self._of_process()  # drops the maps of the parent in a forked process
         if shard not in self._maps:
-            self._maps[shard] = self._fetched(shard)
-            # A file that was removed to make room keeps its bytes on the disk as long as it is mapped.
+            self._maps[shard] = self._download_and_map(shard)
+            # A deleted file occupies the disk as long as it is mapped.
             for other in [other for other in self._maps if other != shard and not self.files[other].exists()]:
                 del self._maps[other]
             while len(self._maps) > 2 * LIVE:
@@ -125,49 +130,52 @@ class Shards:
         self._maps.move_to_end(shard)
         return self._maps[shard]
 
-    def _fetched(self, shard: int) -> Rows | Table:
+    def _download_and_map(self, shard: int) -> Rows | Table:
+        """Map a shard; download it first, or wait for another process that downloads it."""
         file = self.files[shard]
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + TIMEOUT
         while True:
-            # Another process may remove the file in between, to make room.
+            # Another process may delete the file in the meantime to free space.
             with suppress(FileNotFoundError), file.open("rb") as stream:
                 if self.remote:
                     os.utime(file)
                 return self._read(shard, stream.fileno())
             if not self.remote:
-                raise ValueError(f"{file} is missing, which index.json lists: copy it again")
+                raise ValueError(f"{file} is missing, although index.json lists it: copy it again")
             if time.monotonic() > until:
                 raise ValueError(
-                    f"{self.root}/{file.name} did not come within {PATIENCE:.0f} s: another process fetches it, or died"
+                    f"{self.root}/{file.name} was not downloaded within {TIMEOUT:.0f} s: another process is still "
+                    "downloading it or has died"
                 )
-            self._fetch(shard)
+            self._download(shard)
 
-    def _fetch(self, shard: int) -> None:
-        """Download a shard, unless another process does, for which to wait a little."""
+    def _download(self, shard: int) -> None:
+        """Download a shard; if another process is downloading it, wait for a moment."""
         self._make_room(int(self.bytes[shard]))
         try:
-            self._opened()[0].download_chunk_from_index(shard, skip_lock=True)
-        except Exception as error:  # there is no telling what a storage's library raises
+            self._of_process()[0].download_chunk_from_index(shard, skip_lock=True)
+        except Exception as error:  # storage libraries may raise anything
             line = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.root}/{self.files[shard].name} cannot be fetched: {line}") from error
+            raise ValueError(f"{self.root}/{self.files[shard].name} cannot be downloaded: {line}") from error
         if not self.files[shard].exists():
             time.sleep(0.05)
 
     def _read(self, shard: int, descriptor: int) -> Rows | Table:
-        reader = self._opened()[1]
+        """Map a shard from an open file; raise ValueError if it is damaged."""
+        reader = self._of_process()[1]
         try:
             return map_shard(
                 descriptor,
                 count=int(self.sizes[shard]),
-                least=int(self.bytes[shard]),
+                min_bytes=int(self.bytes[shard]),
                 decode=lambda data: reader.load_item_from_bytes(data, shard),
             )
         except ValueError as error:
-            remedy = "remove it, to have it fetched again" if self.remote else "copy it again"
+            remedy = "delete it to download it again" if self.remote else "copy it again"
             raise ValueError(f"{self.files[shard]} is damaged: {error}; {remedy}") from error
 
     def _make_room(self, needed: int) -> None:
-        """Remove the shards that were not used for longest, as far as the limit asks for it."""
+        """Delete the least recently used shards until `needed` bytes fit below the limit."""
         if self.limit is None:
             return
         found = []
@@ -179,17 +187,18 @@ class Shards:
         for _, size, file in sorted(found):
             if total <= self.limit:
                 return
-            file.unlink(missing_ok=True)  # whoever has it mapped keeps its bytes
+            file.unlink(missing_ok=True)  # processes that have it mapped keep its bytes
             total -= size
 
-    def _opened(self) -> tuple[Any, Any]:
-        """litdata's configuration and reader of samples, of this process."""
-        if self._open is None or self._open[0] != os.getpid():
+    def _of_process(self) -> tuple[Any, Any]:
+        """Return litdata's configuration and sample reader of this process."""
+        if self._litdata is None or self._litdata[0] != os.getpid():
             self._maps = OrderedDict()
-            self._open = (os.getpid(), *self._of_litdata())
-        return self._open[1:]
+            self._litdata = (os.getpid(), *self._load_litdata())
+        return self._litdata[1:]
 
-    def _of_litdata(self) -> tuple[Any, Any]:
+    def _load_litdata(self) -> tuple[Any, Any]:
+        """Load the index with litdata, from storage if necessary."""
         try:
             from litdata.streaming.config import ChunksConfig
             from litdata.streaming.item_loader import PyTreeLoader
@@ -197,18 +206,18 @@ class Shards:
         except ImportError as error:
             raise ImportError(f"{self.root} needs litdata, which is not installed: pip install litdata") from error
         self.folder.mkdir(parents=True, exist_ok=True) if self.remote else None
-        # Images stay encoded, to be decoded as all others are. A pickle, which runs code when it is read, stays bytes.
-        kept = {name: BytesSerializer() for name in ("jpeg", "image", "pickle")}
+        # Images stay encoded and are decoded like all others. Pickles stay bytes, because unpickling can run any code.
+        serializers = {name: BytesSerializer() for name in ("jpeg", "image", "pickle")}
         reader = PyTreeLoader()
         try:
             config = ChunksConfig.load(
                 str(self.folder),
-                _get_serializers(kept),
+                _get_serializers(serializers),
                 self.root if self.remote else None,
                 reader,
                 storage_options=self.options,
             )
-        except Exception as error:  # nor here
+        except Exception as error:  # as above
             line = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"root must hold shards of litdata.optimize, got {self.root}: {line}") from error
         if config is None:
@@ -218,14 +227,15 @@ class Shards:
         return config, reader
 
     def _check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError for compressed, encrypted or empty shards, or a limit that is too small."""
         if config.get("compression") or config.get("encryption"):
-            what = "compressed" if config.get("compression") else "encrypted"
+            kind = "compressed" if config.get("compression") else "encrypted"
             raise ValueError(
-                f"root must hold shards as they are, got {what} ones in {self.root}: write them without; encoded "
-                "images do not get smaller"
+                f"root must hold shards without compression or encryption, got {kind} ones in {self.root}: write plain "
+                "shards; encoded images hardly compress"
             )
         if not len(self):
-            raise ValueError(f"root must hold samples, got none in {self.root}: write them again")
+            raise ValueError(f"root must hold samples, got none in {self.root}: write the shards again")
         needed = LIVE * int(self.bytes.max())
         if self.limit is not None and self.limit < needed:
             raise ValueError(
@@ -235,29 +245,31 @@ class Shards:
 
 
 def _check_inside(index: Mapping[str, Any], root: str) -> None:
-    """Refuse an index whose shards would be read, or written when they are fetched, outside of their folder."""
+    """Raise ValueError if the index names shards that would be read or downloaded outside their folder."""
     for chunk in index["chunks"]:
         parts = Path(str(chunk["filename"])).parts
         if ".." in parts or Path(str(chunk["filename"])).is_absolute() or not parts:
             raise ValueError(
-                f"index.json of {root} must name files in its folder, got {chunk['filename']}: write it anew"
+                f"index.json of {root} must name files in its folder, got {chunk['filename']}: write it again"
             )
 
 
 def _own_folder(root: str) -> Path:
+    """Return the folder of an address in the index cache."""
     return cache_folder() / f"shards-{hashlib.sha256(root.encode()).hexdigest()[:24]}"
 
 
 def _fields(formats: Any, root: str) -> dict[str, Field]:
-    """Parts by name."""
-    named = formats if isinstance(formats, dict) else dict(enumerate(formats)) if _is_row(formats) else None
-    if named is None or not all(isinstance(kind, str) for kind in named.values()):
+    """Return the fields of a sample by name, from litdata's data format."""
+    kinds = formats if isinstance(formats, dict) else dict(enumerate(formats)) if _is_row(formats) else None
+    if kinds is None or not all(isinstance(kind, str) for kind in kinds.values()):
         raise ValueError(
             f'root must hold samples such as {{"image": ..., "label": ...}} or (image, label), got {formats} in '
-            f"{root}: write them so"
+            f"{root}: write them like this"
         )
-    return {str(name): Field(str(name), kind) for name, kind in named.items()}
+    return {str(name): Field(str(name), kind) for name, kind in kinds.items()}
 
 
 def _is_row(formats: Any) -> bool:
+    """Whether samples are non-empty tuples or lists."""
     return isinstance(formats, (list, tuple)) and len(formats) > 0

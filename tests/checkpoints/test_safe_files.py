@@ -1,4 +1,4 @@
-"""Files are data: a pickle with a program in it does nothing, wherever it is put, and is refused in one line."""
+"""No file can execute code: a pickle with a payload is refused with a one-line error wherever files are read."""
 
 import ast
 import functools
@@ -46,7 +46,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 class Payload:
-    """Makes the file `marker` when it is unpickled."""
+    """Creates the file `marker` when it is unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = marker
@@ -57,7 +57,7 @@ class Payload:
 
 @pytest.fixture
 def payload(tmp_path):
-    """A payload whose marker must not be there in the end."""
+    """Yield a payload, and check that it was never executed."""
     yield Payload(tmp_path / "marker")
     assert not (tmp_path / "marker").exists()
 
@@ -96,18 +96,18 @@ def writer(payload, save):
 
 @pytest.fixture
 def poisoned(payload):
-    """Writes a checkpoint that has a program in it to a path; returns the path."""
+    """Return a function that writes a checkpoint with a payload and returns its path."""
     return writer(payload, torch.save)
 
 
 @pytest.fixture(params=SAVED)
-def poisoned_anyhow(request, payload):
-    """The same, as torch.save or pickle write it: of the latter torch.load does not even get to the call."""
+def poisoned_in_any_format(request, payload):
+    """The same for all formats in SAVED; torch.load refuses plain pickles before it reaches the payload."""
     return writer(payload, SAVED[request.param])
 
 
 def line(call, *args, **options) -> str:
-    """The one line in which a call is refused, as a command would print it."""
+    """Return the one-line error of a call that must fail, as a command would print it."""
     with pytest.raises((ValueError, OSError)) as refusal:
         call(*args, **options)
     told = user_error_message(refusal.value)
@@ -117,7 +117,7 @@ def line(call, *args, **options) -> str:
 
 
 def stopped(capfd, call, *words) -> str:
-    """The last line on stderr of a command that ends with exit code 2 and no traceback."""
+    """Return the last line on stderr of a command that must exit with code 2 and print no traceback."""
     with pytest.raises(SystemExit) as ending:
         call([str(word) for word in words])
     assert ending.value.code == 2
@@ -132,7 +132,7 @@ def quiet(**options) -> Trainer:
 
 
 def test_the_payload_runs_when_a_pickle_is_read(tmp_path):
-    """What all tests here rest upon."""
+    """Check the premise of all tests in this file."""
     torch.save(contents(more=Payload(tmp_path / "marker")), "evil.ckpt")
     torch.load("evil.ckpt", weights_only=False)
     assert (tmp_path / "marker").exists()
@@ -141,22 +141,22 @@ def test_the_payload_runs_when_a_pickle_is_read(tmp_path):
 # Checkpoints
 
 
-def test_load_from_checkpoint(poisoned_anyhow):
-    told = line(AsyncDiffusion.load_from_checkpoint, poisoned_anyhow())
-    assert re.match(f"evil.ckpt is not a checkpoint that can be read safely: {REASON}$", told)
+def test_load_from_checkpoint_refuses_code(poisoned_in_any_format):
+    told = line(AsyncDiffusion.load_from_checkpoint, poisoned_in_any_format())
+    assert re.match(f"evil.ckpt cannot be read safely as a checkpoint: {REASON}$", told)
 
 
-def test_pretrained_weights(poisoned):
-    assert "can be read safely" in line(load_pretrained, model(), poisoned())
+def test_pretrained_weights_with_code_are_refused(poisoned):
+    assert "cannot be read safely" in line(load_pretrained, model(), poisoned())
 
 
 @pytest.mark.parametrize("work", ["fit", "validate"])
-def test_the_trainer_with_the_plugin(poisoned, work):
+def test_the_trainer_with_the_plugin_refuses_code(poisoned, work):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
     told = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
-    assert told.startswith("evil.ckpt is not a checkpoint that can be read safely: it would call")
+    assert told.startswith("evil.ckpt cannot be read safely as a checkpoint: it would call")
 
 
 def test_the_plugin_refuses_weights_only_false(poisoned):
@@ -164,25 +164,25 @@ def test_the_plugin_refuses_weights_only_false(poisoned):
 
     run = quiet(plugins=[AtomicCheckpointIO()])
     told = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
-    assert told == "weights_only must be true, got false, which runs any code in a checkpoint: leave it out"
+    assert told == "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
 
 
-def test_the_trainer_without_the_plugin(poisoned):
-    """Lightning's own way to read, of which our packages see nothing."""
+def test_the_trainer_without_the_plugin_refuses_code(poisoned):
+    """Lightning itself reads the file in this case."""
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         quiet().fit(model(), datamodule=Digits(), ckpt_path=poisoned())
 
 
-def test_fully_shard_reads_as_the_others_do(poisoned):
+def test_fully_shard_refuses_code(poisoned):
     strategy = FullyShard()
     strategy.broadcast = lambda path: path
     strategy._lightning_module = model()
     strategy._model = strategy._lightning_module
     told = line(strategy.load_checkpoint, poisoned())
-    assert told.startswith("evil.ckpt is not a checkpoint that can be read safely: ")
+    assert told.startswith("evil.ckpt cannot be read safely as a checkpoint: ")
 
 
-def test_train_py(poisoned, capfd):
+def test_train_py_refuses_code(poisoned, capfd):
     Path("experiment.yaml").write_text(
         "data: datamodules.Digits\n"
         "model: {image_size: 8, network: {class_path: asyncdiff.networks.DiT, "
@@ -192,14 +192,14 @@ def test_train_py(poisoned, capfd):
     evil = poisoned()
     for words in (("fit", "--ckpt_path", evil), ("predict", "--ckpt_path", evil), ("fit", "--model.pretrained", evil)):
         told = stopped(capfd, cli.main, words[0], "--config", "experiment.yaml", *words[1:])
-        assert told.startswith("error: evil.ckpt is not a checkpoint that can be read safely: it would call")
+        assert told.startswith("error: evil.ckpt cannot be read safely as a checkpoint: it would call")
     told = stopped(
         capfd, cli.main, "fit", "--config", "experiment.yaml", "--ckpt_path", evil, "--weights_only", "false"
     )
-    assert told.startswith("error: weights_only must be true, got false")
+    assert told.startswith("error: weights_only=False is not supported")
 
 
-def test_commands(poisoned, capfd):
+def test_commands_refuse_code(poisoned, capfd):
     evil = poisoned("run/checkpoints/last.ckpt")
     Path("run/config.yaml").write_text("data: {class_path: datamodules.Digits}\n")
     for words in (
@@ -209,29 +209,29 @@ def test_commands(poisoned, capfd):
         ("export", "run", "--output", "x"),
         ("port", evil, "--kind", "dit", "--output", "x.ckpt"),
     ):
-        assert "can be read safely: it would call" in stopped(capfd, main, *words)
+        assert "cannot be read safely as a checkpoint: it would call" in stopped(capfd, main, *words)
 
 
 # Exports
 
 
-def test_exports(payload):
+def test_exports_with_code_are_refused(payload):
     torch.save(contents(), "good.ckpt")
     main(["export", "good.ckpt", "--output", "good"])
     weights = Path("good/model.safetensors")
     whole = weights.read_bytes()
     for write in SAVED.values():
         write(contents(more=payload), weights)
-        assert "must be a safetensors file, got something else" in line(AsyncDiffusion.from_pretrained, "good")
+        assert "is not a valid safetensors file" in line(AsyncDiffusion.from_pretrained, "good")
     weights.write_bytes(whole)
     Path("good/pytorch_model.bin").write_bytes(pickle.dumps(payload))  # a file that nobody asked for
     assert AsyncDiffusion.from_pretrained("good").classes == 10
     Path("good/config.yaml").write_text(f"!!python/object/apply:pathlib.Path.touch [{payload.marker}]")
-    assert "must have the SHA-256" in line(AsyncDiffusion.from_pretrained, "good")
+    assert "was changed after the export" in line(AsyncDiffusion.from_pretrained, "good")
 
 
 @pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"])
-def test_yaml(payload, tag, capfd):
+def test_yaml_tags_with_code_are_refused(payload, tag, capfd):
     Path("evil.yaml").write_text(f"model: !!python/{tag} ['touch {payload.marker}']\n")
     assert "evil.yaml" in line(Experiment, Path("evil.yaml"))
     assert f"could not determine a constructor for the tag 'tag:yaml.org,2002:python/{tag}'" in stopped(
@@ -242,14 +242,14 @@ def test_yaml(payload, tag, capfd):
 # Codecs
 
 
-def test_tiny_autoencoders(poisoned_anyhow):
+def test_tiny_autoencoders_refuse_code(poisoned_in_any_format):
     good = {"0.weight": torch.zeros(4, 3, 3, 3), "14.weight": torch.zeros(4, 4, 3, 3)}
-    evil = poisoned_anyhow("evil.pth", **good)
+    evil = poisoned_in_any_format("evil.pth", **good)
     codec = TinyAutoencoder(str(evil), str(evil))
-    assert re.search(f"can be read safely: {REASON}$", line(codec.encode, torch.zeros(1, 3, 32, 32)))
+    assert re.search(f"cannot be read safely as a checkpoint: {REASON}$", line(codec.encode, torch.zeros(1, 3, 32, 32)))
 
 
-def test_autoencoders_of_diffusers(payload):
+def test_autoencoders_of_diffusers_refuse_code(payload):
     from diffusers import AutoencoderKL
 
     sizes = {"block_out_channels": (4,), "norm_num_groups": 4, "latent_channels": 2}
@@ -259,11 +259,11 @@ def test_autoencoders_of_diffusers(payload):
     assert "path must hold weights that fit" in line(DiffusersAutoencoder("vae").encode, torch.zeros(1, 3, 8, 8))
 
 
-# Numbers to compare with
+# Evaluation
 
 
-def test_features_of_networks(poisoned_anyhow):
-    evil = poisoned_anyhow("evil.pth")
+def test_feature_networks_refuse_code(poisoned_in_any_format):
+    evil = poisoned_in_any_format("evil.pth")
     sha = file_sha256(evil)
     for kind in (
         lambda: InceptionFeatures(str(evil), sha256=sha),
@@ -277,13 +277,13 @@ def objects(payload) -> np.ndarray:
     return np.array([payload, payload], dtype=object)
 
 
-def test_reference_statistics(payload, poisoned_anyhow):
+def test_reference_statistics_refuse_code(payload, poisoned_in_any_format):
     np.savez("evil.npz", mu=objects(payload), sigma=objects(payload))
     assert "reference must contain arrays mu and sigma, got evil.npz" in line(
         reference_statistics.load_reference, Path("evil.npz")
     )
     for suffix in ("npz", "safetensors"):
-        assert line(reference_statistics.load_reference, poisoned_anyhow(f"evil_too.{suffix}")).startswith(
+        assert line(reference_statistics.load_reference, poisoned_in_any_format(f"evil_too.{suffix}")).startswith(
             "reference must "
         )
 
@@ -291,14 +291,14 @@ def test_reference_statistics(payload, poisoned_anyhow):
 # Data
 
 
-def test_arrays(payload):
+def test_arrays_refuse_code(payload):
     np.save("train.npy", objects(payload))
     assert "is not an array that can be read safely" in line(Arrays(".", size=8).setup, "fit")
     Path("train.npy").write_bytes(pickle.dumps(payload))  # what numpy reads as a pickle, if it may
     assert "is not an array that can be read safely" in line(Arrays(".", size=8).setup, "fit")
 
 
-def test_batches_of_imagenet64(payload):
+def test_imagenet64_batches_refuse_code(payload):
     folder = Path("imagenet64")
     folder.mkdir()
     for name in ("train_data_batch_1", "val_data"):
@@ -311,7 +311,7 @@ def test_batches_of_imagenet64(payload):
     assert "got a pickle, which can run any code when read" in line(ImageNet64(str(folder)).setup, "fit")
 
 
-def test_arrays_in_zips(payload):
+def test_zip_archives_refuse_arrays_of_objects(payload):
     stream = io.BytesIO()
     np.save(stream, objects(payload))
     with zipfile.ZipFile("evil.zip", "w") as archive:
@@ -321,7 +321,7 @@ def test_arrays_in_zips(payload):
     assert "evil.zip" in line(lambda: next(iter(data.images("train", 2))))
 
 
-def test_indices(payload):
+def test_cached_indices_with_code_are_computed_again(payload):
     made = {"names": np.arange(3)}
 
     def found() -> np.ndarray:
@@ -336,16 +336,16 @@ def test_indices(payload):
     assert np.array_equal(found(), np.arange(3))  # it is made again
 
 
-def test_latent_caches(payload):
+def test_latent_caches_refuse_code(payload):
     folder = Path("latents")
     folder.mkdir()
     (folder / "manifest.json").write_bytes(pickle.dumps(payload))
     assert "latents" in line(LatentCache("latents", size=4, channels=4).setup, "fit")
 
 
-# Our own code
+# Source code of the packages
 
-# Calls that read what may be a program, with the keyword arguments by which they do not; None: not to be used at all.
+# Calls that may execute code from a file, with the keyword arguments that prevent it; None means never to be used.
 READERS: dict[str, dict[str, object] | None] = {
     "torch.load": {"weights_only": True},
     "torch.jit.load": None,
@@ -368,7 +368,7 @@ READERS: dict[str, dict[str, object] | None] = {
     "compile": None,
     "__import__": None,
 }
-# Modules that may be imported by a name that was not written into the code, and why.
+# Modules that may import others by a computed name, and why.
 IMPORTERS = {
     "asyncdiff/__main__.py": "names in the table of commands",
     "asyncdiff/cli/commands/evaluate.py": "names in the table of measurements",
@@ -391,8 +391,8 @@ def sources() -> list[tuple[str, ast.Module]]:
     return [(file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())) for file in files]
 
 
-def offences(tree: ast.Module) -> list[str]:
-    """The calls in a file that could run a program out of a file."""
+def unsafe_calls(tree: ast.Module) -> list[str]:
+    """Return the calls in a source file that could execute code from a data file."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):  # under another name they would not be seen
@@ -415,7 +415,7 @@ def offences(tree: ast.Module) -> list[str]:
 def test_no_package_reads_pickles():
     trees = sources()
     assert len(trees) > 150
-    assert {name: wrong for name, tree in trees if (wrong := offences(tree))} == {}
+    assert {name: wrong for name, tree in trees if (wrong := unsafe_calls(tree))} == {}
 
 
 @pytest.mark.parametrize(
@@ -434,21 +434,21 @@ def test_no_package_reads_pickles():
         "f.load_checkpoint(path, weights_only=False)",
     ],
 )
-def test_offences_are_found(code):
-    assert offences(ast.parse(code))
+def test_unsafe_calls_are_found(code):
+    assert unsafe_calls(ast.parse(code))
 
 
 @pytest.mark.parametrize(
     "code", ["torch.load(f, weights_only=True)", "np.load(f)", "yaml.safe_load(f)", "model.eval()"]
 )
-def test_harmless_code_is_no_offence(code):
-    assert not offences(ast.parse(code))
+def test_safe_calls_are_accepted(code):
+    assert not unsafe_calls(ast.parse(code))
 
 
 @pytest.mark.parametrize(
     ("call", "known"), [("importlib.import_module", IMPORTERS), ("torch.serialization.safe_globals", SAFE_GLOBALS)]
 )
-def test_exceptions_are_those_that_have_a_reason(call, known):
+def test_every_exception_is_listed_with_a_reason(call, known):
     found = {
         name for name, tree in sources() for n in ast.walk(tree) if isinstance(n, ast.Call) and dotted(n.func) == call
     }

@@ -77,9 +77,9 @@ def test_workers_read_the_same(root):
         ),
         ("train", np.zeros((5, 4, 8, 8), np.uint8), "train.npy must hold floats .*, got uint8"),
         ("train", LATENTS[:0], r"train.npy must hold floats .* of \(0, 4, 8, 8\)"),
-        ("train_labels", LABELS[:9], "a whole number from 0 for each of the 50 images, got int64 of .9,"),
-        ("train_labels", LABELS - 1, "a whole number from 0"),
-        ("val", LATENTS[:3], "val_labels.npy must hold training's 5 classes, got others"),
+        ("train_labels", LABELS[:9], "a non-negative integer for each of the 50 images, got int64 of .9,"),
+        ("train_labels", LABELS - 1, "a non-negative integer"),
+        ("val", LATENTS[:3], "val_labels.npy must have the 5 classes of training, got others"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(name, array, message, root):
@@ -92,7 +92,7 @@ def test_files_that_do_not_fit_are_refused(name, array, message, root):
 
 def test_objects_in_a_file_are_not_unpickled(root):
     np.save(root / "train.npy", np.array([print], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="train.npy is no array that can be read safely"):
+    with pytest.raises(ValueError, match="train.npy is not an array that can be read safely"):
         arrays(root).setup()
 
 

@@ -156,7 +156,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all"])
 def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
-    with pytest.raises(ValueError, match=f"its {len(data)} bytes are no image"):
+    with pytest.raises(ValueError, match=f"its {len(data)} bytes are not an image"):
         read_pixels(tmp_path / "a.jpg")
 
 
@@ -217,12 +217,12 @@ def test_crops_are_those_of_pillow(size: int, halving: bool) -> None:
 def test_reduced_decoding_is_for_jpegs_of_at_least_twice_the_size(tmp_path: Path) -> None:
     Image.fromarray(smooth(64, 96)).save(tmp_path / "a.jpg", quality=95)
     data = np.fromfile(tmp_path / "a.jpg", dtype=np.uint8)
-    sides = {least: tuple(decoding.decode(data, at_least=least).shape) for least in (33, 32, 17, 16, 9, 8, 1)}
+    sides = {least: tuple(decoding.decode(data, min_side=least).shape) for least in (33, 32, 17, 16, 9, 8, 1)}
     assert sides == {
         33: (3, 64, 96), 32: (3, 32, 48), 17: (3, 32, 48), 16: (3, 16, 24), 9: (3, 16, 24), 8: (3, 8, 12), 1: (3, 8, 12)
     }  # fmt: skip
     Image.fromarray(smooth(64, 96)).save(tmp_path / "a.png")
-    assert decoding.decode(np.fromfile(tmp_path / "a.png", dtype=np.uint8), at_least=8).shape == (3, 64, 96)
+    assert decoding.decode(np.fromfile(tmp_path / "a.png", dtype=np.uint8), min_side=8).shape == (3, 64, 96)
     for size in (8, 16, 32):
         exact, quick = (decoding.load_square(data, size=size, channels=3, reduced=r).int() for r in (False, True))
         assert quick.shape == (3, size, size)

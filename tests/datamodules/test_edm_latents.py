@@ -100,11 +100,13 @@ def test_damaged_latents_are_left_out(tmp_path: Path) -> None:
 
 def test_other_arrays_are_refused_at_once(tmp_path: Path) -> None:
     write(tmp_path / "a.zip", [moments(i) for i in range(10)])
-    with pytest.raises(ValueError, match=r"00000000.npy is no latent of EDM2: .* floats \(8, 16, 16\), got float32 of"):
+    with pytest.raises(
+        ValueError, match=r"00000000.npy is not a latent of EDM2: .* floats \(8, 16, 16\), got float32 of"
+    ):
         EdmLatents(str(tmp_path / "a.zip"), 16).setup()
     write(tmp_path / "b.zip", [np.zeros((3, 8, 8), np.uint8)] * 5)
     with pytest.raises(
-        ValueError, match=r"is no latent of EDM2: .*, got uint8 of .*; set size and channels, or use Ed"
+        ValueError, match=r"is not a latent of EDM2: .*, got uint8 of .*; set size and channels, or use Ed"
     ):
         latents(tmp_path / "b.zip").setup()
 

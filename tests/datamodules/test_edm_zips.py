@@ -111,7 +111,9 @@ def test_validation_may_come_from_another_zip(tmp_path: Path) -> None:
     for wrong, got in {3: "class 3", None: "no labels"}.items():
         labels = None if wrong is None else [[name, wrong] for name in names(3)]
         other = write(tmp_path / f"{wrong}.zip", pictures(3), labels)
-        with pytest.raises(ValueError, match=rf"dataset.json of val_root must have training's 3 classes, got {got} in"):
+        with pytest.raises(
+            ValueError, match=rf"dataset.json of val_root must have the 3 classes of training, got {got} in"
+        ):
             edm(root, val_root=str(other)).setup()
     plain = edm(write(tmp_path / "c.zip", pictures(10)), val_root=str(val))
     assert set(label_of(plain.val_dataloader()).values()) == {0}
@@ -140,13 +142,16 @@ def test_pixels_come_out_as_they_were_stored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([[names(6)[0], 1]], r"must label every image or none, got no label of 00000/img00000001.png in .*a.zip: add"),
-        ([[name, [0, 1, 0]] for name in names(6)], r"must give whole numbers .* got a vector for 00000/img0{8}.png in"),
-        ([[name, -1] for name in names(6)], r"must give whole numbers from 0 as classes, got -1 for .*: write the num"),
-        ([[name, None] for name in names(6)], r"must give whole numbers from 0 as classes, got None for"),
-        ([[name, 0.5] for name in names(6)], r"must give whole numbers from 0 as classes, got 0.5 for"),
-        ({"a": 1, "bcd": 2}, r'dataset.json must be {"labels": .*, got .* in .*a.zip: write it so'),
-        (7, r'dataset.json must be {"labels": \[\["name.png", 6\], ...\] or null}, got .*: write it so'),
+        ([[names(6)[0], 1]], r"must label every image or none, got no label for 00000/img00000001.png in .*a.zip: add"),
+        (
+            [[name, [0, 1, 0]] for name in names(6)],
+            r"must hold non-negative integers .* got a vector for 00000/img0{8}.png in",
+        ),
+        ([[name, -1] for name in names(6)], r"must hold non-negative integers as labels, got -1 for .*: write the ind"),
+        ([[name, None] for name in names(6)], r"must hold non-negative integers as labels, got None for"),
+        ([[name, 0.5] for name in names(6)], r"must hold non-negative integers as labels, got 0.5 for"),
+        ({"a": 1, "bcd": 2}, r'dataset.json must be {"labels": .*, got .* in .*a.zip: correct it'),
+        (7, r'dataset.json must be {"labels": \[\["name.png", 6\], ...\] or null}, got .*: correct it'),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
@@ -156,7 +161,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path: Path, labels: Any, mes
 
 
 def test_a_damaged_listing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"dataset.json must be .*: write it so"):
+    with pytest.raises(ValueError, match=r"dataset.json must be .*: correct it"):
         edm(write(tmp_path / "a.zip", pictures(6) | {"dataset.json": b'{"labels": [["a'})).setup()
 
 

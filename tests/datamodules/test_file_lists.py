@@ -140,7 +140,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a/0.png", "b/0.png")
     (tmp_path / "b").chmod(0)
     try:
-        with pytest.raises(ValueError, match=r"cannot list .*b: Permission denied; allow to read it"):
+        with pytest.raises(ValueError, match=r"cannot list .*b: Permission denied; make it readable"):
             list_images(tmp_path)
     finally:
         (tmp_path / "b").chmod(0o700)

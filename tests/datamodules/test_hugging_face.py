@@ -135,7 +135,7 @@ def test_a_split_without_labels_is_passed_over_unless_it_is_asked_for(tmp_path: 
     with pytest.raises(ValueError, match=r"test_split must have labels as training has, got 'test' with -1 for some"):
         hub(root, test_split="test").setup()
     assert seen(hub(root, label_column="").test_dataloader()) == [7, 8]
-    with pytest.raises(ValueError, match=r"labels of .* test must lie in \[0, 0\).*, got -1 in column 'label': leave"):
+    with pytest.raises(ValueError, match=r"labels of .* test must lie in \[0, 0\).*, got -1 in column 'label': remove"):
         hub(root, train_split="test").setup()
 
 
@@ -157,9 +157,9 @@ def test_labels_may_be_numbers_or_texts(tmp_path: Path) -> None:
             r"occur in training, got 'c' in column 'lab",
         ),
         (table([1, 2], [0, 1], "int64"), table([3], [2], "int64"), r"lie in \[0, 2\), the classes of training, got 2"),
-        (table([1, 2], [0, None], "int64"), table([3]), r"be there in every row, got none in 1 of 2"),
+        (table([1, 2], [0, None], "int64"), table([3]), r"exist in every row, got none in 1 of 2"),
         (table([1, 2], [0, -1], "int64"), table([3]), r"lie in \[0, 1\), the classes of training, got -1"),
-        (table([1, 2], [0.5, 1.5], "float32"), table([3]), r"be class labels, whole numbers or texts, got float32"),
+        (table([1, 2], [0.5, 1.5], "float32"), table([3]), r"be class labels, integers or strings, got float32"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path, train: Any, val: Any, message: str) -> None:
@@ -173,21 +173,21 @@ def test_columns_are_found_by_their_kind_and_may_be_named(tmp_path: Path) -> Non
     assert hub(saved(tmp_path / "a", train=data)).classes == 3
     two = data.add_column("coarse", [0, 0, 1]).cast_column("coarse", datasets.ClassLabel(names=["x", "y"]))
     with pytest.raises(
-        ValueError, match=r"label_column must name .* got 2 columns .*: choose of fine, coarse, or an emp"
+        ValueError, match=r"label_column must name .* got 2 possible columns: choose from fine, coarse, or set an emp"
     ):
         hub(saved(tmp_path / "b", train=two)).setup()
     assert hub(tmp_path / "b", label_column="coarse").classes == 2
     assert hub(tmp_path / "b", label_column="").classes == 0
     masks = table([9, 9, 9]).select_columns(["image"]).rename_column("image", "mask")
     pair = datasets.concatenate_datasets([table([1, 2, 3]), masks], axis=1)
-    with pytest.raises(ValueError, match=r"image_column must name .* got 2 columns that may be: choose of image, mask"):
+    with pytest.raises(ValueError, match=r"image_column must name .* got 2 possible columns: choose from image, mask"):
         hub(saved(tmp_path / "c", train=pair)).setup()
     assert set(seen(hub(tmp_path / "c", image_column="mask", held_out=0.5).images("train", 3))) == {9}
     with pytest.raises(
         ValueError, match=r"image_column must be a column of .* \(image, label, mask\), got 'x': choose"
     ):
         hub(tmp_path / "c", image_column="x").setup()
-    with pytest.raises(ValueError, match=r"image_column must name .* got 0 columns"):
+    with pytest.raises(ValueError, match=r"image_column must name .* got 0 possible columns"):
         hub(saved(tmp_path / "d", train=datasets.Dataset.from_dict({"x": [1, 2]}))).setup()
 
 
@@ -229,7 +229,7 @@ def test_truncated_files_are_refused(tmp_path: Path, write: Any) -> None:
 
 def test_missing_data_and_too_little_of_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"root must be a folder or a name on the hub, got .*none: no such folder"
+        FileNotFoundError, match=r"root must be a folder or a name on the Hub, got .*none: no such folder"
     ):
         hub(tmp_path / "none").setup()
     (tmp_path / "void").mkdir()

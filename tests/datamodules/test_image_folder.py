@@ -193,7 +193,7 @@ def test_training_stops_where_nothing_can_be_read(tmp_path: Path) -> None:
     data = folder(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(ValueError, match=r"6 files in a row cannot be read, from .* on: replace them"):
+        with pytest.raises(ValueError, match=r"6 files in a row cannot be read, starting with .*: replace them"):
             list(data.train_dataloader())
 
 

@@ -134,7 +134,7 @@ def test_an_index_is_made_once(tmp_path: Path, cache: Path, monkeypatch: pytest.
     tars(tmp_path)
     before = seen(imagenet(tmp_path), "train")
     assert sorted(entry.name.split("-")[0] for entry in cache.iterdir()) == ["tar", "tar"]
-    monkeypatch.setattr("datamodules.storage.imagenet_tars._built", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("datamodules.storage.imagenet_tars._build_index", lambda file: pytest.fail("read again"))
     data = imagenet(tmp_path)
     assert seen(data, "train") == before
     train = data.dataset("train")
@@ -216,7 +216,7 @@ def test_some_validation_images_are_found_by_their_numbers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0\n" * 5, r"must give WordNet ids or numbers from 1 to 1000, got '0'"),
+        ("0\n" * 5, r"must hold WordNet IDs or numbers from 1 to 1000, got '0'"),
         ("1001\n" * 5, "got '1001'"),
         ("tench\n" * 5, "got 'tench'"),
         ("1\n2\n", r"a line per image, got 2 in .* for 5 images"),
@@ -265,7 +265,7 @@ def test_validation_images_of_other_classes_are_left_out(tmp_path: Path, layout:
             }
             (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tarred(inner))
     data = imagenet(tmp_path)
-    with pytest.warns(UserWarning, match=r"2 of 5 images of .* are of classes that training does not have"):
+    with pytest.warns(UserWarning, match=r"2 of 5 images of .* are left out: training does not have their classes"):
         data.setup()
     assert data.classes == 2
     assert sorted(seen(data, "val")) == [(100 + i, label - 1) for i, label in enumerate(TRUTH) if label > 0]

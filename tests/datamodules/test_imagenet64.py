@@ -170,31 +170,31 @@ def test_missing_files_are_named(root: Path) -> None:
 
 
 def test_fewer_files_than_published_are_told(root: Path) -> None:
-    with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: the others are not used"):
+    with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: training uses only these"):
         imagenet64(root).setup()
 
 
 def test_pickles_are_refused_with_a_remedy(root: Path) -> None:
     (root / "train_data_batch_1.npz").rename(root / "train_data_batch_1")
     (root / "train_data_batch_2.npz").unlink()
-    refused(root, r"got a pickle, whose reading may run any code, in .*: if you trust it, numpy\.savez\(")
+    refused(root, r"got a pickle, which can run any code when read, in .*: if you trust it, run numpy\.savez\(")
 
 
 def test_another_size_is_told(root: Path) -> None:
-    refused(root, r"size must be 4, as in .*batch_1\.npz, got 8: set it so", size=8)
+    refused(root, r"size must be 4 as in .*batch_1\.npz, got 8: change size", size=8)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": np.array([0, 1, 2])}, r"labels of .* must be 3 numbers from 1 to 1000, got 3 from 0 to 2"),
+        ({"labels": np.array([0, 1, 2])}, r"labels of .* must be 3 integers from 1 to 1000, got 3 from 0 to 2"),
         ({"labels": np.array([1, 1001, 2])}, "from 1 to 1001"),
         ({"labels": np.array([1, 2])}, "got 2 from 1 to 2"),
-        ({"labels": None}, r"must hold data and labels, got it without: .*labels"),
-        ({"data": None}, "must hold data and labels, got it without: .*data"),
+        ({"labels": None}, r"must hold data and labels, got: .*labels"),
+        ({"data": None}, "must hold data and labels, got: .*data"),
         ({"labels": np.array([{}, {}, {}])}, "cannot be read: .*allow_pickle"),
-        ({"data": np.zeros((3, 48), np.float32)}, "its data must be uint8 in rows, got float32"),
-        ({"data": np.asfortranarray(np.zeros((3, 48), np.uint8))}, "got uint8 in columns"),
+        ({"data": np.zeros((3, 48), np.float32)}, "its data must be uint8 in C order, got float32"),
+        ({"data": np.asfortranarray(np.zeros((3, 48), np.uint8))}, "got uint8 in Fortran order"),
         ({"data": np.zeros((3, 3, 4, 4), np.uint8)}, r"must have shape \(n, 48\), got \(3, 3, 4, 4\)"),
         (
             {"data": np.zeros((0, 48), np.uint8), "labels": np.zeros(0, int)},
@@ -217,7 +217,7 @@ def test_damaged_files_are_refused(root: Path, cache: Path, damage: str, save: A
     if damage == "flipped":
         data[1000] ^= 255  # among the images
     file.write_bytes({"cut": data[: len(data) // 2], "text": b"no zip", "flipped": data}[damage])
-    refused(root, r"train_data_batch_1\.npz cannot be read: .*; download it anew")
+    refused(root, r"train_data_batch_1\.npz cannot be read: .*; download it again")
     assert not [entry for entry in cache.glob("*") if entry.is_dir()]  # nothing half made is left
 
 
@@ -228,14 +228,14 @@ def test_a_disk_that_is_too_small_is_refused(root: Path, monkeypatch: pytest.Mon
 
 def test_a_folder_that_cannot_be_written_is_refused(root: Path) -> None:
     (root / "file").write_text("")
-    refused(root, r"converted must be a folder to write to, got .*file: ", converted=str(root / "file"))
+    refused(root, r"converted must be a writable folder, got .*file: ", converted=str(root / "file"))
 
 
 def test_a_damaged_array_is_refused(root: Path, cache: Path) -> None:
     imagenet64(root).setup()
     (file,) = cache.glob("pixels4-*/train.npy")
     file.write_bytes(file.read_bytes()[:-1])
-    refused(root, r"pixels4-.* is damaged: .*; remove the folder")
+    refused(root, r"pixels4-.* is damaged: .*; delete the folder")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_an_entry_that_another_process_finished_first_is_taken(home: Path) -> No
 def test_where_nothing_can_be_written_a_warning_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match=r"cannot keep the index .*: set ASYNCDIFF_CACHE"):
+    with pytest.warns(UserWarning, match=r"cannot write the index .*: set ASYNCDIFF_CACHE"):
         assert cached_arrays("tar", 1, Counted())["offsets"].tolist() == [0, 1, 2]
 
 

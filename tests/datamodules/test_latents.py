@@ -118,8 +118,8 @@ def test_nothing_of_the_files_travels_to_a_worker(root: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": 4}, r"channels must be the cache's, got 4 for latents of 2 .*: set channels: 2"),
-        ({"size": 32}, r"size must be the cache's, got 32 for latents of 4x4 .* encode images of 256 pixels"),
+        ({"channels": 4}, r"channels must be 2 as in the cache .*, got 4: set channels: 2"),
+        ({"size": 32}, r"size must match the 4x4 latents of the cache .*, got 32: .* encode images of 256 pixels"),
     ],
 )
 def test_a_cache_that_does_not_fit_the_model_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
@@ -153,17 +153,17 @@ def test_what_is_missing_or_damaged_is_named(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"{name} is missing"):
         latents(root).setup()
     (root / MANIFEST).unlink()
-    with pytest.raises(FileNotFoundError, match=r"a cache that is not complete: run the command \(again\)"):
+    with pytest.raises(FileNotFoundError, match=r"with an incomplete cache: run the command \(again\)"):
         latents(root).setup()
     shutil.rmtree(root)
-    with pytest.raises(FileNotFoundError, match="no cache"):
+    with pytest.raises(FileNotFoundError, match="without a cache"):
         latents(root).setup()
 
 
 def test_a_cache_of_another_version_or_without_validation_is_refused(root: Path) -> None:
     manifest = json.loads((root / MANIFEST).read_text())
     (root / MANIFEST).write_text(json.dumps(manifest | {"version": 2}))
-    with pytest.raises(ValueError, match="must be of version 1, got 2"):
+    with pytest.raises(ValueError, match="must have version 1, got 2"):
         latents(root).setup()
     del manifest["splits"]["val"]
     (root / MANIFEST).write_text(json.dumps(manifest))

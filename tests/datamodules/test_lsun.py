@@ -113,7 +113,7 @@ def test_the_root_may_be_a_database_itself(tmp_path: Path, name: str) -> None:
         assert sorted(seen(data.images("train", 9)) + seen(data.images("val", 9))) == list(range(40))
     else:
         assert (len(data.dataset("train")), len(data.dataset("val"))) == (40, 4)
-    with pytest.raises(ValueError, match=r"categories must be left out for the single database .*: leave it out, or"):
+    with pytest.raises(ValueError, match=r"categories must be left out for the single database .*: omit it, or"):
         lsun(tmp_path / name, categories=["tower"]).setup()
 
 

@@ -229,12 +229,12 @@ def truncated(file: Path) -> str:
 
 def overwritten(file: Path) -> str:
     file.write_bytes(b"x" * file.stat().st_size)
-    return "is damaged: it does not begin with the places of 5 samples"
+    return "is damaged: it does not start with the offsets of 5 samples"
 
 
 def removed(file: Path) -> str:
     file.unlink()
-    return "is missing, which index.json lists"
+    return "is missing, although index.json lists it"
 
 
 @pytest.mark.parametrize("damage", [truncated, overwritten, removed])
@@ -249,7 +249,7 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, damage: Callable
 def test_a_shard_that_the_storage_lacks_is_named(folder: Path, tmp_path: Path) -> None:
     root = shutil.copytree(folder, tmp_path / "d")
     (root / "chunk-0-12.bin").unlink()
-    with pytest.raises(ValueError, match=rf"local:{root}/chunk-0-12.bin cannot be fetched: .*doesn't exist"):
+    with pytest.raises(ValueError, match=rf"local:{root}/chunk-0-12.bin cannot be downloaded: .*doesn't exist"):
         seen(streamed(f"local:{root}", batch_size=1).train_dataloader())
 
 
@@ -268,9 +268,9 @@ def two_images(index: int) -> Any:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, r"image_field must name the images .*got 2 fields that may be: choose of image, mask"),
+        ({}, r"image_field must name the images .*got 2 possible fields: choose from image, mask"),
         ({"image_field": "a"}, r"image_field must name images .*\(image, mask\), got 'a'"),
-        ({"image_field": "mask"}, r"label_field must name whole numbers .*\(a, b\), got 'label'.*classes at 0"),
+        ({"image_field": "mask"}, r"label_field must name integers .*\(a, b\), got 'label'.*classes at 0"),
         ({"image_field": "mask", "label_field": "image"}, r"label_field .*got 'image'"),
     ],
 )
@@ -306,7 +306,10 @@ def test_shards_that_are_not_as_they_are_are_refused(folder: Path, tmp_path: Pat
     index = json.loads((root / "index.json").read_text())
     index["config"][key] = {"compression": "zstd", "encryption": {"algorithm": "fernet", "level": "sample"}}[key]
     (root / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"root must hold shards as they are, got (compressed|encrypted) ones|zstd"):
+    with pytest.raises(
+        ValueError,
+        match=r"root must hold shards without compression or encryption, got (compressed|encrypted) ones|zstd",
+    ):
         Shards(str(root))
 
 

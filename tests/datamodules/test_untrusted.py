@@ -73,7 +73,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_name(kind: str, tmp_path: Pa
 def test_a_format_that_is_given_to_another_program_is_no_image(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "eps")
-    with pytest.raises(ValueError, match="no image in a known format"):
+    with pytest.raises(ValueError, match="not an image in a known format"):
         decode(np.frombuffer(stream.getvalue(), np.uint8))
     (tmp_path / "picture.png").write_bytes(stream.getvalue())
     with pytest.raises(ValueError, match=r"picture\.png"):
@@ -86,9 +86,9 @@ def test_a_png_whose_pixels_do_not_have_their_checksum_is_refused() -> None:
     at = good.index(b"IDAT") + 4
     wrong = good[: good.index(b"IEND") - 8] + b"\0\0\0\0" + good[good.index(b"IEND") - 4 :]
     assert decode(np.frombuffer(bytearray(good), np.uint8)).shape == (1, 8, 8)
-    with pytest.raises(ValueError, match="IDAT.* does not have its checksum"):
+    with pytest.raises(ValueError, match="IDAT.* fails its checksum"):
         decode(np.frombuffer(bytearray(wrong), np.uint8))
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match="truncated"):
         decode(np.frombuffer(bytearray(good[: at + 5]), np.uint8))
 
 
