@@ -406,7 +406,7 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"], "--ckpt_path must be left out if RUN is"),
         (["inpaint", "RUN"], "image must be given"),
         (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
-        (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "masks must be named"),
+        (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "mask must be one of thin, wide,"),
         (["inpaint", "RUN", "--image", "PHOTO", "--fit", "pad"], "fit: must be one of 'crop', 'resize', 'keep'"),
         (["inpaint", "RUN", "--image", "layer.yaml"], "images must be files that can be read, got layer.yaml"),
         (["edit", "RUN", "--image", "PHOTO", "--levels", "2"], "levels must lie in (0, 1], got 2"),

@@ -145,7 +145,10 @@ def test_a_decoder_with_other_values_than_the_data(run, capsys):
 def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
     (tmp_path / "paths.yaml").write_text(FALLING)
     error = refused(capsys, run, "--paths", str(tmp_path / "paths.yaml"))
-    assert "maps must never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 at row 1, column 0" in error
+    assert (
+        "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 in row 1, column 0"
+        in error
+    )
 
 
 def test_a_measurement_must_be_selected(run, capsys):
