@@ -1,4 +1,4 @@
-"""Checks of numeric arguments, with error messages of one line: the argument, the rule, the value and the remedy."""
+"""Checks for numeric arguments; their one-line errors state the argument, the rule, the value and the remedy."""
 
 import math
 
@@ -7,11 +7,11 @@ def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
     """Raise ValueError unless `value` is finite and at least `minimum`."""
     if value == math.inf:
         raise ValueError(f"{name} must be finite, got {value}: {remedy}")
-    if not value >= minimum:  # NaN is refused, too
+    if not value >= minimum:  # also rejects NaN
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
 
 
 def within(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Raise ValueError unless low <= value <= high."""
-    if not low <= value <= high:  # NaN is refused, too
+    if not low <= value <= high:  # also rejects NaN
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")

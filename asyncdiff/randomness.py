@@ -1,6 +1,6 @@
-"""Random numbers from explicit generators: one for a batch, or one per image, so that image i depends on seed i only.
+"""Random numbers from explicit generators: one for a batch, or one per image, so that image i depends only on seed i.
 
-With one generator per image an image is the same whatever the batch size and the number of devices.
+With one generator per image, an image does not depend on the batch size or the number of devices.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def counter_key(*counters: int) -> int:
-    """Return a 63-bit seed that is a fixed hash of counters, such as (seed, epoch, batch, rank), on every machine."""
+    """Hash counters, such as (seed, epoch, batch, rank), to a 63-bit seed that is the same on every machine."""
     digest = hashlib.blake2b(",".join(map(str, counters)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -25,7 +25,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 
 def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
-    """Return one generator per seed, on the CPU, so that a seed means the same image on every device.
+    """Return one CPU generator per seed, so that a seed gives the same image on every device.
 
     Args:
         seeds: one seed per image.
@@ -42,9 +42,9 @@ def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
 
 
 def fork(generator: Generators) -> Generators:
-    """Return independent generators seeded from these.
+    """Derive independent generators from `generator`.
 
-    One number is drawn from each given generator, however many are later drawn from its fork.
+    Draws exactly one number from each generator, no matter how many are later drawn from its fork.
     """
     if generator is None:
         return None
@@ -55,7 +55,7 @@ def fork(generator: Generators) -> Generators:
 
 @dataclass(frozen=True)
 class RandomSource:
-    """Random numbers for a batch of level maps, with the shape, device and type that the maps must have.
+    """Source of random numbers for a batch of level maps; also defines their shape, device and data type.
 
     Attributes:
         batch: number of images.
@@ -72,25 +72,25 @@ class RandomSource:
     dtype: torch.dtype = torch.float32
 
     def uniform(self, *shape: int) -> Tensor:
-        """Draw (batch, *shape) uniform numbers in [0, 1); row i from generator i if every image has its own."""
+        """Draw (batch, *shape) uniform numbers in [0, 1); with one generator per image, row i uses generator i."""
         return uniform((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
 
     def normal(self, *shape: int) -> Tensor:
-        """Draw (batch, *shape) standard normal numbers; row i from generator i if every image has its own."""
+        """Draw (batch, *shape) standard normal numbers; with one generator per image, row i uses generator i."""
         return normal((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
 
     def stratified(self) -> Tensor:
-        """Draw (batch,) numbers, each U(0, 1), evenly spaced from one random offset (VDM, arXiv:2107.00630).
+        """Draw (batch,) stratified U(0, 1) numbers, evenly spaced from one random offset (VDM, arXiv:2107.00630).
 
-        With one generator per image the numbers are independent: images must not depend on their batch.
+        With one generator per image the numbers are independent, since an image must not depend on its batch.
         """
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             return self.uniform()
         shared = {"generator": self.generator, "device": self.device}
         offset = uniform((1,), dtype=self.dtype, **shared)  # type: ignore[arg-type]
-        # The order is random, so that the number does not depend on the image's place in the batch.
+        # The order is random, so that an image's number does not depend on its place in the batch.
         order = uniform((self.batch,), **shared).argsort()  # type: ignore[arg-type]
-        # Rounding may bring a sum to 1, which is outside of [0, 1).
+        # Rounding can bring a sum to 1, which is outside [0, 1).
         return (offset + order.to(self.dtype) / self.batch).remainder(1)
 
 
@@ -123,8 +123,8 @@ def _draw(draw, shape: Sequence[int], generator: Generators, device, dtype: torc
         return draw(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
     if len(generator) != shape[0]:
         raise ValueError(
-            f"generator must hold one generator per image, got {len(generator)} for {shape[0]} images: "
+            f"generator needs one generator per image, got {len(generator)} for {shape[0]} images: "
             "use randomness.per_image(seeds) with one seed per image"
         )
-    rows = [draw(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
-    return torch.stack(rows).to(device)
+    per_generator = [draw(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
+    return torch.stack(per_generator).to(device)

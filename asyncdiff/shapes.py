@@ -1,4 +1,4 @@
-"""Tensor types used everywhere (images, level maps, masks), and conversions between patches and pixels.
+"""Tensor types shared by all modules (images, level maps, masks), and conversions between patches and pixels.
 
 A level map has one value per patch of an image; `known` masks are True where pixels or patches are known.
 """
@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 Image = Float[Tensor, "b c h w"]  # pixels in [-1, 1], or latents
-Latents = Float[Tensor, "b lc lh lw"]  # where a signature has both: the latents of an `Image` of pixels
+Latents = Float[Tensor, "b lc lh lw"]  # latents, in signatures where `Image` means pixels
 LevelMap = Float[Tensor, "b gh gw"]  # noise level of every patch: 0 clean .. 1 noise; (b, 1, 1) is one level per image
 KnownPatches = Bool[Tensor, "b gh gw"]  # True = known
 KnownPixels = Bool[Tensor, "b h w"]  # True = known
@@ -20,9 +20,9 @@ Labels = Int64[Tensor, " b"]  # class of every image
 
 @dataclass(frozen=True)
 class UniqueLevels:
-    """Distinct levels of a level map with the index of every patch's level: t = values[index].
+    """Distinct levels of a level map, and each patch's index into them: t = values[index].
 
-    A network embeds each distinct level once instead of each patch's level.
+    With them, a network embeds each distinct level once instead of once per patch.
 
     Attributes:
         values: distinct levels.
@@ -33,7 +33,7 @@ class UniqueLevels:
     index: Int64[Tensor, "b gh gw"]
 
     def padded(self) -> "UniqueLevels":
-        """Return the same levels, padded with unused values to a power of two from 2 on: few shapes to compile for."""
+        """Return a copy padded to a power of two (at least 2) with unused values, so that few shapes are compiled."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
         return UniqueLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
@@ -41,14 +41,14 @@ class UniqueLevels:
 def unique_levels(t: LevelMap) -> UniqueLevels:
     """Return the distinct levels of `t`, found by sorting.
 
-    Level samplers often know them already (`LevelDraw.unique`): passing those on saves the sort.
+    Level samplers often know them already (`LevelDraw.unique`); use those to avoid the sort.
 
     Args:
         t: level map.
 
     Returns:
-        Levels in ascending order, and the index of every patch's level; of shape (b, 1, 1) if every image has a single
-        level.
+        Levels in ascending order, and each patch's index into them; the index has shape (b, 1, 1) if every image has a
+        single level.
 
     Examples:
         >>> unique = unique_levels(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
@@ -65,8 +65,8 @@ def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:
     """Raise ValueError unless `grid` (gh, gw) divides an image of `size` (h, w) into equal patches."""
     if size[0] % grid[0] or size[1] % grid[1]:
         raise ValueError(
-            f"the level map's grid must divide the image into equal patches, got grid {grid[0]}x{grid[1]} "
-            f"for an image of {size[0]}x{size[1]}: choose one that divides both sides"
+            f"a level map of {grid[0]}x{grid[1]} patches does not divide an image of {size[0]}x{size[1]} pixels into "
+            "equal patches: choose a grid that divides both sides"
         )
 
 
@@ -95,10 +95,10 @@ def to_pixels(per_patch: Shaped[Tensor, "b gh gw"], size: tuple[int, int]) -> Sh
 def upsampled_to(
     coarse: Shaped[Tensor, "b gh gw"], grid: tuple[int, int], name: str = "map"
 ) -> Shaped[Tensor, "b fine_h fine_w"]:
-    """Return a coarse map with each value repeated over a block of the patches of `grid`.
+    """Repeat each value of a coarse map over a block of patches, so that the result has the sides of `grid`.
 
     Args:
-        coarse: map given by a user, whose sides divide those of `grid`.
+        coarse: user-supplied map; its sides must divide those of `grid`.
         grid: (gh, gw) of the level map.
         name: name of the map in the error message.
 
@@ -111,8 +111,8 @@ def upsampled_to(
     b, gh, gw = coarse.shape
     if grid[0] % gh or grid[1] % gw:
         raise ValueError(
-            f"{name} must divide the level map of {grid[0]}x{grid[1]} patches into equal blocks, got {gh}x{gw}: "
-            "give one value per patch or per block of patches"
+            f"{name} has {gh}x{gw} values, which do not divide the level map of {grid[0]}x{grid[1]} patches into equal "
+            "blocks: use one value per patch or per block of patches"
         )
     blocks = coarse[:, :, None, :, None].expand(b, gh, grid[0] // gh, gw, grid[1] // gw)
     return blocks.reshape(b, *grid)
@@ -120,23 +120,23 @@ def upsampled_to(
 
 def mean_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
     """Return the mean over the channels and pixels of each patch."""
-    return _patches(image, grid).mean(dim=(1, 3, 5))
+    return _split_patches(image, grid).mean(dim=(1, 3, 5))
 
 
 def sum_per_patch(image: Float[Tensor, "b c h w"], grid: tuple[int, int]) -> Float[Tensor, "b gh gw"]:
     """Return the sum over the channels and pixels of each patch."""
-    return _patches(image, grid).sum(dim=(1, 3, 5))
+    return _split_patches(image, grid).sum(dim=(1, 3, 5))
 
 
 def known_patches(known: Bool[Tensor, "b h w"], grid: tuple[int, int]) -> Bool[Tensor, "b gh gw"]:
-    """Return True for the patches of which every pixel is known."""
+    """Return a mask that is True for patches whose pixels are all known."""
     check_grid(grid, (known.shape[1], known.shape[2]))
     b, h, w = known.shape
     return known.reshape(b, grid[0], h // grid[0], grid[1], w // grid[1]).all(4).all(2)
 
 
-def _patches(image: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return a view of shape (b, c, gh, patch height, gw, patch width)."""
+def _split_patches(image: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Reshape images to (b, c, gh, patch height, gw, patch width)."""
     b, c, h, w = image.shape
     check_grid(grid, (h, w))
     return image.reshape(b, c, grid[0], h // grid[0], grid[1], w // grid[1])

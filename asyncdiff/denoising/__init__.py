@@ -1,6 +1,6 @@
 """Denoisers, targets, loss weightings, training loss, likelihood bound, and exact denoisers for tests.
 
-Depends on `asyncdiff.noise`, PyTorch and jaxtyping only.
+Depends only on `asyncdiff.noise`, PyTorch and jaxtyping.
 """
 
 from asyncdiff.denoising.denoiser import Denoiser, DenoiserLike, Prediction

@@ -10,12 +10,12 @@ from asyncdiff.denoising.targets import Target, VelocityTarget
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels
 
-LOGVAR_RANGE = (-30.0, 20.0)  # predicted log-variances are clamped to it (Patch Forcing, arXiv:2604.19141)
+LOGVAR_RANGE = (-30.0, 20.0)  # predicted log-variances are clamped to this range (Patch Forcing, arXiv:2604.19141)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction of a denoiser at a noisy image, as velocity, clean image or noise.
+    """Prediction of a denoiser for a noisy image, as velocity, clean image or noise.
 
     Attributes:
         process: noise process that converts between v, x and eps.
@@ -23,7 +23,7 @@ class Prediction:
         t: level map of `x_t`.
         v: predicted velocity; `x` and `eps` follow from it.
         logvar: predicted log of the velocity's squared error, averaged over the pixels of each patch; None if the
-            network does not predict it. On the network's grid, even if `t` is coarser.
+            network does not predict it. Its grid is the network's, even if `t` is coarser.
     """
 
     process: Process
@@ -45,11 +45,11 @@ class Prediction:
 
 @runtime_checkable
 class DenoiserLike(Protocol):
-    """Interface of everything that denoises: trained networks (`Denoiser`), guidance and exact oracles."""
+    """Interface shared by trained networks (`Denoiser`), guided denoisers and exact oracles."""
 
     @property
     def process(self) -> Process:
-        """Noise process that predictions refer to."""
+        """Noise process of the predictions."""
 
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
@@ -60,7 +60,7 @@ class DenoiserLike(Protocol):
             x_t: noisy images.
             t: level maps of `x_t`.
             label: class labels; None for unconditional predictions.
-            unique: distinct levels of `t`, if known: saves sorting them.
+            unique: distinct levels of `t`, if known; saves a sort.
 
         Returns:
             The predicted velocity, clean image and noise.
@@ -71,14 +71,14 @@ class DenoiserLike(Protocol):
 
 
 class Denoiser(nn.Module):
-    """Network together with its noise process and target: predicts velocity, clean image and noise.
+    """Network with its noise process and target; predicts velocity, clean image and noise.
 
     Args:
         network: module (x_t, t, label, unique=...) -> output, or (output, logvar) if it predicts its uncertainty, with
             a method grid((h, w)) -> (gh, gw). `asyncdiff.networks` has several.
         process: noise process.
-        target: quantity that the network's output stands for; default: the velocity. A predicted log-variance is always
-            that of the velocity's error, on which it is trained.
+        target: quantity that the network predicts; default: the velocity. A predicted log-variance always refers to the
+            error of the velocity, on which it is trained.
 
     Examples:
         >>> import torch
@@ -114,8 +114,9 @@ class Denoiser(nn.Module):
             x_t: noisy images.
             t: level maps of `x_t`.
             label: class labels; None for unconditional predictions.
-            unique: distinct levels of `t`, if known: saves sorting them.
-            kv_cache: cache made by the network, for networks that can compute some patches and reuse the others.
+            unique: distinct levels of `t`, if known; saves a sort.
+            kv_cache: KV cache created by the network, to recompute some patches and reuse the others; None computes
+                all.
 
         Returns:
             The predicted velocity, clean image and noise.

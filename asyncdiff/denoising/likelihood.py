@@ -47,7 +47,7 @@ class Decoder(ABC):
     Attributes:
         unit: unit of `Bound.rate`.
         nats: number of nats in one `unit`.
-        noise_to_signal: sigma / alpha at the lowest level of a path by default; finer details are left to the decoder.
+        noise_to_signal: default sigma / alpha at the lowest level of a path; the decoder accounts for finer details.
     """
 
     unit: str
@@ -78,8 +78,9 @@ class CategoricalDecoder(Decoder):
     def __init__(self, values: int = 256):
         at_least("values", values, 2, "use 256 for 8-bit images")
         self.values = values
-        # A quarter of the distance between values, logSNR 12.5 for 8 bits (VDM ends at 13.3). Below it, a network that
-        # does not know that values are discrete pays log 2 for every halving of the noise, the decoder almost nothing.
+        # A quarter of the distance between values, logSNR 12.5 for 8 bits (VDM ends at 13.3). Below it, halving the
+        # noise costs log 2 if left to a network that does not know that values are discrete, but almost nothing in the
+        # decoder.
         self.noise_to_signal = 0.25 * 2 / (values - 1)
 
     def __call__(self, process: Process, x: Image, x_t: Image, t: LevelMap) -> Image:
@@ -91,7 +92,7 @@ class CategoricalDecoder(Decoder):
         def logit(value: Tensor | float) -> Tensor:
             return -((x_t - alpha * value) / sigma).square() / 2
 
-        # One value at a time: all at once would take 256 times the memory of the images.
+        # Loop over the values: all at once would take 256 times the memory of the images.
         total = torch.full_like(x_t, -math.inf)
         for j in range(self.values):
             total = torch.logaddexp(total, logit(-1 + j * step))
@@ -101,10 +102,10 @@ class CategoricalDecoder(Decoder):
         """Raise ValueError for pixels between the values or outside [-1, 1]."""
         index = (x + 1) * ((self.values - 1) / 2)
         off = (index - index.round().clamp(0, self.values - 1)).abs().amax() if x.numel() else torch.zeros(())
-        if not off < 0.1:  # steps; float16 rounds 256 values by 0.03; NaN is refused, too
+        if not off < 0.1:  # steps; float16 rounds 256 values by 0.03; also rejects NaN
             raise ValueError(
                 f"pixels must take {self.values} equidistant values from -1 to 1, got one {float(off):.2f} steps off: "
-                "use CategoricalDecoder with the data's number of values, or GaussianDecoder for continuous values"
+                "set values of CategoricalDecoder to the data's number, or use GaussianDecoder for continuous values"
             )
 
 
@@ -132,8 +133,8 @@ class Bound:
         prior: KL divergence of x_t at s = 1 from N(0, I); 0 if alpha(1) = 0.
         diffusion: the integral over the path, or the sum over steps.
         reconstruction: the decoder's term; negative for densities on scales finer than 1.
-        standard_error: standard error of `diffusion`, computed as if its points were independent (it is smaller for
-            stratified ones); NaN for a single point and for `discrete_bound`.
+        standard_error: standard error of `diffusion`, computed as if its points were independent (with stratified
+            points the true error is smaller); NaN for a single point and for `discrete_bound`.
         dims: number of unknown values.
         per_patch: sum of all three terms by patch; 0 for known patches.
         by_level: `diffusion` by the level t of the patch it came from, in bins with upper edges `LEVEL_EDGES`.
@@ -180,11 +181,11 @@ def bound(
         denoiser: trained denoiser or exact oracle.
         x: images, with values that the decoder accepts.
         path: path family; a random one gives a bound for the mixture over its curves; default: synchronous. Its slopes
-            must be right, or the result is no bound: check path classes of your own with `paths.check_path`.
+            must be correct for the result to be a bound: check your own path classes with `paths.check_path`.
         label: class labels; None for the unconditional bound.
         known: known pixels, True = known, (b, h, w): bounds -log p(unknown | known). A patch is known if all its pixels
             are; known pixels of other patches count as unknown, since a patch has only one level.
-        points: number of evaluations per image; stratified, one in each of as many equal shares of u, which
+        points: number of evaluations per image, stratified: one in each of `points` equal intervals of u, which
             `progress_sampler` maps to s.
         progress_sampler: distribution of s; default: `FluxProgress`, importance sampling.
         t_min: floor for a path that has none; default: level at which sigma / alpha is `decoder.noise_to_signal`. Every
@@ -240,8 +241,8 @@ def discrete_bound(
         label: class labels; None for the unconditional bound.
         known: known pixels, True = known, (b, h, w), as for `bound`.
         steps: number of sampling steps, one network evaluation each.
-        progress_sampler: places the steps; default: `UniformProgress`, as samplers do. `FluxProgress` gives a tighter
-            bound with the same number of steps.
+        progress_sampler: spacing of the steps; default: `UniformProgress`, as in samplers. `FluxProgress` gives a
+            tighter bound with the same number of steps.
         t_min: floor for a path that has none, as for `bound`.
         decoder: decoder of the reconstruction term; default: `CategoricalDecoder(256)`, bits/dim of 8-bit pixels.
         generator: one generator for the batch, or one per image; None for torch's global one.
@@ -249,7 +250,7 @@ def discrete_bound(
     Returns:
         The bound of every image and its parts, with a `standard_error` of NaN.
     """
-    at_least("steps", steps, 1, "use 250 as the paper does")
+    at_least("steps", steps, 1, "use 250 as in the paper")
     decoder = decoder or CategoricalDecoder()
     floor = default_t_min(denoiser.process, decoder) if t_min is None else t_min
     line = _LineIntegral(denoiser, x, path, known, progress_sampler or UniformProgress(), floor, generator)
@@ -264,7 +265,7 @@ def default_t_min(process: Process, decoder: Decoder) -> float:
 def with_floor(path: Path, t_min: float) -> Path:
     """Return `path` with the floor `t_min`, or unchanged if it has a floor already."""
     if isinstance(path, Conditioned):
-        raise ValueError("path must not be Conditioned, got a path with known patches: give the mask as known instead")
+        raise ValueError("path must not be Conditioned, got a path with known patches: pass its mask as known instead")
     return path if path.t_min > 0 else Floored(path, t_min)
 
 
@@ -296,10 +297,10 @@ class _LineIntegral:
         self.grid = denoiser.grid(self.size)
         self.generator = generator
         path = with_floor(path or Synchronous(), t_min)
-        self.known = self._known(known)
+        self.known = self._known_patches(known)
         if self.known is not None:
             path = Conditioned(path, self.known)
-        # Curves have generators of their own, so that the noise is the same for every path.
+        # Curves have separate generators, so that the noise is the same for every path.
         self.curve: Curve = path.draw(len(x), self.grid, generator=fork(generator), device=x.device, dtype=self.dtype)
 
     def integrand(self, label: Labels | None, points: int) -> Terms:
@@ -314,10 +315,10 @@ class _LineIntegral:
             yield t, importance[:, None, None] * weight(self.process, t, slope) * error
 
     def terms(self, label: Labels | None, steps: int) -> Terms:
-        """Yield the term of every step, from the clean end."""
-        before = self._at(0.0)
+        """Yield the term of every step, starting at the clean end."""
+        before = self._level_map_at(0.0)
         for k in range(1, steps + 1):
-            t = self._at(k / steps)
+            t = self._level_map_at(k / steps)
             error = self._error(t, label, lambda prediction: prediction.x, lambda x, eps, t: x)
             moved = t > before
             gain = self.process.snr(before.masked_fill(~moved, 1)) - self.process.snr(t)
@@ -325,7 +326,7 @@ class _LineIntegral:
             before = t
 
     def bound(self, terms: Terms, decoder: Decoder, points: int | None) -> Bound:
-        """Return the sum of the terms, with reconstruction and prior at the ends of the path."""
+        """Sum the terms, and add reconstruction and prior at the ends of the path."""
         reconstruction, prior = self._reconstruction(decoder), self._prior()
         diffusion = torch.zeros_like(prior)
         by_level = prior.new_zeros(len(prior), len(LEVEL_EDGES))
@@ -345,56 +346,56 @@ class _LineIntegral:
             diffusion=total,
             reconstruction=reconstruction.sum((1, 2)),
             standard_error=standard_error,
-            dims=self._masked(torch.ones_like(self.x)).sum((1, 2)),
+            dims=self._sum_unknown(torch.ones_like(self.x)).sum((1, 2)),
             per_patch=prior + diffusion + reconstruction,
             by_level=by_level,
             decoder=decoder,
         )
 
-    def _known(self, known: Tensor | None) -> KnownPatches | None:
+    def _known_patches(self, known: Tensor | None) -> KnownPatches | None:
         if known is None:
             return None
         if tuple(known.shape) != (len(self.x), *self.size):
             raise ValueError(
                 f"known must have shape {(len(self.x), *self.size)}, True = known, got {tuple(known.shape)}: "
-                "expand one mask to the batch"
+                "expand a single mask to the batch"
             )
         return known_patches(known.to(self.x.device), self.grid)
 
-    def _at(self, u: float) -> LevelMap:
+    def _level_map_at(self, u: float) -> LevelMap:
         ends = {0.0: self.x.new_zeros(len(self.x)), 1.0: self.x.new_ones(len(self.x))}
-        if u in ends:  # exactly, not up to the precision of the progress sampler
+        if u in ends:  # the exact ends, whatever the precision of the progress sampler
             return self.curve(ends[u].to(self.dtype))[0]
         s, _ = self.progress_sampler(self.curve, torch.full((len(self.x),), u, device=self.x.device, dtype=self.dtype))
         return self.curve(s)[0]
 
-    def _noised(self, t: LevelMap) -> tuple[Image, Image]:
+    def _add_noise(self, t: LevelMap) -> tuple[Image, Image]:
         eps = normal(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
         return eps, self.process.noised(self.x, eps, t.to(self.x.dtype))
 
     def _error(
         self, t: LevelMap, label: Labels | None, predicted: Callable, true: Callable[[Image, Image, LevelMap], Image]
     ) -> LevelMap:
-        """Return the squared error per patch of the denoiser's prediction at new noise."""
-        eps, x_t = self._noised(t)
+        """Return the squared error per patch of the denoiser's prediction, with fresh noise."""
+        eps, x_t = self._add_noise(t)
         t = t.to(self.x.dtype)
         residual = true(self.x, eps, t) - predicted(self.denoiser(x_t, t, label))
         return sum_per_patch(residual.square(), self.grid).to(self.dtype)
 
     def _reconstruction(self, decoder: Decoder) -> LevelMap:
-        t = self._at(0.0)
+        t = self._level_map_at(0.0)
         t = t if self.known is None else t.masked_fill(self.known, 1)  # any level above 0: masked below
-        _, x_t = self._noised(t)
+        _, x_t = self._add_noise(t)
         x, x_t = self.x.to(self.dtype), x_t.to(self.dtype)
-        return self._masked(decoder(self.process, x, x_t, t))
+        return self._sum_unknown(decoder(self.process, x, x_t, t))
 
     def _prior(self) -> LevelMap:
-        t = self._at(1.0)
+        t = self._level_map_at(1.0)
         t = t if self.known is None else t.masked_fill(self.known, 1)
         alpha, sigma = to_pixels(self.process.alpha(t), self.size), to_pixels(self.process.sigma(t), self.size)
         kl = 0.5 * ((alpha * self.x).square() + sigma.square() - 1) - sigma.log()
-        return self._masked(kl.to(self.dtype))
+        return self._sum_unknown(kl.to(self.dtype))
 
-    def _masked(self, per_pixel: Image) -> LevelMap:
+    def _sum_unknown(self, per_pixel: Image) -> LevelMap:
         total = sum_per_patch(per_pixel.to(self.dtype), self.grid)
         return total if self.known is None else total.masked_fill(self.known, 0)

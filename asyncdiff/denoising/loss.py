@@ -13,11 +13,11 @@ from asyncdiff.shapes import Image, Labels, LevelMap, mean_per_patch, upsampled_
 
 @dataclass(frozen=True)
 class Loss:
-    """Training loss of a batch with its parts.
+    """Training loss of a batch, and its components.
 
     Attributes:
-        per_image: weighted mean over the patches of each image; with the weighting `ELBO` in nats per dimension of the
-            entire image, where clean patches count as 0.
+        per_image: weighted mean over the patches of each image. With the weighting `ELBO`, it is in nats per dimension
+            of the entire image, in which clean patches count as 0.
         error: unweighted mean squared error of the velocity, per patch.
         t: level map of `error`.
         uncertainty: negative log-likelihood of the errors under the predicted log-variances, in nats per pixel,
@@ -44,7 +44,7 @@ def training_loss(
         label: class labels; None for an unconditional loss.
 
     Returns:
-        The loss per image, whose mean is to be minimized, and its parts.
+        The loss per image, whose mean is to be minimized, and its components.
 
     Examples:
         >>> import torch

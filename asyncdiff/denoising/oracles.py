@@ -1,9 +1,9 @@
-"""Exact denoisers for data of known density, a mixture of Gaussians: a reference for tests of samplers and bounds.
+"""Exact denoisers for Gaussian mixtures, whose density is known: a reference for testing samplers and bounds.
 
 With images x = (x_1 .. x_d) flattened and x_t = A x + S eps, A and S diagonal with the pixels' own alpha and sigma,
 component k of a mixture of Gaussians gives x_t ~ N(A m_k, T_k) with T_k = A C_k A + S^2, and with
-y = T_k^-1 (x_t - A m_k) the posterior means E[x] = m_k + C_k A y and E[eps] = S y. There is no division by sigma or
-alpha, so that both hold at t = 0 and at t = 1, too. The posterior weight of a component is its share of p(x_t).
+y = T_k^-1 (x_t - A m_k) the posterior means E[x] = m_k + C_k A y and E[eps] = S y. Neither divides by sigma or alpha,
+so both also hold at t = 0 and t = 1. The posterior weight of a component is its share of p(x_t).
 """
 
 import math
@@ -25,14 +25,14 @@ Mixture = tuple[Float[Tensor, " k"], Float[Tensor, "k d"], Float[Tensor, "k d d"
 class MixtureOracle:
     """Exact denoiser E[v | x_t] for images from a mixture of Gaussians, with exact samples and densities.
 
-    Works at any level map. Predictions have the device and type of their input, and so have densities, but in float32
-    at least; samples have the device and type of `means`.
+    Works for any level map. Predictions and densities have the device and data type of their input (densities at least
+    float32); samples have those of `means`.
 
     Args:
         weights: probability of each component; positive, with sum 1.
         means: mean of each component, a flattened image of c h w pixels.
         covs: covariance of each component over these pixels, symmetric and positive definite.
-        patches: grid (gh, gw) that `grid` reports to samplers; level maps of a call may have any grid.
+        patches: grid (gh, gw) that `grid` reports to samplers; level maps passed to calls may have any grid.
         process: noise process; default: rectified flow.
 
     Examples:
@@ -58,7 +58,7 @@ class MixtureOracle:
 
     @property
     def null_label(self) -> int:
-        """Label that means "any component", as the null label of a network."""
+        """Label that means "any component", like the null label of a network."""
         return len(self.weights)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -69,13 +69,13 @@ class MixtureOracle:
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """Return the prediction with the exact v; at t = 0 with zero noise, v = alpha'/W x_t.
+        """Return the exact prediction; at t = 0 the predicted noise is 0, so v = alpha'/W x_t.
 
         Args:
             x_t: noisy images.
             t: level maps of `x_t`.
-            label: component of each image; None, or the number of components, for any.
-            unique: ignored.
+            label: component of each image; None, or the number of components, means any component.
+            unique: ignored; part of the interface `DenoiserLike`.
 
         Returns:
             The exact posterior means.
@@ -89,7 +89,7 @@ class MixtureOracle:
         self, count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None
     ) -> Float[Tensor, "b c h w"]:
         """Draw `count` exact samples of `shape` (c, h, w), all from one generator."""
-        at_least("count", count, 1, "draw one image or more")
+        at_least("count", count, 1, "use 1 for a single image")
         self._check_pixels("shape", shape)
         component = self.weights.multinomial(count, replacement=True, generator=generator)
         noise = torch.randn(
@@ -113,9 +113,9 @@ class MixtureOracle:
             The marginal log density per image.
         """
         self._check_pixels("x", x.shape[1:])
-        mask, x = _mask(x, known), x.to(torch.promote_types(x.dtype, torch.float32))
+        mask, x = _expand_mask(x, known), x.to(torch.promote_types(x.dtype, torch.float32))
         keep = mask.to(x.dtype)
-        # Unknown pixels become independent N(0, 1) pixels at 0, which contribute their normalization only.
+        # Unknown pixels become independent N(0, 1) pixels with value 0, which contribute only their normalization.
         flat = x.flatten(1).masked_fill(~mask, 0)
         log_prob = torch.logsumexp(self._log_weights(x) + self._solve(flat, keep, 1 - keep)[1], dim=1)
         return log_prob + 0.5 * math.log(2 * math.pi) * (1 - keep).sum(1)
@@ -167,8 +167,8 @@ class MixtureOracle:
     def _check_pixels(self, name: str, shape: tuple[int, ...]) -> None:
         if math.prod(shape) != self.means.shape[1]:
             raise ValueError(
-                f"{name} must have (c, h, w) of {self.means.shape[1]} pixels in all, "
-                f"got {tuple(shape)}: use as many as the means have"
+                f"{name} must have (c, h, w) with {self.means.shape[1]} values in all, as the means have, "
+                f"got {tuple(shape)}: use the shape for which the oracle was made"
             )
 
 
@@ -178,7 +178,7 @@ class GaussianOracle(MixtureOracle):
     Args:
         mean: mean, a flattened image of c h w pixels.
         cov: covariance over these pixels, symmetric and positive definite.
-        patches: grid (gh, gw) that `grid` reports to samplers; level maps of a call may have any grid.
+        patches: grid (gh, gw) that `grid` reports to samplers; level maps passed to calls may have any grid.
         process: noise process; default: rectified flow.
     """
 
@@ -204,22 +204,24 @@ def random_gaussian(pixels: int, seed: int = 0) -> tuple[Float[Tensor, " d"], Fl
 def random_mixture(components: int, pixels: int, seed: int = 0) -> Mixture:
     """Return random weights, means and covariances of overlapping components, float64.
 
-    No weight is below half of 1 / components.
+    Every weight is at least 1 / (2 components).
     """
-    at_least("components", components, 1, "use one Gaussian or more")
+    at_least("components", components, 1, "use 1 for a single Gaussian")
     means, covs = zip(*(random_gaussian(pixels, seed * components + k) for k in range(components)), strict=True)
     g = torch.Generator().manual_seed(seed)
     weights = 1 + torch.rand(components, generator=g, dtype=torch.float64)
     return weights / weights.sum(), 2 * torch.stack(means), torch.stack(covs) / 2
 
 
-def _mask(x: Image, known: Tensor) -> Shaped[Tensor, "b d"]:
-    """Return `known` for every image and channel, flattened."""
+def _expand_mask(x: Image, known: Tensor) -> Shaped[Tensor, "b d"]:
+    """Expand `known` to every image and channel, and flatten it."""
     size = tuple(x.shape[2:])
     if known.dtype != torch.bool:
         raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
     if tuple(known.shape) not in (size, (len(x), *size)):
-        raise ValueError(f"known must have shape {size} or {(len(x), *size)}, got {tuple(known.shape)}: use x's (h, w)")
+        raise ValueError(
+            f"known must have shape {size} or {(len(x), *size)}, got {tuple(known.shape)}: use (h, w) of x"
+        )
     per_image: KnownPixels = known.to(x.device).expand(len(x), *size)
     return per_image[:, None].expand(x.shape).flatten(1)
 
@@ -228,21 +230,22 @@ def _check_mixture(weights: Tensor, means: Tensor, covs: Tensor, tolerance: floa
     components, pixels = means.shape
     if tuple(weights.shape) != (components,):
         raise ValueError(
-            f"weights must hold one number per mean, got {len(weights)} for {components} means: add or remove some"
+            f"weights needs one number per mean, got shape {tuple(weights.shape)} for {components} means: "
+            "pass one weight for each mean"
         )
     if tuple(covs.shape) != (components, pixels, pixels):
         raise ValueError(
-            f"covs must have shape {(components, pixels, pixels)}, got {tuple(covs.shape)}: one matrix per mean"
+            f"covs must have shape {(components, pixels, pixels)}, got {tuple(covs.shape)}: pass one matrix per mean"
         )
     if not bool((weights > 0).all()):
-        raise ValueError(f"weights must be positive, got {weights.tolist()}: leave out components that never occur")
+        raise ValueError(f"weights must be positive, got {weights.tolist()}: remove components that never occur")
     if not abs(total := weights.sum().item() - 1) < tolerance:
-        raise ValueError(f"weights must sum to 1, got a sum of {1 + total:g}: divide them by it")
+        raise ValueError(f"weights must sum to 1, got a sum of {1 + total:g}: divide them by their sum")
     if not bool(means.isfinite().all()):
         raise ValueError("means must be finite, got NaN or infinity: check how they were computed")
     for k, cov in enumerate(covs):
         asymmetry = (cov - cov.mT).abs().max().item()
-        if not asymmetry <= tolerance * cov.abs().max().item():  # NaN is refused, too
+        if not asymmetry <= tolerance * cov.abs().max().item():  # also rejects NaN
             raise ValueError(
                 f"covs must be symmetric, got a difference of {asymmetry:g} in covs[{k}]: use (C + C^T) / 2"
             )

@@ -1,4 +1,4 @@
-"""Targets: the quantity that a network's output stands for, and its conversion to the velocity.
+"""Targets: quantities that a network can predict, and their conversion to the velocity.
 
 Losses, samplers and predicted log-variances always refer to the velocity, whatever the target. Train new networks with
 `VelocityTarget`; the other targets are for networks that were trained elsewhere or for architectures that need them.
@@ -46,7 +46,7 @@ class NoiseTarget(Target):
         if not process.alpha(torch.ones((), device="cpu")) > 0:
             raise ValueError(
                 f"target NoiseTarget needs a process with alpha(1) > 0, got {type(process).__name__}, where noise does "
-                "not determine the image at t = 1: use LinearVP, or the target VelocityTarget"
+                "not determine the image at t = 1: use LinearVP, or VelocityTarget"
             )
 
 
@@ -54,13 +54,13 @@ class CleanTarget(Target):
     """Target x, the clean image: v = (c x_t - x) / max(sigma, floor) (JiT, arXiv:2511.13720, which uses floor 0.05).
 
     Args:
-        floor: lower limit of the sigma to divide by, above 0. The velocity is finite at t = 0, but too small where
+        floor: lower limit for the divisor sigma, above 0. The velocity is finite at t = 0, but too small where
             sigma < floor.
     """
 
     def __init__(self, floor: float = 0.05):
         if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor}: use 0.05 as JiT does, or 1e-4 for nearly none")
+            raise ValueError(f"floor must be positive, got {floor}: use 0.05 as in JiT, or 1e-4 for almost no floor")
         self.floor = floor
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:

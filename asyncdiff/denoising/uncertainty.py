@@ -9,21 +9,22 @@ from torch import Tensor
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.shapes import LevelMap, to_pixels
 
-# Log-variances are rounded to multiples of this: differences of rounding between batch sizes must not rank patches.
+# Log-variances are rounded to multiples of this, so that rounding errors, which depend on the batch size, do not change
+# the ranking of patches.
 LOGVAR_STEP = 1 / 1024
 ROUNDING = 1e-6  # added to products that are integers up to rounding, such as 0.7 * 10
 
 
 def most_certain(uncertainty: LevelMap, among: Bool[Tensor, "b gh gw"], share: float) -> Bool[Tensor, "b gh gw"]:
-    """Return the patches whose uncertainty is below the `share` quantile of the candidates of their image.
+    """Select the patches whose uncertainty is below the `share` quantile of their image's candidates.
 
-    The quantile is one of the values, the next one after `share` of them: patches of equal uncertainty are treated
-    alike, and share 1 selects all candidates.
+    The quantile is one of the sorted values, the next one after a fraction `share` of them. Patches of equal
+    uncertainty are therefore treated alike, and share 1 selects all candidates.
 
     Args:
         uncertainty: uncertainty of every patch.
         among: True for the candidates.
-        share: quantile, in [0, 1].
+        share: fraction that defines the quantile, in [0, 1].
 
     Returns:
         True for the selected patches.
@@ -35,10 +36,11 @@ def most_certain(uncertainty: LevelMap, among: Bool[Tensor, "b gh gw"], share: f
 
 
 def predicted_rms_error(prediction: Prediction, rule: str) -> LevelMap:
-    """Return the predicted rms error of the velocity, per patch; `rule` is named if the network predicts none."""
+    """Return the predicted rms error of the velocity per patch; raise ValueError, naming `rule`, if there is none."""
     if prediction.logvar is None:
         raise ValueError(
-            f"{rule} needs a network that predicts its uncertainty, got one without: train with uncertainty: true"
+            f"{rule} needs a network that predicts its uncertainty, got one without an uncertainty head: train "
+            "a network with uncertainty: true"
         )
     logvar = (prediction.logvar.to(prediction.t.dtype) / LOGVAR_STEP).round() * LOGVAR_STEP
     return (logvar / 2).exp()

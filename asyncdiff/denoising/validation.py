@@ -27,7 +27,7 @@ def held_out_errors(
 
     "loss" is the training loss. The others are unweighted mean squared errors of the velocity: at AsyncPatch maps
     ("error_heterogeneous"), at constant maps of matched levels ("error_constant"), and constant minus heterogeneous
-    ("error_gap"), which shows what a network that is trained on one kind of map loses on the other.
+    ("error_gap"). The gap shows how much worse a network trained on one kind of map does on the other.
 
     Args:
         denoiser: denoiser to evaluate.
@@ -38,7 +38,7 @@ def held_out_errors(
         generator: one generator for the batch, or one per image; None for torch's global one.
 
     Returns:
-        Errors by name.
+        Errors per image, by name.
     """
     eps = normal(x.shape, generator=generator, device=x.device)
     heterogeneous, constant = matched_maps(len(x), denoiser.grid((x.shape[2], x.shape[3])), generator, x.device)
@@ -53,10 +53,10 @@ def held_out_errors(
 def matched_maps(
     batch: int, grid: tuple[int, int], generator: Generators, device: torch.device | str = "cpu"
 ) -> tuple[LevelDraw, LevelDraw]:
-    """Draw AsyncPatch maps, and for each a constant map at the level of one of its patches.
+    """Draw AsyncPatch maps, and for each of them a constant map at the level of one of its patches.
 
-    Both kinds have the same distribution of levels. They do not depend on the training distribution, so that runs can
-    be compared.
+    Both kinds have the same distribution of levels. They do not depend on the training distribution, so errors of
+    different runs are comparable.
 
     Args:
         batch: number of images.

@@ -46,7 +46,7 @@ class Weighting(ABC):
         if levels.progress_sampler.needs_floor and not self.needs_slopes:
             raise ValueError(
                 f"progress_sampler {type(levels.progress_sampler).__name__} needs the weighting ELBO, "
-                f"got {type(self).__name__}, whose losses it makes noisier: leave progress_sampler out of the levels"
+                f"got {type(self).__name__}, whose losses it makes noisier: remove it from the level sampler"
             )
 
 
@@ -97,8 +97,10 @@ class ELBO(Weighting):
 
     def __call__(self, process: Process, t: LevelMap, slope: LevelMap | None) -> LevelMap:
         if slope is None:
-            raise ValueError("ELBO needs the slopes dt/ds, got levels without: draw them with AlongPath(Floored(...))")
-        # A patch with slope 0 adds nothing; known patches are such ones at t = 0, where the weight would be inf * 0.
+            raise ValueError(
+                "ELBO needs the slopes dt/ds, got levels without slopes: draw them with AlongPath(Floored(path))"
+            )
+        # Patches with slope 0 contribute nothing. Known patches are among them: at t = 0 their weight would be inf * 0.
         still = slope == 0
         sigma = process.sigma(t).masked_fill(still, 1)
         return process.wronskian(t) * process.alpha(t) / sigma * slope
@@ -108,11 +110,11 @@ class ELBO(Weighting):
         name = type(levels).__name__
         if not levels.has_slopes:
             raise ValueError(
-                f"ELBO weights levels by their slope dt/ds along a path, and {name} follows no path: "
-                "use AlongPath, or the weighting Velocity or Sigmoid"
+                f"ELBO needs the slopes dt/ds along a path, got {name}, which does not provide them: "
+                "use AlongPath with weighted=True, or the weighting Velocity or Sigmoid"
             )
         if levels.t_min <= 0:
             raise ValueError(
-                f"ELBO is infinite at t = 0, and {name} reaches down to t = {levels.t_min}: "
+                f"ELBO is infinite at t = 0, got {name}, which reaches t = {levels.t_min}: "
                 "use AlongPath(Floored(path, t_min=0.001))"
             )

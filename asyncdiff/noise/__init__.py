@@ -1,7 +1,8 @@
-"""Noise processes, level samplers, noise paths, fields, orders and masks. Depends on PyTorch and jaxtyping only.
+"""Noise processes, level samplers, noise paths, fields, orders and masks. Depends only on PyTorch and jaxtyping.
 
-`Process` is the noising x_t = alpha(t) x + sigma(t) eps; `LevelSampler` draws the level maps t of training; a `Path` is
-a curve of level maps from clean to noise, which sampling follows backwards and the likelihood integrates along.
+A `Process` defines the noising x_t = alpha(t) x + sigma(t) eps; a `LevelSampler` draws the level maps t for training; a
+`Path` is a curve of level maps from clean to noise. Sampling follows it backwards; the likelihood is an integral along
+it.
 """
 
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions

@@ -1,4 +1,4 @@
-"""Random sets of clean patches, which train a network to inpaint and outpaint (see `levels.WithCleanPatches`)."""
+"""Random sets of clean patches for training a network to inpaint and outpaint (see `WithCleanPatches`)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import KnownPatches
 
-MASK_SEED_COUNT = 2**20  # number of different masks of a random `Mask`
+MASK_SEED_COUNT = 2**20  # number of different masks drawn from a random `Mask`
 
 
 class CleanPatches(ABC):
@@ -23,25 +23,25 @@ class CleanPatches(ABC):
 
 
 class RandomBoxes(CleanPatches):
-    """Random box that is unknown, or the only known part, with equal probability.
+    """Random box: with equal probability the only unknown or the only known part of the image.
 
-    The corners of a box are uniform, so that halves, squares and frames of all sizes occur; a box is never empty.
+    Its corners are uniform, so that halves, squares and frames of all sizes occur; it is never empty.
     """
 
     def sample(self, source: RandomSource) -> KnownPatches:
         gh, gw = source.grid
         ends = source.uniform(5)
-        rows = _between(ends[:, 0:2], gh)
-        columns = _between(ends[:, 2:4], gw)
+        rows = _mask_between(ends[:, 0:2], gh)
+        columns = _mask_between(ends[:, 2:4], gw)
         inside = rows[:, :, None] & columns[:, None, :]
         return inside ^ (ends[:, 4] < 0.5)[:, None, None]
 
 
 class RandomRegions(CleanPatches):
-    """Random regions: the patches on which a random field is lowest, a share of them uniform on [low, high].
+    """Random regions: the patches where a random field is lowest. Their expected share is uniform on [low, high].
 
-    A coherent field gives irregular regions, `IndependentField` single patches (SRM's added zeros, arXiv:2502.21075;
-    TD-Paint).
+    A coherent field gives irregular regions, `IndependentField` scattered single patches (SRM's added zeros,
+    arXiv:2502.21075; TD-Paint).
 
     Args:
         field: random field; default: Perlin noise.
@@ -65,13 +65,15 @@ class RandomMasks(CleanPatches):
     """One of several inpainting masks per image, with equal probability.
 
     Args:
-        masks: masks of `asyncdiff.noise.masks`, drawn at the size of the level map: a pixel of a mask is a patch. Masks
-            with random strokes are computed for each image, which takes milliseconds.
+        masks: masks from `asyncdiff.noise.masks`, drawn at the size of the level map, so that each mask pixel is one
+            patch. Masks with random strokes are computed separately for each image, which takes milliseconds.
     """
 
     def __init__(self, masks: Sequence[Mask]):
         if not masks:
-            raise ValueError("masks must hold at least one mask, got none: use asyncdiff.noise.Half, for example")
+            raise ValueError(
+                "masks must contain at least one mask, got none: use [asyncdiff.noise.Half()], for example"
+            )
         self.masks = list(masks)
 
     def sample(self, source: RandomSource) -> KnownPatches:
@@ -87,25 +89,26 @@ class MixedCleanPatches(CleanPatches):
     """One of several distributions of clean patches per image, with equal probability.
 
     Args:
-        contexts: the distributions.
+        contexts: distributions to choose from, at least one.
     """
 
     def __init__(self, contexts: Sequence[CleanPatches]):
         if not contexts:
             raise ValueError(
-                "contexts must hold at least one distribution, got none: use asyncdiff.noise.RandomBoxes, for example"
+                "contexts must contain at least one distribution, got none: use [asyncdiff.noise.RandomBoxes()], for "
+                "example"
             )
         self.contexts = list(contexts)
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        # All sets are drawn, so that an image's later random numbers do not depend on the choice.
+        # Draw from every distribution, so that an image's later random numbers do not depend on the choice.
         sets = torch.stack([context.sample(source) for context in self.contexts])
         choice = (source.uniform() * len(sets)).long().clamp(max=len(sets) - 1)
         return sets[choice, torch.arange(source.batch, device=sets.device)]
 
 
-def _between(ends: torch.Tensor, side: int) -> torch.Tensor:
-    """Return (b, side) booleans, True from the lower to the upper of two random positions, both included."""
+def _mask_between(ends: torch.Tensor, side: int) -> torch.Tensor:
+    """Return a mask (b, side) that is True from the lower to the upper of two random positions, both included."""
     positions = (ends * side).floor().sort(1).values
     index = torch.arange(side, device=ends.device)
     return (index >= positions[:, :1]) & (index <= positions[:, 1:])

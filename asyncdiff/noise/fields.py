@@ -1,4 +1,4 @@
-"""Random fields on the patch grid with values in [-1, 1]: how noise levels vary within one image."""
+"""Random fields on the patch grid with values in [-1, 1], which set how noise levels vary within one image."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from asyncdiff.shapes import LevelMap
 
 
 class Field(ABC):
-    """Random field u on the patch grid with the marginal U(-1, 1) at every patch.
+    """Random field u on the patch grid with marginal U(-1, 1) at every patch.
 
     Fields differ only in the dependence between patches. `AsyncPatch` maps them to levels.
     """
@@ -43,9 +43,9 @@ class IndependentField(Field):
 
 
 class BlockwiseField(Field):
-    """Field that is constant on square blocks, with independent U(-1, 1) values between blocks.
+    """Field that is constant on square blocks, with an independent U(-1, 1) value per block.
 
-    Each image draws the side of its blocks uniformly from 1 .. max_block, and their offset.
+    Block side (uniform on 1 .. max_block) and block offset are drawn separately for each image.
 
     Args:
         max_block: largest side of a block in patches, at least 1; default: the longer side of the grid.
@@ -53,7 +53,7 @@ class BlockwiseField(Field):
 
     def __init__(self, max_block: int | None = None):
         if max_block is not None:
-            at_least("max_block", max_block, 1, "leave it out for the longer side of the grid")
+            at_least("max_block", max_block, 1, "omit it to use the longer side of the grid")
         self.max_block = max_block
 
     def sample(self, source: RandomSource) -> LevelMap:
@@ -71,18 +71,20 @@ class PerlinField(Field):
     """Spatially coherent field: Perlin noise of random scale, rank-transformed to uniform marginals.
 
     The noise (Perlin 2002: quintic fade, unit gradients; cells of U(1, max_cell) patches as in RAD, CVPR 2025) is drawn
-    on a torus of twice the grid's sides, ranked there and cropped. A torus has no special place, so every patch of the
-    crop is exactly U(-1, 1). If ranks were taken within the image alone, center patches would hardly ever be extreme.
+    on a torus of twice the grid's sides, ranked there and cropped. All positions on a torus are equivalent, so every
+    patch of the crop is exactly U(-1, 1). With ranks within the image alone, center patches would hardly ever be
+    extreme.
 
     Args:
         max_cell: largest cell of the noise in patches, at least 1; default: the longer side of the grid.
-        within_image: rank among the image's own patches. The mean of each image is then 0 up to 1 / (patches)^(3/2)
-            and its values cover [-1, 1] evenly, but marginals are uniform only on average over the patches.
+        within_image: whether to rank among the image's own patches only. The mean of each image is then 0 up to 1 /
+            (patches)^(3/2) and its values cover [-1, 1] evenly, but marginals are uniform only on average over the
+            patches.
     """
 
     def __init__(self, max_cell: float | None = None, within_image: bool = False):
         if max_cell is not None:
-            at_least("max_cell", max_cell, 1, "leave it out for the longer side of the grid")
+            at_least("max_cell", max_cell, 1, "omit it to use the longer side of the grid")
         self.max_cell = max_cell
         self.within_image = within_image
 

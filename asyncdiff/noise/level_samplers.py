@@ -1,7 +1,7 @@
-"""Level samplers: training distributions over level maps, with one interface so that they can be ablated.
+"""Level samplers: interchangeable training distributions over level maps.
 
-Start with `AlongPath()`, the sampler of AsyncPatch Diffusion; `Shared` trains a standard diffusion model. Everywhere
-t = 0 is clean and t = 1 is noise; levels of papers that count the other way are converted.
+Start with `AlongPath()`, the sampler of AsyncPatch Diffusion; `Shared` trains a standard diffusion model. t = 0
+is always clean and t = 1 is noise; papers with the opposite convention are converted.
 """
 
 import math
@@ -22,14 +22,14 @@ from asyncdiff.shapes import KnownPatches, LevelMap, Progress, UniqueLevels
 
 @dataclass(frozen=True)
 class LevelDraw:
-    """Level maps of one training batch.
+    """Level maps for one training batch.
 
     Attributes:
         t: level of every patch, (b, gh, gw), or (b, 1, 1) if every image has a single level.
         slope: dt/ds along the path that the maps were drawn from; None if the sampler follows no path.
-        unique: distinct levels of `t` with their index, if the sampler knows them: saves the network a sort.
+        unique: distinct levels of `t` and each patch's index into them, if the sampler knows them; saves a sort.
         importance: 1 / density of the drawn progress, a factor of each image's loss; None if progress is uniform.
-        known: patches that are kept clean as known context; None for none. Patches at t = 0, these included, have no
+        known: patches kept clean as known context; None if there are none. Patches at t = 0, including these, have no
             loss.
     """
 
@@ -50,9 +50,9 @@ class LevelDraw:
             t_min: lower limit of the rounded levels of patches that are not known.
 
         Returns:
-            The rounded maps; the same maps without slopes if they have at most `count` distinct levels already.
+            The rounded maps, or the same maps without slopes if they have at most `count` distinct levels already.
         """
-        at_least("count", count, 2, "levels 0 and 1 are always among them")
+        at_least("count", count, 2, "levels 0 and 1 are always included")
         if self.unique is not None and len(self.unique.values) <= count:
             return replace(self, slope=None)
         index = (self.t * (count - 1)).round().long()
@@ -64,9 +64,9 @@ class LevelDraw:
 
 
 class LevelSampler(ABC):
-    """Distribution over level maps, from which every training step draws.
+    """Distribution over level maps; each training step draws from it.
 
-    A subclass defines `sample`.
+    Subclasses define `sample`.
 
     Attributes:
         has_slopes: whether draws include the slopes dt/ds, which the weighting `ELBO` needs.
@@ -117,7 +117,7 @@ class Shared(LevelSampler):
         if scale is None and loc != 0:
             raise ValueError(f"loc needs a scale, got loc {loc} with scale None: set scale to 1.0, for example")
         if scale is not None and scale <= 0:
-            raise ValueError(f"scale must be positive, got {scale}: leave it out for uniform levels")
+            raise ValueError(f"scale must be positive, got {scale}: use None for uniform levels")
         self.loc = loc
         self.scale = scale
 
@@ -145,11 +145,12 @@ class AlongPath(LevelSampler):
 
     Args:
         path: path family; default: `AsyncPatch()`.
-        progress_sampler: distribution of s; default: uniform. With any other, losses are weighted by 1 / density: the
-            expected loss stays the same, its variance changes. Use `FluxProgress` with the weighting `ELBO`.
-        weighted: False leaves out the weights 1 / density, so that the distribution of s decides how much each part of
-            the path counts, as `LogitNormalProgress` does in standard diffusion. The loss is no bound then: `ELBO`
-            raises an error.
+        progress_sampler: distribution of s; default: uniform. With any other, losses are weighted by 1 / density,
+            which changes the variance of the loss but not its expectation. Use `FluxProgress` with the weighting
+            `ELBO`.
+        weighted: whether to weight losses by 1 / density. If False, the distribution of s sets how much each part of
+            the path counts, as with `LogitNormalProgress` in standard diffusion. The loss is then not a bound, so
+            `ELBO` raises an error.
 
     Examples:
         >>> from asyncdiff.randomness import seeded
@@ -191,8 +192,7 @@ class AlongPath(LevelSampler):
 class Perlin(AlongPath):
     """Spatially coherent levels s + spread u_i min(s, 1 - s), with u the ranks of Perlin noise within the image.
 
-    "Perlin" in the ablation of arXiv:2606.07079. The mean of every map is its s, and its levels cover their range
-    evenly.
+    "Perlin" in the ablation of arXiv:2606.07079. Each map has mean s, and its levels cover their range evenly.
 
     Args:
         spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1].
@@ -208,8 +208,9 @@ class Perlin(AlongPath):
 class SumBeta(LevelSampler):
     """Uniform mean level, distributed over the patches by recursive halving (SRM, arXiv:2502.21075).
 
-    Of d patches with levels of sum S the first h = d // 2 get the sum lo + (hi - lo) Beta(a, a), lo = max(0, S - (d -
-    h)), hi = min(S, h), a = (d - 1 - d % 2)^1.05 sharpness; finally the patches are permuted. The mean is exact.
+    If the levels of d patches sum to S, those of the first h = d // 2 sum to lo + (hi - lo) Beta(a, a) with
+    lo = max(0, S - (d - h)), hi = min(S, h) and a = (d - 1 - d % 2)^1.05 sharpness. Finally the patches are permuted.
+    The mean is exact.
 
     Args:
         sharpness: positive; the larger, the closer the levels of an image, down to one level if there are 2^k patches.
@@ -217,12 +218,12 @@ class SumBeta(LevelSampler):
 
     def __init__(self, sharpness: float = 1.0):
         if sharpness <= 0:
-            raise ValueError(f"sharpness must be positive, got {sharpness}: use 1 for SRM's")
+            raise ValueError(f"sharpness must be positive, got {sharpness}: use 1 as in SRM")
         self.sharpness = sharpness
 
     def sample(self, source: RandomSource) -> LevelDraw:
         gh, gw = source.grid
-        # The sums over 2^k patches need more digits than single levels.
+        # Sums over 2^k patches need more digits than single levels.
         wide = replace(source, dtype=torch.float32 if torch.device(source.device).type == "mps" else torch.float64)
         sizes, sums = [gh * gw], source.stratified().to(wide.dtype)[:, None] * (gh * gw)
         while max(sizes) > 1:
@@ -231,23 +232,23 @@ class SumBeta(LevelSampler):
         return LevelDraw(sums.gather(1, order).clamp(0, 1).to(source.dtype).reshape(-1, gh, gw))
 
     def _split(self, source: RandomSource, sizes: list[int], sums: Tensor) -> tuple[list[int], Tensor]:
-        """Split every part of more than one patch in two; return the sizes of the parts and their sums (b, parts)."""
+        """Split every part with more than one patch in two; return the parts' sizes and their sums (b, parts)."""
         d = torch.tensor(sizes, device=sums.device, dtype=sums.dtype)
         h = (d / 2).floor()
         low, high = (sums - (d - h)).clamp(min=0), torch.minimum(sums, h)
         a = (d - 1 - d % 2).clamp(min=1) ** 1.05 * self.sharpness
         first = low + (high - low) * symmetric_beta(a, source.uniform(2, len(sizes)))
         parts = torch.stack([first, sums - first], dim=2).flatten(1)
-        both = [part for size in sizes for part in (size // 2, size - size // 2)]
-        nonempty = [k for k, size in enumerate(both) if size]
-        return [both[k] for k in nonempty], parts[:, nonempty]
+        halves = [part for size in sizes for part in (size // 2, size - size // 2)]
+        nonempty = [k for k, size in enumerate(halves) if size]
+        return [halves[k] for k in nonempty], parts[:, nonempty]
 
 
 class TruncatedGaussian(LevelSampler):
-    """Half-normal levels above a uniform lowest one: t_i = 1 - tau_i, tau_i = tau_max - min(tau_max / 2, std) |n_i|.
+    """Half-normal levels above a uniform lowest level: t_i = 1 - tau_i, tau_i = tau_max - min(tau_max / 2, std) |n_i|.
 
     The one-sided sampler of Patch Forcing (arXiv:2604.19141), in which tau = 1 is clean and n_i is standard normal;
-    tau_i below 0 are redrawn from U(0, tau_max). The cleanest patches of an image have about the level 1 - tau_max.
+    tau_i below 0 are redrawn from U(0, tau_max). The cleanest patches of an image are at about level 1 - tau_max.
 
     Args:
         std: largest factor of |n_i|, positive.
@@ -258,12 +259,12 @@ class TruncatedGaussian(LevelSampler):
         self.std = std
 
     def sample(self, source: RandomSource) -> LevelDraw:
-        cleanest = self._cleanest(source)[:, None, None]
-        tau = cleanest - (cleanest / 2).clamp(max=self.std) * source.normal(*source.grid).abs()
-        return LevelDraw(1 - torch.where(tau < 0, cleanest * source.uniform(*source.grid), tau))
+        tau_max = self._draw_tau_max(source)[:, None, None]
+        tau = tau_max - (tau_max / 2).clamp(max=self.std) * source.normal(*source.grid).abs()
+        return LevelDraw(1 - torch.where(tau < 0, tau_max * source.uniform(*source.grid), tau))
 
-    def _cleanest(self, source: RandomSource) -> Progress:
-        """Draw tau_max of each image."""
+    def _draw_tau_max(self, source: RandomSource) -> Progress:
+        """Draw one tau_max per image."""
         return source.stratified()
 
 
@@ -282,7 +283,7 @@ class LogitNormalTruncated(TruncatedGaussian):
         self.loc = loc
         self.scale = scale
 
-    def _cleanest(self, source: RandomSource) -> Progress:
+    def _draw_tau_max(self, source: RandomSource) -> Progress:
         return (self.loc + self.scale * source.normal()).sigmoid()
 
 
@@ -306,13 +307,13 @@ class Gaussian(LevelSampler):
 
 
 class WithCleanPatches(LevelSampler):
-    """Level maps of another sampler, in which some images have random clean patches without loss.
+    """Level maps from another sampler, with random clean patches (without loss) in some images.
 
-    Trains inpainting: clean patches next to noisy ones, which paths hardly ever visit (TD-Paint; `add_zeros` of SRM,
-    arXiv:2502.21075). With the weighting `ELBO` the loss bounds -log p(unknown patches | clean patches).
+    Trains inpainting with clean patches next to noisy ones, which hardly ever occur on paths (TD-Paint; `add_zeros` in
+    SRM, arXiv:2502.21075). With the weighting `ELBO` the loss bounds -log p(unknown patches | clean patches).
 
     Args:
-        levels: the other sampler.
+        levels: sampler of the level maps.
         probability: probability that an image has clean patches, in [0, 1].
         clean_patches: distribution of the clean patches; default: boxes, irregular regions or single patches.
 
@@ -345,13 +346,13 @@ class WithCleanPatches(LevelSampler):
 
 
 class Homogeneous(LevelSampler):
-    """Level maps of another sampler, mixed with constant maps at a uniform level on [t_min, 1].
+    """Level maps from another sampler, mixed with constant maps at a uniform level on [t_min, 1].
 
-    AsyncPatch maps are nearly constant only near s = 0 and 1; sampling on a synchronous path needs constant maps in
-    between. A mixture of path families is a path family, so that slopes are kept (1 - t_min on constant maps).
+    AsyncPatch maps are nearly constant only near s = 0 and 1, while sampling on a synchronous path needs constant maps
+    in between, too. A mixture of path families is a path family, so slopes are kept (1 - t_min on constant maps).
 
     Args:
-        levels: the other sampler.
+        levels: sampler of the other maps.
         probability: probability of a constant map, in [0, 1].
     """
 
@@ -385,7 +386,8 @@ def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
     """Return Beta(a, a) numbers, exact for every a > 0, from two uniform numbers each.
 
     They are (1 + T / sqrt(2 a + T^2)) / 2, where T has Student's t distribution with 2 a degrees of freedom and is
-    drawn as sqrt(2 a (U^(-1/a) - 1)) cos(2 pi V) (Bailey, Math. Comp. 62, 1994): no rejection, no private API of torch.
+    drawn as sqrt(2 a (U^(-1/a) - 1)) cos(2 pi V) (Bailey, Math. Comp. 62, 1994). This needs neither rejection
+    nor private functions of torch.
 
     Args:
         a: positive parameters, (n,).
@@ -395,7 +397,7 @@ def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
         Random numbers in [0, 1], (b, n).
     """
     u, v = uniform.unbind(1)
-    # 1 - U lies in (0, 1]; the exponent is clamped where the result is 0 or 1 to every digit.
+    # 1 - U lies in (0, 1]. The clamp changes nothing: beyond it, the result is 0 or 1 to every digit.
     radius2 = torch.expm1((-torch.log1p(-u) / a).clamp(max=80))
     ratio2 = radius2 * (2 * math.pi * v).cos().square()
     sign = (2 * math.pi * v).cos().sign()
@@ -411,4 +413,4 @@ def _per_patch(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:
 
 def _check_positive(name: str, value: float) -> None:
     if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}: leave it out for the paper's value")
+        raise ValueError(f"{name} must be positive, got {value}: omit it to use the paper's value")

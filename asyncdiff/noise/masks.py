@@ -1,4 +1,4 @@
-"""Inpainting masks, True = known, with the names of the inpainting literature (RePaint, arXiv:2201.09865)."""
+"""Inpainting masks, True = known, named as in the inpainting literature (RePaint, arXiv:2201.09865)."""
 
 import difflib
 import hashlib
@@ -17,10 +17,10 @@ Known = Bool[Tensor, "h w"]
 
 
 class Mask(ABC):
-    """Rule that marks the known pixels of an image of any size: the input of inpainting and outpainting.
+    """Rule that marks the known pixels of an image of any size, for inpainting and outpainting.
 
     Attributes:
-        seed_dependent: whether masks are random, a different one for every seed; otherwise seeds are ignored.
+        seed_dependent: whether the mask is random and depends on the seed; if False, seeds are ignored.
 
     Examples:
         >>> Half("left")(2, 4)
@@ -34,7 +34,7 @@ class Mask(ABC):
 
     @abstractmethod
     def __call__(self, height: int, width: int, *, seed: int = 0) -> Known:
-        """Return the mask of an image of `height` x `width` pixels, True = known.
+        """Return the mask for an image of `height` x `width` pixels, True = known.
 
         A seed gives the same mask on every machine.
         """
@@ -75,7 +75,7 @@ class Square(Mask):
     """Mask with everything known except a centered box.
 
     Args:
-        fraction: side of the box relative to the image's, in (0, 1).
+        fraction: side of the box as a fraction of the image's, in (0, 1).
     """
 
     def __init__(self, fraction: float = 0.5):
@@ -84,14 +84,14 @@ class Square(Mask):
         self.fraction = fraction
 
     def __call__(self, height: int, width: int, *, seed: int = 0) -> Known:
-        return ~_box(height, width, self.fraction)
+        return ~_centered_box(height, width, self.fraction)
 
 
 class Extreme(Square):
     """Mask with only a centered box known: the complement of `Square`.
 
     Args:
-        fraction: side of the box relative to the image's, in (0, 1).
+        fraction: side of the box as a fraction of the image's, in (0, 1).
     """
 
     def __call__(self, height: int, width: int, *, seed: int = 0) -> Known:
@@ -101,7 +101,7 @@ class Extreme(Square):
 class Lines(Mask):
     """Mask with every second row known, starting with the first.
 
-    Known lines are thinner than a patch of several pixels: no such patch is known as a whole.
+    Known lines are one pixel thick, so no patch larger than a pixel is fully known.
 
     Args:
         every: distance between known lines in pixels, at least 2.
@@ -122,9 +122,9 @@ class Lines(Mask):
 
 
 class SuperResolution(Mask):
-    """Mask with the upper left pixel of every block known: a smaller image, to be enlarged.
+    """Mask with the upper left pixel of every block known: together, a smaller image to be enlarged.
 
-    No patch of several pixels is known as a whole.
+    No patch larger than a pixel is fully known.
 
     Args:
         factor: side of a block in pixels, at least 2.
@@ -140,28 +140,28 @@ class SuperResolution(Mask):
         return known
 
 
-# Strokes are drawn in integer coordinates in which the shorter side of an image is LATTICE long, however many pixels it
-# has: a seed is the same drawing at every size, independently of the floating-point library.
+# Strokes are drawn in integer coordinates in which the shorter side of an image has length LATTICE, whatever its size
+# in pixels. A seed therefore gives the same drawing at every size, independently of the floating-point library.
 LATTICE = 4096
 SIDE = 256  # image size in pixels that LaMa's numbers refer to
 MAX_SEGMENTS = 5  # segments of one stroke
-MIN_LENGTH, MIN_WIDTH = 10, 5  # of segments, at SIDE pixels
+MIN_LENGTH, MIN_WIDTH = 10, 5  # limits of segments, at SIDE pixels
 MAX_BOXES, MIN_BOX, MAX_BOX = 4, 30, 150  # boxes of one mask, and their sides at SIDE pixels
-MIN_IMAGE = 8  # below, hardly any drawing leaves half of the pixels known
+MIN_IMAGE = 8  # in smaller images, hardly any drawing leaves half of the pixels known
 ATTEMPTS = 200
 MILLION = 1_000_000
 # LATTICE times the cosine and sine of multiples of 22.5 degrees, in the first quadrant.
 QUADRANT = ((4096, 0), (3784, 1567), (2896, 2896), (1567, 3784))
-DIRECTIONS = tuple(turned for x, y in QUADRANT for turned in ((x, y), (-y, x), (-x, -y), (y, -x)))
+DIRECTIONS = tuple(rotated for x, y in QUADRANT for rotated in ((x, y), (-y, x), (-x, -y), (y, -x)))
 
 
 class Thin(Mask):
     """Random mask with many thin unknown strokes, as LaMa draws them at 256x256 pixels (arXiv:2109.07161), at any size.
 
     A stroke is a line of 1 to 5 segments with round ends, each with its own direction, length and width; lengths start
-    at 10 and widths at 5 pixels, and the border ends a segment. A stroke is never narrower than a pixel. A drawing that
-    hides more than half of the pixels, or none, is rejected for the seed's next one. The numbers are LaMa's but the
-    drawing routine is not: these are not the masks of its authors.
+    at 10 and widths at 5 pixels, and segments stop at the border. A stroke is never narrower than a pixel. A drawing
+    that hides more than half of the pixels, or none, is replaced by the seed's next one. The numbers are LaMa's, but
+    the drawing routine is not, so these masks differ from its authors'.
 
     Args:
         fewest: smallest number of strokes, at least 1.
@@ -174,11 +174,11 @@ class Thin(Mask):
     seed_dependent = True
 
     def __init__(self, fewest: int = 4, most: int = 50, length: int = 40, width: int = 10, boxes: float = 0.0):
-        at_least("fewest", fewest, 1, "Thin has 4, Wide has 1")
-        at_least("most", most, fewest, "raise it, or lower fewest")
-        at_least("length", length, MIN_LENGTH, "Thin has 40, Wide has 200")
-        at_least("width", width, MIN_WIDTH, "Thin has 10, Wide has 100")
-        within("boxes", boxes, 0, 1, "it is a probability; Wide has 0.3")
+        at_least("fewest", fewest, 1, "Thin uses 4, Wide uses 1")
+        at_least("most", most, fewest, "raise most or lower fewest")
+        at_least("length", length, MIN_LENGTH, "Thin uses 40, Wide uses 200")
+        at_least("width", width, MIN_WIDTH, "Thin uses 10, Wide uses 100")
+        within("boxes", boxes, 0, 1, "it is a probability; Wide uses 0.3")
         self.fewest = fewest
         self.most = most
         self.length = length
@@ -191,29 +191,29 @@ class Thin(Mask):
         draw = _RandomIntegers(self.fewest, self.most, self.length, self.width, seed)
         for _ in range(ATTEMPTS):
             canvas = _Canvas(height, width)
-            self._strokes(canvas, draw)
+            self._draw_strokes(canvas, draw)
             if draw(1, MILLION) <= self.boxes * MILLION:
-                self._boxes(canvas, draw)
+                self._draw_boxes(canvas, draw)
             if 0 < 2 * int(canvas.unknown.sum()) <= height * width:
                 return ~canvas.unknown
         raise ValueError(
-            f"fewest and width must leave half of an image known, got {self.fewest} strokes as wide as {self.width}: "
-            "lower one of them"
+            f"no drawing with at least {self.fewest} strokes of up to {self.width} pixels left half of the image known "
+            f"in {ATTEMPTS} attempts: lower fewest or width"
         )
 
-    def _strokes(self, canvas: "_Canvas", draw: "_RandomIntegers") -> None:
+    def _draw_strokes(self, canvas: "_Canvas", draw: "_RandomIntegers") -> None:
         for _ in range(draw(self.fewest, self.most)):
             position = (draw(0, canvas.height), draw(0, canvas.width))
             for _ in range(draw(1, MAX_SEGMENTS)):
                 direction = DIRECTIONS[draw(0, len(DIRECTIONS) - 1)]
-                length, width = _length(draw, MIN_LENGTH, self.length), _length(draw, MIN_WIDTH, self.width)
-                position = canvas.segment(position, direction, length, width)
+                length, width = _draw_length(draw, MIN_LENGTH, self.length), _draw_length(draw, MIN_WIDTH, self.width)
+                position = canvas.draw_segment(position, direction, length, width)
 
     @staticmethod
-    def _boxes(canvas: "_Canvas", draw: "_RandomIntegers") -> None:
+    def _draw_boxes(canvas: "_Canvas", draw: "_RandomIntegers") -> None:
         for _ in range(draw(1, MAX_BOXES)):
-            sides = _length(draw, MIN_BOX, MAX_BOX), _length(draw, MIN_BOX, MAX_BOX)
-            canvas.box((draw(0, canvas.height - sides[0]), draw(0, canvas.width - sides[1])), sides)
+            sides = _draw_length(draw, MIN_BOX, MAX_BOX), _draw_length(draw, MIN_BOX, MAX_BOX)
+            canvas.draw_box((draw(0, canvas.height - sides[0]), draw(0, canvas.width - sides[1])), sides)
 
 
 class Wide(Thin):
@@ -243,16 +243,16 @@ MASKS: dict[str, Mask] = {
 
 
 def mask_by_name(name: str) -> Mask:
-    """Return the mask with this name in `MASKS`; ValueError with the nearest name if there is none."""
+    """Return the mask with this name in `MASKS`; raise ValueError, suggesting the nearest name, if there is none."""
     if name not in MASKS:
         close = difflib.get_close_matches(name.lower(), MASKS, 1)
         hint = f": did you mean {close[0]}?" if close else ": choose one of them"
-        raise ValueError(f"masks must be named {', '.join(MASKS)}, got {name!r}{hint}")
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {name!r}{hint}")
     return MASKS[name]
 
 
 class _RandomIntegers:
-    """Random integers from a hash of the counters, the same on every machine."""
+    """Random integers derived from a hash of the counters; the same on every machine."""
 
     def __init__(self, *counters: int):
         self._stream = self._uint64s(",".join(map(str, counters)))
@@ -271,7 +271,7 @@ class _RandomIntegers:
 
 
 class _Canvas:
-    """Drawing of unknown pixels: `unknown` is in pixels, all lengths and positions are in units of the lattice."""
+    """Drawing of unknown pixels. `unknown` has one value per pixel; lengths and positions are in lattice units."""
 
     def __init__(self, height: int, width: int):
         shorter = min(height, width)
@@ -280,8 +280,10 @@ class _Canvas:
         self._rows, self._columns = (_pixel_centers(side, shorter) for side in (height, width))
         self._half_pixel = -(-LATTICE // (2 * shorter))
 
-    def segment(self, start: tuple[int, int], direction: tuple[int, int], length: int, width: int) -> tuple[int, int]:
-        """Draw a segment, no further than the border, and return its end."""
+    def draw_segment(
+        self, start: tuple[int, int], direction: tuple[int, int], length: int, width: int
+    ) -> tuple[int, int]:
+        """Draw a segment that stops at the border, and return its end point."""
         radius = max(width // 2, self._half_pixel)
         for at, slope, side in zip(start, direction, (self.height, self.width), strict=True):
             if slope:
@@ -298,14 +300,14 @@ class _Canvas:
         part |= inside
         return y, x
 
-    def box(self, corner: tuple[int, int], sides: tuple[int, int]) -> None:
+    def draw_box(self, corner: tuple[int, int], sides: tuple[int, int]) -> None:
         """Draw a box from its upper left corner."""
         self._part(corner, (corner[0] + sides[0], corner[1] + sides[1]))[0].fill_(True)
 
     def _part(
         self, low: tuple[int, int], high: tuple[int, int]
     ) -> tuple[Known, Int64[Tensor, "h 1"], Int64[Tensor, "1 w"]]:
-        """Return the pixels whose centers lie between two corners, as a view, and these centers."""
+        """Return a view of the pixels whose centers lie between two corners, and these centers' rows and columns."""
         rows = slice(bisect_left(self._rows, low[0]), bisect_right(self._rows, high[0]))
         columns = slice(bisect_left(self._columns, low[1]), bisect_right(self._columns, high[1]))
         centers = torch.tensor(self._rows[rows]), torch.tensor(self._columns[columns])
@@ -316,12 +318,12 @@ def _pixel_centers(side: int, shorter: int) -> list[int]:
     return [LATTICE * (2 * i + 1) // (2 * shorter) for i in range(side)]
 
 
-def _length(draw: _RandomIntegers, low: int, high: int) -> int:
-    """Draw a length between two numbers of pixels, in units of the lattice."""
+def _draw_length(draw: _RandomIntegers, low: int, high: int) -> int:
+    """Draw a length between `low` and `high` pixels, in lattice units."""
     return draw(low * LATTICE // SIDE, high * LATTICE // SIDE)
 
 
-def _box(height: int, width: int, fraction: float) -> Known:
+def _centered_box(height: int, width: int, fraction: float) -> Known:
     box = torch.zeros(height, width, dtype=torch.bool)
     rows, columns = round(height * fraction), round(width * fraction)
     top, left = (height - rows) // 2, (width - columns) // 2

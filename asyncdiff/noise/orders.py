@@ -1,4 +1,4 @@
-"""Orders in which patches are generated, as the rank of every patch: rank 0 first, equal ranks together.
+"""Generation orders of patches, given by ranks: rank 0 is generated first, equal ranks together.
 
 `noise.paths.Ordered` turns an order into a noise path.
 """
@@ -18,7 +18,7 @@ Ranks = Int64[Tensor, "b gh gw"]  # b is 1 if all images have the same order
 
 
 class Order(ABC):
-    """Rule that gives every patch of a grid its rank in 0 .. groups - 1; every rank is used at least once.
+    """Rule that assigns every patch of a grid a rank in 0 .. groups - 1; every rank is used at least once.
 
     Examples:
         >>> Spiral().ranks(RandomSource(1, (3, 3)))[0]
@@ -48,7 +48,7 @@ class Raster(Order):
 
 
 class Snake(Raster):
-    """Row by row from the top, alternately from the left and from the right: each patch adjoins the previous one."""
+    """Snake order: row by row from the top, alternately from left and right, so that neighbors follow each other."""
 
     def ranks(self, source: RandomSource) -> Ranks:
         rows, columns = _rows_and_columns(source)
@@ -57,7 +57,7 @@ class Snake(Raster):
 
 
 class Spiral(Raster):
-    """Spiral from the center outwards, or from the upper left corner inwards, one patch at a time.
+    """Spiral order from the center outwards, or from the upper left corner inwards, one patch at a time.
 
     Args:
         inward: whether to start at the corner.
@@ -82,7 +82,7 @@ class Spiral(Raster):
 
 
 class CenterOut(Order):
-    """Square rings from the center outwards; the patches of a ring move together."""
+    """Order of square rings from the center outwards; the patches of a ring move together."""
 
     def ranks(self, source: RandomSource) -> Ranks:
         return (self.groups(source.grid) - 1 - _ring(source))[None]
@@ -92,11 +92,11 @@ class CenterOut(Order):
 
 
 class Wavefront(Order):
-    """Wavefront from the upper left corner: rank = column + row_delay * row, so rows lag behind the row above.
+    """Wavefront order from the upper left corner: rank = column + row_delay * row, so rows lag behind the row above.
 
     Args:
-        row_delay: number of patches by which a row lags, at least 1. 1 gives anti-diagonals, the number of columns (or
-            more) raster order.
+        row_delay: number of patches by which a row lags, at least 1. 1 gives anti-diagonals; the number of columns
+            (or more) gives raster order.
     """
 
     def __init__(self, row_delay: int = 1):
@@ -133,7 +133,7 @@ class CustomOrder(Order):
     """Order given as a grid of ranks.
 
     Args:
-        grid: rows of integers from 0: lower ones are generated first, equal ones together; unused ranks are skipped.
+        grid: rows of nonnegative integers: lower ones are generated first, equal ones together; gaps are skipped.
             Each entry of a grid that is coarser than the level map applies to a block of patches.
 
     Examples:
@@ -145,12 +145,15 @@ class CustomOrder(Order):
     def __init__(self, grid: Sequence[Sequence[int]]):
         widths = {len(row) for row in grid}
         if len(widths) != 1 or 0 in widths:
-            raise ValueError(f"grid must have rows of equal length, got {[len(row) for row in grid]}: fill them")
+            raise ValueError(
+                f"grid must have rows of equal length, got {[len(row) for row in grid]}: pad the short rows"
+            )
         for i, row in enumerate(grid):
             for j, rank in enumerate(row):
                 if isinstance(rank, bool) or not float(rank).is_integer() or rank < 0:
                     raise ValueError(
-                        f"grid must hold integers from 0, got {rank} at row {i}, column {j}: 0 is generated first"
+                        f"grid must contain nonnegative integers, got {rank} in row {i}, column {j}: use 0 for the "
+                        "patches to generate first"
                     )
         self.grid = [[int(rank) for rank in row] for row in grid]
         self._unique, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)

@@ -17,14 +17,14 @@ from asyncdiff.shapes import KnownPatches, LevelMap, Progress, upsampled_to
 
 Curve = Callable[[Progress], tuple[LevelMap, LevelMap]]  # s -> (t, dt/ds)
 
-LOWEST_FLOOR = 1e-12  # smallest floor: down to it SNRs and their derivatives, 2 / t^3, do not overflow in float32
+LOWEST_FLOOR = 1e-12  # smallest floor for which SNRs and their derivatives, 2 / t^3, do not overflow in float32
 
 
 class Path(ABC):
     """Family of noise paths: monotone curves of level maps t(s), s = 0 clean image, s = 1 pure noise.
 
-    The level of every patch is non-decreasing in s and goes from `t_min` to 1; known patches may stay at 0. A subclass
-    defines `curve`; `check_path` tests that its curves are noise paths and its slopes their derivatives.
+    The level of every patch is non-decreasing in s and goes from `t_min` to 1; known patches may stay at 0. Subclasses
+    define `curve`; `check_path` tests that the curves are noise paths and that the slopes are their derivatives.
 
     Attributes:
         t_min: level of every patch at s = 0, the floor of the path.
@@ -68,7 +68,7 @@ class Path(ABC):
 
 
 class Synchronous(Path):
-    """Path of standard diffusion: t_i(s) = s, all patches share one level."""
+    """Path of standard diffusion: t_i(s) = s for all patches."""
 
     def curve(self, source: RandomSource) -> Curve:
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
@@ -81,13 +81,13 @@ class Synchronous(Path):
 class AsyncPatch(Path):
     """Path of AsyncPatch Diffusion: t_i(s) = s + spread u_i min(s, 1 - s), with a random field u fixed along the path.
 
-    Geometrically it goes straight from clean to a random waypoint in the hypercube of levels, then straight to noise.
+    Geometrically, it goes straight from clean to a random waypoint in the hypercube of levels, then straight to noise.
     It is the controlled level sampler of AsyncPatch Diffusion (arXiv:2606.07079) written as a path family: with
     independent u_i ~ U(-1, 1) and spread 1, t(s) at uniform s has exactly its distribution, in which the mean level of
     an image stays close to s. Spread 0 is `Synchronous`.
 
     Args:
-        spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1]; 1 is the paper's.
+        spread: half-width of the levels within an image relative to min(s, 1 - s), in [0, 1]; 1 in the paper.
         field: random field u, which sets the dependence between patches; default: independent, as in the paper.
 
     Examples:
@@ -101,7 +101,7 @@ class AsyncPatch(Path):
     def __init__(self, spread: float = 1.0, field: Field | None = None):
         if not 0 <= spread <= 1:
             raise ValueError(
-                f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}: use 1 for the paper's"
+                f"spread must lie in [0, 1], or levels would leave [0, 1], got {spread}: use 1 as in the paper"
             )
         self.spread = spread
         self.field = field or IndependentField()
@@ -111,7 +111,7 @@ class AsyncPatch(Path):
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             s = s[:, None, None]
-            # Rounding may carry s + u m(s) past the ends by one ulp, but levels must lie in [0, 1].
+            # Rounding can push s + u m(s) outside [0, 1] by one ulp, but levels must lie in it.
             t = (s + u * torch.minimum(s, 1 - s)).clamp(0, 1)
             return t, torch.where(s < 0.5, 1 + u, 1 - u)
 
@@ -119,7 +119,7 @@ class AsyncPatch(Path):
 
 
 class Ordered(Path):
-    """Autoregressive path: groups of patches are generated one after the other, with some overlap in time.
+    """Autoregressive path: groups of patches are generated one after the other, optionally overlapping in time.
 
     With K groups the levels of group k are t_k(s) = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k), clamped to
     [0, 1]: the group that is generated first (k = 0) is noised last. Overlap 0 is strict autoregression, with 1/K of
@@ -148,8 +148,9 @@ class Ordered(Path):
         groups, lag = self.order.groups(source.grid), 1 - self.overlap
         speed = 1 + (groups - 1) * lag
         delay = lag * (groups - 1 - self.order.ranks(source)).to(source.dtype)
-        # A rounded s must not leave a patch just short of its end for the rest of the trajectory, so every group pauses
-        # at both of its ends for as long as the rounding error. No level is skipped: bounds would be too low.
+        # A rounded s must not leave a patch just short of its last level for the rest of the trajectory, so every group
+        # pauses at its first and last level for as long as the rounding error. Skipping levels instead would make
+        # likelihood bounds too low.
         pause = 4 * speed * torch.finfo(source.dtype).eps
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
@@ -164,8 +165,8 @@ class Waypoints(Path):
     """Piecewise linear path from clean through given level maps to pure noise.
 
     Args:
-        maps: one or more maps of levels in [0, 1], each as rows; no level may be lower than in the map before. Each
-            level of a map that is coarser than the level map applies to a block of patches.
+        maps: one or more maps of levels in [0, 1], each a list of rows; no level may be lower than in the previous map.
+            If a map is coarser than the level map, each of its levels applies to a block of patches.
         progress: s of each map, increasing in (0, 1); default: evenly spaced.
 
     Examples:
@@ -179,14 +180,14 @@ class Waypoints(Path):
         sizes = [(len(rows), {len(row) for row in rows}) for rows in maps]
         if not maps or any(size != sizes[0] or len(size[1]) != 1 or 0 in size[1] for size in sizes):
             raise ValueError(
-                f"maps must be one or more grids of equal size, got (rows, lengths of the rows) {sizes}: "
-                "give all maps the same rows and columns"
+                f"maps must be one or more grids of the same size, got sizes (rows, row lengths) {sizes}: "
+                "give all maps the same number of rows and columns"
             )
         at = [(k + 1) / (count + 1) for k in range(count)] if progress is None else [float(s) for s in progress]
         if len(at) != count or not all(a < b for a, b in zip([0, *at], [*at, 1], strict=True)):
             raise ValueError(
-                f"progress must increase in (0, 1), one s per map, got {at} for {count} maps: "
-                "leave it out for equal spacing"
+                f"progress needs one s per map, increasing in (0, 1), got {at} for {count} maps: "
+                "omit it for equal spacing"
             )
         self.maps = [[[float(level) for level in row] for row in rows] for rows in maps]
         self.progress = None if progress is None else at
@@ -200,8 +201,8 @@ class Waypoints(Path):
         at = self._at.to(source.device, source.dtype)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
-            leg = (torch.searchsorted(at, s.contiguous(), right=True) - 1).clamp(0, len(at) - 2)
-            start, end, first, last = maps[leg], maps[leg + 1], at[leg], at[leg + 1]
+            k = (torch.searchsorted(at, s.contiguous(), right=True) - 1).clamp(0, len(at) - 2)
+            start, end, first, last = maps[k], maps[k + 1], at[k], at[k + 1]
             part = ((s - first) / (last - first))[:, None, None]
             return torch.lerp(start, end, part), (end - start) / (last - first)[:, None, None]
 
@@ -209,13 +210,13 @@ class Waypoints(Path):
 
 
 class Conditioned(Path):
-    """Path of inpainting and outpainting: known patches stay at t = 0 with slope 0, unknown ones follow `path`.
+    """Path for inpainting and outpainting: known patches stay at t = 0 with slope 0, unknown ones follow `path`.
 
     At s = 1 only the unknown patches are pure noise.
 
     Args:
         path: path of the unknown patches.
-        known: known patches, True = known; (batch, gh, gw), or (1, gh, gw) for the same ones in all images.
+        known: mask of known patches, True = known; (batch, gh, gw), or (1, gh, gw) for the same mask in all images.
 
     Examples:
         >>> path = Conditioned(Synchronous(), torch.tensor([[[True, False]]]))
@@ -232,12 +233,12 @@ class Conditioned(Path):
         if tuple(self.known.shape[1:]) != tuple(source.grid):
             raise ValueError(
                 f"known must have the level map's grid {tuple(source.grid)}, got {tuple(self.known.shape[1:])}: "
-                "shapes.known_patches converts a mask of pixels"
+                "use asyncdiff.shapes.known_patches to convert a mask of pixels"
             )
         if len(self.known) not in (1, source.batch):
             raise ValueError(
-                f"known must hold one mask, or one per image, got {len(self.known)} for {source.batch} images: "
-                "expand one mask to the batch, or select those of the batch"
+                f"known needs a single mask or one per image, got {len(self.known)} masks for {source.batch} images: "
+                "select the masks of the batch"
             )
         inner = self.path.curve(source)
         known = self.known.to(source.device)
@@ -250,27 +251,27 @@ class Conditioned(Path):
 
 
 class PartiallyNoised(Path):
-    """Path of image editing: t_i(s) = levels_i path_i(s), which ends at `levels` instead of pure noise.
+    """Path for image editing: t_i(s) = levels_i path_i(s), which ends at `levels` instead of pure noise.
 
-    Sampling starts from an image noised to `levels`: SDEdit (arXiv:2108.01073) with one strength per patch. Patches
-    become clean when they do on `path`; the lower their start level, the smaller their steps.
+    Sampling starts from an image noised to `levels`: SDEdit (arXiv:2108.01073) with one strength per patch. Each
+    patch becomes clean when it does on `path`; the lower its start level, the smaller its steps.
 
     Args:
-        path: path of a patch that starts from pure noise; without a floor.
+        path: path of the patches that start from pure noise; must not have a floor.
         levels: level of every patch at s = 1, 0 = unchanged .. 1 = pure noise; (batch or 1, gh, gw).
     """
 
     def __init__(self, path: Path, levels: LevelMap):
         if path.t_min > 0:
-            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: leave Floored out")
+            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: remove Floored")
         self.path = path
         self.levels = levels
 
     def curve(self, source: RandomSource) -> Curve:
         if tuple(self.levels.shape[1:]) != tuple(source.grid) or len(self.levels) not in (1, source.batch):
             raise ValueError(
-                f"levels must hold one map, or one per image, of the grid {tuple(source.grid)}, "
-                f"got {tuple(self.levels.shape)} for {source.batch} images: give one value per patch"
+                f"levels needs a single map or one per image, on the grid {tuple(source.grid)}, "
+                f"got shape {tuple(self.levels.shape)} for {source.batch} images: use one value per patch"
             )
         inner = self.path.curve(source)
         levels = self.levels.to(source.device, source.dtype)
@@ -299,16 +300,18 @@ class Floored(Path):
 
     def __init__(self, path: Path, t_min: float = 1e-3):
         if not 0 < t_min < 1:
-            raise ValueError(f"t_min must lie in (0, 1), got {t_min}: leave Floored out for a path from t = 0")
+            raise ValueError(f"t_min must lie in (0, 1), got {t_min}: remove Floored for a path that starts at t = 0")
         if t_min < LOWEST_FLOOR:
             raise ValueError(
                 f"t_min must be at least {LOWEST_FLOOR}, got {t_min}: 1 / t^3 overflows in float32 below it; "
                 "use 1e-3, for example"
             )
         if isinstance(path, Conditioned):
-            raise ValueError("path must not be Conditioned (known patches stay at 0): use Conditioned(Floored(...))")
+            raise ValueError(
+                "path must not be Conditioned, whose known patches stay at 0: use Conditioned(Floored(path), known)"
+            )
         if path.t_min > 0:
-            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: use Floored once only")
+            raise ValueError(f"path must start at t = 0, got one with a floor of {path.t_min}: apply Floored only once")
         self.path = path
         self.t_min = t_min
 
@@ -326,10 +329,10 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
     """Raise ValueError, naming the patch, unless `path` is a noise path on level maps of `grid`.
 
     Checks a few random curves (seed 0): levels lie in [0, 1], never fall, go from `t_min` to 1 or stay at 0, have no
-    jumps, and slopes are their derivatives. It takes milliseconds; use it for path classes of your own.
+    jumps, and slopes are their derivatives. It takes milliseconds; use it to test your own path classes.
 
     Args:
-        path: the path to check.
+        path: path family to check.
         grid: (gh, gw) of the level maps.
         curves: number of random curves.
         points: number of values of s at which levels are compared.
@@ -346,10 +349,10 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
         for at, level in ((0, path.t_min), (-1, 1.0)):
             wrong = moves & ((curve_maps[at] - level).abs() > 1e-9)
             if wrong.any():
-                row, column, t = _first(wrong, curve_maps[at])
+                row, column, t = _first_patch(wrong, curve_maps[at])
                 raise ValueError(
-                    f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} at {row}, {column}: "
-                    "set t_min to its lowest level, or correct the levels at its ends"
+                    f"{name} must go from t = {path.t_min} to 1, got t = {t:g} at s = {abs(at)} in {row}, {column}: "
+                    "set t_min to the lowest level, or correct the levels at s = 0 and 1"
                 )
     _check_continuous(curve, name, maps, s)
     _check_slopes(curve, name, curves)
@@ -359,8 +362,8 @@ def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tens
     """Raise ValueError if a curve jumps: if its largest rise does not shrink as the interval around it is halved."""
     rises = maps.diff(dim=0)  # (points - 1, curves, gh, gw)
     for number in range(rises.shape[1]):
-        leg, row, column = (int(k) for k in (rises[:, number] == rises[:, number].max()).nonzero()[0])
-        low, high = s[leg], s[leg + 1]
+        k, row, column = (int(i) for i in (rises[:, number] == rises[:, number].max()).nonzero()[0])
+        low, high = s[k], s[k + 1]
 
         def level(at: torch.Tensor, of: tuple[int, int, int] = (number, row, column)) -> torch.Tensor:
             return curve(at.expand(rises.shape[1]))[0][of]
@@ -372,7 +375,7 @@ def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tens
         jump = float(level(high) - level(low))
         if jump > 1e-3:
             raise ValueError(
-                f"{name} must be continuous, got a jump by {jump:g} at s = {low:g} at row {row}, column {column}: "
+                f"{name} must be continuous, got a jump of {jump:g} at s = {low:g} in row {row}, column {column}: "
                 "raise the level over an interval of s, as asyncdiff.noise.Ordered does"
             )
 
@@ -382,23 +385,23 @@ def _check_monotone(maps: torch.Tensor, s: torch.Tensor, name: str) -> None:
     for at, level_map in zip(s.tolist(), maps, strict=True):
         outside = ~((level_map >= 0) & (level_map <= 1))  # NaN counts as outside
         if outside.any():
-            row, column, t = _first(outside, level_map)
+            row, column, t = _first_patch(outside, level_map)
             raise ValueError(
-                f"{name} must hold levels in [0, 1], got {t:g} at s = {at:g} at {row}, {column}: clamp them"
+                f"{name} must have levels in [0, 1], got {t:g} at s = {at:g} in {row}, {column}: clamp them"
             )
     falls = maps.diff(dim=0) < -1e-12
     if falls.any():
-        leg = int(falls.flatten(1).any(1).nonzero()[0])
-        row, column, before = _first(falls[leg], maps[leg])
-        after = _first(falls[leg], maps[leg + 1])[2]
+        k = int(falls.flatten(1).any(1).nonzero()[0])
+        row, column, before = _first_patch(falls[k], maps[k])
+        after = _first_patch(falls[k], maps[k + 1])[2]
         raise ValueError(
-            f"{name} must never fall, got t = {before:g} at s = {s[leg]:g} and {after:g} at s = {s[leg + 1]:g} "
-            f"at {row}, {column}: raise the later level or lower the earlier one"
+            f"{name} must have levels that never fall, got t = {before:g} at s = {s[k]:g} and {after:g} at "
+            f"s = {s[k + 1]:g} in {row}, {column}: raise the later level or lower the earlier one"
         )
 
 
 def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: float = 1e-6) -> None:
-    """Raise ValueError if slopes differ from finite differences at more than 1/8 of the probes: kinks are rare."""
+    """Raise ValueError if slopes differ from finite differences at more than 1/8 of the probes (kinks are rarer)."""
     points = torch.rand(probes, generator=seeded(1), device="cpu", dtype=torch.float64) * (1 - 2 * step) + step
     wrong = 0
     for s in points:
@@ -407,14 +410,14 @@ def _check_slopes(curve: Curve, name: str, curves: int, probes: int = 32, step: 
         off = ((above - below) / (2 * step) - slope).abs() > 1e-3 * (1 + slope.abs())
         wrong += int(off.any())
         if wrong > probes // 8:
-            row, column, returned = _first(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
+            row, column, returned = _first_patch(off[off.flatten(1).any(1)][0], slope[off.flatten(1).any(1)][0])
             raise ValueError(
-                f"{name} must give slopes dt/ds that are the derivatives of its levels, got {returned:g} at s = {s:g} "
-                f"at {row}, {column}: correct them, or likelihoods are wrong"
+                f"{name} must return the derivatives of its levels as slopes, got a wrong {returned:g} at s = {s:g} "
+                f"in {row}, {column}: correct the slopes, or likelihoods will be wrong"
             )
 
 
-def _first(where: torch.Tensor, values: torch.Tensor) -> tuple[str, str, float]:
+def _first_patch(where: torch.Tensor, values: torch.Tensor) -> tuple[str, str, float]:
     """Return the first patch where `where` is True, as "row i" and "column j", and its value."""
     row, column = where.nonzero()[0].tolist()
     return f"row {row}", f"column {column}", float(values[row, column])

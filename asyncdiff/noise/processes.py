@@ -21,7 +21,7 @@ Level = Float[Tensor, "*level"]
 
 TERMS = 6  # terms of the series of log(1 - beta): the next one is below 1e-8 of the first for beta up to MAX_BETA
 MAX_BETA = 0.05
-NEWTON_STEPS = 4  # the initial value is off by a few percent, and every step doubles the correct digits
+NEWTON_STEPS = 4  # the initial value is off by a few percent, and every step doubles the number of correct digits
 TINY = 1e-6  # smallest sigma to divide by
 
 
@@ -29,7 +29,7 @@ class Process(ABC):
     """Gaussian noise process x_t = alpha(t) x + sigma(t) eps, from the clean image (t = 0) to pure noise (t = 1).
 
     The functions of t take tensors of any shape; methods that take images take level maps t, one level per patch.
-    A subclass defines `alpha`, `sigma`, their derivatives and `level`.
+    Subclasses define `alpha`, `sigma`, their derivatives and `level`.
 
     Examples:
         >>> process = RectifiedFlow()
@@ -98,26 +98,26 @@ class Process(ABC):
         return keep * x_t + added * eps
 
     def velocity(self, x: Image, eps: Image, t: LevelMap) -> Image:
-        """Return the velocity v, the target of a network by default."""
+        """Return the velocity v, a network's default target."""
         c_eps, c_x = self._coefficients(t, x)
         return c_eps * eps - c_x * x
 
     def x_from_v(self, x_t: Image, v: Image, t: LevelMap) -> Image:
-        """Return the clean image that follows from `x_t` and `v`."""
+        """Return the clean image, computed from `x_t` and the velocity `v`."""
         return self._coefficients(t, x_t)[0] * x_t - self._pixels(self.sigma(t), x_t) * v
 
     def eps_from_v(self, x_t: Image, v: Image, t: LevelMap) -> Image:
-        """Return the noise that follows from `x_t` and `v`."""
+        """Return the noise, computed from `x_t` and the velocity `v`."""
         return self._coefficients(t, x_t)[1] * x_t + self._pixels(self.alpha(t), x_t) * v
 
     def v_from_x(self, x_t: Image, x: Image, t: LevelMap, *, floor: float = 0.0) -> Image:
-        """Return the velocity that follows from `x_t` and a clean image.
+        """Return the velocity, computed from `x_t` and a clean image.
 
         Args:
             x_t: noisy image.
             x: clean image.
             t: level map of `x_t`.
-            floor: lower limit of the sigma to divide by. With 0, the velocity is undefined at t = 0, where x_t has no
+            floor: lower limit for the divisor sigma. With 0, the velocity is undefined at t = 0, where x_t has no
                 noise; above 0, it is finite everywhere but too small where sigma < floor.
 
         Returns:
@@ -126,7 +126,7 @@ class Process(ABC):
         return (self._coefficients(t, x_t)[0] * x_t - x) / self._pixels(self.sigma(t), x_t).clamp(min=floor)
 
     def v_from_eps(self, x_t: Image, eps: Image, t: LevelMap) -> Image:
-        """Return the velocity that follows from `x_t` and a noise; undefined where alpha = 0, so x_t has no signal."""
+        """Return the velocity, computed from `x_t` and the noise; undefined where alpha = 0, as x_t has no signal."""
         return (eps - self._coefficients(t, x_t)[1] * x_t) / self._pixels(self.alpha(t), x_t)
 
     def score_from_v(self, x_t: Image, v: Image, t: LevelMap) -> Image:
@@ -188,15 +188,15 @@ class CosineVP(Process):
 
 
 class LinearVP(Process):
-    """Linear beta schedule of DDPM (arXiv:2006.11239) in continuous time, for networks of DDPM and DiT.
+    """Linear beta schedule of DDPM (arXiv:2006.11239) in continuous time, for DDPM and DiT networks.
 
-    t = n / steps is DDPM's and DiT's timestep n - 1: n noising steps have been made. With beta linear in a real u, the
+    t = n / steps is timestep n - 1 of DDPM and DiT: the state after n noising steps. With beta linear in a real u, the
     sum of log(1 - beta_j) over j < n is replaced by the integral from -1/2 to n - 1/2 (midpoint rule; relative error
-    2e-7 for DDPM's numbers), which has a closed form by log(1 - b) = -(b + b^2/2 + b^3/3 + ...).
+    2e-7 for DDPM's numbers), which has a closed form through log(1 - b) = -(b + b^2/2 + b^3/3 + ...).
 
-    For DDPM's numbers alpha(1) is 0.0064, not 0: sampling starts from slightly purer noise than training sees at t = 1.
-    Near t = 0 sigma grows as the square root of t. sigma' and W, infinite at t = 0, are large finite numbers there, so
-    that 0 times them is 0.
+    With DDPM's numbers alpha(1) is 0.0064, not 0: sampling starts from slightly purer noise than training sees at t =
+    1. Near t = 0 sigma grows as the square root of t. sigma' and W, infinite at t = 0, are large finite numbers there,
+    so that 0 times them is 0, not NaN.
 
     Args:
         beta_start: variance of the first noising step, above 0.
@@ -208,13 +208,13 @@ class LinearVP(Process):
         if not 0 < beta_start < beta_end <= MAX_BETA:
             raise ValueError(
                 f"beta_start and beta_end must satisfy 0 < beta_start < beta_end <= {MAX_BETA}, "
-                f"got {beta_start} and {beta_end}: use 1e-4 and 0.02 for DDPM's"
+                f"got {beta_start} and {beta_end}: use 1e-4 and 0.02 as in DDPM"
             )
         least = math.floor(1 + (beta_end - beta_start) / (2 * beta_start)) + 1
         if steps < least:
             raise ValueError(
                 f"steps must be at least {least} for beta from {beta_start} to {beta_end}, got {steps}: "
-                "use 1000 for DDPM's"
+                "use 1000 as in DDPM"
             )
         self.beta_start = beta_start
         self.beta_end = beta_end

@@ -1,6 +1,6 @@
-"""Progress samplers: distributions of the progress s along a noise path, in training and in the likelihood bound.
+"""Progress samplers: distributions of the progress s along a noise path, for training and the likelihood bound.
 
-Uniform, logit-normal, or importance sampling of the bound's integrand.
+Choose uniform or logit-normal progress, or importance sampling of the bound's integrand.
 """
 
 import math
@@ -12,7 +12,7 @@ from asyncdiff.noise.paths import Curve
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.shapes import LevelMap, Progress
 
-BISECTIONS = 30  # of [0, 1]: s is exact to 1e-9; its density is exact for the s returned
+BISECTIONS = 30  # bisections of [0, 1]: s is exact to 1e-9, and the density is exact for the returned s
 
 
 class ProgressSampler(ABC):
@@ -31,7 +31,7 @@ class ProgressSampler(ABC):
         """Map uniform numbers to progress.
 
         Args:
-            curve: curve of the images' noise paths.
+            curve: noise path of each image.
             u: uniform numbers in [0, 1], one per image.
 
         Returns:
@@ -47,7 +47,7 @@ class UniformProgress(ProgressSampler):
 
 
 class LogitNormalProgress(ProgressSampler):
-    """Logit-normal progress, logit(s) ~ N(loc, scale^2): more of the middle of a path (Esser et al., arXiv:2403.03206).
+    """Logit-normal progress, logit(s) ~ N(loc, scale^2): favors the middle of a path (Esser et al., arXiv:2403.03206).
 
     Args:
         loc: mean of logit(s); larger means noisier.
@@ -62,14 +62,14 @@ class LogitNormalProgress(ProgressSampler):
 
     def __call__(self, curve: Curve, u: Progress) -> tuple[Progress, Progress]:
         tiny = torch.finfo(u.dtype).eps
-        normal = torch.special.ndtri(u.clamp(tiny, 1 - tiny))  # s must lie inside of (0, 1)
+        normal = torch.special.ndtri(u.clamp(tiny, 1 - tiny))  # s must lie inside (0, 1)
         s = (self.loc + self.scale * normal).sigmoid()
         density = torch.exp(-0.5 * normal.square()) / (math.sqrt(2 * math.pi) * self.scale * s * (1 - s))
         return s, density
 
 
 class FluxProgress(ProgressSampler):
-    """Importance sampling of s for the bound and the `ELBO` weighting: density of s for independent Gaussian pixels.
+    """Importance sampling of s for the bound and the `ELBO` weighting; derived for independent Gaussian pixels.
 
     q(s) is proportional to the bound's integrand for independent N(m, variance) pixels. There the integral from t = 1
     down to level t_i is G = 1/2 log(1 + variance SNR(t_i)) per pixel (Guo, Shamai & Verdu 2005), so that the integrand
@@ -78,7 +78,8 @@ class FluxProgress(ProgressSampler):
     ones included (our own derivation).
 
     Args:
-        variance: expected variance of a pixel given its surroundings, in model units; any value is unbiased.
+        variance: expected variance of a pixel given its surroundings, in model units; the result is unbiased for any
+            value.
         process: noise process; default: rectified flow.
     """
 

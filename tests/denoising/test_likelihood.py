@@ -376,7 +376,7 @@ def test_half_precision_images_have_the_bound_of_float32():
 
 
 def test_a_conditioned_path_is_refused():
-    with pytest.raises(ValueError, match="give the mask as known"):
+    with pytest.raises(ValueError, match="pass its mask as known"):
         bound(ORACLE, X[:2], Conditioned(Synchronous(), torch.ones(1, 2, 2, dtype=torch.bool)), points=1)
 
 

@@ -234,7 +234,9 @@ def test_oracles_are_denoisers_with_a_grid():
     oracle = GaussianOracle(*random_gaussian(16), (2, 4))
     assert isinstance(oracle, DenoiserLike)
     assert oracle.grid((8, 8)) == (2, 4)
-    with pytest.raises(ValueError, match="must divide the image into equal patches, got grid 2x4 for an image of 4x6"):
+    with pytest.raises(
+        ValueError, match="level map of 2x4 patches does not divide an image of 4x6 pixels into equal patches"
+    ):
         oracle.grid((4, 6))
 
 
@@ -254,9 +256,9 @@ def test_invalid_mixtures_are_refused():
         with pytest.raises(ValueError, match=message):
             MixtureOracle(w, m, c, GRID)
 
-    refused("weights must sum to 1, got a sum of 2: divide them by it", w=2 * weights)
-    refused(r"weights must be positive, got \[1.5, -0.5\]: leave out", w=torch.tensor([1.5, -0.5]))
-    refused("weights must hold one number per mean, got 3 for 2 means", w=torch.ones(3) / 3)
+    refused("weights must sum to 1, got a sum of 2: divide them by their sum", w=2 * weights)
+    refused(r"weights must be positive, got \[1.5, -0.5\]: remove components", w=torch.tensor([1.5, -0.5]))
+    refused(r"weights needs one number per mean, got shape \(3,\) for 2 means", w=torch.ones(3) / 3)
     refused("means must be finite, got NaN", m=means * math.nan)
     refused(r"covs must have shape \(2, 4, 4\), got \(2, 3, 4\)", c=covs[:, :3])
     refused(r"covs must be symmetric, got a difference of 1 in covs\[0\]", c=covs + torch.eye(4).roll(1, 0).triu(1))
@@ -266,9 +268,13 @@ def test_invalid_mixtures_are_refused():
 
 def test_invalid_arguments_of_methods_are_refused():
     oracle, x = MixtureOracle(WEIGHTS, MEANS, COVS, GRID), torch.zeros(3, *SHAPE)
-    with pytest.raises(ValueError, match=r"x_t must have \(c, h, w\) of 4 pixels in all, got \(2, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"x_t must have \(c, h, w\) with 4 values in all, as the means have, got \(2, 2, 2\)"
+    ):
         oracle(torch.zeros(3, 2, 2, 2), torch.zeros(3, 1, 1))
-    with pytest.raises(ValueError, match=r"shape must have \(c, h, w\) of 4 pixels in all, got \(1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"shape must have \(c, h, w\) with 4 values in all, as the means have, got \(1, 4, 4\)"
+    ):
         oracle.sample(3, (1, 4, 4))
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         oracle.sample(0, SHAPE)

@@ -69,7 +69,9 @@ def test_velocity_is_one():
 
 @pytest.mark.parametrize("levels", [Shared(), Independent()])
 def test_elbo_refuses_levels_without_slopes_and_names_both(levels):
-    with pytest.raises(ValueError, match=rf"ELBO .* {type(levels).__name__} follows no path"):
+    with pytest.raises(
+        ValueError, match=rf"ELBO needs the slopes .* got {type(levels).__name__}, which does not provide them"
+    ):
         ELBO().check(levels)
 
 

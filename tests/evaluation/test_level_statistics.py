@@ -56,7 +56,7 @@ def test_known_patches_are_marked():
 
 
 def test_a_sampler_that_does_not_go_with_the_grid_is_refused():
-    with pytest.raises(ValueError, match="level map of 4x4 patches into equal blocks, got 1x3"):
+    with pytest.raises(ValueError, match="has 1x3 values, which do not divide the level map of 4x4 patches into equal blocks"):
         measure_levels("a", AlongPath(Ordered(CustomOrder([[0, 1, 2]]))), (4, 4))
     with pytest.raises(ValueError, match="images must be at least 1"):
         measure_levels("a", AlongPath(), (4, 4), images=0)

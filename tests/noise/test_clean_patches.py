@@ -100,8 +100,8 @@ def test_masks_and_distributions_are_chosen_with_equal_probability():
         (lambda: RandomRegions(low=-0.1), r"low must lie in .*got -0.1"),
         (lambda: RandomRegions(high=1.1), r"high must lie in .*got 1.1"),
         (lambda: RandomRegions(low=0.5, high=0.4), r"low must lie in \[0, 0.4\], got 0.5"),
-        (lambda: RandomMasks([]), "masks must hold at least one mask"),
-        (lambda: MixedCleanPatches([]), "contexts must hold at least one distribution"),
+        (lambda: RandomMasks([]), "masks must contain at least one mask"),
+        (lambda: MixedCleanPatches([]), "contexts must contain at least one distribution"),
     ],
 )
 def test_invalid_arguments_are_refused(make, message):

@@ -164,7 +164,7 @@ def test_a_floor_under_known_patches_is_refused():
 
 @pytest.mark.parametrize("masks", [2, 5])
 def test_masks_of_another_batch_are_refused(masks):
-    with pytest.raises(ValueError, match=f"one mask, or one per image, got {masks} for 3 images"):
+    with pytest.raises(ValueError, match=f"a single mask or one per image, got {masks} masks for 3 images"):
         Conditioned(Synchronous(), KNOWN.expand(masks, 4, 4)).draw(3, (4, 4))
 
 
@@ -181,7 +181,9 @@ def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
 
 
 def test_a_floor_on_a_floor_is_refused():
-    with pytest.raises(ValueError, match="path must start at t = 0, got one with a floor of 0.1: use Floored once"):
+    with pytest.raises(
+        ValueError, match="path must start at t = 0, got one with a floor of 0.1: apply Floored only once"
+    ):
         Floored(Floored(AsyncPatch(), 0.1), 0.2)
 
 
@@ -306,7 +308,9 @@ def test_coarse_waypoints_are_repeated_over_blocks():
 
 
 def test_waypoints_that_do_not_divide_the_grid_are_refused():
-    with pytest.raises(ValueError, match="maps must divide the level map of 3x4 patches into equal blocks, got 2x2"):
+    with pytest.raises(
+        ValueError, match="maps has 2x2 values, which do not divide the level map of 3x4 patches into equal blocks"
+    ):
         Waypoints(MAPS).draw(1, (3, 4))
 
 
@@ -316,20 +320,21 @@ def test_waypoints_that_do_not_divide_the_grid_are_refused():
         (
             MAPS[::-1],
             None,
-            "maps must never fall, got t = 0.5 at s = 0.333333 and 0 at s = 0.666667 at row 0, column 0",
+            "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0 at s = 0.666667 in row 0, "
+            "column 0",
         ),
-        ([[[0.2, 1.5]]], None, "maps must hold levels in [0, 1], got 1.5 at s = 0.5 at row 0, column 1"),
-        ([[[0.2], [-0.1]]], None, "maps must hold levels in [0, 1], got -0.1 at s = 0.5 at row 1, column 0"),
-        ([[[0.2, math.nan]]], None, "maps must hold levels in [0, 1], got nan at s = 0.5 at row 0, column 1"),
-        ([[[0.2, 0.3], [0.4]]], None, "grids of equal size, got (rows, lengths of the rows) [(2, {1, 2})]"),
-        ([[[0.2]], [[0.3, 0.3]]], None, "grids of equal size, got (rows, lengths of the rows) [(1, {1}), (1, {2})]"),
-        ([], None, "one or more grids of equal size, got (rows, lengths of the rows) []"),
-        ([[[]]], None, "grids of equal size, got (rows, lengths of the rows) [(1, {0})]"),
-        (MAPS, [0.5], "one s per map, got [0.5] for 2 maps"),
-        (MAPS, [0.5, 0.5], "progress must increase in (0, 1)"),
-        (MAPS, [0.0, 0.5], "progress must increase in (0, 1)"),
-        (MAPS, [0.5, 1.0], "progress must increase in (0, 1)"),
-        (MAPS, [0.5, math.nan], "progress must increase in (0, 1)"),
+        ([[[0.2, 1.5]]], None, "maps must have levels in [0, 1], got 1.5 at s = 0.5 in row 0, column 1"),
+        ([[[0.2], [-0.1]]], None, "maps must have levels in [0, 1], got -0.1 at s = 0.5 in row 1, column 0"),
+        ([[[0.2, math.nan]]], None, "maps must have levels in [0, 1], got nan at s = 0.5 in row 0, column 1"),
+        ([[[0.2, 0.3], [0.4]]], None, "grids of the same size, got sizes (rows, row lengths) [(2, {1, 2})]"),
+        ([[[0.2]], [[0.3, 0.3]]], None, "grids of the same size, got sizes (rows, row lengths) [(1, {1}), (1, {2})]"),
+        ([], None, "one or more grids of the same size, got sizes (rows, row lengths) []"),
+        ([[[]]], None, "grids of the same size, got sizes (rows, row lengths) [(1, {0})]"),
+        (MAPS, [0.5], "one s per map, increasing in (0, 1), got [0.5] for 2 maps"),
+        (MAPS, [0.5, 0.5], "progress needs one s per map, increasing in (0, 1)"),
+        (MAPS, [0.0, 0.5], "progress needs one s per map, increasing in (0, 1)"),
+        (MAPS, [0.5, 1.0], "progress needs one s per map, increasing in (0, 1)"),
+        (MAPS, [0.5, math.nan], "progress needs one s per map, increasing in (0, 1)"),
     ],
 )
 def test_waypoints_that_are_no_path_are_refused(maps, progress, message):
@@ -369,16 +374,16 @@ class Bent(Path):
 
 
 WAVE = 2 * math.pi
-ENDS = r"must go from t = 0.0 to 1, got t = %s at s = %s at row 1, column 0"
-SLOPES = r"must give slopes dt/ds that are the derivatives of its levels, got .* at row 1, column 0"
+ENDS = r"must go from t = 0.0 to 1, got t = %s at s = %s in row 1, column 0"
+SLOPES = r"must return the derivatives of its levels as slopes, got a wrong .* in row 1, column 0"
 FAULTS = {
     "falls": (lambda s: (s + 0.3 * (WAVE * s).sin(), 1 + 0.3 * WAVE * (WAVE * s).cos()), "never fall.*row 1, column 0"),
     "does not reach 1": (lambda s: (0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.9", 1)),
     "starts above 0": (lambda s: (0.1 + 0.9 * s, torch.full_like(s, 0.9)), ENDS % ("0.1", 0)),
     "constant": (lambda s: (torch.full_like(s, 0.5), torch.zeros_like(s)), ENDS % ("0.5", 0)),
     "is noise from the start": (lambda s: (torch.ones_like(s), torch.zeros_like(s)), ENDS % ("1", 0)),
-    "leaves the range": (lambda s: (1.5 * s, torch.full_like(s, 1.5)), r"levels in \[0, 1\].* at row 1, column 0"),
-    "is nan": (lambda s: (s * math.nan, torch.ones_like(s)), r"levels in \[0, 1\], got nan .* at row 1, column 0"),
+    "leaves the range": (lambda s: (1.5 * s, torch.full_like(s, 1.5)), r"levels in \[0, 1\].* in row 1, column 0"),
+    "is nan": (lambda s: (s * math.nan, torch.ones_like(s)), r"levels in \[0, 1\], got nan .* in row 1, column 0"),
     "has another's slope": (lambda s: (s**2, torch.ones_like(s)), SLOPES),
     "misses a factor": (lambda s: (s**2, s), SLOPES),
     "has no slope": (lambda s: (s, torch.zeros_like(s)), SLOPES),
@@ -399,7 +404,7 @@ def test_valid_paths_are_accepted():
 
 
 def test_a_patch_below_the_floor_is_refused():
-    with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 at row 1, column 0"):
+    with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 in row 1, column 0"):
         check_path(Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1), (2, 3))
 
 
@@ -414,5 +419,5 @@ def test_a_path_that_jumps_is_refused():
 
             return curve
 
-    with pytest.raises(ValueError, match=r"Leap must be continuous, got a jump by 1 at s = 0\.437 at row 0, column 0"):
+    with pytest.raises(ValueError, match=r"Leap must be continuous, got a jump of 1 at s = 0\.437 in row 0, column 0"):
         check_path(Leap(), (2, 2))
