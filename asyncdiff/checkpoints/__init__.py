@@ -1,6 +1,6 @@
-"""Read checkpoints without running any code in them, check them for damage, write them atomically and find them.
+"""Find and read checkpoints, check them for damage and write them atomically; reading never runs code in them.
 
-`object_config` describes objects by class_path and init_args; `old_names` maps the class paths of earlier versions.
+`object_config` describes objects by class_path and init_args; `old_names` updates class paths of earlier versions.
 """
 
 from asyncdiff.checkpoints.load import explain_load_error, find_damage, read_checkpoint, read_safely

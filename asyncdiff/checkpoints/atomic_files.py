@@ -10,9 +10,10 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def open_atomic(file: Path) -> Iterator[BinaryIO]:
-    """Open a stream whose contents, flushed to disk, replace `file` once the block ends without an error.
+    """Open a stream to a temporary file that replaces `file` once the block ends without an error.
 
-    Until then, whatever happens, `file` is unchanged.
+    The temporary file is flushed to disk first. Until it replaces `file`, an existing file stays intact, even if the
+    process is killed, the disk fills up or the machine crashes.
     """
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -36,22 +37,22 @@ def open_atomic(file: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(file: Path, parts: Iterable[bytes | memoryview]) -> None:
-    """Write a file atomically from its parts; it is on disk when this returns."""
+    """Write the concatenated `parts` to a file atomically; they are on disk when this returns."""
     with open_atomic(file) as stream:
         for part in parts:
             stream.write(part)
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove temporary files that dead processes of this machine left; those of other machines may be in use."""
+    """Remove temporary files left by dead processes on this machine; those of other machines may be in use."""
     for file in folder.glob(".*.tmp"):
         host, _, process = file.name.removesuffix(".tmp").rpartition(".")
-        if host.endswith(f".{socket.gethostname()}") and process.isdigit() and not _alive(int(process)):
+        if host.endswith(f".{socket.gethostname()}") and process.isdigit() and not _is_alive(int(process)):
             with contextlib.suppress(FileNotFoundError):  # another process may have removed it
                 file.unlink()
 
 
-def _alive(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

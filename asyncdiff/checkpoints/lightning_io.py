@@ -15,22 +15,22 @@ from asyncdiff.checkpoints.export import is_export, read_export
 from asyncdiff.checkpoints.load import find_damage, read_safely
 from asyncdiff.checkpoints.old_names import update_checkpoint
 
-# File in which the processes of ddp_fork and ddp_spawn return the weights at the end of a fit, without other state.
+# With ddp_fork and ddp_spawn, this file carries the weights back to the main process after a fit, and nothing else.
 SPAWN_WEIGHTS = ".temp.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes to a temporary file in the same folder, flushes it to disk and renames it.
 
-    Until then an earlier file of that name stays intact, whatever happens: a kill, a full disk, a crash of the machine.
-    (Lightning itself writes to the system's temporary folder and copies from there if that is another file system.)
-    Damaged files are refused by name. `train.py` uses this plugin by default; URLs such as s3://... are left to
-    Lightning.
+    An existing file with that name stays intact until the rename, even if the process is killed, the disk fills up or
+    the machine crashes. (Lightning writes to the system's temporary folder, and copies the file if that is on another
+    file system.) Loading a damaged file raises an error that names it. `train.py` uses this plugin by default. URLs
+    such as s3://... are left to Lightning.
 
     Args:
-        asynchronous: copy the state and write it in the background while training continues; a second copy of all
-            weights and of the optimizer state has to fit into memory. A failure stops training at the next checkpoint,
-            or at the end.
+        asynchronous: copy the state to the CPU and write it in the background while training continues; a second copy
+            of all weights and of the optimizer state must fit into memory. If a write fails, training stops at the next
+            checkpoint, or at the end.
     """
 
     def __init__(self, asynchronous: bool = False):
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._writing: list[Future[None]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; OSError if that fails, with the earlier file intact."""
+        """Write a checkpoint; raise OSError if that fails, leaving an earlier file of that name intact."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,14 +47,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             _write(checkpoint, Path(path))
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)  # now, as Lightning may link to the file before it exists
-        # A single thread writes and removes files in the order of the calls, so that one always exists.
+        # A single thread writes and removes files in the order of the calls, so that a checkpoint always exists.
         self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._submit(_write, apply_to_collection(checkpoint, Tensor, _copy_to_cpu), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint or an export as tensors and plain containers; ValueError if it is damaged or holds more."""
+        """Read a checkpoint or an export; raise ValueError if it is damaged or could execute code."""
         if weights_only is False:
-            raise ValueError("weights_only must be true, got false, which runs any code in a checkpoint: leave it out")
+            raise ValueError(
+                "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
+            )
         self._wait()
         if "://" in str(path):
             remote: dict[str, Any] = super().load_checkpoint(path, map_location or _to_cpu, True)
@@ -62,18 +64,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if is_export(path):
             return read_export(path)
         if damage := find_damage(path):
-            raise ValueError(f"ckpt_path must be an intact checkpoint, got {path}: {damage}: use an earlier one")
+            raise ValueError(f"cannot load ckpt_path {path}, {damage}: use an earlier checkpoint")
         loaded = read_safely(path, map_location or _to_cpu, checked=True)
         if Path(path).name == SPAWN_WEIGHTS:
             return loaded
         if not isinstance(loaded, dict) or not {"state_dict", "pytorch-lightning_version"} <= loaded.keys():
             raise ValueError(
-                f"ckpt_path must be a checkpoint, got {path}, which holds something else: use another file"
+                f"ckpt_path {path} is not a checkpoint, it has no state_dict or no Lightning version: choose a .ckpt "
+                "file of a run"
             )
         return update_checkpoint(loaded)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint, after all writes that were requested before."""
+        """Remove a checkpoint, after all writes that were requested earlier."""
         if self._writer is None:
             super().remove_checkpoint(path)
         else:
@@ -109,7 +112,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
     with open_atomic(path) as stream:
         try:
             torch.save(checkpoint, stream)
-        except RuntimeError as error:  # PyTorch hides the OSError behind it
+        except RuntimeError as error:  # PyTorch raises it in place of an OSError
             cause = error.__context__
             raise cause if isinstance(cause, OSError) else OSError(str(error).split("\n")[0]) from error
 

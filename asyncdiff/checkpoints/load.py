@@ -15,67 +15,68 @@ from asyncdiff.checkpoints.old_names import update_checkpoint
 
 
 def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of AsyncDiffusion, or an export, without running any code in it."""
+    """Read a checkpoint of an AsyncDiffusion model, or an export, without running any code in it."""
     if is_export(path):
         return read_export(path, map_location)
     if (Path(path) / ".metadata").is_file():
         raise ValueError(
-            f"checkpoint_path must be one file, got {path}, a folder of shards: train with --trainer.strategy "
-            f"fully_shard, or consolidate it with python -m lightning.pytorch.utilities.consolidate_checkpoint {path}"
+            f"checkpoint_path {path} is a folder of shards, not a single file: convert it with python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, or train with --trainer.strategy fully_shard"
         )
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"checkpoint_path must be a file, got {path}: a run keeps its checkpoints in RUN/checkpoints/"
+            f"checkpoint_path {path} is not a file: check the path; a run saves its checkpoints in RUN/checkpoints/"
         )
     checkpoint = read_safely(path, map_location)
     if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
         raise ValueError(
-            f"{path} is not a checkpoint of AsyncDiffusion: it does not describe the model that it belongs to"
+            f"{path} is not a checkpoint of AsyncDiffusion, it has no state_dict or no description of the model: "
+            "choose a checkpoint written by train.py"
         )
     return update_checkpoint(checkpoint)
 
 
 def read_safely(path: str | Path, map_location: Any = "cpu", *, checked: bool = False, mapped: bool = False) -> Any:
-    """Read a file of torch.save that holds tensors and plain containers only.
+    """Read a file written by torch.save, refusing anything but tensors and plain Python containers.
 
     Args:
         path: file to read.
-        map_location: as in torch.load.
-        checked: skip `find_damage`, which reads the whole file, because the caller has called it.
-        mapped: map the tensors into memory instead of reading them.
+        map_location: device to load the tensors to, or a function as for torch.load.
+        checked: skip `find_damage`, which reads the entire file, because the caller has already called it.
+        mapped: memory-map the tensors instead of reading them.
 
     Returns:
-        The contents.
+        The contents of the file.
 
     Raises:
-        ValueError: the file is damaged or holds anything else.
+        ValueError: the file is damaged or contains anything else.
     """
     if not checked and (damage := find_damage(path)):
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {damage}: use another, or a backup")
+        raise ValueError(f"{path} cannot be read safely as a checkpoint: {damage}; use a backup or another checkpoint")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, for files that are not pickles
+            warnings.simplefilter("ignore")  # about the pickle protocol of files that are not pickles
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
-    except Exception as error:  # of any type, for files of other formats
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {explain_load_error(error)}") from error
+    except Exception as error:  # files of other formats may raise any type
+        raise ValueError(f"{path} cannot be read safely as a checkpoint: {explain_load_error(error)}") from error
 
 
 def find_damage(path: str | Path) -> str | None:
-    """Check a file of torch.save against its checksums, which PyTorch itself ignores.
+    """Check a file written by torch.save against its checksums, which PyTorch itself ignores.
 
-    Files that are not zip archives, as of PyTorch before 1.6, and files saved without checksums count as undamaged.
+    Files that are not zip archives (PyTorch before 1.6) and files saved without checksums count as undamaged.
 
     Args:
         path: file to check.
 
     Returns:
-        A description of the damage, or None.
+        A description of the damage, or None for an undamaged file.
     """
     try:
-        archived = zipfile.is_zipfile(path)
-    except zipfile.BadZipFile as error:  # raised for some kinds of damage to the directory
+        is_archive = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile as error:  # raised if the directory of the archive is damaged in some ways
         return f"it is damaged ({error})"
-    if not archived:
+    if not is_archive:
         with Path(path).open("rb") as file:
             magic = file.read(4)
         if not magic:
@@ -84,14 +85,14 @@ def find_damage(path: str | Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             # PyTorch writes zeros when it saves without checksums.
-            damaged = archive.testzip() if any(record.CRC for record in archive.infolist()) else None
+            record = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         return f"it is damaged ({error})"
-    return f"its record {damaged} is damaged" if damaged else None
+    return f"its record {record} is damaged" if record else None
 
 
 def explain_load_error(error: Exception) -> str:
-    """Summarize why torch.load refused a file; PyTorch's own message recommends reading it unsafely."""
+    """Summarize why torch.load refused a file; PyTorch's own message recommends loading it unsafely."""
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it would call {match[1]}"
     message = "" if isinstance(error, pickle.UnpicklingError) else str(error).split("\n")[0]

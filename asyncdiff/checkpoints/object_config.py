@@ -1,6 +1,6 @@
-"""Convert objects to plain containers and back, so that a checkpoint describes its model without any code in it.
+"""Convert objects to plain dicts and lists and back, so that a checkpoint describes its model without any code.
 
-Convention: a class keeps every constructor argument as an attribute of the same name.
+Convention: a class stores every constructor argument as an attribute of the same name.
 """
 
 import importlib
@@ -14,26 +14,28 @@ import torch
 from asyncdiff.checkpoints.old_names import update_names
 
 PLAIN = (bool, int, float, str, type(None))
-# Packages of asyncdiff that run commands: no file may name a class of theirs.
+# Packages of asyncdiff that run commands: files must not name their classes.
 PROGRAMS = ("asyncdiff.__main__", "asyncdiff.ablation", "asyncdiff.cli", "asyncdiff.web")
 
 
 def describe(value: Any) -> Any:
-    """Describe an object by numbers, strings, lists and {"class_path", "init_args"} dictionaries, as in YAML files."""
+    """Describe an object by numbers, strings, lists and {"class_path", "init_args"} dictionaries, as YAML files do."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, (list, tuple)):
         return type(value)(describe(item) for item in value)
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
-    kind: Any = _kind(value)
+    kind: Any = _unsharded_class(value)
     if isinstance(value, torch.Tensor):
         raise TypeError("a tensor cannot be described in a checkpoint: pass numbers or lists to the constructor")
     if hasattr(value, "_orig_mod"):
-        raise TypeError("a compiled network cannot be described: compile in place, network.compile(), after building")
+        raise TypeError(
+            "a network compiled by torch.compile cannot be described: compile it in place with network.compile()"
+        )
     if kind.__init__ is object.__init__:
         return {"class_path": class_path(kind), "init_args": {}}
-    arguments = {name: describe(_kept(value, name)) for name in _parameters(kind)}
+    arguments = {name: describe(_argument(value, name)) for name in _argument_names(kind)}
     return {"class_path": class_path(kind), "init_args": arguments}
 
 
@@ -52,7 +54,10 @@ def class_path(kind: type) -> str:
 
 
 def format_call(value: Any) -> str:
-    """Format the constructor call that makes `value`, without defaults; a first argument that is an object is kept."""
+    """Format the constructor call of `value`, such as Sampler(steps=50), without arguments that equal their defaults.
+
+    A first argument that is an object is always shown, without its name.
+    """
     if isinstance(value, PLAIN):
         return f"{value:g}" if isinstance(value, float) else str(value)
     if isinstance(value, (list, tuple)):
@@ -60,29 +65,29 @@ def format_call(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {format_call(item)}' for key, item in value.items())}}}"
     try:
-        return _call(value)
-    except TypeError:  # a class that does not keep its arguments
+        return _format_constructor(value)
+    except TypeError:  # a class that does not store its arguments
         return type(value).__name__
 
 
-def _call(value: Any) -> str:
+def _format_constructor(value: Any) -> str:
     kind = type(value)
-    names = [] if kind.__init__ is object.__init__ else _parameters(kind)
-    kept = {name: _kept(value, name) for name in names}
+    names = [] if kind.__init__ is object.__init__ else _argument_names(kind)
+    values = {name: _argument(value, name) for name in names}
     defaults = inspect.signature(kind).parameters
-    required = {name: item for name, item in kept.items() if defaults[name].default is inspect.Parameter.empty}
+    required = {name: item for name, item in values.items() if defaults[name].default is inspect.Parameter.empty}
     default = kind(**required)
     arguments = []
-    for name, item in kept.items():
+    for name, item in values.items():
         if name == names[0] and not isinstance(item, PLAIN):
             arguments.append(format_call(item))
-        elif name in required or describe(item) != describe(_kept(default, name)):
+        elif name in required or describe(item) != describe(_argument(default, name)):
             arguments.append(f"{name}={format_call(item)}")
     return f"{kind.__name__}({', '.join(arguments)})"
 
 
 def build(config: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
-    """Build the object that `describe` described; only classes of the packages in `allow` are imported."""
+    """Build an object from the result of `describe`; only classes of the packages in `allow` are imported."""
     config = update_names(config)
     if isinstance(config, (list, tuple)):
         return type(config)(build(item, allow) for item in config)
@@ -93,33 +98,34 @@ def build(config: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
 
 
 def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
-    """Import the class of a dotted path; ValueError unless its package is in `allow`, as imports run code."""
+    """Import a class by its dotted path; raise ValueError unless its package is in `allow`, since imports run code."""
     package = class_path.partition(".")[0]
     if package not in allow:
         raise ValueError(
-            f"class_path must lie in one of the packages {', '.join(allow)}, got {class_path}: "
+            f"class_path {class_path} is not in the allowed packages ({', '.join(allow)}): "
             f"if you trust it, pass allow=({', '.join(map(repr, [*allow, package]))}) in Python, or "
             f"--allow-class-paths {package} to a command"
         )
     module, _, name = class_path.rpartition(".")
-    if _runs(module):
+    if _runs_commands(module):
         raise ValueError(
-            f"class_path must name a part of a model, got {class_path}, which runs commands: do not use this file"
+            f"class_path {class_path} belongs to a command, not to a model: do not use this file, it may be malicious"
         )
     kind = getattr(importlib.import_module(module), name, None)
-    if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in allow or _runs(kind.__module__):
+    if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in allow or _runs_commands(kind.__module__):
         raise ValueError(
-            f"class_path must name a class of its package, got {class_path}: it may be misspelled or renamed"
+            f"class_path {class_path} does not name a class of the package {package}: check the spelling; the class "
+            "may have been renamed"
         )
     return kind
 
 
-def _runs(module: str) -> bool:
+def _runs_commands(module: str) -> bool:
     return any(module == program or module.startswith(f"{program}.") for program in PROGRAMS)
 
 
 def named_packages(config: Any) -> set[str]:
-    """Return the top-level packages whose classes an object config names."""
+    """Return the top-level packages of the classes in an object config."""
     if isinstance(config, (list, tuple)):
         return set().union(*map(named_packages, config))
     if not isinstance(config, dict):
@@ -128,28 +134,28 @@ def named_packages(config: Any) -> set[str]:
     return own.union(*map(named_packages, config.values()))
 
 
-def _kind(value: Any) -> type[Any]:
-    """Return the class of `value`, before PyTorch's `fully_shard` replaced it by a derived class."""
+def _unsharded_class(value: Any) -> type[Any]:
+    """Return the class of `value`; for a module sharded by PyTorch's `fully_shard`, the class that it had before."""
     kind = type(value)
-    sharding = kind.__bases__[:1] and kind.__bases__[0].__name__ == "FSDPModule"
-    return kind.__bases__[1] if sharding else kind
+    sharded = kind.__bases__[:1] and kind.__bases__[0].__name__ == "FSDPModule"
+    return kind.__bases__[1] if sharded else kind
 
 
-def _parameters(kind: type) -> list[str]:
+def _argument_names(kind: type) -> list[str]:
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if unnamed := [str(p) for p in parameters if p.kind not in named]:
         raise TypeError(
-            f"{kind.__name__} must have named constructor arguments only, got {', '.join(unnamed)}: "
-            "a checkpoint cannot describe others"
+            f"all constructor arguments of {kind.__name__} must have names, got {', '.join(unnamed)}: "
+            "replace them, since a checkpoint cannot describe them"
         )
     return [p.name for p in parameters]
 
 
-def _kept(value: Any, name: str) -> Any:
+def _argument(value: Any, name: str) -> Any:
     if not hasattr(value, name):
         raise TypeError(
-            f"{type(value).__name__} must keep its constructor argument {name!r} as an attribute of that name, "
+            f"{type(value).__name__} must store its constructor argument {name!r} as an attribute of that name, "
             "so that a checkpoint can describe how to rebuild it"
         )
     return getattr(value, name)

@@ -1,7 +1,7 @@
-"""Class paths and argument names of earlier versions, mapped to their present ones.
+"""Map class paths and argument names of earlier versions to the current ones.
 
 Checkpoints, exports, run configs, prediction records and result cards name classes by their dotted paths.
-`update_names` updates the contents of such a file when it is read; no other module knows an old name.
+`update_names` updates the contents of such a file when it is read; old names appear in no other module.
 """
 
 from typing import Any
@@ -79,7 +79,7 @@ RENAMED = {
     "asyncdiff.targets.Velocity": "asyncdiff.denoising.VelocityTarget",
     "asyncdiff.weightings": "asyncdiff.denoising",
     "asyncdiff.weightings.Elbo": "asyncdiff.denoising.ELBO",
-    # Named by the package that exports them, no longer by their module.
+    # Classes that files now name by the package that exports them instead of the module.
     "datamodules.arrays": "datamodules",
     "datamodules.crops": "datamodules",
     "datamodules.digits": "datamodules",
@@ -95,7 +95,7 @@ RENAMED = {
     "asyncdiff.networks.dit.DiT": "asyncdiff.networks.DiT",
     "asyncdiff.networks.unet.UNet": "asyncdiff.networks.UNet",
 }
-# Old -> new constructor arguments, by the present path of their class.
+# Old -> new constructor arguments, by the current path of their class.
 ARGUMENTS = {
     "asyncdiff.noise.AlongPath": {"spacing": "progress_sampler"},
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
@@ -110,7 +110,7 @@ STATES = {
 
 
 def update_class_path(path: str) -> str:
-    """Return the present dotted path of a class that an earlier version named; other paths are returned unchanged."""
+    """Return the current dotted path of a class named by an earlier version; other paths are returned unchanged."""
     parts = path.split(".")
     for count in range(len(parts), 1, -1):
         if new := RENAMED.get(".".join(parts[:count])):
@@ -119,14 +119,14 @@ def update_class_path(path: str) -> str:
 
 
 def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
-    """Return plain containers with old class paths and argument names replaced by the present ones.
+    """Return a copy of nested dicts and lists with old class paths and argument names replaced by the current ones.
 
     Args:
-        value: contents of a file: dictionaries, lists, tuples, strings, numbers; not changed.
-        replaced: receives the old paths that were replaced, mapped to the new ones.
+        value: contents of a file: nested dictionaries, lists, tuples, strings and numbers; not modified.
+        replaced: dictionary to which every old path that was replaced is added, with its new path.
 
     Returns:
-        The updated containers.
+        The updated copy.
     """
     if isinstance(value, str):
         return _update_path(value, replaced) if value.startswith(("asyncdiff.", "datamodules.")) else value
@@ -142,7 +142,9 @@ def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
 
 
 def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint with present names in its object config, codec and callback states; tensors are shared."""
+    """Return a copy of a checkpoint with current names in its object config, codec and callback states; tensors are
+    shared.
+    """
     updated = dict(checkpoint)
     for key in ("recipe", "latents", "export"):
         if key in updated:

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 import datamodules
 from asyncdiff import callbacks, latents
 from asyncdiff.checkpoints.atomic_files import write_atomically
-from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact
+from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
@@ -253,13 +253,13 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         remedy = "leave ckpt_path out to start a new run" if training else "run fit first"
         raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but {latest} does not exist: {remedy}")
     if given == "last":
-        return str(newest_intact(run)) if training else str(latest)
+        return str(newest_intact_checkpoint(run)) if training else str(latest)
     if given and not re.match(r"best$|hpc$|registry|\w+://", given) and not Path(given).exists():
         raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
     if given or not training or not existing or config.trainer.get("fast_dev_run"):
         return given
     if _resume_requested(bool(config.get("auto_resume"))):
-        return str(newest_intact(run))
+        return str(newest_intact_checkpoint(run))
     remedy = "last" if latest.is_file() else str(existing[0])
     raise ValueError(
         f"trainer.default_root_dir must be a new directory, got {run}, which contains a run: "

@@ -1,4 +1,4 @@
-"""Checkpoint files: atomic writes, in the background on request; damage is found; the newest intact one is found."""
+"""Checkpoint files are written atomically, optionally in the background, and damaged ones are detected."""
 
 import os
 import pickle
@@ -11,7 +11,7 @@ import torch
 
 from asyncdiff.checkpoints import find_damage, lightning_io
 from asyncdiff.checkpoints.atomic_files import open_atomic, write_atomically
-from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact
+from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
 
@@ -20,7 +20,7 @@ def state(value: float = 1.0) -> dict:
     return {"state_dict": {"weight": weights}, "pytorch-lightning_version": "2.6.0", "global_step": 3}
 
 
-def aged(file: Path, age: int) -> Path:
+def set_age(file: Path, age: int) -> Path:
     os.utime(file, (1e9 - age, 1e9 - age))
     return file
 
@@ -31,12 +31,12 @@ def run(tmp_path):
     folder = tmp_path / "checkpoints"
     for step in (10, 20, 30):
         AtomicCheckpointIO().save_checkpoint(state(step), aged_path := folder / f"step={step}.ckpt")
-        aged(aged_path, 100 - step)
+        set_age(aged_path, 100 - step)
     (folder / "last.ckpt").symlink_to("step=30.ckpt")
     return tmp_path
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_the_earlier_file_and_no_other(tmp_path):
     file = tmp_path / "held"
     write_atomically(file, [b"old"])
     with pytest.raises(TypeError, match="bytes-like"), open_atomic(file) as stream:
@@ -50,7 +50,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_checkpoint_holds_what_was_saved(tmp_path):
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path):
     file = tmp_path / "new" / "folder" / "last.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint(state(), file)
@@ -65,7 +65,7 @@ def test_a_checkpoint_holds_what_was_saved(tmp_path):
     assert io.load_checkpoint(file)["state_dict"]["weight"][-1] == 1
 
 
-def test_a_flipped_bit_of_contents_is_found(tmp_path):
+def test_a_flipped_bit_is_detected(tmp_path):
     file = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(state(), file)
     whole, moments = file.read_bytes(), random.Random(0)
@@ -74,7 +74,7 @@ def test_a_flipped_bit_of_contents_is_found(tmp_path):
         at = first + moments.randrange(999 * 8 - 100)
         file.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << moments.randrange(8))]) + whole[at + 1 :])
         torch.load(file, weights_only=True)  # PyTorch itself does not notice
-        with pytest.raises(ValueError, match=r"last.ckpt: its record .* is damaged: use an earlier one"):
+        with pytest.raises(ValueError, match=r"last.ckpt, its record .* is damaged: use an earlier checkpoint"):
             AtomicCheckpointIO().load_checkpoint(file)
 
 
@@ -91,7 +91,7 @@ def test_a_truncated_file_is_refused(tmp_path, share):
 
 def test_a_run_resumes_from_the_newest_intact_checkpoint(run):
     folder = run / "checkpoints"
-    assert newest_intact(run).name == "last.ckpt"
+    assert newest_intact_checkpoint(run).name == "last.ckpt"
     assert [file.name for file in list_checkpoints(run)] == [
         "last.ckpt",
         "step=30.ckpt",
@@ -101,22 +101,25 @@ def test_a_run_resumes_from_the_newest_intact_checkpoint(run):
     newest = folder / "step=30.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(UserWarning, match=r"last.ckpt is skipped: it is truncated .* resumes from .*step=20.ckpt$"):
-        assert newest_intact(run).name == "step=20.ckpt"
+        assert newest_intact_checkpoint(run).name == "step=20.ckpt"
     (folder / "step=20.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="is skipped: it is empty"):
-        assert newest_intact(run).name == "step=10.ckpt"
+        assert newest_intact_checkpoint(run).name == "step=10.ckpt"
     (folder / "step=10.ckpt").write_bytes(b"something else")
-    with pytest.raises(ValueError, match=r"got none: .*: restore one, or start in another directory"):
-        newest_intact(run)
+    with pytest.raises(
+        ValueError,
+        match=r"has no intact checkpoint, .*: restore one from a backup, or start the run in another directory",
+    ):
+        newest_intact_checkpoint(run)
 
 
 def test_a_dangling_link_is_not_a_checkpoint(run):
     (run / "checkpoints" / "step=30.ckpt").unlink()
-    assert newest_intact(run).name == "step=20.ckpt"
-    assert newest_intact(run / "elsewhere") is None
+    assert newest_intact_checkpoint(run).name == "step=20.ckpt"
+    assert newest_intact_checkpoint(run / "elsewhere") is None
 
 
-def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path, monkeypatch):
+def test_temporary_files_of_dead_processes_are_removed_and_others_are_kept(tmp_path, monkeypatch):
     import socket
 
     dead = tmp_path / f".last.ckpt.{socket.gethostname()}.4194305.tmp"  # above every process number of Linux
@@ -131,7 +134,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
 # In the background
 
 
-def test_the_state_at_the_call_is_written_in_the_background(tmp_path, monkeypatch):
+def test_the_state_at_the_time_of_the_call_is_written_in_the_background(tmp_path, monkeypatch):
     go, write = threading.Event(), lightning_io._write
     monkeypatch.setattr(lightning_io, "_write", lambda *args: go.wait(10) and write(*args))
     io, held_state = AtomicCheckpointIO(asynchronous=True), state()
@@ -142,7 +145,7 @@ def test_the_state_at_the_call_is_written_in_the_background(tmp_path, monkeypatc
     io.save_checkpoint(state(3.0), tmp_path / "c.ckpt")
     assert not list(tmp_path.iterdir())
     go.set()
-    # Loading waits for what is being written.
+    # Loading waits for pending writes.
     assert io.load_checkpoint(tmp_path / "c.ckpt")["state_dict"]["weight"][-1] == 3
     assert sorted(file.name for file in tmp_path.iterdir()) == ["b.ckpt", "c.ckpt"]
     io.teardown()

@@ -1,4 +1,4 @@
-"""Exports: the same model bit for bit, written atomically, refused if anything is wrong."""
+"""Exports contain the same model bit for bit, are written atomically, and are refused if anything is wrong."""
 
 import hashlib
 import json
@@ -79,9 +79,9 @@ def exported(run):
 def export(run, exported, tmp_path):
     """Export the run with further arguments, if any; returns the folder, which may be changed."""
 
-    def write(*words, name="shared"):
-        if words:
-            main(["export", str(run), "--output", str(tmp_path / name), *words])
+    def write(*argv, name="shared"):
+        if argv:
+            main(["export", str(run), "--output", str(tmp_path / name), *argv])
         else:
             shutil.copytree(exported, tmp_path / name)
         return tmp_path / name
@@ -91,12 +91,12 @@ def export(run, exported, tmp_path):
 
 @pytest.fixture
 def refused(capfd):
-    """Runs a command that has to fail; returns the line that says why."""
+    """Run a command that must fail and return its one-line error."""
 
-    def run(*words):
+    def run(*argv):
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            main([str(word) for word in words])
+            main([str(argument) for argument in argv])
         assert stopped.value.code == 2
         (line,) = capfd.readouterr().err.splitlines()
         return line.removeprefix("error: ")
@@ -120,14 +120,14 @@ def test_ema_and_raw_weights_are_distinguished(run, export, refused):
     ema, raw = export("--weights", "ema", name="a"), export("--weights", "raw", name="b")
     assert not torch.equal(*(load_file(folder / FILES[0])["denoiser.network.head.weight"] for folder in (ema, raw)))
     assert torch.equal(*(load_file(f / FILES[0])["denoiser.network.head.weight"] for f in (ema, export(name="c"))))
-    message = "weights must be 'auto' or 'ema' for the export .*, got 'raw': leave it out"
+    message = "the export .* contains ema weights only, got weights='raw': use 'auto' or 'ema'"
     with pytest.raises(ValueError, match=message):
         AsyncDiffusion.load_from_checkpoint(ema, weights="raw")
     assert AsyncDiffusion.load_from_checkpoint(raw, weights="raw").classes == 10
-    assert refused("sample", ema, "--weights", "raw").startswith("weights must be 'auto' or 'ema'")
+    assert "contains ema weights only, got weights='raw'" in refused("sample", ema, "--weights", "raw")
 
 
-def test_networks_with_other_layouts_of_memory(tmp_path):
+def test_networks_with_channels_last_and_tuples_are_restored(tmp_path):
     """A U-Net is stored with channels last, and YAML reads its tuples as lists."""
     torch.manual_seed(0)
     model = AsyncDiffusion(
@@ -168,7 +168,7 @@ def test_the_card_lists_only_results_of_these_weights(export, capsys):
     told = capsys.readouterr().out
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "asyncdiff"
-    assert front.startswith("# license: to be filled in")
+    assert front.startswith("# license: fill in before sharing")
     assert "# Digits, small\n" in body
     assert "`DiT(channels=1, dim=32, depth=1, heads=2, classes=10)`" in body
     assert body.count("| frechet | 1.235 |") == 2
@@ -189,7 +189,7 @@ def test_the_python_of_the_card_runs(export):
     assert names["images"].shape == (4, 1, 8, 8)
 
 
-def test_names_of_classes(export, refused, tmp_path, run):
+def test_class_names_are_listed_on_the_card(export, refused, tmp_path, run):
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"digit {i}" for i in range(10)))
     folder = export("--label_names", str(names))
@@ -215,7 +215,7 @@ def test_evaluate_accepts_an_export_and_its_data(export):
     folder = export()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     del config["data"]["init_args"]["nested"]
-    rewritten(folder, config)
+    rewrite_config(folder, config)
     main(["evaluate", str(folder), "--likelihood", "--images", "2", "--points", "2", "--device", "cpu"])
     (card,) = (folder / "evaluation").glob("*.json")
     fingerprint = json.loads(card.read_text())["protocol"]
@@ -240,7 +240,7 @@ def test_the_trainer_validates_an_export_but_does_not_resume_from_it(export, tmp
     (expected,) = trainer().validate(loaded, datamodule=Digits(), verbose=False)
     assert found == expected
     with pytest.raises(
-        ValueError, match="ckpt_path must be a checkpoint of a run, got .*, an export, .* model.pretrained"
+        ValueError, match="ckpt_path .* is an export, which has no optimizer state to resume: .* model.pretrained"
     ):
         trainer().fit(fresh, datamodule=Digits(), ckpt_path=str(folder))
 
@@ -248,21 +248,22 @@ def test_the_trainer_validates_an_export_but_does_not_resume_from_it(export, tmp
 # Atomic writes
 
 
-def test_folders_are_not_overwritten_unasked(export, refused, run, tmp_path):
+def test_folders_are_not_overwritten_without_the_option(export, refused, run, tmp_path):
     folder = export()
     before = {name: (folder / name).read_bytes() for name in FILES}
     assert refused("export", run, "--output", folder) == (
-        f"--output must be a new folder, got {folder}, an export: add --overwrite, or choose another"
+        f"--output {folder} is an earlier export: add --overwrite, or choose a new folder"
     )
     export("--overwrite", "--weights", "raw")
     assert (folder / FILES[0]).read_bytes() != before[FILES[0]]
     (folder / "notes.txt").write_text("mine")
     assert refused("export", run, "--output", folder, "--overwrite") == (
-        f"--overwrite must not delete other files, got notes.txt in {folder}: move it, or choose another folder"
+        f"--overwrite would delete notes.txt in {folder}, which is not part of an export: move it, or choose a new "
+        "folder"
     )
     (tmp_path / "mine").mkdir()
     assert refused("export", run, "--output", tmp_path / "mine", "--overwrite") == (
-        f"--output must be a new folder or an earlier export, got {tmp_path / 'mine'}: choose another"
+        f"--output {tmp_path / 'mine'} exists and is not an export: choose a new folder"
     )
     assert refused("export", folder, "--output", tmp_path / "x").startswith("RUN must be a run directory or a .ckpt")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
@@ -286,8 +287,8 @@ def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch
 # Refusals
 
 
-def rewritten(folder: Path, config) -> None:
-    """Put another configuration into an export, with a hash that fits."""
+def rewrite_config(folder: Path, config) -> None:
+    """Write another configuration into an export, with a matching hash."""
     content = config if isinstance(config, bytes) else yaml.safe_dump(config, sort_keys=False).encode()
     (folder / "config.yaml").write_bytes(content)
     tensors = load_file(folder / "model.safetensors")
@@ -297,7 +298,7 @@ def rewritten(folder: Path, config) -> None:
 
 @pytest.fixture
 def line():
-    """The one line by which `from_pretrained` refuses a folder."""
+    """Return the one-line error with which `from_pretrained` refuses a folder."""
 
     def of(folder, **options):
         with pytest.raises((ValueError, OSError)) as refusal:
@@ -308,52 +309,52 @@ def line():
     return of
 
 
-def test_a_configuration_that_was_changed(export, line):
+def test_a_changed_configuration_is_refused(export, line):
     folder = export()
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("steps: 2", "steps: 3"))
-    assert line(folder).startswith("config.yaml must have the SHA-256 recorded in model.safetensors, ")
+    assert line(folder).startswith(f"{folder / 'config.yaml'} was changed after the export, its SHA-256 is ")
 
 
-def test_another_version_and_none(export, line):
+def test_other_and_missing_format_versions_are_refused(export, line):
     folder = export()
     tensors = load_file(folder / "model.safetensors")
     for told, version in (({"asyncdiff_format": "2"}, "2"), (None, "none")):
         save_file(tensors, folder / "model.safetensors", metadata=told)
         assert line(folder) == (
-            f"an export must be of format 1, got {version} in {folder / 'model.safetensors'}: "
+            f"the export format version must be 1, got {version} in {folder / 'model.safetensors'}: "
             "read it with the version of asyncdiff that wrote it"
         )
 
 
-def test_a_weight_that_was_changed(export, line):
+def test_a_changed_weight_is_refused(export, line):
     """Safetensors has no checksum; the configuration has."""
     folder = export()
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-100] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    assert line(folder).startswith("model.safetensors must hold tensors with the SHA-256 ")
+    assert line(folder).startswith(f"{folder / 'model.safetensors'} is damaged, the SHA-256 of its tensors is ")
     (folder / "model.safetensors").write_bytes(content[:-8])
-    assert line(folder).startswith(f"{folder / 'model.safetensors'} must be a safetensors file, got something else")
+    assert line(folder).startswith(f"{folder / 'model.safetensors'} is not a valid safetensors file, ")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (b"recipe: [", "must be YAML, got something else"),
-        (b"\xff\xfe\x00", "must be YAML, got something else"),
-        (b"!!python/object/apply:os.system ['true']", "must be YAML, got something else"),
-        (b"- 1", "must have a dict at recipe, got NoneType"),
-        ({"recipe": {}, "tuples": [], "weights": 3}, "must have a str at weights, got int"),
+        (b"recipe: [", "is not valid YAML, "),
+        (b"\xff\xfe\x00", "is not valid YAML, "),
+        (b"!!python/object/apply:os.system ['true']", "is not valid YAML, "),
+        (b"- 1", "config.yaml must be a dict, got NoneType"),
+        ({"recipe": {}, "tuples": [], "weights": 3}, "config.yaml must be a str, got int"),
         (
             {"recipe": {}, "tuples": [], "weights": "x", "weights_sha256": "", "step": 0, "software": {}},
-            "must have ema or raw at weights and a version at software.lightning, got x and None",
+            "config.yaml must be ema or raw and software.lightning a version, got x and None",
         ),
     ],
 )
 def test_invalid_configurations_are_refused(export, line, change, message):
     folder = export()
-    rewritten(folder, change)
+    rewrite_config(folder, change)
     assert message in line(folder)
 
 
@@ -361,41 +362,40 @@ def test_foreign_classes_are_not_imported(export, line, tmp_path, monkeypatch):
     folder = export()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["recipe"]["init_args"]["levels"] = {"class_path": "elsewhere.Levels", "init_args": {}}
-    rewritten(folder, config)
+    rewrite_config(folder, config)
     (tmp_path / "elsewhere.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert line(folder).startswith("class_path must lie in one of the packages asyncdiff, got elsewhere.Levels")
+    assert line(folder).startswith("class_path elsewhere.Levels is not in the allowed packages (asyncdiff): ")
     assert not (tmp_path / "marker").exists()
 
 
-def test_weights_of_another_model(export, line):
+def test_weights_of_another_model_are_refused(export, line):
     folder = export()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["recipe"]["init_args"]["network"]["init_args"]["dim"] = 16
-    rewritten(folder, config)
-    assert "must have the model's shapes, got (32, 4) for denoiser.network.embed.weight, which is (16, 4) here" in line(
-        folder
-    )
+    rewrite_config(folder, config)
+    assert "denoiser.network.embed.weight must have the shape (32, 4) as in " in line(folder)
 
 
 def test_paths_that_are_not_exports_are_refused(export, line, tmp_path):
     folder = export()
     assert line(folder, revision="main") == (
-        f"revision must be left out for a folder, got main for {folder}: folders have none"
+        f"revision applies to Hub repositories, got main for the local folder {folder}: omit revision"
     )
     (folder / "config.yaml").unlink()
-    assert line(folder).startswith("an export must hold model.safetensors and config.yaml, got ")
-    assert "with model.safetensors and config.yaml, got " in line(tmp_path)
-    assert line(folder / "README.md").startswith("path_or_repo must be an export's folder, got the file ")
+    assert line(folder).startswith(f"{folder} is not a complete export, config.yaml is missing: ")
+    assert line(tmp_path).startswith(f"{tmp_path} is not an export, it has no model.safetensors: ")
+    assert line(folder / "README.md").startswith("path_or_repo must be the folder of an export, got the file ")
     assert line("no/such/thing") == (
-        "path_or_repo must be an export's folder or OWNER/NAME of the hub, got no/such/thing: no such path"
+        "no/such/thing is neither an existing folder nor a repository OWNER/NAME on the Hugging Face Hub: "
+        "check the path"
     )
 
 
 # The hub
 
 
-def test_a_repository_of_the_hub(export, monkeypatch):
+def test_a_repository_is_downloaded_from_the_hub(export, monkeypatch):
     folder, asked = export(), []
 
     def snapshot_download(name, *, revision, allow_patterns):
@@ -408,27 +408,30 @@ def test_a_repository_of_the_hub(export, monkeypatch):
     assert torch.equal(model.generate([0], [1]), AsyncDiffusion.from_pretrained(folder).generate([0], [1]))
 
 
-def test_a_hub_that_cannot_be_reached(line, monkeypatch):
+def test_an_unreachable_hub_is_reported(line, monkeypatch):
     def snapshot_download(name, **_):
         raise OSError("no\nconnection")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     assert line("somebody/digits", revision="v1") == (
-        "path_or_repo must be a folder here or a repository that can be reached, got somebody/digits at v1: "
-        "no connection"
+        "somebody/digits at v1 is not a local folder and cannot be downloaded from the Hugging Face Hub: no connection"
     )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert line("somebody/digits").endswith("got somebody/digits: pip install huggingface_hub")
+    assert line("somebody/digits").endswith(
+        "from the Hugging Face Hub needs huggingface_hub: pip install huggingface_hub"
+    )
 
 
-def test_a_repository_of_something_else(line, tmp_path, monkeypatch):
+def test_a_repository_that_is_not_an_export_is_refused(line, tmp_path, monkeypatch):
     module = SimpleNamespace(snapshot_download=lambda name, **_: str(tmp_path))
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    assert line("somebody/other").startswith("path_or_repo must be a repository with model.safetensors and config.yaml")
+    assert line("somebody/other").startswith(
+        "the repository somebody/other is not an export, it has no model.safetensors"
+    )
 
 
 class Hub:
-    """A hub that takes note of what it is asked for."""
+    """Fake hub that records the calls made to it."""
 
     def __init__(self, refusal: Exception | None = None):
         self.asked, self.refusal = [], refusal
@@ -455,18 +458,18 @@ def test_an_export_is_uploaded_to_the_requested_repository(export, monkeypatch, 
     assert capsys.readouterr().out.endswith("published: https://huggingface.co/somebody/digits\n")
 
 
-def test_a_hub_that_refuses_leaves_the_export(export, tmp_path, monkeypatch, capfd):
+def test_a_rejected_upload_keeps_the_export(export, tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(
         sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: Hub(OSError("401\nUnauthorized")))
     )
     with pytest.raises(SystemExit):
         export("--push_to_hub", "somebody/digits")
-    assert "error: cannot upload to somebody/digits: 401 Unauthorized: " in capfd.readouterr().err
+    assert "error: cannot upload to somebody/digits, 401 Unauthorized: " in capfd.readouterr().err
     assert AsyncDiffusion.from_pretrained(tmp_path / "shared").guard.stop_after == 10
     with pytest.raises(SystemExit):
         export("--push_to_hub", "digits", name="other")
     assert capfd.readouterr().err == (
-        "error: push_to_hub must be OWNER/NAME of a repository, got digits: use somebody/digits, for example\n"
+        "error: --push_to_hub must be a repository OWNER/NAME, got digits: use somebody/digits, for example\n"
     )
     assert not (tmp_path / "other").exists()
 
@@ -485,5 +488,5 @@ def test_the_calls_match_the_library_s_signatures():
 
 def test_a_checkpoint_is_not_an_export(run):
     assert "export" not in read_checkpoint(run / "checkpoints" / "last.ckpt")
-    with pytest.raises(ValueError, match="use load_from_checkpoint"):
+    with pytest.raises(ValueError, match="load checkpoints with load_from_checkpoint"):
         locate_export(run / "checkpoints" / "last.ckpt")

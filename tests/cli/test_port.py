@@ -248,7 +248,7 @@ class Payload:
 def test_code_in_a_file_is_not_run(refused):
     torch.save(WEIGHTS | {"x": Payload()}, "evil.pt")
     line = refused("evil.pt", "--kind", "dit")
-    assert line == "evil.pt is not a checkpoint that can be read safely: it would call posix.mkdir"
+    assert line == "evil.pt cannot be read safely as a checkpoint: it would call posix.mkdir"
     assert not Path("payload").exists()
 
 
@@ -258,7 +258,7 @@ def test_damaged_files(refused):
     Path("text.pt").write_text("no weights at all")
     Path("empty.pt").write_bytes(b"")
     for name in ("cut.pt", "text.pt", "empty.pt"):
-        assert refused(name, "--kind", "dit").startswith(f"{name} is not a checkpoint that can be read safely: ")
+        assert refused(name, "--kind", "dit").startswith(f"{name} cannot be read safely as a checkpoint: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
     line = refused("cut.safetensors", "--kind", "dit")
     assert line.startswith("cut.safetensors must be a readable safetensors file: ")
@@ -269,14 +269,14 @@ def test_damaged_files(refused):
     [
         (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt, which does not exist"),
         (["weights.pt"], "--kind must be given for a file, got none: add dit or sit, which use the same"),
-        (["weights.pt", "--kind", "dit"], "heads must be given for a width of 32, which is not an official size"),
+        (["weights.pt", "--kind", "dit"], "no official model has a width of 32, so the number of heads is unknown"),
         (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
         (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
         (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
         (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights must be left out for a file with one set"),
         (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies must be left out for a file"),
         (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"],
-         "image_size must be 8, the size of the positions in"),
+         "image_size must be 8, according to the positions in"),
         (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
         (["PIPELINE", "--heads", "4"], "--heads must be left out, got 4: the folder's config.json has 2"),
         (["PIPELINE", "--weights", "raw"], "--weights must be left out for a folder, got raw"),

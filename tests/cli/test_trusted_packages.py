@@ -160,7 +160,7 @@ def test_a_checkpoint_names_no_program() -> None:
         "asyncdiff.cli.commands.evaluate.Run",
         "asyncdiff.ablation.launch.Runner",
     ):
-        with pytest.raises(ValueError, match="must name a part of a model"):
+        with pytest.raises(ValueError, match="belongs to a command, not to a model"):
             object_config.build({"class_path": path, "init_args": {}})
     with pytest.raises(ValueError, match="--allow-class-paths stranger"):
         object_config.build({"class_path": "stranger.Network", "init_args": {}})
@@ -169,7 +169,7 @@ def test_a_checkpoint_names_no_program() -> None:
 
 @pytest.mark.parametrize("value", [[], [""], ["../x"], ["a b"], ["jsonargparse"], ["a,,b"]])
 def test_the_option_takes_packages_only(value: list[str]) -> None:
-    with pytest.raises(ValueError, match="--allow-class-paths must name packages, got "):
+    with pytest.raises(ValueError, match="--allow-class-paths must list packages, got "):
         split_option(["fit", "--allow-class-paths", *value])
 
 

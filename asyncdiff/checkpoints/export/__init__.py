@@ -1,4 +1,4 @@
-"""Write and read exports: folders with weights, a readable configuration and a model card, made for sharing."""
+"""Write and read exports: shareable folders with weights, a readable configuration and a model card."""
 
 from asyncdiff.checkpoints.export.load import is_export, read_export, weight_file
 

@@ -1,63 +1,68 @@
-"""Find exports on this machine or on the Hugging Face hub, and upload them there."""
+"""Locate exports in local folders or on the Hugging Face Hub, and upload them to the Hub."""
 
 import re
 from pathlib import Path
 
-from asyncdiff.checkpoints.export.load import CONFIG, FILES, WEIGHTS, is_export
+from asyncdiff.checkpoints.export.load import FILES, WEIGHTS, is_export
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME
 
 
 def locate_export(path_or_repo: str | Path, revision: str | None = None) -> Path:
-    """Return the folder of an export, downloading the three files of a repository into the hub's cache.
+    """Return the local folder of an export, after downloading it into the Hub's cache if it is a repository.
 
     Args:
-        path_or_repo: a folder, or OWNER/NAME on the hub if no such path exists.
-        revision: branch, tag or commit of a repository; its main branch by default.
+        path_or_repo: a folder, or OWNER/NAME on the Hugging Face Hub if no such path exists.
+        revision: branch, tag or commit of a repository; None means its main branch.
 
     Returns:
-        A local folder.
+        Path of the folder.
 
     Raises:
-        FileNotFoundError: neither such a folder nor such a repository exists, or the hub cannot be reached.
-        ValueError: it is not an export.
+        FileNotFoundError: there is neither such a folder nor such a repository, or the Hub cannot be reached.
+        ValueError: the path is a file, the repository is not an export, or a revision is given for a folder.
     """
     path = Path(path_or_repo).expanduser()
     if path.exists():
         if revision is not None:
-            raise ValueError(f"revision must be left out for a folder, got {revision} for {path}: folders have none")
+            raise ValueError(
+                f"revision applies to Hub repositories, got {revision} for the local folder {path}: omit revision"
+            )
         if path.is_file():
-            raise ValueError(f"path_or_repo must be an export's folder, got the file {path}: use load_from_checkpoint")
+            raise ValueError(
+                f"path_or_repo must be the folder of an export, got the file {path}: load checkpoints with "
+                "load_from_checkpoint"
+            )
         if not is_export(path):
             raise FileNotFoundError(
-                f"path_or_repo must be an export's folder with {WEIGHTS} and {CONFIG}, got {path} without: "
-                "write one with python -m asyncdiff export"
+                f"{path} is not an export, it has no {WEIGHTS}: check the path, or write an export with "
+                "python -m asyncdiff export"
             )
         return path
     if not REPOSITORY.fullmatch(str(path_or_repo)):
         raise FileNotFoundError(
-            f"path_or_repo must be an export's folder or OWNER/NAME of the hub, got {path_or_repo}: no such path"
+            f"{path_or_repo} is neither an existing folder nor a repository OWNER/NAME on the Hugging Face Hub: "
+            "check the path"
         )
     folder = _download(str(path_or_repo), revision)
     if not is_export(folder):
         raise ValueError(
-            f"path_or_repo must be a repository with {WEIGHTS} and {CONFIG}, got {path_or_repo}: it is not an export"
+            f"the repository {path_or_repo} is not an export, it has no {WEIGHTS}: choose one that was uploaded with "
+            "python -m asyncdiff export --push_to_hub"
         )
     return folder
 
 
 def check_repository(name: str) -> None:
-    """Raise ValueError unless `name` is a valid name of a repository, before anything is written."""
+    """Raise ValueError unless `name` has the form OWNER/NAME of a repository."""
     if not REPOSITORY.fullmatch(name):
-        raise ValueError(
-            f"push_to_hub must be OWNER/NAME of a repository, got {name}: use somebody/digits, for example"
-        )
+        raise ValueError(f"--push_to_hub must be a repository OWNER/NAME, got {name}: use somebody/digits, for example")
 
 
 def upload_export(folder: Path, name: str, *, private: bool = False) -> str:
-    """Upload the three files of an export to a repository of the hub, which is created if it does not exist.
+    """Upload the files of an export to a repository on the Hugging Face Hub, creating it if it does not exist.
 
-    The token is that of `hf auth login`, or HF_TOKEN. Other files of the repository are left unchanged.
+    Authenticates with the token from `hf auth login` or HF_TOKEN. Other files of the repository are left unchanged.
 
     Args:
         folder: folder of the export.
@@ -69,14 +74,14 @@ def upload_export(folder: Path, name: str, *, private: bool = False) -> str:
 
     Raises:
         ValueError: huggingface_hub is not installed.
-        OSError: the hub cannot be reached or refuses the upload; the folder is unchanged.
+        OSError: the Hub cannot be reached or rejects the upload; the folder is unchanged.
     """
     check_repository(name)
     try:
         from huggingface_hub import HfApi  # optional dependency
     except ImportError as error:
         raise ValueError(
-            f"push_to_hub must be left out without huggingface_hub, got {name}: pip install huggingface_hub"
+            f"--push_to_hub {name} needs huggingface_hub, which is not installed: pip install huggingface_hub"
         ) from error
     try:
         api = HfApi()
@@ -86,7 +91,8 @@ def upload_export(folder: Path, name: str, *, private: bool = False) -> str:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()[:30])
         raise OSError(
-            f"cannot upload to {name}: {reason}: {folder} is complete; upload it with hf upload {name} {folder}"
+            f"cannot upload to {name}, {reason}: the export in {folder} is complete, upload it later with "
+            f"hf upload {name} {folder}"
         ) from error
     return str(url)
 
@@ -96,7 +102,7 @@ def _download(name: str, revision: str | None) -> Path:
         from huggingface_hub import snapshot_download  # optional dependency
     except ImportError as error:
         raise ValueError(
-            f"path_or_repo must be a folder unless huggingface_hub is installed, got {name}: "
+            f"{name} is not a local folder, and downloading it from the Hugging Face Hub needs huggingface_hub: "
             "pip install huggingface_hub"
         ) from error
     try:
@@ -105,5 +111,5 @@ def _download(name: str, revision: str | None) -> Path:
         reason = " ".join(str(error).split()[:30])
         at = f" at {revision}" if revision else ""
         raise FileNotFoundError(
-            f"path_or_repo must be a folder here or a repository that can be reached, got {name}{at}: {reason}"
+            f"{name}{at} is not a local folder and cannot be downloaded from the Hugging Face Hub: {reason}"
         ) from error

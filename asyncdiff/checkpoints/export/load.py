@@ -1,4 +1,4 @@
-"""Read an export: three plain files, checked against each other, none of which can hold code."""
+"""Read exports: three plain files that cannot contain code and are checked against each other."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,62 +12,60 @@ from torch import Tensor
 from asyncdiff.checkpoints.export.yaml_tuples import restore_tuples
 from asyncdiff.checkpoints.old_names import update_names
 
-FORMAT = 1  # version of the format; others are refused
+FORMAT = 1  # version of the export format; exports of other versions are refused
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
-AVERAGED, LAST = "ema", "raw"  # kinds of weights in an export
+EMA, RAW = "ema", "raw"  # kinds of weights in an export
 REMEDY = "download or export it again"
 
 
 def is_export(path: str | Path) -> bool:
-    """Return whether a path is a folder of `python -m asyncdiff export`, judged by its file names."""
+    """Return whether a path is the folder of an export, that is, contains model.safetensors."""
     return (Path(path) / WEIGHTS).is_file()
 
 
 def weight_file(path: str | Path) -> Path:
-    """Return the file with the weights: that of an export, or the checkpoint itself."""
+    """Return the path of the file with the weights: model.safetensors in an export, or the checkpoint itself."""
     return Path(path) / WEIGHTS if is_export(path) else Path(path)
 
 
 def read_export(folder: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read an export as a checkpoint with one set of weights.
+    """Read an export into a checkpoint dictionary with one set of weights.
 
     Args:
         folder: folder of the export.
-        map_location: device of the tensors.
+        map_location: device to load the tensors to.
 
     Returns:
-        A dictionary with recipe, state_dict, global_step and the like. Its entry "export", the contents of config.yaml,
-        distinguishes it from a checkpoint that a run can resume from.
+        A dictionary with recipe, state_dict, global_step and so on. Its entry "export" holds the contents of
+        config.yaml; checkpoints that a run can resume from have no such entry.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, of another format or version, or does not match the others.
+        ValueError: a file is damaged, has another format version, or does not match the others.
     """
     folder = Path(folder)
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"an export must hold {WEIGHTS} and {CONFIG}, got {folder} without {name}: {REMEDY}"
-            )
+            raise FileNotFoundError(f"{folder} is not a complete export, {name} is missing: {REMEDY}")
     metadata, tensors = _read_tensors(folder / WEIGHTS, map_location)
     content = (folder / CONFIG).read_bytes()
     version = metadata.get("asyncdiff_format")
     if version != str(FORMAT):
         raise ValueError(
-            f"an export must be of format {FORMAT}, got {version or 'none'} in {folder / WEIGHTS}: "
+            f"the export format version must be {FORMAT}, got {version or 'none'} in {folder / WEIGHTS}: "
             "read it with the version of asyncdiff that wrote it"
         )
-    if (found := hashlib.sha256(content).hexdigest()) != metadata.get("config_sha256"):
+    if (actual := hashlib.sha256(content).hexdigest()) != metadata.get("config_sha256"):
         raise ValueError(
-            f"{CONFIG} must have the SHA-256 recorded in {WEIGHTS}, {str(metadata.get('config_sha256'))[:12]}, got "
-            f"{found[:12]} in {folder}: {REMEDY}; override its settings in Python or by options of commands instead"
+            f"{folder / CONFIG} was changed after the export, its SHA-256 is {actual[:12]}, but {WEIGHTS} records "
+            f"{str(metadata.get('config_sha256'))[:12]}: {REMEDY}; to change settings, use Python or command options"
         )
     config = _read_config(folder / CONFIG, content)
-    if (found := tensors_sha256(tensors)) != config["weights_sha256"]:
+    if (actual := tensors_sha256(tensors)) != config["weights_sha256"]:
         raise ValueError(
-            f"{WEIGHTS} must hold tensors with the SHA-256 {str(config['weights_sha256'])[:12]}, got {found[:12]} in "
-            f"{folder}: it is damaged, {REMEDY}"
+            f"{folder / WEIGHTS} is damaged, the SHA-256 of its tensors is {actual[:12]}, but {CONFIG} records "
+            f"{str(config['weights_sha256'])[:12]}: {REMEDY}"
         )
     return {
         "recipe": update_names(restore_tuples(config["recipe"], set(map(str, config["tuples"])))),
@@ -80,7 +78,7 @@ def read_export(folder: str | Path, map_location: torch.device | str = "cpu") ->
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the hexadecimal SHA-256 over names, types, shapes and bytes of tensors, independent of their order."""
+    """Return the SHA-256, in hex, of the names, dtypes, shapes and bytes of tensors; their order does not matter."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -98,24 +96,24 @@ def _read_tensors(file: Path, map_location: torch.device | str) -> tuple[dict[st
             return dict(metadata), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no mapping
     except (SafetensorError, ValueError, OSError) as error:
         line = str(error).split("\n")[0]
-        raise ValueError(f"{file} must be a safetensors file, got something else: {line}; {REMEDY}") from error
+        raise ValueError(f"{file} is not a valid safetensors file, {line}: {REMEDY}") from error
 
 
 def _read_config(file: Path, content: bytes) -> dict[str, Any]:
-    """Read the configuration; ValueError unless it has the required keys with values of the right types."""
+    """Read the configuration; raise ValueError if a required key is missing or its value has the wrong type."""
     try:
         config = yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())
-        raise ValueError(f"{file} must be YAML, got something else: {line}; {REMEDY}") from error
+        raise ValueError(f"{file} is not valid YAML, {line}: {REMEDY}") from error
     kinds = {"recipe": dict, "tuples": list, "weights": str, "weights_sha256": str, "step": int, "software": dict}
     for key, kind in kinds.items():
         value = config.get(key) if isinstance(config, dict) else None
         if not isinstance(value, kind):
-            raise ValueError(f"{file} must have a {kind.__name__} at {key}, got {type(value).__name__}: {REMEDY}")
-    if config["weights"] not in (AVERAGED, LAST) or "lightning" not in config["software"]:
+            raise ValueError(f"{key} in {file} must be a {kind.__name__}, got {type(value).__name__}: {REMEDY}")
+    if config["weights"] not in (EMA, RAW) or "lightning" not in config["software"]:
         raise ValueError(
-            f"{file} must have {AVERAGED} or {LAST} at weights and a version at software.lightning, got "
+            f"weights in {file} must be {EMA} or {RAW} and software.lightning a version, got "
             f"{config['weights']} and {config['software'].get('lightning')}: {REMEDY}"
         )
     return dict(config)

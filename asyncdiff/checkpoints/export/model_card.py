@@ -1,4 +1,4 @@
-"""Model card of an export: Markdown with Hugging Face's front matter, made of recorded facts only."""
+"""Build the model card of an export: Markdown with Hugging Face front matter, from recorded facts only."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,10 @@ import yaml
 from asyncdiff.checkpoints.export.load import CONFIG, WEIGHTS
 
 PIXELS = {1: "gray", 3: "color"}
-LIMITS = """The model generates images like its training data, with their biases and gaps, at the size that it was
-trained on; larger images are sampled in overlapping windows. Generated images are no evidence that what they show
-exists, and inpainted parts of photographs are invented. Nothing was filtered or tested beyond the numbers above."""
+LIMITATIONS = """Generated images resemble the training data and share its biases and gaps. The model generates images
+of the size that it was trained on; larger images are sampled in overlapping windows. A generated image is not evidence
+that what it depicts exists; inpainted regions of photographs are synthetic. Outputs are not filtered, and the model was
+not tested beyond the metrics above."""
 
 
 def model_card(
@@ -23,8 +24,8 @@ def model_card(
     Args:
         name: name of the model.
         config: configuration of the export.
-        calls: parts of the model by name, each as the constructor call that makes it.
-        cards: result cards of `evaluate` by file name, without paths of this machine.
+        calls: constructor call of each part of the model, by the name of the part, for example "network".
+        cards: result cards written by `evaluate`, by file name, without local paths.
 
     Returns:
         Markdown.
@@ -33,14 +34,14 @@ def model_card(
         _front_matter(config),
         f"# {name}",
         _summary(config, calls),
-        "## Use",
-        _use(config),
+        "## Usage",
+        _usage(config),
         "## Training",
         _training(config, calls),
-        "## Measured",
-        _measured(cards),
-        "## Limits",
-        LIMITS,
+        "## Evaluation",
+        _evaluation(cards),
+        "## Limitations",
+        LIMITATIONS,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -49,9 +50,9 @@ def _front_matter(config: Mapping[str, Any]) -> str:
     tags = ["diffusion", "image-generation", "inpainting", "asyncpatch-diffusion", "unconditional-image-generation"]
     if config["classes"]:
         tags[-1] = "class-conditional-image-generation"
-    facts: dict[str, Any] = {"library_name": "asyncdiff", "tags": tags}
-    text = yaml.safe_dump(facts, sort_keys=False).rstrip()
-    return f"---\n# license: to be filled in by whoever shares this, such as mit\n{text}\n---"
+    metadata: dict[str, Any] = {"library_name": "asyncdiff", "tags": tags}
+    text = yaml.safe_dump(metadata, sort_keys=False).rstrip()
+    return f"---\n# license: fill in before sharing, e.g. mit\n{text}\n---"
 
 
 def _summary(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
@@ -60,15 +61,15 @@ def _summary(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
     size = f"{space['size']}x{space['size']}"
     pixels = space["space"] == "pixels"
     output = f"{kind} images of {size} pixels" if pixels else f"{size} latents with {space['channels']} channels"
-    labels = f", with or without one of {config['classes']} class labels" if config["classes"] else ""
+    labels = f", conditioned on one of {config['classes']} class labels or unconditionally" if config["classes"] else ""
     return (
-        "A model of AsyncPatch Diffusion, in which every patch of an image has its own noise level: it generates, "
-        f"inpaints and outpaints in any order. It generates {output}{labels}.\n\n"
+        "An AsyncPatch Diffusion model: every patch has its own noise level, so it can generate, inpaint and outpaint "
+        f"in any order. It generates {output}{labels}.\n\n"
         f"Network: `{calls['network']}`, {config['parameters']:,} parameters."
     )
 
 
-def _use(config: Mapping[str, Any]) -> str:
+def _usage(config: Mapping[str, Any]) -> str:
     labels = "labels=[0, 1, 2, 3]" if config["classes"] > 3 else "labels=[0] * 4" if config["classes"] else ""
     call = ", ".join(filter(None, ["seeds=range(4)", labels]))
     latent = config["normalisation"]["space"] == "latents"
@@ -76,12 +77,12 @@ def _use(config: Mapping[str, Any]) -> str:
         "```python",
         "from asyncdiff import AsyncDiffusion",
         "",
-        'model = AsyncDiffusion.from_pretrained("PATH")  # this folder, or OWNER/NAME of the Hugging Face hub',
+        'model = AsyncDiffusion.from_pretrained("PATH")  # this folder, or OWNER/NAME on the Hugging Face Hub',
         f"{'latents' if latent else 'images'} = model.generate({call})  # (4, channels, height, width)"
-        f"{'' if latent else ', about in [-1, 1]'}",
+        f"{'' if latent else ', approximately in [-1, 1]'}",
     ]
     if latent:
-        lines.append("images = model.decode(latents)  # with its codec, whose files have to be on this machine")
+        lines.append("images = model.decode(latents)  # uses the codec; its files must be available locally")
     lines += ["```", "", "```sh", "python -m asyncdiff sample PATH --seeds 0-3"]
     lines += ["python -m asyncdiff inpaint PATH --image photo.png --mask square --seeds 0-3", "```"]
     text = "\n".join(lines)
@@ -93,10 +94,10 @@ def _use(config: Mapping[str, Any]) -> str:
 
 def _training(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
     data, software = config["data"], config["software"]
-    named = f"`{data['class_path']}`" if data else "not recorded by the run"
-    weights = "EMA" if config["weights"] == "ema" else "of the last step"
+    data_class = f"`{data['class_path']}`" if data else "not recorded by the run"
+    weights = "EMA" if config["weights"] == "ema" else "raw (last step)"
     rows = {
-        "data": named,
+        "data": data_class,
         "steps": f"{config['step']:,}",
         "weights": weights,
         **{part: f"`{call}`" for part, call in calls.items() if part != "network"},
@@ -104,13 +105,13 @@ def _training(config: Mapping[str, Any], calls: Mapping[str, str]) -> str:
         "software": ", ".join(f"{name} {version}" for name, version in software.items()),
     }
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
-    return f"{table}\n\n`{CONFIG}` has every argument; `{WEIGHTS}` has the weights and no code."
+    return f"{table}\n\n`{CONFIG}` records every constructor argument; `{WEIGHTS}` contains the weights and no code."
 
 
-def _measured(cards: Mapping[str, Mapping[str, Any]]) -> str:
+def _evaluation(cards: Mapping[str, Mapping[str, Any]]) -> str:
     if not cards:
         return "These weights were not evaluated with `python -m asyncdiff evaluate` before they were exported."
-    parts = ["Numbers are comparable only if they were measured with the same protocol."]
+    parts = ["Metrics are comparable only if they were computed with the same protocol."]
     for file, card in cards.items():
         rows = [f"| {name} | {_number(value)} |" for name, value in card["metrics"].items()]
         protocol = json.dumps(card["protocol"], indent=1, ensure_ascii=False)
@@ -124,7 +125,7 @@ def _number(value: Any) -> str:
 
 
 def without_local_paths(value: Any) -> Any:
-    """Return plain containers without local paths, which are useless elsewhere and may reveal private names."""
+    """Remove local paths from nested dicts and lists: they are useless elsewhere and may reveal private names."""
     if isinstance(value, Mapping):
         return {key: without_local_paths(item) for key, item in value.items() if not _is_local_path(item)}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Write an export atomically: the folder is complete, or unchanged."""
+"""Write exports atomically: the output folder is either complete or unchanged."""
 
 import hashlib
 import os
@@ -21,25 +21,27 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     if not folder.exists():
         return
     if not is_export(folder):
-        raise ValueError(f"--output must be a new folder or an earlier export, got {folder}: choose another")
+        raise ValueError(f"--output {folder} exists and is not an export: choose a new folder")
     if not overwrite:
-        raise ValueError(f"--output must be a new folder, got {folder}, an export: add --overwrite, or choose another")
+        raise ValueError(f"--output {folder} is an earlier export: add --overwrite, or choose a new folder")
     if others := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
         raise ValueError(
-            f"--overwrite must not delete other files, got {others[0]} in {folder}: move it, or choose another folder"
+            f"--overwrite would delete {others[0]} in {folder}, which is not part of an export: move it, or choose "
+            "a new folder"
         )
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
     """Write weights, configuration and model card into `folder`, replacing an earlier export.
 
-    Everything is first written to a temporary folder next to it, which is renamed once it is complete and on disk.
+    All files are first written to a temporary sibling folder, which is renamed once they are complete and on disk.
 
     Args:
         folder: output folder that `check_output_folder` accepts.
-        tensors: weights by name, written bit for bit.
-        config: plain containers; format version, paths of the recipe's tuples and SHA-256 of the weights are added.
-        card: Markdown, including the front matter.
+        tensors: weights by name; they are stored exactly.
+        config: configuration as plain dicts and lists. The format version, the paths of the tuples in "recipe" and the
+            SHA-256 of the weights are added.
+        card: model card in Markdown, including the front matter.
 
     Raises:
         OSError: a file cannot be written; the folder is unchanged.
@@ -75,15 +77,15 @@ def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, s
         seen.add(tensor.untyped_storage().data_ptr())
     try:
         save_file(separate, str(file), metadata=metadata)
-    except SafetensorError as error:  # raised by the library for a full disk
+    except SafetensorError as error:  # raised by safetensors for a full disk, for example
         raise OSError(str(error).split("\n")[0]) from error
-    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes it readable by its owner only
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes the file readable by its owner only
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 
 
 def _move_into_place(new: Path, folder: Path) -> None:
-    """Rename a complete folder to its final name, and then delete the earlier one."""
+    """Rename a complete folder to its final name, then delete the earlier export."""
     if not folder.exists():
         new.rename(folder)
         return

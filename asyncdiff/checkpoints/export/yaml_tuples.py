@@ -1,11 +1,11 @@
-"""Record which sequences are tuples: YAML has lists only, but constructors may require tuples."""
+"""Record which sequences are tuples: YAML only has lists, but constructors may require tuples."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
 
 
 def tuple_paths(value: Any, at: str = "") -> Iterator[str]:
-    """Yield the paths of all tuples in nested lists, tuples and dictionaries, as /key/0/key."""
+    """Yield the paths of all tuples in nested lists, tuples and dictionaries, such as /key/0/key."""
     if isinstance(value, tuple):
         yield at
     if isinstance(value, (list, tuple, dict)):
@@ -14,7 +14,7 @@ def tuple_paths(value: Any, at: str = "") -> Iterator[str]:
 
 
 def restore_tuples(value: Any, tuples: Collection[str], at: str = "") -> Any:
-    """Return the containers with the lists at the paths `tuples` converted back to tuples."""
+    """Return a copy of nested containers in which the lists at the paths `tuples` are tuples again."""
     if not isinstance(value, (list, tuple, dict)):
         return value
     items = {key: restore_tuples(item, tuples, f"{at}/{key}") for key, item in _items(value)}
