@@ -14,7 +14,7 @@ from torch import Tensor
 from asyncdiff.web.job_queue import Job, Preview, Result
 
 # Approximate length of an image's longer side in CSS pixels, for one, two, or three and more images in a row, and for
-# an image beside its level map. Larger images are shown at their own size, up to LARGEST.
+# an image next to its level map. Larger images are shown at their own size, up to LARGEST.
 ONE, TWO, SEVERAL, PAIR, LARGEST = 448, 224, 146, 108, 512
 SQUARE = 4  # CSS pixels from which on an image pixel is drawn as a sharp square
 

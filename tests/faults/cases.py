@@ -63,13 +63,13 @@ def encoded(seed: int, kind: str = "png", side: int = 24, **options: Any) -> byt
 
 def _image(kind: str, checked: bool = False, **options: Any) -> Case:
     def make(folder: Path) -> None:
-        (folder / f"picture.{kind}").write_bytes(encoded(0, kind, **options))
+        (folder / f"image.{kind}").write_bytes(encoded(0, kind, **options))
 
     def read(folder: Path) -> Any:
-        data = ImageFiles(folder, [f"picture.{kind}"], class_names=[], **OPTIONS)
+        data = ImageFiles(folder, [f"image.{kind}"], class_names=[], **OPTIONS)
         return data.read([(0, 0)])["image"].tolist()
 
-    return Case(f"picture.{kind}", make, read, checked)
+    return Case(f"image.{kind}", make, read, checked)
 
 
 def _of(data: Any) -> Any:
@@ -189,7 +189,7 @@ def _make_statistics(folder: Path) -> None:
 def _read_reference(name: str) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         reference = reference_statistics.load_reference(folder / name)
-        rows = None if reference.rows is None else reference.rows.tolist()
+        rows = None if reference.features is None else reference.features.tolist()
         fingerprint = {key: value for key, value in reference.fingerprint.items() if key != "sha256"}
         return reference.gaussian.mean.tolist(), reference.gaussian.cov.tolist(), reference.count, rows, fingerprint
 

@@ -46,11 +46,11 @@ def test_photos_are_fitted_to_the_model_or_refused(tmp_path):
     assert photo.shape == (3, 8, 8)
     with pytest.raises(ValueError, match="images must have at most 500 pixels, got 16x32: reduce the size first"):
         load_photo(tmp_path / "a.png", INFO, Limits(photo_pixels=500))
-    (tmp_path / "b.png").write_text("no picture")
-    with pytest.raises(ValueError, match=r"images must be files that can be read, got b\.png"):
+    (tmp_path / "b.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"cannot read the image b\.png"):
         load_photo(tmp_path / "b.png", INFO, Limits())
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # valid header, truncated data
-    with pytest.raises(ValueError, match=r"images must be files that can be read, got b\.png"):
+    with pytest.raises(ValueError, match=r"cannot read the image b\.png"):
         load_photo(tmp_path / "b.png", INFO, Limits())
     Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
     with pytest.raises(
@@ -218,16 +218,16 @@ def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, tmp_path
     visit.find("#view a.save[download$='.yaml']").click()
     saved = tmp_path / "saved"
     visit.until(lambda: sorted(f.suffix for f in saved.iterdir()) == [".gif", ".png", ".yaml"])
-    (picture,) = saved.glob("*.png")
-    assert (pixels(picture)[:, :4] == photo[:, :4]).all()
-    assert (pixels(picture)[:, 4:] != photo[:, 4:]).mean() > 0.5
+    (image,) = saved.glob("*.png")
+    assert (pixels(image)[:, :4] == photo[:, :4]).all()
+    assert (pixels(image)[:, 4:] != photo[:, 4:]).mean() > 0.5
     levels = np.repeat([[0, 0, 0, 0, 64, 64, 255, 255]], 8, 0)
     assert (pixels(argv[argv.index("--levels") + 1]) == levels).all()
     argv = [sys.executable, *argv[1:], "--output", str(tmp_path / "again")]
     subprocess.run(argv, cwd=ROOT, env=THREADS, check=True, capture_output=True)
-    number, kind, name = picture.name.split("_", 2)
+    number, kind, name = image.name.split("_", 2)
     assert (number.isdecimal(), kind, name) == (True, "change", "photo_seed0.png")
-    assert (tmp_path / "again" / name).read_bytes() == picture.read_bytes()
+    assert (tmp_path / "again" / name).read_bytes() == image.read_bytes()
     assert (tmp_path / "again" / "predict.yaml").read_text() == next(saved.glob("*.yaml")).read_text()
     assert (tmp_path / "again" / "walk.gif").read_bytes() == next(saved.glob("*.gif")).read_bytes()
     elsewhere = [url for url in visit.addresses() if not url.startswith((page, "data:", "blob:"))]
@@ -355,9 +355,9 @@ def test_a_result_is_reused_at_its_own_size(visit):
 
 @pytest.mark.slow
 def test_notes_and_errors_about_uploads_are_shown(visit, tmp_path):
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     visit.find("input[type=file]").send_keys(str(tmp_path / "notes.txt"))
-    visit.until(lambda: "files that can be read, got notes.txt" in visit.find("#note .failed").text)
+    visit.until(lambda: "cannot read the image notes.txt" in visit.find("#note .failed").text)
     clear = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     Image.fromarray(clear).save(tmp_path / "clear.png")
     visit.upload(tmp_path / "clear.png")
