@@ -1,4 +1,4 @@
-"""Calibration of the uncertainty head: predicted against actual errors on held-out images."""
+"""Evaluate the calibration of the uncertainty head: compare predicted with actual errors on held-out images."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
+from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced_indices
 from asyncdiff.checks import at_least
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
@@ -23,7 +23,7 @@ from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.shapes import mean_per_patch
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
-STREAM = 2  # second counter of the random streams, so that noise and levels differ from other measurements
+STREAM = 2  # second counter of the random streams, so that noise and levels differ from those of other metrics
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Reliability:
     """Predicted and actual mean squared errors of the velocity; NaN where a bin has no patches.
 
     Attributes:
-        ratio: mean actual over mean predicted error: 1 is calibrated, above 1 the network is overconfident.
-        correlation: rank correlation of predicted and actual errors of patches of about the same level, mean over the
-            bins: 0 if the head cannot rank patches of one level. Even an exact head stays below 1, since a single error
-            scatters around its expectation.
+        ratio: mean actual error divided by mean predicted error: 1 is calibrated, above 1 the network is overconfident.
+        correlation: rank correlation of predicted and actual errors among patches of about the same level, averaged
+            over the level bins: 0 if the head cannot rank patches of equal level. Even an exact head stays below 1,
+            since a single error scatters around its expectation.
         predicted: mean predicted error by level bin.
         actual: mean actual error by level bin.
         grouped_predicted: mean predicted error by level bin and quantile group of the prediction, lowest first.
@@ -52,17 +52,17 @@ class Reliability:
 class Calibration(PeriodicMetric):
     """Logs calibration/ratio and calibration/correlation of a network's uncertainty head on held-out images.
 
-    For every patch, at one AsyncPatch level map per image, the error that the head predicts is compared with the actual
-    error of the velocity. calibration_by_level/{predicted, actual}/LOW-HIGH are the means by level; the figure
-    images/calibration shows them, and whether patches of one level with a larger predicted error have a larger error.
-    Uses the EMA weights if the run has any, full precision, and images spread evenly over the split; noise and levels
-    depend only on the image's position in the split.
+    Every image is noised with one AsyncPatch level map, and for every patch the predicted error is compared with the
+    actual error of the velocity. calibration_by_level/{predicted, actual}/LOW-HIGH are the means by level. The figure
+    images/calibration shows them, and whether patches of equal level with a larger predicted error have a larger actual
+    error. Uses the EMA weights if the run has any, full precision, and images spread evenly over the split. Noise and
+    levels depend only on the image's position in the split.
 
     Args:
         count: number of held-out images; None means all of them.
         bins: number of equal bins of the level over (0, 1].
         groups: number of quantile groups of the predicted error within a bin.
-        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training, and in
+        every_n_steps: number of optimizer steps between evaluations; 0 evaluates only at the end of training, and in
             `validate` and `test`.
         batch_size: number of images that go through the network together.
         name: prefix of the tags, to distinguish several callbacks.
@@ -79,7 +79,7 @@ class Calibration(PeriodicMetric):
     ):
         super().__init__(name, every_n_steps)
         if count is not None:
-            at_least("count", count, 1, "1024 give smooth curves, null uses all")
+            at_least("count", count, 1, "use 1024 for smooth curves, or null for all images")
         at_least("bins", bins, 1, "use 10, for example")
         at_least("groups", groups, 2, "use 8, for example")
         at_least("batch_size", batch_size, 1, "set the number of images per batch")
@@ -94,18 +94,20 @@ class Calibration(PeriodicMetric):
         with evaluation_mode(pl_module.denoiser), torch.no_grad():
             x = torch.zeros(1, *pl_module.shape, device=pl_module.device)
             t = torch.ones(1, *pl_module.denoiser.grid(pl_module.shape[1:]), device=x.device)
-            _logvar(pl_module.denoiser(x, t).logvar, pl_module)
+            _require_logvar(pl_module.denoiser(x, t).logvar, pl_module)
 
-    def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """Return ratio and correlation over the patches of all images."""
+    def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
+        """Return the ratio and the correlation over the patches of all images."""
         images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        indices = evenly_spaced(images, self.count)
+        indices = evenly_spaced_indices(images, self.count)
         own, rows = rank_indices(trainer, len(indices)), []
         with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
             for first in range(0, len(own), self.batch_size):
                 batch = images.__getitems__([indices[k] for k in own[first : first + self.batch_size]])
                 label = batch["label"].to(module.device) if module.classes else None
-                rows.append(_errors(module, batch["image"].to(module.device), label, batch["index"].tolist()).cpu())
+                rows.append(
+                    _patch_errors(module, batch["image"].to(module.device), label, batch["index"].tolist()).cpu()
+                )
         t, predicted, actual = gather_rows(trainer, torch.cat(rows), len(indices)).unbind(1)
         result = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
         self._plot(trainer, result)
@@ -142,7 +144,7 @@ class Calibration(PeriodicMetric):
 def reliability(
     t: Float[Tensor, " n"], predicted: Float[Tensor, " n"], actual: Float[Tensor, " n"], bins: int, groups: int
 ) -> Reliability:
-    """Compare predicted with actual errors of patches at levels `t`; patches without noise are ignored."""
+    """Compare the predicted and actual errors of patches with levels `t`; patches without noise are ignored."""
     noisy = t > 0
     t, predicted, actual = t[noisy].double(), predicted[noisy].double(), actual[noisy].double()
     index = (t * bins).long().clamp(max=bins - 1)
@@ -162,7 +164,7 @@ def reliability(
 
 
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """Return Spearman's rank correlation; equal values share their mean rank. 0 if all values of one are equal."""
+    """Return Spearman's rank correlation, with mean ranks for ties; 0 if all values of `a` or of `b` are equal."""
     ranks = torch.stack([_ranks(a), _ranks(b)])
     centered = ranks - ranks.mean(1, keepdim=True)
     scale = centered.square().sum(1).prod().sqrt()
@@ -175,25 +177,26 @@ def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return (last - (counts - 1) / 2)[index]
 
 
-def _errors(
+def _patch_errors(
     module: AsyncDiffusion, x: Float[Tensor, "b c h w"], label: Tensor | None, positions: list[int]
 ) -> Float[Tensor, "b 3 patches"]:
-    """Return level, predicted and actual mean squared error of every patch, at one AsyncPatch map per image."""
+    """Return the level and the predicted and actual mean squared error of every patch, with one level map per image."""
     denoiser, process = module.denoiser, module.process
     grid = denoiser.grid((x.shape[2], x.shape[3]))
     generators = per_image(counter_key(position, STREAM) for position in positions)
     eps = normal(x.shape, generator=generators, device=x.device)
     t = AlongPath(AsyncPatch())(len(x), grid, generator=generators, device=x.device).t
     prediction = denoiser(process.noised(x, eps, t), t, label)
-    predicted = _logvar(prediction.logvar, module).exp()
+    predicted = _require_logvar(prediction.logvar, module).exp()
     actual = mean_per_patch((process.velocity(x, eps, t) - prediction.v).square(), grid)
     return torch.stack([value.flatten(1) for value in (t, predicted, actual)], dim=1)
 
 
-def _logvar(logvar: Tensor | None, module: AsyncDiffusion) -> Tensor:
+def _require_logvar(logvar: Tensor | None, module: AsyncDiffusion) -> Tensor:
+    """Return the predicted log variance; raise ValueError if the network has no uncertainty head."""
     if logvar is None:
         raise ValueError(
-            f"Calibration needs a network that predicts its uncertainty, got {type(module.network).__name__} without: "
+            f"Calibration needs a network with an uncertainty head, but {type(module.network).__name__} has none: "
             "set network.init_args.uncertainty: true, or remove the callback"
         )
     return logvar

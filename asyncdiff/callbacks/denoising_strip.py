@@ -1,10 +1,10 @@
-"""Strip of a sampling trajectory: the noisy image and its level map, from pure noise to the result."""
+"""Draw a strip of a sampling trajectory: noisy image and level map, from pure noise to the result."""
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycled_labels, stack_vertically, tile_images
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, stack_vertically, tile_images
 from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
@@ -24,8 +24,8 @@ class DenoisingStrip(PeriodicImage):
         count: number of images.
         frames: number of states per image, including the first and the last.
         mask: known pixels; if set, held-out images are inpainted, otherwise images are generated from noise.
-        sampler: by default a `Sampler` along an AsyncPatch path, which shows patches at different levels.
-        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        sampler: sampler of the images; None means a `Sampler` along an AsyncPatch path, whose patches differ in level.
+        every_n_steps: number of optimizer steps between images; 0 draws only at the end of training.
         name: name of the files and of the TensorBoard tag.
     """
 
@@ -40,29 +40,29 @@ class DenoisingStrip(PeriodicImage):
     ):
         super().__init__(name, every_n_steps)
         at_least("count", count, 1, "set the number of images")
-        at_least("frames", frames, 2, "the first and the last state")
+        at_least("frames", frames, 2, "the first and the last state are always shown")
         self.count = count
         self.frames = frames
         self.mask = mask
         self.sampler = sampler or Sampler(AsyncPatch())
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
-        """Return the strip; it is small, so every process draws all of it."""
-        frames = self._walk(trainer, module)
+        """Return the strip; every process draws all of it, since it is small."""
+        frames = self._sample_frames(trainer, module)
         last = len(frames) - 1
-        chosen = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
+        selected = [frames[round(i * last / (self.frames - 1))] for i in range(self.frames)]
         rows = []
-        for i in range(len(chosen[0].x_t)):  # fewer than `count` if fewer images are held out
-            shown = module.decode(torch.stack([f.x_t[i] for f in chosen]))
-            rows.append(tile_images(shown, columns=self.frames))
-            maps = torch.cat([to_pixels(f.t[i : i + 1], (shown.shape[2], shown.shape[3])) for f in chosen])
+        for i in range(len(selected[0].x_t)):  # fewer than `count` if fewer images are held out
+            images = module.decode(torch.stack([f.x_t[i] for f in selected]))
+            rows.append(tile_images(images, columns=self.frames))
+            maps = torch.cat([to_pixels(f.t[i : i + 1], (images.shape[2], images.shape[3])) for f in selected])
             rows.append(tile_images(maps, columns=self.frames, low=0.0))
         return stack_vertically(rows)
 
-    def _walk(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
+    def _sample_frames(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
         image: Tensor | None = None
         known: Tensor | None = None
-        labels = cycled_labels(module, list(range(self.count)))
+        labels = cycle_labels(module, list(range(self.count)))
         if self.mask is not None:
             image, labels = validation_batch(trainer, self.count)["image"], None
             known = self.mask(*module.shape[1:]).expand(len(image), *module.shape[1:])

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the network's parameters."""
+"""Keep an exponential moving average (EMA) of the network's parameters."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unsharded
+from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unshard
 
 CHUNK = 64  # number of tensors per fused kernel launch
 
@@ -18,18 +18,18 @@ class EMA(Callback):
     """Keeps a float32 EMA of the trained parameters, and swaps it in for sampling and evaluation.
 
     It is updated after every optimizer step with the decay min(decay, (1 + n) / (10 + n)) after n steps, so that the
-    initial weights are soon forgotten. Steps that were skipped because they were not finite leave it unchanged, bit for
+    initial weights are soon forgotten. Steps that were skipped because of NaN or infinity leave it unchanged, bit for
     bit, and are not counted. Several EMAs with different decays can coexist: the first in the list of callbacks is used
-    for evaluation. Checkpoints hold the raw weights in "state_dict" and every EMA in "ema", also when they are written
+    for evaluation. Checkpoints contain the raw weights in "state_dict" and every EMA in "ema", even if they are written
     during an evaluation.
 
     Args:
-        decay: decay per optimizer step in [0, 1); 0.9999 for long runs, 0.999 for some ten thousand steps.
+        decay: decay per optimizer step in [0, 1); 0.9999 for long runs, 0.999 for tens of thousands of steps.
     """
 
     def __init__(self, decay: float = 0.9999):
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}: 0.9999 for long runs, 0.999 for short ones")
+            raise ValueError(f"decay must lie in [0, 1), got {decay}: use 0.9999 for long runs, 0.999 for short ones")
         self.decay = decay
         self.updates = 0
         self._skipped: Tensor | None = None  # number of skipped steps among the updates, on the device
@@ -45,7 +45,7 @@ class EMA(Callback):
 
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
-        """Swap the EMA in for the trained parameters; nested use and a missing EMA have no effect."""
+        """Swap the EMA in for the trained parameters; does nothing inside another `swapped` or without an EMA."""
         if self._raw is not None or not self._has_average(module):
             yield
             return
@@ -60,18 +60,18 @@ class EMA(Callback):
             self._raw = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Raise ValueError for two EMAs of the same decay, which share a checkpoint key."""
+        """Raise ValueError if two EMAs have the same decay, and so the same checkpoint key."""
         same = [c for c in trainer.callbacks if isinstance(c, EMA) and c.decay == self.decay]  # type: ignore[attr-defined]
         if len(same) > 1:
             raise ValueError(f"decay must differ between EMA callbacks, got {self.decay} twice: remove one")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume the checkpoint's EMA, or start from the current weights."""
+        """Restore the EMA from the checkpoint, or start a new one from the current weights."""
         self._seen_step = trainer.global_step
         if not self._has_average(pl_module):
             if saved := list(getattr(pl_module, "averaged", {})):
                 rank_zero_warn(
-                    f"the checkpoint has EMA weights of decay {', '.join(saved)}, none of {self.decay}: "
+                    f"the checkpoint has EMA weights with decay {', '.join(saved)}, but none with {self.decay}: "
                     "a new EMA starts from the current weights"
                 )
             self.average = {name: p.float().clone() for name, p in _parameters(pl_module).items()}
@@ -94,10 +94,10 @@ class EMA(Callback):
         update_averages(averages, parameters, (1 - self._decay(self.updates - self._skipped)) * taken)
 
     def add_average(self, checkpoint: dict[str, Any], module: LightningModule) -> None:
-        """Add the EMA to a checkpoint that is being written; the module calls this, for weights-only files as well.
+        """Add the EMA to a checkpoint that is being written.
 
-        While the EMA is swapped in, the trained parameters replace it in the file's "state_dict". Shards are gathered:
-        all processes must call this.
+        The module calls this, for weights-only checkpoints as well. While the EMA is swapped in, the checkpoint's
+        "state_dict" gets the trained parameters instead. Shards are gathered, so all processes must call this.
         """
         parameters = dict(module.named_parameters())
         if self._raw is not None:
@@ -130,7 +130,7 @@ class EMA(Callback):
         self._evaluation.close()
 
     def _decay(self, updates: Any) -> Any:
-        """Return the decay of the n-th update; n is a number, or a tensor on the device."""
+        """Return the decay of an update from its number, which may be a tensor on the device."""
         warmup = (1 + updates) / (10 + updates)
         return warmup.clamp(max=self.decay) if isinstance(warmup, Tensor) else min(self.decay, warmup)
 
@@ -146,10 +146,10 @@ class EMA(Callback):
             self._evaluation.enter_context(self.swapped(module))
 
     def _has_average(self, module: LightningModule) -> bool:
-        """Return whether there is an EMA, after taking it over from the checkpoint that the module has loaded."""
+        """Return whether there is an EMA; first take over the one that the module loaded from a checkpoint, if any."""
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
-            with torch.inference_mode(False):  # a later fit may train what an evaluation loads
+            with torch.inference_mode(False):  # otherwise a later fit could not train these tensors
                 weights = loaded["weights"]
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
                 self.average = {n: local_shard(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
@@ -158,7 +158,7 @@ class EMA(Callback):
 
 
 def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
-    """Move averages towards parameters by a weight on their device, without synchronization; 0 changes no bit."""
+    """Move averages toward parameters by a weight on the device, without synchronization; 0 changes no bit."""
     # In chunks, since the differences of all tensors at once would take as much memory as the network.
     for first in range(0, len(averages), CHUNK):
         chunk = averages[first : first + CHUNK]
@@ -171,23 +171,23 @@ def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Te
 def ema_weights(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Swap in the weights of the trainer's first `EMA`, if it has one, and gather the network on every process.
 
-    No process waits for another in a forward pass inside.
+    Forward passes inside need no communication between processes.
     """
     with ExitStack() as stack:
         if averages := [callback for callback in trainer.callbacks if isinstance(callback, EMA)]:  # type: ignore[attr-defined]
             stack.enter_context(averages[0].swapped(module))
-        stack.enter_context(unsharded(module))
+        stack.enter_context(unshard(module))
         yield
 
 
 def _writable_parameters(module: LightningModule) -> dict[str, Tensor]:
-    """Return the trained parameters for writing; copies that were gathered for an evaluation are freed."""
+    """Return the trained parameters for in-place changes, after freeing copies gathered for an evaluation."""
     reshard(module)
     return _parameters(module)
 
 
 def _parameters(module: LightningModule) -> dict[str, Tensor]:
-    """Return the trained parameters; of sharded ones, this process's shard."""
+    """Return the trained parameters by name; for sharded ones, this process's shard."""
     return {name: local_shard(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
 
 

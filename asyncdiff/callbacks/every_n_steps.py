@@ -1,4 +1,4 @@
-"""Schedule that counts optimizer steps."""
+"""Schedule of actions by optimizer steps."""
 
 from lightning.pytorch import Trainer
 
@@ -6,9 +6,9 @@ from asyncdiff.checks import at_least
 
 
 class EveryNSteps:
-    """Schedule that is due once at every `interval`-th optimizer step, independent of gradient accumulation.
+    """Schedule of an action at every `interval`-th optimizer step, whatever the gradient accumulation.
 
-    It is never due at the step at which it starts.
+    The step at which the schedule starts, as in a resumed run, is skipped.
 
     Args:
         interval: number of optimizer steps; 0 means never.
@@ -23,15 +23,15 @@ class EveryNSteps:
         """Start counting at the trainer's current step, also in a resumed run."""
         self._seen = trainer.global_step
 
-    def due(self, trainer: Trainer) -> bool:
-        """Return whether the trainer has just made a step that is a multiple of the interval; call once per batch."""
+    def is_due(self, trainer: Trainer) -> bool:
+        """Return whether the trainer has just completed a step at which the action is due; call it once per batch."""
         step = trainer.global_step
         new, self._seen = step != self._seen, step
         return bool(self.interval) and new and step % self.interval == 0
 
 
 def log_interval(trainer: Trainer) -> EveryNSteps:
-    """Return a started schedule of the trainer's `log_every_n_steps`."""
+    """Return a schedule with the trainer's `log_every_n_steps`, already started."""
     schedule = EveryNSteps(max(trainer.log_every_n_steps, 1))  # type: ignore[attr-defined]
     schedule.start(trainer)
     return schedule

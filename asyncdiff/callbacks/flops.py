@@ -1,4 +1,4 @@
-"""Floating point operations (FLOPs): the number that a model needs, and the peak rate of a device."""
+"""Count the floating point operations (FLOPs) of a training step, and look up the peak FLOP/s of a device."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.checkpoints import object_config
 
-BACKWARD = 2  # each product of the forward pass has two of its size in the backward pass, one per factor's gradient
+# FLOPs of the backward pass relative to the forward pass: each product needs one more for the gradient of each factor.
+BACKWARD = 2
 DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32, "64": torch.float64}
-# Dense FLOP/s in float32, TF32 and 16 bit, from NVIDIA's data sheets, of GPUs that Lightning mistakes for others or for
-# which it has the rate with sparsity (Lightning issue 21677). Longer names come before their prefixes.
+# Dense FLOP/s in float32, TF32 and 16 bit from NVIDIA's data sheets, for GPUs that Lightning mistakes for others or for
+# which it lists the rate with sparsity (Lightning issue 21677). Longer names come before their prefixes.
 DENSE = {
     "H200 NVL": (60e12, 417.5e12, 835.5e12),
     "H200": (67e12, 494.5e12, 989.5e12),
@@ -30,18 +31,19 @@ DENSE = {
 
 
 def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
-    """Return the FLOPs of a training step with this call of `network`; None, with a warning, if they cannot be counted.
+    """Return the FLOPs of a training step that calls `network` with these arguments.
 
-    Counts multiplications and additions of matrix products, attention and convolutions: three times those of the
-    forward pass (PaLM, arXiv:2204.02311, appendix B). Recomputation by activation checkpointing is not counted. The
-    call is made on the meta device: nothing is computed, no random number is drawn.
+    Counts the multiplications and additions in matrix products, attention and convolutions; a step has three times as
+    many as its forward pass (PaLM, arXiv:2204.02311, appendix B). Recomputation by activation checkpointing is not
+    counted. The network is called on the meta device: nothing is computed and no random numbers are drawn. If that
+    fails, warns and returns None.
     """
     try:
-        network = _unsharded(network)
-        state = {name: _meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+        network = _unshard(network)
+        state = {name: _to_meta(tensor) for name, tensor in chain(network.named_parameters(), network.named_buffers())}
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-            functional_call(network, state, tree_map(_meta, tuple(args)), tree_map(_meta, dict(kwargs)))
-    except Exception as error:  # a user's network may fail in any way on the meta device
+            functional_call(network, state, tree_map(_to_meta, tuple(args)), tree_map(_to_meta, dict(kwargs)))
+    except Exception as error:  # custom networks may raise anything on the meta device
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         rank_zero_warn(f"train/tflops is not logged: counting FLOPs on the meta device failed with {reason}")
         return None
@@ -49,7 +51,7 @@ def training_flops(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str,
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of dense products on `device` in the trainer's `precision`; None if unknown."""
+    """Return the peak dense FLOP/s of `device` in the trainer's `precision`; None if unknown."""
     dtype = DTYPES.get(precision.split("-")[0])
     if device.type != "cuda" or dtype is None:
         return None
@@ -62,8 +64,8 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return {torch.float32: single, torch.float16: half, torch.bfloat16: half}.get(dtype)
 
 
-def _unsharded(network: nn.Module) -> nn.Module:
-    """Return the network, or a fresh copy of a sharded one, whose own forward pass would gather its parameters."""
+def _unshard(network: nn.Module) -> nn.Module:
+    """Return the network, or if it is sharded a new unsharded one: its own forward pass would gather parameters."""
     if not any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return network
     config = object_config.describe(network)
@@ -72,10 +74,10 @@ def _unsharded(network: nn.Module) -> nn.Module:
     return rebuilt
 
 
-def _meta(value: Any) -> Any:
+def _to_meta(value: Any) -> Any:
     """Move tensors to the meta device, including those inside dataclasses; return other values unchanged."""
     if isinstance(value, Tensor):
         return torch.empty_like(value, device="meta")
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _meta(getattr(value, f.name)) for f in fields(value)})
+        return replace(value, **{f.name: _to_meta(getattr(value, f.name)) for f in fields(value)})
     return value

@@ -1,4 +1,4 @@
-"""Fréchet distance of generated images during a run, with that of real held-out images for comparison."""
+"""Evaluate the Fréchet distance of generated images during a run, with that of real held-out images as a floor."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.frechet_card import frechet_protocol, log_protocol, write_result_card
-from asyncdiff.callbacks.periodic_image import cycled_labels
+from asyncdiff.callbacks.periodic_image import cycle_labels
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import rank_indices
 from asyncdiff.checks import at_least
@@ -24,24 +24,24 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 class Frechet(PeriodicMetric):
     """Logs frechet/NAME, the distance of generated images from the training split in the feature space NAME.
 
-    Also logs frechet/NAME_real, the distance of real held-out images (the floor for this number of images), and with a
-    mask frechet/NAME_inpainted, that of held-out images whose unknown pixels were generated without class labels. A
-    distance shrinks with the number of images: compare only numbers of equal `count`. The measurement protocol is
-    logged to TensorBoard as the text protocol/NAME, and at the end of a fit written with the last numbers to the result
-    card RUN/evaluation/frechet_NAME.json.
+    Also logs frechet/NAME_real, the distance of real held-out images (the floor for this number of images), and, if
+    there is a mask, frechet/NAME_inpainted, the distance of held-out images whose unknown pixels were generated without
+    class labels. Distances shrink as the number of images grows: compare only those of equal `count`. The evaluation
+    protocol is logged to TensorBoard as the text protocol/NAME. At the end of a fit, protocol and last metrics are
+    written to the result card RUN/evaluation/frechet_NAME.json.
 
-    For a latent diffusion model all images are decoded, real and generated ones: distances are measured from the
-    autoencoder's reconstructions of the training split and do not include its reconstruction error.
+    For a latent diffusion model all images are decoded, real and generated ones: the reference are the autoencoder's
+    reconstructions of the training split, so the distances do not include its reconstruction error.
 
     Args:
-        features: `Features`, or any module from images in [-1, 1] to (b, d).
-        count: number of generated images; that of the held-out images by default, so that the floor has the same bias.
-        mask: known pixels of the inpaintings; None for no inpaintings.
-        sampler: the model's own by default.
-        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training.
+        features: `Features`, or any module that maps images in [-1, 1] to features (b, d).
+        count: number of generated images; None means as many as held-out images, so that the floor has the same bias.
+        mask: known pixels of images to inpaint; None means that no images are inpainted.
+        sampler: sampler of the images; None means the model's own.
+        every_n_steps: number of optimizer steps between evaluations; 0 evaluates only at the end of training.
         batch_size: number of images that go through the network together.
         first_seed: seed of the first image.
-        name: NAME in the tags; that of the features by default. Set it if two callbacks use the same features.
+        name: NAME in the tags; None means the name of the features. Set it if two callbacks use the same features.
     """
 
     def __init__(
@@ -72,25 +72,25 @@ class Frechet(PeriodicMetric):
         self._protocol: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Reset, so that the reference is computed from this fit's data."""
+        """Reset the metric, so that the reference is computed from the data of this fit."""
         super().on_train_start(trainer, pl_module)
         self._metric = None
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure the trained model and write the result card."""
+        """Evaluate the trained model and write the result card."""
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
             write_result_card(trainer, self.name, self._protocol, self.results)
 
-    def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """Return the distances."""
-        # The features may have to be trained, which is impossible in inference mode, such as in a test.
+    def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
+        """Return the distances by tag."""
+        # Some features are trained first, which is impossible in inference mode, as in `validate` and `test`.
         with torch.inference_mode(False), torch.no_grad():
             self._compute(trainer, module)
         return self.results
 
     def _compute(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        metric = self._prepared_metric(trainer, module)
+        metric = self._prepare_metric(trainer, module)
         name = f"frechet/{self.name}"
         if f"{name}_real" not in self.results:
             self.results[f"{name}_real"] = _distance(metric, self._real_images(trainer, module, "val"))
@@ -101,8 +101,8 @@ class Frechet(PeriodicMetric):
                     metric, self._inpainted_images(trainer, module, self.mask)
                 )
 
-    def _prepared_metric(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
-        """Return the metric with the training split as its reference, prepared once per run."""
+    def _prepare_metric(self, trainer: Trainer, module: AsyncDiffusion) -> FrechetDistance:
+        """Prepare the metric with the training split as its reference, once per fit, and return it."""
         if self._metric is None:
             self.features.to(module.device)
             batches = _datamodule(trainer).images("train", self.batch_size)
@@ -134,7 +134,7 @@ class Frechet(PeriodicMetric):
 
     def _generated_images(self, trainer: Trainer, module: AsyncDiffusion) -> Iterator[Tensor]:
         for indices, valid in self._batches(trainer, self._count(trainer), "generated"):
-            labels = cycled_labels(module, indices)
+            labels = cycle_labels(module, indices)
             seeds = [self.first_seed + i for i in indices]
             generated = module.generate(seeds, labels, sampler=self.sampler, batch_size=self.batch_size)
             yield module.decode(generated[:valid])
@@ -152,18 +152,18 @@ class Frechet(PeriodicMetric):
             yield module.decode(inpainted)
 
     def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
-        """Yield this process's indices in batches, each with the number of indices that are not repetitions."""
-        mine = rank_indices(trainer, count)
-        own = len(range(trainer.global_rank, count, trainer.world_size))
-        starts = range(0, len(mine), self.batch_size)
+        """Yield this process's indices in batches, each with the number of indices that are not duplicates."""
+        own_indices = rank_indices(trainer, count)
+        unique = len(range(trainer.global_rank, count, trainer.world_size))
+        starts = range(0, len(own_indices), self.batch_size)
         for first in self._progress_bar(trainer, starts, len(starts), what):
-            indices = mine[first : first + self.batch_size]
-            yield indices, max(0, min(len(indices), own - first))
+            indices = own_indices[first : first + self.batch_size]
+            yield indices, max(0, min(len(indices), unique - first))
 
     @staticmethod
     def _progress_bar(trainer: Trainer, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        quiet = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        return tqdm(batches, desc=f"Fréchet, {what}", total=total, unit="batch", leave=False, disable=quiet)
+        disabled = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        return tqdm(batches, desc=f"Fréchet, {what}", total=total, unit="batch", leave=False, disable=disabled)
 
 
 def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:
@@ -178,6 +178,7 @@ def _datamodule(trainer: Trainer) -> Any:
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "images"):
         raise ValueError(
-            f"Frechet needs a data module with a method images, got {type(data).__name__}: use one of datamodules"
+            f"Frechet needs a data module with a method `images`, got {type(data).__name__}: "
+            "use a class of the package datamodules"
         )
     return data

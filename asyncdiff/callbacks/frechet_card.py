@@ -1,4 +1,4 @@
-"""Measurement protocol and result card of the callback `Frechet`."""
+"""Record the evaluation protocol and the result card of the callback `Frechet`."""
 
 import json
 from pathlib import Path
@@ -26,19 +26,19 @@ def frechet_protocol(
     sampler: ImageSampler | None,
     mask: Mask | None,
 ) -> dict[str, Any]:
-    """Describe how the callback `Frechet` measures.
+    """Return the evaluation protocol of the callback `Frechet`.
 
     Args:
         trainer: trainer with the data module.
         module: model that generates the images.
-        features: prepared features.
+        features: feature extractor, already prepared.
         count: number of generated images.
-        first_seed: seed of the first one.
-        sampler: sampler in place of the model's own; None for the model's own.
-        mask: known pixels of the inpaintings; None for no inpaintings.
+        first_seed: seed of the first generated image.
+        sampler: sampler of the images; None means the model's own.
+        mask: known pixels of inpainted images; None means that no images are inpainted.
 
     Returns:
-        The protocol, in plain containers.
+        The protocol as plain dicts and lists.
     """
     data = trainer.datamodule  # type: ignore[attr-defined]
     samples = {
@@ -47,7 +47,7 @@ def frechet_protocol(
         "labels": f"{module.classes} classes in turn" if module.classes else None,
         "sampler": _object_config(sampler or module.sampler),
         "codec": None if module.codec is None else module.codec.fingerprint(),
-        "rounding": None,  # none, except inside the features
+        "rounding": None,  # only inside the features
     }
     return {
         "measurement": "run",
@@ -70,7 +70,7 @@ def log_protocol(trainer: Trainer, name: str, protocol: dict[str, Any]) -> None:
 
 
 def write_result_card(trainer: Trainer, name: str, protocol: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Write protocol and metrics to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
+    """Write the protocol and the metrics to evaluation/frechet_NAME.json in the trainer's default_root_dir."""
     folder = Path(trainer.default_root_dir) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     card = make_card({**protocol, "step": trainer.global_step}, metrics)
@@ -82,7 +82,7 @@ def _callbacks(trainer: Trainer) -> list[Any]:
 
 
 def _training_data(data: Any) -> dict[str, Any]:
-    """Return number and fingerprint of the training images, if the data module provides them."""
+    """Return the number and the fingerprint of the training images, as far as the data module provides them."""
     if not hasattr(data, "dataset"):
         return {}
     images = data.dataset("train").plain()
@@ -90,7 +90,7 @@ def _training_data(data: Any) -> dict[str, Any]:
 
 
 def _object_config(value: Any) -> Any:
-    """Return the object config of a value; its class alone if it does not record its arguments."""
+    """Return the object config of a value, or only its class if it does not store its arguments."""
     try:
         return object_config.describe(value)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Graceful shutdown: on SIGTERM, SIGINT or SIGUSR1, finish the step, checkpoint on all processes, exit."""
+"""Shut down gracefully: on SIGTERM, SIGINT or SIGUSR1, finish the step, save a checkpoint on all processes, exit."""
 
 import os
 import signal
@@ -20,15 +20,16 @@ HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class GracefulShutdown(Callback):
-    """Saves a checkpoint and ends the run between two steps on SIGTERM, Ctrl-C (SIGINT) or SIGUSR1.
+    """Saves a checkpoint and ends the run after the current step on SIGTERM, Ctrl-C (SIGINT) or SIGUSR1.
 
-    The current step is finished, EMA update included; then all processes learn whether any of them received a signal,
-    save checkpoints/last.ckpt together and exit with the code 128 + signal. Without this callback Lightning acts in the
-    middle of a step: one process may then save while another waits for its gradients, a deadlock. A second Ctrl-C ends
-    the run immediately. A validation is not interrupted; measurements after the last step are, immediately.
+    The current step is finished, including the EMA update. Then all processes agree on whether any of them has received
+    a signal, save checkpoints/last.ckpt together, and exit with code 128 + signal number. Without this callback
+    Lightning handles the signal in the middle of a step: one process may save while another waits for its gradients,
+    which is a deadlock. A second Ctrl-C ends the run immediately. A validation is not interrupted, but a signal
+    interrupts evaluations after the last step immediately.
 
-    Under SLURM, `#SBATCH --signal=SIGUSR1@SECONDS` announces the time limit: Lightning saves and requeues the job, and
-    the new job resumes by itself. SECONDS must be enough for a step and for writing a checkpoint.
+    Under SLURM, `#SBATCH --signal=SIGUSR1@SECONDS` announces the time limit: Lightning saves a checkpoint and requeues
+    the job, and the new job resumes automatically. SECONDS must leave time for one step and for writing a checkpoint.
 
     `train.py` adds this callback by default.
     """
@@ -46,14 +47,14 @@ class GracefulShutdown(Callback):
             return  # signal handlers can only be set in the main thread
         if SLURMEnvironment.detect():
             handler = signal.getsignal(signal.SIGUSR1)
-            self._requeue = handler if callable(handler) else None  # none under auto_requeue=False
+            self._requeue = handler if callable(handler) else None  # none with auto_requeue=False
         for number in HANDLED_SIGNALS:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Shut down if any process has received a signal."""
         if trainer.fit_loop._should_accumulate():
-            return  # in the middle of a step
+            return  # gradients are still being accumulated
         action = self._pending
         if trainer.world_size > 1:
             own = torch.tensor(action, device=trainer.strategy.root_device)
@@ -106,7 +107,7 @@ class GracefulShutdown(Callback):
         self._signal = number
 
     def _evaluates_after_training(self) -> bool:
-        """Return whether callbacks evaluate the trained model in `on_train_end`; a resumed run repeats this."""
+        """Return whether callbacks are evaluating the trained model in `on_train_end`, which a resumed run repeats."""
         module = None if self._trainer is None else self._trainer.lightning_module
         return module is not None and module._current_fx_name == "on_train_end"
 
@@ -121,13 +122,14 @@ class GracefulShutdown(Callback):
 
 
 def _save(trainer: Trainer) -> Path:
-    """Save the run's last.ckpt, in the folder of its ModelCheckpoint."""
-    writers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
-    folder = next((Path(writer.dirpath) for writer in writers if writer.dirpath), None)
+    """Save last.ckpt in the folder of the run's ModelCheckpoint and return its path."""
+    checkpointers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
     path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
-    for writer in writers:
-        if writer.save_last and writer.dirpath and Path(writer.dirpath) == path.parent:
-            writer.last_model_path = str(path)  # part of its state; otherwise a resumed run would save to last-v1.ckpt
+    for checkpointer in checkpointers:
+        if checkpointer.save_last and checkpointer.dirpath and Path(checkpointer.dirpath) == path.parent:
+            # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.
+            checkpointer.last_model_path = str(path)
     trainer.save_checkpoint(path)
     return path
 

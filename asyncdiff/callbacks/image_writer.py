@@ -1,4 +1,4 @@
-"""Writing of predicted images to PNG files."""
+"""Write predicted images to PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class ImageWriter(Callback):
-    """Writes every image of `predict` to a PNG file, and a contact sheet of them if a task is given.
+    """Writes every image from `predict` to a PNG file, and a contact sheet if the model has a task.
 
-    File names contain the seed, the class label if there is one, and the name of the photo if there is one. A folder
-    that already holds images is never written to: the default folder gets the next free number, a `folder` given here
-    is refused. `train.py predict` adds this callback by default.
+    File names contain the seed, and the class label and the name of the photo if there are any. Images are never added
+    to a folder that already contains images: the default folder gets the next free number, and an explicit `folder` is
+    refused. `train.py predict` adds this callback by default.
 
     Args:
-        folder: folder of the files; by default RUN/predictions, or RUN/predictions/TASK if a task is given, where RUN
-            is the trainer's default_root_dir.
+        folder: output folder; None means RUN/predictions, or RUN/predictions/TASK if the model has a task, where RUN is
+            the trainer's default_root_dir.
     """
 
     def __init__(self, folder: str | None = None):
@@ -31,17 +31,17 @@ class ImageWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Choose the folder, the same on all processes."""
-        chosen, refusal = "", ""
+        chosen, message = "", ""
         if trainer.is_global_zero:
             task = "" if pl_module.task is None else pl_module.task.name
             default = Path(trainer.default_root_dir) / "predictions" / task
             try:
                 chosen = str(create_output_folder(Path(self.folder or default), explicit=self.folder is not None))
             except ValueError as error:  # broadcast below, so that no process waits forever
-                refusal = str(error)
-        chosen, refusal = trainer.strategy.broadcast((chosen, refusal))
-        if refusal:
-            raise ValueError(refusal)
+                message = str(error)
+        chosen, message = trainer.strategy.broadcast((chosen, message))
+        if message:
+            raise ValueError(message)
         self._folder = Path(chosen)
 
     def on_predict_batch_end(  # type: ignore[override]

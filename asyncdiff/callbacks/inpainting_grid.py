@@ -1,4 +1,4 @@
-"""Grid of inpaintings: masked input, result and ground truth."""
+"""Draw a grid of inpainted images: masked input, result and ground truth."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class InpaintingGrid(PeriodicImage):
-    """Inpaints held-out images without class labels and shows masked input, result and ground truth of each.
+    """Inpaints held-out images without class labels and draws the masked input, result and ground truth of each.
 
     For a latent diffusion model the mask applies to latents, and all three images are decoded.
 
@@ -27,8 +27,8 @@ class InpaintingGrid(PeriodicImage):
         mask: known pixels; the left half by default.
         count: number of images.
         columns: number of examples per row, three images each.
-        sampler: the model's own by default.
-        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        sampler: sampler of the images; None means the model's own.
+        every_n_steps: number of optimizer steps between images; 0 draws only at the end of training.
         name: name of the files and of the TensorBoard tag.
     """
 
@@ -55,8 +55,8 @@ class InpaintingGrid(PeriodicImage):
         known = self.mask.per_image(truth.shape[2], truth.shape[3], seeds=range(len(truth)))
 
         def results(indices: Sequence[int]) -> Tensor:
-            chosen = list(indices)
-            inpainted = module.inpaint(truth[chosen], known[chosen], seeds=chosen, sampler=self.sampler)
+            own = list(indices)
+            inpainted = module.inpaint(truth[own], known[own], seeds=own, sampler=self.sampler)
             return module.decode(inpainted)
 
         result = run_distributed(trainer, len(truth), results)
@@ -71,7 +71,7 @@ def paint_unknown(images: Float[Tensor, "b 3 h w"], known: Bool[Tensor, "*m mh m
 
     Args:
         images: values in [-1, 1].
-        known: True = known; one mask for all images or one per image, in pixels or latents.
+        known: True = known; one mask for all images or one per image, at the resolution of pixels or latents.
 
     Returns:
         The painted images.

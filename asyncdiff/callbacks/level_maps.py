@@ -1,4 +1,4 @@
-"""Figure of the training distribution over level maps."""
+"""Plot the distribution of level maps that a model is trained on."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.figures.level_statistics import measure_levels
+from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class LevelMaps(Callback):
-    """Plots the distribution of the model's level sampler when a fit starts, on the first process.
+    """Plots the distribution of the model's level sampler at the start of training.
 
-    The figure is written to RUN/images/levels.png and to TensorBoard as images/levels; RUN is the trainer's
-    default_root_dir. `python -m asyncdiff levels` plots several experiments side by side. Training is not affected: the
-    level maps are sampled with a separate generator.
+    The first process writes the figure to RUN/images/levels.png, where RUN is the trainer's default_root_dir, and to
+    TensorBoard as images/levels. `python -m asyncdiff levels` plots several experiments side by side. Training is not
+    affected, because the level maps are sampled with a separate generator.
 
     Args:
         images: number of level maps to sample.
@@ -29,16 +29,16 @@ class LevelMaps(Callback):
         self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Plot the level maps."""
+        """Sample the level maps and plot their distribution, on the first process."""
         if not trainer.is_global_zero:
             return
-        # Imports matplotlib, which takes a second that other commands and processes need not spend.
+        # Imported here because matplotlib takes a second to import, which other commands and processes save.
         from asyncdiff.evaluation.figures.level_figure import level_figure
         from asyncdiff.evaluation.figures.style import pixels, save
 
         levels, grid = pl_module.levels, pl_module.denoiser.grid(pl_module.shape[1:])
         name, note = type(levels).__name__, object_config.format_call(levels)
-        figure = level_figure([measure_levels(name, levels, grid, note=note, images=self.images, seed=self.seed)])
+        figure = level_figure([compute_level_statistics(name, levels, grid, note=note, images=self.images, seed=self.seed)])
         save(figure, Path(trainer.default_root_dir) / "images" / "levels.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out images along several noise paths, and the path gap, during a run."""
+"""Evaluate bits per dimension of held-out images along several noise paths, and the path gap, during a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced
+from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced_indices
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.evaluation.likelihood_by_path import (
@@ -31,22 +31,23 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 class Likelihood(PeriodicMetric):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
 
-    For a perfect model the bound is tight on every path. The path gap measures how far the network is from one
+    For a perfect model the bound is tight on every path. The path gap quantifies how far the network is from one
     consistent joint score: it is the difference between the loosest and the tightest path, which are selected on one
-    half of the images and compared on the other. bits_per_dim_parts/PATH/* are the terms of the bound,
-    bits_per_dim_by_level/PATH/* is the diffusion term by noise level; the figure images/bits shows where in the image
-    they arise. Uses the EMA weights if the run has any, full precision, and images spread evenly over the split.
+    half of the images and compared on the other. bits_per_dim_parts/PATH/* are the terms of the bound and
+    bits_per_dim_by_level/PATH/* the diffusion term by noise level; the figure images/bits shows where in the image they
+    arise. Uses the EMA weights if the run has any, full precision, and images spread evenly over the split.
 
     Args:
         paths: path families by name; synchronous, AsyncPatch, an overlapping wavefront and strict raster by default.
-        count: number of held-out images; all of them by default.
+        count: number of held-out images; None means all of them.
         points: number of network evaluations per image and path.
-        decoder: `CategoricalDecoder` with the values of the data module by default; `GaussianDecoder` for latents.
+        decoder: reconstruction term at the lowest level; None means a `CategoricalDecoder` with the data module's
+            number of values. Use `GaussianDecoder` for latents.
         mask: known pixels; if set, -log p(unknown | known) is bounded.
-        labels: whether the network is conditioned on the class labels of the images.
+        labels: condition the network on the class labels of the images, if it has classes.
         progress_sampler: distribution of the progress s on the paths; importance sampling by default.
-        t_min: lowest level of the paths; by default the one that suits the decoder.
-        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training, and in
+        t_min: lowest level of the paths; None means the one that suits the decoder.
+        every_n_steps: number of optimizer steps between evaluations; 0 evaluates only at the end of training, and in
             `validate` and `test`.
         batch_size: number of images that go through the network together.
         name: prefix of the tags, to distinguish several callbacks.
@@ -83,13 +84,13 @@ class Likelihood(PeriodicMetric):
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Check before training that the arguments fit the data and the model."""
-        self._checked(trainer, pl_module, evaluation_images(trainer))
+        self._build_evaluator(trainer, pl_module, evaluation_images(trainer))
 
-    def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
+    def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the bounds per dimension and the path gap."""
         images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        bounds = self._checked(trainer, module, images)
-        indices = evenly_spaced(images, self.count)
+        bounds = self._build_evaluator(trainer, module, images)
+        indices = evenly_spaced_indices(images, self.count)
         own = rank_indices(trainer, len(indices))
         rows = []
         with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
@@ -97,22 +98,23 @@ class Likelihood(PeriodicMetric):
                 part = own[first : first + self.batch_size]
                 batch = images.__getitems__([indices[k] for k in part])
                 label = batch["label"].to(module.device) if self.labels and module.classes else None
-                # Use the positions in the batch as seeds, not `part`: unreadable files are missing from the batch.
+                # Use the indices in the batch as seeds, not `part`: unreadable files are missing from the batch.
                 seeds = batch["index"].tolist()
-                rows.append(bounds.rows(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
+                rows.append(bounds.evaluate(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
         grid = module.denoiser.grid(module.shape[1:])
-        summary = bounds.summary(gather_rows(trainer, torch.cat(rows), len(indices)), grid)
+        summary = bounds.summarize(gather_rows(trainer, torch.cat(rows), len(indices)), grid)
         self._plot(trainer, summary)
         prefix = f"{self.name}/" if self.name else ""
         self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
 
-    def _checked(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathLikelihoodEvaluator:
+    def _build_evaluator(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathLikelihoodEvaluator:
+        """Build the evaluator and check it against the data and the model."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
         bounds = PathLikelihoodEvaluator(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
         check_labels(module, getattr(data, "classes", None), conditioned=self.labels)
-        bounds.check(module.denoiser, images.__getitems__(evenly_spaced(images, 4))["image"])
+        bounds.check(module.denoiser, images.__getitems__(evenly_spaced_indices(images, 4))["image"])
         return bounds
 
     def _plot(self, trainer: Trainer, summary: PathLikelihoods) -> None:

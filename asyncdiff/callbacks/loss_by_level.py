@@ -1,4 +1,4 @@
-"""Training error of the velocity by noise level."""
+"""Log the training error of the velocity by noise level."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ class LossByLevel(Callback):
     """Logs the mean squared error of the velocity over the training patches of each level bin.
 
     The tags are train/error_by_level/LOW-HIGH. Sums stay on the device until they are logged, every
-    `log_every_n_steps` of the trainer; empty bins are not logged. Checkpoints hold the sums that are not logged yet, so
-    that a resumed run logs the same values as an uninterrupted one.
+    `log_every_n_steps` of the trainer; empty bins are not logged. Checkpoints contain the sums that have not been
+    logged yet, so that a resumed run logs the same values as an uninterrupted one.
 
     Args:
         bins: number of equal bins over [0, 1].
@@ -25,8 +25,8 @@ class LossByLevel(Callback):
     def __init__(self, bins: int = 8):
         at_least("bins", bins, 1, "use 8, for example")
         self.bins = bins
-        self._sums: Tensor | None = None  # of complete steps
-        self._current: Tensor | None = None  # of the accumulated batches of the current step
+        self._sums: Tensor | None = None  # over the steps since the last log
+        self._current: Tensor | None = None  # over the accumulated batches of the current step
         self._schedule = EveryNSteps(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -36,30 +36,30 @@ class LossByLevel(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
     ) -> None:
-        """Add this batch; log when due."""
+        """Add the errors of this batch; log them every `log_every_n_steps`."""
         sums = sum_by_bin(outputs["t"], outputs["error"], self.bins)
         self._current = sums if self._current is None else self._current + sums
         if trainer.fit_loop._should_accumulate():
             return
         self._sums = self._current if self._sums is None else self._sums.to(sums.device) + self._current
         self._current = None
-        if self._schedule.due(trainer):
+        if self._schedule.is_due(trainer):
             self._log(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the sums not logged yet, separately for every process: their total would be rounded differently."""
+        """Add the sums that have not been logged yet, one per process: their total would be rounded differently."""
         if self._sums is not None:
-            every: Tensor = trainer.strategy.all_gather(self._sums)
-            checkpoint.setdefault("level_loss", {})[str(self.bins)] = every.reshape(-1, 2, self.bins).cpu()
+            all_sums: Tensor = trainer.strategy.all_gather(self._sums)
+            checkpoint.setdefault("level_loss", {})[str(self.bins)] = all_sums.reshape(-1, 2, self.bins).cpu()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums not logged yet; if the number of processes differs, the first one gets their total."""
-        every: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
+        """Restore these sums; if the number of processes has changed, the first process gets their total."""
+        all_sums: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
         self._sums = self._current = None
-        if every is not None and len(every) == trainer.world_size:
-            self._sums = every[trainer.global_rank]
-        elif every is not None:
-            self._sums = every.sum(0) * (trainer.global_rank == 0)
+        if all_sums is not None and len(all_sums) == trainer.world_size:
+            self._sums = all_sums[trainer.global_rank]
+        elif all_sums is not None:
+            self._sums = all_sums.sum(0) * (trainer.global_rank == 0)
 
     def _log(self, trainer: Trainer) -> None:
         assert self._sums is not None
@@ -73,10 +73,10 @@ class LossByLevel(Callback):
 
 
 def sum_by_bin(t: Tensor, error: Tensor, bins: int) -> Tensor:
-    """Return (2, bins): the sum of the errors and the number of patches in each equal bin of t over (0, 1].
+    """Return a tensor (2, bins): the sum of errors and the number of patches in each of `bins` equal bins over (0, 1].
 
     Patches without noise (t = 0) are ignored, since there is nothing to predict, and so are non-finite errors, which
-    belong to skipped steps and would make the whole sum non-finite.
+    belong to skipped steps and would make the entire sum non-finite.
     """
     t, error = t.detach().flatten(), error.detach().flatten().to(torch.float32)
     index, counted = (t * bins).long().clamp(max=bins - 1), (t > 0) & error.isfinite()

@@ -1,4 +1,4 @@
-"""Base class of callbacks that draw images during a run: schedule, EMA weights and files."""
+"""Base class of callbacks that draw images during a run: handles the schedule, the EMA weights and the files."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -25,12 +25,12 @@ MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor for vi
 class PeriodicImage(Callback, ABC):
     """Draws an image every `every_n_steps` optimizer steps and at the end of training, with the EMA weights.
 
-    All processes take part; the first one writes RUN/images/NAME.png (the latest), NAME_STEP.png, and the TensorBoard
-    image images/NAME. RUN is the trainer's default_root_dir.
+    All processes take part; the first one writes RUN/images/NAME.png (the latest image), RUN/images/NAME_STEP.png and
+    the TensorBoard image images/NAME. RUN is the trainer's default_root_dir.
 
     Args:
         name: name of the files and of the TensorBoard tag.
-        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        every_n_steps: number of optimizer steps between images; 0 draws only at the end of training.
     """
 
     def __init__(self, name: str, every_n_steps: int = 1000):
@@ -45,7 +45,7 @@ class PeriodicImage(Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the name, so that several of one class can coexist."""
+        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
         return f"{type(self).__name__}{{name={self.name}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -53,12 +53,12 @@ class PeriodicImage(Callback, ABC):
         self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """Draw when due."""
-        if self._schedule.due(trainer):
+        """Draw an image every `every_n_steps` optimizer steps."""
+        if self._schedule.is_due(trainer):
             self._write_images(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Draw the final image, unless the last step has just done so."""
+        """Draw the final image, unless it was drawn after the last step."""
         if trainer.global_step != self._last_step:
             self._write_images(trainer, pl_module)
 
@@ -78,15 +78,15 @@ class PeriodicImage(Callback, ABC):
 
 
 def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> RGBImage:
-    """Arrange images with values in [low, 1] in one RGB grid; small ones are enlarged by an integer factor."""
+    """Arrange images with values in [low, 1] in an RGB grid; small images are enlarged by an integer factor."""
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
-    shown = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
-    if shown.shape[1] not in (1, 3):
+    tiles = ((images.detach().float().cpu() - low) / (1 - low)).clamp(0, 1)
+    if tiles.shape[1] not in (1, 3):
         raise ValueError(
-            f"images to show must have 1 or 3 channels, got {shown.shape[1]}: set model.codec to decode latents"
+            f"images must have 1 or 3 channels to be drawn, got {tiles.shape[1]}: set model.codec to decode latents"
         )
-    shown = F.interpolate(shown.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
-    return make_grid(shown, nrow=columns, padding=2, pad_value=1.0)
+    tiles = F.interpolate(tiles.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
+    return make_grid(tiles, nrow=columns, padding=2, pad_value=1.0)
 
 
 def stack_vertically(images: list[RGBImage]) -> Float[Tensor, "3 total width"]:
@@ -94,6 +94,6 @@ def stack_vertically(images: list[RGBImage]) -> Float[Tensor, "3 total width"]:
     return torch.cat(images, dim=1)
 
 
-def cycled_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
-    """Return the class labels of global indices, all classes in turn; None for an unconditional model."""
+def cycle_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
+    """Return one class label per image index, cycling through all classes; None for an unconditional model."""
     return [i % module.classes for i in indices] if module.classes else None

@@ -1,4 +1,4 @@
-"""Base class of callbacks that measure a model during a run: schedule and logging."""
+"""Base class of callbacks that evaluate a model during a run: handles the schedule and the logging."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,13 +13,13 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class PeriodicMetric(Callback, ABC):
-    """Measures every `every_n_steps` optimizer steps and at the end of training, and in `validate` and `test`.
+    """Computes metrics every `every_n_steps` optimizer steps, at the end of training, and in `validate` and `test`.
 
-    All processes take part. The metrics are logged under their tags and kept in `results`; `details` are only logged.
+    All processes take part. The metrics are logged under their tags and stored in `results`; `details` are only logged.
 
     Args:
-        name: distinguishes callbacks of one class.
-        every_n_steps: optimizer steps between two measurements; 0 measures only at the end of training.
+        name: name that distinguishes callbacks of one class.
+        every_n_steps: number of optimizer steps between evaluations; 0 evaluates only at the end of training.
     """
 
     def __init__(self, name: str, every_n_steps: int = 0):
@@ -31,11 +31,11 @@ class PeriodicMetric(Callback, ABC):
         self._last_step = -1
 
     @abstractmethod
-    def measure(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
-        """Return the metrics by tag, equal on all processes."""
+    def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
+        """Return the metrics by tag; they must be equal on all processes."""
 
     def setup(self, trainer: Trainer, pl_module: AsyncDiffusion, stage: str) -> None:  # type: ignore[override]
-        """Raise ValueError if another callback of this class has the same name, and so the same tags."""
+        """Raise ValueError if another callback of this class has the same name, and therefore the same tags."""
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if other is not self and isinstance(other, PeriodicMetric) and other.state_key == self.state_key:
                 raise ValueError(
@@ -44,42 +44,42 @@ class PeriodicMetric(Callback, ABC):
 
     @property
     def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the name, so that several of one class can coexist."""
+        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
         return f"{type(self).__name__}{{name={self.name}}}"
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Start counting steps, and forget the metrics of an earlier fit."""
+        """Start counting steps, and discard the metrics of an earlier fit."""
         self.results, self.details, self._last_step = {}, {}, -1
         self._schedule.start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """Measure when due."""
-        if self._schedule.due(trainer):
-            self._measure(trainer, pl_module)
+        """Compute the metrics every `every_n_steps` optimizer steps."""
+        if self._schedule.is_due(trainer):
+            self._update_results(trainer, pl_module)
             self._write(trainer)
-            pl_module.log_dict(self.results, logger=False)  # for callbacks that monitor it
+            pl_module.log_dict(self.results, logger=False)  # for callbacks that monitor a metric
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure the trained model, unless the last step has just done so."""
+        """Compute the metrics of the trained model, unless they were computed after the last step."""
         if trainer.global_step != self._last_step:
-            print_above_bar(trainer, f"measuring: {self.name or type(self).__name__.lower()}")
-            self._measure(trainer, pl_module)
+            print_above_bar(trainer, f"evaluating: {self.name or type(self).__name__.lower()}")
+            self._update_results(trainer, pl_module)
             self._write(trainer)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Measure the model in `validate`, not in validations during training."""
+        """Compute the metrics in `validate`, but not in validations during training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._measure(trainer, pl_module)
+            self._update_results(trainer, pl_module)
             self._report(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        self._measure(trainer, pl_module)
+        self._update_results(trainer, pl_module)
         self._report(trainer, pl_module)
 
-    def _measure(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+    def _update_results(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         self._last_step = trainer.global_step
         with untimed(trainer):
-            self.results |= self.measure(trainer, module)
+            self.results |= self.compute_metrics(trainer, module)
 
     def _write(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
@@ -87,7 +87,7 @@ class PeriodicMetric(Callback, ABC):
 
     def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """Log `results`, which Lightning also prints as a table, and `details`."""
-        module.log_dict(self.results, sync_dist=True)  # equal on all processes already
+        module.log_dict(self.results, sync_dist=True)  # already equal on all processes, but Lightning warns without it
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the checkpoint's step, see `AsyncDiffusion`
         for logger in trainer.loggers:
             logger.log_metrics(self.details, step=step)

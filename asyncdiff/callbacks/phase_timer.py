@@ -1,4 +1,4 @@
-"""Timing of the phases of a training step, on the host or on an asynchronous CUDA device."""
+"""Time the phases of a training step, on the host or on an asynchronous CUDA device."""
 
 import time
 from collections import defaultdict
@@ -13,13 +13,13 @@ Timestamp = Any  # a point in time, in the format of its clock
 
 @runtime_checkable
 class Clock(Protocol):
-    """Clock that takes timestamps without waiting and computes their distance later."""
+    """Clock that takes timestamps without synchronization; their differences are computed later."""
 
     def now(self) -> Timestamp:
         """Take a timestamp, without synchronization."""
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Return the seconds between two timestamps; may wait until the device has reached the second."""
+        """Return the seconds between two timestamps; may wait until the device has reached `end`."""
 
 
 class WallClock:
@@ -37,7 +37,8 @@ class WallClock:
 class CudaClock:
     """Clock of a CUDA device: a timestamp is the time when the current stream has finished all work queued so far.
 
-    So work counts with its run time, not its launch time, and the host's work counts only if the device waits for it.
+    Work on the device thus counts with its run time, not its launch time; work on the host counts only while the device
+    waits for it.
     """
 
     def now(self) -> Timestamp:
@@ -47,7 +48,7 @@ class CudaClock:
         return event
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Return the seconds between two events, after waiting for the second."""
+        """Return the seconds between two events, after waiting for `end`."""
         end.synchronize()
         milliseconds: float = start.elapsed_time(end)
         return milliseconds / 1000
@@ -62,7 +63,7 @@ class PhaseTimer:
     """Sums time by phase; at most one phase runs at a time.
 
     Args:
-        clock: takes a timestamp at every change of phase; their distances are computed only in `seconds`.
+        clock: clock that takes a timestamp at every change of phase; differences are computed only in `seconds`.
     """
 
     def __init__(self, clock: Clock):
@@ -80,7 +81,7 @@ class PhaseTimer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Pause the timer; afterwards the phase that ran before, if any, continues."""
+        """Pause the timer; afterwards the interrupted phase continues, if there was one."""
         phase = self._running[0] if self._running else None
         self._stop()
         yield
@@ -88,7 +89,7 @@ class PhaseTimer:
             self.enter(phase)
 
     def seconds(self) -> dict[str, float]:
-        """Return the time of each phase since the last call, without the current one; synchronizes with the device."""
+        """Return the seconds of each phase since the last call, without the running one; waits for the device."""
         laps, self._laps = self._laps, []
         sums: defaultdict[str, float] = defaultdict(float)
         for phase, start, end in laps:

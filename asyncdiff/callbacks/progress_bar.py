@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 
 class StepProgressBar(TQDMProgressBar):
-    """Progress bar over all optimizer steps of a run, with the remaining time; Lightning's counts batches of an epoch.
+    """Progress bar over all optimizer steps of a run, with the remaining time; Lightning's bar covers a single epoch.
 
     Runs that are limited by epochs or time, without `max_steps`, show Lightning's bar. `train.py` adds this callback by
     default.
@@ -27,7 +27,7 @@ class StepProgressBar(TQDMProgressBar):
         if trainer.max_steps > 0:
             bar = self.train_progress_bar
             bar.reset(total=trainer.max_steps)
-            bar.initial = bar.n = trainer.global_step  # earlier steps count as done, but not in the speed
+            bar.initial = bar.n = trainer.global_step  # earlier steps count as done but do not affect the speed
             bar.set_description("Training")
             bar.unit = "step"
 

@@ -1,11 +1,11 @@
-"""Grid of generated images, with the same seeds every time."""
+"""Draw a grid of images generated from the same seeds every time."""
 
 from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycled_labels, tile_images
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, tile_images
 from asyncdiff.callbacks.split_work import run_distributed
 from asyncdiff.checks import at_least
 from asyncdiff.sampling.samplers import ImageSampler
@@ -13,14 +13,14 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class SampleGrid(PeriodicImage):
-    """Generates images from the seeds first_seed, first_seed + 1, ..., of all classes in turn if the model has any.
+    """Draws a grid of images from the seeds first_seed, first_seed + 1, ..., cycling through all classes, if any.
 
     Args:
         count: number of images.
         columns: number of images per row.
         first_seed: seed of the first image.
-        sampler: the model's own by default.
-        every_n_steps: optimizer steps between two drawings; 0 draws only at the end of training.
+        sampler: sampler of the images; None means the model's own.
+        every_n_steps: number of optimizer steps between images; 0 draws only at the end of training.
         name: name of the files and of the TensorBoard tag.
     """
 
@@ -45,7 +45,7 @@ class SampleGrid(PeriodicImage):
         """Return the grid."""
 
         def images(indices: Sequence[int]) -> Tensor:
-            labels = cycled_labels(module, list(indices))
+            labels = cycle_labels(module, list(indices))
             generated = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
             return module.decode(generated)
 

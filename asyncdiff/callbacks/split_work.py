@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def rank_indices(trainer: Trainer, count: int) -> list[int]:
-    """Return the indices of this process, equally many on each: the last ones may repeat those of another process.
+    """Return the image indices of this process, the same number on each; the last may duplicate another process's.
 
-    Equal numbers keep processes in step whose networks communicate (FSDP); `gather_rows` drops the repetitions.
+    With equal numbers, processes whose networks communicate (FSDP) stay in step. `gather_rows` drops the duplicates.
     """
     per_rank = -(-count // trainer.world_size)
     return [min(i * trainer.world_size + trainer.global_rank, count - 1) for i in range(per_rank)]
 
 
 def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
-    """Gather the rows of all processes on the CPU of each, in the order of their indices, each once."""
+    """Gather the rows of all processes on the CPU of each, in the order of their indices, without duplicates."""
     rows = rows.detach().float().cpu()
     if trainer.world_size == 1:
         return rows[:count]
@@ -31,5 +31,5 @@ def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
 def run_distributed(
     trainer: Trainer, count: int, draw: Callable[[Sequence[int]], Float[Tensor, "b c h w"]]
 ) -> Float[Tensor, "b c h w"]:
-    """Return `count` images made by `draw(indices)`; all processes share the work and get all of them."""
+    """Return `count` images made by `draw(indices)`; the processes share the work, and each gets all images."""
     return gather_rows(trainer, draw(rank_indices(trainer, count)), count)

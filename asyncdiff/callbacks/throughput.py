@@ -1,4 +1,4 @@
-"""Training throughput: images per second, time by phase, FLOPs and memory."""
+"""Log training throughput: images per second, time by phase, FLOP/s and memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,24 +28,25 @@ class Throughput(Callback):
     | train/ms_forward | part of ms_step: the training step up to the loss |
     | train/ms_backward | part of ms_step: the gradients |
     | train/ms_optimizer | part of ms_step: zeroing and clipping the gradients, the update, the learning rate |
-    | train/tflops | 1e12 FLOPs per second and device that the model needs, see `training_flops` |
-    | train/mfu | model FLOPs utilization: fraction of the device's peak, on GPUs whose peak is known |
+    | train/tflops | 1e12 FLOP/s per device, counted by `training_flops` |
+    | train/mfu | model FLOPs utilization: train/tflops relative to the device's peak, on GPUs whose peak is known |
     | train/memory_gb | on CUDA: peak allocated memory in 1e9 bytes, sampling and validation included |
 
-    The four parts add up to ms_step. Work of other callbacks at the end of a batch counts as optimizer if they are
-    listed before this one, as `EMA` is, and as data otherwise. So does waiting for other processes, which Lightning
-    synchronizes between two batches. Validation, checkpoints, logging of this callback and everything inside
-    `untimed` (sample grids, metrics) are not counted; weights-only checkpoints, for which no callback is called, count
-    as data. The first values include the warm-up, and the compilation of a compiled network.
+    The four parts add up to ms_step. What other callbacks do at the end of a batch counts as optimizer time if they
+    come before this one in the list of callbacks, as `EMA` does, and as data time if they come after it. Waiting for
+    other processes, which Lightning synchronizes between batches, counts as data time. Validation, checkpoints, the
+    logging of this callback and everything inside `untimed` (sample grids, metrics) are excluded; weights-only
+    checkpoints, for which Lightning calls no callback, count as data time. The first values include warm-up, and
+    compilation if the network is compiled.
 
-    On CUDA all times are measured on the device, and only logging synchronizes with it; Lightning's ThroughputMonitor
-    synchronizes after every batch, does not split the step, and leaves counting the FLOPs to the module.
+    On CUDA all times are measured on the device, and only logging synchronizes with it. Lightning's ThroughputMonitor
+    synchronizes after every batch, does not split the step, and leaves counting FLOPs to the module.
     """
 
     def __init__(self) -> None:
         self._timer = PhaseTimer(WallClock())
         self._schedule = EveryNSteps(0)
-        self._images = 0  # number on this process since the last log
+        self._images = 0  # on this process since the last log
         self._step = 0
         self._flops: float | None = None  # per image
         self._peak: float | None = None
@@ -58,7 +59,7 @@ class Throughput(Callback):
         self._images, self._step = 0, trainer.global_step
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
         # FLOPs are counted from the inputs of the first call of the network in a training step.
-        self._hook = pl_module.denoiser.register_forward_pre_hook(self._count, with_kwargs=True)
+        self._hook = pl_module.denoiser.register_forward_pre_hook(self._count_flops, with_kwargs=True)
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
 
@@ -97,19 +98,19 @@ class Throughput(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count this batch's images; log when due."""
+        """Count the images of this batch; log every `log_every_n_steps`."""
         self._timer.enter(DATA)
         self._images += len(batch["image"])
-        if self._schedule.due(trainer):
+        if self._schedule.is_due(trainer):
             with self._timer.paused():
                 self._log(trainer, pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Discard the time since the last batch, which was the setup of this validation."""
+        """Discard the time since the last batch, which was spent on setting up this validation."""
         self._timer.discard()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: AsyncDiffusion, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
-        """Stop the timer until the next batch: no hook is called when the file is written."""
+        """Stop the timer until the next batch: no hook tells when the file has been written."""
         self._timer.discard()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -126,7 +127,7 @@ class Throughput(Callback):
         if self._hook is not None:
             self._hook.remove()
 
-    def _count(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _count_flops(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         images = len(args[0]) if args else 0
         if self._hook is None or not images or not torch.is_grad_enabled():
             return
@@ -150,7 +151,7 @@ class Throughput(Callback):
             logger.log_metrics(metrics, step=trainer.global_step)
 
     def _flops_metrics(self, images_per_second: float) -> dict[str, float]:
-        """Return TFLOPs per second and utilization of a device that trains on so many images per second."""
+        """Return TFLOP/s and utilization of one device at this rate of images per second."""
         if self._flops is None:
             return {}
         rate = self._flops * images_per_second

@@ -1,4 +1,4 @@
-"""The LightningModule and its training: optimization, FSDP2, warm start and compatibility checks."""
+"""Train models: the LightningModule, optimization, FSDP2, warm start and compatibility checks."""
 
 from asyncdiff.training.fsdp2 import FullyShard
 from asyncdiff.training.lightning_module import AsyncDiffusion

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `AsyncDiffusion`, made when the model is built rather than at the first step."""
+"""Check the arguments of `AsyncDiffusion` when the model is built rather than at the first step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,14 +13,16 @@ def check_arguments(model: Any) -> None:
     model.weighting.check(model.levels)
     if model.weighting.needs_slopes and model.level_values:
         raise ValueError(
-            f"level_values must be 0 under {type(model.weighting).__name__}, got {model.level_values}: "
-            "rounded levels have no slope"
+            f"level_values must be 0 with the weighting {type(model.weighting).__name__}, got {model.level_values}: "
+            "set it to 0, since rounded levels have no slope"
         )
     if model.level_values < 0 or model.level_values == 1:
-        raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {model.level_values}: try 256")
-    within("label_dropout", model.label_dropout, 0, 1, "0.1 is common")
+        raise ValueError(
+            f"level_values must be 0 (continuous) or at least 2, got {model.level_values}: use 256, for example"
+        )
+    within("label_dropout", model.label_dropout, 0, 1, "use 0.1, for example")
     at_least("predict_batch_size", model.predict_batch_size, 1, "set the number of images per batch")
-    at_least("uncertainty_weight", model.uncertainty_weight, 0, "Patch Forcing uses 0.01")
+    at_least("uncertainty_weight", model.uncertainty_weight, 0, "use 0.01, as Patch Forcing does")
     if model.codec is not None:
         check_codec(model, model.codec.channels_if_available())
     grid = model.denoiser.grid(model.shape[1:])
@@ -28,27 +30,30 @@ def check_arguments(model: Any) -> None:
     if model.sampler.refresh > 1 and not hasattr(model.network, "kv_cache"):
         kind = type(model.network).__name__
         raise ValueError(
-            f"sampler.refresh must be 1 for {kind}, which computes all patches, got {model.sampler.refresh}: "
-            "leave it out"
+            f"sampler.refresh must be 1 for {kind}, which has no KV cache, got {model.sampler.refresh}: "
+            "omit refresh, or use a DiT"
         )
     if isinstance(model.sampler, Sampler):
         check_path(model.sampler.path, grid)
 
 
 def check_codec(model: Any, channels: int | None) -> None:
-    """Raise ValueError if a codec's `channels` differ from those of the model; None means not known yet."""
+    """Raise ValueError if the codec's number of channels is known and differs from the model's."""
     if channels not in (None, model.shape[0]):
         raise ValueError(
-            f"network.channels must be the codec's {channels}, got {model.shape[0]}: set it, or use another model.codec"
+            f"network.channels must equal the codec's {channels}, got {model.shape[0]}: set it to {channels}, or "
+            "choose another model.codec"
         )
 
 
 def check_labels(labels: Sequence[int] | None, classes: int) -> None:
-    """Raise ValueError for labels outside 0 .. classes - 1, or for any labels if the model is unconditional."""
+    """Raise ValueError if a label is outside 0 .. classes - 1, or if an unconditional model gets labels."""
     if labels is None:
         return
     if not classes:
-        raise ValueError("labels must be None for a model trained without classes: leave them out")
+        raise ValueError(
+            f"labels need a model trained with classes, got {list(labels)} for an unconditional one: omit labels"
+        )
     wrong = [k for k in labels if not 0 <= int(k) < classes]
     if wrong:
         raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {wrong[0]}")

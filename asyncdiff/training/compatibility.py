@@ -1,4 +1,4 @@
-"""Checks that a checkpoint, the data and the model fit together; errors give both values, the file and the remedy."""
+"""Check that a checkpoint, the data and the model fit together; errors state both values, the file and a remedy."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from asyncdiff.latents.codec import COMPARED
 PARTS = ("network", "process", "target")  # attributes of a model that determine what its weights mean
 # Arguments of networks that change neither the meaning of the weights nor the predictions.
 IGNORED_ARGUMENTS = ("dropout", "checkpointing")
-# Arguments of networks that change the meaning of the same weights; all others show in the shapes.
+# Arguments of networks that change the meaning of the same weights; all others change the shapes.
 SEMANTIC_ARGUMENTS = ("channels", "patch_size", "heads", "head_dim", "groups")
-MAX_NAMES = 3  # further differences that an error names
-HASH_LENGTH = 12  # characters of a hash that an error shows
+MAX_NAMES = 3  # maximum number of further differences listed in an error
+HASH_LENGTH = 12  # number of characters of a hash shown in an error
 MISSING = object()
 
 
@@ -38,8 +38,8 @@ class Difference:
 def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
     """Compare the model's network, process, target and image size with the object config of a checkpoint.
 
-    Arguments that only one of them has, such as those added in a newer version, are ignored. Where a class differs, its
-    arguments are not compared.
+    Arguments that only one of the two has, for example because a newer version added them, are ignored. If the classes
+    of a part differ, their arguments are not compared.
 
     Args:
         model: an `AsyncDiffusion`.
@@ -49,28 +49,30 @@ def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
         The differences, those of the network first.
     """
     there = config.get("init_args", {})
-    found: list[Difference] = []
+    result: list[Difference] = []
     for part in PARTS:
         if there.get(part) is not None:
-            found += _differences(f"model.{part}", _object_config(getattr(model, part)), there[part])
-    found = [one for one in found if one.name.rpartition(".")[2] not in IGNORED_ARGUMENTS]
+            result += _differences(f"model.{part}", _object_config(getattr(model, part)), there[part])
+    result = [difference for difference in result if difference.name.rpartition(".")[2] not in IGNORED_ARGUMENTS]
     if "image_size" in there and there["image_size"] != model.image_size:
-        found.append(Difference("model.image_size", model.image_size, there["image_size"]))
-    return found
+        result.append(Difference("model.image_size", model.image_size, there["image_size"]))
+    return result
 
 
 def check_differences(found: list[Difference], file: str | Path, alternative: str) -> None:
-    """Raise ValueError for the first difference, naming the others, if there are any.
+    """Raise ValueError for the first difference, if any; the error lists the others.
 
     Args:
-        found: result of `differences`.
-        file: the checkpoint.
-        alternative: remedy if the model is the intended one.
+        found: differences between model and checkpoint, from `differences`.
+        file: path of the checkpoint, for the error.
+        alternative: remedy to suggest if the model is right and the checkpoint is wrong.
     """
     if not found:
         return
     first, *others = found
-    names = ", ".join(one.name for one in others[:MAX_NAMES]) + (" and more" if len(others) > MAX_NAMES else "")
+    names = ", ".join(difference.name for difference in others[:MAX_NAMES]) + (
+        " and more" if len(others) > MAX_NAMES else ""
+    )
     also = f" ({names} also {'differ' if len(others) > 1 else 'differs'})" if others else ""
     raise ValueError(
         f"{first.name} must be {_yaml(first.there)} as in {file}, got {_yaml(first.here)}{also}: "
@@ -85,16 +87,18 @@ def check_weights(own: Mapping[str, torch.Tensor], loaded: Mapping[str, Any], fi
         name = shapes[0]
         more = f" ({len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
         raise ValueError(
-            f"the weights of {file} must have the model's shapes, got {tuple(loaded[name].shape)} for {name}, which is "
-            f"{tuple(own[name].shape)} here{more}: set the network's sizes to those of the checkpoint"
+            f"{name} must have the shape {tuple(loaded[name].shape)} as in {file}, got {tuple(own[name].shape)}{more}: "
+            "set the network's sizes to those of the checkpoint"
         )
-    for what, names in (("lacks", [n for n in own if n not in loaded]), ("has", [n for n in loaded if n not in own])):
+    for missing_in, names in (
+        (file, [name for name in own if name not in loaded]),
+        ("the model", [name for name in loaded if name not in own]),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            here, there = ("has", "lacks") if what == "lacks" else ("lacks", "has")
             raise ValueError(
-                f"the weights of {file} must be those of this model, which {here} {names[0]}{more}, got a file that "
-                f"{there} {'them' if more else 'it'}: configure the network as in the checkpoint"
+                f"the model and {file} must have the same weights, but {names[0]}{more} {'are' if more else 'is'} "
+                f"missing in {missing_in}: configure the network as in the checkpoint"
             )
 
 
@@ -108,13 +112,13 @@ def check_checkpoint(model: Any, checkpoint: Mapping[str, Any]) -> None:
     fitting = trainer is not None and trainer.state.fn == "fit"
     if fitting and "export" in checkpoint:
         raise ValueError(
-            f"ckpt_path must be a checkpoint of a run, got {file}, an export, which has no optimizer state: "
-            "leave it out, and set model.pretrained to it to start from its weights"
+            f"ckpt_path {file} is an export, which has no optimizer state to resume: to start from its weights, set "
+            "model.pretrained to it instead"
         )
     if "recipe" not in checkpoint:
         raise ValueError(
-            f"ckpt_path must be a checkpoint of AsyncDiffusion, got {file}, which has no object config to "
-            "rebuild the model from: use another file"
+            f"ckpt_path {file} is not a checkpoint of AsyncDiffusion, it has no description of the model: choose a "
+            "checkpoint written by train.py"
         )
     alternative = "start a new run without ckpt_path" if fitting else "use a checkpoint of this model"
     check_differences(differences(model, checkpoint["recipe"]), file, alternative)
@@ -132,8 +136,8 @@ def check_data(model: Any) -> None:
     known = getattr(getattr(model._trainer, "datamodule", None), "classes", None)
     if model.classes and known is not None and known != model.classes:
         raise ValueError(
-            f"network.classes must be the data's number of classes {known}, got {model.classes}: "
-            "set it, or 0 to ignore the labels"
+            f"network.classes must equal the number of classes in the data, {known}, got {model.classes}: "
+            f"set it to {known}, or to 0 to ignore the labels"
         )
 
 
@@ -143,7 +147,7 @@ def record_latents(
     """Record the codec fingerprints of the model's latents; raise ValueError if they differ from the checkpoint's.
 
     Args:
-        model: its dictionary `latents` holds the fingerprints known so far.
+        model: an `AsyncDiffusion`; its dictionary `latents` contains the fingerprints known so far.
         here: fingerprint of the data's or the model's codec; None or empty if unknown.
         there: fingerprint of the checkpoint's codec; None or empty if unknown.
     """
@@ -153,8 +157,8 @@ def record_latents(
         if key in own and key in trained and _plain(own[key]) != _plain(trained[key]):
             file = (model._trainer.ckpt_path if model._trainer is not None else None) or "the checkpoint"
             raise ValueError(
-                f"latents must be of the codec that {file} was trained on, with {key} {_short(trained[key])}, got "
-                f"{_short(own[key])}: use the data and model.codec of that run, or start a new run without ckpt_path"
+                f"the codec must have the {key} {_short(trained[key])} as for {file}, got {_short(own[key])}: "
+                "use the data and model.codec of that run, or start a new run without ckpt_path"
             )
 
 
@@ -175,7 +179,7 @@ def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:
 
 
 def _object_config(value: Any) -> Any:
-    """Return the object config of a value; its class alone if it does not record its arguments."""
+    """Return the object config of a value, or only its class if it does not store its arguments."""
     try:
         return object_config.describe(value)
     except TypeError:
@@ -184,7 +188,7 @@ def _object_config(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Replace tuples by lists, which is how they are read from files."""
+    """Convert tuples to lists, which is how files represent them."""
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -1,4 +1,4 @@
-"""FSDP2 for networks that do not fit on one device: shards parameters, gradients, EMA and optimizer state."""
+"""Shard parameters, gradients, EMA and optimizer state with FSDP2, for networks that do not fit on one device."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -33,10 +33,10 @@ class FullyShard(ModelParallelStrategy):
 
     Each process holds a shard of every parameter and of its gradient, EMA and optimizer state, and gathers the
     parameters of one block at a time. Results equal those of `ddp` up to rounding. Rank 0 writes checkpoints as one
-    file with full tensors, the same as in a run of one process: they resume on any number of processes and load
-    anywhere.
+    file with full tensors, the same as in a run of one process: they can be resumed on any number of processes and
+    loaded anywhere.
 
-    In validation, test and predict every device holds the full network, since processes may have unequal work.
+    During validation, test and predict every device holds the full network, since processes may have unequal work.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,12 @@ class FullyShard(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if weights_only is False:
-            raise ValueError("weights_only must be true, got false, which runs any code in a checkpoint: leave it out")
+            raise ValueError(
+                "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
+            )
         if is_export(path):
             raise ValueError(
-                f"ckpt_path must be a checkpoint under fully_shard, got the export {path}: set model.pretrained to it"
+                f"fully_shard cannot load the export {path} as ckpt_path: set model.pretrained to it instead"
             )
         if path.is_file():  # otherwise a folder of shards
             check_checkpoint(self.lightning_module, read_safely(path, mapped=True))
@@ -84,7 +86,7 @@ class FullyShard(ModelParallelStrategy):
 
     def _gather(self) -> None:
         assert self.lightning_module is not None
-        self._evaluation.enter_context(unsharded(self.lightning_module))
+        self._evaluation.enter_context(unshard(self.lightning_module))
 
 
 StrategyRegistry.register(
@@ -93,25 +95,25 @@ StrategyRegistry.register(
 
 
 def check_strategy(strategy: Strategy, precision: str) -> None:
-    """Raise ValueError for a strategy or precision that would fail later or silently produce wrong results."""
+    """Raise ValueError for a strategy or a precision that would fail later, or silently produce wrong results."""
     if isinstance(strategy, FullyShard):
         if precision not in PRECISIONS:
             raise ValueError(
-                f"trainer.precision must be one of {', '.join(PRECISIONS)} under fully_shard, got {precision}: "
+                f"trainer.precision must be one of {', '.join(PRECISIONS)} with fully_shard, got {precision}: "
                 "use bf16-mixed, for example"
             )
     elif isinstance(strategy, OTHER_SHARDED_STRATEGIES):
         kind = type(strategy).__name__
         raise ValueError(
-            f"trainer.strategy must copy the network or be fully_shard, got {kind}, whose images, EMA weights and "
-            "checkpoints would be those of single shards: use --trainer.strategy fully_shard"
+            f"trainer.strategy {kind} is not supported, since images, EMA weights and checkpoints would come from "
+            "single shards: use --trainer.strategy fully_shard"
         )
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shard the parameters of `network` in place, with one FSDP unit per block (module of an `nn.ModuleList`).
 
-    A network that is sharded already is left unchanged.
+    A network that is already sharded is left unchanged.
     """
     if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return
@@ -129,11 +131,12 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 @contextmanager
-def unsharded(module: nn.Module) -> Iterator[None]:
-    """Hold the full module on every process, so that forward passes need no communication; all must enter and leave.
+def unshard(module: nn.Module) -> Iterator[None]:
+    """Gather the full module on every process inside this context, so that forward passes need no communication.
 
-    For evaluation, where processes may sample unequal numbers of images, in unequal numbers of steps. Parameters are
-    plain tensors inside. It has no effect if nothing is sharded or all is gathered already.
+    For evaluation, where processes may sample unequal numbers of images, in unequal numbers of steps. All processes
+    must enter and exit the context. Inside, parameters are plain tensors. It has no effect if nothing is sharded or
+    everything is already gathered.
     """
     if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         yield
@@ -168,13 +171,13 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def full_tensors(shards: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gather full tensors from shards with the same layout as `parameters`; all processes must call it."""
+    """Gather full tensors from shards with the layout of `parameters`; all processes must call this."""
     return {name: _full_tensor(shard, parameters[name]) for name, shard in shards.items()}
 
 
 @torch.no_grad()
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Move a full tensor to the device of `like` and shard it in the same way; all processes must pass equal ones."""
+    """Move a full tensor to the device of `like` and shard it like `like`; it must be equal on all processes."""
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
 

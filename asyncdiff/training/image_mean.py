@@ -1,4 +1,4 @@
-"""Mean of a logged value over all images of all processes."""
+"""Average a logged value over all images of all processes."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,8 +10,8 @@ from torchmetrics import MeanMetric
 class ImageMean(MeanMetric):
     """Mean over images, each counted once: update it with one value per image.
 
-    It stays in float32 inside a module that is cast to half precision, and is NaN as soon as one value is. Lightning's
-    own mean of logged values is wrong if processes hold unequal numbers of images: it rounds the number down.
+    It stays in float32 inside a module that is cast to half precision, and is NaN if any value is NaN. Lightning's own
+    mean of logged values is wrong if processes have unequal numbers of images, because it rounds their number down.
     """
 
     def __init__(self) -> None:

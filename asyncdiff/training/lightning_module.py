@@ -1,4 +1,4 @@
-"""`AsyncDiffusion`, the LightningModule: it owns the trained network and nothing else."""
+"""Train, evaluate and sample from a diffusion model with the LightningModule `AsyncDiffusion`."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,20 +33,21 @@ from asyncdiff.training.optimization import OptimizerMixin
 from asyncdiff.training.predict_mixin import PredictMixin, check_predictions
 from asyncdiff.training.warm_start import load_pretrained
 
-TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never meet
+TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never overlap
 
 
 class AsyncDiffusion(PredictMixin, OptimizerMixin):
-    """Diffusion model with one noise level per patch: the training loss over random level maps, and the sampler.
+    """Diffusion model with one noise level per patch: trains on random level maps and samples images.
 
     All randomness of a training step is a function of `seed` and of the key of the batch's first sample, which the
-    data module computes from (seed, epoch, position); that of an evaluation is a function of `seed` and the index of
-    each image. So validation never changes training, ranks draw different noise, and every step can be reproduced.
+    data module computes from (seed, epoch, position). The randomness of an evaluation is a function of `seed` and the
+    index of each image. Validation therefore never changes training, ranks draw different noise, and every step can be
+    reproduced.
 
     Args:
-        network: predicts `target` from the noisy images, the level map and the labels; see `asyncdiff.networks.DiT`.
+        network: network that predicts `target` from noisy images, level map and labels; see `asyncdiff.networks.DiT`.
         levels: distribution of the training level maps; AlongPath(AsyncPatch()) by default.
-        weighting: weight on the squared error of the velocity, per patch; `Velocity` (1 everywhere) by default.
+        weighting: weight of the squared velocity error of each patch; `Velocity` (1 everywhere) by default.
         process: noise process, alpha(t) and sigma(t); `RectifiedFlow` by default.
         target: quantity that the network predicts; `VelocityTarget` by default.
         sampler: default sampler of `generate`, `inpaint`, `predict` and the callbacks; `Sampler()` by default.
@@ -65,17 +66,17 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         seed: seed of all randomness in training and evaluation.
         uncertainty_weight: weight of the uncertainty head's Gaussian negative log-likelihood in the loss. Without such
             a head it has no effect.
-        compiled: compile the network for training and sampling: faster steps after a slow first one (minutes for a
+        compiled: compile the network for training and sampling; steps are faster after a slow first one (minutes for a
             large U-Net). Not saved in checkpoints.
-        pretrained: checkpoint or export whose weights training starts from, the EMA weights if it has any; see
+        pretrained: checkpoint or export from whose weights training starts, the EMA weights if it has any; see
             `asyncdiff.training.warm_start`. Ignored when a run is resumed. Not saved in checkpoints.
-        task: task of `predict`; generates images from noise by default. Not saved in checkpoints.
+        task: task for `predict`; None generates images from noise. Not saved in checkpoints.
         predict_count: number of images that `predict` generates, with seeds 0, 1, ...; if the task has photos, the
             number of results per photo.
-        predict_seeds: seeds of `predict`, in place of 0 .. predict_count - 1.
-        predict_labels: class labels of `predict`, cycled over the photos if the task has any, otherwise over the seeds.
-            By default all classes in turn if images are generated from noise, none for photos. An empty list means
-            unconditional.
+        predict_seeds: seeds for `predict`; None means 0 .. predict_count - 1.
+        predict_labels: class labels for `predict`, cycled over the photos if the task has any, otherwise over the
+            seeds. None means that images generated from noise cycle through all classes and photos are unconditional;
+            an empty list means unconditional.
         predict_batch_size: number of images per batch in `predict`.
 
     Example:
@@ -139,7 +140,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
-        self._stream: int | None = None  # seed of the current training step
+        self._stream: int | None = None  # seed of the randomness in the current training step
         self.latents: dict[str, Any] = {}  # fingerprints of the codec, see `compatibility.record_latents`
         check_arguments(self)
         check_predictions(self)
@@ -163,7 +164,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
     @property
     def classes(self) -> int:
-        """Number of classes that the network is conditioned on, 0 if it is unconditional."""
+        """Number of classes that the network is conditioned on; 0 if it is unconditional."""
         return int(getattr(self.network, "classes", 0))
 
     @property
@@ -181,14 +182,14 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         sampler: ImageSampler | None = None,
         batch_size: int = 64,
     ) -> Image:
-        """Generate one image per seed, with values in about [-1, 1]; image i depends only on seed i and label i.
+        """Generate one image per seed, approximately in [-1, 1]; image i depends only on seed i and label i.
 
         A latent diffusion model returns latents: turn them into images with `decode`.
 
         Args:
             seeds: one seed per image.
             labels: one class label per image in 0 .. classes - 1; None for unconditional images.
-            sampler: the model's own by default.
+            sampler: sampler of the images; None means the model's own.
             batch_size: number of images that go through the network together.
 
         Returns:
@@ -222,9 +223,9 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         Args:
             image: values in [-1, 1]; (c, h, w), inpainted once per seed, or (b, c, h, w).
             known: bool, True = known; (h, w) or (b, h, w).
-            seeds: one per result; 0, 1, ... by default.
+            seeds: one seed per result; None means 0, 1, ...
             labels: one class label per result; None for unconditional inpainting.
-            sampler: the model's own by default.
+            sampler: sampler of the images; None means the model's own.
             batch_size: number of images that go through the network together.
 
         Returns:
@@ -247,7 +248,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         return images if self.codec is None else self.codec.to(self.device).encode(images)
 
     def decode(self, x: Latents) -> Image:
-        """Decode generated latents into images in about [-1, 1]; without a codec, return `x` unchanged."""
+        """Decode generated latents into images approximately in [-1, 1]; without a codec, return `x` unchanged."""
         return x if self.codec is None else self.codec.to(self.device).decode(x)
 
     def sampling_context(self) -> Any:
@@ -257,7 +258,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
     # Training
 
     def configure_model(self) -> None:
-        """Shard the network under fully_shard; raise ValueError for other strategies that shard it."""
+        """Shard the network if the strategy is fully_shard; raise ValueError for other strategies that shard it."""
         if self._trainer is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
         if self._device_mesh is not None:
@@ -268,7 +269,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         object_config.describe(self)
         data = getattr(self.trainer, "datamodule", None)
         compatibility.check_data(self)
-        if self.codec is not None:  # load it now, so that a missing file is found before the first sample grid
+        if self.codec is not None:  # load it now, so that a missing file is noticed before the first sample grid
             check_codec(self, self.codec.channels)
             check_same_codec(self.codec, getattr(data, "codec", None) or {})
         own = None if self.codec is None else self.codec.fingerprint()
@@ -278,13 +279,13 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed all randomness of this step, dropout included."""
-        # The key is the position in the data, which is unaffected by resuming; other data modules may have none.
+        # The key identifies the position in the data, which resuming does not change; some data modules have no keys.
         position = [int(batch["key"][0])] if "key" in batch else [self.current_epoch, batch_idx, self.global_rank]
         self._stream = counter_key(self.seed, TRAINING, *position)
         torch.manual_seed(self._stream)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, and the levels and errors of every patch for callbacks."""
+        """Return the loss, and for callbacks the level and the error of every patch."""
         x = self._images(batch)
         draw = self._sample_levels(len(x))
         eps = normal(x.shape, device=x.device)
@@ -323,13 +324,13 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False, "pretrained": None}
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
-        # Lightning skips the callbacks' own hooks for weights-only files, which are the ones that people share.
+        # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.
         for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
             if hasattr(callback, "add_average"):
                 callback.add_average(checkpoint, self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raise ValueError if the checkpoint is of another model; keep its EMA weights for the EMA callback."""
+        """Raise ValueError if the checkpoint belongs to another model; store its EMA weights for the EMA callback."""
         compatibility.check_checkpoint(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
@@ -350,9 +351,9 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
         Args:
             checkpoint_path: a .ckpt file of a run, or the folder of an export.
-            map_location: device to load to.
+            map_location: device to load the model to.
             weights: "auto" selects the EMA weights if there are any (the first EMA if several), "ema" requires them,
-                "raw" selects the weights of the last step.
+                "raw" selects the raw weights (last step).
             allow: packages whose classes may be imported to rebuild the model.
 
         Returns:
@@ -363,8 +364,8 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         model = object_config.build(checkpoint["recipe"], allow)
         if not isinstance(model, cls):
             raise ValueError(
-                f"checkpoint_path must be a checkpoint of {cls.__name__}, got {checkpoint_path}, which holds a "
-                f"{type(model).__name__}: load it with that class"
+                f"checkpoint_path {checkpoint_path} contains a {type(model).__name__}, not a {cls.__name__}: load it "
+                f"with {type(model).__name__}.load_from_checkpoint"
             )
         compatibility.check_weights(model.state_dict(), state, checkpoint_path)
         model.load_state_dict(state)
@@ -383,10 +384,10 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """Load an exported model, in evaluation mode and ready for sampling; see docs/sharing.md.
 
         Args:
-            path_or_repo: folder written by `python -m asyncdiff export`, or a repository OWNER/NAME of the Hugging Face
-                Hub that holds its files.
+            path_or_repo: folder written by `python -m asyncdiff export`, or a repository OWNER/NAME on the Hugging Face
+                Hub with such files.
             revision: branch, tag or commit of the repository.
-            map_location: device to load to.
+            map_location: device to load the model to.
             allow: packages whose classes may be imported to rebuild the model.
 
         Returns:
@@ -421,7 +422,8 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         x, label = self._images(batch), batch["label"] if self.classes else None
         if "index" not in batch:
             raise ValueError(
-                f"batches must hold 'index', the positions of the images in the split, got {list(batch)}: add it"
+                f"batches must contain 'index', the positions of the images in the split, got the keys {list(batch)}: "
+                "add it in the data module"
             )
         if not len(x):  # none of the batch's files could be read
             return

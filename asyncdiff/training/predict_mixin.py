@@ -1,4 +1,4 @@
-"""The part of the LightningModule that implements `predict`."""
+"""Part of the LightningModule that implements `predict`."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,8 +18,8 @@ class PredictMixin(LightningModule):
     Attributes:
         task: task to run; None generates images from noise.
         predict_count: number of images, with seeds 0, 1, ...; if the task has photos, the number per photo.
-        predict_seeds: their seeds; 0 .. predict_count - 1 if None.
-        predict_labels: their class labels, cycled; see `asyncdiff.tasks.Task.requests`.
+        predict_seeds: seeds of the images; None means 0 .. predict_count - 1.
+        predict_labels: class labels of the images, cycled; see `asyncdiff.tasks.Task.requests`.
     """
 
     task: Task | None
@@ -36,9 +36,9 @@ class PredictMixin(LightningModule):
     def predict_dataloader(self) -> DataLoader:
         """Return this process's batches of requests."""
         rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
-        mine = self.predict_requests()[rank::world]
-        # A process without requests gets an empty batch: otherwise Lightning skips it, and the others wait forever.
-        batches = self._task.batches(self, mine) if mine else [[]]  # type: ignore[arg-type]
+        own = self.predict_requests()[rank::world]
+        # A process without requests gets an empty batch; otherwise Lightning would skip it and the others wait forever.
+        batches = self._task.batches(self, own) if own else [[]]  # type: ignore[arg-type]
         return DataLoader(_Batches(batches), batch_size=None, collate_fn=list)
 
     def predict_step(self, batch: list[Request], batch_idx: int) -> Image:
@@ -59,7 +59,9 @@ def check_predictions(model: PredictMixin) -> None:
     if seeds is None:
         return
     if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
-        raise ValueError(f"predict_seeds must be distinct integers of at least 0, got {list(seeds)}: or use null")
+        raise ValueError(
+            f"predict_seeds must be distinct integers of at least 0, got {list(seeds)}: use null for 0, 1, ..."
+        )
 
 
 class _Batches(IterableDataset):

@@ -1,4 +1,4 @@
-"""Warm start: training from the weights of another checkpoint, without its optimizer state and step."""
+"""Start training from the weights of another checkpoint, without its optimizer state and step."""
 
 from pathlib import Path
 from typing import Any
@@ -17,55 +17,68 @@ from asyncdiff.training.compatibility import (
 from asyncdiff.training.fsdp2 import shard_like
 
 DENOISER = "denoiser."  # prefix of the trained weights
-MAX_NAMES = 4  # weights that a report names
+MAX_NAMES = 4  # maximum number of weights listed in a report
 # Arguments that add or remove weights without changing the shapes of the others.
 ADDITIVE_ARGUMENTS = ("depth", "uncertainty", "level_patch_size")
 
 
 def load_pretrained(model: Any, path: str | Path) -> None:
-    """Load the weights of the checkpoint or export `path` into `model.denoiser`; the first EMA's if it has any.
+    """Load the weights of a checkpoint or an export into `model.denoiser`: the first EMA weights, if it has any.
 
-    Weights that only one of the two has, such as those of a new uncertainty head, are reported and keep their initial
-    values; differing arguments of network, process and target are reported, too. Raises ValueError for other shapes,
-    another class of network, and arguments that change the meaning of the weights: patch size, channels, heads, number
-    of classes.
+    Weights that only the model has, such as those of a new uncertainty head, keep their initial values; these, weights
+    that only the checkpoint has, and differing arguments of network, process and target are reported.
+
+    Args:
+        model: an `AsyncDiffusion`.
+        path: path of the checkpoint or export.
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: shapes, the class of the network, or arguments that change the meaning of the weights (patch size,
+            channels, heads, number of classes) differ.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"pretrained must be a checkpoint, got {path}, which does not exist: check the path")
+        raise FileNotFoundError(f"pretrained must be an existing checkpoint or export, got {path}: check the path")
     checkpoint = read_checkpoint(path)
-    loaded, own = _weights(checkpoint, path), model.denoiser.state_dict()
+    loaded, own = _denoiser_weights(checkpoint, path), model.denoiser.state_dict()
     found = differences(model, checkpoint["recipe"])
     shared = {name: weight for name, weight in loaded.items() if name in own}
     other_shapes = any(weight.shape != own[name].shape for name, weight in shared.items())
     check_differences(
-        [one for one in found if _is_incompatible(one, other_shapes)], path, "train without model.pretrained"
+        [difference for difference in found if _is_incompatible(difference, other_shapes)],
+        path,
+        "train without model.pretrained",
     )
     if not shared:
-        raise ValueError(f"pretrained must hold weights of this network, got none in {path}: is it of another class?")
+        raise ValueError(
+            f"pretrained {path} contains no weights of this network: choose a checkpoint of the same network class"
+        )
     check_weights({name: own[name] for name in shared}, shared, path)
     model.denoiser.load_state_dict({n: shard_like(w, own[n]) for n, w in shared.items()}, strict=False)
-    for line in _report(path, loaded, own, found):
+    for line in _report_lines(path, loaded, own, found):
         rank_zero_info(f"pretrained: {line}")
 
 
-def _is_incompatible(one: Difference, other_shapes: bool) -> bool:
-    """Return whether the weights cannot be used because of a difference; `other_shapes`: some shapes differ, too."""
-    part, argument = one.name.removeprefix("model.").split(".")[0], one.name.rpartition(".")[2]
+def _is_incompatible(difference: Difference, other_shapes: bool) -> bool:
+    """Return whether a difference makes the weights unusable; `other_shapes` says whether some shapes differ too."""
+    part, argument = difference.name.removeprefix("model.").split(".")[0], difference.name.rpartition(".")[2]
     if part != "network":
         return False
-    if argument == "classes" and not (one.here and one.there):  # the label embedding is new, or left out
+    if argument == "classes" and not (difference.here and difference.there):  # the label embedding is added or dropped
         return False
     return argument in ("network", "classes", *SEMANTIC_ARGUMENTS) or (
         other_shapes and argument not in ADDITIVE_ARGUMENTS
     )
 
 
-def _weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+def _denoiser_weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     state, _ = choose_weights(checkpoint, "auto", path)
     return {name.removeprefix(DENOISER): weight for name, weight in state.items() if name.startswith(DENOISER)}
 
 
-def _report(path: str | Path, loaded: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]) -> list[str]:
+def _report_lines(
+    path: str | Path, loaded: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]
+) -> list[str]:
     lines = [f"loaded {len(loaded.keys() & own.keys())} of {len(own)} weights from {path}"]
     if missing := [name for name in own if name not in loaded]:
         lines.append(f"not in the checkpoint, initialized: {_some(missing)}")
@@ -73,7 +86,7 @@ def _report(path: str | Path, loaded: dict[str, Tensor], own: dict[str, Tensor],
         lines.append(f"not in the model, ignored: {_some(unused)}")
     return [
         *lines,
-        *(f"{one.name.removeprefix('model.')} is {one.here}, {one.there} in the checkpoint" for one in found),
+        *(f"{d.name.removeprefix('model.')} is {d.here}, but {d.there} in the checkpoint" for d in found),
     ]
 
 

@@ -50,7 +50,7 @@ def measured(tmp_path_factory):
     return trainer, module, callback
 
 
-def test_it_compares_the_head_with_the_errors_of_the_ema_model(measured):
+def test_the_head_is_compared_with_the_errors_of_the_ema_model(measured):
     trainer, module, callback = measured
     data = Digits().dataset("val")
     chosen = [i * len(data) // 20 for i in range(20)]
@@ -70,7 +70,7 @@ def test_it_compares_the_head_with_the_errors_of_the_ema_model(measured):
 
 def test_doubling_the_prediction_halves_the_ratio(measured):
     trainer, module, callback = measured
-    before = {k: callback.measure(trainer, module)[f"calibration/{k}"] for k in ("ratio", "correlation")}
+    before = {k: callback.compute_metrics(trainer, module)[f"calibration/{k}"] for k in ("ratio", "correlation")}
     inner = module.denoiser.forward
 
     def doubled(*args, **kwargs):
@@ -79,7 +79,7 @@ def test_doubling_the_prediction_halves_the_ratio(measured):
 
     module.denoiser.forward = doubled
     try:
-        after = callback.measure(trainer, module)
+        after = callback.compute_metrics(trainer, module)
     finally:
         module.denoiser.forward = inner
     assert after["calibration/ratio"] == pytest.approx(before["ratio"] / 2, rel=1e-5)
@@ -103,7 +103,7 @@ def test_metrics_and_figures_go_to_tensorboard(measured):
     assert {"calibration.png", "calibration_other.png"} <= files
 
 
-def test_validate_and_test_measure_too(measured):
+def test_validate_and_test_compute_the_metrics(measured):
     trainer, module, callback = measured
     before = dict(callback.results)
     for run in (trainer.validate, trainer.test):
@@ -113,11 +113,13 @@ def test_validate_and_test_measure_too(measured):
             assert metrics[name] == pytest.approx(value, rel=1e-6)
 
 
-def test_a_network_without_a_head_is_refused_before_the_training():
+def test_a_network_without_a_head_is_refused_before_training():
     module = AsyncDiffusion(network(uncertainty=False), image_size=8, warmup_steps=1)
     for run in ("fit", "validate"):
         trainer = Trainer(callbacks=[Calibration(count=4)], logger=False, fast_dev_run=True, accelerator="cpu")
-        with pytest.raises(ValueError, match=r"Calibration needs .* uncertainty, got DiT without: .*uncertainty: true"):
+        with pytest.raises(
+            ValueError, match=r"Calibration needs .* uncertainty head, but DiT has none: .*uncertainty: true"
+        ):
             getattr(trainer, run)(module, datamodule=Digits(batch_size=32))
         assert trainer.global_step == 0
 
@@ -131,7 +133,7 @@ def test_a_network_without_a_head_is_refused_before_the_training():
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
-def test_too_few_are_refused(option, rule):
+def test_too_small_counts_are_refused(option, rule):
     with pytest.raises(ValueError, match=rule):
         Calibration(**option)
 

@@ -59,7 +59,7 @@ def test_the_ema_has_a_warm_up(tmp_path):
     assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
 
 
-def test_it_counts_optimizer_steps_not_batches(tmp_path):
+def test_the_ema_counts_optimizer_steps_not_batches(tmp_path):
     module, ema = Drift(), EMA(0.5)
     fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4, limit_val_batches=0)
     assert ema.updates == 2
@@ -115,12 +115,12 @@ def test_several_decays_can_coexist(tmp_path):
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_out_of_range_is_refused(decay):
+def test_a_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay must lie in .*got {decay}"):
         EMA(decay)
 
 
-def test_a_resumed_ema_is_bit_for_bit_the_same(tmp_path):
+def test_a_resumed_ema_is_identical_bit_for_bit(tmp_path):
     whole, first, second = EMA(0.5), EMA(0.5), EMA(0.5)
     fit(tmp_path, Drift(), [whole], steps=5, limit_val_batches=0)
     fit(tmp_path, Drift(), [first], steps=3, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
@@ -131,10 +131,10 @@ def test_a_resumed_ema_is_bit_for_bit_the_same(tmp_path):
 
 def test_another_decay_on_resume_warns(tmp_path):
     fit(tmp_path, Drift(), [EMA(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
-    with pytest.warns(UserWarning, match="EMA weights of decay 0.5, none of 0.9"):
+    with pytest.warns(UserWarning, match="EMA weights with decay 0.5, but none with 0.9"):
         fit(tmp_path, Drift(), [EMA(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
 
 
-def test_two_emas_of_one_decay_are_refused(tmp_path):
+def test_two_emas_with_the_same_decay_are_refused(tmp_path):
     with pytest.raises(ValueError, match="decay must differ between EMA callbacks, got 0.5 twice"):
         fit(tmp_path, Drift(), [EMA(0.5), EMA(0.5)])

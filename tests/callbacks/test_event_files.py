@@ -1,4 +1,4 @@
-"""Event files of a resumed run: later events are removed, all others are unchanged."""
+"""Events after the checkpoint of a resumed run are removed, all others are unchanged."""
 
 import os
 import random
@@ -51,7 +51,7 @@ def test_a_truncated_file_is_read_up_to_its_last_complete_event(tmp_path):
         assert steps(tmp_path) == kept[:4]
 
 
-def test_files_of_this_process_and_older_files_are_left_alone(tmp_path):
+def test_files_of_this_process_and_older_files_are_not_changed(tmp_path):
     writer = SummaryWriter(tmp_path)
     writer.add_scalar("loss", 1, 1, walltime=2e9)
     writer.close()

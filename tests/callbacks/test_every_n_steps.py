@@ -16,15 +16,15 @@ def at(step: int) -> Mock:
     return Mock(spec=Trainer, global_step=step)
 
 
-def test_due_once_per_step_and_never_at_the_start():
+def test_schedule_is_due_once_per_step_and_not_at_the_start():
     schedule = EveryNSteps(2)
     schedule.start(at(4))
-    assert [step for step in (4, 4, 5, 5, 6, 6, 7, 8) if schedule.due(at(step))] == [6, 8]
+    assert [step for step in (4, 4, 5, 5, 6, 6, 7, 8) if schedule.is_due(at(step))] == [6, 8]
 
 
-def test_zero_is_never():
+def test_interval_zero_is_never_due():
     schedule = EveryNSteps(0)
-    assert not any(schedule.due(at(step)) for step in range(5))
+    assert not any(schedule.is_due(at(step)) for step in range(5))
 
 
 def test_a_negative_interval_is_refused():

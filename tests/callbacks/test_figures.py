@@ -78,7 +78,7 @@ def test_the_grid_is_the_same_every_time(run):
 def test_the_last_frame_of_an_inpainting_keeps_the_known_half(run):
     trainer, module, _ = run
     strip = DenoisingStrip(count=1, frames=4, mask=Half())
-    frames = strip._walk(trainer, module)
+    frames = strip._sample_frames(trainer, module)
     truth = trainer.datamodule.dataset("val").images[0]
     assert torch.equal(frames[-1].x_t[0, :, :, :4], truth[:, :, :4])
     assert all((f.t[0, :, :2] == 0).all() for f in frames)
@@ -99,8 +99,8 @@ def test_small_images_are_enlarged_by_integer_factors():
     assert inner[0, ::32, ::32].flatten().tolist() == [0.0, 1.0, 0.5, 0.75]
 
 
-def test_latents_cannot_be_shown():
-    with pytest.raises(ValueError, match="1 or 3 channels, got 4"):
+def test_latents_cannot_be_drawn():
+    with pytest.raises(ValueError, match="1 or 3 channels to be drawn, got 4"):
         tile_images(torch.zeros(1, 4, 8, 8), columns=1)
 
 

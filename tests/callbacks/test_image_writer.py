@@ -50,7 +50,7 @@ def test_a_second_run_is_numbered_and_a_given_folder_refused(tmp_path):
     predict(model, tmp_path)
     assert names(tmp_path / "predictions-2") == ["000000_class2.png"]
     assert (tmp_path / "predictions" / "000000_class0.png").read_bytes() == before
-    with pytest.raises(ValueError, match="output must not contain images, got .*predictions"):
+    with pytest.raises(ValueError, match="output folder .*predictions already contains images"):
         predict(model, tmp_path, ImageWriter(str(tmp_path / "predictions")))
 
 

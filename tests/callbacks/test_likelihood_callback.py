@@ -49,8 +49,8 @@ def by_hand(measured, mask=None, label=True):
     images, labels = held_out.images[chosen], held_out.labels[chosen]
     bounds = PathLikelihoodEvaluator(PATHS, 3, CategoricalDecoder(17), mask)
     with trainer.callbacks[0].swapped(module), torch.no_grad():
-        rows = bounds.rows(module.denoiser.eval(), images, labels if label else None, chosen)
-    return bounds.summary(rows, (2, 2))
+        rows = bounds.evaluate(module.denoiser.eval(), images, labels if label else None, chosen)
+    return bounds.summarize(rows, (2, 2))
 
 
 def test_the_bound_is_that_of_the_ema_model(measured):
@@ -95,7 +95,7 @@ def test_validate_and_test_compute_the_metrics(measured):
 def test_densities_are_reported_in_nats():
     bounds = PathLikelihoodEvaluator(PATHS, 2, GaussianDecoder())
     rows = torch.randn(5, 2, 4 + len(LEVEL_EDGES) + 4).abs()
-    summary = bounds.summary(rows, (2, 2))
+    summary = bounds.summarize(rows, (2, 2))
     assert summary.unit == "nats/dim"
     assert "nats_per_dim/async" in summary.scalars()
     assert "| path | nats/dim |" in summary.table()
@@ -107,7 +107,7 @@ def test_the_path_gap_is_paired():
     rows[:, 1] = rows[:, 0]
     rows[..., 3] = 10
     rows[:, 1, 1] += 5 * 10 * math.log(2)
-    summary = PathLikelihoodEvaluator(PATHS).summary(rows, (2, 2))
+    summary = PathLikelihoodEvaluator(PATHS).summarize(rows, (2, 2))
     gap, error = summary.gap()
     assert gap == pytest.approx(5, rel=1e-5)
     assert error < 1e-5
@@ -120,7 +120,7 @@ def test_the_path_gap_of_equal_paths_is_zero_on_average():
     rows[..., 1] = torch.randn(400, 64, 4, generator=torch.Generator().manual_seed(0))
     rows[..., 3] = 1
     bounds = PathLikelihoodEvaluator(dict.fromkeys("abcd", Synchronous()), decoder=GaussianDecoder())
-    gaps, errors = zip(*(bounds.summary(r, (2, 2)).gap() for r in rows), strict=True)
+    gaps, errors = zip(*(bounds.summarize(r, (2, 2)).gap() for r in rows), strict=True)
     spread = torch.tensor(gaps).std().item()
     assert abs(math.fsum(gaps) / 400) < 4 * spread / math.sqrt(400)
     assert spread == pytest.approx(math.fsum(errors) / 400, rel=0.15)

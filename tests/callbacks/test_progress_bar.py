@@ -47,7 +47,7 @@ def fit(folder, bar, ckpt_path=None, **bounds):
     return trainer
 
 
-def test_it_counts_the_steps_of_the_run_over_epochs_and_restarts(tmp_path):
+def test_the_bar_counts_steps_over_epochs_and_restarts(tmp_path):
     first, second = Watched(), Watched()
     fit(tmp_path, first, max_steps=5)
     assert first.seen == [(n, 5, 0) for n in (1, 2, 3, 4, 5)]

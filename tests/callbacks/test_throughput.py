@@ -140,7 +140,7 @@ def split(data, forward, backward, optimizer):
 OPTIMIZER = ZERO + CLIP + UPDATE
 
 
-def test_the_split_adds_up_to_the_step(ticks, tmp_path):
+def test_phases_add_up_to_the_step(ticks, tmp_path):
     early, late = AtBatchEnd(lambda _: ticks.tick(EARLY)), AtBatchEnd(lambda _: ticks.tick(LATE))
     run = trainer(tmp_path, [early, Throughput(), late], max_steps=2)
     run.fit(module(), datamodule=SlowDigits(batch_size=BATCH))
@@ -214,7 +214,7 @@ def test_a_resumed_run_averages_over_its_own_steps(ticks, tmp_path):
     assert run.logger.speeds[4]["train/images_per_second"] == BATCH / step["step"]
 
 
-def test_it_does_not_change_training(tmp_path):
+def test_throughput_does_not_change_training(tmp_path):
     runs = []
     for callbacks in ([], [Throughput()]):
         run = trainer(tmp_path, [EMA(0.9), *callbacks], max_steps=4, log_every_n_steps=1, accumulate_grad_batches=2)
@@ -358,7 +358,7 @@ def test_events_are_read_late(cuda):
     assert watch.seconds() == {}
 
 
-def test_figures_of_a_gpu_and_of_several(cuda):
+def test_metrics_of_one_and_of_several_gpus(cuda):
     """One step of 4 images on each of 8 devices: 1 s of data, 2 forward, 4 backward, 1 of the optimizer."""
     rows, network = Rows(), torch.nn.Linear(1000, 1000, bias=False)
     model = Mock(spec=AsyncDiffusion, denoiser=network, device=torch.device("cuda"))
@@ -398,12 +398,12 @@ def test_figures_of_a_gpu_and_of_several(cuda):
         ("NVIDIA L4", "bf16-mixed", 121),
     ],
 )
-def test_peaks_without_sparsity(monkeypatch, name, precision, teraflops):
+def test_peak_flops_exclude_sparsity(monkeypatch, name, precision, teraflops):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: name)
     assert peak_flops(torch.device("cuda"), precision) == pytest.approx(teraflops * 1e12)
 
 
-def test_no_peak_is_known(monkeypatch):
+def test_unknown_peaks_are_none(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "Some GPU")
     with pytest.warns(UserWarning, match="Some GPU"):
         assert peak_flops(torch.device("cuda"), "bf16-mixed") is None

@@ -232,7 +232,7 @@ def test_one_different_weight_changes_the_fingerprint(tmp_path, tiny):
     other = TinyAutoencoder(tiny.encoder, str(tmp_path / "other.safetensors"))
     assert other.fingerprint() | {"weights": fingerprint["weights"]} == fingerprint
     line = error_of(check_same_codec, other, fingerprint)
-    assert line.startswith("model.codec must be the one that encoded the data, got another weights: ")
+    assert line.startswith("model.codec must be the one that encoded the data, got weights ")
     assert fingerprint["weights"][:12] in line
     assert other.weights_sha256()[:12] in line
 
@@ -293,13 +293,13 @@ def test_codecs_can_be_described_without_their_files():
 def test_models_can_be_built_without_the_codec_s_files(tmp_path):
     model = model_with(TinyAutoencoder(str(tmp_path / "encoder.pth"), str(tmp_path / "decoder.pth")))
     assert error_of(model.decode, torch.zeros(1, 4, 8, 8)) == (
-        f"encoder must be a file of weights, got {tmp_path}/encoder.pth, which does not exist: "
-        "set model.codec, or --codec, to its path"
+        f"encoder must be an existing weights file, got {tmp_path}/encoder.pth: "
+        "set model.codec, or --codec, to the path of one"
     )
 
 
 def test_a_model_of_other_channels_is_refused(tiny):
-    expected = "network.channels must be the codec's 4, got 8: set it, or use another model.codec"
+    expected = "network.channels must equal the codec's 4, got 8: set it to 4, or choose another model.codec"
     assert error_of(model_with, tiny, 8) == expected
 
 
@@ -368,17 +368,17 @@ def test_inputs_of_the_wrong_shape_are_refused(tiny, images, tmp_path):
 def test_folders_without_an_autoencoder(tmp_path, monkeypatch, images):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     gone = DiffusersAutoencoder(str(tmp_path / "gone" / "vae"))
-    assert f"got {tmp_path}/gone/vae, which does not exist" in error_of(gone.encode, images)
+    assert f"OWNER/NAME on the Hugging Face Hub, got {tmp_path}/gone/vae: set" in error_of(gone.encode, images)
     assert "got owner/name, which has none or cannot be reached" in error_of(
         DiffusersAutoencoder("owner/name").encode, images
     )
     assert f"got {tmp_path}, which has none: " in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    assert "which has one of UNet2DModel: give the autoencoder's folder" in error_of(
+    assert "which has one for UNet2DModel: use the autoencoder's folder" in error_of(
         DiffusersAutoencoder(str(tmp_path)).encode, images
     )
     (tmp_path / "config.json").write_text("[")
-    assert "config.json must be JSON" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    assert "config.json is not valid JSON" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
 
 
 def test_missing_weights_are_refused(tmp_path, images):
@@ -387,11 +387,9 @@ def test_missing_weights_are_refused(tmp_path, images):
     state = load_file(file)
     name = sorted(state)[0]
     save_file({key: tensor for key, tensor in state.items() if key != name}, file, {"format": "pt"})
-    assert f"without {name}: download it again" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
+    assert f"got none called {name}: download it again" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
     file.unlink()
-    assert "path must hold weights that fit its config.json" in error_of(
-        DiffusersAutoencoder(str(tmp_path)).encode, images
-    )
+    assert "cannot be loaded with its config.json" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
 
 
 def test_without_the_library(tmp_path, monkeypatch, images):
@@ -400,5 +398,5 @@ def test_without_the_library(tmp_path, monkeypatch, images):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     assert codec.channels == 2  # read from the config.json
     assert error_of(codec.encode, images) == (
-        "DiffusersAutoencoder needs the package diffusers, got none: pip install diffusers"
+        "DiffusersAutoencoder needs the package diffusers, which is not installed: pip install diffusers"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints, data and models that do not fit together: one line with both values, the file and the remedy."""
+"""Checkpoints, data and models that do not fit together give a one-line error with both values, file and remedy."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def trainer(folder, **options) -> Trainer:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A checkpoint of a run of one step."""
+    """Return the checkpoint of a run after one step."""
     folder = tmp_path_factory.mktemp("run")
     run = trainer(folder, max_steps=1, callbacks=[EMA(0.9)])
     run.fit(model(), datamodule=Digits(batch_size=32))
@@ -142,7 +142,7 @@ def test_weights_are_evaluated_only_in_the_same_model(file, tmp_path):
         )
 
 
-def test_what_is_not_in_the_weights_may_change(file, tmp_path):
+def test_arguments_that_do_not_affect_the_weights_may_change(file, tmp_path):
     other = model(
         {"dropout": 0.1, "checkpointing": True},
         learning_rate=3e-5,
@@ -193,7 +193,7 @@ def test_training_starts_from_weights_of_the_same_network(file, tmp_path, make, 
 # Weights that do not fit the network although the object configs agree
 
 
-def test_a_shape_that_the_object_config_does_not_explain(file, tmp_path):
+def test_other_shapes_are_refused_even_if_the_object_configs_agree(file, tmp_path):
     def wrong(checkpoint):
         for name in ("denoiser.network.head.weight", "denoiser.network.head.bias"):
             checkpoint["state_dict"][name] = torch.zeros(3, *checkpoint["state_dict"][name].shape)
@@ -201,8 +201,8 @@ def test_a_shape_that_the_object_config_does_not_explain(file, tmp_path):
 
     path = modified(file, tmp_path, wrong)
     expected = (
-        f"the weights of {path} must have the model's shapes, got (3, 4, 32) for denoiser.network.head.weight, which "
-        "is (4, 32) here (1 more differ): set the network's sizes to those of the checkpoint"
+        f"denoiser.network.head.weight must have the shape (3, 4, 32) as in {path}, got (4, 32) (1 more differ): "
+        "set the network's sizes to those of the checkpoint"
     )
     for load in (AsyncDiffusion.load_from_checkpoint, lambda p: fit(tmp_path, p)):
         with pytest.raises(ValueError, match="must have") as refusal:
@@ -214,19 +214,19 @@ def fit(folder, path):
     trainer(folder).fit(model(), datamodule=Digits(batch_size=32), ckpt_path=path)
 
 
-def test_missing_and_unexpected_weights():
+def test_missing_and_unexpected_weights_are_refused():
     own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(3)}
     check_weights(own, own, "x.ckpt")
-    with pytest.raises(ValueError, match="must be those") as refusal:
+    with pytest.raises(ValueError, match="must have the same weights") as refusal:
         check_weights(own, {"a": own["a"]}, "x.ckpt")
     assert str(refusal.value) == (
-        "the weights of x.ckpt must be those of this model, which has b and 1 more, got a file that lacks them: "
+        "the model and x.ckpt must have the same weights, but b and 1 more are missing in x.ckpt: "
         "configure the network as in the checkpoint"
     )
-    with pytest.raises(ValueError, match="must be those") as refusal:
+    with pytest.raises(ValueError, match="must have the same weights") as refusal:
         check_weights({"a": own["a"], "b": own["b"]}, own, "x.ckpt")
     assert str(refusal.value) == (
-        "the weights of x.ckpt must be those of this model, which lacks c, got a file that has it: "
+        "the model and x.ckpt must have the same weights, but c is missing in the model: "
         "configure the network as in the checkpoint"
     )
 
@@ -236,14 +236,16 @@ def test_other_files_are_refused(file, tmp_path):
         del checkpoint["recipe"]
 
     path = modified(file, tmp_path, foreign)
-    with pytest.raises(ValueError, match="must be") as refusal:
+    with pytest.raises(ValueError, match="is not a checkpoint of AsyncDiffusion") as refusal:
         fit(tmp_path, path)
     assert str(refusal.value) == (
-        f"ckpt_path must be a checkpoint of AsyncDiffusion, got {path}, which has no object config to rebuild the "
-        "model from: use another file"
+        f"ckpt_path {path} is not a checkpoint of AsyncDiffusion, it has no description of the model: "
+        "choose a checkpoint written by train.py"
     )
     torch.save({"weights": torch.ones(2)}, tmp_path / "weights.ckpt")
-    with pytest.raises(ValueError, match="must be a checkpoint, got .*weights.ckpt, which holds something else"):
+    with pytest.raises(
+        ValueError, match="ckpt_path .*weights.ckpt is not a checkpoint, it has no state_dict or no Lightning version"
+    ):
         fit(tmp_path, str(tmp_path / "weights.ckpt"))
 
 
@@ -280,13 +282,13 @@ def test_latents_of_another_codec_are_refused(tmp_path, monkeypatch, key, value,
     assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").latents == {"here": CODEC}
     monkeypatch.setattr(Latents, "codec", CODEC | {key: value})
     for work in ("fit", "validate"):
-        with pytest.raises(ValueError, match="latents must be") as refusal:
+        with pytest.raises(ValueError, match="the codec must have") as refusal:
             getattr(trainer(tmp_path), work)(
                 model(), datamodule=Latents(batch_size=32), ckpt_path=str(tmp_path / "last.ckpt")
             )
         assert str(refusal.value) == (
-            f"latents must be of the codec that {tmp_path / 'last.ckpt'} was trained on, with {key} {there}, got "
-            f"{here}: use the data and model.codec of that run, or start a new run without ckpt_path"
+            f"the codec must have the {key} {there} as for {tmp_path / 'last.ckpt'}, got {here}: "
+            "use the data and model.codec of that run, or start a new run without ckpt_path"
         )
 
 
@@ -298,11 +300,12 @@ def test_pixels_and_unknown_latents_are_accepted():
 
 
 @pytest.mark.parametrize("work", ["fit", "validate", "test"])
-def test_data_with_another_number_of_classes_are_refused(tmp_path, work):
+def test_data_with_another_number_of_classes_is_refused(tmp_path, work):
     with pytest.raises(ValueError, match="classes") as refusal:
         getattr(trainer(tmp_path), work)(model(), datamodule=Fewer(batch_size=32))
     assert str(refusal.value) == (
-        "network.classes must be the data's number of classes 3, got 10: set it, or 0 to ignore the labels"
+        "network.classes must equal the number of classes in the data, 3, got 10: "
+        "set it to 3, or to 0 to ignore the labels"
     )
 
 
@@ -316,7 +319,7 @@ def test_images_of_other_channels_and_sizes_are_refused(tmp_path):
         )
 
 
-def test_the_command_line_ends_with_one_line(file, tmp_path, capfd, monkeypatch):
+def test_the_command_line_prints_a_one_line_error(file, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
     argv = [

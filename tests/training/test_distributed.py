@@ -1,4 +1,4 @@
-"""Two processes give the results of one: the same images, distances and losses."""
+"""Two processes give the same images, distances and losses as one process."""
 
 import os
 import subprocess

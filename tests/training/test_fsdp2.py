@@ -73,7 +73,7 @@ def test_sharding_trains_the_same_weights_and_ema(runs, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "unet"])
-def test_sharding_measures_the_same(runs, name):
+def test_sharding_gives_the_same_metrics(runs, name):
     a, b = (torch.load(runs[strategy] / "results.pt", weights_only=True)[name] for strategy in STRATEGIES)
     assert {"train/loss", "train/gradient_norm", "val/loss", "frechet/pixels", "bits_per_dim/synchronous"} <= set(a)
     assert a["flops"] > 1e6
@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(runs, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_its_checkpoint_loads_in_one_process_and_generates(runs, strategy):
+def test_a_sharded_run_s_checkpoint_loads_in_one_process_and_generates(runs, strategy):
     path = runs[strategy] / "dit" / "step=4.ckpt"
     model = AsyncDiffusion.load_from_checkpoint(path, weights="ema")
     assert type(model.network) is DiT
@@ -119,10 +119,12 @@ def test_training_starts_from_pretrained_weights(runs, strategy):
 
 
 @pytest.mark.slow
-def test_shards_are_refused_with_what_to_do(tmp_path):
+def test_sharded_checkpoints_are_refused_with_a_remedy(tmp_path):
     (tmp_path / "run.ckpt").mkdir()
     (tmp_path / "run.ckpt" / ".metadata").touch()
-    with pytest.raises(ValueError, match=r"must be one file, got .*run.ckpt.*fully_shard.*consolidate_checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"run.ckpt is a folder of shards, not a single file: .*consolidate_checkpoint.*fully_shard"
+    ):
         read_checkpoint(tmp_path / "run.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""Laws of the LightningModule: it learns, its checkpoint rebuilds it, image i depends only on seed i."""
+"""The LightningModule learns, is rebuilt from its checkpoint, and generates image i from seed i alone."""
 
 import math
 
@@ -91,13 +91,13 @@ def test_a_checkpoint_holds_no_code(trained):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="checkpoint_path must be a file"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_path .*none.ckpt is not a file"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "none.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="is not a checkpoint of AsyncDiffusion"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "foreign.ckpt")
     (tmp_path / "broken.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="is not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="cannot be read safely as a checkpoint"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "broken.ckpt")
 
 
@@ -126,7 +126,7 @@ def test_one_image_is_inpainted_once_per_seed(trained):
     assert not torch.equal(out[0], out[1])
 
 
-def test_sampling_leaves_the_training_mode_alone(trained):
+def test_sampling_keeps_the_training_mode(trained):
     module = trained[0]
     module.train()
     module.network.blocks[0].eval()
@@ -135,7 +135,7 @@ def test_sampling_leaves_the_training_mode_alone(trained):
     assert not module.network.blocks[0].training
 
 
-def test_misuse_is_one_clear_error(trained):
+def test_invalid_arguments_are_refused(trained):
     module = trained[0]
     with pytest.raises(ValueError, match=r"mask of the image's size \(8, 8\).*got shape \(16, 16\)"):
         module.inpaint(torch.zeros(1, 8, 8), torch.ones(16, 16, dtype=torch.bool))
@@ -153,9 +153,9 @@ def test_images_of_another_shape_are_refused(tmp_path):
         trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
 
 
-def test_classes_must_fit_the_data(tmp_path):
+def test_classes_must_match_the_data(tmp_path):
     module = AsyncDiffusion(DiT(channels=1, dim=32, depth=1, heads=2, classes=7), image_size=8)
-    with pytest.raises(ValueError, match="network.classes must be the data's number of classes 10, got 7"):
+    with pytest.raises(ValueError, match="network.classes must equal the number of classes in the data, 10, got 7"):
         trainer(tmp_path, enable_checkpointing=False).fit(module, datamodule=Digits(batch_size=32))
 
 
@@ -169,26 +169,26 @@ def test_a_weights_only_file_keeps_the_ema(tmp_path):
         assert torch.equal(loaded.generate([0], [1]), module.generate([0], [1]))
 
 
-def test_requiring_ema_weights_that_do_not_exist(tmp_path):
+def test_requiring_missing_ema_weights_is_an_error(tmp_path):
     run = trainer(tmp_path, enable_checkpointing=False, max_steps=1)
     run.fit(model(), datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "raw.ckpt")
-    with pytest.raises(ValueError, match="a run without EMA weights"):
+    with pytest.raises(ValueError, match="has no EMA weights"):
         AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt", weights="ema")
     AsyncDiffusion.load_from_checkpoint(tmp_path / "raw.ckpt")
 
 
 def test_elbo_with_unsuited_levels_is_refused_when_built():
-    with pytest.raises(ValueError, match="ELBO .* Independent follows no path"):
+    with pytest.raises(ValueError, match="ELBO .* got Independent, which does not provide them"):
         model(weighting=ELBO(), levels=Independent())
     floored = AlongPath(Floored(AsyncPatch(), 0.01))
-    with pytest.raises(ValueError, match="level_values must be 0 under ELBO, got 256"):
+    with pytest.raises(ValueError, match="level_values must be 0 with the weighting ELBO, got 256"):
         model(weighting=ELBO(), levels=floored)
     model(weighting=ELBO(), levels=floored, level_values=0)
 
 
 def test_an_image_smaller_than_a_patch_is_refused_when_built():
-    with pytest.raises(ValueError, match="at least one patch large, got 1x1 pixels with patches of 2x2"):
+    with pytest.raises(ValueError, match="at least as large as a patch, got 1x1 pixels with patches of 2x2"):
         model(image_size=1)
 
 

@@ -30,7 +30,7 @@ def trainer(folder, **options) -> Trainer:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A checkpoint of a run with an EMA."""
+    """Return a checkpoint of a run with an EMA."""
     folder = tmp_path_factory.mktemp("run")
     run = trainer(folder, callbacks=[EMA(0.9)], enable_checkpointing=False, max_steps=2)
     run.fit(model(0, learning_rate=0.01, warmup_steps=0), datamodule=Digits(batch_size=32))
@@ -40,7 +40,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture
 def report(caplog):
-    """Lines that loading prints."""
+    """Return a function that lists the lines printed by loading."""
     caplog.set_level(logging.INFO)
 
     def lines() -> list[str]:
@@ -64,7 +64,7 @@ def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
 
 
 def test_a_resumed_run_keeps_its_own_weights(file, tmp_path):
-    """Even if the file that it once started from is gone."""
+    """The pretrained file may even be gone."""
     run = trainer(tmp_path, enable_checkpointing=False)
     run.fit(model(1), datamodule=Digits(batch_size=32))
     run.save_checkpoint(tmp_path / "half.ckpt")
@@ -75,7 +75,7 @@ def test_a_resumed_run_keeps_its_own_weights(file, tmp_path):
     assert all(torch.allclose(weight, half[name], atol=1e-7) for name, weight in again.state_dict().items())
 
 
-def test_checkpoints_do_not_record_it(file):
+def test_checkpoints_do_not_record_pretrained(file):
     checkpoint = {}
     model(0, pretrained=str(file)).on_save_checkpoint(checkpoint)
     assert checkpoint["recipe"]["init_args"]["pretrained"] is None
@@ -92,9 +92,9 @@ def test_missing_weights_and_differences_are_reported(file, report):
     assert missing.startswith("pretrained: not in the checkpoint, initialized: network.blocks.1.attention.qkv.weight, ")
     assert missing.endswith(" and 8 more")
     assert differences == [
-        "pretrained: network.depth is 2, 1 in the checkpoint",
-        "pretrained: network.uncertainty is True, False in the checkpoint",
-        "pretrained: process is asyncdiff.noise.CosineVP, asyncdiff.noise.RectifiedFlow in the checkpoint",
+        "pretrained: network.depth is 2, but 1 in the checkpoint",
+        "pretrained: network.uncertainty is True, but False in the checkpoint",
+        "pretrained: process is asyncdiff.noise.CosineVP, but asyncdiff.noise.RectifiedFlow in the checkpoint",
     ]
 
 
@@ -111,9 +111,9 @@ def test_other_sizes_are_refused_with_both_values(file):
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match="pretrained must be a checkpoint, got .*none.ckpt, which does not exist"
+        FileNotFoundError, match="pretrained must be an existing checkpoint or export, got .*none.ckpt: check the path"
     ):
         load_pretrained(model(1), tmp_path / "none.ckpt")
     torch.save({"state_dict": {"other.weight": torch.ones(2)}, "recipe": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="must hold weights of this network, got none in .*other.ckpt"):
+    with pytest.raises(ValueError, match="pretrained .*other.ckpt contains no weights of this network"):
         load_pretrained(model(1), tmp_path / "other.ckpt")

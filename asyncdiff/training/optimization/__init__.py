@@ -1,4 +1,4 @@
-"""Optimization: AdamW with warm-up and gradient clipping; steps with non-finite gradients are skipped."""
+"""Optimize with AdamW, warm-up and gradient clipping, skipping steps with non-finite gradients."""
 
 from asyncdiff.training.optimization.optimizer_mixin import OptimizerMixin
 

@@ -1,4 +1,4 @@
-"""Gradient norms, clipping and checks for NaN and infinity, for sharded parameters as well."""
+"""Compute gradient norms, clip gradients and check for NaN and infinity, also with sharded parameters."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,9 +11,9 @@ from asyncdiff.training.fsdp2 import local_shard
 
 
 def nan_gradient_if_nonfinite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the loss, bit for bit, with a gradient that is NaN if the loss is not finite.
+    """Return the same loss, bit for bit, but with a NaN gradient if the loss is not finite.
 
-    Otherwise the gradient of an infinite loss may be finite, even 0. Once gradients are summed over processes, all of
+    By itself, the gradient of an infinite loss may be finite, even 0. Once gradients are summed over processes, all of
     them see the NaN.
     """
     # A factor without gradient: with `where` on the loss itself, 0 times the NaN of the other branch would be NaN.
@@ -23,14 +23,14 @@ def nan_gradient_if_nonfinite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
 def gradient_norms(gradients: Sequence[Tensor]) -> Float[Tensor, " n"]:
     """Return the norm of every gradient, in float32 or wider; for sharded ones, the norm of this process's shard.
 
-    In half precision the squares of representable gradients overflow.
+    In half precision the squares of representable gradients may overflow.
     """
     wide = torch.float64 if any(g.dtype == torch.float64 for g in gradients) else torch.float32
     return torch.stack(torch._foreach_norm([local_shard(g) for g in gradients], 2, dtype=wide))
 
 
 def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Return the norm of all gradients together from their single norms; it is equal on all processes."""
+    """Return the norm of all gradients together from the norm of each; it is equal on all processes."""
     sharded = [isinstance(g, DTensor) for g in gradients]
     if not any(sharded):
         return torch.linalg.vector_norm(norms)
@@ -59,9 +59,9 @@ def clip_gradients(
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinity; of sharded ones, only this process's shard is checked.
+    """Return the names of tensors that contain NaN or infinity; for sharded ones, only this process's shard is checked.
 
-    It synchronizes with the device once, whatever their number.
+    Synchronizes with the device once, however many tensors there are.
     """
     named = [(name, local_shard(tensor.detach())) for name, tensor in tensors]
     if not named:
@@ -71,19 +71,19 @@ def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-    """Raise ValueError on all processes if a weight is NaN or infinite on any of them; all must call this."""
+    """Raise ValueError on all processes if a weight is NaN or infinite on any of them; all processes must call this."""
     wrong = nonfinite_names(tensors)
     if not any_process(torch.tensor(len(wrong) > 0, device=device)):
         return
     where = wrong[0] if wrong else "another process's shard"
     raise ValueError(
-        f"weights must be finite to be saved, got NaN or infinity in {where}: earlier checkpoints are kept, resume "
-        "from one of them with a lower learning_rate or gradient_clip_val"
+        f"weights must be finite to be saved, got NaN or infinity in {where}: resume from an earlier checkpoint "
+        "with a lower learning_rate or gradient_clip_val"
     )
 
 
 def any_process(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Return whether the flag is set on any process; all must call this."""
+    """Return whether the flag is set on any process; all processes must call this."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return flag

@@ -1,4 +1,4 @@
-"""Skipping of optimizer steps whose gradient is not finite."""
+"""Skip optimizer steps whose gradient is not finite."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from asyncdiff.training.optimization.gradients import any_process, gradient_norm
 from asyncdiff.training.optimization.step_dump import StepRecord, write_step_dump
 
 COUNTERS = ("skipped", "in_a_row", "overflows")
-MAX_BATCHES = 64  # batches of a step that are recorded; with more accumulated batches, the last ones
-LAG = 2  # steps after which a GPU's counters are read: by then it has computed them, so the host does not wait
+MAX_BATCHES = 64  # maximum number of batches recorded per step; the last ones, if more are accumulated
+LAG = 2  # number of steps after which counters are read from a GPU: by then they are ready, so the host does not wait
 
 
 class StepGuard:
@@ -23,11 +23,11 @@ class StepGuard:
 
     A skipped step leaves weights, moments and the optimizer's step counts unchanged, bit for bit; the learning rate
     schedule advances. Under DDP and fully_shard all processes skip together, since gradients are summed over them.
-    Fused optimizers skip on the device without synchronization: the counters are read `LAG` steps late on GPUs, at once
-    on other devices. Other optimizers synchronize at every step.
+    Fused optimizers skip on the device without synchronization; the counters are read `LAG` steps later on GPUs, and
+    immediately on other devices. Other optimizers synchronize at every step.
 
-    Under float16 autocast a gradient may overflow because of the loss scale, which is then halved and the step is
-    skipped: such steps are counted separately, as long as the loss is finite and the scale is above 1.
+    Under float16 autocast a gradient may overflow because of the loss scale. The step is then skipped and the scale
+    halved; such steps are counted separately, as long as the loss is finite and the scale is above 1.
 
     Args:
         stop_after: number of consecutive skipped steps that ends the run; 0 never ends it.
@@ -35,13 +35,13 @@ class StepGuard:
 
     def __init__(self, stop_after: int = 10):
         self.stop_after = stop_after
-        self.skipped = torch.zeros((), dtype=torch.int64)  # over the whole run
+        self.skipped = torch.zeros((), dtype=torch.int64)  # over the entire run
         self.in_a_row = torch.zeros((), dtype=torch.int64)  # consecutive, up to the last step
-        self.overflows = torch.zeros((), dtype=torch.int64)  # over the whole run, because of the loss scale
+        self.overflows = torch.zeros((), dtype=torch.int64)  # over the entire run, because of the loss scale
         self.taken = torch.ones(())  # 1 if the last step was taken, 0 if it was skipped
         self.norm = torch.tensor(torch.nan)  # norm of the last gradient, before clipping
         self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # batches of the current step
-        self._unread: deque[_Unread] = deque()
+        self._unread: deque[_PendingCounters] = deque()
 
     def state(self) -> dict[str, int]:
         """Return the counters for a checkpoint; synchronizes with the device."""
@@ -53,12 +53,12 @@ class StepGuard:
             setattr(self, name, torch.tensor(state.get(name, 0), dtype=torch.int64))
 
     def start_fit(self) -> None:
-        """Drop the records of an earlier fit; the counters stay."""
+        """Discard the records of an earlier fit; keep the counters."""
         self._batches.clear()
         self._unread.clear()
 
     def watch(self, loss: Float[Tensor, ""], **info: Any) -> Float[Tensor, ""]:
-        """Return the loss of a batch to differentiate; `info` is written to the dump if this step ends the run."""
+        """Record a batch and return the loss to differentiate; `info` goes into the dump if this step ends the run."""
         self._batches.append({"loss": loss.detach(), **info})
         return nan_gradient_if_nonfinite(loss)
 
@@ -66,7 +66,7 @@ class StepGuard:
     def check(
         self, optimizer: torch.optim.Optimizer, module: nn.Module, *, step: int, epoch: int, scaler: Any = None
     ) -> "StopReason | None":
-        """Arrange that the upcoming optimizer step is skipped if its gradient is not finite.
+        """Make the upcoming optimizer step be skipped if its gradient is not finite.
 
         Args:
             optimizer: optimizer that is about to step.
@@ -76,15 +76,14 @@ class StepGuard:
             scaler: gradient scaler of float16 autocast.
 
         Returns:
-            Why the run must stop, if there were too many such steps in a row; otherwise None.
+            The reason to stop the run, if too many steps in a row were skipped; otherwise None.
         """
         batches = list(self._batches)
         self._batches.clear()
         on_device = getattr(optimizer, "_step_supports_amp_scaling", False)  # whether it supports `found_inf`
         if scaler is not None and on_device:
-            scaler.unscale_(
-                optimizer
-            )  # Lightning leaves this to the step of fused optimizers, which is too late for clipping
+            # Lightning leaves this to the step of fused optimizers, which is too late for clipping.
+            scaler.unscale_(optimizer)
         own = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         named = [(name, p.grad) for name, p in module.named_parameters() if id(p) in own and p.grad is not None]
         if not named:
@@ -107,7 +106,7 @@ class StepGuard:
         return self._read(StepRecord(step, epoch, batches, norms, [name for name, _ in named]))
 
     def _count(self, bad: Tensor, overflow: Tensor) -> None:
-        """Update the counters on the device; an overflow neither adds to nor ends a series of skipped steps."""
+        """Update the counters on the device; an overflow neither extends nor ends a series of skipped steps."""
         for name in COUNTERS:
             setattr(self, name, getattr(self, name).to(bad.device))
         skipped = bad & ~overflow
@@ -117,10 +116,10 @@ class StepGuard:
         self.taken = (~bad).float()
 
     def _read(self, record: StepRecord) -> "StopReason | None":
-        """Check the counters of the latest step for which they are available without waiting."""
+        """Check the counters of the latest step whose counters are available without waiting."""
         if self.stop_after == 0:
             return None
-        self._unread.append(_Unread(record, torch.stack([self.in_a_row, self.skipped])))
+        self._unread.append(_PendingCounters(record, torch.stack([self.in_a_row, self.skipped])))
         # All processes read the same step, so that they stop together.
         if len(self._unread) <= lag(self.in_a_row.device):
             return None
@@ -130,11 +129,11 @@ class StepGuard:
 
 
 def lag(device: torch.device) -> int:
-    """Number of steps after which counters on `device` are read."""
+    """Return the number of steps after which counters on `device` are read."""
     return LAG if device.type == "cuda" else 0
 
 
-class _Unread:
+class _PendingCounters:
     """Counters of one step while they are copied from the device."""
 
     def __init__(self, record: StepRecord, counts: Tensor):
@@ -148,7 +147,7 @@ class _Unread:
             self._event.record()
 
     def counts(self) -> tuple[int, int]:
-        """Return the number of consecutive skipped steps, and that of the whole run."""
+        """Return the number of consecutive skipped steps, and the number over the entire run."""
         if self._event is not None:
             self._event.synchronize()
         in_a_row, skipped = self._counts.tolist()
@@ -157,12 +156,12 @@ class _Unread:
 
 @dataclass(frozen=True)
 class StopReason:
-    """Why a run must stop: too many skipped steps in a row.
+    """Reason to stop a run: too many skipped steps in a row.
 
     Attributes:
         record: the last skipped step.
         in_a_row: number of consecutive skipped steps up to it.
-        skipped: number of skipped steps of the whole run.
+        skipped: number of skipped steps over the entire run.
     """
 
     record: StepRecord
@@ -172,7 +171,7 @@ class StopReason:
     def stop(
         self, folder: Path, module: nn.Module, files: Callable[[Sequence[int]], Sequence[str] | None], **info: Any
     ) -> NoReturn:
-        """Write the step to a file and raise ValueError; the arguments are those of `write_step_dump`."""
+        """Write the step to a file with `write_step_dump`, which gets the arguments, and raise ValueError."""
         details = {"steps_in_a_row": self.in_a_row, "skipped_steps": self.skipped, **info}
         try:
             dump = f"see {write_step_dump(folder, self.record, module=module, files=files, **details)}"

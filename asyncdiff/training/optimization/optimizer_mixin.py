@@ -1,4 +1,4 @@
-"""The part of the LightningModule that updates the weights."""
+"""Part of the LightningModule that updates the weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +34,8 @@ class Warmup:
 class OptimizerMixin(LightningModule):
     """Trains with AdamW and a warm-up; steps whose loss or gradient is not finite are skipped, see `StepGuard`.
 
-    A `training_step` must pass its loss through `guard.watch`. Checkpoints hold the counters of skipped steps; none is
-    written if a weight is not finite, so that the earlier ones are kept.
+    A `training_step` must pass its loss through `guard.watch`. Checkpoints contain the counters of skipped steps. No
+    checkpoint is written if a weight is not finite, so that earlier checkpoints are kept.
 
     Args:
         learning_rate: learning rate of AdamW after the warm-up.
@@ -60,9 +60,9 @@ class OptimizerMixin(LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.stop_after_bad_steps = stop_after_bad_steps
-        at_least("warmup_steps", warmup_steps, 0, "0 starts at the full learning rate")
-        at_least("weight_decay", weight_decay, 0, "0 is off")
-        at_least("stop_after_bad_steps", stop_after_bad_steps, 0, "10 is the default, 0 never stops")
+        at_least("warmup_steps", warmup_steps, 0, "use 0 to start at the full learning rate")
+        at_least("weight_decay", weight_decay, 0, "use 0 for no weight decay")
+        at_least("stop_after_bad_steps", stop_after_bad_steps, 0, "use 10, or 0 to never stop")
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}: use 1e-4, for example")
         self.guard = StepGuard(stop_after_bad_steps)
@@ -79,14 +79,14 @@ class OptimizerMixin(LightningModule):
         self.guard.start_fit()
         schedule = self.lr_schedulers()
         if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
-            return  # a subclass that configures other optimizers is responsible for this
+            return  # a subclass that configures other optimizers must do this itself
         schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [Warmup(self.warmup_steps)]
         for group in schedule.optimizer.param_groups:
             group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
             group["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip non-finite steps and stop after too many; log their number and the gradient norm before clipping."""
+        """Skip a non-finite step, stop after too many in a row, and log their number and the norm before clipping."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         step, epoch = self.global_step + 1, self.current_epoch
@@ -108,7 +108,7 @@ class OptimizerMixin(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip with the norm already computed; Lightning refuses to clip for a fused step under mixed precision."""
+        """Clip with the norm that is already computed; Lightning refuses to clip fused steps under mixed precision."""
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_gradients(parameters, float(gradient_clip_val), gradient_clip_algorithm, self.guard.norm)
@@ -123,7 +123,7 @@ class OptimizerMixin(LightningModule):
         self.guard.restore(checkpoint.get(COUNTERS_KEY, {}))
 
     def _files(self, indices: Sequence[int]) -> list[str] | None:
-        """Return the file names of training images; None if the data has none."""
+        """Return the file names of training images, or None if the images have no files."""
         data: Any = getattr(self.trainer, "datamodule", None)
         split: Any = data.dataset("train") if hasattr(data, "dataset") else None
         return [str(split.name(index)) for index in indices] if hasattr(split, "name") else None

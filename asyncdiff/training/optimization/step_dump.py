@@ -1,4 +1,4 @@
-"""Record of a training step, and the JSON file that is written if the step is not finite and ends the run."""
+"""Record training steps, and write a step to a JSON file if it is not finite and ends the run."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asyncdiff.training.optimization.gradients import nonfinite_names
 
-MAX_NAMES = 20  # parameters that a file names; a single bad image may affect thousands
+MAX_NAMES = 20  # maximum number of parameters listed in a file; a single bad image may affect thousands
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ def write_step_dump(
         record: record of the step.
         module: module being trained, whose parameters are checked.
         files: returns the file names of dataset indices; None if the images have no files.
-        rank: rank of this process.
-        **info: further entries of the file.
+        rank: global rank of this process.
+        **info: further entries to write to the file.
 
     Returns:
         The path of the file.
     """
-    batches = [{name: _plain(value) for name, value in batch.items()} for batch in record.batches]
+    batches = [{name: _to_json(value) for name, value in batch.items()} for batch in record.batches]
     for batch in batches:
         batch["files"] = files(batch["index"]) if batch.get("index") is not None else None
     wrong = [
@@ -78,16 +78,15 @@ def write_step_dump(
     path = folder / f"step_{record.step}_rank_{rank}.json"
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, allow_nan=False)
-    path.write_text(
-        text + "\n", encoding="ascii"
-    )  # JSON escapes the rest, including file names that are not valid text
+    # JSON escapes other characters, including those of file names that are not valid text.
+    path.write_text(text + "\n", encoding="ascii")
     return path
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     """Convert tensors to lists, and numbers that are not finite to strings."""
     if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().tolist())
+        return _to_json(value.detach().cpu().tolist())
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
