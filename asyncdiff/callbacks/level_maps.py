@@ -38,7 +38,8 @@ class LevelMaps(Callback):
 
         levels, grid = pl_module.levels, pl_module.denoiser.grid(pl_module.shape[1:])
         name, note = type(levels).__name__, object_config.format_call(levels)
-        figure = level_figure([compute_level_statistics(name, levels, grid, note=note, images=self.images, seed=self.seed)])
+        statistics = compute_level_statistics(name, levels, grid, note=note, images=self.images, seed=self.seed)
+        figure = level_figure([statistics])
         save(figure, Path(trainer.default_root_dir) / "images" / "levels.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

@@ -1,8 +1,8 @@
-"""Tasks for a trained model, such as inpainting, set by plain arguments for `model.task`, commands and Python alike.
+"""Tasks for a trained model, such as inpainting, with plain arguments for `model.task`, commands and Python alike.
 
     Inpaint("photo.jpg", "square").sample(model, seeds=[0, 1, 2])  # (3, c, h, w)
 
-No file is read before the requests are made, so that a task can be described on machines without its photos.
+Files are read only when the requests are made, so that tasks can be configured on machines without the photos.
 """
 
 from asyncdiff.tasks.image_tasks import Autoregress, Edit, Generate, Inpaint, Task

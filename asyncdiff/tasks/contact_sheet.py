@@ -1,4 +1,4 @@
-"""Write images to PNG files, and a contact sheet of all of them next to the photos that they were made from."""
+"""Write images to PNG files, and a contact sheet that shows them next to the photos they were made from."""
 
 import re
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from asyncdiff.tasks.requests import Request
 Tile = UInt8[Tensor, "3 _ _"]  # of any size; sizes may differ within a call
 
 SHEET = "sheet.png"
-MAX_NOTES = 5  # notes on photos that are shown
-SHOWN = 100  # maximum number of images on a sheet
+MAX_NOTES = 5  # maximum number of notes on photos that are printed
+MAX_SHEET_IMAGES = 100
 MIN_TILE = 96  # pixels: smaller tiles are enlarged by an integer factor
 WIDTH = 1200  # pixels: blocks are placed side by side up to this width
 COLUMNS, GAP, BLOCK_GAP = 10, 4, 12  # tiles per row of a block; pixels between tiles and between blocks
@@ -25,19 +25,19 @@ UNKNOWN_COLOR = (102, 140, 178)  # a slate blue that neither black nor white dig
 
 
 def create_output_folder(folder: Path, *, explicit: bool) -> Path:
-    """Create a folder for images: the requested one, or a numbered sibling if the default one already has images.
+    """Create a folder for images: the requested one, or a numbered sibling if a default one already contains images.
 
     Args:
         folder: requested folder.
-        explicit: whether the user named it, rather than a default; then it is refused if it contains images.
+        explicit: whether the user chose the folder; if so, it is refused if it already contains images.
 
     Returns:
-        The created folder.
+        Path of the created folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the file {folder}: choose another path")
+        raise ValueError(f"output must be a folder, got the existing file {folder}: choose another path")
     if explicit and _contains_images(folder):
-        raise ValueError(f"output must not contain images, got {folder}: choose another folder, or empty it")
+        raise ValueError(f"output folder {folder} already contains images: choose another folder, or empty it")
     chosen, number = folder, 1
     while _contains_images(chosen):
         number += 1
@@ -49,27 +49,27 @@ def create_output_folder(folder: Path, *, explicit: bool) -> Path:
 def collect_notes(requests: Sequence[Request]) -> list[str]:
     """Return the distinct notes on how photos were resized and cropped, limited to the first few."""
     notes = list(dict.fromkeys(request.note for request in requests if request.note))
-    left = len(notes) - MAX_NOTES
-    return [*notes[:MAX_NOTES], f"and {left} more photos"] if left > 1 else notes
+    remaining = len(notes) - MAX_NOTES
+    return [*notes[:MAX_NOTES], f"and {remaining} more photos"] if remaining > 1 else notes
 
 
 def write_images(images: Float[Tensor, "b c h w"], requests: Sequence[Request], folder: Path) -> None:
-    """Write one PNG file per image; pixels that were known are exactly those of the photo."""
+    """Write one PNG file per image; known pixels are exactly those of the photo."""
     for pixels, request in zip(to_bytes(images), requests, strict=True):
         save_png(pixels, folder / f"{request.name}.png")
 
 
 def write_sheet(requests: Sequence[Request], folder: Path) -> Path | None:
-    """Write a sheet of photos with their known pixels, each followed by its results.
+    """Write a contact sheet that shows the known pixels of each photo, followed by its results.
 
     Args:
-        requests: requests whose images the folder has, whichever process wrote them.
+        requests: requests whose images are in the folder, whichever process wrote them.
         folder: folder of the images, and of the sheet.
 
     Returns:
-        The file of the sheet, or None for a single generated image, which needs none.
+        Path of the sheet, or None for a single generated image, which needs no sheet.
     """
-    shown = requests[:SHOWN]
+    shown = requests[:MAX_SHEET_IMAGES]
     if len(shown) == 1 and shown[0].image is None:
         return None
     blocks = []
@@ -82,16 +82,16 @@ def write_sheet(requests: Sequence[Request], folder: Path) -> Path | None:
 
 
 def make_sheet(blocks: Sequence[Sequence[Tile]]) -> Tile:
-    """Arrange blocks of tiles on white: tiles of a block in rows, blocks side by side and below each other."""
-    large = max(max(tile.shape[1:]) for block in blocks for tile in block)
-    factor = max(1, -(-MIN_TILE // large))
+    """Arrange the tiles of each block in rows, and the blocks side by side and below each other, on white."""
+    largest = max(max(tile.shape[1:]) for block in blocks for tile in block)
+    factor = max(1, -(-MIN_TILE // largest))
     strips = [_arrange([_enlarge(tile, factor) for tile in block], columns=COLUMNS, gap=GAP) for block in blocks]
     widest = max(strip.shape[2] for strip in strips)
     return _pad(_arrange(strips, columns=max(1, WIDTH // widest), gap=BLOCK_GAP))
 
 
 def known_tile(request: Request) -> Tile:
-    """Paint the unknown pixels of a photo in one color; with levels, the more opaquely the more they may change."""
+    """Paint the unknown pixels of a photo in one color; with a level map, opacity equals the level."""
     image, known = request.at_full_size()
     pixels = to_bytes(image).expand(3, -1, -1)
     paint = torch.tensor(UNKNOWN_COLOR, dtype=torch.uint8)[:, None, None]

@@ -1,4 +1,4 @@
-"""Tasks solved by one sampling trajectory: generation, inpainting, editing and autoregressive sampling."""
+"""Tasks with one sampling trajectory per image: generation, inpainting, editing and autoregressive sampling."""
 
 import difflib
 from abc import ABC, abstractmethod
@@ -40,22 +40,22 @@ ORDERS: dict[str, Order] = {
 
 
 class Task(ABC):
-    """Base class of tasks. Subclasses define the requests, and override `states` if one trajectory is not enough."""
+    """Base class of tasks; subclasses define the requests, and override `states` if one trajectory is not enough."""
 
     @property
     def name(self) -> str:
-        """Name in lower case, also of the output folder."""
+        """Name of the task in lower case, which is also the name of its output folder."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Read the photos and return one request per image; all arguments are checked here.
+        """Read the photos, check all arguments and return one request per image.
 
         Args:
             model: model that generates the images.
-            seeds: one seed per image, or per image of every photo.
-            labels: class labels, cycled over the photos or else over the seeds; an empty list means unconditional. By
-                default generated images cycle through all classes and photos are unconditional.
+            seeds: one seed per image; with photos, one per result of each photo.
+            labels: class labels, cycled over the photos, or over the seeds without photos; an empty list means
+                unconditional. None means that generated images cycle through all classes and photos are unconditional.
 
         Returns:
             The requests.
@@ -66,13 +66,13 @@ class Task(ABC):
         return model.sampler
 
     def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
-        """Group the requests into batches of one kind and size that are sampled together."""
+        """Group the requests into batches of the same kind and size, which are sampled together."""
         batch_size = check_batch_size(model.predict_batch_size)
         kinds = groupby(requests, key=lambda r: (r.size, r.image is None, r.label is None))
         return [
-            rows[first : first + batch_size]
-            for rows in (list(rows) for _, rows in kinds)
-            for first in range(0, len(rows), batch_size)
+            group[first : first + batch_size]
+            for group in (list(group) for _, group in kinds)
+            for first in range(0, len(group), batch_size)
         ]
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Task(ABC):
                 yield State(partial(show, frame), frame.t, done, total)
 
     def sample_batch(self, model: Model, batch: Sequence[Request]) -> Image:
-        """Return the images of a batch, about in [-1, 1]."""
+        """Return the images of a batch, approximately in [-1, 1]."""
         state = None
         for state in self.states(model, batch):  # noqa: B007  only the last state is used
             pass
@@ -123,19 +123,19 @@ class Task(ABC):
             labels: class labels as in `requests`.
 
         Returns:
-            Images about in [-1, 1].
+            Images approximately in [-1, 1].
 
         Raises:
             ValueError: the images differ in size.
         """
         requests = self.requests(model, seeds=seeds, labels=labels)
         if len(sizes := {request.size for request in requests}) > 1:
-            raise ValueError(f"photos must have one size, got {len(sizes)} sizes: set size, and fit to crop")
+            raise ValueError(f"photos must have the same size, got {len(sizes)} sizes: set size, and fit='crop'")
         return torch.cat([self.sample_batch(model, batch) for batch in self.batches(model, requests)])
 
 
 class Generate(Task):
-    """Generate whole images.
+    """Generate complete images.
 
     Args:
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
@@ -155,17 +155,18 @@ class Generate(Task):
 
 
 class Inpaint(Task):
-    """Inpaint photos: generate their unknown pixels; known ones stay bit for bit.
+    """Inpaint photos: generate their unknown pixels and keep the known ones bit for bit.
 
     Args:
         image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
-        mask: known pixels: a file that is white there, a folder of files named like the photos, or the name of a mask
-            set: thin, wide, square, extreme, half, lines, super_resolution. A file has the aspect ratio of its photo.
+        mask: known pixels: an image file that is white there, a folder of files named like the photos, or the name of a
+            mask set: thin, wide, square, extreme, half, lines, super_resolution. A mask file must have the aspect ratio
+            of its photo.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
         mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
         fit: "crop" resizes photos until they cover the size and crops the rest, "resize" stretches them to it, "keep"
-            only crops what exceeds whole patches.
+            only crops to a multiple of the patch size.
     """
 
     def __init__(
@@ -206,16 +207,17 @@ class Inpaint(Task):
 class Edit(Task):
     """Edit photos by SDEdit (arXiv:2108.01073) with a map of noise levels, one per patch.
 
-    A patch starts as the photo noised to its level, the highest of its pixels' levels. Black pixels stay bit for bit; a
-    black-and-white map is the same as `Inpaint` with that mask.
+    A patch starts as the photo noised to the level of the patch, the highest level of its pixels. Black pixels stay
+    unchanged bit for bit; a black-and-white map gives the same result as `Inpaint` with the corresponding mask.
 
     Args:
         image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
-        levels: how much may change: a gray file, black = nothing to white = everything, a folder of files named like
-            the photos, or one number in (0, 1] for all patches. A file has the aspect ratio of its photo.
+        levels: how much may change: a grayscale image file from black (nothing) to white (everything), a folder of
+            files named like the photos, or one number in (0, 1] for all patches. A file must have the aspect ratio of
+            its photo.
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
         fit: "crop" resizes photos until they cover the size and crops the rest, "resize" stretches them to it, "keep"
-            only crops what exceeds whole patches.
+            only crops to a multiple of the patch size.
     """
 
     def __init__(self, image: str, levels: str = "0.5", size: str | None = None, fit: Fit = "crop"):
@@ -229,7 +231,7 @@ class Edit(Task):
         check_image_channels(model)
         if not model.sampler.supports_start_levels:
             raise ValueError(
-                f"sampler must support start levels to edit, got {type(model.sampler).__name__}: use Sampler"
+                f"Edit needs a sampler that supports start levels, got {type(model.sampler).__name__}: use Sampler"
             )
         photos = load_photos_to_edit(
             "image",
@@ -244,20 +246,20 @@ class Edit(Task):
 
 
 class Autoregress(Task):
-    """Generate images, or the unknown pixels of photos, patch after patch.
+    """Generate images, or the unknown pixels of photos, patch by patch.
 
-    It uses the solver and the guidance of the model's sampler, but not its path and number of steps.
+    Uses the solver and the guidance of the model's sampler, but not its path and its number of steps.
 
     Args:
-        order: raster, snake, spiral, centre_out, wavefront or shuffled, or an object of `asyncdiff.noise.orders`.
-        overlap: fraction of a patch's denoising time in which the next one is denoised as well, in [0, 1).
-        steps_per_patch: number of sampling steps of every patch, from noise to clean.
-        image: photos to complete: a file, a folder or a pattern; none by default.
+        order: raster, snake, spiral, centre_out, wavefront or shuffled, or an order from `asyncdiff.noise.orders`.
+        overlap: fraction of a patch's denoising time during which the next patch is denoised as well, in [0, 1).
+        steps_per_patch: number of sampling steps for each patch, from noise to clean.
+        image: photos to inpaint: a file, a folder or a pattern; None generates images from noise.
         mask: known pixels of the photos, as in `Inpaint`.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
         mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
-        fit: how photos are brought to the size: "crop", "resize" or "keep", as in `Inpaint`.
+        fit: how photos are resized and cropped: "crop", "resize" or "keep", as in `Inpaint`.
         levels: how much of the photos may change, instead of a mask, as in `Edit`.
     """
 
@@ -287,13 +289,15 @@ class Autoregress(Task):
         self.levels = levels
         if levels is not None and (image is None or mask is not None):
             problem = "no image" if image is None else f"the mask {mask}"
-            raise ValueError(f"levels must come with an image and without a mask, got {problem}: black means known")
+            raise ValueError(f"levels need an image and no mask, got {problem}: black in levels already means known")
         if (image is None) != (mask is None and levels is None):
             present, missing = ("image", "mask") if mask is None else ("mask", "image")
-            raise ValueError(f"image and mask go together, got {present} without {missing}: give both or none")
+            raise ValueError(
+                f"image and mask must be given together, got {present} without {missing}: set both or neither"
+            )
         if image is None and (mask_is_unknown or mask_seed or fit != "crop"):
             raise ValueError(
-                "image must be given with mask_is_unknown, mask_seed or fit: leave them out without an image"
+                "mask_is_unknown, mask_seed and fit need an image, got none: set image and mask, or omit them"
             )
         self._sampler = Autoregressive(parse_order(order), overlap, steps_per_patch=steps_per_patch)
 
@@ -328,18 +332,18 @@ def photo_requests(
     labels: Sequence[int] | None,
     frames: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None,
 ) -> list[Request]:
-    """Make one request per photo and seed.
+    """Create one request per photo and seed.
 
     Args:
         photos: photos at their final sizes.
         model: model that generates the images.
         seeds: seeds of the images of every photo.
         labels: class labels, cycled over the photos.
-        frames: for every photo the (height, width) of its results and its (row, column) in them; by default results
-            have the size of the photo.
+        frames: for every photo the (height, width) of its results and the (row, column) of the photo in them; None
+            means that results have the size of the photo.
 
     Returns:
-        The requests, photo after photo.
+        The requests, grouped by photo.
     """
     classes = assign_labels(labels, len(photos), model, cycle=False, per="photo")
     frames = frames or [((photo.known.shape[0], photo.known.shape[1]), (0, 0)) for photo in photos]
@@ -362,14 +366,14 @@ def photo_requests(
 
 
 def requested_size(size: str | None, model: Model) -> tuple[int, int]:
-    """Parse a size, by default the model's; ValueError unless it is a multiple of the patch size."""
+    """Parse the requested size, or return the model's; raise ValueError unless it is a multiple of the patch size."""
     height, width = parse_size("size", size) if size else window_of(model)[1:]
     check_size((height, width), model)
     return height, width
 
 
 def parse_order(order: Order | str) -> Order:
-    """Convert the name of an order in ORDERS to the order; ValueError with the nearest name if it is unknown."""
+    """Return the order with a name from ORDERS; raise ValueError with the closest name if it is unknown."""
     if not isinstance(order, str):
         return order
     if order not in ORDERS:
@@ -380,14 +384,14 @@ def parse_order(order: Order | str) -> Order:
 
 
 def check_batch_size(batch_size: int) -> int:
-    """Return the batch size; ValueError if it is below 1."""
+    """Return the batch size; raise ValueError if it is below 1."""
     at_least("batch_size", batch_size, 1, "set the number of images sampled together")
     return batch_size
 
 
 def check_fit(fit: str, size: str | None) -> None:
-    """Raise ValueError unless `fit` is a valid name, and `size` is left out if `fit` ignores it."""
+    """Raise ValueError if `fit` is not a valid name, or if `size` is given although `fit` ignores it."""
     if fit not in ("crop", "resize", "keep"):
         raise ValueError(f"fit must be crop, resize or keep, got {fit}: use crop, for example")
     if fit == "keep" and size is not None:
-        raise ValueError(f"size must be left out if fit is keep, got {size}: photos keep their size")
+        raise ValueError(f"size cannot be combined with fit='keep', got {size}: omit size, or use fit='crop'")

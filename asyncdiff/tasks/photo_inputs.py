@@ -37,11 +37,12 @@ class Photo:
     """A photo at the size that a model needs.
 
     Attributes:
-        name: name of its file, and prefix of the images made from it.
+        name: name of the file without suffix, and prefix of the images made from it.
         image: pixels in [-1, 1].
         known: True where pixels are known.
-        note: description of how it was resized and cropped.
-        levels: noise level that each pixel starts from, 0 = known .. 1 = pure noise; None if `known` says it all.
+        note: description of how the photo was resized and cropped.
+        levels: noise level that each pixel starts from, 0 = known .. 1 = pure noise; None if pixels are either known
+            or unknown, as given by `known`.
     """
 
     name: str
@@ -70,27 +71,27 @@ def load_photos(
         where: file, folder or pattern.
         channels: number of channels, 1 or 3.
         size: (height, width) that photos are resized and cropped to.
-        fit: how they are, see `asyncdiff.tasks.photos.plan_fit`.
+        fit: how photos are resized and cropped, see `asyncdiff.tasks.photos.plan_fit`.
         patch: (height, width) of a patch in pixels.
-        mask: rule, file, or folder of files named like the photos; without one all pixels are known.
+        mask: mask rule, image file, or folder of files named like the photos; None means that all pixels are known.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
-        mask_seed: seed of a random rule for the first photo; photo i uses mask_seed + i.
+        mask_seed: seed of random masks; photo i uses mask_seed + i.
 
     Returns:
-        One entry per photo.
+        The photos in the order of their files.
     """
     photos = []
-    for i, (file, stem, pixels, how) in enumerate(_read(name, where, channels, size, fit, patch)):
+    for i, (file, stem, pixels, plan) in enumerate(_read(name, where, channels, size, fit, patch)):
         if isinstance(mask, Path):
-            mask_file = _file_for(mask, file, "mask")
+            mask_file = _matching_file(mask, file, "mask")
             known = read_mask(mask_file, mask_is_unknown=mask_is_unknown)
-            check_same_shape(file, how.original, mask_file, (known.shape[0], known.shape[1]))
-            pixels, known = fit_photo_and_mask(pixels, known, how)
+            check_same_shape(file, plan.original, mask_file, (known.shape[0], known.shape[1]))
+            pixels, known = fit_photo_and_mask(pixels, known, plan)
         else:
-            pixels, known = fit_photo(pixels, how), torch.ones(how.size, dtype=torch.bool)
+            pixels, known = fit_photo(pixels, plan), torch.ones(plan.size, dtype=torch.bool)
             if mask is not None:
-                known = mask(*how.size, seed=mask_seed + i) != mask_is_unknown
-        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {how.describe()}"))
+                known = mask(*plan.size, seed=mask_seed + i) != mask_is_unknown
+        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {plan.describe()}"))
     return photos
 
 
@@ -111,26 +112,28 @@ def load_photos_to_edit(
         where: file, folder or pattern.
         channels: number of channels, 1 or 3.
         size: (height, width) that photos are resized and cropped to.
-        fit: how they are, see `asyncdiff.tasks.photos.plan_fit`.
+        fit: how photos are resized and cropped, see `asyncdiff.tasks.photos.plan_fit`.
         patch: (height, width) of a patch in pixels.
-        levels: one level for all pixels, a file of gray values, or a folder of files named like the photos.
+        levels: one level for all pixels, a grayscale image file, or a folder of files named like the photos.
 
     Returns:
-        One entry per photo.
+        The photos in the order of their files.
     """
     photos = []
-    for file, stem, pixels, how in _read(name, where, channels, size, fit, patch):
+    for file, stem, pixels, plan in _read(name, where, channels, size, fit, patch):
         if isinstance(levels, Path):
-            level_file = _file_for(levels, file, "levels")
+            level_file = _matching_file(levels, file, "levels")
             level_map = read_levels(level_file)
-            check_same_shape(file, how.original, level_file, (level_map.shape[0], level_map.shape[1]), "levels")
-            level_map = fit_levels(level_map, how)
+            check_same_shape(file, plan.original, level_file, (level_map.shape[0], level_map.shape[1]), "levels")
+            level_map = fit_levels(level_map, plan)
         else:
-            level_map = torch.full(how.size, float(levels))
+            level_map = torch.full(plan.size, float(levels))
         if not level_map.any():
-            raise ValueError(f"levels must leave something to change, got 0 all over {stem}: paint it brighter")
+            raise ValueError(
+                f"levels must be above 0 somewhere, got 0 for all of {stem}: paint what may change brighter"
+            )
         photos.append(
-            Photo(stem, to_model(fit_photo(pixels, how)), level_map == 0, f"{file}: {how.describe()}", level_map)
+            Photo(stem, to_model(fit_photo(pixels, plan)), level_map == 0, f"{file}: {plan.describe()}", level_map)
         )
     return photos
 
@@ -138,7 +141,7 @@ def load_photos_to_edit(
 def _read(
     name: str, where: str, channels: int, size: tuple[int, int], fit: Fit, patch: tuple[int, int]
 ) -> Iterator[tuple[Path, str, Pixels, PhotoFit]]:
-    """Yield each photo's file, its name in results, its pixels, and how they are resized and cropped."""
+    """Yield the file of each photo, its name in results, its pixels, and the plan for resizing and cropping them."""
     files = photo_files(name, where)
     for file, stem in zip(files, _unique_names(files), strict=True):
         pixels = read_photo(file, channels)
@@ -146,14 +149,14 @@ def _read(
 
 
 def parse_levels(levels: str) -> float | Path:
-    """Convert the argument to a number, or else to an existing file or folder; ValueError if it is neither."""
+    """Parse the argument as a number, or else as the path of an existing file or folder."""
     try:
         level = float(levels)
     except ValueError:
         path = Path(levels).expanduser()
         if not path.exists():
             raise FileNotFoundError(
-                f"levels must be a number, a file or a folder, got {levels}, which does not exist"
+                f"levels must be a number, or an existing file or folder, got {levels}: check the path"
             ) from None
         return path
     if not 0 < level <= 1:
@@ -162,50 +165,54 @@ def parse_levels(levels: str) -> float | Path:
 
 
 def parse_mask(mask: Mask | str) -> Mask | Path:
-    """Convert the argument to an existing file or folder, or else to the rule of that name; ValueError if neither."""
+    """Return the path of an existing file or folder, or else the mask rule with that name."""
     if not isinstance(mask, str):
         return mask
     path = Path(mask).expanduser()
     if path.exists():
         return path
     if path.suffix.lower() in SUFFIXES or path.name != mask:
-        raise FileNotFoundError(f"mask must be a file, a folder or the name of a set, got {mask}, which does not exist")
+        raise FileNotFoundError(
+            f"mask must be an existing file or folder, or the name of a mask set, got {mask}: check the path"
+        )
     return masks.mask_by_name(mask)
 
 
 def check_masks(photos: Sequence[Photo], patch: tuple[int, int], factor: int = 1) -> None:
-    """Raise ValueError if all pixels of a photo are known; warn if no patch or no latent is.
+    """Raise ValueError if all pixels of a photo are known; warn if no pixel, latent or patch is fully known.
 
     Args:
         photos: photos with their masks.
         patch: (height, width) of a patch in pixels.
-        factor: number of pixels per latent along each side; 1 for a model of pixels.
+        factor: number of pixels per latent along each side; 1 for a pixel-space model.
     """
     for photo in photos:
         if photo.known.all():
             raise ValueError(
-                f"mask must leave unknown pixels, got one that covers all of {photo.name}: "
+                f"mask must leave some pixels unknown, got a mask in which all of {photo.name} is known: "
                 "white means known; set mask_is_unknown if it means unknown"
             )
-    nothing = [photo.name for photo in photos if not photo.known.any()]
-    if nothing:
-        warn(f"no pixel of {_some(nothing)} is known: results do not depend on it")
-    shown = [p for p in photos if p.known.any()]
-    without_latent = [p.name for p in shown if not known_patches(p.known[None], _grid(p, (factor, factor))).any()]
+    without_known = [photo.name for photo in photos if not photo.known.any()]
+    if without_known:
+        warn(f"no pixel of {_format_names(without_known)} is known: the results do not depend on it")
+    partly_known = [p for p in photos if p.known.any()]
+    without_latent = [
+        p.name for p in partly_known if not known_patches(p.known[None], _grid(p, (factor, factor))).any()
+    ]
     if without_latent:
         warn(
-            f"no latent of {format_size((factor, factor))} pixels is fully known in {_some(without_latent)}: "
-            "known pixels are copied into the results, which otherwise do not depend on them"
+            f"no latent of {format_size((factor, factor))} pixels is fully known in {_format_names(without_latent)}: "
+            "known pixels are copied into the results, but do not influence the other pixels"
         )
     without_patch = [
         p.name
-        for p in shown
+        for p in partly_known
         if not known_patches(p.known[None], _grid(p, patch)).any() and p.name not in without_latent
     ]
     if without_patch:
         warn(
-            f"no patch of {format_size(patch)} pixels is fully known in {_some(without_patch)}: "
-            "single known pixels are restored at every step, which guides the network less than known patches"
+            f"no patch of {format_size(patch)} pixels is fully known in {_format_names(without_patch)}: "
+            "known pixels are restored at every step, which guides the network less than known patches"
         )
 
 
@@ -213,27 +220,30 @@ def _grid(photo: Photo, patch: tuple[int, int]) -> tuple[int, int]:
     return photo.known.shape[0] // patch[0], photo.known.shape[1] // patch[1]
 
 
-def _file_for(where: Path, photo: Path, name: str) -> Path:
-    """Return the file itself, or the file of a folder that is named like the photo."""
+def _matching_file(where: Path, photo: Path, name: str) -> Path:
+    """Return the path itself, or if it is a folder, the file in it that is named like the photo."""
     if not where.is_dir():
         return where
     files = sorted(file for file in where.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
     if len(files) != 1:
-        raise ValueError(f"{name} must contain one file named {photo.stem} for {photo}, got {len(files)} in {where}")
+        raise ValueError(
+            f"{name} folder {where} must contain exactly one image file named {photo.stem}, got {len(files)}: "
+            f"name one file like the photo {photo}"
+        )
     return files[0]
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:
-    """Return the stems of the files, with a number appended to repeated ones."""
+    """Return the stems of the files, with a number appended to duplicates."""
     stems, names = {file.stem for file in files}, []
     for file in files:
         name = file.stem
         if name in names:
             free = (f"{name}-{k}" for k in count(2))
-            name = next(other for other in free if other not in stems and other not in names)
+            name = next(candidate for candidate in free if candidate not in stems and candidate not in names)
         names.append(name)
     return names
 
 
-def _some(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{len(names)} photos, such as {names[0]}"

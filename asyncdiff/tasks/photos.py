@@ -1,11 +1,11 @@
-"""Read photos and masks of any format and size into pixels for a model, and write results back to files.
+"""Read photos and masks of any format and size into pixels for a model, and write results to files.
 
 | file | converted to |
 |---|---|
 | EXIF orientation | applied |
 | palette, transparency | blended with white, with a warning if any pixel is transparent; refused in masks |
 | 16-bit gray | 65536 levels scaled to 256, not clipped |
-| float gray | [0, 1] or else [0, 255] as the full range; other values are refused |
+| float gray | values in [0, 1], or else in [0, 255], scaled to the full range; others are refused |
 | CMYK, YCbCr, HSV | RGB by Pillow |
 | animation, several pages | the first frame or page, with a warning |
 """
@@ -43,25 +43,27 @@ _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
 
 
 class PhotoWarning(UserWarning):
-    """Warning about a conversion of a photo or a mask that its owner may not expect."""
+    """Warning about a conversion of a photo or a mask that users may not expect."""
 
 
 # Find and read files
 
 
 def photo_files(name: str, where: str) -> list[Path]:
-    """Return the sorted image files of a path, a folder or a pattern; ValueError naming the argument `name` if none."""
+    """List the image files of a path, a folder or a pattern, sorted; errors name the argument `name`."""
     path = Path(where).expanduser()
     if path.is_dir():
         files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
         kinds = ", ".join(sorted(SUFFIXES))
         if not files:
-            raise ValueError(f"{name} must name image files, got the folder {where}, which has none of {kinds}")
+            raise ValueError(
+                f"{name} must contain image files ({kinds}), got the folder {where} without any: check the path"
+            )
     else:
         files = [path] if path.is_file() else [Path(file) for file in glob(str(path)) if Path(file).is_file()]
     if not files:
         raise FileNotFoundError(
-            f"{name} must be an image file, a folder or a pattern, got {where}, which matches no file"
+            f"{name} must be an image file, a folder or a pattern that matches files, got {where}: check the path"
         )
     return sorted(files)
 
@@ -78,9 +80,9 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
     """Read a mask of known pixels.
 
     Args:
-        file: image that is white where pixels are known. A file of the values 0 and 1 only counts as black and white;
-            other values are thresholded at mid-gray, with one warning.
-        mask_is_unknown: whether white means unknown instead.
+        file: image that is white where pixels are known. If it contains only the values 0 and 1, these are black and
+            white; otherwise intermediate values are thresholded at mid-gray, with one warning.
+        mask_is_unknown: whether white means unknown instead of known.
 
     Returns:
         True where pixels are known.
@@ -88,7 +90,7 @@ def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
     pixels, transparent = _pixels(file, ones_are_white=True)
     if transparent:
         raise ValueError(
-            f"mask must be black and white, got {file}, which is transparent in {transparent} pixels: "
+            f"mask must be opaque black and white, got {transparent} transparent pixels in {file}: "
             "save it without transparency, white = known"
         )
     gray = to_channels(pixels, 1)[0]
@@ -105,7 +107,7 @@ def read_levels(file: Path) -> Levels:
     pixels, transparent = _pixels(file)
     if transparent:
         raise ValueError(
-            f"levels must be gray, got {file}, which is transparent in {transparent} pixels: "
+            f"levels must be opaque gray, got {transparent} transparent pixels in {file}: "
             "save it without transparency, black = unchanged, white = regenerated"
         )
     return to_channels(pixels, 1)[0] / 255
@@ -114,7 +116,7 @@ def read_levels(file: Path) -> Levels:
 def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"]:
     """Convert pixels of 1 or 3 channels to `channels`: gray is repeated, color is converted to luma."""
     if channels not in (1, 3):
-        raise ValueError(f"photos must have 1 or 3 channels, got a model of {channels}: set model.codec for latents")
+        raise ValueError(f"photos must have 1 or 3 channels, but the model has {channels}: set model.codec for latents")
     if len(pixels) == channels:
         return pixels
     if channels == 3:
@@ -124,20 +126,20 @@ def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are read; others, such as EPS, it would pass to an external program."""
+    """Return Pillow's names of the accepted formats; it would pass others, such as EPS, to external programs."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _pixels(file: Path, *, ones_are_white: bool = False) -> tuple[Pixels, int]:
-    """Read an upright image with 1 or 3 channels, blended with white, and count the pixels that are not opaque."""
+    """Read an upright image with 1 or 3 channels, blended with white; also return the number of transparent pixels."""
     try:
         with Image.open(file, formats=_formats()) as image:
             if getattr(image, "n_frames", 1) > 1:
                 warn(f"{file}: only the first of its {image.n_frames} frames is used")  # type: ignore[attr-defined]
             return _convert(ImageOps.exif_transpose(image), ones_are_white)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"images must be files that can be read, got {file}: {error}") from error
+        raise ValueError(f"cannot read the image {file}: {error}") from error
 
 
 def _convert(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
@@ -172,7 +174,7 @@ def _to_8_bit_gray(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PhotoFit:
-    """How a photo is resized and then cropped around its center; sizes are (height, width).
+    """Plan for resizing a photo and then cropping it around its center; sizes are (height, width).
 
     Attributes:
         original: size of the file.
@@ -185,13 +187,13 @@ class PhotoFit:
     size: tuple[int, int]
 
     def describe(self) -> str:
-        """Describe what is done, for people."""
-        done = []
+        """Describe the plan, for example "480x640 pixels, resized to 64x85, cropped to its center 64x64"."""
+        steps = []
         if self.resized != self.original:
-            done.append(f"resized to {format_size(self.resized)}")
+            steps.append(f"resized to {format_size(self.resized)}")
         if self.size != self.resized:
-            done.append(f"cropped to its center {format_size(self.size)}")
-        return f"{format_size(self.original)} pixels, {', '.join(done) or 'unchanged'}"
+            steps.append(f"cropped to its center {format_size(self.size)}")
+        return f"{format_size(self.original)} pixels, {', '.join(steps) or 'unchanged'}"
 
     def crop(self, pixels: Tensor) -> Tensor:
         """Crop resized pixels around their center."""
@@ -200,24 +202,24 @@ class PhotoFit:
 
 
 def plan_fit(original: tuple[int, int], size: tuple[int, int], fit: Fit, patch: tuple[int, int]) -> PhotoFit:
-    """Plan how a photo is resized and cropped to `size`, or to whole patches.
+    """Plan how a photo is resized and cropped to `size`, or to a multiple of the patch size.
 
     Args:
         original: (height, width) of the photo.
         size: requested (height, width); ignored if `fit` is "keep".
         fit: "crop" resizes the photo until it covers `size` and crops the rest, "resize" stretches it to `size`,
-            "keep" only crops what exceeds whole patches.
+            "keep" only crops to a multiple of the patch size.
         patch: (height, width) of a patch in pixels.
 
     Returns:
-        The sizes after resizing and cropping.
+        The plan.
     """
     if fit == "keep":
         size = (original[0] // patch[0] * patch[0], original[1] // patch[1] * patch[1])
         if 0 in size:
             raise ValueError(
-                f"photos must contain a patch of {format_size(patch)} pixels to be kept, got {format_size(original)}: "
-                "set fit to crop"
+                f"photos must contain at least one patch of {format_size(patch)} pixels with fit='keep', got "
+                f"{format_size(original)}: use fit='crop'"
             )
         return PhotoFit(original, original, size)
     if fit == "resize":
@@ -226,66 +228,66 @@ def plan_fit(original: tuple[int, int], size: tuple[int, int], fit: Fit, patch: 
     resized = (max(size[0], round(original[0] * scale)), max(size[1], round(original[1] * scale)))
     if resized[0] * resized[1] > MAX_PIXELS:
         raise ValueError(
-            f"photos must have about the aspect ratio of {format_size(size)}, got {format_size(original)}: "
-            "crop it first"
+            f"the photo's aspect ratio is too far from that of {format_size(size)}, got {format_size(original)}: "
+            "crop the photo first"
         )
     return PhotoFit(original, resized, size)
 
 
-def fit_photo(pixels: Pixels, how: PhotoFit) -> UInt8[Tensor, "c fh fw"]:
+def fit_photo(pixels: Pixels, plan: PhotoFit) -> UInt8[Tensor, "c fh fw"]:
     """Resize (antialiased bicubic) and crop a photo."""
-    return how.crop(_to_uint8(_resize(pixels.float(), how)))
+    return plan.crop(_to_uint8(_resize(pixels.float(), plan)))
 
 
 def fit_photo_and_mask(
-    pixels: Pixels, known: Bool[Tensor, "mask_h mask_w"], how: PhotoFit
+    pixels: Pixels, known: Bool[Tensor, "mask_h mask_w"], plan: PhotoFit
 ) -> tuple[UInt8[Tensor, "c fh fw"], Bool[Tensor, "fh fw"]]:
     """Resize and crop a photo and its mask together, so that no unknown pixel is mixed into a known one.
 
-    A resized pixel is known if all the pixels that it covers are, and it is interpolated from known pixels alone, with
-    their weights renormalized. At the photo's original size nothing changes.
+    A resized pixel is known if all pixels that it covers are known. It is interpolated from known pixels only, with
+    their weights renormalized. At the original size of the photo nothing changes.
 
     Args:
-        pixels: the photo.
-        known: its mask, True = known, at any resolution.
-        how: sizes from `plan_fit`.
+        pixels: 8-bit pixels of the photo.
+        known: mask of the photo, True = known, at any resolution.
+        plan: plan from `plan_fit`.
 
     Returns:
         The photo and its mask.
     """
-    known = resize_mask(known, how.original)
-    weights = _resize(known.float()[None], how)
-    colors = _resize(pixels.float() * known, how)
+    known = resize_mask(known, plan.original)
+    weights = _resize(known.float()[None], plan)
+    colors = _resize(pixels.float() * known, plan)
     # The weights are near 1 where the result is known; elsewhere the result is not used.
     photo = _to_uint8(colors / weights.clamp_min(0.25))
-    return how.crop(photo), how.crop(resize_mask(known, how.resized))
+    return plan.crop(photo), plan.crop(resize_mask(known, plan.resized))
 
 
 def resize_mask(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> Bool[Tensor, "new_h new_w"]:
-    """Resize a mask: a new pixel is known if every old pixel that overlaps it is."""
+    """Resize a mask: a new pixel is known if every old pixel that overlaps it is known."""
     unknown = (~known).float()[None]
     return F.adaptive_max_pool2d(unknown, size)[0] == 0
 
 
-def fit_levels(levels: Float[Tensor, "map_h map_w"], how: PhotoFit) -> Float[Tensor, "fh fw"]:
+def fit_levels(levels: Float[Tensor, "map_h map_w"], plan: PhotoFit) -> Float[Tensor, "fh fw"]:
     """Resize and crop a level map with its photo: a pixel gets the highest of the levels that it covers."""
-    return how.crop(F.adaptive_max_pool2d(levels[None], how.resized)[0])
+    return plan.crop(F.adaptive_max_pool2d(levels[None], plan.resized)[0])
 
 
 def check_same_shape(
     photo: Path, original: tuple[int, int], mask: Path, size: tuple[int, int], name: str = "mask"
 ) -> None:
-    """Raise ValueError naming the argument `name` unless the mask has the photo's aspect ratio, at any resolution."""
+    """Raise ValueError naming the argument `name` unless the mask has the aspect ratio of the photo."""
     scale = min(size[0] / original[0], size[1] / original[1])
     if max(abs(size[0] - scale * original[0]), abs(size[1] - scale * original[1])) >= 1:
         raise ValueError(
-            f"{name} must have the size of its photo, got {mask} of {format_size(size)} for {photo} of "
-            f"{format_size(original)}: crop or resize it, height x width"
+            f"{name} must have the aspect ratio of its photo, got {mask} of {format_size(size)} for {photo} of "
+            f"{format_size(original)} (height x width): crop or resize it"
         )
 
 
 def parse_size(name: str, text: str) -> tuple[int, int]:
-    """Parse a size HEIGHTxWIDTH such as 64x96; 64 alone means a square."""
+    """Parse a size HEIGHTxWIDTH, such as 64x96; a single number means a square."""
     numbers = text.lower().split("x")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
         raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, got {text}: use 64x96, for example")
@@ -297,10 +299,10 @@ def format_size(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-def _resize(image: Float[Tensor, "c h w"], how: PhotoFit) -> Float[Tensor, "c rh rw"]:
-    if how.resized == how.original:
+def _resize(image: Float[Tensor, "c h w"], plan: PhotoFit) -> Float[Tensor, "c rh rw"]:
+    if plan.resized == plan.original:
         return image
-    return F.interpolate(image[None], how.resized, mode="bicubic", antialias=True)[0]
+    return F.interpolate(image[None], plan.resized, mode="bicubic", antialias=True)[0]
 
 
 def _to_uint8(image: Tensor) -> Tensor:
@@ -316,7 +318,7 @@ def to_model(pixels: UInt8[Tensor, "*n c h w"]) -> Float[Tensor, "*n c h w"]:
 
 
 def to_bytes(image: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
-    """Convert an image in [-1, 1] to the nearest 8-bit pixels on the CPU: the exact inverse of `to_model`."""
+    """Convert images in [-1, 1] to the nearest 8-bit pixels on the CPU; exact inverse of `to_model`."""
     return _to_uint8((image.detach().float().cpu() + 1) * 127.5)
 
 
@@ -328,7 +330,7 @@ def save_png(pixels: UInt8[Tensor, "c h w"], file: Path) -> None:
 
 
 def warn(text: str) -> None:
-    """Warn the owner of a photo, or add the text to the list of an enclosing `collect_warnings`."""
+    """Issue a `PhotoWarning`, or append the text to the list of an enclosing `collect_warnings`."""
     notes = _notes.get()
     if notes is None:
         warnings.warn(text, PhotoWarning, stacklevel=3)
@@ -338,7 +340,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def collect_warnings() -> Iterator[list[str]]:
-    """Collect the texts of `warn` in a list, for this thread only, unlike `warnings.catch_warnings`."""
+    """Collect the texts of `warn` in a list, in this thread only, unlike `warnings.catch_warnings`."""
     notes: list[str] = []
     token = _notes.set(notes)
     try:

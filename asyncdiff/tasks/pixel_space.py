@@ -1,7 +1,7 @@
-"""Convert between pixels, the units of requests, photos and files, and the space of a model.
+"""Convert between pixels, in which requests, photos and files are given, and the space of a model.
 
-No other module does. A model of pixels works on images directly; a model of latents has a codec: photos are encoded
-before sampling, results are decoded after it, and the known pixels of photos are copied back bit for bit.
+Other modules leave this to this one. A pixel-space model works on images directly. A latent model has a codec: photos
+are encoded before sampling, results are decoded after it, and known pixels of photos are copied back bit for bit.
 """
 
 import math
@@ -17,7 +17,7 @@ from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
 from asyncdiff.tasks.photos import format_size
 from asyncdiff.tasks.requests import Model, Request, device_of
 
-# Latents of periodic padding around a tileable image: more than the receptive fields of TAESD (18.1) and of Stable
+# Periodic padding around a tileable image, in latents: larger than the receptive fields of TAESD (18.1) and of Stable
 # Diffusion's decoder (17.3).
 PERIODIC_PADDING = 20
 
@@ -26,9 +26,9 @@ class KnownImage(NamedTuple):
     """Batch of partly known images, in pixels or in model space.
 
     Attributes:
-        image: values, of which unknown ones are never read.
+        image: pixel or latent values; unknown ones are never read.
         known: True where values are known.
-        levels: noise levels that pixels, or patches in model space, start from; None without such a map.
+        levels: noise levels that pixels, or in model space patches, start from; None if there are none.
     """
 
     image: Image
@@ -63,17 +63,17 @@ def check_image_channels(model: Model) -> None:
     channels = window_of(model)[0]
     if channels not in (1, 3):
         raise ValueError(
-            f"images must have 1 or 3 channels, got a model of {channels}: set model.codec, or --codec, "
+            f"images must have 1 or 3 channels, but the model has {channels}: set model.codec, or --codec, "
             "to decode its latents"
         )
 
 
 def check_size(size: tuple[int, int], model: Model) -> None:
-    """Raise ValueError unless an image of `size` in pixels consists of whole patches."""
+    """Raise ValueError unless `size` in pixels is a multiple of the patch size."""
     patch = patch_of(model)
     if size[0] % patch[0] or size[1] % patch[1]:
         latents = f"a patch is {format_size([side // factor_of(model) for side in patch])} latents; "
-        nearest = [max(1, round(side / of)) * of for side, of in zip(size, patch, strict=True)]
+        nearest = [max(1, round(side / unit)) * unit for side, unit in zip(size, patch, strict=True)]
         raise ValueError(
             f"the sides of the image must be multiples of the patch size {format_size(patch)} in pixels, got "
             f"{format_size(size)}: {latents if model.codec is not None else ''}{format_size(nearest)} is the nearest"
@@ -82,7 +82,7 @@ def check_size(size: tuple[int, int], model: Model) -> None:
 
 
 def size_in_space(size: tuple[int, int], model: Model) -> tuple[int, int]:
-    """Return (height, width) in the model's space of an image of `size` in pixels, rounded up to whole latents."""
+    """Return (height, width) in the model's space for an image of `size` in pixels, rounded up."""
     factor = factor_of(model)
     return math.ceil(size[0] / factor), math.ceil(size[1] / factor)
 
@@ -107,15 +107,15 @@ def stack_known_images(batch: Sequence[Request], model: Model) -> KnownImage | N
 def encode_known(photo: KnownImage, model: Model) -> KnownImage:
     """Convert partly known images to the model's space.
 
-    A latent is known if all its pixels are, and does not depend on unknown pixels. With levels, it does not depend on
-    pixels of level 1, and a patch starts from the highest level of its pixels.
+    A latent is known if all its pixels are known, and does not depend on unknown pixels. With levels, it does not
+    depend on pixels of level 1, and a patch starts from the highest level of its pixels.
 
     Args:
         photo: partly known images in pixels.
-        model: model to encode for.
+        model: model whose space is the target.
 
     Returns:
-        The same in the model's space.
+        The partly known images in the model's space.
     """
     height, width = size_in_space((photo.image.shape[2], photo.image.shape[3]), model)
     levels = photo.levels
@@ -130,7 +130,7 @@ def encode_known(photo: KnownImage, model: Model) -> KnownImage:
 
 
 def encode_exemplar(request: Request, model: Model) -> tuple[Float[Tensor, "c eh ew"] | None, tuple[int, int]]:
-    """Return the photo of a tiled request in the model's space, reduced to whole latents, and its position there."""
+    """Return the photo of a tiled request in the model's space, cropped to complete latents, and its position there."""
     if request.image is None:
         return None, (0, 0)
     image = request.image.to(device_of(model))
@@ -144,7 +144,7 @@ def encode_exemplar(request: Request, model: Model) -> tuple[Float[Tensor, "c eh
 
 
 def covered_pixels(request: Request, model: Model) -> tuple[range, range]:
-    """Return the pixels of the whole latents that the photo of a request covers.
+    """Return the pixels of all latents that the photo of a request covers completely.
 
     Args:
         request: request with a photo.
@@ -154,7 +154,7 @@ def covered_pixels(request: Request, model: Model) -> tuple[range, range]:
         Ranges of rows and columns.
 
     Raises:
-        ValueError: the photo covers no whole patch.
+        ValueError: the photo covers no complete patch.
     """
     assert request.known is not None, "image and known go together"
     factor, patch = factor_of(model), patch_of(model)
@@ -162,9 +162,9 @@ def covered_pixels(request: Request, model: Model) -> tuple[range, range]:
     for at, length, side in zip(request.place, request.known.shape, patch, strict=True):
         if (at + length) // side * side < math.ceil(at / side) * side + side:
             raise ValueError(
-                f"photos must cover a whole patch of {format_size(patch)} pixels at their position, got "
-                f"{format_size(request.known.shape)} at {format_size(request.place)}: place them at multiples "
-                f"of {side}, or use larger ones"
+                f"photos must cover a complete patch of {format_size(patch)} pixels, got a photo of "
+                f"{format_size(request.known.shape)} at position {format_size(request.place)}: place it at a multiple "
+                f"of {side}, or use a larger photo"
             )
         spans.append(range(math.ceil(at / factor) * factor, (at + length) // factor * factor))
     return spans[0], spans[1]
@@ -173,7 +173,7 @@ def covered_pixels(request: Request, model: Model) -> tuple[range, range]:
 def fill_unknown(images: Image, known: KnownPixels) -> Image:
     """Extrapolate known pixels into the unknown ones, by means over coarser and coarser blocks.
 
-    An encoder sees unknown pixels next to known ones; they should continue the known ones smoothly.
+    An encoder sees unknown pixels next to known ones, so they should continue these smoothly.
 
     Args:
         images: images whose unknown pixels are ignored.
@@ -189,7 +189,7 @@ def _fill_by_means(images: Image, weights: Float[Tensor, "b 1 h w"]) -> Image:
     if weights.all() or weights.shape[2] * weights.shape[3] == 1:
         return images
     mass = F.avg_pool2d(weights, 2, ceil_mode=True)
-    mean = F.avg_pool2d(images * weights, 2, ceil_mode=True) / mass.clamp_min(1e-3)  # the smallest mass above 0 is 0.25
+    mean = F.avg_pool2d(images * weights, 2, ceil_mode=True) / mass.clamp_min(1e-3)  # masses above 0 are at least 0.25
     coarse = F.interpolate(
         _fill_by_means(mean, (mass > 0).to(mass)), images.shape[2:], mode="bilinear", align_corners=False
     )
@@ -207,12 +207,12 @@ def decode_images(
     Args:
         x: results in the model's space.
         size: (height, width) of the images in pixels; decoded pixels beyond it are cropped.
-        model: model that generated them.
-        photo: partly known images in pixels, whose known pixels are returned bit for bit.
+        model: model that generated the results.
+        photo: partly known images in pixels; their known pixels are copied into the result bit for bit.
         tileable: decode with periodic boundaries on all sides.
 
     Returns:
-        Images about in [-1, 1].
+        Images approximately in [-1, 1].
     """
     decoded = _decode_periodic(x, model) if tileable and model.codec is not None else model.decode(x)
     decoded = decoded[:, :, : size[0], : size[1]]
@@ -222,7 +222,7 @@ def decode_images(
 
 
 def _decode_periodic(x: Latents, model: Model) -> Image:
-    """Decode latents with periodic padding, and crop the padding."""
+    """Decode latents with periodic padding, then crop the padding."""
     height, width = x.shape[2:]
     rows, columns = (
         torch.arange(-PERIODIC_PADDING, n + PERIODIC_PADDING, device=x.device) % n for n in (height, width)

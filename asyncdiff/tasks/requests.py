@@ -1,4 +1,4 @@
-"""Requests for single images, states of their sampling, and what tasks need of a model."""
+"""Requests for images, states of their sampling, and the interface of models that tasks use."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,20 +17,20 @@ from asyncdiff.shapes import Image, Latents, LevelMap
 
 
 class Request(NamedTuple):
-    """Request for one image, in pixels. It is a named tuple because Lightning collates those and moves them to devices.
+    """Request for one image, in pixels. A named tuple, because Lightning collates these and moves them to devices.
 
     Attributes:
-        name: name of its file, without the suffix.
-        seed: seed of its random numbers.
+        name: name of the image file, without the suffix.
+        seed: seed of the random numbers.
         label: class label, or None for an unconditional image.
         size: (height, width) of the result.
-        image: photo, (c, h, w) in [-1, 1]; None without one.
+        image: photo, (c, h, w) in [-1, 1]; None if there is none.
         known: True where pixels of the photo are known, (h, w).
-        place: (row, column) of the photo's upper left pixel in the result, for photos smaller than the result.
-        group: name of the photo; empty without one.
+        place: (row, column) of the photo's upper left pixel in the result, if the photo is smaller than the result.
+        group: name of the photo; empty if there is none.
         note: description of how the photo was resized and cropped.
-        levels: noise levels that pixels start from, (h, w) in [0, 1], 0 = known .. 1 = pure noise; None if `known` says
-            it all.
+        levels: noise levels that pixels start from, (h, w) in [0, 1], 0 = known .. 1 = pure noise; None if pixels are
+            either known or unknown, as given by `known`.
     """
 
     name: str
@@ -62,9 +62,9 @@ class State:
 
     Attributes:
         show: function that decodes the images.
-        t: their level map; None for images sampled in windows.
+        t: level map of the images; None for images sampled in windows.
         done: number of finished sampling steps or windows.
-        total: their final number; None if the sampler does not know it.
+        total: total number of sampling steps or windows; None if the sampler does not know it.
     """
 
     show: Callable[[], Image]
@@ -74,16 +74,16 @@ class State:
 
     @cached_property
     def images(self) -> Image:
-        """Images about in [-1, 1]; in the last state known pixels are those of the photo bit for bit.
+        """Images approximately in [-1, 1]; in the last state, known pixels equal those of the photo bit for bit.
 
-        They are decoded on first access, as decoding latents is slow: access them before requesting the next state.
+        They are decoded on first access, since decoding latents is slow; access them before requesting the next state.
         """
         return self.show()
 
 
 @runtime_checkable
 class Model(Protocol):
-    """Interface that tasks need of a model; `asyncdiff.AsyncDiffusion` has it."""
+    """Interface of models that tasks use, implemented by `asyncdiff.AsyncDiffusion`."""
 
     denoiser: Denoiser
     codec: Codec | None
@@ -95,11 +95,11 @@ class Model(Protocol):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) that it was trained on, in pixels, or in latents if it has a codec."""
+        """(channels, height, width) of the training images, in pixels, or in latents if the model has a codec."""
 
     @property
     def classes(self) -> int:
-        """Number of class labels; 0 if it is unconditional."""
+        """Number of class labels; 0 if the model is unconditional."""
 
     def encode(self, images: Image) -> Latents:
         """Encode images into the model's space."""
@@ -108,7 +108,7 @@ class Model(Protocol):
         """Decode results in the model's space into images."""
 
     def sampling_context(self) -> AbstractContextManager[Any]:
-        """Return the context, such as autocast, that sampling runs in."""
+        """Return the context in which sampling runs, such as autocast."""
 
 
 def device_of(model: Model) -> torch.device:
@@ -120,28 +120,30 @@ def assign_labels(labels: Sequence[int] | None, count: int, model: Model, *, cyc
     """Assign a class label to each of `count` seeds or photos.
 
     Args:
-        labels: labels to cycle through; an empty list means unconditional; None means unconditional, or all classes in
-            turn with `cycle`.
+        labels: labels to cycle through; an empty list means unconditional; None means all classes if `cycle` is true,
+            otherwise unconditional.
         count: number of seeds or photos.
         model: model whose classes are assigned.
-        cycle: whether to cycle through all classes by default.
-        per: what a label is assigned to, for error messages.
+        cycle: cycle through all classes if `labels` is None.
+        per: what labels are assigned to, "seed" or "photo", for error messages.
 
     Returns:
-        One label each; None for unconditional.
+        One label per seed or photo; None for unconditional.
     """
     if labels is None:
         labels = range(model.classes) if cycle else ()
         return [labels[i % len(labels)] if labels else None for i in range(count)]
     if labels and not model.classes:
-        raise ValueError(f"labels must be left out for a model without classes, got {list(labels)}: remove them")
-    if wrong := [label for label in labels if not 0 <= label < model.classes]:
-        raise ValueError(f"labels must lie in 0 .. {model.classes - 1}, got {wrong[0]}")
+        raise ValueError(f"labels need a model with classes, got {list(labels)} for an unconditional one: omit labels")
+    if invalid := [label for label in labels if not 0 <= label < model.classes]:
+        raise ValueError(f"labels must lie in 0 .. {model.classes - 1}, got {invalid[0]}")
     if len(labels) > count:
-        raise ValueError(f"labels must be at most one per {per}, got {len(labels)} for {count}: some would be unused")
+        raise ValueError(
+            f"there must be at most one label per {per}, got {len(labels)} labels for {count}: remove the others"
+        )
     return [int(labels[i % len(labels)]) if labels else None for i in range(count)]
 
 
 def file_stem(stem: str, label: int | None) -> str:
-    """Return the name of a file without suffix, with the class label if there is one."""
+    """Return the stem of a file name with the class label appended, if there is one."""
     return stem if label is None else f"{stem}_class{label}"

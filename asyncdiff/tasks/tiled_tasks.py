@@ -48,14 +48,14 @@ class TiledTask(Task):
         return request.size[0] > height or request.size[1] > width
 
     def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
-        """Group the requests into batches; a tiled image is a batch of its own, as its windows are sampled together."""
+        """Group the requests into batches; a tiled image is its own batch, since its windows are sampled together."""
         if any(self.needs_tiling(model, request) for request in requests):
             return [[request] for request in requests]
         return super().batches(model, requests)
 
     @torch.no_grad()
     def states(self, model: Model, batch: Sequence[Request]) -> Iterator[State]:
-        """Yield the tiled image after every batch of windows; an image of one window is sampled as in `Task`."""
+        """Yield the state after every batch of windows; an image of a single window is sampled as in `Task`."""
         if not self.needs_tiling(model, batch[0]):
             yield from super().states(model, batch)
             return
@@ -84,7 +84,7 @@ class TiledTask(Task):
 
 
 class Outpaint(TiledTask):
-    """Outpaint photos: continue them beyond their edges; the photos themselves stay bit for bit.
+    """Outpaint photos: extend them beyond their edges and keep the photos themselves bit for bit.
 
     Args:
         image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
@@ -92,11 +92,11 @@ class Outpaint(TiledTask):
         bottom: number of pixels to add below.
         left: number of pixels to add on the left.
         right: number of pixels to add on the right.
-        to: HEIGHTxWIDTH of the result instead, with the photo at its center, aligned to patches.
-        overlap: fraction by which neighboring windows overlap, for results of several windows, in [0, 1).
+        to: HEIGHTxWIDTH of the result, instead of the pixels to add, with the photo at its center, aligned to patches.
+        overlap: fraction by which neighboring windows overlap, in [0, 1), if the result needs several windows.
         size: HEIGHTxWIDTH that photos are resized and cropped to first; the training size of the model by default.
         fit: "crop" resizes photos until they cover that size and crops the rest, "resize" stretches them to it, "keep"
-            only crops what exceeds whole patches.
+            only crops to a multiple of the patch size.
     """
 
     tileable = False
@@ -123,11 +123,10 @@ class Outpaint(TiledTask):
         self.size = size
         self.fit: Fit = fit
         for name, pixels in (("top", top), ("bottom", bottom), ("left", left), ("right", right)):
-            at_least(name, pixels, 0, "it is the number of pixels to add")
+            at_least(name, pixels, 0, "set the number of pixels to add")
         if (to is not None) == any((top, bottom, left, right)):
             raise ValueError(
-                "either to or some of top, bottom, left, right must be given: set the size of the "
-                "result, or the pixels to add"
+                "set either to, the size of the result, or at least one of top, bottom, left, right, the pixels to add"
             )
         check_fit(fit, size)
         TiledSampler(overlap=overlap)  # raises ValueError for an invalid overlap
@@ -146,14 +145,15 @@ class Outpaint(TiledTask):
         return requests
 
     def _frame(self, photo: Photo, patch: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the size of the result and the position of the photo in it."""
+        """Return the size of the result, and the position of the photo in it."""
         height, width = photo.known.shape
         if self.to is None:
             return (self.top + height + self.bottom, self.left + width + self.right), (self.top, self.left)
         size = parse_size("to", self.to)
         if size[0] < height or size[1] < width or size == (height, width):
             raise ValueError(
-                f"to must exceed the photo, got {self.to} for {format_size((height, width))}: reduce the photo by size"
+                f"to must be larger than the photo of {format_size((height, width))}, got {self.to}: increase it, or "
+                "make the photo smaller with size"
             )
         return size, center_offset(size, (height, width), patch)
 
@@ -162,13 +162,14 @@ class Texture(TiledTask):
     """Generate textures of any size, optionally around an exemplar.
 
     Args:
-        exemplar: image file whose center is kept bit for bit and continued in all directions; none by default.
+        exemplar: image file whose center is kept bit for bit and extended in all directions; None for no exemplar.
         size: HEIGHTxWIDTH of the result in pixels, at least the training size of the model; a tileable result needs a
             multiple of the patch size.
-        tileable: make opposite edges of the result fit together.
+        tileable: make opposite edges of the result match.
         overlap: fraction by which neighboring windows overlap, in [0, 1).
-        scale: factor to resize the exemplar by first, to the scale of the textures that the model was trained on.
-        piece: HEIGHTxWIDTH of the exemplar's center that is kept, reduced to whole patches; one window by default.
+        scale: factor by which the exemplar is resized first, to match the scale of the training textures.
+        piece: HEIGHTxWIDTH of the exemplar's center that is kept, cropped to a multiple of the patch size; None means
+            the training size of the model.
     """
 
     def __init__(
@@ -188,16 +189,16 @@ class Texture(TiledTask):
         self.piece = piece
         TiledSampler(overlap=overlap)  # raises ValueError for an invalid overlap
         if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}: 1 leaves the exemplar unchanged")
+            raise ValueError(f"scale must be positive, got {scale}: use 1 to leave the exemplar unchanged")
         if exemplar is None and (scale != 1 or piece is not None):
-            raise ValueError("exemplar must be given with scale or piece: leave them out without an exemplar")
+            raise ValueError("scale and piece need an exemplar, got none: set exemplar, or omit them")
 
     def needs_tiling(self, model: Model, request: Request) -> bool:
         """Return True: a texture may be tileable, and is at least as large as a window."""
         return True
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Return one request per seed; labels are cycled over the seeds; textures are unconditional by default."""
+        """Return one request per seed; labels are cycled over the seeds, and by default textures are unconditional."""
         check_image_channels(model)
         size = parse_size("size", self.size)
         classes = assign_labels(labels, len(seeds), model, cycle=False, per="seed")
@@ -220,7 +221,7 @@ class Texture(TiledTask):
         return requests
 
     def _read_exemplar(self, exemplar: str, model: Model) -> Photo:
-        """Read the center of the exemplar, at most of the requested size."""
+        """Read the exemplar and crop it to its center, at most to the requested size."""
         channels, height, width = window_of(model)
         patch = patch_of(model)
         files = photo_files("exemplar", exemplar)
@@ -232,16 +233,18 @@ class Texture(TiledTask):
             resized = (max(1, round(pixels.shape[1] * self.scale)), max(1, round(pixels.shape[2] * self.scale)))
             pixels = fit_photo(pixels, plan_fit((pixels.shape[1], pixels.shape[2]), resized, "resize", patch))
         requested = parse_size("piece", self.piece) if self.piece else (height, width)
-        kept = [min(a, b) // p * p for a, b, p in zip(pixels.shape[1:], requested, patch, strict=True)]
-        if 0 in kept:
+        kept_size = [min(a, b) // p * p for a, b, p in zip(pixels.shape[1:], requested, patch, strict=True)]
+        if 0 in kept_size:
             raise ValueError(
-                f"exemplar must contain a patch of {format_size(patch)} pixels, got "
-                f"{format_size(pixels.shape[1:])}, of which {format_size(requested)} is kept: increase scale or piece"
+                f"exemplar must contain at least one patch of {format_size(patch)} pixels, got "
+                f"{format_size(pixels.shape[1:])}, cropped to at most {format_size(requested)}: increase scale or piece"
             )
-        how = PhotoFit((pixels.shape[1], pixels.shape[2]), (pixels.shape[1], pixels.shape[2]), (kept[0], kept[1]))
-        known = torch.ones(how.size, dtype=torch.bool)
+        plan = PhotoFit(
+            (pixels.shape[1], pixels.shape[2]), (pixels.shape[1], pixels.shape[2]), (kept_size[0], kept_size[1])
+        )
+        known = torch.ones(plan.size, dtype=torch.bool)
         scaled = f" scaled by {self.scale:g}:" if self.scale != 1 else ":"
-        return Photo(file.stem, to_model(how.crop(pixels)), known, f"{file}{scaled} {how.describe()}")
+        return Photo(file.stem, to_model(plan.crop(pixels)), known, f"{file}{scaled} {plan.describe()}")
 
 
 def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -251,12 +254,12 @@ def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int
 
 
 def _check_tiled_size(request: Request, model: Model, tileable: bool = False) -> None:
-    """Raise ValueError if the image is smaller than a window, or if its photo covers no whole patch."""
+    """Raise ValueError if the image is smaller than a window, or if its photo covers no complete patch."""
     size, (_, height, width) = request.size, window_of(model)
     if size[0] < height or size[1] < width:
         raise ValueError(
-            f"size must be at least the model's {format_size((height, width))}, got {format_size(size)}: "
-            "crop the result instead"
+            f"size must be at least the training size {format_size((height, width))}, got {format_size(size)}: "
+            "generate that size and crop the result"
         )
     if tileable:
         check_size(size, model)  # a cropped image would not be tileable

@@ -176,14 +176,14 @@ def test_unknown_pixels_are_filled_smoothly():
 
 
 def test_masks_without_known_latents_give_a_warning(model, photo):
-    with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is fully known in photo: .* do not depend on them"):
+    with pytest.warns(PhotoWarning, match="no latent of 4x4 pixels is fully known in photo: .* do not influence"):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
 def test_photos_that_cover_no_patch_are_refused(model, tmp_path):
     small = saved(tmp_path / "small.png", 8, 32)
     with pytest.raises(
-        ValueError, match="photos must cover a whole patch of 8x8 pixels at their position, got 8x32 at 3x0"
+        ValueError, match="photos must cover a complete patch of 8x8 pixels, got a photo of 8x32 at position 3x0"
     ):
         Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
 
@@ -244,8 +244,8 @@ def test_frechet_distances_are_to_reconstructions(latent_run):
 @pytest.mark.parametrize(
     ("codec", "message"),
     [
-        (lambda c: TinyAutoencoder(c.encoder, c.decoder, 0.5), "another scale: 0.5 for 1: set model.codec"),
-        (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be a file of weights, got gone"),
+        (lambda c: TinyAutoencoder(c.encoder, c.decoder, 0.5), "got scale 0.5 instead of 1: set model.codec"),
+        (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be an existing weights file, got gone"),
     ],
 )
 def test_a_codec_other_than_the_data_s_is_refused_at_the_start(latent_run, codec, message):
@@ -308,8 +308,8 @@ def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, c
         with pytest.raises(SystemExit):
             main(words)
         (line,) = capfd.readouterr().err.splitlines()
-        assert line.startswith(f"error: encoder must be a file of weights, got {folder}/encoder.safetensors")
-        assert line.endswith("set model.codec, or --codec, to its path")
+        assert line.startswith(f"error: encoder must be an existing weights file, got {folder}/encoder.safetensors")
+        assert line.endswith("set model.codec, or --codec, to the path of one")
         file = tmp_path / "codec.yaml"
         file.write_text((ROOT / "experiments" / "codecs" / "taef2.yaml").read_text().replace("taef2_", ""))
         monkeypatch.setenv("ASYNCDIFF_WEIGHTS", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Editing: patches start from the photo noised to their own levels, and what is at level 0 stays bit for bit."""
+"""Editing starts each patch from the photo noised to its own level, and keeps level 0 unchanged bit for bit."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_a_partially_noised_path_is_the_inner_path_scaled_by_the_levels(path):
 
 
 def test_partially_noised_refuses_other_grids_and_floors():
-    with pytest.raises(ValueError, match=r"levels must hold one map, or one per image, of the grid \(4, 4\)"):
+    with pytest.raises(ValueError, match=r"levels needs a single map or one per image, on the grid \(4, 4\)"):
         PartiallyNoised(Synchronous(), MAP).draw(1, (4, 4))
     with pytest.raises(ValueError, match=r"path must start at t = 0, got one with a floor of 0\.001"):
         PartiallyNoised(Floored(Synchronous()), MAP)
@@ -91,7 +91,7 @@ def test_patches_change_as_much_as_their_levels():
 
 
 @pytest.mark.parametrize("sampler", [Sampler(steps=5), Autoregressive(Spiral(), 0.5, steps_per_patch=3)])
-def test_black_and_white_maps_are_inpainting(sampler):
+def test_black_and_white_start_levels_equal_inpainting(sampler):
     image = torch.randn(2, *SHAPE, dtype=torch.float64)
     known = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.7
     known[:, :2, :2] = True
@@ -104,17 +104,17 @@ def test_black_and_white_maps_are_inpainting(sampler):
 def test_invalid_start_levels_are_refused():
     image = torch.zeros(1, *SHAPE, dtype=torch.float64)
     for sampler in (Adaptive(), RePaint()):
-        with pytest.raises(ValueError, match=f"levels must be left out for {type(sampler).__name__}, which starts"):
+        with pytest.raises(ValueError, match=f"{type(sampler).__name__} always starts from pure noise, got levels"):
             walked(sampler, image, MAP)
     with pytest.raises(ValueError, match=r"levels must lie in \[0, 1\], got 1.5"):
         walked(Sampler(steps=1), image, MAP * 1.5)
     with pytest.raises(ValueError, match="levels must lie in"):
         walked(Sampler(steps=1), image, MAP * torch.nan)
-    with pytest.raises(ValueError, match=r"levels must hold one value per patch, shape \(1, 2, 2\), got \(1, 1, 2\)"):
+    with pytest.raises(ValueError, match=r"levels must have shape \(1, 2, 2\), one value per patch, got \(1, 1, 2\)"):
         Sampler(steps=1)(
             ORACLE, seeds=[0], shape=SHAPE, image=image, known=image[:, 0] > 1, levels=MAP[:, :1], dtype=torch.float64
         )
-    with pytest.raises(ValueError, match="levels must come with image and known, got levels alone"):
+    with pytest.raises(ValueError, match="levels needs image and known, got levels alone"):
         Sampler(steps=1)(ORACLE, seeds=[0], shape=SHAPE, levels=MAP, dtype=torch.float64)
 
 
@@ -168,7 +168,7 @@ def test_an_edit_samples_from_its_levels(model, photo, levels):
     assert not torch.equal(ordered, drawn)
 
 
-def test_an_edit_in_black_and_white_is_an_inpainting(model, photo, tmp_path):
+def test_an_edit_with_a_black_and_white_map_equals_inpainting(model, photo, tmp_path):
     known = Half()(8, 8)
     black = saved(tmp_path / "black.png", 255 * (~known).numpy())
     white = saved(tmp_path / "white.png", 255 * known.numpy())
@@ -178,16 +178,16 @@ def test_an_edit_in_black_and_white_is_an_inpainting(model, photo, tmp_path):
     assert torch.equal(first, second)
 
 
-def test_one_number_is_a_map(model, photo, tmp_path):
+def test_one_level_equals_a_constant_map(model, photo, tmp_path):
     flat = saved(tmp_path / "flat.png", np.full((8, 8), 51))
     assert torch.equal(Edit(photo, "0.2").sample(model, seeds=[1]), Edit(photo, flat).sample(model, seeds=[1]))
 
 
 def test_level_maps_are_resized_with_their_photos():
-    how = plan_fit((4, 8), (2, 2), "crop", (1, 1))
+    plan = plan_fit((4, 8), (2, 2), "crop", (1, 1))
     levels = torch.zeros(4, 8)
     levels[1, 3], levels[3, 7] = 0.4, 1  # the second is cut off
-    assert torch.equal(fit_levels(levels, how), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
+    assert torch.equal(fit_levels(levels, plan), torch.tensor([[0.4, 0.0], [0.0, 0.0]]))
 
 
 def test_gray_values_are_levels(tmp_path):
@@ -195,7 +195,7 @@ def test_gray_values_are_levels(tmp_path):
         read_levels(Path(saved(tmp_path / "a.png", [[0, 51], [102, 255]]))), torch.tensor([[0, 51], [102, 255]]) / 255
     )
     Image.new("LA", (2, 2), (7, 9)).save(tmp_path / "b.png")
-    with pytest.raises(ValueError, match=r"levels must be gray, got .*b\.png, which is transparent in 4 pixels"):
+    with pytest.raises(ValueError, match=r"levels must be opaque gray, got 4 transparent pixels in .*b\.png"):
         read_levels(tmp_path / "b.png")
 
 
@@ -214,15 +214,15 @@ def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path, monkeypat
     for given, message in (
         ("0", r"levels must lie in \(0, 1\], got 0"),
         ("nan", r"levels must lie in \(0, 1\], got nan"),
-        ("none.png", r"levels must be a number, a file or a folder, got none.png, which does not exist"),
-        (black, "levels must leave something to change, got 0 all over photo"),
-        (wide, "levels must have the size of its photo"),
+        ("none.png", r"levels must be a number, or an existing file or folder, got none.png"),
+        (black, "levels must be above 0 somewhere, got 0 for all of photo"),
+        (wide, "levels must have the aspect ratio of its photo"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             Edit(photo, given).requests(model, seeds=[0])
     for words in ({"levels": levels}, {"image": photo, "mask": "half", "levels": levels}):
-        with pytest.raises(ValueError, match="levels must come with an image and without a mask"):
+        with pytest.raises(ValueError, match="levels need an image and no mask"):
             Autoregress(**words)
     monkeypatch.setattr(model, "sampler", RePaint())
-    with pytest.raises(ValueError, match="sampler must support start levels to edit, got RePaint"):
+    with pytest.raises(ValueError, match="Edit needs a sampler that supports start levels, got RePaint"):
         Edit(photo, levels).requests(model, seeds=[0])

@@ -1,4 +1,4 @@
-"""Tasks: known pixels stay bit for bit, an image depends on its seed alone, mistakes are refused before sampling."""
+"""Tasks keep known pixels bit for bit, image i depends on seed i alone, and mistakes are refused before sampling."""
 
 import inspect
 import warnings
@@ -68,7 +68,7 @@ def test_generate_agrees_with_the_model(model):
     assert torch.equal(Generate().sample(model, seeds=[4], labels=[]), model.generate([4]))
 
 
-def test_other_sizes_of_whole_patches(model):
+def test_other_multiples_of_the_patch_size_are_generated(model):
     assert Generate("4x10").sample(model, seeds=[0]).shape == (1, 3, 4, 10)
     with pytest.raises(
         ValueError, match="sides of the image must be multiples of the patch size 2x2 in pixels, got 5x8: 4x8 is"
@@ -88,7 +88,7 @@ def test_inpaint_agrees_with_the_model_for_every_photo_and_seed(model, tmp_path)
 
 
 @pytest.mark.parametrize("mask", ["square", "thin", "lines", "extreme", "super_resolution"])
-def test_known_pixels_are_those_of_the_photo_in_the_file_too(mask, model, photo, tmp_path):
+def test_known_pixels_equal_the_photo_in_the_written_file(mask, model, photo, tmp_path):
     task = Inpaint(photo, mask)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,11 +119,11 @@ def test_photos_of_several_sizes_are_batched_by_size(model, tmp_path):
     requests = task.requests(model, seeds=[0, 1])
     assert [len(batch) for batch in task.batches(model, requests)] == [4, 2]
     assert task.sample_batch(model, requests[-2:]).shape == (2, 3, 8, 12)
-    with pytest.raises(ValueError, match="photos must have one size, got 2 sizes"):
+    with pytest.raises(ValueError, match="photos must have the same size, got 2 sizes"):
         task.sample(model, seeds=[0])
 
 
-def test_autoregress_takes_the_solver_and_the_guidance_of_the_model(model, photo, monkeypatch):
+def test_autoregress_uses_the_model_s_solver_and_guidance(model, photo, monkeypatch):
     guidance = InputGuidance(0.7)
     task = Autoregress("spiral", 0.5, 2, photo, "half")
     with monkeypatch.context() as patch:
@@ -190,7 +190,7 @@ def test_labels_are_cycled(model, photo, tmp_path):
     assert labels(Texture(), range(2), [1]) == [1, 1]
     with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 2, got 3"):
         Generate().requests(model, seeds=[0], labels=[3])
-    with pytest.raises(ValueError, match="labels must be at most one per photo, got 2 for 1"):
+    with pytest.raises(ValueError, match="at most one label per photo, got 2 labels for 1"):
         Inpaint(photo).requests(model, seeds=[0, 1], labels=[0, 1])
 
 
@@ -231,30 +231,45 @@ def test_files_of_the_same_name_give_images_of_different_names(model, tmp_path):
 def test_latents_without_a_codec_are_refused():
     network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
     latent = AsyncDiffusion(network, image_size=8)
-    with pytest.raises(ValueError, match="images must have 1 or 3 channels, got a model of 4: set model.codec"):
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, but the model has 4: set model.codec"):
         Generate().requests(latent, seeds=[0])
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (lambda p: Inpaint(p, "sqare"), "masks must be named .* did you mean square"),
-        (lambda p: Inpaint(p, "none.png"), "mask must be a file, a folder or the name of a set, got none.png"),
+        (lambda p: Inpaint(p, "sqare"), "mask must be one of .* did you mean square"),
+        (
+            lambda p: Inpaint(p, "none.png"),
+            "mask must be an existing file or folder, or the name of a mask set, got none.png",
+        ),
         (
             lambda p: Inpaint(p, size="9x8"),
             "must be multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest",
         ),
         (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
-        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size must be left out if fit is keep"),
-        (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern, got none.jpg"),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave unknown pixels, .* all of photo"),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/wide.png"), "mask must have the size of its photo, got .* 8x9 .* 8x8"),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/masks"), "mask must contain one file named photo .*, got 0"),
-        (lambda p: Outpaint(p), "either to or some of top, bottom, left, right must be given"),
-        (lambda p: Outpaint(p, right=4, to="8x16"), "either to or some of top, bottom, left, right must be given"),
+        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size cannot be combined with fit='keep'"),
+        (
+            lambda p: Inpaint("none.jpg"),
+            "image must be an image file, a folder or a pattern that matches files, got none.jpg",
+        ),
+        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave some pixels unknown, .* all of photo"),
+        (
+            lambda p: Inpaint(p, f"{Path(p).parent}/wide.png"),
+            "mask must have the aspect ratio of its photo, got .* 8x9 .* 8x8",
+        ),
+        (
+            lambda p: Inpaint(p, f"{Path(p).parent}/masks"),
+            "mask folder .* must contain exactly one image file named photo, got 0",
+        ),
+        (lambda p: Outpaint(p), "set either to, the size of the result, or at least one of top, bottom, left, right"),
+        (
+            lambda p: Outpaint(p, right=4, to="8x16"),
+            "set either to, the size of the result, or at least one of top, bottom, left, right",
+        ),
         (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
-        (lambda p: Outpaint(p, to="6x16"), "to must exceed the photo, got 6x16 for 8x8"),
-        (lambda p: Outpaint(p, to="8x8"), "to must exceed the photo"),
+        (lambda p: Outpaint(p, to="6x16"), "to must be larger than the photo of 8x8, got 6x16"),
+        (lambda p: Outpaint(p, to="8x8"), "to must be larger than the photo"),
         (
             lambda p: Outpaint(p, right=3, size="4x4"),
             "must be multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is the nearest",
@@ -262,18 +277,18 @@ def test_latents_without_a_codec_are_refused():
         (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
         (lambda p: Outpaint(saved(Path(p).with_name("low.png"), 4, 4), right=8, fit="keep"), "size .* 8x8, got 4x12"),
         (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
-        (lambda p: Texture(size="4x4"), "size must be at least the model's 8x8, got 4x4"),
+        (lambda p: Texture(size="4x4"), "size must be at least the training size 8x8, got 4x4"),
         (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
         (lambda p: Autoregress(overlap=1.0), "overlap"),
         (lambda p: Autoregress(steps_per_patch=0), "steps_per_patch must be at least 1"),
-        (lambda p: Autoregress(image=p), "image and mask go together, got image without mask"),
-        (lambda p: Autoregress(mask="half"), "image and mask go together, got mask without image"),
-        (lambda p: Autoregress(mask_seed=3), "image must be given with mask_is_unknown, mask_seed or fit"),
-        (lambda p: Texture(scale=0.5), "exemplar must be given with scale or piece"),
+        (lambda p: Autoregress(image=p), "image and mask must be given together, got image without mask"),
+        (lambda p: Autoregress(mask="half"), "image and mask must be given together, got mask without image"),
+        (lambda p: Autoregress(mask_seed=3), "mask_is_unknown, mask_seed and fit need an image"),
+        (lambda p: Texture(scale=0.5), "scale and piece need an exemplar"),
         (lambda p: Texture(p, scale=0.0), "scale must be positive"),
         (
             lambda p: Texture(p, piece="1x8"),
-            "exemplar must contain a patch of 2x2 pixels, got 8x8, of which 1x8 is kept",
+            "exemplar must contain at least one patch of 2x2 pixels, got 8x8, cropped to at most 1x8",
         ),
         (lambda p: Texture(str(Path(p).parent)), "exemplar must be one image file, got 3"),
     ],
@@ -289,13 +304,13 @@ def test_mistakes_are_refused_before_sampling(task, message, model, photo, tmp_p
 
 def test_masks_without_known_patches_give_a_warning(model, photo, tmp_path):
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "black.png")
-    with pytest.warns(PhotoWarning, match="no pixel of photo is known: results do not depend on it"):
+    with pytest.warns(PhotoWarning, match="no pixel of photo is known: the results do not depend on it"):
         Inpaint(photo, str(tmp_path / "black.png")).requests(model, seeds=[0])
     with pytest.warns(PhotoWarning, match="no patch of 2x2 pixels is fully known in photo"):
         Inpaint(photo, "lines").requests(model, seeds=[0])
 
 
-def test_tasks_can_be_described_without_their_photos():
+def test_tasks_can_be_configured_without_their_photos():
     tasks = [Inpaint("gone.png", Half("top")), Outpaint("gone.png", left=2), Texture("gone.png"), Generate("8x8")]
     for task in [*tasks, Autoregress(Spiral(True), image="gone.png", mask="gone_mask.png")]:
         described = object_config.describe(task)
@@ -333,9 +348,9 @@ def test_a_folder_with_images_is_not_reused(tmp_path):
     assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-2"
     (tmp_path / "a-2" / "x.gif").touch()
     assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-3"
-    with pytest.raises(ValueError, match="output must not contain images"):
+    with pytest.raises(ValueError, match="output folder .* already contains images"):
         create_output_folder(tmp_path / "a", explicit=True)
-    with pytest.raises(ValueError, match="output must be a folder, got the file"):
+    with pytest.raises(ValueError, match="output must be a folder, got the existing file"):
         create_output_folder(tmp_path / "a" / "x.png", explicit=True)
 
 
@@ -354,7 +369,7 @@ def test_a_sheet_shows_photos_next_to_their_results(tmp_path):
         assert (page[:, 10, left + 100 : left + 196] == 255).all()
 
 
-def test_no_sheet_is_made_of_one_generated_image(tmp_path):
+def test_a_single_generated_image_gets_no_sheet(tmp_path):
     assert write_sheet([Request("a", 0, None, (8, 8))], tmp_path) is None
 
 
@@ -363,7 +378,7 @@ def test_tiles_of_several_sizes_fit_on_a_sheet():
     assert page.shape == (3, 50 + 8, 204 + 8)
 
 
-def test_the_photo_of_a_sheet_is_at_its_position():
+def test_the_sheet_shows_the_photo_at_its_position():
     image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
     tile = known_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
     assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]

@@ -143,7 +143,7 @@ def test_invalid_arguments_are_refused(trained):
         module.generate([0], [10])
     with pytest.raises(ValueError, match="one class per seed, got 1 for 2"):
         module.generate([0, 1], [3])
-    with pytest.raises(ValueError, match="one per image, got 3 for 2 images"):
+    with pytest.raises(ValueError, match="one seed per image, got 3 for 2 images"):
         module.inpaint(torch.zeros(2, 1, 8, 8), torch.ones(8, 8, dtype=torch.bool), seeds=[0, 1, 2])
 
 
