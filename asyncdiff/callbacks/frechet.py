@@ -151,19 +151,19 @@ class Frechet(PeriodicMetric):
             inpainted = module.inpaint(images, known, seeds=seeds, sampler=self.sampler, batch_size=self.batch_size)
             yield module.decode(inpainted)
 
-    def _batches(self, trainer: Trainer, count: int, what: str) -> Iterator[tuple[list[int], int]]:
+    def _batches(self, trainer: Trainer, count: int, label: str) -> Iterator[tuple[list[int], int]]:
         """Yield this process's indices in batches, each with the number of indices that are not duplicates."""
         own_indices = rank_indices(trainer, count)
         unique = len(range(trainer.global_rank, count, trainer.world_size))
         starts = range(0, len(own_indices), self.batch_size)
-        for first in self._progress_bar(trainer, starts, len(starts), what):
+        for first in self._progress_bar(trainer, starts, len(starts), label):
             indices = own_indices[first : first + self.batch_size]
             yield indices, max(0, min(len(indices), unique - first))
 
     @staticmethod
-    def _progress_bar(trainer: Trainer, batches: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    def _progress_bar(trainer: Trainer, batches: Iterable[Any], total: int, label: str) -> Iterable[Any]:
         disabled = not trainer.is_global_zero or trainer.progress_bar_callback is None
-        return tqdm(batches, desc=f"Fréchet, {what}", total=total, unit="batch", leave=False, disable=disabled)
+        return tqdm(batches, desc=f"Fréchet, {label}", total=total, unit="batch", leave=False, disable=disabled)
 
 
 def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:

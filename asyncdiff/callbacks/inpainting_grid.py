@@ -60,8 +60,8 @@ class InpaintingGrid(PeriodicImage):
             return module.decode(inpainted)
 
         result = run_distributed(trainer, len(truth), results)
-        shown = run_distributed(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
-        color = shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else shown
+        originals = run_distributed(trainer, len(truth), lambda indices: module.decode(truth[list(indices)]))
+        color = originals.expand(-1, 3, -1, -1) if originals.shape[1] == 1 else originals
         triples = torch.stack([paint_unknown(color, known), result.expand_as(color), color], dim=1)
         return tile_images(triples.flatten(0, 1), columns=3 * self.columns)
 

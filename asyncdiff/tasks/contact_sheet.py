@@ -69,11 +69,11 @@ def write_sheet(requests: Sequence[Request], folder: Path) -> Path | None:
     Returns:
         Path of the sheet, or None for a single generated image, which needs no sheet.
     """
-    shown = requests[:MAX_SHEET_IMAGES]
-    if len(shown) == 1 and shown[0].image is None:
+    sheet_requests = requests[:MAX_SHEET_IMAGES]
+    if len(sheet_requests) == 1 and sheet_requests[0].image is None:
         return None
     blocks = []
-    for _, group in groupby(shown, key=lambda request: request.group):
+    for _, group in groupby(sheet_requests, key=lambda request: request.group):
         rows = list(group)
         results = [read_photo(folder / f"{request.name}.png", 3) for request in rows]
         blocks.append(results if rows[0].image is None else [known_tile(rows[0]), *results])

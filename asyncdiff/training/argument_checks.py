@@ -54,6 +54,6 @@ def check_labels(labels: Sequence[int] | None, classes: int) -> None:
         raise ValueError(
             f"labels need a model trained with classes, got {list(labels)} for an unconditional one: omit labels"
         )
-    wrong = [k for k in labels if not 0 <= int(k) < classes]
-    if wrong:
-        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {wrong[0]}")
+    invalid = [k for k in labels if not 0 <= int(k) < classes]
+    if invalid:
+        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {invalid[0]}")

@@ -60,7 +60,7 @@ def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
 
 
 def check_differences(found: list[Difference], file: str | Path, alternative: str) -> None:
-    """Raise ValueError for the first difference, if any; the error lists the others.
+    """Raise ValueError for the first difference, if any; the error lists the rest.
 
     Args:
         found: differences between model and checkpoint, from `differences`.
@@ -69,11 +69,11 @@ def check_differences(found: list[Difference], file: str | Path, alternative: st
     """
     if not found:
         return
-    first, *others = found
-    names = ", ".join(difference.name for difference in others[:MAX_NAMES]) + (
-        " and more" if len(others) > MAX_NAMES else ""
+    first, *rest = found
+    names = ", ".join(difference.name for difference in rest[:MAX_NAMES]) + (
+        " and more" if len(rest) > MAX_NAMES else ""
     )
-    also = f" ({names} also {'differ' if len(others) > 1 else 'differs'})" if others else ""
+    also = f" ({names} also {'differ' if len(rest) > 1 else 'differs'})" if rest else ""
     raise ValueError(
         f"{first.name} must be {_yaml(first.there)} as in {file}, got {_yaml(first.here)}{also}: "
         f"set it to {_yaml(first.there)}, or {alternative}"

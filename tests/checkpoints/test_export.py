@@ -196,7 +196,7 @@ def test_class_names_are_listed_on_the_card(export, refused, tmp_path, run):
     assert "Classes: 0 digit 0, 1 digit 1" in (folder / "README.md").read_text()
     names.write_text("one\ntwo\n")
     line = refused("export", run, "--output", tmp_path / "x", "--label_names", names)
-    assert line == f"--label_names must have a line for each of 10 classes, got 2 in {names}"
+    assert line == f"--label_names must have one line per class, got 2 in {names} for 10 classes"
 
 
 # Where exports are accepted
@@ -380,7 +380,7 @@ def test_weights_of_another_model_are_refused(export, line):
 def test_paths_that_are_not_exports_are_refused(export, line, tmp_path):
     folder = export()
     assert line(folder, revision="main") == (
-        f"revision applies to Hub repositories, got main for the local folder {folder}: omit revision"
+        f"revision applies to Hub repositories, got main for the local path {folder}: omit revision"
     )
     (folder / "config.yaml").unlink()
     assert line(folder).startswith(f"{folder} is not a complete export, config.yaml is missing: ")

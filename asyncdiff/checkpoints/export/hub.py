@@ -26,7 +26,7 @@ def locate_export(path_or_repo: str | Path, revision: str | None = None) -> Path
     if path.exists():
         if revision is not None:
             raise ValueError(
-                f"revision applies to Hub repositories, got {revision} for the local folder {path}: omit revision"
+                f"revision applies to Hub repositories, got {revision} for the local path {path}: omit revision"
             )
         if path.is_file():
             raise ValueError(

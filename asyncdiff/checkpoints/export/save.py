@@ -24,10 +24,10 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
         raise ValueError(f"--output {folder} exists and is not an export: choose a new folder")
     if not overwrite:
         raise ValueError(f"--output {folder} is an earlier export: add --overwrite, or choose a new folder")
-    if others := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
+    if extra_files := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
         raise ValueError(
-            f"--overwrite would delete {others[0]} in {folder}, which is not part of an export: move it, or choose "
-            "a new folder"
+            f"--overwrite would delete {extra_files[0]} in {folder}, which is not part of an export: move it, or "
+            "choose a new folder"
         )
 
 

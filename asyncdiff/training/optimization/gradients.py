@@ -67,15 +67,15 @@ def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     if not named:
         return []
     finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
-    return [name for (name, _), fine in zip(named, finite.tolist(), strict=True) if not fine]
+    return [name for (name, _), is_finite in zip(named, finite.tolist(), strict=True) if not is_finite]
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
     """Raise ValueError on all processes if a weight is NaN or infinite on any of them; all processes must call this."""
-    wrong = nonfinite_names(tensors)
-    if not any_process(torch.tensor(len(wrong) > 0, device=device)):
+    nonfinite = nonfinite_names(tensors)
+    if not any_process(torch.tensor(len(nonfinite) > 0, device=device)):
         return
-    where = wrong[0] if wrong else "another process's shard"
+    where = nonfinite[0] if nonfinite else "another process's shard"
     raise ValueError(
         f"weights must be finite to be saved, got NaN or infinity in {where}: resume from an earlier checkpoint "
         "with a lower learning_rate or gradient_clip_val"

@@ -61,7 +61,7 @@ def write_step_dump(
     batches = [{name: _to_json(value) for name, value in batch.items()} for batch in record.batches]
     for batch in batches:
         batch["files"] = files(batch["index"]) if batch.get("index") is not None else None
-    wrong = [
+    nonfinite = [
         name for name, norm in zip(record.names, record.gradients.tolist(), strict=True) if not math.isfinite(norm)
     ]
     content = {
@@ -70,8 +70,8 @@ def write_step_dump(
         "rank": rank,
         **info,
         "loss_is_finite_here": all(math.isfinite(float(batch["loss"])) for batch in batches),
-        "gradients_not_finite": wrong[:MAX_NAMES],
-        "gradients_not_finite_count": len(wrong),
+        "gradients_not_finite": nonfinite[:MAX_NAMES],
+        "gradients_not_finite_count": len(nonfinite),
         "parameters_not_finite": nonfinite_names(module.named_parameters())[:MAX_NAMES],
         "batches": batches,
     }
