@@ -24,7 +24,7 @@ def arrays(root: Path, **options) -> Arrays:
     return Arrays(str(root), 8, batch_size=10, **options)
 
 
-def test_batches_are_what_was_stored_times_the_scale(root):
+def test_batches_are_the_stored_values_times_the_scale(root):
     data = arrays(root, scale=0.5, held_out=0.1)
     assert (data.channels, data.size, data.classes) == (4, 8, 5)
     batches = {split: next(data.images(split, 50)) for split in ("train", "val")}
@@ -39,7 +39,7 @@ def test_batches_are_what_was_stored_times_the_scale(root):
     assert len(data.dataset("test")) == 5
 
 
-def test_a_file_of_its_own_validates(root):
+def test_val_npy_is_the_validation_split(root):
     np.save(root / "val.npy", LATENTS[:7].astype(np.float32))
     np.save(root / "val_labels.npy", LABELS[:7])
     data = arrays(root)
@@ -82,7 +82,7 @@ def test_workers_read_the_same(root):
         ("val", LATENTS[:3], "val_labels.npy must have the 5 classes of training, got others"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(name, array, message, root):
+def test_unsuitable_files_are_refused(name, array, message, root):
     (root / f"{name}.npy").unlink(missing_ok=True)
     if array is not None:
         np.save(root / f"{name}.npy", array)
@@ -102,7 +102,7 @@ def test_wrong_arguments_are_refused(options):
         Arrays("somewhere", 8, **options)
 
 
-def test_a_worker_that_is_spawned_gets_the_name_of_the_file_not_its_contents(root):
+def test_spawned_workers_get_the_file_name_not_its_contents(root):
     np.save(root / "train.npy", np.random.default_rng(0).standard_normal((50, 4, 64, 64)))
     dataset = Arrays(str(root), 64).dataset("train")
     pickled = pickle.dumps(dataset)

@@ -1,4 +1,4 @@
-"""What people have in their folders: every oddity is read as `datamodules.images.decoding` says, or refused by name."""
+"""Odd image files: each is read as documented in `datamodules.images.decoding`, or refused by name."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def noise(height: int = 12, width: int = 16) -> Image.Image:
 
 
 def png16(values: np.ndarray, kind: int, **chunks: bytes) -> bytes:
-    """A PNG of 16-bit values (h, w, c) of a colour type: 0 grey, 2 colour, 4 grey and alpha, 6 colour and alpha."""
+    """Encode 16-bit values (h, w, c) as PNG of a color type: 0 gray, 2 RGB, 4 gray and alpha, 6 RGBA."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
@@ -47,7 +47,7 @@ def png16(values: np.ndarray, kind: int, **chunks: bytes) -> bytes:
 
 
 def ycck(red: int, green: int, blue: int) -> bytes:
-    """A JPEG of four components: luma and chroma of the inverted colour, and black, as Adobe's programs write."""
+    """Encode a JPEG of four components: luma and chroma of the inverted color, and black, as Adobe programs do."""
     inverted = Image.new("RGB", (16, 16), (255 - red, 255 - green, 255 - blue))
     luma, blueness, redness = inverted.convert("YCbCr").getpixel((0, 0))
     # Pillow writes the components of CMYK inverted and says that they are not transformed: let it say that they are.
@@ -74,7 +74,7 @@ UNREADABLE: dict[str, Made] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., ImageFolder]:
-    """A folder of two good images to train on, two to validate on, and one odd file among the latter."""
+    """Write a folder of two valid training images, two valid validation images and one odd validation file."""
 
     def made(name: str | None = None, content: bytes = b"", size: int = 8, **options: Any) -> ImageFolder:
         for at in range(4):
@@ -89,7 +89,7 @@ def folder(tmp_path: Path) -> Callable[..., ImageFolder]:
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_cannot_be_read_is_refused_by_name_in_one_line(folder: Callable[..., ImageFolder], kind: str) -> None:
+def test_unreadable_files_raise_one_line_that_names_them(folder: Callable[..., ImageFolder], kind: str) -> None:
     size = 200 if kind == "far too unequal sides" else 8
     data = folder(*UNREADABLE[kind], size=size, on_corrupt="raise")
     with pytest.raises(ValueError, match=rf"cannot read .*{UNREADABLE[kind][0]}: .+; replace the file") as caught:
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_refused_by_name_in_one_line(folder: Callable[...
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_cannot_be_read_is_left_out_with_a_warning(folder: Callable[..., ImageFolder], kind: str) -> None:
+def test_unreadable_files_are_left_out_with_a_warning(folder: Callable[..., ImageFolder], kind: str) -> None:
     size = 200 if kind == "far too unequal sides" else 8
     data = folder(*UNREADABLE[kind], size=size)
     with pytest.warns(UserWarning, match=rf"cannot read .*{UNREADABLE[kind][0]}: .+; it is left out"):
@@ -123,7 +123,7 @@ def test_a_broken_link_is_left_out_with_a_warning(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_left_out_with_a_warning(
+def test_a_file_without_read_permission_is_left_out_with_a_warning(
     folder: Callable[..., ImageFolder], tmp_path: Path
 ) -> None:
     data = folder("closed.png", encoded(noise(), "png"))
@@ -147,18 +147,18 @@ def pixels(tmp_path: Path, content: bytes) -> torch.Tensor:
     return read_pixels(tmp_path / "odd")
 
 
-def colour(tmp_path: Path, content: bytes) -> list[int]:
+def color(tmp_path: Path, content: bytes) -> list[int]:
     return pixels(tmp_path, content)[:, 0, 0].tolist()
 
 
-def test_sixteen_bits_are_spread_over_eight_within_a_grey_level(tmp_path: Path) -> None:
+def test_sixteen_bits_are_scaled_to_eight_within_one_gray_level(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32, 1)
     full = np.full_like(ramp, 65535)
     made = {
-        "grey": (png16(ramp, 0), 0.5),
-        "colour": (png16(np.concatenate([ramp, ramp[::-1], ramp], -1), 2), 0.75),
-        "grey and alpha": (png16(np.concatenate([ramp, full], -1), 4), 0.75),
-        "colour and alpha": (png16(np.concatenate([ramp, ramp, ramp, full], -1), 6), 0.75),
+        "gray": (png16(ramp, 0), 0.5),
+        "color": (png16(np.concatenate([ramp, ramp[::-1], ramp], -1), 2), 0.75),
+        "gray and alpha": (png16(np.concatenate([ramp, full], -1), 4), 0.75),
+        "color and alpha": (png16(np.concatenate([ramp, ramp, ramp, full], -1), 6), 0.75),
     }
     for kind, (content, tolerance) in made.items():
         read = pixels(tmp_path, content)[0].numpy() / 255 - ramp[..., 0] / 65535
@@ -166,21 +166,21 @@ def test_sixteen_bits_are_spread_over_eight_within_a_grey_level(tmp_path: Path) 
         assert abs(read.mean()) * 255 < 1e-3, kind  # no darker and no brighter
 
 
-def test_transparency_of_every_kind_lies_over_white(tmp_path: Path) -> None:
+def test_transparency_of_every_kind_is_composited_over_white(tmp_path: Path) -> None:
     clear = np.zeros((2, 2, 4), np.uint16)
-    assert colour(tmp_path, png16(clear, 6)) == [255, 255, 255]
-    assert colour(tmp_path, png16(clear[..., :2], 4)) == [255, 255, 255]
-    grey = np.full((2, 2, 1), 4660, np.uint16)
-    assert colour(tmp_path, png16(grey, 0, tRNS=struct.pack(">H", 4660))) == [255]
-    assert colour(tmp_path, png16(grey, 0, tRNS=struct.pack(">H", 4661))) == [18]
-    assert colour(tmp_path, encoded(Image.new("L", (2, 2), 7), "png", transparency=7)) == [255, 255, 255]
-    assert colour(tmp_path, encoded(Image.new("RGB", (2, 2), RED), "png", transparency=RED)) == [255, 255, 255]
-    assert colour(tmp_path, encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "webp", lossless=True)) == [255] * 3
+    assert color(tmp_path, png16(clear, 6)) == [255, 255, 255]
+    assert color(tmp_path, png16(clear[..., :2], 4)) == [255, 255, 255]
+    gray = np.full((2, 2, 1), 4660, np.uint16)
+    assert color(tmp_path, png16(gray, 0, tRNS=struct.pack(">H", 4660))) == [255]
+    assert color(tmp_path, png16(gray, 0, tRNS=struct.pack(">H", 4661))) == [18]
+    assert color(tmp_path, encoded(Image.new("L", (2, 2), 7), "png", transparency=7)) == [255, 255, 255]
+    assert color(tmp_path, encoded(Image.new("RGB", (2, 2), RED), "png", transparency=RED)) == [255, 255, 255]
+    assert color(tmp_path, encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0)), "webp", lossless=True)) == [255] * 3
 
 
 @pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
-def test_alpha_of_every_mode_lies_over_white(mode: str) -> None:
-    """Some modes come from TIFF files only, which Pillow cannot write."""
+def test_alpha_of_every_mode_is_composited_over_white(mode: str) -> None:
+    """Some modes only occur in TIFF files that Pillow cannot write."""
     bands = len(Image.new(mode, (1, 1)).getbands())
     assert pillow_pixels(Image.new(mode, (2, 2), (0,) * bands))[:, 0, 0].tolist() == [255, 255, 255]
     half = (0,) * (bands - 1) + (128,)
@@ -190,23 +190,23 @@ def test_alpha_of_every_mode_lies_over_white(mode: str) -> None:
     assert pillow_pixels(image)[:, 0, 0].tolist() == pytest.approx([127] * 3, abs=1)
 
 
-def test_four_components_become_colours(tmp_path: Path) -> None:
-    assert colour(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpeg")) == pytest.approx(RED, abs=3)
-    assert colour(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "jpeg")) == pytest.approx([0] * 3, abs=3)
-    assert colour(tmp_path, ycck(200, 30, 90)) == pytest.approx([200, 30, 90], abs=4)
+def test_cmyk_jpegs_become_rgb(tmp_path: Path) -> None:
+    assert color(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "jpeg")) == pytest.approx(RED, abs=3)
+    assert color(tmp_path, encoded(Image.new("CMYK", (8, 8), (0, 0, 0, 255)), "jpeg")) == pytest.approx([0] * 3, abs=3)
+    assert color(tmp_path, ycck(200, 30, 90)) == pytest.approx([200, 30, 90], abs=4)
 
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     palette = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
     for kind in ("png", "gif", "bmp"):
-        assert colour(tmp_path, encoded(palette, kind)) == [250, 128, 3]
+        assert color(tmp_path, encoded(palette, kind)) == [250, 128, 3]
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff", "mpo"])
-def test_of_several_pictures_the_first_is_taken(tmp_path: Path, kind: str) -> None:
+def test_the_first_of_several_frames_is_used(tmp_path: Path, kind: str) -> None:
     others = [Image.new("RGB", (8, 8), (0, 0, 255)), Image.new("RGB", (8, 8), (0, 255, 0))]
     content = encoded(Image.new("RGB", (8, 8), RED), kind, save_all=True, append_images=others)
-    assert colour(tmp_path, content)[:3] == pytest.approx(RED, abs=3)
+    assert color(tmp_path, content)[:3] == pytest.approx(RED, abs=3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (1, 300), (300, 1)])
@@ -224,7 +224,7 @@ def test_lines_of_one_pixel_are_enlarged(folder: Callable[..., ImageFolder], sha
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_applied(folder: Callable[..., ImageFolder], orientation: int, reduced: bool) -> None:
-    """The upper left quarter of the upright picture is white."""
+    """The upper left quarter of the upright image is white."""
     upright = np.zeros((64, 64), np.uint8)
     upright[:32, :32] = 255
     # The inverse of what each orientation asks a viewer to do.

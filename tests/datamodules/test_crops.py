@@ -1,4 +1,4 @@
-"""Crops: places are uniform and decided by keys, and the held-out strip is never trained on."""
+"""Crops: positions are uniform and determined by keys, and the held-out strip is never used in training."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ CHI_SQUARE = 4.0  # standard deviations that a chi-square may lie off its mean
 
 
 def pixels(height: int = HEIGHT, width: int = WIDTH, image: int = 0) -> np.ndarray:
-    """Every pixel says where it is: (row, column, image) as colours."""
+    """Images whose pixel colors are their positions: (row, column, image)."""
     rows, columns = np.mgrid[:height, :width]
     return np.stack([rows, columns, np.full_like(rows, image)], axis=2).astype(np.uint8)
 
@@ -34,7 +34,7 @@ def crops(root: Path, **options: Any) -> Crops:
 
 
 def levels(batch: Batch) -> torch.Tensor:
-    """The colours (b, 3, h, w) as whole numbers again."""
+    """Convert the colors (b, 3, h, w) back to integers."""
     return ((batch["image"] + 1) * 127.5).round().long()
 
 
@@ -44,13 +44,13 @@ def everything(data: Crops, split: str) -> Batch:
 
 
 def chi_square(counts: torch.Tensor) -> float:
-    """How far the counts lie from uniform ones, in standard deviations of chi-square."""
+    """Return the distance of the counts from uniform ones, in standard deviations of chi-square."""
     expected = counts.sum() / len(counts)
     freedom = len(counts) - 1
     return float(((counts - expected) ** 2 / expected).sum() - freedom) / (2 * freedom) ** 0.5
 
 
-def test_crops_are_cut_out_of_the_file_as_it_is(tmp_path: Path) -> None:
+def test_crops_are_unchanged_pixels_of_the_file(tmp_path: Path) -> None:
     data = crops(write(tmp_path, "a.png") / "a.png")
     assert (data.channels, data.size, data.classes, data.values) == (3, 8, 0, 256)
     batch = next(iter(data.train_dataloader()))
@@ -66,7 +66,7 @@ def test_crops_are_cut_out_of_the_file_as_it_is(tmp_path: Path) -> None:
         assert torch.equal(crop, original[:, top : top + 8, left : left + 8])
 
 
-def test_places_are_uniform_and_independent(tmp_path: Path) -> None:
+def test_positions_are_uniform_and_independent(tmp_path: Path) -> None:
     train = crops(write(tmp_path, "a.png"), crops=50_000).dataset("train")
     assert isinstance(train, RandomCrops)
     index = np.arange(50_000)
@@ -80,7 +80,7 @@ def test_places_are_uniform_and_independent(tmp_path: Path) -> None:
     assert chi_square(joint[joint > 4].bincount(minlength=down * right)) > CHI_SQUARE  # five places of 299 less show
 
 
-def test_a_place_is_a_function_of_the_sample(tmp_path: Path) -> None:
+def test_a_position_is_a_function_of_the_sample(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png")
     for flip in (False, True):
         data = crops(tmp_path, horizontal_flip=flip).dataset("train")
@@ -104,7 +104,7 @@ def test_half_of_the_crops_are_mirrored_by_their_keys_if_asked(tmp_path: Path) -
     assert torch.equal(flipped[~mirrored], straight[~mirrored])
 
 
-def test_training_never_sees_the_strip_that_is_held_out(tmp_path: Path) -> None:
+def test_training_never_sees_the_held_out_strip(tmp_path: Path) -> None:
     data = crops(write(tmp_path, "a.png", "b.png"), crops=2000, batch_size=500)
     seen = torch.cat([levels(batch)[:, 1] for batch in data.train_dataloader()])
     assert (int(seen.min()), int(seen.max())) == (0, WIDTH - KEPT - 1)
@@ -113,7 +113,7 @@ def test_training_never_sees_the_strip_that_is_held_out(tmp_path: Path) -> None:
         assert int(kept.min()) == WIDTH - KEPT
 
 
-def test_held_out_crops_lie_side_by_side_and_images_take_turns(tmp_path: Path) -> None:
+def test_held_out_crops_tile_the_strip_and_cycle_through_the_images(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png", height=30)
     data = crops(tmp_path, held_out=0.42, seed=1)
     batch = everything(data, "val")
@@ -146,10 +146,10 @@ def test_epochs_and_seeds_differ_and_repeat(tmp_path: Path) -> None:
     assert not torch.equal(epoch(1, 2), epoch(2, 2))
 
 
-def test_a_stopped_epoch_goes_on_with_the_very_next_crops(tmp_path: Path) -> None:
+def test_a_stopped_epoch_resumes_with_the_next_crops(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png")
     loader = crops(tmp_path).train_dataloader()
-    whole = [batch["image"] for batch in loader]
+    full = [batch["image"] for batch in loader]
     again = crops(tmp_path).train_dataloader()
     batches = iter(again)
     for _ in range(5):
@@ -157,8 +157,8 @@ def test_a_stopped_epoch_goes_on_with_the_very_next_crops(tmp_path: Path) -> Non
     resumed = crops(tmp_path).train_dataloader()
     resumed.load_state_dict(again.state_dict())
     rest = [batch["image"] for batch in resumed]
-    assert len(rest) == len(whole) - 5
-    assert all(torch.equal(a, b) for a, b in zip(rest, whole[5:], strict=True))
+    assert len(rest) == len(full) - 5
+    assert all(torch.equal(a, b) for a, b in zip(rest, full[5:], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_one_file_is_one_class_if_asked(tmp_path: Path) -> None:
     assert crops(write(tmp_path, "a.png") / "a.png", labels="file").classes == 1
 
 
-def test_grey_is_the_luma(tmp_path: Path) -> None:
+def test_gray_is_the_luma(tmp_path: Path) -> None:
     data = crops(write(tmp_path, "a.png"), channels=1)
     top, left = levels(everything(crops(tmp_path), "train"))[:, :2, 0, 0].unbind(1)
     assert data.dataset("train")[0]["image"].shape == (1, 1, 8, 8)
@@ -187,7 +187,7 @@ def test_grey_is_the_luma(tmp_path: Path) -> None:
     assert torch.equal(levels(everything(data, "train"))[:, 0, 0, 0], luma.long())
 
 
-def test_scaling_keeps_means_and_takes_away_what_would_alias() -> None:
+def test_scaling_keeps_means_and_removes_aliasing_frequencies() -> None:
     stripes = (torch.arange(64) % 2 * 255).to(torch.uint8).expand(3, 64, 64)
     half = resize(stripes, 0.5)
     assert half.shape == (3, 32, 32)
@@ -197,7 +197,7 @@ def test_scaling_keeps_means_and_takes_away_what_would_alias() -> None:
     assert resize(stripes, 0.3).shape == (3, 19, 19)
 
 
-def test_the_scale_is_applied_before_cutting(tmp_path: Path) -> None:
+def test_the_scale_is_applied_before_cropping(tmp_path: Path) -> None:
     root = write(tmp_path, "a.png", height=40, width=80)
     train = crops(root, scale=0.5).dataset("train")
     assert isinstance(train, RandomCrops)
@@ -222,7 +222,7 @@ def test_the_scale_is_applied_before_cutting(tmp_path: Path) -> None:
         ({"labels": "folder"}, "labels must be none or file for images without class folders"),
     ],
 )
-def test_what_cannot_be_cut_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_unsuitable_options_and_images_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     write(tmp_path, "a.png", "b.png")
     with pytest.raises(ValueError, match=message):
         crops(tmp_path, **options).setup()

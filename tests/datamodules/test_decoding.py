@@ -17,7 +17,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A colour image without sharp edges."""
+    """An RGB image without sharp edges."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width)
     waves = (np.sin(3 * x + 1), np.cos(4 * y), np.sin(2 * (x + y)))
     return np.stack([(127.5 + 110 * wave).round() for wave in waves], -1).astype(np.uint8)
@@ -32,17 +32,17 @@ def load_square(path: Path, *, size: int, channels: int) -> torch.Tensor:
     return decoding.load_square(np.fromfile(path, dtype=np.uint8), size=size, channels=channels)
 
 
-def colour(image: torch.Tensor) -> list[int]:
+def color(image: torch.Tensor) -> list[int]:
     return image.flatten(1)[:, 0].tolist()
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (31, 31), (20, 24), (37, 111)])
-def test_result_is_the_centre_of_what_pillow_resizes(tmp_path: Path, shape: tuple[int, int]) -> None:
-    picture = Image.fromarray(smooth(*shape))
-    picture.save(tmp_path / "a.png")
+def test_result_is_the_center_of_pillows_resized_image(tmp_path: Path, shape: tuple[int, int]) -> None:
+    pillow_image = Image.fromarray(smooth(*shape))
+    pillow_image.save(tmp_path / "a.png")
     ours = load_square(tmp_path / "a.png", size=31, channels=3)
     height, width = (round(side * 31 / min(shape)) for side in shape)
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    resized = np.asarray(pillow_image.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     top, left = (height - 31) // 2, (width - 31) // 2
     theirs = resized[top : top + 31, left : left + 31]
     assert ours.shape == (3, 31, 31)
@@ -91,57 +91,57 @@ def test_other_floats_are_refused(tmp_path: Path, value: float) -> None:
         pixels(tmp_path / "a.tif", Image.fromarray(values))
 
 
-def test_palette_colours_are_looked_up(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert colour(pixels(tmp_path / "a.png", picture)) == [250, 128, 3]
+def test_palette_colors_are_looked_up(tmp_path: Path) -> None:
+    pillow_image = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert color(pixels(tmp_path / "a.png", pillow_image)) == [250, 128, 3]
 
 
-def test_transparency_lies_over_white(tmp_path: Path) -> None:
-    assert colour(pixels(tmp_path / "a.png", Image.new("RGBA", (4, 4), (*RED, 0)))) == [255, 255, 255]
-    assert colour(pixels(tmp_path / "b.png", Image.new("RGBA", (4, 4), (*RED, 255)))) == [255, 0, 0]
-    half = colour(pixels(tmp_path / "c.png", Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
+def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
+    assert color(pixels(tmp_path / "a.png", Image.new("RGBA", (4, 4), (*RED, 0)))) == [255, 255, 255]
+    assert color(pixels(tmp_path / "b.png", Image.new("RGBA", (4, 4), (*RED, 255)))) == [255, 0, 0]
+    half = color(pixels(tmp_path / "c.png", Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
     assert half == pytest.approx([127] * 3, abs=1)
-    assert colour(pixels(tmp_path / "d.png", Image.new("LA", (4, 4), (0, 0)))) == [255, 255, 255]
-    assert colour(pixels(tmp_path / "e.gif", Image.new("P", (4, 4), 0), transparency=0)) == [255, 255, 255]
+    assert color(pixels(tmp_path / "d.png", Image.new("LA", (4, 4), (0, 0)))) == [255, 255, 255]
+    assert color(pixels(tmp_path / "e.gif", Image.new("P", (4, 4), 0), transparency=0)) == [255, 255, 255]
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.tif"):
         read = pixels(tmp_path / name, Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
-        assert colour(read) == pytest.approx(RED, abs=3)
+        assert color(read) == pytest.approx(RED, abs=3)
 
 
 def test_black_and_white_spans_the_full_range(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.array([[True, False]]))
-    assert pixels(tmp_path / "a.png", picture).flatten().tolist() == [255, 0]
+    pillow_image = Image.fromarray(np.array([[True, False]]))
+    assert pixels(tmp_path / "a.png", pillow_image).flatten().tolist() == [255, 0]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
 def test_exif_rotation_is_applied(tmp_path: Path, suffix: str) -> None:
-    picture = Image.new("RGB", (64, 32), RED)
-    picture.paste(BLUE, (32, 0, 64, 32))  # the right half
+    pillow_image = Image.new("RGB", (64, 32), RED)
+    pillow_image.paste(BLUE, (32, 0, 64, 32))  # the right half
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: right becomes bottom
-    read = pixels(tmp_path / f"a.{suffix}", picture, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    read = pixels(tmp_path / f"a.{suffix}", pillow_image, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
     assert read.shape == (3, 64, 32)
     assert read[:, 8, 16].tolist() == pytest.approx(RED, abs=3)
     assert read[:, 56, 16].tolist() == pytest.approx(BLUE, abs=3)
 
 
-def test_grey_and_colour_change_into_each_other(tmp_path: Path) -> None:
-    Image.fromarray(smooth(16, 16)[..., 0]).save(tmp_path / "grey.jpg")
-    read = load_square(tmp_path / "grey.jpg", size=16, channels=3)
+def test_gray_and_rgb_convert_into_each_other(tmp_path: Path) -> None:
+    Image.fromarray(smooth(16, 16)[..., 0]).save(tmp_path / "gray.jpg")
+    read = load_square(tmp_path / "gray.jpg", size=16, channels=3)
     assert read.shape == (3, 16, 16)
     assert torch.equal(read[0], read[1])
-    picture = Image.fromarray(smooth(16, 16))
-    picture.save(tmp_path / "colour.png")
-    luma = load_square(tmp_path / "colour.png", size=16, channels=1)[0].numpy().astype(int)
-    assert np.abs(luma - np.asarray(picture.convert("L"))).max() <= 1
+    pillow_image = Image.fromarray(smooth(16, 16))
+    pillow_image.save(tmp_path / "color.png")
+    luma = load_square(tmp_path / "color.png", size=16, channels=1)[0].numpy().astype(int)
+    assert np.abs(luma - np.asarray(pillow_image.convert("L"))).max() <= 1
 
 
 def test_a_small_image_is_enlarged(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), GREEN).save(tmp_path / "a.png")
-    assert colour(load_square(tmp_path / "a.png", size=8, channels=3)) == [0, 255, 0]
+    assert color(load_square(tmp_path / "a.png", size=8, channels=3)) == [0, 255, 0]
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all"])
-def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(data)
     with pytest.raises(ValueError, match=f"its {len(data)} bytes are not an image"):
         read_pixels(tmp_path / "a.jpg")
@@ -170,14 +170,14 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str) -> None:
         read_pixels(tmp_path / "a")
 
 
-def by_pillow(picture: Image.Image, size: int, *, halving: bool) -> np.ndarray:
-    """Short side resized by Pillow, after ADM's halving if asked for, and the centre: (size, size) and channels."""
-    while halving and min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    width, height = round(picture.width * scale), round(picture.height * scale)
+def by_pillow(pillow_image: Image.Image, size: int, *, halving: bool) -> np.ndarray:
+    """Resize the short side with Pillow, after ADM's halving if `halving`, and crop the center."""
+    while halving and min(pillow_image.size) >= 2 * size:
+        pillow_image = pillow_image.resize((pillow_image.width // 2, pillow_image.height // 2), Image.Resampling.BOX)
+    scale = size / min(pillow_image.size)
+    width, height = round(pillow_image.width * scale), round(pillow_image.height * scale)
     left, top = (width - size) // 2, (height - size) // 2
-    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    resized = np.asarray(pillow_image.resize((width, height), Image.Resampling.BICUBIC))
     return resized[top : top + size, left : left + size]
 
 
@@ -187,8 +187,8 @@ def test_halving_is_pillows_box_filter(channels: int) -> None:
     off, wrong, count = 0, 0, 0
     for height, width in random.integers(4, 90, (80, 2)).tolist():
         pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
-        picture = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
-        theirs = np.asarray(picture.resize((width // 2, height // 2), Image.Resampling.BOX)).astype(int)
+        pillow_image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+        theirs = np.asarray(pillow_image.resize((width // 2, height // 2), Image.Resampling.BOX)).astype(int)
         ours = halve(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
         difference = np.abs(ours.reshape(theirs.shape) - theirs)
         off, wrong, count = max(off, difference.max()), wrong + difference.sum(), count + difference.size
@@ -206,10 +206,10 @@ def test_even_sides_are_halved_to_the_last_bit() -> None:
 @pytest.mark.parametrize("size", [7, 31, 64, 150])
 def test_crops_are_those_of_pillow(size: int, halving: bool) -> None:
     for shape in [(150, 201), (333, 250), (256, 256), (301, 600)]:
-        picture = Image.fromarray(smooth(*shape))
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        pillow_image = Image.fromarray(smooth(*shape))
+        pixels = torch.from_numpy(np.array(pillow_image)).permute(2, 0, 1)
         ours = center_square(pixels, size, "adm" if halving else "short_side").permute(1, 2, 0).numpy()
-        difference = np.abs(ours.astype(int) - by_pillow(picture, size, halving=halving))
+        difference = np.abs(ours.astype(int) - by_pillow(pillow_image, size, halving=halving))
         assert difference.max() <= 2
         assert difference.mean() < 0.05
 
@@ -231,7 +231,7 @@ def test_reduced_decoding_is_for_jpegs_of_at_least_twice_the_size(tmp_path: Path
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="sample photographs are not here")
 @pytest.mark.parametrize("crop", ["short_side", "adm"])
-def test_photographs_are_within_a_hundredth_of_a_grey_level_of_pillows(crop: Any) -> None:
+def test_photographs_are_within_a_hundredth_of_a_gray_level_of_pillows(crop: Any) -> None:
     differences = []
     for file in sorted(PHOTOGRAPHS.glob("*/*.JPEG"))[::40]:
         data = np.fromfile(file, dtype=np.uint8)

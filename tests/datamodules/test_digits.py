@@ -7,7 +7,7 @@ from datamodules.base import Split
 SPLITS: tuple[Split, Split] = ("train", "val")
 
 
-def whole(data: Digits, split: Split) -> dict[str, torch.Tensor]:
+def full_split(data: Digits, split: Split) -> dict[str, torch.Tensor]:
     (batch,) = data.images(split, 2000)
     return dict(batch)
 
@@ -18,7 +18,7 @@ def test_counts_shapes_and_range() -> None:
     assert sum(sizes) == 1797
     assert sizes[1] == pytest.approx(0.2 * 1797, abs=5)
     assert (data.channels, data.size, data.classes) == (1, 8, 10)
-    image = torch.cat([whole(data, split)["image"] for split in SPLITS])
+    image = torch.cat([full_split(data, split)["image"] for split in SPLITS])
     assert image.shape == (1797, 1, 8, 8)
     assert image.dtype == torch.float32
     assert torch.equal(image.unique(), torch.linspace(-1, 1, 17))
@@ -26,15 +26,15 @@ def test_counts_shapes_and_range() -> None:
 
 def test_every_class_is_held_out_in_the_same_proportion() -> None:
     data = Digits(held_out=0.3)
-    train, held_out = (whole(data, split)["label"].bincount(minlength=10) for split in SPLITS)
+    train, held_out = (full_split(data, split)["label"].bincount(minlength=10) for split in SPLITS)
     assert torch.allclose(held_out / (train + held_out), torch.tensor(0.3), atol=0.5 / 174)
 
 
 def test_splits_are_disjoint_and_do_not_depend_on_the_seed() -> None:
     a, b = Digits(seed=0), Digits(seed=1)
     for split in SPLITS:
-        assert torch.equal(whole(a, split)["image"], whole(b, split)["image"])
-    train, held_out = ({row.numpy().tobytes() for row in whole(a, split)["image"]} for split in SPLITS)
+        assert torch.equal(full_split(a, split)["image"], full_split(b, split)["image"])
+    train, held_out = ({row.numpy().tobytes() for row in full_split(a, split)["image"]} for split in SPLITS)
     assert not train & held_out
     order_a, order_b = (next(iter(d.train_dataloader()))["index"] for d in (a, b))
     assert not torch.equal(order_a, order_b)
@@ -50,7 +50,7 @@ def test_a_batch_is_its_items() -> None:
     assert batch["key"].tolist() == [11, 12]
 
 
-def test_shares_of_the_reference_images_add_up() -> None:
+def test_rank_shards_of_the_images_are_complete() -> None:
     data = Digits()
     shares = [torch.cat([b["index"] for b in data.images("val", 64, rank=r, world=3)]) for r in range(3)]
     assert sorted(torch.cat(shares).tolist()) == list(range(len(data.dataset("val"))))
@@ -66,7 +66,7 @@ def test_loaders_have_full_batches_in_training_and_everything_in_evaluation() ->
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, 1e-6])
-def test_impossible_shares_are_refused(held_out: float) -> None:
+def test_impossible_fractions_are_refused(held_out: float) -> None:
     with pytest.raises(ValueError, match="held_out"):
         Digits(held_out=held_out).setup()
 

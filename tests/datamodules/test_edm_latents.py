@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def moments(i: int, deviation: float = 0.5) -> np.ndarray:
-    """Means that are i + channel, and one deviation."""
+    """Means i + channel, and one standard deviation."""
     mean = np.full((4, 8, 8), i, np.float32) + np.arange(4, dtype=np.float32)[:, None, None]
     return np.concatenate([mean, np.full((4, 8, 8), deviation, np.float32)])
 
@@ -50,7 +50,7 @@ def test_means_are_shifted_and_scaled(tmp_path: Path) -> None:
     assert batch["label"].tolist() == [i % 3 for i in range(20)]
 
 
-def test_samples_have_the_stated_mean_and_deviation_and_depend_on_the_key(tmp_path: Path) -> None:
+def test_samples_have_the_stored_mean_and_standard_deviation_and_depend_on_the_key(tmp_path: Path) -> None:
     root = write(tmp_path / "a.zip", [moments(0, deviation=0.25)] * 40)
     data = latents(root, shift=(0, 0, 0, 0), scale=(1, 1, 1, 1)).dataset("train")
     items = [(i, 1000 + i) for i in range(40)]
@@ -65,7 +65,7 @@ def test_samples_have_the_stated_mean_and_deviation_and_depend_on_the_key(tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_draws_anew_and_validation_the_same(tmp_path: Path, workers: int) -> None:
+def test_training_noise_is_new_and_validation_noise_the_same(tmp_path: Path, workers: int) -> None:
     data = latents(write(tmp_path / "a.zip", [moments(i) for i in range(10)]), workers=workers)
 
     def finished(loader: Any) -> torch.Tensor:

@@ -21,9 +21,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
 
 
-def png(grey: int) -> bytes:
+def png(gray: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (grey, grey, grey)).save(stream, "PNG")
+    Image.new("RGB", (4, 4), (gray, gray, gray)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -37,12 +37,12 @@ def names(count: int, suffix: str = "png") -> list[str]:
     return [f"00000/img{i:08d}.{suffix}" for i in range(count)]
 
 
-def pictures(count: int) -> dict[str, bytes]:
+def images(count: int) -> dict[str, bytes]:
     return {name: png(i) for i, name in enumerate(names(count))}
 
 
 def write(place: Path, files: Contents, labels: Any = "absent") -> Path:
-    """A zip, or a folder where the name has no suffix."""
+    """Write a zip, or a folder if the name has no suffix."""
     place.parent.mkdir(parents=True, exist_ok=True)
     files = dict(files) if labels == "absent" else {**files, "dataset.json": json.dumps({"labels": labels}).encode()}
     if place.suffix != ".zip":
@@ -77,7 +77,7 @@ def label_of(batches: Any) -> dict[int, int]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_have_the_labels_of_the_listing(tmp_path: Path, name: str, workers: int) -> None:
     labels = [[file, i % 7] for i, file in reversed(list(enumerate(names(40))))]
-    data = edm(write(tmp_path / name, pictures(40), labels), workers=workers, held_out=0.2)
+    data = edm(write(tmp_path / name, images(40), labels), workers=workers, held_out=0.2)
     assert data.classes == 7
     train, val = (label_of(data.images(split, 9)) for split in ("train", "val"))  # type: ignore[arg-type]
     assert sorted([*train, *val]) == list(range(40))
@@ -88,14 +88,14 @@ def test_images_have_the_labels_of_the_listing(tmp_path: Path, name: str, worker
 
 @pytest.mark.parametrize("labels", [None, "absent", []])
 def test_without_labels_there_are_no_classes(tmp_path: Path, labels: Any) -> None:
-    data = edm(write(tmp_path / "a.zip", pictures(30), labels))
+    data = edm(write(tmp_path / "a.zip", images(30), labels))
     assert data.classes == 0
     assert set(label_of(data.images("train", 30)).values()) == {0}
 
 
-def test_zip_and_folder_hold_out_the_same_and_the_seed_changes_nothing(tmp_path: Path) -> None:
+def test_zip_and_folder_hold_out_the_same_files_for_every_seed(tmp_path: Path) -> None:
     kept = [
-        seen(edm(write(tmp_path / name, pictures(200)), held_out=0.1, seed=seed).images("val", 50))
+        seen(edm(write(tmp_path / name, images(200)), held_out=0.1, seed=seed).images("val", 50))
         for seed, name in enumerate(["a.zip", "b"])
     ]
     assert kept[0] == kept[1]
@@ -103,19 +103,19 @@ def test_zip_and_folder_hold_out_the_same_and_the_seed_changes_nothing(tmp_path:
 
 
 def test_validation_may_come_from_another_zip(tmp_path: Path) -> None:
-    root = write(tmp_path / "a.zip", pictures(10), [[name, i % 3] for i, name in enumerate(names(10))])
-    val = write(tmp_path / "b.zip", pictures(3), [[name, 1] for name in names(3)])
+    root = write(tmp_path / "a.zip", images(10), [[name, i % 3] for i, name in enumerate(names(10))])
+    val = write(tmp_path / "b.zip", images(3), [[name, 1] for name in names(3)])
     data = edm(root, val_root=str(val))
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [10, 3, 3]  # type: ignore[arg-type]
     assert data.dataset("val").classes == 3
     for wrong, got in {3: "class 3", None: "no labels"}.items():
         labels = None if wrong is None else [[name, wrong] for name in names(3)]
-        other = write(tmp_path / f"{wrong}.zip", pictures(3), labels)
+        other = write(tmp_path / f"{wrong}.zip", images(3), labels)
         with pytest.raises(
             ValueError, match=rf"dataset.json of val_root must have the 3 classes of training, got {got} in"
         ):
             edm(root, val_root=str(other)).setup()
-    plain = edm(write(tmp_path / "c.zip", pictures(10)), val_root=str(val))
+    plain = edm(write(tmp_path / "c.zip", images(10)), val_root=str(val))
     assert set(label_of(plain.val_dataloader()).values()) == {0}
 
 
@@ -123,17 +123,17 @@ def test_arrays_are_images(tmp_path: Path) -> None:
     stored = {name: npy(np.full((3, 4, 4), i, np.uint8)) for i, name in enumerate(names(20, "npy"))}
     data = edm(write(tmp_path / "a.zip", stored))
     assert sorted(seen(data.images("train", 9)) + seen(data.images("val", 9))) == list(range(20))
-    grey = {name: npy(np.full((1, 8, 6), i, np.uint8)) for i, name in enumerate(names(20, "npy"))}
-    assert set(seen(edm(write(tmp_path / "b.zip", grey)).images("train", 9))) <= set(range(20))
+    gray = {name: npy(np.full((1, 8, 6), i, np.uint8)) for i, name in enumerate(names(20, "npy"))}
+    assert set(seen(edm(write(tmp_path / "b.zip", gray)).images("train", 9))) <= set(range(20))
 
 
-def test_pixels_come_out_as_they_were_stored(tmp_path: Path) -> None:
+def test_pixels_are_unchanged(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8)
     streams = [io.BytesIO() for _ in pixels]
     for stream, image in zip(streams, pixels, strict=True):
         Image.fromarray(image.transpose(1, 2, 0)).save(stream, "PNG")
     files = {name: stream.getvalue() for name, stream in zip(names(6), streams, strict=True)}
-    val = write(tmp_path / "b.zip", pictures(1))
+    val = write(tmp_path / "b.zip", images(1))
     data = edm(write(tmp_path / "a.zip", files), val_root=str(val))
     batch = next(data.images("train", 6))
     assert torch.equal(batch["image"], torch.from_numpy(pixels).float().div(127.5).sub(1))
@@ -154,20 +154,20 @@ def test_pixels_come_out_as_they_were_stored(tmp_path: Path) -> None:
         (7, r'dataset.json must be {"labels": \[\["name.png", 6\], ...\] or null}, got .*: correct it'),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
+def test_labels_that_are_not_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        edm(write(tmp_path / "a.zip", pictures(6), labels)).setup()
+        edm(write(tmp_path / "a.zip", images(6), labels)).setup()
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_listing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dataset.json must be .*: correct it"):
-        edm(write(tmp_path / "a.zip", pictures(6) | {"dataset.json": b'{"labels": [["a'})).setup()
+        edm(write(tmp_path / "a.zip", images(6) | {"dataset.json": b'{"labels": [["a'})).setup()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
-    files = pictures(12)
+    files = images(12)
     files[names(12)[5]] = png(5)[:40]
     files["00000/img00000006.npy"] = npy(np.zeros((4, 4, 3), np.uint8))
     del files["00000/img00000006.png"]
@@ -186,14 +186,14 @@ def test_missing_empty_damaged_and_too_small_zips_are_refused(tmp_path: Path) ->
         edm(tmp_path / "none.zip").setup()
     with pytest.raises(ValueError, match=r"root must hold images, got .*void.zip without any \(\.bmp .*\)"):
         edm(write(tmp_path / "void.zip", {"a.txt": b""})).setup()
-    cut = write(tmp_path / "cut.zip", pictures(6))
+    cut = write(tmp_path / "cut.zip", images(6))
     cut.write_bytes(cut.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"cut.zip cannot be read as a zip: .*; copy or write it again"):
         edm(cut).setup()
     with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out"):
-        edm(write(tmp_path / "one.zip", pictures(1))).setup()
+        edm(write(tmp_path / "one.zip", images(1))).setup()
     with pytest.raises(ValueError, match=r"batch_size must leave at least one batch .* got 64 x 1"):
-        edm(write(tmp_path / "few.zip", pictures(10)), batch_size=64).setup("fit")
+        edm(write(tmp_path / "few.zip", images(10)), batch_size=64).setup("fit")
     latents = {f"00000/img-mean-std-latents-{i:08d}.npy": npy(np.zeros((8, 4, 4), np.float32)) for i in range(3)}
     with pytest.raises(ValueError, match=r"root must hold images, got latents such as .*: use datamodules.EdmLatents"):
         edm(write(tmp_path / "latents.zip", latents)).setup()

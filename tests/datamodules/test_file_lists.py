@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three files are many."""
+    """Treat more than two files as many."""
     monkeypatch.setattr(file_lists, "FEW", 2)
 
 
@@ -34,7 +34,7 @@ def write(root: Path, *names: str) -> Path:
 
 
 def age(root: Path) -> None:
-    """Let the folders have been changed a minute ago."""
+    """Set the modification times of the folders to a minute ago."""
     past = time.time() - 60
     for folder, _, _ in os.walk(root):
         os.utime(folder, (past, past))
@@ -61,7 +61,7 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert list_images(tmp_path / "root") == ["cat/a.png"]
 
 
-def test_a_list_is_sorted_by_whole_paths_and_knows_the_classes(tmp_path: Path) -> None:
+def test_a_list_is_sorted_by_full_paths_and_has_the_classes(tmp_path: Path) -> None:
     names = ["b/2.png", "a/z/1.png", "a-b/0.png", "a/b.png", "B/é.png"]
     found = file_list(write(tmp_path, *names))
     assert found.paths() == sorted(names)
@@ -71,21 +71,21 @@ def test_a_list_is_sorted_by_whole_paths_and_knows_the_classes(tmp_path: Path) -
     assert found.shares.tolist() == [hash_fraction(name) for name in sorted(names)]
 
 
-def test_held_out_files_depend_on_their_path_alone() -> None:
-    shares = np.array([hash_fraction(f"{i}.png") for i in range(4000)])
-    held_out = is_held_out(shares, 0.1)
+def test_held_out_files_depend_on_their_path_only() -> None:
+    fractions = np.array([hash_fraction(f"{i}.png") for i in range(4000)])
+    held_out = is_held_out(fractions, 0.1)
     assert held_out.sum() == pytest.approx(400, abs=5 * 19)
-    assert np.array_equal(is_held_out(shares[:2000], 0.1), held_out[:2000])
+    assert np.array_equal(is_held_out(fractions[:2000], 0.1), held_out[:2000])
     assert hash_fraction("cat/0.png") == 0.10168010684117694  # on every machine, in every version
     assert hash_fraction("e\u0301.png") == hash_fraction("\u00e9.png")
-    assert is_held_out(shares[:3], 1e-6).sum() == 1
+    assert is_held_out(fractions[:3], 1e-6).sum() == 1
 
 
 def same(a: FileList, b: FileList) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_long_list_is_kept_and_equals_a_short_one(tmp_path: Path, cache: Path) -> None:
+def test_a_long_list_is_cached_and_equals_a_short_one(tmp_path: Path, cache: Path) -> None:
     write(tmp_path, *(f"{name}/{i}.png" for name in "abc" for i in range(3)))
     age(tmp_path)
     short = file_list(tmp_path)
@@ -100,7 +100,7 @@ def test_a_long_list_is_kept_and_equals_a_short_one(tmp_path: Path, cache: Path)
     assert all(isinstance(array, np.memmap) for array in second)
 
 
-def test_a_long_flat_list_is_kept_too(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_flat_list_is_cached_too(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, *(f"{i}.png" for i in range(5)))
     age(tmp_path)
     first = file_list(tmp_path)
@@ -110,7 +110,7 @@ def test_a_long_flat_list_is_kept_too(tmp_path: Path, few: None, monkeypatch: py
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "a folder more", "deep in a folder"])
-def test_changes_are_seen(tmp_path: Path, few: None, change: str) -> None:
+def test_changes_are_detected(tmp_path: Path, few: None, change: str) -> None:
     write(tmp_path, *(f"{name}/{i}.png" for name in "abc" for i in range(3)), "c/deep/0.png")
     age(tmp_path)
     before = file_list(tmp_path).paths()
@@ -125,7 +125,7 @@ def test_changes_are_seen(tmp_path: Path, few: None, change: str) -> None:
         assert file_list(tmp_path).paths() == expected != before
 
 
-def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path, few: None) -> None:
+def test_a_change_within_the_time_resolution_is_detected(tmp_path: Path, few: None) -> None:
     write(tmp_path, *(f"a/{i}.png" for i in range(3)))
     now = time.time_ns()
     os.utime(tmp_path / "a", ns=(now, now))
@@ -136,7 +136,7 @@ def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path, few:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_read_permission_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a/0.png", "b/0.png")
     (tmp_path / "b").chmod(0)
     try:
@@ -153,11 +153,11 @@ def test_the_splits_of_long_and_short_lists_are_the_same(tmp_path: Path, monkeyp
         Image.new("L", (4, 4), at).save(name)
     age(tmp_path)
 
-    def told() -> list[tuple[str, list[bytes], list[int]]]:
+    def splits() -> list[tuple[str, list[bytes], list[int]]]:
         data = [ImageFolder(str(tmp_path), 4, held_out=0.2, batch_size=4).dataset(s) for s in ("train", "val")]  # type: ignore[arg-type]
         assert all(isinstance(part, ImageFiles) for part in data)
         return [(part.fingerprint(), part.names.tolist(), part.labels.tolist()) for part in data]  # type: ignore[attr-defined]
 
-    short = told()
+    short = splits()
     monkeypatch.setattr(file_lists, "FEW", 2)
-    assert short == told() == told()
+    assert short == splits() == splits()

@@ -27,14 +27,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
-def png(grey: int) -> bytes:
+def png(gray: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (grey, grey, grey)).save(stream, "PNG")
+    Image.new("RGB", (4, 4), (gray, gray, gray)).save(stream, "PNG")
     return stream.getvalue()
 
 
 def table(values: Sequence[int], labels: Sequence[Any] | None = None, kind: Any = "names", **columns: Any) -> Any:
-    """Grey images, labelled by their place modulo 3 if nothing else is said."""
+    """Gray images, labeled by their index modulo 3 by default."""
     features = {"image": datasets.Image()}
     content: dict[str, Any] = {"image": [{"bytes": png(value), "path": None} for value in values]} | columns
     if kind is not None:
@@ -86,7 +86,7 @@ def test_saved_tables_and_parquet_files_are_read(tmp_path: Path, write: Any, wor
     assert seen(data.test_dataloader()) == [200]
 
 
-def test_a_table_without_splits_is_trained_on(tmp_path: Path) -> None:
+def test_a_table_without_splits_is_the_training_split(tmp_path: Path) -> None:
     table(range(200), kind=None).save_to_disk(str(tmp_path / "a"))
     data = hub(tmp_path / "a", held_out=0.1)
     assert data.classes == 0
@@ -128,7 +128,7 @@ def test_splits_may_be_named(tmp_path: Path) -> None:
             hub(root, **({"train_split": "fit"} | {argument: "x"})).setup()
 
 
-def test_a_split_without_labels_is_passed_over_unless_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_split_without_labels_is_skipped_unless_it_is_named(tmp_path: Path) -> None:
     unlabelled = table([7, 8], [-1, -1], "int64")
     root = saved(tmp_path / "a", train=table(range(8)), val=table([50]), test=unlabelled)
     assert seen(hub(root).test_dataloader()) == [50]
@@ -139,7 +139,7 @@ def test_a_split_without_labels_is_passed_over_unless_it_is_asked_for(tmp_path: 
         hub(root, train_split="test").setup()
 
 
-def test_labels_may_be_numbers_or_texts(tmp_path: Path) -> None:
+def test_labels_may_be_integers_or_strings(tmp_path: Path) -> None:
     root = saved(tmp_path / "a", train=table([1, 2, 3], [0, 4, 2], "int32"), val=table([4], [3], "int32"))
     assert hub(root).classes == 5
     assert labels(hub(root).val_dataloader()) == [3]
@@ -162,13 +162,13 @@ def test_labels_may_be_numbers_or_texts(tmp_path: Path) -> None:
         (table([1, 2], [0.5, 1.5], "float32"), table([3]), r"be class labels, integers or strings, got float32"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(tmp_path: Path, train: Any, val: Any, message: str) -> None:
+def test_labels_that_are_not_classes_are_refused(tmp_path: Path, train: Any, val: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"labels of .* must {message}.*: ") as caught:
         hub(saved(tmp_path / "a", train=train, val=val)).setup()
     assert "\n" not in str(caught.value)
 
 
-def test_columns_are_found_by_their_kind_and_may_be_named(tmp_path: Path) -> None:
+def test_columns_are_found_by_their_type_and_may_be_named(tmp_path: Path) -> None:
     data = table([1, 2, 3]).rename_columns({"image": "img", "label": "fine"})
     assert hub(saved(tmp_path / "a", train=data)).classes == 3
     two = data.add_column("coarse", [0, 0, 1]).cast_column("coarse", datasets.ClassLabel(names=["x", "y"]))
@@ -227,7 +227,7 @@ def test_truncated_files_are_refused(tmp_path: Path, write: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_data_and_too_little_of_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_or_too_little_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"root must be a folder or a name on the Hub, got .*none: no such folder"
     ):
@@ -248,7 +248,7 @@ def test_missing_data_and_too_little_of_it_is_refused(tmp_path: Path, monkeypatc
         hub(root).setup()
 
 
-def test_a_dataset_travels_as_the_names_of_its_files(tmp_path: Path) -> None:
+def test_a_dataset_is_pickled_as_the_names_of_its_files(tmp_path: Path) -> None:
     root = saved(tmp_path / "a", train=table(range(100, 200)), val=table([1]))
     data = hub(root).dataset("train")
     text = pickle.dumps(data)

@@ -17,7 +17,7 @@ PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagene
 
 
 def write(root: Path, *names: str) -> Path:
-    """Grey images; the brightness is the place in the list of names."""
+    """Write gray images whose brightness is their index in the list of names."""
     for at, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4), (at, at, at)).save(root / name)
@@ -58,7 +58,7 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert set(labels(data.images("train", 8))) == {0}
 
 
-def test_batches_have_the_stated_form(tmp_path: Path) -> None:
+def test_batches_have_the_documented_types_and_shapes(tmp_path: Path) -> None:
     data = folder(write(tmp_path, *numbered(30)), channels=1)
     carried = next(iter(data.train_dataloader()))
     finished = data.on_after_batch_transfer(carried, 0)
@@ -92,7 +92,7 @@ def test_folders_named_as_splits_are_the_splits(tmp_path: Path) -> None:
         folder(tmp_path, val_root=str(tmp_path / "val")).setup()
 
 
-def test_test_folder_stands_in_for_a_missing_val_folder(tmp_path: Path) -> None:
+def test_the_test_folder_replaces_a_missing_val_folder(tmp_path: Path) -> None:
     write(tmp_path, *numbered(8, "train/a/"), *numbered(2, "test/a/"))
     data = folder(tmp_path)
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [8, 2, 2]
@@ -142,7 +142,7 @@ def test_the_key_decides_which_half_is_mirrored(tmp_path: Path) -> None:
 
 
 def damaged(root: Path) -> Path:
-    """Ten training and four validation images, of which 003, 004 and one of validation are cut off."""
+    """Write ten training and four validation images, of which 003, 004 and one for validation are truncated."""
     write(root, *numbered(10, "train/"), *numbered(4, "val/"))
     for name in ("train/003.png", "train/004.png", "val/001.png"):
         (root / name).write_bytes((root / name).read_bytes()[:40])
@@ -150,7 +150,7 @@ def damaged(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_takes_the_next_file_and_evaluation_none(tmp_path: Path, workers: int) -> None:
+def test_training_uses_the_next_file_and_evaluation_none(tmp_path: Path, workers: int) -> None:
     data = folder(damaged(tmp_path), workers=workers, batch_size=5, horizontal_flip=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -163,7 +163,7 @@ def test_training_takes_the_next_file_and_evaluation_none(tmp_path: Path, worker
         assert [i for batch in data.images("train", 4) for i in batch["index"].tolist()] == [0, 1, 2, 5, 6, 7, 8, 9]
     flags = data.dataset("train")
     assert isinstance(flags, ImageFiles)
-    assert flags.unreadable.nonzero().flatten().tolist() == [3, 4]  # told by the workers
+    assert flags.unreadable.nonzero().flatten().tolist() == [3, 4]  # set by the workers
 
 
 def test_each_unreadable_file_is_reported_once(tmp_path: Path) -> None:
@@ -179,14 +179,14 @@ def test_each_unreadable_file_is_reported_once(tmp_path: Path) -> None:
     assert found == ["train/003.png", "train/004.png", "val/001.png"]
 
 
-def test_unreadable_files_stop_the_run_if_asked(tmp_path: Path) -> None:
+def test_unreadable_files_stop_the_run_with_on_corrupt_raise(tmp_path: Path) -> None:
     data = folder(damaged(tmp_path), on_corrupt="raise")
     with pytest.raises(ValueError, match=r"cannot read .*001\.png: .+; replace the file") as caught:
         list(data.val_dataloader())
     assert "\n" not in str(caught.value)
 
 
-def test_training_stops_where_nothing_can_be_read(tmp_path: Path) -> None:
+def test_training_stops_if_nothing_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, *numbered(6, "train/"), *numbered(2, "val/"))
     for name in numbered(6, "train/"):
         (tmp_path / name).write_bytes(b"")
@@ -197,7 +197,7 @@ def test_training_stops_where_nothing_can_be_read(tmp_path: Path) -> None:
             list(data.train_dataloader())
 
 
-def test_evaluation_goes_on_without_a_batch_that_cannot_be_read(tmp_path: Path) -> None:
+def test_evaluation_skips_an_unreadable_batch(tmp_path: Path) -> None:
     write(tmp_path, *numbered(6, "train/"), *numbered(5, "val/"))
     (tmp_path / numbered(5, "val/")[-1]).write_bytes(b"")
     data = folder(tmp_path, eval_batch_size=4)
@@ -229,14 +229,14 @@ def test_missing_and_empty_folders_are_refused_at_setup(tmp_path: Path) -> None:
         folder(tmp_path / "one", val_root=str(tmp_path / "none")).setup("fit")
 
 
-def test_too_small_a_training_split_is_refused_at_setup(tmp_path: Path) -> None:
+def test_a_training_split_without_a_batch_is_refused_at_setup(tmp_path: Path) -> None:
     data = folder(write(tmp_path, *numbered(6)), batch_size=6)
     with pytest.raises(ValueError, match=r"batch_size must leave .* got 6 x 1 .* with 5 training images: lower"):
         data.setup("fit")
     data.setup("validate")
 
 
-def test_images_beside_class_folders_are_refused(tmp_path: Path) -> None:
+def test_images_next_to_class_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got both in .* \(such as stray\.png\)"):
         folder(write(tmp_path, "cat/a.png", "stray.png")).setup()
 

@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def encoded(level: int) -> bytes:
-    """A PNG of one grey level, named .JPEG as one of ImageNet's files is."""
+    """A PNG of one gray level, named .JPEG like one of ImageNet's files."""
     file = io.BytesIO()
     Image.new("RGB", (6, 4), (level, level, level)).save(file, "png")
     return file.getvalue()
@@ -102,7 +102,7 @@ def imagenet(root: Path, **options: Any) -> ImageNet:
 
 
 def seen(data: ImageNet, split: Any) -> list[tuple[int, int]]:
-    """Grey level and label of every image of a split."""
+    """Return gray level and label of every image of a split."""
     batches = list(data.images(split, 4))
     levels = ((torch.cat([batch["image"] for batch in batches])[:, 1, 0, 0] + 1) * 127.5).round().int().tolist()
     return list(zip(levels, torch.cat([batch["label"] for batch in batches]).tolist(), strict=True))
@@ -130,7 +130,7 @@ def test_tar_files_of_every_format_are_read(tmp_path: Path, how: int) -> None:
     assert [label for _, label in seen(data, "val")] == TRUTH  # a folder that is no class is none
 
 
-def test_an_index_is_made_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tars(tmp_path)
     before = seen(imagenet(tmp_path), "train")
     assert sorted(entry.name.split("-")[0] for entry in cache.iterdir()) == ["tar", "tar"]
@@ -178,7 +178,7 @@ def test_a_damaged_tar_is_refused_in_one_line(tmp_path: Path, damage: str) -> No
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_that_lies_beyond_the_end_is_left_out(tmp_path: Path) -> None:
+def test_an_image_beyond_the_end_of_the_file_is_left_out(tmp_path: Path) -> None:
     tars(tmp_path)
     data = imagenet(tmp_path)
     data.setup()
@@ -198,7 +198,7 @@ TRUTHS = {
 
 
 @pytest.mark.parametrize("kind", TRUTHS)
-def test_ground_truths_of_every_kind_say_the_same(tmp_path: Path, kind: str) -> None:
+def test_ground_truths_of_every_kind_give_the_same_labels(tmp_path: Path, kind: str) -> None:
     root, file = tmp_path / "root", tmp_path / "truth.txt"
     root.mkdir()
     tars(root)
@@ -225,7 +225,7 @@ def test_some_validation_images_are_found_by_their_numbers(tmp_path: Path) -> No
         ("ILSVRC2012_val_00000001.JPEG 1000\n", "numbers from 0 to 999, got '1000'"),
     ],
 )
-def test_ground_truths_that_do_not_fit_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_unsuitable_ground_truths_are_refused(tmp_path: Path, text: str, message: str) -> None:
     flat(tmp_path)
     (tmp_path / "truth.txt").write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
@@ -245,7 +245,7 @@ def test_flat_validation_images_need_a_ground_truth(tmp_path: Path) -> None:
         imagenet(tmp_path).setup()
 
 
-def test_a_ground_truth_beside_class_folders_is_refused(tmp_path: Path) -> None:
+def test_a_ground_truth_with_class_folders_is_refused(tmp_path: Path) -> None:
     folders(tmp_path)
     with pytest.raises(ValueError, match="ground_truth must be left out"):
         imagenet(tmp_path, ground_truth="truth.txt").setup()
@@ -271,7 +271,7 @@ def test_validation_images_of_other_classes_are_left_out(tmp_path: Path, layout:
     assert sorted(seen(data, "val")) == [(100 + i, label - 1) for i, label in enumerate(TRUTH) if label > 0]
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"root must be the folder of ImageNet, got .*none"):
         imagenet(tmp_path / "none").setup()
     with pytest.raises(FileNotFoundError, match=r"a folder train or ILSVRC2012_img_train\.tar, got .* with neither"):
@@ -293,7 +293,7 @@ def test_impossible_arguments_are_refused(tmp_path: Path, wrong: dict[str, Any])
         ImageNet(str(tmp_path), **({"size": 4} | wrong))
 
 
-def test_the_fingerprint_tells_crops_apart_and_not_layouts(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_crop_and_not_on_the_layout(tmp_path: Path) -> None:
     made = []
     for layout in (folders, tars):
         root = tmp_path / layout.__name__
@@ -304,7 +304,7 @@ def test_the_fingerprint_tells_crops_apart_and_not_layouts(tmp_path: Path) -> No
     assert made[1] == made[3] != made[0]
 
 
-def test_numbers_of_the_challenge_are_places_of_sorted_ids() -> None:
+def test_numbers_of_the_challenge_map_to_indices_of_sorted_ids() -> None:
     by_number, places = imagenet_classes.BY_NUMBER, imagenet_classes.SORTED_INDEX
     assert len(set(by_number)) == 1000
     assert (by_number[0], by_number[999]) == ("n02119789", "n03255030")  # kit fox, dumbbell

@@ -37,7 +37,7 @@ def arrays(seed: int, count: int, size: int = SIZE) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Two training files, one stored and one deflated, and a validation file, without `mean` as published."""
+    """Two training files, one stored and one deflated, and a validation file, without the published `mean`."""
     folder = tmp_path / "root"
     folder.mkdir()
     np.savez(folder / "train_data_batch_1.npz", **arrays(1, 5))
@@ -51,7 +51,7 @@ def imagenet64(root: Path, **options: Any) -> ImageNet64:
     return ImageNet64(str(root), **({"size": SIZE, "batch_size": 4, "horizontal_flip": False} | options))
 
 
-def whole(data: ImageNet64, split: Any) -> dict[str, torch.Tensor]:
+def full_split(data: ImageNet64, split: Any) -> dict[str, torch.Tensor]:
     batches = list(data.images(split, 4))
     return {key: torch.cat([batch[key] for batch in batches]) for key in ("image", "label")}  # type: ignore[literal-required]
 
@@ -60,7 +60,7 @@ def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
     data = imagenet64(root)
     assert (data.classes, data.channels, data.size) == (1000, 3, SIZE)
     for split, files in {"train": [arrays(1, 5), arrays(2, 7)], "val": [arrays(3, 6)]}.items():
-        read = whole(data, split)
+        read = full_split(data, split)
         pixels = np.concatenate([file["data"] for file in files]).reshape(-1, 3, SIZE, SIZE)
         numbers = np.concatenate([file["labels"] for file in files])
         assert read["image"].dtype == torch.float32
@@ -69,7 +69,7 @@ def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
     assert data.dataset("test") is data.dataset("val")
 
 
-def test_loaders_carry_bytes_and_the_module_gets_floats(root: Path) -> None:
+def test_loaders_transfer_bytes_and_the_module_gets_floats(root: Path) -> None:
     data = imagenet64(root)
     assert next(iter(data.train_dataloader()))["image"].dtype == torch.uint8
     seen = []
@@ -99,7 +99,7 @@ def test_the_key_decides_which_half_is_mirrored(root: Path) -> None:
     assert torch.equal(plain[0], plain[1])
 
 
-def test_files_are_put_together_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet64(root).prepare_data()
     (made,) = (entry for entry in cache.iterdir() if entry.is_dir())
     monkeypatch.setattr(npz_batches, "_make", lambda *_, **__: pytest.fail("made again"))
@@ -119,7 +119,7 @@ def test_files_are_put_together_once(root: Path, cache: Path, monkeypatch: pytes
     assert any((root / "own").glob("pixels4-*/train.npy"))
 
 
-def test_changed_files_are_put_together_anew(root: Path) -> None:
+def test_changed_files_are_merged_again(root: Path) -> None:
     before = imagenet64(root).dataset("train")
     np.savez(root / "train_data_batch_2.npz", **arrays(4, 7))
     after = imagenet64(root).dataset("train")
@@ -128,13 +128,13 @@ def test_changed_files_are_put_together_anew(root: Path) -> None:
     assert torch.equal(after.__getitems__([5])["image"][0], pixels)
 
 
-def test_what_a_killed_process_left_is_not_taken_for_the_whole(root: Path, cache: Path) -> None:
+def test_leftovers_of_a_killed_process_are_not_used(root: Path, cache: Path) -> None:
     imagenet64(root).prepare_data()
     (made,) = (entry for entry in cache.iterdir() if entry.is_dir())
     left = cache / f".{made.name}-half"
     made.rename(left)
     (left / "train.npy").write_bytes(b"")
-    assert len(whole(imagenet64(root), "train")["image"]) == 12
+    assert len(full_split(imagenet64(root), "train")["image"]) == 12
     assert not left.exists()
 
 
@@ -150,7 +150,7 @@ def test_processes_wait_for_each_other(root: Path, cache: Path) -> None:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
-    assert len(whole(imagenet64(root), "train")["image"]) == 12
+    assert len(full_split(imagenet64(root), "train")["image"]) == 12
 
 
 def refused(root: Path, message: str, kind: type[Exception] = ValueError, **options: Any) -> None:
@@ -169,7 +169,7 @@ def test_missing_files_are_named(root: Path) -> None:
     refused(root, "root must be a folder, got .*: no such folder", FileNotFoundError)
 
 
-def test_fewer_files_than_published_are_told(root: Path) -> None:
+def test_fewer_files_than_published_give_a_warning(root: Path) -> None:
     with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: training uses only these"):
         imagenet64(root).setup()
 
@@ -180,7 +180,7 @@ def test_pickles_are_refused_with_a_remedy(root: Path) -> None:
     refused(root, r"got a pickle, which can run any code when read, in .*: if you trust it, run numpy\.savez\(")
 
 
-def test_another_size_is_told(root: Path) -> None:
+def test_another_size_is_refused_with_the_right_one(root: Path) -> None:
     refused(root, r"size must be 4 as in .*batch_1\.npz, got 8: change size", size=8)
 
 
@@ -202,7 +202,7 @@ def test_another_size_is_told(root: Path) -> None:
         ),
     ],
 )
-def test_unfit_arrays_are_refused(root: Path, change: dict[str, Any], message: str) -> None:
+def test_unsuitable_arrays_are_refused(root: Path, change: dict[str, Any], message: str) -> None:
     made = {key: value for key, value in (arrays(1, 3) | change).items() if value is not None}
     np.savez(root / "train_data_batch_2.npz", **made)
     refused(root, rf"train_data_batch_2\.npz.*{message}|{message}.*train_data_batch_2\.npz|{message}")
@@ -251,7 +251,7 @@ def test_photographs_have_the_labels_of_the_table() -> None:
     data = ImageNet64(str(SAMPLE), batch_size=100)
     rows = [line.split("\t") for line in (SAMPLE.parent / "classes.tsv").read_text().splitlines()[1:]]
     starts = {"train_data_batch_1": ("train", 0), "train_data_batch_2": ("train", 400), "val_data": ("val", 0)}
-    read: dict[str, list[int]] = {split: whole(data, split)["label"].tolist() for split in ("train", "val")}
+    read: dict[str, list[int]] = {split: full_split(data, split)["label"].tolist() for split in ("train", "val")}
     for place, _, _, _, _, file, row in rows:
         split, start = starts[file]
         assert read[split][start + int(row)] == int(place)

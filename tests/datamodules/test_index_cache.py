@@ -24,7 +24,7 @@ class Counted:
         return {"names": np.array([b"a", b"bc"]), "offsets": np.arange(3)}
 
 
-def test_arrays_are_built_once_per_identity(home: Path) -> None:
+def test_arrays_are_built_once_per_fingerprint(home: Path) -> None:
     build = Counted()
     for _ in range(2):
         found = cached_arrays("tar", {"size": 1}, build)
@@ -53,7 +53,7 @@ def test_a_damaged_entry_is_built_again(home: Path, damage: str) -> None:
     assert build.calls == 2
 
 
-def test_an_entry_that_another_process_finished_first_is_taken(home: Path) -> None:
+def test_an_entry_that_another_process_finished_first_is_used(home: Path) -> None:
     def build() -> dict[str, np.ndarray]:
         cached_arrays("tar", 1, Counted())
         return Counted()()
@@ -62,7 +62,7 @@ def test_an_entry_that_another_process_finished_first_is_taken(home: Path) -> No
     assert len(list(home.iterdir())) == 1
 
 
-def test_where_nothing_can_be_written_a_warning_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_is_not_writable_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match=r"cannot write the index .*: set ASYNCDIFF_CACHE"):
@@ -77,7 +77,7 @@ def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert index_cache.cache_folder() == Path.home() / ".cache" / "asyncdiff"
 
 
-def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
+def test_a_file_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"x" * 3_000_000)
     before = file_fingerprint(file)
@@ -88,12 +88,12 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     assert file_fingerprint(file)["ends"] != before["ends"]
 
 
-def test_mapped_arrays_travel_as_the_names_of_their_files() -> None:
+def test_mapped_arrays_are_pickled_as_the_names_of_their_files() -> None:
     found = cached_arrays("tar", 1, lambda: {"offsets": np.arange(100_000)})
-    state = memmaps_to_paths({"whole": found["offsets"], "part": found["offsets"][5:], "other": 3})
-    assert len(pickle.dumps(state["whole"])) < 1000
+    state = memmaps_to_paths({"full": found["offsets"], "part": found["offsets"][5:], "other": 3})
+    assert len(pickle.dumps(state["full"])) < 1000
     again = paths_to_memmaps(state)
-    assert isinstance(again["whole"], np.memmap)
-    assert again["whole"].tolist() == list(range(100_000))
+    assert isinstance(again["full"], np.memmap)
+    assert again["full"].tolist() == list(range(100_000))
     assert again["part"].tolist() == list(range(5, 100_000))
     assert again["other"] == 3

@@ -1,4 +1,4 @@
-"""Caches of latents as data: what a batch holds, what it is drawn from, and which caches are refused."""
+"""Latent caches as data: content and distribution of batches, and caches that are refused."""
 
 import json
 import pickle
@@ -22,7 +22,7 @@ SCALE, SHIFT = [0.5, 2.0], [1.0, -1.0]
 
 
 def stored(split: str, count: int) -> dict[str, np.ndarray]:
-    """Means that tell image, view and channel; standard deviations of 1/2 and 1/8."""
+    """Means that encode image, view and channel; standard deviations of 1/2 and 1/8."""
     rows = np.arange(count, dtype=np.float64)[:, None, None, None, None]
     views, channels = np.arange(2)[None, :, None, None, None], np.arange(CHANNELS)[None, None, :, None, None]
     shape = (count, 2, CHANNELS, SIZE, SIZE)
@@ -63,7 +63,7 @@ def in_model_space(raw: Tensor) -> Tensor:
 
 
 def means(index: Tensor, view: Tensor) -> Tensor:
-    """What is stored of these images and views, in model space."""
+    """Return the stored means of these images and views, in model space."""
     return in_model_space(torch.tensor(stored("train", COUNT["train"])["mean"])[index, view].float())
 
 
@@ -72,7 +72,7 @@ def finished(data: LatentCache) -> list[Any]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_latent_comes_once_an_epoch_in_the_view_of_its_key(root: Path, workers: int) -> None:
+def test_every_latent_is_read_once_per_epoch_in_the_view_of_its_key(root: Path, workers: int) -> None:
     batches = finished(latents(root, sample=False, workers=workers))
     index, key, image, label = (torch.cat([b[n] for b in batches]) for n in ("index", "key", "image", "label"))
     assert sorted(index.tolist()) == list(range(90))
@@ -82,7 +82,7 @@ def test_every_latent_comes_once_an_epoch_in_the_view_of_its_key(root: Path, wor
     assert 20 < (key % 2).sum() < 70
 
 
-def test_training_draws_from_the_posterior_by_the_keys(root: Path) -> None:
+def test_training_samples_from_the_posterior_with_noise_of_the_keys(root: Path) -> None:
     data = latents(root)
     batch = torch.cat([b["image"] - means(b["index"], b["key"] % 2) for b in finished(data)])
     deviation = torch.tensor([0.5, 0.125]) * torch.tensor(SCALE)
@@ -108,7 +108,7 @@ def test_validation_is_the_same_every_time_and_commands_get_the_means(root: Path
     assert data.classes == 3
 
 
-def test_nothing_of_the_files_travels_to_a_worker(root: Path) -> None:
+def test_no_latents_are_pickled_for_workers(root: Path) -> None:
     train = latents(root).dataset("train")
     before = train.__getitems__([(3, 4)])["image"]
     assert len(pickle.dumps(train)) < 5000
@@ -122,7 +122,7 @@ def test_nothing_of_the_files_travels_to_a_worker(root: Path) -> None:
         ({"size": 32}, r"size must match the 4x4 latents of the cache .*, got 32: .* encode images of 256 pixels"),
     ],
 )
-def test_a_cache_that_does_not_fit_the_model_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
+def test_a_cache_of_other_shapes_than_the_model_is_refused(root: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         latents(root, **options).setup()
     assert "\n" not in str(caught.value)
@@ -137,13 +137,13 @@ def test_a_cache_without_mirrored_views_is_not_mirrored(root: Path) -> None:
         latents(root).setup()
 
 
-def test_what_is_missing_or_damaged_is_named(root: Path) -> None:
+def test_missing_and_damaged_files_are_named(root: Path) -> None:
     name = shard_name("train", 1, 3)
-    whole = (root / name).read_bytes()
-    (root / name).write_bytes(whole[:-8])
-    with pytest.raises(ValueError, match=rf"{name} is damaged, it must have {len(whole)} bytes, got {len(whole) - 8}"):
+    full = (root / name).read_bytes()
+    (root / name).write_bytes(full[:-8])
+    with pytest.raises(ValueError, match=rf"{name} is damaged, it must have {len(full)} bytes, got {len(full) - 8}"):
         latents(root).setup()
-    flipped = bytearray(whole)
+    flipped = bytearray(full)
     flipped[-1] ^= 1
     (root / name).write_bytes(flipped)
     latents(root).setup()  # sizes and headers are right
@@ -171,7 +171,7 @@ def test_a_cache_of_another_version_or_without_validation_is_refused(root: Path)
         latents(root).setup()
 
 
-def test_the_layout_is_the_manifest_s(root: Path) -> None:
+def test_the_layout_is_that_of_the_manifest(root: Path) -> None:
     split = json.loads((root / MANIFEST).read_text())["splits"]["train"]
     assert layout_from_manifest(split, 40).tensors == read_header(root / shard_name("train", 0, 3)).tensors
 
@@ -190,7 +190,7 @@ def test_the_noise_is_standard_normal() -> None:
 
 
 @pytest.mark.parametrize("keys", [torch.arange(2000), torch.from_numpy(sample_keys(0, 0, np.arange(2000)))])
-def test_neighbouring_keys_and_elements_are_independent(keys: Tensor) -> None:
+def test_neighboring_keys_and_elements_are_independent(keys: Tensor) -> None:
     noise = counter_normal(keys, (101,)).double()
     n = noise.numel()
     for shift, axis in ((1, 0), (1, 1), (2, 1), (50, 1)):
@@ -200,9 +200,9 @@ def test_neighbouring_keys_and_elements_are_independent(keys: Tensor) -> None:
         assert abs(squares.mean()) < 5 * 2 / n**0.5
 
 
-def test_an_element_depends_on_its_key_and_place_only() -> None:
+def test_an_element_depends_on_its_key_and_position_only() -> None:
     keys = torch.arange(10)
-    whole = counter_normal(keys, (3, 7))
-    assert torch.equal(counter_normal(keys[4:6], (3, 7)), whole[4:6])
-    assert torch.equal(counter_normal(keys, (21,)), whole.flatten(1))
-    assert len(whole.flatten().unique()) == whole.numel()
+    full = counter_normal(keys, (3, 7))
+    assert torch.equal(counter_normal(keys[4:6], (3, 7)), full[4:6])
+    assert torch.equal(counter_normal(keys, (21,)), full.flatten(1))
+    assert len(full.flatten().unique()) == full.numel()

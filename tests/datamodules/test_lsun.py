@@ -27,14 +27,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def encoded(grey: int, kind: str = "PNG", size: tuple[int, int] = (4, 4)) -> bytes:
+def encoded(gray: int, kind: str = "PNG", size: tuple[int, int] = (4, 4)) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", size, (grey, grey, grey)).save(stream, kind)
+    Image.new("RGB", size, (gray, gray, gray)).save(stream, kind)
     return stream.getvalue()
 
 
 def write(folder: Path, values: Sequence[bytes], keys: Sequence[bytes] | None = None) -> Path:
-    """A database of these values; the keys are numbers of 40 digits if None are given."""
+    """Write a database of these values; the default keys are numbers of 40 digits."""
     folder.mkdir(parents=True)
     environment = lmdb.open(str(folder), map_size=1 << 28)
     with environment.begin(write=True) as transaction:
@@ -82,7 +82,7 @@ def test_a_database_is_read_in_the_order_of_its_keys(tmp_path: Path, workers: in
     assert not (tmp_path / "bedroom_train_lmdb" / "lock.mdb").exists()
 
 
-def test_keys_may_differ_in_length_and_hold_any_byte(tmp_path: Path) -> None:
+def test_keys_may_differ_in_length_and_contain_any_byte(tmp_path: Path) -> None:
     keys = [b"a", b"a\0", b"ab\0\0", b"\xff" * 200]
     write(tmp_path / "x_train_lmdb", [encoded(i) for i in range(4)], keys)
     write(tmp_path / "x_val_lmdb", [encoded(9)])
@@ -91,7 +91,7 @@ def test_keys_may_differ_in_length_and_hold_any_byte(tmp_path: Path) -> None:
     assert [name.split(" key ")[1] for name in names(data)] == [key.hex() for key in keys]
 
 
-def test_several_categories_are_labelled_in_the_order_given(tmp_path: Path) -> None:
+def test_several_categories_are_labeled_in_the_given_order(tmp_path: Path) -> None:
     rooms(rooms(rooms(tmp_path), 6, 2, "church"), 5, 1, "tower")
     data = lsun(tmp_path, categories=["tower", "bedroom"])
     batches = list(data.images("train", 50))
@@ -117,7 +117,7 @@ def test_the_root_may_be_a_database_itself(tmp_path: Path, name: str) -> None:
         lsun(tmp_path / name, categories=["tower"]).setup()
 
 
-def test_without_validation_a_share_is_held_out_by_the_keys(tmp_path: Path) -> None:
+def test_without_validation_a_fraction_is_held_out_by_the_keys(tmp_path: Path) -> None:
     rooms(tmp_path, 600, 0)
     splits = [lsun(tmp_path, held_out=0.1, seed=seed) for seed in (0, 1)]
     parts = [[names(data.dataset(split)) for split in ("train", "val")] for data in splits]  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_without_validation_a_share_is_held_out_by_the_keys(tmp_path: Path) -> N
     assert fewer == [Path(name).name for name in parts[0][1]][: len(fewer)]  # more images move none
 
 
-def test_jpeg_and_webp_are_told_by_content(tmp_path: Path) -> None:
+def test_jpeg_and_webp_are_recognized_by_content(tmp_path: Path) -> None:
     values = [encoded(50, kind, (16, 8)) for kind in ("JPEG", "WEBP", "PNG")]
     data = lsun(rooms(tmp_path) / "m_train_lmdb", batch_size=1)
     write(tmp_path / "m_train_lmdb", values)
@@ -152,7 +152,7 @@ def test_keys_are_listed_once_and_nothing_is_written_elsewhere(
     assert files == ["bedroom_train_lmdb/data.mdb", "bedroom_val_lmdb/data.mdb"]
 
 
-def test_a_dataset_travels_without_its_keys_and_opens_anew(tmp_path: Path) -> None:
+def test_a_dataset_is_pickled_without_its_keys_and_opened_again(tmp_path: Path) -> None:
     rooms(tmp_path, 2000)
     data = lsun(tmp_path).dataset("train")
     first = data.read([(1, 0)])["image"]
@@ -233,7 +233,7 @@ def test_impossible_arguments_are_refused(wrong: dict[str, Any]) -> None:
         lsun(Path("/nowhere"), **wrong)
 
 
-def test_the_fingerprint_tells_other_images_and_not_other_places(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_images_and_not_on_their_folder(tmp_path: Path) -> None:
     rooms(tmp_path / "a")
     rooms(tmp_path / "b")
     rooms(tmp_path / "c", 41)

@@ -48,7 +48,7 @@ EXPECTED = {f"{i % 2:05d}/img{i:03d}.png": content(i) for i in range(5)}
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("zip64", [False, True])
-def test_files_of_a_zip_come_in_the_order_of_their_names(tmp_path: Path, method: int, zip64: bool) -> None:
+def test_files_of_a_zip_are_sorted_by_name(tmp_path: Path, method: int, zip64: bool) -> None:
     found = ZipMembers(write(tmp_path / "a.zip", method=method, zip64=zip64), SUFFIXES)
     assert names(found) == sorted(EXPECTED)
     assert contents(found) == EXPECTED
@@ -95,7 +95,7 @@ def test_the_directory_is_read_once(tmp_path: Path, cache: Path, monkeypatch: py
     monkeypatch.undo()
 
 
-def test_a_descriptor_is_shared_over_a_fork_and_opened_anew_elsewhere(tmp_path: Path) -> None:
+def test_a_descriptor_is_shared_over_a_fork_and_opened_again_elsewhere(tmp_path: Path) -> None:
     found = ZipMembers(write(tmp_path / "a.zip"), SUFFIXES)
     first = found.read(0).tobytes()
     child = os.fork()
@@ -113,7 +113,7 @@ def test_a_descriptor_is_shared_over_a_fork_and_opened_anew_elsewhere(tmp_path: 
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_damaged_files_are_told(tmp_path: Path, method: int) -> None:
+def test_damaged_files_are_refused(tmp_path: Path, method: int) -> None:
     file = write(tmp_path / "a.zip", method=method)
     found = ZipMembers(file, SUFFIXES)
     data = bytearray(file.read_bytes())

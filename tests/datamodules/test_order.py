@@ -41,12 +41,12 @@ def test_an_epoch_is_a_permutation() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_take_turns_in_one_global_order(world: int) -> None:
-    whole = list(ShuffledShard(numbered(100), drop_last=False))
-    assert interleave([list(shard) for shard in shards(100, world, drop_last=False)]) == whole
+def test_ranks_interleave_one_global_order(world: int) -> None:
+    full = list(ShuffledShard(numbered(100), drop_last=False))
+    assert interleave([list(shard) for shard in shards(100, world, drop_last=False)]) == full
 
 
-def test_training_shares_are_equal_and_evaluation_shares_complete() -> None:
+def test_training_shards_are_equal_and_evaluation_shards_complete() -> None:
     for n, world in [(10, 3), (9, 3), (2, 3)]:
         train = [list(s) for s in shards(n, world)]
         held_out = [list(s) for s in shards(n, world, shuffle=False, drop_last=False)]
@@ -55,7 +55,7 @@ def test_training_shares_are_equal_and_evaluation_shares_complete() -> None:
         assert [i for i, _ in interleave(held_out)] == list(range(n))
 
 
-def test_order_and_keys_follow_from_seed_and_epoch_alone() -> None:
+def test_order_and_keys_depend_on_seed_and_epoch_only() -> None:
     def epoch(seed: int, number: int) -> list[tuple[int, int]]:
         shard = ShuffledShard(numbered(50), seed=seed)
         shard.set_epoch(number)
@@ -84,21 +84,21 @@ def test_evaluation_has_the_same_keys_in_every_epoch() -> None:
     assert list(shard) == first
 
 
-def test_continuing_yields_the_rest_of_that_epoch_only() -> None:
-    whole = ShuffledShard(numbered(20))
-    whole.set_epoch(2)
+def test_resuming_yields_the_rest_of_that_epoch_only() -> None:
+    full = ShuffledShard(numbered(20))
+    full.set_epoch(2)
     part = ShuffledShard(numbered(20))
     part.resume_at(2, 12)
     part.set_epoch(2)
-    assert list(part) == list(whole)[12:]
+    assert list(part) == list(full)[12:]
     assert len(part) == 20
     part.finish_resuming()
-    for shard in (whole, part):
+    for shard in (full, part):
         shard.set_epoch(3)
-    assert list(part) == list(whole)
+    assert list(part) == list(full)
 
 
-def test_a_continued_epoch_goes_on_until_it_is_settled() -> None:
+def test_a_resumed_epoch_lasts_until_it_is_finished() -> None:
     shard = ShuffledShard(numbered(20))
     shard.resume_at(2, 12)
     for counted in (3, 4):  # a trainer that counts the rest of the epoch as epochs of their own
@@ -125,7 +125,7 @@ def of_ranks(data: Blocks, world: int, epoch: int = 0, seed: int = 0) -> list[li
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_blocks_are_dealt_out_whole_and_each_is_read_in_a_short_time(world: int) -> None:
+def test_each_block_is_read_by_one_process_in_a_short_time(world: int) -> None:
     data = Blocks([50] * 100 + [7])
     parts = of_ranks(data, world)
     indices = [i for part in parts for i in part]
@@ -159,7 +159,7 @@ def test_samples_of_a_window_are_mixed() -> None:
     assert same == pytest.approx(expected, abs=5 * (expected * (1 - expected) / len(middle)) ** 0.5)
 
 
-def test_new_blocks_come_one_after_the_other() -> None:
+def test_new_blocks_are_needed_one_after_another() -> None:
     data = Blocks([50] * 128)
     ((part),) = of_ranks(data, 1)
     blocks = data.block_of[part]
@@ -170,39 +170,39 @@ def test_new_blocks_come_one_after_the_other() -> None:
     assert late.max() - late.min() < 8 * 50
 
 
-def test_the_order_of_blocks_follows_from_seed_epoch_and_processes() -> None:
+def test_the_order_of_blocks_depends_on_seed_epoch_and_processes_only() -> None:
     data = Blocks([5, 1, 9, 4] * 8)
     assert of_ranks(data, 2) == of_ranks(data, 2)
     orders = [of_ranks(data, 2), of_ranks(data, 2, epoch=1), of_ranks(data, 2, seed=1)]
     assert all(a != b for a, b in zip(orders, orders[1:] + orders[:1], strict=True))
 
 
-def test_a_run_in_blocks_continues_with_the_very_next_sample() -> None:
+def test_a_run_in_blocks_resumes_with_the_next_sample() -> None:
     data = Blocks([5, 1, 9, 4] * 8)
     loader = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
-    whole = [batch["index"].tolist() for batch in loader]
+    full = [batch["index"].tolist() for batch in loader]
     again = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
     taken = [batch["index"].tolist() for _, batch in zip(range(7), again, strict=False)]
     state = again.state_dict()
     fresh = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
     fresh.load_state_dict(state)
-    assert taken + [batch["index"].tolist() for batch in fresh] == whole
+    assert taken + [batch["index"].tolist() for batch in fresh] == full
     with pytest.warns(UserWarning, match=r"processes 3 -> 1"):
         fresh.load_state_dict(state | {"processes": 3})
 
 
 def test_rank_is_that_of_the_process_group_at_the_time_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     shard = ShuffledShard(numbered(10))
-    whole = list(shard)
+    full = list(shard)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    assert list(shard) == whole[1::2]
+    assert list(shard) == full[1::2]
     assert len(shard) == 5
 
 
 @pytest.mark.parametrize("share", [{"rank": 0}, {"world": 2}, {"rank": 2, "world": 2}, {"rank": -1, "world": 2}])
-def test_impossible_shares_are_refused(share: dict[str, int]) -> None:
+def test_impossible_fractions_are_refused(share: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="rank"):
         ShuffledShard(numbered(10), **share)
 
@@ -220,11 +220,11 @@ def contents(batch: Batch) -> tuple[list[int], list[int]]:
 
 
 @pytest.mark.parametrize("consumed", range(6))
-def test_a_loader_without_trainer_continues_with_the_very_next_batch(consumed: int) -> None:
-    whole = loader()
-    expected = [contents(batch) for batch in whole]
-    whole.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    expected += [contents(batch) for batch in whole]
+def test_a_loader_without_trainer_resumes_with_the_next_batch(consumed: int) -> None:
+    full = loader()
+    expected = [contents(batch) for batch in full]
+    full.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    expected += [contents(batch) for batch in full]
 
     first = loader()
     batches = iter(first)
@@ -240,7 +240,7 @@ def test_a_loader_without_trainer_continues_with_the_very_next_batch(consumed: i
     assert len(expected) == 10
 
 
-def test_the_place_is_counted_from_the_begin_of_each_epoch() -> None:
+def test_the_position_is_counted_from_the_start_of_each_epoch() -> None:
     batches = loader()
     for epoch in range(3):
         batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -250,7 +250,7 @@ def test_the_place_is_counted_from_the_begin_of_each_epoch() -> None:
             assert (state["epoch"], state["start"]) == place
 
 
-def test_other_data_or_seed_than_in_the_checkpoint_is_reported() -> None:
+def test_other_data_or_seed_than_in_the_checkpoint_gives_a_warning() -> None:
     state = loader(n=23, seed=5).state_dict()
     with pytest.warns(UserWarning, match="seed 5 -> 6, size 23 -> 24"):
         loader(n=24, seed=6).load_state_dict(state)
@@ -270,7 +270,7 @@ class Numbers(ImageDataModule):
 
 
 class Recorder(LightningModule):
-    """Learns one number, and notes what it was shown."""
+    """Trains one number, and records the samples that it sees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ class Killed(Exception):
 
 
 class Kill(Callback):
-    """Dies in the middle of a step."""
+    """Callback that raises in the middle of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -324,7 +324,7 @@ def fit(
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    return fit(tmp_path_factory.mktemp("whole"), max_steps=27, limit_val_batches=0)[1]
+    return fit(tmp_path_factory.mktemp("full"), max_steps=27, limit_val_batches=0)[1]
 
 
 def saving(folder: Path, steps: int) -> ModelCheckpoint:
@@ -333,7 +333,7 @@ def saving(folder: Path, steps: int) -> ModelCheckpoint:
     )
 
 
-def test_the_uninterrupted_run_sees_every_sample_once_an_epoch(uninterrupted: Recorder) -> None:
+def test_the_uninterrupted_run_sees_every_sample_once_per_epoch(uninterrupted: Recorder) -> None:
     assert len(uninterrupted.seen) == 27
     epochs = [[i for indices, _ in uninterrupted.seen[e : e + 10] for i in indices] for e in (0, 10)]
     assert all(len(set(epoch)) == 40 for epoch in epochs)
@@ -342,7 +342,7 @@ def test_the_uninterrupted_run_sees_every_sample_once_an_epoch(uninterrupted: Re
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("saved", [4, 12, 20])  # within the first epoch, within the second, at the end of it
-def test_a_killed_run_continues_with_the_very_next_batch(
+def test_a_killed_run_resumes_with_the_next_batch(
     tmp_path: Path, uninterrupted: Recorder, workers: int, saved: int
 ) -> None:
     with pytest.raises(Killed):
@@ -361,7 +361,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path, uninterrupted: Record
     assert resumed.seen == uninterrupted.seen[steps:]
 
 
-def test_a_batch_that_was_fetched_but_not_learnt_comes_again(tmp_path: Path, uninterrupted: Recorder) -> None:
+def test_a_batch_that_was_fetched_but_not_processed_is_yielded_again(tmp_path: Path, uninterrupted: Recorder) -> None:
     keeper = ModelCheckpoint(tmp_path, save_on_exception=True, filename="dead", every_n_train_steps=1000)
     with pytest.raises(Killed):
         fit(tmp_path, callbacks=[keeper, Kill(13)], max_steps=27, limit_val_batches=0)
@@ -372,7 +372,7 @@ def test_a_batch_that_was_fetched_but_not_learnt_comes_again(tmp_path: Path, uni
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_steps": 20}])
 @pytest.mark.parametrize("validation", [0, 1.0])
-def test_a_checkpoint_of_an_epoch_s_end_continues_with_the_next_epoch(
+def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_next_epoch(
     tmp_path: Path, uninterrupted: Recorder, workers: int, length: dict[str, int], validation: float
 ) -> None:
     # With max_steps, Lightning takes the finished epoch for an unfinished one: it asks for one batch more, or for none.
@@ -396,16 +396,16 @@ def test_a_run_can_be_interrupted_again_and_again(tmp_path: Path, uninterrupted:
 
 def test_validation_and_shortened_epochs_do_not_disturb_the_order(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 20, "limit_train_batches": 6, "val_check_interval": 3}
-    _, whole = fit(tmp_path, **options)
+    _, full = fit(tmp_path, **options)
     for saved in (4, 6, 9):
         folder = tmp_path / str(saved)
         with pytest.raises(Killed):
             fit(folder, callbacks=[saving(folder, saved), Kill(saved + 1)], **options)
         _, resumed = fit(folder, resume=folder / f"{saved}.ckpt", num_sanity_val_steps=0, **options)
-        assert resumed.seen == whole.seen[saved:]
-    first = whole.validated[:2]
+        assert resumed.seen == full.seen[saved:]
+    first = full.validated[:2]
     assert [i for indices, _ in first for i in indices] == list(range(6))
-    assert all(whole.validated[at : at + 2] == first for at in range(0, len(whole.validated), 2))
+    assert all(full.validated[at : at + 2] == first for at in range(0, len(full.validated), 2))
 
 
 def test_overfitting_on_a_few_batches_is_possible(tmp_path: Path) -> None:

@@ -27,14 +27,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
 
 
-def grey(index: int) -> Image.Image:
-    """An image that tells its index."""
+def gray(index: int) -> Image.Image:
+    """An image whose brightness is its index."""
     return Image.new("RGB", (SIZE, SIZE), (index, index, index))
 
 
 def encoded(index: int, kind: str = "PNG") -> bytes:
     stream = io.BytesIO()
-    grey(index).save(stream, kind)
+    gray(index).save(stream, kind)
     return stream.getvalue()
 
 
@@ -43,7 +43,7 @@ def sample(index: int) -> Any:
 
 
 def shards(place: Path, make: Callable[[int], Any] = sample, count: int = COUNT, per_shard: int = PER_SHARD) -> Path:
-    """Shards as litdata.optimize writes them, by its own writer and without its processes."""
+    """Write shards like litdata.optimize, with its own writer but without its processes."""
     from litdata.streaming import Cache
 
     place.mkdir(parents=True)
@@ -65,7 +65,7 @@ def streamed(root: str | Path, **options: Any) -> Streamed:
 
 
 def seen(batches: Any) -> list[tuple[int, int]]:
-    """Brightness, which is the index of the sample, and label."""
+    """Return brightness, which is the index of the sample, and label."""
     pairs = []
     for batch in batches:
         image = batch["image"]  # loaders carry bytes, finished batches floats
@@ -79,7 +79,7 @@ def truth(indices: Any) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_epoch_has_every_sample_with_its_label_once(folder: Path, workers: int) -> None:
+def test_an_epoch_has_every_sample_once_with_its_label(folder: Path, workers: int) -> None:
     data = streamed(folder, workers=workers, batch_size=1)
     train, val = seen(data.train_dataloader()), seen(data.val_dataloader())
     assert len(train) == len(data.dataset("train")) == COUNT - PER_SHARD
@@ -93,15 +93,15 @@ def jpeg_pair(index: int) -> Any:
 
 
 def pillow_pair(index: int) -> Any:
-    return grey(index), index % 7
+    return gray(index), index % 7
 
 
 def rows_columns_channels(index: int) -> Any:
-    return {"picture": np.asarray(grey(index)), "name": f"x{index}", "class": index % 7}
+    return {"picture": np.asarray(gray(index)), "name": f"x{index}", "class": index % 7}
 
 
 def channels_rows_columns(index: int) -> Any:
-    return {"picture": torch.from_numpy(np.array(grey(index))).permute(2, 0, 1).contiguous(), "class": index % 7}
+    return {"picture": torch.from_numpy(np.array(gray(index))).permute(2, 0, 1).contiguous(), "class": index % 7}
 
 
 @pytest.mark.parametrize("make", [jpeg_pair, pillow_pair, rows_columns_channels, channels_rows_columns])
@@ -111,17 +111,17 @@ def test_images_may_be_stored_in_many_ways(tmp_path: Path, make: Callable[[int],
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_continues_with_the_very_next_sample(folder: Path, workers: int) -> None:
-    whole = seen(streamed(folder, workers=workers).train_dataloader())
+def test_a_run_resumes_with_the_next_sample(folder: Path, workers: int) -> None:
+    full = seen(streamed(folder, workers=workers).train_dataloader())
     loader = streamed(folder, workers=workers).train_dataloader()
     taken = seen(batch for _, batch in zip(range(9), loader, strict=False))
     again = streamed(folder, workers=2 - workers).train_dataloader()
     again.load_state_dict(loader.state_dict())
-    assert taken + seen(again) == whole
+    assert taken + seen(again) == full
 
 
 class Counted:
-    """What is asked of a storage: files by name."""
+    """Record the names of the files that are downloaded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from litdata.streaming.downloader import LocalDownloaderWithCache
@@ -140,7 +140,7 @@ class Counted:
         return {name: count for name, count in self.files.items() if name != "index.json"}
 
 
-def test_each_shard_is_fetched_once_and_stays(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_shard_is_downloaded_once_and_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = Counted(monkeypatch)
     data = streamed(f"local:{folder}", cache_dir=str(tmp_path / "fetched"))
     data.setup("fit")
@@ -148,7 +148,7 @@ def test_each_shard_is_fetched_once_and_stays(folder: Path, tmp_path: Path, monk
     loader = data.train_dataloader()
     for epoch in range(2):
         loader.sampler.set_epoch(epoch)
-        assert len(seen(loader)) == 112  # 115, of which whole batches of 4
+        assert len(seen(loader)) == 112  # the full batches of 4 of 115
     seen(data.val_dataloader())
     assert set(counted.shards) == {f"chunk-0-{i}.bin" for i in range(COUNT // PER_SHARD)}
     assert set(counted.shards.values()) == {1}
@@ -156,7 +156,7 @@ def test_each_shard_is_fetched_once_and_stays(folder: Path, tmp_path: Path, monk
     assert sorted(f.name for f in folder.iterdir()) == sorted(["index.json", *counted.shards])
 
 
-def test_a_bounded_cache_never_holds_more_and_fetches_once_an_epoch(
+def test_a_bounded_cache_keeps_its_limit_and_downloads_once_per_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = shards(tmp_path / "many", lambda i: {"image": encoded(i % 200)}, count=300)  # 60 shards
@@ -176,7 +176,7 @@ def test_a_bounded_cache_never_holds_more_and_fetches_once_an_epoch(
     assert len(counted.shards) == 58
 
 
-def test_processes_fetch_different_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_download_different_shards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datamodules.order import ShuffledShard
 
     data = streamed(folder).dataset("train")
@@ -246,7 +246,7 @@ def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, damage: Callable
         seen(streamed(root, workers=workers, batch_size=1).train_dataloader())
 
 
-def test_a_shard_that_the_storage_lacks_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_missing_in_storage_is_named(folder: Path, tmp_path: Path) -> None:
     root = shutil.copytree(folder, tmp_path / "d")
     (root / "chunk-0-12.bin").unlink()
     with pytest.raises(ValueError, match=rf"local:{root}/chunk-0-12.bin cannot be downloaded: .*doesn't exist"):
@@ -274,12 +274,12 @@ def two_images(index: int) -> Any:
         ({"image_field": "mask", "label_field": "image"}, r"label_field .*got 'image'"),
     ],
 )
-def test_fields_that_are_not_clear_are_asked_for(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_ambiguous_fields_are_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         streamed(shards(tmp_path / "d", two_images, count=10), **options).setup()
 
 
-def test_fields_are_chosen_by_name(tmp_path: Path) -> None:
+def test_fields_are_selected_by_name(tmp_path: Path) -> None:
     data = streamed(shards(tmp_path / "d", two_images, count=10), image_field="image", label_field="b")
     assert {label for _, label in seen(data.train_dataloader())} == {2}
 
@@ -301,7 +301,7 @@ def test_bad_arguments_are_refused(folder: Path, options: dict[str, Any], kind: 
 
 
 @pytest.mark.parametrize("key", ["compression", "encryption"])
-def test_shards_that_are_not_as_they_are_are_refused(folder: Path, tmp_path: Path, key: str) -> None:
+def test_compressed_and_encrypted_shards_are_refused(folder: Path, tmp_path: Path, key: str) -> None:
     root = shutil.copytree(folder, tmp_path / "d")
     index = json.loads((root / "index.json").read_text())
     index["config"][key] = {"compression": "zstd", "encryption": {"algorithm": "fernet", "level": "sample"}}[key]
@@ -313,7 +313,7 @@ def test_shards_that_are_not_as_they_are_are_refused(folder: Path, tmp_path: Pat
         Shards(str(root))
 
 
-def test_fingerprints_tell_shards_apart(folder: Path, tmp_path: Path) -> None:
+def test_fingerprints_of_different_shards_differ(folder: Path, tmp_path: Path) -> None:
     other = shards(tmp_path / "d", lambda i: {"image": encoded(i, "JPEG"), "label": i % 7})
     prints = [streamed(root).dataset(split).fingerprint() for root in (folder, other) for split in ("train", "val")]
     assert len(set(prints)) == 4

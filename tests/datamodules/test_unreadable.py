@@ -1,4 +1,4 @@
-"""A run over a thousand files of which fifty are damaged: it trains, says how many, and lists them."""
+"""A run on a thousand files, fifty of them damaged: it trains, prints their number and lists them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FILES, DAMAGED, HELD_OUT = 1000, 50, 100
 
 
 class Counting(LightningModule):
-    """Counts what it is given."""
+    """Records the indices of its training images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Counting(LightningModule):
 
 
 def write(root: Path) -> list[str]:
-    """The files, and the names of the damaged ones: empty, cut off, text, in turn."""
+    """Write the files; return the names of the damaged ones, which are empty, truncated or text, in turn."""
     noise = np.random.default_rng(0)
     names = [f"train/{i:04d}.jpg" for i in range(FILES)] + [f"val/{i:04d}.jpg" for i in range(HELD_OUT)]
     for part in ("train", "val"):
@@ -45,14 +45,14 @@ def write(root: Path) -> list[str]:
         Image.fromarray(noise.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(root / name)
     damaged = [*noise.choice(names[:FILES], DAMAGED, replace=False).tolist(), names[FILES + 3]]
     for at, name in enumerate(damaged):
-        whole = (root / name).read_bytes()
-        (root / name).write_bytes([b"", whole[: len(whole) // 3], b"a note, and no image"][at % 3])
+        full = (root / name).read_bytes()
+        (root / name).write_bytes([b"", full[: len(full) // 3], b"a note, and no image"][at % 3])
     return damaged
 
 
 @pytest.mark.filterwarnings("ignore:cannot read")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_with_damaged_files_trains_and_tells_their_number(tmp_path, caplog, workers):
+def test_a_run_with_damaged_files_trains_and_reports_their_number(tmp_path, caplog, workers):
     root = tmp_path / "images"
     root.mkdir()
     damaged = write(root)
@@ -72,9 +72,9 @@ def test_a_run_with_damaged_files_trains_and_tells_their_number(tmp_path, caplog
         trainer.fit(model, datamodule=data)
     assert trainer.global_step == FILES // 20
     assert len(model.seen) == FILES - DAMAGED
-    told = [r.message for r in caplog.records if "could not be read" in r.message]
+    messages = [r.message for r in caplog.records if "could not be read" in r.message]
     list_file = tmp_path / "run" / "unreadable.txt"
-    assert told == [
+    assert messages == [
         f"50 of 1000 train images could not be read and were left out: {list_file}",
         f"1 of 100 val images could not be read and were left out: {list_file}",
     ]
@@ -82,7 +82,7 @@ def test_a_run_with_damaged_files_trains_and_tells_their_number(tmp_path, caplog
     assert sorted(listed) == sorted(damaged)
 
 
-def test_nothing_is_written_where_all_can_be_read(tmp_path):
+def test_nothing_is_written_if_all_images_are_readable(tmp_path):
     for i in range(30):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     data = ImageFolder(str(tmp_path), 8, batch_size=20, held_out=0.1)

@@ -1,4 +1,4 @@
-"""Files that are made to do harm: pictures that unpack to gigabytes, and names that lead out of their folder."""
+"""Malicious files: images that decompress to gigabytes, and names that lead out of their folder."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(side: int) -> bytes:
-    """A grey square of so many pixels a side, of zeros, in next to no bytes."""
+    """Encode a black square of this side length in very few bytes."""
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(side + 1)) for _ in range(side)) if side < 100 else b""
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -41,7 +41,7 @@ def png(side: int) -> bytes:
 
 
 def jpeg(side: int) -> bytes:
-    """A JPEG whose header tells another size than it has: its decoder would make room for that."""
+    """A JPEG whose header states a huge size, which a decoder would allocate."""
     stream = io.BytesIO()
     Image.new("RGB", (16, 16)).save(stream, "jpeg")
     data = stream.getvalue()
@@ -53,7 +53,7 @@ BOMBS = {"png": png(20_000), "jpeg": jpeg(20_000)}
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_picture_of_too_many_pixels_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+def test_an_image_of_too_many_pixels_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert len(BOMBS[kind]) < 1000 < BOUND < 20_000**2
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
@@ -70,7 +70,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_name(kind: str, tmp_path: Pa
         read_photo(tmp_path / "val" / f"bomb.{kind}", 3)
 
 
-def test_a_format_that_is_given_to_another_program_is_no_image(tmp_path: Path) -> None:
+def test_formats_that_run_another_program_are_refused(tmp_path: Path) -> None:
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "eps")
     with pytest.raises(ValueError, match="not an image in a known format"):
@@ -80,8 +80,8 @@ def test_a_format_that_is_given_to_another_program_is_no_image(tmp_path: Path) -
         read_photo(tmp_path / "picture.png", 3)
 
 
-def test_a_png_whose_pixels_do_not_have_their_checksum_is_refused() -> None:
-    """Pillow and zlib take it: the stored checksum is right for zlib, and wrong for the file."""
+def test_a_png_whose_pixels_fail_their_checksum_is_refused() -> None:
+    """Pillow and zlib accept it: the checksum of zlib is right, that of the chunk is wrong."""
     good = png(8)
     at = good.index(b"IDAT") + 4
     wrong = good[: good.index(b"IEND") - 8] + b"\0\0\0\0" + good[good.index(b"IEND") - 4 :]
@@ -92,7 +92,7 @@ def test_a_png_whose_pixels_do_not_have_their_checksum_is_refused() -> None:
         decode(np.frombuffer(bytearray(good[: at + 5]), np.uint8))
 
 
-def test_no_more_is_unpacked_than_the_directory_tells(tmp_path: Path) -> None:
+def test_no_more_is_decompressed_than_the_directory_states(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(10_000_000))
     raw = (tmp_path / "a.zip").read_bytes()
@@ -121,7 +121,7 @@ def test_an_index_of_shards_names_no_file_outside(name: str) -> None:
 
 
 def test_a_listing_reads_no_file_outside(tmp_path: Path) -> None:
-    """Names in dataset.json are looked up among the files that are there, and never opened."""
+    """Names in dataset.json are compared with the existing files, and never opened."""
     root = tmp_path / "root"
     root.mkdir()
     labels: list[Any] = [["../outside.png", 0]]
@@ -140,6 +140,6 @@ def test_an_index_in_the_cache_names_no_file_outside(tmp_path: Path) -> None:
     np.save(tmp_path / "secret.npy", np.arange(3))
     cached_arrays("zip", 1, lambda: {"names": np.arange(2)})
     (entry,) = (tmp_path / "cache").iterdir()
-    told = json.loads((entry / "index.json").read_text())
-    (entry / "index.json").write_text(json.dumps(told | {"sums": {"../../secret": 0}}))
+    entry_json = json.loads((entry / "index.json").read_text())
+    (entry / "index.json").write_text(json.dumps(entry_json | {"sums": {"../../secret": 0}}))
     assert cached_arrays("zip", 1, lambda: {"names": np.arange(2)}).keys() == {"names"}
