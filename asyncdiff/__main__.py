@@ -13,7 +13,7 @@ COMMANDS = {
     "compare": ("compare", "compare result cards in one table and mark different protocols"),
     "sample": ("image_commands", "generate images"),
     "inpaint": ("image_commands", "inpaint photos: generate the part that a mask hides"),
-    "edit": ("image_commands", "edit photos with SDEdit, as strongly as a map of noise levels says"),
+    "edit": ("image_commands", "edit photos with SDEdit; a map of noise levels sets the strength"),
     "outpaint": ("image_commands", "extend photos beyond their edges"),
     "autoregress": ("image_commands", "generate or inpaint images patch by patch, in any order"),
     "texture": ("image_commands", "generate textures of any size, from scratch or from an exemplar"),
@@ -30,10 +30,10 @@ TRAINING = ("fit", "validate", "test", "predict")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; a user error ends the program with one line.
+    """Run one command; a user error ends the program with a one-line message.
 
     Args:
-        argv: command line without the program's name; None for that of the process.
+        argv: arguments without the program's name; None for those of this process.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
@@ -61,12 +61,12 @@ def explain_missing_packages() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("asyncdiff", "datamodules"):
             raise  # a bug in this package
-        missing = f"error: the package {error.name} must be installed, got none in {sys.executable}"
+        missing = f"error: the package {error.name} is not installed in {sys.executable}"
         sys.exit(f"{missing}: use .venv/bin/python after make install, or pip install -r requirements.txt")
 
 
 def overview() -> str:
-    """Return the help text: every command with its summary."""
+    """Return the help text, which lists every command with its summary."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     usage = ["usage: python -m asyncdiff COMMAND ...", "", *lines, ""]
@@ -77,7 +77,7 @@ def overview() -> str:
 
 
 def load_command(name: str) -> Callable[[Sequence[str]], None]:
-    """Import a command and return its main function; raise ValueError with the nearest name if there is none."""
+    """Import a command and return its main function; raise ValueError with a suggestion if there is no such command."""
     from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
 
     if name not in COMMANDS:

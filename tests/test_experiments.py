@@ -324,7 +324,7 @@ def test_invalid_pixel_masks(latent_run):
         on_pixels({"square": MASKS["square"], "lines": MASKS["lines"]}, model)
     model.codec = None
     with pytest.raises(
-        ValueError, match="--pixel_masks must be left out for a pixel model, whose masks cover pixels anyway"
+        ValueError, match="--pixel_masks needs a latent model; masks of this pixel model cover pixels already: drop it"
     ):
         on_pixels({"square": MASKS["square"]}, model)
 

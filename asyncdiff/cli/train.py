@@ -1,6 +1,6 @@
-"""Command line of train.py: LightningCLI with one-line errors, interpolation and a protected run directory.
+"""Command line of train.py: LightningCLI with one-line errors, interpolation and protection against overwriting runs.
 
-User errors end the program with one line and exit code 2; ASYNCDIFF_TRACEBACK=1 shows their traceback instead.
+User errors end the program with a one-line message and exit code 2; ASYNCDIFF_TRACEBACK=1 shows the traceback instead.
 """
 
 import logging
@@ -36,27 +36,27 @@ from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
-# Packages whose classes a file may name without their module, as in `class_path: Digits`, as they are imported.
+# Imported here so that files can use bare class names, as in `class_path: Digits`.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they restart the same command after an interruption.
-RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 class Parser(ReportingParser, LightningArgumentParser):
-    """Parser of layered files that raises its errors."""
+    """Argument parser for layered files, which raises its errors."""
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
-        """Merge the `vars` of layered files; jsonargparse alone would let a later mapping replace an earlier one."""
+        """Merge the `vars` of layered files; by default, a later mapping would replace an earlier one."""
         if action.dest == "vars" and isinstance(value, dict):
             value = {**((cfg and cfg.get(key)) or {}), **value}
         return super()._check_value_key(action, value, key, cfg, append)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Callback that writes RUN/config.yaml, from which the run can be repeated here or in another directory."""
+    """Callback that writes RUN/config.yaml, which repeats the run in this or any other directory."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file on one process, before anything else of the run is written."""
+        """Write the file from one process, before any other output of the run."""
         if stage == "fit" and trainer.is_global_zero:
             run = run_directory(trainer.default_root_dir)
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
             # Resuming does not change what the run computes; starting from another run's checkpoint does.
             if given and run.resolve() in Path(given).resolve().parents:
                 config["ckpt_path"] = None
-            config["auto_resume"] = False  # likewise, and another directory may contain another run
+            config["auto_resume"] = False  # for the same reason; besides, another directory may contain another run
             if root := config["trainer"]["default_root_dir"]:
                 config = make_portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)
@@ -79,19 +79,19 @@ class ExperimentCLI(LightningCLI):
     """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add free variables for interpolation, and the option to resume an existing run."""
+        """Add the keys `vars`, for interpolation, and `auto_resume`."""
         parser.add_argument(
-            "--vars", type=dict[str, Any], default={}, help="free variables for interpolation as ${vars.NAME}"
+            "--vars", type=dict[str, Any], default={}, help="user-defined variables for interpolation as ${vars.NAME}"
         )
         parser.add_argument(
             "--auto_resume",
             type=bool,
             default=False,
-            help="whether to resume the run in this directory if there is one",
+            help="whether to resume an existing run in trainer.default_root_dir",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments and find the checkpoint; interpolation errors are reported as user errors, too."""
+        """Parse the arguments, report interpolation errors as user errors, and find the checkpoint."""
         with as_parser_errors(parser):
             super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
@@ -107,37 +107,39 @@ class ExperimentCLI(LightningCLI):
         config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: hyperparameters come from the user's configuration, never from the checkpoint."""
+        """Do nothing, since hyperparameters come from the user's configuration, never from the checkpoint."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; add plugins and callbacks that protect a run unless the user configured others."""
         config = self._get(self.config_init, "trainer", default={})
-        plugins, given = (_as_list(config.get(key)) for key in ("plugins", "callbacks"))
+        plugins, configured = (_as_list(config.get(key)) for key in ("plugins", "callbacks"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         resume = _resume_requested(bool(self._get(self.config, "auto_resume", default=False)))
-        if self.config.subcommand == "fit" and not any(isinstance(one, Checkpoint) for one in given):
+        if self.config.subcommand == "fit" and not any(isinstance(callback, Checkpoint) for callback in configured):
             _print_to_stderr("warning: trainer.callbacks has no ModelCheckpoint: the trained weights may not be saved")
         defaults = (callbacks.ResumeLogging(take_over=resume), callbacks.GracefulShutdown())
-        missing: list[Any] = [one for one in defaults if not any(isinstance(other, type(one)) for other in given)]
-        if self.config.subcommand == "predict" and not any(isinstance(one, callbacks.ImageWriter) for one in given):
+        missing: list[Any] = [
+            default for default in defaults if not any(isinstance(callback, type(default)) for callback in configured)
+        ]
+        if self.config.subcommand == "predict" and not any(isinstance(c, callbacks.ImageWriter) for c in configured):
             missing.append(callbacks.ImageWriter())
-        shown = config.get("enable_progress_bar") is not False
-        if shown and not any(isinstance(one, ProgressBar) for one in given):
+        show_bar = config.get("enable_progress_bar") is not False
+        if show_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
             missing.append(callbacks.StepProgressBar())
-        return super().instantiate_trainer(plugins=plugins, callbacks=[*given, *missing], **kwargs)
+        return super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
 
     def before_predict(self) -> None:
-        """Drop the data module: the model provides the batches of `predict`, which Lightning only uses without one."""
+        """Drop the data module, which would take precedence over the batches that the model provides for `predict`."""
         self.datamodule = None
 
     def after_fit(self) -> None:
-        """Print where the results are."""
+        """Print where the results were written."""
         print_results(self.trainer)
 
 
 class ConfigOnlyCLI(ExperimentCLI):
-    """Parse a command line without building or running anything."""
+    """CLI that parses a command line without building or running anything."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments without looking for a checkpoint."""
@@ -156,7 +158,7 @@ class ConfigOnlyCLI(ExperimentCLI):
 
 @contextmanager
 def as_parser_errors(parser: LightningArgumentParser) -> Iterator[None]:
-    """Report errors in the user's files that jsonargparse does not catch as errors of the parser."""
+    """Convert errors in the user's files that jsonargparse does not catch to parser errors."""
     try:
         yield
     except OmegaConfBaseException as error:
@@ -166,7 +168,7 @@ def as_parser_errors(parser: LightningArgumentParser) -> Iterator[None]:
 
 
 def parse_config(args: list[str]) -> dict[str, Any]:
-    """Return the complete configuration that a command line of train.py describes, as plain containers."""
+    """Return the complete configuration of a train.py command line, as plain dicts and lists."""
     with trusted_packages.restrict_imports(args) as rest:
         cli = _run_cli(ConfigOnlyCLI, rest)
         config: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
@@ -174,20 +176,19 @@ def parse_config(args: list[str]) -> dict[str, Any]:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one subcommand; a user error ends the program with one line."""
+    """Run one subcommand; a user error ends the program with a one-line message."""
     had_process_group = dist.is_available() and dist.is_initialized()
     argv = sys.argv[1:] if args is None else args
     with one_line_errors(argv), trusted_packages.restrict_imports(argv) as rest:
         _run_cli(ExperimentCLI, rest)
-    # If the process group that the trainer made lives until the interpreter exits, its threads may abort a run that
-    # has succeeded.
+    # Threads of the trainer's process group could abort a successful run at interpreter exit, so end it here.
     if not had_process_group and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
-    # ${data.init_args.x} must mean the same below `fit` as at the top of a file.
-    # Where any value is allowed, a dictionary that looks like an object config stays a dictionary.
+    # ${data.init_args.x} must resolve under the subcommand's key, such as `fit`, as it does at the top level of a file.
+    # Keys of type Any must keep a dictionary that looks like an object config as it is written.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
     _silence_libraries()
     return kind(
@@ -197,7 +198,7 @@ def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_class=Parser,
-        # A prefix of a key is a typing error and must not count as the key.
+        # allow_abbrev=False: a prefix of a key is a typing error and must not count as the key.
         parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
         save_config_callback=SaveConfig,
         seed_everything_default=0,
@@ -206,8 +207,8 @@ def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     )
 
 
-# Warnings that do not concern users: about arguments that this program passes to LightningCLI, deprecations inside
-# libraries, and the length of the iterable batches of `predict`, which is right.
+# Warnings that do not concern users: about arguments that this program passes to LightningCLI, about deprecations
+# inside libraries, and about the length of `predict`'s iterable batches, which is correct.
 IGNORED_WARNINGS = (
     "LightningCLI's args parameter",
     r"(?s).*`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -220,7 +221,7 @@ IGNORED_LOG_MESSAGES = ("Tip: For seamless cloud", "`weights_only` was not set")
 
 
 def _silence_libraries() -> None:
-    """Hide warnings and log messages that a user cannot do anything about."""
+    """Hide warnings and log messages that users cannot act on."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
@@ -234,51 +235,53 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 
 def run_directory(default_root_dir: Any) -> Path:
-    """Return the directory of a run as the trainer will interpret it."""
+    """Return the run directory as the trainer will interpret it: by default, the current directory."""
     return Path(default_root_dir).expanduser() if default_root_dir else Path.cwd()
 
 
 def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
-    """Return the checkpoint to start from, or None for a new run; raise an error if that would overwrite a run.
+    """Return the checkpoint to start from, or None for a new run; raise ValueError if that would overwrite a run.
 
-    All processes of a run decide alike, because no checkpoint is written before all of them have passed this point.
+    All processes return the same, because none writes a checkpoint before all have passed this point.
     """
-    given = config.get("ckpt_path")
+    ckpt_path = config.get("ckpt_path")
     run = run_directory(config.trainer.get("default_root_dir"))
     latest = run / "checkpoints" / "last.ckpt"
     existing = list_checkpoints(run)
-    if not given and not training:
-        raise ValueError("ckpt_path must be given, or untrained weights would be used: add --ckpt_path last")
-    if given == "last" and not (existing if training else latest.is_file()):
-        remedy = "leave ckpt_path out to start a new run" if training else "run fit first"
-        raise FileNotFoundError(f"ckpt_path must be a checkpoint, got last, but {latest} does not exist: {remedy}")
-    if given == "last":
+    if not ckpt_path and not training:
+        raise ValueError("ckpt_path is required, or untrained weights would be used: add --ckpt_path last")
+    if ckpt_path == "last" and not (existing if training else latest.is_file()):
+        remedy = "omit ckpt_path to start a new run" if training else "run fit first"
+        raise FileNotFoundError(f"ckpt_path is last, but {latest} does not exist: {remedy}")
+    if ckpt_path == "last":
         return str(newest_intact_checkpoint(run)) if training else str(latest)
-    if given and not re.match(r"best$|hpc$|registry|\w+://", given) and not Path(given).exists():
-        raise FileNotFoundError(f"ckpt_path must be a checkpoint or last, got {given}, which does not exist: check it")
-    if given or not training or not existing or config.trainer.get("fast_dev_run"):
-        return given
+    if ckpt_path and not re.match(r"best$|hpc$|registry|\w+://", ckpt_path) and not Path(ckpt_path).exists():
+        raise FileNotFoundError(
+            f"ckpt_path must be a checkpoint or last, got {ckpt_path}, which does not exist: check the path"
+        )
+    if ckpt_path or not training or not existing or config.trainer.get("fast_dev_run"):
+        return ckpt_path
     if _resume_requested(bool(config.get("auto_resume"))):
         return str(newest_intact_checkpoint(run))
     remedy = "last" if latest.is_file() else str(existing[0])
     raise ValueError(
-        f"trainer.default_root_dir must be a new directory, got {run}, which contains a run: "
+        f"trainer.default_root_dir {run} already contains a run: "
         f"add --ckpt_path {remedy} or --auto_resume true to resume it, or choose another directory"
     )
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Return the value of a key that takes one item or several, as a list."""
+    """Return a single item, a list of items or None as a list."""
     return [] if value is None else [*value] if isinstance(value, list) else [value]
 
 
 def _resume_requested(auto_resume: bool) -> bool:
-    """Return whether an existing run should be resumed."""
-    return auto_resume or any(int(os.environ.get(name, 0)) for name in RESTARTS)
+    """Return whether to resume an existing run: by auto_resume, or because a job manager restarted the command."""
+    return auto_resume or any(int(os.environ.get(name, 0)) for name in RESTART_VARIABLES)
 
 
 def make_portable(value: Any, root: str) -> Any:
-    """Return the configuration with paths below the run directory written relative to trainer.default_root_dir."""
+    """Return the configuration with paths in the run directory expressed by ${trainer.default_root_dir}."""
     if isinstance(value, dict):
         return {key: item if key == "default_root_dir" else make_portable(item, root) for key, item in value.items()}
     if isinstance(value, list):
@@ -295,7 +298,7 @@ def _print_to_stderr(line: str) -> None:
 
 @rank_zero_only
 def print_results(trainer: Trainer) -> None:
-    """Print the final metrics of the callbacks, and where images, checkpoint, config and logs are."""
+    """Print the final metrics of the callbacks, and the paths of images, checkpoint, config and logs."""
     run = run_directory(trainer.default_root_dir)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name, value in getattr(callback, "results", {}).items():

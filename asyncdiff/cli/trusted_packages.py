@@ -1,9 +1,8 @@
 """Restrict which classes a file or command line may name, since importing a module runs its code.
 
 Modules of other packages must be allowed with `--allow-class-paths PACKAGE[,PACKAGE]` on the command line, and only
-there: a file that could allow itself would be as dangerous as a program. Everything that jsonargparse imports for a
-value, whether a class path, a short name, a function or a type, is checked by its path before the import and by its
-actual module after it.
+there: a file that could allow itself would be as dangerous as a program. For every value that jsonargparse imports
+(class path, bare class name, function or type), the path is checked before the import and the actual module after it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from jsonargparse._common import parsing_settings
 from asyncdiff.checkpoints.object_config import PROGRAMS
 
 OPTION = "--allow-class-paths"
-# Packages that experiments are made of. PyTorch is not among them: it has functions that load and compile anything.
+# Packages whose classes experiments use. PyTorch is not among them: it has functions that load and compile anything.
 ALLOWED = (
     "asyncdiff",
     "datamodules",
@@ -31,7 +30,7 @@ ALLOWED = (
     "lightning.fabric.plugins",
     "lightning.fabric.strategies",
 )
-# Parts of these that run programs, call arbitrary functions, or read checkpoints as pickles.
+# Parts of these packages that run programs, call arbitrary functions, or read checkpoints as pickles.
 REFUSED = (
     *PROGRAMS,
     "lightning.pytorch.callbacks.LambdaCallback",
@@ -67,7 +66,7 @@ def restrict_imports(argv: Sequence[str] = ()) -> Iterator[list[str]]:
 
 
 def split_option(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return argv without the option, and the packages that it names; raise ValueError for invalid package names."""
+    """Split argv into the arguments without the option and the listed packages; raise ValueError for invalid names."""
     rest: list[str] = []
     packages: list[str] = []
     arguments = iter(argv)
@@ -79,7 +78,7 @@ def split_option(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         for package in (value if equals else next(arguments, "")).split(","):
             if not all(part.isidentifier() for part in package.split(".")) or package.startswith("jsonargparse"):
                 raise ValueError(
-                    f"{OPTION} must name packages, got {package or 'nothing'}: mylab,other.networks, for example"
+                    f"{OPTION} must list packages, got {package or 'nothing'}: use mylab,other.networks, for example"
                 )
             packages.append(package)
     return rest, packages
@@ -96,7 +95,7 @@ def option_argv() -> list[str]:
 
 
 def may_be_imported(path: str) -> bool:
-    """Return whether a dotted path is allowed; outside of `restrict_imports` everything is."""
+    """Return whether a dotted path may be imported; outside `restrict_imports`, every path may."""
     if _user_trusted.get() is None:
         return True
     listed = {**dict.fromkeys(REFUSED, False), **dict.fromkeys([*ALLOWED, *user_trusted()], True)}
@@ -107,8 +106,8 @@ def may_be_imported(path: str) -> bool:
 def refusal_message(path: str) -> str:
     """Return the error message for a class path that is not allowed: the rule, the path and the remedy."""
     package, module = path.partition(".")[0], path.rpartition(".")[0]
-    ours = any(known.partition(".")[0] == package for known in ALLOWED)
-    trusted = module if ours else package
+    partly_allowed = any(known.partition(".")[0] == package for known in ALLOWED)
+    trusted = module if partly_allowed else package
     return (
         f"must name a class of {ALLOWED_DESCRIPTION}, got {path}: if you trust its code, add {OPTION} {trusted or path}"
     )

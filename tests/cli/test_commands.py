@@ -106,7 +106,7 @@ def test_as_a_program(tmp_path):
     argv = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "error: --grid must be ROWSxCOLUMNS, got 16: 16x16, for example\n"
+    assert result.stderr == "error: --grid must be ROWSxCOLUMNS, got 16: use 16x16, for example\n"
 
 
 def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):
@@ -162,10 +162,10 @@ def test_config_yaml_is_named_after_its_run():
         (LAYER.replace("  levels", "  levls"), ":3: model.levls: there is no such key; did you mean model.levels?"),
         (LAYER.replace("2.0", "'${vars.no}'"), ":5: model.levels.init_args.sharpness: ${vars.no} is not defined"),
         (LAYER.replace("model:", "model: ["), ":4: not valid YAML"),
-        ("trainer: {}", ": model.levels must be given in a file without model.network"),
-        ("- 3", " must contain an experiment, got a list"),
+        ("trainer: {}", ": model.levels is missing: a file without model.network needs it"),
+        ("- 3", " must contain sections such as model and data, got a list"),
         (EXPERIMENT.replace("size: 16", "size: 18"), ": the sides of the image must be multiples of the patch size 4"),
-        (EXPERIMENT.replace("size: 16", "size: big"), ": model.image_size must be int, got big"),
+        (EXPERIMENT.replace("size: 16", "size: big"), ": model.image_size must be an integer, got big"),
         (EXPERIMENT.replace("heads: 16", "head: 16"), ":6: model.network.init_args.head: DiT has no argument head"),
         (EXPERIMENT.replace("asyncdiff.networks.DiT", "torch.nn.Identity").replace("{channels", "{} #"),
          ":5: model.network: must name a class of asyncdiff, datamodules and Lightning's callbacks, loggers, plugins, "
@@ -181,7 +181,7 @@ def test_errors_in_a_file_are_one_line_with_the_location(text, message, refused)
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["none.yaml"], "experiments must be YAML files, got none.yaml, which does not exist"),
+        (["none.yaml"], "experiments must be YAML files, got none.yaml, which does not exist: check the path"),
         ([], "experiments must be given"),
         (["layer.yaml", "--imags", "3"], "--imags: there is no such option; did you mean --images?"),
         (["layer.yaml", "--images", "x"], "images: must be int, got x"),
@@ -190,7 +190,10 @@ def test_errors_in_a_file_are_one_line_with_the_location(text, message, refused)
         (["layer.yaml", "--grid", "16"], "--grid must be ROWSxCOLUMNS, got 16"),
         (["layer.yaml", "--grid", "0x4"], "--grid must be ROWSxCOLUMNS, got 0x4"),
         (["layer.yaml", "layer.yaml"], "names must differ, got layer 2 times: choose different ones with --names"),
-        (["layer.yaml", "--names", "a", "b"], "--names must be as many as experiments, got 2 for 1"),
+        (
+            ["layer.yaml", "--names", "a", "b"],
+            "--names needs one name per experiment, got 2 names for 1 experiment: put --names",
+        ),
         (["layer.yaml", "--names", "../b"], "--names must be file names, got ../b"),
     ],
 )
@@ -206,7 +209,7 @@ def test_two_experiments_side_by_side(capfd):
     argv = ["levels", "experiment.yaml", "layer.yaml", "--names", "half", "srm", "--images", "64", "--output", "out"]
     main(argv)
     printed = capfd.readouterr().out
-    assert printed == "figure: out/levels.png\npaths: half.gif in out\nTensorBoard: tensorboard --logdir out\n"
+    assert printed == "figure: out/levels.png\nanimations: out/half.gif\nTensorBoard: tensorboard --logdir out\n"
     with Image.open("out/levels.png") as figure:
         assert figure.width > figure.height * 0.6
     with Image.open("out/half.gif") as movie:
@@ -314,7 +317,7 @@ def test_warnings_are_lines(run, photo, capfd):
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert lines == [
         "warning: mask.png: 128 of 128 pixels are neither black nor white, thresholded at mid-gray",
-        "warning: no pixel of photo is known: results do not depend on it",
+        "warning: no pixel of photo is known: the results do not depend on it",
     ]
 
 
@@ -379,7 +382,7 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
     for name in ("page", "layout", "mask_painter"):
         monkeypatch.delitem(sys.modules, f"asyncdiff.web.{name}", raising=False)
         monkeypatch.delattr(f"asyncdiff.web.{name}", raising=False)
-    assert refused("serve", str(run)) == "serve needs the package gradio, got none: pip install gradio"
+    assert refused("serve", str(run)) == "serve needs the package gradio, which is not installed: pip install gradio"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +391,7 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["sample", "nowhere"], "RUN must be a run directory of train.py, a .ckpt file or an export, got nowhere"),
         (
             ["sample", "."],
-            "RUN must contain checkpoints/last.ckpt, got . without it: --ckpt_path FILE names another checkpoint",
+            "RUN must contain checkpoints/last.ckpt, got . without it: choose another checkpoint with --ckpt_path FILE",
         ),
         (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
         (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
@@ -397,26 +400,32 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["sample", "RUN", "--step", "7"], "--step: there is no such option; did you mean --steps?"),
         (["sample", "RUN", "--steps", "0"], "steps must be at least 1, got 0"),
         (["sample", "RUN", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
-        (["sample", "RUN", "--input_level", "0.5"], "--input_level must be given with --input_guidance"),
-        (["inpaint", "RUN", "--image", "PHOTO", "--guidance", "2"], "--guidance must be given with class labels"),
-        (["sample", "RUN", "--device", "foo"], "--device must be one that this machine has, got foo: use cpu"),
-        (["sample", "RUN", "--output", "layer.yaml"], "output must be a folder, got the file layer.yaml"),
-        (["sample", "RUN", "--device", "cuda"], "--device must be one that this machine has, got cuda: use cpu"),
-        (["sample", "RUN", "--sampler", "Autoregressive", "--steps", "3"], "--steps must be left out for Autoreg"),
-        (["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"], "--ckpt_path must be left out if RUN is"),
+        (["sample", "RUN", "--input_level", "0.5"], "--input_level needs --input_guidance, got 0.5 without it"),
+        (
+            ["inpaint", "RUN", "--image", "PHOTO", "--guidance", "2"],
+            "--guidance needs class labels, got 2.0 without them",
+        ),
+        (["sample", "RUN", "--device", "foo"], "--device foo is not available on this machine: use cpu"),
+        (["sample", "RUN", "--output", "layer.yaml"], "output must be a folder, got the existing file layer.yaml"),
+        (["sample", "RUN", "--device", "cuda"], "--device cuda is not available on this machine: use cpu"),
+        (["sample", "RUN", "--sampler", "Autoregressive", "--steps", "3"], "--steps does not apply to Autoreg"),
+        (
+            ["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"],
+            "--ckpt_path is a, but RUN is a checkpoint itself",
+        ),
         (["inpaint", "RUN"], "image must be given"),
         (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
         (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "mask must be one of thin, wide,"),
         (["inpaint", "RUN", "--image", "PHOTO", "--fit", "pad"], "fit: must be one of 'crop', 'resize', 'keep'"),
-        (["inpaint", "RUN", "--image", "layer.yaml"], "images must be files that can be read, got layer.yaml"),
+        (["inpaint", "RUN", "--image", "layer.yaml"], "cannot read the image layer.yaml"),
         (["edit", "RUN", "--image", "PHOTO", "--levels", "2"], "levels must lie in (0, 1], got 2"),
-        (["edit", "RUN", "--image", "PHOTO", "--levels", "a.png"], "levels must be a number, a file or a folder"),
+        (["edit", "RUN", "--image", "PHOTO", "--levels", "a.png"], "levels must be a number, or an existing file"),
         (["serve", "nowhere"], "RUN must be a run directory of train.py"),
         (["serve", "RUN", "--port", "70000"], "--port must lie in [0, 65535], got 70000"),
-        (["outpaint", "RUN", "--image", "PHOTO"], "either to or some of top, bottom, left, right must be given"),
+        (["outpaint", "RUN", "--image", "PHOTO"], "set either to, the size of the result, or at least one of top, "),
         (["autoregress", "RUN", "--order", "spirl"], "order must be one of"),
         (["autoregress", "RUN", "--steps", "3"], "--steps: there is no such option"),
-        (["texture", "RUN", "--size", "4x4"], "size must be at least the model's 8x8, got 4x4"),
+        (["texture", "RUN", "--size", "4x4"], "size must be at least the training size 8x8, got 4x4"),
     ],
 )
 def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, refused, monkeypatch):

@@ -116,7 +116,7 @@ def test_the_table_and_the_contact_sheet(card):
     assert "| generated | 50 | " in text
     assert "| real, val | 50 | " in text
     assert "features: classifier, 16 dimensions" in text
-    assert "KID: 100 subsets of 50, seed 3; with classes in turn, equal distributions give a value below 0" in text
+    assert "KID: 100 subsets of 50, seed 3; as labels cycle through the classes, identical distributions give a" in text
     assert "density, coverage: k = 5, 1438 real images" in text
     assert read_photo(folder / "samples.png", 3).shape[1] > 400
 
@@ -132,7 +132,7 @@ def test_the_reference_is_cached_and_can_be_given(run, tmp_path, capsys, card, c
     shutil.copy(used, given)
     assert evaluated(run, tmp_path, "--reference", str(given))["metrics"] == evaluated(run, tmp_path)["metrics"]
     error = refused(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
-    assert "reference must have the same images.split, got train in" in error
+    assert "has another images.split, train instead of" in error
     assert "instead of val: leave --reference out" in error
 
 
@@ -163,7 +163,7 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys)
     found = evaluated(only_data, tmp_path, *more)
     assert found["metrics"] == pytest.approx(expected, rel=1e-6)
     assert found["protocol"]["samples"]["folder"] == str(tmp_path / "pictures")
-    assert "--steps must be left out with --images" in refused(capsys, only_data, tmp_path, *more, "--steps", "3")
+    assert "--steps cannot be combined with --images" in refused(capsys, only_data, tmp_path, *more, "--steps", "3")
 
 
 def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
@@ -178,9 +178,12 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
         (("--count", "1"), "--count must be at least 2"),
         (("--count", "5"), "images must be at least 10, got 5: the Inception score has 10 splits"),
         (("--count", "3", "--metrics", "precision_recall"), "fake must be at least 4, got 3"),
-        (("--guidance", "2", "--labels", "false"), "--guidance must be left out without class labels"),
+        (
+            ("--guidance", "2", "--labels", "false"),
+            "--guidance needs a class-conditional model and --labels true, got 2.0",
+        ),
         (("--images", "nowhere"), "--images must be a folder, got nowhere"),
-        (("--reference", "nowhere"), "reference must be an existing file, got nowhere"),
+        (("--reference", "nowhere"), "reference nowhere is not a file"),
         (("--reference_count", "4", "--metrics", "density_coverage"), "real must be at least 6, got 4"),
     ],
 )
@@ -243,9 +246,9 @@ def test_comparing_cards(run, tmp_path, card, capsys):
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("{", "cards must be JSON files"),
-        ("[]", "cards must contain a protocol and metrics"),
-        ('{"format": 0, "protocol": {}, "metrics": {}}', "cards must have format 1, got 0"),
+        ("{", "cannot be read as a JSON file"),
+        ("[]", "is not a result card, it lacks the protocol or metrics"),
+        ('{"format": 0, "protocol": {}, "metrics": {}}', "has the card format 0, not 1"),
         ('{"format": 1, "protocol": [], "metrics": {}}', "protocol and metrics must be mappings in a card"),
         (None, "which does not exist"),
     ],

@@ -82,12 +82,12 @@ def test_a_dit_of_the_authors(capfd):
     model = port("weights.pt", "--kind", "dit", "--heads", "4")
     printed = capfd.readouterr().out.splitlines()
     assert printed == [
-        "kind: DiT in the authors' layout",
+        "kind: DiT in original layout",
         "network: DiT(dim=32, depth=2, heads=4, classes=10, joint_labels=True)",
         f"parameters: {sum(p.numel() for p in model.network.parameters()):,}",
         "dropped: 3 output channels of the learned sigma",
         "process: LinearVP(), target: NoiseTarget()",
-        "images: 8x8 pixels of 3 channels",
+        "images: 8x8 pixels with 3 channels",
         "checkpoint: out/model.ckpt",
     ]
     assert isinstance(model.process, LinearVP)
@@ -130,15 +130,15 @@ def test_a_training_checkpoint_has_raw_and_ema_weights(argv, which, capfd):
     table = WEIGHTS["y_embedder.embedding_table.weight"]
     assert torch.equal(model.network.label_embedding.table.weight, which * table)
     name = {2: "EMA weights", 1: "raw weights"}[which]
-    assert f"kind: DiT in the authors' layout, {name}\n" in capfd.readouterr().out
+    assert f"kind: DiT in original layout, {name}\n" in capfd.readouterr().out
 
 
 @torch.no_grad()
 def test_a_pipeline_of_diffusers(pipeline, capfd):
     model = port(str(pipeline))
     printed = capfd.readouterr().out
-    assert "kind: DiT in diffusers' layout\n" in printed
-    assert "normalization: eps is 1e-06 as in the authors' code, 1e-05 in this folder's second norms\n" in printed
+    assert "kind: DiT in diffusers layout\n" in printed
+    assert "normalization: eps is 1e-06 as in the authors' code, but 1e-05 in the second norms of this folder\n" in printed
     assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in printed
     theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
     eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
@@ -148,7 +148,9 @@ def test_a_pipeline_of_diffusers(pipeline, capfd):
 def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
     shutil.copytree(pipeline / "transformer", "folder")
     first = port("folder")
-    assert "process: LinearVP(), as there is no scheduler, target: NoiseTarget()\n" in capfd.readouterr().out
+    assert (
+        "process: LinearVP() (assumed, the folder has no scheduler), target: NoiseTarget()\n" in capfd.readouterr().out
+    )
     weights = DiTTransformer2DModel.from_pretrained("folder").state_dict()
     torch.save(weights, "folder/diffusion_pytorch_model.bin")
     Path("folder/diffusion_pytorch_model.safetensors").unlink()
@@ -166,7 +168,7 @@ def test_latent_weights_are_recognized(capfd):
     torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
     port("latents.pt", "--kind", "sit", "--heads", "4")
     printed = capfd.readouterr().out
-    assert "images: 8x8 latents of 4 channels; decode them with --codec" in printed
+    assert "images: 8x8 latents with 4 channels; decode them with --codec" in printed
     assert "dropped: nothing\n" in printed
 
 
@@ -261,28 +263,29 @@ def test_damaged_files(refused):
         assert refused(name, "--kind", "dit").startswith(f"{name} cannot be read safely as a checkpoint: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
     line = refused("cut.safetensors", "--kind", "dit")
-    assert line.startswith("cut.safetensors must be a readable safetensors file: ")
+    assert line.startswith("cut.safetensors cannot be read as a safetensors file: ")
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt, which does not exist"),
-        (["weights.pt"], "--kind must be given for a file, got none: add dit or sit, which use the same"),
+        (["weights.pt"], "--kind is required for a file: add --kind dit or --kind sit"),
         (["weights.pt", "--kind", "dit"], "no official model has a width of 32, so the number of heads is unknown"),
         (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
         (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
         (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
-        (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights must be left out for a file with one set"),
-        (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies must be left out for a file"),
+        (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights is ema, but weights.pt contains a single set"),
+        (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies applies only to a diffusers"),
         (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"],
          "image_size must be 8, according to the positions in"),
         (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
-        (["PIPELINE", "--heads", "4"], "--heads must be left out, got 4: the folder's config.json has 2"),
-        (["PIPELINE", "--weights", "raw"], "--weights must be left out for a folder, got raw"),
-        (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"], "CHECKPOINT must be the folder of diffusers"),
+        (["PIPELINE", "--heads", "4"], "--heads is 4, but the folder's config.json has 2: drop --heads"),
+        (["PIPELINE", "--weights", "raw"], "--weights is raw, but a diffusers folder contains a"),
+        (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"],
+         "PIPELINE/transformer/diffusion_pytorch_model.safetensors contains diffusers weights, which need their"),
         (["PIPELINE/scheduler"],
-         "CHECKPOINT must be a diffusers folder with config.json, got one without PIPELINE/sch"),
+         "CHECKPOINT must be a file of weights or a diffusers folder, but PIPELINE/scheduler/config.json is missing"),
     ],
 )  # fmt: skip
 def test_user_errors_are_one_line(argv, message, pipeline, refused):
@@ -293,12 +296,15 @@ def test_user_errors_are_one_line(argv, message, pipeline, refused):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({"conv.weight": torch.ones(2)}, "CHECKPOINT must contain a DiT or a SiT, got conv.weight ... in it.pt: this"),
-        ({}, "CHECKPOINT must contain a DiT or a SiT, got nothing in it.pt"),
-        ([1, 2], "CHECKPOINT must contain named tensors, got list in it.pt"),
-        (torch.ones(3), "CHECKPOINT must contain named tensors, got Tensor in it.pt"),
-        ({"epoch": 3}, "CHECKPOINT must contain named tensors, got dict in it.pt"),
-        ({"model": WEIGHTS}, "--weights must be in the file, got ema, but it.pt has no 'ema'"),
+        (
+            {"conv.weight": torch.ones(2)},
+            "CHECKPOINT must contain a DiT or a SiT, got tensors named conv.weight ... in it.pt",
+        ),
+        ({}, "CHECKPOINT must contain a DiT or a SiT, got no tensors in it.pt"),
+        ([1, 2], "it.pt must contain named tensors, got type list"),
+        (torch.ones(3), "it.pt must contain named tensors, got type Tensor"),
+        ({"epoch": 3}, "it.pt must contain only named tensors, but 'epoch' has type int"),
+        ({"model": WEIGHTS}, "--weights ema reads the tensors at 'ema', but it.pt has no such entry"),
     ],
 )
 def test_files_with_other_contents(contents, message, refused):
@@ -328,10 +334,12 @@ def test_folders_of_other_models(file, change, message, pipeline, refused):
 def test_folders_with_something_missing(pipeline, refused):
     shutil.copytree(pipeline, "changed")
     Path("changed/transformer/config.json").write_text("{")
-    assert refused("changed").startswith("changed/transformer/config.json must be a readable JSON file: ")
+    assert refused("changed").startswith("changed/transformer/config.json cannot be read as JSON: ")
     shutil.copy(pipeline / "transformer/config.json", "changed/transformer/config.json")
     Path("changed/transformer/diffusion_pytorch_model.safetensors").unlink()
-    assert refused("changed").startswith("CHECKPOINT must contain diffusion_pytorch_model.safetensors or diff")
+    assert refused("changed").startswith(
+        "changed/transformer contains neither diffusion_pytorch_model.safetensors nor diff"
+    )
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "out.pth"])

@@ -320,7 +320,7 @@ def test_the_file_that_counts_is_named(refused):
         (["fit", "--config", "experiment.yaml", "3"], "3 is not an option"),
         (
             ["fit", "--config", "experiment.yaml", "--ckpt_path", "last"],
-            "ckpt_path must be a checkpoint, got last",
+            "ckpt_path is last, but",
         ),
         (
             ["fit", "--config", "experiment.yaml", "--ckpt_path", "a.ckpt"],
@@ -338,7 +338,7 @@ def test_wrong_commands(args, message, refused):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model.image_size", "1"], "images must be at least one patch large"),
+        (["--model.image_size", "1"], "images must be at least as large as a patch"),
         (["--model.learning_rate", "-1"], "learning_rate must be positive"),
         (["--data.init_args.batch_size", "0"], "batch_size must be at least 1"),
         (["--data.init_args.batch_size", "5000"], "batch_size must leave at least one batch"),
@@ -416,7 +416,7 @@ def test_a_fit_prints_where_its_results_are_and_can_be_repeated(finished, refuse
     capfd.readouterr()
     for file in ("experiment.yaml", "run/config.yaml"):
         message = refused("fit", "--config", file)
-        assert message.startswith("trainer.default_root_dir must be a new directory, got run, which contains a run: ")
+        assert message.startswith("trainer.default_root_dir run already contains a run: ")
         assert "--ckpt_path last" in message
 
 

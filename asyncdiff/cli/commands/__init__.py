@@ -1,1 +1,1 @@
-"""Commands of `python -m asyncdiff`, one module each, with a function `main(argv)` that parses and runs."""
+"""Commands of `python -m asyncdiff`, one module each, run by its function `main(argv)`."""

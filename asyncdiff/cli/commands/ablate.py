@@ -1,4 +1,4 @@
-"""`python -m asyncdiff ablate ABLATION.yaml`: training runs for every combination of a few settings and seeds."""
+"""`python -m asyncdiff ablate ABLATION.yaml`: train every combination of a few settings and seeds."""
 
 import os
 import shlex
@@ -15,24 +15,24 @@ from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.options import command_parser, underscore_option
 
-DESCRIPTION = """Train every combination of an ablation's variants with every seed. Each such trial has its own run
-directory below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""
+DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
+below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check all trials, run those that are not finished, and write TensorBoard overlays and a table."""
+    """Check all trials, run the unfinished ones, write TensorBoard overlays, and print a table."""
     parser = command_parser("ablate", DESCRIPTION)
     parser.add_argument("ablation", type=Path, help="YAML file of the ablation, see experiments/ablations")
     parser.add_argument("--output", type=Path | None, help="output folder (default: runs/ablations/NAME)")
     parser.add_argument("--parallel", type=int | None, help=PARALLEL)
     parser.add_argument("--threads", type=int | None, help=THREADS)
-    parser.add_argument("--cell", type=int | None, help="index of the only trial to run (see --dry_run)")
+    parser.add_argument("--cell", type=int | None, help="index of a single trial to run (see --dry_run)")
     parser.add_argument("--slurm", type=Path | None, help="write a SLURM batch script to this file, without running")
     parser.add_argument("--sbatch", type=str, default="", help=SBATCH)
     parser.add_argument("--dry_run", action="store_true", help="print the index and command of every trial and exit")
     options = parser.parse_args(_join_sbatch([underscore_option(argument) for argument in argv]))
     parallel = 1 if options.parallel is None else options.parallel
-    at_least("--parallel", parallel, 1, "it is the number of trials run at a time")
+    at_least("--parallel", parallel, 1, "1 runs one trial at a time")
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
     trials = ablation.trials()
@@ -56,12 +56,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def publish(ablation: Ablation, output: Path) -> None:
-    """Write TensorBoard overlays of the finished trials, and print a table of their last values."""
-    done = [trial for trial in ablation.trials() if (trial.folder(output) / FINISHED).is_file()]
-    if not done:
+    """Write TensorBoard overlays of the finished trials, and print a table of their final values."""
+    finished = [trial for trial in ablation.trials() if (trial.folder(output) / FINISHED).is_file()]
+    if not finished:
         return
     by_variant: dict[str, list[dict[str, float]]] = {}
-    for trial in done:
+    for trial in finished:
         folder = trial.folder(output)
         curves = read_curves(folder)
         values = last_values(curves, ablation.metrics, folder)
@@ -69,19 +69,19 @@ def publish(ablation: Ablation, output: Path) -> None:
         by_variant.setdefault(trial.variant, []).append(values)
     write_layout(ablation, output)
     print(table(ablation, by_variant))
-    print(f"{len(done)} of {len(ablation.trials())} trials are finished: {output}")
+    print(f"{len(finished)} of {len(ablation.trials())} trials are finished: {output}")
     print(f"TensorBoard: tensorboard --logdir {output}")
 
 
 def table(ablation: Ablation, by_variant: dict[str, list[dict[str, float]]]) -> str:
-    """Format the last values as Markdown.
+    """Format the final values as a Markdown table.
 
     Args:
-        ablation: names the axes and metrics.
-        by_variant: last values by tag, one dictionary per seed, of every variant.
+        ablation: ablation whose axes and metrics label the columns.
+        by_variant: for every variant, one dictionary of final values by tag per seed.
 
     Returns:
-        Table with mean and standard deviation over the seeds, a row per variant.
+        Table with one row per variant: mean and standard deviation over the seeds.
     """
     heads = [metric.label for metric in ablation.metrics]
     lines = [f"| {', '.join(ablation.axes)} | seeds | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
@@ -92,7 +92,7 @@ def table(ablation: Ablation, by_variant: dict[str, list[dict[str, float]]]) -> 
 
 
 def write_script(options: Any, ablation: Ablation, output: Path, count: int) -> None:
-    """Write a SLURM batch script with one task per trial; a task that is requeued resumes its trial."""
+    """Write a SLURM batch script with one task per trial; a requeued task resumes its trial."""
     limit = "" if options.parallel is None else f"%{options.parallel}"
     lines = ["#!/bin/bash", f"#SBATCH --job-name={ablation.name}", f"#SBATCH --array=0-{count - 1}{limit}"]
     lines += [f"#SBATCH {option}" for option in shlex.split(options.sbatch)]
@@ -118,7 +118,7 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _join_sbatch(argv: Sequence[str]) -> list[str]:
-    """Join `--sbatch --gres=gpu:8` into one argument, since a parser would take the value for an option."""
+    """Join `--sbatch --gres=gpu:8` into one argument, since the parser would mistake the value for an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and joined[-1] == "--sbatch":
@@ -128,6 +128,6 @@ def _join_sbatch(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-PARALLEL = "number of trials run at a time (default: 1; with --slurm, no limit on the tasks of the array)"
+PARALLEL = "number of trials to run at a time (default: 1; with --slurm, all tasks of the array)"
 THREADS = "number of CPU threads per trial (default: the machine's threads divided by --parallel)"
 SBATCH = 'sbatch options for --slurm, such as "--gres=gpu:1 --time=12:00:00"'

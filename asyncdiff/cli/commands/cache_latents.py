@@ -1,4 +1,4 @@
-"""`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: latents of a dataset, encoded once and stored."""
+"""`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: encode a dataset once and store its latents."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from datamodules.base import ImageDataModule
 from datamodules.storage.latent_shards import read_manifest
 
 DESCRIPTION = "Encode the images of a data module with a codec, and store the latents for datamodules.LatentCache."
-DATA = """data module: an experiment's YAML file, whose data section is used, a YAML file with {class_path, init_args},
+DATA = """data module: an experiment's YAML file (its section data is used), a YAML file with {class_path, init_args},
 or a class path; set its arguments with options such as --data.init_args.root PATH"""
-CODEC = """codec: an experiment's YAML file, whose model.codec is used, a YAML file with {class_path, init_args}, or a
+CODEC = """codec: an experiment's YAML file (its model.codec is used), a YAML file with {class_path, init_args}, or a
 class of asyncdiff.latents; set its arguments with options such as --codec.init_args.path PATH"""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, encode or verify, and print a summary of the cache."""
+    """Parse the arguments, encode the dataset or verify the cache, and print a summary."""
     expanded = [expand_section(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
     parser = _parser()
     options = parser.parse_args(expanded)
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     built = parser.instantiate(options)
     for name in ("data", "codec"):
         if built[name] is None:
-            raise ValueError(f"--{name} must be given, got none: add it, see --help")
+            raise ValueError(f"--{name} is required: add --{name} FILE.yaml, see --help")
     manifest = cache(
         built.data,
         built.codec.to(_device(options.device, local)),
@@ -57,20 +57,20 @@ def main(argv: Sequence[str]) -> None:
         report=lambda line: tqdm.write(line, file=sys.stderr),
     )
     if manifest is None:
-        print(f"process {rank} of {world} is done; other processes, or another run, complete {options.out}")
+        print(f"process {rank} of {world} has finished; {options.out} is complete once all shards have been encoded")
     else:
         _print_summary(manifest, options.out)
 
 
 def expand_section(argument: str, before: str) -> str:
-    """Replace an argument that names an experiment file by JSON of the file's data or codec section.
+    """Replace the experiment file of --data or --codec with JSON of the section in that file.
 
     Args:
-        argument: an argument of the command line; others are returned unchanged.
-        before: the argument before it.
+        argument: argument of the command line; returned unchanged unless it is such a file.
+        before: preceding argument.
 
     Returns:
-        The argument to parse.
+        Argument to parse.
     """
     for option, key in (("--data", "data"), ("--codec", "model.codec")):
         prefix = f"{option}=" if argument.startswith(f"{option}=") else ""
@@ -81,18 +81,20 @@ def expand_section(argument: str, before: str) -> str:
 
 
 def _device(name: str, local: int) -> str:
-    """Return the device of a process: GPUs are assigned in turn by local rank."""
+    """Return the device of a process; with cuda, the GPU with the number of its local rank, wrapping around."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be one that this machine has, got {name}: use cpu") from error
+        raise ValueError(f"--device {name} is not available on this machine: use cpu") from error
     return f"cuda:{local % torch.cuda.device_count()}" if name == "cuda" else name
 
 
 def _spawn(count: int, argv: Sequence[str], device: str) -> None:
-    """Run the command in `count` processes of this machine until all have finished or one has failed."""
+    """Run the command in `count` processes on this machine until all have finished or one has failed."""
     if environment()[1] > 1:
-        raise ValueError(f"--processes must be left out under torchrun or srun, got {count}: these start the processes")
+        raise ValueError(
+            f"--processes is {count}, but torchrun or srun has started the processes already: drop --processes"
+        )
     variables = dict(os.environ)
     if device == "cpu":
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -102,11 +104,11 @@ def _spawn(count: int, argv: Sequence[str], device: str) -> None:
     started: list[subprocess.Popen[bytes]] = []
     try:
         for rank in map(str, range(count)):
-            own = variables | {"RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": rank}
-            started.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+            environment_of_rank = variables | {"RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": rank}
+            started.append(subprocess.Popen(command, env=environment_of_rank, stdout=subprocess.DEVNULL))
         while any(process.poll() is None for process in started):
             if failed := [process.returncode for process in started if process.returncode]:
-                sys.exit(failed[0])  # the process has printed why
+                sys.exit(failed[0])  # the process has printed the reason
             time.sleep(0.1)
         if failed := [process.returncode for process in started if process.returncode]:
             sys.exit(failed[0])
@@ -132,7 +134,7 @@ def _verify(out: Path) -> None:
 
 
 def _print_summary(manifest: Mapping[str, Any], out: Path) -> None:
-    """Print the contents of a cache, the statistics of its latents, and where it is."""
+    """Print the contents of a cache, the statistics of its latents, and its folder."""
     for name, split in manifest["splits"].items():
         size = sum(shard["bytes"] for shard in split["shards"])
         skipped = f", {split['unreadable']:,} unreadable ones skipped" if split["unreadable"] else ""
@@ -152,16 +154,18 @@ def _parser() -> Any:
     parser = command_parser("cache-latents", DESCRIPTION)
     parser.add_argument("--data", type=ImageDataModule | None, sub_configs=True, help=DATA)
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the cache; complete shards in it are kept")
     parser.add_argument(
-        "--splits", type=str, default="train,val,test", help="splits to encode; test is skipped where it equals val"
+        "--out", type=Path, required=True, help="folder of the cache; existing complete shards are kept"
+    )
+    parser.add_argument(
+        "--splits", type=str, default="train,val,test", help="splits to encode; test is skipped if it equals val"
     )
     parser.add_argument(
         "--dtype", type=Literal["float16", "float32"], default="float16", help="data type of the latents on disk"
     )
-    parser.add_argument("--flip", type=bool, default=True, help="whether to also store latents of the mirrored images")
+    parser.add_argument("--flip", type=bool, default=True, help="whether to store latents of mirrored images as well")
     parser.add_argument("--shard_size", type=int | None, help="number of images per shard (default: 256 MB worth)")
-    parser.add_argument("--batch_size", type=int, default=64, help="number of images encoded together")
+    parser.add_argument("--batch_size", type=int, default=64, help="number of images per encoding batch")
     add_device(parser)
     parser.add_argument("--processes", type=int, default=1, help="number of processes to start, each with its own GPU")
     parser.add_argument(

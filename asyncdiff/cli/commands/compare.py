@@ -1,6 +1,7 @@
-"""`python -m asyncdiff compare CARD.json CARD.json ...`: result cards side by side, with different protocols marked."""
+"""`python -m asyncdiff compare CARD.json CARD.json ...`: compare result cards in one table."""
 
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,31 +18,33 @@ from asyncdiff.evaluation.result_card import (
     value_at,
 )
 
-DESCRIPTION = """Print the result cards of `evaluate` as one table with a row each, to compare checkpoints.
+DESCRIPTION = """Print result cards of `evaluate` as one table with one row per card, to compare checkpoints.
 
-Rows that were measured with another protocol than the first row are marked, and the differences are listed below the
-table: such numbers are not comparable."""
-SHOWN = 8  # differing keys listed per mark
+Rows whose protocol differs from that of the first row are marked, because their numbers are not comparable; the
+differences are listed below the table."""
+MAX_DIFFERENCES = 8  # keys listed per mark
 
 
 def main(argv: Sequence[str]) -> None:
     """Read the cards and print the table."""
     parser = command_parser("compare", DESCRIPTION)
-    parser.add_argument("cards", nargs="+", type=Path, help="result cards of evaluate, RUN/evaluation/NAME.json")
+    parser.add_argument(
+        "cards", nargs="+", type=Path, help="result cards written by evaluate: RUN/evaluation/NAME.json"
+    )
     options = parser.parse_args(argv)
-    if len(set(options.cards)) < len(options.cards):
-        raise ValueError(f"cards must differ, got {options.cards[0]} and others twice: name each once")
+    if repeated := [str(file) for file, times in Counter(options.cards).items() if times > 1]:
+        raise ValueError(f"cards must differ, got {', '.join(repeated)} more than once: list each card once")
     print(comparison({str(file): read_card(file) for file in options.cards}))
 
 
 def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """Compare result cards, of which the first one is the reference.
+    """Compare result cards with the first one.
 
     Args:
-        cards: result cards of format 1, by the names of their rows.
+        cards: result cards (format 1), by row name.
 
     Returns:
-        Markdown table with a row per card and a column per metric, followed by the meaning of its marks.
+        Markdown table with one row per card and one column per metric, followed by an explanation of its marks.
     """
     first = next(iter(cards))
     names = list(dict.fromkeys(name for card in cards.values() for name in card["metrics"]))
@@ -61,18 +64,18 @@ def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _protocol_differences(first: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Describe the differences of two protocols that change the meaning of the numbers; empty if there are none."""
+    """Describe the differences between two protocols that change the meaning of the numbers; empty if none do."""
     keys = [key for key in differences(before, now) if key.split(".")[0] not in (*SUBJECT_KEYS, *SOFTWARE_KEYS)]
     listed = [
         f"{key} ({abbreviate(value_at(now, key))} instead of {abbreviate(value_at(before, key))})"
-        for key in keys[:SHOWN]
+        for key in keys[:MAX_DIFFERENCES]
     ]
-    more = [f"{len(keys) - SHOWN} more"] if len(keys) > SHOWN else []
+    more = [f"{len(keys) - MAX_DIFFERENCES} more"] if len(keys) > MAX_DIFFERENCES else []
     return f"protocol differs from {first} in {', '.join([*listed, *more])}" if keys else ""
 
 
 def _software_differences(cards: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Describe differences of hardware and software, which should not change the numbers."""
+    """Describe differences in hardware and software, which should not change the numbers."""
     lines = []
     for key in SOFTWARE_KEYS:
         values = list(dict.fromkeys(abbreviate(card["protocol"].get(key)) for card in cards.values()))

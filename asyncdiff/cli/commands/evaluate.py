@@ -1,4 +1,4 @@
-"""`python -m asyncdiff evaluate RUN --samples | --likelihood | --inpainting`: measurements of a trained model."""
+"""`python -m asyncdiff evaluate RUN --samples | --likelihood | --inpainting`: evaluate a trained model."""
 
 import importlib
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.latents import Codec
 
-# Module and summary of every measurement, by the option that selects it; the module has a function `main(argv)`.
-MEASUREMENTS = {
+# Module and summary of every evaluation, by the option that selects it; the module has a function `main(argv)`.
+EVALUATIONS = {
     "--samples": ("asyncdiff.cli.commands.evaluate_samples", "samples: FID, KID, precision, recall and more"),
     "--likelihood": ("asyncdiff.cli.commands.evaluate_likelihood", "bits per dimension along several noise paths"),
     "--inpainting": ("asyncdiff.cli.commands.evaluate_inpainting", "inpainting: Fréchet distance, LPIPS, cost"),
@@ -27,34 +27,41 @@ MEASUREMENTS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the measurement that the command line selects."""
-    selected = [option for option in MEASUREMENTS if option in argv]
+    """Run the evaluation selected on the command line."""
+    selected = [option for option in EVALUATIONS if option in argv]
     if not selected and {"-h", "--help"} & set(argv):
         print(overview())
         return
     if len(selected) != 1:
-        given = " and ".join(selected) or "none"
-        raise ValueError(f"one of {', '.join(MEASUREMENTS)} must be given, got {given}: each has its own --help")
-    importlib.import_module(MEASUREMENTS[selected[0]][0]).main(argv)
+        chosen = " and ".join(selected) or "none"
+        raise ValueError(
+            f"choose exactly one of {', '.join(EVALUATIONS)}, got {chosen}: add --help to one to see its options"
+        )
+    importlib.import_module(EVALUATIONS[selected[0]][0]).main(argv)
 
 
 def overview() -> str:
-    """Return the help text: every measurement with its summary."""
-    lines = [f"  {option:14}{summary}" for option, (_, summary) in MEASUREMENTS.items()]
-    usage = ["usage: python -m asyncdiff evaluate RUN MEASUREMENT ...", "", *lines, ""]
-    return "\n".join([*usage, "Run python -m asyncdiff evaluate MEASUREMENT --help for the options of a measurement."])
+    """Return the help text, which lists every evaluation with its summary."""
+    lines = [f"  {option:14}{summary}" for option, (_, summary) in EVALUATIONS.items()]
+    usage = ["usage: python -m asyncdiff evaluate RUN EVALUATION ...", "", *lines, ""]
+    return "\n".join(
+        [
+            *usage,
+            "Run python -m asyncdiff evaluate EVALUATION --help for its options, such as evaluate --samples --help.",
+        ]
+    )
 
 
 def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: str = "val") -> None:
-    """Add the arguments that all measurements share: run, data split, checkpoint, device and output.
+    """Add the arguments shared by all evaluations: run, data split, checkpoint, device and output.
 
     Args:
-        parser: the parser.
-        splits: type of --split.
+        parser: parser to extend.
+        splits: type of --split, a Literal of split names.
         split: default of --split.
     """
     parser.add_argument("run", type=Path, help="run directory of train.py, its config.yaml, or an exported folder")
-    parser.add_argument("--split", type=splits, default=split, help="split of the data to measure on")
+    parser.add_argument("--split", type=splits, default=split, help="split of the data to evaluate on")
     parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
     add_weights(parser)
     parser.add_argument("--batch_size", type=int, default=128, help="number of images per batch")
@@ -65,12 +72,12 @@ def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: 
 
 @dataclass
 class Run:
-    """Run directory of train.py, its config file, or an export.
+    """Run directory of train.py, its config.yaml, or an exported folder.
 
     Attributes:
-        path: the directory or the file.
-        ckpt_path: checkpoint to use instead of the last one.
-        codec: codec to use instead of the checkpoint's.
+        path: path of the directory or of config.yaml.
+        ckpt_path: checkpoint to use; None for the last one.
+        codec: codec to use; None for the checkpoint's.
     """
 
     path: Path
@@ -79,10 +86,10 @@ class Run:
 
     @classmethod
     def from_options(cls, options: Any) -> "Run":
-        """Return the run that the options of `add_run_arguments` name; raise ValueError for invalid ones."""
-        at_least("--batch_size", options.batch_size, 1, "it is the number of images per batch")
+        """Build a Run from the options added by `add_run_arguments`; raise ValueError if one is invalid."""
+        at_least("--batch_size", options.batch_size, 1, "the default is 128")
         if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu")
+            raise ValueError(f"--device {options.device} is not available on this machine: use cpu")
         return cls(options.run, options.ckpt_path, options.get("codec"))
 
     @property
@@ -98,7 +105,7 @@ class Run:
         return self.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
 
     def model(self, weights: Literal["auto", "ema", "raw"]) -> Any:
-        """Load the model of the checkpoint."""
+        """Load the model from the checkpoint."""
         from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
         allow = ["asyncdiff", *trusted_packages.user_trusted()]
@@ -111,20 +118,20 @@ class Run:
         file = self.folder / "config.yaml" if self.path.is_dir() else self.path
         if not file.is_file():
             raise FileNotFoundError(
-                f"RUN must be a run directory or its config.yaml, got {self.path}: {file} does not exist"
+                f"RUN must be a run directory or its config.yaml, got {self.path}, but {file} does not exist"
             )
         return Experiment(file).data()
 
     def output(self, folder: Path | None) -> Path:
-        """Return the output folder; it is created before measuring, so that no results are lost if that fails."""
+        """Create and return the output folder, before anything is computed whose results could be lost."""
         path = folder or self.folder / "evaluation"
         if path.exists() and not path.is_dir():
-            raise ValueError(f"--output must be a folder, got the file {path}: choose another")
+            raise ValueError(f"--output must be a folder, got the file {path}: choose another path")
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     def protocol(self, options: Any, data: Any) -> dict[str, Any]:
-        """Return the part of a result card's protocol that all measurements share: checkpoint, data and software."""
+        """Return the part of the protocol that all evaluations share: checkpoint, data and software."""
         checkpoint = read_checkpoint(self.checkpoint)
         return {
             "checkpoint": str(self.checkpoint),
@@ -144,5 +151,5 @@ def check_shape(model: Any, images: torch.Tensor) -> None:
     if tuple(images.shape[1:]) != model.shape:
         raise ValueError(
             f"images must have the model's shape {model.shape}, got {tuple(images.shape[1:])}: "
-            "use the data it was trained on"
+            "use the data that the model was trained on"
         )

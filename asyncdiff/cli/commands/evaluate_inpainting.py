@@ -1,4 +1,4 @@
-"""`python -m asyncdiff evaluate RUN --inpainting`: quality and cost of samplers that inpaint held-out images."""
+"""`python -m asyncdiff evaluate RUN --inpainting`: compare samplers by the quality and cost of inpainting."""
 
 import json
 import warnings
@@ -17,9 +17,14 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
 from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.evaluation.features.base import Features
-from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, enlargement
+from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
 from asyncdiff.evaluation.frechet import FrechetDistance
-from asyncdiff.evaluation.inpainting_benchmark import InpaintingBenchmark, InpaintingResults, ValidationImages, shares
+from asyncdiff.evaluation.inpainting_benchmark import (
+    InpaintingBenchmark,
+    InpaintingResults,
+    ValidationImages,
+    mask_fractions,
+)
 from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.noise.masks import MASKS, Known, Mask, mask_by_name
@@ -30,12 +35,12 @@ from asyncdiff.sampling import (
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
 
-DESCRIPTION = """Inpaint held-out images under several masks with several samplers, and measure the distance to real
+DESCRIPTION = """Inpaint held-out images under several masks with several samplers, and report the distance to real
 images (Fréchet distance) and to the true images (LPIPS), the diversity of the results per image, and the cost.
 
 Masks, images and noise are the same for all samplers. Sampling is unconditional unless --labels is true. With a latent
-model, masks cover latents unless --pixel_masks is given, and both results and true images are decoded, so that the
-reconstruction error of the autoencoder is not measured."""
+model, masks cover latents unless --pixel_masks is given, and both the results and the true images are decoded from
+latents, so that the autoencoder's reconstruction error does not count."""
 METRICS = ("frechet", "lpips")
 
 Tile = Float[Tensor, "3 height width"]
@@ -45,7 +50,7 @@ class OnPixels(Mask):
     """Latent mask derived from a pixel mask: a latent is known if all of its pixels are.
 
     Args:
-        mask: the pixel mask.
+        mask: pixel mask.
         factor: number of pixels per latent along each side.
     """
 
@@ -60,7 +65,7 @@ class OnPixels(Mask):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, measure, print the table, and write it with a result card and a contact sheet."""
+    """Parse the arguments, inpaint, print the table, and write it with a result card and a contact sheet."""
     parser = _parser()
     options = parser.instantiate(parser.parse_args(argv))
     masks, metrics = _masks(options.masks), _metrics(options)
@@ -93,37 +98,37 @@ def main(argv: Sequence[str]) -> None:
 
 
 def on_pixels(masks: Mapping[str, Mask], model: Any) -> dict[str, Mask]:
-    """Turn pixel masks into latent masks; raise ValueError for a pixel model, or if no latent would be known."""
+    """Convert pixel masks to latent masks; raise ValueError for a pixel model, or if no latent would be known."""
     if model.codec is None:
-        raise ValueError("--pixel_masks must be left out for a pixel model, whose masks cover pixels anyway")
+        raise ValueError("--pixel_masks needs a latent model; masks of this pixel model cover pixels already: drop it")
     latent_masks: dict[str, Mask] = {name: OnPixels(mask, model.codec.factor) for name, mask in masks.items()}
     for name, mask in latent_masks.items():
         if not mask.seed_dependent and not mask(*model.shape[1:]).any():
-            raise ValueError(f"--masks must leave a latent known with --pixel_masks, got {name}: choose others")
+            raise ValueError(f"--masks {name} leaves no latent known with --pixel_masks: choose other masks")
     return latent_masks
 
 
 def validation_images(model: Any, data: Any, options: Any) -> ValidationImages:
-    """Return the images to inpaint, evenly spaced over the split, with their labels if --labels is true."""
-    from asyncdiff.callbacks.validation_images import evenly_spaced
+    """Load the images to inpaint, evenly spaced over the split, with their labels if --labels is true."""
+    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
 
     images = data.dataset(options.split).plain()
-    batch = images.__getitems__(evenly_spaced(images, options.images))
+    batch = images.__getitems__(evenly_spaced_indices(images, options.images))
     check_shape(model, batch["image"])
     conditioned = options.labels and model.classes
     return ValidationImages(batch["image"], batch["index"].tolist(), batch["label"] if conditioned else None)
 
 
 def reference(data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> FrechetDistance:
-    """Return the Fréchet distance with reference statistics of training images, evenly spaced and decoded if latent."""
-    from asyncdiff.callbacks.validation_images import evenly_spaced
+    """Return a FrechetDistance with statistics of training images, evenly spaced and decoded if they are latents."""
+    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
 
     features = (options.features or BackboneFeatures()).to(options.device)
     batches = data.images("train", options.batch_size)
     features.prepare({**batch, "image": decode(batch["image"])} for batch in batches)
     metric = FrechetDistance(features).to(options.device)
     images = data.dataset("train").plain()
-    indices = evenly_spaced(images, options.reference)
+    indices = evenly_spaced_indices(images, options.reference)
     starts = range(0, len(indices), options.batch_size)
     for first in tqdm(starts, desc="reference", unit="batch", leave=False, disable=None):
         batch = images.__getitems__(indices[first : first + options.batch_size])
@@ -138,7 +143,7 @@ def measure(
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
 ) -> InpaintingResults:
-    """Inpaint the images under every mask with every sampler, and return the results."""
+    """Inpaint the images with every sampler under every mask."""
     grid = denoiser.grid((images.images.shape[2], images.images.shape[3]))
     rows = []
     total = len(masks) * len(samplers) * len(images.images) * bench.rounds
@@ -150,7 +155,7 @@ def measure(
     metric, lpips = bench.frechet, bench.lpips
     return InpaintingResults(
         rows,
-        {name: shares(images.masks(mask), grid) for name, mask in masks.items()},
+        {name: mask_fractions(images.masks(mask), grid) for name, mask in masks.items()},
         images=len(images.images),
         rounds=bench.rounds,
         frechet_real=bench.frechet_of_real(images, next(denoiser.parameters()).device),
@@ -176,10 +181,10 @@ def write_contact_sheet(
         return
     from asyncdiff.callbacks.inpainting_grid import paint_unknown
     from asyncdiff.callbacks.periodic_image import tile_images
-    from asyncdiff.callbacks.validation_images import evenly_spaced
+    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
     from asyncdiff.evaluation.figures.style import save
 
-    indices = list(evenly_spaced(images.images, examples))
+    indices = list(evenly_spaced_indices(images.images, examples))
     labels = None if images.labels is None else images.labels[indices]
     subset = ValidationImages(images.images[indices], [images.indices[i] for i in indices], labels)
     truth = bench.decode(subset.images).cpu().expand(-1, 3, -1, -1)
@@ -197,7 +202,7 @@ def write_contact_sheet(
 
 
 def _sheet(rows: Mapping[str, Sequence[Tile]], heads: Sequence[str]) -> Any:
-    """Return a figure with the examples side by side, one row per mask, below the headers of their columns."""
+    """Return a figure with one row per mask and the examples side by side, under column headers."""
     from asyncdiff.evaluation.figures.style import FAINT, Sheet, plot_style
 
     tile, label, head, gap = 0.8, 1.2, 0.35, 0.15  # inches
@@ -229,46 +234,56 @@ def _metrics(options: Any) -> list[str]:
     for metric, option in (("frechet", "features"), ("lpips", "lpips")):
         if metric not in metrics and options[option] is not None:
             raise ValueError(
-                f"--{option} must be left out unless --metrics contains {metric}, got {options.metrics}: add it"
+                f"--{option} needs the metric {metric}, got --metrics {options.metrics}: "
+                f"add {metric} or drop --{option}"
             )
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f"--metrics must be some of {', '.join(METRICS)}, got {name}: correct it")
+            raise ValueError(f"--metrics has no metric {name}: choose from {', '.join(METRICS)}")
     return metrics
 
 
 def _parse_names(option: str, text: str, default: Iterable[str]) -> list[str]:
     names = [name.strip() for name in text.split(",")] if text else list(default)
     if len(set(names)) < len(names):
-        raise ValueError(f"--{option} must differ, got {text}: name each once")
+        raise ValueError(f"--{option} must not repeat a name, got {text}: list each name once")
     return names
 
 
 def _check(options: Any) -> None:
-    at_least("--images", options.images, 2, "a covariance needs two images, a reliable one far more than dimensions")
-    at_least("--seeds", options.seeds, 1, "2 or more measure the diversity per image")
+    at_least(
+        "--images",
+        options.images,
+        2,
+        "a covariance needs two images, a reliable one many more than there are dimensions",
+    )
+    at_least("--seeds", options.seeds, 1, "use 2 or more to measure the diversity per image")
     at_least("--reference", options.reference, 2, "a covariance needs two images")
     at_least("--examples", options.examples, 0, "0 writes no contact sheet")
     if options.samplers is not None and options.steps is not None:
-        raise ValueError(f"--steps must be left out with --samplers, got {options.steps}: set the steps in the file")
+        raise ValueError(f"--steps cannot be combined with --samplers, got {options.steps}: set the steps in the file")
 
 
 def _samplers(default: ImageSampler, options: Any) -> dict[str, ImageSampler]:
-    """Return the samplers of the file, else the model's own, and RePaint with --repaint."""
+    """Return the samplers from the file, by default the model's own, plus RePaint with --repaint."""
     samplers = dict(options.samplers) if options.samplers else {"async_path": _with_steps(default, options)}
     if options.repaint:
         if "repaint" in samplers:
-            raise ValueError("--repaint must be left out if --samplers contains the name repaint: rename that sampler")
+            raise ValueError(
+                "--repaint adds a sampler named repaint, but --samplers already has one: rename it in the file"
+            )
         samplers["repaint"] = RePaint()
     return samplers
 
 
 def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
-    """Set the number of steps, by default to 50; a sampler without that argument is returned unchanged."""
+    """Set the number of steps to --steps or 50; a sampler without that argument is returned unchanged."""
     config = object_config.describe(sampler)
     if "steps" not in config["init_args"]:
         if options.steps is not None:
-            raise ValueError(f"--steps must be left out for {type(sampler).__name__}, which has no argument steps")
+            raise ValueError(
+                f"--steps does not apply to {type(sampler).__name__}, which has no argument steps: drop it"
+            )
         return sampler
     config["init_args"]["steps"] = 50 if options.steps is None else options.steps
     built: ImageSampler = object_config.build(config, ["asyncdiff", *trusted_packages.user_trusted()])
@@ -283,7 +298,7 @@ def _protocol(
     masks: Mapping[str, Mask],
     samplers: Mapping[str, ImageSampler],
 ) -> dict[str, Any]:
-    """Return the part of the protocol that is specific to inpainting."""
+    """Return the part of the protocol specific to inpainting."""
     features = None if bench.frechet is None else cast(Features, bench.frechet.features)
     return {
         "measurement": "inpainting",
@@ -301,7 +316,7 @@ def _protocol(
         "dimensions": results.dim,
         "reference": {"split": "train", "images": results.reference} if features is not None else None,
         "lpips": _describe(bench.lpips),
-        "enlarged": enlargement(*bench.decode(images.images[:1]).shape[2:]),
+        "enlarged": upsampling_factor(*bench.decode(images.images[:1]).shape[2:]),
     }
 
 
@@ -316,19 +331,21 @@ def _describe(module: Any) -> Any:
 def _parser() -> Any:
     parser = command_parser("evaluate", DESCRIPTION)
     add_run_arguments(parser)
-    parser.add_argument("--inpainting", action="store_true", help="select this measurement")
+    parser.add_argument("--inpainting", action="store_true", help="evaluate inpainting")
     parser.add_argument("--masks", type=str, default="", help=f"masks, some of {','.join(MASKS)} (default: all)")
     parser.add_argument("--pixel_masks", action="store_true", help=PIXEL_MASKS)
     parser.add_argument("--samplers", type=dict[str, ImageSampler] | None, sub_configs=True, help=SAMPLERS)
     parser.add_argument(
         "--steps", type=int | None, help="number of sampling steps of the model's sampler (default: 50)"
     )
-    parser.add_argument("--repaint", action="store_true", help="also measure RePaint with 250 steps and 10 jumps of 10")
+    parser.add_argument(
+        "--repaint", action="store_true", help="also evaluate RePaint with 250 steps and 10 jumps of 10"
+    )
     parser.add_argument(
         "--images", type=int, default=100, help="number of held-out images, evenly spaced over the split"
     )
     parser.add_argument("--seeds", type=int, default=1, help="number of results per image")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the noise, not of the masks")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the noise; masks do not depend on it")
     parser.add_argument("--labels", type=bool, default=False, help="whether to condition on the class labels")
     parser.add_argument("--metrics", type=str, default="", help="metrics, some of frechet,lpips (default: both)")
     parser.add_argument("--features", type=Features | None, sub_configs=True, help=FEATURES)
@@ -336,19 +353,22 @@ def _parser() -> Any:
         "--reference", type=int, default=10_000, help="number of training images for the Fréchet distance"
     )
     parser.add_argument(
-        "--lpips", type=LPIPS | None, sub_configs=True, help="LPIPS network, which can name a file (default: AlexNet)"
+        "--lpips",
+        type=LPIPS | None,
+        sub_configs=True,
+        help="LPIPS network, optionally with a weight file (default: AlexNet)",
     )
     parser.add_argument("--examples", type=int, default=3, help="number of images per mask on the contact sheet")
     parser.add_argument("--name", type=str, default="inpainting", help="name of the output files")
     return parser
 
 
-SAMPLERS = """YAML file with samplers by name, {slow: {class_path: asyncdiff.sampling.Sampler, init_args:
+SAMPLERS = """YAML file with samplers by name, such as {slow: {class_path: asyncdiff.sampling.Sampler, init_args:
 {steps: 200}}} (default: the model's own, named async_path)"""
-PIXEL_MASKS = """apply the masks of a latent model to pixels: a latent is known if all of its pixels are, so that less
-is known around thin strokes"""
-FEATURES = """feature extractor of the Fréchet distance: a class of asyncdiff.evaluation, one of your own, or a YAML
-file with one (default: BackboneFeatures, pooled SqueezeNet features; the result is not FID)"""
+PIXEL_MASKS = """apply the masks of a latent model to pixels: a latent is known only if all of its pixels are, so that
+less is known around thin strokes"""
+FEATURES = """feature extractor of the Fréchet distance: a class of asyncdiff.evaluation, a class of your own, or a
+YAML file with one (default: BackboneFeatures, pooled SqueezeNet features; the result is not FID)"""
 
 
 def _write(folder: Path, name: str, results: InpaintingResults, protocol: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m asyncdiff evaluate RUN --likelihood`: bits per dimension of a trained model along several noise paths."""
+"""`python -m asyncdiff evaluate RUN --likelihood`: evaluate bits per dimension along several noise paths."""
 
 import json
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ from asyncdiff.noise import paths as path_families
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.progress_samplers import FluxProgress
 
-DESCRIPTION = """Measure bits per dimension of a run's model on held-out images, along several noise paths.
+DESCRIPTION = """Compute bits per dimension of a trained model on held-out images, along several noise paths.
 
-For a perfect model the bound on -log p is the same on every path. The difference between paths, the path gap, measures
-how far the network is from one consistent joint score. Images and noise are the same along all paths."""
+For a perfect model the bound on -log p is the same on every path. The difference between paths, the path gap, shows how
+far the network is from one consistent joint score. Images and noise are the same along all paths."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, measure, print the table and write the result card and a figure."""
+    """Parse the arguments, compute the bounds, print the table, and write a result card and a figure."""
     parser = _parser()
     options = parser.instantiate(parser.parse_args(argv))
     at_least("--points", options.points, 2, "64 is the default")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     )
     protocol = {"measurement": "likelihood", **run.protocol(options, data)} | {
         "points": options.points,
-        "floors": evaluator.floors(model.process),
+        "floors": evaluator.lowest_levels(model.process),
         "labels": bool(options.labels and model.classes),
         "decoder": object_config.describe(decoder),
         "mask": object_config.describe(options.mask),
@@ -62,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
 
 @torch.no_grad()
 def measure(model: Any, data: Any, evaluator: PathLikelihoodEvaluator, options: Any) -> PathLikelihoods:
-    """Return the bounds for `options.images` images, evenly spaced over the split."""
-    from asyncdiff.callbacks.validation_images import evenly_spaced
+    """Compute the bounds for `options.images` images, evenly spaced over the split."""
+    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
 
     images = data.dataset(options.split).plain()
-    indices = evenly_spaced(images, options.images)
-    sample = images.__getitems__(evenly_spaced(images, 4))["image"]
+    indices = evenly_spaced_indices(images, options.images)
+    sample = images.__getitems__(evenly_spaced_indices(images, 4))["image"]
     check_shape(model, sample)
     evaluator.check(model.denoiser, sample.to(options.device))
     rows = []
@@ -76,32 +76,34 @@ def measure(model: Any, data: Any, evaluator: PathLikelihoodEvaluator, options: 
         batch = images.__getitems__(indices[first : first + options.batch_size])
         label = batch["label"].to(options.device) if options.labels and model.classes else None
         seeds = [options.seed + index for index in batch["index"].tolist()]
-        rows.append(evaluator.rows(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
-    return evaluator.summary(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
+        rows.append(evaluator.evaluate(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
+    return evaluator.summarize(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
 
 
 def _parser() -> Any:
     parser = command_parser("evaluate", DESCRIPTION)
     add_run_arguments(parser)
-    parser.add_argument("--likelihood", action="store_true", help="select this measurement")
+    parser.add_argument("--likelihood", action="store_true", help="evaluate likelihood")
     parser.add_argument("--paths", type=dict[str, path_families.Path] | None, sub_configs=True, help=PATHS)
-    parser.add_argument("--images", type=int | None, help="number of images (default: the whole split)")
+    parser.add_argument("--images", type=int | None, help="number of images (default: the entire split)")
     parser.add_argument("--points", type=int, default=64, help="number of network evaluations per image and path")
     parser.add_argument("--decoder", type=Decoder | None, help=DECODER)
     parser.add_argument("--mask", type=Mask | None, help=MASK)
     parser.add_argument("--labels", type=bool, default=True, help="whether to condition on the class labels")
     parser.add_argument(
-        "--t_min", type=float | None, help="lowest noise level of the paths (default: to suit the decoder)"
+        "--t_min", type=float | None, help="lowest noise level of the paths (default: one that suits the decoder)"
     )
     parser.add_argument("--variance", type=float, default=0.1, help=VARIANCE)
-    parser.add_argument("--seed", type=int, default=0, help="random seed; image i of the split has noise of seed + i")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; the noise of image i of the split has seed + i"
+    )
     parser.add_argument("--name", type=str, default="likelihood", help="name of the output files")
     return parser
 
 
-PATHS = """YAML file with noise paths by name, {spiral: {class_path: asyncdiff.noise.Ordered, init_args: ...}} (default:
-synchronous, async_patch, wavefront with overlap 0.5, and raster without overlap)"""
-DECODER = "decoder of the pixels (default: categorical, with the number of values of the data)"
+PATHS = """YAML file with noise paths by name, such as {spiral: {class_path: asyncdiff.noise.Ordered, init_args: ...}}
+(default: synchronous, async_patch, wavefront with overlap 0.5, and raster without overlap)"""
+DECODER = "decoder of the pixels (default: categorical, with as many values as the data have)"
 MASK = "mask of known patches, to bound -log p(unknown | known) (default: none)"
 VARIANCE = "expected variance of a pixel given its surroundings, for importance sampling of s (FluxProgress)"
 

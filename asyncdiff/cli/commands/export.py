@@ -1,4 +1,4 @@
-"""`python -m asyncdiff export RUN --output DIR`: export of a trained model as a folder to share."""
+"""`python -m asyncdiff export RUN --output DIR`: export a trained model as a folder to share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,14 +22,16 @@ from asyncdiff.evaluation.result_card import commit, read_card
 DESCRIPTION = (
     "Export a trained model for AsyncDiffusion.from_pretrained: safetensors, YAML configuration and model card."
 )
-DESCRIBED = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
+MODEL_PARTS = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, write the folder, and print a summary."""
     parser = command_parser("export", DESCRIPTION)
     parser.add_argument("run", type=Path, help="run directory of train.py, or .ckpt file")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, which must not exist yet")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to write; it must not exist yet, unless --overwrite is given"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
     parser.add_argument("--ckpt_path", type=Path | None, help="checkpoint file, or last (default: last)")
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
@@ -42,36 +44,36 @@ def main(argv: Sequence[str]) -> None:
         check_repository(options.push_to_hub)
     if is_export(options.run):
         raise ValueError(
-            f"RUN must be a run directory or a .ckpt file, got the export {options.run}: copy the folder instead"
+            f"RUN must be a run directory or a .ckpt file, got the export {options.run}: copy that folder instead"
         )
     check_output_folder(options.output, overwrite=options.overwrite)
-    last = options.ckpt_path == Path("last") and not Path("last").exists()
-    file = find_checkpoint(options.run, None if last and not options.run.is_file() else options.ckpt_path)
-    config, tensors, described = contents(file, options)
+    use_last = options.ckpt_path == Path("last") and not Path("last").exists()
+    file = find_checkpoint(options.run, None if use_last and not options.run.is_file() else options.ckpt_path)
+    config, tensors, part_calls = export_contents(file, options)
     default = choose_weights(read_checkpoint(file), "auto", file)[1]
-    cards = matching_cards(run_directory_of(file) / "evaluation", config, default)
+    cards = read_matching_cards(run_directory_of(file) / "evaluation", config, default)
     write_export(
-        options.output, tensors, config, model_card(options.name or options.output.name, config, described, cards)
+        options.output, tensors, config, model_card(options.name or options.output.name, config, part_calls, cards)
     )
-    which = "EMA weights" if config["weights"] == "ema" else "raw weights"
-    print(f"{which} of step {config['step']}: {config['parameters']:,} parameters; result cards: {len(cards)}")
+    weight_set = "EMA weights" if config["weights"] == "ema" else "raw weights"
+    print(f"{weight_set} from step {config['step']}: {config['parameters']:,} parameters; result cards: {len(cards)}")
     print(f"export: {options.output}")
     if options.push_to_hub is not None:
         print(f"published: {upload_export(options.output, options.push_to_hub, private=options.private)}")
 
 
-def contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:
-    """Return the configuration and weights of an export, and the model's parts as constructor calls for the card."""
+def export_contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:
+    """Return an export's configuration and weights, and the model's parts as constructor calls for its model card."""
     from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
     allow = ["asyncdiff", *trusted_packages.user_trusted()]
-    # Loading the model first makes sure that the export can be loaded.
+    # Loading the model first ensures that the export can be loaded, too.
     model: Any = AsyncDiffusion.load_from_checkpoint(file, weights=options.weights, allow=allow)
     checkpoint = read_checkpoint(file)
-    tensors, which = choose_weights(checkpoint, options.weights, file)
+    tensors, weight_set = choose_weights(checkpoint, options.weights, file)
     config = {
         "recipe": checkpoint["recipe"],
-        "weights": which,
+        "weights": weight_set,
         "step": checkpoint.get("global_step", 0),
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "classes": model.classes,
@@ -81,42 +83,47 @@ def contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any
         "checkpoint_sha256": file_sha256(file),
         "software": {"commit": commit(), "torch": _version("torch"), "lightning": _lightning(checkpoint)},
     }
-    parts = {name: getattr(model, name) for name in DESCRIBED}
-    described = {name: object_config.format_call(value) for name, value in parts.items() if value is not None}
-    return config, tensors, described
+    parts = {name: getattr(model, name) for name in MODEL_PARTS}
+    part_calls = {name: object_config.format_call(value) for name, value in parts.items() if value is not None}
+    return config, tensors, part_calls
 
 
-def matching_cards(folder: Path, config: Mapping[str, Any], default: str) -> dict[str, dict[str, Any]]:
-    """Read the result cards of these weights; other cards in the folder are skipped with a message.
+def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -> dict[str, dict[str, Any]]:
+    """Read the result cards that were measured on these weights, and print a line about every other card.
 
     Args:
-        folder: folder of the run's result cards, which may be missing.
+        folder: folder with the run's result cards; it may be missing.
         config: configuration of the export.
-        default: "ema" or "raw", assumed for cards that do not name their weights: training evaluates the EMA weights
-            if there are any.
+        default: "ema" or "raw", assumed for cards without this entry: training evaluates the EMA weights if there are
+            any.
 
     Returns:
-        Metrics and protocol of every card, by file name.
+        Metrics and protocol of every matching card, by file name.
     """
     cards = {}
     for path in sorted(folder.glob("*.json")):
         try:
             card = read_card(path)
         except ValueError as error:
-            print(f"skipped: {error}")
+            print(f"skipped {path}: {error}")
             continue
         protocol = card["protocol"]
         expected = {key: config[key] for key in ("checkpoint_sha256", "step", "weights")}
-        other = [key for key, value in expected.items() if {"weights": default, **protocol}.get(key, value) != value]
-        if other or not {"checkpoint_sha256", "step"} & protocol.keys():
-            print(f"skipped: {path} is of {f'another {other[0]}' if other else 'an unknown checkpoint'}")
+        different = [
+            key for key, value in expected.items() if {"weights": default, **protocol}.get(key, value) != value
+        ]
+        if different:
+            print(f"skipped {path}: it was measured on another checkpoint ({', '.join(different)} differ)")
+            continue
+        if not {"checkpoint_sha256", "step"} & protocol.keys():
+            print(f"skipped {path}: it does not say on which checkpoint it was measured")
             continue
         cards[path.name] = {"metrics": card["metrics"], "protocol": without_local_paths(protocol)}
     return cards
 
 
 def _normalization(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the space that the model works in: pixels in [-1, 1], or latents of a codec."""
+    """Describe the model's input space: pixels in [-1, 1], or latents of a codec."""
     channels, size, _ = model.shape
     latents = checkpoint.get("latents")
     pixels = model.codec is None and latents is None and channels in (1, 3)
@@ -125,14 +132,14 @@ def _normalization(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(file: Path) -> dict[str, Any] | None:
-    """Return the data section of a run's configuration without local paths, None if there is none."""
+    """Return the data section of a run's configuration without local paths; None if it has no data section."""
     if not file.is_file():
         return None
     try:
         section = OmegaConf.select(Experiment(file).config, "data")
         data = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_dict(section) else None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{file} must have a data section with valid interpolations, got {error}") from error
+        raise ValueError(f"{file}: an interpolation in the section data cannot be resolved: {error}") from error
     return without_local_paths(data) if isinstance(data, dict) and "class_path" in data else None
 
 
@@ -140,18 +147,21 @@ def _label_names(file: Path | None, classes: int) -> list[str] | None:
     if file is None:
         return None
     if not file.is_file():
-        raise FileNotFoundError(f"--label_names must be a text file, got {file}, which does not exist")
+        problem = "is a folder" if file.exists() else "does not exist"
+        raise FileNotFoundError(f"--label_names must be a text file, got {file}, which {problem}: check the path")
     try:
         names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"--label_names must be a text file, got {file}: {error}") from error
     if len(names) != classes:
-        raise ValueError(f"--label_names must have a line for each of {classes} classes, got {len(names)} in {file}")
+        raise ValueError(
+            f"--label_names must have one line per class, got {len(names)} in {file} for {classes} classes"
+        )
     return names
 
 
 def _lightning(checkpoint: Mapping[str, Any]) -> str:
-    """Return the version of Lightning that wrote the checkpoint, by which Lightning migrates it."""
+    """Return the version of Lightning that wrote the checkpoint; Lightning needs it to migrate the file."""
     return str(checkpoint.get("pytorch-lightning_version") or _version("lightning"))
 
 

@@ -28,14 +28,14 @@ from asyncdiff.cli.commands.shared.options import (
     set_codec,
     underscore_option,
 )
-from asyncdiff.cli.commands.shared.prediction_record import RECORD, record
+from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
 from asyncdiff.cli.errors import ReportingParser
-from asyncdiff.evaluation.figures.sampling_gif import SHOWN, SamplingGIF
+from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
 from asyncdiff.latents import Codec
 from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  its samplers can be named without their module
-    look_ahead,  # noqa: F401  its samplers can be named without their module
-    repaint,  # noqa: F401  its samplers can be named without their module
+    adaptive,  # noqa: F401  lets command lines and files use bare class names
+    look_ahead,  # noqa: F401  lets command lines and files use bare class names
+    repaint,  # noqa: F401  lets command lines and files use bare class names
 )
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
@@ -52,9 +52,9 @@ class Step:
 
     Attributes:
         state: state of the current batch.
-        first: whether it is the first batch, which the movie shows.
+        first: whether this is the first batch, the one shown in the movie.
         done: number of finished steps over all batches.
-        total: estimated number of steps over all batches; None if the sampler cannot tell.
+        total: estimated number of steps over all batches; None if unknown.
     """
 
     state: State
@@ -65,11 +65,11 @@ class Step:
 
 @dataclass(frozen=True)
 class DrawJob:
-    """Images requested by a command line that has been checked completely; sampling starts with `steps`.
+    """Validated job of an image command; call `steps` to start sampling.
 
     Attributes:
-        task: the task.
-        model: the model, configured as the options say.
+        task: task built from the command's options.
+        model: model with the sampler, codec and batch size from the options.
         requests: requests, one per image.
         folder: output folder.
         has_movie: whether a GIF of the first batch is written.
@@ -94,7 +94,7 @@ class DrawJob:
         return self.folder / RECORD
 
     def steps(self) -> Iterator[Step]:
-        """Yield every state; after the last one all files except the contact sheet are written."""
+        """Sample, yield the state after every step, and write all files except the contact sheet."""
         self.record_file.write_text(self.record)
         batches, before = self.task.batches(self.model, self.requests), 0
         movie = SamplingGIF() if self.has_movie else None
@@ -102,7 +102,9 @@ class DrawJob:
             state = None
             for state in self.task.states(self.model, batch):
                 if movie is not None and number == 0:
-                    movie.add(to_bytes(state.images[:SHOWN]), None if state.t is None else state.t[:SHOWN].cpu())
+                    movie.add(
+                        to_bytes(state.images[:MAX_IMAGES]), None if state.t is None else state.t[:MAX_IMAGES].cpu()
+                    )
                 total = None if state.total is None else before + state.total * (len(batches) - number)
                 yield Step(state, number == 0, before + state.done, total)
             assert state is not None, "a sampling trajectory has at least one state"
@@ -116,8 +118,8 @@ class Command(NamedTuple):
     """Definition of a command that generates images.
 
     Attributes:
-        task: class of its task; the constructor arguments become options, documented by the class docstring.
-        description: first lines of the help.
+        task: class of the task; its constructor arguments become options, with help from its docstring.
+        description: introduction of the help text.
         seeds: default of --seeds.
     """
 
@@ -131,7 +133,7 @@ COMMANDS = {
     "inpaint": Command(Inpaint, "Generate the unknown part of photos; the known pixels are kept bit for bit.", "0-3"),
     "edit": Command(
         Edit,
-        "Edit photos: little where the map is dark gray, more where it is bright; black is kept bit for bit.",
+        "Edit photos: slightly where the map is dark, strongly where it is bright; black areas are kept bit for bit.",
         "0-3",
     ),
     "outpaint": Command(
@@ -149,11 +151,11 @@ COMMANDS = {
 
 
 def main(command: str, argv: Sequence[str]) -> None:
-    """Run one of `COMMANDS`: parse its options, generate and write the images, and print where they are.
+    """Run one of `COMMANDS`: parse its options, generate the images, and print where they were written.
 
     Args:
         command: name of the command.
-        argv: its command line, without the name.
+        argv: arguments after the command name.
     """
     with print_photo_warnings():
         job = prepare_job(command, argv)
@@ -185,13 +187,13 @@ def prepare_job(
     load: Callable[[Path, Any], Any] | None = None,
     extra_argv: Sequence[str] = (),
 ) -> DrawJob:
-    """Parse a command line, load the model and check everything that can be checked before sampling.
+    """Parse a command line, load the model, and validate the request before sampling.
 
     Args:
-        command: a name of `COMMANDS`.
-        argv: its command line, without the name.
-        load: function that loads the model, given the checkpoint and the options; `load_model` by default.
-        extra_argv: further arguments, already applied by `load`, to include in the record.
+        command: key of `COMMANDS`.
+        argv: arguments after the command name.
+        load: function that loads the model from (checkpoint, options); None for `load_model`.
+        extra_argv: arguments that `load` has already applied, added to the record.
 
     Returns:
         The job, ready to run.
@@ -201,19 +203,23 @@ def prepare_job(
     options = parser.instantiate(parser.parse_args([underscore_option(argument) for argument in argv]))
     seeds, labels = parse_integers("--seeds", options.seeds), _parse_labels(options.labels)
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds must differ, got {options.seeds}: equal seeds give the same image")
+        raise ValueError(f"--seeds must differ, got {options.seeds}: equal seeds give equal images")
     task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
     checkpoint = find_checkpoint(options.run, options.ckpt_path)
     model = _configure((load or load_model)(checkpoint, options), options)
     requests = task.requests(model, seeds=seeds, labels=labels)
     if options.guidance is not None and any(request.label is None for request in requests):
-        raise ValueError("--guidance must be given with class labels, got none: add --labels")
+        raise ValueError(
+            f"--guidance needs class labels, got {options.guidance} without them: add --labels or drop --guidance"
+        )
     run = run_directory_of(checkpoint)
     folder = create_output_folder(
         options.output or run / "predictions" / task.name, explicit=options.output is not None
     )
     repeated = [command, *without_option(argv, "--output"), *extra_argv, *trusted_packages.option_argv()]
-    text = record(repeated, task, model, seeds=seeds, labels=labels, options=options, run=run, checkpoint=checkpoint)
+    text = format_record(
+        repeated, task, model, seeds=seeds, labels=labels, options=options, run=run, checkpoint=checkpoint
+    )
     return DrawJob(task, model, requests, folder, options.gif, text)
 
 
@@ -230,39 +236,40 @@ def without_option(argv: Sequence[str], option: str) -> list[str]:
 
 
 def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:
-    """Find the checkpoint that the command line names.
+    """Find the checkpoint named on the command line.
 
     Args:
-        run: RUN of the command line.
-        ckpt_path: another checkpoint than RUN/checkpoints/last.ckpt.
+        run: value of RUN: run directory, checkpoint file or exported folder.
+        ckpt_path: value of --ckpt_path; None for RUN/checkpoints/last.ckpt.
 
     Returns:
         Path of the checkpoint; `run` itself if it is a checkpoint file or an export.
     """
     if run.is_file() or is_export(run):
         if ckpt_path is not None:
-            raise ValueError(f"--ckpt_path must be left out if RUN is a checkpoint itself, got {ckpt_path}")
+            raise ValueError(f"--ckpt_path is {ckpt_path}, but RUN is a checkpoint itself: drop --ckpt_path")
         return run
     if not run.exists():
         raise FileNotFoundError(
-            f"RUN must be a run directory of train.py, a .ckpt file or an export, got {run}, which does not exist"
+            f"RUN must be a run directory of train.py, a .ckpt file or an export, got {run}, which does not exist: "
+            "check the path"
         )
     if ckpt_path is None and not (last := run / "checkpoints" / "last.ckpt").exists():
         below = sorted(str(path.parent.parent) for path in run.glob("*/checkpoints/last.ckpt"))
-        remedy = f"runs below it are {', '.join(below[:4])}" if below else "--ckpt_path FILE names another checkpoint"
+        remedy = f"use {' or '.join(below[:4])}" if below else "choose another checkpoint with --ckpt_path FILE"
         raise FileNotFoundError(f"RUN must contain checkpoints/last.ckpt, got {run} without it: {remedy}")
     return ckpt_path or last
 
 
 def run_directory_of(checkpoint: Path) -> Path:
-    """Return the run directory of a checkpoint: the parent of `checkpoints`, else the file's folder, or the export."""
+    """Return the run directory of a checkpoint: the parent of `checkpoints`, else its folder; an export is its own."""
     if is_export(checkpoint):
         return checkpoint
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def parse_integers(name: str, text: str) -> list[int]:
-    """Return the integers of a text such as 0,3,8-15; raise ValueError that names the option `name`."""
+    """Parse a list of integers such as 0,3,8-15; raise ValueError that names the option `name`."""
     integers: list[int] = []
     for part in text.strip("[]").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
@@ -274,7 +281,7 @@ def parse_integers(name: str, text: str) -> list[int]:
 
 @contextmanager
 def print_photo_warnings() -> Iterator[None]:
-    """Print warnings about photos as one line each; other warnings are shown as before."""
+    """Print each warning about a photo as one line; leave other warnings unchanged."""
     original = warnings.showwarning
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -293,33 +300,35 @@ def with_arguments(sampler: ImageSampler, allow: Sequence[str] = ("asyncdiff",),
     """Return a copy of a sampler with some constructor arguments replaced.
 
     Args:
-        sampler: the sampler.
+        sampler: sampler to copy.
         allow: packages whose classes may be built.
-        **changes: new arguments by name.
+        **changes: new values by argument name.
 
     Returns:
-        The new sampler.
+        Copy of the sampler with the new values.
 
     Raises:
-        ValueError: if the sampler has no argument of such a name.
+        ValueError: if the sampler has no argument of that name.
     """
     config = object_config.describe(sampler)
     for name, value in changes.items():
         if name not in config["init_args"]:
-            raise ValueError(f"--{name} must be left out for {type(sampler).__name__}, which has no argument {name}")
+            raise ValueError(
+                f"--{name} does not apply to {type(sampler).__name__}, which has no argument {name}: drop it"
+            )
         config["init_args"][name] = object_config.describe(value)
     built: ImageSampler = object_config.build(config, allow)
     return built
 
 
 def load_model(checkpoint: Path, options: Any) -> Any:
-    """Load the model of a checkpoint with the weights and on the device that the options name."""
+    """Load the model from a checkpoint, with the weights and on the device given by the options."""
     from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
     try:
         torch.empty(0, device=options.device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be one that this machine has, got {options.device}: use cpu") from error
+        raise ValueError(f"--device {options.device} is not available on this machine: use cpu") from error
     model: Any = AsyncDiffusion.load_from_checkpoint(
         checkpoint, options.device, weights=options.weights, allow=_allowed()
     )
@@ -327,7 +336,7 @@ def load_model(checkpoint: Path, options: Any) -> Any:
 
 
 def _configure(model: Any, options: Any) -> Any:
-    """Set the model's codec, sampler and batch size as the options say."""
+    """Set the model's codec, sampler and batch size from the options."""
     set_codec(model, options.codec)
     sampler = options.get("sampler") or model.sampler
     values = {name: options.get(name) for name in ("steps", "refresh", "margin")}
@@ -343,9 +352,11 @@ def _allowed() -> list[str]:
 
 
 def _guidance(sampler: ImageSampler, options: Any) -> list[Guidance] | None:
-    """Return the sampler's guidance with the kinds that the options set replaced; None if they set none."""
+    """Return the sampler's guidance with the rules set by the options replaced; None if the options set none."""
     if options.input_level is not None and options.input_guidance is None:
-        raise ValueError(f"--input_level must be given with --input_guidance, got {options.input_level} alone: add it")
+        raise ValueError(
+            f"--input_level needs --input_guidance, got {options.input_level} without it: add --input_guidance"
+        )
     requested: list[Guidance] = []
     if options.guidance is not None:
         requested.append(ClassifierFree(options.guidance))
@@ -357,7 +368,7 @@ def _guidance(sampler: ImageSampler, options: Any) -> list[Guidance] | None:
 
 
 def _parse_labels(text: str | None) -> list[int] | None:
-    """Return the class labels of --labels; an empty list for "none", None if the option is left out."""
+    """Parse --labels: an empty list for "none", None if the option is omitted."""
     return None if text is None else [] if text == "none" else parse_integers("--labels", text)
 
 
@@ -368,7 +379,7 @@ def _parser(command: str) -> ReportingParser:
     parser.add_class_arguments(kind)
     parser.add_argument("--seeds", type=str, default=seeds, help="random seeds, one image each, such as 0,1,2 or 0-15")
     parser.add_argument("--labels", type=str | None, help=LABELS)
-    if kind is not Autoregress:  # which brings its own sampler
+    if kind is not Autoregress:  # it has its own sampler
         parser.add_argument("--sampler", type=ImageSampler | None, sub_configs=True, help=SAMPLER)
         parser.add_argument("--steps", type=int | None, help="number of sampling steps (default: the sampler's)")
     parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
@@ -386,11 +397,11 @@ def _parser(command: str) -> ReportingParser:
     return parser
 
 
-LABELS = """class labels such as 0,1,2, assigned in turn to the photos, or to the seeds without photos; none means
-unconditional (default: all classes in turn for whole images, none for photos and textures)"""
-GIF = f"also write a GIF that shows how the first {SHOWN} images and their level maps evolve"
+LABELS = """class labels such as 0,1,2, assigned to the photos (to the seeds if there are no photos), cycling through
+them; none means unconditional (default: all classes for new images, none for photos and textures)"""
+GIF = f"also write a GIF that shows how the first {MAX_IMAGES} images and their level maps evolve"
 INPUT_GUIDANCE = "strength of guidance by the known pixels; 0 means no guidance"
 INPUT_LEVEL = "noise level that input guidance adds to the known pixels (default: 0.5)"
-REFRESH = """number of steps from one evaluation of all patches to the next; only moving patches are computed in between
-(default: the sampler's)"""
-MARGIN = "number of patches around moving ones that are computed with them in between (default: the sampler's)"
+REFRESH = """number of steps between evaluations of all patches; in the steps between, only patches that change are
+computed (default: the sampler's)"""
+MARGIN = "number of patches around changing ones that --refresh computes along with them (default: the sampler's)"

@@ -1,4 +1,4 @@
-"""`python -m asyncdiff port CHECKPOINT --output FILE.ckpt`: conversion of DiT and SiT weights of other projects."""
+"""`python -m asyncdiff port CHECKPOINT --output FILE.ckpt`: convert DiT and SiT weights from other projects."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,8 +21,8 @@ from asyncdiff.noise.processes import LinearVP, Process, RectifiedFlow
 
 Kind = Literal["dit", "sit"]
 
-DESCRIPTION = """Convert weights of DiT or SiT, or a diffusers folder of a DiT, to a checkpoint that all commands and
-train.py can use."""
+DESCRIPTION = """Convert DiT or SiT weights, or a diffusers folder with a DiT, to a checkpoint for train.py and all
+other commands."""
 # Supported values of scheduler settings other than the betas.
 SCHEDULE = {
     "beta_schedule": "linear",
@@ -30,8 +30,8 @@ SCHEDULE = {
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
 }
-LEVEL_VALUES = 32  # for fine-tuning: with labels, every level of every image costs one modulation
-IMAGE_CHANNELS = (1, 3)  # of pixels; other numbers of channels mean latents
+LEVEL_VALUES = 32  # for fine-tuning; with labels, every distinct level in an image costs one modulation
+IMAGE_CHANNELS = (1, 3)  # numbers of pixel channels; any other number means latents
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,14 +39,18 @@ def main(argv: Sequence[str]) -> None:
     parser = command_parser("port", DESCRIPTION)
     parser.add_argument("checkpoint", type=Path, help=".pt, .pth or .safetensors file, or diffusers folder")
     parser.add_argument("--output", type=Path, required=True, help=".ckpt file to write, which must not exist yet")
-    parser.add_argument("--kind", type=Kind | None, help="kind of model; needed for files, which do not say")
+    parser.add_argument(
+        "--kind", type=Kind | None, help="kind of model; required for a file, which does not contain it"
+    )
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
     parser.add_argument("--heads", type=int | None, help="number of attention heads (default: the official size's)")
-    parser.add_argument("--image_size", type=int | None, help="side length of images, if the file does not say")
+    parser.add_argument(
+        "--image_size", type=int | None, help="side length of the images or latents, if the file does not contain it"
+    )
     parser.add_argument("--frequencies", type=Literal["diffusers", "authors"] | None, help=FREQUENCIES)
     options = parser.parse_args(list(argv))
     if options.output.suffix != ".ckpt" or options.output.exists():
-        raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another")
+        raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
     source = read_source(options.checkpoint, options.weights)
     kind = _kind(source, options.kind)
     process = _process(source, kind)
@@ -58,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def save(model: Any, file: Path) -> None:
-    """Write a checkpoint of the model's weights that Lightning can load."""
+    """Write the model's weights as a checkpoint that Lightning can load."""
     import lightning
 
     checkpoint: dict[str, Any] = {
@@ -76,65 +80,66 @@ def summary(source: ExternalCheckpoint, kind: Kind, port: PortedNetwork, model: 
     """Summarize the conversion.
 
     Args:
-        source: the weights that were read.
+        source: external checkpoint that was read.
         kind: dit or sit.
-        port: the converted network.
-        model: the module that was saved.
+        port: converted network.
+        model: AsyncDiffusion module that was saved.
 
     Returns:
-        Lines that describe the model, and what was dropped.
+        Lines that describe the model and the weights that were dropped.
     """
     channels, size, _ = model.shape
     count = sum(p.numel() for p in model.network.parameters())
-    which = {None: "", True: ", EMA weights", False: ", raw weights"}[source.averaged]
-    assumed = ", as there is no scheduler" if source.config and not source.scheduler else ""
+    weight_set = {None: "", True: ", EMA weights", False: ", raw weights"}[source.averaged]
+    assumed = " (assumed, the folder has no scheduler)" if source.config and not source.scheduler else ""
     with torch.device("meta"):  # format_call builds another network to find its default arguments
         network = object_config.format_call(model.network)
     process = object_config.format_call(model.process)
     lines = [
-        f"kind: {'DiT' if kind == 'dit' else 'SiT'} in {source.layout} layout{which}",
+        f"kind: {'DiT' if kind == 'dit' else 'SiT'} in {source.layout} layout{weight_set}",
         f"network: {network}",
         f"parameters: {count:,}",
         f"dropped: {f'{port.dropped} output channels of the learned sigma' if port.dropped else 'nothing'}",
         f"process: {process}{assumed}, target: {object_config.format_call(model.target)}",
     ]
     if (eps := source.config.get("norm_eps", 1e-6)) != 1e-6:
-        lines.append(f"normalization: eps is 1e-06 as in the authors' code, {eps:g} in this folder's second norms")
+        lines.append(
+            f"normalization: eps is 1e-06 as in the authors' code, but {eps:g} in the second norms of this folder"
+        )
     if channels in IMAGE_CHANNELS:
-        return [*lines, f"images: {size}x{size} pixels of {channels} channels"]
-    text = f"images: {size}x{size} latents of {channels} channels; decode them with --codec"
+        return [*lines, f"images: {size}x{size} pixels with {channels} channels"]
+    text = f"images: {size}x{size} latents with {channels} channels; decode them with --codec"
     return [*lines, text]
 
 
 def _kind(source: ExternalCheckpoint, given: Kind | None) -> Kind:
     """Return the kind of model: diffusers folders contain a DiT, files need --kind."""
     if source.config and given == "sit":
-        raise ValueError("--kind must be dit for a diffusers folder, got sit: diffusers has no SiT")
+        raise ValueError("--kind must be dit for a diffusers folder, got sit: diffusers has no SiT, so drop --kind")
     if not source.config and given is None:
-        raise ValueError(
-            "--kind must be given for a file, got none: add dit or sit, which use the same names for their weights"
-        )
+        raise ValueError("--kind is required for a file: add --kind dit or --kind sit, which share their weight names")
     return given or "dit"
 
 
 def _process(source: ExternalCheckpoint, kind: Kind) -> Process:
-    """Return the noise process of the network's training."""
+    """Return the noise process that the network was trained with."""
     if kind == "sit":
         return RectifiedFlow()
     for name, value in SCHEDULE.items():
         if (source.scheduler.get(name, value) or None) != (value or None):  # an empty list means none
             raise ValueError(
-                f"{name} of the scheduler must be {value}, got {source.scheduler[name]}: others are not supported"
+                f"{name} of the scheduler must be {value}, got {source.scheduler[name]}: other values are not supported"
             )
     names = {"beta_start": "beta_start", "beta_end": "beta_end", "steps": "num_train_timesteps"}
-    return LinearVP(**{ours: source.scheduler[theirs] for ours, theirs in names.items() if theirs in source.scheduler})
+    arguments = {name: source.scheduler[key] for name, key in names.items() if key in source.scheduler}
+    return LinearVP(**arguments)
 
 
 def _convention(source: ExternalCheckpoint, process: Process, frequencies: str | None) -> Convention:
-    """Return the network's convention for time input and output."""
+    """Return the network's convention for its time input and its output."""
     if frequencies is not None and not source.config:
         raise ValueError(
-            f"--frequencies must be left out for a file, got {frequencies}: a file always has the authors'"
+            f"--frequencies applies only to a diffusers folder, got {frequencies} with a file: drop --frequencies"
         )
     if not isinstance(process, LinearVP):
         return SIT
@@ -143,20 +148,20 @@ def _convention(source: ExternalCheckpoint, process: Process, frequencies: str |
 
 
 def _sizes(source: ExternalCheckpoint, options: Any) -> dict[str, int | None]:
-    """Return the sizes that weight shapes do not determine, from the options or the folder's configuration."""
+    """Return the sizes that the shapes of the weights leave open, from the options or the folder's configuration."""
     sizes = {}
     for name, key in (("heads", "num_attention_heads"), ("image_size", "sample_size")):
         given, configured = options[name], source.config.get(key)
         if given is not None:
-            at_least(f"--{name}", given, 1, "leave it out to use the file's")
+            at_least(f"--{name}", given, 1, "omit it to use the file's value")
         if configured is not None and given not in (None, configured):
-            raise ValueError(f"--{name} must be left out, got {given}: the folder's config.json has {configured}")
+            raise ValueError(f"--{name} is {given}, but the folder's config.json has {configured}: drop --{name}")
         sizes[name] = given if configured is None else configured
     return sizes
 
 
 def _model(port: PortedNetwork, kind: Kind, process: Process) -> Any:
-    """Return the module with the network, ready for sampling and fine-tuning."""
+    """Return an AsyncDiffusion module around the network, ready for sampling and fine-tuning."""
     from asyncdiff.sampling.samplers import Sampler
     from asyncdiff.sampling.solvers import DDIM
     from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning

@@ -1,4 +1,4 @@
-"""`python -m asyncdiff report RUN ...`: tables, curves and images of several runs, from their event files."""
+"""`python -m asyncdiff report RUN ...`: summarize runs in tables, curves and images, from their event files."""
 
 import json
 import shutil
@@ -18,15 +18,15 @@ from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
 from asyncdiff.cli.commands.shared.options import command_parser
 
-DESCRIPTION = """Compare runs by the last values in their event files, and write report.md with plots, report.html as a
-single file, and report.json."""
+DESCRIPTION = """Compare runs by the final values in their event files, and write report.md with plots, a self-contained
+report.html, and report.json."""
 GRIDS = ("samples", "inpainting")  # image grids in RUN/images
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, write the report with its plots, and print the table."""
     parser = command_parser("report", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that contain some")
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that contain run directories")
     parser.add_argument("--output", type=Path | None, help="output folder (default: report in the first folder)")
     parser.add_argument("--metrics", type=str, default="", help=METRICS)
     parser.add_argument("--title", type=str | None, help="title of the report (default: the first folder's name)")
@@ -53,12 +53,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path) -> list[ReportImage]:
-    """Write the plots and return them with captions."""
+    """Write the plots, and return their files with captions."""
     from asyncdiff.evaluation.figures.style import save  # imported late because matplotlib takes a second
     from asyncdiff.evaluation.figures.sweep_figures import curves_figure, dots_figure
 
     groups = group_by_variant(runs)
-    images = [ReportImage(folder / "metrics.png", "last values: a dot per run, a line at their mean")]
+    images = [ReportImage(folder / "metrics.png", "final values: one dot per run, a line at the mean")]
     dots = {metric.label: {name: final_values(group, metric) for name, group in groups.items()} for metric in metrics}
     save(dots_figure(dots), images[0].file)
     for tag in dict.fromkeys([*LOSS_TAGS, *(metric.tag for metric in metrics)]):
@@ -72,7 +72,7 @@ def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path
 
 
 def grids(runs: Sequence[TrainingRun], folder: Path) -> dict[str, list[ReportImage]]:
-    """Copy the last image grids of the first run of every variant, and return the copies by name."""
+    """Copy the latest image grids of every variant's first run, and return the copies by grid name."""
     copies: dict[str, list[ReportImage]] = {}
     for name in GRIDS:
         for variant, group in group_by_variant(runs).items():
@@ -84,4 +84,6 @@ def grids(runs: Sequence[TrainingRun], folder: Path) -> dict[str, list[ReportIma
     return copies
 
 
-METRICS = "comma-separated TensorBoard tags (default: the metrics of the ablation, or the common ones in the runs)"
+METRICS = (
+    "comma-separated TensorBoard tags (default: those of the ablation, otherwise those that the runs have in common)"
+)

@@ -1,4 +1,4 @@
-"""`python -m asyncdiff serve RUN`: web page for sampling, inpainting and editing with one model."""
+"""`python -m asyncdiff serve RUN`: serve a web page for sampling, inpainting and editing with one model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ from asyncdiff.tasks.photos import photo_files
 from asyncdiff.web.draw_request import DrawRequest, Limits, command_argv, shell_command
 from asyncdiff.web.same_origin import free_port
 
-DESCRIPTION = """Serve a web page on this machine that samples from one model: paint on a photo what to inpaint, or how
-much each part may change, and watch the sampling. Needs gradio: pip install gradio."""
+DESCRIPTION = """Serve a web page that samples from one model: paint on a photo what to inpaint, or how much each part
+may change, and watch the sampling. Needs gradio: pip install gradio."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,7 +45,9 @@ def main(argv: Sequence[str]) -> None:
     within("--port", options.port, 0, 65535, "7860 is the default")
     within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 allows 1024x1024")
     checkpoint = find_checkpoint(options.run, options.ckpt_path)
-    if checkpoint.is_symlink():  # last.ckpt of a running fit: name the file that is loaded, as the link may change
+    if (
+        checkpoint.is_symlink()
+    ):  # last.ckpt of a running fit: the link may change, so resolve it to the file that is loaded
         checkpoint = checkpoint.parent / checkpoint.readlink()
     free_port(options.host, options.port)
     if options.examples not in ("drawn", "none"):
@@ -69,12 +71,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 class Planner:
-    """Function that turns requests into jobs for a model that is loaded once.
+    """Callable that turns requests into jobs for a model that is loaded once.
 
     Args:
         checkpoint: checkpoint of the model.
         options: parsed options of the command line.
-        codec: arguments of the command line that set the codec, to include in the command lines shown to the user.
+        codec: arguments that set the codec, added to the command lines shown to the user.
     """
 
     def __init__(self, checkpoint: Path, options: Any, codec: Sequence[str] = ()):
@@ -86,7 +88,7 @@ class Planner:
         self._default_sampler = self.model.sampler
 
     def __call__(self, request: DrawRequest, folder: Path) -> tuple[DrawJob, str]:
-        """Return the job of a request and its command line; every job starts with the model's own sampler."""
+        """Return the job for a request and its command line; every job starts from the model's own sampler."""
         argv = [*command_argv(request, self.checkpoint, folder), "--device", self.options.device]
         if self.options.weights != "auto":
             argv += ["--weights", self.options.weights]
@@ -106,12 +108,12 @@ def _import_page() -> Any:
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise ValueError("serve needs the package gradio, got none: pip install gradio") from error
+        raise ValueError("serve needs the package gradio, which is not installed: pip install gradio") from error
     return page
 
 
 def _codec_argv(argv: Sequence[str]) -> list[str]:
-    """Return the arguments of a command line that set the codec, with their values."""
+    """Return the options of a command line that set the codec, with their values."""
     codec: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
@@ -120,7 +122,7 @@ def _codec_argv(argv: Sequence[str]) -> list[str]:
     return codec
 
 
-HOST = "address to listen at; the default can only be reached from this machine"
-NAME = "additional host name of the page, such as a proxy's; can be repeated"
+HOST = "address to listen on; the default can be reached only from this machine"
+NAME = "additional host name under which the page is reached, such as a proxy's; can be repeated"
 EXAMPLES = """example photos to choose from: a file, a folder or a pattern; "drawn" lets the model generate six when the
 page starts, "none" offers none"""

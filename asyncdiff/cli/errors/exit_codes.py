@@ -14,7 +14,7 @@ from asyncdiff.cli.errors.user_errors import user_error_message
 
 @contextmanager
 def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
-    """End the program with one line if a user error is raised inside; `argv` is the command line."""
+    """End the program with a one-line message if a user error is raised inside; `argv` is the command line."""
     try:
         yield
     except UsageError as error:
@@ -32,7 +32,7 @@ def one_line_errors(argv: Sequence[str]) -> Iterator[None]:
 
 
 def _exit(message: str, error: Exception) -> NoReturn:
-    """Exit with a line on stderr, or raise the error if ASYNCDIFF_TRACEBACK is set."""
+    """Exit with a one-line message on stderr, or raise the error if ASYNCDIFF_TRACEBACK is set."""
     if os.environ.get("ASYNCDIFF_TRACEBACK"):
         raise error
     print(f"error: {message}", file=sys.stderr)

@@ -26,12 +26,12 @@ MAX_CHOICES = 8  # class paths listed in a message
 
 @dataclass(frozen=True)
 class ErrorMessage:
-    """Error message about a key.
+    """Error message, usually about a key.
 
     Attributes:
-        key: dotted key, empty if the error is about none.
+        key: dotted key, empty if the error concerns no key.
         text: what is wrong, and the remedy.
-        value: invalid value of the key, which helps to locate it; empty if the value is not what is wrong.
+        value: invalid value, which helps to locate the key in a file; empty if the error is not about a value.
     """
 
     key: str
@@ -61,22 +61,37 @@ def explain(error: UsageError, argv: Sequence[str]) -> str:
 
 
 def _unknown_key(report: Report, match: re.Match[str]) -> ErrorMessage:
-    """Explain a key that no argument of the program has."""
-    parts = match["key"].split(".")
-    depth, siblings = _first_unknown(parts, report.keys)
+    """Explain a key that the program does not know."""
+    return _unknown_name(match["key"], report.keys, "key", "")
+
+
+def _unknown_name(name: str, keys: Collection[str], noun: str, prefix: str) -> ErrorMessage:
+    """Explain an unknown key or option, and suggest a similar one.
+
+    Args:
+        name: unknown dotted key.
+        keys: known keys.
+        noun: "key" or "option".
+        prefix: prefix of suggested names, such as dashes.
+
+    Returns:
+        Message about the first unknown part of the key.
+    """
+    parts = name.split(".")
+    depth, siblings = _first_unknown(parts, keys)
     above, wrong = parts[:depth], ".".join(parts[: depth + 1])
     if parts[depth] in STRUCTURE:
-        return ErrorMessage(wrong, f"there is no such key: write its arguments directly below {'.'.join(above)}")
-    elsewhere = {key.rpartition(".")[2]: key for key in sorted(report.keys)}
+        return ErrorMessage(wrong, f"there is no such {noun}: write its arguments directly below {'.'.join(above)}")
+    elsewhere = {key.rpartition(".")[2]: key for key in sorted(keys)}
     if close := nearest_name(parts[depth], siblings, 0.75):
         meant = ".".join([*above, close])
     else:
         meant = elsewhere.get(nearest_name(parts[-1], elsewhere, 0.75), "")
-    return ErrorMessage(wrong, "there is no such key" + did_you_mean(meant))
+    return ErrorMessage(wrong, f"there is no such {noun}{did_you_mean(prefix + meant if meant else '')}")
 
 
 def _first_unknown(parts: Sequence[str], keys: Collection[str]) -> tuple[int, set[str]]:
-    """Return the index of the first part that is not a key, and the parts that would be keys there."""
+    """Return the index of the first part that is not a known key, and the known keys at that level."""
     split = [key.split(".") for key in keys]
     for depth, part in enumerate(parts):
         siblings = {key[depth] for key in split if len(key) > depth and key[:depth] == list(parts[:depth])}
@@ -90,8 +105,8 @@ def _unrecognized(report: Report, match: re.Match[str]) -> ErrorMessage:
     argument = match["argument"]
     if not argument.startswith("--"):
         return ErrorMessage("", f"{argument} is not an option: options begin with --, and a value follows its option")
-    message = _unknown_key(report, re.match(r"--(?P<key>[^=+]+)", argument) or match)
-    return ErrorMessage(f"--{message.key}", message.text.replace("mean ", "mean --").replace("key", "option"))
+    message = _unknown_name(re.split("[=+]", argument[2:])[0], report.keys, "option", "--")
+    return ErrorMessage(f"--{message.key}", message.text)
 
 
 def _unknown_argument(report: Report, match: re.Match[str]) -> ErrorMessage:
@@ -110,7 +125,7 @@ def _unknown_argument(report: Report, match: re.Match[str]) -> ErrorMessage:
 def _unknown_class(report: Report, match: re.Match[str]) -> ErrorMessage:
     """Explain a class that cannot be imported."""
     path, missing = match.groupdict().get("path") or report.class_path, match.groupdict().get("missing")
-    if missing and not path.startswith(missing):  # its module exists, but imports a missing package
+    if missing and not path.startswith(missing):  # the module exists, but imports a missing package
         return ErrorMessage(report.key, f"{path} needs the package {missing}, which is not installed", path)
     return ErrorMessage(report.key, f"there is no class {path}{did_you_mean(nearest_class_path(path))}", path)
 
@@ -145,7 +160,7 @@ def _no_path(report: Report, match: re.Match[str]) -> ErrorMessage:
 
 
 def _wrong_kind(report: Report, match: re.Match[str]) -> ErrorMessage:
-    """Explain a class that is abstract, or not of the type that the key needs."""
+    """Explain a class that is abstract or of the wrong type for the key."""
     path, kind = match["path"], match.groupdict().get("kind")
     base = kind or path.rpartition(".")[2]
     fitting = [
@@ -165,7 +180,7 @@ def _no_class(report: Report, match: re.Match[str]) -> ErrorMessage:
         if key not in STRUCTURE and (close := nearest_name(key, STRUCTURE, 0.7)):
             return ErrorMessage(f"{report.key}.{key}", "there is no such key" + did_you_mean(close))
     form = "{class_path: ..., init_args: {...}}"
-    return ErrorMessage(report.key, f"must be a {match['kind']} as {form}, got {_shorten(given)}")
+    return ErrorMessage(report.key, f"must be a {match['kind']} written as {form}, got {_shorten(given)}")
 
 
 def _wrong_type(report: Report, match: re.Match[str]) -> ErrorMessage:

@@ -10,11 +10,11 @@ STRUCTURAL_LINES = r"Does not validate against any|Subtypes: |Errors:|Expected a
 
 
 class UsageError(Exception):
-    """Error that the parser reports on a command line or a file.
+    """Parser error about a command line or a file.
 
     Args:
-        report: text of the report.
-        keys: dotted keys that the parser knows.
+        report: the parser's report, of one or many lines.
+        keys: dotted keys known to the parser.
     """
 
     def __init__(self, report: str, keys: Collection[str]):
@@ -25,15 +25,15 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Report:
-    """Parsed report; the first attempt of the parser is taken to be what the user meant.
+    """Parsed error report, on the assumption that the parser's first attempt is what the user meant.
 
     Attributes:
         key: dotted key of the invalid value, as far as the report names it.
         class_path: class whose arguments are invalid, or empty.
         reason: reason of the first failure, as the parser words it.
-        alternatives: reasons of the other attempts that the value's type allows.
+        alternatives: reasons why the other types allowed for the value failed.
         rest: all lines after the reason.
-        keys: every dotted key that is known outside of init_args.
+        keys: every known dotted key outside init_args.
         argv: the command line.
     """
 
@@ -47,7 +47,7 @@ class Report:
 
 
 def parse_report(error: UsageError, argv: Sequence[str]) -> Report:
-    """Return the first failure of a report; `argv` is the command line."""
+    """Parse the first failure in an error report; `argv` is the command line."""
     key, class_path, reason, line = "", "", "", ""
     rest = [text for text in error.report.splitlines() if text.strip()]
     while rest and not reason:
@@ -72,7 +72,7 @@ def parse_report(error: UsageError, argv: Sequence[str]) -> Report:
 
 
 def without_command(key: str) -> str:
-    """Return a dotted key without the subcommand, as files write it."""
+    """Return a dotted key without the subcommand, as it appears in files."""
     return re.sub(rf"^({'|'.join(COMMANDS)})\.", "", key)
 
 

@@ -1,4 +1,4 @@
-"""Argument parser that raises its errors, so that they can be condensed into one line."""
+"""Argument parser that raises its errors so that they can be condensed into one line."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 class ReportingParser(ArgumentParser):
     """Parser that raises UsageError, which `explain` condenses, instead of printing its usage.
 
-    Class paths of earlier versions, in files and on the command line, are replaced by present ones, with a warning.
+    Class paths of earlier versions, in files and on the command line, are replaced by current ones, with a warning.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        set_omegaconf_loader(self.parser_mode)  # jsonargparse sets none before it reads the first file
+        set_omegaconf_loader(self.parser_mode)  # jsonargparse itself sets the loader only when it reads the first file
         loader = get_loader(self.parser_mode)
         if not isinstance(loader, _CurrentNamesLoader):
             set_loader(self.parser_mode, _CurrentNamesLoader(loader), (yaml.YAMLError,))
@@ -38,7 +38,7 @@ class ReportingParser(ArgumentParser):
 
 
 def dotted_keys(parser: ArgumentParser) -> set[str]:
-    """Return every key that a file or command line may contain; keys of subcommands come without the subcommand."""
+    """Return every key that a file or command line may contain; keys of subcommands omit the subcommand."""
     keys = set()
     for action in parser._actions:
         keys.add(action.dest)
@@ -48,7 +48,7 @@ def dotted_keys(parser: ArgumentParser) -> set[str]:
 
 
 def with_current_names(value: Any) -> Any:
-    """Return the contents of a file or command line with present class paths; old ones are named in one warning."""
+    """Replace outdated class paths in the contents of a file or command line, with one warning that lists them."""
     replaced: dict[str, str] = {}
     updated = update_names(value, replaced)
     if replaced:
@@ -58,7 +58,7 @@ def with_current_names(value: Any) -> Any:
 
 @cache
 def warn_once(renames: str) -> None:
-    """Print a warning about old names, only once even if a file is loaded several times."""
+    """Print a warning about outdated names, once even if the file is loaded several times."""
     print(f"warning: names of an earlier version: {renames}", file=sys.stderr)
 
 

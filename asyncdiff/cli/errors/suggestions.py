@@ -20,12 +20,12 @@ def nearest_name(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def did_you_mean(name: str) -> str:
-    """Return the end of an error message that suggests a name; empty without a name."""
+    """Return a suggestion to append to an error message; empty without a name."""
     return f"; did you mean {name}?" if name else ""
 
 
 def find_class(class_path: str) -> type | None:
-    """Return the class at a dotted path, or None if there is none or it may not be imported."""
+    """Return the class at a dotted path, or None if it does not exist or may not be imported."""
     module, _, name = class_path.rpartition(".")
     if not may_be_imported(class_path):
         return None
@@ -62,7 +62,7 @@ def nearest_class_path(path: str) -> str:
 
 
 def known_classes() -> dict[str, type]:
-    """Return every class that an experiment may name, by its shortest path; those of this project come first."""
+    """Return every class that an experiment may name, by its shortest path; classes of this project come first."""
     paths: dict[type, str] = {}
     for module in _modules():
         for name, kind in public_classes(module).items():
@@ -77,7 +77,9 @@ def public_classes(module: str) -> dict[str, type]:
     with suppress(ImportError, ValueError):
         imported = importlib.import_module(module)
         exported = getattr(imported, "__all__", ())
-        named = vars(imported) | {name: getattr(imported, name) for name in exported}  # exports may be lazy
+        named = vars(imported) | {
+            name: getattr(imported, name) for name in exported
+        }  # getattr because exports may be lazy
         return {
             name: value
             for name, value in named.items()

@@ -1,1 +1,1 @@
-"""What several commands share: options, experiment files, image sources, features, records and results."""
+"""Code shared by several commands: options, experiment files, image sources, features, records and results."""

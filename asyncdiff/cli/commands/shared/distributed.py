@@ -1,4 +1,4 @@
-"""Work shared by the processes of torchrun or SLURM, with results gathered on the first one."""
+"""Share work between the processes of torchrun or SLURM, and gather the results on the first one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-TIMEOUT = timedelta(hours=12)  # the first process to finish waits for the others, whose images may take long
+TIMEOUT = timedelta(hours=12)  # a process that finishes early waits for the others, which may take long
 
 T = TypeVar("T")
 
@@ -36,39 +36,39 @@ class Ranks:
         return self.rank == 0
 
     def share(self, batches: Sequence[T]) -> Sequence[T]:
-        """Return this process's batches.
+        """Return this process's share of the batches.
 
         The batches themselves do not depend on the number of processes, so that results do not even differ by rounding.
         """
         return batches[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes by rank on the first process, an empty list on the others."""
+        """Return the values of all processes, ordered by rank, on the first process; an empty list on the others."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
         dist.gather_object(value, values if self.first else None)
         return values if self.first else []
 
-    def gather_in_order(self, index: Tensor, rows: Tensor) -> Tensor:
-        """Collect the rows of all processes on the first one.
+    def gather_in_order(self, index: Tensor, values: Tensor) -> Tensor:
+        """Concatenate the values of all processes on the first one.
 
         Args:
-            index: (n,) position of each row.
-            rows: (n, ...) rows of this process.
+            index: (n,) position of each value in the result.
+            values: (n, ...) values of this process.
 
         Returns:
-            All rows sorted by index on the first process, no rows on the others.
+            All values sorted by index on the first process, an empty tensor on the others.
         """
-        parts = self.gather((index.cpu(), rows.cpu()))
+        parts = self.gather((index.cpu(), values.cpu()))
         if not parts:
-            return rows[:0].cpu()
+            return values[:0].cpu()
         order = torch.cat([index for index, _ in parts]).argsort()
-        # A process without images does not know the length of a row.
-        return torch.cat([rows for index, rows in parts if len(index)])[order]
+        # Processes without images are left out, because they do not know the shape of a value.
+        return torch.cat([values for index, values in parts if len(index)])[order]
 
     def broadcast(self, value: bool) -> bool:
-        """Return the value of the first process."""
+        """Return the first process's value on all processes."""
         values = [value]
         if self.world > 1:
             dist.broadcast_object_list(values)
@@ -77,36 +77,36 @@ class Ranks:
 
 @contextmanager
 def ranks(device: str) -> Iterator[Ranks]:
-    """Connect the processes that torchrun or SLURM started; without them, this process works alone.
+    """Connect the processes started by torchrun or SLURM; without either, this process works alone.
 
     Args:
-        device: cpu or cuda; with cuda, every process of a machine uses its own GPU.
+        device: device such as cpu or cuda; with cuda, every process on a machine uses its own GPU.
     """
     rank, world, local = environment()
-    own = torch.device(device)
-    if own.type == "cuda":
-        own = torch.device("cuda", local % torch.cuda.device_count() if world > 1 else own.index or 0)
-        torch.cuda.set_device(own)
+    own_device = torch.device(device)
+    if own_device.type == "cuda":
+        own_device = torch.device("cuda", local % torch.cuda.device_count() if world > 1 else own_device.index or 0)
+        torch.cuda.set_device(own_device)
     if world == 1:
-        yield Ranks(0, 1, own)
+        yield Ranks(0, 1, own_device)
         return
-    # Features are gathered on the CPU; NCCL is for feature extractors that communicate themselves.
-    backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
+    # Features are gathered on the CPU; NCCL serves feature extractors that communicate between GPUs.
+    backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
-        yield Ranks(rank, world, own)
+        yield Ranks(rank, world, own_device)
     finally:
         dist.destroy_process_group()
 
 
 def environment() -> tuple[int, int, int]:
-    """Return (rank, world size, local rank) from the variables of torchrun, else of SLURM, else (0, 1, 0)."""
+    """Return (rank, world size, local rank) as set by torchrun or SLURM; (0, 1, 0) without either."""
     from lightning.fabric.plugins.environments import SLURMEnvironment  # imported late because it imports Lightning
 
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if not 0 <= rank < world:
-            raise ValueError(f"RANK must lie in [0, WORLD_SIZE), got {rank} of {world}: unset both")
+            raise ValueError(f"RANK must lie in [0, WORLD_SIZE), got RANK {rank} with WORLD_SIZE {world}: unset both")
         return rank, world, local
     if not SLURMEnvironment.detect():
         return 0, 1, 0

@@ -1,4 +1,4 @@
-"""Read experiment files and build single parts of them, without data or trainer."""
+"""Read experiment files and build single objects from them, such as the level sampler or the data module."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,52 +21,52 @@ IMAGE_SIZE = 32  # AsyncDiffusion's default
 
 
 class Experiment:
-    """YAML file of train.py, or a layer of one; errors in it are raised as ValueError with file and line.
+    """YAML file for train.py, complete or only a layer. Errors in it are raised as ValueError with file and line.
 
     Args:
-        file: the YAML file.
+        file: path of the YAML file.
     """
 
     def __init__(self, file: Path):
         if file.is_dir():
-            raise ValueError(f"experiments must be YAML files, got the folder {file}: name the files in it")
+            raise ValueError(f"experiments must be YAML files, got the folder {file}: list the files in it")
         if not file.is_file():
-            raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check it")
+            raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check the path")
         self.file = file
         try:
             config = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.load(file))))
         except yaml.YAMLError as error:
-            raise self._located(UsageError(f"Problems parsing config\n{error}", ())) from error
+            raise self._with_location(UsageError(f"Problems parsing config\n{error}", ())) from error
         except (OSError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{file} must be a YAML file, got something else: {error}") from error
+            raise ValueError(f"{file} cannot be read as YAML: {error}") from error
         if not isinstance(config, DictConfig):
-            raise ValueError(f"{file} must contain an experiment, got a list or nothing: add sections such as model")
+            raise ValueError(f"{file} must contain sections such as model and data, got a list: see experiments/*.yaml")
         self.config = config
 
     @property
     def name(self) -> str:
-        """Name of the file, or of the run directory for a run's config.yaml."""
+        """Name of the file without its suffix; for a run's config.yaml, the name of the run directory."""
         return self.file.resolve().parent.name if self.file.stem == "config" else self.file.stem
 
     def levels(self) -> LevelSampler:
-        """Build the level sampler at model.levels; without one, return the model's default."""
+        """Build the level sampler configured at model.levels, by default the model's default."""
         sampler: LevelSampler | None = self._build("model.levels", LevelSampler)
         if sampler is None:
             self._check_levels_omitted()
         return sampler or AlongPath()
 
     def grid(self) -> tuple[int, int] | None:
-        """Return (rows, columns) of the level maps of model.network at model.image_size; None without a network."""
+        """Return (rows, columns) of the network's level maps at model.image_size; None without model.network."""
         if self._value("model.network") is None:
             return None
-        from asyncdiff.networks import dit, unet  # noqa: F401  files can name the classes without their module
+        from asyncdiff.networks import dit, unet  # noqa: F401  lets files use bare class names
 
-        with torch.device("meta"):  # no memory or initialization
+        with torch.device("meta"):  # avoids memory and initialization
             network = self._build("model.network", nn.Module)
         size = self._value("model.image_size")
         side = IMAGE_SIZE if size is None else size
         if not isinstance(side, int):
-            raise ValueError(f"{self.file}: model.image_size must be int, got {side}")
+            raise ValueError(f"{self.file}: model.image_size must be an integer, got {side}")
         if not hasattr(network, "grid"):
             kind = type(network).__name__
             raise ValueError(f"{self.file}: model.network must have a method grid((h, w)), got {kind}")
@@ -75,37 +75,39 @@ class Experiment:
         return grid
 
     def data(self) -> Any:
-        """Build the data module at data."""
+        """Build the data module configured in the section data."""
         from lightning.pytorch import LightningDataModule  # imported late because it takes seconds
 
         self.section("data")
-        import datamodules  # noqa: F401  files can name the classes without their module
+        import datamodules  # noqa: F401  lets files use bare class names
 
         return self._build("data", LightningDataModule)
 
     def section(self, key: str) -> dict[str, Any]:
-        """Return the object config at a dotted key, or the whole file if it is one; the class must be allowed."""
+        """Return the object config at a dotted key, or the entire file if it is one; raise ValueError otherwise."""
         config = self._value(key)
         if config is None and "class_path" in self.config:
             key, config = "", self._value("")
         path = config.get("class_path") if isinstance(config, dict) else None
         if not isinstance(path, str):
-            raise ValueError(f"{self.file}: {key} must have a class_path, got {config}: name a run's config.yaml")
+            raise ValueError(
+                f"{self.file}: {key} must have a class_path, got {config}: use a run's config.yaml, for example"
+            )
         if "." in path and not may_be_imported(path):
             raise ValueError(f"{self.file}: {f'{key}.class_path'.lstrip('.')} {refusal_message(path)}")
         assert isinstance(config, dict)
         return config
 
     def _value(self, key: str) -> Any:
-        """Return the value at a dotted key, interpolations resolved, or None; an empty key means the whole file."""
+        """Return the value at a dotted key, with interpolations resolved, or None; an empty key selects the file."""
         try:
             value = OmegaConf.select(self.config, key) if key else self.config
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
-            raise self._located(UsageError(f"interpolation: {error}", ())) from error
+            raise self._with_location(UsageError(f"interpolation: {error}", ())) from error
 
     def _build(self, key: str, kind: type) -> Any:
-        """Build the object at a dotted key, None if there is none."""
+        """Build the object configured at a dotted key; return None if the key is missing."""
         value = self._value(key)
         if value is None:
             return None
@@ -115,7 +117,7 @@ class Experiment:
             try:
                 config = parser.parse_object({key: value})
             except UsageError as error:
-                raise self._located(error) from error
+                raise self._with_location(error) from error
             with self.name_in_errors():
                 return parser.instantiate(config)[key]
 
@@ -131,15 +133,15 @@ class Experiment:
             raise ValueError(f"{self.file}: {message}") from error
 
     def _check_levels_omitted(self) -> None:
-        """Raise ValueError if the key model.levels is misspelled, or if the file is not an experiment."""
+        """Raise ValueError if model.levels is misspelled, or missing from a file without model.network."""
         model = OmegaConf.select(self.config, "model")
         keys = [str(key) for key in model] if OmegaConf.is_dict(model) else []
         if "levels" not in keys and (wrong := nearest_name("levels", keys, 0.75)):
-            raise self._located(UsageError(f"does not accept option 'model.{wrong}'", ["model.levels"]))
+            raise self._with_location(UsageError(f"does not accept option 'model.{wrong}'", ["model.levels"]))
         if "levels" not in keys and "network" not in keys:
-            raise ValueError(f"{self.file}: model.levels must be given in a file without model.network")
+            raise ValueError(f"{self.file}: model.levels is missing: a file without model.network needs it")
 
-    def _located(self, error: UsageError) -> ValueError:
-        """Convert a parser error to a ValueError that names this file."""
+    def _with_location(self, error: UsageError) -> ValueError:
+        """Convert a parser error to a ValueError that starts with the file and, if known, the line."""
         message = explain(error, [str(self.file)])
         return ValueError(message if message.startswith(str(self.file)) else f"{self.file}: {message}")

@@ -1,4 +1,4 @@
-"""Read DiT and SiT weights of other projects: files in the authors' layout, and diffusers folders."""
+"""Read DiT and SiT weights from other projects: the original authors' files, and diffusers folders."""
 
 import argparse
 import json
@@ -13,19 +13,19 @@ from asyncdiff.checkpoints import read_safely
 from asyncdiff.networks.diffusers_keys import from_diffusers, has_diffusers_names
 from asyncdiff.networks.porting import has_original_names
 
-Which = Literal["auto", "ema", "raw"]
+WeightSet = Literal["auto", "ema", "raw"]
 
 
 @dataclass(frozen=True)
 class ExternalCheckpoint:
-    """Contents of a file or folder of weights.
+    """Weights and configuration read from a file or a diffusers folder.
 
     Attributes:
-        weights: weights by the authors' names.
-        layout: whose names the file used.
+        weights: tensors, by the original authors' parameter names.
+        layout: parameter naming in the file, "original" or "diffusers".
         config: model configuration of a diffusers folder; empty for a file.
         scheduler: scheduler configuration of a diffusers pipeline; empty without one.
-        averaged: whether these are EMA weights; None if the file does not say.
+        averaged: whether these are EMA weights; None if unknown.
     """
 
     weights: dict[str, Tensor]
@@ -35,28 +35,30 @@ class ExternalCheckpoint:
     averaged: bool | None = None
 
 
-def read_source(path: Path, weights: Which = "auto") -> ExternalCheckpoint:
-    """Read the weights of a file or folder without running any code in it."""
+def read_source(path: Path, weights: WeightSet = "auto") -> ExternalCheckpoint:
+    """Read weights from a file or folder without running any code in it."""
     if path.is_dir():
         return _folder(path, weights)
     if not path.is_file():
         raise FileNotFoundError(
-            f"CHECKPOINT must be a file of weights or a diffusers folder, got {path}, which does not exist"
+            f"CHECKPOINT must be a file of weights or a diffusers folder, got {path}, which does not exist: "
+            "check the path"
         )
     state, averaged = _unwrap(path, read_tensors(path), weights)
     if has_diffusers_names(state):
         raise ValueError(
-            f"CHECKPOINT must be the folder of diffusers weights, got the file {path}: its config.json is needed"
+            f"{path} contains diffusers weights, which need their config.json: pass the folder instead of the file"
         )
     if not has_original_names(state):
         raise ValueError(
-            f"CHECKPOINT must contain a DiT or a SiT, got {_names(state)} in {path}: this architecture is not supported"
+            f"CHECKPOINT must contain a DiT or a SiT, got {_names(state)} in {path}: "
+            "other architectures are not supported"
         )
-    return ExternalCheckpoint(state, "the authors'", {}, {}, averaged)
+    return ExternalCheckpoint(state, "original", {}, {}, averaged)
 
 
 def read_tensors(path: Path) -> Any:
-    """Return the contents of a .safetensors file, or of a file written by torch.save."""
+    """Load a .safetensors file, or a file written by torch.save."""
     if path.suffix != ".safetensors":
         with torch.serialization.safe_globals([argparse.Namespace]):  # in checkpoints of DiT's training script
             return read_safely(path)
@@ -66,13 +68,15 @@ def read_tensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} must be a readable safetensors file: {error}") from error
+        raise ValueError(f"{path} cannot be read as a safetensors file: {error}") from error
 
 
-def _folder(path: Path, weights: Which) -> ExternalCheckpoint:
-    """Read a diffusers folder, of a transformer or of a pipeline with one."""
+def _folder(path: Path, weights: WeightSet) -> ExternalCheckpoint:
+    """Read the diffusers folder of a transformer or of a pipeline that contains one."""
     if weights != "auto":
-        raise ValueError(f"--weights must be left out for a folder, got {weights}: it contains one set of weights")
+        raise ValueError(
+            f"--weights is {weights}, but a diffusers folder contains a single set of weights: drop --weights"
+        )
     inner = path / "transformer" if (path / "transformer").is_dir() else path
     config = _json(inner / "config.json")
     _check_config(config, inner)
@@ -80,7 +84,7 @@ def _folder(path: Path, weights: Which) -> ExternalCheckpoint:
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"CHECKPOINT must contain {files[0].name} or {files[1].name}, got {inner} without them: copy one there"
+            f"{inner} contains neither {files[0].name} nor {files[1].name}: download one of them into it"
         )
     state, _ = _unwrap(file, read_tensors(file), weights)
     if not has_diffusers_names(state):
@@ -89,11 +93,11 @@ def _folder(path: Path, weights: Which) -> ExternalCheckpoint:
         )
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = _json(scheduler_file) if scheduler_file.is_file() else {}
-    return ExternalCheckpoint(from_diffusers(state), "diffusers'", config, scheduler)
+    return ExternalCheckpoint(from_diffusers(state), "diffusers", config, scheduler)
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError unless the configuration is of a standard DiT, which the weights alone describe."""
+    """Raise ValueError unless the configuration describes a standard DiT, which the weights determine entirely."""
     kind, norm = config.get("_class_name"), config.get("norm_type")
     if kind not in ("DiTTransformer2DModel", "Transformer2DModel") or norm != "ada_norm_zero":
         raise ValueError(
@@ -107,21 +111,27 @@ def _check_config(config: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _unwrap(path: Path, contents: Any, weights: Which) -> tuple[dict[str, Tensor], bool | None]:
-    """Return the tensors of a file, which may contain several sets, and whether they are EMA weights."""
+def _unwrap(path: Path, contents: Any, weights: WeightSet) -> tuple[dict[str, Tensor], bool | None]:
+    """Select one set of weights from a file; return its tensors and whether they are EMA weights (None if unknown)."""
     averaged = None
     if isinstance(contents, dict) and any(isinstance(contents.get(name), dict) for name in ("ema", "model")):
         key = {"auto": "ema" if "ema" in contents else "model", "ema": "ema", "raw": "model"}[weights]
         if not isinstance(contents.get(key), dict):
-            raise ValueError(f"--weights must be in the file, got {weights}, but {path} has no {key!r}: leave it out")
+            found = "no such entry" if key not in contents else f"type {type(contents[key]).__name__} there"
+            raise ValueError(
+                f"--weights {weights} reads the tensors at {key!r}, but {path} has {found}: try another --weights"
+            )
         contents, averaged = contents[key], key == "ema"
     elif weights != "auto":
-        raise ValueError(f"--weights must be left out for a file with one set of weights, got {weights} for {path}")
-    if not isinstance(contents, dict) or not all(isinstance(value, Tensor) for value in contents.values()):
-        raise ValueError(
-            f"CHECKPOINT must contain named tensors, got {type(contents).__name__} in {path}: choose another"
-        )
-    prefixes = ("module.", "_orig_mod.")  # added by distributed and compiled training
+        raise ValueError(f"--weights is {weights}, but {path} contains a single set of weights: drop --weights")
+    if not isinstance(contents, dict):
+        raise ValueError(f"{path} must contain named tensors, got type {type(contents).__name__}: choose another file")
+    for name, value in contents.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} must contain only named tensors, but {name!r} has type {type(value).__name__}: choose another"
+            )
+    prefixes = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
     while contents and (prefix := next((p for p in prefixes if all(str(n).startswith(p) for n in contents)), None)):
         contents = {name.removeprefix(prefix): value for name, value in contents.items()}
     return {str(name): value for name, value in contents.items()}, averaged
@@ -129,17 +139,16 @@ def _unwrap(path: Path, contents: Any, weights: Which) -> tuple[dict[str, Tensor
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise FileNotFoundError(
-            f"CHECKPOINT must be a diffusers folder with {file.name}, got one without {file}: name another"
-        )
+        raise FileNotFoundError(f"CHECKPOINT must be a file of weights or a diffusers folder, but {file} is missing")
     try:
         contents = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} must be a readable JSON file: {error}") from error
+        raise ValueError(f"{file} cannot be read as JSON: {error}: download it again") from error
     if not isinstance(contents, dict):
-        raise ValueError(f"{file} must contain a diffusers configuration, got a {type(contents).__name__}: restore it")
+        raise ValueError(f"{file} must contain a JSON object, got type {type(contents).__name__}: download it again")
     return contents
 
 
 def _names(state: dict[str, Tensor]) -> str:
-    return ", ".join(list(state)[:2]) + " ..." if state else "nothing"
+    """Describe a state dict in a message by its first names."""
+    return f"tensors named {', '.join(list(state)[:2])} ..." if state else "no tensors"

@@ -1,4 +1,4 @@
-"""Feature extraction shared by all processes, and cached reference statistics of real images."""
+"""Extract features with all processes, and cache reference statistics of real images."""
 
 import warnings
 from dataclasses import dataclass
@@ -26,31 +26,31 @@ from asyncdiff.evaluation.reference_statistics import (
 
 @dataclass(frozen=True)
 class ExtractedFeatures:
-    """Features of a source's images; complete on the first process only.
+    """Features of the images from a source; complete only on the first process.
 
     Attributes:
-        rows: features of the selected images, in order.
+        features: features of the selected images, in order.
         moments: moments of the features of all images.
-        shown: the first images, 8-bit.
+        first_images: first images of the source, 8-bit.
     """
 
-    rows: Float[Tensor, "n d"]
+    features: Float[Tensor, "n d"]
     moments: Moments
-    shown: Tensor
+    first_images: Tensor
 
 
 @torch.no_grad()
 def extract(
-    features: Features, source: ImageSource, ranks: Ranks, *, max_rows: int | None = None, shown: int = 0
+    features: Features, source: ImageSource, ranks: Ranks, *, max_features: int | None = None, keep_images: int = 0
 ) -> ExtractedFeatures:
     """Extract float32 features of all images, each rounded to 8 bits as if it had been saved to a file.
 
     Args:
         features: prepared feature extractor, on the device of `ranks`.
-        source: the images.
-        ranks: the processes that share the work; all of them must call this function.
-        max_rows: maximum number of feature rows to keep, evenly spaced over the images; None for all.
-        shown: number of first images to keep.
+        source: images to extract features from.
+        ranks: processes that share the work; all of them must call this function.
+        max_features: maximum number of images whose features are returned, evenly spaced; None for all.
+        keep_images: number of images to return, from the first one on.
 
     Returns:
         The features, complete on the first process only.
@@ -58,44 +58,45 @@ def extract(
     features.eval()
     moments = Moments(features.dim)
     selected = None
-    if max_rows is not None and max_rows < source.count:
-        selected = {i * source.count // max_rows for i in range(max_rows)}
+    if max_features is not None and max_features < source.count:
+        selected = {i * source.count // max_features for i in range(max_features)}
     positions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
-    rows: list[Tensor] = [torch.zeros(0, features.dim)]
+    parts: list[Tensor] = [torch.zeros(0, features.dim)]
     first_images: list[tuple[int, Tensor]] = []
-    total, parts = source.batches(ranks)
+    total, batches = source.batches(ranks)
     for index, images in tqdm(
-        parts, desc=source.label, total=total, unit="batch", leave=False, disable=_hide_bar(ranks)
+        batches, desc=source.label, total=total, unit="batch", leave=False, disable=_hide_bar(ranks)
     ):
         levels = to_uint8(images)
         with torch.autocast(ranks.device.type, enabled=False):
-            batch_rows = features(levels.float() / 127.5 - 1).float()
-        moments.add(batch_rows)
-        kept = [n for n, i in enumerate(index.tolist()) if selected is None or i in selected]
-        positions.append(index[kept])
-        rows.append(batch_rows[kept].cpu())
-        first_images += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < shown]
+            batch_features = features(levels.float() / 127.5 - 1).float()
+        moments.add(batch_features)
+        chosen = [n for n, i in enumerate(index.tolist()) if selected is None or i in selected]
+        positions.append(index[chosen])
+        parts.append(batch_features[chosen].cpu())
+        first_images += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < keep_images]
     all_moments = Moments(features.dim)
     for state in ranks.gather(moments.state()):
         all_moments.merge(state)
     pairs = sorted((pair for part in ranks.gather(first_images) for pair in part), key=lambda pair: pair[0])
     stack = torch.stack([image for _, image in pairs]) if pairs else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-    return ExtractedFeatures(ranks.gather_in_order(torch.cat(positions), torch.cat(rows)), all_moments, stack)
+    return ExtractedFeatures(ranks.gather_in_order(torch.cat(positions), torch.cat(parts)), all_moments, stack)
 
 
 def reference_for(
     features: Features, source: ImageSource, ranks: Ranks, *, file: Path | None = None
 ) -> tuple[Reference | None, str]:
-    """Return the statistics of real images and their file, from `file`, else from the cache, else computed and cached.
+    """Load the statistics of real images from `file` or the cache, or compute and cache them.
 
     Args:
         features: prepared feature extractor.
-        source: the real images.
-        ranks: the processes that share the work; all of them must call this function.
-        file: file of statistics; raise ValueError unless it is of these features and images.
+        source: real images.
+        ranks: processes that share the work; all of them must call this function.
+        file: statistics file to use instead of the cache; ValueError if it belongs to other features or images.
 
     Returns:
-        The statistics, None on all processes but the first if they had to be computed, and the path of their file.
+        The statistics and the path of their file; if they had to be computed, only the first process gets them, and
+        all others get None and an empty path.
     """
     fingerprint = reference_fingerprint(features, source)
     if file is not None:
@@ -106,24 +107,27 @@ def reference_for(
     cached = _load_cached(cached_file, fingerprint) if ranks.first else None
     if ranks.broadcast(cached is not None):
         return cached, str(cached_file)
-    extracted = extract(features, source, ranks, max_rows=MAX_ROWS)
+    extracted = extract(features, source, ranks, max_features=MAX_ROWS)
     if not ranks.first:
         return None, ""
-    reference = Reference(extracted.moments.gaussian(), extracted.moments.count, extracted.rows, fingerprint)
+    reference = Reference(extracted.moments.gaussian(), extracted.moments.count, extracted.features, fingerprint)
     try:
         save_reference(reference, cached_file)
     except OSError as error:
-        warnings.warn(f"cannot write the statistics to {cached_file}: {error}; set ASYNCDIFF_CACHE", stacklevel=2)
+        warnings.warn(
+            f"cannot write the statistics to {cached_file}: {error}; set ASYNCDIFF_CACHE to a writable folder",
+            stacklevel=2,
+        )
     return reference, str(cached_file)
 
 
 def reference_fingerprint(features: Features, source: ImageSource) -> dict[str, Any]:
-    """Return the fingerprint of all that statistics of real images depend on."""
+    """Return the fingerprint of the features and the images that reference statistics depend on."""
     return {"features": features.fingerprint(), "images": source.fingerprint()}
 
 
 def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
-    """Return the cached statistics, or None if there are none or they cannot be read."""
+    """Return the cached statistics, or None if they are missing, unreadable or out of date."""
     try:
         reference = load_reference(file)
         check_fingerprint(reference, fingerprint, file)
@@ -133,5 +137,5 @@ def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
 
 
 def _hide_bar(ranks: Ranks) -> bool | None:
-    """Return tqdm's `disable`: only the first process shows a bar, and only on a terminal."""
+    """Return the value of tqdm's `disable` that shows a bar on the first process only, and only on a terminal."""
     return None if ranks.first else True

@@ -1,4 +1,4 @@
-"""Parser and options that all commands share."""
+"""Parser and options shared by all commands."""
 
 import re
 from typing import Any, Literal
@@ -10,9 +10,9 @@ from asyncdiff.latents import Codec
 
 
 def command_parser(command: str, description: str) -> ReportingParser:
-    """Return a parser without arguments for `python -m asyncdiff COMMAND`; it raises its errors."""
-    # allow_abbrev: a prefix of an option is a typing error and must not count as the option.
-    # OmegaConf lets files interpolate like those of train.py.
+    """Return a parser without arguments for `python -m asyncdiff COMMAND`, which raises its errors."""
+    # allow_abbrev=False: a prefix of an option is a typing error and must not count as the option.
+    # OmegaConf allows interpolation in files, as in train.py.
     return ReportingParser(
         prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False, parser_mode="omegaconf+"
     )
@@ -30,7 +30,7 @@ def add_weights(parser: ReportingParser) -> None:
 
 
 def underscore_option(argument: str) -> str:
-    """Replace the dashes in the name of an option by underscores, so that both spellings work."""
+    """Replace dashes in an option name with underscores, so that both spellings work."""
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
@@ -41,16 +41,16 @@ def set_codec(model: Any, codec: Codec | None) -> None:
         return
     if codec.channels != model.shape[0]:
         raise ValueError(
-            f"--codec must have the model's {model.shape[0]} channels, got {codec.channels}: choose another codec"
+            f"--codec has {codec.channels} channels, but the model has {model.shape[0]}: choose a codec that matches"
         )
     model.codec = codec
 
 
 def parse_grid(name: str, text: str) -> tuple[int, int]:
-    """Return the two numbers of a text such as 16x16; raise ValueError that names the option `name`."""
+    """Parse a size such as 16x16; raise ValueError that names the option `name`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or "0" in match.groups():
-        raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: 16x16, for example")
+        raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: use 16x16, for example")
     return int(match[1]), int(match[2])
 
 

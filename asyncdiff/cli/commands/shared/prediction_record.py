@@ -1,4 +1,4 @@
-"""Record of how images were made: the command line, and a YAML layer for `train.py predict`."""
+"""Record how images were generated: the command line, and a YAML layer for `train.py predict`."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from asyncdiff.tasks import Task
 RECORD = "predict.yaml"  # written next to the images
 
 
-def record(
+def format_record(
     argv: Sequence[str],
     task: Task,
     model: Any,
@@ -26,26 +26,26 @@ def record(
     run: Path,
     checkpoint: Path,
 ) -> str:
-    """Return the text of the record.
+    """Return YAML text that reproduces the images.
 
     Args:
-        argv: arguments of `python -m asyncdiff`.
-        task: the task that they describe.
+        argv: arguments of `python -m asyncdiff` that generated the images.
+        task: task built from these arguments.
         model: the model as configured for sampling.
         seeds: random seeds of the images.
-        labels: class labels as given to the task.
-        options: parsed options of the command: device, weights, codec.
-        run: run directory with its config.yaml.
+        labels: class labels passed to the task, None for its default.
+        options: parsed options of the command; device, weights and codec are used.
+        run: run directory, whose config.yaml is used if it exists.
         checkpoint: checkpoint of the model.
 
     Returns:
-        YAML text with the commands in comments.
+        YAML layer for `train.py predict`, with the equivalent commands in comments.
     """
     lines = ["# Commands that reproduce these images:", f"#   {shlex.join(['python', '-m', 'asyncdiff', *argv])}"]
-    if (run / "config.yaml").is_file() and options.weights == "auto":  # `predict` chooses the weights like `auto`
+    if (run / "config.yaml").is_file() and options.weights == "auto":  # `predict` always chooses weights as `auto` does
         files = ["--config", str(run / "config.yaml"), "--config", RECORD, "--ckpt_path", str(checkpoint)]
         predict = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
-        lines += ["# or, with the path of this file in place of its name,", f"#   {predict}"]
+        lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
     layer = {
         "model": {
             "task": object_config.describe(task),

@@ -1,4 +1,4 @@
-"""Output of `evaluate --samples`: Markdown table, result card and contact sheet."""
+"""Write the results of `evaluate --samples`: Markdown table, result card and contact sheet."""
 
 import json
 from collections.abc import Mapping
@@ -13,24 +13,24 @@ from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
 
-Rows = Mapping[str, tuple[int, SampleReport]]  # by row name: number of images, and their metrics
+Rows = Mapping[str, tuple[int, SampleReport]]  # rows of the table by name: number of images, and their metrics
 
 
-def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], shown: Tensor) -> None:
-    """Print the table; write it to NAME.md, the result card to NAME.json and a contact sheet to NAME.png.
+def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], images: Tensor) -> None:
+    """Print the table, and write it to NAME.md, the result card to NAME.json and a contact sheet to NAME.png.
 
     Args:
         folder: output folder.
-        name: NAME.
-        rows: rows of the table, the generated images first, then a floor if there is one.
-        protocol: protocol of the result card.
-        shown: 8-bit images of the contact sheet.
+        name: NAME of the files, without suffix.
+        rows: results for the generated images, followed by those for the real images of --floor, if given.
+        protocol: protocol for the result card.
+        images: 8-bit images for the contact sheet.
     """
     text = "\n".join([table(rows), "", *footnotes(rows, protocol)])
     print(text)
-    (count, report), *others = rows.values()
-    more = {"floor": {"count": others[0][0], "metrics": others[0][1].metrics}} if others else {}
-    card = make_card(protocol, report.metrics, deviations=report.deviations, notes=report.notes, images=count, **more)
+    (count, report), *floors = rows.values()
+    floor = {"floor": {"count": floors[0][0], "metrics": floors[0][1].metrics}} if floors else {}
+    card = make_card(protocol, report.metrics, deviations=report.deviations, notes=report.notes, images=count, **floor)
     files = {
         "result card": folder / f"{name}.json",
         "table": folder / f"{name}.md",
@@ -38,12 +38,12 @@ def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], show
     }
     files["result card"].write_text(json.dumps(card, indent=2))
     files["table"].write_text(text + "\n")
-    save_png(make_sheet([[image.expand(3, -1, -1) for image in shown]]), files["contact sheet"])
+    save_png(make_sheet([[image.expand(3, -1, -1) for image in images]]), files["contact sheet"])
     print("\n".join(f"{label}: {file}" for label, file in files.items()))
 
 
 def table(rows: Rows) -> str:
-    """Return a Markdown table with a row per set of images and a column per metric."""
+    """Format a Markdown table with one row per set of images and one column per metric."""
     names = list(next(iter(rows.values()))[1].metrics)
     lines = [f"| images | count | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
     for row, (count, report) in rows.items():
@@ -52,11 +52,11 @@ def table(rows: Rows) -> str:
 
 
 def footnotes(rows: Rows, protocol: Mapping[str, Any]) -> list[str]:
-    """Return the protocol in a few lines, and the notes on single metrics."""
+    """Describe the protocol in a few lines, followed by warnings about single metrics."""
     lines = [f"{_features(protocol['features'])}; {_reference(protocol['reference'])}", f"{_samples(protocol)}"]
     kid = value_at(protocol, "settings.kid")
     if kid is not None:
-        lines.append(f"KID: {_subsets(kid)}{_in_turn(protocol['samples'])}")
+        lines.append(f"KID: {_subsets(kid)}{_kid_caveat(protocol['samples'])}")
     for name, label in (("precision_recall", "precision, recall"), ("density_coverage", "density, coverage")):
         if setting := value_at(protocol, f"settings.{name}"):
             lines.append(f"{label}: k = {setting['k']}, {setting['real']} real images")
@@ -68,15 +68,15 @@ def _subsets(kid: Mapping[str, Any]) -> str:
     return f"{kid['subsets']} subset{'s' * (kid['subsets'] > 1)} of {kid['subset_size']}, seed {kid['seed']}"
 
 
-def _in_turn(samples: Mapping[str, Any]) -> str:
-    """Return a caveat: KID is unbiased for independent samples only, which equal numbers per class are not."""
-    return "; with classes in turn, equal distributions give a value below 0, by O(1 / count)" * bool(
-        samples.get("labels")
-    )
+def _kid_caveat(samples: Mapping[str, Any]) -> str:
+    """Return a caveat for class-conditional samples: equal numbers per class make them dependent, which biases KID."""
+    if not samples.get("labels"):
+        return ""
+    return "; as labels cycle through the classes, identical distributions give a value below 0, by O(1 / count)"
 
 
 def number(value: float) -> str:
-    """Format a value with four significant digits, or one decimal from 1000."""
+    """Format a value with four significant digits, or with one decimal if it is 1000 or more."""
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
 
 
