@@ -1,4 +1,4 @@
-"""Draw requests from the page, and the command lines that carry them out."""
+"""Draw requests from the page, and their translation to command lines."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ class RequestKind:
     """Kind of draw request.
 
     Attributes:
-        command: command of `python -m asyncdiff` that draws it when all patches are denoised together.
+        command: command of `python -m asyncdiff` if all patches are denoised together.
         needs_photo: whether a photo is required.
         painted: whether the visitor paints on the photo.
-        orderable: whether it can be drawn patch by patch.
+        orderable: whether patches can be denoised one after the other.
     """
 
     command: str
@@ -46,12 +46,12 @@ class Limits:
     """Limits on a single request and on the queue.
 
     Attributes:
-        photo_pixels: pixels of an uploaded photo.
-        pixels: pixels of a generated image.
-        images: images per request.
-        steps: sampling steps, in total or per patch.
-        queued: requests that may wait in the queue.
-        megabytes: size of an uploaded file.
+        photo_pixels: maximum number of pixels of an uploaded photo.
+        pixels: maximum number of pixels of a generated image.
+        images: maximum number of images per request.
+        steps: maximum number of sampling steps, in total or per patch.
+        queued: maximum number of requests waiting in the queue.
+        megabytes: maximum size of an uploaded file.
     """
 
     photo_pixels: int = 40_000_000
@@ -68,18 +68,18 @@ class DrawRequest:
 
     Attributes:
         kind: key of `KINDS`.
-        photo: 8-bit pixels at the size of the result; None without a photo.
+        photo: 8-bit pixels, already at the size used for drawing; None without a photo.
         paint: how much each pixel of the photo may change, 0 = not at all .. 255 = regenerated; None if nothing is
             painted. Inpainting regenerates pixels of 128 and above.
         seed: seed of the first image.
         count: number of images, with consecutive seeds.
-        label: class label; None is unconditional.
+        label: class label; None for unconditional sampling.
         order: `TOGETHER`, or a key of `asyncdiff.tasks.image_tasks.ORDERS`.
         overlap: share of a patch's sampling steps during which the next patch is denoised too.
         steps: sampling steps if all patches are denoised together; None for the sampler's default.
         steps_per_patch: sampling steps of each patch if patches are denoised one after the other.
-        guidance: classifier-free guidance scale; 1 is off.
-        input_guidance: strength of input guidance; 0 is off.
+        guidance: classifier-free guidance scale; 1 means no guidance.
+        input_guidance: strength of guidance by the known pixels; 0 means no guidance.
         sides: pixels to add at the top, right, bottom and left.
         size: HEIGHTxWIDTH of new images and textures; None for the model's size.
         tileable: whether a texture wraps around at its edges.
@@ -117,22 +117,22 @@ class DrawRequest:
 def check(request: DrawRequest, limits: Limits) -> None:
     """Raise ValueError, with a message for the visitor, unless the request is complete and within the limits.
 
-    What the command itself validates is left to the command.
+    All other arguments are validated by the command itself.
     """
     kind = KINDS[request.kind]
     if kind.needs_photo and request.photo is None:
-        raise ValueError("an image must be chosen first, got none: upload one or pick an example")
+        raise ValueError("choose an image first: upload one or pick an example")
     if kind.painted:
         if request.paint is None or not request.paint.any():
-            raise ValueError("some part must be painted, got none: paint what may change")
+            raise ValueError("nothing is painted yet: paint the parts that may change")
         if request.photo is None or request.paint.shape != request.photo.shape[1:]:
             raise ValueError(
-                f"the paint must have the image's size, got {format_size(request.paint.shape)}: paint it again"
+                f"the paint must have the image's size, got {format_size(request.paint.shape)}: reload the page"
             )
     if request.kind == "extend" and not any(request.sides):
-        raise ValueError("at least one side must be extended, got 0 pixels on all four: move a slider")
+        raise ValueError("all four sides are 0 pixels: move at least one slider")
     within("seed", request.seed, 0, 2**63 - 1 - limits.images, "every whole number gives a different image")
-    within("images", request.count, 1, limits.images, "draw more afterwards with another seed")
+    within("images", request.count, 1, limits.images, "draw more images with other seeds afterwards")
     within("steps", request.steps or 1, 1, limits.steps, "50 is a good default")
     within("steps per patch", request.steps_per_patch, 1, limits.steps, "16 is a good default")
     height, width = _size(request)
@@ -144,10 +144,10 @@ def check(request: DrawRequest, limits: Limits) -> None:
 
 
 def command_argv(request: DrawRequest, checkpoint: Path, folder: Path) -> list[str]:
-    """Return the arguments of `python -m asyncdiff` that carry out a request, and write its images as PNG files.
+    """Return the arguments of `python -m asyncdiff` for a request, and write its photo and paint as PNG files.
 
     Args:
-        request: a request that `check` accepts.
+        request: request that `check` accepts.
         checkpoint: checkpoint to sample from.
         folder: folder for the photo and the paint.
 
@@ -170,12 +170,12 @@ def command_argv(request: DrawRequest, checkpoint: Path, folder: Path) -> list[s
 
 
 def shell_command(argv: Sequence[str]) -> str:
-    """Return the command line with these arguments, quoted for a shell."""
+    """Return a command line with these arguments, quoted for a shell."""
     return shlex.join(["python", "-m", "asyncdiff", *argv])
 
 
 def _size(request: DrawRequest) -> tuple[int, int]:
-    """Return (height, width) of the images; (1, 1) stands for the model's own size."""
+    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size."""
     if request.kind in ("new", "texture"):
         return parse_size("size", request.size) if request.size else (1, 1)
     assert request.photo is not None, "checked before"
@@ -217,7 +217,7 @@ def _texture(request: DrawRequest, folder: Path) -> list[str]:
 
 
 def _photo(request: DrawRequest, folder: Path) -> list[str]:
-    """Write the photo, which already has its final size: exactly the pixels that the visitor painted on are used."""
+    """Write the photo and return its options; --fit keep uses exactly the pixels that the visitor painted on."""
     assert request.photo is not None, "checked before"
     save_png(request.photo, folder / "photo.png")
     return ["--image", str(folder / "photo.png"), "--fit", "keep"]

@@ -1,4 +1,4 @@
-"""HTML for previews and results, self-contained: images are embedded as data URLs."""
+"""HTML of previews and results, with images embedded as data URLs."""
 
 import base64
 from collections.abc import Sequence
@@ -16,50 +16,50 @@ from asyncdiff.web.job_queue import Job, Preview, Result
 # Approximate length of an image's longer side in CSS pixels, for one, two, or three and more images in a row, and for
 # an image next to its level map. Larger images are shown at their own size, up to LARGEST.
 ONE, TWO, SEVERAL, PAIR, LARGEST = 448, 224, 146, 108, 512
-SQUARE = 4  # CSS pixels from which on an image pixel is drawn as a sharp square
+SQUARE = 4  # CSS pixels per image pixel from which on pixels are drawn as sharp squares
 
 EMPTY = '<div class="nothing">Images appear here while they are drawn, next to the noise level of each patch.</div>'
 
 
 def data_url(pixels: UInt8[Tensor, "c h w"]) -> str:
-    """Return the image as the data URL of a PNG file."""
+    """Encode an image as the data URL of a PNG file."""
     array = pixels.cpu().permute(1, 2, 0).numpy()
     data = BytesIO()
     Image.fromarray(array[..., 0] if len(pixels) == 1 else np.ascontiguousarray(array)).save(data, "PNG")
     return _url("image/png", data.getvalue())
 
 
-def gray(levels: Float[Tensor, "gh gw"]) -> UInt8[Tensor, "1 gh gw"]:
+def level_map_pixels(levels: Float[Tensor, "gh gw"]) -> UInt8[Tensor, "1 gh gw"]:
     """Return a level map as 8-bit pixels: black = clean, white = noise."""
     return (levels.clamp(0, 1) * 255).round().byte()[None]
 
 
 def waiting_html(jobs_ahead: int) -> str:
-    """Status of a job that waits in the queue."""
+    """Format the status of a job that waits in the queue."""
     others = "1 request is" if jobs_ahead == 1 else f"{jobs_ahead} requests are"
     return _status("Waiting", f"{others} ahead of yours.") if jobs_ahead else _status("Starting", "")
 
 
 def preview_html(preview: Preview, stopping: bool) -> str:
-    """Progress bar, intermediate images and their level maps."""
+    """Format the progress bar, the intermediate images and their level maps."""
     steps = f"step {preview.done}" + (f" of {preview.total}" if preview.total else "")
     return _status("Stopping" if stopping else "Drawing", steps, _bar(preview)) + _pairs(preview)
 
 
 def stopped_html(preview: Preview | None) -> str:
-    """Status and last preview of a stopped job."""
+    """Format the status and the last preview of a stopped job."""
     if preview is None:
         return _status("Stopped", "before the first step.")
     return _status("Stopped", f"at step {preview.done}.", _bar(preview)) + _pairs(preview)
 
 
 def error_html(error: str) -> str:
-    """Error message for the visitor."""
+    """Format an error message for the visitor."""
     return f'<div class="status failed" role="alert"><b>That did not work:</b> <span>{escape(error)}</span></div>'
 
 
 def result_html(result: Result, job: Job) -> str:
-    """Finished images with download links, after the input photo if there is one, all at one scale."""
+    """Format the input photo, if any, and the finished images with download links, all at one scale."""
     images: list[tuple[str, Sequence[int], str, str]] = []
     if job.request.photo is not None:
         images.append((data_url(job.request.photo), job.request.photo.shape[1:], "your image", "your image"))
@@ -80,36 +80,36 @@ def result_html(result: Result, job: Job) -> str:
 
 
 def notes_html(notes: Sequence[str]) -> str:
-    """Notes about what was done to a photo, such as resizing, one per line."""
+    """Format notes on how a photo was changed, such as resizing, one per line."""
     return "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in notes)
 
 
 def _pairs(preview: Preview) -> str:
-    """Row of the images, each with its level map."""
+    """Format a row of images, each next to its level map."""
     side, pairs = TWO if len(preview.images) == 1 else PAIR, []
     for i, image in enumerate(preview.images):
         size = image.shape[1:]
         scale = _scale(max(size), side)
         figures = [_figure(data_url(image), size, scale, "image", "unfinished image")]
         if preview.levels is not None:
-            map_url = data_url(gray(preview.levels[i]))
+            map_url = data_url(level_map_pixels(preview.levels[i]))
             figures.append(_figure(map_url, size, scale, "noise: white = all", "noise levels", is_map=True))
         pairs.append(f'<div class="pair">{"".join(figures)}</div>')
     return _row(pairs)
 
 
 def _bar(preview: Preview) -> str:
-    """Progress bar."""
+    """Format the progress bar."""
     percent = 100 * preview.done / preview.total if preview.total else 0
     return f'<div class="bar"><div style="width:{percent:.1f}%"></div></div>'
 
 
 def _scale(longest: int, side: int) -> float:
-    """Return CSS pixels per image pixel: an integer for small images, so that pixels stay square; at most 1 for large.
+    """Return CSS pixels per image pixel: an integer for small images, to keep pixels square; at most 1 for large.
 
     Args:
-        longest: longest side of any of the images, in pixels.
-        side: CSS pixels that this side should have.
+        longest: longest side of all images, in pixels.
+        side: desired length of this side, in CSS pixels.
 
     Returns:
         Scale factor.

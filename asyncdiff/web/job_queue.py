@@ -16,15 +16,17 @@ from asyncdiff.tasks import Request, State
 from asyncdiff.tasks.photos import collect_warnings, to_bytes
 from asyncdiff.web.draw_request import DrawRequest, Limits, check
 
-PREVIEW_INTERVAL = 0.1  # seconds between two previews, at least
-PREVIEW_COST = 4  # and at least this many times the duration of a preview, which may have to decode latents
+PREVIEW_INTERVAL = 0.1  # minimum seconds between previews
+PREVIEW_COST = (
+    4  # minimum time between previews as a multiple of a preview's duration, which may include decoding latents
+)
 
 Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
 
 
 @runtime_checkable
 class Step(Protocol):
-    """One state of a drawing; implemented by `asyncdiff.cli.commands.image_commands.Step`."""
+    """State of a drawing after one step; implemented by `asyncdiff.cli.commands.image_commands.Step`."""
 
     @property
     def state(self) -> State:
@@ -36,7 +38,7 @@ class Step(Protocol):
 
     @property
     def total(self) -> int | None:
-        """Number of all steps, None if unknown."""
+        """Total number of steps; None if unknown."""
 
 
 @runtime_checkable
@@ -64,12 +66,12 @@ class Drawing(Protocol):
         """YAML file that reproduces the images."""
 
     def steps(self) -> Iterator[Step]:
-        """Yield every state; the files are complete after the last one."""
+        """Sample and yield the state after every step; all files are complete after the last one."""
 
 
 @runtime_checkable
 class Plan(Protocol):
-    """Function that turns a request into a drawing, with a folder of its own, and the equivalent command line."""
+    """Callable that turns a request into a drawing, with its own folder, and the equivalent command line."""
 
     def __call__(self, request: DrawRequest, folder: Path) -> tuple[Drawing, str]:
         """Return the drawing and its command line; raise ValueError or OSError if the request is invalid."""
@@ -83,7 +85,7 @@ class Preview:
         images: 8-bit pixels.
         levels: noise level of each patch; None for images sampled window by window.
         done: number of finished steps.
-        total: number of all steps, None if unknown.
+        total: total number of steps; None if unknown.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -101,7 +103,7 @@ class Result:
         gif: GIF of the sampling trajectory, or None.
         command: command line that draws the same images.
         record: YAML file that reproduces the images with `train.py predict`.
-        notes: what was done to the photo that the visitor may not expect.
+        notes: unexpected changes to the photo, such as cropping.
         seconds: duration of the job.
     """
 
@@ -117,14 +119,14 @@ class Job:
     """Draw request in the queue.
 
     Args:
-        request: what to draw.
+        request: request to carry out.
 
     Attributes:
-        request: what to draw.
+        request: request to carry out.
         status: current status.
-        preview: latest preview, None before the first.
-        result: files, once the job is done.
-        error: one-line message, if the job failed.
+        preview: latest preview; None before the first.
+        result: written files; None until the job is done.
+        error: one-line message if the job failed, else empty.
     """
 
     def __init__(self, request: DrawRequest):
@@ -137,7 +139,7 @@ class Job:
         self._ended = threading.Event()
 
     def stop(self) -> None:
-        """Request that a running job stops before its next sampling step; for waiting jobs see `JobQueue.stop`."""
+        """Request that a running job stop before its next sampling step; for waiting jobs see `JobQueue.stop`."""
         self._stop.set()
 
     @property
@@ -155,11 +157,11 @@ class Job:
         return self._ended.wait(seconds)
 
     def run(self, plan: Plan, make_folder: Callable[[], Path]) -> None:
-        """Run the job from planning to the written files; invalid requests end up in `error`.
+        """Plan, sample and write the files; for an invalid request, set `error` instead.
 
         Args:
-            plan: function that makes drawings of requests.
-            make_folder: creates the job's folder.
+            plan: function that turns the request into a drawing.
+            make_folder: function that creates the job's folder.
         """
         started = time.monotonic()
         self.status = "drawing"
@@ -176,7 +178,7 @@ class Job:
             self.status = "done"
         except (ValueError, OSError) as error:
             self.error, self.status = " ".join(str(error).split()), "failed"
-        except Exception as error:  # a bug: the worker prints the traceback and takes the next job
+        except Exception as error:  # a bug: the worker prints the traceback and continues with the next job
             self.error, self.status = f"{type(error).__name__}: see the server's terminal for details", "failed"
             raise
         finally:
@@ -206,8 +208,8 @@ class JobQueue:
     """Queue that runs one job at a time, first come, first served.
 
     Args:
-        plan: function that makes drawings of requests.
-        root: parent of the jobs' numbered folders.
+        plan: function that turns requests into drawings.
+        root: folder for the jobs' numbered folders.
         limits: limits on requests and on the queue.
     """
 
@@ -218,7 +220,7 @@ class JobQueue:
         self._jobs: list[Job] = []  # the first one is running
         self._changed = threading.Condition()
         self._open = True
-        # The worker inherits the creator's context, which holds the packages whose classes may be named.
+        # The worker inherits the creator's context, which holds the packages whose classes may be imported.
         self._worker = threading.Thread(target=copy_context().run, args=(self._work,), name="job queue", daemon=True)
         self._worker.start()
 
@@ -228,20 +230,20 @@ class JobQueue:
         job = Job(request)
         with self._changed:
             if not self._open:
-                raise ValueError("the server must be running, got a closed one: start it again")
+                raise ValueError("the server has been stopped: start it again")
             if len(self._jobs) > self.limits.queued:
-                raise ValueError(f"at most {self.limits.queued} requests may wait, got one more: try again later")
+                raise ValueError(f"the queue is full with {self.limits.queued} waiting requests: try again later")
             self._jobs.append(job)
             self._changed.notify_all()
         return job
 
     def jobs_ahead(self, job: Job) -> int:
-        """Return how many jobs will finish before this one starts."""
+        """Return the number of jobs that must end before this one starts."""
         with self._changed:
             return self._jobs.index(job) if job in self._jobs else 0
 
     def stop(self, job: Job) -> None:
-        """Cancel a waiting job at once, or stop a running one before its next sampling step."""
+        """Cancel a waiting job immediately, or stop a running one before its next sampling step."""
         job.stop()
         with self._changed:
             if job in self._jobs[1:]:
@@ -276,7 +278,7 @@ class JobQueue:
                     self._jobs.remove(job)
 
     def _make_folder(self) -> Path:
-        """Create the folder with the next free number."""
+        """Create a folder named by the next free number."""
         self.root.mkdir(parents=True, exist_ok=True)
         taken = [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()]
         folder = self.root / f"{max(taken, default=0) + 1:04d}"

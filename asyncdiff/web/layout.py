@@ -1,4 +1,4 @@
-"""Layout of the page: its components and texts; `asyncdiff.web.page` handles their events."""
+"""Layout of the page: components and texts. `asyncdiff.web.page` handles their events."""
 
 from typing import Any, NamedTuple
 
@@ -84,7 +84,7 @@ def layout(info: ModelInfo, limits: Limits, examples: str, scene: str) -> Layout
     Args:
         info: facts about the model.
         limits: limits on requests.
-        examples: HTML with a button for each example.
+        examples: HTML with one button per example.
         scene: initial scene of the painter.
 
     Returns:
@@ -105,7 +105,7 @@ def _image_inputs(info: ModelInfo, limits: Limits, examples: str, scene: str) ->
     description = gr.Markdown(DESCRIPTIONS["fill"], elem_id="description")
     with gr.Column(elem_id="easel") as photo_column:
         with gr.Row():
-            # Accepts any file type: with a filter, the browser would ignore other files silently.
+            # No file type filter: the browser would silently ignore other files instead of showing an error.
             upload = gr.UploadButton(f"Upload an image (up to {limits.megabytes} MB)", size="sm", elem_id="upload")
             remove = gr.Button("Remove", size="sm", visible=False, elem_id="remove")
         note = gr.HTML("", elem_id="note", apply_default_css=False)
@@ -159,12 +159,12 @@ def _sampling_inputs(info: ModelInfo, max_steps: int) -> dict[str, Any]:
         with gr.Row():
             overlap = gr.Slider(
                 0, 0.95, value=0.75, step=0.05, label="Overlap", visible=False,
-                info="0: each patch waits for the one before; higher: they overlap in time",
+                info="0: each patch waits for the previous one; higher: they overlap in time",
             )  # fmt: skip
             steps_per_patch = gr.Slider(1, max_steps, value=16, step=1, label="Steps per patch", visible=False)
             steps = gr.Slider(
                 1, max_steps, value=min(info.steps or 50, max_steps), step=1, label="Steps",
-                visible=info.steps is not None, info="from noise to image; more is finer and slower",
+                visible=info.steps is not None, info="from noise to image; more steps are finer and slower",
                 elem_id="steps",
             )  # fmt: skip
         with gr.Row():

@@ -1,4 +1,4 @@
-"""Painting component: a custom canvas, since pixels and patches of small images must be large enough to aim at.
+"""Painting component: a custom canvas that enlarges small images, so that pixels and patches are easy to hit.
 
 Its value is one byte of paint per image pixel, 0 = kept .. 255 = regenerated.
 """
@@ -42,7 +42,7 @@ TEMPLATE = """
 
 
 def painter(initial_scene: str) -> gr.HTML:
-    """Return the component; its value is the paint, its property `scene` is what the visitor paints on."""
+    """Create the component; its value is the paint, and its property `scene` describes the photo to paint on."""
     script = files("asyncdiff.web").joinpath("painter.js").read_text()
     return gr.HTML(
         value="",
@@ -55,10 +55,10 @@ def painter(initial_scene: str) -> gr.HTML:
 
 
 def scene(photo: UInt8[Tensor, "c h w"] | None, patch: tuple[int, int], mode: str, number: int) -> str:
-    """Return what the visitor paints on, as JSON.
+    """Describe the photo to paint on, as JSON.
 
     Args:
-        photo: 8-bit pixels, None for no photo.
+        photo: 8-bit pixels; None without a photo.
         patch: (height, width) of a patch in pixels.
         mode: "fill", "change", or "none" to show the photo without painting.
         number: number of the photo; a new number clears all paint.
@@ -66,14 +66,20 @@ def scene(photo: UInt8[Tensor, "c h w"] | None, patch: tuple[int, int], mode: st
     Returns:
         JSON for the property `scene` of the component.
     """
-    described: dict[str, Any] = {"mode": mode, "number": number, "photo": None, "patch": patch, "levels": BRUSH_LEVELS}
+    description: dict[str, Any] = {
+        "mode": mode,
+        "number": number,
+        "photo": None,
+        "patch": patch,
+        "levels": BRUSH_LEVELS,
+    }
     if photo is not None:
-        described |= {"photo": data_url(photo), "height": photo.shape[1], "width": photo.shape[2]}
-    return json.dumps(described)
+        description |= {"photo": data_url(photo), "height": photo.shape[1], "width": photo.shape[2]}
+    return json.dumps(description)
 
 
 def decode_paint(value: str | None, photo: UInt8[Tensor, "c h w"] | None) -> UInt8[Tensor, "h w"] | None:
-    """Return the paint on the photo, None without any; raise ValueError unless it has one byte per pixel.
+    """Decode the paint, or return None if there is none; raise ValueError unless it has one byte per pixel.
 
     Args:
         value: base64-encoded value of the component.

@@ -10,7 +10,7 @@ class ModelInfo(NamedTuple):
     """Facts about the model that determine the page's texts and controls.
 
     Attributes:
-        name: name of the run.
+        name: name of the run, shown on the page.
         channels: image channels, 1 or 3.
         size: (height, width) of the training images in pixels.
         patch: (height, width) of a patch in pixels.
@@ -28,7 +28,7 @@ class ModelInfo(NamedTuple):
     movie: bool
 
     def default_size(self, kind: str) -> str:
-        """Return HEIGHTxWIDTH of the images of a kind of request; textures are twice the model's size."""
+        """Return the default HEIGHTxWIDTH for a kind of request: the model's size, twice as large for textures."""
         factor = 2 if kind == "texture" else 1
         return format_size([factor * side for side in self.size])
 
@@ -36,7 +36,7 @@ class ModelInfo(NamedTuple):
         """Return an introduction to the model, as Markdown."""
         (h, w), (ph, pw) = self.size, self.patch
         color = "gray" if self.channels == 1 else "color"
-        classes = f"; it knows {self.classes} classes" if self.classes else ""
+        classes = f"; it was trained on {self.classes} classes" if self.classes else ""
         patches = f"{h // ph}x{w // pw} patches of {ph}x{pw}"
         return (
             f"**{self.name}** draws {color} images of {h}x{w} pixels, {patches}{classes}. "
@@ -46,7 +46,7 @@ class ModelInfo(NamedTuple):
 
 
 def model_info(model: Any, name: str) -> ModelInfo:
-    """Collect what the page needs to know about a model."""
+    """Collect the facts about a model."""
     channels, height, width = window_of(model)
     steps = getattr(model.sampler, "steps", None)
     return ModelInfo(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)

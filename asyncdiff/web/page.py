@@ -1,4 +1,4 @@
-"""The Gradio page: event handlers, and the server behind it. Only this package imports Gradio."""
+"""Gradio page and its server: event handlers for the components. Only this package imports Gradio."""
 
 import logging
 import os
@@ -56,15 +56,15 @@ def serve(
     """Serve the page until the program is interrupted.
 
     Args:
-        plan: function that makes drawings of requests.
+        plan: function that turns requests into drawings.
         model: model to sample from.
         root: output folder.
         limits: limits on requests and on the queue.
         name: name of the model.
-        examples: images to pick from, see `load_examples`.
-        host: address to listen at.
-        port: port to listen at; 0 takes any that is free.
-        names: host names of the page besides this machine's own, such as a proxy's.
+        examples: source of the images to pick from, see `load_examples`.
+        host: address to listen on.
+        port: port to listen on; 0 for any free port.
+        names: additional host names of the page, such as a proxy's.
         browser: whether to open the page in a browser.
     """
     check_image_channels(model)
@@ -72,13 +72,13 @@ def serve(
     loaded_examples = load_examples(examples, model, info, limits)
     queue = JobQueue(plan, root, limits)
     with suppress(ValueError):  # signal handlers need the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # so that uploads are deleted on SIGTERM too
+        signal.signal(signal.SIGTERM, _interrupt)  # so that uploads are also deleted on SIGTERM
     try:
         blocks = build_page(queue, info, loaded_examples)
         url = launch(blocks, limits, host, port, names, browser)
         print(f"page: {url} (Ctrl+C stops it)", flush=True)
         if host not in LOCAL:
-            print(f"warning: anyone who can reach {host} can use this page, it has no password", flush=True)
+            print(f"warning: anyone who can reach {host} can use this page, since it has no password", flush=True)
         while True:
             time.sleep(HOUR)
     except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def serve(
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    """Stop the program as Ctrl+C does, and ignore further signals meanwhile."""
+    """Interrupt the program as Ctrl+C does, and ignore further SIGTERM signals."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
@@ -100,9 +100,9 @@ def launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seque
     Args:
         blocks: the page.
         limits: limits on requests and on the queue.
-        host: address to listen at.
-        port: port to listen at; 0 takes any that is free.
-        names: host names of the page besides this machine's own.
+        host: address to listen on.
+        port: port to listen on; 0 for any free port.
+        names: additional host names of the page.
         browser: whether to open the page in a browser.
 
     Returns:
@@ -131,7 +131,7 @@ def launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seque
 
 
 def theme() -> Any:
-    """Return Gradio's default theme with more contrast and with local fonts."""
+    """Return Gradio's default theme with higher contrast and local fonts."""
     default = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
     gray, light = "*neutral_600", "*neutral_300"
     return default.set(
@@ -154,12 +154,12 @@ def build_page(queue: JobQueue, info: ModelInfo, examples: list[Photo]) -> gr.Bl
 
 
 def initial_photo(examples: list[Photo]) -> tuple[Photo | None, int]:
-    """Return the photo that is shown first, and its number; every photo that is shown gets a new number."""
+    """Return the photo shown first and its number; every photo shown later gets a new number."""
     return (examples[0], 1) if examples else (None, 0)
 
 
 class _Events:
-    """Event handlers. The photo that is painted on is per-session state; each session has at most one job."""
+    """Event handlers of the page. The photo to paint on is per-session state; each session has at most one job."""
 
     def __init__(self, queue: JobQueue, info: ModelInfo, examples: list[Photo], components: Layout):
         self.queue = queue
@@ -209,7 +209,7 @@ class _Events:
     # Photos
 
     def upload(self, file: str, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
-        """Show an uploaded photo, or why it cannot be read."""
+        """Show an uploaded photo, or the reason why it cannot be read."""
         try:
             with collect_warnings() as notes:
                 pixels = load_photo(Path(file), self.info, self.queue.limits)
@@ -245,7 +245,7 @@ class _Events:
     # Settings
 
     def arrange(self, kind: str, order: str, label: int, photo: tuple[Photo | None, int]) -> list[Any]:
-        """Show the controls that this kind of request needs."""
+        """Show the controls for this kind of request and hide the others."""
         ordered = KINDS[kind].orderable and order != TOGETHER
         has_known_patches = KINDS[kind].needs_photo or ordered
         return [
@@ -289,11 +289,11 @@ class _Events:
     # Drawing
 
     def draw(self, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
-        """Submit a job, and show its previews until it has ended."""
+        """Submit a job and show its previews until it ends."""
         parts = self.components
         try:
             job = self.queue.submit(self._request(*values))
-        except ValueError as error:  # keeps the images that are shown
+        except ValueError as error:  # the images shown so far stay
             yield {parts.message: error_html(str(error))}
             return
         self._jobs[str(request.session_hash)] = job
@@ -345,7 +345,7 @@ class _Events:
 
 
 def _example_buttons(examples: list[Photo]) -> str:
-    """Row of buttons that show the examples."""
+    """Format a row of buttons, one per example."""
     if not examples:
         return ""
     buttons = "".join(

@@ -1,5 +1,5 @@
 // The paint has one byte per image pixel: 0 is kept, 255 is regenerated. The photo is enlarged by an integer factor, so
-// that pixels and patches are squares one can aim at.
+// that pixels and patches are large enough to hit.
 const $ = (name) => element.querySelector(name);
 const BLUE = [102, 140, 178]; // color of the paint, the same as on contact sheets
 const SIDE = 384; // CSS pixels of the longer side, approximately
@@ -81,7 +81,7 @@ function load(text) {
   image.src = scene.photo;
 }
 
-// Noise levels that the sampler starts from: the maximum over each patch.
+// Noise levels that the sampler starts from: the maximum of the paint over each patch.
 function startLevels() {
   const [ph, pw] = scene.patch;
   const [gh, gw] = [Math.floor(scene.height / ph), Math.floor(scene.width / pw)];
@@ -111,7 +111,7 @@ function drawGrid(context, scale) {
   context.stroke();
 }
 
-// The paint as a canvas to lay over the photo: the more a pixel may change, the more opaque.
+// Return a canvas to lay over the photo: the more a pixel may change, the more opaque it is.
 function paintOverlay() {
   const overlay = document.createElement("canvas");
   overlay.width = scene.width;

@@ -1,4 +1,4 @@
-"""Network safety: check the address to listen at, and reject requests that do not come from the page itself."""
+"""Network safety: check the listening address, and reject requests that do not come from the page itself."""
 
 import errno
 import socket
@@ -13,7 +13,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the port, or any free one for 0; raise OSError with a remedy if nothing can listen there."""
+    """Return the port, or a free one for 0; raise OSError with a remedy if it cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server itself does
@@ -21,9 +21,11 @@ def free_port(host: str, port: int) -> int:
             probe.bind((host, port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise OSError(f"--port must be free at {host}, got {port}: choose another, or 0 for any") from error
+                raise OSError(
+                    f"--port {port} is in use at {host}: choose another port, or 0 for any free one"
+                ) from error
             if error.errno == errno.EACCES:
-                raise OSError(f"--port must be one that you may use, got {port}: choose 1024 or higher") from error
+                raise OSError(f"--port {port} needs special permission: choose 1024 or higher") from error
             raise OSError(f"--host must be an address of this machine, got {host}: use 127.0.0.1") from error
         return int(probe.getsockname()[1])
 
@@ -35,9 +37,9 @@ class SameOrigin:
     (Origin) or under a name that it resolves to this machine (Host, DNS rebinding).
 
     Args:
-        app: application to guard.
-        host: address that the server listens at. For a local address, only local host names are accepted.
-        names: further accepted host names, such as a proxy's.
+        app: application to protect.
+        host: address that the server listens on. For a local address, only local host names are accepted.
+        names: additional accepted host names, such as a proxy's.
     """
 
     def __init__(self, app: ASGICallable, host: str, names: Sequence[str] = ()):
@@ -46,7 +48,7 @@ class SameOrigin:
         self.names = names
 
     async def __call__(self, scope: Scope, receive: ASGICallable, send: ASGICallable) -> None:
-        """Pass the request on, or answer 403."""
+        """Forward the request to the application, or answer 403."""
         if scope["type"] not in ("http", "websocket") or self.allows(scope):
             await self.app(scope, receive, send)
             return
@@ -57,7 +59,7 @@ class SameOrigin:
         await send({"type": "http.response.body", "body": b"requests must come from the page itself"})
 
     def allows(self, scope: Scope) -> bool:
-        """Return whether the Host and Origin headers are the page's."""
+        """Return whether the Host and Origin headers belong to the page."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get(b"host", ""), headers.get(b"origin")
         if self.host in LOCAL and urlsplit(f"//{host}").hostname not in (*LOCAL, *self.names):

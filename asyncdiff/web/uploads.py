@@ -1,4 +1,4 @@
-"""Images to paint on: examples, uploaded photos and earlier results."""
+"""Load images to paint on: examples, uploaded photos and earlier results."""
 
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ MAX_ASPECT = 16  # longer side over shorter side
 
 
 def load_examples(where: str, model: Any, info: ModelInfo, limits: Limits) -> list[Photo]:
-    """Return the images to pick from.
+    """Load the example images.
 
     Args:
-        where: a file, a folder or a glob pattern; "drawn" samples them from the model, "none" returns an empty list.
+        where: file, folder or glob pattern; "drawn" samples the examples from the model, "none" returns an empty list.
         model: model to sample from.
         info: facts about the model.
         limits: limits on the size of photos.
@@ -43,13 +43,13 @@ def load_examples(where: str, model: Any, info: ModelInfo, limits: Limits) -> li
         return []
     if where == "drawn":
         return list(to_bytes(Generate().sample(model, seeds=range(EXAMPLES))))
-    with collect_warnings():  # the visitor sees how they are cropped: no notes
+    with collect_warnings():  # no notes: the visitor sees how examples are cropped
         return [load_photo(file, info, limits) for file in photo_files("examples", where)[: 4 * EXAMPLES]]
 
 
 def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
     """Read a photo, resized and cropped to the model's size; raise ValueError if it is too large or unreadable."""
-    unreadable = f"images must be files that can be read, got {file.name}: save it as PNG or JPEG"
+    unreadable = f"{file.name} cannot be read as an image: save it as PNG or JPEG"
     try:
         with Image.open(file) as image:  # reads only the header
             width, height = image.size
@@ -63,7 +63,7 @@ def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
         raise ValueError(f"images must be at most {MAX_ASPECT} times as long as wide, got {size}: crop it first")
     try:
         pixels = read_photo(file, info.channels)
-    except ValueError as error:  # its message shows the path on the server
+    except ValueError as error:  # replaces a message that reveals the path on the server
         raise ValueError(unreadable) from error
     how = plan_fit((pixels.shape[1], pixels.shape[2]), info.size, "crop", info.patch)
     if how.size != how.resized:
@@ -72,7 +72,7 @@ def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
 
 
 def load_result(file: Path, info: ModelInfo) -> tuple[Photo, list[str]]:
-    """Read a drawn image at its own size, cropped to whole patches; return it with notes for the visitor."""
+    """Read a generated image at its own size, cropped to complete patches; return it with notes for the visitor."""
     pixels = read_photo(file, info.channels)
     size = (pixels.shape[1], pixels.shape[2])
     how = plan_fit(size, size, "keep", info.patch)

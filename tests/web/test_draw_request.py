@@ -18,11 +18,11 @@ LIMITS = Limits(pixels=100)
 @pytest.mark.parametrize(
     ("draw_request", "message"),
     [
-        (DrawRequest("fill"), "an image must be chosen first, got none: upload one or pick an example"),
-        (DrawRequest("fill", PHOTO), "some part must be painted, got none: paint what may change"),
-        (DrawRequest("change", PHOTO, 0 * PAINT), "some part must be painted, got none"),
+        (DrawRequest("fill"), "choose an image first: upload one or pick an example"),
+        (DrawRequest("fill", PHOTO), "nothing is painted yet: paint the parts that may change"),
+        (DrawRequest("change", PHOTO, 0 * PAINT), "nothing is painted yet: paint the parts that may change"),
         (DrawRequest("fill", PHOTO, PAINT[:2]), "the paint must have the image's size, got 2x6"),
-        (DrawRequest("extend", PHOTO), "at least one side must be extended, got 0 pixels on all four"),
+        (DrawRequest("extend", PHOTO), "all four sides are 0 pixels: move at least one slider"),
         (DrawRequest("extend", PHOTO, sides=(7, 0, 0, 7)), "the image must have at most 100 pixels, got 11x13"),
         (DrawRequest("new", size="10x11"), "the image must have at most 100 pixels, got 10x11"),
         (DrawRequest("texture", size="ten"), "size must be HEIGHTxWIDTH in pixels, got ten"),

@@ -237,7 +237,7 @@ def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, tmp_path
 @pytest.mark.slow
 def test_fill_in_undo_and_cancel(visit):
     visit.draw()
-    visit.until(lambda: "some part must be painted, got none" in visit.find("#message").text)
+    visit.until(lambda: "nothing is painted yet" in visit.find("#message").text)
     visit.stroke(0)
     visit.stroke(7)
     visit.find(".undo").click()

@@ -13,7 +13,7 @@ def test_addresses_are_checked():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(
-            OSError, match=f"--port must be free at 127.0.0.1, got {port}: choose another, or 0 for any"
+            OSError, match=f"--port {port} is in use at 127.0.0.1: choose another port, or 0 for any free one"
         ):
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", port) == port
