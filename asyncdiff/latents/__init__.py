@@ -1,7 +1,7 @@
 """Codecs convert between pixels and the space that a model works in, such as the latents of an autoencoder.
 
-A codec is never trained and its weights are never stored in a checkpoint, which only names its class and files.
-Importing this package imports no autoencoder library; files are opened at first use.
+Codecs are never trained. Checkpoints store their class and file paths, never their weights. Importing this package
+imports no autoencoder library; files are opened at first use.
 """
 
 from asyncdiff.latents.autoencoder import Autoencoder

@@ -1,4 +1,4 @@
-"""Codecs that are networks: loaded at first use, run on a few images at a time, and never saved with a model."""
+"""Base class of codecs that run a network: loaded at first use, run in small chunks, never saved with a model."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from asyncdiff.shapes import Image, Latents
 
 DType = Literal["float32", "float16", "bfloat16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Pixels per call of a network: one image of 1024x1024 or four of 512x512, for which Stable Diffusion's decoder takes
-# about 5 GB in float32.
+# Maximum number of pixels per network call: one image of 1024x1024 or four of 512x512, for which Stable Diffusion's
+# decoder takes about 5 GB in float32.
 PIXELS_AT_ONCE = 2**20
 LOGVAR = (-30.0, 20.0)  # range that diffusers clamps log-variances to
 
@@ -23,8 +23,8 @@ class Autoencoder(Codec):
     """Base class of codecs that run a frozen network. Subclasses load it, encode and decode with it.
 
     Args:
-        scale: factor on the shifted latents, one number or one per channel.
-        shift: subtracted from raw latents, one number or one per channel; model space is (raw - shift) * scale.
+        scale: factor applied to the shifted latents, one number or one per channel.
+        shift: number subtracted from raw latents, or one per channel; model space is (raw - shift) * scale.
         dtype: data type that the network computes in; results are always float32.
     """
 
@@ -37,7 +37,7 @@ class Autoencoder(Codec):
         check_numbers("scale", scale)
         check_numbers("shift", shift)
         if dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}: float32 is exact")
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}: use float32 for exact results")
         self.scale = scale
         self.shift = shift
         self.dtype: DType = dtype
@@ -52,13 +52,13 @@ class Autoencoder(Codec):
             The network in float32 on the CPU.
 
         Raises:
-            FileNotFoundError: a file is missing; one line.
-            ValueError: a file cannot be read; one line.
+            FileNotFoundError: a file is missing (one-line message).
+            ValueError: a file cannot be read (one-line message).
         """
 
     @abstractmethod
     def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the raw mean and log-variance of a few images; None as log-variance of a deterministic encoder."""
+        """Return the raw mean and log-variance of a few images; the latter is None for a deterministic encoder."""
 
     @abstractmethod
     def decode_raw(self, network: nn.Module, raw: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Autoencoder(Codec):
         return images
 
     def weights_sha256(self) -> str:
-        """Return the SHA-256 over names, types, shapes and bytes of the network's float32 weights."""
+        """Return the SHA-256 of the names, types, shapes and bytes of the network's float32 weights."""
         self._network()
         assert self._loaded is not None, "the network is loaded"
         return self._loaded[1]
@@ -94,12 +94,12 @@ class Autoencoder(Codec):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the network, which every copy loads from the files itself."""
+        """Return the state without the network, which every copy loads from the files again."""
         return self.__dict__ | {"_loaded": None, "_device": torch.device("cpu")}
 
     def _network(self) -> nn.Module:
         if self._loaded is None:
-            # Loading may happen at any moment, such as in a validation: it must not advance the random numbers of a
+            # Loading can happen at any time, for example during validation. It must not advance the random numbers of
             # training, and the weights must not become inference tensors.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 network = self.load_network().eval().requires_grad_(False)
@@ -109,11 +109,11 @@ class Autoencoder(Codec):
 
     @torch.no_grad()
     def _in_chunks(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, pixels: int) -> tuple[Tensor, ...]:
-        """Apply `compute` to x in chunks of few images, each of so many `pixels`; results are on the device of x."""
-        rows = []
+        """Apply `compute` to `x` in chunks of a few images of `pixels` pixels; results are on the device of `x`."""
+        chunks = []
         # Under autocast, results would depend on the caller.
         with torch.autocast(self._device.type, enabled=False):
             for part in x.split(max(1, PIXELS_AT_ONCE // pixels)):
                 tensors = compute(part.to(self._device, DTYPES[self.dtype]))
-                rows.append(tuple(tensor.to(x.device) for tensor in tensors))
-        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+                chunks.append(tuple(tensor.to(x.device) for tensor in tensors))
+        return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))

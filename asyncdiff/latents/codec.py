@@ -12,7 +12,7 @@ from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image, Latents
 
-COMPARED = ("weights", "channels", "scale", "shift")  # keys of fingerprints that must agree for equal latents
+COMPARED = ("weights", "channels", "scale", "shift")  # keys of fingerprints that must agree for latents to be equal
 
 
 class Moments(NamedTuple):
@@ -32,11 +32,12 @@ class Codec(ABC):
 
     A codec is not an nn.Module: the networks that it loads appear in no state_dict and are neither copied nor pickled
     with it. Files are opened at first use, so that a codec can be built, and described in a checkpoint, on machines
-    that lack them.
+    without them.
 
     Attributes:
-        scale: as passed to the constructor: one number or one per channel; `normalization` returns what is used.
-        shift: subtracted from raw latents, one number or one per channel.
+        scale: factor applied to the shifted latents, as passed to the constructor: one number or one per channel;
+            `normalization` returns the numbers in use.
+        shift: number subtracted from raw latents, or one per channel, as passed to the constructor.
     """
 
     scale: float | Sequence[float] | None = 1.0
@@ -70,13 +71,13 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, latents: Latents) -> Image:
-        """Decode latents of model space into images.
+        """Decode latents from model space into images.
 
         Args:
             latents: (b, channels, h, w).
 
         Returns:
-            Images about in [-1, 1], `factor` times as large along each side, float32.
+            Images, approximately in [-1, 1], `factor` times as large along each side, float32.
         """
 
     @abstractmethod
@@ -89,24 +90,24 @@ class Codec(ABC):
 
     def scaled(self, raw: Latents) -> Latents:
         """Convert raw latents to model space."""
-        scale, shift = self._columns(raw)
+        scale, shift = self._broadcast_normalization(raw)
         return (raw - shift) * scale
 
     def unscaled(self, latents: Latents) -> Latents:
-        """Convert latents of model space to raw latents."""
-        scale, shift = self._columns(latents)
+        """Convert latents from model space to raw latents."""
+        scale, shift = self._broadcast_normalization(latents)
         return latents / scale + shift
 
     def normalization(self) -> tuple[list[float], list[float]]:
-        """Return scale and shift as one number per channel; ValueError if their number is not that of the channels."""
+        """Return scale and shift with one number per channel; raise ValueError if their number does not fit."""
         return self._per_channel("scale", self.scale), self._per_channel("shift", self.shift)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the latents of this codec, independent of where its files are; see `check_same_codec`.
+        """Return a dict that identifies this codec's latents, wherever its files are; see `check_same_codec`.
 
         Returns:
-            Plain containers with the keys class (dotted path), weights (`weights_sha256()`), channels, factor, scale
-            and shift (lists, one number per channel).
+            Plain dict with the keys class (dotted path), weights (`weights_sha256()`), channels, factor, scale and
+            shift (lists, one number per channel).
         """
         scale, shift = self.normalization()
         return {
@@ -119,14 +120,14 @@ class Codec(ABC):
         }
 
     def channels_if_available(self) -> int | None:
-        """Return `channels`, or None if the files that define it are not on this machine; never downloads anything."""
+        """Return `channels`, or None if the files that define it are not on this machine; never download anything."""
         try:
             return self.channels
         except FileNotFoundError:
             return None
 
     def to(self, device: torch.device | str) -> "Codec":
-        """Compute on `device` from now on; returns itself."""
+        """Move the computation to `device`, and return this codec."""
         return self
 
     def check_images(self, images: Image) -> None:
@@ -143,10 +144,10 @@ class Codec(ABC):
         if latents.shape[1] != self.channels:
             raise ValueError(
                 f"latents must have the codec's {self.channels} channels, got {latents.shape[1]}: "
-                "use the codec that they were encoded with"
+                "use the codec that encoded them"
             )
 
-    def _columns(self, latents: Latents) -> tuple[Tensor, Tensor]:
+    def _broadcast_normalization(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """Return scale and shift in shapes that broadcast against latents."""
         self.check_latents(latents)
         scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in self.normalization())
@@ -158,7 +159,7 @@ class Codec(ABC):
         if len(numbers) != self.channels:
             raise ValueError(
                 f"{name} must be one number or one per channel, got {len(numbers)} for {self.channels} channels: "
-                f"give 1 or {self.channels} numbers"
+                f"use 1 or {self.channels} numbers"
             )
         return numbers
 
@@ -167,11 +168,11 @@ class Identity(Codec):
     """Codec whose latents are the pixels themselves.
 
     Args:
-        channels: number of channels of the images, 3 or 1.
+        channels: number of channels of the images, such as 3 or 1.
     """
 
     def __init__(self, channels: int = 3):
-        at_least("channels", channels, 1, "3 for color")
+        at_least("channels", channels, 1, "use 3 for color images")
         self._channels = channels
 
     @property
@@ -199,29 +200,29 @@ class Identity(Codec):
         return self.moments(images).mean
 
     def decode(self, latents: Latents) -> Image:
-        """Return the images in float32."""
+        """Return the latents, which are the images, in float32."""
         self.check_latents(latents)
         return latents.float()
 
     def weights_sha256(self) -> None:
-        """Return None: there are no weights."""
+        """Return None, since there are no weights."""
         return
 
 
 def check_numbers(name: str, value: float | Sequence[float] | None) -> None:
-    """Raise ValueError unless `value` is None or finite numbers, none of which is 0 if `name` is "scale"."""
+    """Raise ValueError unless `value` is None or consists of finite numbers, all nonzero if `name` is "scale"."""
     if value is None:
         return
     numbers = [value] if isinstance(value, (int, float)) else list(value)
     if not numbers or not all(math.isfinite(v) for v in numbers) or (name == "scale" and not all(numbers)):
         rule = "finite and not 0" if name == "scale" else "finite"
         raise ValueError(
-            f"{name} must be {rule}, one number or one per channel, got {value}: leave it out for the codec's default"
+            f"{name} must be {rule}, one number or one per channel, got {value}: omit it to use the codec's default"
         )
 
 
 def check_same_codec(codec: Codec, other: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `codec` makes the latents that `other`, the fingerprint of a codec, describes.
+    """Raise ValueError unless `codec` makes the latents that the fingerprint `other` describes.
 
     Args:
         codec: codec of the model.
@@ -231,14 +232,14 @@ def check_same_codec(codec: Codec, other: Mapping[str, Any]) -> None:
     for key in COMPARED:
         if key in other and own[key] != (list(other[key]) if isinstance(other[key], tuple) else other[key]):
             raise ValueError(
-                f"model.codec must be the one that encoded the data, got another {key}: {_short(own[key])} for "
-                f"{_short(other[key])}: set model.codec to the files and numbers that the latents were made with, or "
-                "encode the images again"
+                f"model.codec must be the one that encoded the data, got {key} {_abbreviate(own[key])} instead of "
+                f"{_abbreviate(other[key])}: set model.codec to the files and numbers that the latents were encoded "
+                "with, or encode the images again"
             )
 
 
-def _short(value: Any) -> Any:
-    """Abbreviate a value for a message: the first digits of a hash, one number for a list of equal numbers."""
+def _abbreviate(value: Any) -> Any:
+    """Abbreviate a value for a message: the first digits of a hash, or one number for a list of equal numbers."""
     if isinstance(value, str):
         return value[:12]
     if isinstance(value, (list, tuple)) and value and len(set(value)) == 1:

@@ -1,4 +1,4 @@
-"""Autoencoders of the diffusers library, from a local folder or the Hugging Face hub."""
+"""Autoencoders from the diffusers library, loaded from a local folder or the Hugging Face Hub."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from asyncdiff.latents.autoencoder import Autoencoder, DType
 
 # Supported classes, with the scaling factor for old config.json files that lack it.
 CLASSES = {"AutoencoderKL": 0.18215, "VQModel": 0.18215, "AutoencoderTiny": 1.0}
-SUBFOLDERS = ("", "vae", "vqvae")  # where a pipeline's folder keeps its autoencoder
+SUBFOLDERS = ("", "vae", "vqvae")  # where pipelines keep their autoencoder
 CONFIG = "config.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -26,18 +26,18 @@ class Location(NamedTuple):
 
 
 class DiffusersAutoencoder(Autoencoder):
-    """Codec of an `AutoencoderKL`, `VQModel` or `AutoencoderTiny`, whichever the config.json names.
+    """Codec that wraps an `AutoencoderKL`, `VQModel` or `AutoencoderTiny`, whichever the config.json names.
 
-    Raw latents are those that the library's `encode` returns: the posterior's moments of AutoencoderKL, the latents
-    before quantization of VQModel, which quantizes when decoding. Weights are read from safetensors files, or else from
-    PyTorch files as tensors only.
+    Raw latents are those that the library's `encode` returns: the posterior's moments for AutoencoderKL, the latents
+    before quantization for VQModel, which quantizes when decoding. Weights are read from safetensors files, or else
+    from PyTorch files, as tensors only.
 
     Args:
-        path: folder with a config.json, folder of a pipeline with a subfolder vae or vqvae, or a name on the hub such
-            as "stabilityai/sd-vae-ft-ema".
+        path: folder with a config.json, folder of a pipeline with a subfolder vae or vqvae, or a name on the Hugging
+            Face Hub such as "stabilityai/sd-vae-ft-ema".
         subfolder: subfolder of `path` with the autoencoder; found automatically by default.
-        scale: factor on the shifted latents, one number or one per channel; that of the config.json by default.
-        shift: subtracted from raw latents, one number or one per channel; that of the config.json by default.
+        scale: factor applied to the shifted latents, one number or one per channel; by default from the config.json.
+        shift: number subtracted from raw latents, or one per channel; by default from the config.json.
         dtype: data type that the network computes in; results are always float32.
     """
 
@@ -52,7 +52,7 @@ class DiffusersAutoencoder(Autoencoder):
         super().__init__(scale, shift, dtype)
         self.path = path
         self.subfolder = subfolder
-        self._found: Location | None = None
+        self._location: Location | None = None
 
     @property
     def channels(self) -> int:
@@ -76,11 +76,11 @@ class DiffusersAutoencoder(Autoencoder):
         return 2 ** (len(config.get(key, [None] * default)) - 1)
 
     def channels_if_available(self) -> int | None:
-        """Return `channels`, or None if the config.json is not on this machine; never downloads it."""
-        return self.channels if self._found is not None or self._folder().is_dir() else None
+        """Return `channels`, or None if the config.json is not on this machine; never download it."""
+        return self.channels if self._location is not None or self._folder().is_dir() else None
 
     def normalization(self) -> tuple[list[float], list[float]]:
-        """Return scale and shift as one number per channel: the constructor's, or else those of the config.json."""
+        """Return scale and shift with one number per channel, from the constructor or else from the config.json."""
         config = self._locate().config
         means = config.get("latents_mean") or config.get("shift_factor") or 0.0
         factor = config.get("scaling_factor") or CLASSES[config["_class_name"]]
@@ -108,18 +108,18 @@ class DiffusersAutoencoder(Autoencoder):
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"path must hold weights that fit its {CONFIG}, got {self.path}: {_shorten(error)}"
+                f"the weights in {self.path} cannot be loaded with its {CONFIG}: {_shorten(error)}"
             ) from error
         if info["missing_keys"]:
             raise ValueError(
-                f"path must hold all weights of a {kind.__name__}, got {self.path} without {info['missing_keys'][0]}: "
-                "download it again"
+                f"{self.path} must contain all weights of a {kind.__name__}, got none called "
+                f"{info['missing_keys'][0]}: download it again"
             )
         assert isinstance(network, nn.Module), "models of diffusers are modules"
         return network
 
     def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the raw mean and log-variance of a few images; None as log-variance if there is no posterior."""
+        """Return the raw mean and log-variance of a few images; the latter is None if there is no posterior."""
         encode: Callable[[Tensor], Any] = network.encode  # type: ignore[assignment]
         output = encode(images)
         if hasattr(output, "latent_dist"):
@@ -136,17 +136,17 @@ class DiffusersAutoencoder(Autoencoder):
         return Path(self.path).expanduser()
 
     def _locate(self) -> Location:
-        """Return the autoencoder's location, searched for once."""
-        if self._found is None:
-            self._found = self._search()
-        return self._found
+        """Return the autoencoder's location, which is searched for only once."""
+        if self._location is None:
+            self._location = self._search()
+        return self._location
 
     def _search(self) -> Location:
         local = self._folder().is_dir()
         if not local and not HUB_NAME.fullmatch(self.path):
             raise FileNotFoundError(
-                f"path must be a folder with a {CONFIG} or OWNER/NAME of the hub, got {self.path}, which does not "
-                "exist: set model.codec, or --codec, to the folder's path"
+                f"path must be a folder with a {CONFIG}, or OWNER/NAME on the Hugging Face Hub, got {self.path}: set "
+                "model.codec, or --codec, to the path of an existing folder"
             )
         others = []
         for subfolder in SUBFOLDERS if self.subfolder is None else (self.subfolder,):
@@ -158,11 +158,11 @@ class DiffusersAutoencoder(Autoencoder):
             if name in CLASSES:
                 return Location(subfolder, config)
             others.append(name or "no class")
-        found = f"one of {', '.join(others)}" if others else "none"
-        reached = "" if local or others else " or cannot be reached"
+        found = f"one for {', '.join(others)}" if others else "none"
+        unreachable = "" if local or others else " or cannot be reached"
         raise FileNotFoundError(
-            f"path must have a {CONFIG} of {', '.join(CLASSES)}, got {self.path}, which has {found}{reached}: "
-            "give the autoencoder's folder, and its subfolder if it is part of a pipeline"
+            f"path must contain a {CONFIG} for {', '.join(CLASSES)}, got {self.path}, which has {found}{unreachable}: "
+            "use the autoencoder's folder, and set subfolder if it is part of a pipeline"
         )
 
 
@@ -170,18 +170,20 @@ def _import_diffusers() -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise ValueError("DiffusersAutoencoder needs the package diffusers, got none: pip install diffusers") from error
+        raise ValueError(
+            "DiffusersAutoencoder needs the package diffusers, which is not installed: pip install diffusers"
+        ) from error
     return diffusers
 
 
 def _fetch_config(name: str, subfolder: str) -> Path | None:
-    """Download the config.json of a model on the hub; None if it does not exist or cannot be reached."""
+    """Download a model's config.json from the Hugging Face Hub; return None if it is missing or unreachable."""
     _import_diffusers()
     from huggingface_hub import hf_hub_download  # a dependency of diffusers
 
     try:
         return Path(hf_hub_download(name, CONFIG, subfolder=subfolder or None))
-    except (OSError, ValueError):  # no such file, no connection or no valid name
+    except (OSError, ValueError):  # missing file, no connection or invalid name
         return None
 
 
@@ -189,9 +191,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} must be JSON, got something else: {error}") from error
+        raise ValueError(f"{file} is not valid JSON ({error}): download it again") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a mapping, got a {type(config).__name__}: use a {CONFIG} of diffusers")
+        raise ValueError(
+            f"{file} must contain a JSON object, got a {type(config).__name__}: use a {CONFIG} written by diffusers"
+        )
     return config
 
 

@@ -24,7 +24,7 @@ Features = Float[Tensor, "b width h w"]
 
 
 class TinyAutoencoder(Autoencoder):
-    """Codec of an encoder and a decoder with TAESD's layout: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
+    """Codec made of an encoder and a decoder with TAESD's layout: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2.
 
     The networks work on pixels in [0, 1]. The numbers of channels, and whether the coarsest blocks have pools, are read
     from the tensors' shapes.
@@ -32,8 +32,8 @@ class TinyAutoencoder(Autoencoder):
     Args:
         encoder: file with the encoder's weights, .safetensors or .pth (read without running any code in it).
         decoder: file with the decoder's weights.
-        scale: factor on the shifted latents, one number or one per channel; TAESD's latents need none.
-        shift: subtracted from raw latents, one number or one per channel.
+        scale: factor applied to the shifted latents, one number or one per channel; TAESD's latents need none.
+        shift: number subtracted from raw latents, or one per channel.
         dtype: data type that the networks compute in; results are always float32.
     """
 
@@ -67,7 +67,7 @@ class TinyAutoencoder(Autoencoder):
 
     def load_network(self) -> nn.Module:
         """Load both networks as one module."""
-        encoder, decoder = self._states()
+        encoder, decoder = self._read_states()
         pixels, channels = self._channels()
         width = len(encoder["0.weight"])
         networks = {
@@ -79,7 +79,8 @@ class TinyAutoencoder(Autoencoder):
                 network.load_state_dict({key: tensor.float() for key, tensor in state.items()})
             except RuntimeError as error:
                 raise ValueError(
-                    f"{name} must have TAESD's layout, got {getattr(self, name)}: {' '.join(str(error).split()[:40])}"
+                    f"{name} must have TAESD's layout, got {getattr(self, name)} with another one: "
+                    f"{' '.join(str(error).split()[:40])}"
                 ) from error
         return nn.ModuleDict({name: network for name, (network, _) in networks.items()})
 
@@ -92,20 +93,20 @@ class TinyAutoencoder(Autoencoder):
         return network["decoder"](raw) * 2 - 1  # type: ignore[index]
 
     def _channels(self) -> tuple[int, int]:
-        """Return the numbers of channels of the images and of the latents, read from the files once."""
+        """Return the numbers of channels of images and latents, which are read from the files only once."""
         if self._sizes is None:
-            encoder, decoder = self._states()
+            encoder, decoder = self._read_states()
             encoded = (encoder[f"{FIRST[0]}.weight"].shape[1], encoder[f"{FIRST[1]}.weight"].shape[0])
             decoded = (decoder[f"{LAST[1]}.weight"].shape[0], decoder[f"{LAST[0]}.weight"].shape[1])
             if encoded != decoded:
                 raise ValueError(
                     f"decoder must map the encoder's {encoded[1]} channels to {encoded[0]}, got {decoded[1]} to "
-                    f"{decoded[0]} in {self.decoder}: use an encoder and a decoder of the same autoencoder"
+                    f"{decoded[0]} in {self.decoder}: use an encoder and a decoder from the same autoencoder"
                 )
             self._sizes = encoded
         return self._sizes
 
-    def _states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _read_states(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return _read_state("encoder", self.encoder, FIRST), _read_state("decoder", self.decoder, LAST)
 
 
@@ -114,7 +115,7 @@ class Block(nn.Module):
 
     Args:
         width: number of channels.
-        pooled: add the branch whose four groups of channels are normalized over the whole image.
+        pooled: whether to add the branch whose four groups of channels are normalized over the whole image.
     """
 
     def __init__(self, width: int, pooled: bool):
@@ -131,7 +132,7 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Features) -> Features:
-        """Return x after the residual branches, same shape."""
+        """Return `x` after the residual branches, in the same shape."""
         if self.pool is not None:
             x = x + self.pool(x)
         return F.relu(self.conv(x) + x)
@@ -168,12 +169,11 @@ def _conv(before: int, after: int, stride: int = 1, bias: bool = True) -> nn.Con
 
 
 def _read_state(name: str, path: str, layout: tuple[str, str, str]) -> dict[str, Tensor]:
-    """Read the tensors of a file; ValueError unless it has the two convolutions that give the sizes."""
+    """Read a file's tensors; raise ValueError unless it has the two convolutions that give the sizes."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
-            f"{name} must be a file of weights, got {path}, which does not exist: set model.codec, or --codec, to its "
-            "path"
+            f"{name} must be an existing weights file, got {path}: set model.codec, or --codec, to the path of one"
         )
     try:
         state = load_file(file) if file.suffix == ".safetensors" else read_safely(file)

@@ -1,4 +1,4 @@
-"""Rename the weights of diffusers' DiTTransformer2DModel to the names of DiT's authors."""
+"""Rename the weights of diffusers' DiTTransformer2DModel to the names that DiT's authors use."""
 
 import re
 from collections.abc import Mapping
@@ -44,17 +44,18 @@ def has_diffusers_names(weights: Mapping[str, Tensor]) -> bool:
 
 
 def from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a DiTTransformer2DModel under the names of DiT's authors.
+    """Return the weights of a DiTTransformer2DModel under the names that DiT's authors use.
 
-    Diffusers stores the embeddings of time and label once per block: ValueError if they differ, which a DiT cannot
-    represent.
+    Diffusers stores the embeddings of time and label once per block. Raise ValueError if they differ, since a DiT has
+    only one of each.
     """
     renamed: dict[str, Tensor] = {}
     for name, weight in weights.items():
         new = _original_name(name)
         if new in renamed and not torch.equal(renamed[new], weight):
             raise ValueError(
-                f"blocks must share the embeddings of time and label, got a {name} unlike the first block's"
+                f"all blocks must share their time and label embeddings, got {name}, which differs from the first "
+                "block's: such a network cannot be ported"
             )
         renamed[new] = weight
     for name in [name for name in renamed if re.fullmatch(r"blocks\.\d+\.attn\.q\.(weight|bias)", name)]:
@@ -65,7 +66,7 @@ def from_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _original_name(name: str) -> str:
-    """Return the authors' name of a weight, or the name itself if there is none."""
+    """Return the authors' name for a weight, or the name itself if there is none."""
     block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
     if block is None:
         return _OUTER.get(name, name)

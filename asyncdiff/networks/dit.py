@@ -37,7 +37,7 @@ from asyncdiff.networks.norms import RMSNorm
 from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, unique_levels
 
 Tokens = Float[Tensor, "b n dim"]
-Outputs = Float[Tensor, "b n features"]  # velocity of the pixels of every token, and its log-variance
+Outputs = Float[Tensor, "b n features"]  # velocity of every token's pixels, and its log-variance
 LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
 Rotations = Float[Tensor, "all_tokens two_head_dim"]  # sine and cosine of the angles of every token, in timm's layout
 Attend = Callable[[nn.Module, Tensor], Tensor]  # attention of the selected tokens to all tokens
@@ -82,8 +82,8 @@ class DiTBlock(nn.Module):
         Args:
             x: token features.
             conditioning: conditioning of every token.
-            rope: rotations of all tokens, None without rotary position embedding.
-            attend: function (attention layer, tokens) that replaces the forward of the attention layer.
+            rope: rotations of all tokens; None without rotary position embedding.
+            attend: function (attention layer, tokens) that replaces the attention layer's forward.
 
         Returns:
             The new token features.
@@ -114,11 +114,11 @@ class DiT(nn.Module):
         depth: number of blocks.
         heads: number of attention heads.
         mlp_ratio: width of the MLP relative to `dim`.
-        classes: number of class labels, 0 for an unconditional network; the label `classes` means "no label".
+        classes: number of class labels, or 0 for an unconditional network; the label `classes` means "no label".
         level_patch_size: side of a patch of the level map in pixels, a multiple of `patch_size`; `patch_size` by
             default.
-        positions: whether fixed sines and cosines of the position are added to every token, as in DiT. Without them and
-            without `rope`, tokens have no position.
+        positions: whether to add fixed sines and cosines of the position to every token, as in DiT. Without them and
+            without `rope`, the network does not know the tokens' positions.
         dropout: dropout probability after attention and inside the MLP.
         uncertainty: whether to also predict the error of the velocity of each patch, see `forward`.
         rope: whether to rotate queries and keys by the row and column of their token (RoPE, arXiv:2104.09864, in two
@@ -127,9 +127,9 @@ class DiT(nn.Module):
             networks stable.
         checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
         joint_labels: whether to add the label before the nonlinearity, silu(level + label), as DiT and SiT do; needed
-            for their checkpoints. Costs one modulation per level of every image, where silu(level) + silu(label) costs
-            one per level of the batch: train with few `level_values`.
-        level_scale: factor of a level before it is embedded; 1000 as in DiT, 1 as in SiT.
+            for their checkpoints. Costs one modulation per level of every image, whereas silu(level) + silu(label)
+            costs one per level of the batch: train with few `level_values`.
+        level_scale: factor applied to levels before they are embedded; 1000 as in DiT, 1 as in SiT.
         level_period: longest period of the sinusoids that embed a level.
 
     Example:
@@ -202,19 +202,19 @@ class DiT(nn.Module):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile every block in place, with the arguments of torch.compile; one compilation serves all blocks.
 
-        The rest of the network is little work. From then on the number of distinct levels is padded to a power of two,
-        so that it can change from batch to batch without recompilation.
+        The rest of the network takes little time. From then on the number of distinct levels is padded to a power of
+        two, so that it can change from batch to batch without recompilation.
         """
         self._compiled = True
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the level map's grid (gh, gw) for images of (h, w); ValueError if the patches do not divide them."""
+        """Return the level map's grid (gh, gw) for images of (h, w); raise ValueError if patches do not divide them."""
         patch = self.level_patch_size or self.patch_size
         if size[0] < patch or size[1] < patch:
             raise ValueError(
-                f"images must be at least one patch large, got {size[0]}x{size[1]} pixels with patches of "
+                f"images must be at least as large as a patch, got {size[0]}x{size[1]} pixels with patches of "
                 f"{patch}x{patch}: use larger images or a smaller patch_size"
             )
         if size[0] % patch or size[1] % patch:
@@ -239,15 +239,18 @@ class DiT(nn.Module):
             x_t: noisy images, (b, c, h, w).
             t: level map, (b, gh, gw), on the grid of `self.grid` or a coarser one that divides it.
             label: class of every image; None means "no label".
-            unique: the distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
-            kv_cache: cache of a sampling trajectory: only the tokens of its moving patches are computed.
+            unique: distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
+            kv_cache: cache of a sampling trajectory; only the tokens of its moving patches are computed. None computes
+                all tokens.
 
         Returns:
             The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
             the pixels of each patch of the network's level grid.
         """
         if x_t.shape[1] != self.channels:
-            raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
+            raise ValueError(
+                f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels to match"
+            )
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
         check_level_grid((t.shape[1], t.shape[2]), tokens)
@@ -277,7 +280,7 @@ class DiT(nn.Module):
     def _run_blocks(
         self, x: Tokens, conditioning: Conditioning, rope: Rotations | None, attends: Iterable[Attend | None]
     ) -> Outputs:
-        """Return the velocity of the pixels of every token, followed by its log-variance if there is a head for it."""
+        """Return the velocity of every token's pixels, followed by its log-variance if there is a head for it."""
         for block, attend in zip(self.blocks, attends, strict=False):
             if attend is not None:
                 x = block.forward(x, conditioning, rope, attend)  # not compiled: it updates the cache in place
@@ -297,7 +300,7 @@ class DiT(nn.Module):
         kv_cache: KVCache,
         tokens: tuple[int, int],
     ) -> Outputs:
-        """Return the outputs of all tokens: computed for the cache's moving patches, read from the cache for others."""
+        """Return the outputs of all tokens, computed for the cache's moving patches and cached for the others."""
         selected = kv_cache.begin(tokens)
         if selected is not None:
             x, conditioning = selected.gather(x), conditioning.gather(selected.index)
@@ -314,11 +317,11 @@ class DiT(nn.Module):
             return Conditioning(F.silu(levels), index, None)
         labels = self.label_embedding.embed_or_null(label, len(index))
         if self.joint_labels:
-            return _joint(levels, index, labels)
+            return _joint_conditioning(levels, index, labels)
         return Conditioning(F.silu(levels), index, F.silu(labels))
 
     def _initialize(self) -> None:
-        """Initialize as in DiT: Xavier for the blocks, N(0, 0.02) for embeddings, zeros to start as the identity."""
+        """Initialize as in DiT: Xavier for blocks, N(0, 0.02) for embeddings, zeros to make blocks the identity."""
         stays_zero = {module.linear for module in self.modules() if isinstance(module, Modulation)}
         for layer in [self.embed, *self.blocks.modules()]:
             if isinstance(layer, nn.Linear) and layer not in stays_zero:
@@ -343,14 +346,16 @@ def patchify(x: Image, patch: int) -> Tokens:
 
 
 def unpatchify(x: Tokens, tokens: tuple[int, int], patch: int) -> Image:
-    """Invert `patchify`, for a grid of tokens."""
+    """Invert `patchify`, for the token grid `tokens`."""
     b, _, features = x.shape
     cells = x.reshape(b, *tokens, features // patch**2, patch, patch)
     return cells.permute(0, 3, 1, 4, 2, 5).reshape(b, -1, tokens[0] * patch, tokens[1] * patch)
 
 
-def _joint(levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"]) -> Conditioning:
-    """Return silu(level + label) for every level of every image, or for every token if those are fewer."""
+def _joint_conditioning(
+    levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"]
+) -> Conditioning:
+    """Return silu(level + label) for every level of every image, or for every token if there are fewer tokens."""
     (b, n), r = index.shape, len(levels)
     image = torch.arange(b, device=index.device)[:, None]
     if r < n:

@@ -26,7 +26,7 @@ def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_P
 
 
 def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n dim"]:
-    """Return fixed embeddings of a grid of tokens in raster order: half of the channels by row, half by column."""
+    """Return fixed embeddings of a token grid in raster order; half of the channels encode the row, half the column."""
     rows, columns = (sinusoids(torch.arange(n, device=device, dtype=torch.float32), dim // 2) for n in grid)
     by_row = rows[:, None].expand(*grid, dim // 2)
     by_column = columns[None].expand(*grid, dim // 2)
@@ -34,9 +34,9 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
 
 
 def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
-    """Return the sines and cosines that rotate queries and keys in timm: half of the channels by row, half by column.
+    """Return the sines and cosines with which timm rotates queries and keys: half by row, half by column.
 
-    Frequencies fall from 1 to about 1/100 radians per token, as is common for images (Heo et al., arXiv:2403.13298).
+    Frequencies fall from 1 to about 1/100 radians per token, as common for images (Heo et al., arXiv:2403.13298).
     """
     emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_BASE, in_pixels=False, device=device)
     return torch.cat(emb, dim=-1)
@@ -48,7 +48,7 @@ class LevelEmbedding(nn.Module):
     Args:
         dim: number of features.
         frequencies: number of sinusoids.
-        scale: factor of the levels before the sinusoids.
+        scale: factor applied to levels before the sinusoids.
         max_period: longest period of the sinusoids.
     """
 
@@ -61,14 +61,14 @@ class LevelEmbedding(nn.Module):
         self.second = nn.Linear(dim, dim)
 
     def forward(self, levels: Float[Tensor, " r"]) -> Float[Tensor, "r dim"]:
-        """Return one row of features per level."""
+        """Return one feature vector per level."""
         exact = levels.to(torch.promote_types(levels.dtype, torch.float32))
         waves = sinusoids(self.scale * exact, self.frequencies, self.max_period)
         return self.second(F.silu(self.first(waves.to(self.first.weight.dtype))))
 
 
 class LabelEmbedding(nn.Module):
-    """Embedding of class labels 0 .. classes - 1 as `dim` features; the label `classes` is the null class, "no label".
+    """Embedding of class labels 0 .. classes - 1 as `dim` features; the label `classes` is the null class ("no label").
 
     Args:
         classes: number of classes, without the null class.
@@ -81,11 +81,11 @@ class LabelEmbedding(nn.Module):
         self.table = nn.Embedding(classes + 1, dim)
 
     def forward(self, label: Labels) -> Float[Tensor, "b dim"]:
-        """Return one row of features per image."""
+        """Return one feature vector per image."""
         return self.table(label)
 
     def embed_or_null(self, label: Labels | None, batch: int) -> Float[Tensor, "b dim"]:
-        """Return one row of features per image of the batch, those of the null class if `label` is None."""
+        """Return one feature vector per image, that of the null class if `label` is None."""
         if label is None:
             label = torch.full((batch,), self.classes, device=self.table.weight.device)
         return self(label)
@@ -95,5 +95,6 @@ def reject_label(label: Labels | None) -> None:
     """Raise ValueError if labels are passed to a network without classes."""
     if label is not None:
         raise ValueError(
-            "label must be None for a network without classes, got labels for classes=0: set network.classes"
+            "label must be None for a network without classes, got labels for classes=0: set network.classes, or omit "
+            "the labels"
         )

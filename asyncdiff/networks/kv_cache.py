@@ -1,4 +1,4 @@
-"""KV cache for partial updates: keys, values and last outputs of the tokens that are not computed again."""
+"""KV cache for partial updates: keys, values and last outputs of the tokens that are not recomputed."""
 
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ class SelectedTokens:
         return old.scatter(1, index, torch.where(self.valid[:, None, None], new.to(old.dtype), old.gather(1, index)))
 
     def update(self, state: Float[Tensor, "2 b heads n head_dim"], new: Float[Tensor, "2 b heads m head_dim"]) -> None:
-        """Replace the keys and values of the selected tokens in place, since they are few among many."""
+        """Replace the keys and values of the selected tokens in place: they are few, so a copy would be wasteful."""
         index = self.index[None, :, None, :, None].expand(new.shape)
         valid = self.valid[None, :, None, None, None]
         state.scatter_(3, index, torch.where(valid, new.to(state.dtype), state.gather(3, index)))
@@ -45,7 +45,7 @@ class SelectedTokens:
 class KVCache:
     """KV cache of one sampling trajectory, for a DiT.
 
-    Set `moving` before every evaluation, and pass the cache to the network's `forward`.
+    Set `moving` before every evaluation and pass the cache to the network's `forward`.
 
     Attributes:
         moving: patches to compute; None computes and stores all of them.
@@ -59,7 +59,7 @@ class KVCache:
 
     @property
     def rows(self) -> int | None:
-        """Number of images in the cache, None before the first evaluation."""
+        """Number of images in the cache; None before the first evaluation."""
         return None if self.output is None else len(self.output)
 
     def select(self, rows: Int64[Tensor, " n"]) -> None:
@@ -68,7 +68,7 @@ class KVCache:
         self.output = None if self.output is None else self.output[rows]
 
     def begin(self, tokens: tuple[int, int]) -> SelectedTokens | None:
-        """Begin an evaluation on a grid of tokens: return those of moving patches, or None for all.
+        """Begin an evaluation on a token grid: return the tokens to compute (those of moving patches), or None for all.
 
         If all tokens are to be computed, the cached keys and values are dropped.
         """
@@ -77,11 +77,11 @@ class KVCache:
             return None
         moving = upsampled_to(self.moving, tokens, "moving").flatten(1)
         counts = moving.sum(1)
-        most = max(int(counts.max()), 1)
+        max_count = max(int(counts.max()), 1)
         # A stable sort puts the moving tokens of an image first, in raster order.
-        order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
-        place = torch.arange(most, device=order.device).expand_as(order)
-        return SelectedTokens(torch.where(place < counts[:, None], order, order[:, :1]), counts > 0)
+        order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :max_count]
+        position = torch.arange(max_count, device=order.device).expand_as(order)
+        return SelectedTokens(torch.where(position < counts[:, None], order, order[:, :1]), counts > 0)
 
     def attend(
         self,
@@ -94,11 +94,11 @@ class KVCache:
         """Compute timm's attention of the selected tokens to all tokens, and update the cache.
 
         Args:
-            attention: the attention layer of the block.
+            attention: attention layer of the block.
             x: features of the selected tokens.
             block: index of the block.
-            selected: the selected tokens, None if `x` holds all tokens.
-            rope: rotations of all tokens, None without rotary position embedding.
+            selected: indices of the selected tokens; None if `x` has all tokens.
+            rope: rotations of all tokens; None without rotary position embedding.
 
         Returns:
             Output of the attention layer for the selected tokens.
@@ -119,7 +119,7 @@ class KVCache:
     def finish(
         self, output: Float[Tensor, "b m features"], selected: SelectedTokens | None
     ) -> Float[Tensor, "b n features"]:
-        """Finish an evaluation: return the outputs of all tokens, with `output` in place of the selected ones'."""
-        assert selected is None or self.output is not None, "the first evaluation is of all tokens"
+        """Finish an evaluation: store `output` for the selected tokens, and return the outputs of all tokens."""
+        assert selected is None or self.output is not None, "the first evaluation computes all tokens"
         self.output = output if selected is None or self.output is None else selected.scatter(self.output, output)
         return self.output

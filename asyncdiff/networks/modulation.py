@@ -1,14 +1,14 @@
-"""Modulation: shift, scale and gate of every token from a level map, at the cost of scalar conditioning.
+"""Modulation: shift, scale and gate per token from a level map, at the cost of scalar conditioning.
 
 Tokens here are the tokens of a DiT, or the pixels of a U-Net at one resolution.
 
-The modulation of a token depends on its level only. It is computed once per distinct level and gathered from that
+The modulation of a token depends only on its level. It is computed once per distinct level and gathered from that
 table; the gathered vectors are recomputed in the backward pass, so that the `count` vectors per token are never stored.
 Both are exact.
 
 Labels would multiply the number of distinct conditionings by the number of classes. They are therefore added after the
-nonlinearity, silu(level) + silu(label), as one more row per image; or before it, silu(level + label) as in DiT, with
-one row per level of every image.
+nonlinearity, silu(level) + silu(label), as one more vector per image; or before it, silu(level + label) as in DiT, with
+one vector per level of every image.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class Conditioning:
 
     Attributes:
         levels: features of the r distinct conditionings, after the nonlinearity.
-        index: row of `levels` for every token; a single column if all tokens of an image share one.
-        label: features of the label of every image, after the nonlinearity; None without labels, or if `levels`
-            includes them.
+        index: row of `levels` for every token; a single column if all tokens of an image share it.
+        label: features of every image's label, after the nonlinearity; None without labels, or if `levels` includes
+            them.
     """
 
     levels: Float[Tensor, "r dim"]
@@ -50,8 +50,8 @@ class IndexedVectors:
 
     Attributes:
         table: vectors of the r distinct conditionings.
-        index: row of `table` for every token; a single column if all tokens of an image share one.
-        label: vector that the label adds to all tokens of its image, None for nothing.
+        index: row of `table` for every token; a single column if all tokens of an image share it.
+        label: vector that each image's label adds to all of its tokens; None if labels add nothing.
     """
 
     table: Float[Tensor, "r dim"]
@@ -96,7 +96,7 @@ class Modulation(nn.Module):
 def modulate(x: Tokens, shift: IndexedVectors, scale: IndexedVectors) -> Tokens:
     """Return x (1 + scale) + shift, in the precision of the modulation.
 
-    That is the precision to which autocast would round for the next matrix product. `x` is rounded to it first, so that
+    Autocast would round to this precision anyway, for the next matrix product. `x` is rounded to it first, so that
     nothing in full precision is stored for the backward pass.
     """
     x = x.to(scale.table.dtype)
@@ -117,7 +117,7 @@ def add_gated(x: Tokens, gate: IndexedVectors, change: Tokens) -> Tokens:
 def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None:
     """Mark dynamic sizes for torch.compile, which would otherwise recompile for each and soon give up.
 
-    The number of levels is dynamic, and, except in training, the number of images, the first axis of `x`.
+    These are the number of levels and, except in training, the number of images (the first axis of `x`).
     """
     dynamic = [each.levels for each in conditionings]
     if not torch.is_grad_enabled():
@@ -128,7 +128,7 @@ def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None
 
 
 def check_level_grid(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
-    """Raise ValueError unless a level map of `grid` gives every token one level."""
+    """Raise ValueError unless a level map on `grid` gives every token a single level."""
     if tokens[0] % grid[0] or tokens[1] % grid[1]:
         raise ValueError(
             f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {grid[0]}x{grid[1]}: "
@@ -192,13 +192,13 @@ class _Gate(torch.autograd.Function):
 
 
 def _gather(table: Tensor, index: Tensor, label: Tensor | None) -> Tensor:
-    """Return (b, n, dim): the rows of the table at `index`, plus the row of each image's label."""
+    """Return the table's vectors at `index`, plus the vector of each image's label: (b, n, dim)."""
     vectors = table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
     return vectors if label is None else vectors.add_(label[:, None])
 
 
 def _scatter_sum(grad: Tensor, table: Tensor, label: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the gradients of the table and the label rows: sums over their tokens, in at least float32."""
+    """Return the gradients of the table and the label vectors: sums over their tokens, in at least float32."""
     exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
     dim = table.shape[1]
     rows = index.reshape(-1, 1).expand(-1, dim)

@@ -1,6 +1,6 @@
 """Normalization layers that return the precision of their input.
 
-On CUDA, autocast would have them return float32, which would then be stored for the backward pass.
+On CUDA, autocast would make them return float32, which would then be stored for the backward pass.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,8 +1,8 @@
 """Port weights of DiT (arXiv:2212.09748) and SiT (arXiv:2401.08740) to `asyncdiff.networks.DiT`.
 
-A noise level takes the role of the time step.
+The noise level takes the role of the time step.
 
-The networks compute the same function in different conventions. Each difference is absorbed by the weights, exactly:
+The networks compute the same function in different conventions. The weights absorb each difference exactly:
 
 | | original | asyncdiff | absorbed by |
 |---|---|---|---|
@@ -27,19 +27,24 @@ from asyncdiff.networks.embeddings import MAX_PERIOD, grid_positions
 
 Weights = dict[str, Tensor]
 
-HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of S, B, L and XL by width: the weights do not contain it
+HEADS = {
+    384: 6,
+    768: 12,
+    1024: 16,
+    1152: 16,
+}  # number of heads by width for S, B, L and XL; not contained in the weights
 FREQUENCIES = 256
-ROUNDING = 4e-3  # of positions stored in bfloat16; learned positions differ by far more
-NAMED = 3  # weights named in an error message
+ROUNDING = 4e-3  # tolerance for positions stored in bfloat16; learned positions differ by far more
+MAX_NAMES = 3  # maximum number of weights named in an error message
 
 
 @dataclass(frozen=True)
 class Convention:
-    """Conventions of a checkpoint that its weights do not contain.
+    """Conventions of a checkpoint that cannot be read from its weights.
 
     Attributes:
-        slope: slope of the time that the network takes, `slope` t + `offset`.
-        offset: time of the network at t = 0.
+        slope: slope of the network's time input, `slope` t + `offset`.
+        offset: time input at t = 0.
         sign: sign of the network's output relative to the target.
         period: longest period of the time embedding.
     """
@@ -50,8 +55,8 @@ class Convention:
     period: float = MAX_PERIOD
 
 
-DIT = Convention(1000.0, -1.0)  # time step k has had k + 1 of 1000 noisings
-SIT = Convention(-1.0, 1.0, sign=-1)  # time 1 is the image, the velocity leads to it
+DIT = Convention(1000.0, -1.0)  # time step k is the state after k + 1 of 1000 noising steps
+SIT = Convention(-1.0, 1.0, sign=-1)  # time 1 is the image, and the velocity points towards it
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ class PortedNetwork:
     """Result of porting a checkpoint.
 
     Attributes:
-        network: the DiT with the ported weights.
+        network: DiT with the ported weights.
         image_size: side of the images that the network was trained on.
-        dropped: number of output channels that were dropped, those of the learned sigma.
+        dropped: number of dropped output channels, those of the learned sigma.
     """
 
     network: DiT
@@ -111,7 +116,7 @@ class _Sizes:
 
 
 def has_original_names(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether the weights are named as in the code of DiT's and SiT's authors."""
+    """Return whether the weights are named as in the code by DiT's and SiT's authors."""
     return "x_embedder.proj.weight" in weights and "blocks.0.adaLN_modulation.1.weight" in weights
 
 
@@ -121,9 +126,9 @@ def port_weights(
     """Build a DiT with the authors' weights, in their precision but at least float32.
 
     Args:
-        weights: weights by the authors' names; `asyncdiff.networks.diffusers_keys` renames those of diffusers.
+        weights: weights under the authors' names; `asyncdiff.networks.diffusers_keys` renames those from diffusers.
         convention: `DIT`, `SIT`, or a custom one.
-        heads: number of attention heads; by default that of the official size of this width.
+        heads: number of attention heads; by default that of the official model of this width.
         image_size: side of the images; needed if the weights contain no position embedding.
 
     Returns:
@@ -132,29 +137,31 @@ def port_weights(
     sizes = _Sizes.of(weights)
     _check(weights, sizes)
     if heads is None and sizes.dim not in HEADS:
-        raise ValueError(f"heads must be given for a width of {sizes.dim}, which is not an official size: add --heads")
-    with torch.device("meta"):  # its initial weights would be thrown away
+        raise ValueError(
+            f"no official model has a width of {sizes.dim}, so the number of heads is unknown: add --heads"
+        )
+    with torch.device("meta"):  # its initial weights would be discarded
         network = DiT(
             channels=sizes.channels,
             patch_size=sizes.patch,
             dim=sizes.dim,
             depth=sizes.depth,
             heads=heads or HEADS[sizes.dim],
-            mlp_ratio=_ratio(sizes.hidden, sizes.dim),
+            mlp_ratio=_mlp_ratio(sizes.hidden, sizes.dim),
             classes=sizes.classes,
             joint_labels=True,
             level_scale=abs(convention.slope),
             level_period=convention.period,
         )
     exact = {name: w.to(torch.promote_types(w.dtype, torch.float32)) for name, w in weights.items()}
-    network.load_state_dict(dict(_converted(exact, sizes, convention)), assign=True)
+    network.load_state_dict(dict(_convert_weights(exact, sizes, convention)), assign=True)
     return PortedNetwork(network, _image_size(weights, sizes, image_size), sizes.outputs - sizes.channels)
 
 
 def _shape(weights: Weights, name: str, axes: int) -> tuple[int, ...]:
     if name not in weights or weights[name].ndim != axes:
         raise ValueError(
-            f"weights must be those of a DiT, got none of {axes} axes called {name}: another architecture?"
+            f"weights must be those of a DiT, got no {name} with {axes} axes: use a checkpoint of DiT or SiT"
         )
     return tuple(weights[name].shape)
 
@@ -165,19 +172,21 @@ def _check(weights: Weights, sizes: _Sizes) -> None:
     for layer, shape in sizes.layers():
         expected |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
     if missing := [name for name in expected if name not in weights]:
-        raise ValueError(f"weights must be complete, got none called {_listed(missing)}: is the file complete?")
+        raise ValueError(f"weights must be complete, got no {_list_names(missing)}: download the file again")
     if foreign := [name for name in weights if name not in expected and name != "pos_embed"]:
-        raise ValueError(f"weights must be those of a plain DiT, got also {_listed(foreign)}: another architecture?")
+        raise ValueError(
+            f"weights must be those of a plain DiT, got also {_list_names(foreign)}: use a checkpoint of DiT or SiT"
+        )
     for name, shape in expected.items():
         if tuple(weights[name].shape) != shape:
             raise ValueError(
-                f"weights must fit each other, got {tuple(weights[name].shape)} for {name}, which must be {shape} by "
-                "the others: another architecture?"
+                f"{name} must have shape {shape} to fit the other weights, got {tuple(weights[name].shape)}: use a "
+                "checkpoint of DiT or SiT"
             )
     if sizes.outputs not in (sizes.channels, 2 * sizes.channels):
         raise ValueError(
-            f"output channels must be those of the input or twice as many, with a learned sigma, got {sizes.outputs} "
-            f"for {sizes.channels}: another architecture?"
+            f"the network must have as many output as input channels, or twice as many with a learned sigma, got "
+            f"{sizes.outputs} for {sizes.channels} input channels: use a checkpoint of DiT or SiT"
         )
 
 
@@ -185,27 +194,31 @@ def _image_size(weights: Weights, sizes: _Sizes, image_size: int | None) -> int:
     """Return the side of the images, from the stored positions or, without them, from the argument."""
     if "pos_embed" not in weights:
         if image_size is None:
-            raise ValueError("image_size must be given, as the weights contain no positions: add --image_size")
+            raise ValueError("the weights contain no positions, so the image size is unknown: add --image_size")
         return image_size
     stored = weights["pos_embed"]
     side = math.isqrt(stored.numel() // sizes.dim)
     expected = grid_positions((side, side), sizes.dim, stored.device)
     if stored.numel() != expected.numel():
-        raise ValueError(f"pos_embed must be for a square of tokens, got the shape {tuple(stored.shape)}")
-    reordered = stored.reshape(expected.shape)[:, _order(sizes.dim)]
+        raise ValueError(
+            f"pos_embed must be for a square grid of tokens, got shape {tuple(stored.shape)}: others cannot be ported"
+        )
+    reordered = stored.reshape(expected.shape)[:, _channel_order(sizes.dim)]
     if not (reordered.float() - expected).abs().amax() < ROUNDING:
-        raise ValueError("pos_embed must hold DiT's sines and cosines, got others: learned positions cannot be ported")
+        raise ValueError(
+            "pos_embed must contain DiT's sines and cosines, got other positions: learned positions cannot be ported"
+        )
     if image_size is not None and image_size != side * sizes.patch:
         raise ValueError(
-            f"image_size must be {side * sizes.patch}, the size of the positions in the weights, got {image_size}: "
-            "leave it out"
+            f"image_size must be {side * sizes.patch}, according to the positions in the weights, got {image_size}: "
+            "omit --image_size"
         )
     return side * sizes.patch
 
 
-def _converted(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[str, Tensor]]:
+def _convert_weights(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and value of every weight of `asyncdiff.networks.DiT`."""
-    order = _order(sizes.dim)
+    order = _channel_order(sizes.dim)
     yield "embed.weight", w["x_embedder.proj.weight"].flatten(1)[order]
     yield "embed.bias", w["x_embedder.proj.bias"][order]
     yield "level_embedding.first.weight", _rotate_time(w["t_embedder.mlp.0.weight"], convention)
@@ -225,11 +238,11 @@ def _converted(w: Weights, sizes: _Sizes, convention: Convention) -> Iterator[tu
             yield f"{at}.modulation.linear.{kind}", _reorder_chunks(w[f"{at}.adaLN_modulation.1.{kind}"], 6, order)
     for kind in ("weight", "bias"):
         yield f"final_modulation.linear.{kind}", _reorder_chunks(w[f"final_layer.adaLN_modulation.1.{kind}"], 2, order)
-        yield f"head.{kind}", convention.sign * _head(w[f"final_layer.linear.{kind}"], sizes, order)
+        yield f"head.{kind}", convention.sign * _convert_head(w[f"final_layer.linear.{kind}"], sizes, order)
 
 
-def _order(dim: int) -> Tensor:
-    """Return the original index of each channel; the original quarters are sin column, cos column, sin row, cos row."""
+def _channel_order(dim: int) -> Tensor:
+    """Return each channel's original index; the original quarters are sin column, cos column, sin row, cos row."""
     return torch.arange(dim).reshape(4, -1).flip(0).flatten()
 
 
@@ -238,15 +251,15 @@ def _reorder_chunks(rows: Tensor, count: int, order: Tensor) -> Tensor:
     return rows.unflatten(0, (count, -1))[:, order].flatten(0, 1)
 
 
-def _head(rows: Tensor, sizes: _Sizes, order: Tensor) -> Tensor:
-    """Convert the head's weight or bias: channel before row and column, without the last channels, those of sigma."""
+def _convert_head(rows: Tensor, sizes: _Sizes, order: Tensor) -> Tensor:
+    """Convert the head's weight or bias: move channel before row and column, and drop the channels of sigma."""
     cells = rows.unflatten(0, (sizes.patch, sizes.patch, sizes.outputs))[:, :, : sizes.channels]
     converted = cells.movedim(2, 0).flatten(0, 2)
     return converted[:, order] if converted.ndim == 2 else converted
 
 
 def _rotate_time(weight: Tensor, convention: Convention) -> Tensor:
-    """Convert the first layer to sines and cosines of |slope| t instead of slope t + offset."""
+    """Convert the first layer to take sines and cosines of |slope| t instead of slope t + offset."""
     exact = weight.double()
     cosine, sine = exact.chunk(2, dim=1)
     half = FREQUENCIES // 2
@@ -256,13 +269,13 @@ def _rotate_time(weight: Tensor, convention: Convention) -> Tensor:
     return torch.cat([cosine * c + sine * s, direction * (sine * c - cosine * s)], dim=1).to(weight.dtype)
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def _mlp_ratio(hidden: int, dim: int) -> float:
     """Return an `mlp_ratio` with int(dim * mlp_ratio) == hidden."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
-def _listed(names: list[str]) -> str:
-    """List the first names, and the number of the others."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def _list_names(names: list[str]) -> str:
+    """Format the first names, and the number of further ones."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -33,15 +33,15 @@ class UNet(nn.Module):
         channels: number of channels of the image.
         width: base number of channels, multiplied by `multipliers`; the conditioning has four times as many features.
         multipliers: number of channels of every level relative to `width`.
-        blocks: residual blocks of every level on the way down, one more on the way up.
-        middle_blocks: residual blocks between the way down and the way up, at the coarsest level.
+        blocks: number of residual blocks per level on the way down; one more on the way up.
+        middle_blocks: number of residual blocks between the way down and the way up, at the coarsest level.
         attention: levels whose blocks are followed by attention.
         middle_attention: whether there is attention between the middle blocks.
-        head_dim: channels of an attention head; divides the channels of the levels with attention.
+        head_dim: number of channels per attention head; must divide the channels of the levels with attention.
         dropout: dropout probability inside residual blocks: one number, or one for every level (the middle blocks use
             the last).
-        groups: number of groups of GroupNorm, whose statistics mix all pixels; None to normalize every pixel by itself.
-        classes: number of class labels, 0 for an unconditional network; the label `classes` means "no label".
+        groups: number of groups of GroupNorm, whose statistics mix all pixels; None normalizes every pixel separately.
+        classes: number of class labels, or 0 for an unconditional network; the label `classes` means "no label".
         level_patch_size: side of a patch of the level map in pixels; a multiple or a divisor of 2^(levels - 1).
         uncertainty: whether to also predict the error of the velocity of each patch, see `forward`.
         checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
@@ -119,7 +119,7 @@ class UNet(nn.Module):
         self.trunk.compile(*args, **kwargs)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the level map's grid (gh, gw) for images of (h, w); ValueError for sizes that do not fit."""
+        """Return the level map's grid (gh, gw) for images of (h, w); raise ValueError if the size does not fit."""
         side = max(self.level_patch_size, self._coarsest)
         if size[0] % side or size[1] % side:
             raise ValueError(
@@ -139,14 +139,16 @@ class UNet(nn.Module):
             t: level map, (b, gh, gw), on the grid of `self.grid` or another one whose patches nest with the pixels of
                 all resolutions.
             label: class of every image; None means "no label".
-            unique: the distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
+            unique: distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
 
         Returns:
             The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
             the pixels of each patch of the network's level grid.
         """
         if x_t.shape[1] != self.channels:
-            raise ValueError(f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels")
+            raise ValueError(
+                f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels to match"
+            )
         size = (x_t.shape[2], x_t.shape[3])
         self.grid(size)
         self._check_map((t.shape[1], t.shape[2]), size)
@@ -167,7 +169,7 @@ class UNet(nn.Module):
         return 2 ** (len(self.multipliers) - 1)
 
     def _heads(self) -> list[int]:
-        """Return the number of attention heads of every resolution, and of the middle; 0 for no attention."""
+        """Return the number of attention heads at every resolution, and in the middle; 0 for no attention."""
         attends = [level in self.attention for level in range(len(self.multipliers))]
         widths = [self.width * m for m in self.multipliers]
         pairs = zip([*widths, widths[-1]], [*attends, self.middle_attention], strict=True)
@@ -191,7 +193,7 @@ class UNet(nn.Module):
         return [pixel_conditioning(levels, unique.index, labels, at) for at in sizes]
 
     def _initialize(self) -> None:
-        """Initialize with Xavier, N(0, 0.02) for labels, and zeros for the last layer of every branch and head."""
+        """Initialize with Xavier, labels with N(0, 0.02), and the last layer of every branch and head with zeros."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -216,7 +218,7 @@ class UNet(nn.Module):
         """Raise ValueError unless, at every resolution, each pixel lies in one patch or covers whole patches."""
         check_grid(grid, size)
         patch = size[0] // grid[0], size[1] // grid[1]
-        if not all(_nested(side, self._coarsest) for side in patch):
+        if not all(_is_nested(side, self._coarsest) for side in patch):
             raise ValueError(
                 "the sides of the level map's patches must be divisors or multiples of 2^(levels - 1) = "
                 f"{self._coarsest} pixels, got {patch[0]}x{patch[1]}: choose another grid or other multipliers"
@@ -224,7 +226,7 @@ class UNet(nn.Module):
 
     def _check(self) -> None:
         levels = len(self.multipliers)
-        at_least("the number of multipliers", levels, 1, "give one for every level")
+        at_least("the number of multipliers", levels, 1, "list one multiplier per level")
         at_least("width", self.width, 1, "use 128, for example")
         at_least("channels", self.channels, 1, "use 3 for color images")
         at_least("classes", self.classes, 0, "use 0 for a network without labels")
@@ -240,12 +242,13 @@ class UNet(nn.Module):
             within("attention", level, 0, levels - 1, "list levels, 0 is the finest")
         if len(self._dropouts()) != levels:
             raise ValueError(
-                f"dropout must be one number or one per level, got {self.dropout} for {levels} levels: change dropout"
+                f"dropout must be one number or one per level, got {self.dropout} for {levels} levels: "
+                f"list {levels} numbers"
             )
         for probability in self._dropouts():
             within("dropout", probability, 0, 1, "it is a probability")
         at_least("level_patch_size", self.level_patch_size, 1, "use 4 pixels, for example")
-        if not _nested(self.level_patch_size, self._coarsest):
+        if not _is_nested(self.level_patch_size, self._coarsest):
             raise ValueError(
                 f"level_patch_size must be a divisor or a multiple of 2^(levels - 1) = {self._coarsest}, "
                 f"got {self.level_patch_size}: patches must nest with the pixels of every level"
@@ -253,9 +256,11 @@ class UNet(nn.Module):
         self._check_divisors()
 
     def _check_divisors(self) -> None:
-        attended = [self.multipliers[k] for k in self.attention] + [self.multipliers[-1]] * self.middle_attention
+        multipliers_with_attention = [self.multipliers[k] for k in self.attention] + [
+            self.multipliers[-1]
+        ] * self.middle_attention
         for name, divisor, multipliers in (
-            ("head_dim", self.head_dim, attended),
+            ("head_dim", self.head_dim, multipliers_with_attention),
             ("groups", 1 if self.groups is None else self.groups, self.multipliers),
         ):
             at_least(name, divisor, 1, "use a divisor of the channels")
@@ -267,6 +272,6 @@ class UNet(nn.Module):
                     )
 
 
-def _nested(patch: int, coarsest: int) -> bool:
+def _is_nested(patch: int, coarsest: int) -> bool:
     """Return whether patches of this side nest with the pixels of all resolutions; `coarsest` is a power of two."""
     return coarsest % patch == 0 or patch % coarsest == 0

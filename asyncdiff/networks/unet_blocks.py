@@ -1,4 +1,4 @@
-"""Building blocks of the U-Net. Images use channels_last memory, so that their pixels as tokens are a view."""
+"""Building blocks of the U-Net. Images are in channels_last memory, so that viewing pixels as tokens copies nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def tokens_to_pixels(x: Tokens, size: tuple[int, int]) -> Features:
 
 
 class PixelNorm(RMSNorm):
-    """RMSNorm over the channels of every pixel: unlike GroupNorm, a pixel does not depend on the levels of others."""
+    """RMSNorm over each pixel's channels: unlike with GroupNorm, a pixel does not depend on the levels of others."""
 
     def forward(self, x: Features) -> Features:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
     Args:
         channels: number of channels; divisible by `heads`.
         heads: number of attention heads.
-        groups: number of groups of GroupNorm, None for `PixelNorm`.
+        groups: number of groups of GroupNorm; None for `PixelNorm`.
     """
 
     def __init__(self, channels: int, heads: int, groups: int | None = None):
@@ -57,15 +57,15 @@ class SelfAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block: two convolutions with a shift and scale per pixel between them; then attention, if any.
+    """Residual block: two convolutions with a shift and scale per pixel in between, optionally followed by attention.
 
     Args:
         inputs: number of input channels.
         outputs: number of output channels.
         features: size of the conditioning's features.
         dropout: dropout probability before the second convolution.
-        groups: number of groups of GroupNorm, None for `PixelNorm`.
-        heads: number of attention heads, 0 for no attention.
+        groups: number of groups of GroupNorm; None for `PixelNorm`.
+        heads: number of attention heads; 0 for no attention.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ResidualBlock(nn.Module):
         self.attention = SelfAttention(outputs, heads, groups) if heads else nn.Identity()
 
     def forward(self, x: Features, conditioning: Conditioning, skipped: Skipped | None = None) -> Outputs:
-        """Return the features after the block, in the precision of `x`; `skipped` are channels from the way down."""
+        """Return the features after the block, in the precision of `x`; `skipped` is the skip connection's input."""
         if skipped is not None:
             x = torch.cat([x, skipped], dim=1)
         shift, scale = self.modulation(conditioning)
@@ -132,19 +132,19 @@ class Upsample(nn.Module):
 
 
 class Trunk(nn.Module):
-    """U-Net without embeddings and heads: from the image to features of every pixel, with skip connections.
+    """U-Net without embeddings and heads: maps images to features of every pixel, with skip connections.
 
-    A level is a resolution here, the finest first.
+    Here, levels are resolutions, from the finest to the coarsest.
 
     Args:
         channels: number of channels of the image.
         widths: number of channels of every level.
         features: size of the conditioning's features.
-        blocks: residual blocks of every level on the way down, one more on the way up.
-        middle_blocks: residual blocks at the coarsest level between the way down and the way up.
-        heads: attention heads in the blocks of every level, and between the middle blocks; 0 for no attention.
+        blocks: number of residual blocks per level on the way down; one more on the way up.
+        middle_blocks: number of residual blocks at the coarsest level between the way down and the way up.
+        heads: number of attention heads in the blocks of every level, then between the middle blocks; 0 for none.
         dropout: dropout probability of every level.
-        groups: number of groups of GroupNorm, None for `PixelNorm`.
+        groups: number of groups of GroupNorm; None for `PixelNorm`.
         checkpointing: whether to recompute every block in the backward pass instead of storing its activations.
     """
 
@@ -181,7 +181,7 @@ class Trunk(nn.Module):
         self.norm = make_norm(widths[0], groups)
 
     def forward(self, x: Features, conditionings: list[Conditioning]) -> Outputs:
-        """Return features after the last norm and nonlinearity, given one conditioning per level."""
+        """Return the features after the last norm and nonlinearity, given one conditioning per level."""
         x = self.stem(x).to(x.dtype)
         skipped = [x]
         for level, blocks in enumerate(self.down):
@@ -220,11 +220,11 @@ def pixel_conditioning(
     Args:
         levels: features of the r distinct levels, after the nonlinearity.
         index: row of `levels` for every patch of the level map.
-        label: features of the label of every image, after the nonlinearity; None without labels.
+        label: features of every image's label, after the nonlinearity; None without labels.
         size: (h, w) of the image at this resolution.
 
     Returns:
-        The conditioning of h w pixels; of a single one if all pixels of an image share a level.
+        The conditioning of h w pixels, or of a single one if all pixels of an image share a level.
     """
     b, gh, gw = index.shape
     grid = min(gh, size[0]), min(gw, size[1])

@@ -1,8 +1,9 @@
 """Generate images with a denoiser: samplers, solvers, guidance, adaptive step rules and tiling.
 
-An `ImageSampler` turns seeds into images: `Sampler` follows a noise path from noise to image, `Autoregressive` goes
-patch by patch, `Adaptive` lets a `StepRule` choose the step of every patch, and `RePaint` is the inpainting baseline.
-`TiledSampler` builds images larger than the model's. A `Solver` takes one step; a `Guidance` wraps the denoiser.
+An `ImageSampler` turns seeds into images: `Sampler` follows a noise path from noise to image, `Autoregressive`
+generates patch by patch, `Adaptive` lets a `StepRule` choose the step of every patch, and `RePaint` is the inpainting
+baseline. `TiledSampler` generates images larger than the model's. A `Solver` takes one step; a `Guidance` wraps the
+denoiser.
 """
 
 from asyncdiff.sampling.adaptive import Adaptive

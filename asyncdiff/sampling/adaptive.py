@@ -1,8 +1,8 @@
-"""Adaptive sampling: every patch moves at its own pace, faster where the network is certain.
+"""Adaptive sampling: each patch takes larger steps where the network is more certain.
 
 All levels lie on one uniform grid, t = k / steps. After every prediction a rule of `asyncdiff.sampling.step_rules`
-chooses how many grid steps each patch takes. Finished images leave the batch, which does not change the results of the
-others.
+chooses how many grid steps each patch takes. Finished images are removed from the batch, which does not change the
+results of the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,23 +24,24 @@ from asyncdiff.shapes import Image, KnownPatches, LevelMap
 
 
 class Adaptive(ImageSampler):
-    """Sampler whose patches move at a pace set by their predicted uncertainty.
+    """Sampler that sets each patch's step size by its predicted uncertainty.
 
     Use it with networks that predict their uncertainty (`uncertainty: true`), to save evaluations on patches and images
-    that the network is certain of, or to let it choose the order of generation. Each prediction serves both the step
-    rule and the solver. The rule in effect chooses a path of level maps: solvers keep their order of convergence along
-    it. Frames show the whole batch; their s is the mean level of the unknown patches.
+    of which the network is certain, or to let it choose the order of generation. Each prediction serves both the step
+    rule and the solver. In effect, the rule picks a path through level maps, and solvers keep their convergence order
+    along that path. Frames show the entire batch; their s is the mean level of the unknown patches.
 
     Args:
-        step_rule: rule for how far each patch moves after a prediction; `Tolerance()` by default.
-        solver: rule for one step; `DDIM()` by default.
-        steps: number of grid steps from noise to clean: levels are multiples of 1 / steps.
-        budget: most network evaluations per image; by default the most that the step rule takes, times
-            `solver.evaluations`. Elastic rules meet a smaller budget by larger strides, other rules reject it.
-        guidance: guidance rules, applied in this order; a guided evaluation counts as one.
-        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
-            step and is exact.
-        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+        step_rule: rule that decides how far each patch moves after a prediction; `Tolerance()` by default.
+        solver: solver that takes each step; `DDIM()` by default.
+        steps: number of grid steps from noise to clean; levels are multiples of 1 / steps.
+        budget: maximum number of network evaluations per image (default: the rule's maximum times
+            `solver.evaluations`). Rules that can take larger steps do so to fit a smaller budget; others raise
+            ValueError.
+        guidance: guidance rules, applied in this order; each guided evaluation counts as one.
+        refresh: number of steps between evaluations of all patches, for networks with a KV cache; 1 computes all
+            patches in every step and is exact.
+        margin: between refreshes, also recompute patches within this many patches of a moving one.
 
     Example:
         >>> from asyncdiff.denoising import Denoiser
@@ -92,27 +93,27 @@ class Adaptive(ImageSampler):
             yield _frame(x_t, t_of_level[level], unknown)
         if (level > 0).any():
             raise ValueError(
-                f"{type(self.step_rule).__name__} must finish within its max_predictions, got noise left after {calls} "
-                "predictions: move at least one patch of every image in every call"
+                f"{type(self.step_rule).__name__} left noise after its maximum of {calls} predictions: "
+                "move at least one patch of every image in every call, or raise max_predictions"
             )
 
     def _max_calls(self, unknown: KnownPatches) -> int:
-        """Return the number of times that the step rule may be called, within the budget."""
-        most = self.step_rule.max_predictions(self.steps, int(unknown.flatten(1).sum(1).max()))
+        """Return how many times the step rule may be called, given the budget."""
+        max_calls = self.step_rule.max_predictions(self.steps, int(unknown.flatten(1).sum(1).max()))
         if self.budget is None:
-            return most
+            return max_calls
         calls = self.budget // self.solver.evaluations
-        if calls < most and not self.step_rule.elastic:
+        if calls < max_calls and not self.step_rule.adjusts_to_budget:
             raise ValueError(
-                f"budget must be at least {most * self.solver.evaluations} for {type(self.step_rule).__name__} on "
-                f"{self.steps} steps, got {self.budget}: use fewer steps, or Tolerance, which takes larger strides"
+                f"budget must be at least {max_calls * self.solver.evaluations} for {type(self.step_rule).__name__} "
+                f"with {self.steps} steps, got {self.budget}: use fewer steps, or Tolerance, which takes larger strides"
             )
-        return min(calls, most)
+        return min(calls, max_calls)
 
 
 @dataclass(frozen=True)
 class _ActiveImages:
-    """State of the images that are not finished; `rows` are their indices in the whole batch."""
+    """State of the unfinished images; `rows` are their indices in the entire batch."""
 
     start: Start
     solver: Solver
@@ -123,7 +124,7 @@ class _ActiveImages:
     t_of_level: Float[Tensor, " levels"]
 
     def without_finished(self) -> "_ActiveImages":
-        """Return the images that are not finished."""
+        """Return the state without finished images."""
         unfinished = self.level.flatten(1).any(1)
         if unfinished.all():
             return self
@@ -139,7 +140,7 @@ class _ActiveImages:
         )
 
     def after_step(self, calls_left: int) -> "_ActiveImages":
-        """Return the images after one more prediction; `calls_left` counts it."""
+        """Return the state after one more prediction, which `calls_left` includes."""
         state = PatchState(self.level, ~self.start.known_patches, len(self.t_of_level) - 1, calls_left)
         self.start.set_moving(self.step_rule.needs_prediction(state))
         t = self.t_of_level[self.level]
@@ -147,12 +148,13 @@ class _ActiveImages:
         strides = self.step_rule(state, predicted_rms_error(prediction, type(self.step_rule).__name__))
         if ((strides < 0) | (strides > self.level)).any():
             raise ValueError(
-                f"{type(self.step_rule).__name__} must return strides from 0 to a patch's level, got others: clamp them"
+                f"{type(self.step_rule).__name__} must return strides from 0 to each patch's level, got one outside "
+                "this range: clamp the strides to [0, state.level]"
             )
         level = self.level - strides
         to = self.t_of_level[level]
         noise = self.start.noise() if self.solver.stochastic else None
-        x_t = self.solver(_reusing(prediction, self._evaluate), self.x_t, t, to, noise)
+        x_t = self.solver(_with_first_prediction(prediction, self._evaluate), self.x_t, t, to, noise)
         return replace(self, x_t=self.start.with_known_pixels(x_t.to(self.x_t.dtype), to), level=level)
 
     def _evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
@@ -161,8 +163,8 @@ class _ActiveImages:
         return prediction
 
 
-def _reusing(first: Prediction, evaluate: Evaluate) -> Evaluate:
-    """Wrap `evaluate` so that its first call returns the prediction `first`, which was already computed."""
+def _with_first_prediction(first: Prediction, evaluate: Evaluate) -> Evaluate:
+    """Wrap `evaluate` so that its first call returns the already computed prediction `first`."""
     computed = [first]
 
     def call(x_t: Image, t: LevelMap) -> Prediction:
@@ -172,7 +174,7 @@ def _reusing(first: Prediction, evaluate: Evaluate) -> Evaluate:
 
 
 def _t_of_level(steps: int, source: RandomSource) -> Float[Tensor, " levels"]:
-    """Return t of every level 0 .. steps: the same numbers as in `asyncdiff.sampling.Sampler`, to the last bit."""
+    """Return t of every level 0 .. steps, bit for bit the numbers that `asyncdiff.sampling.Sampler` uses."""
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").flip(0).to(source.device, source.dtype)
 
 

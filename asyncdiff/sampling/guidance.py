@@ -27,12 +27,12 @@ class Guidance(ABC):
         """Return the guided denoiser for one sampling trajectory.
 
         Args:
-            denoiser: the denoiser to wrap.
-            source: source of all random numbers of the guidance, with the batch size and the grid of the level map.
+            denoiser: denoiser to guide.
+            source: random numbers for the guidance; also gives the batch size and the grid of the level map.
             shape: (c, h, w) of every image.
 
         Returns:
-            A denoiser that takes the place of `denoiser`, or `denoiser` itself if the guidance is off.
+            The guided denoiser, or `denoiser` itself if the guidance has no effect.
         """
 
 
@@ -52,8 +52,8 @@ class ClassifierFree(Guidance):
 
     def __init__(self, scale: float, low: float = 0.0, high: float = 1.0):
         at_least("scale", scale, 0, "1 turns guidance off, 1.5 to 4 are typical")
-        within("low", low, 0, 1, "low and high bound the levels that are guided")
-        within("high", high, low, 1, "low and high bound the levels that are guided, low first")
+        within("low", low, 0, 1, "guidance applies to levels from low to high")
+        within("high", high, low, 1, "guidance applies to levels from low to high")
         self.scale = scale
         self.low = low
         self.high = high
@@ -102,7 +102,7 @@ class GuidedDenoiser(ABC):
     """Base class of guided denoisers: a denoiser that wraps another one.
 
     Args:
-        denoiser: the wrapped denoiser.
+        denoiser: denoiser to guide.
     """
 
     def __init__(self, denoiser: DenoiserLike):
@@ -131,7 +131,7 @@ class GuidedDenoiser(ABC):
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """Return the guided prediction; its log-variance, if there is one, is that of the unguided velocity."""
+        """Return the guided prediction; its log-variance, if any, is that of the unguided velocity."""
 
     @abstractmethod
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
@@ -139,7 +139,7 @@ class GuidedDenoiser(ABC):
 
 
 def select(denoiser: DenoiserLike, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-    """Return the denoiser of a trajectory for the images `rows` only; stateless denoisers are returned unchanged."""
+    """Return a trajectory's denoiser for the images `rows` only; stateless denoisers are returned unchanged."""
     return denoiser.select(rows) if isinstance(denoiser, (GuidedDenoiser, PartialUpdates)) else denoiser
 
 
@@ -158,7 +158,9 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
             return self.denoiser(x_t, t, label, unique=unique)
         null = getattr(self.denoiser, "null_label", None)
         if null is None:
-            raise ValueError("ClassifierFree needs a class-conditional denoiser, got one without labels: remove it")
+            raise ValueError(
+                "ClassifierFree needs a class-conditional denoiser, got one without labels: remove this guidance"
+            )
         labels = torch.cat([label, torch.full_like(label, null)])
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2, 1, 1), labels)
         conditional, unconditional = both.v.chunk(2)

@@ -1,4 +1,4 @@
-"""Look-ahead guidance: predict uncertain patches with the certain ones shown further along."""
+"""Look-ahead guidance: predict uncertain patches after moving the certain ones ahead."""
 
 import torch
 from jaxtyping import Int64
@@ -17,22 +17,22 @@ class LookAhead(Guidance):
 
     The patches whose uncertainty lies below the `share` quantile of their image are certain. They are provisionally
     moved ahead along their own prediction: 1 - t grows by the factor `ratio`, clipped at the clean image. A second
-    evaluation sees them there; uncertain patches take their velocity from it, certain ones from the first. All then
-    take the step that the sampler asks for, so this works with any sampler, solver and path, at twice the evaluations.
-    Needs a network that predicts its uncertainty.
+    evaluation sees them there; uncertain patches take their velocity from it, certain ones from the first. All patches
+    then take the sampler's step, so this works with any sampler, solver and path, at twice the evaluations. Needs a
+    network that predicts its uncertainty.
 
     Images whose noisiest started patch is still above level 1 - `skipped`, or in which no patch is more certain than
-    the rest, are predicted without look-ahead. In the paper time runs from noise to image: t here is 1 - t there.
+    the rest, are predicted without look-ahead. The paper's time runs from noise to image: its t is 1 - t here.
 
     Args:
         share: quantile of the uncertainty below which a patch is certain; in [0, 1], 0 changes nothing.
         ratio: growth of 1 - t; at least 1, which changes nothing.
-        skipped: share of the levels, from pure noise downwards, without look-ahead; in [0, 1].
+        skipped: width of the interval of levels below pure noise that is sampled without look-ahead; in [0, 1].
     """
 
     def __init__(self, share: float = 0.4, ratio: float = 1.5, skipped: float = 0.05):
-        within("share", share, 0, 1, "the default is 0.4, 0 turns it off")
-        at_least("ratio", ratio, 1, "the paper uses 1.5, 1 turns it off")
+        within("share", share, 0, 1, "the default is 0.4, 0 turns look-ahead off")
+        at_least("ratio", ratio, 1, "the paper uses 1.5, 1 turns look-ahead off")
         within("skipped", skipped, 0, 1, "the paper uses 0.05")
         self.share = share
         self.ratio = ratio

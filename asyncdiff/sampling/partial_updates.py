@@ -1,4 +1,4 @@
-"""Partial updates: compute only moving patches, and read the others from a KV cache."""
+"""Partial updates: compute only moving patches, and take the others from a KV cache."""
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,13 @@ class PartialUpdates:
     next refresh: this is an approximation, unless `refresh` is 1.
 
     The first step computes all patches; later refreshes come half an interval after the multiples of `refresh`. In
-    strict order with `refresh` steps per patch they then fall into the middle of every patch's time: if refreshed at
-    its start, the other patches would only ever have seen it as noise.
+    strict order with `refresh` steps per patch they then fall in the middle of each patch's steps. With a refresh at
+    its first step, the other patches would only ever see the patch as noise.
 
     Args:
-        denoiser: a denoiser whose network has a KV cache, such as `asyncdiff.networks.DiT`.
-        refresh: steps between evaluations of all patches.
-        margin: number of patches around moving ones, in every direction, that are computed with them.
+        denoiser: denoiser whose network has a KV cache, such as `asyncdiff.networks.DiT`.
+        refresh: number of steps between evaluations of all patches.
+        margin: between refreshes, also recompute patches within this many patches of a moving one.
 
     Attributes:
         moving: patches that the next evaluations must predict; setting it counts a step.
@@ -33,7 +33,9 @@ class PartialUpdates:
     def __init__(self, denoiser: DenoiserLike, refresh: int, margin: int = 0):
         if not isinstance(denoiser, Denoiser) or not hasattr(denoiser.network, "kv_cache"):
             kind = type(getattr(denoiser, "network", denoiser)).__name__
-            raise ValueError(f"refresh must be 1 for {kind}, which computes all patches at a time, got {refresh}")
+            raise ValueError(
+                f"refresh must be 1 for {kind}, which has no KV cache, got {refresh}: omit refresh, or use a DiT"
+            )
         self.denoiser = denoiser
         self.refresh = refresh
         self.margin = margin
@@ -41,7 +43,7 @@ class PartialUpdates:
         self._moving: KnownPatches | None = None
         self._t: LevelMap | None = None
         self._steps = -1
-        self._due = True
+        self._refresh_next = True
 
     @property
     def moving(self) -> KnownPatches | None:
@@ -52,11 +54,11 @@ class PartialUpdates:
     def moving(self, patches: KnownPatches) -> None:
         self._moving = patches
         self._steps += 1
-        self._due = self._due or (self._steps + self.refresh // 2) % self.refresh == 0
+        self._refresh_next = self._refresh_next or (self._steps + self.refresh // 2) % self.refresh == 0
 
     @property
     def fixed_branches(self) -> bool:
-        """True: guidance must evaluate the same branches in every step, since the cache holds a row for each."""
+        """Always True: guidance must evaluate the same branches in every step, since the cache has a row for each."""
         return True
 
     @property
@@ -76,18 +78,18 @@ class PartialUpdates:
     def __call__(
         self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
     ) -> Prediction:
-        """Return the prediction: up to date for moving patches, as last computed for the others."""
+        """Return the prediction, freshly computed for moving patches and cached for the others."""
         assert self._moving is not None, "samplers call Start.set_moving before they evaluate"
         branches = len(x_t) // len(self._moving)
         moving = self._moving.repeat(branches, 1, 1)
-        if self._due or self._t is None or len(self._t) != len(t):
+        if self._refresh_next or self._t is None or len(self._t) != len(t):
             self._kv_cache.moving = None
         else:  # patches that moved in the last step must be computed at their new level
-            self._kv_cache.moving = self._dilated(moving) | (t != self._t)
-        self._due, self._t = False, t
+            self._kv_cache.moving = self._dilate(moving) | (t != self._t)
+        self._refresh_next, self._t = False, t
         return self.denoiser(x_t, t, label, unique=unique, kv_cache=self._kv_cache)
 
-    def _dilated(self, moving: KnownPatches) -> KnownPatches:
+    def _dilate(self, moving: KnownPatches) -> KnownPatches:
         """Add the patches within `margin` of moving ones."""
         if not self.margin:
             return moving

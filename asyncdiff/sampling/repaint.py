@@ -1,6 +1,6 @@
 """RePaint (Lugmayr et al., arXiv:2201.09865): the inpainting baseline, which needs no level maps.
 
-Its resampling also helps models with level maps where a mask cuts patches.
+Its resampling also helps models with level maps if the mask cuts through patches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +19,18 @@ class RePaint(ImageSampler):
 
     All pixels share one level. After every step the known pixels are replaced by the image with fresh noise. This alone
     does not harmonize known and unknown pixels, so the sampler repeatedly jumps back to a higher level and denoises
-    again. The paper's 250 steps, with every 10 of them done 10 times, take 2410 network evaluations.
+    again. The paper's settings, 250 steps with every interval of 10 denoised 10 times, take 2410 network evaluations.
 
-    Use it with any model as the baseline, or with `hold` for masks that cut many patches.
+    Use it with any model as the baseline, or with `hold` for masks that cut through many patches.
 
     Args:
         steps: number of levels, equidistant in t.
-        jump: number of steps that one jump goes back.
-        resamples: how many times every interval of `jump` steps is denoised; 1 never jumps back.
-        solver: rule for one step; `DDIM(1.0)` by default, ancestral as in the paper.
+        jump: number of steps per jump back.
+        resamples: number of times that every interval of `jump` steps is denoised; 1 never jumps back.
+        solver: solver that takes each step; `DDIM(1.0)` by default, ancestral as in the paper.
         guidance: guidance rules, applied in this order.
-        hold: whether fully known patches stay at level 0, as on a conditioned path, and only known pixels of other
-            patches are replaced. False is the paper's algorithm, which has no level maps.
+        hold: whether to keep fully known patches at level 0, as on a conditioned path, and to replace only the known
+            pixels of other patches. False is the paper's algorithm, which has no level maps.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class RePaint(ImageSampler):
         self.guidance = list(guidance)
         self.hold = hold
         if not hold and any(isinstance(rule, InputGuidance) for rule in self.guidance):
-            raise ValueError("guidance of RePaint must not be InputGuidance, as no patch is known at level 0: set hold")
+            raise ValueError(
+                "InputGuidance needs known patches at level 0, which RePaint has only with hold: set hold to true"
+            )
 
     def walk(self, start: Start) -> Iterator[Frame]:
         if start.image is None or start.known is None:

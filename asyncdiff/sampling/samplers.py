@@ -1,4 +1,4 @@
-"""The base class of all samplers, and the samplers that follow a noise path from noise (s = 1) to image (s = 0)."""
+"""Base class of all samplers, and the samplers that follow a noise path from noise (s = 1) to image (s = 0)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.solvers import DDIM, Solver
 from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
 
-# Second counter of the seeds for guidance noise: guidance gets its own random stream and does not change the images'.
+# Second counter in the seeds for guidance noise, whose random stream is thus separate from that of the images.
 GUIDANCE = 1
 
 
@@ -40,21 +40,21 @@ class Frame:
 
 @dataclass(frozen=True)
 class Start:
-    """Inputs of one sampling trajectory: the denoiser, the initial state, what is known, and the random numbers.
+    """Inputs of one sampling trajectory: denoiser, initial state, known pixels and random numbers.
 
     Attributes:
-        denoiser: the denoiser, wrapped by all guidance.
+        denoiser: denoiser with all guidance applied.
         x_t: initial state: the image in known patches, the noised image where `levels` lies between 0 and 1, pure noise
             elsewhere.
-        eps: the initial noise alone.
-        known_patches: True = known, per patch: they stay at level 0. All False without an image.
-        label: class of every image, None if unconditional.
-        source: randomness of the noise path: one generator per image, and a floating type of at least float32, so that
-            small steps are not rounded away.
-        image: image with the known pixels, None without.
-        known: True = known, per pixel; None without an image.
-        partial_updates: wrapper that computes only moving patches, None if every evaluation computes all patches.
-        levels: initial level map, None if every unknown patch starts as pure noise.
+        eps: initial noise.
+        known_patches: mask of known patches, True = known; these stay at level 0. All False without an image.
+        label: class of every image; None if unconditional.
+        source: random numbers for the noise path, from one generator per image, in at least float32, so that small
+            steps are not rounded away.
+        image: images with the known pixels; None if nothing is known.
+        known: mask of known pixels, True = known; None without an image.
+        partial_updates: wrapper that computes only moving patches; None if every evaluation computes all patches.
+        levels: initial level map; None if every unknown patch starts as pure noise.
     """
 
     denoiser: DenoiserLike
@@ -73,7 +73,7 @@ class Start:
         return self.denoiser(x_t, t, self.label)
 
     def set_moving(self, patches: KnownPatches) -> None:
-        """Declare which patches the next step moves: with partial updates, predictions of the others may be stale."""
+        """Set which patches the next step moves; with partial updates, predictions for the others may be stale."""
         if self.partial_updates is not None:
             self.partial_updates.moving = patches
 
@@ -98,7 +98,7 @@ class Start:
         return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Start":
-        """Return the inputs of the images `rows` only."""
+        """Return the inputs for the images `rows` only."""
         generators = self.source.generator
         assert isinstance(generators, list)
         denoiser = select(self.denoiser, rows)
@@ -117,18 +117,19 @@ class Start:
 
 
 class ImageSampler(ABC):
-    """Base class of samplers: turns seeds into images with a denoiser, unconditionally, by class, or by inpainting.
+    """Base class of samplers, which turn seeds into images with a denoiser: unconditional, by class, or inpainted.
 
-    Call it for the final images, or iterate over `frames` for the whole trajectory. Subclasses implement `walk`.
+    Call it for the final images, or iterate over `frames` for the entire trajectory. Subclasses implement `walk`.
 
-    Image i depends on seed i only: its path, its initial noise and all later noise come from its own generator, on the
-    CPU, whatever the batch or the device.
+    Image i depends only on seed i: its path, its initial noise and all later noise come from its own generator, on the
+    CPU, whatever the batch and the device.
 
     Attributes:
         guidance: guidance rules, applied in this order: the first one wraps the network directly.
-        refresh: steps between evaluations of all patches; in between, only moving patches are computed. 1 computes all
-            patches in every step. Needs a network with a KV cache, such as `asyncdiff.networks.DiT`.
-        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+        refresh: number of steps between evaluations of all patches; in between, only moving patches are computed. 1
+            computes all patches in every step; larger values need a network with a KV cache, such as
+            `asyncdiff.networks.DiT`.
+        margin: between refreshes, also recompute patches within this many patches of a moving one.
         supports_start_levels: whether the sampler can start from levels between 0 and 1 (SDEdit).
 
     Example:
@@ -171,14 +172,14 @@ class ImageSampler(ABC):
             seeds: one seed per image.
             shape: (c, h, w) of every image.
             label: class of every image, int64 (b,); None for unconditional sampling.
-            image: image with the known pixels, (b, c, h, w). Its unknown pixels are read only in patches whose
-                `levels` are below 1.
-            known: True = known, (b, h, w). A patch is known if all its pixels are; known pixels inside other patches
-                are replaced by the noised image after every step.
+            image: images with the known pixels, (b, c, h, w). Unknown pixels are read only in patches whose `levels`
+                are below 1.
+            known: mask of known pixels, True = known, (b, h, w). A patch is known if all its pixels are; known pixels
+                inside other patches are replaced by the noised image after every step.
             levels: initial level map, (b, gh, gw): 0 keeps a patch of the image, 1 is pure noise (default for unknown
                 patches); in between, the image is noised to that level (SDEdit, arXiv:2108.01073).
             device: device of the denoiser.
-            dtype: floating type of the images.
+            dtype: floating-point type of the images.
 
         Returns:
             Images (b, c, h, w) on `device`; where `known` is True they equal `image` bit for bit.
@@ -221,7 +222,7 @@ class ImageSampler(ABC):
         label = None if label is None else label.to(device)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
-        # Drawn before anything else, in a fixed order: known pixels never change an image's noise.
+        # Drawn before anything else, so that known pixels never change an image's noise.
         x_t = eps = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
         fixed = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
         if image is not None and known is not None:
@@ -248,13 +249,15 @@ class ImageSampler(ABC):
     def _check_levels(self, levels: LevelMap, image: Image | None, shape: tuple[int, int, int]) -> None:
         if not self.supports_start_levels:
             raise ValueError(
-                f"levels must be left out for {type(self).__name__}, which starts from pure noise: use Sampler"
+                f"{type(self).__name__} always starts from pure noise, got levels: omit levels, or use Sampler"
             )
         if image is None:
-            raise ValueError("levels must come with image and known, got levels alone: pass the image to be noised")
+            raise ValueError(
+                "levels needs image and known, got levels alone: pass the image to start from and its mask"
+            )
         if tuple(levels.shape) != shape:
             raise ValueError(
-                f"levels must hold one value per patch, shape {shape}, got {tuple(levels.shape)}: expand or repeat them"
+                f"levels must have shape {shape}, one value per patch, got {tuple(levels.shape)}: expand or repeat them"
             )
         outside = ~((levels >= 0) & (levels <= 1))  # also True for NaN
         if outside.any():
@@ -276,13 +279,13 @@ class Sampler(ImageSampler):
 
     Args:
         path: family of noise paths; `Synchronous()` by default.
-        solver: rule for one step; `DDIM()` by default.
+        solver: solver that takes each step; `DDIM()` by default.
         steps: number of sampling steps, each of `solver.evaluations` network evaluations. Steps in which no patch of
             the batch moves cost nothing.
         guidance: guidance rules, applied in this order.
-        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
-            step and is exact.
-        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+        refresh: number of steps between evaluations of all patches, for networks with a KV cache; 1 computes all
+            patches in every step and is exact.
+        margin: between refreshes, also recompute patches within this many patches of a moving one.
 
     Example:
         >>> from asyncdiff.denoising import Denoiser
@@ -312,8 +315,8 @@ class Sampler(ImageSampler):
         self.path = path or Synchronous()
         if self.path.t_min > 0:
             raise ValueError(
-                f"path must end at the clean image, got a floor t_min of {self.path.t_min}: "
-                "use Floored in training and likelihoods only"
+                f"path must end at the clean image, got a path with the floor {self.path.t_min}: "
+                "remove Floored, which is meant for training and likelihoods"
             )
         self.solver = solver or DDIM()
         self.steps = steps
@@ -341,7 +344,7 @@ class Sampler(ImageSampler):
             start.set_moving(moving)
             if moving.any():
                 x_t = start.with_known_pixels(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
-            else:  # same result as in a batch where other images moved in this step: no patch keeps its history
+            else:  # drop the history, as in a batch whose other images move: results must not depend on the batch
                 solver = self.solver.begin()
             t = to
             yield Frame(x_t, t, s)
@@ -361,13 +364,13 @@ class Autoregressive(Sampler):
 
     Args:
         order: order in which patches are generated; `Raster()` by default.
-        overlap: share of a group's time in which the next group moves too; in [0, 1). 0 is strict order.
-        solver: rule for one step; `DDIM()` by default.
-        steps_per_patch: number of steps of every patch from noise to clean.
+        overlap: share of a group's time during which the next group moves too; in [0, 1). 0 is strict order.
+        solver: solver that takes each step; `DDIM()` by default.
+        steps_per_patch: number of steps that each patch takes from noise to clean.
         guidance: guidance rules, applied in this order.
-        refresh: steps between evaluations of all patches, for networks with a KV cache; 1 computes all patches in every
-            step and is exact.
-        margin: number of patches around moving ones, in every direction, that are computed with them between refreshes.
+        refresh: number of steps between evaluations of all patches, for networks with a KV cache; 1 computes all
+            patches in every step and is exact.
+        margin: between refreshes, also recompute patches within this many patches of a moving one.
 
     Example:
         >>> from asyncdiff.denoising import Denoiser
@@ -403,7 +406,7 @@ class Autoregressive(Sampler):
 
 
 def check_partial_updates(refresh: int, margin: int) -> None:
-    """Raise ValueError unless `refresh` and `margin` are in range and go together."""
+    """Raise ValueError unless `refresh` and `margin` are in range and compatible."""
     at_least("refresh", refresh, 1, "1 computes all patches in every step")
     at_least("margin", margin, 0, "0 computes only patches that move")
     if margin and refresh == 1:
@@ -418,7 +421,10 @@ def _check_label(denoiser: DenoiserLike, label: Labels | None) -> None:
         raise ValueError(f"label must be int64, one class per image, got {label.dtype}: use label.long()")
     wrong = (label < 0) | (label > null)
     if wrong.any():
-        raise ValueError(f"label must lie in 0 .. {null - 1}, or be {null} for no label, got {int(label[wrong][0])}")
+        raise ValueError(
+            f"label must lie in 0 .. {null - 1}, or be {null} for no label, got {int(label[wrong][0])}: choose one of "
+            "the model's classes"
+        )
 
 
 def _check(
@@ -433,14 +439,20 @@ def _check(
     if known is not None and known.dtype != torch.bool:
         raise ValueError(f"known must be bool, True = known, got {known.dtype}: use mask > 0.5")
     if not len(seeds):
-        raise ValueError("seeds must hold at least one seed, one per image, got none")
+        raise ValueError("seeds must contain at least one seed, got none: pass one seed per image")
     if (image is None) != (known is None):
         present, missing = ("known", "image") if image is None else ("image", "known")
-        raise ValueError(f"image and known must be passed together, got {present} without {missing}")
+        raise ValueError(
+            f"image and known must be passed together, got {present} without {missing}: pass {missing}, too"
+        )
     if label is not None and len(label) != len(seeds):
-        raise ValueError(f"label must hold one class per seed, got {len(label)} for {len(seeds)} seeds")
+        raise ValueError(
+            f"label needs one class per seed, got {len(label)} for {len(seeds)} seeds: pass {len(seeds)} labels"
+        )
     if image is not None and tuple(image.shape) != (len(seeds), *shape):
-        raise ValueError(f"image must have shape {(len(seeds), *shape)}, got {tuple(image.shape)}")
+        raise ValueError(
+            f"image must have shape {(len(seeds), *shape)}, got {tuple(image.shape)}: pass one such image per seed"
+        )
     if known is not None and tuple(known.shape) != (len(seeds), *shape[1:]):
         raise ValueError(
             f"known must have shape {(len(seeds), *shape[1:])}, True = known, got {tuple(known.shape)}: "

@@ -17,20 +17,20 @@ from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import Image, LevelMap, to_pixels
 
-# If a step is more than twice the step before, the patch has passed a kink of its path, or has moved for only a part of
-# its first step. Its slope has then changed with the other patches, not with its own small step, and a larger ratio
-# would amplify that change.
+# A step more than twice as long as the previous one means that the patch has passed a kink of its path, or moved during
+# only part of its first step. Its slope has then changed because of the other patches, not because of its own small
+# step, and a larger ratio would amplify that change.
 MAX_RATIO = 2.0
 
 Evaluate = Callable[[Image, LevelMap], Prediction]  # a denoiser with its labels bound
 
 
 class Solver(ABC):
-    """Base class of solvers: a rule for one step. Patches with t' = t are returned bit for bit.
+    """Base class of solvers, which take one step. Patches with t' = t are returned bit for bit.
 
     Attributes:
         stochastic: whether a step needs noise.
-        evaluations: most network evaluations in a step.
+        evaluations: maximum number of network evaluations per step.
     """
 
     stochastic: bool = False
@@ -49,7 +49,7 @@ class Solver(ABC):
         """Take one step from level map `t` to level map `to`.
 
         Args:
-            evaluate: the denoiser, a function of (x_t, t).
+            evaluate: denoiser as a function of (x_t, t).
             x_t: noisy images at level map `t`, (b, c, h, w).
             t: current level map, (b, gh, gw).
             to: next level map, with `to` <= `t` in every patch.
@@ -90,7 +90,9 @@ class DDIM(Solver):
         moved = keep * x_t + clean * prediction.x
         if self.stochastic:
             if noise is None:
-                raise ValueError(f"noise must be given for stochasticity {self.stochasticity}, got None: pass noise")
+                raise ValueError(
+                    f"stochasticity {self.stochasticity} needs noise, got None: pass standard normal noise"
+                )
             moved = moved + fresh * noise
         return torch.where(to_pixels(to < t, size), moved, x_t)
 
@@ -110,7 +112,7 @@ class DDIM(Solver):
 class Heun(Solver):
     """Heun's method for the probability-flow ODE, of order two: the mean of the slopes at both ends of the step.
 
-    Two evaluations per step; `Multistep` has the same order with one.
+    Takes two evaluations per step; `Multistep` has the same order with one.
 
     Patches that arrive at t' = 0 take Euler's step: at level 0 a network cannot distinguish noise from image, its
     velocity contains no noise, and half of it would leave half of the last noise behind. One such step per patch costs
@@ -127,7 +129,7 @@ class Heun(Solver):
         moved = torch.where(to_pixels(moves, size), x_t + step * slope, x_t).to(x_t.dtype)
         if not corrected.any():
             return moved
-        # Images without a patch to correct are evaluated at their old state, so that a KV cache of them stays valid.
+        # Images without a patch to correct are evaluated at their old state, so that their KV cache stays valid.
         again = corrected.flatten(1).any(1)[:, None, None]
         at, x_at = torch.where(again, to, t), torch.where(to_pixels(again, (1, 1)), moved, x_t)
         mean_slope = (slope + _slope(evaluate(x_at, at), at)) / 2
@@ -137,12 +139,12 @@ class Heun(Solver):
 class Multistep(Solver):
     """Two-step Adams-Bashforth method for the probability-flow ODE, of order two with one evaluation per step.
 
-    x' = x_t + (t' - t) [(1 + r/2) f - r/2 f_before] with the slopes f = W v of this step and f_before of the step
-    before, and r the ratio of the patch's two steps, at most `MAX_RATIO`. A patch that did not move in the step before
-    has no history and takes Euler's step.
+    x' = x_t + (t' - t) [(1 + r/2) f - r/2 f_before] with the slopes f = W v of this step and f_before of the
+    previous step, and r the ratio of the patch's two steps, at most `MAX_RATIO`. A patch that did not move in the
+    previous step has no history and takes Euler's step.
 
     About as accurate per step as `Heun`, at half the evaluations. The history belongs to one trajectory: `begin`
-    returns the solver that collects it. Called directly, without `begin`, every step is Euler's.
+    returns the solver that collects it. Called directly, without `begin`, it takes Euler's steps.
     """
 
     def begin(self) -> Solver:

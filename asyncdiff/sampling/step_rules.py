@@ -21,9 +21,9 @@ class PatchState:
 
     Attributes:
         level: grid steps that each patch still has to take, t = level / steps; 0 = finished or known.
-        unknown: True = to be generated, per patch.
+        unknown: mask of patches to generate, True = unknown.
         steps: number of grid steps from noise to clean.
-        calls_left: calls of the rule that the budget still allows, this one included.
+        calls_left: number of calls of the rule that the budget still allows, including this one.
     """
 
     level: Strides
@@ -48,15 +48,16 @@ class PatchState:
 
 
 class StepRule(ABC):
-    """Base class of step rules: decides how far each patch moves after one prediction.
+    """Base class of step rules, which decide how far each patch moves after one prediction.
 
-    A rule must decide for every image from that image alone, so that image i depends on seed i only.
+    A rule must treat each image independently of the others, so that image i depends only on seed i.
 
     Attributes:
-        elastic: whether the rule meets a budget below `max_predictions` by larger strides; other rules reject one.
+        adjusts_to_budget: whether the rule takes larger strides to fit a budget below `max_predictions`; with other
+            rules, such a budget raises ValueError.
     """
 
-    elastic: bool = False
+    adjusts_to_budget: bool = False
 
     def begin(self) -> "StepRule":
         """Return the rule for one sampling trajectory; stateful rules return a fresh copy without state."""
@@ -67,7 +68,7 @@ class StepRule(ABC):
         return self
 
     def max_predictions(self, steps: int, patches: int) -> int:
-        """Return the most predictions that images with up to `patches` unknown patches take without a budget."""
+        """Return the maximum number of predictions without a budget, for images with at most `patches` to generate."""
         return steps
 
     def needs_prediction(self, state: PatchState) -> KnownPatches:
@@ -79,41 +80,44 @@ class StepRule(ABC):
         """Return the grid steps that each patch takes now, from 0 (wait) to its level.
 
         Args:
-            state: the current levels of all patches.
+            state: current levels of all patches.
             uncertainty: predicted rms error of the velocity, per patch.
 
         Returns:
-            Strides (b, gh, gw), with 0 <= stride <= `state.level`. Some patch of every unfinished image must move.
+            Strides (b, gh, gw), with 0 <= stride <= `state.level`. At least one patch of every unfinished image must
+            move.
         """
 
 
 class Tolerance(StepRule):
-    """Step rule with strides inverse to the predicted error: dt = tolerance / u, rounded down to the grid, at least 1.
+    """Step rule with strides inversely proportional to the predicted error.
 
-    u is the predicted rms error of the velocity: the error that a stride adds has an rms of at most `tolerance`, if the
-    grid is fine enough. With equal uncertainties all patches take the same strides, on a uniform grid. The noisiest
-    patch of an image moves in every call, so sampling takes at most `steps` predictions; a smaller budget is met by
-    strides of at least (levels left) / (predictions left), beyond `max_stride` if necessary.
+    Strides are dt = tolerance / u, rounded down to the grid, but at least 1. u is the predicted rms error of the
+    velocity: the error that a stride adds has an rms of at most `tolerance`, if the grid is fine enough. With equal
+    uncertainties all patches take the same strides, on a uniform grid. The noisiest patch of an image moves in every
+    call, so sampling takes at most `steps` predictions. To fit a smaller budget, strides are at least (levels left) /
+    (predictions left), beyond `max_stride` if necessary.
 
-    The default rule of `Adaptive`: use it to spend fewer evaluations on images and patches that the network is sure of.
+    This is the default rule of `Adaptive`; it spends fewer evaluations on images and patches of which the network is
+    certain.
 
     Args:
         tolerance: largest root mean square error that a stride may add, in model units; larger means fewer predictions.
-            In pure noise u is about the standard deviation of the data, near the clean image about 1 (that of the
-            noise).
+            In pure noise u is about the standard deviation of the data, near the clean image about 1 (that
+            of the noise).
         max_stride: longest stride in grid steps.
         lead: how far the level of a patch may fall below the image's highest level, in [0, 1]; a patch that is further
-            ahead waits. 1 is no bound, which costs quality even on exact Gaussians; choose level differences that the
-            network was trained on.
+            ahead waits. 1 sets no limit, which costs quality even on exact Gaussians; choose level differences that
+            occur in the network's training.
     """
 
-    elastic = True
+    adjusts_to_budget = True
 
     def __init__(self, tolerance: float = 0.02, max_stride: int = 4, lead: float = 0.5):
         if not 0 < tolerance < math.inf:
             raise ValueError(f"tolerance must be positive and finite, got {tolerance}: start with 1/steps")
         at_least("max_stride", max_stride, 1, "1 gives the uniform grid")
-        within("lead", lead, 0, 1, "1 is no bound, 0 keeps all patches at one level")
+        within("lead", lead, 0, 1, "1 sets no limit, 0 keeps all patches at one level")
         self.tolerance = tolerance
         self.max_stride = max_stride
         self.lead = lead
@@ -127,11 +131,11 @@ class Tolerance(StepRule):
 
 
 class DualLoop(StepRule):
-    """Step rule of Patch Forcing (arXiv:2604.19141): certain patches take large steps, the others follow in small ones.
+    """Step rule of Patch Forcing (arXiv:2604.19141): certain patches take large steps, others follow in small ones.
 
     An outer step is `inner` grid steps. After its prediction, the patches whose uncertainty lies below the `share`
-    quantile of their image take the outer step at once; the others follow grid step by grid step with a prediction
-    each, and see the certain patches ahead: `inner` + 1 predictions in all. If no patch is more certain than the rest,
+    quantile of their image take the outer step at once. The others follow one grid step per prediction and see the
+    certain patches ahead, which makes `inner` + 1 predictions in all. If no patch is more certain than the rest,
     all take one grid step.
 
     Args:
@@ -147,11 +151,11 @@ class DualLoop(StepRule):
         self.inner = inner
 
     def max_predictions(self, steps: int, patches: int) -> int:
-        """One prediction for every grid step and one for every outer step."""
+        """Return one prediction per grid step plus one per outer step."""
         return steps + math.ceil(steps / self.inner)
 
     def needs_prediction(self, state: PatchState) -> KnownPatches:
-        """All unfinished patches at the beginning of an outer step, those that lag behind within it."""
+        """Return all unfinished patches at the beginning of an outer step, and those that lag behind within it."""
         return torch.where(state.highest == state.lowest, state.unfinished, state.level > state.lowest)
 
     def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
@@ -171,7 +175,7 @@ class Sequential(StepRule):
 
     Args:
         together: number of patches that start at once.
-        overlap: share of a group's time in which the next group moves too; in [0, 1).
+        overlap: share of a group's time during which the next group moves too; in [0, 1).
     """
 
     def __init__(self, together: int = 1, overlap: float = 0.0):
@@ -184,24 +188,24 @@ class Sequential(StepRule):
         self.overlap = overlap
 
     def max_predictions(self, steps: int, patches: int) -> int:
-        """The steps until the last group starts, plus its own."""
+        """Return the number of steps until the last group starts, plus its own steps."""
         groups = max(1, math.ceil(patches / self.together))
         return math.ceil((groups - 1) * self._lag(steps) - ROUNDING) + steps
 
     def needs_prediction(self, state: PatchState) -> KnownPatches:
-        """Patches being denoised, plus all waiting patches of images in which some may start now."""
+        """Return the patches being denoised, plus all waiting patches of images in which some may start now."""
         waiting = state.unknown & (state.level == state.steps)
-        due = (self._due(state) > 0)[:, None, None]
-        return state.unfinished & (~waiting | due)
+        may_start = (self._num_to_start(state) > 0)[:, None, None]
+        return state.unfinished & (~waiting | may_start)
 
     def __call__(self, state: PatchState, uncertainty: LevelMap) -> Strides:
         waiting = state.unknown & (state.level == state.steps)
         order = uncertainty.masked_fill(~waiting, math.inf).flatten(1).argsort(dim=1, stable=True)
         rank = order.argsort(dim=1).reshape(waiting.shape)
-        moving = state.unfinished & (~waiting | (rank < self._due(state)[:, None, None]))
+        moving = state.unfinished & (~waiting | (rank < self._num_to_start(state)[:, None, None]))
         return moving.long()
 
-    def _due(self, state: PatchState) -> Int64[Tensor, " b"]:
+    def _num_to_start(self, state: PatchState) -> Int64[Tensor, " b"]:
         """Return how many more patches of each image may start now."""
         started = state.unknown & (state.level < state.steps)
         count = started.flatten(1).sum(1)
@@ -210,8 +214,8 @@ class Sequential(StepRule):
         last_start = ((groups - 1) * lag - ROUNDING).ceil()  # the step at which the latest group started
         elapsed = last_start + state.steps - state.level.masked_fill(~started, 0).flatten(1).amax(1)
         elapsed = torch.where(groups > 0, elapsed, torch.zeros_like(elapsed))
-        due = ((elapsed + ROUNDING) / lag).floor().long() + 1
-        return (due * self.together - count).clamp(min=0)
+        groups_to_start = ((elapsed + ROUNDING) / lag).floor().long() + 1
+        return (groups_to_start * self.together - count).clamp(min=0)
 
     def _lag(self, steps: int) -> float:
         """Return the number of steps between the starts of two groups."""

@@ -2,10 +2,10 @@
 
 Each side of the canvas is split into segments of level patches. The first segment is a full window; the others grow
 from it in both directions, each at the far end of a window whose other patches belong to segments of lower rank. If the
-canvas wraps around, the last segment closes the circle, with known patches on both of its sides.
+canvas wraps around, the last segment closes the circle, with known patches on both sides.
 
 A cell is the product of a row segment and a column segment; its window generates the cell. The window is conditioned on
-the cells whose ranks are not higher than its own, neither in rows nor in columns. Cells with the same sum of ranks are
+the cells whose ranks exceed its own neither in rows nor in columns. Cells with the same sum of ranks are
 therefore independent of each other: they are generated together, in batches, with the same result as one by one.
 """
 
@@ -28,13 +28,13 @@ from asyncdiff.sampling.samplers import ImageSampler, Sampler
 
 
 class TilingState(NamedTuple):
-    """Progress of a tiled sampling.
+    """Progress of tiled sampling.
 
     Attributes:
         done: number of windows generated so far.
         windows: number of windows in all.
-        canvas: the image so far, (c, H, W), 0 where nothing has been generated. Later windows are written into the same
-            tensor: clone it to keep a state.
+        canvas: image so far, (c, H, W), 0 where nothing has been generated. Later windows are written into the same
+            tensor: clone it to keep an intermediate state.
     """
 
     done: int
@@ -47,10 +47,10 @@ class Segment:
     """Segment of one side of a canvas, in level patches (modulo the length of the side if it wraps around).
 
     Attributes:
-        first: index of its first patch.
-        length: number of its patches.
-        window: index of the first patch of the window that generates it.
-        rank: order of generation; its window is conditioned on segments of lower rank.
+        first: index of the segment's first patch.
+        length: number of patches in the segment.
+        window: index of the first patch of the window that generates the segment.
+        rank: place in the order of generation; the window is conditioned on segments of lower rank.
     """
 
     first: int
@@ -81,25 +81,25 @@ class WindowView:
 
     @property
     def covered(self) -> bool:
-        """Whether the exemplar covers the whole segment."""
+        """Whether the exemplar covers the entire segment."""
         return bool((self.exemplar | ~self.own).all())
 
 
 class TiledSampler:
-    """Sampler for images of any size with a model of a fixed size; optionally around an exemplar, or tileable.
+    """Sampler that generates images of any size with a fixed-size model, optionally tileable or around an exemplar.
 
     The first window lies on the exemplar, or in the middle of the canvas without one; the others grow from there in all
     directions. With an overlap, every window except the first is conditioned on known pixels. The result does not
     depend on `batch_size`. Memory: the canvas, one batch of windows, and lists as long as the sides of the canvas.
 
     Args:
-        sampler: sampler of the windows, which inpaints each around its known pixels; `Sampler()` by default.
+        sampler: sampler that inpaints each window around its known pixels; `Sampler()` by default.
         overlap: share of a window's side that is known when it is generated, in [0, 1), rounded to whole level patches;
-            0 leaves seams. A window that closes a circle has half of the overlap on either side.
+            0 leaves seams. A window that closes a circle has half of the overlap on each side.
         tileable: whether the canvas wraps around, top to bottom and left to right, so that copies side by side show no
             seam. The two sides that the last window joins are generated independently: the window minus its overlap,
             which lies between them, should be longer than the correlation length of the texture.
-        batch_size: number of windows that go through the network together.
+        batch_size: number of windows generated together.
 
     Example:
         A 20x28 image from a model of 8x8 images:
@@ -150,14 +150,14 @@ class TiledSampler:
             size: (H, W) of the image, at least that of a window. A tileable image needs a multiple of the level patch;
                 other images are generated up to the next multiple and cropped.
             shape: (c, h, w) of one window, the model's image shape.
-            seed: seed of the whole image; the window in row i and column j has the seed `counter_key(seed, i, j)`.
+            seed: seed of the entire image; the window in row i and column j has the seed `counter_key(seed, i, j)`.
             label: class of every window; None for unconditional sampling.
-            exemplar: known pixels (c, eh, ew), floating point in [-1, 1], at least one whole level patch of the canvas.
-                Its pixels in partly covered patches are used as `ImageSampler` uses them.
-            place: row and column on the canvas of the exemplar's first pixel; multiples of the level patch cut no
-                patch. An exemplar that spans a tileable canvas from edge to edge meets itself there.
+            exemplar: known pixels (c, eh, ew), floating point in [-1, 1], covering at least one level patch of the
+                canvas. Pixels in partly covered patches are treated as in `ImageSampler`.
+            place: row and column of the exemplar's first pixel on the canvas; at multiples of the level patch, no patch
+                is cut. An exemplar that spans a tileable canvas from edge to edge meets itself there.
             device: device of the denoiser and of the canvas.
-            dtype: floating type of the image.
+            dtype: floating-point type of the image.
 
         Returns:
             The image (c, H, W); where the exemplar lies it equals the exemplar bit for bit.
@@ -234,7 +234,7 @@ class TiledSampler:
                 shape=(image.shape[1], image.shape[2], image.shape[3]),
                 label=labels,
                 image=image,
-                known=torch.stack([_known(r, c) for r, c in cells]).to(canvas.device),
+                known=torch.stack([_known_pixels(r, c) for r, c in cells]).to(canvas.device),
                 device=canvas.device,
                 dtype=canvas.dtype,
             )
@@ -292,7 +292,7 @@ def segments(patches: int, window: int, overlap: int, *, middle: float, tileable
     Args:
         patches: length of the side, at least that of the window.
         window: length of a window.
-        overlap: overlap of a window with the segments before, less than the window.
+        overlap: overlap of a window with the previous segments, less than the window.
         middle: desired center of the first window.
         tileable: whether the side wraps around.
 
@@ -327,7 +327,7 @@ def segments(patches: int, window: int, overlap: int, *, middle: float, tileable
 def _batches(
     rows: Sequence[WindowView], columns: Sequence[WindowView], size: int
 ) -> Iterator[list[tuple[WindowView, WindowView]]]:
-    """Yield the cells to generate, in batches of independent cells."""
+    """Yield the cells to generate, as batches of independent cells."""
     by_rank: dict[int, list[WindowView]] = {}
     for column in columns:
         by_rank.setdefault(column.rank, []).append(column)
@@ -337,7 +337,7 @@ def _batches(
             yield batch
 
 
-def _known(row: WindowView, column: WindowView) -> Bool[Tensor, "h w"]:
+def _known_pixels(row: WindowView, column: WindowView) -> Bool[Tensor, "h w"]:
     """Return the mask of a window's known pixels: those of earlier cells and of the exemplar."""
     earlier = row.visible[:, None] & column.visible & ~(row.own[:, None] & column.own)
     return earlier | (row.exemplar[:, None] & column.exemplar)
@@ -348,13 +348,13 @@ def _overlap_in_patches(share: float, window: int, tileable: bool) -> int:
     overlap = round(share * window)
     if share and not 0 < overlap < window:
         raise ValueError(
-            f"overlap must round to at least one level patch and less than a window's {window}, got {share} of them: "
+            f"overlap must round to 1 .. {window - 1} of a window's {window} level patches, got {share}: "
             "choose another overlap, or a model with more patches"
         )
     if tileable and window < 3:
         raise ValueError(
             f"tileable needs windows of at least 3 level patches a side, got {window}: "
-            "the last window needs known patches on both of its sides"
+            "use a model with more patches, or turn tileable off"
         )
     return overlap
 
@@ -365,7 +365,9 @@ def _check_exemplar(
     if not exemplar.is_floating_point():
         raise ValueError(f"exemplar must be floating point in [-1, 1], got {exemplar.dtype}: use image / 127.5 - 1")
     if exemplar.ndim != 3 or exemplar.shape[0] != channels:
-        raise ValueError(f"exemplar must be (c, h, w) of {channels} channels, got shape {tuple(exemplar.shape)}")
+        raise ValueError(
+            f"exemplar must have shape ({channels}, h, w), got {tuple(exemplar.shape)}: match the model's channels"
+        )
     for at, length, total, side in zip(place, exemplar.shape[1:], size, patch, strict=True):
         if at < 0 or at + length > total:
             raise ValueError(
@@ -374,6 +376,6 @@ def _check_exemplar(
             )
         if (at + length) // side * side < math.ceil(at / side) * side + side:
             raise ValueError(
-                f"exemplar must hold a whole level patch of {patch[0]}x{patch[1]} pixels, got "
-                f"{exemplar.shape[1]}x{exemplar.shape[2]} at place {place}: use multiples of the patch"
+                f"exemplar must cover at least one level patch of {patch[0]}x{patch[1]} pixels, got "
+                f"{exemplar.shape[1]}x{exemplar.shape[2]} pixels at place {place}: use multiples of the patch"
             )

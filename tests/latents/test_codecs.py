@@ -239,9 +239,9 @@ def test_one_different_weight_changes_the_fingerprint(tmp_path, tiny):
 
 def test_other_scales_and_shifts_change_the_fingerprint(tiny):
     scaled = TinyAutoencoder(tiny.encoder, tiny.decoder, scale=0.5)
-    assert "got another scale: 0.5 for 1:" in error_of(check_same_codec, scaled, tiny.fingerprint())
+    assert "got scale 0.5 instead of 1: " in error_of(check_same_codec, scaled, tiny.fingerprint())
     shifted = TinyAutoencoder(tiny.encoder, tiny.decoder, shift=[0.0, 1.0, 0.0, 0.0])
-    assert "got another shift: [0.0, 1.0, 0.0, 0.0] for 0:" in error_of(check_same_codec, shifted, tiny.fingerprint())
+    assert "got shift [0.0, 1.0, 0.0, 0.0] instead of 0: " in error_of(check_same_codec, shifted, tiny.fingerprint())
     check_same_codec(TinyAutoencoder(tiny.encoder, tiny.decoder, scale=[1.0] * 4), tiny.fingerprint())
 
 

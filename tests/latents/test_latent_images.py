@@ -316,7 +316,7 @@ def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, c
         main([*words, "--codec", str(file)])
         with pytest.raises(SystemExit):
             main([*words, "--codec", "Identity"])
-        assert "--codec must have the model's 4 channels, got 3: choose another codec" in capfd.readouterr().err
+        assert "--codec has 3 channels, but the model has 4: choose a codec" in capfd.readouterr().err
     finally:
         for name in ("encoder", "decoder"):
             (tmp_path / f"{name}.safetensors").rename(folder / f"{name}.safetensors")

@@ -132,7 +132,7 @@ def test_patchify_inverts():
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [((1, 8), "at least one patch large, got 1x8"), ((8, 9), "multiples of the patch size 2, got 8x9")],
+    [((1, 8), "at least as large as a patch, got 1x8"), ((8, 9), "multiples of the patch size 2, got 8x9")],
 )
 def test_images_that_do_not_fit_are_refused(small_dit, size, message):
     with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from asyncdiff.denoising.targets import NoiseTarget
 from asyncdiff.networks import dit
 from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD, from_diffusers, has_diffusers_names
 from asyncdiff.networks.embeddings import grid_positions, sinusoids
-from asyncdiff.networks.porting import DIT, SIT, Convention, _ratio, has_original_names, port_weights
+from asyncdiff.networks.porting import DIT, SIT, Convention, _mlp_ratio, has_original_names, port_weights
 from asyncdiff.noise.processes import LinearVP, RectifiedFlow
 from asyncdiff.randomness import normal, per_image
 from asyncdiff.sampling.guidance import ClassifierFree
@@ -158,7 +158,7 @@ def test_blocks_with_embeddings_of_their_own_are_refused():
     model = diffusers_model()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.weight[0, 0] += 1
-    with pytest.raises(ValueError, match="blocks must share the embeddings of time and label, got a transf"):
+    with pytest.raises(ValueError, match="all blocks must share their time and label embeddings, got transf"):
         ported(model)
 
 
@@ -243,7 +243,9 @@ def test_sizes_are_read_and_official_heads_known(dim, heads):
 
 
 def test_the_width_of_the_mlp_survives_rounding():
-    assert all(int(dim * _ratio(hidden, dim)) == hidden for dim in range(4, 200, 4) for hidden in range(1, 5 * dim, 7))
+    assert all(
+        int(dim * _mlp_ratio(hidden, dim)) == hidden for dim in range(4, 200, 4) for hidden in range(1, 5 * dim, 7)
+    )
 
 
 def test_layouts_are_distinguished():
@@ -273,16 +275,17 @@ def edited(**weights) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("w", "message"),
     [
-        (edited(blocks__1__mlp__fc1__bias=None), "must be complete, got none called blocks.1.mlp.fc1.bias: is"),
-        (edited(x_embedder__proj__weight=None), "got none of 4 axes called x_embedder.proj.weight: another"),
-        (edited(blocks__0__attn__q_norm__weight=torch.ones(8)), "got also blocks.0.attn.q_norm.weight: another"),
-        (edited(blocks__3__mlp__fc1__bias=torch.ones(128)), "got none called blocks.2.attn.qkv.weight"),
-        (edited(t_embedder__mlp__2__weight=torch.ones(32, 16)), r"got \(32, 16\) for t_embedder.mlp.2.weight, which"),
-        (edited(pos_embed=torch.ones(1, 15, 32)), r"must be for a square of tokens, got the shape \(1, 15, 32\)"),
-        (edited(pos_embed=torch.ones(1, 16, 32)), "must hold DiT's sines and cosines, got others"),
-        (edited(pos_embed=torch.full((1, 16, 32), torch.nan)), "must hold DiT's sines and cosines, got others"),
+        (edited(blocks__1__mlp__fc1__bias=None), "must be complete, got no blocks.1.mlp.fc1.bias: download"),
+        (edited(x_embedder__proj__weight=None), "got no x_embedder.proj.weight with 4 axes: use"),
+        (edited(blocks__0__attn__q_norm__weight=torch.ones(8)), "got also blocks.0.attn.q_norm.weight: use"),
+        (edited(blocks__3__mlp__fc1__bias=torch.ones(128)), "got no blocks.2.attn.qkv.weight"),
+        (edited(t_embedder__mlp__2__weight=torch.ones(32, 16)),
+         r"t_embedder.mlp.2.weight must have shape \(32, 32\) to .* got \(32, 16\)"),
+        (edited(pos_embed=torch.ones(1, 15, 32)), r"must be for a square grid of tokens, got shape \(1, 15, 32\)"),
+        (edited(pos_embed=torch.ones(1, 16, 32)), "must contain DiT's sines and cosines, got other"),
+        (edited(pos_embed=torch.full((1, 16, 32), torch.nan)), "must contain DiT's sines and cosines, got other"),
         (edited(final_layer__linear__weight=torch.ones(48, 32), final_layer__linear__bias=torch.ones(48)),
-         "or twice as many, with a learned sigma, got 12 for 4"),
+         "or twice as many with a learned sigma, got 12 for 4"),
     ],
 )  # fmt: skip
 def test_wrong_weights_are_refused(w, message):
@@ -291,13 +294,13 @@ def test_wrong_weights_are_refused(w, message):
 
 
 def test_what_the_weights_do_not_contain_must_be_given():
-    with pytest.raises(ValueError, match="heads must be given for a width of 32, .* add --heads"):
+    with pytest.raises(ValueError, match="no official model has a width of 32, .* add --heads"):
         port_weights(random_weights(), DIT)
     with pytest.raises(ValueError, match="dim must be divisible by heads"):
         port_weights(random_weights(), DIT, heads=5)
-    with pytest.raises(ValueError, match="image_size must be given, .* add --image_size"):
+    with pytest.raises(ValueError, match="the weights contain no positions, .* add --image_size"):
         port_weights(edited(pos_embed=None), DIT, heads=4)
-    with pytest.raises(ValueError, match="image_size must be 8, .* got 16: leave it out"):
+    with pytest.raises(ValueError, match="image_size must be 8, .* got 16: omit --image_size"):
         port_weights(random_weights(), DIT, heads=4, image_size=16)
 
 

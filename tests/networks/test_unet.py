@@ -426,7 +426,7 @@ def test_images_and_maps_that_do_not_fit_are_refused(small):
         unet(level_patch_size=8).grid((12, 8))
     with pytest.raises(ValueError, match="images must have 1 channels, got 3"):
         small(noisy(channels=3), of(draw((4, 4))))
-    with pytest.raises(ValueError, match="grid 3x3 for an image of 8x8"):
+    with pytest.raises(ValueError, match="level map of 3x3 patches does not divide an image of 8x8"):
         small(noisy(), of(draw((3, 3))))
     with pytest.raises(ValueError, match=r"divisors or multiples of 2\^\(levels - 1\) = 4 pixels, got 12x6"):
         small(noisy(size=(12, 12)), of(draw((1, 2))))

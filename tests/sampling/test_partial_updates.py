@@ -202,11 +202,11 @@ def test_a_margin_as_wide_as_the_grid_is_the_exact_sampler(kind):
 
 def test_a_module_whose_network_has_no_cache_is_rejected_at_once():
     network = UNet(1, 16, (1, 2), 1, 1, attention=(), middle_attention=False, level_patch_size=2)
-    with pytest.raises(ValueError, match="refresh must be 1 for UNet, which computes all patches, got 4"):
+    with pytest.raises(ValueError, match="refresh must be 1 for UNet, which has no KV cache, got 4"):
         AsyncDiffusion(network, sampler=Sampler(refresh=4), image_size=8)
 
 
 def test_a_network_without_cache_is_rejected():
     oracle = GaussianOracle(*random_gaussian(16), (2, 2))
-    with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which computes all patches"):
+    with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which has no KV cache, got 2"):
         Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))

@@ -108,7 +108,7 @@ def test_a_fully_known_image_is_returned():
 def test_bad_requests_are_one_clear_error():
     x = torch.zeros(1, *SHAPE)
     call = SAMPLERS[0]
-    with pytest.raises(ValueError, match="seeds must hold at least one seed"):
+    with pytest.raises(ValueError, match="seeds must contain at least one seed"):
         call(ORACLE, seeds=[], shape=SHAPE)
     with pytest.raises(ValueError, match="image and known must be passed together, got image without known"):
         call(ORACLE, seeds=[0], shape=SHAPE, image=x)
@@ -118,7 +118,7 @@ def test_bad_requests_are_one_clear_error():
         call(ORACLE, seeds=[0], shape=SHAPE, label=torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         Sampler(steps=0)
-    with pytest.raises(ValueError, match="path must end at the clean image, got a floor t_min of 0.1"):
+    with pytest.raises(ValueError, match="path must end at the clean image, got a path with the floor 0.1"):
         Sampler(Floored(Synchronous(), 0.1))
 
 

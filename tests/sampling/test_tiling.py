@@ -399,7 +399,7 @@ def test_impossible_canvases_are_rejected(options, message):
         (
             TiledSampler(overlap=0.1),
             {},
-            "overlap must round to at least one level patch and less than a window's 4, got 0.1",
+            "overlap must round to 1 .. 3 of a window's 4 level patches, got 0.1",
         ),
         (TiledSampler(overlap=0.95), {}, "overlap must round to .* got 0.95"),
         (TiledSampler(), {"exemplar": torch.ones(1, 20, 4)}, "exemplar must lie inside the canvas of 16x16, got 20x4"),
@@ -412,10 +412,10 @@ def test_impossible_canvases_are_rejected(options, message):
         (
             TiledSampler(),
             {"exemplar": torch.ones(1, 2, 2), "place": (1, 0)},
-            "exemplar must hold a whole level patch of 2x2",
+            "exemplar must cover at least one level patch of 2x2",
         ),
-        (TiledSampler(), {"exemplar": torch.ones(1, 4, 1)}, "exemplar must hold a whole level patch of 2x2"),
-        (TiledSampler(), {"exemplar": torch.ones(3, 4, 4)}, "exemplar must be .* of 1 channels, got shape"),
+        (TiledSampler(), {"exemplar": torch.ones(1, 4, 1)}, "exemplar must cover at least one level patch of 2x2"),
+        (TiledSampler(), {"exemplar": torch.ones(3, 4, 4)}, r"exemplar must have shape \(1, h, w\), got \(3, 4, 4\)"),
         (TiledSampler(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
     ],
 )

@@ -1,7 +1,7 @@
 """Encode images into a cache of latents on disk, which `datamodules.LatentCache` reads.
 
-A shard depends on its settings alone: it is encoded from its own start in its own batches. A cache that was killed and
-resumed, by any number of processes, therefore has the same bytes as an uninterrupted one.
+A shard depends only on its settings, since no batch spans two shards. A cache whose encoding was killed and resumed, by
+any number of processes, therefore has the same bytes as an uninterrupted one.
 """
 
 from collections.abc import Callable
@@ -33,14 +33,14 @@ def cache(
     """Encode this process's share of the shards, and write the manifest once all shards exist.
 
     Args:
-        data: data module of images.
-        codec: codec, on the device that it computes on.
+        data: data module with images.
+        codec: codec, already on the device to compute on.
         out: folder of the cache; complete shards in it are kept.
-        settings: settings of the cache.
+        settings: splits, data type and shard size of the cache.
         batch_size: number of images encoded together; other sizes give the same latents up to rounding.
         rank: index of this process, which encodes the shards rank, rank + world, ...
         world: number of processes.
-        report: called with one line for every damaged shard.
+        report: function called with one line for every damaged shard.
 
     Returns:
         The manifest, or None while other processes have shards left to encode.
@@ -56,12 +56,12 @@ def cache(
 
 
 def is_complete(shard: Shard, report: Callable[[str], None]) -> bool:
-    """Return whether a shard exists and is intact; a damaged one is reported."""
+    """Return whether a shard exists and is intact; report a damaged one."""
     if not shard.file.exists():
         return False
     try:
         check_intact(shard.file)
     except DamagedError as error:
-        report(f"{str(error).rpartition(':')[0]}: it is encoded again")
+        report(f"{str(error).rpartition(':')[0]}: encoding it again")
         return False
     return True

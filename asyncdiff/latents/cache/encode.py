@@ -1,4 +1,4 @@
-"""Encode images and write the shards of their latents."""
+"""Encode images, and write shards of their latents."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -26,31 +26,31 @@ def check_fits(data: Any, codec: Codec) -> None:
     """Raise ValueError unless the codec can encode the data's images."""
     if data.channels != codec.pixel_channels:
         raise ValueError(
-            f"--data must have the codec's {codec.pixel_channels} channels, got {data.channels}: set channels of the "
-            "data, or use another codec"
+            f"--data must have {codec.pixel_channels} channels, as the codec does, got {data.channels}: set channels "
+            "of the data module, or use another codec"
         )
     if data.size % codec.factor:
         raise ValueError(
-            f"size of the data must be a multiple of the codec's {codec.factor} pixels, got {data.size}: set "
-            f"{max(1, round(data.size / codec.factor)) * codec.factor}"
+            f"size of the data module must be a multiple of the codec's {codec.factor} pixels, got {data.size}: set "
+            f"it to {max(1, round(data.size / codec.factor)) * codec.factor}"
         )
 
 
 def encode(
     shards: Sequence[Shard], data: Any, codec: Codec, settings: Settings, *, batch_size: int, shown: bool
 ) -> None:
-    """Write the shards in order; if `shown`, with a progress bar in images per second."""
-    at_least("--batch_size", batch_size, 1, "set the number of images encoded together")
+    """Encode and write the shards in order; if `shown`, with a progress bar in images per second."""
+    at_least("--batch_size", batch_size, 1, "use 64, for example")
     total = sum(len(shard.rows) for shard in shards)
     with tqdm(total=total, unit="img", disable=None if shown and shards else True) as bar:
         for split, group in groupby(shards, lambda shard: shard.split):
-            of_split = list(group)
-            # One loader for the whole split, so that its workers keep reading while a shard is written.
+            split_shards = list(group)
+            # One loader for the entire split, so that its workers keep reading while a shard is written.
             batches = data.images_at(
-                split, [rows for shard in of_split for rows in split_into_batches(shard, batch_size)]
+                split, [rows for shard in split_shards for rows in split_into_batches(shard, batch_size)]
             )
-            for number, shard in enumerate(of_split, 1):
-                bar.set_description(f"{split} {number}/{len(of_split)}")
+            for number, shard in enumerate(split_shards, 1):
+                bar.set_description(f"{split} {number}/{len(split_shards)}")
                 parts = []
                 for rows in split_into_batches(shard, batch_size):
                     parts.append(encode_batch(next(batches), codec, settings, data.dataset(split)))
@@ -65,7 +65,7 @@ def split_into_batches(shard: Shard, batch_size: int) -> list[list[int]]:
 
 
 def encode_batch(batch: Any, codec: Codec, settings: Settings, source: Any) -> Rows:
-    """Encode a batch, which no longer contains unreadable images, into the arrays that a shard stores."""
+    """Encode a batch, from which unreadable images were removed, into the arrays that a shard stores."""
     images: Image = batch["image"]
     with torch.no_grad():
         encoded = [codec.moments(view) for view in ([images, images.flip(-1)] if settings.flip else [images])]
@@ -82,12 +82,12 @@ def encode_batch(batch: Any, codec: Codec, settings: Settings, source: Any) -> R
 
 
 def raise_unstorable(name: str, exact: Views, stored: Views, index: Sequence[int], source: Any) -> None:
-    """Raise a ValueError that names the first image whose latents cannot be stored."""
+    """Raise ValueError, naming the first image whose latents cannot be stored."""
     place = int((~stored.isfinite()).flatten(1).any(1).nonzero()[0])
     image = source.name(index[place]) if hasattr(source, "name") else f"image {index[place]}"
     if not exact[place].isfinite().all():
         raise ValueError(
-            f"{name} of latents must be finite, got others for {image}: remove the image, or set the codec's "
+            f"{name} of latents must be finite, got NaN or infinity for {image}: remove the image, or set the codec's "
             "dtype to float32"
         )
     largest = exact[place].abs().max().item()
@@ -95,7 +95,7 @@ def raise_unstorable(name: str, exact: Views, stored: Views, index: Sequence[int
 
 
 def write(shard: Shard, parts: Sequence[Rows]) -> None:
-    """Write a shard of the concatenated batches, with their sums in its metadata."""
+    """Write the concatenated batches as a shard, with channel sums in its metadata."""
     mean = parts[0]["mean"]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     count, views, channels, height, width = joined["mean"].shape
@@ -107,11 +107,11 @@ def write(shard: Shard, parts: Sequence[Rows]) -> None:
 def channel_sums(parts: Sequence[Rows]) -> dict[str, Any]:
     """Return count, sum and sum of squares of each channel's raw latents, including the variance of the posterior."""
     numbers = sum(part["mean"].size // part["mean"].shape[2] for part in parts)
-    first, second = (np.sum(list(column), axis=0).tolist() for column in zip(*map(_sums_of, parts), strict=True))
+    first, second = (np.sum(list(column), axis=0).tolist() for column in zip(*map(_sum_moments, parts), strict=True))
     return {"count": numbers, "first": first, "second": second}
 
 
-def _sums_of(part: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _sum_moments(part: Rows) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     mean = part["mean"].astype(np.float64)
     square = mean**2 + (np.exp(part["logvar"].astype(np.float64)) if "logvar" in part else 0)
     return mean.sum((0, 1, 3, 4)), square.sum((0, 1, 3, 4))
@@ -121,7 +121,7 @@ def channel_statistics(
     sums: Sequence[dict[str, Any]], scale: Sequence[float], shift: Sequence[float]
 ) -> dict[str, Any]:
     """Return mean and standard deviation of each channel in model space, from the `channel_sums` of all shards."""
-    count = max(1, sum(one["count"] for one in sums))
-    first, second = (np.sum([one[name] for one in sums], axis=0) / count for name in ("first", "second"))
+    count = max(1, sum(shard["count"] for shard in sums))
+    first, second = (np.sum([shard[name] for shard in sums], axis=0) / count for name in ("first", "second"))
     deviation = np.sqrt(np.maximum(second - first**2, 0)) * np.abs(scale)
     return {"mean": ((first - np.asarray(shift)) * np.asarray(scale)).tolist(), "std": deviation.tolist()}

@@ -1,4 +1,4 @@
-"""Manifest of a cache, written last by the process that finds all shards complete; its bytes do not depend on which."""
+"""Write the manifest of a cache once all shards are complete; its bytes do not depend on which process writes it."""
 
 import json
 from itertools import groupby
@@ -50,14 +50,14 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
         },
         "splits": {name: splits[name] for name in SPLITS if name in splits},
     }
-    manifest = json.loads(json.dumps(manifest))  # as a reader gets it: tuples become lists
+    manifest = json.loads(json.dumps(manifest))  # as readers see it: tuples become lists
     manifest["sha256"] = manifest_sha256(manifest)
     write_atomically(out / MANIFEST, [(json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode()])
     return manifest
 
 
 def existing_splits(out: Path) -> dict[str, Any]:
-    """Return the splits of a manifest that already exists; their shards have been checked before."""
+    """Return the splits of an existing manifest; their shards have already been checked."""
     try:
         return dict(json.loads((out / MANIFEST).read_text())["splits"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -65,7 +65,7 @@ def existing_splits(out: Path) -> dict[str, Any]:
 
 
 def describe_split(shards: list[Shard], headers: dict[str, Header], codec: Codec) -> dict[str, Any]:
-    """Return the manifest's entry for a split."""
+    """Return the manifest entry for a split."""
     entries, sums = [], []
     for shard in shards:
         header = headers[shard.file.name]

@@ -1,4 +1,4 @@
-"""Plan the shards of a cache, record what each depends on, and compare existing shards with the plan."""
+"""Plan the shards of a cache, record the settings of each, and compare existing shards with the plan."""
 
 import hashlib
 import inspect
@@ -28,11 +28,11 @@ from datamodules.storage.latent_shards import (
 )
 
 SPLITS = ("train", "val", "test")
-SHARD_BYTES = 2**28  # default upper bound
+SHARD_BYTES = 2**28  # default maximum size
 # Arguments of data modules that do not change the pixels of images read in file order.
 LOADING = ("batch_size", "eval_batch_size", "workers", "seed", "horizontal_flip", "on_corrupt")
-OF_A_SPLIT = ("split", "source", "classes")
-OF_A_SHARD = ("first", "last")
+SPLIT_KEYS = ("split", "source", "classes")
+SHARD_KEYS = ("first", "last")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Settings:
     """User settings of a cache.
 
     Attributes:
-        splits: splits of the data to encode; a split with the same images as an earlier one is not written twice.
+        splits: splits to encode; a split with the same images as an earlier one is not written again.
         dtype: data type of the latents on disk.
-        flip: also store the latents of the mirrored images.
+        flip: whether to also store the latents of the mirrored images.
         shard_size: number of images per shard; by default the largest power of two that keeps shards within 256 MB.
     """
 
@@ -53,9 +53,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.splits if name not in SPLITS]:
-            raise ValueError(f"--splits must be some of {', '.join(SPLITS)}, got {unknown[0]}: separate them by commas")
+            raise ValueError(
+                f"--splits must be among {', '.join(SPLITS)}, got {unknown[0]}: separate several by commas"
+            )
         if self.shard_size is not None:
-            at_least("--shard_size", self.shard_size, 1, "leave it out for shards of at most 256 MB")
+            at_least("--shard_size", self.shard_size, 1, "omit it for shards of at most 256 MB")
 
     @property
     def views(self) -> int:
@@ -76,7 +78,7 @@ class Shard:
 
     Attributes:
         file: path of the shard.
-        depends: everything that its tensors depend on, in plain containers.
+        depends: all settings that determine the shard's tensors, as plain dicts and lists.
     """
 
     file: Path
@@ -84,23 +86,23 @@ class Shard:
 
     @property
     def split(self) -> str:
-        """Name of the split that it belongs to."""
+        """Name of the shard's split."""
         return str(self.depends["split"])
 
     @property
     def rows(self) -> range:
-        """Indices of its images in the split."""
+        """Indices of the shard's images in the split."""
         return range(self.depends["first"], self.depends["last"] + 1)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Metadata of the file: what it depends on, and the hash of that."""
+        """Metadata of the file: the settings in `depends` and their hash."""
         text = canonical_json(self.depends)
         return {"settings": text, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def plan(data: Any, codec: Codec, out: Path, settings: Settings) -> list[Shard]:
-    """Return all shards of a cache, split after split."""
+    """Return all shards of a cache, ordered by split."""
     size = settings.images(codec.channels, data.size // codec.factor)
     common = {
         "version": VERSION,
@@ -134,7 +136,7 @@ def distinct_splits(data: Any, splits: tuple[str, ...] = SPLITS) -> dict[str, An
 
 
 def data_arguments(data: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the constructor arguments of a data module in plain containers, except those in LOADING."""
+    """Yield a data module's constructor arguments as plain values, except those in LOADING."""
     for name in inspect.signature(type(data)).parameters:
         if name not in LOADING:
             value = getattr(data, name)
@@ -142,30 +144,30 @@ def data_arguments(data: Any) -> Iterator[tuple[str, Any]]:
 
 
 def path_arguments(data: Any) -> set[str]:
-    """Return the names of path arguments, which are not compared: data may move, its fingerprint identifies it."""
+    """Return the names of path arguments, which are not compared: the fingerprint identifies data that moved."""
     return {name for name in inspect.signature(type(data)).parameters if isinstance(getattr(data, name), Path)}
 
 
 def check_existing_shards(out: Path, shards: list[Shard]) -> None:
-    """Raise ValueError if the folder has shards of other settings; shards of additional splits are allowed."""
+    """Raise ValueError if the folder has shards with other settings; shards of additional splits are allowed."""
     expected = {shard.file.name: shard for shard in shards}
-    of_split = {shard.split: shard for shard in reversed(shards)}
+    first_of_split = {shard.split: shard for shard in reversed(shards)}
     for file in sorted(out.glob(f"*{SUFFIX}")):
         depends = depends_on(file)
         if depends is None:
-            if file.name not in expected:  # an expected one is encoded again
+            if file.name not in expected:  # an expected one will be encoded again
                 raise DamagedError(f"{file} is damaged and not part of this cache: {REMEDY}")
             continue
-        shard = expected.get(file.name) or of_split.get(depends.get("split", ""), shards[0])
-        ignored: tuple[str, ...] = () if file.name in expected else OF_A_SHARD
+        shard = expected.get(file.name) or first_of_split.get(depends.get("split", ""), shards[0])
+        ignored: tuple[str, ...] = () if file.name in expected else SHARD_KEYS
         if depends.get("split") != shard.split:
-            ignored += OF_A_SPLIT
+            ignored += SPLIT_KEYS
         differing = next(differences(depends, shard.depends, ignored), None)
-        if differing is None and file.name not in expected and depends.get("split") in of_split:
+        if differing is None and file.name not in expected and depends.get("split") in first_of_split:
             differing = "number of shards"
         if differing is not None:
             raise ValueError(
-                f"--out must be a new folder or a cache of the same settings, got {file} with another {differing}: "
+                f"--out must be a new folder or a cache with the same settings, got {file} with another {differing}: "
                 "choose another --out; nothing was changed"
             )
 
@@ -177,13 +179,13 @@ def differences(old: Any, new: Any, ignored: tuple[str, ...] = (), prefix: str =
             yield from differences(old.get(key), new.get(key), prefix=f"{prefix}.{key}".lstrip("."))
     elif old != new:
         if prefix == "source":
-            yield "set of images: names or labels have changed since"
+            yield "set of images (names or labels have changed)"
         else:
-            yield f"{prefix}, {_short(old)} instead of {_short(new)}"
+            yield f"{prefix}, {_abbreviate(old)} instead of {_abbreviate(new)}"
 
 
 def depends_on(file: Path) -> dict[str, Any] | None:
-    """Return what an existing shard depends on, or None if it is damaged."""
+    """Return the settings of an existing shard, or None if it is damaged."""
     try:
         metadata = read_header(file).metadata
         text = metadata["settings"]
@@ -195,16 +197,16 @@ def depends_on(file: Path) -> dict[str, Any] | None:
 
 
 def check_intact(file: Path) -> Header:
-    """Return the header of a shard after comparing every byte with its checksum; DamagedError if it is damaged."""
+    """Compare every byte of a shard with its checksum; return the header, or raise DamagedError."""
     header = read_header(file)
     check_shard(file, layout_from_header(file, header), header)
     check_sha256(file, header)
     if depends_on(file) is None:
-        raise DamagedError(f"{file} is damaged, its settings cannot be read: {REMEDY}")
+        raise DamagedError(f"{file} is damaged (its settings cannot be read): {REMEDY}")
     return header
 
 
-def _short(value: Any) -> str:
-    """Format a value for a message, shortening long text."""
+def _abbreviate(value: Any) -> str:
+    """Format a value for a message, abbreviating long text."""
     text = value if isinstance(value, str) else canonical_json(value)
     return text if len(text) <= 60 else f"{text[:24]}..."

@@ -17,11 +17,11 @@ from datamodules.storage.latent_shards import (
     read_manifest,
 )
 
-ROWS = 1024  # images checked at a time
+ROWS = 1024  # images checked together
 
 
 def verify(root: Path) -> dict[str, Any]:
-    """Check a whole cache.
+    """Check an entire cache.
 
     Args:
         root: folder of the cache.
@@ -30,8 +30,8 @@ def verify(root: Path) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        DamagedError: one line that names the first damaged file and the remedy.
-        FileNotFoundError: one line that names a missing file.
+        DamagedError: a file is damaged; the one-line message names the first such file and the remedy.
+        FileNotFoundError: a file is missing; the one-line message names it.
     """
     manifest = read_manifest(root)
     for split in manifest["splits"].values():
@@ -46,9 +46,9 @@ def check_values(file: Path, layout: Layout, header: Header, classes: int) -> No
     with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as pages:
         latents, labels = latents_and_labels(pages, layout, header.start)
         finite = all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS))
-        known = bool(((labels >= 0) & (labels < max(1, classes))).all())
+        labels_valid = bool(((labels >= 0) & (labels < max(1, classes))).all())
         del latents, labels  # the map cannot be closed while arrays refer to it
     if not finite:
         raise DamagedError(f"{file} has latents that are not finite: {REMEDY}")
-    if not known:
-        raise DamagedError(f"{file} has labels beyond its {classes} classes: {REMEDY}")
+    if not labels_valid:
+        raise DamagedError(f"{file} has labels outside its {classes} classes: {REMEDY}")

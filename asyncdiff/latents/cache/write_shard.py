@@ -1,4 +1,4 @@
-"""Write shards of cached latents, with the same bytes every time.
+"""Write shards of cached latents, reproducibly to the byte.
 
 The header is written here because safetensors does not fix the order of the metadata; safetensors can read the files.
 """
@@ -18,20 +18,20 @@ ALIGNMENT = 8  # bytes; that of int64
 
 
 def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
-    """Return the length and the header of a shard, padded so that the tensors are aligned."""
+    """Return a shard's length field and header, padded so that the tensors are aligned."""
     text = canonical_json({"__metadata__": dict(metadata), **layout.tensors}).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(LENGTH, "little") + text
 
 
 def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write a shard atomically; a failure is an OSError of one line.
+    """Write a shard atomically; raise OSError with a one-line message if that fails.
 
     Args:
         file: path of the shard.
         layout: layout of the arrays.
-        arrays: arrays by the names in `Layout.stored`.
-        about: metadata, to which the SHA-256 of the tensors is added as "sha256".
+        arrays: arrays under the names in `Layout.stored`.
+        about: metadata; the SHA-256 of the tensors is added as "sha256".
     """
     ordered = []
     for name, (dtype, shape) in layout.stored.items():
