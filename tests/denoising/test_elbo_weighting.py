@@ -31,7 +31,7 @@ def loss(path, process, *, slopes: bool = True) -> tuple[float, float]:
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), AsyncPatch(spread=0.5)], ids=["sync", "async", "half"])
-def test_the_loss_is_the_mutual_information_on_every_path(path, process):
+def test_elbo_loss_equals_the_mutual_information_on_every_path(path, process):
     """Integral of the MMSE over SNR: I(x; x at the floor) = 1/2 log det(1 + SNR S) (Guo, Shamai & Verdu, 2005)."""
     snr = process.snr(torch.tensor(T_MIN, dtype=torch.float64))
     truth = 0.5 * torch.logdet(torch.eye(DIMS) + snr * COV).item() / DIMS
@@ -40,7 +40,7 @@ def test_the_loss_is_the_mutual_information_on_every_path(path, process):
     assert abs(value - truth) < 4 * error
 
 
-def test_without_the_slope_the_loss_is_not_the_mutual_information():
+def test_omitting_the_slope_breaks_the_elbo_loss():
     process = RectifiedFlow()
     truth = 0.5 * torch.logdet(torch.eye(DIMS) + process.snr(torch.tensor(T_MIN).double()) * COV).item() / DIMS
     value, error = loss(AsyncPatch(), process, slopes=False)

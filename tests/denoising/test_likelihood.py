@@ -80,21 +80,21 @@ def off(path: Path, oracle=ORACLE, images: int = 2, points: int = 64, **options)
 
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("path", [Synchronous(), AsyncPatch()], ids=["synchronous", "async"])
-def test_the_bound_is_the_likelihood_of_every_image(path):
+def test_bound_equals_the_likelihood_of_every_image(path):
     assert off(path, points=256).abs().max() < 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("name", [name for name in PATHS if name not in ("synchronous", "async")])
-def test_the_bound_is_the_likelihood_on_every_path(name):
+def test_bound_equals_the_likelihood_on_every_path(name):
     """Kinks of paths limit the accuracy of the quadrature: 1e-2 with 64 points, 3e-3 with 256."""
     process = CosineVP() if name == "wavefront" else RectifiedFlow()
     assert off(PATHS[name], GaussianOracle(MEAN, COV, GRID, process), images=1, points=1024).abs().max() < 1e-3
 
 
 @pytest.mark.usefixtures("cubature")
-def test_the_prior_term_covers_an_end_that_is_not_pure_noise():
+def test_bound_error_if_the_path_does_not_end_at_pure_noise():
     """The bound exceeds the true value by E log p(x_1) / N(x_1; 0, I): the end of the path counts as pure noise."""
     process = LinearVP(beta_end=0.005)  # alpha(1) = 0.28
     oracle = GaussianOracle(MEAN, COV, GRID, process)
@@ -111,7 +111,7 @@ def test_the_prior_term_covers_an_end_that_is_not_pure_noise():
     assert (price.abs() > 0.04).all()  # not negligible
 
 
-def test_the_bound_is_the_likelihood_of_a_mixture():
+def test_bound_equals_the_likelihood_of_a_mixture():
     oracle = MixtureOracle(*random_mixture(3, 4), (2, 2))
     x = oracle.sample(4000, (1, 2, 2), seeded(0))
     for path in (Synchronous(), AsyncPatch(), Ordered(Raster(), 0.5)):
@@ -139,7 +139,7 @@ class _Slopeless(Path):
 
 
 @pytest.mark.usefixtures("cubature")
-def test_without_the_slope_the_bound_is_not_the_likelihood():
+def test_wrong_slopes_break_the_bound():
     """Wrong slopes would be noticed by the tests above."""
     plain = {"progress_sampler": UniformProgress(), "t_min": 0.05, "points": 512}
     right, wrong = off(AsyncPatch(), **plain), off(_Slopeless(AsyncPatch()), **plain)
@@ -160,7 +160,7 @@ def test_a_worse_denoiser_has_a_larger_bound(path):
 
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), Ordered(Raster())], ids=["sync", "async", "raster"])
-def test_the_discrete_bound_falls_to_the_likelihood_with_order_one(path):
+def test_discrete_bound_converges_to_the_likelihood_with_order_one(path):
     floor = 0.2
     gaps = []
     for steps in (64, 128, 256):
@@ -180,7 +180,7 @@ def test_the_discrete_bound_falls_to_the_likelihood_with_order_one(path):
         assert math.log2(coarse / fine) == pytest.approx(1, abs=0.15)
 
 
-def test_one_step_of_the_discrete_bound():
+def test_discrete_bound_with_one_step():
     """From pure noise: 1/2 (SNR(t_min) - 0) ||x - mean||^2 exactly, whatever the noise."""
     found = discrete_bound(ORACLE, X, Synchronous(), steps=1, t_min=0.1, decoder=NATS, generator=seeded(1))
     truth = 0.5 * (0.9 / 0.1) ** 2 * (X - MEAN.reshape(SHAPE)).square().sum((1, 2, 3))
@@ -210,7 +210,7 @@ MASKS = {
 @pytest.mark.usefixtures("cubature")
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("path", [AsyncPatch(), Ordered(Raster(), 0.5)], ids=["async", "ordered"])
-def test_the_conditional_bound_is_the_gaussian_conditional(path, mask):
+def test_conditional_bound_equals_the_conditional_likelihood(path, mask):
     known = mask.expand(2 * DIMS, 4, 4)
     found = bound(
         ORACLE, **copies(X[:1]), path=path, known=known, points=256, decoder=NATS, progress_sampler=FluxProgress(1.0)
@@ -222,7 +222,7 @@ def test_the_conditional_bound_is_the_gaussian_conditional(path, mask):
 
 
 @pytest.mark.usefixtures("cubature")
-def test_the_chain_rule_closes():
+def test_chain_rule_of_likelihoods_holds():
     """-log p(known) - log p(unknown | known) = -log p, each by a bound of its own."""
     mask = Half("top")(4, 4)
     options = {"path": AsyncPatch(), "points": 256, "decoder": NATS, "progress_sampler": FluxProgress(1.0)}
@@ -253,7 +253,7 @@ def test_half_known_patches_count_as_unknown():
     assert (found.dims == 16).all()
 
 
-def test_parts_add_up():
+def test_parts_add_up_to_the_bound():
     found = bound(ORACLE, X[:50], AsyncPatch(), points=16, decoder=NATS, generator=seeded(1))
     assert torch.allclose(found.per_patch.sum((1, 2)), found.total)
     assert torch.allclose(found.by_level.sum(1), found.diffusion)
@@ -262,7 +262,7 @@ def test_parts_add_up():
     assert torch.allclose(found.rate, found.total / 16)
 
 
-def test_the_standard_error_is_right():
+def test_standard_error_matches_repetitions():
     """Standard error of an image's integral, measured over 200 repetitions; it is smaller for stratified points."""
     x = X[:1].expand(200, -1, -1, -1)
     found = bound(
@@ -281,7 +281,7 @@ def test_importance_sampling_lowers_the_standard_error():
     assert flux.standard_error.mean() < 0.3 * plain.standard_error.mean()
 
 
-def test_the_bound_of_an_image_depends_on_its_seed_only():
+def test_bound_of_an_image_depends_only_on_its_seed():
     together = bound(ORACLE, X[:3], AsyncPatch(), points=4, decoder=NATS, generator=per_image([4, 5, 6]))
     alone = bound(ORACLE, X[1:2], AsyncPatch(), points=4, decoder=NATS, generator=per_image([5]))
     assert torch.allclose(together.total[1:2], alone.total, rtol=1e-12)
@@ -307,7 +307,7 @@ def test_the_noise_is_the_same_for_all_paths():
 # Discrete pixel values
 
 
-def test_the_categorical_decoder_is_a_distribution():
+def test_categorical_decoder_sums_to_one():
     values, t = 5, torch.tensor([[[0.3]]], dtype=torch.float64)
     x = torch.linspace(-1, 1, values, dtype=torch.float64).reshape(values, 1, 1, 1)
     x_t = torch.full_like(x, 0.37)
@@ -317,7 +317,7 @@ def test_the_categorical_decoder_is_a_distribution():
     assert torch.allclose(-nats, logits.log_softmax(0), atol=1e-12)
 
 
-def test_bits_per_dim_of_fair_coins_is_one():
+def test_independent_binary_pixels_cost_one_bit_each():
     """A perfect denoiser of independent pixels of +-1, tanh(alpha x_t / sigma^2), on every path: 1 bit per pixel."""
 
     class Coins:
@@ -368,7 +368,7 @@ def test_pixels_out_of_range_are_refused(wrong):
         CategoricalDecoder(17).check(torch.full((1, 1, 2, 2), wrong))
 
 
-def test_half_precision_images_have_the_bound_of_float32():
+def test_half_precision_images_have_the_float32_bound():
     """Levels, noise and weights are those of the same image in float32; float16 is too coarse for levels near 0."""
     x = (torch.randint(0, 256, (8, *SHAPE), generator=seeded(0)) / 127.5 - 1).half()
     half, single = (bound(ORACLE, images, points=8, generator=seeded(1)).total for images in (x, x.float()))

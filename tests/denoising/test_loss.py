@@ -67,7 +67,7 @@ def test_the_velocity_gets_no_gradient_from_the_uncertainty():
     assert network.uncertainty_head.weight.grad.any()
 
 
-def test_a_head_changes_no_velocity_and_starts_at_variance_1():
+def test_uncertainty_head_keeps_the_velocity_and_starts_at_variance_1():
     x, _, draw = batch()
     plain, headed = dit(), dit(uncertainty=True)
     missing = headed.load_state_dict(randomize_weights(plain).state_dict(), strict=False).missing_keys

@@ -35,7 +35,7 @@ def density(weights: Tensor, means: Tensor, covs: Tensor) -> MixtureSameFamily:
 
 @PROCESSES
 @pytest.mark.parametrize("levels", [(0.3, 0.8), (0.05, 0.6), (0.9, 1.0), (1.0, 1.0)], ids=str)
-def test_the_posterior_mean_is_that_of_a_quadrature(process, levels):
+def test_posterior_mean_matches_quadrature(process, levels):
     """E[x | x_t] of two pixels by the trapezoidal rule, which converges exponentially on Gaussians."""
     mixture = random_mixture(2, 2)
     oracle = MixtureOracle(*mixture, (1, 2), process)
@@ -67,7 +67,7 @@ def test_the_prediction_is_conditioned_on_clean_pixels(process):
 
 
 @PROCESSES
-def test_the_denoiser_is_the_score(process):
+def test_denoiser_matches_the_score(process):
     """Tweedie: E[eps | x_t] = -sigma grad log p(x_t), by automatic differentiation of the noised mixture."""
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
     t = 0.02 + 0.98 * uniform(6, *GRID)
@@ -83,7 +83,7 @@ def test_the_denoiser_is_the_score(process):
 
 
 @PROCESSES
-def test_one_component_is_the_gaussian(process):
+def test_mixture_of_one_component_equals_the_gaussian(process):
     mean, cov = random_gaussian(4)
     one = MixtureOracle(torch.ones(1, dtype=torch.float64), mean[None], cov[None], GRID, process)
     twice = MixtureOracle(torch.tensor([0.3, 0.7]).double(), mean.expand(2, 4), cov.expand(2, 4, 4), GRID, process)
@@ -120,7 +120,7 @@ def test_predictions_at_t_0_and_1(process):
     assert torch.allclose(noise.eps, x_t, atol=tolerance)
 
 
-def test_coarse_level_maps_equal_their_refinement():
+def test_coarse_level_maps_equal_repeated_ones():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     t = uniform(3, 1, 1)
     x_t = noised(oracle, t)
@@ -136,7 +136,7 @@ def test_channels_of_a_patch_share_its_level():
     assert torch.equal(x[..., 1], torch.zeros(1, 3, 2).double())
 
 
-def test_a_label_is_a_component_and_one_more_is_any():
+def test_labels_select_components_and_the_null_label_selects_all():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     t = uniform(4, *GRID)
     x_t = noised(oracle, t)
@@ -150,7 +150,7 @@ def test_a_label_is_a_component_and_one_more_is_any():
 
 
 @PROCESSES
-def test_single_and_half_precision_follow_the_images(process):
+def test_predictions_have_the_precision_of_the_images(process):
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID, process)
     t = uniform(64, *GRID)
     t[:, 0, 0], t[:, 0, 1] = 0, 1
@@ -171,13 +171,13 @@ def test_predictions_far_from_the_data_are_finite():
     assert oracle.log_prob(x_t).isfinite().all()
 
 
-def test_the_density_is_that_of_the_mixture():
+def test_log_prob_matches_torch_distributions():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 3 * torch.randn(8, *SHAPE, generator=seeded(0), dtype=torch.float64)
     assert torch.allclose(oracle.log_prob(x), density(WEIGHTS, MEANS, COVS).log_prob(x.flatten(1)), atol=1e-11)
 
 
-def test_the_marginal_is_that_of_the_mixture_over_the_known_pixels():
+def test_marginal_log_prob_matches_torch_distributions():
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 3 * torch.randn(4, *SHAPE, generator=seeded(0), dtype=torch.float64)
     masks = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
@@ -188,7 +188,7 @@ def test_the_marginal_is_that_of_the_mixture_over_the_known_pixels():
         assert value.item() == pytest.approx(part.item(), abs=1e-11)
 
 
-def test_the_conditional_is_that_of_the_mixture_given_the_known_pixels():
+def test_conditional_log_prob_matches_torch_distributions():
     """log p(unknown | known) from the conditional weights, means and covariances of the components."""
     oracle = MixtureOracle(WEIGHTS, MEANS, COVS, GRID)
     x = 2 * torch.randn(5, *SHAPE, generator=seeded(0), dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_the_conditional_is_that_of_the_mixture_given_the_known_pixels():
     assert torch.allclose(values, expected, atol=1e-11)
 
 
-def test_the_chain_rule_closes():
+def test_chain_rule_of_likelihoods_holds():
     """log p(a) + log p(b | a) + log p(c | a, b) = log p, the middle one from marginals."""
     oracle = MixtureOracle(*random_mixture(2, 12), (2, 1))
     x = oracle.sample(6, (3, 2, 2), seeded(0))

@@ -87,7 +87,7 @@ def test_everything_is_finite_at_the_ends(target, process):
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
-def test_noise_target_needs_a_process_with_some_image_at_t_1(process):
+def test_noise_target_needs_a_process_with_signal_at_t_1(process):
     with pytest.raises(ValueError, match=rf"alpha\(1\) > 0, got {type(process).__name__}, .* use LinearVP"):
         Denoiser(ExactNetwork(NoiseTarget(), process), process, NoiseTarget())
 
@@ -98,7 +98,7 @@ def test_floors_that_are_not_positive_are_refused(floor):
         CleanTarget(floor)
 
 
-def test_the_loss_of_the_noise_target_is_that_of_ddpm():
+def test_noise_target_with_epsilon_weighting_gives_the_ddpm_loss():
     """Epsilon's weight on the velocity's error is the plain squared error of the output."""
     process, target = LinearVP(), NoiseTarget()
     x, eps = (torch.randn(3, *SHAPE, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
@@ -109,7 +109,7 @@ def test_the_loss_of_the_noise_target_is_that_of_ddpm():
     assert torch.allclose(found, plain, rtol=1e-9)
 
 
-def test_log_variances_are_unchanged():
+def test_target_does_not_change_log_variances():
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, uncertainty=True))
     x_t, t = torch.randn(2, *SHAPE), torch.rand(2, *GRID)

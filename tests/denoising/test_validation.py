@@ -17,7 +17,7 @@ def test_constant_and_heterogeneous_maps_have_the_same_levels():
     assert (varied.t.flatten(1) == constant.t[:, 0]).any(1).all()
 
 
-def test_the_gap_is_zero_for_independent_patches():
+def test_error_gap_is_zero_for_independent_patches():
     """With independent pixels an exact denoiser's error depends on a patch's own level only."""
     n = 4000
     mean, cov = torch.zeros(16), 0.5 * torch.eye(16)
@@ -31,7 +31,7 @@ def test_the_gap_is_zero_for_independent_patches():
     assert torch.equal(gap, values["error_constant"] - values["error_heterogeneous"])
 
 
-def test_errors_of_an_image_depend_on_its_seed_only():
+def test_errors_of_an_image_depend_only_on_its_seed():
     mean, cov = random_gaussian(16)
     oracle = GaussianOracle(mean.float(), cov.float(), (2, 2))
     x = oracle.sample(3, (1, 4, 4), seeded(3))

@@ -14,7 +14,7 @@ T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64).reshape(1, 9, 11)
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
 @pytest.mark.parametrize("bias", [-3.0, 0.0, 2.0])
-def test_sigmoid_is_the_same_loss_in_terms_of_x_eps_and_v(process, bias):
+def test_sigmoid_loss_is_equal_in_x_eps_and_v_form(process, bias):
     """The same loss in terms of the error of x, of eps and of v, without the leading 1/2 of the definition."""
     g = torch.Generator().manual_seed(0)
     x, eps, x_hat = (torch.randn(1, 1, 9, 11, generator=g, dtype=torch.float64) for _ in range(3))
@@ -46,7 +46,7 @@ def test_elbo_of_the_rectified_flow():
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
-def test_elbo_is_half_the_decrease_of_snr_on_the_error_of_x(process):
+def test_elbo_weights_the_error_of_x_by_half_the_snr_decrease(process):
     weight = -0.5 * process.dsnr(T) * process.sigma(T) ** 2  # x - x_hat = -sigma (v - v_hat)
     assert torch.allclose(ELBO()(process, T, torch.ones_like(T)), weight, rtol=1e-9)
 
@@ -63,7 +63,7 @@ def test_epsilon_is_the_squared_error_of_the_noise(process):
     assert ends[1] < 1e-4
 
 
-def test_velocity_is_one():
+def test_velocity_weight_is_one():
     assert (Velocity()(RectifiedFlow(), T, None) == 1).all()
 
 
@@ -82,7 +82,7 @@ def test_elbo_refuses_levels_without_a_floor():
 
 
 @pytest.mark.parametrize("weighting", [Velocity(), Sigmoid(), Epsilon()], ids=lambda w: type(w).__name__)
-def test_the_progress_sampler_of_elbo_is_refused_by_the_others(weighting):
+def test_other_weightings_refuse_flux_progress(weighting):
     """It draws few levels where other weightings are large, so that losses would be noisier."""
     levels = AlongPath(Floored(AsyncPatch(), 0.01), FluxProgress())
     ELBO().check(levels)

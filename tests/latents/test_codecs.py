@@ -1,4 +1,4 @@
-"""Codecs: they agree with the libraries they stand for, are known by their weights, and are saved with nothing."""
+"""Codecs agree with the libraries that they wrap, are identified by their weights, and are never saved with a model."""
 
 import copy
 import json
@@ -214,7 +214,7 @@ def test_loading_draws_no_random_numbers(tmp_path, tiny):
 # Fingerprints
 
 
-def test_a_copy_elsewhere_is_the_same_codec(tmp_path):
+def test_a_codec_copied_to_another_folder_has_the_same_fingerprint(tmp_path):
     saved(tmp_path / "here", "AutoencoderKL", **KL)
     shutil.copytree(tmp_path / "here", tmp_path / "pipeline" / "vae")
     here, there = (DiffusersAutoencoder(str(tmp_path / name)) for name in ("here", "pipeline"))
@@ -274,7 +274,7 @@ def test_a_model_has_no_weights_of_its_codec(tiny, images, tmp_path):
     assert torch.equal(loaded.encode(images), tiny.encode(images))
 
 
-def test_copies_do_not_hold_the_weights(tiny, images):
+def test_copies_of_a_codec_do_not_contain_weights(tiny, images):
     latents = tiny.encode(images)
     for copied in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
         assert copied._loaded is None
@@ -298,7 +298,7 @@ def test_models_can_be_built_without_the_codec_s_files(tmp_path):
     )
 
 
-def test_a_model_of_other_channels_is_refused(tiny):
+def test_a_model_with_other_channels_than_its_codec_is_refused(tiny):
     expected = "network.channels must equal the codec's 4, got 8: set it to 4, or choose another model.codec"
     assert error_of(model_with, tiny, 8) == expected
 
@@ -307,7 +307,7 @@ def test_a_model_of_other_channels_is_refused(tiny):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments" / "codecs").glob("*.yaml")), ids=lambda f: f.stem)
-def test_files_name_a_codec_for_commands_and_for_train(file, monkeypatch):
+def test_codec_files_work_for_commands_and_train(file, monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_WEIGHTS", "/weights")
     monkeypatch.setenv("ASYNCDIFF_SD_VAE", "/weights/vae")
     monkeypatch.setenv("ASYNCDIFF_VQ_F4", "/weights/vq")
@@ -365,7 +365,7 @@ def test_inputs_of_the_wrong_shape_are_refused(tiny, images, tmp_path):
     )
 
 
-def test_folders_without_an_autoencoder(tmp_path, monkeypatch, images):
+def test_folders_without_an_autoencoder_are_refused(tmp_path, monkeypatch, images):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
     gone = DiffusersAutoencoder(str(tmp_path / "gone" / "vae"))
     assert f"OWNER/NAME on the Hugging Face Hub, got {tmp_path}/gone/vae: set" in error_of(gone.encode, images)
@@ -392,7 +392,7 @@ def test_missing_weights_are_refused(tmp_path, images):
     assert "cannot be loaded with its config.json" in error_of(DiffusersAutoencoder(str(tmp_path)).encode, images)
 
 
-def test_without_the_library(tmp_path, monkeypatch, images):
+def test_error_without_diffusers_installed(tmp_path, monkeypatch, images):
     saved(tmp_path, "AutoencoderKL", **KL)
     codec = DiffusersAutoencoder(str(tmp_path))
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)

@@ -56,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted cache."""
+    """Return the folder of an uninterrupted cache."""
     out = tmp_path_factory.mktemp("whole")
     assert cache(Digits(), Halves(), out, SMALL, batch_size=32) is not None
     return out
@@ -101,7 +101,7 @@ def test_the_manifest_describes_the_cache(whole, data):
     assert train["std"] == pytest.approx(latents.std((0, 2, 3)).tolist(), abs=0.02)
 
 
-def test_deterministic_codecs_float32_and_single_views(tmp_path, data):
+def test_caches_of_deterministic_codecs_in_float32_without_flips(tmp_path, data):
     manifest = cache(data, Identity(1), tmp_path, Settings(("val",), "float32", flip=False))
     assert list(manifest["splits"]) == ["val"]
     (file,) = tmp_path.glob("*.safetensors")
@@ -111,13 +111,13 @@ def test_deterministic_codecs_float32_and_single_views(tmp_path, data):
     assert manifest["splits"]["val"]["moments"] == ["mean"]
 
 
-def test_another_run_adds_a_split(tmp_path, data, whole):
+def test_a_second_run_can_add_a_split(tmp_path, data, whole):
     cache(data, Halves(), tmp_path, Settings(("val",), shard_size=100), batch_size=32)
     cache(data, Halves(), tmp_path, Settings(("train",), shard_size=100), batch_size=32)
     assert contents(tmp_path) == contents(whole)
 
 
-def test_shards_of_processes_make_the_same_cache_and_the_last_writes_the_manifest(tmp_path, data, whole):
+def test_several_processes_write_the_same_cache_and_the_last_one_the_manifest(tmp_path, data, whole):
     for rank in (2, 0):
         assert cache(data, Halves(), tmp_path, SMALL, batch_size=32, rank=rank, world=3) is None
         assert not (tmp_path / MANIFEST).exists()
@@ -159,7 +159,7 @@ def killed(out: Path, after: float) -> bool:
     return alive
 
 
-def test_kills_at_random_moments_change_no_byte(tmp_path, whole):
+def test_kills_at_random_times_change_no_byte(tmp_path, whole):
     began = time.perf_counter()
     killed(tmp_path / "timed", 60)
     duration = time.perf_counter() - began
@@ -202,7 +202,7 @@ def test_intact_shards_are_kept_and_damaged_ones_are_encoded_again(tmp_path, dat
     assert changed == {file.name for file in files[1:7]}
 
 
-def test_what_dead_processes_left_is_removed_and_that_of_others_stays(tmp_path, data):
+def test_partial_files_of_dead_processes_are_removed_and_others_kept(tmp_path, data):
     import socket
 
     host = socket.gethostname()
@@ -229,14 +229,14 @@ def test_what_dead_processes_left_is_removed_and_that_of_others_stays(tmp_path, 
         (Halves(), SMALL, {"held_out": 0.3}, "data.init_args.held_out, 0.2 instead of 0.3"),
     ],
 )
-def test_a_cache_of_other_settings_is_refused_and_left_alone(codec, settings, options, differing, whole):
+def test_a_cache_with_other_settings_is_refused_and_left_unchanged(codec, settings, options, differing, whole):
     before = contents(whole)
     with pytest.raises(ValueError, match=f"--out must be .* with another {differing}: choose another --out"):
         cache(Digits(**options), codec, whole, settings)
     assert contents(whole) == before
 
 
-def test_what_changes_no_pixel_may_change(whole):
+def test_settings_that_change_no_pixel_may_differ(whole):
     before = contents(whole)
     cache(Digits(batch_size=3, seed=8), Halves(), whole, SMALL)
     assert contents(whole) == before
@@ -297,7 +297,7 @@ class Wild(Identity):
     [(1e5, "mean of latents must fit into float16, got 100000 for .*png: use --dtype float32"),
      (math.nan, "mean of latents must be finite, got NaN or infinity for .*png: remove the image")],
 )  # fmt: skip
-def test_numbers_that_cannot_be_stored_name_their_image(value, message, photos, tmp_path):
+def test_errors_about_unstorable_latents_name_the_image(value, message, photos, tmp_path):
     data = folder_of(photos)
     with pytest.raises(ValueError, match=message) as raised:
         cache(data, Wild(value), tmp_path / "out", Settings())
@@ -305,7 +305,7 @@ def test_numbers_that_cannot_be_stored_name_their_image(value, message, photos, 
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_float32_holds_what_float16_does_not(photos, tmp_path):
+def test_float32_stores_values_that_float16_cannot(photos, tmp_path):
     cache(folder_of(photos), Wild(1e5), tmp_path / "out", Settings(dtype="float32"))
 
 
@@ -314,7 +314,7 @@ def test_float32_holds_what_float16_does_not(photos, tmp_path):
     [(3, 8, "--data must have 1 channels, as the codec does, got 3"),
      (1, 9, "size of the data module must be a multiple of the codec's 2 pixels, got 9: set it to 8")],
 )  # fmt: skip
-def test_data_that_the_codec_cannot_encode(channels, size, message, photos, tmp_path):
+def test_data_that_the_codec_cannot_encode_are_refused(channels, size, message, photos, tmp_path):
     with pytest.raises(ValueError, match=message):
         cache(ImageFolder(str(photos), size, channels), Halves(), tmp_path / "out", Settings())
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Cells(Codec):
-    """Exactly invertible: the 4x4 pixels of a cell, shuffled into channels, halved."""
+    """Exactly invertible codec: moves the 4x4 pixels of a cell into channels, and halves them."""
 
     channels, pixel_channels, factor, scale = 48, 3, 4, 0.5
 
@@ -45,7 +45,7 @@ class Cells(Codec):
 
 @pytest.fixture
 def model():
-    """Of 8x8 latents of 4x4 pixels, in patches of 2x2 latents."""
+    """Model of 8x8 latents of 4x4 pixels each, in patches of 2x2 latents."""
     return model_of(Cells(), 48, 8)
 
 
@@ -100,7 +100,7 @@ def test_the_identity_codec_changes_nothing(photo):
 # What is known
 
 
-def test_edits_of_latents_are_those_of_the_encoded_photo(model, photo, tmp_path):
+def test_edits_start_from_the_encoded_photo(model, photo, tmp_path):
     """The level of a patch of latents is the highest of its pixels'; pixels of another level than 1 are encoded."""
     grey = np.repeat(np.array([0, 51, 204, 255], np.uint8), 8)[None].repeat(32, 0)
     Image.fromarray(grey).save(tmp_path / "levels.png")
@@ -140,7 +140,7 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
 
 @pytest.mark.parametrize("mask", ["square", "half", "thin", "lines"])
 @pytest.mark.filterwarnings("ignore::asyncdiff.tasks.photos.PhotoWarning")
-def test_known_pixels_stay_and_unknown_ones_have_no_effect(model, photo, mask, tmp_path):
+def test_known_pixels_are_kept_and_unknown_ones_have_no_effect(model, photo, mask, tmp_path):
     (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
     drawn = Inpaint(photo, mask).sample(model, seeds=[0])[0]
     truth, known = pixels_of(photo), request.known
@@ -151,7 +151,7 @@ def test_known_pixels_stay_and_unknown_ones_have_no_effect(model, photo, mask, t
     assert torch.equal(Inpaint(str(tmp_path / "other.png"), mask).sample(model, seeds=[0])[0], drawn)
 
 
-def test_latents_are_known_where_all_their_pixels_are(model, photo):
+def test_latents_are_known_if_all_their_pixels_are_known(model, photo):
     """One more known pixel that completes no latent changes nothing else, though latents depend on known neighbors."""
     (request,) = Inpaint(photo, "half").requests(model, seeds=[0])
     more = request.known.clone()
@@ -223,7 +223,7 @@ def test_images_of_a_run_are_in_pixels(latent_run):
     assert torch.equal(grid[:, 2:66:2, 2:66:2], (drawn[0] * 0.5 + 0.5).clamp(0, 1))
 
 
-def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(latent_run):
+def test_inpainting_mask_covers_the_pixels_of_its_latents(latent_run):
     trainer, _ = latent_run
     figure = InpaintingGrid(Half(), count=2, columns=1).draw(trainer, trainer.lightning_module)
     given, truth = figure[:, 2:66, 2:66], figure[:, 2:66, 134:198]
@@ -231,7 +231,7 @@ def test_the_mask_of_an_inpainting_covers_the_pixels_of_its_latents(latent_run):
     assert given[..., 32:].flatten(1).unique(dim=1).shape[1] == 1
 
 
-def test_frechet_distances_are_to_reconstructions(latent_run):
+def test_frechet_distances_are_computed_against_reconstructions(latent_run):
     trainer, folder = latent_run
     results = trainer.callbacks[3].results
     assert set(results) == {"frechet/means", "frechet/means_real", "frechet/means_inpainted"}
@@ -248,7 +248,7 @@ def test_frechet_distances_are_to_reconstructions(latent_run):
         (lambda c: TinyAutoencoder("gone", c.decoder), "encoder must be an existing weights file, got gone"),
     ],
 )
-def test_a_codec_other_than_the_data_s_is_refused_at_the_start(latent_run, codec, message):
+def test_a_codec_that_differs_from_the_data_s_is_refused_at_the_start(latent_run, codec, message):
     trainer, folder = latent_run
     given = trainer.lightning_module.codec
     other = model_of(codec(given), 4, 4)

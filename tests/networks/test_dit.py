@@ -17,7 +17,7 @@ def levels(batch: int = 3, grid: tuple[int, int] = (4, 4)) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)])
-def test_a_constant_map_is_the_1x1_map(small_dit, grid):
+def test_constant_map_equals_the_1x1_map(small_dit, grid):
     """Detected as constant, and gathered patch by patch if the caller passes an index of all patches."""
     x, t = noisy(), levels(grid=(1, 1))
     label, exact = torch.tensor([0, 5, 10]), small_dit(x, t, torch.tensor([0, 5, 10]))
@@ -26,8 +26,8 @@ def test_a_constant_map_is_the_1x1_map(small_dit, grid):
         assert torch.allclose(small_dit(x, t.expand(3, *grid), label, unique=unique), exact, rtol=0, atol=1e-13)
 
 
-def test_a_constant_map_is_scalar_conditioning(small_dit):
-    """Against standard adaLN: one modulation per image from silu(level) + silu(label)."""
+def test_constant_map_equals_scalar_conditioning(small_dit):
+    """Comparison with standard adaLN: one modulation per image from silu(level) + silu(label)."""
     x, t, label = noisy(), levels(grid=(1, 1)), torch.tensor([0, 5, 10])
     net = small_dit
     c = torch.nn.functional.silu(net.level_embedding(t.flatten()))
@@ -75,7 +75,7 @@ def test_every_patch_depends_on_its_own_level(small_dit):
     assert (difference > 0).all()  # and all others through attention
 
 
-def test_a_coarser_level_map_is_that_map_repeated():
+def test_coarser_level_map_equals_the_repeated_map():
     torch.manual_seed(0)
     fine = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
     coarse = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4).double()
@@ -115,17 +115,17 @@ def test_the_initial_network_is_zero():
     assert all(block.mlp.fc1.weight.any() for block in net.blocks)
 
 
-def test_no_label_is_the_null_class(small_dit):
+def test_missing_label_means_the_null_class(small_dit):
     x, t = noisy(), levels()
     assert torch.equal(small_dit(x, t), small_dit(x, t, torch.full((3,), 10)))
 
 
-def test_any_size_that_the_patches_divide(small_dit):
+def test_all_sizes_that_patches_divide_work(small_dit):
     x = torch.randn(2, 1, 12, 6, dtype=torch.float64)
     assert small_dit(x, levels(2, (6, 3))).shape == x.shape
 
 
-def test_patchify_inverts():
+def test_unpatchify_inverts_patchify():
     x = noisy(channels=3)
     assert torch.equal(unpatchify(patchify(x, 2), (4, 4), 2), x)
 

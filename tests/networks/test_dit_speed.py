@@ -37,7 +37,7 @@ def tokens(seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_the_fused_gather_is_the_naive_one(label):
+def test_fused_gather_matches_the_naive_one(label):
     """Values and gradients of every input, against gathering with plain autograd."""
     x, change = tokens(), tokens(9)
     shift, leaves = rows(label=label)
@@ -87,8 +87,8 @@ def naive_rows(row: IndexedVectors) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"joint_labels": True}, {"rope": True, "qk_norm": True}])
-def test_a_table_of_levels_is_one_conditioning_per_patch(options):
-    """The whole network, with the gradients of all parameters."""
+def test_level_table_matches_one_conditioning_per_patch(options):
+    """The entire network, with the gradients of all parameters."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, **options).double())
     index = torch.randint(7, (3, 4, 4), generator=seeded(0))
@@ -138,7 +138,7 @@ def test_the_six_vectors_per_token_are_not_stored():
     assert naive > 1.3 * scalar
 
 
-def test_operations_of_a_level_map_are_those_of_one_level():
+def test_operation_count_of_a_level_map_compared_with_one_level():
     """DiT-XL/2 at 256 tokens, batch 64, forward and backward, counted: 256 levels against one per image, and naive."""
     counted = {}
     with torch.device("meta"):
@@ -177,7 +177,7 @@ def test_checkpointing_changes_no_gradient(dropout):
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"joint_labels": True}])
-def test_compiled_is_eager_and_compiled_once(options):
+def test_compiled_network_matches_eager_and_compiles_once(options):
     """One graph for training, however many levels there are; two for sampling and two for validation, one level an
     image or a map, however many images."""
     report = run_compiled(options, "aot_eager")
@@ -187,7 +187,7 @@ def test_compiled_is_eager_and_compiled_once(options):
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor_is_eager():
+def test_inductor_matches_eager():
     report = run_compiled({"checkpointing": True}, "inductor")
     assert report["training"] == 1
     assert report["difference"] < 2e-3  # float32 sums in another order, relative to the largest entry of each tensor
@@ -213,7 +213,7 @@ def run_compiled(options: dict, backend: str) -> dict:
 
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True, "uncertainty": True}])
-def test_bfloat16_is_near_float32(options):
+def test_bfloat16_is_close_to_float32(options):
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=1, patch_size=2, dim=64, depth=2, heads=4, classes=10, **options))
     index = torch.randint(5, (3, 4, 4), generator=seeded(1))
@@ -233,7 +233,7 @@ def test_bfloat16_is_near_float32(options):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_parameters_are_those_of_dit(name):
+def test_parameter_count_matches_dit(name):
     """Exactly, except for learned variances, which this DiT does not have. The level map itself adds none."""
     dim, depth, heads = SIZES[name]
     with torch.device("meta"):
@@ -246,7 +246,7 @@ def test_parameters_are_those_of_dit(name):
     assert name != "XL" or expected + positions + variances == 675_129_632
 
 
-def test_rope_sees_distances_only():
+def test_rope_depends_only_on_distances():
     """Scores of equal queries and keys depend on the distance of their tokens, by row and by column separately."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, positions=False, rope=True).double())

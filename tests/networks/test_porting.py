@@ -64,7 +64,7 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(("heads", "sigma"), [(4, True), (2, False)])
 @torch.no_grad()
-def test_the_output_is_diffusers(heads, sigma):
+def test_ported_network_matches_diffusers(heads, sigma):
     model, x = diffusers_model(heads, sigma), noisy()
     port = ported(model)
     assert port.dropped == (4 if sigma else 0)
@@ -75,8 +75,8 @@ def test_the_output_is_diffusers(heads, sigma):
 
 
 @torch.no_grad()
-def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
-    """With the sinusoids of both libraries, otherwise float32, in double precision too."""
+def test_ported_network_matches_diffusers_to_twelve_digits_in_float64(monkeypatch):
+    """The sinusoids of both libraries, float32 otherwise, are also computed in double precision."""
     model, x = diffusers_model().double(), noisy(torch.float64)
 
     def exact_waves(timesteps):
@@ -95,8 +95,8 @@ def test_in_double_precision_it_is_to_twelve_digits(monkeypatch):
 
 
 @torch.no_grad()
-def test_the_prediction_is_that_of_their_schedule():
-    """Also of the clean image, which at the last step is 157 times as large as the noise, and so are its errors."""
+def test_prediction_matches_the_diffusers_schedule():
+    """This includes the clean image, at the last step 157 times as large as the noise, and so are its errors."""
     model, x = diffusers_model(), noisy()
     denoiser = Denoiser(ported(model).network, LinearVP(), NoiseTarget())
     scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False)
@@ -109,7 +109,7 @@ def test_the_prediction_is_that_of_their_schedule():
 
 
 @torch.no_grad()
-def test_the_noise_of_their_schedule_is_that_of_the_process():
+def test_noise_levels_match_the_diffusers_schedule():
     scheduler, x, eps = DDPMScheduler(beta_schedule="linear", beta_start=1e-4, beta_end=0.02), noisy(), noisy().flip(0)
     for k in TIMES:
         expected = scheduler.add_noise(x, eps, torch.tensor([k]))
@@ -118,7 +118,7 @@ def test_the_noise_of_their_schedule_is_that_of_the_process():
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 @torch.no_grad()
-def test_the_images_are_those_of_their_sampler(scale):
+def test_sampled_images_match_the_diffusers_sampler(scale):
     """DDIM on the same time steps, with the same guidance scale, from the same noise."""
     model, steps = diffusers_model(), 20
     scheduler = DDIMScheduler(
@@ -137,7 +137,7 @@ def test_the_images_are_those_of_their_sampler(scale):
 
 
 @torch.no_grad()
-def test_another_eps_of_their_second_norms_is_nearly_nothing():
+def test_different_eps_in_the_second_norms_hardly_matters():
     """The diffusers class uses 1e-5 by default, the authors 1e-6."""
     model, x = diffusers_model(norm_eps=1e-5), noisy()
     expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
@@ -145,7 +145,7 @@ def test_another_eps_of_their_second_norms_is_nearly_nothing():
 
 
 @torch.no_grad()
-def test_the_frequencies_are_theirs_unless_the_authors_are_asked_for():
+def test_time_frequencies_follow_diffusers_by_default():
     model, x = diffusers_model(), noisy()
     expected = model(x, timestep=torch.full((3,), 500), class_labels=LABELS).sample[:, :4]
     authors = ported(model, DIT).network(x, levels(0.501), LABELS)
@@ -154,7 +154,7 @@ def test_the_frequencies_are_theirs_unless_the_authors_are_asked_for():
     assert torch.allclose(sinusoids(torch.tensor([500.0]), 256, DIFFUSERS_PERIOD), waves, atol=1e-4)
 
 
-def test_blocks_with_embeddings_of_their_own_are_refused():
+def test_blocks_with_different_embeddings_are_refused():
     model = diffusers_model()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.weight[0, 0] += 1
@@ -172,7 +172,7 @@ def network_time(kind: str, t: float) -> float:
 @pytest.mark.parametrize("kind", ["dit", "sit"])
 @pytest.mark.parametrize(("heads", "sigma", "patch"), [(4, True, 2), (2, False, 4)])
 @torch.no_grad()
-def test_the_output_is_the_papers(kind, heads, sigma, patch):
+def test_sit_output_matches_the_paper_s_equations(kind, heads, sigma, patch):
     convention, sign = (DIT, 1) if kind == "dit" else (SIT, -1)
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # positions are float32 in both
         w, x = random_weights(sigma=sigma, patch=patch, side=8 // patch, dtype=dtype), noisy(dtype)
@@ -186,7 +186,7 @@ def test_the_output_is_the_papers(kind, heads, sigma, patch):
 
 @pytest.mark.parametrize(("kind", "convention"), [("dit", DIT), ("sit", SIT)])
 @torch.no_grad()
-def test_it_is_exact_with_the_same_positions(kind, convention, monkeypatch):
+def test_sit_output_is_exact_with_the_same_positions(kind, convention, monkeypatch):
     w, x = random_weights(), noisy(torch.float64)
     monkeypatch.setattr(dit, "grid_positions", lambda *_: w["pos_embed"][0].reshape(16, 4, 8).flip(1).reshape(16, 32))
     network = port_weights(w, convention, heads=4).network
@@ -198,7 +198,7 @@ def test_it_is_exact_with_the_same_positions(kind, convention, monkeypatch):
 
 
 @torch.no_grad()
-def test_a_sit_samples_from_noise_to_the_image():
+def test_sit_samples_from_noise_to_image():
     """Its velocity is d x / d time with time 1 at the image; that of asyncdiff points to the noise (rectified flow)."""
     w, x = random_weights(), noisy(torch.float64)
     t = levels(0.3, torch.float64, (1, 1))
@@ -224,7 +224,7 @@ def test_a_ported_network_trains():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_half_precision_is_raised():
+def test_half_precision_weights_become_float32():
     w = random_weights(dtype=torch.float32)
     half = {name: weight.half() for name, weight in w.items()}
     network = port_weights(half, DIT, heads=4).network
@@ -235,14 +235,14 @@ def test_half_precision_is_raised():
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
-def test_sizes_are_read_and_official_heads_known(dim, heads):
+def test_sizes_are_read_from_weights_and_heads_from_official_sizes(dim, heads):
     w = random_weights(dim, depth=1, channels=3, patch=4, classes=5, dtype=torch.float32)
     network = port_weights(w, DIT).network
     found = (network.channels, network.patch_size, network.dim, network.depth, network.heads, network.classes)
     assert found == (3, 4, dim, 1, heads, 5)
 
 
-def test_the_width_of_the_mlp_survives_rounding():
+def test_mlp_ratio_reproduces_the_hidden_width():
     assert all(
         int(dim * _mlp_ratio(hidden, dim)) == hidden for dim in range(4, 200, 4) for hidden in range(1, 5 * dim, 7)
     )
@@ -293,7 +293,7 @@ def test_wrong_weights_are_refused(w, message):
         port_weights(w, DIT, heads=4)
 
 
-def test_what_the_weights_do_not_contain_must_be_given():
+def test_missing_heads_or_image_size_are_refused():
     with pytest.raises(ValueError, match="no official model has a width of 32, .* add --heads"):
         port_weights(random_weights(), DIT)
     with pytest.raises(ValueError, match="dim must be divisible by heads"):
@@ -304,7 +304,7 @@ def test_what_the_weights_do_not_contain_must_be_given():
         port_weights(random_weights(), DIT, heads=4, image_size=16)
 
 
-def test_stored_positions_are_ours_in_another_order():
+def test_stored_positions_are_a_permutation_of_grid_positions():
     stored = random_weights(side=5, dim=16)["pos_embed"][0]
     assert torch.allclose(
         stored.reshape(25, 4, 4).flip(1).reshape(25, 16).float(), grid_positions((5, 5), 16, stored.device), atol=1e-6

@@ -119,7 +119,7 @@ def film_per_pixel(net: UNet, x: torch.Tensor, t: torch.Tensor, label: torch.Ten
 
 @pytest.mark.parametrize("options", [{}, {"groups": 4}])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_a_constant_map_is_the_1x1_map(grid, options):
+def test_constant_map_equals_the_1x1_map(grid, options):
     net, x, label = unet(classes=10, **options), noisy(), torch.tensor([0, 5, 10])
     one = draw((1, 1))
     everywhere = UniqueLevels(one.values, one.index.expand(3, *grid).contiguous())
@@ -130,15 +130,15 @@ def test_a_constant_map_is_the_1x1_map(grid, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"groups": 4}])
-def test_a_constant_map_is_scalar_conditioning(options):
-    """Against standard FiLM: one shift and scale per image from silu(level) + silu(label)."""
+def test_constant_map_equals_scalar_conditioning(options):
+    """Comparison with standard FiLM: one shift and scale per image from silu(level) + silu(label)."""
     net, x, t, label = unet(classes=10, **options), noisy(), of(draw((1, 1))), torch.tensor([0, 5, 10])
     c = F.silu(net.level_embedding(t.flatten())) + F.silu(net.label_embedding(label))
     assert torch.allclose(net(x, t, label), film_unet(net, x, [c[:, :, None, None]] * 3), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-def test_tables_are_spatial_film_gradients_included(small, grid):
+def test_level_tables_match_spatial_film_with_gradients(small, grid):
     x, label, unique = noisy().requires_grad_(), torch.tensor([0, 5, 10]), draw(grid)
     leaves = [x, *small.parameters()]
     weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_passing_the_distinct_levels_changes_nothing(small, grid):
     assert torch.allclose(small(x, of(unique), unique=table), expected, rtol=0, atol=1e-13)
 
 
-def test_a_coarser_level_map_is_that_map_repeated(small):
+def test_coarser_level_map_equals_the_repeated_map(small):
     coarse = draw((2, 2))
     repeated = of(coarse).repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert torch.allclose(small(noisy(), of(coarse)), small(noisy(), repeated), rtol=0, atol=1e-13)
@@ -212,7 +212,7 @@ def test_modulations_are_computed_once_per_distinct_level(small):
     assert rows == {"embedded": [2], 0: [2] * 3, 1: [2] * 3, 2: [64 * 4] * 3}  # one row per pixel that covers several
 
 
-def test_channels_last_makes_tokens_a_view():
+def test_tokens_are_a_view_in_channels_last_memory():
     x = torch.randn(2, 6, 4, 8).to(memory_format=torch.channels_last)
     flat = pixels_to_tokens(x)
     assert flat.data_ptr() == x.data_ptr()
@@ -225,7 +225,7 @@ def test_channels_last_makes_tokens_a_view():
 
 
 class Copies(TorchDispatchMode):
-    """Counts the copies of tensors."""
+    """Mode that counts copies of tensors."""
 
     count = 0
 
@@ -295,7 +295,7 @@ def test_the_two_vectors_per_pixel_are_not_stored():
     assert fine < 1.1 * scalar
 
 
-def test_operations_of_a_level_map_are_those_of_one_level():
+def test_operation_count_of_a_level_map_compared_with_one_level():
     """The paper's network at 64x64 pixels, counted: 256 levels of 8x8 patches, and one of every pixel."""
     options = yaml.safe_load((SIZES / "unet_paper_60m.yaml").read_text())["model"]["network"]["init_args"]
     with torch.device("meta"):
@@ -333,7 +333,7 @@ def test_gradients_reach_every_parameter():
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_no_label_is_the_null_class(small):
+def test_missing_label_means_the_null_class(small):
     x, t = noisy(), of(draw((4, 4)))
     assert torch.equal(small(x, t), small(x, t, torch.full((3,), 10)))
     assert not torch.allclose(small(x, t), small(x, t, torch.zeros(3, dtype=torch.int64)), atol=1e-3)
@@ -365,7 +365,7 @@ def test_the_uncertainty_is_the_mean_variance_of_a_patch():
     assert torch.allclose(logvar.exp(), F.avg_pool2d(every.exp(), 4), rtol=1e-12)
 
 
-def test_any_size_that_can_be_halved_and_divided(small):
+def test_all_sizes_that_levels_and_patches_divide_work(small):
     assert small.grid((12, 20)) == (3, 5)
     x = noisy(2, size=(12, 20))
     for grid in ((3, 5), (1, 1), (12, 20), (6, 5)):
@@ -373,7 +373,7 @@ def test_any_size_that_can_be_halved_and_divided(small):
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (8, 8)])
-def test_bfloat16_is_near_float32(grid):
+def test_bfloat16_is_close_to_float32(grid):
     net, label, unique = unet(classes=10, uncertainty=True).float(), torch.arange(3), draw(grid)
     unique = UniqueLevels(unique.values.float(), unique.index)
     x, streams = noisy().float(), []
@@ -412,12 +412,12 @@ def test_bfloat16_is_near_float32(grid):
         ({"level_patch_size": 0}, "level_patch_size must be at least 1, got 0"),
     ],
 )
-def test_wrong_numbers_are_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UNet(**{**SMALL, **options})
 
 
-def test_images_and_maps_that_do_not_fit_are_refused(small):
+def test_images_and_maps_of_unsuitable_size_are_refused(small):
     with pytest.raises(ValueError, match="sides of the image must be multiples of 4, .*got 8x6: resize or crop"):
         small.grid((8, 6))
     with pytest.raises(ValueError, match="got 8x6"):
@@ -468,7 +468,7 @@ def run_compiled(options: dict, backend: str, grids: list[int]) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_compiled_is_eager_and_compiled_once():
+def test_compiled_network_matches_eager_and_compiles_once():
     """One graph for any number of distinct levels of a map that is finer than all resolutions except the first."""
     report = run_compiled({"multipliers": [1, 2]}, "eager", [8])
     assert report["frames"] == {"8": 1}
@@ -477,7 +477,7 @@ def test_compiled_is_eager_and_compiled_once():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"groups": 4}])
-def test_compiled_by_aot_is_eager(options):
+def test_aot_eager_matches_eager(options):
     """One graph more for one level an image, and one for another grid."""
     report = run_compiled(options, "aot_eager", [4, 1, 8])
     assert report["frames"] == {"4": 1, "1": 1, "8": 1}
@@ -494,7 +494,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_of_the_sizes(name):
+def test_parameter_counts_of_the_official_sizes(name):
     options, count = PARAMETERS[name]
     text = (SIZES / f"{name}.yaml").read_text()
     described = yaml.safe_load(text)["model"]["network"]

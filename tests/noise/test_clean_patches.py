@@ -37,7 +37,7 @@ def off(values: torch.Tensor, expected: float) -> float:
 
 
 @every_context
-def test_sets_are_one_flag_per_patch(clean_patches):
+def test_samples_have_one_flag_per_patch(clean_patches):
     for grid in ((1, 1), (3, 5), (1, 7), (4, 4)):
         known = draw(clean_patches, 50, grid)
         assert known.dtype == torch.bool
@@ -45,7 +45,7 @@ def test_sets_are_one_flag_per_patch(clean_patches):
 
 
 @every_context
-def test_clean_patches_of_an_image_depend_on_its_seed_only(clean_patches):
+def test_clean_patches_of_an_image_depend_only_on_its_seed(clean_patches):
     together = clean_patches.sample(RandomSource(4, (4, 5), per_image([1, 2, 3, 4])))
     assert torch.equal(together[2:3], clean_patches.sample(RandomSource(1, (4, 5), per_image([3]))))
 
@@ -64,7 +64,7 @@ def test_boxes_have_uniform_corners_and_two_polarities():
 
 
 @pytest.mark.parametrize("field", [IndependentField(), BlockwiseField(), PerlinField()], ids=lambda f: type(f).__name__)
-def test_every_patch_is_known_with_the_mean_share_of_the_regions(field):
+def test_known_probability_of_every_patch_is_the_mean_share(field):
     """The mean of a share that is uniform on [low, high], at every patch; at 4 standard errors."""
     for low, high in ((0.0, 1.0), (0.2, 0.2), (0.5, 0.9)):
         known = draw(RandomRegions(field, low, high), N, (3, 4))
@@ -80,7 +80,7 @@ def test_shares_of_regions_are_uniform():
     assert share.max() <= 0.7 + 1 / 64
 
 
-def test_shares_of_0_and_1_give_no_or_all_patches():
+def test_shares_0_and_1_select_no_or_all_patches():
     assert draw(RandomRegions(low=1.0), 500, (4, 4)).all()
     assert not draw(RandomRegions(high=0.0), 500, (4, 4)).any()
 

@@ -94,7 +94,7 @@ def test_independent_neighbors_are_uncorrelated(grid):
 
 
 @COHERENT_GRIDS
-def test_neighbors_agree_as_often_as_they_share_a_block(grid):
+def test_neighbor_correlation_is_the_probability_of_sharing_a_block(grid):
     """Correlation = probability of lying in one block = mean of 1 - 1 / side: 0.66 for sides up to 8."""
     for field, largest in ((BlockwiseField(), max(grid)), (BlockwiseField(2), 2), (BlockwiseField(50), 50)):
         assert off(neighbors(field, grid), 1 - sum(1 / side for side in range(1, largest + 1)) / largest) < 4
@@ -140,7 +140,7 @@ def test_fields_are_symmetric_under_reflection(field):
 
 
 @pytest.mark.parametrize("field", ALL.values(), ids=ALL)
-def test_the_field_of_an_image_depends_on_its_seed_only(field):
+def test_field_of_an_image_depends_only_on_its_seed(field):
     together = field(4, (3, 5), generator=per_image([5, 6, 7, 8]))
     alone = field(1, (3, 5), generator=per_image([7]))
     assert torch.equal(together[2:3], alone)

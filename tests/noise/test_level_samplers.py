@@ -109,7 +109,7 @@ def test_levels_lie_between_the_floor_and_1_or_are_known(sampler):
 
 
 @every_sampler
-def test_slopes_come_with_paths_only(sampler):
+def test_only_paths_provide_slopes(sampler):
     maps = draw(sampler, 64)
     assert (maps.slope is not None) == sampler.has_slopes
     if maps.slope is not None:
@@ -123,7 +123,7 @@ def test_slopes_come_with_paths_only(sampler):
 
 
 @every_sampler
-def test_elbo_accepts_samplers_with_slopes_and_a_floor_only(sampler):
+def test_elbo_accepts_only_samplers_with_slopes_and_a_floor(sampler):
     if sampler.has_slopes and sampler.t_min > 0:
         ELBO().check(sampler)
         return
@@ -133,7 +133,7 @@ def test_elbo_accepts_samplers_with_slopes_and_a_floor_only(sampler):
 
 
 @every_sampler
-def test_levels_of_an_image_depend_on_its_seed_only(sampler):
+def test_levels_of_an_image_depend_only_on_its_seed(sampler):
     together = sampler(3, (4, 4), generator=per_image([1, 2, 3]))
     alone = sampler(1, (4, 4), generator=per_image([3]))
     for name in ("t", "slope", "importance", "known"):
@@ -168,7 +168,7 @@ def test_samplers_check_their_grid(sampler):
 
 
 @pytest.mark.parametrize("sampler", [AlongPath, WithCleanPatches, Homogeneous])
-def test_a_path_that_does_not_fit_the_grid_is_refused(sampler):
+def test_path_that_does_not_fit_the_grid_is_refused(sampler):
     along = AlongPath(Waypoints([[[0.2, 0.4]]]))
     chosen = along if sampler is AlongPath else sampler(along)
     with pytest.raises(ValueError, match="maps has .* values, which do not divide the level map of 4x5 patches"):
@@ -204,7 +204,7 @@ def test_controlled_levels_have_uniform_means():
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (3, 5), (1, 7)], ids=lambda g: f"{g[0]}x{g[1]}")
-def test_perlin_maps_have_their_progress_as_mean(grid):
+def test_mean_of_a_perlin_map_is_its_progress(grid):
     """|mean - s| <= min(s, 1 - s) / D, and the mean of the slopes is 1 up to 1 / D."""
     patches, s = grid[0] * grid[1], torch.rand(2000, generator=seeded(1), dtype=torch.float64)
     t, slope = Perlin().path.draw(2000, grid, generator=seeded(0), dtype=torch.float64)(s)
@@ -237,7 +237,7 @@ def test_sum_beta_keeps_its_mean(grid):
 
 
 @pytest.mark.parametrize("grid", [(3, 5), (2, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
-def test_sum_beta_treats_patches_and_pairs_alike(grid):
+def test_sum_beta_has_equal_moments_for_all_patches_and_pairs(grid):
     """Moments of every patch and pair agree with those of all; z-scores of about 100 pairs stay below 4.5."""
     t = draw(SumBeta(), 20_000, grid).t.flatten(1)
     patches = t.shape[1]
@@ -247,7 +247,7 @@ def test_sum_beta_treats_patches_and_pairs_alike(grid):
             assert off(column - values.mean(1), 0) < 4.5
 
 
-def test_sum_beta_of_two_is_its_definition():
+def test_sum_beta_of_two_patches_matches_its_definition():
     """d = 2: one of the two is lo + (hi - lo) U (Beta(1, 1)), so that t_1 - t_2 given the mean is uniform."""
     t = draw(SumBeta(), 20_000, (1, 2)).t[:, 0]
     half_width = torch.minimum(t.mean(1), 1 - t.mean(1))  # of each about the mean
@@ -265,7 +265,7 @@ def halved(total: np.ndarray, d: int, generator: np.random.Generator) -> np.ndar
 
 
 @pytest.mark.parametrize("grid", [(1, 3), (3, 5), (4, 4)], ids=lambda g: f"{g[0]}x{g[1]}")
-def test_sum_beta_is_its_recursion(grid):
+def test_sum_beta_matches_a_numpy_reference(grid):
     """Two-sample Kolmogorov-Smirnov tests of one level, the largest level and the spread of a map."""
     generator, patches = np.random.default_rng(0), grid[0] * grid[1]
     theirs = generator.permuted(halved(patches * generator.random(20_000), patches, generator), axis=1)
@@ -274,7 +274,7 @@ def test_sum_beta_is_its_recursion(grid):
         assert stats.ks_2samp(statistic(theirs), statistic(ours)).pvalue > KS_LEVEL
 
 
-def test_sum_beta_has_the_beta_parameters_of_its_source(monkeypatch):
+def test_sum_beta_uses_the_beta_parameters_of_the_paper(monkeypatch):
     """(d - 1 - d % 2)^1.05 for parts of d patches, 15 = 7 + 8 and so on; samples hardly show the exponent."""
     shapes = []
     monkeypatch.setattr(
@@ -296,7 +296,7 @@ def test_sharp_sum_beta_is_constant_on_powers_of_two():
 
 
 @pytest.mark.parametrize("a", [0.05, 0.3, 0.5, 1.0, 3.7, 300.0])
-def test_symmetric_beta_is_beta(a):
+def test_symmetric_beta_has_the_beta_distribution(a):
     """Kolmogorov-Smirnov test inside (0, 1): at a = 0.05, 8 % of the numbers are 0 or 1 to all digits."""
     for dtype in (torch.float32, torch.float64):
         uniform = torch.rand(40_000, 2, 1, generator=seeded(0), dtype=dtype)
@@ -308,7 +308,7 @@ def test_symmetric_beta_is_beta(a):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_symmetric_beta_of_the_extreme_uniforms(dtype):
+def test_symmetric_beta_at_extreme_uniform_numbers(dtype):
     top = 1 - torch.finfo(dtype).eps / 2
     ends = torch.tensor([[u, v] for u in (0.0, 0.5, top) for v in (0.0, 0.25, 0.5, top)], dtype=dtype)
     for a in (1e-3, 0.05, 1.0, 300.0, 1e8):
@@ -367,7 +367,7 @@ def test_gaussian_marginal(std):
 
 
 @pytest.mark.parametrize("std", [0.1, 0.2, 0.6])
-def test_gaussian_levels_scatter_normally_about_their_mean(std):
+def test_gaussian_levels_are_normal_around_their_mean(std):
     """(t - m) / min(m / 2, (1 - m) / 2, std) is normal up to the clamping, two spreads away or more."""
     mean = RandomSource(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[
         :, None, None
@@ -378,7 +378,7 @@ def test_gaussian_levels_scatter_normally_about_their_mean(std):
 
 
 @pytest.mark.parametrize("std", [0.1, 0.6])
-def test_truncated_gaussian_levels_thin_out_from_the_cleanest(std):
+def test_truncated_gaussian_levels_are_half_normal_above_the_cleanest(std):
     """(tau_max - tau) / min(tau_max / 2, std) is half-normal, except for redrawn levels."""
     top = RandomSource(5000, (4, 4), seeded(0), dtype=torch.float64).stratified()[:, None, None]
     spread = (top / 2).clamp(max=std)
@@ -400,7 +400,7 @@ def test_the_requested_share_of_images_has_clean_patches():
 
 
 @pytest.mark.parametrize("inner", [AlongPath(), FLOORED, Shared(), SumBeta()], ids=lambda s: type(s).__name__)
-def test_around_clean_patches_the_levels_are_those_of_the_other_sampler(inner):
+def test_patches_that_are_not_clean_keep_the_wrapped_sampler_s_levels(inner):
     maps, plain = draw(WithCleanPatches(inner, 0.5), 500), draw(inner, 500)
     assert 0.1 < maps.known.double().mean() < 0.5
     assert (maps.t[maps.known] == 0).all()
@@ -461,7 +461,7 @@ def test_constant_maps_have_their_probability_and_uniform_levels(t_min):
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_homogeneous_at_both_ends(probability):
+def test_homogeneous_with_probability_0_and_1(probability):
     maps = draw(Homogeneous(Independent(), probability), 200)
     assert (maps.t == maps.t[:, :1, :1]).all() == bool(probability)
 
@@ -515,7 +515,7 @@ BOUNDS = {
 
 
 @pytest.mark.parametrize(("sampler", "truth"), BOUNDS.values(), ids=BOUNDS)
-def test_the_loss_stays_the_bound(sampler, truth):
+def test_elbo_loss_of_a_perfect_denoiser_is_the_information(sampler, truth):
     """A perfect denoiser's ELBO loss is the information, given the clean patches if any; to 4 standard errors."""
     oracle = GaussianOracle(MEAN, COV, (2, 2))
     x = oracle.sample(COUNT, (1, 4, 4), seeded(1))
@@ -539,7 +539,7 @@ def test_levels_do_not_depend_on_the_position_in_the_batch():
         assert stats.kstest(row.numpy(), "uniform").pvalue > KS_LEVEL
 
 
-def test_rounded_levels_are_few_and_close():
+def test_quantized_levels_are_few_and_close():
     maps = draw(AlongPath(), 512)
     rounded = maps.quantized(256)
     assert len(rounded.unique.values) == 256
@@ -556,7 +556,7 @@ def test_rounding_keeps_known_patches_and_importance():
     assert (rounded.t[rounded.known] == 0).all()
 
 
-def test_few_levels_are_not_rounded():
+def test_maps_with_few_levels_are_not_quantized():
     maps = draw(Shared(), 16)
     assert torch.equal(maps.quantized(16).t, maps.t)
     assert maps.quantized(15).unique.values.tolist() == [k / 14 for k in range(15)]

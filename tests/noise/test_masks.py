@@ -101,7 +101,7 @@ def test_one_pixel_of_every_block_is_known(factor, count):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_the_drawing_of_a_seed_and_a_size_never_changes(name):
+def test_masks_match_stored_drawings(name):
     for size in (32, 64, 256):
         for seed in (0, 1, 99) if MASKS[name].seed_dependent else (0,):
             found = hashlib.sha256(packed(MASKS[name](size, size, seed=seed))).hexdigest()
@@ -128,14 +128,14 @@ def test_masks_depend_on_neither_global_randomness_nor_the_default_type(name):
 
 @pytest.mark.parametrize("mask", DRAWN, ids=["thin", "wide"])
 @pytest.mark.parametrize("size", [(8, 8), (32, 32), (17, 40), (64, 16)])
-def test_some_but_at_most_half_is_unknown(mask, size):
+def test_at_least_one_and_at_most_half_of_the_pixels_are_unknown(mask, size):
     share = unknown_share(masks(mask, 40, *size))
     assert share.min() > 0
     assert share.max() <= 0.5
 
 
 @pytest.mark.parametrize("mask", DRAWN, ids=["thin", "wide"])
-def test_a_seed_is_one_drawing_at_every_size(mask):
+def test_a_seed_gives_the_same_drawing_at_every_size(mask):
     # Pixel (2, 2) of 5 x 5 shares its center with the small image's pixel: 5 x 64 pixels sample the same geometry.
     small, large = masks(mask, 20, 64, 64), masks(mask, 20, 320, 320)[:, 2::5, 2::5]
     assert (small == large).float().mean() > 0.995
@@ -186,7 +186,7 @@ def test_patches_count_as_known_where_all_their_pixels_are():
         assert torch.equal(fine, known)
 
 
-def test_a_batch_has_the_masks_of_its_seeds():
+def test_per_image_returns_one_mask_per_seed():
     for mask in (Thin(), Half("top")):
         batch = mask.per_image(32, 24, seeds=[3, 0, 3])
         assert torch.equal(batch, torch.stack([mask(32, 24, seed=seed) for seed in (3, 0, 3)]))
@@ -200,7 +200,7 @@ def test_random_masks_draw_a_mask_for_every_image():
     assert len(drawn[~fixed].flatten(1).unique(dim=0)) > 0.8 * (~fixed).sum()
 
 
-def test_names():
+def test_masks_are_found_by_name():
     assert list(MASKS) == ["thin", "wide", "square", "extreme", "half", "lines", "super_resolution"]
     assert mask_by_name("wide") is MASKS["wide"]
     with pytest.raises(ValueError, match=r"super_resolution, got 'Thinn': did you mean thin\?"):

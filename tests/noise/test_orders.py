@@ -52,13 +52,13 @@ def test_every_rank_is_used(order, grid):
 
 @every_grid
 @pytest.mark.parametrize("order", [Snake(), Spiral(), Spiral(inward=True)], ids=["snake", "spiral", "inward"])
-def test_the_next_patch_touches_the_last_one(order, grid):
+def test_consecutive_patches_are_neighbors(order, grid):
     steps = trail(order, grid)
     assert all(abs(a - c) + abs(b - d) == 1 for (a, b), (c, d) in pairwise(steps))
 
 
 @every_grid
-def test_a_spiral_outwards_is_the_spiral_inwards_reversed(grid):
+def test_outward_spiral_is_the_reversed_inward_spiral(grid):
     outwards, inwards = trail(Spiral(), grid), trail(Spiral(inward=True), grid)
     assert outwards == inwards[::-1]
     assert inwards[0] == (0, 0)
@@ -85,7 +85,7 @@ def test_center_out_is_symmetric(grid):
 
 
 @every_grid
-def test_raster_reads_and_snake_turns(grid):
+def test_raster_and_snake_orders(grid):
     gh, gw = grid
     assert ranks(Raster(), grid).flatten().tolist() == list(range(gh * gw))
     assert torch.equal(ranks(Snake(), grid)[:, ::2], ranks(Raster(), grid)[:, ::2])
@@ -93,7 +93,7 @@ def test_raster_reads_and_snake_turns(grid):
 
 
 @every_grid
-def test_a_wavefront_delayed_by_a_row_is_raster(grid):
+def test_wavefront_delayed_by_a_row_is_raster_order(grid):
     assert torch.equal(ranks(Wavefront(row_delay=grid[1]), grid), ranks(Raster(), grid))
     diagonal = torch.arange(grid[0])[:, None] + torch.arange(grid[1])
     assert torch.equal(ranks(Wavefront(), grid)[0], diagonal)
@@ -113,7 +113,7 @@ def test_all_groups_of_a_shuffled_order_except_the_last_are_full():
         assert image.flatten().bincount().tolist() == [4, 4, 4, 3]
 
 
-def test_the_order_of_an_image_depends_on_its_seed_only():
+def test_order_of_an_image_depends_only_on_its_seed():
     together = Shuffled().ranks(RandomSource(3, (4, 4), per_image([1, 2, 3])))
     assert torch.equal(together[1:2], Shuffled().ranks(RandomSource(1, (4, 4), per_image([2]))))
 
@@ -139,7 +139,7 @@ def test_a_custom_order_that_does_not_divide_the_grid_is_refused(grid):
 
 
 @pytest.mark.parametrize("rank", [-1, 1.5, float("nan"), True])
-def test_ranks_that_are_no_integers_from_0_are_refused_with_their_position(rank):
+def test_invalid_ranks_are_refused_with_their_position(rank):
     unchecked = inspect.unwrap(CustomOrder.__init__)  # as users run it, without the type checks of the tests
     with pytest.raises(ValueError, match=rf"nonnegative integers, got {rank} in row 1, column 2"):
         unchecked(CustomOrder.__new__(CustomOrder), [[0, 1, 2], [3, 4, rank]])

@@ -92,7 +92,7 @@ def test_slopes_are_finite_differences(path):
     assert torch.allclose((above - below) / (2 * h), evaluate(path, s)[1], atol=1e-6)
 
 
-def test_no_spread_is_synchronous():
+def test_spread_0_equals_synchronous():
     s = torch.rand(8)
     t, slope = AsyncPatch(spread=0.0).draw(8, (4, 4))(s)
     assert torch.equal(t, Synchronous().draw(8, (4, 4))(s)[0])
@@ -120,7 +120,7 @@ def test_spread_within_an_image_given_progress(s):
     assert t.mean((1, 2)).std().item() == pytest.approx(half_width / math.sqrt(3 * patches), rel=0.02)
 
 
-def test_the_sampler_of_the_paper_is_this_path_at_uniform_progress():
+def test_uniform_progress_gives_the_level_distribution_of_the_paper():
     """t_bar ~ U(0, 1), delta = min(t_bar, 1 - t_bar, 1/2), t_i ~ U(t_bar - delta, t_bar + delta)."""
     n = 20_000
     rng = torch.Generator().manual_seed(4)
@@ -139,7 +139,7 @@ def test_known_patches_stay_clean():
     assert (slope[:, :, :, :2] == 0).all()
 
 
-def test_the_path_of_an_image_depends_on_its_seed_only():
+def test_path_of_an_image_depends_only_on_its_seed():
     s = torch.tensor([0.3, 0.3, 0.3])
     together = AsyncPatch().draw(3, (4, 4), generator=per_image([5, 6, 7]))(s)[0]
     alone = AsyncPatch().draw(1, (4, 4), generator=per_image([6]))(s[:1])[0]
@@ -157,13 +157,13 @@ def test_a_mask_on_another_grid_is_refused():
         Conditioned(Synchronous(), KNOWN).draw(1, (2, 2))
 
 
-def test_a_floor_under_known_patches_is_refused():
+def test_floored_refuses_conditioned_paths():
     with pytest.raises(ValueError, match="Conditioned"):
         Floored(Conditioned(Synchronous(), KNOWN))
 
 
 @pytest.mark.parametrize("masks", [2, 5])
-def test_masks_of_another_batch_are_refused(masks):
+def test_masks_for_another_batch_size_are_refused(masks):
     with pytest.raises(ValueError, match=f"a single mask or one per image, got {masks} masks for 3 images"):
         Conditioned(Synchronous(), KNOWN.expand(masks, 4, 4)).draw(3, (4, 4))
 
@@ -171,7 +171,7 @@ def test_masks_of_another_batch_are_refused(masks):
 @pytest.mark.parametrize(
     "path", [p for p in ANY_GRID.values() if p.t_min == 0], ids=[n for n in ANY_GRID if "floor" not in n]
 )
-def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
+def test_floored_rescales_levels_and_slopes(path):
     s = torch.rand(8, generator=seeded(1), dtype=torch.float64)
     plain, lifted = (
         p.draw(8, (4, 4), generator=seeded(0), dtype=torch.float64)(s) for p in (path, Floored(path, t_min=0.2))
@@ -180,7 +180,7 @@ def test_a_floor_lifts_levels_and_slopes_in_proportion(path):
     assert torch.allclose(lifted[1], 0.8 * plain[1], rtol=1e-15)
 
 
-def test_a_floor_on_a_floor_is_refused():
+def test_applying_floored_twice_is_refused():
     with pytest.raises(
         ValueError, match="path must start at t = 0, got one with a floor of 0.1: apply Floored only once"
     ):
@@ -239,7 +239,7 @@ def test_strict_order_finishes_one_group_at_a_time(grid, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rounding_skips_no_level(dtype):
+def test_ordered_levels_do_not_jump_under_rounding(dtype):
     """From one floating-point s to the next a level rises by its slope times that; a jump at t = 0 would cost nats."""
     groups, eps = 225, torch.finfo(dtype).eps
     turns = torch.tensor([60, 112, 200], dtype=torch.float64) / groups
@@ -250,7 +250,7 @@ def test_rounding_skips_no_level(dtype):
         assert t.diff(dim=0).max() <= 2 * groups * eps  # one for the step, one for the rounding of s K
 
 
-def test_groups_in_flight():
+def test_number_of_groups_that_move_at_once():
     """1 / (1 - overlap) groups move at a time, except where the first start and the last finish."""
     for overlap, count in ((0.0, 1), (0.5, 2), (0.75, 4), (0.9, 10)):
         s = 0.3 + 0.4 * torch.rand(200, generator=seeded(0), dtype=torch.float64)
@@ -258,7 +258,7 @@ def test_groups_in_flight():
         assert ((slope > 0).sum((1, 2)) == count).all()
 
 
-def test_overlap_towards_1_is_synchronous():
+def test_overlap_towards_1_approaches_synchronous():
     """sup |t - s| <= (K - 1)(1 - overlap), and it shrinks with 1 - overlap."""
     s = torch.linspace(0, 1, 501, dtype=torch.float64)
     gaps = [
@@ -268,7 +268,7 @@ def test_overlap_towards_1_is_synchronous():
     assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.15)  # it is lag (K - 1) / (1 + lag (K - 1)): 8.8
 
 
-def test_one_group_is_synchronous():
+def test_single_group_equals_synchronous():
     s = torch.linspace(0, 1, 101, dtype=torch.float64)
     t, slope = at(Ordered(CustomOrder([[5]])), (4, 4), s)
     assert torch.allclose(t, s[:, None, None].expand(-1, 4, 4), rtol=0, atol=1e-14)
@@ -287,7 +287,7 @@ MAPS = [[[0, 0.6], [0.9, 0.2]], [[0.5, 0.6], [1, 0.2]]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_waypoints_are_passed_in_straight_lines(dtype):
+def test_path_is_linear_between_waypoints(dtype):
     for progress in (None, [0.2, 0.71]):
         stops = [0, *(progress or [1 / 3, 2 / 3]), 1]
         maps = torch.tensor([[[0, 0], [0, 0]], *MAPS, [[1, 1], [1, 1]]], dtype=dtype)
@@ -337,7 +337,7 @@ def test_waypoints_that_do_not_divide_the_grid_are_refused():
         (MAPS, [0.5, math.nan], "progress needs one s per map, increasing in (0, 1)"),
     ],
 )
-def test_waypoints_that_are_no_path_are_refused(maps, progress, message):
+def test_invalid_waypoints_are_refused(maps, progress, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Waypoints(maps, progress)
 
@@ -357,7 +357,7 @@ def test_all_paths_pass_the_check_on_4x4(path):
 
 
 class Bent(Path):
-    """A user's path: synchronous except for the patch in row 1, column 0, which follows a rule (s -> t, dt/ds)."""
+    """Custom path: synchronous except for the patch in row 1, column 0, which follows a rule (s -> t, dt/ds)."""
 
     def __init__(self, rule, t_min: float = 0.0):
         self.rule = rule
@@ -403,13 +403,13 @@ def test_valid_paths_are_accepted():
     check_path(Bent(lambda s: ((s > 0.3) * (s - 0.3) / 0.7, (s > 0.3) / 0.7)), (2, 3))  # a kink is fine
 
 
-def test_a_patch_below_the_floor_is_refused():
+def test_check_path_refuses_levels_below_the_floor():
     with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 in row 1, column 0"):
         check_path(Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1), (2, 3))
 
 
-def test_a_path_that_jumps_is_refused():
-    """Its slope is right wherever it exists, but bounds along it would miss the jump."""
+def test_check_path_refuses_jumps():
+    """The slope is right wherever it exists, but bounds along it would miss the jump."""
 
     class Leap(Path):
         def curve(self, source):

@@ -21,7 +21,7 @@ def pair():
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_ends(process):
+def test_alpha_and_sigma_at_both_ends(process):
     ends = torch.tensor([0.0, 1.0])
     left = 0.00635 if isinstance(process, LinearVP) else 0  # of the image at t = 1
     assert process.alpha(ends).tolist() == pytest.approx([1.0, left], abs=1e-5)
@@ -34,12 +34,12 @@ def test_ends(process):
 @pytest.mark.parametrize(
     ("value", "slope"), [("alpha", "dalpha"), ("sigma", "dsigma"), ("logsnr", "dlogsnr"), ("snr", "dsnr")]
 )
-def test_derivatives(process, value, slope):
+def test_derivatives_match_automatic_differentiation(process, value, slope):
     assert torch.allclose(derivative(getattr(process, value), T), getattr(process, slope)(T), rtol=1e-10)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_x_eps_and_v_are_equivalent(process, pair):
+def test_conversions_between_x_eps_and_v_are_consistent(process, pair):
     x, eps, t = pair
     x_t, v = process.noised(x, eps, t), process.velocity(x, eps, t)
     assert torch.allclose(process.x_from_v(x_t, v, t), x, atol=1e-12)
@@ -49,7 +49,7 @@ def test_x_eps_and_v_are_equivalent(process, pair):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_velocity_times_wronskian_is_the_flow(process, pair):
+def test_velocity_times_wronskian_is_the_ode_slope(process, pair):
     x, eps, _ = pair
     t, h = torch.full((6, 1, 1), 0.3, dtype=torch.float64), 1e-6
     flow = (process.noised(x, eps, t + h) - process.noised(x, eps, t - h)) / (2 * h)
@@ -110,7 +110,7 @@ def test_a_floor_does_not_change_the_velocity_above_it(process, pair):
 STEPS = (torch.arange(1, 1001, dtype=torch.float64) / 1000).reshape(1, 20, 50)
 
 
-def test_linear_vp_is_ddpm_at_its_steps():
+def test_linear_vp_equals_ddpm_at_its_steps():
     log_alphabar = torch.log1p(-torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumsum(0).reshape(STEPS.shape)
     process = LinearVP()
     assert torch.allclose(2 * process.alpha(STEPS).log(), log_alphabar, rtol=1e-6, atol=0)
@@ -127,7 +127,7 @@ def test_linear_vp_keeps_the_variance():
     assert torch.allclose(process.velocity(x, eps, STEPS), v, atol=1e-14)
 
 
-def test_the_noise_of_linear_vp_does_not_cancel_near_the_clean_end():
+def test_linear_vp_sigma_is_accurate_near_the_clean_end():
     """sigma^2 = 1 - alpha^2 in float32, where 1 - alpha is below its precision."""
     t = torch.logspace(-9, -3, 50, dtype=torch.float64)
     process = LinearVP()

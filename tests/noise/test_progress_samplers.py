@@ -115,7 +115,7 @@ def test_logit_normal_progress_has_its_quantiles_and_density(loc, scale):
     assert torch.allclose(slope * density, torch.ones_like(u), rtol=1e-6)
 
 
-def test_the_ends_of_u_give_s_inside_of_0_and_1():
+def test_extreme_u_give_s_inside_0_and_1():
     for dtype in (torch.float32, torch.float64):
         s, density = LogitNormalProgress()(single(AsyncPatch(), dtype), torch.tensor([0.0, 1.0], dtype=dtype))
         assert ((s > 0) & (s < 1)).all()
@@ -238,7 +238,7 @@ def test_importance_sampling_keeps_the_loss_and_lowers_its_noise(path, process):
     assert weighted.std() / math.sqrt(count) < 0.01 * truth(process)
 
 
-def test_importance_is_kept_by_mixtures_and_clean_patches():
+def test_mixtures_and_clean_patches_keep_importance_weights():
     """Constant maps of a mixture have weight 1; the loss is still the mutual information, to 4 standard errors."""
     count, along = 8000, AlongPath(Floored(AsyncPatch(), FLOOR), FluxProgress(1.0))
     values = losses(Homogeneous(along, 0.3), count)

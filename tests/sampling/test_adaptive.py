@@ -111,14 +111,14 @@ SAMPLERS += [Adaptive(STEP_RULES[0], Multistep(), 16, budget=5), Sampler(AsyncPa
 
 @pytest.mark.parametrize("solver", [DDIM(), DDIM(0.4), Multistep(), Heun()])
 @pytest.mark.parametrize("step_rule", [Tolerance(0.08, 4), Tolerance(0.08, 4, lead=0.0), DualLoop(0.7, 4)])
-def test_a_constant_head_is_the_uniform_sampler_bit_for_bit(step_rule, solver):
+def test_constant_uncertainty_equals_the_uniform_sampler_bit_for_bit(step_rule, solver):
     uniform, denoiser = run(Sampler(Synchronous(), solver, 12), MIXTURE), WithUncertainty(MIXTURE, constant())
     assert torch.equal(run(Adaptive(step_rule, solver, 12), denoiser), uniform)
     assert denoiser.calls == (2 * 12 - 1 if solver.evaluations == 2 else 12)
 
 
-def test_a_certain_head_halves_the_evaluations():
-    """Half the error, twice the stride: the uniform grid of half the steps."""
+def test_half_the_uncertainty_halves_the_evaluations():
+    """Half the error gives twice the stride: the uniform grid with half the steps."""
     sure = WithUncertainty(MIXTURE, constant(2 * math.log(0.5)))
     for solver in (DDIM(), Multistep()):
         sure.calls = 0
@@ -128,15 +128,15 @@ def test_a_certain_head_halves_the_evaluations():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_image_i_depends_on_seed_i_only(sampler):
-    """Whenever other images leave the batch."""
+def test_image_i_depends_only_on_seed_i(sampler):
+    """This holds whenever other images are removed from the batch."""
     together = run(sampler, WithUncertainty(MIXTURE, of_state), range(8))
     alone = torch.cat([run(sampler, WithUncertainty(MIXTURE, of_state), [seed]) for seed in range(0, 8, 3)])
     assert torch.allclose(together[::3], alone, rtol=0, atol=1e-12)
     assert not torch.allclose(together[0], together[1])
 
 
-def test_finished_images_leave_the_batch():
+def test_finished_images_are_removed_from_the_batch():
     """The denoiser evaluates an image as often as its own patches need, whatever else is in the batch."""
     sampler, together = Adaptive(Tolerance(0.1, 8), DDIM(), 32), WithUncertainty(MIXTURE, of_state)
     run(sampler, together, range(8))
@@ -185,8 +185,8 @@ def test_levels_lie_on_the_grid_and_never_rise(sampler, known):
 
 @pytest.mark.parametrize("budget", [1, 5, 11])
 @pytest.mark.parametrize("lead", [1.0, 0.2])
-def test_a_budget_is_met_by_larger_strides(budget, lead):
-    """Also with a head that would take every step."""
+def test_strides_grow_to_fit_a_budget(budget, lead):
+    """This holds even for uncertainties so high that the rule would take every single step."""
     for logvar in (constant(), of_state, scripted([[9.0, 0.0], [-9.0, -1.0]])):
         denoiser = WithUncertainty(MIXTURE, logvar)
         run(Adaptive(Tolerance(0.01, 2, lead), DDIM(), 16, budget), denoiser)
@@ -196,7 +196,7 @@ def test_a_budget_is_met_by_larger_strides(budget, lead):
     assert heun.calls == 2 * budget - 1  # the last step is Euler's
 
 
-def test_a_budget_that_a_rule_cannot_meet_is_rejected_with_the_required_one():
+def test_too_small_a_budget_is_rejected_with_the_required_one():
     denoiser = WithUncertainty(MIXTURE, of_state)
     for step_rule, needed in ((DualLoop(inner=4), 20), (Sequential(overlap=0.5), 40)):
         with pytest.raises(
@@ -232,7 +232,7 @@ def test_certain_patches_of_the_dual_loop_are_ahead_of_the_others():
     assert columns == [[5, 5], [2, 5], [2, 4], [2, 3], [2, 2], [0, 2], [0, 1]]
 
 
-def test_the_dual_loop_without_certain_patches_is_the_uniform_grid():
+def test_dual_loop_without_certain_patches_equals_the_uniform_grid():
     uniform = run(Sampler(Synchronous(), Multistep(), 12), MIXTURE)
     for step_rule, logvar in (
         (DualLoop(0.0, 4), of_state),
@@ -246,7 +246,7 @@ def test_the_dual_loop_without_certain_patches_is_the_uniform_grid():
 
 @pytest.mark.parametrize("solver", [DDIM(), Multistep()])
 @pytest.mark.parametrize(("together", "overlap"), [(1, 0.0), (1, 0.5), (2, 0.0), (2, 0.75), (1, 0.875)])
-def test_sequential_follows_a_scripted_head_as_the_sampler_of_that_order(together, overlap, solver):
+def test_sequential_matches_the_sampler_with_the_scripted_order(together, overlap, solver):
     rows = [[2, 0], [3, 1]]
     order = CustomOrder([[rank // together for rank in row] for row in rows])
     expected = run(Autoregressive(order, overlap, solver, 8), MIXTURE)
@@ -283,7 +283,7 @@ def test_sequential_predicts_again_before_every_start():
 
 
 def test_look_ahead_predicts_uncertain_patches_with_the_certain_ones_ahead():
-    """By hand, on one call: the certain column goes from t to 1 - 1.5 (1 - t) along its own velocity."""
+    """Computed by hand for one call: the certain column goes from t to 1 - 1.5 (1 - t) along its own velocity."""
     denoiser = WithUncertainty(MIXTURE, scripted([[-1.0, 0.0], [-1.0, 0.0]]))
     x_t, t = torch.randn(2, *SHAPE, dtype=torch.float64), torch.full((2, 2, 2), 0.6, dtype=torch.float64)
     t[1] = 0.2
@@ -312,8 +312,8 @@ def test_look_ahead_takes_two_evaluations_in_every_step_except_the_first():
 
 
 @pytest.mark.parametrize("inner_first", [True, False])
-def test_all_guidance_works_together(inner_first):
-    """All rules at once: an image does not depend on the others in the batch, and labels matter."""
+def test_all_guidance_rules_work_together(inner_first):
+    """With all rules at once, an image does not depend on the others in the batch, and labels matter."""
     rules = [ClassifierFree(2.0), InputGuidance(0.5), LookAhead(0.5)]
     sampler = Adaptive(Tolerance(0.1, 8), DDIM(0.2), 16, guidance=rules if inner_first else rules[::-1])
     image, known = torch.randn(4, *SHAPE, dtype=torch.float64), Half("top")(4, 4).expand(4, 4, 4)
@@ -331,8 +331,8 @@ def test_all_guidance_works_together(inner_first):
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["log-variance", "velocity"])
-def test_predictions_that_are_not_finite_stop_sampling_with_their_place(what, wrong):
-    """The index of the image is that in the whole batch, also when others have left it."""
+def test_non_finite_predictions_stop_sampling_and_name_the_patch(what, wrong):
+    """The error gives the image's index in the entire batch, even after others were removed from it."""
 
     def spoiled(x_t, t, label=None, *, unique=None):
         prediction = replace(
@@ -351,7 +351,7 @@ def test_predictions_that_are_not_finite_stop_sampling_with_their_place(what, wr
         run(Adaptive(Tolerance(0.01), DDIM(), 4), denoiser)
 
 
-def test_a_network_without_a_head_is_refused():
+def test_a_network_without_uncertainty_head_is_refused():
     for sampler in (Adaptive(), Adaptive(DualLoop()), Adaptive(Sequential()), Sampler(guidance=[LookAhead()])):
         with pytest.raises(ValueError, match=r"needs a network that predicts its uncertainty.* uncertainty: true"):
             run(sampler, MIXTURE)
@@ -367,7 +367,7 @@ def test_custom_rules_are_checked():
             return torch.full_like(state.level, -1)
 
     class Turns(StepRule):
-        """Moves the columns in turns; stateful, per image."""
+        """Stateful rule that alternates between the two columns, separately for each image."""
 
         turn = None
 
@@ -397,7 +397,7 @@ def test_custom_rules_are_checked():
     assert rule.step_rule.turn is None
 
 
-def test_the_exact_uncertainty_is_that_of_the_errors():
+def test_exact_uncertainty_matches_the_mean_squared_error():
     """The log-variance of the next tests predicts the mean squared error of the oracle's velocity."""
     g = torch.Generator().manual_seed(0)
     x = MIXTURE.sample(20000, SHAPE, g)
@@ -418,7 +418,7 @@ def unequal_patches() -> GaussianOracle:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("solver", "order"), [(DDIM(), 1), (Multistep(), 2), (Heun(), 2)])
-def test_strides_that_vary_keep_the_order_of_convergence(solver, order):
+def test_varying_strides_keep_the_order_of_convergence(solver, order):
     """To the solution along the levels that the step rule has chosen, at twice the steps and half the tolerance.
 
     Along another path the same noise ends in another image of the same distribution: that is no error.
@@ -465,7 +465,7 @@ def kl(oracle: GaussianOracle, sampler) -> tuple[float, int]:
         (Multistep(), 1 / 16, 22, 0.6),
     ],
 )
-def test_certain_patches_ahead_give_better_images_with_as_many_evaluations(solver, tolerance, steps, gain):
+def test_moving_certain_patches_ahead_improves_images_at_equal_cost(solver, tolerance, steps, gain):
     """Three patches of four are small, and certain in the noise: they run ahead, and the fourth one sees them clean."""
     uniform, evaluations = kl(unequal_patches(), Sampler(Synchronous(), solver, steps))
     adaptive, adaptive_evaluations = kl(unequal_patches(), Adaptive(Tolerance(tolerance, 8, lead=0.5), solver, 64))
@@ -493,7 +493,7 @@ def test_images_that_are_certain_early_need_fewer_evaluations():
     assert 0 < excess < uniform_excess
 
 
-def test_the_most_certain_are_a_share_of_the_candidates():
+def test_most_certain_selects_a_share_of_the_candidates():
     assert (most_certain(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2, 2).bool(), 0.5)).sum() == 2
     many = torch.rand(5, 10, 10, dtype=torch.float64)
     among = torch.rand(5, 10, 10) < 0.6
@@ -523,12 +523,12 @@ def test_the_most_certain_are_a_share_of_the_candidates():
         (lambda: Adaptive(solver=Heun(), budget=1), "budget must be at least 2, got 1"),
     ],
 )
-def test_bad_arguments_are_one_clear_error(make, rule):
+def test_invalid_arguments_raise_one_line_errors(make, rule):
     with pytest.raises(ValueError, match=rule):
         make()
 
 
-def test_the_object_config_holds_all_arguments():
+def test_object_config_has_all_arguments():
     for step_rule in STEP_RULES:
         described = describe(Adaptive(step_rule, DDIM(0.5), 16, 40, [LookAhead()], 2))
         assert described["init_args"]["step_rule"]["init_args"] == vars(step_rule)
@@ -537,8 +537,8 @@ def test_the_object_config_holds_all_arguments():
 
 @pytest.mark.parametrize("step_rule", [Tolerance(0.1, 8, 0.5), DualLoop(0.5, 3), Sequential(2, 0.5)])
 @pytest.mark.parametrize("refresh", [1, 3])
-def test_a_network_in_any_batch(step_rule, refresh):
-    """Also with partial updates: the cache drops images that left the batch."""
+def test_network_images_do_not_depend_on_the_batch(step_rule, refresh):
+    """This holds with partial updates, too: the cache drops images that are removed from the batch."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2, classes=10, uncertainty=True).double()
     denoiser = Denoiser(randomize_weights(network).eval(), RectifiedFlow())

@@ -33,7 +33,7 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_one_by_one_and_64_at_a_time(name):
+def test_images_are_equal_one_by_one_and_64_at_a_time(name):
     sampler: ImageSampler = SAMPLERS[name]
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, classes=10, uncertainty=True).double()
@@ -61,7 +61,7 @@ def test_one_by_one_and_64_at_a_time(name):
         assert torch.allclose(together[row], sample([row])[0], rtol=0, atol=1e-9), f"{name}: image {row}"
 
 
-def test_look_ahead_works_while_patches_wait():
+def test_look_ahead_works_with_waiting_patches():
     """Patches that wait in pure noise do not keep the others from looking ahead."""
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, uncertainty=True).double()

@@ -62,7 +62,7 @@ def test_scale_1_and_strength_0_are_the_unguided_denoiser_exactly(denoiser):
 
 
 @torch.no_grad()
-def test_a_map_of_strengths_guides_where_it_is_not_0(denoiser):
+def test_strength_map_guides_only_where_it_is_not_0(denoiser):
     x_t, t, label = inputs()
     rows = [[0, 0, 0, 1], [0, 0, 0, 0]]
     plain = denoiser(x_t, t, label).v
@@ -74,7 +74,7 @@ def test_a_map_of_strengths_guides_where_it_is_not_0(denoiser):
 
 
 @torch.no_grad()
-def test_label_guidance_is_the_formula_within_its_interval(denoiser):
+def test_label_guidance_matches_the_formula_within_its_interval(denoiser):
     x_t, t, label = inputs()
     with_label, without = denoiser(x_t, t, label).v, denoiser(x_t, t, None).v
     guided = guide([ClassifierFree(3.0, 0.25, 0.75)], denoiser, 3)(x_t, t, label).v
@@ -85,7 +85,7 @@ def test_label_guidance_is_the_formula_within_its_interval(denoiser):
 
 
 @torch.no_grad()
-def test_label_guidance_of_an_exact_mixture_is_the_guided_score():
+def test_label_guidance_matches_the_guided_score_of_a_mixture():
     """score_u + w (score_c - score_u), the definition of classifier-free guidance, on a known density."""
     oracle = MixtureOracle(*random_mixture(3, 16), (2, 2))
     x_t = torch.randn(2, 1, 4, 4, generator=seeded(0), dtype=torch.float64)
@@ -101,7 +101,7 @@ def test_label_guidance_of_an_exact_mixture_is_the_guided_score():
 
 
 @torch.no_grad()
-def test_input_guidance_is_the_formula(denoiser):
+def test_input_guidance_matches_the_formula(denoiser):
     x_t, t, label = inputs()
     source = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64)
     guided = InputGuidance(1.5, level=0.6).begin(denoiser, source, SHAPE)(x_t, t, label).v
@@ -116,7 +116,7 @@ def test_input_guidance_is_the_formula(denoiser):
 
 
 @torch.no_grad()
-def test_branches_of_both_are_one_batch_and_their_order_does_not_matter(denoiser):
+def test_nested_guidance_uses_one_batch_in_any_order(denoiser):
     x_t, t, label = inputs()
     rules = [ClassifierFree(3.0), InputGuidance(1.0)]
     one = guide(rules, denoiser, 3)(x_t, t, label).v
@@ -146,7 +146,7 @@ def test_without_labels_classifier_free_guidance_does_nothing(denoiser):
 
 
 @pytest.mark.parametrize("sampler", [Sampler, Autoregressive])
-def test_image_i_depends_on_seed_i_only(denoiser, sampler):
+def test_image_i_depends_only_on_seed_i(denoiser, sampler):
     options = {"steps": 6} if sampler is Sampler else {"steps_per_patch": 1}
     guided = sampler(solver=DDIM(0.25), guidance=[ClassifierFree(2, high=0.8), InputGuidance(1)], **options)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
@@ -171,7 +171,7 @@ def test_image_i_depends_on_seed_i_only(denoiser, sampler):
         (lambda: InputGuidance(1, level=0), "level must lie in"),
     ],
 )
-def test_bad_arguments_are_rejected(build, message):
+def test_invalid_arguments_are_rejected(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

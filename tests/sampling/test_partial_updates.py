@@ -31,7 +31,7 @@ def denoiser(small_dit):
 
 @pytest.fixture(params=[{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}], ids=str)
 def any_denoiser(request):
-    """A denoiser for every kind of DiT."""
+    """Return a denoiser for each kind of DiT."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
     return Denoiser(network, RectifiedFlow())
@@ -42,14 +42,14 @@ def inputs(batch=3):
     return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
 
 
-def test_an_evaluation_of_all_patches_is_the_plain_network(denoiser):
+def test_evaluating_all_patches_equals_the_plain_network(denoiser):
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 4)
     partial_updates.moving = torch.zeros(3, 4, 4, dtype=torch.bool)
     assert torch.allclose(partial_updates(x_t, t, label).v, denoiser(x_t, t, label).v, rtol=0, atol=1e-12)
 
 
-def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
+def test_moving_patches_are_exact_if_nothing_changed(any_denoiser):
     """Cached keys and values are those of the same images: updating any part of them gives the same velocities."""
     denoiser, (x_t, t, label) = any_denoiser, inputs()
     partial_updates, exact = PartialUpdates(denoiser, 100), denoiser(x_t, t, label).v
@@ -58,7 +58,7 @@ def test_nothing_changed_means_moving_patches_are_exact(any_denoiser):
         assert torch.allclose(partial_updates(x_t, t, label).v, exact, rtol=0, atol=1e-12)
 
 
-def test_moving_patches_see_each_other_updated_and_others_from_the_cache(any_denoiser):
+def test_moving_patches_attend_to_fresh_moving_and_cached_other_patches(any_denoiser):
     denoiser, (x_t, t, label) = any_denoiser, inputs()
     moving = torch.zeros(3, 4, 4, dtype=torch.bool)
     moving[0, 1:3, 1:3], moving[1, 0, 0] = True, True  # none in the third
@@ -89,8 +89,8 @@ def test_all_patches_are_refreshed_periodically(denoiser):
 
 
 @pytest.mark.parametrize("margin", [1, 2])
-def test_a_margin_around_moving_patches_is_updated(denoiser, margin):
-    """As if the margin moved itself, and nothing beyond it."""
+def test_patches_within_the_margin_are_updated(denoiser, margin):
+    """The margin is computed as if it moved, and nothing beyond it is."""
     x_t, t, label = inputs()
     moving, wide = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
     moving[0, 1, 0], moving[1, 3, 3] = True, True
@@ -106,8 +106,8 @@ def test_a_margin_around_moving_patches_is_updated(denoiser, margin):
     assert not torch.equal(found[0][:2], denoiser(x_t, t, label).v[:2])
 
 
-def test_refreshing_every_time_is_the_network_itself():
-    """Bit for bit: no cache is used, every evaluation is the plain call."""
+def test_refresh_1_equals_the_plain_network():
+    """Equal bit for bit: no cache is used, so every evaluation is a plain call."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
     caches = []
@@ -121,8 +121,8 @@ def test_refreshing_every_time_is_the_network_itself():
 @pytest.mark.parametrize("solver", [DDIM(0.25), Heun(), Multistep()])
 @pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
 @pytest.mark.parametrize("overlap", [0.0, 0.6])
-def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
-    """Even where the images of a batch move at different times: one image knows what another must generate."""
+def test_image_i_depends_only_on_seed_i(denoiser, solver, guidance, overlap):
+    """This holds even if the images of a batch move at different times: here, one knows what another must generate."""
     sampler = Autoregressive(Raster(), overlap, solver, 2, guidance, refresh=7)
     image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
     known = torch.zeros(3, 8, 8, dtype=torch.bool)
@@ -136,7 +136,7 @@ def test_image_i_depends_on_seed_i_only(denoiser, solver, guidance, overlap):
         assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
 
 
-def test_a_patch_that_has_moved_is_updated_once_more(denoiser):
+def test_a_patch_that_stopped_moving_is_updated_once_more(denoiser):
     """A patch that has arrived at a new level is computed there once, although it no longer moves."""
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 100)
@@ -166,7 +166,7 @@ def test_partial_updates_save_computation():
     assert operations[1] < 0.35 * operations[0]
 
 
-def test_a_level_map_coarser_than_the_tokens():
+def test_partial_updates_with_a_level_map_coarser_than_the_tokens():
     torch.manual_seed(0)
     network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4, uncertainty=True).double()
     denoiser = Denoiser(randomize_weights(network).requires_grad_(False).eval(), RectifiedFlow())
@@ -181,7 +181,7 @@ def test_a_level_map_coarser_than_the_tokens():
 
 
 @pytest.mark.parametrize("make", [Sampler, Autoregressive, Adaptive])
-def test_a_margin_needs_a_refresh(make):
+def test_margin_needs_refresh_above_1(make):
     with pytest.raises(ValueError, match="margin must be 0 with refresh 1, which computes all patches, got 2"):
         make(margin=2)
     with pytest.raises(ValueError, match="margin must be at least 0, got -1"):
@@ -190,7 +190,7 @@ def test_a_margin_needs_a_refresh(make):
 
 
 @pytest.mark.parametrize("kind", [Sampler, Adaptive])
-def test_a_margin_as_wide_as_the_grid_is_the_exact_sampler(kind):
+def test_margin_as_wide_as_the_grid_equals_the_exact_sampler(kind):
     """All patches are computed in every step, through the cache."""
     torch.manual_seed(0)
     network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
@@ -200,13 +200,13 @@ def test_a_margin_as_wide_as_the_grid_is_the_exact_sampler(kind):
     assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
 
 
-def test_a_module_whose_network_has_no_cache_is_rejected_at_once():
+def test_module_without_kv_cache_is_rejected_when_built():
     network = UNet(1, 16, (1, 2), 1, 1, attention=(), middle_attention=False, level_patch_size=2)
     with pytest.raises(ValueError, match="refresh must be 1 for UNet, which has no KV cache, got 4"):
         AsyncDiffusion(network, sampler=Sampler(refresh=4), image_size=8)
 
 
-def test_a_network_without_cache_is_rejected():
+def test_network_without_kv_cache_is_rejected():
     oracle = GaussianOracle(*random_gaussian(16), (2, 2))
     with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which has no KV cache, got 2"):
         Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))

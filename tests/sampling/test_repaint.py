@@ -24,12 +24,12 @@ def test_the_default_schedule_has_2410_evaluations():
     assert max(steps) == 250
 
 
-def test_without_resampling_the_schedule_is_straight():
+def test_schedule_without_resampling_never_jumps_back():
     assert list(RePaint(steps=7, resamples=1).schedule()) == [6, 5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP(), LinearVP()])
-def test_noise_added_in_two_parts_is_noise_added_at_once(process):
+def test_noise_added_in_two_parts_equals_noise_added_at_once(process):
     """diffused(x_t) has the mean and the variance of q(x_to | x)."""
     b = 100_000
     x = torch.full((b, 1, 1, 1), 0.8, dtype=torch.float64)
@@ -107,6 +107,6 @@ def test_hold_keeps_known_patches_clean_and_resamples_the_others():
     assert not torch.equal(free[0], held[0])
 
 
-def test_it_needs_known_pixels():
+def test_repaint_needs_known_pixels():
     with pytest.raises(ValueError, match="RePaint needs image and known, got neither"):
         RePaint(steps=2)(ORACLE, seeds=[0], shape=SHAPE)

@@ -20,7 +20,7 @@ SAMPLERS += [Sampler(AsyncPatch(), Heun(), 8), Sampler(AsyncPatch(), Multistep()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_image_i_depends_on_seed_i_only(sampler):
+def test_image_i_depends_only_on_seed_i(sampler):
     together = sampler(ORACLE, seeds=[3, 4, 5], shape=SHAPE, dtype=torch.float64)
     alone = sampler(ORACLE, seeds=[4], shape=SHAPE, dtype=torch.float64)
     assert torch.allclose(together[1:2], alone, atol=1e-12)
@@ -80,7 +80,7 @@ def test_frames_go_from_noise_to_clean():
 
 
 def test_a_solver_begins_once_per_trajectory():
-    """Its history, if it has one, is that of one trajectory."""
+    """A solver's history, if any, belongs to a single trajectory."""
 
     class Begun(Solver):
         begun = 0
@@ -105,7 +105,7 @@ def test_a_fully_known_image_is_returned():
     assert torch.equal(out, image)
 
 
-def test_bad_requests_are_one_clear_error():
+def test_invalid_requests_raise_one_line_errors():
     x = torch.zeros(1, *SHAPE)
     call = SAMPLERS[0]
     with pytest.raises(ValueError, match="seeds must contain at least one seed"):
@@ -122,7 +122,7 @@ def test_bad_requests_are_one_clear_error():
         Sampler(Floored(Synchronous(), 0.1))
 
 
-def test_overlap_towards_1_is_synchronous():
+def test_overlap_towards_1_approaches_synchronous():
     for solver in (DDIM(), Multistep()):
         wave = Autoregressive(Raster(), 1 - 1e-9, solver, steps_per_patch=12)
         nearly_synchronous = wave(ORACLE, seeds=[0, 1], shape=SHAPE, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_overlap_towards_1_is_synchronous():
 
 
 @pytest.mark.parametrize(("overlap", "evaluations"), [(0, 1024), (0.5, 520), (0.75, 268), (0.9, 117)])
-def test_evaluations_of_64_patches_in_16_steps(overlap, evaluations):
+def test_number_of_evaluations_for_64_patches_in_16_steps(overlap, evaluations):
     """1024 is the number of the paper for strict order (arXiv:2606.07079)."""
     assert Autoregressive(Raster(), overlap, steps_per_patch=16).num_steps((8, 8)) == evaluations
 
@@ -148,7 +148,7 @@ def test_strict_order_finishes_a_patch_before_the_next_one_starts():
         assert torch.allclose(frame.t.flatten(), expected, rtol=0, atol=1e-9)
 
 
-def test_steps_in_which_nothing_moves_cost_nothing():
+def test_steps_without_moving_patches_need_no_evaluation():
     """Of four patches in strict order two are known: half of the evaluations, and the same image in any batch."""
     seen = []
 
@@ -169,7 +169,7 @@ def test_steps_in_which_nothing_moves_cost_nothing():
 
 
 def test_pixels_known_inside_unknown_patches_guide_the_others():
-    """Every second row is known, no patch is. The rest must come closer to its conditional mean than without them."""
+    """Every second row is known, but no patch. The rest must come closer to the conditional mean than without."""
     mean, cov = random_gaussian(16)
     known = torch.zeros(4, 4, dtype=torch.bool)
     known[::2] = True

@@ -77,7 +77,7 @@ def test_a_patch_that_does_not_move_is_returned_bit_for_bit(solver, process):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
 def test_the_prediction_of_a_patch_that_does_not_move_is_not_used(solver):
-    """Not even if it is NaN, and not by later steps either."""
+    """It is not used even if it is NaN, nor by later steps."""
 
     def evaluate(x_t: Tensor, t: Tensor) -> Prediction:
         v = oracle(x_t, t).v.masked_fill(to_pixels(waits, (4, 4)), torch.nan)
@@ -93,7 +93,7 @@ def test_the_prediction_of_a_patch_that_does_not_move_is_not_used(solver):
 
 @pytest.mark.parametrize("process", PROCESSES, ids=label)
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_a_step_at_pure_noise_to_clean_is_finite(solver, process):
+def test_one_step_from_pure_noise_to_clean_is_finite(solver, process):
     oracle = GaussianOracle(MEAN, COV, GRID, process)
     x_t = torch.randn(3, *SHAPE, dtype=torch.float64)
     t, to = torch.ones(3, *GRID, dtype=torch.float64), torch.zeros(3, *GRID, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_one_step_gives_the_mean_of_the_images(solver, process):
     assert torch.allclose(solver(oracle, x_t, t, to, noise), oracle(x_t, t).x)
 
 
-def test_deterministic_ddim_is_euler_for_the_rectified_flow():
+def test_deterministic_ddim_equals_euler_for_the_rectified_flow():
     oracle, (t, to) = GaussianOracle(MEAN, COV, GRID), maps(5)
     x_t = noised(oracle, t)
     euler = x_t + to_pixels(to - t, (4, 4)) * oracle(x_t, t).v
@@ -129,7 +129,7 @@ def test_deterministic_ddim_is_euler_for_the_rectified_flow():
 
 
 @pytest.mark.parametrize("solver", [Heun(), Multistep()], ids=label)
-def test_slopes_that_are_linear_in_t_are_integrated_exactly(solver):
+def test_second_order_solvers_integrate_linear_slopes_exactly(solver):
     """Unequal steps, in another ratio for every patch; Multistep from its second step, Heun away from t = 0."""
 
     def evaluate(x_t: Tensor, t: Tensor) -> Prediction:
@@ -146,7 +146,7 @@ def test_slopes_that_are_linear_in_t_are_integrated_exactly(solver):
 
 
 def test_a_patch_without_history_takes_euler_s_step():
-    """Of two patches, the one that did not move in the step before takes Euler's step, the other one does not."""
+    """Of two patches, the one that did not move in the previous step takes Euler's step, the other one does not."""
     oracle = GaussianOracle(MEAN, COV, (1, 2))
     levels = [torch.tensor([[row]], dtype=torch.float64) for row in ([0.9, 0.8], [0.7, 0.8], [0.5, 0.6])]
     walk = Multistep().begin()
@@ -191,7 +191,7 @@ def test_heun_leaves_no_noise_behind():
     ("c", "process"), [(0.25, RectifiedFlow()), (1.0, RectifiedFlow()), (1.0, CosineVP())], ids=label
 )
 def test_a_stochastic_solver_keeps_mean_and_covariance(c, process):
-    """The steps are affine on Gaussian data: the law of all results at once, without one sample.
+    """The steps are affine on Gaussian data, so the distribution of all results is computed at once, without sampling.
 
     The mean is kept exactly, the covariance to first order: extrapolated from two numbers of steps it is far nearer.
     """
@@ -231,7 +231,7 @@ ORDERS = pytest.mark.parametrize(
     [(DDIM(), 1, CosineVP()), (Heun(), 2, RectifiedFlow()), (Multistep(), 2, CosineVP())],
     ids=label,
 )
-def test_order_of_convergence_to_the_closed_form(solver, order, process):
+def test_order_of_convergence_on_gaussian_data(solver, order, process):
     """The synchronous flow carries noise to x_0 = mean + S^(1/2) x_1, the same map for both processes."""
     values, vectors = torch.linalg.eigh(COV)
     root = (vectors * values.sqrt()) @ vectors.T
@@ -293,7 +293,7 @@ def final_images(solver: type[Solver], process: Process, steps: int) -> Tensor:
     return Sampler(SideBySide(), solver(), steps)(oracle, seeds=seeds, shape=(1, 2, 2), dtype=torch.float64)
 
 
-def test_kinks_between_the_steps_do_not_cost_the_order():
+def test_kinks_between_steps_do_not_reduce_the_order():
     """Numbers of steps that put no group's start or end on the grid: order two.
 
     Multistep's bound on its ratio of steps is for these: without it, the error here is twelve times as large.
@@ -317,7 +317,7 @@ def test_a_solver_is_rebuilt_from_its_object_config(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_images_keep_their_precision(solver):
+def test_solvers_keep_the_precision_of_images(solver):
     oracle = GaussianOracle(MEAN, COV, GRID)
     for dtype in (torch.bfloat16, torch.float32):
         x = Sampler(AsyncPatch(), solver, 5)(oracle, seeds=range(4), shape=SHAPE, dtype=dtype)
@@ -325,6 +325,6 @@ def test_images_keep_their_precision(solver):
         assert x.isfinite().all()
 
 
-def test_out_of_range_is_refused():
+def test_stochasticity_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"stochasticity must lie in \[0, 1\], got 1.5"):
         DDIM(1.5)

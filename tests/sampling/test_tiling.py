@@ -75,7 +75,7 @@ def sides(window: int) -> Iterator[tuple[int, float]]:
 @pytest.mark.parametrize(
     ("window", "overlap", "tileable"), [(*w, False) for w in WINDOWS] + [(*w, True) for w in WINDOWS if w[1]]
 )
-def test_segments_cover_a_side_once_and_depend_on_earlier_ones_only(window, overlap, tileable):
+def test_segments_cover_a_side_once_and_depend_only_on_earlier_ones(window, overlap, tileable):
     for patches, middle in sides(window):
         parts = segments(patches, window, overlap, middle=middle, tileable=tileable)
         owns = [[patch % patches for patch in range(s.first, s.first + s.length)] for s in parts]
@@ -94,7 +94,7 @@ def test_segments_cover_a_side_once_and_depend_on_earlier_ones_only(window, over
 
 
 @pytest.mark.parametrize(("window", "overlap"), [w for w in WINDOWS if w[1]])
-def test_a_circle_is_closed_by_one_window_with_known_patches_on_both_sides(window, overlap):
+def test_closing_window_has_known_patches_on_both_sides(window, overlap):
     for patches, middle in sides(window):
         parts = segments(patches, window, overlap, middle=middle, tileable=True)
         last = max(parts, key=lambda segment: segment.rank)
@@ -106,7 +106,7 @@ def test_a_circle_is_closed_by_one_window_with_known_patches_on_both_sides(windo
 
 
 @pytest.mark.parametrize("middle", [2.5, 11.0, 20.0, 38.5])
-def test_the_first_window_lies_at_the_desired_center(middle):
+def test_first_window_lies_at_the_desired_center(middle):
     """Within half a stride, unless it would stick out."""
     (first,) = [s for s in segments(41, 8, 4, middle=middle, tileable=False) if s.rank == 0]
     assert abs(first.window - min(max(middle - 4, 0), 33)) <= 2
@@ -115,14 +115,14 @@ def test_the_first_window_lies_at_the_desired_center(middle):
 # What is known
 
 
-def test_one_window_is_the_image_of_the_sampler():
+def test_single_window_equals_the_wrapped_sampler():
     image = sample_canvas(TiledSampler(Exact()), (8, 8), seed=3)
     eps = normal((1, *SHAPE), generator=per_image([counter_key(3, 0, 0)]), dtype=torch.float64)
     root = torch.linalg.cholesky(ORACLE.cov)
     assert torch.equal(image.flatten(), root @ eps.flatten())
 
 
-def test_the_seed_of_a_window_is_a_function_of_its_row_and_column():
+def test_window_seed_depends_on_row_and_column():
     image = sample_canvas(TiledSampler(Exact(), overlap=0.0), (24, 40), seed=3)
     for row, column in [(0, 0), (2, 4), (1, 3), (1, 1)]:
         eps = normal((1, 64), generator=per_image([counter_key(3, row, column)]), dtype=torch.float64)
@@ -152,7 +152,7 @@ def test_without_an_exemplar_one_window_is_unconditional():
     assert sum(int((~known.flatten(1).any(1)).sum()) for known in sampler.masks) == 1
 
 
-def test_an_exemplar_of_the_whole_size_is_the_result_without_evaluations():
+def test_exemplar_that_fills_the_canvas_is_returned_without_evaluations():
     exemplar = torch.randn(1, 16, 12, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
     assert torch.equal(sample_canvas(TiledSampler(sampler), (16, 12), exemplar=exemplar), exemplar)
@@ -199,7 +199,7 @@ def test_the_result_does_not_depend_on_the_batch_size(size, overlap, tileable):
         assert torch.equal(one, all_)
 
 
-def test_the_canvas_of_a_network_does_not_depend_on_the_batch_size_either(small_dit):
+def test_canvas_from_a_network_does_not_depend_on_the_batch_size(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow())
     images = [
         TiledSampler(Sampler(steps=4), batch_size=b)(
@@ -221,7 +221,7 @@ def test_a_network_runs_in_evaluation_mode_and_keeps_its_own_mode(small_dit):
     assert denoiser.training
 
 
-def test_independent_windows_are_one_batch():
+def test_independent_windows_are_generated_in_one_batch():
     """From the middle, 9 x 9 windows take the 9 sums of the ranks 0 .. 4 in rows and columns."""
     sampler = Exact()
     states = list(
@@ -280,7 +280,7 @@ def test_inner_seams_have_the_covariance_of_the_texture_and_edges_do_not_match(o
     assert z_scores(images, 1)[:, -1].max() < -50
 
 
-def test_without_overlap_every_seam_shows():
+def test_seams_are_visible_without_overlap():
     z = z_scores(textures(TiledSampler(Exact(), 0.0)), 1)
     assert z[:, 7].max() < -50
     assert z[:, [*range(7), *range(8, 15)]].abs().max() < 4
@@ -358,7 +358,7 @@ class Noise(ImageSampler):
 
 
 @pytest.mark.parametrize("tileable", [False, True])
-def test_memory_is_the_canvas_and_one_batch_of_windows(tileable):
+def test_memory_holds_only_the_canvas_and_one_batch_of_windows(tileable):
     """Only one tensor that is ever allocated has the size of the canvas; the others have at most that of a batch."""
     for size in (256, 512):
         with Largest() as largest:
@@ -371,7 +371,7 @@ def test_memory_is_the_canvas_and_one_batch_of_windows(tileable):
 # Rejected arguments
 
 
-def test_the_canvas_is_described_by_its_arguments():
+def test_object_config_has_all_arguments_of_the_tiled_sampler():
     described = object_config.describe(TiledSampler(Sampler(steps=7), overlap=0.25, tileable=True, batch_size=3))
     rebuilt = object_config.build(described)
     assert (rebuilt.sampler.steps, rebuilt.overlap, rebuilt.tileable, rebuilt.batch_size) == (7, 0.25, True, 3)
@@ -419,7 +419,7 @@ def test_impossible_canvases_are_rejected(options, message):
         (TiledSampler(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
     ],
 )
-def test_what_does_not_fit_is_rejected(canvas, options, message):
+def test_unsuitable_sizes_and_exemplars_are_rejected(canvas, options, message):
     with pytest.raises(ValueError, match=message):
         canvas(ORACLE, **({"size": (16, 16), "shape": SHAPE, "seed": 0} | options))
 
