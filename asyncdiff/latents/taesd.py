@@ -111,11 +111,11 @@ class TinyAutoencoder(Autoencoder):
 
 
 class Block(nn.Module):
-    """Residual block, preceded by a second one with group normalization over the whole image if `pooled`.
+    """Residual block, preceded by a second one with group normalization over the entire image if `pooled`.
 
     Args:
         width: number of channels.
-        pooled: whether to add the branch whose four groups of channels are normalized over the whole image.
+        pooled: whether to add the branch whose four groups of channels are normalized over the entire image.
     """
 
     def __init__(self, width: int, pooled: bool):

@@ -1,8 +1,8 @@
 """Solvers: one step of the reverse process, from a level map t to a level map t' <= t, patch by patch.
 
-Along a path every patch obeys the probability-flow ODE in its own level, dx_t/dt = W(t) v, where v depends on the whole
-image and the whole map (`asyncdiff.noise.processes`). A solver of order p ends at a distance O(steps^-p) from the
-solution of the ODE; kinks of the path do not reduce p, as long as their number is fixed.
+Along a path every patch obeys the probability-flow ODE in its own level, dx_t/dt = W(t) v, where v depends on the
+entire image and the entire map (`asyncdiff.noise.processes`). A solver of order p ends at a distance O(steps^-p) from
+the solution of the ODE; kinks of the path do not reduce p, as long as their number is fixed.
 """
 
 from abc import ABC, abstractmethod
