@@ -94,12 +94,12 @@ class Arrays(ImageDataModule):
         classes = 0 if labels is None else int(labels.max()) + 1
         places = np.arange(len(images))
         if (self.root / "val.npy").is_file():
-            train, kept = places, self._pair("val")
-            if (kept[1] is None) != (labels is None) or (kept[1] is not None and kept[1].max() >= classes):
+            train, val_pair = places, self._pair("val")
+            if (val_pair[1] is None) != (labels is None) or (val_pair[1] is not None and val_pair[1].max() >= classes):
                 raise ValueError(
                     f"val_labels.npy must have the {classes} classes of training, got others in {self.root}"
                 )
-            val = ArrayFile(*kept, np.arange(len(kept[0])), classes=classes, scale=self.scale)
+            val = ArrayFile(*val_pair, np.arange(len(val_pair[0])), classes=classes, scale=self.scale)
         else:
             mask = np.floor((places + 1) * self.held_out) > np.floor(places * self.held_out)
             mask[-1] |= not mask.any()

@@ -164,9 +164,9 @@ class Crops(ImageDataModule):
                 f"crops must be at least the number of images, got {self.crops} for {len(files)}: raise crops"
             )
         parts = [self._train_and_held_out(file) for file in files]
-        train, kept = ([part[k] for part in parts] for k in (0, 1))
+        train, held_out = ([part[k] for part in parts] for k in (0, 1))
         options = {"classes": classes, "size": self.size}
-        val = FixedCrops(kept, labels, tile_positions(kept, self.size), **options)
+        val = FixedCrops(held_out, labels, tile_positions(held_out, self.size), **options)
         random = RandomCrops(train, labels, crops=self.crops, flip=self.horizontal_flip, **options)
         return {"train": random, "val": val, "test": val}
 
@@ -182,19 +182,19 @@ class Crops(ImageDataModule):
             raise FileNotFoundError(
                 f"root must be an image file or a folder of images, got {self.root}: no such file; check the path"
             )
-        found = find_images(self.root, "root")
-        files = [self.root / name for name in found.paths()]
+        images = find_images(self.root, "root")
+        files = [self.root / name for name in images.paths()]
         if self.labels == "none":
             return files, [0] * len(files), 0
         if self.labels == "file":
             return files, list(range(len(files))), len(files)
-        folders = found.class_names(self.root)
+        folders = images.class_names(self.root)
         if not folders:
             raise ValueError(
                 f"labels must be none or file for images without class folders, got folder for {self.root}: "
                 "choose one of them"
             )
-        return files, found.labels(folders).tolist(), len(folders)
+        return files, images.labels(folders).tolist(), len(folders)
 
     def _train_and_held_out(self, file: Path) -> tuple[Tensor, Tensor]:
         """Return the training and the held-out pixels of a file, uint8 (c, h, w)."""
@@ -203,14 +203,14 @@ class Crops(ImageDataModule):
         except Exception as error:  # decoders may raise anything on damaged bytes
             raise ValueError(f"cannot read {file}: {error}; replace or remove the file") from error
         height, width = pixels.shape[1:]
-        kept = round(self.held_out * width)
-        if min(height, width - kept, kept) < self.size:
+        strip = round(self.held_out * width)
+        if min(height, width - strip, strip) < self.size:
             raise ValueError(
                 f"images must fit crops of size {self.size} in both the training part and the held-out strip, got "
-                f"{file} of {height}x{width} pixels with {kept} columns held out: "
+                f"{file} of {height}x{width} pixels with {strip} columns held out: "
                 "change held_out or scale, or remove the file"
             )
-        return pixels[:, :, : width - kept].clone(), pixels[:, :, width - kept :].clone()
+        return pixels[:, :, : width - strip].clone(), pixels[:, :, width - strip :].clone()
 
 
 def resize(pixels: Tensor, scale: float) -> Tensor:

@@ -58,10 +58,10 @@ class Digits(ImageDataModule):
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / (GRAY_LEVELS / 2) - 1
         labels = torch.from_numpy(digits.target).long()
         held_out = held_out_mask(labels, self.held_out)
-        train, kept = (InMemoryImages(images[m], labels[m], classes=10) for m in (~held_out, held_out))
-        if not len(train) or not len(kept):
+        train, val = (InMemoryImages(images[m], labels[m], classes=10) for m in (~held_out, held_out))
+        if not len(train) or not len(val):
             raise ValueError(
                 f"held_out must leave digits in both splits, got {self.held_out}, which leaves {len(train)} for "
-                f"training and {len(kept)} for validation: use 0.2"
+                f"training and {len(val)} for validation: use 0.2"
             )
-        return {"train": train, "val": kept, "test": kept}
+        return {"train": train, "val": val, "test": val}

@@ -70,10 +70,10 @@ class EdmMoments(MemberImages):
 
         In evaluation, unreadable files are left out.
         """
-        found = [(index, key, moments) for i, key in items for index, moments in self._readable(i)]
-        index, key = index_and_key([(i, k) for i, k, _ in found])
+        samples = [(index, key, moments) for i, key in items for index, moments in self._readable(i)]
+        index, key = index_and_key([(i, k) for i, k, _ in samples])
         empty = torch.empty(0, 2 * self.channels, self.size, self.size)
-        moments = torch.stack([moments for _, _, moments in found]) if found else empty
+        moments = torch.stack([moments for _, _, moments in samples]) if samples else empty
         label = torch.from_numpy(self.labels[index.numpy()].astype(np.int64))
         # The training split finishes the batches of all splits, so the batch itself must say whether to sample.
         return {"moments": moments if self.sample else moments[:, : self.channels], "label": label} | {

@@ -127,16 +127,16 @@ class HuggingFace(EncodedDataModule):
         train = self._table(splits, self.train_split, "train_split", None)
         val = self._evaluation_table(splits, self.val_split, "val_split", VAL_NAMES, train)
         test = self._evaluation_table(splits, self.test_split, "test_split", ("test",), train)
-        rows, kept = np.arange(len(train)), np.zeros(len(train), np.bool_)
+        rows, val_mask = np.arange(len(train)), np.zeros(len(train), np.bool_)
         if val is None:
-            kept = is_held_out(hash_fractions(map(str, range(len(train)))), self.held_out)
-            if kept.all():
+            val_mask = is_held_out(hash_fractions(map(str, range(len(train)))), self.held_out)
+            if val_mask.all():
                 raise ValueError(
                     f"root must leave an image to train on, got {train.place} with {len(train)}, all held out by "
                     f"held_out={self.held_out}: lower held_out or set val_split"
                 )
-        train_images = self._images(train, rows[~kept], train=True)
-        val_images = self._images(train, rows[kept]) if val is None else self._images(val, np.arange(len(val)))
+        train_images = self._images(train, rows[~val_mask], train=True)
+        val_images = self._images(train, rows[val_mask]) if val is None else self._images(val, np.arange(len(val)))
         if test is None or (val is not None and test.place == val.place):
             return {"train": train_images, "val": val_images, "test": val_images}
         return {"train": train_images, "val": val_images, "test": self._images(test, np.arange(len(test)))}

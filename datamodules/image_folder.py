@@ -76,11 +76,11 @@ class ImageFolder(EncodedDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """List the files; raise FileNotFoundError or ValueError if there is nothing to train on."""
         roots = self._roots()
-        found = {root: find_images(root, "val_root" if root == self.val_root else "root") for root in roots.values()}
-        classes = found[roots["train"]].class_names(roots["train"])
+        listings = {root: find_images(root, "val_root" if root == self.val_root else "root") for root in roots.values()}
+        classes = listings[roots["train"]].class_names(roots["train"])
         for root in {roots["val"], roots["test"]}:
-            check_same_classes(found[root].class_names(root), classes, root)
-        files = {split: found[root] for split, root in roots.items()}
+            check_same_classes(listings[root].class_names(root), classes, root)
+        files = {split: listings[root] for split, root in roots.items()}
         if roots["val"] == roots["train"] and self.val_root is None:
             held_out = is_held_out(files["train"].shares, self.held_out)
             files["train"], files["val"] = files["train"].select(~held_out), files["train"].select(held_out)
@@ -119,11 +119,11 @@ class ImageFolder(EncodedDataModule):
         return ImageFiles(root, files.names, class_names=classes, labels=files.labels(classes), **options)
 
 
-def check_same_classes(found: Sequence[str], classes: Sequence[str], root: Path) -> None:
+def check_same_classes(val_classes: Sequence[str], classes: Sequence[str], root: Path) -> None:
     """Raise ValueError if the evaluation folder at `root` has classes that training does not have, or none at all."""
-    if unknown := sorted(set(found) - set(classes)):
+    if unknown := sorted(set(val_classes) - set(classes)):
         raise ValueError(f"classes of {root} must occur in training, got {unknown[0]!r}: remove or rename its folder")
-    if classes and not found:
+    if classes and not val_classes:
         raise ValueError(
             f"images of {root} must lie in class folders as in training, got none: move them into {classes[0]}, ..."
         )

@@ -118,8 +118,8 @@ class ImageNet(EncodedDataModule):
         labels = self._val_labels(val, classes)
         known = labels >= 0
         data = train.images(train.files.labels(classes), classes, **self.options(train=True))
-        kept = val.select(known).images(labels[known], classes, **self.options(train=False))
-        return {"train": data, "val": kept, "test": kept}
+        val_images = val.select(known).images(labels[known], classes, **self.options(train=False))
+        return {"train": data, "val": val_images, "test": val_images}
 
     def prepare_data(self) -> None:
         """Build file lists and indices in one process per machine, before the others need them."""

@@ -84,8 +84,8 @@ class ImageNet64(ImageDataModule):
 
     def _train_files(self) -> list[Path]:
         """Return the training files in the order of their numbers, from 1 without a gap."""
-        found = {path.stem.rpartition("_")[2] for path in self.root.glob("train_data_batch_*.npz")}
-        count = max((int(number) for number in found if number.isdecimal()), default=1)
+        suffixes = {path.stem.rpartition("_")[2] for path in self.root.glob("train_data_batch_*.npz")}
+        count = max((int(number) for number in suffixes if number.isdecimal()), default=1)
         files = [self._file(f"train_data_batch_{number}") for number in range(1, count + 1)]
         if count < BATCHES:
             warnings.warn(

@@ -25,8 +25,8 @@ EDGE = 1 << 20  # bytes hashed at either end of a file
 
 def cache_folder() -> Path:
     """Return the folder of the cache."""
-    if chosen := os.environ.get("ASYNCDIFF_CACHE"):
-        return Path(chosen).expanduser()
+    if folder := os.environ.get("ASYNCDIFF_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asyncdiff"
 
 
@@ -74,12 +74,12 @@ def cached_arrays(
     """
     text = json.dumps(fingerprint, sort_keys=True)
     entry = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    found = _read_entry(entry)
-    if found is not None and is_valid(found):
-        return found
+    cached = _read_entry(entry)
+    if cached is not None and is_valid(cached):
+        return cached
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
-        _write_entry(entry, arrays, text, replace=found is not None)
+        _write_entry(entry, arrays, text, replace=cached is not None)
     except OSError as error:
         warnings.warn(
             f"cannot write the index {entry}: {error}; it will be built again every time: set ASYNCDIFF_CACHE to a "
@@ -87,8 +87,8 @@ def cached_arrays(
             stacklevel=2,
         )
         return arrays
-    found = _read_entry(entry)
-    return arrays if found is None else found
+    cached = _read_entry(entry)
+    return arrays if cached is None else cached
 
 
 def _read_entry(entry: Path) -> Arrays | None:
@@ -111,11 +111,11 @@ def _file(entry: Path, name: str) -> Path:
 
 def _crc32(file: Path) -> int:
     """Return the CRC-32 of a file, at a gigabyte per second; indices of millions of images are a tenth of that."""
-    found = 0
+    crc = 0
     with file.open("rb") as stream:
         while chunk := stream.read(EDGE):
-            found = zlib.crc32(chunk, found)
-    return found
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _write_entry(entry: Path, arrays: Arrays, fingerprint: str, *, replace: bool) -> None:

@@ -195,18 +195,20 @@ def _train_and_val(folder: Path, held_out: float) -> tuple[DatabaseSubset, Datab
     val = folder.with_name(folder.name.removesuffix(SUFFIX) + "_val_lmdb")
     if folder.name.endswith(SUFFIX) and (val / "data.mdb").is_file():
         return _all_images(folder), _all_images(val)
-    part = _all_images(folder)
+    images = _all_images(folder)
 
     def fractions() -> Arrays:
-        return {"shares": hash_fractions(part.key(row).hex() for row in range(len(part)))}
+        return {"shares": hash_fractions(images.key(row).hex() for row in range(len(images)))}
 
-    kept = is_held_out(cached_arrays("lmdb-shares", file_fingerprint(part.data.file), fractions)["shares"], held_out)
-    if kept.all():
+    val_mask = is_held_out(
+        cached_arrays("lmdb-shares", file_fingerprint(images.data.file), fractions)["shares"], held_out
+    )
+    if val_mask.all():
         raise ValueError(
-            f"root must leave an image to train on, got {part.data.file} with {len(part)}, all held out by "
+            f"root must leave an image to train on, got {images.data.file} with {len(images)}, all held out by "
             f"held_out={held_out}: lower held_out or add a database for validation"
         )
-    return part.select(np.flatnonzero(~kept)), part.select(np.flatnonzero(kept))
+    return images.select(np.flatnonzero(~val_mask)), images.select(np.flatnonzero(val_mask))
 
 
 def _all_images(folder: Path) -> DatabaseSubset:

@@ -189,14 +189,14 @@ class Streamed(EncodedDataModule):
             other = self._shards(self.val_root, "val")
             val = self._images(other, np.arange(len(other.sizes)), train=False)
             return {"train": self._images(train, everything, train=True), "val": val, "test": val}
-        kept = is_held_out(hash_fractions(file.name for file in train.files), self.held_out)
-        if kept.all():
+        val_mask = is_held_out(hash_fractions(file.name for file in train.files), self.held_out)
+        if val_mask.all():
             raise ValueError(
-                f"root must leave a shard to train on, got {self.root} with {len(kept)}, all held out by "
+                f"root must leave a shard to train on, got {self.root} with {len(val_mask)}, all held out by "
                 f"held_out={self.held_out}: write smaller shards, lower held_out or set val_root"
             )
-        val = self._images(train, everything[kept], train=False)
-        return {"train": self._images(train, everything[~kept], train=True), "val": val, "test": val}
+        val = self._images(train, everything[val_mask], train=False)
+        return {"train": self._images(train, everything[~val_mask], train=True), "val": val, "test": val}
 
     def _shards(self, root: str, part: str) -> Shards:
         folder = None if self.cache_dir is None else self.cache_dir / part

@@ -23,11 +23,11 @@ def report_unreadable(splits: Mapping[Split, ImageDataset], folder: Path) -> Non
     lines = []
     reported: set[int] = set()  # val and test may be the same object
     for name, data in splits.items():
-        if id(data) in reported or not (found := _unreadable_indices(data)):
+        if id(data) in reported or not (unreadable := _unreadable_indices(data)):
             continue
         reported.add(id(data))
-        lines += [f"{name}\t{data.name(index)}" for index in found]  # type: ignore[attr-defined]
-        count = f"{len(found)} of {len(data)} {name} images"
+        lines += [f"{name}\t{data.name(index)}" for index in unreadable]  # type: ignore[attr-defined]
+        count = f"{len(unreadable)} of {len(data)} {name} images"
         rank_zero_info(f"{count} could not be read and were left out: {folder / FILE}")
     if lines:
         _write(folder / FILE, lines)

@@ -67,7 +67,7 @@ def load_square(
 
 
 def read_pixels(path: Path) -> Tensor:
-    """The upright image of a file as uint8 (c, h, w), c = 1 or 3; raises OSError, or as `load_square` does."""
+    """Read an image file as uint8 (c, h, w), c = 1 or 3, upright; raise OSError, or whatever `load_square` raises."""
     return decode(np.fromfile(path, dtype=np.uint8))
 
 

@@ -101,10 +101,10 @@ class EncodedImages(ImageDataset):
 
     def read(self, items: Sequence[Item]) -> Batch:
         """Read the images as uint8; in evaluation, leave out unreadable ones, possibly all."""
-        found = [(index, key, pixels) for i, key in items for index, pixels in self._readable(i)]
-        index, key = index_and_key([(i, k) for i, k, _ in found])
+        samples = [(index, key, pixels) for i, key in items for index, pixels in self._readable(i)]
+        index, key = index_and_key([(i, k) for i, k, _ in samples])
         empty = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
-        image = torch.stack([pixels for _, _, pixels in found]) if found else empty
+        image = torch.stack([pixels for _, _, pixels in samples]) if samples else empty
         if self.flip:
             mirrored = key % 2 == 1
             image[mirrored] = image[mirrored].flip(-1)

@@ -68,8 +68,8 @@ def find_images(root: Path, argument: str) -> FileList:
     """Return `file_list(root)`; raise if the folder is missing or has no images. `argument` is the argument to name."""
     if not root.is_dir():
         raise FileNotFoundError(f"{argument} must be a folder of images, got {root}: no such folder; check the path")
-    if len((found := file_list(root)).names):
-        return found
+    if len((files := file_list(root)).names):
+        return files
     suffixes = " ".join(sorted(SUFFIXES))
     raise ValueError(f"{argument} must contain images, got {root} without any ({suffixes}): check the path")
 
@@ -90,9 +90,9 @@ def file_list(root: Path) -> FileList:
         ValueError: a folder is not readable.
     """
     place = os.path.realpath(root)
-    found, count = [], 0
+    folders, count = [], 0
     for folder in _walk(place):
-        found.append(folder)
+        folders.append(folder)
         count += len(folder[2])
         if count > FEW:
             fingerprint = {"root": place, "suffixes": sorted(SUFFIXES), "form": 1}
@@ -101,7 +101,7 @@ def file_list(root: Path) -> FileList:
             )
             break
     else:
-        arrays = _arrays(found)
+        arrays = _arrays(folders)
     return FileList(*(arrays[name] for name in FileList._fields))
 
 
@@ -148,10 +148,10 @@ def _entries(folder: str) -> tuple[list[str], list[str]]:
     return images, folders
 
 
-def _arrays(found: Iterable[Folder]) -> Arrays:
+def _arrays(folders: Iterable[Folder]) -> Arrays:
     """Build the arrays of a FileList, and those of the folders with their modification times."""
     places, times, names = [], [], []
-    for below, mtime, images in found:
+    for below, mtime, images in folders:
         places.append(os.fsencode(below))
         times.append(mtime)
         prefix = f"{below}/" if below else ""

@@ -40,15 +40,15 @@ def load_tables(root: str, *, config_name: str | None, revision: str | None) -> 
         )
     try:
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            found = datasets.load_from_disk(str(folder))
+            splits = datasets.load_from_disk(str(folder))
         else:
             place = str(folder) if folder.exists() else root
-            found = datasets.load_dataset(place, config_name, revision=revision)
+            splits = datasets.load_dataset(place, config_name, revision=revision)
     except Exception as error:  # the library may raise anything on damaged files or without a network
         reason = error.__cause__ or error  # it wraps the error of a file into a generic one
         line = " ".join(str(reason).split()) or type(reason).__name__
         raise ValueError(f"root must be a data set that can be loaded, got {root}: {line}") from error
-    return found if isinstance(found, Mapping) else {"train": found}
+    return splits if isinstance(splits, Mapping) else {"train": splits}
 
 
 class Table:
@@ -164,13 +164,13 @@ def _label_column(data: Any, name: str | None, place: str) -> str | None:
         return name or None
     if "label" in data.features:
         return "label"
-    found = [column for column, feature in data.features.items() if type(feature).__name__ == "ClassLabel"]
-    if len(found) > 1:
+    columns = [column for column, feature in data.features.items() if type(feature).__name__ == "ClassLabel"]
+    if len(columns) > 1:
         raise ValueError(
-            f"label_column must name the labels of {place}, got {len(found)} possible columns: choose from "
-            f"{', '.join(found)}, or set an empty string for no labels"
+            f"label_column must name the labels of {place}, got {len(columns)} possible columns: choose from "
+            f"{', '.join(columns)}, or set an empty string for no labels"
         )
-    return found[0] if found else None
+    return columns[0] if columns else None
 
 
 def _holds_bytes(feature: Any) -> bool:

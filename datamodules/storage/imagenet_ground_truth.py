@@ -64,7 +64,7 @@ def _in_order(names: Sequence[str], classes: list[str], file: Path) -> list[str]
     """Return the class of every image from the ordered list of all; a subset is matched by the numbers in the names."""
     if len(classes) == len(names):
         return classes
-    numbers = [int(found[1]) if (found := NUMBERED.fullmatch(_stem(name))) else 0 for name in names]
+    numbers = [int(match[1]) if (match := NUMBERED.fullmatch(_stem(name))) else 0 for name in names]
     if min(numbers) < 1 or max(numbers) > len(classes):
         raise ValueError(
             f"ground_truth must have a line per image, got {len(classes)} in {file} for {len(names)} images: check both"

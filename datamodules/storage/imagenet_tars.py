@@ -98,20 +98,20 @@ def tar_index(file: Path) -> TarIndex:
     Raises:
         ValueError: the file is not a tar file, is damaged or truncated, or holds no images.
     """
-    found = cached_arrays("tar", file_fingerprint(file), lambda: _build_index(file))
-    files = FileList(found["names"], found["folders"], found["tops"])
-    return TarIndex(files, found["offsets"], found["sizes"])
+    arrays = cached_arrays("tar", file_fingerprint(file), lambda: _build_index(file))
+    files = FileList(arrays["names"], arrays["folders"], arrays["tops"])
+    return TarIndex(files, arrays["offsets"], arrays["sizes"])
 
 
 def _build_index(file: Path) -> Arrays:
     """Build the arrays of an index."""
     with file.open("rb", buffering=0) as stream:  # unbuffered: images between the headers need not be read
-        found = sorted(_images(stream, 0, file.stat().st_size, b""))
-    if not found:
+        images = sorted(_images(stream, 0, file.stat().st_size, b""))
+    if not images:
         raise ValueError(f"{file} must hold images or tar files of them, got none: download or write it again")
-    return class_folder_arrays([name for name, _, _ in found]) | {
-        "offsets": np.array([offset for _, offset, _ in found], dtype=np.int64),
-        "sizes": np.array([size for _, _, size in found], dtype=np.int64),
+    return class_folder_arrays([name for name, _, _ in images]) | {
+        "offsets": np.array([offset for _, offset, _ in images], dtype=np.int64),
+        "sizes": np.array([size for _, _, size in images], dtype=np.int64),
     }
 
 

@@ -45,14 +45,14 @@ def labeled_splits(
     if val_root is not None:
         val = _with_classes_of(data, read_labeled_files(val_root, suffixes, "val_root"))
         return {"train": data, "val": val, "test": val}
-    kept = is_held_out(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
-    if kept.all():
+    val_mask = is_held_out(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
+    if val_mask.all():
         raise ValueError(
-            f"root must leave an image to train on, got {root} with {len(kept)}, all held out by "
+            f"root must leave an image to train on, got {root} with {len(val_mask)}, all held out by "
             f"held_out={held_out}: add images, lower held_out or set val_root"
         )
-    val = data.select(kept)
-    return {"train": data.select(~kept), "val": val, "test": val}
+    val = data.select(val_mask)
+    return {"train": data.select(~val_mask), "val": val, "test": val}
 
 
 def read_labeled_files(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:

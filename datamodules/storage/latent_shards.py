@@ -185,7 +185,7 @@ def layout_from_manifest(split: Mapping[str, Any], count: int) -> Layout:
 
 def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout, Header]]:
     """Return file, layout and header of every shard of a split, compared with the manifest; no tensor is read."""
-    found = []
+    shards = []
     for entry in split["shards"]:
         if Path(entry["file"]).name != entry["file"]:
             raise DamagedError(f"{root / MANIFEST} is damaged, it names {entry['file']} outside of the cache: {REMEDY}")
@@ -196,13 +196,13 @@ def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout
         check_shard(file, layout, header)
         if header.sha256 != entry["header"] or header.metadata.get("sha256") != entry["sha256"]:
             raise DamagedError(f"{file} is damaged, its header differs from {MANIFEST}: {REMEDY}")
-        found.append((file, layout, header))
-    count = sum(layout.count for _, layout, _ in found)
+        shards.append((file, layout, header))
+    count = sum(layout.count for _, layout, _ in shards)
     if count != split["count"]:
         raise DamagedError(
             f"{root / MANIFEST} is damaged, its shards hold {count} images, not {split['count']}: {REMEDY}"
         )
-    return found
+    return shards
 
 
 def latents_and_labels(pages: mmap.mmap, layout: Layout, start: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -67,13 +67,13 @@ class FolderMembers(Members):
     """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
-        found = [
+        paths = [
             Path(folder, name).relative_to(root).as_posix()
             for folder, _, files in os.walk(root, followlinks=True)
             for name in files
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         ]
-        self.root, self.names = root, np.array(sorted(map(os.fsencode, found)), dtype=np.bytes_)
+        self.root, self.names = root, np.array(sorted(map(os.fsencode, paths)), dtype=np.bytes_)
 
     def read(self, index: int) -> Bytes:
         return np.fromfile(self.root / self.name(index), dtype=np.uint8)
@@ -96,9 +96,9 @@ class ZipMembers(Members):
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         self.root, self.suffixes = root, frozenset(suffixes)
         self.fingerprint = file_fingerprint(root) | {"suffixes": sorted(suffixes)}
-        found = cached_arrays("zip", self.fingerprint, self._directory)
-        self.names, self.begins, self.sizes = found["names"], found["begins"], found["sizes"]
-        self.packed, self.methods, self.sums = found["packed"], found["methods"], found["sums"]
+        arrays = cached_arrays("zip", self.fingerprint, self._directory)
+        self.names, self.begins, self.sizes = arrays["names"], arrays["begins"], arrays["sizes"]
+        self.packed, self.methods, self.sums = arrays["packed"], arrays["methods"], arrays["sums"]
         self._descriptor: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -133,30 +133,30 @@ class ZipMembers(Members):
         """Read offset of the local header, size and compression of every file from the zip's directory."""
         try:
             with zipfile.ZipFile(self.root) as archive:
-                found: list[zipfile.ZipInfo] = []
+                selected: list[zipfile.ZipInfo] = []
                 others: list[zipfile.ZipInfo] = []
                 for info in archive.infolist():
-                    (found if os.path.splitext(info.filename)[1].lower() in self.suffixes else others).append(info)
+                    (selected if os.path.splitext(info.filename)[1].lower() in self.suffixes else others).append(info)
                 # The directory has no checksums: a damaged name could hide an image or dataset.json. Opening a member
                 # compares the name with its local header; for images this happens when they are read.
                 for info in others[:MAX_OTHERS]:
                     archive.open(info).close()
         except DAMAGED as error:
             raise ValueError(f"{self.root} cannot be read as a zip: {error}; copy or write it again") from error
-        found.sort(key=lambda info: os.fsencode(info.filename))
-        for info in found:
+        selected.sort(key=lambda info: os.fsencode(info.filename))
+        for info in selected:
             if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
                 raise ValueError(
                     f"{self.root} must hold stored or deflated files, got {info.filename} encrypted or compressed "
                     "otherwise: write it again as a plain zip"
                 )
         return {
-            "names": np.array([os.fsencode(info.filename) for info in found], dtype=np.bytes_),
-            "begins": np.array([info.header_offset for info in found], dtype=np.int64),
-            "sizes": np.array([info.file_size for info in found], dtype=np.int64),
-            "packed": np.array([info.compress_size for info in found], dtype=np.int64),
-            "methods": np.array([info.compress_type for info in found], dtype=np.uint8),
-            "sums": np.array([info.CRC for info in found], dtype=np.uint32),
+            "names": np.array([os.fsencode(info.filename) for info in selected], dtype=np.bytes_),
+            "begins": np.array([info.header_offset for info in selected], dtype=np.int64),
+            "sizes": np.array([info.file_size for info in selected], dtype=np.int64),
+            "packed": np.array([info.compress_size for info in selected], dtype=np.int64),
+            "methods": np.array([info.compress_type for info in selected], dtype=np.uint8),
+            "sums": np.array([info.CRC for info in selected], dtype=np.uint32),
         }
 
     def _read_raw(self, begin: int, packed: int, known: bytes) -> bytes:

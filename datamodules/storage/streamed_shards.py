@@ -178,13 +178,13 @@ class Shards:
         """Delete the least recently used shards until `needed` bytes fit below the limit."""
         if self.limit is None:
             return
-        found = []
+        files = []
         for file in self.files:
             with suppress(FileNotFoundError):
                 status = file.stat()
-                found.append((status.st_mtime_ns, status.st_size, file))
-        total = sum(size for _, size, _ in found) + needed
-        for _, size, file in sorted(found):
+                files.append((status.st_mtime_ns, status.st_size, file))
+        total = sum(size for _, size, _ in files) + needed
+        for _, size, file in sorted(files):
             if total <= self.limit:
                 return
             file.unlink(missing_ok=True)  # processes that have it mapped keep its bytes
