@@ -24,8 +24,8 @@ def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
     """Return the mean bound on held-out digits along two paths, and the path gap over all four paths."""
     bounds = PathLikelihoodEvaluator(STANDARD_PATHS, points=32, decoder=CategoricalDecoder(Digits.values))
     with torch.no_grad():
-        rows = bounds.rows(model.denoiser, judge.images, judge.labels, range(len(judge.images)))
-    summary = bounds.summary(rows, model.denoiser.grid((8, 8)))
+        rows = bounds.evaluate(model.denoiser, judge.images, judge.labels, range(len(judge.images)))
+    summary = bounds.summarize(rows, model.denoiser.grid((8, 8)))
     return {
         "synchronous": summary.mean("synchronous"),
         "async_patch": summary.mean("async_patch"),

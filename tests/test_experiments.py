@@ -40,22 +40,22 @@ OBJECTIVES = sorted((FOLDER / "objectives").glob("*.yaml"))
 
 
 @pytest.fixture
-def built(monkeypatch):
+def build_experiment(monkeypatch):
     """Function that builds the experiment of a command line and returns it without running it."""
 
     def build(*arguments: str) -> cli.ExperimentCLI:
-        built = []
-        monkeypatch.setattr(cli.ExperimentCLI, "_run_subcommand", lambda self, _: built.append(self))
+        build_experiment = []
+        monkeypatch.setattr(cli.ExperimentCLI, "_run_subcommand", lambda self, _: build_experiment.append(self))
         cli.main(["fit", *arguments, "--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "1"])
-        return built[0]
+        return build_experiment[0]
 
     return build
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
-def test_every_experiment_builds(file, built):
+def test_every_experiment_builds(file, build_experiment):
     with torch.device("meta"):  # shapes without memory
-        made = built("--config", str(file))
+        made = build_experiment("--config", str(file))
     assert isinstance(made.model, AsyncDiffusion)
     assert isinstance(made.trainer, Trainer)
     assert isinstance(made.datamodule, LightningDataModule)
@@ -65,14 +65,14 @@ def test_every_experiment_builds(file, built):
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda f: f.stem)
-def test_experiments_are_complete_and_short(file):
+def test_experiments_have_at_most_80_lines(file):
     assert len(file.read_text().splitlines()) <= 80
 
 
 @pytest.mark.parametrize("file", SIZES, ids=lambda f: f.stem)
-def test_sizes_are_layered_on_an_experiment(file, built):
+def test_network_sizes_can_be_layered_on_an_experiment(file, build_experiment):
     with torch.device("meta"):  # shapes without memory
-        made = built("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file))
+        made = build_experiment("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file))
     sizes = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
     network = made.model.network
     assert (network.dim, network.depth, network.heads, network.patch_size) == (
@@ -82,10 +82,12 @@ def test_sizes_are_layered_on_an_experiment(file, built):
 
 
 @pytest.mark.parametrize("file", UNETS, ids=lambda f: f.stem)
-def test_unets_are_layered_on_an_experiment(file, built):
-    """The layer replaces the network; omitted arguments keep the experiment's value or the network's default."""
+def test_unets_can_be_layered_on_an_experiment(file, build_experiment):
+    """The layer replaces the network; omitted arguments keep the experiment's value or the default."""
     with torch.device("meta"):
-        made = built("--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file), "--vars.size", "64")
+        made = build_experiment(
+            "--config", str(FOLDER / "folder_dit_async.yaml"), "--config", str(file), "--vars.size", "64"
+        )
     network, layer = made.model.network, unet_arguments(file)
     assert {key: object_config.describe(getattr(network, key)) for key in layer} == layer
     assert set(inspect.signature(UNet).parameters) - set(layer) == {
@@ -116,26 +118,26 @@ def unet_arguments(file: Path) -> dict:
 
 
 @pytest.mark.parametrize("file", LEVELS, ids=lambda f: f.stem)
-def test_levels_are_layered_on_an_experiment_and_train(file, built, tmp_path):
-    made = layered(file, built, tmp_path)
+def test_level_samplers_can_be_layered_on_an_experiment_and_train(file, build_experiment, tmp_path):
+    made = build_layered(file, build_experiment, tmp_path)
     # No level sampler argument of the experiment remains.
     assert object_config.describe(made.model.levels) == object_config.describe(Experiment(file).levels())
-    takes_a_step(made)
+    check_training_step(made)
 
 
 @pytest.mark.parametrize("file", OBJECTIVES, ids=lambda f: f.stem)
-def test_objectives_are_layered_on_an_experiment_and_train(file, built, tmp_path):
-    made = layered(file, built, tmp_path)
+def test_objectives_can_be_layered_on_an_experiment_and_train(file, build_experiment, tmp_path):
+    made = build_layered(file, build_experiment, tmp_path)
     assert file.stem.startswith(type(made.model.weighting).__name__.lower())
-    takes_a_step(made)
+    check_training_step(made)
 
 
-def layered(file, built, root):
+def build_layered(file, build_experiment, root):
     argv = ["--config", str(FOLDER / "digits_dit_async.yaml"), "--config", str(file)]
-    return built(*argv, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(root))
+    return build_experiment(*argv, "--trainer.callbacks", "[]", "--trainer.default_root_dir", str(root))
 
 
-def takes_a_step(made) -> None:
+def check_training_step(made) -> None:
     before = made.model.network.head.weight.clone()
     made.trainer.fit(made.model, datamodule=made.datamodule)
     assert made.trainer.global_step == 1
@@ -154,7 +156,7 @@ def test_a_layer_sets_all_arguments_of_its_classes(file):
         assert set(entry.get("init_args", {})) == set(accepted), entry["class_path"]
 
 
-def test_every_level_sampler_has_a_layer():
+def test_every_level_sampler_has_a_file_in_experiments_levels():
     named = {entry["class_path"] for f in LEVELS for entry in object_configs(yaml.safe_load(f.read_text()))}
     samplers = [
         k for k in vars(level_samplers).values() if isinstance(k, type) and issubclass(k, level_samplers.LevelSampler)
@@ -186,13 +188,13 @@ def test_the_three_level_experiments_differ_only_in_their_levels():
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
-def test_every_trial_of_the_papers_ablations_builds(file, built, tmp_path):
+def test_every_trial_of_the_papers_ablations_builds(file, build_experiment, tmp_path):
     ablation = Ablation.read(file)
     parameters, images = (59_979_779, 512) if "imagenet64" in file.stem else (626_142_723, 256)
     for trial in ablation.trials():
         argv = [*trial.argv(tmp_path), "--trainer.callbacks", "[]"]  # Inception's weights are not here
         with torch.device("meta"):
-            made = built(*argv, "--trainer.devices", "1")
+            made = build_experiment(*argv, "--trainer.devices", "1")
         assert made.model.shape == (made.datamodule.channels, made.datamodule.size, made.datamodule.size)
         (levels_file,) = (f for f in trial.files if f.parent.name == "levels")
         assert object_config.describe(made.model.levels) == object_config.describe(Experiment(levels_file).levels())
@@ -213,7 +215,7 @@ def test_every_trial_of_the_papers_ablations_builds(file, built, tmp_path):
 
 
 @pytest.mark.parametrize("file", PAPER, ids=lambda f: f.stem)
-def test_the_command_in_an_ablations_header_writes_its_script(file, tmp_path, monkeypatch):
+def test_the_command_in_an_ablation_file_header_writes_a_slurm_script(file, tmp_path, monkeypatch):
     (line,) = (command for command in commands_in(file) if command[:1] == ["ablate"])
     monkeypatch.chdir(FOLDER.parent)
     script = tmp_path / "job.sh"
@@ -224,7 +226,7 @@ def test_the_command_in_an_ablations_header_writes_its_script(file, tmp_path, mo
     assert "#SBATCH --gres=gpu:8" in script.read_text()
 
 
-def test_the_papers_numbers_are_next_to_their_variants():
+def test_ablation_files_list_the_papers_numbers_next_to_their_variants():
     table = (FOLDER.parent / "docs" / "evaluation.md").read_text()
     published = {}
     for file in PAPER:
@@ -241,7 +243,7 @@ def test_the_papers_numbers_are_next_to_their_variants():
 
 
 @pytest.mark.parametrize("name", ["imagenet256", "lsun256"])
-def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, tmp_path, capsys):
+def test_cached_latents_match_the_pixels_of_an_experiment(name, monkeypatch, tmp_path, capsys):
     pixels = Experiment(FOLDER / "pixels" / f"{name}.yaml").data()
     latents = Experiment(FOLDER / f"{name}_unet_async.yaml").data()
     diffusers = pytest.importorskip("diffusers")
@@ -267,7 +269,7 @@ def test_pixels_and_latents_of_an_experiment_belong_together(name, monkeypatch, 
 
 
 @pytest.mark.parametrize("file", INPAINTING, ids=lambda f: f.stem)
-def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, tmp_path):
+def test_the_papers_inpainting_evaluation_runs_as_documented(file, latent_run, alexnet, tmp_path):
     """Run the command in the header of the file on a small run, with few steps of the same sampler."""
     (line,) = commands_in(file)
     documented = re.sub(r"\\\n +", "", (FOLDER.parent / "docs" / "evaluation.md").read_text())
@@ -305,7 +307,7 @@ def test_inpainting_of_the_paper_runs_as_documented(file, latent_run, alexnet, t
     assert card["masks"]["square"]["unknown"] == 0.25
 
 
-def test_a_latent_is_known_if_all_its_pixels_are():
+def test_a_latent_is_known_if_all_its_pixels_are_known():
     seeds = range(20)
     for name in ("thin", "wide", "square", "extreme"):
         drawn = OnPixels(MASKS[name], 4).per_image(64, 64, seeds=seeds)
@@ -315,7 +317,7 @@ def test_a_latent_is_known_if_all_its_pixels_are():
         assert (on_latents & ~drawn).any() == (name in ("thin", "wide"))
 
 
-def test_invalid_pixel_masks(latent_run):
+def test_invalid_pixel_masks_are_rejected(latent_run):
     _, folder = latent_run
     model = AsyncDiffusion.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     with pytest.raises(

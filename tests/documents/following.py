@@ -57,7 +57,7 @@ def follow(line: str, *, needs: bool) -> str:
     elif program == "python" and words[:2] == ["-m", "venv"]:
         assert words[2:] == ["venv", "&&", "source", "venv/bin/activate"], line
     elif program == "tensorboard":
-        assert words[:1] == ["--logdir"] and len(words) == 2, line
+        assert words[:-1] == ["--logdir"], line
     elif program in LAUNCHERS:
         parse(launched_program(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
