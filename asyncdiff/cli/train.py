@@ -64,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
             # Resuming does not change what the run computes; starting from another run's checkpoint does.
             if given and run.resolve() in Path(given).resolve().parents:
                 config["ckpt_path"] = None
-            config["auto_resume"] = False  # for the same reason; besides, another directory may contain another run
+            config["auto_resume"] = False  # for the same reason; another directory may also contain another run
             if root := config["trainer"]["default_root_dir"]:
                 config = make_portable(config, root.rstrip("/"))
             run.mkdir(parents=True, exist_ok=True)

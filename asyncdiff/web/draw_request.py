@@ -131,7 +131,7 @@ def check(request: DrawRequest, limits: Limits) -> None:
             )
     if request.kind == "extend" and not any(request.sides):
         raise ValueError("all four sides are 0 pixels: move at least one slider")
-    within("seed", request.seed, 0, 2**63 - 1 - limits.images, "every whole number gives a different image")
+    within("seed", request.seed, 0, 2**63 - 1 - limits.images, "use any non-negative integer")
     within("images", request.count, 1, limits.images, "draw more images with other seeds afterwards")
     within("steps", request.steps or 1, 1, limits.steps, "50 is a good default")
     within("steps per patch", request.steps_per_patch, 1, limits.steps, "16 is a good default")

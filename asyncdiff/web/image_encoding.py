@@ -165,7 +165,7 @@ def _url(kind: str, data: bytes) -> str:
 
 
 def _without_folders(note: str) -> str:
-    """Shorten "FOLDER/FILE:" in a note to "FILE:": visitors need not see the server's folders."""
+    """Shorten "FOLDER/FILE:" in a note to "FILE:": visitors should not see the server's folders."""
     return " ".join(
         Path(word.rstrip(":")).name + ":" if word.endswith(":") and "/" in word else word for word in note.split(" ")
     )

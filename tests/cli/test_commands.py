@@ -49,14 +49,14 @@ model:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("experiment.yaml").write_text(EXPERIMENT)
     Path("layer.yaml").write_text(LAYER)
 
 
 @pytest.fixture
-def refused(capfd):
+def expect_error(capfd):
     """Function that runs a command that must fail, and returns its error message."""
 
     def run(*argv):
@@ -91,18 +91,18 @@ def test_no_arguments_print_the_overview(capsys):
     assert capsys.readouterr().out.startswith("usage: python -m asyncdiff COMMAND")
 
 
-def test_levels_does_without_lightning():
+def test_levels_does_not_import_lightning():
     code = "import sys, asyncdiff.cli.commands.levels; print({'lightning', 'timm', 'matplotlib'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
 
 
-def test_an_unknown_command(refused):
+def test_an_unknown_command_is_reported_with_a_suggestion(expect_error):
     known = ", ".join((*COMMANDS, *TRAINING))
-    assert refused("levls") == f"the command must be one of {known}, got levls; did you mean levels?"
+    assert expect_error("levls") == f"the command must be one of {known}, got levls; did you mean levels?"
 
 
-def test_as_a_program(tmp_path):
+def test_errors_of_a_subprocess_are_one_line_with_exit_code_2(tmp_path):
     argv = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
     result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -142,7 +142,7 @@ def test_missing_keys_take_the_models_defaults():
     assert inspect.signature(AsyncDiffusion).parameters["image_size"].default == IMAGE_SIZE
 
 
-def test_config_yaml_is_named_after_its_run():
+def test_the_name_of_config_yaml_is_its_run_directory():
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/config.yaml").write_text(LAYER)
     assert Experiment(Path("runs/demo/config.yaml")).name == "demo"
@@ -172,9 +172,9 @@ def test_config_yaml_is_named_after_its_run():
          "profilers and strategies, got torch.nn.Identity: if you trust its code, add --allow-class-paths torch"),
     ],
 )  # fmt: skip
-def test_errors_in_a_file_are_one_line_with_the_location(text, message, refused):
+def test_errors_in_a_file_are_one_line_with_the_location(text, message, expect_error):
     Path("wrong.yaml").write_text(text)
-    line = refused("levels", "layer.yaml", "wrong.yaml")
+    line = expect_error("levels", "layer.yaml", "wrong.yaml")
     assert line.startswith(f"wrong.yaml{message}")
 
 
@@ -197,15 +197,15 @@ def test_errors_in_a_file_are_one_line_with_the_location(text, message, refused)
         (["layer.yaml", "--names", "../b"], "--names must be file names, got ../b"),
     ],
 )
-def test_wrong_arguments(argv, message, refused):
-    assert refused("levels", *argv).startswith(message)
+def test_invalid_arguments_of_levels_are_reported_in_one_line(argv, message, expect_error):
+    assert expect_error("levels", *argv).startswith(message)
     assert not Path("runs").exists()
 
 
 # What is written
 
 
-def test_two_experiments_side_by_side(capfd):
+def test_levels_plots_two_experiments(capfd):
     argv = ["levels", "experiment.yaml", "layer.yaml", "--names", "half", "srm", "--images", "64", "--output", "out"]
     main(argv)
     printed = capfd.readouterr().out
@@ -254,7 +254,7 @@ def photo():
     return "photo.png"
 
 
-def drawn(folder):
+def read_images(folder):
     return {f.name: read_photo(f, 3) for f in sorted(Path(folder).glob("*.png"))}
 
 
@@ -264,7 +264,7 @@ def test_sample_writes_what_the_model_generates(run, capfd):
     assert printed.out == "3 images: out\ncontact sheet: out/sheet.png\nmovie: out/walk.gif\n"
     model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
     expected = to_bytes(model.generate([1, 3, 4], [0, 2, 0]))
-    images = drawn("out")
+    images = read_images("out")
     del images["sheet.png"]
     assert list(images) == ["000001_class0.png", "000003_class2.png", "000004_class0.png"]
     for image, truth in zip(images.values(), expected, strict=True):
@@ -278,11 +278,11 @@ def test_the_options_change_the_sampler(run):
     main([*argv, "--output", "a", "--steps", "5", "--guidance", "2"])
     model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
     guided = model.generate([0], [1], sampler=Sampler(steps=5, guidance=[ClassifierFree(2.0)]))
-    assert (drawn("a")["000000_class1.png"].int() - to_bytes(guided)[0].int()).abs().max() <= 1
+    assert (read_images("a")["000000_class1.png"].int() - to_bytes(guided)[0].int()).abs().max() <= 1
     main([*argv, "--output", "b", "--sampler", "Sampler", "--sampler.steps", "5", "--guidance", "2"])
-    assert torch.equal(drawn("b")["000000_class1.png"], drawn("a")["000000_class1.png"])
+    assert torch.equal(read_images("b")["000000_class1.png"], read_images("a")["000000_class1.png"])
     main([*argv, "--output", "c", "--steps", "5"])
-    assert not torch.equal(drawn("c")["000000_class1.png"], drawn("a")["000000_class1.png"])
+    assert not torch.equal(read_images("c")["000000_class1.png"], read_images("a")["000000_class1.png"])
 
 
 def test_inpaint_keeps_known_pixels_and_prints_how_the_photo_was_fitted(run, photo, capfd):
@@ -295,10 +295,10 @@ def test_inpaint_keeps_known_pixels_and_prints_how_the_photo_was_fitted(run, pho
     assert f"{photo}: 8x16 pixels, unchanged\n1 image: {second}\n" in printed
     truth = read_photo(Path(photo), 3)[:, :, 4:12]
     for seed in (0, 1):
-        image = drawn(first)[f"photo_seed{seed}.png"]
+        image = read_images(first)[f"photo_seed{seed}.png"]
         assert torch.equal(image[:, :, 4:], truth[:, :, 4:])
         assert not torch.equal(image[:, :, :4], truth[:, :, :4])
-    assert drawn(second)["photo_seed0.png"].shape == (3, 8, 16)
+    assert read_images(second)["photo_seed0.png"].shape == (3, 8, 16)
 
 
 def test_edit_keeps_black_areas(run, photo):
@@ -306,12 +306,12 @@ def test_edit_keeps_black_areas(run, photo):
     gray[:, 8:] = 128
     Image.fromarray(gray).save("map.png")
     main(["edit", str(run), "--image", photo, "--levels", "map.png", "--seeds", "0", "--output", "out"])
-    truth, image = read_photo(Path(photo), 3)[:, :, 4:12], drawn("out")["photo_seed0.png"]
+    truth, image = read_photo(Path(photo), 3)[:, :, 4:12], read_images("out")["photo_seed0.png"]
     assert torch.equal(image[:, :, :4], truth[:, :, :4])
     assert (image[:, :, 4:] != truth[:, :, 4:]).float().mean() > 0.5
 
 
-def test_warnings_are_lines(run, photo, capfd):
+def test_each_photo_warning_is_one_line(run, photo, capfd):
     Image.fromarray(np.full((8, 16), 90, dtype=np.uint8)).save("mask.png")
     main(["inpaint", str(run), "--image", photo, "--mask", "mask.png", "--seeds", "0", "--output", "out"])
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
@@ -323,14 +323,14 @@ def test_warnings_are_lines(run, photo, capfd):
 
 def test_outpaint_autoregress_and_texture(run, photo):
     main(["outpaint", str(run), "--image", photo, "--right", "6", "--seeds", "0", "--output", "outpainted", "--gif"])
-    image = drawn("outpainted")["photo_seed0.png"]
+    image = read_images("outpainted")["photo_seed0.png"]
     assert image.shape == (3, 8, 14)
     assert torch.equal(image[:, :, :8], read_photo(Path(photo), 3)[:, :, 4:12])
     argv = ["--order", "spiral", "--overlap", "0.5", "--steps_per_patch", "1", "--seeds", "0", "--labels", "none"]
     main(["autoregress", str(run), *argv, "--output", "ordered"])
-    assert list(drawn("ordered")) == ["000000.png"]
+    assert list(read_images("ordered")) == ["000000.png"]
     main(["texture", str(run), "--exemplar", photo, "--size", "16x12", "--tileable", "true", "--output", "texture"])
-    assert drawn("texture")["photo_seed0.png"].shape == (3, 16, 12)
+    assert read_images("texture")["photo_seed0.png"].shape == (3, 16, 12)
 
 
 def test_train_predict_writes_what_the_command_writes(run, photo):
@@ -356,7 +356,7 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
     argv = ["predict", "--config", "config.yaml", "--config", str(layer), "--ckpt_path", "last"]
     cli.main([*argv, "--model.predict_count", "2", "--model.task.init_args.image", photo])
     main(["inpaint", str(run), "--image", photo, "--mask", "square", "--seeds", "0,1", "--output", "commanded"])
-    predicted, commanded = drawn("predicted"), drawn("commanded")
+    predicted, commanded = read_images("predicted"), read_images("commanded")
     assert list(predicted) == list(commanded) == ["photo_seed0.png", "photo_seed1.png", "sheet.png"]
     for name, image in predicted.items():
         assert (image.int() - commanded[name].int()).abs().max() <= 1
@@ -377,12 +377,14 @@ def test_images_have_a_record_that_reproduces_them(run, photo):
     assert layer["model"]["task"]["init_args"]["mask"] == "square"
 
 
-def test_serve_needs_gradio(run, refused, monkeypatch):
+def test_serve_needs_gradio(run, expect_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in ("page", "layout", "mask_painter"):
         monkeypatch.delitem(sys.modules, f"asyncdiff.web.{name}", raising=False)
         monkeypatch.delattr(f"asyncdiff.web.{name}", raising=False)
-    assert refused("serve", str(run)) == "serve needs the package gradio, which is not installed: pip install gradio"
+    assert (
+        expect_error("serve", str(run)) == "serve needs the package gradio, which is not installed: pip install gradio"
+    )
 
 
 @pytest.mark.parametrize(
@@ -394,8 +396,8 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
             "RUN must contain checkpoints/last.ckpt, got . without it: choose another checkpoint with --ckpt_path FILE",
         ),
         (["sample", "RUN", "--seeds", "0,0"], "--seeds must differ, got 0,0"),
-        (["sample", "RUN", "--seeds", "3-1"], "--seeds must be whole numbers such as 0,3,8-15, got 3-1"),
-        (["sample", "RUN", "--labels", "cat"], "--labels must be whole numbers such as 0,3,8-15, got cat"),
+        (["sample", "RUN", "--seeds", "3-1"], "--seeds must be integers such as 0,3,8-15, got 3-1"),
+        (["sample", "RUN", "--labels", "cat"], "--labels must be integers such as 0,3,8-15, got cat"),
         (["sample", "RUN", "--labels", "7"], "labels must lie in 0 .. 2, got 7"),
         (["sample", "RUN", "--step", "7"], "--step: there is no such option; did you mean --steps?"),
         (["sample", "RUN", "--steps", "0"], "steps must be at least 1, got 0"),
@@ -428,7 +430,7 @@ def test_serve_needs_gradio(run, refused, monkeypatch):
         (["texture", "RUN", "--size", "4x4"], "size must be at least the training size 8x8, got 4x4"),
     ],
 )
-def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, refused, monkeypatch):
+def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, expect_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    line = refused(*(argument.replace("RUN", str(run)).replace("PHOTO", photo) for argument in argv))
+    line = expect_error(*(argument.replace("RUN", str(run)).replace("PHOTO", photo) for argument in argv))
     assert line.startswith(message)

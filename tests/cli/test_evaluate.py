@@ -44,7 +44,7 @@ def evaluate(run, *argv: str) -> None:
     main(["evaluate", str(run), "--likelihood", "--images", "12", "--points", "2", "--device", "cpu", *argv])
 
 
-def refused(capsys, run, *argv: str) -> str:
+def expect_error(capsys, run, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
         evaluate(run, *argv)
     assert stop.value.code == 2
@@ -54,7 +54,7 @@ def refused(capsys, run, *argv: str) -> str:
     return error
 
 
-def test_the_table_the_card_and_the_figure(run, capsys):
+def test_likelihood_writes_a_table_a_card_and_a_figure(run, capsys):
     evaluate(run)
     printed = capsys.readouterr().out
     assert "| path | bits/dim | prior | diffusion | reconstruction | against synchronous |" in printed
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_numbers_in_batches_of_any_size(run, tmp_pa
         assert cards[0][name]["rate"] == pytest.approx(cards[1][name]["rate"], rel=1e-5)
 
 
-def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
+def test_paths_and_mask_can_be_configured(run, tmp_path, capsys):
     (tmp_path / "paths.yaml").write_text(PATHS)
     mask = '{"class_path": "asyncdiff.noise.Half", "init_args": {"side": "top"}}'
     evaluate(run, "--paths", str(tmp_path / "paths.yaml"), "--mask", mask, "--output", str(tmp_path))
@@ -91,71 +91,73 @@ def test_a_file_of_paths_and_a_mask(run, tmp_path, capsys):
 
 def test_a_mask_without_known_patches(run, capsys):
     mask = '{"class_path": "asyncdiff.noise.Extreme", "init_args": {"fraction": 0.3}}'
-    assert "mask must leave some patches of the level map known and some unknown, got no" in refused(
+    assert "mask must leave some patches of the level map known and some unknown, got no" in expect_error(
         capsys, run, "--mask", mask
     )
 
 
-def test_code_of_a_shared_run_is_not_run(run, tmp_path, capsys):
+def test_code_in_a_run_directory_is_not_executed(run, tmp_path, capsys):
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     marker = tmp_path / "executed"
     (tmp_path / "config.yaml").write_text(
         f"data: {{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
     )
-    assert "data.class_path must name a class of asyncdiff, datamodules and Lightning's" in refused(capsys, tmp_path)
+    assert "data.class_path must name a class of asyncdiff, datamodules and Lightning's" in expect_error(
+        capsys, tmp_path
+    )
     assert not marker.exists()
 
 
-def test_a_misspelled_key_in_the_config(run, tmp_path, capsys):
+def test_a_misspelled_key_in_the_config_is_reported(run, tmp_path, capsys):
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     (tmp_path / "config.yaml").write_text("data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}")
-    assert "Digits has no argument batch_sise; did you mean batch_size?" in refused(capsys, tmp_path)
+    assert "Digits has no argument batch_sise; did you mean batch_size?" in expect_error(capsys, tmp_path)
 
 
-def test_a_file_in_place_of_the_output_folder(run, tmp_path, capsys):
+def test_an_output_path_that_is_a_file_is_rejected(run, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert "--output must be a folder" in refused(capsys, run, "--output", str(tmp_path / "file"))
+    assert "--output must be a folder" in expect_error(capsys, run, "--output", str(tmp_path / "file"))
 
 
-def test_a_floor_at_zero(run, capsys):
-    assert "t_min must lie in (0, 1), got 0.0" in refused(capsys, run, "--t_min", "0")
+def test_a_lowest_level_of_zero_is_rejected(run, capsys):
+    assert "t_min must lie in (0, 1), got 0.0" in expect_error(capsys, run, "--t_min", "0")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
-def test_a_device_that_is_not_there(run, capsys):
+def test_an_unavailable_device_is_rejected(run, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(run), "--likelihood", "--device", "cuda"])
     assert "--device cuda is not available on this machine: use cpu" in capsys.readouterr().err
 
 
-def test_no_run(tmp_path, capsys):
-    assert "last.ckpt" in refused(capsys, tmp_path)
+def test_a_missing_run_is_reported(tmp_path, capsys):
+    assert "last.ckpt" in expect_error(capsys, tmp_path)
 
 
-def test_a_run_without_its_config(run, tmp_path, capsys):
+def test_a_run_without_config_yaml_is_rejected(run, tmp_path, capsys):
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    assert "config.yaml" in refused(capsys, tmp_path)
+    assert "config.yaml" in expect_error(capsys, tmp_path)
 
 
-def test_a_decoder_with_other_values_than_the_data(run, capsys):
+def test_a_decoder_must_have_the_values_of_the_data(run, capsys):
     decoder = '{"class_path": "asyncdiff.denoising.CategoricalDecoder", "init_args": {"values": 256}}'
-    assert "pixels must take 256 equidistant values" in refused(capsys, run, "--decoder", decoder)
+    assert "pixels must take 256 equidistant values" in expect_error(capsys, run, "--decoder", decoder)
 
 
-def test_a_falling_path_is_named_with_its_patch(run, tmp_path, capsys):
+def test_a_decreasing_path_is_reported_with_the_patch(run, tmp_path, capsys):
     (tmp_path / "paths.yaml").write_text(FALLING)
-    error = refused(capsys, run, "--paths", str(tmp_path / "paths.yaml"))
+    error = expect_error(capsys, run, "--paths", str(tmp_path / "paths.yaml"))
     assert (
         "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 in row 1, column 0"
         in error
     )
 
 
-def test_a_measurement_must_be_selected(run, capsys):
+def test_exactly_one_evaluation_must_be_chosen(run, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", str(run)])
     assert "choose exactly one of --samples, --likelihood, --inpainting, got none" in capsys.readouterr().err
-    assert ", got --likelihood and --inpainting" in refused(capsys, run, "--inpainting")
+    assert ", got --likelihood and --inpainting" in expect_error(capsys, run, "--inpainting")
     main(["evaluate", "--help"])
     printed = capsys.readouterr().out
     assert "--likelihood" in printed
@@ -166,8 +168,8 @@ def test_a_measurement_must_be_selected(run, capsys):
     ("argv", "rule"),
     [(("--points", "1"), "--points must be at least 2"), (("--images", "1"), "--images must be at least")],
 )
-def test_too_few(run, capsys, argv, rule):
-    assert rule in refused(capsys, run, *argv)
+def test_numbers_below_the_minimum_are_rejected(run, capsys, argv, rule):
+    assert rule in expect_error(capsys, run, *argv)
 
 
 SAMPLERS = """
@@ -184,7 +186,7 @@ def inpaint(run, *argv: str) -> None:
     main(["evaluate", str(run), "--inpainting", *defaults, "--device", "cpu", *argv])
 
 
-def not_inpainted(capsys, run, *argv: str) -> str:
+def expect_inpainting_error(capsys, run, *argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
         inpaint(run, *argv)
     assert stop.value.code == 2
@@ -252,21 +254,21 @@ def test_the_models_own_sampler_inpaints_all_masks_in_batches_of_any_size(run, t
     ],
 )
 def test_invalid_inpainting_options(run, capsys, argv, rule):
-    assert rule in not_inpainted(capsys, run, *argv)
+    assert rule in expect_inpainting_error(capsys, run, *argv)
 
 
-def test_steps_belong_to_the_models_own_sampler(run, tmp_path, capsys):
+def test_steps_cannot_be_combined_with_a_samplers_file(run, tmp_path, capsys):
     (tmp_path / "samplers.yaml").write_text(SAMPLERS)
-    error = not_inpainted(capsys, run, "--samplers", str(tmp_path / "samplers.yaml"), "--steps", "3")
+    error = expect_inpainting_error(capsys, run, "--samplers", str(tmp_path / "samplers.yaml"), "--steps", "3")
     assert "--steps cannot be combined with --samplers" in error
 
 
-def test_missing_weights_are_named_with_their_folder(run, tmp_path, capsys, monkeypatch):
+def test_missing_weights_are_reported_with_their_folder(run, tmp_path, capsys, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    assert "put squeezenet1_1-b8a52dc0.pth into" in not_inpainted(capsys, run, "--metrics", "frechet")
-    assert "put alexnet-owt-7be5be79.pth into" in not_inpainted(capsys, run, "--metrics", "lpips")
+    assert "put squeezenet1_1-b8a52dc0.pth into" in expect_inpainting_error(capsys, run, "--metrics", "frechet")
+    assert "put alexnet-owt-7be5be79.pth into" in expect_inpainting_error(capsys, run, "--metrics", "lpips")

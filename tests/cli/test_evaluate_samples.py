@@ -62,16 +62,16 @@ def argv(run, output, *more: str) -> list[str]:
     return ["evaluate", str(run), "--samples", "--device", "cpu", "--output", str(output), *defaults, *more]
 
 
-def evaluated(run, output, *more: str) -> dict:
+def evaluate_and_read_card(run, output, *more: str) -> dict:
     main(argv(run, output, *more))
     return json.loads((output / "samples.json").read_text())
 
 
-def is_train(file: Path) -> bool:
+def is_training_image(file: Path) -> bool:
     return load_reference(file).fingerprint["images"]["split"] == "train"
 
 
-def refused(capsys, run, output, *more: str) -> str:
+def expect_error(capsys, run, output, *more: str) -> str:
     with pytest.raises(SystemExit) as stop:
         main(argv(run, output, *more))
     assert stop.value.code == 2
@@ -84,10 +84,12 @@ def refused(capsys, run, output, *more: str) -> str:
 @pytest.fixture(scope="module")
 def card(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("card")
-    return evaluated(run, folder, "--floor", "val", "--seed", "3", "--steps", "3", "--guidance", "2"), folder
+    return evaluate_and_read_card(
+        run, folder, "--floor", "val", "--seed", "3", "--steps", "3", "--guidance", "2"
+    ), folder
 
 
-def test_the_card_says_what_was_measured(card):
+def test_the_card_records_metrics_and_protocol(card):
     held, _ = card
     assert held["format"] == 1
     assert list(held["metrics"]) == [f"{name}/classifier" for name in ALL]
@@ -109,7 +111,7 @@ def test_the_card_says_what_was_measured(card):
     assert held["floor"]["count"] == 50
 
 
-def test_the_table_and_the_contact_sheet(card):
+def test_the_table_and_the_contact_sheet_are_written(card):
     held, folder = card
     text = (folder / "samples.md").read_text()
     assert text.splitlines()[0] == f"| images | count | {' | '.join(held['metrics'])} |"
@@ -121,32 +123,37 @@ def test_the_table_and_the_contact_sheet(card):
     assert read_photo(folder / "samples.png", 3).shape[1] > 400
 
 
-def test_the_reference_is_cached_and_can_be_given(run, tmp_path, capsys, card, cache):
+def test_reference_statistics_are_cached_and_can_be_passed(run, tmp_path, capsys, card, cache):
     files = sorted((cache / "references").iterdir())
-    evaluated(run, tmp_path)
+    evaluate_and_read_card(run, tmp_path)
     printed = capsys.readouterr().out
     assert sorted((cache / "references").iterdir()) == files
     used = Path(next(line for line in printed.splitlines() if line.startswith("reference: "))[11:])
     assert used in files
     given = tmp_path / "statistics.safetensors"
     shutil.copy(used, given)
-    assert evaluated(run, tmp_path, "--reference", str(given))["metrics"] == evaluated(run, tmp_path)["metrics"]
-    error = refused(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
+    assert (
+        evaluate_and_read_card(run, tmp_path, "--reference", str(given))["metrics"]
+        == evaluate_and_read_card(run, tmp_path)["metrics"]
+    )
+    error = expect_error(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
     assert "has another images.split, train instead of" in error
     assert "instead of val: leave --reference out" in error
 
 
-def test_external_statistics(run, tmp_path, capsys, card, cache):
-    own = load_reference(next(file for file in (cache / "references").iterdir() if is_train(file)))
+def test_published_statistics_can_be_used_as_reference(run, tmp_path, capsys, card, cache):
+    own = load_reference(next(file for file in (cache / "references").iterdir() if is_training_image(file)))
     file = tmp_path / "published.npz"
     np.savez(file, mu=own.gaussian.mean.numpy(), sigma=own.gaussian.cov.numpy())
-    held = evaluated(run, tmp_path, "--reference", str(file), "--metrics", "frechet,inception_score")
-    whole = evaluated(run, tmp_path)
+    held = evaluate_and_read_card(run, tmp_path, "--reference", str(file), "--metrics", "frechet,inception_score")
+    whole = evaluate_and_read_card(run, tmp_path)
     assert held["metrics"]["frechet/classifier"] == pytest.approx(whole["metrics"]["frechet/classifier"], rel=1e-9)
     assert held["protocol"]["reference"]["external"] == "published.npz"
-    assert "got kid, precision_recall, density_coverage" in refused(capsys, run, tmp_path, "--reference", str(file))
+    assert "got kid, precision_recall, density_coverage" in expect_error(
+        capsys, run, tmp_path, "--reference", str(file)
+    )
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
-    assert "must have 16 features, got 3" in refused(capsys, run, tmp_path, "--reference", str(file))
+    assert "must have 16 features, got 3" in expect_error(capsys, run, tmp_path, "--reference", str(file))
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys):
@@ -155,19 +162,21 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys)
     for i, image in enumerate(images):
         save_png(image, tmp_path / "pictures" / str(i % 10) / f"{i:03d}.png")
     save_png(images[0].repeat(1, 9, 9), tmp_path / "pictures" / "sheet.png")  # which `sample` writes
-    expected = evaluated(run, tmp_path, "--metrics", "frechet,density_coverage")["metrics"]
+    expected = evaluate_and_read_card(run, tmp_path, "--metrics", "frechet,density_coverage")["metrics"]
     only_data = tmp_path / "data"
     only_data.mkdir()
     shutil.copy(run / "config.yaml", only_data)
     more = ("--images", str(tmp_path / "pictures"), "--metrics", "frechet,density_coverage")
-    found = evaluated(only_data, tmp_path, *more)
+    found = evaluate_and_read_card(only_data, tmp_path, *more)
     assert found["metrics"] == pytest.approx(expected, rel=1e-6)
     assert found["protocol"]["samples"]["folder"] == str(tmp_path / "pictures")
-    assert "--steps cannot be combined with --images" in refused(capsys, only_data, tmp_path, *more, "--steps", "3")
+    assert "--steps cannot be combined with --images" in expect_error(
+        capsys, only_data, tmp_path, *more, "--steps", "3"
+    )
 
 
 def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
-    one, other = (evaluated(run, tmp_path, "--batch_size", size)["metrics"] for size in ("128", "7"))
+    one, other = (evaluate_and_read_card(run, tmp_path, "--batch_size", size)["metrics"] for size in ("128", "7"))
     assert other == pytest.approx(one, rel=1e-4)
 
 
@@ -188,14 +197,14 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
     ],
 )
 def test_invalid_options(run, tmp_path, capsys, more, rule):
-    assert rule in refused(capsys, run, tmp_path, *more)
+    assert rule in expect_error(capsys, run, tmp_path, *more)
 
 
 def test_features_without_classes_have_no_inception_score(run, tmp_path, capsys):
     flat = json.dumps(
         {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
     )
-    error = refused(capsys, run, tmp_path, "--features", flat, "--metrics", "inception_score")
+    error = expect_error(capsys, run, tmp_path, "--features", flat, "--metrics", "inception_score")
     assert "must leave inception_score out for TimmFeatures" in error
 
 
@@ -207,7 +216,7 @@ def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
     network = {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        held = evaluated(
+        held = evaluate_and_read_card(
             folder, tmp_path, "--features", json.dumps(network), "--metrics", "frechet,kid", "--count", "12"
         )
     codec = trainer.lightning_module.codec.fingerprint()
@@ -218,10 +227,10 @@ def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
     assert any("12 generated images in 512 feature dimensions" in note for note in held["notes"])
 
 
-def test_comparing_cards(run, tmp_path, card, capsys):
+def test_compare_marks_cards_with_another_protocol(run, tmp_path, card, capsys):
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     for seed, file in (("0", one), ("0", other)):
-        evaluated(run, tmp_path, "--seed", seed, "--metrics", "frechet,kid")
+        evaluate_and_read_card(run, tmp_path, "--seed", seed, "--metrics", "frechet,kid")
         shutil.move(tmp_path / "samples.json", file)
     held = json.loads(other.read_text())
     held["protocol"] |= {"checkpoint": "another.ckpt", "step": 7, "checkpoint_sha256": "0"}
@@ -253,7 +262,7 @@ def test_comparing_cards(run, tmp_path, card, capsys):
         (None, "which does not exist"),
     ],
 )
-def test_broken_cards(tmp_path, capsys, text, rule):
+def test_unreadable_cards_are_rejected(tmp_path, capsys, text, rule):
     file = tmp_path / "card.json"
     if text is not None:
         file.write_text(text)
@@ -310,7 +319,7 @@ def test_any_number_of_processes_gives_the_same_images_and_numbers(run, tmp_path
         start = start if processes > 1 else [sys.executable]
         command = [*start, "-m", "asyncdiff", *argv(run, output, "--batch_size", "8", "--floor", "val")]
         if processes == 3:
-            kept = next(f for f in (tmp_path / "cache1" / "references").iterdir() if is_train(f))
+            kept = next(f for f in (tmp_path / "cache1" / "references").iterdir() if is_training_image(f))
             command += ["--reference", str(kept)]
         done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

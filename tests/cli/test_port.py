@@ -29,7 +29,7 @@ LABEL = torch.tensor([3, 10])
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(WEIGHTS, "weights.pt")
 
@@ -49,7 +49,7 @@ def pipeline(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(capfd):
+def expect_error(capfd):
     """Function that runs `port`, which must fail, and returns its error message."""
 
     def run(*argv: str) -> str:
@@ -70,7 +70,7 @@ def port(*argv: str) -> AsyncDiffusion:
     return AsyncDiffusion.load_from_checkpoint("out/model.ckpt")
 
 
-def predicted(model: AsyncDiffusion, t: float):
+def predict(model: AsyncDiffusion, t: float):
     with torch.no_grad():
         return model.denoiser(X, torch.full((2, 1, 1), t), LABEL)
 
@@ -78,7 +78,7 @@ def predicted(model: AsyncDiffusion, t: float):
 # What is read
 
 
-def test_a_dit_of_the_authors(capfd):
+def test_original_dit_weights_are_converted(capfd):
     model = port("weights.pt", "--kind", "dit", "--heads", "4")
     printed = capfd.readouterr().out.splitlines()
     assert printed == [
@@ -98,19 +98,19 @@ def test_a_dit_of_the_authors(capfd):
     assert (model.sampler.steps, model.sampler.solver.stochasticity) == (50, 0)
     assert (model.shape, model.classes, model.level_values) == ((3, 8, 8), 10, 32)
     eps = forward(WEIGHTS, X, torch.full((2,), 499.0), LABEL, 4)[:, :3]
-    assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
+    assert torch.allclose(predict(model, 0.5).eps, eps, atol=1e-5)
 
 
-def test_a_sit_of_the_authors(capfd):
+def test_original_sit_weights_are_converted(capfd):
     model = port("weights.pt", "--kind", "sit", "--heads", "4")
     assert "process: RectifiedFlow(), target: VelocityTarget()" in capfd.readouterr().out
     assert isinstance(model.process, RectifiedFlow)
     assert isinstance(model.target, VelocityTarget)
     to_image = forward(WEIGHTS, X, torch.full((2,), 0.7), LABEL, 4)[:, :3]
-    assert torch.allclose(predicted(model, 0.3).v, -to_image, atol=1e-5)
+    assert torch.allclose(predict(model, 0.3).v, -to_image, atol=1e-5)
 
 
-def test_safetensors_and_prefixes():
+def test_safetensors_and_name_prefixes_are_read():
     from safetensors.torch import save_file
 
     save_file(WEIGHTS, "weights.safetensors")
@@ -118,7 +118,7 @@ def test_safetensors_and_prefixes():
     torch.save({f"module.{name}": weight for name, weight in WEIGHTS.items()}, "parallel.pth")
     Path("out/model.ckpt").unlink()
     parallel = port("parallel.pth", "--kind", "dit", "--heads", "4")
-    assert torch.equal(predicted(plain, 0.5).v, predicted(parallel, 0.5).v)
+    assert torch.equal(predict(plain, 0.5).v, predict(parallel, 0.5).v)
 
 
 @pytest.mark.parametrize(("argv", "which"), [([], 2), (["--weights", "ema"], 2), (["--weights", "raw"], 1)])
@@ -134,18 +134,20 @@ def test_a_training_checkpoint_has_raw_and_ema_weights(argv, which, capfd):
 
 
 @torch.no_grad()
-def test_a_pipeline_of_diffusers(pipeline, capfd):
+def test_a_diffusers_pipeline_is_converted(pipeline, capfd):
     model = port(str(pipeline))
     printed = capfd.readouterr().out
     assert "kind: DiT in diffusers layout\n" in printed
-    assert "normalization: eps is 1e-06 as in the authors' code, but 1e-05 in the second norms of this folder\n" in printed
+    assert (
+        "normalization: eps is 1e-06 as in the authors' code, but 1e-05 in the second norms of this folder\n" in printed
+    )
     assert "process: LinearVP(beta_end=0.015, steps=900), target: NoiseTarget()\n" in printed
     theirs = DiTTransformer2DModel.from_pretrained(pipeline / "transformer").eval()
     eps = theirs(X, timestep=torch.full((2,), 449), class_labels=LABEL).sample[:, :3]
-    assert torch.allclose(predicted(model, 0.5).eps, eps, atol=1e-5)
+    assert torch.allclose(predict(model, 0.5).eps, eps, atol=1e-5)
 
 
-def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
+def test_ddpm_is_assumed_for_a_transformer_folder_without_scheduler(pipeline, capfd):
     shutil.copytree(pipeline / "transformer", "folder")
     first = port("folder")
     assert (
@@ -155,7 +157,7 @@ def test_a_transformers_folder_is_taken_to_be_of_ddpm(pipeline, capfd):
     torch.save(weights, "folder/diffusion_pytorch_model.bin")
     Path("folder/diffusion_pytorch_model.safetensors").unlink()
     Path("out/model.ckpt").unlink()
-    assert torch.equal(predicted(port("folder"), 0.5).v, predicted(first, 0.5).v)
+    assert torch.equal(predict(port("folder"), 0.5).v, predict(first, 0.5).v)
 
 
 def test_the_authors_frequencies_can_be_selected(pipeline):
@@ -194,7 +196,7 @@ def test_every_command_reads_the_checkpoint():
     assert not kept.all()
 
 
-def test_a_fit_starts_from_it_and_validate_reads_it(caplog):
+def test_fit_and_validate_can_start_from_the_checkpoint(caplog):
     caplog.set_level(logging.INFO)
     torch.save(random_weights(channels=1, dtype=torch.float32), "gray.pt")
     port("gray.pt", "--kind", "dit", "--heads", "4")
@@ -247,22 +249,22 @@ class Payload:
         return os.mkdir, ("payload",)
 
 
-def test_code_in_a_file_is_not_run(refused):
+def test_code_in_a_file_is_not_executed(expect_error):
     torch.save(WEIGHTS | {"x": Payload()}, "evil.pt")
-    line = refused("evil.pt", "--kind", "dit")
+    line = expect_error("evil.pt", "--kind", "dit")
     assert line == "evil.pt cannot be read safely as a checkpoint: it would call posix.mkdir"
     assert not Path("payload").exists()
 
 
-def test_damaged_files(refused):
+def test_damaged_files_are_rejected(expect_error):
     whole = Path("weights.pt").read_bytes()
     Path("cut.pt").write_bytes(whole[: len(whole) // 2])
     Path("text.pt").write_text("no weights at all")
     Path("empty.pt").write_bytes(b"")
     for name in ("cut.pt", "text.pt", "empty.pt"):
-        assert refused(name, "--kind", "dit").startswith(f"{name} cannot be read safely as a checkpoint: ")
+        assert expect_error(name, "--kind", "dit").startswith(f"{name} cannot be read safely as a checkpoint: ")
     Path("cut.safetensors").write_bytes(whole[:1000])
-    line = refused("cut.safetensors", "--kind", "dit")
+    line = expect_error("cut.safetensors", "--kind", "dit")
     assert line.startswith("cut.safetensors cannot be read as a safetensors file: ")
 
 
@@ -288,8 +290,8 @@ def test_damaged_files(refused):
          "CHECKPOINT must be a file of weights or a diffusers folder, but PIPELINE/scheduler/config.json is missing"),
     ],
 )  # fmt: skip
-def test_user_errors_are_one_line(argv, message, pipeline, refused):
-    line = refused(*(argument.replace("PIPELINE", str(pipeline)) for argument in argv))
+def test_user_errors_are_one_line(argv, message, pipeline, expect_error):
+    line = expect_error(*(argument.replace("PIPELINE", str(pipeline)) for argument in argv))
     assert line.startswith(message.replace("PIPELINE", str(pipeline)))
 
 
@@ -307,10 +309,10 @@ def test_user_errors_are_one_line(argv, message, pipeline, refused):
         ({"model": WEIGHTS}, "--weights ema reads the tensors at 'ema', but it.pt has no such entry"),
     ],
 )
-def test_files_with_other_contents(contents, message, refused):
+def test_files_with_other_contents_are_rejected(contents, message, expect_error):
     torch.save(contents, "it.pt")
     argv = ["--weights", "ema"] if message.startswith("--weights") else []
-    assert refused("it.pt", "--kind", "dit", *argv).startswith(message)
+    assert expect_error("it.pt", "--kind", "dit", *argv).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -324,26 +326,26 @@ def test_files_with_other_contents(contents, message, refused):
         ("scheduler/scheduler_config.json", {"beta_end": 0.5}, "beta_start and beta_end must satisfy 0 < beta_start"),
     ],
 )  # fmt: skip
-def test_folders_of_other_models(file, change, message, pipeline, refused):
+def test_folders_with_other_models_are_rejected(file, change, message, pipeline, expect_error):
     shutil.copytree(pipeline, "changed")
     path = Path("changed") / file
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert refused("changed").startswith(message)
+    assert expect_error("changed").startswith(message)
 
 
-def test_folders_with_something_missing(pipeline, refused):
+def test_incomplete_folders_are_rejected(pipeline, expect_error):
     shutil.copytree(pipeline, "changed")
     Path("changed/transformer/config.json").write_text("{")
-    assert refused("changed").startswith("changed/transformer/config.json cannot be read as JSON: ")
+    assert expect_error("changed").startswith("changed/transformer/config.json cannot be read as JSON: ")
     shutil.copy(pipeline / "transformer/config.json", "changed/transformer/config.json")
     Path("changed/transformer/diffusion_pytorch_model.safetensors").unlink()
-    assert refused("changed").startswith(
+    assert expect_error("changed").startswith(
         "changed/transformer contains neither diffusion_pytorch_model.safetensors nor diff"
     )
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "out.pth"])
-def test_the_output_is_a_new_checkpoint(name, capfd):
+def test_the_output_must_be_a_new_checkpoint_file(name, capfd):
     with pytest.raises(SystemExit):
         main(["port", "weights.pt", "--kind", "dit", "--heads", "4", "--output", name])
     assert capfd.readouterr().err.startswith(f"error: --output must be a new .ckpt file, got {name}: choose another")

@@ -57,14 +57,14 @@ trainer:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     Path("experiment.yaml").write_text(EXPERIMENT)
 
 
 @pytest.fixture
-def refused(capfd):
+def expect_error(capfd):
     """Function that runs a command that must fail, and returns its error message."""
 
     def run(*args, chatter=False):
@@ -97,7 +97,7 @@ def printed(capfd):
 
 
 @pytest.fixture
-def finished():
+def run_command():
     """Function that runs a command and returns the CLI with the objects that it built."""
 
     def run(*args):
@@ -115,7 +115,7 @@ def edit(old, new, text=EXPERIMENT):
     Path("experiment.yaml").write_text(text.replace(old, new))
 
 
-def config_of_a_run(**trainer):
+def run_config(**trainer):
     Path("run/checkpoints").mkdir(parents=True)
     torch.save({}, "run/checkpoints/last.ckpt")
     return Namespace(ckpt_path=None, trainer=Namespace(default_root_dir="run", **trainer))
@@ -152,20 +152,20 @@ def test_values_flow_through_files_overrides_and_environment(printed, monkeypatc
     assert (network["dim"], network["depth"]) == (128, 5)
 
 
-def test_a_printed_configuration_prints_itself(printed):
+def test_a_printed_configuration_reproduces_itself(printed):
     _, text = printed("fit", "--config", "experiment.yaml", "--seed_everything", "3", "--vars.dim", "64")
     Path("again.yaml").write_text(text)
     assert printed("fit", "--config", "again.yaml")[1] == text
 
 
-def test_classes_may_be_named_without_their_module(printed):
+def test_bare_class_names_are_accepted(printed):
     edit("asyncdiff.noise.AsyncPatch", "AsyncPatch", EXPERIMENT.replace("datamodules.Digits", "Digits"))
     config, _ = printed("fit", "--config", "experiment.yaml")
     assert config["data"]["class_path"] == "datamodules.Digits"
 
 
 @pytest.mark.parametrize("command", [[], ["fit"], ["validate"], ["test"], ["predict"]])
-def test_help(command, capsys):
+def test_every_subcommand_has_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
     assert stopped.value.code == 0
@@ -195,9 +195,9 @@ def test_help(command, capsys):
         ("class_path: asyncdiff.networks", "class_pat: asyncdiff.networks", 9, "model.network.class_pat", "class_path"),
     ],
 )  # fmt: skip
-def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line, key, meant, refused):
+def test_a_misspelled_key_is_reported_with_its_location_and_a_suggestion(old, new, line, key, meant, expect_error):
     edit(old, new)
-    message = refused("fit", "--config", "experiment.yaml")
+    message = expect_error("fit", "--config", "experiment.yaml")
     assert message.startswith(f"experiment.yaml:{line}: {key}: ")
     assert message.endswith(f"; did you mean {meant}?")
 
@@ -220,11 +220,11 @@ def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(old, new, line
         ("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpont", "trainer.callbacks"),
     ],
 )
-def test_a_misspelled_class_is_named_with_its_location_and_a_suggestion(right, wrong, key, refused):
+def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right, wrong, key, expect_error):
     edit(right, wrong)
     line = next(n for n, text in enumerate(Path("experiment.yaml").read_text().splitlines(), 1) if wrong in text)
     expected = f"experiment.yaml:{line}: {key}: there is no class {wrong}; did you mean {right}?"
-    assert refused("fit", "--config", "experiment.yaml") == expected
+    assert expect_error("fit", "--config", "experiment.yaml") == expected
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_a_misspelled_class_is_named_with_its_location_and_a_suggestion(right, w
         ),
     ],
 )
-def test_misspelled_on_the_command_line(argv, key, meant, refused):
-    message = refused("fit", "--config", "experiment.yaml", *argv)
+def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, expect_error):
+    message = expect_error("fit", "--config", "experiment.yaml", *argv)
     assert message.startswith(f"{key}: ")
     assert message.endswith(f"; did you mean {meant}?")
 
@@ -286,27 +286,29 @@ def test_misspelled_on_the_command_line(argv, key, meant, refused):
         ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
     ],
 )
-def test_other_errors(old, new, place, reason, refused):
+def test_other_configuration_errors_are_reported_with_their_location(old, new, place, reason, expect_error):
     edit(old, new)
-    assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
+    assert expect_error("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
 
 
-def test_arguments_that_a_class_needs(refused):
+def test_missing_arguments_of_a_class_are_listed(expect_error):
     edit("datamodules.Digits", "datamodules.ImageFolder")
-    assert refused("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"
+    assert (
+        expect_error("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"
+    )
 
 
-def test_a_class_of_another_kind(refused):
+def test_a_class_of_the_wrong_type_is_reported_with_alternatives(expect_error):
     edit("asyncdiff.noise.AsyncPatch", "asyncdiff.sampling.DDIM")
-    message = refused("fit", "--config", "experiment.yaml")
+    message = expect_error("fit", "--config", "experiment.yaml")
     location = "experiment.yaml:14: model.levels.init_args.path: "
     assert message.startswith(f"{location}asyncdiff.sampling.DDIM is not a Path; ")
     assert "asyncdiff.noise.AsyncPatch" in message
 
 
-def test_the_file_that_counts_is_named(refused):
+def test_errors_name_the_last_file_that_sets_the_key(expect_error):
     Path("more.yaml").write_text("model:\n  learning_rate: fast\n")
-    assert refused("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
+    assert expect_error("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
 
 
 @pytest.mark.parametrize(
@@ -328,8 +330,8 @@ def test_the_file_that_counts_is_named(refused):
         ),
     ],
 )
-def test_wrong_commands(args, message, refused):
-    assert refused(*args).startswith(message)
+def test_invalid_command_lines_are_reported_in_one_line(args, message, expect_error):
+    assert expect_error(*args).startswith(message)
 
 
 # Errors that only building or running finds
@@ -347,15 +349,15 @@ def test_wrong_commands(args, message, refused):
         (["--trainer.accelerator", "abacus"], "You selected an invalid accelerator name"),
     ],
 )  # fmt: skip
-def test_a_refused_argument_ends_with_one_line(args, message, refused):
-    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+def test_an_argument_rejected_by_a_constructor_is_reported_in_one_line(args, message, expect_error):
+    assert expect_error("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
 
 
 @pytest.mark.parametrize(("folder", "message"), [("none", "root must be a folder"), (".", "root must contain images")])
-def test_a_wrong_folder_ends_with_one_line(folder, message, refused):
+def test_an_invalid_data_folder_is_reported_in_one_line(folder, message, expect_error):
     edit("datamodules.Digits", "datamodules.ImageFolder")
     args = ["--data.init_args.root", folder, "--data.init_args.size", "8", "--data.init_args.channels", "1"]
-    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+    assert expect_error("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -364,8 +366,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         main(["fit", "--config", "experiment.yaml"])
 
 
-def test_an_error_that_the_package_did_not_raise_itself_is_a_bug(monkeypatch):
-    config = config_of_a_run()
+def test_an_error_raised_by_another_package_is_a_bug(monkeypatch):
+    config = run_config()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
     with pytest.raises(ValueError, match="invalid literal") as caught:
         checkpoint_to_load(config, training=True)
@@ -400,13 +402,13 @@ LOGGER = """logger:
     init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}"""
 
 
-def test_a_fit_prints_where_its_results_are_and_can_be_repeated(finished, refused, capfd):
+def test_a_fit_prints_where_its_results_are_and_can_be_repeated(run_command, expect_error, capfd):
     edit("logger: false", LOGGER)
-    finished("fit", "--config", "experiment.yaml")
+    run_command("fit", "--config", "experiment.yaml")
     printed_text = capfd.readouterr().out
     for line in ("checkpoint: run/checkpoints/last.ckpt", "config: run/config.yaml", "tensorboard --logdir run"):
         assert line in printed_text
-    finished("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "twin")
+    run_command("fit", "--config", "run/config.yaml", "--trainer.default_root_dir", "twin")
     assert list(Path("twin").glob("events*"))
     ours, theirs = (torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("run", "twin"))
     torch.testing.assert_close(ours["state_dict"], theirs["state_dict"], rtol=0, atol=0)
@@ -415,16 +417,16 @@ def test_a_fit_prints_where_its_results_are_and_can_be_repeated(finished, refuse
     assert configs[0] == configs[1]
     capfd.readouterr()
     for file in ("experiment.yaml", "run/config.yaml"):
-        message = refused("fit", "--config", file)
+        message = expect_error("fit", "--config", file)
         assert message.startswith("trainer.default_root_dir run already contains a run: ")
         assert "--ckpt_path last" in message
 
 
-def test_a_resumed_fit_uses_the_command_line(finished):
-    finished("fit", "--config", "experiment.yaml")
+def test_a_resumed_fit_uses_the_command_line(run_command):
+    run_command("fit", "--config", "experiment.yaml")
     args = ["--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
     args += ["--model.betas", "[0.8,0.95]", "--model.weight_decay", "0.1", "--model.warmup_steps", "8"]
-    cli = finished("fit", "--config", "experiment.yaml", *args)
+    cli = run_command("fit", "--config", "experiment.yaml", *args)
     assert cli.trainer.global_step == 3
     assert cli.model.learning_rate == 5e-4
     group = cli.trainer.optimizers[0].param_groups[0]
@@ -435,41 +437,41 @@ def test_a_resumed_fit_uses_the_command_line(finished):
     assert sorted(path.name for path in Path("run/checkpoints").glob("last*")) == ["last.ckpt"]
 
 
-def test_a_resumed_run_does_not_save_its_checkpoint_path(finished):
+def test_a_resumed_run_does_not_save_its_checkpoint_path(run_command):
     folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
-    finished("fit", "--config", "experiment.yaml", *folder)
-    finished("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
+    run_command("fit", "--config", "experiment.yaml", *folder)
+    run_command("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
     saved = yaml.safe_load(Path("run/config.yaml").read_text())
     assert saved["ckpt_path"] is None
     dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
     assert not any(path and path.startswith("/") for path in dirpaths)
 
 
-def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(finished):
+def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(run_command):
     edit("logger: false", LOGGER)
-    finished("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
-    finished("test", "--config", "run/config.yaml", "--ckpt_path", "last")
+    run_command("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
+    run_command("test", "--config", "run/config.yaml", "--ckpt_path", "last")
     events = EventAccumulator("run").Reload()
     assert [event.step for event in events.Scalars("test/loss")] == [3]
 
 
-def test_auto_resume_is_not_saved(finished):
-    finished("fit", "--config", "experiment.yaml", "--auto_resume", "true")
+def test_auto_resume_is_not_saved(run_command):
+    run_command("fit", "--config", "experiment.yaml", "--auto_resume", "true")
     assert yaml.safe_load(Path("run/config.yaml").read_text())["auto_resume"] is False
 
 
-def test_predict_and_validate_take_the_last_checkpoint(finished, capfd):
-    finished("fit", "--config", "experiment.yaml")
+def test_predict_and_validate_can_use_the_last_checkpoint(run_command, capfd):
+    run_command("fit", "--config", "experiment.yaml")
     saved = Path("run/config.yaml").read_text()
     args = ["--ckpt_path", "last", "--model.predict_count", "4"]
     for command in ("predict", "validate"):
-        cli = finished(command, "--config", "run/config.yaml", *args)
+        cli = run_command(command, "--config", "run/config.yaml", *args)
         assert Path(cli.config[command].ckpt_path) == Path("run/checkpoints/last.ckpt")
     assert Path("run/config.yaml").read_text() == saved
 
 
-def test_a_run_is_not_overwritten():
-    config = config_of_a_run()
+def test_an_existing_run_is_not_overwritten():
+    config = run_config()
     with pytest.raises(ValueError, match="add --ckpt_path last"):
         checkpoint_to_load(config, training=True)
     with pytest.raises(ValueError, match="untrained weights would be used: add --ckpt_path last"):
@@ -479,8 +481,8 @@ def test_a_run_is_not_overwritten():
         checkpoint_to_load(config, training=True)
 
 
-def test_the_newest_checkpoint_is_resumed(monkeypatch):
-    config = config_of_a_run()
+def test_auto_resume_uses_the_newest_checkpoint(monkeypatch):
+    config = run_config()
     last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
     last.unlink()
     for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
@@ -493,12 +495,12 @@ def test_the_newest_checkpoint_is_resumed(monkeypatch):
 
 
 def test_fast_dev_run_overwrites_nothing():
-    assert checkpoint_to_load(config_of_a_run(fast_dev_run=True), training=True) is None
+    assert checkpoint_to_load(run_config(fast_dev_run=True), training=True) is None
 
 
 @pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
 def test_a_restarted_job_resumes(name, monkeypatch):
-    config = config_of_a_run()
+    config = run_config()
     monkeypatch.setenv(name, "0")
     with pytest.raises(ValueError, match="contains a run"):
         checkpoint_to_load(config, training=True)
@@ -511,14 +513,14 @@ def test_a_restarted_job_resumes(name, monkeypatch):
     assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
 
 
-def test_paths_below_the_run_follow_it():
+def test_paths_in_the_run_directory_become_relative_to_it():
     config = {"trainer": {"default_root_dir": "a"}, "x": ["a/b", "ab", "a", 3], "y": {"z": "a/c/d"}}
     root = "${trainer.default_root_dir}"
     expected = {"trainer": {"default_root_dir": "a"}, "x": [f"{root}/b", "ab", root, 3], "y": {"z": f"{root}/c/d"}}
     assert make_portable(config, "a") == expected
 
 
-def test_the_program_prints_one_line_and_nothing_else():
+def test_an_error_of_train_py_prints_exactly_one_line():
     edit("spread", "spred")
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "experiment.yaml"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -37,8 +37,8 @@ def made() -> torch.nn.Module: return Network()
 
 
 @pytest.fixture(autouse=True)
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that leaves a file behind when it is imported."""
+def untrusted_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a module that creates a file when it is imported."""
     (tmp_path / "stranger.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -49,7 +49,7 @@ def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
 
 
-def refused(argv: list[str], capfd: pytest.CaptureFixture[str], run=main) -> str:
+def expect_error(argv: list[str], capfd: pytest.CaptureFixture[str], run=main) -> str:
     with pytest.raises(SystemExit) as stopped:
         run(argv)
     printed = capfd.readouterr()
@@ -76,8 +76,8 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_untrusted_class_is_refused_before_it_is_imported(way: str, capfd: pytest.CaptureFixture[str]) -> None:
-    line = refused(["fit", "--config", str(EXPERIMENT), *WAYS[way]], capfd)
+def test_an_untrusted_class_is_rejected_before_it_is_imported(way: str, capfd: pytest.CaptureFixture[str]) -> None:
+    line = expect_error(["fit", "--config", str(EXPERIMENT), *WAYS[way]], capfd)
     assert "got stranger." in line
     assert line.rstrip().endswith("if you trust its code, add --allow-class-paths stranger")
 
@@ -87,14 +87,14 @@ def test_a_file_cannot_allow_itself(capfd: pytest.CaptureFixture[str], monkeypat
     tree["trainer"]["callbacks"].append({"class_path": "stranger.Told"})
     for key in ("allow_class_paths", "allow-class-paths"):
         Path("own.yaml").write_text(yaml.safe_dump({key: "stranger", **tree}))
-        refused(["fit", "--config", "own.yaml"], capfd)
+        expect_error(["fit", "--config", "own.yaml"], capfd)
     monkeypatch.setenv("ASYNCDIFF_ALLOW_CLASS_PATHS", "stranger")
     monkeypatch.setenv("PYTORCH_LIGHTNING_ALLOW_CLASS_PATHS", "stranger")
     Path("own.yaml").write_text(yaml.safe_dump(tree))
-    assert "got stranger.Told" in refused(["fit", "--config", "own.yaml"], capfd)
+    assert "got stranger.Told" in expect_error(["fit", "--config", "own.yaml"], capfd)
 
 
-def test_a_dictionary_stays_one_where_any_value_is_allowed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_values_of_type_any_are_not_built(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", str(EXPERIMENT), "--vars.x={class_path: stranger.Network}", "--print_config"])
     assert stopped.value.code == 0
@@ -103,7 +103,7 @@ def test_a_dictionary_stays_one_where_any_value_is_allowed(capfd: pytest.Capture
 
 
 @pytest.mark.parametrize("argument", ["--allow-class-paths", "--allow_class_paths"])
-def test_the_command_line_may_allow_it(argument: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_can_allow_a_package(argument: str, capfd: pytest.CaptureFixture[str]) -> None:
     argv = ["fit", "--config", str(EXPERIMENT), "--model.network", "stranger.Network", "--print_config"]
     with pytest.raises(SystemExit) as stopped:
         main([*argv, argument, "other.part,stranger"])
@@ -128,33 +128,33 @@ def test_the_command_line_may_allow_it(argument: str, capfd: pytest.CaptureFixtu
         "asyncdiff.cli.commands.cache_latents.subprocess.Popen",
     ],
 )
-def test_what_runs_programs_is_refused(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_run_programs_are_rejected(path: str, capfd: pytest.CaptureFixture[str]) -> None:
     given = f"{{class_path: {path}, init_args: {{args: [touch, imported]}}}}"
-    refused(["fit", "--config", str(EXPERIMENT), "--model.network", given], capfd)
+    expect_error(["fit", "--config", str(EXPERIMENT), "--model.network", given], capfd)
 
 
-def test_plugins_that_read_pickles_and_callbacks_that_call_anything_are_refused(capfd: Any) -> None:
+def test_plugins_that_read_pickles_and_lambda_callbacks_are_rejected(capfd: Any) -> None:
     for key, path in {
         "plugins": "lightning.fabric.plugins.io.TorchCheckpointIO",
         "callbacks+": "lightning.pytorch.callbacks.LambdaCallback",
     }.items():
-        line = refused(["fit", "--config", str(EXPERIMENT), f"--trainer.{key}={path}"], capfd)
+        line = expect_error(["fit", "--config", str(EXPERIMENT), f"--trainer.{key}={path}"], capfd)
         assert "--allow-class-paths lightning." in line
 
 
-def test_commands_refuse_untrusted_classes_too(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_also_reject_untrusted_classes(capfd: pytest.CaptureFixture[str]) -> None:
     Path("levels.yaml").write_text("model: {levels: {class_path: stranger.Network}}\n")
-    assert "got stranger.Network" in refused(["levels", "levels.yaml"], capfd, command)
+    assert "got stranger.Network" in expect_error(["levels", "levels.yaml"], capfd, command)
     Path("data.yaml").write_text("data: {class_path: stranger.Data}\n")
     argv = ["cache-latents", "--data", "data.yaml", "--codec", "asyncdiff.latents.Identity", "--out", "out"]
-    line = refused(argv, capfd, command)
+    line = expect_error(argv, capfd, command)
     assert line.startswith("error: data.yaml: data.class_path must name a class of ")
     with pytest.raises(ValueError, match=r"levels\.yaml.*got stranger\.Network"):  # of Python, without a command
         Experiment(Path("levels.yaml")).levels()
     assert not Path("imported").exists()
 
 
-def test_a_checkpoint_names_no_program() -> None:
+def test_a_checkpoint_cannot_name_a_program() -> None:
     for path in (
         "asyncdiff.cli.train.ExperimentCLI",
         "asyncdiff.cli.commands.evaluate.Run",
@@ -168,7 +168,7 @@ def test_a_checkpoint_names_no_program() -> None:
 
 
 @pytest.mark.parametrize("value", [[], [""], ["../x"], ["a b"], ["jsonargparse"], ["a,,b"]])
-def test_the_option_takes_packages_only(value: list[str]) -> None:
+def test_the_option_accepts_only_package_names(value: list[str]) -> None:
     with pytest.raises(ValueError, match="--allow-class-paths must list packages, got "):
         split_option(["fit", "--allow-class-paths", *value])
 
@@ -185,7 +185,7 @@ def test_subprocesses_trust_the_same_packages() -> None:
     assert option_argv() == []
 
 
-def test_what_experiments_name_is_allowed() -> None:
+def test_all_class_paths_in_experiments_are_allowed() -> None:
     with restrict_imports():
         files = sorted((ROOT / "experiments").rglob("*.yaml"))
         named = {path for file in files for path in _class_paths(yaml.safe_load(file.read_text()))}

@@ -32,7 +32,7 @@ LIMITS = Limits(pixels=100)
         (DrawRequest(steps_per_patch=0), r"steps per patch must lie in \[1, 1000\], got 0"),
     ],
 )
-def test_invalid_requests(draw_request, message):
+def test_invalid_requests_are_rejected(draw_request, message):
     with pytest.raises(ValueError, match=message):
         check(draw_request, LIMITS)
 
@@ -46,7 +46,7 @@ def test_requests_at_the_limits_are_accepted():
         check(request, LIMITS)
 
 
-def test_the_command_of_an_inpainting(tmp_path):
+def test_inpainting_requests_become_inpaint_commands(tmp_path):
     request = DrawRequest("fill", PHOTO, PAINT, seed=4, count=3, label=2, guidance=1.5, input_guidance=0.5, steps=7)
     given = ["--image", f"{tmp_path}/photo.png", "--fit", "keep", "--mask", f"{tmp_path}/known.png"]
     drawn = ["--steps", "7", "--seeds", "4-6", "--labels", "2", "--guidance", "1.5", "--input_guidance", "0.5"]
@@ -57,7 +57,7 @@ def test_the_command_of_an_inpainting(tmp_path):
         assert np.asarray(photo).shape == (4, 6, 3)
 
 
-def test_the_command_of_an_ordered_edit(tmp_path):
+def test_ordered_edits_become_autoregress_commands(tmp_path):
     request = DrawRequest(
         "change", PHOTO, PAINT, order="snake", overlap=0.5, steps_per_patch=3, guidance=2.0, movie=False
     )

@@ -38,7 +38,7 @@ def queue(planner, tmp_path):
     queue.close()
 
 
-def finished(queue, request):
+def submit_and_wait(queue, request):
     job = queue.submit(request)
     assert job.wait(60)
     assert (job.status, job.error) == ("done", "")
@@ -64,7 +64,7 @@ def finished(queue, request):
     ids=lambda request: f"{request.kind}-{request.order}",
 )
 def test_the_command_and_the_yaml_file_reproduce_the_images(draw_request, queue, tmp_path):
-    result = finished(queue, draw_request)
+    result = submit_and_wait(queue, draw_request)
     argv = shlex.split(result.command)
     assert argv[:3] == ["python", "-m", "asyncdiff"]
     main([*argv[3:], "--output", str(tmp_path / "again")])
@@ -83,8 +83,8 @@ def test_the_command_and_the_yaml_file_reproduce_the_images(draw_request, queue,
 
 @pytest.mark.parametrize("kind", ["fill", "change"])
 @pytest.mark.parametrize("order", ["together", "spiral"])
-def test_unpainted_pixels_stay_bit_for_bit(kind, order, queue):
-    result = finished(queue, DrawRequest(kind, PHOTO, PAINT, order=order, steps_per_patch=2))
+def test_unpainted_pixels_are_kept_bit_for_bit(kind, order, queue):
+    result = submit_and_wait(queue, DrawRequest(kind, PHOTO, PAINT, order=order, steps_per_patch=2))
     drawn = read_photo(result.images[0], 3)
     assert torch.equal(drawn[:, :, :2], PHOTO[:, :, :2])
     assert (drawn != PHOTO)[:, :, 2:].float().mean() > 0.5
@@ -100,14 +100,14 @@ def start_levels(queue, kind, order):
     return next(iter(drawing.steps())).state.t
 
 
-def test_a_request_leaves_no_trace_in_the_next(queue):
-    before = finished(queue, DrawRequest("new", label=1)).images[0].read_bytes()
-    guided = finished(queue, DrawRequest("new", label=1, steps=9, guidance=3.0)).images[0].read_bytes()
-    after = finished(queue, DrawRequest("new", label=1)).images[0].read_bytes()
+def test_a_request_does_not_affect_the_next_one(queue):
+    before = submit_and_wait(queue, DrawRequest("new", label=1)).images[0].read_bytes()
+    guided = submit_and_wait(queue, DrawRequest("new", label=1, steps=9, guidance=3.0)).images[0].read_bytes()
+    after = submit_and_wait(queue, DrawRequest("new", label=1)).images[0].read_bytes()
     assert before == after != guided
 
 
-def test_the_last_preview_is_the_final_image(queue):
+def test_the_last_preview_shows_the_final_image(queue):
     job = queue.submit(DrawRequest("fill", PHOTO, PAINT, steps=5))
     assert job.wait(60)
     assert (job.preview.done, job.preview.total) == (5, 5)
@@ -119,7 +119,7 @@ def test_an_invalid_request_fails_in_one_line_and_the_queue_continues(queue):
     job = queue.submit(DrawRequest("new", label=7))
     assert job.wait(60)
     assert (job.status, job.error) == ("failed", "labels must lie in 0 .. 2, got 7")
-    assert finished(queue, DrawRequest("new"))
+    assert submit_and_wait(queue, DrawRequest("new"))
 
 
 def test_a_running_job_is_stopped(queue):
@@ -238,7 +238,7 @@ def test_at_most_ten_previews_per_second(tmp_path):
     queue.close()
 
 
-def test_notes_stay_in_their_thread(tmp_path):
+def test_notes_are_collected_per_thread(tmp_path):
     """Notes about one visitor's upload do not appear with another's."""
     with collect_warnings() as mine:
         thread = threading.Thread(target=lambda: warnings.simplefilter("ignore") or warn("from another thread"))

@@ -7,7 +7,7 @@ import pytest
 from asyncdiff.web.same_origin import SameOrigin, free_port
 
 
-def test_addresses_are_checked():
+def test_unusable_addresses_are_rejected():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -35,7 +35,7 @@ async def nothing(*_):
         (b"lab.example", b"https://evil.example", False),
     ],
 )
-def test_names_of_proxies_are_accepted(host, origin, own):
+def test_host_names_of_proxies_are_accepted(host, origin, own):
     headers = [(b"host", host), (b"origin", origin)]
     guard = SameOrigin(nothing, "127.0.0.1", ["lab.example"])
     assert guard.allows({"type": "http", "headers": headers}) == own

@@ -29,8 +29,8 @@ from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.noise.masks import MASKS, Known, Mask, mask_by_name
 from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  its samplers can be named without their module
-    look_ahead,  # noqa: F401  its samplers can be named without their module
+    adaptive,  # noqa: F401  lets command lines and files use bare class names
+    look_ahead,  # noqa: F401  lets command lines and files use bare class names
 )
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the Fréchet distance of \d+")  # for few images; the table mentions it
-        results = measure(model.denoiser, images, bench, masks, samplers)
+        results = evaluate_samplers(model.denoiser, images, bench, masks, samplers)
     protocol = run.protocol(options, data) | _protocol(model, images, bench, results, masks, samplers)
     print(results.table())
     _write(output, options.name, results, protocol)
@@ -136,7 +136,7 @@ def reference(data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> Fr
     return metric
 
 
-def measure(
+def evaluate_samplers(
     denoiser: Any,
     images: ValidationImages,
     bench: InpaintingBenchmark,

@@ -55,13 +55,13 @@ def main(argv: Sequence[str]) -> None:
         "spacing": object_config.describe(progress_sampler),
         "paths": {name: object_config.describe(path) for name, path in evaluator.paths.items()},
     }
-    likelihoods = measure(model, data, evaluator, options)
+    likelihoods = compute_bounds(model, data, evaluator, options)
     print(likelihoods.table())
     _write(output, options.name, likelihoods, protocol | {"images": likelihoods.images})
 
 
 @torch.no_grad()
-def measure(model: Any, data: Any, evaluator: PathLikelihoodEvaluator, options: Any) -> PathLikelihoods:
+def compute_bounds(model: Any, data: Any, evaluator: PathLikelihoodEvaluator, options: Any) -> PathLikelihoods:
     """Compute the bounds for `options.images` images, evenly spaced over the split."""
     from asyncdiff.callbacks.validation_images import evenly_spaced_indices
 

@@ -23,9 +23,9 @@ from asyncdiff.evaluation.reference_statistics import Reference
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.sample_report import METRICS, SampleReport, compute_metrics, metrics_needing_image_features
 from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  its samplers can be named without their module
-    look_ahead,  # noqa: F401  its samplers can be named without their module
-    repaint,  # noqa: F401  its samplers can be named without their module
+    adaptive,  # noqa: F401  lets command lines and files use bare class names
+    look_ahead,  # noqa: F401  lets command lines and files use bare class names
+    repaint,  # noqa: F401  lets command lines and files use bare class names
 )
 from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import ImageSampler

@@ -113,10 +113,10 @@ def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -
             key for key, value in expected.items() if {"weights": default, **protocol}.get(key, value) != value
         ]
         if different:
-            print(f"skipped {path}: it was measured on another checkpoint ({', '.join(different)} differ)")
+            print(f"skipped {path}: it was measured on other weights (different {', '.join(different)})")
             continue
         if not {"checkpoint_sha256", "step"} & protocol.keys():
-            print(f"skipped {path}: it does not say on which checkpoint it was measured")
+            print(f"skipped {path}: it does not record the checkpoint that it was measured on")
             continue
         cards[path.name] = {"metrics": card["metrics"], "protocol": without_local_paths(protocol)}
     return cards

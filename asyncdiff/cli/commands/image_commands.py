@@ -274,7 +274,7 @@ def parse_integers(name: str, text: str) -> list[int]:
     for part in text.strip("[]").split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise ValueError(f"{name} must be whole numbers such as 0,3,8-15, got {text}")
+            raise ValueError(f"{name} must be integers such as 0,3,8-15, got {text}")
         integers += range(int(match[1]), int(match[2] or match[1]) + 1)
     return integers
 

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
     grid = parse_grid("--grid", options.grid) if options.grid else None
     statistics = [
-        measure(experiment, name, grid, images=options.images, seed=options.seed)
+        sample_statistics(experiment, name, grid, images=options.images, seed=options.seed)
         for experiment, name in zip(experiments, names, strict=True)
     ]
     output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
@@ -63,7 +63,7 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
     return names
 
 
-def measure(
+def sample_statistics(
     experiment: Experiment, name: str, grid: tuple[int, int] | None, *, images: int, seed: int
 ) -> LevelStatistics:
     """Draw level maps from the level sampler of an experiment.

@@ -14,7 +14,7 @@ from asyncdiff.cli.errors.parse_jsonargparse import UsageError
 
 
 class ReportingParser(ArgumentParser):
-    """Parser that raises UsageError, which `explain` condenses, instead of printing its usage.
+    """Parser that raises UsageError (condensed by `explain`) instead of printing its usage.
 
     Class paths of earlier versions, in files and on the command line, are replaced by current ones, with a warning.
     """
