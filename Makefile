@@ -34,14 +34,12 @@ clean-demo:
 test: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint -q asyncdiff datamodules
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint -q asyncdiff datamodules
 
 types: install-dev
 	$(BIN)/mypy

@@ -42,7 +42,7 @@ def per_image(seeds: Iterable[int]) -> list[torch.Generator]:
 
 
 def fork(generator: Generators) -> Generators:
-    """Derive independent generators from `generator`.
+    """Return independent generators derived from `generator`.
 
     Draws exactly one number from each generator, no matter how many are later drawn from its fork.
     """
@@ -80,7 +80,7 @@ class RandomSource:
         return normal((self.batch, *shape), generator=self.generator, device=self.device, dtype=self.dtype)
 
     def stratified(self) -> Tensor:
-        """Draw (batch,) stratified U(0, 1) numbers, evenly spaced from one random offset (VDM, arXiv:2107.00630).
+        """Return (batch,) stratified U(0, 1) numbers, evenly spaced from one random offset (VDM, arXiv:2107.00630).
 
         With one generator per image the numbers are independent, since an image must not depend on its batch.
         """

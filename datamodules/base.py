@@ -45,7 +45,7 @@ class ImageDataset(Dataset[Batch], ABC):
         """Read the images of the items, in their order, as a Batch or as input of `finish`."""
 
     def finish(self, batch: Any) -> Batch:
-        """Turn the result of `read` into a Batch, on the device of its tensors.
+        """Return the result of `read` as a Batch, on the device of its tensors.
 
         Put here what is cheaper on the device than in a worker process. The result must depend on `batch` alone: the
         training split finishes the batches of all splits.

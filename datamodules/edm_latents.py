@@ -66,7 +66,7 @@ class EdmMoments(MemberImages):
         return torch.from_numpy(moments.astype(np.float32))
 
     def read(self, items: Sequence[Item]) -> Any:
-        """Read raw "moments", float32 (b, 2c, h, w), or the means (b, c, h, w) if not `sample`.
+        """Return raw "moments", float32 (b, 2c, h, w), or the means (b, c, h, w) if not `sample`.
 
         In evaluation, unreadable files are left out.
         """

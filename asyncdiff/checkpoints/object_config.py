@@ -54,7 +54,7 @@ def class_path(kind: type) -> str:
 
 
 def format_call(value: Any) -> str:
-    """Format the constructor call of `value`, such as Sampler(steps=50), without arguments that equal their defaults.
+    """Return the constructor call of `value`, such as Sampler(steps=50), without arguments that equal their defaults.
 
     A first argument that is an object is always shown, without its name.
     """

@@ -68,7 +68,7 @@ class KVCache:
         self.output = None if self.output is None else self.output[rows]
 
     def begin(self, tokens: tuple[int, int]) -> SelectedTokens | None:
-        """Begin an evaluation on a token grid: return the tokens to compute (those of moving patches), or None for all.
+        """Return the tokens to compute in a new evaluation on this grid (those of moving patches), or None for all.
 
         If all tokens are to be computed, the cached keys and values are dropped.
         """

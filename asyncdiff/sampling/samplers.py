@@ -78,7 +78,7 @@ class Start:
             self.partial_updates.moving = patches
 
     def with_known_pixels(self, x_t: Image, t: LevelMap) -> Image:
-        """Replace known pixels inside unknown patches by the image, noised to the level of their patch.
+        """Return `x_t` with known pixels of unknown patches replaced by the image, noised to the level of their patch.
 
         This shows the network what these pixels contain, at no cost; Song et al., arXiv:2011.13456, inpaint by such
         replacement alone. The noise is the initial `eps`, so that these pixels follow the path that the unguided flow

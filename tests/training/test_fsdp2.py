@@ -131,7 +131,8 @@ def test_sharded_checkpoints_are_refused_with_a_remedy(tmp_path):
 def test_fsdp_is_refused_before_it_fails():
     model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2), image_size=8)
     model._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
-    with pytest.raises(ValueError, match=r"got FSDPStrategy, .*use --trainer.strategy fully_shard"):
+    expected = r"trainer.strategy FSDPStrategy is not supported, .*use --trainer.strategy fully_shard"
+    with pytest.raises(ValueError, match=expected):
         model.configure_model()
 
 
