@@ -51,7 +51,8 @@ class FullyShard(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Return the contents of a checkpoint, read safely.
 
-        Raise ValueError if it is an export, holds code, or does not fit the model. The model is checked here since Lightning loads the weights before it calls the module's own hook.
+        Raise ValueError if it is an export, holds code, or does not fit the model, which is checked here because
+        Lightning loads the weights before it calls the module's own hook.
         """
         path = Path(self.broadcast(checkpoint_path))
         if weights_only is False:
