@@ -1,4 +1,4 @@
-"""Ablations: experiments that differ in a few settings, trained with several seeds and compared."""
+"""Train variants of an experiment with several seeds, and compare them."""
 
 from asyncdiff.ablation.config import Ablation, Metric, Trial
 

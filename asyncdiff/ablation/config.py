@@ -1,4 +1,4 @@
-"""Definition of an ablation: a YAML file with a base, the variants of every axis, and seeds."""
+"""Read the definition of an ablation from a YAML file: a base, the variants along each axis, and seeds."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ GOALS = ("min", "max")
 
 @dataclass(frozen=True)
 class Change:
-    """Changes of one variant: config files layered on the base, and settings that override all files."""
+    """Changes that define a variant: config files layered on the base, and settings that override all files."""
 
     files: tuple[Path, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -24,12 +24,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Metric:
-    """TensorBoard tag whose final value is compared.
+    """Metric to compare: the final value of a TensorBoard tag.
 
     Attributes:
         tag: tag in the event files of the runs.
-        label: header of its column in tables.
-        goal: "min" or "max": whether lower or higher is better.
+        label: column header in tables.
+        goal: "min" if lower is better, "max" if higher is better.
     """
 
     tag: str
@@ -38,7 +38,7 @@ class Metric:
 
     @property
     def best(self) -> Any:
-        """Function that returns the best of several values: min or max."""
+        """Function that picks the best of several values: min or max."""
         return min if self.goal == "min" else max
 
 
@@ -47,10 +47,10 @@ class Trial:
     """One run of an ablation.
 
     Attributes:
-        variants: name of the variant on every axis.
+        variants: name of the variant along each axis.
         seed: seed of the run.
         files: config files; later ones override earlier ones.
-        settings: dotted keys with values, which override all files.
+        settings: values by dotted key; they override all files.
     """
 
     variants: Mapping[str, str]
@@ -60,7 +60,7 @@ class Trial:
 
     @property
     def variant(self) -> str:
-        """Joined names of the variants, the same for all seeds."""
+        """Names of the variants joined by commas, the same for all seeds."""
         return ",".join(self.variants.values()) or "base"
 
     def folder(self, output: Path) -> Path:
@@ -68,7 +68,7 @@ class Trial:
         return output / self.variant / f"seed_{self.seed}"
 
     def argv(self, output: Path) -> list[str]:
-        """Return the arguments of `train.py fit` for this trial."""
+        """Return the command line arguments for train.py that run this trial."""
         argv = [argument for file in self.files for argument in ("--config", str(file))]
         for key, value in self.settings.items():
             argv += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
@@ -80,12 +80,12 @@ class Ablation:
     """Grid of trials: every combination of the variants of all axes, with every seed.
 
     Attributes:
-        file: YAML file of the ablation.
+        file: YAML file that defines the ablation.
         base: config files shared by all trials.
-        seeds: seeds of every combination.
-        axes: variants by name for every axis.
-        settings: dotted keys with values for all trials; variants override them.
-        metrics: metrics that are compared.
+        seeds: seeds with which every combination is run.
+        axes: changes by axis and name of the variant.
+        settings: values by dotted key for all trials; variants override them.
+        metrics: metrics to compare.
     """
 
     file: Path
@@ -97,38 +97,44 @@ class Ablation:
 
     @classmethod
     def read(cls, file: Path) -> "Ablation":
-        """Read an ablation from a YAML file; raise a one-line ValueError for any mistake in it."""
+        """Read an ablation from a YAML file; raise a one-line ValueError if its content is invalid."""
         if not file.is_file():
-            raise FileNotFoundError(f"ABLATION must be a YAML file, got {file}, which does not exist: check the path")
+            raise FileNotFoundError(f"ABLATION {file} is not a file: check the path")
         try:
             content = yaml.safe_load(file.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} must be a YAML file, got something else: {error}") from error
+            raise ValueError(f"{file} is not valid YAML: {error}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{file} must contain the keys {', '.join(KEYS)}, got none: see experiments/ablations")
+            raise ValueError(
+                f"{file} must be a mapping with the keys {', '.join(KEYS)}, got {type(content).__name__}: "
+                "see experiments/ablations for examples"
+            )
         if unknown := [key for key in content if key not in KEYS]:
-            raise ValueError(f"{file}: keys must be among {', '.join(KEYS)}, got {unknown[0]}: correct it")
+            raise ValueError(f"{file}: unknown key {unknown[0]}: choose from {', '.join(KEYS)}")
         here = file.parent
-        axes = {str(name): _variants(f"{file}: axes.{name}", name, value, here) for name, value in _axes(file, content)}
+        axes = {
+            str(name): _parse_variants(f"{file}: axes.{name}", name, value, here)
+            for name, value in _parse_axes(file, content)
+        }
         return cls(
             file=file,
-            base=_files(f"{file}: base", content.get("base", []), here),
-            seeds=_seeds(file, content.get("seeds", [0])),
+            base=_resolve_files(f"{file}: base", content.get("base", []), here),
+            seeds=_parse_seeds(file, content.get("seeds", [0])),
             axes=axes,
-            settings=_settings(f"{file}: set", content.get("set", {})),
-            metrics=_metrics(file, content.get("metrics", {})),
+            settings=_parse_settings(f"{file}: set", content.get("set", {})),
+            metrics=_parse_metrics(file, content.get("metrics", {})),
         )
 
     @property
     def name(self) -> str:
-        """Name of the file, without extension."""
+        """Name of the file without its extension."""
         return self.file.stem
 
     def trials(self) -> list[Trial]:
-        """Return all trials, seed by seed, so that every combination has one run before any has two."""
-        return [trial for seed in self.seeds for trial in self._of_seed(seed)]
+        """Return all trials ordered by seed, so that every combination is run once before any is run twice."""
+        return [trial for seed in self.seeds for trial in self._trials_with_seed(seed)]
 
-    def _of_seed(self, seed: int) -> Iterator[Trial]:
+    def _trials_with_seed(self, seed: int) -> Iterator[Trial]:
         for combination in itertools.product(*(variants.items() for variants in self.axes.values())):
             names = dict(zip(self.axes, (name for name, _ in combination), strict=True))
             files = self.base + tuple(itertools.chain.from_iterable(change.files for _, change in combination))
@@ -138,89 +144,94 @@ class Ablation:
             yield Trial(names, seed, files, settings)
 
 
-def _axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _parse_axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     axes = content.get("axes", {})
     if not isinstance(axes, dict) or not axes:
-        raise ValueError(f"{file}: axes must name at least one axis with its variants, got {axes}: add one")
+        raise ValueError(
+            f"{file}: axes must map at least one axis to its variants, got {axes}: see experiments/ablations"
+        )
     yield from axes.items()
 
 
-def _variants(where: str, axis: Any, value: Any, here: Path) -> dict[str, Change]:
-    """Read the variants of an axis: names with changes, or a list of values of the key that names the axis."""
+def _parse_variants(where: str, axis: Any, value: Any, here: Path) -> dict[str, Change]:
+    """Parse the variants along an axis: changes by name, or a list of values for the key that names the axis."""
     if isinstance(value, list):
         changes = {_variant_name(item): Change(settings={str(axis): item}) for item in value}
         if len(changes) < len(value):
-            raise ValueError(f"{where} must list different values, got {value}: remove the repeated one")
+            raise ValueError(f"{where} lists a value twice, got {value}: remove the duplicate")
     elif isinstance(value, dict):
-        changes = {str(name): _change(f"{where}.{name}", change, here) for name, change in value.items()}
+        changes = {str(name): _parse_change(f"{where}.{name}", change, here) for name, change in value.items()}
     else:
-        raise ValueError(f"{where} must map names to changes or list values of a key, got {value}: use one of these")
+        raise ValueError(
+            f"{where} must map names to changes or list values of a key, got {value}: see experiments/ablations"
+        )
     if not changes:
-        raise ValueError(f"{where} must have at least one variant, got none: add one")
+        raise ValueError(f"{where} has no variants: add at least one")
     for name in changes:
         if not re.fullmatch(r"[\w.+=-]+", name) or name.startswith("."):
             raise ValueError(
-                f"{where} must have variants that are valid folder names, got {name!r}: use letters and digits"
+                f"{where}: variants must be valid folder names, got {name!r}: use letters, digits and . + = _ -"
             )
     return changes
 
 
-def _change(where: str, value: Any, here: Path) -> Change:
-    """Read the changes of a variant: a file, settings, or a list of both."""
+def _parse_change(where: str, value: Any, here: Path) -> Change:
+    """Parse the changes of a variant: a file, settings, or a list of both."""
     parts = value if isinstance(value, list) else [] if value is None else [value]
     files: tuple[Path, ...] = ()
     settings: dict[str, Any] = {}
     for part in parts:
         if isinstance(part, str):
-            files += _files(where, part, here)
+            files += _resolve_files(where, part, here)
         else:
-            settings |= _settings(where, part)
+            settings |= _parse_settings(where, part)
     return Change(files, settings)
 
 
-def _files(where: str, value: Any, here: Path) -> tuple[Path, ...]:
-    """Resolve file names relative to the folder of the ablation."""
+def _resolve_files(where: str, value: Any, here: Path) -> tuple[Path, ...]:
+    """Return absolute paths of files that are named relative to the folder of the ablation."""
     files = [here / str(name) for name in (value if isinstance(value, list) else [value])]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(
-                f"{where} must name YAML files of train.py, got {file}, which does not exist: check the path"
+                f"{where} must name YAML files for train.py, but {file} is not a file: check the path"
             )
     return tuple(file.resolve() for file in files)
 
 
-def _settings(where: str, value: Any) -> dict[str, Any]:
+def _parse_settings(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(
-            f"{where} must be a file or dotted keys with values, got {value}: model.learning_rate: 1e-4, for example"
+            f"{where} must be a file or map dotted keys to values, got {value}: "
+            "write model.learning_rate: 1e-4, for example"
         )
     for key in value:
         if str(key).split(".")[0] not in ("data", "model", "trainer", "vars"):
             raise ValueError(
-                f"{where} must set keys of data, model, trainer or vars, got {key}: seeds have a key of their own"
+                f"{where} can only set keys of data, model, trainer or vars, got {key}: list seeds under `seeds`"
             )
     return {str(key): item for key, item in value.items()}
 
 
-def _seeds(file: Path, value: Any) -> tuple[int, ...]:
+def _parse_seeds(file: Path, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(seed, int) and seed >= 0 for seed in value):
-        raise ValueError(f"{file}: seeds must list whole numbers from 0, got {value}: write [0, 1, 2], for example")
+        raise ValueError(f"{file}: seeds must be a list of integers from 0, got {value}: write [0, 1, 2], for example")
     if len(set(value)) < len(value):
-        raise ValueError(f"{file}: seeds must differ, got {value}: remove the repeated one")
+        raise ValueError(f"{file}: seeds must be distinct, got {value}: remove the duplicate")
     return tuple(value)
 
 
-def _metrics(file: Path, value: Any) -> tuple[Metric, ...]:
+def _parse_metrics(file: Path, value: Any) -> tuple[Metric, ...]:
     if not isinstance(value, dict) or not value:
         raise ValueError(
-            f"{file}: metrics must name the tags to compare, got {value}: write val/loss: min, for example"
+            f"{file}: metrics must map the tags to compare to min or max, got {value}: write val/loss: min, for example"
         )
     metrics = []
     for tag, entry in value.items():
         entry = {"goal": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or set(entry) - {"goal", "label"} or entry.get("goal") not in GOALS:
             raise ValueError(
-                f"{file}: metrics.{tag} must be min, max or {{goal, label}}, got {entry}: state which is better"
+                f"{file}: metrics.{tag} must be min, max or {{goal, label}}, got {entry}: write min if lower is better"
             )
         metrics.append(Metric(str(tag), str(entry.get("label", tag)), entry["goal"]))
     return tuple(metrics)

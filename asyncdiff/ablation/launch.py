@@ -1,4 +1,4 @@
-"""Run the trials of an ablation as processes: skip finished ones, resume interrupted ones, and survive failures."""
+"""Run the trials of an ablation as subprocesses: skip finished ones, resume interrupted ones, tolerate failures."""
 
 import fcntl
 import json
@@ -38,7 +38,7 @@ def resolve_config(trial: Trial, output: Path, parse: Parse) -> dict[str, Any]:
 
 
 def comparable_config(config: dict[str, Any], root: str) -> dict[str, Any]:
-    """Return a config without `IGNORED_KEYS` and with the path of the run directory replaced."""
+    """Return a config without `IGNORED_KEYS` and with RUN in place of the path of the run directory."""
     copy: dict[str, Any] = json.loads(json.dumps(config, default=str).replace(json.dumps(root)[1:-1], "RUN"))
     for path in IGNORED_KEYS:
         parent = copy
@@ -49,25 +49,25 @@ def comparable_config(config: dict[str, Any], root: str) -> dict[str, Any]:
 
 
 def first_difference(before: Any, now: Any, name: str = "") -> str | None:
-    """Return the first dotted key whose value differs, with both values, or None if the configs are equal."""
+    """Return the first dotted key whose value changed, with both values, or None if the configs are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(key for key in before if key not in now)]:
-            if found := first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
-                return found
+            if difference := first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
+                return difference
         return None
-    return None if before == now else f"{name} {_short(before)} -> {_short(now)}"
+    return None if before == now else f"{name} {_abbreviate(before)} -> {_abbreviate(now)}"
 
 
 class Runner:
-    """Runs trials in separate processes.
+    """Runs each trial in its own subprocess.
 
     Args:
-        ablation: the ablation of the trials.
-        output: folder of the run directories.
-        parse: parser of train.py's arguments, `asyncdiff.cli.train.parse_config`.
-        options: additional arguments of every run.
-        threads: CPU threads per process, None for PyTorch's default.
-        log: receives one line about every trial that ends.
+        ablation: ablation the trials belong to.
+        output: folder that contains the run directories.
+        parse: function that parses train.py's arguments, `asyncdiff.cli.train.parse_config`.
+        options: additional arguments for every run.
+        threads: CPU threads per subprocess, None for PyTorch's default.
+        log: called with one line per completed trial.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Runner:
         self._stopping = threading.Event()
 
     def check(self, trials: Sequence[Trial]) -> dict[Any, dict[str, Any]]:
-        """Return the config of every trial; raise ValueError if one is invalid or was run with other settings."""
-        configurations = {}
+        """Return the configs for `run`; raise ValueError if one is invalid or its trial was run with other settings."""
+        configs = {}
         for trial in trials:
             config = resolve_config(trial, self.output, self.parse)
             record = trial.folder(self.output) / RECORD
@@ -99,27 +99,25 @@ class Runner:
                 before = update_names(json.loads(record.read_text())["config"])
                 if changed := first_difference(before, config):
                     raise ValueError(
-                        f"{record.parent} must have been run with the same settings, got {changed}: "
-                        "choose another --output, or remove the run"
+                        f"{record.parent} was run with other settings ({changed}): "
+                        "choose another --output or delete the run"
                     )
-            configurations[_key(trial)] = config
-        return configurations
+            configs[_trial_key(trial)] = config
+        return configs
 
-    def run(self, trials: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
-        """Run the trials and return their final states; Ctrl-C and SIGTERM also stop the processes."""
-        # Background processes of a script ignore Ctrl-C and are stopped with SIGTERM, whose default action would leave
-        # the trials running.
+    def run(self, trials: Sequence[Trial], configs: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
+        """Run the trials and return their final states; Ctrl-C and SIGTERM also stop the subprocesses."""
+        # A script's background processes ignore Ctrl-C and are stopped with SIGTERM. Its default action would leave the
+        # trials running.
         previous = signal.signal(signal.SIGTERM, _exit_on_signal)
         try:
-            return self._run_all(trials, configurations, parallel)
+            return self._run_all(trials, configs, parallel)
         finally:
             signal.signal(signal.SIGTERM, previous)
 
-    def _run_all(
-        self, trials: Sequence[Trial], configurations: dict[Any, dict[str, Any]], parallel: int
-    ) -> list[State]:
+    def _run_all(self, trials: Sequence[Trial], configs: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
         with ThreadPoolExecutor(parallel) as pool:
-            futures = [pool.submit(self._run_trial, trial, configurations[_key(trial)]) for trial in trials]
+            futures = [pool.submit(self._run_trial, trial, configs[_trial_key(trial)]) for trial in trials]
             try:
                 return [future.result() for future in futures]
             except BaseException:
@@ -135,18 +133,21 @@ class Runner:
         folder = trial.folder(self.output)
         name = f"{trial.variant}, seed {trial.seed}"
         if (folder / FINISHED).is_file():
-            self.log(f"{name}: finished before")
+            self.log(f"{name}: already finished")
             return "finished"
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder) as acquired:
+        with _try_lock(folder) as acquired:
             if not acquired:
-                self.log(f"{name}: runs in another process")
+                self.log(f"{name}: already running in another process")
                 return "elsewhere"
             write_json(folder / RECORD, self._record(trial, config))
             start = time.monotonic()
             code = self._train(trial, folder)
             seconds = time.monotonic() - start
-            if code or self._stopping.is_set():
+            if self._stopping.is_set():
+                self.log(f"{name}: interrupted, see {folder / LOG}")
+                return "failed"
+            if code:
                 self.log(f"{name}: failed, see {folder / LOG}: {_last_line(folder / LOG)}")
                 return "failed"
             write_json(folder / FINISHED, {"seconds_of_last_part": round(seconds, 1)})
@@ -188,8 +189,8 @@ def write_json(file: Path, value: Any) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Yield whether the trial could be locked for this process; the system releases the lock when a process dies."""
+def _try_lock(folder: Path) -> Iterator[bool]:
+    """Yield whether this process acquired the trial's lock; the system releases the lock when the process exits."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -203,7 +204,7 @@ def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _key(trial: Trial) -> Any:
+def _trial_key(trial: Trial) -> Any:
     return trial.variant, trial.seed
 
 
@@ -212,6 +213,6 @@ def _last_line(file: Path) -> str:
     return lines[-1].strip() if lines else "no output"
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

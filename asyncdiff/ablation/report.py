@@ -1,4 +1,4 @@
-"""Report that compares runs: a table with its protocol and figures, as Markdown and as a single HTML page."""
+"""Compare runs in a report with a table, its protocol and figures, as Markdown and as a single HTML page."""
 
 import base64
 import html
@@ -10,19 +10,19 @@ from typing import Any
 
 from asyncdiff.ablation.collect import (
     TrainingRun,
+    compare_settings,
     final_values,
     group_by_variant,
     mean_and_deviation,
     metric_protocols,
-    shared_and_different,
 )
 from asyncdiff.ablation.config import Metric
 
 IMAGES_PER_ROW = 5  # in Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
-SHOWN = 40  # maximal number of characters of a value in the protocol
-# Prefixes of keys that are irrelevant to a comparison.
-HIDDEN = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
+MAX_LENGTH = 40  # maximum number of characters shown of a value in the protocol
+# Keys with these prefixes are irrelevant to a comparison.
+HIDDEN_PREFIXES = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -48,15 +48,15 @@ class ReportImage:
 
 @dataclass(frozen=True)
 class Report:
-    """Content of a report, and its formats.
+    """Content of a report, with methods that format it.
 
     Attributes:
         title: title of the page.
-        runs: runs that are compared.
-        metrics: metrics that are compared.
-        left_out: one line about every run that could not be compared.
-        figures: plots.
-        grids: image grids of the variants, by name.
+        runs: runs to compare.
+        metrics: metrics to compare.
+        left_out: one line about each run that cannot be compared.
+        figures: image files with plots.
+        grids: image files with samples of each variant, by the name of the grid.
     """
 
     title: str
@@ -67,7 +67,7 @@ class Report:
     grids: Mapping[str, Sequence[ReportImage]]
 
     def rows(self) -> list[list[str]]:
-        """Return the cells of the table; the best mean of every column is bold."""
+        """Return the cells of the table by row; the best mean in each column is bold."""
         groups = group_by_variant(self.runs)
         best = {}
         for metric in self.metrics:
@@ -82,23 +82,25 @@ class Report:
         return rows
 
     def headers(self) -> list[str]:
-        """Return the headers of the table's columns."""
+        """Return the column headers of the table."""
         arrows = {"min": "↓", "max": "↑"}
         return ["", "runs", *(f"{metric.label} {arrows[metric.goal]}" for metric in self.metrics)]
 
     def notes(self) -> list[str]:
-        """Return the footnotes of the table: how the numbers were measured."""
-        same, different = shared_and_different(self.runs)
-        differing = [key for key in different if not key.startswith(HIDDEN)]
+        """Return the footnotes of the table: how the numbers were computed, and which runs are missing."""
+        same, different = compare_settings(self.runs)
+        differing = [key for key in different if not key.startswith(HIDDEN_PREFIXES)]
         known = {key: value for key, value in same.items() if key.startswith("software.") or key in PROTOCOL}
         lines = ["Mean ± standard deviation over runs of different seeds; the best mean of a column is bold."]
-        lines += [f"Common to all: {', '.join(f'{k} = {_short(v)}' for k, v in known.items())}."] if known else []
+        lines += [f"Common to all: {', '.join(f'{k} = {_abbreviate(v)}' for k, v in known.items())}."] if known else []
         lines += [f"They differ in: {', '.join(differing)}."] if differing else []
         if unlike := [key for key in differing if key.startswith("software.") or key in PROTOCOL]:
             lines.append(f"**Not the same protocol**: {', '.join(unlike)} differ between the runs of this table.")
         for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items():
             if common:
-                lines.append(f"{tag}: {', '.join(f'{k} = {_short(v)}' for k, v in common.items() if v is not None)}.")
+                lines.append(
+                    f"{tag}: {', '.join(f'{k} = {_abbreviate(v)}' for k, v in common.items() if v is not None)}."
+                )
             if changed:
                 lines.append(f"**Not the same protocol**: {', '.join(changed)} of {tag} differ between the runs.")
         tags = [f"{metric.label} is `{metric.tag}`" for metric in self.metrics if metric.label != metric.tag]
@@ -106,23 +108,23 @@ class Report:
         return [*lines, *(f"Left out: {line}" for line in self.left_out)]
 
     def markdown(self) -> str:
-        """Return the report as Markdown, with links to its images."""
+        """Return the report as Markdown that links to the image files."""
         table = [f"| {' | '.join(self.headers())} |", "|---" * (len(self.metrics) + 2) + "|"]
         table += [f"| {' | '.join(row)} |" for row in self.rows()]
         parts = [f"# {self.title}", "\n".join(table), "\n".join(f"* {note}" for note in self.notes())]
         parts += [f"![{image.caption}]({image.file.name})" for image in self.figures]
         for name, images in self.grids.items():
             rows = [images[first : first + IMAGES_PER_ROW] for first in range(0, len(images), IMAGES_PER_ROW)]
-            parts += [f"## {name}", *map(_image_row, rows)]
+            parts += [f"## {name}", *map(_markdown_image_row, rows)]
         return "\n\n".join([*parts, "## Commands", OTHER_SEEDS, *self._commands()]) + "\n"
 
     def page(self) -> str:
-        """Return the report as one HTML file with embedded images."""
-        body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="scroll">{self._table()}</div>']
+        """Return the report as a single HTML page with embedded images."""
+        body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="scroll">{self._html_table()}</div>']
         body += ["<ul>", *(f"<li>{_to_html(note)}</li>" for note in self.notes()), "</ul>"]
-        body += [_figure(image) for image in self.figures]
+        body += [_html_figure(image) for image in self.figures]
         for name, images in self.grids.items():
-            body += [f"<h2>{html.escape(name)}</h2>", *(_figure(image) for image in images)]
+            body += [f"<h2>{html.escape(name)}</h2>", *(_html_figure(image) for image in images)]
         commands = f"<p>{OTHER_SEEDS}</p>"
         commands += "".join(f"<p><code>{html.escape(line)}</code></p>" for line in self._commands())
         body.append(f"<details><summary>Commands</summary>{commands}</details>")
@@ -132,8 +134,8 @@ class Report:
         )
 
     def card(self) -> dict[str, Any]:
-        """Return the numbers of every run and the protocol, as plain containers."""
-        same, different = shared_and_different(self.runs)
+        """Return the numbers of each run and the protocol as plain dicts and lists, for a JSON file."""
+        same, different = compare_settings(self.runs)
         runs = [
             {
                 "folder": str(run.folder),
@@ -159,7 +161,7 @@ class Report:
         first = [runs[0].record for runs in group_by_variant(self.runs).values()]
         return [record["command"] for record in first if "command" in record] or ["(runs of train.py)"]
 
-    def _table(self) -> str:
+    def _html_table(self) -> str:
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headers())
         rows = ["<tr>" + "".join(f"<td>{_to_html(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()]
         return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
@@ -177,31 +179,31 @@ PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "mod
 
 
 def _number(value: float, digits: int) -> str:
-    """Format with a number of significant digits; large numbers as integers, without exponents."""
+    """Format a number with `digits` significant digits, or a large one as an integer without an exponent."""
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
-def _image_row(images: Sequence[ReportImage]) -> str:
+def _markdown_image_row(images: Sequence[ReportImage]) -> str:
     """Return a row of images as a Markdown table."""
     headers = " | ".join(image.caption for image in images)
     links = " | ".join(f"![{image.caption}]({image.file.name})" for image in images)
     return f"| {headers} |\n{'|---' * len(images)}|\n| {links} |"
 
 
-def _figure(image: ReportImage) -> str:
+def _html_figure(image: ReportImage) -> str:
     encoded = base64.b64encode(image.file.read_bytes()).decode()
     element = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(image.caption)}">'
     return f"<figure>{element}<figcaption>{html.escape(image.caption)}</figcaption></figure>"
 
 
 def _to_html(text: str) -> str:
-    """Escape text for HTML, and convert bold and code from Markdown."""
+    """Escape text for HTML and convert Markdown's bold and code marks to tags."""
     for mark, tag in (("**", "b"), ("`", "code")):
         parts = text.split(mark) if mark == "**" else text.split("`")
         text = "".join(part if i % 2 == 0 else f"\0{tag}\1{part}\0/{tag}\1" for i, part in enumerate(parts))
     return html.escape(text).replace("\0", "<").replace("\1", ">")
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."

@@ -1,4 +1,4 @@
-"""Read the event files of runs, and write hparams and chart layouts that combine them in TensorBoard."""
+"""Read the event files of runs, and write hparams and chart layouts to compare the runs in TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Curve = list[tuple[int, float]]  # (step, value)
 
 
 def read_curves(folder: Path) -> dict[str, Curve]:
-    """Read all scalars of a run by tag, ordered by step; if a step was logged twice, the later value counts."""
+    """Read all scalars of a run by tag, ordered by step; if a step was logged twice, keep the later value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # late: slow to import
 
     values: dict[str, dict[int, tuple[float, float]]] = {}
@@ -32,17 +32,15 @@ def read_curves(folder: Path) -> dict[str, Curve]:
 
 
 def last_values(curves: Mapping[str, Curve], metrics: Sequence[Metric], folder: Path) -> dict[str, float]:
-    """Return the final value of every metric; raise ValueError listing the available tags if one is missing."""
+    """Return the final value of each metric; raise ValueError with the available tags if one was not logged."""
     if missing := [metric.tag for metric in metrics if metric.tag not in curves]:
         available = ", ".join(sorted(curves)) or "none"
-        raise ValueError(
-            f"metrics must be logged by the runs, got no {missing[0]} in {folder}: choose from {available}"
-        )
+        raise ValueError(f"the run {folder} did not log the metric {missing[0]}: choose from {available}")
     return {metric.tag: curves[metric.tag][-1][1] for metric in metrics}
 
 
 def write_hparams(trial: Trial, ablation: Ablation, folder: Path, values: Mapping[str, float], step: int) -> None:
-    """Write a run's variants and final values as TensorBoard hparams, with separate tags hp/TAG."""
+    """Write a run's variants and final values as TensorBoard hparams, with tags hp/TAG that leave the curves alone."""
     from torch.utils.tensorboard import SummaryWriter
     from torch.utils.tensorboard.summary import hparams
 
@@ -50,7 +48,7 @@ def write_hparams(trial: Trial, ablation: Ablation, folder: Path, values: Mappin
     parameters: dict[str, Any] = {**trial.variants, "seed": trial.seed}
     written = {f"hp/{metric.tag}": values[metric.tag] for metric in ablation.metrics}
     with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
-        # Not `add_hparams`: it opens another file, whose name could not be distinguished from those of training.
+        # Not `add_hparams`: it opens another file, with a name like those of training.
         for summary in hparams(parameters, written):
             writer.file_writer.add_summary(summary)
         for tag, value in written.items():
@@ -58,27 +56,27 @@ def write_hparams(trial: Trial, ablation: Ablation, folder: Path, values: Mappin
 
 
 def write_layout(ablation: Ablation, output: Path) -> None:
-    """Write custom-scalar layouts in which every chart overlays all runs."""
+    """Write a custom-scalar layout in which each chart overlays all runs."""
     from torch.utils.tensorboard import SummaryWriter
 
     remove_events(output)
     metrics = {metric.label: _chart(metric.tag) for metric in ablation.metrics}
-    # Metrics may have been measured only at the end, as one point per run; losses always form curves.
+    # Metrics may have been logged only at the end, as one point per run; losses always form curves.
     losses = {tag: _chart(tag) for tag in LOSS_TAGS if tag not in {metric.tag for metric in ablation.metrics}}
     with SummaryWriter(str(output), filename_suffix=SUFFIX) as writer:
         writer.add_custom_scalars({ablation.name: metrics, "training": losses})
 
 
 def remove_events(folder: Path) -> None:
-    """Remove the event files of an earlier call."""
+    """Remove the event files that an earlier call wrote."""
     for earlier in folder.glob(f"{EVENTS}{SUFFIX}"):
         earlier.unlink()
 
 
 def _chart(tag: str) -> list[Any]:
-    return ["Multiline", [f"^{_escaped(tag)}$"]]
+    return ["Multiline", [f"^{_escape_for_javascript(tag)}$"]]
 
 
-def _escaped(tag: str) -> str:
+def _escape_for_javascript(tag: str) -> str:
     """Escape a tag for JavaScript regular expressions, which allow fewer escapes than Python's."""
     return "".join(f"\\{letter}" if letter in r"\^$.|?*+()[]{}" else letter for letter in tag)

@@ -1,6 +1,6 @@
-"""Metrics of samples, the feature extractors they are measured in, likelihoods by path, and figures.
+"""Sample metrics and their feature extractors, likelihoods by path, and figures.
 
-The names below are imported on first use: figures need neither torchmetrics nor timm.
+The names below are imported on first use, since figures need neither torchmetrics nor timm.
 """
 
 from importlib import import_module

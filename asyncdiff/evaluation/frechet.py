@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of images, from sums that can be accumulated over any number of processes."""
+"""Compute the Fréchet distance between two sets of images, with sums that any number of processes can share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ SIDES = ("real", "fake")
 
 
 class Gaussian(NamedTuple):
-    """Mean and unbiased covariance of one side's features, float64, on the CPU."""
+    """Mean and unbiased covariance of the features of one side, float64 on the CPU."""
 
     mean: Mean
     cov: Covariance
@@ -28,8 +28,8 @@ class Gaussian(NamedTuple):
 def square_root(cov: Covariance) -> Float64[Tensor, "r d"]:
     """Return a matrix B of full row rank r with B^T B = `cov`, from the eigenvectors whose variance exceeds round-off.
 
-    Directions without variance do not contribute to the distance. Keeping them would add the square root of a rounding
-    error each, about 1e-8 of the largest variance; leaving them out is exact.
+    Directions without variance do not contribute to the distance, so omitting them is exact. Each of them would add the
+    square root of a rounding error, about 1e-8 of the largest variance.
     """
     variances, directions = torch.linalg.eigh(cov)
     round_off = torch.finfo(cov.dtype).eps * len(cov) * variances[-1].clamp(min=0)
@@ -40,7 +40,7 @@ def square_root(cov: Covariance) -> Float64[Tensor, "r d"]:
 def frechet(
     mean1: Mean, cov1: Covariance, mean2: Mean, cov2: Covariance, *, root1: Float64[Tensor, "r d"] | None = None
 ) -> Float64[Tensor, ""]:
-    """Return the squared Fréchet distance of two Gaussians, in squared feature units (arXiv:1706.08500, eq. 6).
+    """Return the squared Fréchet distance between two Gaussians, in squared feature units (arXiv:1706.08500, eq. 6).
 
     |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (B S2 B^T)^(1/2) with B^T B = S1: the matrix under the root is symmetric, so its
     eigenvalues are real and `eigvalsh` replaces a general matrix square root. The distance of equal Gaussians is 0.
@@ -50,10 +50,10 @@ def frechet(
         cov1: covariance S1 of the first Gaussian, (d, d).
         mean2: mean m2 of the second Gaussian, (d,).
         cov2: covariance S2 of the second Gaussian, (d, d).
-        root1: `square_root(cov1)` if the caller already has it.
+        root1: `square_root(cov1)`, to avoid computing it again; None to compute it.
 
     Returns:
-        The distance, a float64 scalar; NaN if a mean or a covariance is not finite.
+        The distance, a float64 scalar; NaN if a mean or covariance is not finite.
     """
     if not all(part.isfinite().all() for part in (mean1, cov1, mean2, cov2)):
         return mean1.new_tensor(torch.nan)
@@ -66,16 +66,16 @@ def frechet(
 class FrechetDistance(Metric):
     """Fréchet distance between real and generated images in the space of `features`; 0 for equal sets.
 
-    Each side is three sums over its images: their count, their features (d,), and the outer products of the features
-    (d, d). The sums can be split over batches and processes in any way, so no image is lost or counted twice: give
-    every process a disjoint subset without padding. The sums are uncentered but in float64: a mean a thousand times the
-    standard deviation costs six of sixteen digits. Do not make the metric an attribute of a LightningModule, or its
-    state ends up in the checkpoints.
+    The state of each side consists of three sums over its images: their count, their features (d,), and the outer
+    products of the features (d, d). They can be split over batches and processes in any way, so no image is lost or
+    counted twice: give each process a disjoint subset without padding. The sums are uncentered but in float64: a mean
+    of a thousand standard deviations costs six of sixteen digits. Do not make the metric an attribute of a
+    LightningModule, or its state ends up in the checkpoints.
 
     Args:
-        features: maps (b, c, h, w) in [-1, 1] to (b, d), with d in its attribute `dim`; it runs in eval mode, in
-            float32 and without gradients.
-        keep_reference: whether `reset` keeps the sums of the real images, so that they need only one pass per run.
+        features: module that maps images (b, c, h, w) in [-1, 1] to features (b, d), with d in its attribute `dim`; it
+            runs in eval mode, in float32 and without gradients.
+        keep_reference: whether `reset` keeps the sums over the real images, which then need only one pass per run.
 
     Raises:
         ValueError: `features` has no `dim`, or `compute` is called with fewer than 2 images on a side.
@@ -86,15 +86,15 @@ class FrechetDistance(Metric):
     full_state_update = False
 
     def __init__(self, features: nn.Module, *, keep_reference: bool = True) -> None:
-        # No caching: a rank without images would return its cached value while the others wait for its sums.
+        # Without caching: a rank without new images would return its cached value while the others wait for its sums.
         super().__init__(compute_with_cache=False)
         dim = getattr(features, "dim", None)
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(
                 f"features must have a positive integer attribute `dim`, got {dim!r} from "
-                f"{type(features).__name__}: wrap the module in as_features(module, dim=...)"
+                f"{type(features).__name__}: wrap the module with as_features(module, dim=...)"
             )
-        # Known before the first image, so that ranks without images on a side contribute zeros of the right shape.
+        # `dim` is known before the first image, so that ranks without images contribute zeros of the right shape.
         self.features = features
         self.dim = dim
         self.keep_reference = keep_reference
@@ -117,20 +117,20 @@ class FrechetDistance(Metric):
         self._add(features, "real" if real else "fake")
 
     def compute(self) -> Float64[Tensor, ""]:
-        """Return the distance over the images of all processes, float64 on the CPU; warn once if there are too few."""
+        """Return the distance from the images of all processes, float64 on the CPU; warn once if there are too few."""
         real, fake = (self.statistics(real=side == "real") for side in SIDES)
         if not (real.cov.isfinite().all() and fake.cov.isfinite().all()):
-            rank_zero_warn("the Fréchet distance is NaN: some features are NaN or infinite, check the images")
+            rank_zero_warn("the Fréchet distance is NaN because some features are NaN or infinite: check the images")
             return real.mean.new_tensor(torch.nan)
         return frechet(*real, *fake, root1=self._reference_root(real.cov))
 
     def statistics(self, *, real: bool) -> Gaussian:
-        """Return the mean and covariance of one side, from the current sums of this process."""
+        """Return the mean and covariance of one side from the current sums of this process."""
         side = "real" if real else "fake"
         n, total, outer = (getattr(self, f"{side}_{name}").to("cpu") for name in ("n", "sum", "outer"))
         if n < 2:
             raise ValueError(
-                f"the {side} side must have at least 2 images for a covariance, got {int(n)}: call update first"
+                f"the {side} side has {int(n)} images, but a covariance needs at least 2: call update first"
             )
         if n < self.dim and not self._warned:
             self._warned = True
@@ -142,7 +142,7 @@ class FrechetDistance(Metric):
         return Gaussian(mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
 
     def reset(self) -> None:
-        """Discard the generated images, and the real ones unless `keep_reference`."""
+        """Discard the generated images, and unless `keep_reference` also the real ones."""
         names = [name for name in self._defaults if name.startswith("real") and self.keep_reference]
         saved = {name: getattr(self, name) for name in names}
         super().reset()
@@ -150,9 +150,9 @@ class FrechetDistance(Metric):
             setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise NotImplementedError: torchmetrics would merge the kept reference with itself, counting it twice."""
+        """Raise NotImplementedError, since torchmetrics would count the reference twice."""
         raise NotImplementedError(
-            "forward is not defined for one batch: call update(images, real=...) and then compute()"
+            "forward is not defined for a single batch: call update(images, real=...) and then compute()"
         )
 
     @torch.no_grad()
@@ -164,16 +164,18 @@ class FrechetDistance(Metric):
     @torch.no_grad()
     def _add(self, features: Tensor, side: str) -> None:
         if features.ndim != 2 or features.shape[1] != self.dim:
-            raise ValueError(f"features must have shape (batch, {self.dim}), got {tuple(features.shape)}: check `dim`")
+            raise ValueError(
+                f"features must have shape (batch, {self.dim}), got {tuple(features.shape)}: check the attribute dim"
+            )
         old = {name: getattr(self, f"{side}_{name}") for name in ("n", "sum", "outer")}
-        rows = features.to(old["sum"].device, torch.float64)
+        features = features.to(old["sum"].device, torch.float64)
         # Not in place: tensors that `reset` created in inference mode must not be modified outside it.
-        setattr(self, f"{side}_n", old["n"] + len(rows))
-        setattr(self, f"{side}_sum", old["sum"] + rows.sum(0))
-        setattr(self, f"{side}_outer", torch.addmm(old["outer"], rows.T, rows))
+        setattr(self, f"{side}_n", old["n"] + len(features))
+        setattr(self, f"{side}_sum", old["sum"] + features.sum(0))
+        setattr(self, f"{side}_outer", torch.addmm(old["outer"], features.T, features))
 
     def _reference_root(self, cov: Tensor) -> Tensor:
-        """Return the root of the real covariance, recomputed only when the covariance has changed on any process."""
+        """Return the square root of the real covariance, recomputed only if the covariance has changed."""
         if self._reference is None or not torch.equal(self._reference[0], cov):
             self._reference = cov, square_root(cov)
         return self._reference[1]
@@ -181,7 +183,7 @@ class FrechetDistance(Metric):
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
     ) -> None:
-        """All-reduce the sums; gathering them first would hold 67 MB per process for 2048 features."""
+        """All-reduce the sums; gathering them would take 67 MB per process for 2048 features."""
         if dist_sync_fn is not gather_all_tensors:
             super()._sync_dist(dist_sync_fn, process_group=process_group)
             return
@@ -194,7 +196,7 @@ class FrechetDistance(Metric):
             setattr(self, name, total.to(local.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Apply the device of `fn` but never its dtype: half-precision sums would be worthless."""
+        """Move to the device of `fn` but ignore its dtype: half-precision sums would be worthless."""
         device = fn(torch.empty(0, device=self.device)).device
         # Apple's GPU has no float64: the sums stay on the CPU there.
         device_of = {torch.float64: torch.device("cpu") if device.type == "mps" else device}
@@ -202,7 +204,7 @@ class FrechetDistance(Metric):
 
 
 def _collective_device(group: Any | None) -> torch.device:
-    """Return the device on which the backend of `group` expects its tensors."""
+    """Return the device on which the backend of `group` expects tensors."""
     if "gloo" in dist.get_backend(group) or not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()

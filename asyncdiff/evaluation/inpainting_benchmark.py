@@ -1,4 +1,4 @@
-"""Inpainting benchmark: quality and cost of samplers on the same validation images, masks and noise."""
+"""Benchmark inpainting: quality and cost of samplers with the same validation images, masks and noise."""
 
 import itertools
 import math
@@ -23,20 +23,20 @@ PerImage = Float[Tensor, " n"]
 
 
 class CountingDenoiser(Denoiser):
-    """Wrapper around a denoiser that counts network evaluations and leaves predictions unchanged.
+    """Wrapper that counts the network evaluations of a denoiser and does not change its predictions.
 
     Args:
-        denoiser: the wrapped denoiser; its network is also this one's.
+        denoiser: denoiser to wrap; the wrapper shares its network.
 
     Attributes:
-        rows: number of network evaluations, summed over images.
-        patches: number of patches computed in them; fewer than all with partial updates (KV cache).
+        evaluations: number of network evaluations, summed over images.
+        patches: number of patches computed in them; partial updates (KV cache) skip some.
     """
 
     def __init__(self, denoiser: Denoiser):
         super().__init__(denoiser.network, denoiser.process)
         self.denoiser = denoiser
-        self.rows = 0
+        self.evaluations = 0
         self.patches = 0
 
     def forward(
@@ -51,11 +51,11 @@ class CountingDenoiser(Denoiser):
         """Return the prediction of the wrapped denoiser and count it."""
         moving = getattr(kv_cache, "moving", None)
         if moving is None:
-            each = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
-        else:  # a batch computes as many patches per image as the image with the most moving ones needs
-            each = max(int(moving.flatten(1).sum(1).max()), 1)
-        self.rows += len(x_t)
-        self.patches += len(x_t) * each
+            patches_per_image = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
+        else:  # all images in a batch cost as much as the one with the most moving patches
+            patches_per_image = max(int(moving.flatten(1).sum(1).max()), 1)
+        self.evaluations += len(x_t)
+        self.patches += len(x_t) * patches_per_image
         options = {} if kv_cache is None else {"kv_cache": kv_cache}
         prediction: Prediction = self.denoiser(x_t, t, label, unique=unique, **options)
         return prediction
@@ -63,12 +63,12 @@ class CountingDenoiser(Denoiser):
 
 @dataclass(frozen=True)
 class ValidationImages:
-    """Validation images to inpaint.
+    """Validation images to inpaint, with the indices that seed their masks and noise.
 
     Attributes:
-        images: images in [-1, 1], on any device.
-        indices: their indices in the split, which seed their masks and noise.
-        labels: their class labels, None for unconditional sampling.
+        images: images (n, c, h, w) in [-1, 1], on any device.
+        indices: index of each image in the split.
+        labels: class label of each image, None for unconditional sampling.
     """
 
     images: Image
@@ -83,22 +83,22 @@ class ValidationImages:
             yield ValidationImages(self.images[part], self.indices[part], labels)
 
     def masks(self, mask: Mask) -> KnownPixels:
-        """Return each image's mask, True = known, drawn with its index in the split as seed."""
+        """Return the mask of each image, True = known, drawn with the image's index as seed."""
         return mask.per_image(self.images.shape[2], self.images.shape[3], seeds=self.indices)
 
 
 @dataclass(frozen=True)
 class InpaintingScores:
-    """Scores of one sampler on one mask set.
+    """Scores of one sampler with one mask set.
 
     Attributes:
         mask: name of the mask set.
         sampler: name of the sampler.
-        frechet: Fréchet distance from the reference for each round (one result per image); empty if not measured.
-        lpips: mean distance of each image's results from the true image; None if not measured.
-        diversity: mean distance between the results of each image; None for one result or without LPIPS.
+        frechet: Fréchet distance from the reference for each round (one result per image); empty if not computed.
+        lpips: mean distance of each image's results from the true image, None if not computed.
+        diversity: mean distance between the results of each image, None with one result or without LPIPS.
         evaluations: network evaluations per result.
-        patches: patches computed in them, per result.
+        patches: patches computed in these evaluations, per result.
         seconds: sampling time per result.
     """
 
@@ -112,14 +112,14 @@ class InpaintingScores:
     seconds: float
 
     def card(self) -> dict[str, Any]:
-        """Return the scores as plain containers."""
+        """Return the scores as plain dicts and lists."""
         return {
             "mask": self.mask,
             "sampler": self.sampler,
-            "frechet": mean(self.frechet),
+            "frechet": _mean_or_none(self.frechet),
             "frechet_by_round": self.frechet,
-            "lpips": _with_error(self.lpips),
-            "diversity": _with_error(self.diversity),
+            "lpips": _mean_and_error(self.lpips),
+            "diversity": _mean_and_error(self.diversity),
             "evaluations": self.evaluations,
             "patches": self.patches,
             "seconds": self.seconds,
@@ -128,15 +128,15 @@ class InpaintingScores:
 
 @dataclass(frozen=True)
 class InpaintingBenchmark:
-    """Evaluates inpainting with the same settings for all mask sets and samplers.
+    """Evaluates inpainting, with the same settings for all mask sets and samplers.
 
     Attributes:
-        lpips: distance between images, such as `evaluation.features.lpips.LPIPS`; None skips it.
-        frechet: Fréchet distance that already contains its reference; None skips it.
-        rounds: results per image, each from different noise.
+        lpips: distance between images, such as `evaluation.features.lpips.LPIPS`; None to skip it.
+        frechet: Fréchet distance that already contains its real images; None to skip it.
+        rounds: number of results per image, each from different noise.
         seed: result k of image i starts from the noise of counter_key(seed, i, k).
-        batch_size: images per network call.
-        decode: maps results and true images to the images that are compared; a codec's decoder for latents.
+        batch_size: maximum number of images per network call.
+        decode: function applied to results and true images before they are compared; a codec's decoder for latents.
     """
 
     lpips: nn.Module | None = None
@@ -156,50 +156,50 @@ class InpaintingBenchmark:
         *,
         progress: Callable[[int], Any] = lambda results: None,
     ) -> InpaintingScores:
-        """Inpaint all images with one sampler and one mask set, and compute the scores.
+        """Inpaint all images with one sampler and one mask set, and return the scores.
 
         Args:
-            denoiser: the model.
+            denoiser: denoiser to evaluate.
             data: validation images.
-            mask: name and mask set.
-            sampler: name and sampler.
-            progress: called with the number of results after every batch.
+            mask: mask set with its name.
+            sampler: sampler with its name.
+            progress: function called after every batch with its number of results.
 
         Returns:
-            The scores.
+            The scores, averaged over images.
 
         Raises:
-            RuntimeError: a result differs from the true image in a known pixel.
+            RuntimeError: a result differs from the true image at a known pixel.
         """
-        counted, seconds = CountingDenoiser(denoiser), 0.0
+        counting, seconds = CountingDenoiser(denoiser), 0.0
         features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
         errors, diversities = [], []
         for batch in data.batches(self.batch_size):
-            truth, results, decoded = batch.images.to(_device(denoiser)), [], []
+            truth, decoded = batch.images.to(_device(denoiser)), []
             known = batch.masks(mask[1]).to(truth.device)
             for k in range(self.rounds):
-                started = _now(truth.device)
-                results.append(self.inpaint(counted, batch, known, sampler[1], k))
-                seconds += _now(truth.device) - started
-                _check_known(results[-1], truth, known, sampler[0], mask[0])
-                decoded.append(self.decode(results[-1]))
+                start = _synchronized_time(truth.device)
+                results = self.inpaint(counting, batch, known, sampler[1], k)
+                seconds += _synchronized_time(truth.device) - start
+                _check_known_pixels(results, truth, known, sampler[0], mask[0])
+                decoded.append(self.decode(results))
                 if self.frechet is not None:
-                    features[k].append(self._features(decoded[-1]))
+                    features[k].append(self._extract_features(decoded[-1]))
                 progress(len(truth))
             if self.lpips is not None:
-                true = self.decode(truth)
-                errors.append(_mean([self.lpips(result, true) for result in decoded]))
+                decoded_truth = self.decode(truth)
+                errors.append(_mean_on_cpu([self.lpips(result, decoded_truth) for result in decoded]))
                 if self.rounds > 1:
-                    diversities.append(_mean([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
+                    diversities.append(_mean_on_cpu([self.lpips(a, b) for a, b in itertools.combinations(decoded, 2)]))
         count = len(data.images) * self.rounds
         return InpaintingScores(
             mask[0],
             sampler[0],
-            [self._distance(rows) for rows in features if rows],
+            [self._compute_frechet(batches) for batches in features if batches],
             torch.cat(errors) if errors else None,
             torch.cat(diversities) if diversities else None,
-            counted.rows / count,
-            counted.patches / count,
+            counting.evaluations / count,
+            counting.patches / count,
             seconds / count,
         )
 
@@ -207,7 +207,7 @@ class InpaintingBenchmark:
     def inpaint(
         self, denoiser: Denoiser, batch: ValidationImages, known: KnownPixels, sampler: ImageSampler, k: int = 0
     ) -> Image:
-        """Return result k of every image, on the denoiser's device."""
+        """Return result k for every image, on the denoiser's device."""
         device, images = _device(denoiser), batch.images
         with evaluation_mode(denoiser):
             return sampler(
@@ -221,40 +221,42 @@ class InpaintingBenchmark:
             )
 
     def frechet_of_real(self, data: ValidationImages, device: torch.device | str = "cpu") -> float | None:
-        """Return the Fréchet distance of the true images, the best possible for their number; None if not measured."""
+        """Return the Fréchet distance of the true images, the best result to expect; None without `frechet`."""
         if self.frechet is None:
             return None
         batches = data.batches(self.batch_size)
-        return self._distance([self._features(self.decode(batch.images.to(device))) for batch in batches])
+        return self._compute_frechet(
+            [self._extract_features(self.decode(batch.images.to(device))) for batch in batches]
+        )
 
     @torch.no_grad()
-    def _features(self, images: Image) -> Float[Tensor, "b d"]:
+    def _extract_features(self, images: Image) -> Float[Tensor, "b d"]:
         assert self.frechet is not None
         network = self.frechet.features.to(images.device).eval()
         features: Tensor = network(images)
         return features.cpu()
 
-    def _distance(self, rows: list[Tensor]) -> float:
+    def _compute_frechet(self, features: list[Tensor]) -> float:
         assert self.frechet is not None
         self.frechet.reset()
-        self.frechet.update_features(torch.cat(rows), real=False)
+        self.frechet.update_features(torch.cat(features), real=False)
         return self.frechet.compute().item()
 
 
 @dataclass(frozen=True)
 class InpaintingResults:
-    """Scores of all samplers on all mask sets.
+    """Scores of all samplers with all mask sets.
 
     Attributes:
-        rows: scores in the order of the table.
-        masks: share of unknown pixels and of known patches by the name of the mask set.
+        rows: scores in the order of the table rows.
+        masks: result of `mask_fractions` by the name of the mask set.
         images: number of images.
-        rounds: results per image.
-        frechet_real: Fréchet distance of the true images, None if not measured.
-        lpips: name of the image distance, None if not measured.
-        features: name of the feature space of the Fréchet distance, None if not measured.
+        rounds: number of results per image.
+        frechet_real: Fréchet distance of the true images, None if not computed.
+        lpips: name of the image distance, None if not computed.
+        features: name of the feature space of the Fréchet distance, None if not computed.
         dim: number of features in that space.
-        reference: number of real images in the reference of the Fréchet distance.
+        reference: number of real images in the reference for the Fréchet distance.
     """
 
     rows: Sequence[InpaintingScores]
@@ -268,43 +270,46 @@ class InpaintingResults:
     reference: int = 0
 
     def table(self) -> str:
-        """Return a Markdown table with one row per mask set and sampler, followed by notes on the measurement."""
+        """Return a Markdown table with one row per mask set and sampler, followed by notes on the scores."""
         columns = self._columns()
         lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
         lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in self.rows]
         return "\n".join([*lines, "", *self._notes()])
 
     def card(self) -> dict[str, Any]:
-        """Return all scores as plain containers."""
+        """Return all scores as plain dicts and lists, for a result card."""
         return {
             "images": self.images,
             "frechet_real": self.frechet_real,
-            "masks": {name: dict(shares) for name, shares in self.masks.items()},
+            "masks": {name: dict(fractions) for name, fractions in self.masks.items()},
             "rows": [row.card() for row in self.rows],
         }
 
     def metrics(self) -> dict[str, float]:
-        """Return the mean scores by METRIC/MASK/SAMPLER."""
+        """Return the mean scores, with the names METRIC/MASK/SAMPLER."""
         metrics: dict[str, float] = {}
         for row in self.rows:
-            measured = {"frechet": mean(row.frechet), "lpips": None if row.lpips is None else row.lpips.mean().item()}
+            scores = {
+                "frechet": _mean_or_none(row.frechet),
+                "lpips": None if row.lpips is None else row.lpips.mean().item(),
+            }
             suffix = f"{row.mask}/{row.sampler}"
-            metrics |= {f"{name}/{suffix}": value for name, value in measured.items() if value is not None}
+            metrics |= {f"{name}/{suffix}": value for name, value in scores.items() if value is not None}
         return metrics
 
     def _columns(self) -> dict[str, Callable[[InpaintingScores], str]]:
-        """Return, by column header, the functions that format the cells."""
+        """Return by column header the function that formats a cell of the column."""
         columns: dict[str, Callable[[InpaintingScores], str]] = {
             "mask": lambda row: row.mask,
             "unknown": lambda row: f"{100 * self.masks[row.mask]['unknown']:.0f} %",
             "sampler": lambda row: row.sampler,
         }
         if self.features is not None:
-            columns[f"Fréchet, {self.features}"] = lambda row: f"{mean(row.frechet):.2f}"
+            columns[f"Fréchet, {self.features}"] = lambda row: f"{_mean_or_none(row.frechet):.2f}"
         if self.lpips is not None:
-            columns[f"{self.lpips} to the truth"] = lambda row: _cell(row.lpips)
+            columns[f"{self.lpips} to the truth"] = lambda row: _format_cell(row.lpips)
         if self.lpips is not None and self.rounds > 1:
-            columns["diversity"] = lambda row: _cell(row.diversity)
+            columns["diversity"] = lambda row: _format_cell(row.diversity)
         return columns | {
             "evaluations": lambda row: f"{row.evaluations:.5g}",
             "patches": lambda row: f"{row.patches:.7g}",
@@ -324,41 +329,41 @@ class InpaintingResults:
         return notes
 
 
-def shares(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float]:
-    """Return the share of unknown pixels, and of known patches (all pixels known) of a level map of (gh, gw)."""
+def mask_fractions(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float]:
+    """Return the fraction of unknown pixels, and of known patches (all pixels known) in a level map (gh, gw)."""
     return {
         "unknown": 1 - known.double().mean().item(),
         "known_patches": known_patches(known, grid).double().mean().item(),
     }
 
 
-def mean(values: Sequence[float]) -> float | None:
+def _mean_or_none(values: Sequence[float]) -> float | None:
     """Return the mean of values, or None if there are none."""
     return sum(values) / len(values) if values else None
 
 
-def _with_error(values: PerImage | None) -> dict[str, float] | None:
+def _mean_and_error(values: PerImage | None) -> dict[str, float] | None:
     if values is None:
         return None
     error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
     return {"mean": values.mean().item(), "standard_error": error}
 
 
-def _cell(values: PerImage | None) -> str:
-    estimate = _with_error(values)
+def _format_cell(values: PerImage | None) -> str:
+    estimate = _mean_and_error(values)
     return "" if estimate is None else f"{estimate['mean']:.4f} ± {estimate['standard_error']:.4f}"
 
 
-def _mean(values: Sequence[Tensor]) -> Tensor:
+def _mean_on_cpu(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).mean(0).cpu()
 
 
-def _check_known(results: Image, truth: Image, known: KnownPixels, sampler: str, mask: str) -> None:
+def _check_known_pixels(results: Image, truth: Image, known: KnownPixels, sampler: str, mask: str) -> None:
     changed = int(((results != truth) & known[:, None]).sum())
     if changed:
         raise RuntimeError(
-            f"known values must be preserved bit for bit, got {changed} changed ones from {sampler} with {mask}: "
-            "ImageSampler restores them unless its __call__ is overridden"
+            f"{sampler} changed {changed} known values with {mask}, but must preserve them bit for bit: "
+            "do not override ImageSampler.__call__, which restores them"
         )
 
 
@@ -366,8 +371,8 @@ def _device(denoiser: nn.Module) -> torch.device:
     return next(denoiser.parameters()).device
 
 
-def _now(device: torch.device) -> float:
-    """Return the time in seconds after all queued work of the device has finished."""
+def _synchronized_time(device: torch.device) -> float:
+    """Return the current time in seconds, after waiting for all queued work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

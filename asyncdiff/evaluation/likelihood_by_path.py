@@ -1,4 +1,4 @@
-"""Likelihood bounds of one model along several paths, with the same images and noise, and the gap between paths."""
+"""Evaluate likelihood bounds of a model along several paths with the same images and noise, and their gap."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,21 @@ STANDARD_PATHS: Mapping[str, Path] = {
 }
 TERMS = ("prior", "diffusion", "reconstruction")
 
-Rows = Float[Tensor, "n paths numbers"]  # per image: terms, dims, level bins and patches
+Rows = Float[Tensor, "n paths numbers"]  # for each image and path: terms, dims, level bins and patches
 
 
 @dataclass(frozen=True)
 class PathLikelihoodEvaluator:
-    """Evaluates likelihood bounds of images along several paths, with the same settings for all images.
+    """Evaluates likelihood bounds along several paths, with the same settings for all images.
 
     Attributes:
-        paths: path families by name.
-        points: network evaluations per image and path.
+        paths: noise paths by name.
+        points: number of network evaluations per image and path.
         decoder: distribution of the pixel values, see `asyncdiff.denoising.likelihood`.
-        mask: known pixels, a random mask drawn with the image's seed; the bound is then of -log p(unknown | known). By
-            default all pixels are unknown.
-        progress_sampler: samples s on the paths (default: importance sampling).
-        t_min: lowest level of the paths that do not define one (default: suited to the decoder).
+        mask: random mask of known pixels, drawn with the image's seed, to bound -log p(unknown | known); by default all
+            pixels are unknown.
+        progress_sampler: distribution of the progress s on the paths (default: importance sampling).
+        t_min: lowest level of the paths that do not define one (default: a level suited to the decoder).
     """
 
     paths: Mapping[str, Path]
@@ -52,13 +52,13 @@ class PathLikelihoodEvaluator:
     t_min: float | None = None
 
     def check(self, denoiser: DenoiserLike, x: Image) -> None:
-        """Raise ValueError if the bounds cannot be evaluated on images like `x`; call it first."""
+        """Raise ValueError if the bounds cannot be evaluated for images like `x`; call this first."""
         grid = denoiser.grid((x.shape[2], x.shape[3]))
         for name, path in self.paths.items():
             check_path(path, grid)
             if self.t_min is not None and path.t_min > 0:
                 raise ValueError(
-                    f"t_min must be left out for paths with a t_min of their own, got both for {name}: {path.t_min}"
+                    f"path {name} already has t_min {path.t_min}, got t_min {self.t_min} as well: set only one of them"
                 )
         if self.t_min is not None and not 0 < self.t_min < 1:
             raise ValueError(f"t_min must lie in (0, 1), got {self.t_min}: use 0.002 for 8-bit pixels")
@@ -68,22 +68,22 @@ class PathLikelihoodEvaluator:
             amount = "every" if patches.all() else "no"
             raise ValueError(
                 f"mask must leave some patches of the level map known and some unknown, got {amount} patch known: "
-                "a patch is known where all its pixels are; choose another mask"
+                "choose another mask; a patch is known if all its pixels are"
             )
 
-    def floors(self, process: Process) -> dict[str, float]:
-        """Return the lowest level of every path."""
-        floor = default_t_min(process, self.decoder) if self.t_min is None else self.t_min
-        return {name: path.t_min or floor for name, path in self.paths.items()}
+    def lowest_levels(self, process: Process) -> dict[str, float]:
+        """Return the lowest level of each path by name."""
+        t_min = default_t_min(process, self.decoder) if self.t_min is None else self.t_min
+        return {name: path.t_min or t_min for name, path in self.paths.items()}
 
-    def rows(self, denoiser: DenoiserLike, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
-        """Return the bound of every image along every path in nats, as rows for `PathLikelihoods`.
+    def evaluate(self, denoiser: DenoiserLike, x: Image, label: Labels | None, seeds: Sequence[int]) -> Rows:
+        """Return the bounds in nats for each image and path, to concatenate over batches and pass to `summarize`.
 
-        Image i depends on seed i only. Every path starts from the same seeds, so that all paths share images and noise.
+        The bounds of image i depend only on seed i. All paths use the same seeds, so that they share images and noise.
         """
         columns = []
         for path in self.paths.values():
-            one = bound(
+            result = bound(
                 denoiser,
                 x,
                 path,
@@ -95,11 +95,11 @@ class PathLikelihoodEvaluator:
                 decoder=self.decoder,
                 generator=per_image(seeds),
             )
-            columns.append(_row(one))
+            columns.append(_flatten_bound(result))
         return torch.stack(columns, dim=1)
 
-    def summary(self, rows: Rows, grid: tuple[int, int]) -> "PathLikelihoods":
-        """Return the results of the rows of all images, for a level map of (gh, gw)."""
+    def summarize(self, rows: Rows, grid: tuple[int, int]) -> "PathLikelihoods":
+        """Return the likelihoods from the `evaluate` results of all images, with a level map of (gh, gw)."""
         return PathLikelihoods(rows.double(), list(self.paths), grid, self.decoder)
 
     def _known(self, x: Image, seeds: Sequence[int]) -> KnownPixels | None:
@@ -112,31 +112,31 @@ def check_labels(model: Any, classes: int | None, *, conditioned: bool) -> None:
     """Raise ValueError unless a model can be evaluated with (or without) the labels of the data.
 
     Args:
-        model: the module; unconditional ones always pass.
-        classes: number of classes of the data, None if unknown.
-        conditioned: whether the model is conditioned on the labels. If not, it must be trained with label dropout.
+        model: LightningModule to evaluate; an unconditional one always passes.
+        classes: number of classes in the data, None if unknown.
+        conditioned: whether to condition the model on the labels; if not, it needs training with label dropout.
     """
     if not model.classes:
         return
     if conditioned and classes is not None and classes != model.classes:
         raise ValueError(
-            f"data must have the model's {model.classes} classes, got {classes}: use the data it was trained on"
+            f"the model has {model.classes} classes, but the data has {classes}: use the data it was trained on"
         )
     if not conditioned and model.label_dropout == 0:
         raise ValueError(
-            "labels must be true for a model that was trained with label_dropout 0, got false: leave labels on"
+            "the model was trained with label_dropout 0 and needs class labels, got labels false: set labels to true"
         )
 
 
 @dataclass(frozen=True)
 class PathLikelihoods:
-    """Likelihood bounds of any number of images along several paths, and statistics of them.
+    """Likelihood bounds for a set of images along several paths, and their statistics.
 
     Attributes:
-        rows: rows from `PathLikelihoodEvaluator`.
+        rows: terms in nats, dims, level bins and patches from `PathLikelihoodEvaluator.evaluate`.
         names: names of the paths.
-        grid: (gh, gw) of the level map.
-        decoder: decoder of the rows, which determines the unit.
+        grid: size (gh, gw) of the level map.
+        decoder: decoder that the bounds were computed with; it determines the unit.
     """
 
     rows: Rows
@@ -155,33 +155,33 @@ class PathLikelihoods:
         return len(self.rows)
 
     def rates(self) -> Float[Tensor, "n paths"]:
-        """Return the bound of every image along every path, per dimension."""
+        """Return the bound per dimension for each image and path."""
         return self._per_dim(self.rows[..., : len(TERMS)].sum(2))
 
     def mean(self, name: str) -> float:
-        """Return the mean bound over the images."""
+        """Return the mean bound of a path over the images."""
         return self.rates()[:, self._index(name)].mean().item()
 
     def standard_error(self, name: str) -> float:
-        """Return the standard error of `mean`, over the choice of images and the noise together."""
+        """Return the standard error of `mean` due to the choice of images and the noise."""
         return _standard_error(self.rates()[:, self._index(name)])
 
     def term(self, name: str, term: str) -> float:
-        """Return the mean of one of the `TERMS` per dimension."""
+        """Return the mean per dimension of one of the `TERMS`."""
         return self._per_dim(self.rows[..., TERMS.index(term)])[:, self._index(name)].mean().item()
 
-    def difference(self, name: str, other: str) -> tuple[float, float]:
-        """Return the mean paired difference of two paths and its standard error, reduced by shared images and noise."""
+    def difference(self, name: str, baseline: str) -> tuple[float, float]:
+        """Return the mean paired difference from another path and its standard error; shared noise makes it small."""
         rates = self.rates()
-        pairs = rates[:, self._index(name)] - rates[:, self._index(other)]
+        pairs = rates[:, self._index(name)] - rates[:, self._index(baseline)]
         return pairs.mean().item(), _standard_error(pairs)
 
     def gap(self) -> tuple[float, float]:
-        """Return the path gap, the bound of the loosest path minus that of the tightest, and its standard error.
+        """Return the path gap (the bound of the loosest path minus that of the tightest) and its standard error.
 
-        Its expectation is 0 for a consistent joint score, whose bound is the same along every path. The two paths are
-        selected on one half of the images and compared on the other, both ways, since the maximum minus the minimum of
-        several noisy means would always be positive.
+        Its expectation is 0 for a consistent joint score, whose bound is the same along all paths. The two paths are
+        selected on one half of the images and compared on the other half, and vice versa, because the maximum minus the
+        minimum of several noisy means would always be positive.
         """
         rates = self.rates()
         halves = (rates[0::2], rates[1::2])
@@ -194,21 +194,20 @@ class PathLikelihoods:
             pairs = compared[:, int(means.argmax())] - compared[:, int(means.argmin())]
             gaps.append(pairs.mean().item())
             errors.append(_standard_error(pairs))
-        return sum(gaps) / 2, sum(
-            errors
-        ) / 2  # not divided by sqrt(2): halves that select the same paths are correlated
+        # The errors are averaged, not divided by sqrt(2): halves that select the same paths are correlated.
+        return sum(gaps) / 2, sum(errors) / 2
 
     @property
     def dims(self) -> float:
         """Mean number of unknown values per image."""
         return self.rows[:, 0, len(TERMS)].mean().item()
 
-    def by_level(self, name: str) -> Float[Tensor, " bins"]:
-        """Return the diffusion term per dimension by the level of the patches, in bins up to each of `LEVEL_EDGES`."""
+    def level_contributions(self, name: str) -> Float[Tensor, " bins"]:
+        """Return the diffusion term per dimension in bins of the patch level, each up to one of `LEVEL_EDGES`."""
         first = len(TERMS) + 1
         return self._per_dim(self.rows[..., first : first + len(LEVEL_EDGES)])[:, self._index(name)].mean(0)
 
-    def per_patch(self, name: str) -> Float[Tensor, "gh gw"]:
+    def patch_means(self, name: str) -> Float[Tensor, "gh gw"]:
         """Return the mean bound of each patch, scaled so that unknown patches average to the bound per dimension."""
         patches = self.rows[:, self._index(name), len(TERMS) + 1 + len(LEVEL_EDGES) :].reshape(-1, *self.grid)
         dims = self.rows[:, 0, len(TERMS)].clamp(min=1)[:, None, None]
@@ -216,7 +215,7 @@ class PathLikelihoods:
         return (patches * moving / dims / self.decoder.nats).mean(0)
 
     def table(self) -> str:
-        """Return a Markdown table of the paths: bound, terms and difference from the first path; then the path gap."""
+        """Return a Markdown table with the bound, terms and difference from the first path, and then the path gap."""
         first = self.names[0]
         lines = [
             f"| path | {self.unit} | prior | diffusion | reconstruction | against {first} |",
@@ -234,31 +233,31 @@ class PathLikelihoods:
         return "\n".join(lines)
 
     def scalars(self) -> dict[str, float]:
-        """Return the bound of each path and the path gap, by their tags for a logger."""
+        """Return the bound of each path and the path gap, by logger tag."""
         rate = self._tag()
         scalars = {f"{rate}/{name}": self.mean(name) for name in self.names}
         return scalars | ({f"{rate}/path_gap": self.gap()[0]} if len(self.names) > 1 else {})
 
     def details(self) -> dict[str, float]:
-        """Return the terms and the level bins of each path, by their tags for a logger."""
+        """Return the terms and level bins of each path, by logger tag."""
         rate = self._tag()
         scalars: dict[str, float] = {}
         for name in self.names:
             scalars |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
             scalars[f"{rate}_parts/{name}/standard_error"] = self.standard_error(name)
-            levels = zip(LEVEL_EDGES, self.by_level(name).tolist(), strict=True)
+            levels = zip(LEVEL_EDGES, self.level_contributions(name).tolist(), strict=True)
             scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels}
         return scalars
 
     def card(self) -> dict[str, object]:
-        """Return all results with standard errors as plain containers, for a result card."""
+        """Return all results with standard errors as plain dicts and lists, for a result card."""
         paths = {
             name: {
                 "rate": self.mean(name),
                 "standard_error": self.standard_error(name),
                 **{term: self.term(name, term) for term in TERMS},
-                "by_level": dict(zip(map(str, LEVEL_EDGES), self.by_level(name).tolist(), strict=True)),
-                "per_patch": self.per_patch(name).tolist(),
+                "by_level": dict(zip(map(str, LEVEL_EDGES), self.level_contributions(name).tolist(), strict=True)),
+                "per_patch": self.patch_means(name).tolist(),
             }
             for name in self.names
         }
@@ -280,9 +279,9 @@ class PathLikelihoods:
         return list(self.names).index(name)
 
 
-def _row(one: Bound) -> Float[Tensor, "b numbers"]:
-    single = torch.stack([one.prior, one.diffusion, one.reconstruction, one.dims], dim=1)
-    return torch.cat([single, one.by_level, one.per_patch.flatten(1)], dim=1)
+def _flatten_bound(result: Bound) -> Float[Tensor, "b numbers"]:
+    scalars = torch.stack([result.prior, result.diffusion, result.reconstruction, result.dims], dim=1)
+    return torch.cat([scalars, result.by_level, result.per_patch.flatten(1)], dim=1)
 
 
 def _standard_error(values: Tensor) -> float:

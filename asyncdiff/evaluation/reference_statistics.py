@@ -1,4 +1,4 @@
-"""Feature statistics of real images, cached in files that identify the feature extractor and the images."""
+"""Save and load feature statistics of real images, with a fingerprint of the extractor and the images."""
 
 import hashlib
 import json
@@ -18,50 +18,50 @@ from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import abbreviate, differences, value_at
 
-Rows = Float[Tensor, "n d"]
+FeatureArray = Float[Tensor, "n d"]
 
 VERSION = 1  # version of the file format
-MAX_ROWS = 50_000  # rows of features in a file, spread evenly over the images: 410 MB for Inception
+MAX_ROWS = 50_000  # images whose features are stored in a file, spread evenly over all: 410 MB for Inception
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of the real images in a comparison.
+    """Feature statistics of real images, with which generated ones are compared.
 
     Attributes:
         gaussian: mean and covariance of the features of all images, float64.
         count: number of images, None if unknown.
-        rows: features of up to `MAX_ROWS` single images, float32; None for external statistics.
-        fingerprint: identifies the feature extractor, the images and their preprocessing.
+        features: features of up to `MAX_ROWS` individual images, float32; None for external statistics.
+        fingerprint: description that identifies the feature extractor, the images and their preprocessing.
     """
 
     gaussian: Gaussian
     count: int | None
-    rows: Rows | None
+    features: FeatureArray | None
     fingerprint: Mapping[str, Any]
 
 
 def cache_path(fingerprint: Mapping[str, Any]) -> Path:
-    """Return the cache file for statistics with this fingerprint; it need not exist."""
+    """Return the path of the cache file for statistics with this fingerprint; the file may not exist."""
     text = json.dumps({"version": VERSION, "stamp": fingerprint}, sort_keys=True)
     name = str(value_at(fingerprint, "features.name")).replace("/", "-")
     return cache_folder() / "references" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.safetensors"
 
 
 def cache_folder() -> Path:
-    """Return the cache folder for data that can be recomputed, shared with the data modules."""
+    """Return the folder for caches that can be recomputed; the data modules use it too."""
     if folder := os.environ.get("ASYNCDIFF_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asyncdiff"
 
 
 def save_reference(reference: Reference, file: Path) -> None:
-    """Write a safetensors file atomically; raise OSError if it cannot be written."""
+    """Write statistics to a safetensors file atomically; raise OSError if this fails."""
     from safetensors.torch import save as as_bytes
 
     tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.cov}
-    if reference.rows is not None:
-        tensors["rows"] = reference.rows.float()
+    if reference.features is not None:
+        tensors["rows"] = reference.features.float()
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata: dict[str, Any] = {"version": VERSION, "count": reference.count, "stamp": reference.fingerprint}
     metadata["sha256"] = _sha256(metadata, tensors)
@@ -70,13 +70,13 @@ def save_reference(reference: Reference, file: Path) -> None:
 
 
 def load_reference(file: Path) -> Reference:
-    """Read statistics from a .safetensors file of this module, or from an .npz file with mu and sigma.
+    """Read statistics from a .safetensors file written by `save_reference`, or from an .npz file with mu and sigma.
 
     ADM, EDM and pytorch-fid publish .npz files. Their fingerprint marks them as external: neither the images nor the
-    network are known.
+    network is known.
 
     Args:
-        file: .safetensors or .npz file.
+        file: path of the .safetensors or .npz file.
 
     Returns:
         The statistics.
@@ -86,12 +86,14 @@ def load_reference(file: Path) -> Reference:
         ValueError: the file does not contain such statistics.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"reference must be an existing file, got {file}: leave it out to compute one")
+        raise FileNotFoundError(
+            f"reference {file} is not a file: check the path, or omit --reference to compute the statistics"
+        )
     return _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
 
 
 def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: Path) -> None:
-    """Raise ValueError, naming the first key that differs, unless the statistics have the expected fingerprint.
+    """Raise ValueError with the first key that differs unless the statistics have the expected fingerprint.
 
     For external statistics only the number of features can be checked.
     """
@@ -99,20 +101,20 @@ def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: P
         dim = value_at(expected, "features.dim")
         if dim != len(reference.gaussian.mean):
             raise ValueError(
-                f"reference must have {dim} features, got {len(reference.gaussian.mean)} in {file}: "
-                "choose the features that it was computed with"
+                f"reference {file} has {len(reference.gaussian.mean)} features, but the feature extractor has {dim}: "
+                "use the extractor that the reference was computed with"
             )
         return
     if keys := differences(expected, reference.fingerprint):
         old, new = (abbreviate(value_at(fingerprint, keys[0])) for fingerprint in (reference.fingerprint, expected))
         raise ValueError(
-            f"reference must have the same {keys[0]}, got {old} in {file} instead of {new}: "
-            "leave --reference out to compute one"
+            f"reference {file} has another {keys[0]}, {old} instead of {new}: "
+            "omit --reference to compute the statistics"
         )
 
 
 def _sha256(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the metadata and tensors of a file."""
+    """Return the SHA-256 of the metadata and tensors in a file."""
     text = json.dumps(metadata, sort_keys=True)
     return hashlib.sha256(f"{text} {tensors_sha256(tensors)}".encode()).hexdigest()
 
@@ -125,15 +127,15 @@ def _read_safetensors(file: Path) -> Reference:
             metadata = json.loads(opened.metadata()["reference"])
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         sha256 = metadata.pop("sha256", None)
-        if sha256 not in (None, _sha256(metadata, tensors)):  # files of earlier releases have none
-            raise ValueError("it is damaged, its SHA-256 does not match")
+        if sha256 not in (None, _sha256(metadata, tensors)):  # files from earlier releases have none
+            raise ValueError("it is damaged (its SHA-256 does not match)")
         if metadata["version"] != VERSION:
             raise ValueError(f"it has version {metadata['version']}, not {VERSION}")
         gaussian = Gaussian(tensors["mean"], tensors["covariance"])
         return Reference(gaussian, metadata["count"], tensors.get("rows"), metadata["stamp"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         line = str(error).split("\n")[0]
-        raise ValueError(f"reference must be a file of statistics, got {file}: {line}; remove it") from error
+        raise ValueError(f"reference {file} cannot be read: {line}; delete it and compute it again") from error
 
 
 def _read_npz(file: Path) -> Reference:
@@ -142,11 +144,13 @@ def _read_npz(file: Path) -> Reference:
             mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     except Exception as error:  # a damaged archive can raise almost any exception
         line = str(error).split("\n")[0]
-        raise ValueError(f"reference must contain arrays mu and sigma, got {file}: {line}; use another file") from error
+        raise ValueError(
+            f"reference must contain arrays mu and sigma, got {file}: {line}; export the statistics again"
+        ) from error
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"reference must contain mu (d) and sigma (d, d), got shapes {tuple(mean.shape)} and {tuple(cov.shape)} in "
-            f"{file}: use another file"
+            f"{file}: export the statistics again"
         )
     fingerprint = {"external": file.name, "sha256": file_sha256(file)}
     return Reference(Gaussian(mean, cov), None, None, fingerprint)

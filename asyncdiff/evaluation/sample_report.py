@@ -1,4 +1,4 @@
-"""All metrics of one set of generated images, with their settings and caveats."""
+"""Compute metrics of generated images, and record their settings and caveats."""
 
 import math
 import warnings
@@ -24,7 +24,7 @@ from asyncdiff.evaluation.reference_statistics import Reference
 METRICS = ("frechet", "kid", "inception_score", "precision_recall", "density_coverage")
 PRECISION_NEIGHBORS, DENSITY_NEIGHBORS = 3, 5  # as published
 
-Rows = Float[Tensor, "n d"]
+FeatureArray = Float[Tensor, "n d"]
 Logits = Float[Tensor, "n k"]
 
 
@@ -33,9 +33,9 @@ class SampleReport:
     """Metrics of one set of generated images.
 
     Attributes:
-        metrics: values by METRIC/FEATURES, the same names as the TensorBoard tags.
-        deviations: standard deviations over subsets or splits, by the same names, for the metrics that have one.
-        settings: settings of the metrics, for the protocol.
+        metrics: values by METRIC/FEATURES, which are also the TensorBoard tags.
+        deviations: standard deviations over subsets or splits by the same names, for metrics that have one.
+        settings: settings by metric, to record in the protocol.
         notes: one line per caveat, such as a biased estimate.
     """
 
@@ -45,8 +45,8 @@ class SampleReport:
     notes: list[str] = field(default_factory=list)
 
 
-def metrics_needing_rows(metrics: Sequence[str]) -> list[str]:
-    """Return the metrics that need features of single real images, for which mean and covariance are not enough."""
+def metrics_needing_image_features(metrics: Sequence[str]) -> list[str]:
+    """Return the metrics that need features of individual real images, not just their mean and covariance."""
     return [name for name in metrics if name not in ("frechet", "inception_score")]
 
 
@@ -54,7 +54,7 @@ def compute_metrics(
     metrics: Sequence[str],
     name: str,
     reference: Reference,
-    rows: Rows,
+    features: FeatureArray,
     *,
     logits: Logits | None = None,
     seed: int = 0,
@@ -63,16 +63,16 @@ def compute_metrics(
     """Compute metrics of generated images.
 
     Args:
-        metrics: names out of `METRICS`.
+        metrics: names from `METRICS`.
         name: name of the feature extractor.
-        reference: statistics of the real images.
-        rows: features of the generated images, (m, d).
-        logits: class scores of the generated images, for the Inception score.
-        seed: seed of KID's subsets and of the Inception score's shuffle.
-        device: where distances between rows are computed, in float64; the CPU if the device has no float64.
+        reference: feature statistics of real images.
+        features: features of the generated images, (m, d).
+        logits: class scores of the generated images, (m, k); only the Inception score needs them.
+        seed: random seed of KID's subsets and of the Inception score's shuffle.
+        device: device on which distances are computed in float64; the CPU replaces a device without float64.
 
     Returns:
-        Metrics with their deviations, settings and caveats.
+        The metrics with their deviations, settings and caveats.
 
     Raises:
         ValueError: a metric is unknown, its input is missing, or there are too few images for it.
@@ -81,7 +81,7 @@ def compute_metrics(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for metric in metrics:
-            _METRICS[metric](report, name, _Inputs(reference, rows, logits, seed, _float64_device(device)))
+            _METRICS[metric](report, name, _Inputs(reference, features, logits, seed, _float64_device(device)))
     report.notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return report
 
@@ -89,16 +89,19 @@ def compute_metrics(
 @dataclass(frozen=True)
 class _Inputs:
     reference: Reference
-    fake: Rows
+    fake: FeatureArray
     logits: Logits | None
     seed: int
     device: torch.device
 
-    def rows(self, metric: str) -> tuple[Tensor, Tensor]:
-        """Return the features of single real and generated images, in float64."""
-        if self.reference.rows is None:
-            raise ValueError(f"--metrics must leave {metric} out: the reference has no features of single images")
-        return self.reference.rows.to(self.device, torch.float64), self.fake.to(self.device, torch.float64)
+    def image_features(self, metric: str) -> tuple[Tensor, Tensor]:
+        """Return the features of individual real and generated images, in float64."""
+        if self.reference.features is None:
+            raise ValueError(
+                f"{metric} needs features of individual real images, but the reference has none: "
+                f"omit {metric} from --metrics"
+            )
+        return self.reference.features.to(self.device, torch.float64), self.fake.to(self.device, torch.float64)
 
 
 def _float64_device(device: torch.device | str) -> torch.device:
@@ -112,7 +115,7 @@ def _frechet(report: SampleReport, name: str, inputs: _Inputs) -> None:
 
 
 def _kid(report: SampleReport, name: str, inputs: _Inputs) -> None:
-    real, fake = inputs.rows("kid")
+    real, fake = inputs.image_features("kid")
     size = subset_size_for(len(real), len(fake))
     estimate = kernel_distance(real, fake, subset_size=size, seed=inputs.seed)
     _add_estimate(report, f"kid/{name}", estimate)
@@ -122,20 +125,22 @@ def _kid(report: SampleReport, name: str, inputs: _Inputs) -> None:
 
 def _inception_score(report: SampleReport, name: str, inputs: _Inputs) -> None:
     if inputs.logits is None:
-        raise ValueError(f"--metrics must leave inception_score out for {name}, which predicts no classes")
+        raise ValueError(
+            f"inception_score needs class predictions, but {name} has none: omit inception_score from --metrics"
+        )
     _add_estimate(report, f"inception_score/{name}", inception_score(inputs.logits, seed=inputs.seed))
     report.settings["inception_score"] = {"splits": SPLITS, "seed": inputs.seed}
 
 
 def _precision_recall(report: SampleReport, name: str, inputs: _Inputs) -> None:
-    real, fake = inputs.rows("precision_recall")
+    real, fake = inputs.image_features("precision_recall")
     result = precision_recall(real, fake, k=PRECISION_NEIGHBORS)
     report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
     report.settings["precision_recall"] = {"k": PRECISION_NEIGHBORS, "real": len(real)}
 
 
 def _density_coverage(report: SampleReport, name: str, inputs: _Inputs) -> None:
-    real, fake = inputs.rows("density_coverage")
+    real, fake = inputs.image_features("density_coverage")
     result = density_coverage(real, fake, k=DENSITY_NEIGHBORS)
     report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
     report.settings["density_coverage"] = {"k": DENSITY_NEIGHBORS, "real": len(real)}

@@ -1,4 +1,4 @@
-"""Ablations: one trial per combination, finished ones are skipped, interrupted ones resumed, failures reported."""
+"""Ablations: trials of all combinations, skipping, resuming, reported failures, TensorBoard and SLURM output."""
 
 import fcntl
 import json
@@ -41,7 +41,7 @@ trainer:
 """
 
 
-def write(folder: Path, **changes) -> Path:
+def write_ablation(folder: Path, **changes) -> Path:
     (folder / "saving.yaml").write_text(SAVING)
     content = {
         "base": [os.path.relpath(ROOT / "experiments" / "digits_dit_async.yaml", folder), "saving.yaml"],
@@ -61,14 +61,14 @@ def write(folder: Path, **changes) -> Path:
     return file
 
 
-def command(*argv: str) -> subprocess.CompletedProcess:
+def run_ablate(*argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "asyncdiff", "ablate", *argv], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
 def test_trials_are_all_combinations_seed_by_seed(tmp_path):
-    ablation = Ablation.read(write(tmp_path))
+    ablation = Ablation.read(write_ablation(tmp_path))
     trials = ablation.trials()
     assert [(trial.variant, trial.seed) for trial in trials] == [
         (f"{levels},{rate}", seed) for seed in (0, 1) for levels in ("shared", "async") for rate in (0.001, 0.002)
@@ -76,8 +76,8 @@ def test_trials_are_all_combinations_seed_by_seed(tmp_path):
     assert len({trial.folder(tmp_path) for trial in trials}) == len(trials)
 
 
-def test_config_of_a_trial_follows_from_its_arguments(tmp_path):
-    trial = Ablation.read(write(tmp_path)).trials()[-1]
+def test_the_config_of_a_trial_is_resolved_from_its_arguments(tmp_path):
+    trial = Ablation.read(write_ablation(tmp_path)).trials()[-1]
     config = resolve_config(trial, tmp_path, cli.parse_config)
     assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.AlongPath"
     assert config["model"]["learning_rate"] == 0.002
@@ -88,7 +88,7 @@ def test_config_of_a_trial_follows_from_its_arguments(tmp_path):
 
 def test_variants_override_common_settings_and_later_axes_override_earlier_ones(tmp_path):
     axes = {"a": {"x": {"model.learning_rate": 1.0}}, "b": {"y": [{"model.learning_rate": 2.0}], "none": None}}
-    trials = Ablation.read(write(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).trials()
+    trials = Ablation.read(write_ablation(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).trials()
     assert [trial.settings["model.learning_rate"] for trial in trials] == [2.0, 1.0]
 
 
@@ -106,38 +106,38 @@ def test_run_directories_are_ignored_in_comparisons():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"axes": None}, "axes must name at least one axis"),
-        ({"axes": {"a": {}}}, "axes.a must have at least one variant"),
-        ({"axes": {"model.learning_rate": [1.0, 1.0]}}, "must list different values"),
-        ({"axes": {"a": {"x/y": None}}}, "variants that are valid folder names, got 'x/y'"),
-        ({"axes": {"a": {"x": "nowhere.yaml"}}}, r"axes.a.x must name YAML files .*nowhere.yaml, which does not exist"),
-        ({"seeds": [0, 0]}, "seeds must differ"),
-        ({"seeds": 3}, "seeds must list whole numbers"),
-        ({"set": {"learning_rate": 1}}, "must set keys of data, model, trainer or vars, got learning_rate"),
+        ({"axes": None}, "axes must map at least one axis"),
+        ({"axes": {"a": {}}}, "axes.a has no variants"),
+        ({"axes": {"model.learning_rate": [1.0, 1.0]}}, "axes.model.learning_rate lists a value twice"),
+        ({"axes": {"a": {"x/y": None}}}, "variants must be valid folder names, got 'x/y'"),
+        ({"axes": {"a": {"x": "nowhere.yaml"}}}, r"axes.a.x must name YAML files .*nowhere.yaml is not a file"),
+        ({"seeds": [0, 0]}, "seeds must be distinct"),
+        ({"seeds": 3}, "seeds must be a list of integers"),
+        ({"set": {"learning_rate": 1}}, "can only set keys of data, model, trainer or vars, got learning_rate"),
         ({"metrics": {"val/loss": "smaller"}}, "metrics.val/loss must be min, max"),
-        ({"metrics": None}, "metrics must name the tags"),
-        ({"bases": []}, "keys must be among base, seeds, axes, set, metrics, got bases"),
+        ({"metrics": None}, "metrics must map the tags"),
+        ({"bases": []}, "unknown key bases: choose from base, seeds, axes, set, metrics"),
     ],
 )
-def test_mistakes_in_the_file_are_reported_in_one_line(tmp_path, change, message):
+def test_invalid_files_are_reported_in_one_line(tmp_path, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        Ablation.read(write(tmp_path, **change))
+        Ablation.read(write_ablation(tmp_path, **change))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ABLATIONS, ids=lambda f: f.stem)
 def test_every_shipped_ablation_can_be_run(file, tmp_path):
     content = yaml.safe_load(file.read_text())
-    if "axes" not in content:  # a layer
+    if "axes" not in content:  # a config file, not an ablation
         return
     ablation = Ablation.read(file)
     first = [trial for trial in ablation.trials() if trial.seed == ablation.seeds[0]]
-    configurations = Runner(ablation, tmp_path, cli.parse_config).check(first)
-    described = [json.dumps(config, sort_keys=True) for config in configurations.values()]
-    assert len(set(described)) == len(described)
+    configs = Runner(ablation, tmp_path, cli.parse_config).check(first)
+    texts = [json.dumps(config, sort_keys=True) for config in configs.values()]
+    assert len(set(texts)) == len(texts)
 
 
-def logged(folder: Path, **curves: list[float]) -> Path:
+def write_curves(folder: Path, **curves: list[float]) -> Path:
     with SummaryWriter(str(folder)) as writer:
         for tag, values in curves.items():
             for step, value in enumerate(values):
@@ -145,24 +145,24 @@ def logged(folder: Path, **curves: list[float]) -> Path:
     return folder
 
 
-def test_the_later_value_of_a_step_logged_twice_counts(tmp_path):
-    logged(tmp_path, val__loss=[3.0, 2.0, 9.0])
-    time.sleep(1.1)  # names of event files count seconds
+def test_the_later_value_counts_if_a_step_was_logged_twice(tmp_path):
+    write_curves(tmp_path, val__loss=[3.0, 2.0, 9.0])
+    time.sleep(1.1)  # names of event files differ only from one second to the next
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("val/loss", 1.0, 2)
     assert read_curves(tmp_path)["val/loss"] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
 
 def test_a_missing_metric_is_reported_with_the_available_ones(tmp_path):
-    curves = read_curves(logged(tmp_path, val__loss=[3.0], other=[1.0]))
-    with pytest.raises(ValueError, match=r"got no frechet in .*: choose from other, val/loss"):
+    curves = read_curves(write_curves(tmp_path, val__loss=[3.0], other=[1.0]))
+    with pytest.raises(ValueError, match=r"did not log the metric frechet: choose from other, val/loss"):
         last_values(curves, [Metric("frechet", "f", "min")], tmp_path)
 
 
-def test_tensorboard_gets_hparams_and_overlays_separate_from_the_curves(tmp_path):
-    ablation = Ablation.read(write(tmp_path, metrics={"val/loss": "min"}))
+def test_hparams_and_chart_layouts_do_not_change_the_curves(tmp_path):
+    ablation = Ablation.read(write_ablation(tmp_path, metrics={"val/loss": "min"}))
     trial = ablation.trials()[0]
-    folder = logged(trial.folder(tmp_path), val__loss=[3.0, 2.0])
+    folder = write_curves(trial.folder(tmp_path), val__loss=[3.0, 2.0])
     for _ in range(2):  # a second call replaces the first
         write_hparams(trial, ablation, folder, {"val/loss": 2.0}, step=1)
         write_layout(ablation, tmp_path)
@@ -193,7 +193,7 @@ def test_tensorboard_gets_hparams_and_overlays_separate_from_the_curves(tmp_path
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
-    ablation = Ablation.read(write(tmp_path, metrics={"val/loss": {"goal": "min", "label": "loss"}}))
+    ablation = Ablation.read(write_ablation(tmp_path, metrics={"val/loss": {"goal": "min", "label": "loss"}}))
     rows = {"shared,0.001": [{"val/loss": 1.0}, {"val/loss": 3.0}], "async,0.001": [{"val/loss": 2.0}]}
     assert table(ablation, rows).splitlines() == [
         "| levels, model.learning_rate | seeds | loss |",
@@ -204,23 +204,25 @@ def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ablation_skips_finished_trials_and_refuses_other_settings(tmp_path):
+def test_finished_trials_are_skipped_and_other_settings_rejected(tmp_path):
     axes = {"levels": {"async": None}, "model.label_dropout": [0.5, 7.0]}  # the second one fails when it is built
-    file, out = write(tmp_path, axes=axes, seeds=[0]), str(tmp_path / "out")
-    first = command(str(file), "--output", out)
+    file, out = write_ablation(tmp_path, axes=axes, seeds=[0]), str(tmp_path / "out")
+    first = run_ablate(str(file), "--output", out)
     assert first.returncode == 1, first.stderr
     assert "async,0.5, seed 0: finished in" in first.stdout
     assert "async,7.0, seed 0: failed" in first.stdout
     assert "label_dropout must lie in [0, 1], got 7.0" in first.stdout  # the last line of its log
     assert "1 of 2 trials are finished" in first.stdout
-    write(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0])
-    again = command(str(file), "--output", out)
+    write_ablation(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0])
+    again = run_ablate(str(file), "--output", out)
     assert again.returncode == 0, again.stderr
-    assert "async,0.5, seed 0: finished before" in again.stdout
-    write(tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0], set=SMALL | {"model.weight_decay": 0.1})
-    other = command(str(file), "--output", out)
+    assert "async,0.5, seed 0: already finished" in again.stdout
+    write_ablation(
+        tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0], set=SMALL | {"model.weight_decay": 0.1}
+    )
+    other = run_ablate(str(file), "--output", out)
     assert other.returncode == 2
-    assert "must have been run with the same settings, got model.weight_decay 0.0 -> 0.1" in other.stderr
+    assert "was run with other settings (model.weight_decay 0.0 -> 0.1): choose another --output" in other.stderr
     assert len(other.stderr.strip().splitlines()) == 1
 
 
@@ -228,24 +230,27 @@ def test_an_ablation_skips_finished_trials_and_refuses_other_settings(tmp_path):
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_ablation_is_resumed(tmp_path, interruption):
     long = SMALL | {"trainer.max_steps": 150, "trainer.val_check_interval": 150}
-    file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
+    file = write_ablation(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
     argv = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
     argv += ["--threads", "1"]
     run = tmp_path / "out" / "async" / "seed_0"
     # If the tests run in the background, SIGINT is ignored, and children inherit that.
     restore_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(argv, cwd=ROOT, preexec_fn=restore_sigint, **quiet)
+    output = tmp_path / "output.txt"
+    with output.open("w") as file_of_output:
+        streams = {"stdout": file_of_output, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(argv, cwd=ROOT, preexec_fn=restore_sigint, **streams)
     deadline = time.monotonic() + 120
     while not (run / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(interruption)
     assert process.wait(timeout=60) != 0
-    # No process of the ablation is left: the lock of the trial is free.
+    assert f"async, seed 0: interrupted, see {run / 'log.txt'}" in output.read_text()
+    # No process of the ablation is still running: the lock of the trial is free.
     with (run / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not (run / "finished.json").exists()
-    again = command(str(file), "--output", str(tmp_path / "out"))
+    again = run_ablate(str(file), "--output", str(tmp_path / "out"))
     assert again.returncode == 0, again.stdout + again.stderr
     steps = [step for step, _ in read_curves(run)["train/loss"]]
     assert steps == list(range(150))
@@ -253,10 +258,10 @@ def test_an_interrupted_ablation_is_resumed(tmp_path, interruption):
 
 
 @pytest.mark.slow
-def test_a_trial_may_use_several_processes(tmp_path):
+def test_a_trial_can_use_several_processes(tmp_path):
     two = SMALL | {"trainer.devices": 2, "trainer.strategy": "ddp"}
-    file = write(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=two)
-    done = command(str(file), "--output", str(tmp_path / "out"))
+    file = write_ablation(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=two)
+    done = run_ablate(str(file), "--output", str(tmp_path / "out"))
     run = tmp_path / "out" / "async" / "seed_0"
     assert done.returncode == 0, (run / "log.txt").read_text()[-2000:]
     assert "distributed_backend=gloo" in (run / "log.txt").read_text()
@@ -266,7 +271,7 @@ def test_a_trial_may_use_several_processes(tmp_path):
 @pytest.mark.parametrize("argv", [["--sbatch", "--gres=gpu:8"], ["--sbatch=--gres=gpu:8"]])
 def test_an_option_of_sbatch_is_not_parsed_as_an_option_of_ablate(tmp_path, argv):
     script = tmp_path / "job.sh"
-    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *argv)
+    done = run_ablate(str(write_ablation(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script), *argv)
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --gres=gpu:8" in script.read_text().splitlines()
 
@@ -274,11 +279,11 @@ def test_an_option_of_sbatch_is_not_parsed_as_an_option_of_ablate(tmp_path, argv
 def test_a_slurm_script_has_one_task_per_trial(tmp_path):
     script = tmp_path / "job.sh"
     argv = ["--slurm", str(script), "--sbatch", "--gres=gpu:1 --time=1:00:00", "--parallel", "3"]
-    done = command(str(write(tmp_path)), "--output", str(tmp_path / "out"), *argv)
+    done = run_ablate(str(write_ablation(tmp_path)), "--output", str(tmp_path / "out"), *argv)
     assert done.returncode == 0, done.stderr
     lines = script.read_text().splitlines()
     assert "#SBATCH --array=0-7%3" in lines
-    command(str(write(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script))
+    run_ablate(str(write_ablation(tmp_path)), "--output", str(tmp_path / "out"), "--slurm", str(script))
     assert "#SBATCH --array=0-7" in script.read_text().splitlines()  # no limit on concurrent tasks
     assert "#SBATCH --gres=gpu:1" in lines
     assert lines[-1].endswith("--cell $SLURM_ARRAY_TASK_ID")

@@ -1,4 +1,4 @@
-"""Reports: what is compared, what is left out and why, and that different protocols are never mixed silently."""
+"""Reports: compared and excluded runs, formats, and visible differences between protocols."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,10 @@ from asyncdiff.evaluation.figures.sweep_figures import _align_curves, dots_figur
 METRIC = {"tag": "frechet/x", "label": "generated", "goal": "min"}
 
 
-def run(folder: Path, values: list[float], *, variant: str = "a", seed: int = 0, number: int = 0, **changes) -> Path:
-    """A run directory as written by an ablation."""
+def write_run(
+    folder: Path, values: list[float], *, variant: str = "a", seed: int = 0, number: int = 0, **changes
+) -> Path:
+    """Write a run directory like those of an ablation."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": seed}))
     record = {
@@ -39,16 +41,16 @@ def run(folder: Path, values: list[float], *, variant: str = "a", seed: int = 0,
 
 @pytest.fixture
 def runs(tmp_path) -> Path:
-    """Two variants with two seeds each; the second of the ablation comes first by name."""
+    """Two variants with two seeds each; the second variant of the ablation comes first by name."""
     out = tmp_path / "out"
-    run(out / "b" / "seed_0", [9.0, 1.0], variant="b", number=0)
-    run(out / "b" / "seed_1", [9.0, 3.0], variant="b", seed=1, number=2)
-    run(out / "a" / "seed_0", [9.0, 4.0], number=1)
-    run(out / "a" / "seed_1", [9.0, 4.0], seed=1, number=3)
+    write_run(out / "b" / "seed_0", [9.0, 1.0], variant="b", number=0)
+    write_run(out / "b" / "seed_1", [9.0, 3.0], variant="b", seed=1, number=2)
+    write_run(out / "a" / "seed_0", [9.0, 4.0], number=1)
+    write_run(out / "a" / "seed_1", [9.0, 4.0], seed=1, number=3)
     return out
 
 
-def written(runs: Path, *argv: str) -> tuple[str, str, dict]:
+def write_report(runs: Path, *argv: str) -> tuple[str, str, dict]:
     report.main([str(runs), *argv])
     folder = runs / "report"
     return tuple(read((folder / f"report.{end}").read_text()) for end, read in KINDS)  # type: ignore[return-value]
@@ -58,7 +60,7 @@ KINDS = (("md", str), ("html", str), ("json", json.loads))
 
 
 def test_the_table_has_the_last_values_in_the_order_of_the_ablation(runs):
-    markdown, page, card = written(runs)
+    markdown, page, card = write_report(runs)
     assert markdown.splitlines()[2:6] == [
         "|  | runs | generated ↓ |",
         "|---|---|---|",
@@ -75,7 +77,7 @@ def test_the_page_is_self_contained_and_every_markdown_link_exists(runs):
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(images / "samples.png")
-    markdown, page, _ = written(runs)
+    markdown, page, _ = write_report(runs)
     links = [part.split(")")[0] for part in markdown.split("](")[1:]]
     assert {"metrics.png", "train_loss.png", "samples_a.png"} <= set(links)
     assert all((runs / "report" / link).is_file() for link in links)
@@ -86,8 +88,8 @@ def test_the_page_is_self_contained_and_every_markdown_link_exists(runs):
 
 def test_large_numbers_have_no_exponents(tmp_path):
     for seed, value in enumerate([11940.4, 12340.4]):
-        run(tmp_path / "a" / f"seed_{seed}", [value, value], seed=seed)
-    assert "| a | 2 | 12140 ± 283 |" in written(tmp_path)[0]
+        write_run(tmp_path / "a" / f"seed_{seed}", [value, value], seed=seed)
+    assert "| a | 2 | 12140 ± 283 |" in write_report(tmp_path)[0]
 
 
 def test_many_images_are_split_into_rows(runs):
@@ -95,17 +97,17 @@ def test_many_images_are_split_into_rows(runs):
 
     for number in range(7):
         folder = runs / f"v{number}" / "seed_0"
-        run(folder, [1.0, 1.0], variant=f"v{number}", number=10 + number)
+        write_run(folder, [1.0, 1.0], variant=f"v{number}", number=10 + number)
         (folder / "images").mkdir()
         Image.new("RGB", (4, 4)).save(folder / "images" / "samples.png")
-    markdown, page, _ = written(runs)
+    markdown, page, _ = write_report(runs)
     assert "| v0 | v1 | v2 | v3 | v4 |\n|---|---|---|---|---|\n" in markdown
     assert "| v5 | v6 |\n|---|---|\n" in markdown
     assert page.count('alt="v6"') == 1
 
 
 @pytest.mark.parametrize(("values", "scale"), [([1.0, 90.0], "log"), ([1.0, 9.0], "linear"), ([-1.0, 90.0], "linear")])
-def test_one_bad_variant_does_not_squeeze_the_others(values, scale):
+def test_a_wide_range_of_positive_values_has_a_logarithmic_axis(values, scale):
     figure = dots_figure({"generated": {"a": values[:1], "b": values[1:]}})
     assert [axes.get_xscale() for axes in figure.axes if axes.lines] == [scale]
 
@@ -117,7 +119,7 @@ def test_short_curves_keep_their_steps():
 
 
 def test_binned_values_are_placed_at_the_mean_of_their_steps():
-    """A straight line stays one, whatever the steps are."""
+    """A straight line stays straight for any steps."""
     curves = [[(step, 2.0 * step + 1) for step in range(offset, 3000, 7)] for offset in (0, 3)]
     steps, values = _align_curves(curves)
     assert 50 < len(steps) < 3000 / 7
@@ -125,40 +127,42 @@ def test_binned_values_are_placed_at_the_mean_of_their_steps():
 
 
 def test_the_protocol_and_its_differences_are_reported(runs):
-    markdown, _, _ = written(runs)
+    markdown, _, _ = write_report(runs)
     assert "software.commit = abc" in markdown
     assert "trainer.max_steps = 4" in markdown
     assert "They differ in: model.levels.class_path." in markdown
     assert "Not the same protocol" not in markdown
-    run(runs / "c" / "seed_0", [1.0, 1.0], variant="c", number=4, software={"commit": "def", "torch": "2.14"})
-    assert "**Not the same protocol**: software.commit differ" in written(runs)[0]
+    write_run(runs / "c" / "seed_0", [1.0, 1.0], variant="c", number=4, software={"commit": "def", "torch": "2.14"})
+    assert "**Not the same protocol**: software.commit differ" in write_report(runs)[0]
 
 
-def card(folder: Path, **protocol) -> None:
+def write_card(folder: Path, **protocol) -> None:
     (folder / "evaluation").mkdir(exist_ok=True)
     content = {"format": 1, "protocol": {"step": 4, "torch": "2.14", **protocol}, "metrics": {}}
     (folder / "evaluation" / "frechet_x.json").write_text(json.dumps(content))
 
 
-def test_protocols_of_distances_are_footnotes_and_differences_are_reported(runs):
+def test_protocols_of_frechet_distances_are_footnotes_with_their_differences(runs):
     for folder in runs.glob("?/seed_?"):
-        card(folder, features={"weights": "abcdef"}, samples={"count": 100})
-    markdown, page, report_json = written(runs)
+        write_card(folder, features={"weights": "abcdef"}, samples={"count": 100})
+    markdown, page, report_json = write_report(runs)
     assert "* frechet/x: features.weights = abcdef, samples.count = 100." in markdown
     assert "Not the same protocol" not in markdown
     assert "features.weights = abcdef" in page
     assert report_json["protocols"]["frechet/x"]["common"] == {"features.weights": "abcdef", "samples.count": 100}
-    card(runs / "a" / "seed_1", features={"weights": "abcdef"}, samples={"count": 50})
-    assert "**Not the same protocol**: samples.count of frechet/x differ" in written(runs)[0]
+    write_card(runs / "a" / "seed_1", features={"weights": "abcdef"}, samples={"count": 50})
+    assert "**Not the same protocol**: samples.count of frechet/x differ" in write_report(runs)[0]
     (runs / "a" / "seed_1" / "evaluation" / "frechet_x.json").unlink()
-    assert "**Not the same protocol**: features.weights, samples.count, card of frechet/x differ" in written(runs)[0]
+    assert (
+        "**Not the same protocol**: features.weights, samples.count, card of frechet/x differ" in write_report(runs)[0]
+    )
 
 
-def test_unfinished_runs_and_runs_without_events_are_left_out_and_named(runs, capsys):
+def test_unfinished_runs_and_runs_without_events_are_excluded_with_a_note(runs, capsys):
     (runs / "a" / "seed_1" / "finished.json").unlink()
     for file in (runs / "b" / "seed_1").glob("events*"):
         file.unlink()
-    markdown, _, _ = written(runs)
+    markdown, _, _ = write_report(runs)
     assert "| b | 1 | **1** |" in markdown
     assert "| a | 1 | 4 |" in markdown
     assert f"Left out: {runs / 'a' / 'seed_1'}: not finished" in markdown
@@ -177,15 +181,15 @@ def test_runs_outside_an_ablation_are_compared_by_default_tags(runs):
 
 def test_errors_are_reported_in_one_line(runs, tmp_path):
     found, _ = select_comparable(find_runs([runs]))
-    with pytest.raises(ValueError, match=r"--metrics must be .* a run, got fid: choose from frechet/x, train/loss"):
+    with pytest.raises(ValueError, match=r"--metrics: no run logged fid: choose from frechet/x, train/loss"):
         select_metrics(found, ["fid"])
-    with pytest.raises(FileNotFoundError, match="RUNS must be folders"):
+    with pytest.raises(FileNotFoundError, match="RUNS must be folders, but .*none is not one"):
         find_runs([tmp_path / "none"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"RUNS must contain run directories .* got .*empty without any"):
+    with pytest.raises(ValueError, match=r"RUNS: .*empty contains no run directory"):
         find_runs([tmp_path / "empty"])
     (runs / "a" / "seed_0" / "cell.json").write_text('{"version": 0}')
-    with pytest.raises(ValueError, match=r"cell.json must be written by an ablation of this version"):
+    with pytest.raises(ValueError, match=r"cell.json lacks the keys variants and seed"):
         find_runs([runs])
     (runs / "a" / "seed_0" / "cell.json").write_text("{")
     with pytest.raises(ValueError, match=r"cell.json is damaged"):
@@ -195,5 +199,5 @@ def test_errors_are_reported_in_one_line(runs, tmp_path):
     (runs / "a" / "seed_0" / "cell.json").unlink()
     for file in (runs / "a" / "seed_0").glob("events*"):
         file.unlink()
-    with pytest.raises(ValueError, match="RUNS must contain a finished run, got none among 4"):
+    with pytest.raises(ValueError, match="RUNS: none of the 4 runs can be compared"):
         select_comparable(find_runs([runs]))

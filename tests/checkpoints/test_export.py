@@ -174,9 +174,9 @@ def test_the_card_lists_only_results_of_these_weights(export, capsys):
     assert body.count("| frechet | 1.235 |") == 2
     assert {"### ours", "### training"} <= set(body.splitlines())
     assert '"split": "val"' in body
-    assert "others.json is of another checkpoint_sha256" in told
-    assert "raw.json is of another weights" in told
-    assert "broken.json, which cannot be read" in told
+    assert "others.json: it was measured on other weights (different checkpoint_sha256" in told
+    assert "raw.json: it was measured on other weights (different weights)" in told
+    assert "broken.json cannot be read as a JSON file" in told
     text = (export("--weights", "raw", name="raw") / "README.md").read_text()
     assert [name for name in text.splitlines() if name.startswith("###")] == ["### raw"]
 

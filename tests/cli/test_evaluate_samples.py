@@ -138,7 +138,7 @@ def test_reference_statistics_are_cached_and_can_be_passed(run, tmp_path, capsys
     )
     error = expect_error(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
     assert "has another images.split, train instead of" in error
-    assert "instead of val: leave --reference out" in error
+    assert "instead of val: omit --reference to compute the statistics" in error
 
 
 def test_published_statistics_can_be_used_as_reference(run, tmp_path, capsys, card, cache):
@@ -153,7 +153,9 @@ def test_published_statistics_can_be_used_as_reference(run, tmp_path, capsys, ca
         capsys, run, tmp_path, "--reference", str(file)
     )
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
-    assert "must have 16 features, got 3" in expect_error(capsys, run, tmp_path, "--reference", str(file))
+    assert "has 3 features, but the feature extractor has 16" in expect_error(
+        capsys, run, tmp_path, "--reference", str(file)
+    )
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys):
@@ -183,17 +185,20 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
 @pytest.mark.parametrize(
     ("more", "rule"),
     [
-        (("--metrics", "fid"), "--metrics must be some of frechet,kid,"),
+        (("--metrics", "fid"), "--metrics has no metric fid: choose from frechet, kid,"),
         (("--count", "1"), "--count must be at least 2"),
         (("--count", "5"), "images must be at least 10, got 5: the Inception score has 10 splits"),
-        (("--count", "3", "--metrics", "precision_recall"), "fake must be at least 4, got 3"),
+        (("--count", "3", "--metrics", "precision_recall"), "number of fake images must be at least 4, got 3"),
         (
             ("--guidance", "2", "--labels", "false"),
             "--guidance needs a class-conditional model and --labels true, got 2.0",
         ),
         (("--images", "nowhere"), "--images must be a folder, got nowhere"),
         (("--reference", "nowhere"), "reference nowhere is not a file"),
-        (("--reference_count", "4", "--metrics", "density_coverage"), "real must be at least 6, got 4"),
+        (
+            ("--reference_count", "4", "--metrics", "density_coverage"),
+            "number of real images must be at least 6, got 4",
+        ),
     ],
 )
 def test_invalid_options(run, tmp_path, capsys, more, rule):
@@ -205,7 +210,7 @@ def test_features_without_classes_have_no_inception_score(run, tmp_path, capsys)
         {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
     )
     error = expect_error(capsys, run, tmp_path, "--features", flat, "--metrics", "inception_score")
-    assert "must leave inception_score out for TimmFeatures" in error
+    assert "inception_score needs class predictions, but TimmFeatures has none" in error
 
 
 def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
@@ -258,8 +263,8 @@ def test_compare_marks_cards_with_another_protocol(run, tmp_path, card, capsys):
         ("{", "cannot be read as a JSON file"),
         ("[]", "is not a result card, it lacks the protocol or metrics"),
         ('{"format": 0, "protocol": {}, "metrics": {}}', "has the card format 0, not 1"),
-        ('{"format": 1, "protocol": [], "metrics": {}}', "protocol and metrics must be mappings in a card"),
-        (None, "which does not exist"),
+        ('{"format": 1, "protocol": [], "metrics": {}}', "its protocol or metrics are not mappings"),
+        (None, "is not a file: check the path of the result card"),
     ],
 )
 def test_unreadable_cards_are_rejected(tmp_path, capsys, text, rule):

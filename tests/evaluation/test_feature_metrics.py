@@ -19,59 +19,59 @@ from asyncdiff.evaluation.feature_metrics import (
 from asyncdiff.evaluation.frechet import frechet
 
 
-def rows(n: int, seed: int, *, d: int = 16, shift: float = 0.0) -> Tensor:
-    """Correlated features, as those of networks are."""
+def features(n: int, seed: int, *, d: int = 16, shift: float = 0.0) -> Tensor:
+    """Return correlated features, like those of networks."""
     mix = torch.randn(d, d, generator=torch.Generator().manual_seed(99), dtype=torch.float64) / math.sqrt(d)
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ mix + shift
 
 
-def by_square_root(real: Tensor, fake: Tensor) -> float:
-    """FID as pytorch-fid computes it: numpy's statistics and scipy's square root of a general matrix."""
+def frechet_by_matrix_square_root(real: Tensor, fake: Tensor) -> float:
+    """Return the FID as pytorch-fid computes it, with numpy's statistics and scipy's general matrix square root."""
     (m1, s1), (m2, s2) = ((x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)) for x in (real, fake))
     root = scipy.linalg.sqrtm(s1 @ s2)
     return float(((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * np.trace(root.real))
 
 
-def test_the_frechet_distance_is_that_of_the_general_square_root():
-    real, fake = rows(500, 0), rows(300, 1, shift=0.2)
+def test_the_frechet_distance_matches_the_general_matrix_square_root():
+    real, fake = features(500, 0), features(300, 1, shift=0.2)
     found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
-    assert found == pytest.approx(by_square_root(real, fake), rel=1e-9)
+    assert found == pytest.approx(frechet_by_matrix_square_root(real, fake), rel=1e-9)
 
 
-def test_a_covariance_without_full_rank_is_no_trouble():
-    real, fake = rows(500, 0, d=64), rows(20, 1, d=64)
+def test_rank_deficient_covariances_are_handled_with_a_warning():
+    real, fake = features(500, 0, d=64), features(20, 1, d=64)
     with pytest.warns(UserWarning, match="20 generated images in 64 feature dimensions"):
         found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
-    assert found == pytest.approx(by_square_root(real, fake), rel=1e-6)
+    assert found == pytest.approx(frechet_by_matrix_square_root(real, fake), rel=1e-6)
     with pytest.warns(UserWarning, match="20 real images in 64"):
         assert frechet_distance(fit_gaussian(fake), fake, real_count=len(fake)) == pytest.approx(0, abs=1e-9)
 
 
-def test_merged_moments_equal_those_of_all_rows_even_far_from_zero():
-    x = rows(1000, 0, shift=1e6)
+def test_merged_moments_equal_those_of_all_images_even_far_from_zero():
+    x = features(1000, 0, shift=1e6)
     parts = [Moments(16) for _ in range(3)]
-    for part, share in zip(parts, x.split([700, 299, 1]), strict=True):
-        part.add(share)
-    whole = Moments(16)
+    for part, batch in zip(parts, x.split([700, 299, 1]), strict=True):
+        part.add(batch)
+    merged = Moments(16)
     for part in parts:
-        whole.merge(part.state())
-    mean, cov = whole.gaussian()
-    assert whole.count == 1000
+        merged.merge(part.state())
+    mean, cov = merged.gaussian()
+    assert merged.count == 1000
     torch.testing.assert_close(mean, x.mean(0), rtol=1e-15, atol=0)
     torch.testing.assert_close(cov, (x - x.mean(0)).T.cov(), rtol=1e-9, atol=1e-9)
     assert frechet(mean, cov, *fit_gaussian(x)) == pytest.approx(0, abs=1e-9)
 
 
-def test_kid_of_everything_is_that_of_torch_fidelity():
-    real, fake = rows(200, 0), rows(200, 1, shift=0.2)
+def test_kid_of_all_images_matches_torch_fidelity():
+    real, fake = features(200, 0), features(200, 1, shift=0.2)
     expected = kid_features_to_metric(real, fake, kid_subsets=1, kid_subset_size=200, verbose=False)
     found = kernel_distance(real, fake)
     assert found.mean == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-10)
     assert math.isnan(found.deviation)
 
 
-def test_kid_of_the_same_subsets_is_that_of_torch_fidelity(monkeypatch):
-    real, fake = rows(300, 0), rows(250, 1, shift=0.2)
+def test_kid_of_the_same_subsets_matches_torch_fidelity(monkeypatch):
+    real, fake = features(300, 0), features(250, 1, shift=0.2)
     draws = np.random.RandomState(2020)
     monkeypatch.setattr(torch, "randperm", lambda n: torch.from_numpy(draws.permutation(n)))
     found = kernel_distance(real, fake, subsets=20, subset_size=100)
@@ -82,29 +82,31 @@ def test_kid_of_the_same_subsets_is_that_of_torch_fidelity(monkeypatch):
 
 
 def test_kid_of_equal_distributions_is_zero_within_its_error():
-    found = kernel_distance(rows(2000, 0), rows(2000, 1), subsets=20, subset_size=500)
+    found = kernel_distance(features(2000, 0), features(2000, 1), subsets=20, subset_size=500)
     assert abs(found.mean) < 2 * found.deviation
-    assert kernel_distance(rows(2000, 0), rows(2000, 1, shift=0.3), subsets=20).mean > 10 * abs(found.mean)
+    assert kernel_distance(features(2000, 0), features(2000, 1, shift=0.3), subsets=20).mean > 10 * abs(found.mean)
 
 
-def test_seeds_choose_the_subsets_and_leave_the_global_state_alone():
+def test_seeds_select_the_subsets_without_changing_the_global_random_state():
     before = torch.get_rng_state()
-    first, again, other = (kernel_distance(rows(90, 0), rows(80, 1), subset_size=40, seed=s).mean for s in (0, 0, 1))
+    first, again, other = (
+        kernel_distance(features(90, 0), features(80, 1), subset_size=40, seed=s).mean for s in (0, 0, 1)
+    )
     assert first == again != other
-    scores = [inception_score(rows(90, 0), seed=s).mean for s in (0, 0, 1)]
+    scores = [inception_score(features(90, 0), seed=s).mean for s in (0, 0, 1)]
     assert scores[0] == scores[1] != scores[2]
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_subset_is_as_large_as_the_smaller_side_allows():
+def test_the_subset_size_is_limited_by_the_smaller_side():
     assert [subset_size_for(5000, 2000), subset_size_for(5000, 360)] == [1000, 360]
-    assert kernel_distance(rows(90, 0), rows(40, 1)).deviation > 0
+    assert kernel_distance(features(90, 0), features(40, 1)).deviation > 0
 
 
-def test_the_inception_score_is_that_of_torch_fidelity(monkeypatch):
-    logits = 3 * rows(205, 0)
-    whole = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
-    assert inception_score(logits, splits=1).mean == pytest.approx(whole, rel=1e-10)
+def test_the_inception_score_matches_torch_fidelity(monkeypatch):
+    logits = 3 * features(205, 0)
+    expected_of_all = isc_features_to_metric(logits, splits=1, shuffle=False)["inception_score_mean"]
+    assert inception_score(logits, splits=1).mean == pytest.approx(expected_of_all, rel=1e-10)
     monkeypatch.setattr(torch, "randperm", torch.arange)
     expected = isc_features_to_metric(logits[:200], splits=10, shuffle=False)
     found = inception_score(logits[:200])
@@ -114,19 +116,25 @@ def test_the_inception_score_is_that_of_torch_fidelity(monkeypatch):
 
 
 def test_the_inception_score_lies_between_one_and_the_number_of_classes():
-    sure = 50 * torch.eye(8, dtype=torch.float64).repeat(10, 1)
-    assert inception_score(sure, splits=1).mean == pytest.approx(8, rel=1e-9)
+    confident = 50 * torch.eye(8, dtype=torch.float64).repeat(10, 1)
+    assert inception_score(confident, splits=1).mean == pytest.approx(8, rel=1e-9)
     assert inception_score(torch.zeros(80, 8)).mean == pytest.approx(1, rel=1e-9)
 
 
-def test_too_few_images_are_refused_in_one_line():
-    with pytest.raises(ValueError, match=r"images on either side must be at least 100, got 40: subset_size is 100"):
-        kernel_distance(rows(200, 0), rows(40, 1), subset_size=100)
+def test_too_few_images_are_rejected():
+    with pytest.raises(
+        ValueError, match=r"number of images on each side must be at least 100, got 40: subset_size is 100"
+    ):
+        kernel_distance(features(200, 0), features(40, 1), subset_size=100)
     with pytest.raises(ValueError, match=r"must be at least 2, got 1: KID"):
-        kernel_distance(rows(200, 0), rows(1, 1))
-    with pytest.raises(ValueError, match=r"images must be at least 10, got 9: the Inception score has 10 splits"):
-        inception_score(rows(9, 0))
-    with pytest.raises(ValueError, match=r"images must be at least 2, got 1: a covariance"):
-        fit_gaussian(rows(1, 0))
-    with pytest.raises(ValueError, match=r"must have 16 features, got 8: use the same feature extractor"):
-        frechet_distance(fit_gaussian(rows(9, 0, d=8)), rows(20, 0), real_count=9)
+        kernel_distance(features(200, 0), features(1, 1))
+    with pytest.raises(
+        ValueError, match=r"number of images must be at least 10, got 9: the Inception score has 10 splits"
+    ):
+        inception_score(features(9, 0))
+    with pytest.raises(ValueError, match=r"number of images must be at least 2, got 1: a covariance"):
+        fit_gaussian(features(1, 0))
+    with pytest.raises(
+        ValueError, match=r"have 8 features, but generated images have 16: use the same feature extractor"
+    ):
+        frechet_distance(fit_gaussian(features(9, 0, d=8)), features(20, 0), real_count=9)

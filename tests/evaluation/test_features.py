@@ -32,7 +32,7 @@ def tiny(**options) -> TrainedClassifier:
     return TrainedClassifier(3, 2, **{"width": 8, "dim": 16, "epochs": 2, **options})
 
 
-def two_kinds(n: int = 80, size: int = 32) -> list[dict[str, torch.Tensor]]:
+def two_classes(n: int = 80, size: int = 32) -> list[dict[str, torch.Tensor]]:
     labels = torch.arange(n) % 2
     noise = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
     return [{"image": (0.3 * noise + labels[:, None, None, None] - 0.5).clamp(-1, 1), "label": labels}]
@@ -54,7 +54,7 @@ def test_classifier_is_accurate_on_held_out_digits(trained, digits):
     assert trained.accuracy(images, labels) >= 0.97
 
 
-def test_classifier_features_are_finite_and_of_full_rank(trained, digits):
+def test_classifier_features_have_a_full_rank_covariance(trained, digits):
     features = trained(digits[1])
     assert features.shape == (360, 64)
     variances = torch.linalg.eigvalsh(features.double().T.cov())
@@ -75,65 +75,65 @@ def test_classifier_features_separate_blurred_images_from_real_ones(trained, dig
 @pytest.mark.parametrize("size", [5, 8, 32])
 def test_classifier_accepts_color_images_of_any_size(size):
     classifier = tiny(epochs=20)
-    batches = two_kinds(size=size)
+    batches = two_classes(size=size)
     classifier.prepare(batches)
     assert classifier(batches[0]["image"]).shape == (80, 16)
     assert classifier.accuracy(batches[0]["image"], batches[0]["label"]) == 1.0
 
 
-def test_classifier_depends_on_its_seed_alone():
+def test_classifier_depends_only_on_its_seed():
     results = []
     for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(global_seed)
         classifier = tiny(seed=seed)
         torch.rand(global_seed)
         with torch.inference_mode():  # as in a validation hook
-            classifier.prepare(two_kinds())
-        results.append(classifier(two_kinds()[0]["image"]))
+            classifier.prepare(two_classes())
+        results.append(classifier(two_classes()[0]["image"]))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
-def test_classifier_leaves_the_global_random_state_alone():
+def test_classifier_does_not_change_the_global_random_state():
     class Loader:
         def __iter__(self):
             torch.rand(3)  # a DataLoader draws a base seed here
-            yield from two_kinds()
+            yield from two_classes()
 
     before = torch.get_rng_state()
     tiny().prepare(Loader())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_classifier_is_frozen_and_remembers_that_it_is_trained():
+def test_classifier_is_frozen_and_its_state_dict_restores_it():
     classifier = tiny()
-    classifier.prepare(two_kinds())
+    classifier.prepare(two_classes())
     assert not classifier.training
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     copy = tiny(seed=3)
     copy.load_state_dict(classifier.state_dict())
-    images = two_kinds()[0]["image"]
+    images = two_classes()[0]["image"]
     assert torch.equal(copy(images), classifier(images))
 
 
-def test_classifier_refuses_use_before_training():
+def test_classifier_rejects_use_before_training_and_invalid_batches():
     with pytest.raises(RuntimeError, match="call prepare"):
         tiny()(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match="at least one batch"):
+    with pytest.raises(ValueError, match="train_batches is empty"):
         tiny().prepare([])
     with pytest.raises(ValueError, match=r"at least 5x5 pixels, got \(4, 4\)"):
-        tiny().prepare(two_kinds(size=4))
+        tiny().prepare(two_classes(size=4))
 
 
-def test_any_module_becomes_features():
+def test_any_module_can_be_wrapped_as_features():
     features = as_features(nn.Flatten())
     assert features.name == "flatten"
     with pytest.raises(ValueError, match="as_features"):
         FrechetDistance(features)
-    features.prepare(two_kinds(size=5))
+    features.prepare(two_classes(size=5))
     assert features.dim == 75
     metric = FrechetDistance(features)
-    metric.update(two_kinds(size=5)[0]["image"], real=True)
+    metric.update(two_classes(size=5)[0]["image"], real=True)
     assert metric.real_n == 80
 
 
@@ -143,17 +143,17 @@ def test_explicit_name_and_dim_of_features_are_kept():
     assert isinstance(features, Features)
     assert (features.name, features.dim) == ("pixels", 12)
     assert as_features(features) is features
-    with pytest.raises(ValueError, match="must be None for"):
+    with pytest.raises(ValueError, match="_Wrapped has its own name and dim, got name 'other' and dim None"):
         as_features(features, name="other")
 
 
-def test_inception_without_file_or_network_names_file_and_folder(tmp_path, monkeypatch):
-    def unreachable(*_, **__):
+def test_inception_reports_file_and_folder_after_a_failed_download(tmp_path, monkeypatch):
+    def fail(*_, **__):
         raise URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
-    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", fail)
     with pytest.raises(FileNotFoundError) as error:
         InceptionFeatures()
     text = str(error.value)
@@ -163,19 +163,21 @@ def test_inception_without_file_or_network_names_file_and_folder(tmp_path, monke
     assert "\n" not in text
 
 
-def test_inception_refuses_a_missing_file():
-    with pytest.raises(FileNotFoundError, match=r"got nowhere\.pth: download https://"):
+def test_inception_rejects_a_missing_file():
+    with pytest.raises(
+        FileNotFoundError, match=r"weights nowhere\.pth is not a file: check the path, or download https://"
+    ):
         InceptionFeatures("nowhere.pth")
 
 
-def test_inception_names_the_package_it_needs(monkeypatch):
+def test_inception_reports_the_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ImportError, match="pip install torch-fidelity"):
         InceptionFeatures()
 
 
 @pytest.mark.slow
-def test_inception_from_a_local_file(tmp_path):
+def test_inception_from_a_local_file_matches_torch_fidelity(tmp_path):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with pytest.MonkeyPatch.context() as patch:

@@ -14,7 +14,7 @@ DIM = 12
 
 
 class Projection(nn.Module):
-    """3 x 4 x 4 images to DIM correlated features, the same in every process."""
+    """Maps 3 x 4 x 4 images to DIM correlated features, the same in every process."""
 
     dim = DIM
 
@@ -25,7 +25,7 @@ class Projection(nn.Module):
         self.drop = nn.Dropout(0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        # In float64: a float32 product rounds otherwise for batches of another size, on some processors.
+        # In float64, because a float32 product can round differently for other batch sizes.
         return self.drop((images.flatten(1).double() @ self.weight.double()).tanh().to(self.weight.dtype))
 
 
@@ -34,17 +34,17 @@ def images(n: int, seed: int, *, shift: float = 0.0) -> Tensor:
     return (0.3 * noise + shift).clamp(-1, 1)
 
 
-def rows(n: int, d: int, seed: int, *, mean: float = 0.0, spectrum: float = 1.0) -> Tensor:
+def features(n: int, d: int, seed: int, *, mean: float = 0.0, spectrum: float = 1.0) -> Tensor:
     draw = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     mixing = torch.randn(d, d, dtype=torch.float64, generator=torch.Generator().manual_seed(99)) / math.sqrt(d)
     return (draw * torch.logspace(0, -spectrum, d, dtype=torch.float64)) @ mixing + mean
 
 
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    return features.mean(0), features.T.cov()
+def mean_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.mean(0), x.T.cov()
 
 
-def torch_fidelity(real: Tensor, fake: Tensor) -> float:
+def torch_fidelity_distance(real: Tensor, fake: Tensor) -> float:
     return fid_statistics_to_metric(*map(fid_features_to_statistics, (real, fake)), verbose=False)[KEY_METRIC_FID]
 
 
@@ -58,39 +58,39 @@ def metric_of(real: Tensor, fake: Tensor) -> FrechetDistance:
     return metric
 
 
-def filled(real: Tensor, fake: Tensor, *, batch: int = 1000) -> FrechetDistance:
+def metric_of_images(real: Tensor, fake: Tensor, *, batch: int = 1000) -> FrechetDistance:
     metric = FrechetDistance(Projection())
-    for side, whole in ((True, real), (False, fake)):
-        for part in whole.split(batch):
+    for side, all_images in ((True, real), (False, fake)):
+        for part in all_images.split(batch):
             metric.update(part, real=side)
     return metric
 
 
 @pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
-def test_equals_torch_fidelity(spectrum):
-    real, fake = rows(300, 40, 0, spectrum=spectrum), rows(200, 40, 1, mean=0.1, spectrum=spectrum)
-    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity(real, fake), rel=1e-6)
+def test_the_distance_matches_torch_fidelity(spectrum):
+    real, fake = features(300, 40, 0, spectrum=spectrum), features(200, 40, 1, mean=0.1, spectrum=spectrum)
+    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity_distance(real, fake), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
 @pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
-def test_fewer_images_than_dimensions_equals_torch_fidelity(n_real, n_fake):
-    real, fake = rows(n_real, 64, 0), rows(n_fake, 64, 1, mean=0.1)
-    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity(real, fake), rel=1e-5)
+def test_with_fewer_images_than_dimensions_it_matches_torch_fidelity(n_real, n_fake):
+    real, fake = features(n_real, 64, 0), features(n_fake, 64, 1, mean=0.1)
+    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity_distance(real, fake), rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
 @pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
-def test_rank_deficient_equals_the_singular_values_of_the_samples(n_real, n_fake):
-    # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the nuclear norm of X1 X2^T for centred, scaled samples: no squares, so exact.
-    real, fake = rows(n_real, 64, 0), rows(n_fake, 64, 1, mean=0.1)
+def test_with_rank_deficient_covariances_it_matches_the_singular_values_of_the_samples(n_real, n_fake):
+    # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the nuclear norm of X1 X2^T for centered, scaled samples: no squares, so exact.
+    real, fake = features(n_real, 64, 0), features(n_fake, 64, 1, mean=0.1)
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (real, fake))
     expected = (real.mean(0) - fake.mean(0)).square().sum() + a.square().sum() + b.square().sum()
     expected -= 2 * torch.linalg.svdvals(a @ b.T).sum()
     assert metric_of(real, fake).compute().item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_closed_form_of_commuting_covariances():
+def test_commuting_covariances_match_the_closed_form():
     # With a common eigenbasis the distance is a sum over its axes: (m1 - m2)^2 + (s1 - s2)^2.
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(20, 20, dtype=torch.float64, generator=generator)).Q
@@ -100,8 +100,8 @@ def test_closed_form_of_commuting_covariances():
     torch.testing.assert_close(frechet(m1, cov1, m2, cov2), expected, rtol=1e-10, atol=0)
 
 
-def test_square_root_reproduces_the_covariance_with_its_rank():
-    cov = rows(9, 30, 0).T.cov()
+def test_the_square_root_reproduces_the_covariance_and_has_its_rank():
+    cov = features(9, 30, 0).T.cov()
     root = square_root(cov)
     assert root.shape == (8, 30)
     torch.testing.assert_close(root.T @ root, cov, rtol=0, atol=1e-13)
@@ -110,30 +110,30 @@ def test_square_root_reproduces_the_covariance_with_its_rank():
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
 @pytest.mark.parametrize("n", [500, 20])
 def test_identical_sets_have_distance_zero(n):
-    x = rows(n, 32, 0, mean=1.0)
+    x = features(n, 32, 0, mean=1.0)
     assert 0 <= metric_of(x, x.clone()).compute().item() < 1e-8
 
 
-def test_no_variance_at_all():
+def test_sets_without_variance_have_the_distance_of_their_means():
     x = torch.ones(40, 8)
     assert metric_of(x, x + 2).compute().item() == pytest.approx(8 * 4)
 
 
-def test_symmetric():
-    a, b = moments(rows(200, 16, 0)), moments(rows(200, 16, 1, mean=0.3))
+def test_the_distance_is_symmetric():
+    a, b = mean_and_covariance(features(200, 16, 0)), mean_and_covariance(features(200, 16, 1, mean=0.3))
     torch.testing.assert_close(frechet(*a, *b), frechet(*b, *a), rtol=1e-10, atol=0)
 
 
-def test_order_and_batches_do_not_matter():
+def test_the_distance_does_not_depend_on_order_or_batch_size():
     real, fake = images(60, 0), images(50, 1, shift=0.1)
-    whole = filled(real, fake).compute()
+    whole = metric_of_images(real, fake).compute()
     for batch in (1, 7, 50):
         torch.testing.assert_close(
-            filled(real.flip(0), fake.roll(3, 0), batch=batch).compute(), whole, rtol=1e-9, atol=0
+            metric_of_images(real.flip(0), fake.roll(3, 0), batch=batch).compute(), whole, rtol=1e-9, atol=0
         )
 
 
-def test_covariance_under_a_large_mean_agrees_with_numpy():
+def test_the_covariance_matches_numpy_despite_a_large_mean():
     x = 1e3 + torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
     metric = metric_of(x, x)
     expected = np.cov(x.double().numpy(), rowvar=False)
@@ -143,11 +143,11 @@ def test_covariance_under_a_large_mean_agrees_with_numpy():
 
 
 def test_reset_keeps_the_reference():
-    metric = filled(images(60, 0), images(50, 1))
+    metric = metric_of_images(images(60, 0), images(50, 1))
     metric.reset()
     assert (metric.real_n, metric.fake_n) == (60, 0)
     metric.update(images(40, 2, shift=0.2), real=False)
-    expected = filled(images(60, 0), images(40, 2, shift=0.2)).compute()
+    expected = metric_of_images(images(60, 0), images(40, 2, shift=0.2)).compute()
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
 
 
@@ -161,7 +161,7 @@ def test_reset_discards_the_reference_without_keep_reference():
 def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeypatch):
     calls = []
     monkeypatch.setattr("asyncdiff.evaluation.frechet.square_root", lambda c: calls.append(1) or square_root(c))
-    metric = filled(images(60, 0), images(50, 1))
+    metric = metric_of_images(images(60, 0), images(50, 1))
     first = metric.compute()
     metric.reset()
     metric.update(images(50, 1), real=False)
@@ -174,7 +174,7 @@ def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeyp
 
 @pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.bfloat16()])
 def test_sums_and_features_keep_their_precision_inside_a_cast_module(cast):
-    metric = filled(images(60, 0), images(50, 1))
+    metric = metric_of_images(images(60, 0), images(50, 1))
     before = metric.compute()
     cast(nn.ModuleList([metric]))
     assert all(getattr(metric, name).dtype == torch.float64 for name in metric._defaults)
@@ -185,7 +185,7 @@ def test_sums_and_features_keep_their_precision_inside_a_cast_module(cast):
 
 
 def test_autocast_and_inference_mode_change_nothing():
-    expected = filled(images(60, 0), images(50, 1)).compute()
+    expected = metric_of_images(images(60, 0), images(50, 1)).compute()
     metric = FrechetDistance(Projection())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         metric.update(images(60, 0), real=True)
@@ -195,26 +195,26 @@ def test_autocast_and_inference_mode_change_nothing():
     assert metric.compute() == expected
 
 
-def test_evaluates_the_features_in_eval_mode():
-    metric = filled(images(60, 0), images(50, 1)).train()
+def test_features_run_in_eval_mode():
+    metric = metric_of_images(images(60, 0), images(50, 1)).train()
     metric.reset()
     metric.update(images(50, 1), real=False)
-    assert metric.compute() == filled(images(60, 0), images(50, 1)).compute()
+    assert metric.compute() == metric_of_images(images(60, 0), images(50, 1)).compute()
 
 
 def test_result_is_a_float64_scalar_on_the_cpu():
-    value = filled(images(60, 0), images(50, 1)).compute()
+    value = metric_of_images(images(60, 0), images(50, 1)).compute()
     assert (value.dtype, value.shape, value.device.type) == (torch.float64, (), "cpu")
 
 
-def test_refuses_a_covariance_of_one_image():
-    metric = filled(images(60, 0), images(1, 1))
-    with pytest.raises(ValueError, match=r"fake side must have at least 2 images.*got 1"):
+def test_a_single_image_is_rejected():
+    metric = metric_of_images(images(60, 0), images(1, 1))
+    with pytest.raises(ValueError, match=r"fake side has 1 images, but a covariance needs at least 2"):
         metric.compute()
 
 
-def test_warns_once_about_too_few_images():
-    metric = filled(images(60, 0), images(5, 1))
+def test_too_few_images_give_one_warning():
+    metric = metric_of_images(images(60, 0), images(5, 1))
     with pytest.warns(UserWarning, match="5 fake images in 12 feature dimensions"):
         metric.compute()
     with warnings.catch_warnings():
@@ -223,19 +223,19 @@ def test_warns_once_about_too_few_images():
 
 
 def test_infinite_features_give_nan_and_a_warning():
-    metric = filled(images(60, 0), images(50, 1))
+    metric = metric_of_images(images(60, 0), images(50, 1))
     metric.update_features(torch.full((1, DIM), torch.inf), real=False)
     with pytest.warns(UserWarning, match="NaN or infinite"):
         assert metric.compute().isnan()
 
 
-def test_refuses_features_of_unknown_or_wrong_size():
-    with pytest.raises(ValueError, match=r"got None from Flatten: wrap the module in as_features"):
+def test_features_with_unknown_or_wrong_dim_are_rejected():
+    with pytest.raises(ValueError, match=r"got None from Flatten: wrap the module with as_features"):
         FrechetDistance(nn.Flatten())
     with pytest.raises(ValueError, match=r"must have shape \(batch, 12\), got \(4, 11\)"):
         FrechetDistance(Projection()).update_features(torch.zeros(4, 11), real=True)
 
 
-def test_refuses_to_be_called():
+def test_forward_is_not_supported():
     with pytest.raises(NotImplementedError, match="update"):
         FrechetDistance(Projection())(images(4, 0), real=True)

@@ -1,4 +1,4 @@
-"""Exact densities against their formulas, their moments and what is drawn."""
+"""Closed-form densities against formulas, their integral, and histograms of drawn levels."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous
 from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import seeded
 
-KNOWN = {
+SAMPLERS = {
     "shared": Shared(),
     "logit-normal": Shared(loc=0.5, scale=0.8),
     "independent": Independent(),
@@ -39,19 +39,19 @@ KNOWN = {
 MIDDLES = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
 
 
-def test_asyncpatch_is_its_formula():
+def test_the_density_along_async_patch_is_its_formula():
     density = exact_density(AlongPath())
     t = MIDDLES[::100]
     torch.testing.assert_close(density(t), -0.5 * (t * (1 - t)).log())
 
 
-@pytest.mark.parametrize("sampler", KNOWN.values(), ids=KNOWN)
-def test_densities_are_those_of_the_draws(sampler):
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_densities_match_histograms_of_drawn_levels(sampler):
     density = exact_density(sampler)(MIDDLES)
     assert density.mean().item() == pytest.approx(1, abs=2e-4)
     t = sampler(8192, (8, 8), generator=seeded(0)).t
     drawn = torch.histc(t, 10, 0, 1) / t.numel() * 10
-    # Images are independent, the patches of one are not: a tenth has a standard error of 0.033 at most.
+    # Images are independent, but the patches in an image are not: a bin has a standard error of at most 0.033.
     torch.testing.assert_close(drawn, density.reshape(10, -1).mean(1).float(), atol=0.1, rtol=0)
 
 
@@ -68,18 +68,18 @@ def test_densities_are_those_of_the_draws(sampler):
     ],
     ids=lambda s: type(s).__name__,
 )
-def test_where_no_closed_form_is_known_none_is_claimed(sampler):
+def test_samplers_without_a_known_closed_form_have_no_density(sampler):
     assert exact_density(sampler) is None
 
 
-def test_a_subclass_is_not_taken_for_its_base():
-    class Mine(Independent):
+def test_a_subclass_does_not_inherit_the_density():
+    class OtherSampler(Independent):
         def sample(self, source):
             raise NotImplementedError
 
-    class Twisted(AsyncPatch):
+    class OtherPath(AsyncPatch):
         pass
 
-    assert issubclass(Mine, LevelSampler)
-    assert exact_density(Mine()) is None
-    assert exact_density(AlongPath(Twisted())) is None
+    assert issubclass(OtherSampler, LevelSampler)
+    assert exact_density(OtherSampler()) is None
+    assert exact_density(AlongPath(OtherPath())) is None

@@ -1,4 +1,4 @@
-"""The figure of the levels: its shape, its colours and that its marks are the numbers."""
+"""Level figure: layout, colors, and marks that match the statistics."""
 
 import subprocess
 import sys
@@ -10,26 +10,28 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from asyncdiff.evaluation.figures.level_figure import color_maps, joint_shares, level_figure
-from asyncdiff.evaluation.figures.level_statistics import measure_levels
+from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
 from asyncdiff.evaluation.figures.style import KNOWN_COLOR, format_percent, pixels, save
 from asyncdiff.noise.level_samplers import AlongPath, Independent, Shared, WithCleanPatches
 from asyncdiff.noise.orders import Raster
 from asyncdiff.noise.paths import AsyncPatch, Ordered
 
 
-def few(name="a", sampler=None, grid=(4, 4)):
-    return measure_levels(name, sampler or AlongPath(), grid, note="what it is", images=64)
+def small_statistics(name="a", sampler=None, grid=(4, 4)):
+    return compute_level_statistics(name, sampler or AlongPath(), grid, note="a note", images=64)
 
 
-def histograms(figure):
+def histogram_axes(figure):
     return [axes for axes in figure.axes if axes.get_xlabel() == "level of a patch, t"]
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "bands", "columns"), [(1, 5, 1, 1), (2, 5, 1, 2), (5, 5, 1, 5), (6, 5, 2, 3), (3, 1, 3, 1)]
+    ("count", "max_columns", "bands", "columns"), [(1, 5, 1, 1), (2, 5, 1, 2), (5, 5, 1, 5), (6, 5, 2, 3), (3, 1, 3, 1)]
 )
-def test_many_samplers_go_into_bands(count, most, bands, columns):
-    boxes = [axes.get_position() for axes in histograms(level_figure([few()] * count, columns=most))]
+def test_many_samplers_are_split_into_bands(count, max_columns, bands, columns):
+    boxes = [
+        axes.get_position() for axes in histogram_axes(level_figure([small_statistics()] * count, columns=max_columns))
+    ]
     assert len(boxes) == count
     assert len({round(box.x0, 6) for box in boxes}) == columns
     assert len({round(box.y0, 6) for box in boxes}) == bands
@@ -38,7 +40,7 @@ def test_many_samplers_go_into_bands(count, most, bands, columns):
 
 def test_a_band_without_paths_is_lower():
     samplers = [Independent(), AlongPath()]
-    without, with_path = (level_figure([few(sampler=s)]).get_size_inches()[1] for s in samplers)
+    without, with_path = (level_figure([small_statistics(sampler=s)]).get_size_inches()[1] for s in samplers)
     assert without < with_path - 1
 
 
@@ -47,33 +49,33 @@ def texts(figure):
 
 
 def test_exact_zeros_and_ones_are_annotated():
-    shown = texts(level_figure([few(sampler=AlongPath(Ordered(Raster(), 0.5)))]))
+    shown = texts(level_figure([small_statistics(sampler=AlongPath(Ordered(Raster(), 0.5)))]))
     assert any(text.endswith("% at 0") for text in shown)
     assert any(text.endswith("% at 1") for text in shown)
-    assert not any("given clean" in text for text in shown)
-    clean_patches = few(sampler=WithCleanPatches(AlongPath(), 1.0))
+    assert not any(" known)" in text for text in shown)
+    clean_patches = small_statistics(sampler=WithCleanPatches(AlongPath(), 1.0))
     shown = texts(level_figure([clean_patches]))
-    assert f"({format_percent(float(clean_patches.known.float().mean()))} given clean)" in shown
-    assert "no path of its own" in texts(level_figure([clean_patches, few()]))
-    assert {"a", "what it is", "4×4", f"{float(clean_patches.spreads.mean()):.2f}"} <= shown
+    assert f"({format_percent(float(clean_patches.known.float().mean()))} known)" in shown
+    assert "no path" in texts(level_figure([clean_patches, small_statistics()]))
+    assert {"a", "a note", "4×4", f"{float(clean_patches.spreads.mean()):.2f}"} <= shown
 
 
-def test_the_density_is_drawn_where_it_is_exact():
-    figure = level_figure([few(), few(sampler=WithCleanPatches(AlongPath()))])
-    assert [len(axes.lines) for axes in histograms(figure)] == [1, 0]
+def test_the_density_is_drawn_only_if_a_closed_form_is_known():
+    figure = level_figure([small_statistics(), small_statistics(sampler=WithCleanPatches(AlongPath()))])
+    assert [len(axes.lines) for axes in histogram_axes(figure)] == [1, 0]
 
 
-def test_the_bars_are_a_density():
-    seen = [few(sampler=AlongPath(Ordered(Raster(), 0.5))), few()]
-    inner = ((seen[0].t > 0) & (seen[0].t < 1)).float().mean()
-    for axes, mass in zip(histograms(level_figure(seen)), (inner, 1.0), strict=True):
+def test_the_histogram_integrates_to_the_share_between_the_ends():
+    statistics = [small_statistics(sampler=AlongPath(Ordered(Raster(), 0.5))), small_statistics()]
+    inner = ((statistics[0].t > 0) & (statistics[0].t < 1)).float().mean()
+    for axes, mass in zip(histogram_axes(level_figure(statistics)), (inner, 1.0), strict=True):
         heights, edges, _ = axes.patches[0].get_data()
         assert (heights * np.diff(edges)).sum() == pytest.approx(float(mass), abs=1e-5)
 
 
-def test_every_image_is_in_the_joint_histogram():
+def test_the_joint_histogram_contains_every_image():
     for sampler in (Shared(), AlongPath(), WithCleanPatches(AlongPath()), AlongPath(Ordered(Raster()))):
-        assert joint_shares(few(sampler=sampler)).sum().item() == pytest.approx(1)
+        assert joint_shares(small_statistics(sampler=sampler)).sum().item() == pytest.approx(1)
 
 
 def test_known_patches_have_their_own_color():
@@ -86,11 +88,11 @@ def test_known_patches_have_their_own_color():
 
 def test_wide_and_tall_maps_fit_into_their_tiles():
     for grid in ((2, 8), (8, 2), (1, 1)):
-        assert pixels(level_figure([few(grid=grid)]), dpi=40).shape[2] == 3
+        assert pixels(level_figure([small_statistics(grid=grid)]), dpi=40).shape[2] == 3
 
 
-def test_a_figure_is_saved_as_it_is_shown(tmp_path):
-    figure = level_figure([few(sampler=AlongPath(AsyncPatch(0.5)))])
+def test_the_saved_figure_equals_the_rendered_pixels(tmp_path):
+    figure = level_figure([small_statistics(sampler=AlongPath(AsyncPatch(0.5)))])
     save(figure, tmp_path / "new" / "levels.png", dpi=50)
     with Image.open(tmp_path / "new" / "levels.png") as image:
         saved = np.asarray(image.convert("RGB"))
@@ -101,16 +103,17 @@ def test_a_figure_is_saved_as_it_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("share", "text"), [(0, "0 %"), (0.00024, "0.024 %"), (0.0123, "1.2 %"), (0.17, "17 %"), (1, "100 %")]
 )
-def test_shares_in_two_digits(share, text):
+def test_percentages_have_two_digits(share, text):
     assert format_percent(share) == text
 
 
-def test_no_global_figure_is_made():
+def test_figures_do_not_import_pyplot():
     code = (
         "import sys; from asyncdiff.noise.level_samplers import AlongPath; "
-        "from asyncdiff.evaluation.figures.level_statistics import measure_levels; "
+        "from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics; "
         "assert 'matplotlib' not in sys.modules; from asyncdiff.evaluation.figures.level_figure import level_figure; "
-        "level_figure([measure_levels('a', AlongPath(), (4, 4), images=8)]); print('matplotlib.pyplot' in sys.modules)"
+        "level_figure([compute_level_statistics('a', AlongPath(), (4, 4), images=8)]); "
+        "print('matplotlib.pyplot' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"

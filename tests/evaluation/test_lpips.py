@@ -12,7 +12,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.features.lpips import LPIPS, NETS, BackboneFeatures, enlargement
+from asyncdiff.evaluation.features.lpips import LPIPS, NETS, BackboneFeatures, upsampling_factor
 
 # Real weights: alexnet_features_torchvision.safetensors, squeezenet1_1_torchvision.safetensors, and lpips_check/*.png
 # of the LPIPS repository.
@@ -21,7 +21,9 @@ FILES = {
     "alex": WEIGHTS / "alexnet_features_torchvision.safetensors",
     "squeeze": WEIGHTS / "squeezenet1_1_torchvision.safetensors",
 }
-real = pytest.mark.skipif(not all(file.is_file() for file in FILES.values()), reason="no real weights here")
+real = pytest.mark.skipif(
+    not all(file.is_file() for file in FILES.values()), reason="the real weights are not available"
+)
 nets = pytest.mark.parametrize("net", list(NETS))
 
 
@@ -52,7 +54,7 @@ def random_images(n: int = 2, size: int = 64, channels: int = 3, seed: int = 0) 
 
 
 def torchmetrics_lpips(net: str, file: Path) -> nn.Module:
-    """torchmetrics' network, heads of its package, with the file's backbone: it numbers layers as torchvision does."""
+    """Return torchmetrics' LPIPS with its own heads and the file's backbone; it numbers layers as torchvision does."""
     reference = _LPIPS(pretrained=True, net=net, pnet_rand=True)
     state = torch.load(file, weights_only=True)
     own = reference.net.state_dict()
@@ -63,7 +65,7 @@ def torchmetrics_lpips(net: str, file: Path) -> nn.Module:
 
 @nets
 @pytest.mark.parametrize("size", [64, 96])
-def test_the_wiring_is_that_of_torchmetrics(files, net, size):
+def test_distances_match_torchmetrics(files, net, size):
     a, b = random_images(size=size), random_images(size=size, seed=1)
     expected = torchmetrics_lpips(net, files[net][0])(a, b).flatten()
     assert expected.min() > 1e-5
@@ -89,7 +91,7 @@ def test_gray_images_are_repeated_over_channels_and_values_clipped(files, net):
 
 @pytest.mark.parametrize(("size", "factor"), [((8, 8), 8), ((32, 48), 2), ((63, 64), 2), ((64, 64), 1), ((256, 64), 1)])
 def test_small_images_are_enlarged_by_an_integer_factor(files, size, factor):
-    assert enlargement(*size) == factor
+    assert upsampling_factor(*size) == factor
     distance = lpips(files, "alex")
     a, b = torch.rand(2, 1, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     large = [nn.functional.interpolate(x, scale_factor=factor, mode="bilinear") for x in (a, b)]
@@ -98,7 +100,7 @@ def test_small_images_are_enlarged_by_an_integer_factor(files, size, factor):
 
 
 @pytest.mark.parametrize(("net", "name", "dim"), [("squeeze", "squeezenet", 512), ("alex", "alexnet", 256)])
-def test_features_are_the_averages_of_the_last_convolution(files, net, name, dim):
+def test_features_average_the_last_convolution(files, net, name, dim):
     from torchvision import models
 
     features = BackboneFeatures(net, str(files[net][0]), files[net][1])
@@ -112,7 +114,7 @@ def test_features_are_the_averages_of_the_last_convolution(files, net, name, dim
     torch.testing.assert_close(features(images), last.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
-def test_features_make_a_frechet_distance(files):
+def test_the_frechet_distance_of_features_separates_distributions(files):
     metric = FrechetDistance(BackboneFeatures("alex", str(files["alex"][0]), files["alex"][1]))
     near, far = random_images(300, 8, seed=1), 0.2 * random_images(300, 8, seed=2)
     metric.update(random_images(300, 8), real=True)
@@ -124,14 +126,14 @@ def test_features_make_a_frechet_distance(files):
     assert 5 * distances[0] < distances[1]
 
 
-def test_both_are_rebuilt_from_their_recipe(files):
+def test_both_classes_are_rebuilt_from_their_object_config(files):
     for built in (lpips(files, "squeeze"), BackboneFeatures("alex", str(files["alex"][0]), files["alex"][1])):
         again = object_config.build(object_config.describe(built))
         assert again.net == built.net
         assert torch.equal(again.backbone.layers[0].weight, built.backbone.layers[0].weight)
 
 
-def test_building_keeps_the_global_random_state_and_has_no_trainable_parameters(files):
+def test_construction_keeps_the_global_random_state_and_freezes_all_parameters(files):
     before = torch.get_rng_state()
     distance = lpips(files, "squeeze")
     assert torch.equal(before, torch.get_rng_state())
@@ -145,7 +147,7 @@ def test_another_file_is_rejected_unless_its_hash_is_given(files, net, tmp_path)
         LPIPS(net, str(file))
     copy = tmp_path / "copy.safetensors"
     save_file(torch.load(file, weights_only=True), copy)
-    with pytest.raises(ValueError, match=f"published tensors of {NETS[net].name}, got others"):
+    with pytest.raises(ValueError, match=f"does not contain the published weights of {NETS[net].name}"):
         LPIPS(net, str(copy))
     with pytest.raises(ValueError, match=f"must have the SHA-256 {sha256}, got"):
         LPIPS(net, str(copy), sha256)
@@ -153,28 +155,31 @@ def test_another_file_is_rejected_unless_its_hash_is_given(files, net, tmp_path)
     assert torch.equal(trusted.backbone.layers[0].weight, lpips(files, net).backbone.layers[0].weight)
 
 
-def test_the_other_network_is_refused(files):
-    with pytest.raises(ValueError, match="torchvision's squeezenet, got other tensors"):
+def test_weights_of_another_network_are_rejected(files):
+    with pytest.raises(ValueError, match="weights do not fit torchvision's squeezenet: pass those of this network"):
         LPIPS("squeeze", str(files["alex"][0]), files["alex"][1])
 
 
 @nets
-def test_without_file_or_network_it_names_file_and_folder(net, tmp_path, monkeypatch):
-    def unreachable(*_, **__):
+def test_a_failed_download_is_reported_with_file_and_folder(net, tmp_path, monkeypatch):
+    def fail(*_, **__):
         raise URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
-    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    monkeypatch.setattr("torch.hub.urlopen", fail)
     with pytest.raises(FileNotFoundError) as error:
         LPIPS(net)
     assert NETS[net].url.rsplit("/", 1)[1] in str(error.value)
     assert str(tmp_path / "hub" / "checkpoints") in str(error.value)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth: download https://download\.pytorch\.org"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"weights nowhere\.pth is not a file: check the path, or download https://download\.pytorch\.org",
+    ):
         BackboneFeatures(net, "nowhere.pth")
 
 
-def test_the_urls_are_torchvisions():
+def test_urls_match_torchvision():
     from torchvision import models
 
     assert NETS["alex"].url == models.AlexNet_Weights.DEFAULT.url
@@ -183,7 +188,7 @@ def test_the_urls_are_torchvisions():
 
 @real
 @pytest.mark.parametrize(("net", "expected"), [("alex", (0.7219, 0.1376)), ("squeeze", (0.7110, 0.1479))])
-def test_published_values(net, expected):
+def test_distances_match_published_values(net, expected):
     from PIL import Image
 
     def load_image(name: str) -> torch.Tensor:

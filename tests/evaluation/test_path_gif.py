@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncdiff.evaluation.figures.level_statistics import measure_levels
+from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
 from asyncdiff.evaluation.figures.path_gif import (
     BAR_WIDTH,
     CURVES,
@@ -12,20 +12,20 @@ from asyncdiff.evaluation.figures.path_gif import (
     LIMIT,
     MARGIN,
     SIDE,
+    draw_path_frames,
     save_gif,
-    viewer_frames,
 )
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch, Synchronous
 
 
 def path_frames(path, grid, frames=60):
-    return viewer_frames(measure_levels("a", AlongPath(path), grid, images=4), frames)
+    return draw_path_frames(compute_level_statistics("a", AlongPath(path), grid, images=4), frames)
 
 
 def test_frames_show_the_maps_and_the_progress():
-    seen = measure_levels("a", AlongPath(), (4, 4), images=4)
-    frames, maps = viewer_frames(seen, 11), seen.curves(11, CURVES)
+    stats = compute_level_statistics("a", AlongPath(), (4, 4), images=4)
+    frames, maps = draw_path_frames(stats, 11), stats.curves(11, CURVES)
     assert len(frames) == 11
     assert len({frame.size for frame in frames}) == 1
     for k, frame in enumerate(frames):
@@ -38,7 +38,7 @@ def test_frames_show_the_maps_and_the_progress():
         assert blue.any(0).sum() == pytest.approx(k / 10 * (frame.width - 2 * MARGIN - BAR_WIDTH), abs=2)
 
 
-def test_a_path_of_one_curve_is_shown_once():
+def test_equal_curves_are_shown_once():
     (noise, half, _) = path_frames(Synchronous(), (4, 4), frames=3)
     assert noise.width == 2 * SIDE + 2 * MARGIN
     inner = np.asarray(half)[MARGIN : MARGIN + 2 * SIDE, MARGIN : MARGIN + 2 * SIDE]
@@ -46,7 +46,7 @@ def test_a_path_of_one_curve_is_shown_once():
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (16, 16), (32, 32), (8, 24)])
-def test_files_are_small_and_go_from_the_middle_to_clean_and_from_noise_to_the_middle(grid, tmp_path):
+def test_gifs_are_small_and_start_in_the_middle_of_the_path(grid, tmp_path):
     file = tmp_path / "a.gif"
     save_gif(path_frames(AsyncPatch(), grid), file)
     assert file.stat().st_size < LIMIT
@@ -56,12 +56,12 @@ def test_files_are_small_and_go_from_the_middle_to_clean_and_from_noise_to_the_m
         first = np.asarray(movie.convert("L"))[MARGIN + 2 : -MARGIN - 22, MARGIN + 2 : MARGIN + 2 + SIDE // 2]
         assert 50 < first.mean() < 200
         levels, pauses = [], []
-        for place in range(movie.n_frames):
-            movie.seek(place)
+        for index in range(movie.n_frames):
+            movie.seek(index)
             inner = np.asarray(movie.convert("L"))[MARGIN + 2 : MARGIN + 10, MARGIN + 2 : MARGIN + 10]
             levels.append(set(inner.flat))
             pauses.append(movie.info["duration"])
-        clean, noise = (place for place, pause in enumerate(pauses) if pause == max(pauses))
+        clean, noise = (index for index, pause in enumerate(pauses) if pause == max(pauses))
         assert noise == clean + 1
         assert abs(clean - movie.n_frames / 2) <= 1
         assert (levels[clean], levels[noise]) == ({0}, {255})

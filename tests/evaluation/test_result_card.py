@@ -24,7 +24,7 @@ def test_differences_are_dotted_keys_in_order():
     assert value_at(other, "sampler.steps.more") is None
 
 
-def test_cards_survive_writing_and_reading(tmp_path):
+def test_cards_are_unchanged_after_writing_and_reading(tmp_path):
     file = tmp_path / "card.json"
     file.write_text(json.dumps(make_card(PROTOCOL, {"frechet/x": 1.5}, notes=[])))
     assert read_card(file) == {"format": 1, "protocol": PROTOCOL, "metrics": {"frechet/x": 1.5}, "notes": []}
@@ -35,7 +35,7 @@ def test_long_values_are_truncated():
     assert abbreviate({"a": 1}) == '{"a": 1}'
 
 
-def test_software_names_hardware_and_versions():
+def test_software_contains_hardware_and_versions():
     found = software("cpu")
     assert found["torch"] == torch.__version__
     assert found["hardware"].endswith("threads")

@@ -21,7 +21,7 @@ def levels(n: int, size: int, channels: int = 3) -> torch.Tensor:
     return torch.randint(256, (n, channels, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def test_features_are_the_networks_own_pooled_ones(resnet):
+def test_features_are_the_pooled_features_of_the_network(resnet):
     x = to_model(levels(2, 224))
     settings = resolve_model_data_config(resnet.network)
     mean, std = (torch.tensor(settings[name])[:, None, None] for name in ("mean", "std"))
@@ -31,25 +31,25 @@ def test_features_are_the_networks_own_pooled_ones(resnet):
     assert not any(p.requires_grad for p in resnet.parameters())
 
 
-def test_the_resize_is_pillows(resnet):
-    """timm's own pipeline on a photograph that is not cut: as good as equal, Pillow rounds once more."""
+def test_the_resize_matches_pillow(resnet):
+    """Compare with timm's own pipeline without a crop: nearly equal, since Pillow rounds once more."""
     from torchvision.transforms.functional import to_pil_image
 
-    picture = torch.nn.functional.avg_pool2d(levels(1, 600)[0].float(), 3).round().to(torch.uint8)
+    photo = torch.nn.functional.avg_pool2d(levels(1, 600)[0].float(), 3).round().to(torch.uint8)
     settings = resolve_model_data_config(resnet.network) | {"crop_pct": 1.0}
-    transformed = create_transform(**settings)(to_pil_image(picture))[None]
-    torch.testing.assert_close(resnet(to_model(picture[None])), resnet.network(transformed), rtol=0.01, atol=5e-3)
+    transformed = create_transform(**settings)(to_pil_image(photo))[None]
+    torch.testing.assert_close(resnet(to_model(photo[None])), resnet.network(transformed), rtol=0.01, atol=5e-3)
 
 
 def test_gray_images_are_repeated_over_channels(resnet):
-    grey = to_model(levels(1, 32, 1))
-    assert torch.equal(resnet(grey), resnet(grey.expand(-1, 3, -1, -1)))
+    gray = to_model(levels(1, 32, 1))
+    assert torch.equal(resnet(gray), resnet(gray.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="1 or 3 channels, got 4: decode"):
         resnet(torch.zeros(1, 4, 8, 8))
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_weights_come_from_a_local_file_and_lose_their_classifier(tmp_path, suffix):
+def test_weights_are_read_from_a_local_file_without_the_classifier(tmp_path, suffix):
     network = timm.create_model(SMALL_VIT, num_classes=21843)
     file = tmp_path / f"weights.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(network.state_dict(), file)
@@ -61,11 +61,11 @@ def test_weights_come_from_a_local_file_and_lose_their_classifier(tmp_path, suff
     with torch.no_grad():
         expected = network.eval()((resized.clamp(0, 255) / 255 - 0.5) / 0.5)
     torch.testing.assert_close(features(x), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="weights must have the SHA-256 00000000, got"):
+    with pytest.raises(ValueError, match="must have the SHA-256 00000000, got"):
         TimmFeatures(SMALL_VIT, str(file), sha256="00000000")
 
 
-def test_another_size_moves_the_positions_of_a_transformer():
+def test_another_size_resizes_the_position_embeddings_of_a_transformer():
     features = TimmFeatures(SMALL_VIT, size=64)
     assert features(to_model(levels(1, 32))).shape == (1, 192)
     assert features.fingerprint()["input"]["size"] == [64, 64]
@@ -74,31 +74,31 @@ def test_another_size_moves_the_positions_of_a_transformer():
 
 def test_the_fingerprint_identifies_the_tensors(resnet):
     other = TimmFeatures("resnet18.tv_in1k", size=64)
-    assert other.fingerprint()["weights"] == resnet.fingerprint()["weights"]  # random, of one seed
+    assert other.fingerprint()["weights"] == resnet.fingerprint()["weights"]  # random, from the same seed
     assert other.fingerprint() != resnet.fingerprint()
     with torch.no_grad():
         next(other.parameters()).add_(1)
     assert other.fingerprint()["weights"] != resnet.fingerprint()["weights"]
 
 
-def test_the_global_random_state_is_left_alone():
+def test_construction_does_not_change_the_global_random_state():
     before = torch.get_rng_state()
     TimmFeatures("resnet18.tv_in1k")
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_mistakes_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="model must be a timm model, got resnet17"):
+def test_invalid_arguments_are_reported_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="model must be the name of a timm model, got resnet17"):
         TimmFeatures("resnet17")
-    with pytest.raises(FileNotFoundError, match=r"existing file, got nowhere\.pth"):
+    with pytest.raises(FileNotFoundError, match=r"weights nowhere\.pth is not a file"):
         TimmFeatures("resnet18", "nowhere.pth")
-    with pytest.raises(ValueError, match="pretrained must be false"):
+    with pytest.raises(ValueError, match="weights and pretrained exclude each other"):
         TimmFeatures("resnet18", "x.pth", pretrained=True)
-    with pytest.raises(ValueError, match="sha256 must be given together with weights"):
+    with pytest.raises(ValueError, match="sha256 needs a weight file, got sha256 00000000 alone"):
         TimmFeatures("resnet18", sha256="00000000")
-    with pytest.raises(ValueError, match="patch size of 16 pixels, got 33"):
+    with pytest.raises(ValueError, match=f"multiple of the patch size of {SMALL_VIT}, 16 pixels, got 33: use 32"):
         TimmFeatures(SMALL_VIT, size=33)
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="weights and size must fit timm's resnet18") as error:
+    with pytest.raises(ValueError, match="weights or size do not fit timm's resnet18") as error:
         TimmFeatures("resnet18", str(tmp_path / "other.safetensors"))
     assert "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from asyncdiff.evaluation import FrechetDistance, TrainedClassifier, as_features
 
 pytestmark = pytest.mark.slow
 
-# Real and generated images of each rank: uneven shares, no generated images on rank 1, nothing at all on rank 1.
+# Images on ranks 0 and 1, real and generated: uneven counts, none generated on rank 1, none at all on rank 1.
 SHARES = {"uneven": ((9, 9), (8, 8)), "one side": ((10, 17), (7, 0)), "idle rank": ((17, 17), (0, 0))}
 
 
@@ -22,18 +22,18 @@ def images(n: int, seed: int) -> Tensor:
 
 
 def distances(real: Tensor, fake: Tensor, *, more: int) -> tuple[Tensor, Tensor, int]:
-    """The distance before and after `more` generated images, and how many generated images this process has seen."""
+    """Return the distance before and after `more` generated images, and this process's count of generated images."""
     frechet = metric()
-    for side, mine in ((True, real), (False, fake)):
-        if len(mine):
-            frechet.update(mine, real=side)
+    for side, own in ((True, real), (False, fake)):
+        if len(own):
+            frechet.update(own, real=side)
     first = frechet.compute()
     if more:
         frechet.update(images(more, 3), real=False)
     return first, frechet.compute(), int(frechet.fake_n)
 
 
-def classifier_of(rank: int) -> dict[str, Tensor]:
+def trained_weights(rank: int) -> dict[str, Tensor]:
     classifier = TrainedClassifier(3, 2, width=8, dim=16, epochs=2)
     classifier.prepare([{"image": images(40, 1 + rank).repeat(1, 1, 4, 4), "label": torch.arange(40) % 2}])
     return classifier.state_dict()
@@ -47,9 +47,9 @@ def _rank(rank: int, folder: str) -> None:
         real, fake = (
             images(17, seed).split([first, second])[rank] for seed, first, second in zip((1, 2), *shares, strict=True)
         )
-        # Only rank 0 goes on after the first answer: rank 1 must not answer from a cache and leave it waiting.
+        # Only rank 0 gets more images: rank 1 must not return a cached result and leave rank 0 waiting.
         found[name] = distances(real, fake, more=5 if rank == 0 else 0)
-    torch.save((found, classifier_of(rank)), f"{folder}/{rank}.pt")
+    torch.save((found, trained_weights(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -61,16 +61,16 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SHARES)
-def test_any_shares_give_the_distance_of_one_process(ranks, name):
+def test_any_split_over_ranks_gives_the_distance_of_one_process(ranks, name):
     expected = distances(images(17, 1), images(17, 2), more=5)
     for rank, (found, _) in enumerate(ranks):
         torch.testing.assert_close(found[name][:2], expected[:2], rtol=1e-9, atol=0)
-        assert found[name][2] == SHARES[name][rank][1] + 5 * (rank == 0)  # the sums are the rank's own again
+        assert found[name][2] == SHARES[name][rank][1] + 5 * (rank == 0)  # the rank's own sums are restored
 
 
-def test_the_classifier_is_that_of_rank_0_everywhere(ranks):
+def test_all_ranks_use_the_classifier_trained_on_rank_0(ranks):
     (_, first), (_, second) = ranks
     torch.testing.assert_close(first, second, rtol=0, atol=0)
-    torch.testing.assert_close(first, classifier_of(0))
+    torch.testing.assert_close(first, trained_weights(0))
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(first, classifier_of(1))
+        torch.testing.assert_close(first, trained_weights(1))

@@ -6,12 +6,12 @@ import torch
 
 from asyncdiff.evaluation.features.weights import published_hash, read_weights
 
-RAN = []
+CALLS = []
 
 
 class Payload:
     def __reduce__(self):
-        return RAN.append, ("unpickled",)
+        return CALLS.append, ("unpickled",)
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def tensors(tmp_path):
 
 
 @pytest.mark.parametrize("digits", [8, 64])
-def test_reads_a_file_whose_hash_fits(tensors, digits):
+def test_a_file_with_the_expected_hash_is_read(tensors, digits):
     path, found = tensors
     assert torch.equal(read_weights(path, sha256=found[:digits].upper())["weight"], torch.arange(3.0))
 
 
-def test_refuses_another_file_before_reading_it(tensors, monkeypatch):
+def test_a_file_with_another_hash_is_rejected_before_it_is_unpickled(tensors, monkeypatch):
     path, found = tensors
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("the file was opened as a pickle"))
     with pytest.raises(ValueError, match=f"must have the SHA-256 6726825d, got {found}"):
@@ -35,21 +35,21 @@ def test_refuses_another_file_before_reading_it(tensors, monkeypatch):
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
-def test_runs_no_code_from_a_file_even_if_its_hash_fits(tmp_path, save):
+def test_no_code_from_a_file_runs_even_if_its_hash_matches(tmp_path, save):
     path = tmp_path / "payload.pth"
     save({"weight": Payload()}, path)
-    with pytest.raises(ValueError, match="must be a file that can be read safely, got .*: it would call"):
+    with pytest.raises(ValueError, match="weights .* cannot be read safely: it would call"):
         read_weights(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    assert not RAN
+    assert not CALLS
 
 
 @pytest.mark.parametrize("sha256", ["", "6726825", "not hexadecimal", "0" * 65])
-def test_refuses_an_invalid_hash(tensors, sha256):
+def test_an_invalid_hash_is_rejected(tensors, sha256):
     with pytest.raises(ValueError, match="first 8 to 64 hex digits"):
         read_weights(tensors[0], sha256=sha256)
 
 
-def test_the_published_name_holds_the_hash():
+def test_the_published_file_name_contains_the_hash():
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     assert published_hash(URL_INCEPTION_V3) == "6726825d"

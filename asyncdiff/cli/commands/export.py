@@ -105,7 +105,7 @@ def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -
         try:
             card = read_card(path)
         except ValueError as error:
-            print(f"skipped {path}: {error}")
+            print(f"skipped: {error}")
             continue
         protocol = card["protocol"]
         expected = {key: config[key] for key in ("checkpoint_sha256", "step", "weights")}

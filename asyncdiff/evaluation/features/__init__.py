@@ -1,4 +1,4 @@
-"""Feature extractors for distances between image sets."""
+"""Feature extractors for metrics that compare sets of images."""
 
 from asyncdiff.evaluation.features.base import Features, TrainedClassifier, as_features
 from asyncdiff.evaluation.features.inception import InceptionFeatures

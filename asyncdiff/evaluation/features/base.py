@@ -1,4 +1,4 @@
-"""Feature extractors for distances between sets of images: the base class, any module, and a trained classifier."""
+"""Feature extractors for image metrics: the base class, a wrapper for any module, and a trained classifier."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,22 +17,22 @@ from asyncdiff.checks import at_least
 from asyncdiff.evaluation.features.weights import tensors_sha256
 from asyncdiff.shapes import Image, Labels
 
-FeatureRows = Float[Tensor, "b d"]
+FeatureArray = Float[Tensor, "b d"]
 
-BATCH = 64
+BATCH_SIZE = 64
 PEAK_LR = 3e-3
 
 
 def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
-    """Round images in [-1, 1] to the nearest of 256 levels per channel; values outside are clipped."""
+    """Round images in [-1, 1] to the nearest of 256 levels per channel; clip values outside the range."""
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 class Features(nn.Module, ABC):
-    """Base class of feature extractors: maps images in [-1, 1] to rows of `dim` numbers.
+    """Base class of feature extractors, which map each image in [-1, 1] to `dim` numbers.
 
     Attributes:
-        name: suffix of the tags of metrics in this feature space, as in `frechet/{name}`.
+        name: suffix of metric tags for this feature space, as in `frechet/{name}`.
         dim: number of features per image.
     """
 
@@ -41,33 +41,33 @@ class Features(nn.Module, ABC):
     _hashed: tuple[int, str] | None = None
 
     @abstractmethod
-    def forward(self, images: Image) -> FeatureRows:
-        """Return one row of `dim` numbers per image."""
+    def forward(self, images: Image) -> FeatureArray:
+        """Return the features of each image, (b, dim)."""
 
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Fit to batches {"image", "label"} of the real training split; called once in every process."""
+        """Fit to batches {"image", "label"} of the real training split; called once in each process."""
         del train_batches
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return how images are preprocessed, for `fingerprint`: rounding, resize, size and range."""
+        """Return the image preprocessing for `fingerprint`: rounding, resize, size and range."""
         return {}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return everything that metrics in this feature space depend on, in plain containers; call `prepare` before.
+        """Return a description of the feature space that identifies it, for JSON; call `prepare` first.
 
-        Keys: class (dotted path), name, dim, weights (SHA-256 of all tensors, whatever file they came from), and input
+        Keys: class (dotted path), name, dim, weights (SHA-256 of all tensors, whatever the weight file), and input
         (`preprocessing()`).
         """
         return {
             "class": class_path(type(self)),
             "name": self.name,
             "dim": self.dim,
-            "weights": self._weights(),
+            "weights": self._weights_sha256(),
             "input": self.preprocessing(),
         }
 
-    def _weights(self) -> str:
-        """Return the hash of the tensors, cached until one of them is modified."""
+    def _weights_sha256(self) -> str:
+        """Return the SHA-256 of the tensors, cached until one of them is modified."""
         state = self.state_dict()
         if any(tensor.is_inference() for tensor in state.values()):  # inference tensors have no version counter
             return tensors_sha256(state)
@@ -84,7 +84,7 @@ class _Wrapped(Features):
         if dim is not None:
             self.dim = dim
 
-    def forward(self, images: Image) -> FeatureRows:
+    def forward(self, images: Image) -> FeatureArray:
         return self.module(images)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class _Wrapped(Features):
 
     @torch.no_grad()
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Find `dim` from one image, unless it is known."""
+        """Infer `dim` from one image unless it is known."""
         if not hasattr(self, "dim"):
             self.eval()
             with isolated_rng(0):  # starting a DataLoader draws from the global random state
@@ -101,12 +101,12 @@ class _Wrapped(Features):
 
 
 def as_features(module: nn.Module, *, name: str | None = None, dim: int | None = None) -> Features:
-    """Return `module` as a `Features`; one that already is a `Features` is returned unchanged.
+    """Wrap a module as a `Features`; return a `Features` unchanged.
 
     Args:
-        module: maps images in [-1, 1] to rows of features.
-        name: name of the features (default: the module's class name in lower case).
-        dim: number of features (default: the module's own `dim`, or found by `prepare` from the first training image).
+        module: module that maps images (b, c, h, w) in [-1, 1] to features (b, dim).
+        name: name of the feature space (default: the module's class name in lower case).
+        dim: number of features (default: the module's own `dim`, or inferred by `prepare` from a training image).
 
     Returns:
         The feature extractor.
@@ -117,30 +117,30 @@ def as_features(module: nn.Module, *, name: str | None = None, dim: int | None =
     if isinstance(module, Features):
         if name is not None or dim is not None:
             raise ValueError(
-                f"name and dim must be None for {type(module).__name__}, which has its own, got {name!r} and {dim!r}"
+                f"{type(module).__name__} has its own name and dim, got name {name!r} and dim {dim!r}: omit both"
             )
         return module
     return _Wrapped(module, name or type(module).__name__.lower(), dim or getattr(module, "dim", None))
 
 
 class TrainedClassifier(Features):
-    """Last hidden layer of a small classifier that is trained on the real training split, once per run.
+    """Last hidden layer of a small classifier that is trained on the real training split once per run.
 
-    For images on which Inception is not informative, such as 8x8 digits. The same seed, batches and machine give the
-    same features; every process uses the weights of rank 0. The entire split is kept in memory during `prepare`, which
-    trains on the module's device: move it to a GPU first if there are many images.
+    Useful for images on which Inception is not informative, such as 8x8 digits. The same seed, batches and machine give
+    the same features; all processes use the weights from rank 0. `prepare` keeps the entire split in memory and trains
+    on the module's device: move it to a GPU first if there are many images.
 
-    The features are the activations after the last nonlinearity (SiLU, which has no dead units, unlike ReLU): on the
+    The features are the activations after the last nonlinearity (SiLU, which has no dead units, unlike ReLU). On the
     digits their covariance is six times better conditioned than that of the linear outputs before it.
 
     Args:
         channels: number of image channels; images must have at least 5x5 pixels.
-        classes: number of classes; labels run from 0 to `classes - 1`.
+        classes: number of classes; labels range from 0 to `classes - 1`.
         name: name of the feature space in tags, cards and tables.
-        width: channels after the first convolution; doubled at every halving of the resolution.
+        width: number of channels after the first convolution, doubled whenever the resolution is halved.
         dim: number of features.
-        epochs: passes over the split.
-        seed: seed of the initial weights and of the order of the images.
+        epochs: number of passes over the split.
+        seed: random seed of the initial weights and the order of the images.
     """
 
     prepared: Tensor
@@ -158,33 +158,33 @@ class TrainedClassifier(Features):
     ) -> None:
         super().__init__()
         for argument, value in {"channels": channels, "classes": classes, "width": width, "dim": dim}.items():
-            at_least(argument, value, 1, "count those of the images and features")
+            at_least(argument, value, 1, "use 1 channel for gray images and 2 classes, for example")
         at_least("epochs", epochs, 0, "use 8, for example")
         self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
         with isolated_rng(seed):
             self.trunk = nn.Sequential(
-                _convolution(channels, width, stride=1),
-                _convolution(width, 2 * width, stride=2),
-                _convolution(2 * width, 4 * width, stride=2),
+                _conv_block(channels, width, stride=1),
+                _conv_block(width, 2 * width, stride=2),
+                _conv_block(2 * width, 4 * width, stride=2),
             )
             self.embedding = nn.Linear(4 * 4 * width, dim)
             self.head = nn.Linear(dim, classes)
         self.requires_grad_(False).eval()
         self.register_buffer("prepared", torch.tensor(False))
 
-    def forward(self, images: Image) -> FeatureRows:
-        """Return one row of `dim` features per image; raise RuntimeError before `prepare`."""
+    def forward(self, images: Image) -> FeatureArray:
+        """Return the features of each image, (b, dim); raise RuntimeError before `prepare`."""
         if not self.prepared:
             raise RuntimeError(f"features {self.name!r} must be trained before use: call prepare(train_batches) first")
         return self._embed(images)
 
     def logits(self, images: Image) -> Float[Tensor, "b k"]:
-        """Return unnormalized log-probabilities of the classes."""
+        """Return unnormalized log-probabilities of the classes for each image."""
         return self.logits_of(self(images))
 
-    def logits_of(self, rows: FeatureRows) -> Float[Tensor, "b k"]:
-        """Return the same as `logits`, given the features."""
-        return self.head(rows)
+    def logits_of(self, features: FeatureArray) -> Float[Tensor, "b k"]:
+        """Return what `logits` returns, given the features of the images."""
+        return self.head(features)
 
     def preprocessing(self) -> dict[str, Any]:
         return {"rounding": None, "resize": None, "range": "[-1, 1]"}
@@ -194,13 +194,11 @@ class TrainedClassifier(Features):
         return (self.logits(images).argmax(1) == labels).float().mean().item()
 
     def prepare(self, train_batches: Iterable[Mapping[str, Any]]) -> None:
-        """Train on the images and labels of one pass over `train_batches`; the global random state is not touched."""
+        """Train on all images and labels in `train_batches`; the global random state is not changed."""
         with isolated_rng(self.seed), torch.inference_mode(False), torch.enable_grad():
             batches = [(batch["image"], batch["label"]) for batch in train_batches]
             if not batches:
-                raise ValueError(
-                    "train_batches must contain at least one batch, got none: pass the real training split"
-                )
+                raise ValueError("train_batches is empty: pass batches of the real training split")
             images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
             if min(images.shape[2:]) < 5:
                 raise ValueError(f"images must be at least 5x5 pixels, got {tuple(images.shape[2:])}: use as_features")
@@ -216,7 +214,7 @@ class TrainedClassifier(Features):
 
     def _train(self, images: Tensor, labels: Tensor) -> None:
         device = _device(self)
-        size = min(BATCH, len(images))
+        size = min(BATCH_SIZE, len(images))
         orders = [torch.randperm(len(images)) for _ in range(self.epochs)]
         steps = [indices for order in orders for indices in order.split(size) if len(indices) == size]
         optimizer = torch.optim.AdamW(self.parameters(), lr=PEAK_LR)
@@ -230,17 +228,17 @@ class TrainedClassifier(Features):
             schedule.step()
 
     def _embed(self, images: Tensor) -> Tensor:
-        return F.silu(self.embedding(_quadrants(self.trunk(images))))
+        return F.silu(self.embedding(_quadrant_means(self.trunk(images))))
 
 
-def _convolution(channels: int, width: int, *, stride: int) -> nn.Sequential:
-    # Group normalization is the same in training and evaluation and does not depend on the batch.
+def _conv_block(channels: int, width: int, *, stride: int) -> nn.Sequential:
+    # Unlike batch normalization, group normalization is the same in training and evaluation.
     norm = nn.GroupNorm(math.gcd(8, width), width)
     return nn.Sequential(nn.Conv2d(channels, width, 3, stride, padding=1), norm, nn.SiLU())
 
 
-def _quadrants(maps: Tensor) -> Tensor:
-    """Return means over the four quadrants, (b, 4 c); adaptive pooling has no deterministic gradient on a GPU."""
+def _quadrant_means(maps: Tensor) -> Tensor:
+    """Return the mean of each quadrant, (b, 4 c); adaptive pooling has no deterministic gradient on a GPU."""
     parts = [part for half in maps.tensor_split(2, dim=2) for part in half.tensor_split(2, dim=3)]
     return torch.cat([part.mean((2, 3)) for part in parts], dim=1)
 
@@ -258,7 +256,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
 
 
 def _broadcast_from_rank_0(module: nn.Module) -> None:
-    """Load the weights of rank 0 in every process, so that all measure in the same feature space."""
+    """Load the weights from rank 0 in every process, so that all use the same feature space."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     states = [{name: value.cpu() for name, value in module.state_dict().items()}]

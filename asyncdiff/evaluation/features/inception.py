@@ -1,4 +1,4 @@
-"""Inception features of published FIDs, from torch-fidelity's port of the original network."""
+"""Inception features for FIDs comparable with published ones, from torch-fidelity's port of the network."""
 
 import io
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.evaluation.features.base import FeatureRows, Features, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.base import FeatureArray, Features, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import published_hash, read_weights, weight_file
 from asyncdiff.shapes import Image
 
 
 class InceptionFeatures(Features):
-    """The 2048 pooled features of the Inception network behind published FIDs, with its own resize to 299x299.
+    """The 2048 pooled features of the Inception network that published FIDs use, with its own resize to 299x299.
 
-    torch-fidelity's port of the TensorFlow graph of 2015-12-05 (arXiv:1706.08500). Images are rounded to 8 bits first,
-    as if they had been saved to files; gray images are repeated over three channels.
+    The network is torch-fidelity's port of the TensorFlow graph from 2015-12-05 (arXiv:1706.08500). Images are first
+    rounded to 8 bits, as if they had been saved to files; gray images are repeated over three channels.
 
     Args:
         weights: local weight file (default: torch-fidelity's file in $TORCH_HOME/hub/checkpoints, downloaded if
@@ -25,7 +25,7 @@ class InceptionFeatures(Features):
 
     Raises:
         ImportError: torch-fidelity is not installed.
-        FileNotFoundError: there is no file and it cannot be downloaded.
+        FileNotFoundError: the weight file does not exist and cannot be downloaded.
         ValueError: the file does not have the expected SHA-256.
     """
 
@@ -43,30 +43,30 @@ class InceptionFeatures(Features):
         url = inception.URL_INCEPTION_V3
         sha256 = published_hash(url) if sha256 is None else sha256
         state = read_weights(weight_file(weights, url=url), sha256=sha256)
-        # The extractor only reads weights from a file: re-save the checked tensors into a buffer that it can load.
+        # The extractor reads weights only from a file: save the checked tensors to a buffer that it can load.
         file = io.BytesIO()
         torch.save(state, file)
         file.seek(0)
-        with isolated_rng(0):  # the layers draw initial weights, which are then replaced
+        with isolated_rng(0):  # the layers draw initial weights before they are loaded
             self.extractor = inception.FeatureExtractorInceptionV3(self.name, ["2048"], file)
         self.weights, self.sha256 = weights, sha256
 
-    def forward(self, images: Image) -> FeatureRows:
-        """Return one row of 2048 features per image with 1 or 3 channels."""
+    def forward(self, images: Image) -> FeatureArray:
+        """Return the features of each image, (b, 2048); images have 1 or 3 channels."""
         if images.shape[1] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
         return self.extractor(to_uint8(images).expand(-1, 3, -1, -1))[0]
 
     def logits(self, images: Image) -> Float[Tensor, "b 1008"]:
-        """Return the class scores of the published Inception score: without the bias, as in the TensorFlow graph."""
+        """Return the class scores for the published Inception score, without the bias, as in the TensorFlow graph."""
         return self.logits_of(self(images))
 
-    def logits_of(self, rows: FeatureRows) -> Float[Tensor, "b 1008"]:
-        """Return the same as `logits`, given the features."""
-        return rows @ self.extractor.fc.weight.T
+    def logits_of(self, features: FeatureArray) -> Float[Tensor, "b 1008"]:
+        """Return what `logits` returns, given the features of the images."""
+        return features @ self.extractor.fc.weight.T
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return the preprocessing; the resize is TensorFlow 1's, which differs from bilinear in other libraries."""
+        """Return the preprocessing; TensorFlow 1 resizes differently from bilinear filters in other libraries."""
         size = self.extractor.INPUT_IMAGE_SIZE
         resize = "bilinear of TensorFlow 1, without antialiasing"
         return {"rounding": "8 bits", "resize": resize, "size": [size, size], "range": "(levels - 128) / 128"}

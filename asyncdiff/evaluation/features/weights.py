@@ -1,4 +1,4 @@
-"""External weight files: found or downloaded, checked against their SHA-256, and read without running any code."""
+"""Find or download external weight files, verify their SHA-256, and read them without running any code."""
 
 import hashlib
 import io
@@ -15,18 +15,18 @@ from asyncdiff.checkpoints import explain_load_error
 
 
 def published_hash(url: str) -> str:
-    """Return the hex digits of the SHA-256 at the end of torch.hub's file names: NAME-6726825d.pth -> 6726825d."""
+    """Return the SHA-256 digits at the end of a file name by torch.hub's convention: NAME-6726825d.pth -> 6726825d."""
     match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", url)
     if match is None:
-        raise ValueError(f"url must end in -HASH.EXTENSION, got {url}: pass sha256 as well")
+        raise ValueError(f"url must end with -HASH.EXTENSION, got {url}: pass sha256 as well")
     return match[1]
 
 
 def weight_file(path: str | None, *, url: str) -> Path:
-    """Return the local file `path`, or the file of `url` in torch.hub's folder, downloaded if absent."""
+    """Return the local file `path`; if it is None, the file from `url` in torch.hub's folder, downloaded if absent."""
     if path is not None:
         if not Path(path).is_file():
-            raise FileNotFoundError(f"weights must be an existing file, got {path}: download {url} and pass its path")
+            raise FileNotFoundError(f"weights {path} is not a file: check the path, or download {url}")
         return Path(path)
     file = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
     if not file.is_file():
@@ -35,25 +35,23 @@ def weight_file(path: str | None, *, url: str) -> Path:
 
 
 def read_weights(path: Path, *, sha256: str) -> dict[str, Any]:
-    """Read the tensors of `path` if its SHA-256 starts with `sha256` (8 to 64 hex digits).
+    """Return the tensors in `path`; raise ValueError unless its SHA-256 starts with `sha256` (8 to 64 hex digits).
 
-    The bytes that were checked are the bytes that are read, and `weights_only` prevents pickled code from running.
+    The file is read only once: the checked bytes are the loaded ones. `weights_only` keeps pickled code from running.
     """
     content = path.read_bytes()
-    _check(content, sha256, path)
+    _check_sha256(content, sha256, path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle versions, for files that are not pickles
+            warnings.simplefilter("ignore")  # torch warns about pickle versions of files that are not pickles
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a file of another kind can raise almost any exception
-        raise ValueError(
-            f"weights must be a file that can be read safely, got {path}: {explain_load_error(error)}"
-        ) from error
+        raise ValueError(f"weights {path} cannot be read safely: {explain_load_error(error)}") from error
     return state
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of named tensors; it does not depend on their order, file or device."""
+    """Return the SHA-256 of named tensors, independent of their order, file and device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {tuple(state[name].shape)}".encode())
@@ -69,10 +67,10 @@ def file_sha256(path: Path) -> str:
 
 
 def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """Read the tensors of a .safetensors file or of one that torch.save wrote, without running code.
+    """Read the tensors in a .safetensors file, or in a file written by torch.save, without running code.
 
     Args:
-        path: the file.
+        path: path of the weight file.
         sha256: first 8 to 64 hex digits of the file's SHA-256, None to accept any file.
 
     Returns:
@@ -84,25 +82,27 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     from safetensors.torch import load
 
     content = path.read_bytes()
-    _check(content, sha256, path)
+    _check_sha256(content, sha256, path)
     try:
         return load(content)
     except (SafetensorError, ValueError) as error:
         line = str(error).split("\n")[0]
-        raise ValueError(f"weights must be a safetensors file, got {path}: {line}; download it again") from error
+        raise ValueError(f"weights {path} is not a valid safetensors file: {line}; download it again") from error
 
 
-def _check(content: bytes, sha256: str | None, path: Path) -> None:
-    """Raise ValueError unless the SHA-256 of `content` starts with `sha256`, if that is given."""
+def _check_sha256(content: bytes, sha256: str | None, path: Path) -> None:
+    """Raise ValueError unless `sha256` is None or the SHA-256 of `content` starts with it."""
     if sha256 is None:
         return
     if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
-        raise ValueError(f"sha256 must be the first 8 to 64 hex digits of the file's SHA-256, got {sha256!r}")
+        raise ValueError(
+            f"sha256 must be the first 8 to 64 hex digits of the file's SHA-256, got {sha256!r}: run sha256sum {path}"
+        )
     digest = hashlib.sha256(content).hexdigest()
     if not digest.startswith(sha256.lower()):
         raise ValueError(
-            f"weights must have the SHA-256 {sha256}, got {digest} for {path}: download the file again, "
-            f"or pass its own hash as sha256 if you trust it"
+            f"weights {path} must have the SHA-256 {sha256}, got {digest}: download the file again, "
+            "or pass its own SHA-256 as sha256 if you trust it"
         )
 
 
@@ -112,6 +112,6 @@ def _download(url: str, file: Path) -> None:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=published_hash(url), progress=False)
     except OSError as error:
         raise FileNotFoundError(
-            f"weights must be a local file if {url} cannot be downloaded, got {getattr(error, 'reason', error)}: "
+            f"{url} cannot be downloaded: {getattr(error, 'reason', error)}; "
             f"put {file.name} into {file.parent} ($TORCH_HOME/hub/checkpoints) or pass its path as weights"
         ) from error

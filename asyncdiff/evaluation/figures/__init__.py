@@ -1,1 +1,1 @@
-"""Figures of level maps, likelihoods, samples and sweeps. Most modules import matplotlib: import them lazily."""
+"""Figures of level maps, likelihoods, samples and ablations. Import most modules lazily: they import matplotlib."""

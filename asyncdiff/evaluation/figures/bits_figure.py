@@ -1,4 +1,4 @@
-"""Figure of likelihood bounds by patch and by noise level, with one column per path."""
+"""Draw likelihood bounds by patch and by noise level, with one column per path."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,33 +12,35 @@ LEFT, RIGHT, COLUMN, GAP, BAR = 0.75, 0.75, 1.6, 0.3, 0.1
 TITLE, MAP, BETWEEN, LEVELS, BOTTOM = 0.5, 1.6, 0.3, 1.1, 0.65
 
 
-def bits_figure(summary: PathLikelihoods) -> Figure:
-    """Draw maps of the mean bound on a common scale, and below them the contribution of each noise level."""
-    count = len(summary.names)
+def bits_figure(likelihoods: PathLikelihoods) -> Figure:
+    """Draw maps of the mean bound on a common color scale, and below them the contributions by noise level."""
+    count = len(likelihoods.names)
     width = LEFT + count * (COLUMN + GAP) - GAP + RIGHT
     with plot_style():
         sheet = Sheet(width, TITLE + MAP + BETWEEN + LEVELS + BOTTOM)
-        maps = [summary.per_patch(name) for name in summary.names]
+        maps = [likelihoods.patch_means(name) for name in likelihoods.names]
         low, high = min(float(m.min()) for m in maps), max(float(m.max()) for m in maps)
-        levels = [summary.by_level(name).tolist() for name in summary.names]
+        levels = [likelihoods.level_contributions(name).tolist() for name in likelihoods.names]
         tallest = max(max(values) for values in levels)
-        for place, name in enumerate(summary.names):
-            left = LEFT + place * (COLUMN + GAP)
-            error = summary.standard_error(name)
+        for column, name in enumerate(likelihoods.names):
+            left = LEFT + column * (COLUMN + GAP)
+            error = likelihoods.standard_error(name)
             sheet.text(left, 0.1, name, weight="bold")
-            sheet.text(left, 0.27, f"{summary.mean(name):.3f} ± {error:.3f} {summary.unit}", color=FAINT, size=7)
+            sheet.text(
+                left, 0.27, f"{likelihoods.mean(name):.3f} ± {error:.3f} {likelihoods.unit}", color=FAINT, size=7
+            )
             axes = sheet.axes(left, TITLE, COLUMN, MAP)
-            image = axes.imshow(maps[place].numpy(), vmin=low, vmax=high, cmap="cividis")
+            image = axes.imshow(maps[column].numpy(), vmin=low, vmax=high, cmap="cividis")
             axes.set_xticks([])
             axes.set_yticks([])
             below = sheet.axes(left, TITLE + MAP + BETWEEN, COLUMN, LEVELS)
-            _by_level(below, levels[place], tallest, labeled=place == 0, unit=summary.unit)
+            _draw_levels(below, levels[column], tallest, labeled=column == 0, unit=likelihoods.unit)
         scale = sheet.axes(width - RIGHT + 0.1, TITLE, BAR, MAP)
-        sheet.figure.colorbar(image, cax=scale, label=f"{summary.unit} of the patch")
+        sheet.figure.colorbar(image, cax=scale, label=f"{likelihoods.unit} of the patch")
     return sheet.figure
 
 
-def _by_level(axes: Axes, values: list[float], tallest: float, *, labeled: bool, unit: str) -> None:
+def _draw_levels(axes: Axes, values: list[float], tallest: float, *, labeled: bool, unit: str) -> None:
     axes.bar(range(len(values)), values, color=BLUE, width=0.8)
     axes.set_ylim(min(0, *values), tallest * 1.05)
     axes.set_xticks(range(len(values)), [f"{edge:g}" for edge in LEVEL_EDGES], rotation=90)

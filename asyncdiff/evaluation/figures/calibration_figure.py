@@ -1,4 +1,4 @@
-"""Figure of predicted and actual velocity errors: by noise level, and between patches of similar level."""
+"""Draw predicted and actual velocity errors, by noise level and between patches of similar level."""
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from asyncdiff.evaluation.figures.style import BLUE, FAINT, VERMILION, Sheet, pl
 # In inches.
 LEFT, RIGHT, PANEL, GAP, BAR = 0.7, 0.6, 2.8, 0.85, 0.1
 TITLE, BOTTOM = 0.55, 0.5
-DARKEST, PALEST = 0.0, 0.92  # range of the colormap for levels: the palest yellow is invisible on white
+DARKEST, PALEST = 0.0, 0.92  # range of the colormap used for levels; its palest yellow is invisible on white
 
 
 def calibration_figure(
@@ -25,13 +25,13 @@ def calibration_figure(
     *,
     note: str = "",
 ) -> Figure:
-    """Draw means by level on the left and, for every level, means over quantile groups of the prediction on the right.
+    """Draw means by level on the left and, for each level, means over quantile groups of the prediction on the right.
 
     Args:
-        predicted: mean squared error predicted by the network, in equal level bins over [0, 1].
+        predicted: mean squared error predicted by the network in equal level bins over [0, 1].
         actual: actual mean squared error in the same bins, NaN where a bin is empty.
-        grouped_predicted: predicted error within each bin, in groups of equal size.
-        grouped_actual: actual error of the same groups.
+        grouped_predicted: mean predicted error of equally large groups within each bin.
+        grouped_actual: mean actual error of the same groups.
         note: text below the title.
 
     Returns:
@@ -41,15 +41,15 @@ def calibration_figure(
         sheet = Sheet(LEFT + 2 * PANEL + GAP + RIGHT, TITLE + PANEL + BOTTOM)
         sheet.text(LEFT, 0.1, "predicted and actual squared error of the velocity", weight="bold")
         sheet.text(LEFT, 0.27, note, color=FAINT, size=7)
-        _by_level(sheet.axes(LEFT, TITLE, PANEL, PANEL), predicted, actual)
+        _draw_by_level(sheet.axes(LEFT, TITLE, PANEL, PANEL), predicted, actual)
         left = LEFT + PANEL + GAP
-        shown = _between_patches(sheet.axes(left, TITLE, PANEL, PANEL), grouped_predicted, grouped_actual)
+        mappable = _draw_between_patches(sheet.axes(left, TITLE, PANEL, PANEL), grouped_predicted, grouped_actual)
         scale = sheet.axes(left + PANEL + 0.12, TITLE, BAR, PANEL)
-        sheet.figure.colorbar(shown, cax=scale, label="noise level t", ticks=[0, 0.5, 1])
+        sheet.figure.colorbar(mappable, cax=scale, label="noise level t", ticks=[0, 0.5, 1])
     return sheet.figure
 
 
-def _by_level(axes: Axes, predicted: Float[Tensor, " bins"], actual: Float[Tensor, " bins"]) -> None:
+def _draw_by_level(axes: Axes, predicted: Float[Tensor, " bins"], actual: Float[Tensor, " bins"]) -> None:
     edges = torch.linspace(0, 1, len(predicted) + 1).tolist()
     axes.stairs(actual.tolist(), edges, baseline=None, color=BLUE, linewidth=1.6, label="actual")
     axes.stairs(predicted.tolist(), edges, baseline=None, color=VERMILION, linewidth=1, label="predicted")
@@ -62,7 +62,7 @@ def _by_level(axes: Axes, predicted: Float[Tensor, " bins"], actual: Float[Tenso
     axes.legend(frameon=False, fontsize=7)
 
 
-def _between_patches(
+def _draw_between_patches(
     axes: Axes, predicted: Float[Tensor, "bins groups"], actual: Float[Tensor, "bins groups"]
 ) -> ScalarMappable:
     bins = len(predicted)
@@ -71,14 +71,14 @@ def _between_patches(
         axes.plot(predicted[k].tolist(), actual[k].tolist(), color=colors(k), linewidth=0.8, marker="o", markersize=2.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    finite = torch.stack([predicted, actual])
-    finite = finite[finite.isfinite() & (finite > 0)]
-    if len(finite):
-        low, high = float(finite.min()) / 1.2, float(finite.max()) * 1.2
+    errors = torch.stack([predicted, actual])
+    errors = errors[errors.isfinite() & (errors > 0)]
+    if len(errors):
+        low, high = float(errors.min()) / 1.2, float(errors.max()) * 1.2
         axes.plot([low, high], [low, high], color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
-    axes.set_xlabel("predicted, groups of patches of one level")
+    axes.set_xlabel("predicted, by groups of patches at one level")
     axes.set_ylabel("actual")
     axes.spines[["top", "right"]].set_visible(False)
     return ScalarMappable(BoundaryNorm(torch.linspace(0, 1, bins + 1).tolist(), bins), colors)

@@ -1,4 +1,4 @@
-"""Closed-form densities of the level of a patch, marginalized over images and patches, where they are known."""
+"""Provide closed-form densities of a patch's level, marginalized over images and patches, for known samplers."""
 
 import math
 from collections.abc import Callable
@@ -16,28 +16,28 @@ Density = Callable[[Levels], Levels]
 
 
 def exact_density(sampler: LevelSampler) -> Density | None:
-    """Return the density of a patch's level, or None if no closed form is known; subclasses do not inherit it."""
-    rule = SAMPLER_DENSITIES.get(type(sampler))
-    return None if rule is None else rule(sampler)
+    """Return the density of a patch's level, or None if no closed form is known for this exact class."""
+    make_density = SAMPLER_DENSITIES.get(type(sampler))
+    return None if make_density is None else make_density(sampler)
 
 
 def path_density(path: Path) -> Density | None:
-    """Return the density of a patch's level at uniform s on a random curve of `path`, or None if it is not known."""
-    rule = PATH_DENSITIES.get(type(path))
-    return None if rule is None else rule(path)
+    """Return the density of a patch's level at uniform s on a random curve of `path`, or None if it is unknown."""
+    make_density = PATH_DENSITIES.get(type(path))
+    return None if make_density is None else make_density(path)
 
 
-def uniform(t: Levels) -> Levels:
-    """Return the density of uniform levels, which is 1."""
+def uniform_density(t: Levels) -> Levels:
+    """Return the density of uniformly distributed levels, which is 1."""
     return torch.ones_like(t)
 
 
-def _shared(sampler: Shared) -> Density:
-    return uniform if sampler.scale is None else logit_normal(sampler.loc, sampler.scale)
+def _shared_density(sampler: Shared) -> Density:
+    return uniform_density if sampler.scale is None else logit_normal_density(sampler.loc, sampler.scale)
 
 
-def logit_normal(loc: float, scale: float) -> Density:
-    """Return the density of sigmoid(loc + scale n) for standard normal n."""
+def logit_normal_density(loc: float, scale: float) -> Density:
+    """Return the density of sigmoid(loc + scale n) with n ~ N(0, 1)."""
 
     def density(t: Levels) -> Levels:
         z = (t.logit() - loc) / scale
@@ -46,18 +46,18 @@ def logit_normal(loc: float, scale: float) -> Density:
     return density
 
 
-def _along_path(sampler: AlongPath) -> Density | None:
+def _along_path_density(sampler: AlongPath) -> Density | None:
     return path_density(sampler.path) if type(sampler.progress_sampler) is UniformProgress else None
 
 
-def _homogeneous(sampler: Homogeneous) -> Density | None:
+def _homogeneous_density(sampler: Homogeneous) -> Density | None:
     inner, p = exact_density(sampler.levels), sampler.probability
     if inner is None or sampler.t_min > 0:
         return None
     return lambda t: p + (1 - p) * inner(t)
 
 
-def async_patch(spread: float) -> Density:
+def async_patch_density(spread: float) -> Density:
     """Return the density of s + spread u min(s, 1 - s) with s ~ U(0, 1) and u ~ U(-1, 1).
 
     Given s <= 1/2, t is uniform on s (1 -+ spread): 1 / (2 spread s) integrated over the s from t / (1 + spread) to
@@ -69,30 +69,30 @@ def async_patch(spread: float) -> Density:
         upper = lower.clamp(min=0.5) if spread == 1 else (lower * (1 + spread) / (1 - spread)).clamp(max=0.5)
         return ((upper / lower).log().clamp(min=0) / (2 * spread)).sum(0)
 
-    return density if spread else uniform
+    return density if spread else uniform_density
 
 
-def _floored(path: Floored) -> Density | None:
-    inner, share = path_density(path.path), 1 - path.t_min
+def _floored_density(path: Floored) -> Density | None:
+    inner, scale = path_density(path.path), 1 - path.t_min
     if inner is None:
         return None
 
     def density(t: Levels) -> Levels:
-        return torch.where(t > path.t_min, inner(((t - path.t_min) / share).clamp(1e-6, 1 - 1e-6)) / share, 0)
+        return torch.where(t > path.t_min, inner(((t - path.t_min) / scale).clamp(1e-6, 1 - 1e-6)) / scale, 0)
 
     return density
 
 
 SAMPLER_DENSITIES: dict[type, Callable[..., Density | None]] = {
-    Shared: _shared,
-    Independent: lambda sampler: uniform,
-    AlongPath: _along_path,
-    Perlin: _along_path,
-    Homogeneous: _homogeneous,
+    Shared: _shared_density,
+    Independent: lambda sampler: uniform_density,
+    AlongPath: _along_path_density,
+    Perlin: _along_path_density,
+    Homogeneous: _homogeneous_density,
 }
-# All fields have U(-1, 1) marginals; those ranked within an image have them on average over the patches.
+# All fields have U(-1, 1) marginals; fields ranked within an image have them on average over the patches.
 PATH_DENSITIES: dict[type, Callable[..., Density | None]] = {
-    Synchronous: lambda path: uniform,
-    AsyncPatch: lambda path: async_patch(path.spread),
-    Floored: _floored,
+    Synchronous: lambda path: uniform_density,
+    AsyncPatch: lambda path: async_patch_density(path.spread),
+    Floored: _floored_density,
 }

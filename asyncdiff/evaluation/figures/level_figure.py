@@ -1,4 +1,4 @@
-"""Figure comparing level samplers: levels within and between images, example maps, and maps along a path."""
+"""Draw a figure that compares level samplers: levels within and between images, example maps, and a path."""
 
 import math
 import textwrap
@@ -30,23 +30,23 @@ from asyncdiff.evaluation.figures.style import (
     plot_style,
 )
 
-COLUMNS = 5  # maximal number of columns in a band; more samplers are split into bands
-BINS = 50  # bins of the level histogram
+COLUMNS = 5  # maximum number of columns in a band; more samplers are split into several bands
+BINS = 50  # number of bins in the level histogram
 MAX_DENSITY = 3.2  # upper limit of the density axis, the same in all columns
-JOINT_BINS = (60, 42)  # bins of the joint histogram, for means and standard deviations
+JOINT_BINS = (60, 42)  # numbers of bins in the joint histogram, for means and standard deviations
 MAX_SD = 0.53  # upper limit of the standard deviation axis; no map has more than 0.5
 TILES, TILES_IN_ROW = 10, 5
-ATOM = 0.005  # share of patches from which exact zeros or ones are annotated separately from the density
+ATOM = 0.005  # share of patches above which exact zeros or ones are annotated and not part of the histogram
 # In inches.
 RIGHT, COLUMN, GAP = 0.14, 2.4, 0.3
 TITLE, NUMBERS, HISTOGRAM, JOINT = 0.55, 0.44, 1.0, 1.3
 AXIS, TILE, TILE_GAP, CAPTION, BAND_GAP = 0.44, 0.44, 0.05, 0.12, 0.3
-MARGIN_LABEL = 0.32  # from a column to the label on its left
+MARGIN_LABEL = 0.32  # distance from a column to the label on its left
 TILE_BLOCK = TILES // TILES_IN_ROW * (TILE + CAPTION + TILE_GAP)
 
 
 def level_figure(statistics: Sequence[LevelStatistics], *, columns: int = COLUMNS) -> Figure:
-    """Draw one column per sampler, in bands of at most `columns` columns."""
+    """Draw one column per sampler, in bands with at most `columns` columns."""
     bands = math.ceil(len(statistics) / columns)
     columns = math.ceil(len(statistics) / bands)
     rows = [statistics[k : k + columns] for k in range(0, len(statistics), columns)]
@@ -65,7 +65,7 @@ def level_figure(statistics: Sequence[LevelStatistics], *, columns: int = COLUMN
 
 
 def band_height(row: Sequence[LevelStatistics]) -> float:
-    """Return the height of a band in inches; a band without paths has no block for them."""
+    """Return the height of a band in inches; it has room for paths only if a column has one."""
     blocks = 1 + any(stats.path is not None for stats in row)
     return TITLE + NUMBERS + HISTOGRAM + JOINT + 2 * AXIS + blocks * (TILE_BLOCK + 0.1) + BAND_GAP
 
@@ -73,7 +73,7 @@ def band_height(row: Sequence[LevelStatistics]) -> float:
 def draw_column(
     sheet: Sheet, left: float, top: float, stats: LevelStatistics, scale: Scale, row: Sequence[LevelStatistics]
 ) -> None:
-    """Draw the column of one sampler; only the first column of `row` has axis labels."""
+    """Draw the column for one sampler; only the first column in `row` has axis labels."""
     first = stats is row[0]
     draw_title(sheet, left, top, stats)
     top += TITLE
@@ -84,12 +84,12 @@ def draw_column(
     draw_joint(sheet.axes(left, top, COLUMN, JOINT), stats, scale, labeled=first)
     top += JOINT + AXIS
     if first:
-        block_label(sheet, left, top, "maps, by mean")
+        draw_block_label(sheet, left, top, "maps, by mean")
     draw_examples(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
     top += TILE_BLOCK + 0.1
     if any(neighbor.path is not None for neighbor in row):
         if first:
-            block_label(sheet, left, top, "a path, by s")
+            draw_block_label(sheet, left, top, "a path, by s")
         draw_path(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
 
 
@@ -101,7 +101,7 @@ def draw_title(sheet: Sheet, left: float, top: float, stats: LevelStatistics) ->
 
 
 def draw_numbers(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
-    """Write a row of summary numbers below their names."""
+    """Write the summary numbers in a row, each below its name."""
     numbers = (
         (0.0, "mean", f"{float(stats.means.mean()):.2f}"),
         (0.18, "sd in image", f"{float(stats.spreads.mean()):.2f}"),
@@ -115,7 +115,7 @@ def draw_numbers(sheet: Sheet, left: float, top: float, stats: LevelStatistics) 
 
 
 def draw_histogram(axes: Axes, stats: LevelStatistics, *, labeled: bool) -> None:
-    """Draw the histogram of all levels with the exact density; annotate exact zeros and ones, which have no density."""
+    """Draw the histogram of all levels and the exact density; annotate exact zeros and ones, which have no density."""
     t = stats.t.flatten()
     zeros, ones = (float((t == end).float().mean()) for end in (0, 1))
     inner = t[((t > 0) | (zeros < ATOM)) & ((t < 1) | (ones < ATOM))]
@@ -131,18 +131,18 @@ def draw_histogram(axes: Axes, stats: LevelStatistics, *, labeled: bool) -> None
             axes.vlines(x, 0, MAX_DENSITY, color=BLUE, linewidth=3)
             annotate_atom(axes, x, side, f"{format_percent(share)} at {x:g}", INK, line=0)
     if known:
-        annotate_atom(axes, 0, "left", f"({format_percent(known)} given clean)", KNOWN_INK, line=1)
+        annotate_atom(axes, 0, "left", f"({format_percent(known)} known)", KNOWN_INK, line=1)
     format_axes(axes, "level of a patch, t", "density" if labeled else "", (0, MAX_DENSITY), [0, 1, 2, 3])
 
 
 def annotate_atom(axes: Axes, x: float, side: str, text: str, color: str, *, line: int) -> None:
-    """Write a note at the left or right end of a histogram."""
-    inwards = 0.035 if side == "left" else -0.035
-    axes.text(x + inwards, MAX_DENSITY * (0.97 - 0.14 * line), text, ha=side, va="top", color=color, fontsize=7.5)
+    """Write a note at the left or right end of the histogram."""
+    offset = 0.035 if side == "left" else -0.035
+    axes.text(x + offset, MAX_DENSITY * (0.97 - 0.14 * line), text, ha=side, va="top", color=color, fontsize=7.5)
 
 
 def joint_shares(stats: LevelStatistics) -> Float[Tensor, "sd mean"]:
-    """Return the share of images per bin of the mean (columns) and standard deviation within the image (rows)."""
+    """Return the share of images per bin of the mean level (columns) and standard deviation in the image (rows)."""
     counts, _, _ = np.histogram2d(
         stats.spreads.double().numpy(),
         stats.means.double().clamp(0, 1).numpy(),
@@ -153,16 +153,16 @@ def joint_shares(stats: LevelStatistics) -> Float[Tensor, "sd mean"]:
 
 
 def common_scale(statistics: Iterable[LevelStatistics]) -> Scale:
-    """Return a logarithmic color scale, from one image in a bin to the fullest bin of all columns."""
+    """Return a logarithmic color scale, from the smallest nonzero share in a bin to the largest of all columns."""
     shares = [joint_shares(stats) for stats in statistics]
-    least = min(float(share[share > 0].min()) for share in shares)
-    most = max(float(share.max()) for share in shares)
+    lowest = min(float(share[share > 0].min()) for share in shares)
+    highest = max(float(share.max()) for share in shares)
     colors = ListedColormap(colormaps["YlGnBu"](np.linspace(0.18, 1, 256)))
-    return Scale(LogNorm(min(least, most / 2), most), colors)
+    return Scale(LogNorm(min(lowest, highest / 2), highest), colors)
 
 
 def draw_joint(axes: Axes, stats: LevelStatistics, scale: Scale, *, labeled: bool) -> None:
-    """Draw the standard deviation of levels within an image against their mean; the dashed arch is its upper bound."""
+    """Draw the standard deviation of levels within an image over their mean; the dashed arch is its upper bound."""
     shares = joint_shares(stats).numpy()
     axes.imshow(
         np.ma.masked_equal(shares, 0),
@@ -179,7 +179,7 @@ def draw_joint(axes: Axes, stats: LevelStatistics, scale: Scale, *, labeled: boo
 
 
 def format_axes(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float], yticks: Sequence[float]) -> None:
-    """Format axes over [0, 1]: few ticks, no box, tick labels on the y axis only if it has a label."""
+    """Format axes over [0, 1] with few ticks and no box; the y axis has tick labels only if it has a label."""
     axes.set_xlim(0, 1)
     axes.set_ylim(ylim)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -191,17 +191,17 @@ def format_axes(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float],
 
 
 def draw_examples(axes: Axes, stats: LevelStatistics) -> None:
-    """Draw maps evenly spaced in the order of their means, with known patches in color."""
+    """Draw example maps, evenly spaced in the order of their means, with known patches in color."""
     indices = stats.examples(TILES)
     captions = [f"{mean:.2f}" for mean in stats.means[indices].tolist()]
     draw_tiles(axes, color_maps(stats.t[indices], stats.known[indices]), captions)
 
 
 def draw_path(axes: Axes, stats: LevelStatistics) -> None:
-    """Draw the maps along one curve of the path, from noise to clean."""
+    """Draw the maps along one random curve of the path, from noise to clean."""
     if stats.path is None:
         axes.set_axis_off()
-        axes.text(0, 1, "no path of its own", va="top", color=FAINT, fontsize=7.5)
+        axes.text(0, 1, "no path", va="top", color=FAINT, fontsize=7.5)
         return
     maps = stats.curves(TILES, 1)[:, 0]
     captions = [f"{1 - k / (TILES - 1):.2f}" for k in range(TILES)]
@@ -209,7 +209,7 @@ def draw_path(axes: Axes, stats: LevelStatistics) -> None:
 
 
 def color_maps(t: Float[Tensor, "n gh gw"], known: Bool[Tensor, "n gh gw"]) -> Float[Tensor, "n gh gw 3"]:
-    """Return maps as RGB colors: white for noise, black for clean, and the known patches in `KNOWN_COLOR`."""
+    """Return the RGB colors of maps: white for noise, black for clean, and `KNOWN_COLOR` for known patches."""
     color = torch.tensor(to_rgb(KNOWN_COLOR), dtype=t.dtype)
     return torch.where(known[..., None], color, t[..., None])
 
@@ -231,6 +231,6 @@ def draw_tiles(axes: Axes, tiles: Float[Tensor, "n gh gw 3"], captions: Sequence
         axes.text(x + width / 2, y + height + 0.02, caption, ha="center", va="top", fontsize=6, color=FAINT)
 
 
-def block_label(sheet: Sheet, left: float, top: float, text: str) -> None:
-    """Write the name of a block of tiles vertically in the margin."""
+def draw_block_label(sheet: Sheet, left: float, top: float, text: str) -> None:
+    """Write the label of a block of tiles vertically in the margin."""
     sheet.text(left - MARGIN_LABEL, top + TILE_BLOCK / 2 - 0.05, text, rotation=90, ha="right", va="center", fontsize=8)

@@ -1,4 +1,4 @@
-"""Legend of the level figure."""
+"""Draw the legend of the level figure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Scale:
     """Color scale of the joint histograms, the same in all columns.
 
     Attributes:
-        norm: maps a share of the images to [0, 1], logarithmically.
+        norm: logarithmic map from a share of the images to [0, 1].
         colors: colormap over [0, 1].
     """
 
@@ -29,10 +29,10 @@ class Scale:
 
 
 class Legend:
-    """Legend with the title of the figure, and entries that wrap to its width.
+    """Legend with the title of the figure and entries that wrap at its width.
 
     Args:
-        statistics: statistics of the columns; only symbols that appear in them get an entry.
+        statistics: statistics of each column; the legend has entries only for symbols that appear in them.
         scale: color scale of the joint histograms.
         width: width of the figure, in inches.
     """
@@ -41,16 +41,16 @@ class Legend:
         self.scale = scale
         self.title = f"Noise levels, {len(statistics[0].t)} maps" + (" each" if len(statistics) > 1 else "")
         entries: list[tuple[str, Mark]] = [
-            ("noise, t = 1", lambda axes: _box(axes, "white", FAINT)),
-            ("clean, t = 0", lambda axes: _box(axes, "black", "black")),
+            ("noise, t = 1", lambda axes: _draw_box(axes, "white", FAINT)),
+            ("clean, t = 0", lambda axes: _draw_box(axes, "black", "black")),
         ]
         if any(stats.known.any() for stats in statistics):
-            entries.append(("given clean, no loss", lambda axes: _box(axes, KNOWN_COLOR, KNOWN_COLOR)))
+            entries.append(("known: clean, no loss", lambda axes: _draw_box(axes, KNOWN_COLOR, KNOWN_COLOR)))
         if any(stats.density is not None for stats in statistics):
-            entries.append(("exact density", lambda axes: _line(axes, VERMILION, "-")))
-        entries.append(("largest sd possible", lambda axes: _line(axes, FAINT, (0, (3, 2)))))
+            entries.append(("exact density", lambda axes: _draw_line(axes, VERMILION, "-")))
+        entries.append(("largest sd possible", lambda axes: _draw_line(axes, FAINT, (0, (3, 2)))))
         low, high = format_percent(scale.norm.vmin or 0), format_percent(scale.norm.vmax or 0)
-        entries.append((f"{low} to {high} of the images in a cell", self._bar))
+        entries.append((f"{low} to {high} of the images in a cell", self._draw_bar))
         self.lines = self._flow(entries, width)
 
     @property
@@ -68,28 +68,28 @@ class Legend:
                 sheet.text(left + 0.26, top + 0.05, text, va="center", fontsize=7.5, color=FAINT)
 
     def _flow(self, entries: Iterable[tuple[str, Mark]], width: float) -> list[list[tuple[float, str, Mark]]]:
-        """Wrap the entries into lines, and return them with their left edges."""
+        """Wrap the entries into lines; return the left edge, text and symbol of each."""
         lines: list[list[tuple[float, str, Mark]]] = [[]]
         left = LEFT
         for text, mark in entries:
-            needed = 0.26 + 0.06 * len(text) + 0.2
-            if lines[-1] and left + needed > width:
+            entry_width = 0.26 + 0.06 * len(text) + 0.2
+            if lines[-1] and left + entry_width > width:
                 lines.append([])
                 left = LEFT
             lines[-1].append((left, text, mark))
-            left += needed
+            left += entry_width
         return lines
 
-    def _bar(self, axes: Axes) -> None:
+    def _draw_bar(self, axes: Axes) -> None:
         axes.imshow(np.linspace(0, 1, 64)[None], cmap=self.scale.colors, aspect="auto")
         axes.set_axis_off()
 
 
-def _box(axes: Axes, color: str, edge: str) -> None:
+def _draw_box(axes: Axes, color: str, edge: str) -> None:
     axes.add_patch(Rectangle((0.25, 0), 0.5, 1, facecolor=color, edgecolor=edge, linewidth=0.6, clip_on=False))
     axes.set_axis_off()
 
 
-def _line(axes: Axes, color: str, style: object) -> None:
+def _draw_line(axes: Axes, color: str, style: object) -> None:
     axes.plot([0, 1], [0.5, 0.5], color=color, linestyle=style, linewidth=1)
     axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""Statistics of a level sampler: many of its maps, their summary numbers, and curves of its path."""
+"""Compute statistics of a level sampler: maps drawn from it, summary numbers, and curves of its path."""
 
 from dataclasses import dataclass
 
@@ -23,11 +23,11 @@ class LevelStatistics:
     Attributes:
         name: name of the experiment.
         note: one-line description of the sampler.
-        t: level maps.
-        known: patches that are given clean, all False if the sampler has none.
-        density: exact density of a patch's level, None if it is not known.
-        path: path of the maps, None if the sampler has none.
-        seed: seed of the maps and the curves.
+        t: level maps, one per image.
+        known: whether each patch is known (clean and without loss).
+        density: exact density of a patch's level, None if it is unknown.
+        path: path that the sampler follows, None if it follows none.
+        seed: random seed of the maps and the curves.
     """
 
     name: str
@@ -62,25 +62,23 @@ class LevelStatistics:
         return float((self.t > level).float().mean())
 
     def examples(self, count: int) -> Tensor:
-        """Return indices of images evenly spaced in the order of their mean level, cleanest first."""
+        """Return the indices of `count` images evenly spaced in the order of their mean level, cleanest first."""
         order = self.means.argsort()
         ranks = (torch.arange(count) + 0.5) / count * len(order)
         return order[ranks.long()]
 
     def curves(self, frames: int, curves: int) -> CurveMaps:
-        """Return maps along random curves of the path from s = 1 to s = 0; raise ValueError without a path."""
+        """Return maps along random curves of the path from s = 1 to s = 0; raise ValueError if there is no path."""
         if self.path is None:
-            raise ValueError(
-                f"sampler must have a path to draw curves, got none for {self.name}: use one that follows a path"
-            )
+            raise ValueError(f"curves need a sampler with a path, but {self.name} has none: use AlongPath, for example")
         curve = self.path.draw(curves, self.grid, generator=seeded(self.seed))
         return torch.stack([curve(s.expand(curves))[0] for s in torch.linspace(1, 0, frames)])
 
 
-def measure_levels(
+def compute_level_statistics(
     name: str, sampler: LevelSampler, grid: tuple[int, int], *, note: str = "", images: int = 4096, seed: int = 0
 ) -> LevelStatistics:
-    """Draw `images` level maps of size `grid` from a sampler."""
+    """Draw `images` level maps of size `grid` from a sampler, and return their statistics."""
     at_least("images", images, 1, "use 4096 to show the distribution, for example")
     sampler.check(grid)
     draw = sampler(images, grid, generator=seeded(seed))

@@ -1,4 +1,4 @@
-"""Animated GIF of sampling: every image next to its level map (black = clean)."""
+"""Record sampling as an animated GIF, with each image next to its level map (black = clean)."""
 
 from io import BytesIO
 from pathlib import Path
@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw
 from PIL.Image import Dither, Quantize, Resampling
 from torch import Tensor
 
-SHOWN, COLUMNS = 6, 2  # images in a GIF, and per row
-FRAMES = 60  # maximal number of frames
-MIN_TILE, GAP = 128, 8  # in pixels: smaller images are enlarged by an integer factor
+MAX_IMAGES, COLUMNS = 6, 2  # maximum numbers of images, in total and per row
+FRAMES = 60  # maximum number of frames
+MIN_TILE, GAP = 128, 8  # in pixels; smaller images are enlarged by an integer factor
 WHITE, FRAME = (255, 255, 255), (201, 201, 201)
-PAUSE, WALK = 1200, 4000  # milliseconds: pause on the result, and time from noise to it
-COLORS, GRAYS = 256, 16  # size of the palette, and number of grays in it for the level maps
+PAUSE, DURATION = 1200, 4000  # in milliseconds: pause on the result, and time from noise to the result
+COLORS, GRAYS = 256, 16  # size of the palette, and number of its grays reserved for the level maps
 
 
 class SamplingGIF:
@@ -23,31 +23,31 @@ class SamplingGIF:
     def __init__(self) -> None:
         self._frames: list[Image.Image] = []
         self._last: Image.Image | None = None
-        self._every, self._count = 1, 0
+        self._interval, self._count = 1, 0
 
     def add(self, images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> None:
-        """Record one state of the trajectory; only the first `SHOWN` images are used."""
-        self._last = _frame(images[:SHOWN], None if levels is None else levels[:SHOWN])
-        if self._count % self._every == 0:
+        """Record one state of the trajectory; only the first `MAX_IMAGES` images are used."""
+        self._last = _draw_frame(images[:MAX_IMAGES], None if levels is None else levels[:MAX_IMAGES])
+        if self._count % self._interval == 0:
             self._frames.append(self._last)
         self._count += 1
         if len(self._frames) > FRAMES:
-            self._frames, self._every = self._frames[::2], 2 * self._every
+            self._frames, self._interval = self._frames[::2], 2 * self._interval
 
     def save(self, file: Path) -> None:
         """Write a looping GIF that pauses on the result, with one palette for all frames."""
         assert self._last is not None, "nothing was recorded"
         frames = [frame for frame in self._frames if frame is not self._last] + [self._last]
-        palette = _palette(frames)
+        palette = _build_palette(frames)
         images = [frame.quantize(palette=palette, dither=Dither.NONE) for frame in frames]
-        between = [max(20, WALK // len(frames))] * (len(frames) - 1)
+        durations = [max(20, DURATION // len(frames))] * (len(frames) - 1)
         data = BytesIO()
-        images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=[*between, PAUSE], loop=0)
+        images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=[*durations, PAUSE], loop=0)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data.getvalue())
 
 
-def _frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> Image.Image:
+def _draw_frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> Image.Image:
     height, width = images.shape[2:]
     factor = max(1, -(-MIN_TILE // max(height, width)))
     size = (width * factor, height * factor)
@@ -58,23 +58,23 @@ def _frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | 
     draw = ImageDraw.Draw(frame)
     for i, image in enumerate(images):
         left, top = i % columns * cell[0] + GAP, i // columns * cell[1] + GAP
-        frame.paste(_tile(image.cpu().permute(1, 2, 0).numpy(), size), (left, top))
+        frame.paste(_draw_tile(image.cpu().permute(1, 2, 0).numpy(), size), (left, top))
         if levels is not None:
             level = (levels[i].float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
             left += size[0] + GAP // 2
-            frame.paste(_tile(level[..., None], size), (left, top))
+            frame.paste(_draw_tile(level[..., None], size), (left, top))
             # Pure noise is as white as the background.
             draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FRAME)
     return frame
 
 
-def _tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def _draw_tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     array = pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
     return Image.fromarray(array).convert("RGB").resize(size, Resampling.NEAREST)
 
 
-def _palette(frames: list[Image.Image]) -> Image.Image:
-    """Return a palette of grays and of the colors of a few frames, mainly of the last one, which is shown longest."""
+def _build_palette(frames: list[Image.Image]) -> Image.Image:
+    """Return a palette of grays and of colors from a few frames, mainly the last one, which is shown longest."""
     selected = [frames[0], frames[len(frames) // 2], frames[-1], frames[-1]]
     width, height = selected[0].size
     montage = Image.new("RGB", (width, height * len(selected)), WHITE)

@@ -1,4 +1,4 @@
-"""Style of all plots: few colors that are distinguishable with color blindness (Okabe & Ito), and small type."""
+"""Common style of all plots: a few colors distinguishable with color blindness (Okabe & Ito), and small type."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 INK, FAINT, HAIR = "#222222", "#6e6e6e", "#c9c9c9"
 BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 PALE_BLUE = "#a9cfe5"
-KNOWN_COLOR, KNOWN_INK = ORANGE, "#9c6a00"  # known patches, and text about them
+KNOWN_COLOR, KNOWN_INK = ORANGE, "#9c6a00"  # color of known patches, and of text about them
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -35,12 +35,12 @@ STYLE: Any = {
 
 
 def plot_style() -> Any:
-    """Return the matplotlib context in which plots are created and drawn."""
+    """Return a context manager with matplotlib settings, in which to create and render plots."""
     return rc_context(STYLE)
 
 
 class Sheet:
-    """White figure on which axes are placed in inches from the upper left corner; independent of pyplot.
+    """White figure with axes placed in inches from the upper left corner, without pyplot.
 
     Args:
         width: width in inches.
@@ -53,7 +53,7 @@ class Sheet:
         self.width, self.height = width, height
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes that fill a box."""
+        """Add axes that fill the given box, in inches."""
         box = (left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box)
 
@@ -64,7 +64,7 @@ class Sheet:
 
 
 def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
-    """Render the figure to RGB pixels, uint8 (height, width, 3)."""
+    """Render a figure to RGB pixels, uint8 (height, width, 3)."""
     with plot_style():
         figure.set_dpi(dpi)
         canvas = figure.canvas
@@ -74,14 +74,14 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
 
 
 def save(figure: Figure, file: Path, dpi: int = 130) -> None:
-    """Write the figure to `file`, creating its folder."""
+    """Write a figure to an image file, and create its folder if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with plot_style():
         figure.savefig(file, dpi=dpi)
 
 
 def format_percent(share: float) -> str:
-    """Return a share as a percentage with two digits."""
+    """Format a share in [0, 1] as a percentage with two digits."""
     value = 100 * share
     if 0 < value < 0.1:
         return f"{value:.2g} %"

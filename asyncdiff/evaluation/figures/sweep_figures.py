@@ -1,4 +1,4 @@
-"""Figures comparing the variants of an ablation: the final value of every seed, and curves over the steps."""
+"""Draw figures that compare the variants of an ablation: final values per seed, and curves over the steps."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,37 +15,37 @@ Curve = list[tuple[int, float]]  # (step, value)
 ROW, PANEL, GAP, TOP, BOTTOM, SIDE = 0.22, 1.9, 0.35, 0.5, 0.45, 0.15
 LETTER = 0.065  # approximate width of a letter in the labels
 CURVES, CURVE_HEIGHT, LEGEND = 5.2, 3.0, 0.16
-# Distinguishable with color blindness (Okabe & Ito); they repeat with other dashes.
+# Colors distinguishable with color blindness (Okabe & Ito); more variants reuse them with other dashes.
 COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222"]
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1))]
-LOG_RATIO = 10  # ratio of the largest to the smallest value above which an axis is logarithmic
-MAX_POINTS = 200  # maximal number of points of a curve; longer curves are averaged over bins
+LOG_RATIO = 10  # an axis is logarithmic if the ratio of the largest to the smallest value exceeds this
+MAX_POINTS = 200  # maximum number of points of a curve; longer curves are averaged over bins
 
 
 def dots_figure(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw one panel per metric with one row per variant: a dot for every seed, and a line at their mean.
+    """Draw one panel per metric with one row per variant: a dot for each seed, and a line at their mean.
 
     Args:
-        metrics: values of each variant by metric, with the variants always in the same order.
+        metrics: one value per seed by metric and variant, with the variants in the same order for all metrics.
 
     Returns:
         The figure.
     """
-    variants = list(dict.fromkeys(name for rows in metrics.values() for name in rows))
+    variants = list(dict.fromkeys(name for values in metrics.values() for name in values))
     left = SIDE + LETTER * max(map(len, variants))
     height = ROW * len(variants)
     with plot_style():
         sheet = Sheet(left + (PANEL + GAP) * len(metrics), TOP + height + BOTTOM)
-        for i, (metric, rows) in enumerate(metrics.items()):
+        for i, (metric, values) in enumerate(metrics.items()):
             axes = sheet.axes(left + (PANEL + GAP) * i, TOP, PANEL, height)
             sheet.text(left + (PANEL + GAP) * i, TOP - 0.28, metric, weight="bold")
-            _dots(axes, [rows.get(name, []) for name in variants])
+            _draw_dots(axes, [values.get(name, []) for name in variants])
             axes.set_yticks(range(len(variants)), variants if i == 0 else [""] * len(variants), color=INK)
     return sheet.figure
 
 
 def curves_figure(tag: str, variants: Mapping[str, Sequence[Curve]]) -> Figure:
-    """Draw the mean curve of each variant over the steps, with the range over its seeds."""
+    """Draw the mean curve of each variant over the steps, and the range over its seeds."""
     with plot_style():
         sheet = Sheet(CURVES, TOP + CURVE_HEIGHT + BOTTOM + LEGEND * -(-len(variants) // 2) + 0.1)
         sheet.text(0.6, 0.15, tag, weight="bold")
@@ -62,7 +62,7 @@ def curves_figure(tag: str, variants: Mapping[str, Sequence[Curve]]) -> Figure:
     return sheet.figure
 
 
-def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
+def _draw_dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
     all_values = [value for values in rows for value in values]
     # On a linear axis one bad variant would squeeze all others together.
     if all_values and min(all_values) > 0 and max(all_values) > LOG_RATIO * min(all_values):
@@ -85,25 +85,25 @@ def _dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
 
 
 def _align_curves(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray]:
-    """Return curves at common steps, (n,) and (curves, n), long ones averaged over bins of steps.
+    """Return common steps (n,) and the values of all curves at them (curves, n); average long curves over bins.
 
-    The mean over a bin is placed at the mean of its steps; short curves with equal steps are not changed.
+    The mean over a bin is placed at the mean of its steps. Short curves with equal steps are not changed.
     """
     first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
     steps = [step for step, _ in curves[0]]
     if len(steps) <= MAX_POINTS and all([step for step, _ in curve] == steps for curve in curves):
         return np.array(steps), np.array([[value for _, value in curve] for curve in curves])
     edges = np.linspace(first, last + 1, min(MAX_POINTS, *(len(curve) for curve in curves)) + 1)
-    binned = [_binned(curve, edges) for curve in curves]
-    bin_steps = np.stack([steps for steps, _ in binned])
+    bins = [_bin_means(curve, edges) for curve in curves]
+    bin_steps = np.stack([steps for steps, _ in bins])
     common = np.nanmean(bin_steps[:, ~np.isnan(bin_steps).all(0)], axis=0)
-    filled = [~np.isnan(steps) for steps, _ in binned]
-    rows = [np.interp(common, s[k], values[k]) for (s, values), k in zip(binned, filled, strict=True)]
-    return common, np.stack(rows)
+    non_empty = [~np.isnan(steps) for steps, _ in bins]
+    aligned = [np.interp(common, s[k], values[k]) for (s, values), k in zip(bins, non_empty, strict=True)]
+    return common, np.stack(aligned)
 
 
-def _binned(curve: Curve, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean step and the mean value of every bin, NaN where it is empty."""
+def _bin_means(curve: Curve, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean step and the mean value in each bin, NaN for an empty bin."""
     steps, values = np.array([step for step, _ in curve], dtype=float), np.array([value for _, value in curve])
     counts, _ = np.histogram(steps, edges)
     means = []

@@ -1,4 +1,4 @@
-"""TensorBoard event files with the statistics of a level sampler."""
+"""Write the statistics of a level sampler to TensorBoard event files."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.evaluation.figures.level_figure import level_figure
 from asyncdiff.evaluation.figures.level_statistics import LevelStatistics
-from asyncdiff.evaluation.figures.path_gif import viewer_frames
+from asyncdiff.evaluation.figures.path_gif import draw_path_frames
 from asyncdiff.evaluation.figures.style import pixels
 
 SUFFIX = ".levels"  # suffix of these event files, so that a second call replaces only them
-STEPS = 10  # images that TensorBoard keeps per tag
+STEPS = 10  # number of images that TensorBoard keeps per tag
 
 
 def write_events(stats: LevelStatistics, folder: Path) -> None:
-    """Write the sampler's figure, histograms of its levels, and maps along its path, one per TensorBoard step."""
+    """Write the sampler's figure, histograms of its levels, and one map along its path per TensorBoard step."""
     for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
@@ -24,5 +24,5 @@ def write_events(stats: LevelStatistics, folder: Path) -> None:
         writer.add_histogram("levels/mean_of_image", stats.means, 0)
         writer.add_histogram("levels/sd_in_image", stats.spreads, 0)
         if stats.path is not None:
-            for step, frame in enumerate(viewer_frames(stats, STEPS)):
+            for step, frame in enumerate(draw_path_frames(stats, STEPS)):
                 writer.add_image("levels/path", np.asarray(frame), step, dataformats="HWC")
