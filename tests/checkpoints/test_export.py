@@ -150,9 +150,9 @@ def test_the_configuration_is_complete_and_has_no_local_paths(run, export):
     assert config["data"] == {**DATA, "init_args": {**DATA["init_args"], "nested": ["kept"]}}
     assert set(config["software"]) == {"commit", "torch", "lightning"}
     assert config["recipe"]["init_args"]["sampler"]["init_args"]["steps"] == 2
-    told = "".join((folder / name).read_text() for name in ("config.yaml", "README.md"))
-    assert "somebody" not in told
-    assert str(run) not in told
+    reported = "".join((folder / name).read_text() for name in ("config.yaml", "README.md"))
+    assert "somebody" not in reported
+    assert str(run) not in reported
     with safe_open(folder / "model.safetensors", "pt") as held:
         about = held.metadata()
     assert about["config_sha256"] == hashlib.sha256((folder / "config.yaml").read_bytes()).hexdigest()
@@ -165,7 +165,7 @@ def test_local_paths_of_any_system_are_recognized():
 
 def test_the_card_lists_only_results_of_these_weights(export, capsys):
     text = (export("--name", "Digits, small") / "README.md").read_text()
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["library_name"] == "asyncdiff"
     assert front.startswith("# license: fill in before sharing")
@@ -174,9 +174,9 @@ def test_the_card_lists_only_results_of_these_weights(export, capsys):
     assert body.count("| frechet | 1.235 |") == 2
     assert {"### ours", "### training"} <= set(body.splitlines())
     assert '"split": "val"' in body
-    assert "others.json: it was measured on other weights (different checkpoint_sha256" in told
-    assert "raw.json: it was measured on other weights (different weights)" in told
-    assert "broken.json cannot be read as a JSON file" in told
+    assert "others.json: it was measured on other weights (different checkpoint_sha256" in reported
+    assert "raw.json: it was measured on other weights (different weights)" in reported
+    assert "broken.json cannot be read as a JSON file" in reported
     text = (export("--weights", "raw", name="raw") / "README.md").read_text()
     assert [name for name in text.splitlines() if name.startswith("###")] == ["### raw"]
 
@@ -292,8 +292,8 @@ def rewrite_config(folder: Path, config) -> None:
     content = config if isinstance(config, bytes) else yaml.safe_dump(config, sort_keys=False).encode()
     (folder / "config.yaml").write_bytes(content)
     tensors = load_file(folder / "model.safetensors")
-    told = {"asyncdiff_format": "1", "config_sha256": hashlib.sha256(content).hexdigest()}
-    save_file(tensors, folder / "model.safetensors", metadata=told)
+    reported = {"asyncdiff_format": "1", "config_sha256": hashlib.sha256(content).hexdigest()}
+    save_file(tensors, folder / "model.safetensors", metadata=reported)
 
 
 @pytest.fixture
@@ -319,8 +319,8 @@ def test_a_changed_configuration_is_refused(export, line):
 def test_other_and_missing_format_versions_are_refused(export, line):
     folder = export()
     tensors = load_file(folder / "model.safetensors")
-    for told, version in (({"asyncdiff_format": "2"}, "2"), (None, "none")):
-        save_file(tensors, folder / "model.safetensors", metadata=told)
+    for reported, version in (({"asyncdiff_format": "2"}, "2"), (None, "none")):
+        save_file(tensors, folder / "model.safetensors", metadata=reported)
         assert line(folder) == (
             f"the export format version must be 1, got {version} in {folder / 'model.safetensors'}: "
             "read it with the version of asyncdiff that wrote it"

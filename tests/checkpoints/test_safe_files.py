@@ -110,10 +110,10 @@ def line(call, *args, **options) -> str:
     """Return the one-line error of a call that must fail, as a command would print it."""
     with pytest.raises((ValueError, OSError)) as refusal:
         call(*args, **options)
-    told = user_error_message(refusal.value)
-    assert told is not None, "it was not refused on purpose"
-    assert "\n" not in told
-    return told
+    reported = user_error_message(refusal.value)
+    assert reported is not None, "it was not refused on purpose"
+    assert "\n" not in reported
+    return reported
 
 
 def stopped(capfd, call, *words) -> str:
@@ -121,9 +121,9 @@ def stopped(capfd, call, *words) -> str:
     with pytest.raises(SystemExit) as ending:
         call([str(word) for word in words])
     assert ending.value.code == 2
-    told = capfd.readouterr().err
-    assert "Traceback" not in told
-    return told.splitlines()[-1]
+    reported = capfd.readouterr().err
+    assert "Traceback" not in reported
+    return reported.splitlines()[-1]
 
 
 def quiet(**options) -> Trainer:
@@ -142,8 +142,8 @@ def test_the_payload_runs_when_a_pickle_is_read(tmp_path):
 
 
 def test_load_from_checkpoint_refuses_code(poisoned_in_any_format):
-    told = line(AsyncDiffusion.load_from_checkpoint, poisoned_in_any_format())
-    assert re.match(f"evil.ckpt cannot be read safely as a checkpoint: {REASON}$", told)
+    reported = line(AsyncDiffusion.load_from_checkpoint, poisoned_in_any_format())
+    assert re.match(f"evil.ckpt cannot be read safely as a checkpoint: {REASON}$", reported)
 
 
 def test_pretrained_weights_with_code_are_refused(poisoned):
@@ -155,16 +155,18 @@ def test_the_trainer_with_the_plugin_refuses_code(poisoned, work):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
-    told = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
-    assert told.startswith("evil.ckpt cannot be read safely as a checkpoint: it would call")
+    reported = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
+    assert reported.startswith("evil.ckpt cannot be read safely as a checkpoint: it would call")
 
 
 def test_the_plugin_refuses_weights_only_false(poisoned):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
-    told = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
-    assert told == "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
+    reported = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
+    assert (
+        reported == "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
+    )
 
 
 def test_the_trainer_without_the_plugin_refuses_code(poisoned):
@@ -178,8 +180,8 @@ def test_fully_shard_refuses_code(poisoned):
     strategy.broadcast = lambda path: path
     strategy._lightning_module = model()
     strategy._model = strategy._lightning_module
-    told = line(strategy.load_checkpoint, poisoned())
-    assert told.startswith("evil.ckpt cannot be read safely as a checkpoint: ")
+    reported = line(strategy.load_checkpoint, poisoned())
+    assert reported.startswith("evil.ckpt cannot be read safely as a checkpoint: ")
 
 
 def test_train_py_refuses_code(poisoned, capfd):
@@ -191,12 +193,12 @@ def test_train_py_refuses_code(poisoned, capfd):
     )
     evil = poisoned()
     for words in (("fit", "--ckpt_path", evil), ("predict", "--ckpt_path", evil), ("fit", "--model.pretrained", evil)):
-        told = stopped(capfd, cli.main, words[0], "--config", "experiment.yaml", *words[1:])
-        assert told.startswith("error: evil.ckpt cannot be read safely as a checkpoint: it would call")
-    told = stopped(
+        reported = stopped(capfd, cli.main, words[0], "--config", "experiment.yaml", *words[1:])
+        assert reported.startswith("error: evil.ckpt cannot be read safely as a checkpoint: it would call")
+    reported = stopped(
         capfd, cli.main, "fit", "--config", "experiment.yaml", "--ckpt_path", evil, "--weights_only", "false"
     )
-    assert told.startswith("error: weights_only=False is not supported")
+    assert reported.startswith("error: weights_only=False is not supported")
 
 
 def test_commands_refuse_code(poisoned, capfd):
@@ -332,10 +334,10 @@ def test_cached_indices_with_code_are_computed_again(payload):
 
     found()
     (file,) = Path("cache").rglob("names.npy")
-    told = json.loads((file.parent / "index.json").read_text())
+    reported = json.loads((file.parent / "index.json").read_text())
     np.save(file, objects(payload))
-    told["sums"]["names"] = zlib.crc32(file.read_bytes())  # a matching checksum
-    (file.parent / "index.json").write_text(json.dumps(told))
+    reported["sums"]["names"] = zlib.crc32(file.read_bytes())  # a matching checksum
+    (file.parent / "index.json").write_text(json.dumps(reported))
     assert np.array_equal(found(), np.arange(3))  # it is made again
 
 

@@ -138,10 +138,10 @@ def test_a_mask_of_ones_may_have_any_depth(tmp_path):
 
 def test_gray_mask_pixels_are_thresholded_with_one_warning(tmp_path):
     file = saved([[0, 127, 128, 255]], tmp_path / "a.png")
-    with pytest.warns(PhotoWarning) as told:
+    with pytest.warns(PhotoWarning) as reported:
         assert read_mask(file).tolist() == [[False, False, True, True]]
-    assert len(told) == 1
-    assert "2 of 4 pixels are neither black nor white" in str(told[0].message)
+    assert len(reported) == 1
+    assert "2 of 4 pixels are neither black nor white" in str(reported[0].message)
 
 
 def test_a_jpeg_mask_equals_the_mask_that_was_saved(tmp_path):
