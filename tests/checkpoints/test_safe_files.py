@@ -163,9 +163,9 @@ def test_the_plugin_refuses_weights_only_false(poisoned):
     from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     run = quiet(plugins=[AtomicCheckpointIO()])
-    reported = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
+    refused = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
     assert (
-        reported == "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
+        refused == "weights_only=False is not supported: it would execute arbitrary code from the checkpoint; omit it"
     )
 
 
