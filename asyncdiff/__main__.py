@@ -8,19 +8,19 @@ from functools import partial
 
 # Module in asyncdiff.cli.commands and summary of every command. A module is imported only when its command is chosen.
 COMMANDS = {
-    "levels": ("levels", "plot the noise-level samplers of experiments side by side"),
-    "evaluate": ("evaluate", "evaluate a trained model: samples, likelihood, inpainting"),
-    "compare": ("compare", "compare result cards in one table and mark different protocols"),
     "sample": ("image_commands", "generate images"),
     "inpaint": ("image_commands", "inpaint photos: generate the part that a mask hides"),
-    "edit": ("image_commands", "edit photos with SDEdit; a map of noise levels sets the strength"),
+    "edit": ("image_commands", "change photos more or less strongly, patch by patch, with SDEdit"),
     "outpaint": ("image_commands", "extend photos beyond their edges"),
     "autoregress": ("image_commands", "generate or inpaint images patch by patch, in any order"),
     "texture": ("image_commands", "generate textures of any size, from scratch or from an exemplar"),
     "serve": ("serve", "open a web page for sampling, inpainting and editing"),
+    "evaluate": ("evaluate", "evaluate a trained model: samples, likelihood, inpainting"),
+    "compare": ("compare", "compare results of evaluate in one table, marking those measured differently"),
+    "levels": ("levels", "plot the noise-level samplers of experiments side by side"),
     "ablate": ("ablate", "train every combination of a few settings over several seeds"),
-    "cache-latents": ("cache_latents", "encode a dataset once and store its latents for training"),
     "report": ("report", "summarize runs as Markdown and HTML: tables, curves, images"),
+    "cache-latents": ("cache_latents", "encode a dataset once and store its latents for training"),
     "export": ("export", "export a trained model as a folder: safetensors, YAML, model card"),
     "port": ("port", "convert DiT or SiT weights, or a diffusers folder, to a checkpoint"),
 }
@@ -70,9 +70,10 @@ def overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     usage = ["usage: python -m asyncdiff COMMAND ...", "", *lines, ""]
-    notes = ["Run python -m asyncdiff COMMAND --help for the options of a command."]
-    notes += [f"{' | '.join(TRAINING)} work as in train.py."]
-    notes += ["--allow-class-paths PACKAGE[,PACKAGE] lets YAML files use classes of other packages (runs their code)."]
+    notes = [f"{' | '.join(TRAINING)} train and test from YAML files, as train.py does."]
+    notes += ["RUN, where a command takes one, is a run directory, a .ckpt file or an exported folder."]
+    notes += ["Run python -m asyncdiff COMMAND --help for the options of a command."]
+    notes += ["--allow-class-paths PACKAGE[,PACKAGE] lets files use classes of other packages and runs their code."]
     return "\n".join([*usage, *notes])
 
 

@@ -33,7 +33,7 @@ ORDERS: dict[str, Order] = {
     "raster": Raster(),
     "snake": Snake(),
     "spiral": Spiral(),
-    "centre_out": CenterOut(),
+    "center_out": CenterOut(),
     "wavefront": Wavefront(),
     "shuffled": Shuffled(),
 }
@@ -159,11 +159,11 @@ class Inpaint(Task):
 
     Args:
         image: photos: a file, a folder or a pattern such as "photos/*.jpg", of any size and orientation.
-        mask: known pixels: an image file that is white there, a folder of files named like the photos, or the name of a
-            mask set: thin, wide, square, extreme, half, lines, super_resolution. A mask file must have the aspect ratio
-            of its photo.
+        mask: image file in which white is known and black is inpainted, a folder of such files named like the photos,
+            or the name of a mask set: thin, wide, square, extreme, half, lines, super_resolution. A mask file must have
+            the aspect ratio of its photo.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
-        mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
+        mask_seed: seed of random mask sets; photo i uses seed mask_seed + i.
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
         fit: "crop" resizes photos until they cover the size and crops the rest, "resize" stretches them to it, "keep"
             only crops to a multiple of the patch size.
@@ -251,13 +251,14 @@ class Autoregress(Task):
     Uses the solver and the guidance of the model's sampler, but not its path and its number of steps.
 
     Args:
-        order: raster, snake, spiral, centre_out, wavefront or shuffled, or an order from `asyncdiff.noise.orders`.
+        order: raster, snake, spiral, center_out, wavefront or shuffled, or an order from `asyncdiff.noise`.
         overlap: fraction of a patch's denoising time during which the next patch is denoised as well, in [0, 1).
         steps_per_patch: number of sampling steps for each patch, from noise to clean.
-        image: photos to inpaint: a file, a folder or a pattern; None generates images from noise.
-        mask: known pixels of the photos, as in `Inpaint`.
+        image: photos to inpaint: a file, a folder or a pattern, with a mask or levels; without it, images are
+            generated.
+        mask: known pixels of the photos, see `Inpaint`.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
-        mask_seed: seed of random mask sets; photo i has the mask of seed mask_seed + i.
+        mask_seed: seed of random mask sets; photo i uses seed mask_seed + i.
         size: HEIGHTxWIDTH in pixels, a multiple of the patch size; the training size of the model by default.
         fit: how photos are resized and cropped: "crop", "resize" or "keep", as in `Inpaint`.
         levels: how much of the photos may change, instead of a mask, as in `Edit`.
@@ -376,6 +377,7 @@ def parse_order(order: Order | str) -> Order:
     """Return the order with a name from ORDERS; raise ValueError with the closest name if it is unknown."""
     if not isinstance(order, str):
         return order
+    order = order.replace("centre", "center")  # as 0.1.0 spelled it
     if order not in ORDERS:
         close = difflib.get_close_matches(order.lower(), ORDERS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""

@@ -162,14 +162,14 @@ class Texture(TiledTask):
     """Generate textures of any size, optionally around an exemplar.
 
     Args:
-        exemplar: image file whose center is kept bit for bit and extended in all directions; None for no exemplar.
+        exemplar: image file whose center is kept bit for bit and extended in all directions (default: none).
         size: HEIGHTxWIDTH of the result in pixels, at least the training size of the model; a tileable result needs a
             multiple of the patch size.
         tileable: make opposite edges of the result match.
         overlap: fraction by which neighboring windows overlap, in [0, 1).
         scale: factor by which the exemplar is resized first, to match the scale of the training textures.
-        piece: HEIGHTxWIDTH of the exemplar's center that is kept, cropped to a multiple of the patch size; None means
-            the training size of the model.
+        piece: HEIGHTxWIDTH of the part of the exemplar to keep, its center, cropped to a multiple of the patch size
+            (default: the training size of the model).
     """
 
     def __init__(

@@ -32,7 +32,7 @@ ORDER_NAMES = {
     "raster": "row by row",
     "snake": "row by row, back and forth",
     "spiral": "a spiral from the center",
-    "centre_out": "rings from the center",
+    "center_out": "rings from the center",
     "wavefront": "a wave from one corner",
     "shuffled": "in random order",
 }

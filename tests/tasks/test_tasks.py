@@ -16,7 +16,7 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half, Thin
-from asyncdiff.noise.orders import Spiral
+from asyncdiff.noise.orders import CenterOut, Spiral
 from asyncdiff.sampling.guidance import InputGuidance
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM
@@ -31,6 +31,7 @@ from asyncdiff.tasks.contact_sheet import (
     write_images,
     write_sheet,
 )
+from asyncdiff.tasks.image_tasks import parse_order
 from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
 
 LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").glob("*.yaml"))
@@ -382,3 +383,8 @@ def test_the_sheet_shows_the_photo_at_its_position():
     image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
     tile = known_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
     assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
+
+
+def test_the_british_spelling_of_an_order_is_still_read():
+    assert parse_order("centre_out") is parse_order("center_out")
+    assert isinstance(parse_order("center_out"), CenterOut)

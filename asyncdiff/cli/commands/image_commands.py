@@ -377,7 +377,7 @@ def _parser(command: str) -> ReportingParser:
     parser = command_parser(command, description)
     parser.add_argument("run", type=Path, help=RUN)
     parser.add_class_arguments(kind)
-    parser.add_argument("--seeds", type=str, default=seeds, help="random seeds, one image each, such as 0,1,2 or 0-15")
+    parser.add_argument("--seeds", type=str, default=seeds, help=SEEDS)
     parser.add_argument("--labels", type=str | None, help=LABELS)
     if kind is not Autoregress:  # it has its own sampler
         parser.add_argument("--sampler", type=ImageSampler | None, sub_configs=True, help=SAMPLER)
@@ -397,11 +397,12 @@ def _parser(command: str) -> ReportingParser:
     return parser
 
 
-LABELS = """class labels such as 0,1,2, assigned to the photos (to the seeds if there are no photos), cycling through
-them; none means unconditional (default: all classes for new images, none for photos and textures)"""
+SEEDS = "random seeds, such as 0,1,2 or 0-15: one image per seed, or per photo and seed"
+LABELS = """class labels such as 0,1,2: one per photo, or one per seed without photos, repeated if there are fewer; none
+means unconditional (default: all classes for new images, none for photos and textures)"""
 GIF = f"also write a GIF that shows how the first {MAX_IMAGES} images and their level maps evolve"
 INPUT_GUIDANCE = "strength of guidance by the known pixels; 0 means no guidance"
 INPUT_LEVEL = "noise level that input guidance adds to the known pixels (default: 0.5)"
-REFRESH = """number of steps between evaluations of all patches; in the steps between, only patches that change are
-computed (default: the sampler's)"""
-MARGIN = "number of patches around changing ones that --refresh computes along with them (default: the sampler's)"
+REFRESH = """recompute all patches every REFRESH steps, and only the changing ones in between: faster, approximate
+(default: the sampler's)"""
+MARGIN = "with --refresh, also recompute patches within this distance of changing ones (default: the sampler's)"
