@@ -8,6 +8,7 @@ import torch
 
 # Imported here and not below faults/, since the process of pytest-xdist that prints loads this file only.
 from faults.campaign import campaign, pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401
+from small_runs import color_run, digits_run  # noqa: F401
 
 from asyncdiff.networks.dit import DiT
 
