@@ -3,11 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install install-dev demo test lint types experiments hooks docs clean-demo
+# Shapes and types are checked while these packages run. `make test` keeps to the mathematics, where that costs least.
+MATHEMATICS := asyncdiff.noise,asyncdiff.denoising,asyncdiff.networks,asyncdiff.sampling
+REPORTS := test-reports
+CPU_LIMIT := 5
+
+.PHONY: help install install-dev demo test test-all lint types experiments hooks docs clean-demo
 help:
 	@echo "make install   create $(VENV) with the command asyncdiff (demo and test do so themselves)"
 	@echo "make demo      train on handwritten digits and save images in runs/demo (minutes on a CPU)"
-	@echo "make test      run linter, type checker and tests"
+	@echo "make test      run linter, type checker and the fast tests (minutes)"
+	@echo "make test-all  run all tests"
 	@echo "make docs      build the documentation site in site/"
 
 install: $(VENV)/installed
@@ -31,11 +37,12 @@ demo: install
 clean-demo:
 	rm -rf runs/demo
 
-test: install-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+test: lint types
+	$(BIN)/python -m pytest -n 2 -m "not slow" --cpu-limit $(CPU_LIMIT) --junitxml $(REPORTS)/test.xml \
+		--jaxtyping-packages $(MATHEMATICS),checked.check
+
+test-all: install-dev
+	$(BIN)/python -m pytest -n 2 --junitxml $(REPORTS)/test-all.xml --jaxtyping-packages asyncdiff,checked.check
 
 lint: install-dev
 	$(BIN)/ruff check .
