@@ -3,54 +3,37 @@
 import hashlib
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 import torch
 import yaml
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from huggingface_hub import HfApi, snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_runs import quiet_trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.callbacks import EMA
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
 from asyncdiff.checkpoints.export.hub import locate_export
 from asyncdiff.checkpoints.export.load import FILES
 from asyncdiff.checkpoints.export.model_card import without_local_paths
+from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.evaluation.result_card import make_card
-from asyncdiff.networks.dit import DiT
-from asyncdiff.networks.unet import UNet
-from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.sampling.solvers import DDIM
+from asyncdiff.networks import UNet
 from datamodules import Digits
 
 DATA = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run directory with a checkpoint of two steps with EMA weights, a configuration and result cards."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
-    model = AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=2), image_size=8, learning_rate=0.01)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        callbacks=[EMA(0.9)],
-        max_steps=2,
-        enable_checkpointing=False,
-        **quiet,
-    )
-    trainer.fit(model, datamodule=Digits(batch_size=32))
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+def run(digits_run, tmp_path_factory):
+    """A run directory whose configuration has local paths, with result cards of its weights and of others."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    shutil.copytree(digits_run, folder)
     arguments = {**DATA["init_args"], "root": "/home/somebody/secret", "nested": ["~/also", "kept"]}
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {**DATA, "init_args": arguments}, "model": {}}))
     (folder / "evaluation").mkdir()
@@ -62,8 +45,8 @@ def run(tmp_path_factory):
         "others": protocol | {"checkpoint_sha256": "0" * 64},
         "raw": protocol | {"weights": "raw"},
     }
-    for name, fingerprint in cards.items():
-        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(make_card(fingerprint, {"frechet": 1.2345678})))
+    for name, about in cards.items():
+        (folder / "evaluation" / f"{name}.json").write_text(json.dumps(make_card(about, {"frechet": 1.2345678})))
     (folder / "evaluation" / "broken.json").write_text("{")
     return folder
 
@@ -83,7 +66,7 @@ def export(run, exported, tmp_path):
         if argv:
             main(["export", str(run), "--output", str(tmp_path / name), *argv])
         else:
-            shutil.copytree(exported, tmp_path / name)
+            shutil.copytree(exported, tmp_path / name, dirs_exist_ok=True)
         return tmp_path / name
 
     return write
@@ -129,10 +112,8 @@ def test_ema_and_raw_weights_are_distinguished(run, export, refused):
 
 def test_networks_with_channels_last_and_tuples_are_restored(tmp_path):
     """A U-Net is stored with channels last, and YAML reads its tuples as lists."""
-    torch.manual_seed(0)
-    model = AsyncDiffusion(
-        randomize_weights(UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)), image_size=8
-    )
+    network = UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, groups=4)
+    model = AsyncDiffusion(network, image_size=8)
     checkpoint = {"state_dict": model.state_dict(), "epoch": 0, "global_step": 3, "pytorch-lightning_version": "2.6.0"}
     model.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "unet.ckpt")
@@ -225,13 +206,9 @@ def test_evaluate_accepts_an_export_and_its_data(export):
 
 def test_the_trainer_validates_an_export_but_does_not_resume_from_it(export, tmp_path):
     folder = export()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
     def trainer():
-        return Trainer(
-            default_root_dir=tmp_path, accelerator="cpu", max_steps=3, plugins=[AtomicCheckpointIO()], **quiet
-        )
+        return quiet_trainer(tmp_path, max_steps=3, limit_val_batches=2, plugins=[AtomicCheckpointIO()])
 
     loaded = AsyncDiffusion.from_pretrained(folder)
     torch.manual_seed(1)
@@ -269,15 +246,17 @@ def test_folders_are_not_overwritten_without_the_option(export, refused, run, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "write_atomically", "_move_into_place"])
-@pytest.mark.parametrize("before", [True, False])
-def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch, step, before):
+@pytest.mark.parametrize(("full_at", "before"), [("README.md", False), *((f, True) for f in (*FILES, "the rename"))])
+def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch, full_at, before):
     kept = {name: (folder / name).read_bytes() for folder in ([export()] if before else []) for name in FILES}
+    write = save.write_atomically
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(file, parts=()):
+        if file.name == full_at or full_at not in FILES:
+            raise OSError(28, "No space left on device")
+        write(file, parts)
 
-    monkeypatch.setattr(save, step, full)
+    monkeypatch.setattr(save, "write_atomically" if full_at in FILES else "_move_into_place", full)
     line = refused("export", run, "--output", tmp_path / "shared", "--overwrite")
     assert "No space left on device; the folder is unchanged" in line
     assert [path.name for path in tmp_path.iterdir()] == (["shared"] if before else [])
@@ -384,84 +363,58 @@ def test_paths_that_are_not_exports_are_refused(export, line, tmp_path):
     )
     (folder / "config.yaml").unlink()
     assert line(folder).startswith(f"{folder} is not a complete export, config.yaml is missing: ")
-    assert line(tmp_path).startswith(f"{tmp_path} is not an export, it has no model.safetensors: ")
-    assert line(folder / "README.md").startswith("path_or_repo must be the folder of an export, got the file ")
+    for path in (tmp_path, folder / "README.md"):
+        assert line(path).startswith(f"{path} is not an export, it has no model.safetensors: ")
     assert line("no/such/thing") == (
         "no/such/thing is neither an existing folder nor a repository OWNER/NAME on the Hugging Face Hub: "
         "check the path"
     )
 
 
-# The hub
+# The hub, replaced by mocks with the library's own signatures
 
 
-def test_a_repository_is_downloaded_from_the_hub(export, monkeypatch):
-    folder, asked = export(), []
+@pytest.fixture
+def download(monkeypatch):
+    mock = create_autospec(snapshot_download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", mock)
+    return mock
 
-    def snapshot_download(name, *, revision, allow_patterns):
-        asked.append((name, revision, allow_patterns))
-        return str(folder)
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+@pytest.fixture
+def hub(monkeypatch):
+    mock = create_autospec(HfApi, instance=True)
+    mock.create_repo.side_effect = lambda name, **_: f"https://huggingface.co/{name}"
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: mock)
+    return mock
+
+
+def test_a_repository_is_downloaded_from_the_hub(export, download):
+    download.return_value = str(export())
     model = AsyncDiffusion.from_pretrained("somebody/digits", revision="v1")
-    assert asked == [("somebody/digits", "v1", list(FILES))]
-    assert torch.equal(model.generate([0], [1]), AsyncDiffusion.from_pretrained(folder).generate([0], [1]))
+    download.assert_called_once_with("somebody/digits", revision="v1", allow_patterns=list(FILES))
+    assert torch.equal(model.generate([0], [1]), AsyncDiffusion.from_pretrained(export()).generate([0], [1]))
 
 
-def test_an_unreachable_hub_is_reported(line, monkeypatch):
-    def snapshot_download(name, **_):
-        raise OSError("no\nconnection")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+def test_what_the_hub_does_not_have_is_reported(line, download, tmp_path):
+    download.side_effect = OSError("no\nconnection")
     assert line("somebody/digits", revision="v1") == (
         "somebody/digits at v1 is not a local folder and cannot be downloaded from the Hugging Face Hub: no connection"
     )
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert line("somebody/digits").endswith(
-        "from the Hugging Face Hub needs huggingface_hub: pip install huggingface_hub"
-    )
+    download.side_effect, download.return_value = None, str(tmp_path)
+    assert line("somebody/other").startswith("somebody/other is not an export, it has no model.safetensors: ")
 
 
-def test_a_repository_that_is_not_an_export_is_refused(line, tmp_path, monkeypatch):
-    module = SimpleNamespace(snapshot_download=lambda name, **_: str(tmp_path))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    assert line("somebody/other").startswith(
-        "the repository somebody/other is not an export, it has no model.safetensors"
-    )
-
-
-class Hub:
-    """Fake hub that records the calls made to it."""
-
-    def __init__(self, refusal: Exception | None = None):
-        self.asked, self.refusal = [], refusal
-
-    def create_repo(self, *words, **options):
-        self.asked.append(("create_repo", words, options))
-        return f"https://huggingface.co/{words[0]}"
-
-    def upload_folder(self, *words, **options):
-        if self.refusal is not None:
-            raise self.refusal
-        self.asked.append(("upload_folder", words, options))
-
-
-def test_an_export_is_uploaded_to_the_requested_repository(export, monkeypatch, capsys):
-    hub = Hub()
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: hub))
+def test_an_export_is_uploaded_to_the_requested_repository(export, hub, capsys):
     folder = export("--push_to_hub", "somebody/digits", "--private")
+    hub.create_repo.assert_called_once_with("somebody/digits", private=True, exist_ok=True)
     files = {"folder_path": folder, "allow_patterns": list(FILES), "commit_message": "Export of shared"}
-    assert hub.asked == [
-        ("create_repo", ("somebody/digits",), {"private": True, "exist_ok": True}),
-        ("upload_folder", (), {"repo_id": "somebody/digits", **files}),
-    ]
+    hub.upload_folder.assert_called_once_with(repo_id="somebody/digits", **files)
     assert capsys.readouterr().out.endswith("published: https://huggingface.co/somebody/digits\n")
 
 
-def test_a_rejected_upload_keeps_the_export(export, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(
-        sys.modules, "huggingface_hub", SimpleNamespace(HfApi=lambda: Hub(OSError("401\nUnauthorized")))
-    )
+def test_a_rejected_upload_keeps_the_export(export, hub, tmp_path, capfd):
+    hub.upload_folder.side_effect = OSError("401\nUnauthorized")
     with pytest.raises(SystemExit):
         export("--push_to_hub", "somebody/digits")
     assert "error: cannot upload to somebody/digits, 401 Unauthorized: " in capfd.readouterr().err
@@ -472,18 +425,6 @@ def test_a_rejected_upload_keeps_the_export(export, tmp_path, monkeypatch, capfd
         "error: --push_to_hub must be a repository OWNER/NAME, got digits: use somebody/digits, for example\n"
     )
     assert not (tmp_path / "other").exists()
-
-
-def test_the_calls_match_the_library_s_signatures():
-    """The calls of the tests above, against the signatures of the library itself."""
-    import inspect
-
-    from huggingface_hub import HfApi, snapshot_download
-
-    inspect.signature(snapshot_download).bind("a/b", revision=None, allow_patterns=list(FILES))
-    inspect.signature(HfApi.create_repo).bind(None, "a/b", private=True, exist_ok=True)
-    files = {"folder_path": "a", "allow_patterns": list(FILES), "commit_message": "told"}
-    inspect.signature(HfApi.upload_folder).bind(None, repo_id="a/b", **files)
 
 
 def test_a_checkpoint_is_not_an_export(run):

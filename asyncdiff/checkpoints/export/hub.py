@@ -20,35 +20,19 @@ def locate_export(path_or_repo: str | Path, revision: str | None = None) -> Path
 
     Raises:
         FileNotFoundError: there is neither such a folder nor such a repository, or the Hub cannot be reached.
-        ValueError: the path is a file, the repository is not an export, or a revision is given for a folder.
+        ValueError: the folder or the repository is not an export, or a revision is given for a folder.
     """
-    path = Path(path_or_repo).expanduser()
-    if path.exists():
-        if revision is not None:
-            raise ValueError(
-                f"revision applies to Hub repositories, got {revision} for the local path {path}: omit revision"
-            )
-        if path.is_file():
-            raise ValueError(
-                f"path_or_repo must be the folder of an export, got the file {path}: load checkpoints with "
-                "load_from_checkpoint"
-            )
-        if not is_export(path):
-            raise FileNotFoundError(
-                f"{path} is not an export, it has no {WEIGHTS}: check the path, or write an export with "
-                "python -m asyncdiff export"
-            )
-        return path
-    if not REPOSITORY.fullmatch(str(path_or_repo)):
-        raise FileNotFoundError(
-            f"{path_or_repo} is neither an existing folder nor a repository OWNER/NAME on the Hugging Face Hub: "
-            "check the path"
+    path = folder = Path(path_or_repo).expanduser()
+    if not path.exists():
+        folder = _download(str(path_or_repo), revision)
+    elif revision is not None:
+        raise ValueError(
+            f"revision applies to Hub repositories, got {revision} for the local path {path}: omit revision"
         )
-    folder = _download(str(path_or_repo), revision)
     if not is_export(folder):
         raise ValueError(
-            f"the repository {path_or_repo} is not an export, it has no {WEIGHTS}: choose one that was uploaded with "
-            "python -m asyncdiff export --push_to_hub"
+            f"{path_or_repo} is not an export, it has no {WEIGHTS}: choose a folder or a repository written by python "
+            "-m asyncdiff export, or load checkpoints with load_from_checkpoint"
         )
     return folder
 
@@ -73,43 +57,39 @@ def upload_export(folder: Path, name: str, *, private: bool = False) -> str:
         URL of the repository.
 
     Raises:
-        ValueError: huggingface_hub is not installed.
         OSError: the Hub cannot be reached or rejects the upload; the folder is unchanged.
     """
+    from huggingface_hub import HfApi  # imported late, as it is in `_download`: few need the Hub
+
     check_repository(name)
     try:
-        from huggingface_hub import HfApi  # optional dependency
-    except ImportError as error:
-        raise ValueError(
-            f"--push_to_hub {name} needs huggingface_hub, which is not installed: pip install huggingface_hub"
-        ) from error
-    try:
-        api = HfApi()
-        url = api.create_repo(name, private=private, exist_ok=True)
+        url = HfApi().create_repo(name, private=private, exist_ok=True)
         message = f"Export of {folder.name}"
-        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message=message)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message=message)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split()[:30])
         raise OSError(
-            f"cannot upload to {name}, {reason}: the export in {folder} is complete, upload it later with "
+            f"cannot upload to {name}, {_first_words(error)}: the export in {folder} is complete, upload it later with "
             f"hf upload {name} {folder}"
         ) from error
     return str(url)
 
 
 def _download(name: str, revision: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download  # optional dependency
-    except ImportError as error:
-        raise ValueError(
-            f"{name} is not a local folder, and downloading it from the Hugging Face Hub needs huggingface_hub: "
-            "pip install huggingface_hub"
-        ) from error
+    from huggingface_hub import snapshot_download
+
+    if not REPOSITORY.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name} is neither an existing folder nor a repository OWNER/NAME on the Hugging Face Hub: check the path"
+        )
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # no such repository or revision, no connection, no valid name
-        reason = " ".join(str(error).split()[:30])
         at = f" at {revision}" if revision else ""
         raise FileNotFoundError(
-            f"{name}{at} is not a local folder and cannot be downloaded from the Hugging Face Hub: {reason}"
+            f"{name}{at} is not a local folder and cannot be downloaded from the Hugging Face Hub: "
+            f"{_first_words(error)}"
         ) from error
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split()[:30])

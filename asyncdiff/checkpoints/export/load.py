@@ -44,28 +44,27 @@ def read_export(folder: str | Path, map_location: torch.device | str = "cpu") ->
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, has another format version, or does not match the others.
     """
-    folder = Path(folder)
-    for name in (WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a complete export, {name} is missing: {REMEDY}")
-    metadata, tensors = _read_tensors(folder / WEIGHTS, map_location)
-    content = (folder / CONFIG).read_bytes()
-    version = metadata.get("asyncdiff_format")
-    if version != str(FORMAT):
+    weights, config_file = Path(folder) / WEIGHTS, Path(folder) / CONFIG
+    for file in (weights, config_file):
+        if not file.is_file():
+            raise FileNotFoundError(f"{folder} is not a complete export, {file.name} is missing: {REMEDY}")
+    metadata, tensors = _read_tensors(weights, map_location)
+    content = config_file.read_bytes()
+    if (version := metadata.get("asyncdiff_format")) != str(FORMAT):
         raise ValueError(
-            f"the export format version must be {FORMAT}, got {version or 'none'} in {folder / WEIGHTS}: "
+            f"the export format version must be {FORMAT}, got {version or 'none'} in {weights}: "
             "read it with the version of asyncdiff that wrote it"
         )
     if (actual := hashlib.sha256(content).hexdigest()) != metadata.get("config_sha256"):
         raise ValueError(
-            f"{folder / CONFIG} was changed after the export, its SHA-256 is {actual[:12]}, but {WEIGHTS} records "
+            f"{config_file} was changed after the export, its SHA-256 is {actual[:12]}, but {WEIGHTS} records "
             f"{str(metadata.get('config_sha256'))[:12]}: {REMEDY}; to change settings, use Python or command options"
         )
-    config = _read_config(folder / CONFIG, content)
+    config = _read_config(config_file, content)
     if (actual := tensors_sha256(tensors)) != config["weights_sha256"]:
         raise ValueError(
-            f"{folder / WEIGHTS} is damaged, the SHA-256 of its tensors is {actual[:12]}, but {CONFIG} records "
-            f"{str(config['weights_sha256'])[:12]}: {REMEDY}"
+            f"{weights} is damaged, the SHA-256 of its tensors is {actual[:12]}, but {CONFIG} records "
+            f"{config['weights_sha256'][:12]}: {REMEDY}"
         )
     return {
         "recipe": update_names(restore_tuples(config["recipe"], set(map(str, config["tuples"])))),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -46,7 +47,13 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     Raises:
         OSError: a file cannot be written; the folder is unchanged.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    from safetensors.torch import save
+
+    # Copies, because safetensors cannot store tensors that share memory.
+    weights = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
     tuples = list(tuple_paths(config["recipe"]))
     complete = {"format": FORMAT, **config, "tuples": tuples, "weights_sha256": tensors_sha256(weights)}
     content = yaml.safe_dump(complete, sort_keys=False, allow_unicode=True, width=120).encode()
@@ -56,7 +63,7 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        _write_tensors(new / WEIGHTS, weights, metadata)
+        write_atomically(new / WEIGHTS, [save(weights, metadata)])
         write_atomically(new / CONFIG, [content])
         write_atomically(new / CARD, [card.encode()])
         _move_into_place(new, folder)
@@ -64,24 +71,6 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
         raise OSError(f"cannot write {folder}: {error}; the folder is unchanged") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    separate = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():  # safetensors cannot store tensors that share memory
-        separate[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
-        seen.add(tensor.untyped_storage().data_ptr())
-    try:
-        save_file(separate, str(file), metadata=metadata)
-    except SafetensorError as error:  # raised by safetensors for a full disk, for example
-        raise OSError(str(error).split("\n")[0]) from error
-    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes the file readable by its owner only
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _move_into_place(new: Path, folder: Path) -> None:
