@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from asyncdiff.evaluation.features.weights import published_hash, read_weights
+from asyncdiff.evaluation.features.weights import published_hash, read_tensors
 
 CALLS = []
 
@@ -24,14 +24,14 @@ def tensors(tmp_path):
 @pytest.mark.parametrize("digits", [8, 64])
 def test_a_file_with_the_expected_hash_is_read(tensors, digits):
     path, found = tensors
-    assert torch.equal(read_weights(path, sha256=found[:digits].upper())["weight"], torch.arange(3.0))
+    assert torch.equal(read_tensors(path, sha256=found[:digits].upper())["weight"], torch.arange(3.0))
 
 
 def test_a_file_with_another_hash_is_rejected_before_it_is_unpickled(tensors, monkeypatch):
     path, found = tensors
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("the file was opened as a pickle"))
     with pytest.raises(ValueError, match=f"must have the SHA-256 6726825d, got {found}"):
-        read_weights(path, sha256="6726825d")
+        read_tensors(path, sha256="6726825d")
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
@@ -39,19 +39,17 @@ def test_no_code_from_a_file_runs_even_if_its_hash_matches(tmp_path, save):
     path = tmp_path / "payload.pth"
     save({"weight": Payload()}, path)
     with pytest.raises(ValueError, match="weights .* cannot be read safely: it would call"):
-        read_weights(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        read_tensors(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     assert not CALLS
 
 
 @pytest.mark.parametrize("sha256", ["", "6726825", "not hexadecimal", "0" * 65])
 def test_an_invalid_hash_is_rejected(tensors, sha256):
     with pytest.raises(ValueError, match="first 8 to 64 hex digits"):
-        read_weights(tensors[0], sha256=sha256)
+        read_tensors(tensors[0], sha256=sha256)
 
 
 def test_the_published_file_name_contains_the_hash():
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     assert published_hash(URL_INCEPTION_V3) == "6726825d"
-    with pytest.raises(ValueError, match="pass sha256"):
-        published_hash("https://example.org/weights.pth")

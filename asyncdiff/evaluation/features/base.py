@@ -66,9 +66,13 @@ class Features(nn.Module, ABC):
             "input": self.preprocessing(),
         }
 
+    def fingerprint_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that `fingerprint` hashes: by default the state dict."""
+        return self.state_dict()
+
     def _weights_sha256(self) -> str:
         """Return the SHA-256 of the tensors, cached until one of them is modified."""
-        state = self.state_dict()
+        state = self.fingerprint_tensors()
         if any(tensor.is_inference() for tensor in state.values()):  # inference tensors have no version counter
             return tensors_sha256(state)
         version = sum(tensor._version for tensor in state.values())

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.evaluation.features.base import FeatureArray, Features, isolated_rng, to_uint8
-from asyncdiff.evaluation.features.weights import published_hash, read_weights, weight_file
+from asyncdiff.evaluation.features.weights import published_hash, read_tensors, weight_file
 from asyncdiff.shapes import Image
 
 
@@ -42,7 +42,7 @@ class InceptionFeatures(Features):
             ) from error
         url = inception.URL_INCEPTION_V3
         sha256 = published_hash(url) if sha256 is None else sha256
-        state = read_weights(weight_file(weights, url=url), sha256=sha256)
+        state = read_tensors(weight_file(weights, url=url), sha256=sha256)
         # The extractor reads weights only from a file: save the checked tensors to a buffer that it can load.
         file = io.BytesIO()
         torch.save(state, file)

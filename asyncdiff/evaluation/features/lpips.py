@@ -1,68 +1,47 @@
 """LPIPS distance, and features for Fréchet distances, from small ImageNet networks."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from asyncdiff.evaluation.features.base import Features, to_uint8
-from asyncdiff.evaluation.features.weights import (
-    published_hash,
-    read_tensors,
-    read_weights,
-    tensors_sha256,
-    weight_file,
-)
+from asyncdiff.evaluation.features.base import Features, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.weights import published_hash, read_tensors, tensors_sha256, weight_file
 from asyncdiff.shapes import Image
 
 Distances = Float[Tensor, " b"]
 
 MIN_SIDE = 64  # shorter side of an image in pixels: LPIPS was fitted to human judgments of 64x64 patches
-# Mean and standard deviation of ImageNet's colors, for pixels in [-1, 1].
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Net = Literal["alex", "squeeze"]
 
 
-@dataclass(frozen=True)
-class _PublishedNet:
+class _PublishedNet(NamedTuple):
     """Published backbone of LPIPS.
 
     Attributes:
         name: name of the network in torchvision.
         url: URL of torchvision's weight file.
         tensors: first digits of `tensors_sha256` of the convolutions, to recognize copies in other file formats.
-        taps: indices of the layers whose outputs are compared.
-        channels: numbers of channels of these outputs.
+        dim: number of channels of the last convolution.
     """
 
     name: str
     url: str
     tensors: str
-    taps: tuple[int, ...]
-    channels: tuple[int, ...]
+    dim: int
 
 
 NETS: dict[str, _PublishedNet] = {
     "alex": _PublishedNet(
-        "alexnet",
-        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        "8f089f8cba589c7c",
-        (1, 4, 7, 9, 11),
-        (64, 192, 384, 256, 256),
+        "alexnet", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "8f089f8cba589c7c", 256
     ),
     "squeeze": _PublishedNet(
-        "squeezenet",
-        "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
-        "463048c0c63f2e52",
-        (1, 4, 7, 9, 10, 11, 12),
-        (64, 128, 256, 384, 384, 512, 512),
+        "squeezenet", "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "463048c0c63f2e52", 512
     ),
 }
 
@@ -70,7 +49,7 @@ NETS: dict[str, _PublishedNet] = {
 class LPIPS(nn.Module):
     """Learned perceptual distance between pairs of images, 0 for equal ones (Zhang et al., arXiv:1801.03924).
 
-    This is version 0.1 with the linear heads shipped by torchmetrics. Values outside [-1, 1] are clipped, gray images
+    This is torchmetrics' network of version 0.1 with its linear heads. Values outside [-1, 1] are clipped, gray images
     are repeated over three channels, and images smaller than 64 pixels are upsampled bilinearly by an integer factor:
     such distances are comparable with each other, but not with published ones.
 
@@ -87,12 +66,8 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: Net = "alex", weights: str | None = None, sha256: str | None = None):
         super().__init__()
-        self.net = net
-        self.weights = weights
-        self.sha256 = sha256
-        self.backbone = _Backbone(net, weights, sha256)
-        self.heads = nn.ParameterList(_read_heads(net))
-        self.requires_grad_(False).eval()
+        self.net, self.weights, self.sha256 = net, weights, sha256
+        self.distance = _load_network(net, weights, sha256)
 
     @property
     def name(self) -> str:
@@ -106,13 +81,7 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"images and others must have the same shape, got {tuple(images.shape)} and {tuple(others.shape)}"
             )
-        total = torch.zeros(len(images), device=images.device)
-        pairs = zip(
-            self.backbone(_network_input(images)), self.backbone(_network_input(others)), self.heads, strict=True
-        )
-        for a, b, head in pairs:
-            total += ((_normalize_channels(a) - _normalize_channels(b)).square() * head).sum(1).mean((1, 2))
-        return total
+        return self.distance(_network_input(images), _network_input(others)).flatten()
 
 
 class BackboneFeatures(Features):
@@ -135,22 +104,25 @@ class BackboneFeatures(Features):
 
     def __init__(self, net: Net = "squeeze", weights: str | None = None, sha256: str | None = None) -> None:
         super().__init__()
-        self.net = net
-        self.weights = weights
-        self.sha256 = sha256
-        self.backbone = _Backbone(net, weights, sha256)
-        self.name = NETS[net].name
-        self.dim = NETS[net].channels[-1]
-        self.requires_grad_(False).eval()
+        self.net, self.weights, self.sha256 = net, weights, sha256
+        self.lpips = _load_network(net, weights, sha256)
+        self.name, self.dim = NETS[net].name, NETS[net].dim
 
     def forward(self, images: Image) -> Float[Tensor, "b d"]:
         """Return the features of each image, (b, dim); images have 1 or 3 channels."""
-        *_, last = self.backbone(_network_input(to_uint8(images) / 127.5 - 1))
-        return last.mean((2, 3))
+        x = self.lpips.scaling_layer(_network_input(to_uint8(images) / 127.5 - 1))
+        return self.lpips.net(x)[-1].mean((2, 3))
 
     def preprocessing(self) -> dict[str, Any]:
         resize = f"bilinear, by a whole factor, to {MIN_SIDE} pixels and more"
         return {"rounding": "8 bits", "resize": resize, "range": "ImageNet's mean and spread"}
+
+    def fingerprint_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors under their names in release 0.1.0, so that reference statistics stay valid."""
+        state = self.lpips.net.state_dict()
+        scaling = {name: getattr(self.lpips.scaling_layer, name)[0] for name in ("shift", "scale")}
+        layers = {f"layers.{_torchvision_name(name)}": value for name, value in state.items()}
+        return {f"backbone.{name}": value for name, value in (scaling | layers).items()}
 
 
 def upsampling_factor(height: int, width: int) -> int:
@@ -158,76 +130,41 @@ def upsampling_factor(height: int, width: int) -> int:
     return -(-MIN_SIDE // min(height, width))
 
 
-class _Backbone(nn.Module):
-    """Convolutions of a network, with weights from a file, that yield the compared outputs."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, net: Net, weights: str | None, sha256: str | None):
-        super().__init__()
-        if net not in NETS:
-            raise ValueError(f"net must be alex or squeeze, got {net!r}: choose one of them")
-        self.taps = NETS[net].taps
-        self.layers = _build_layers(net)
-        state = _read_convolutions(net, weight_file(weights, url=NETS[net].url), sha256)
-        try:
-            self.layers.load_state_dict(state)
-        except RuntimeError as error:
-            kind = NETS[net].name
-            raise ValueError(
-                f"weights do not fit torchvision's {kind}: pass those of this network, or change net"
-            ) from error
-        self.register_buffer("shift", torch.tensor(SHIFT)[:, None, None])
-        self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
-
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Iterator[Float[Tensor, "b c fh fw"]]:
-        """Yield the outputs of the compared layers."""
-        x = (images - self.shift) / self.scale
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i in self.taps:
-                yield x
+def _load_network(net: Net, weights: str | None, sha256: str | None) -> _NoTrainLpips:
+    """Return torchmetrics' network with a backbone from a file, which torchmetrics itself would unpickle unchecked."""
+    if net not in NETS:
+        raise ValueError(f"net must be alex or squeeze, got {net!r}: choose one of them")
+    state = _read_convolutions(net, weight_file(weights, url=NETS[net].url), sha256)
+    with isolated_rng(0):  # the layers draw initial weights before they are loaded
+        network = _NoTrainLpips(net=net, pnet_rand=True)
+    names = {_torchvision_name(name): name for name in network.net.state_dict()}
+    try:
+        network.net.load_state_dict({names.get(name, name): value for name, value in state.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"weights do not fit torchvision's {NETS[net].name}: pass those of this network, or change net"
+        ) from error
+    return network
 
 
-def _build_layers(net: Net) -> nn.Sequential:
-    """Return the layers up to the last compared one; the global random state is not changed."""
-    from torchvision import models  # slow to import
-
-    build: dict[str, Callable[..., nn.Module]] = {"alex": models.alexnet, "squeeze": models.squeezenet1_1}
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        layers = build[net](weights=None).features
-    assert isinstance(layers, nn.Sequential)
-    for layer in layers:
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # otherwise it would overwrite outputs to compare
-    return layers[: NETS[net].taps[-1] + 1]
+def _torchvision_name(name: str) -> str:
+    """Return torchvision's name of a tensor: 3.squeeze.bias for slices.1.3.squeeze.bias, 0.bias for slice1.0.bias."""
+    return name.split(".", 2 if name.startswith("slices.") else 1)[-1]
 
 
 def _read_convolutions(net: Net, path: Path, sha256: str | None) -> dict[str, Tensor]:
     """Read the weights of the convolutions, and raise ValueError unless they are published or match `sha256`."""
-    if path.suffix == ".safetensors":
-        state = _select_convolutions(read_tensors(path, sha256=sha256))
-        if sha256 is None and not tensors_sha256(state).startswith(NETS[net].tensors):
-            raise ValueError(
-                f"{path} does not contain the published weights of {NETS[net].name}: "
-                "pass the file's own SHA-256 as sha256 if you trust it"
-            )
-        return state
-    return _select_convolutions(read_weights(path, sha256=sha256 or published_hash(NETS[net].url)))
-
-
-def _select_convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    converted = path.suffix == ".safetensors"
+    expected = published_hash(NETS[net].url) if sha256 is None and not converted else sha256
     part = "features."
-    return {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-
-
-def _read_heads(net: Net) -> list[Float[Tensor, "c 1 1"]]:
-    """Return the linear heads of version 0.1, with one weight per channel of each compared layer."""
-    folder = resources.files("torchmetrics.functional.image") / "lpips_models"
-    with (folder / f"{net}.pth").open("rb") as file:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    return [state[f"lin{i}.model.1.weight"][0] for i in range(len(NETS[net].taps))]
+    tensors = read_tensors(path, sha256=expected)
+    state = {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+    if sha256 is None and converted and not tensors_sha256(state).startswith(NETS[net].tensors):
+        raise ValueError(
+            f"{path} does not contain the published weights of {NETS[net].name}: "
+            "pass the file's own SHA-256 as sha256 if you trust it"
+        )
+    return state
 
 
 def _network_input(images: Image) -> Float[Tensor, "b 3 height width"]:
@@ -237,8 +174,3 @@ def _network_input(images: Image) -> Float[Tensor, "b 3 height width"]:
     color = images.float().clamp(-1, 1).expand(-1, 3, -1, -1)
     factor = upsampling_factor(images.shape[2], images.shape[3])
     return color if factor == 1 else F.interpolate(color, scale_factor=factor, mode="bilinear", align_corners=False)
-
-
-def _normalize_channels(activations: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Normalize the channel vector at each position to unit length."""
-    return activations / (activations.square().sum(1, keepdim=True) + 1e-8).sqrt()

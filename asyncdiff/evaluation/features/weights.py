@@ -16,10 +16,7 @@ from asyncdiff.checkpoints import explain_load_error
 
 def published_hash(url: str) -> str:
     """Return the SHA-256 digits at the end of a file name by torch.hub's convention: NAME-6726825d.pth -> 6726825d."""
-    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", url)
-    if match is None:
-        raise ValueError(f"url must end with -HASH.EXTENSION, got {url}: pass sha256 as well")
-    return match[1]
+    return Path(url).stem.rsplit("-", 1)[-1]
 
 
 def weight_file(path: str | None, *, url: str) -> Path:
@@ -28,26 +25,49 @@ def weight_file(path: str | None, *, url: str) -> Path:
         if not Path(path).is_file():
             raise FileNotFoundError(f"weights {path} is not a file: check the path, or download {url}")
         return Path(path)
-    file = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not file.is_file():
-        _download(url, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=published_hash(url), progress=False)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{url} cannot be downloaded: {getattr(error, 'reason', error)}; "
+                f"put {file.name} into {file.parent} ($TORCH_HOME/hub/checkpoints) or pass its path as weights"
+            ) from error
     return file
 
 
-def read_weights(path: Path, *, sha256: str) -> dict[str, Any]:
-    """Return the tensors in `path`; raise ValueError unless its SHA-256 starts with `sha256` (8 to 64 hex digits).
+def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
+    """Read the tensors in a .safetensors file, or in a file written by torch.save, without running code.
 
-    The file is read only once: the checked bytes are the loaded ones. `weights_only` keeps pickled code from running.
+    Unlike `torch.hub.load_state_dict_from_url`, it also checks files that were not just downloaded. The file is read
+    only once: the checked bytes are the loaded ones.
+
+    Args:
+        path: path of the weight file.
+        sha256: first 8 to 64 hex digits of the file's SHA-256, None to accept any file.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ValueError: the file has another SHA-256, or contains anything but tensors.
     """
     content = path.read_bytes()
-    _check_sha256(content, sha256, path)
+    if sha256 is not None:
+        _check_sha256(content, sha256, path)
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle versions of files that are not pickles
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return state
     except Exception as error:  # a file of another kind can raise almost any exception
         raise ValueError(f"weights {path} cannot be read safely: {explain_load_error(error)}") from error
-    return state
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
@@ -66,34 +86,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """Read the tensors in a .safetensors file, or in a file written by torch.save, without running code.
-
-    Args:
-        path: path of the weight file.
-        sha256: first 8 to 64 hex digits of the file's SHA-256, None to accept any file.
-
-    Returns:
-        The tensors by name.
-    """
-    if path.suffix != ".safetensors":
-        return read_weights(path, sha256=file_sha256(path) if sha256 is None else sha256)
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    content = path.read_bytes()
-    _check_sha256(content, sha256, path)
-    try:
-        return load(content)
-    except (SafetensorError, ValueError) as error:
-        line = str(error).split("\n")[0]
-        raise ValueError(f"weights {path} is not a valid safetensors file: {line}; download it again") from error
-
-
-def _check_sha256(content: bytes, sha256: str | None, path: Path) -> None:
-    """Raise ValueError unless `sha256` is None or the SHA-256 of `content` starts with it."""
-    if sha256 is None:
-        return
+def _check_sha256(content: bytes, sha256: str, path: Path) -> None:
+    """Raise ValueError unless the SHA-256 of `content` starts with `sha256`."""
     if not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise ValueError(
             f"sha256 must be the first 8 to 64 hex digits of the file's SHA-256, got {sha256!r}: run sha256sum {path}"
@@ -104,14 +98,3 @@ def _check_sha256(content: bytes, sha256: str | None, path: Path) -> None:
             f"weights {path} must have the SHA-256 {sha256}, got {digest}: download the file again, "
             "or pass its own SHA-256 as sha256 if you trust it"
         )
-
-
-def _download(url: str, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=published_hash(url), progress=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{url} cannot be downloaded: {getattr(error, 'reason', error)}; "
-            f"put {file.name} into {file.parent} ($TORCH_HOME/hub/checkpoints) or pass its path as weights"
-        ) from error
