@@ -1,9 +1,8 @@
-"""The documentation site: generated pages, completeness, links and formulas."""
+"""The documentation site: completeness of the reference, links and formulas."""
 
 import importlib.util
 import inspect
 import re
-from pathlib import PurePosixPath
 from types import SimpleNamespace
 
 import pytest
@@ -11,34 +10,19 @@ import yaml
 from blocks import DOCUMENTS, ROOT, blocks
 from docstring_parser import parse
 from markdown import markdown
-from pymdownx.superfences import SuperFencesException
 
 from asyncdiff import shapes
+from asyncdiff.__main__ import COMMANDS
+from asyncdiff.cli import train as cli
 from asyncdiff.cli.errors.suggestions import known_classes
 
 DOCS, EXPERIMENTS = ROOT / "docs", ROOT / "experiments"
-
-
-def load_hook(name):
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "hooks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-formulas, generated, repository = load_hook("formulas"), load_hook("generated"), load_hook("repository")
-
-
-@pytest.fixture(scope="module")
-def keys():
-    """Classes on the page of YAML keys, by class path."""
-    return {path: kind for _, _, kinds in generated.families() for path, kind in kinds.items()}
-
-
-def test_every_key_is_documented(keys):
-    assert len(keys) > 100
-    without = {path: [a.name for a in generated.arguments(kind) if not a.meaning] for path, kind in keys.items()}
-    assert not {path: names for path, names in without.items() if names}
+KEYS = (DOCS / "reference" / "keys.md").read_text()
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
+FENCE = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
+SPEC = importlib.util.spec_from_file_location("site_hook", DOCS / "hooks" / "site.py")
+hook = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(hook)
 
 
 def test_all_constructor_arguments_of_public_classes_are_documented():
@@ -63,37 +47,29 @@ def test_every_environment_variable_is_documented():
     assert read == set(re.findall(r"ASYNCDIFF_[A-Z0-9_]+", (DOCS / "reference" / "index.md").read_text()))
 
 
-def test_every_class_of_the_experiments_is_on_the_page_of_keys(keys):
-    named = set()
-    for file in (ROOT / "experiments").rglob("*.yaml"):
-        named |= set(re.findall(r"class_path: ([\w.]+)", file.read_text()))
+def test_the_page_of_keys_leads_to_every_class_that_a_file_can_name():
+    """Every class of its packages is on a reference page, and every class of the experiments is in these packages."""
+    packages = re.findall(r"`([\w.]+)\.NAME`", KEYS)
+    classes = known_classes()
+    listed = {path: kind for path, kind in classes.items() if path.rpartition(".")[0] in packages}
+    assert len(listed) > 100
+    pages = "".join(file.read_text() for file in (DOCS / "reference").glob("*.md"))
+    assert {kind.__module__ for kind in listed.values()} <= set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
+    named = {path for f in EXPERIMENTS.rglob("*.yaml") for path in re.findall(r"class_path: ([\w.]+)", f.read_text())}
     own = {path for path in named if path.startswith(("asyncdiff.", "datamodules."))}
     assert len(own) > 50
-    classes = known_classes()
     short_path = {f"{kind.__module__}.{kind.__name__}": path for path, kind in classes.items()}
-    assert {short_path.get(path, path) for path in own} <= set(keys)
+    assert {short_path.get(path, path) for path in own} <= set(listed)
 
 
-def test_every_class_of_the_page_of_keys_has_a_reference_page(keys):
-    pages = "".join(file.read_text() for file in (DOCS / "reference").glob("*.md"))
-    shown = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
-    assert {kind.__module__ for kind in keys.values()} <= shown
-
-
-def test_the_page_of_keys_lists_constructor_arguments(keys):
-    page = generated.keys_page()
-    assert "| `spread` | `float` | `1.0` | half-width of the levels within an image" in page
-    assert "| `network` | `Module` | required |" in page
-    assert all(f"`{path}`: " in page for path in keys)
-
-
-def test_the_page_of_keys_begins_with_the_top_level_keys():
-    named = {one.name: one for one in generated.top_level()}
-    assert set(generated.MEANINGS) == set(named)
-    assert {"seed_everything", "vars", "model", "data", "trainer", "auto_resume", "ckpt_path"} <= set(named)
-    assert named["auto_resume"].default == "False"
-    for file in (ROOT / "experiments").glob("*.yaml"):
-        assert set(yaml.safe_load(file.read_text())) <= set(named), file
+def test_the_page_of_keys_lists_the_top_level_keys():
+    table = KEYS.partition("## The file")[2].partition("\n\nSeveral")[0]
+    named = set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE))
+    parser = cli._run_cli(cli.ConfigOnlyCLI, ["fit", "--config", str(EXPERIMENTS / "demo.yaml")]).parser
+    actions = parser._subcommands_action._name_parser_map["fit"]._actions
+    assert named == {action.dest.partition(".")[0] for action in actions} - {"help", "config", "print_config"}
+    for file in EXPERIMENTS.glob("*.yaml"):
+        assert set(yaml.safe_load(file.read_text())) <= named, file
 
 
 @pytest.mark.parametrize("name", ["Image", "Latents", "LevelMap", "KnownPatches", "KnownPixels", "Progress", "Labels"])
@@ -104,93 +80,101 @@ def test_the_table_of_shapes_matches_the_code(name):
 
 
 def test_the_page_of_commands_lists_all_commands_and_options():
-    from asyncdiff.__main__ import COMMANDS
-
-    page = generated.commands_page()
+    page = hook.commands_page()
     for name in COMMANDS:
         part = page.partition(f"## `{name}`")[2].partition("\n## ")[0]
         assert f"usage: python -m asyncdiff {name}" in part, name
     assert page.count("--ckpt_path") > 8
 
 
-@pytest.mark.parametrize(
-    ("link", "source", "page", "expected"),
-    [
-        ("[a](levels.md#paths)", "docs/tasks.md", "tasks.md", "[a](levels.md#paths)"),
-        ("[a](../tasks.md)", "docs/results/README.md", "results/README.md", "[a](../tasks.md)"),
-        ("[a](../benchmarks/README.md#data)", "docs/data.md", "data.md", "[a](repository/benchmarks/readme.md#data)"),
-        ("[a](docs/tasks.md)", "README.md", "repository/readme.md", "[a](../tasks.md)"),
-        ("![a](docs/images/levels.png)", "README.md", "repository/readme.md", "![a](../images/levels.png)"),
-        ("[a](https://a.b/c) [b](#d)", "README.md", "repository/readme.md", "[a](https://a.b/c) [b](#d)"),
-        ("```\n[a](docs/tasks.md)\n```", "README.md", "repository/readme.md", "```\n[a](docs/tasks.md)\n```"),
-    ],
-)
-def test_links_work_in_the_repository_and_on_the_site(link, source, page, expected):
-    assert repository.rewrite_links(link, PurePosixPath(source), page) == expected
-    assert repository.source_of(page) == PurePosixPath(source)
-
-
 def test_links_in_the_repository_point_to_files():
     """On a code host; the build checks the links of the site."""
     seen = 0
     for file in DOCUMENTS:
-        for match in repository.LINK.finditer(repository.FENCE.sub("", file.read_text())):
+        for match in LINK.finditer(FENCE.sub("", file.read_text())):
             target = (file.parent / match[1]).resolve()
-            generated = target.is_relative_to(DOCS / "reference")  # some of these pages are generated
+            generated = target == DOCS / "reference" / "commands.md"
             assert target.exists() or generated, f"{file.relative_to(ROOT)}: {match[1]}"
             seen += 1
     assert seen > 150
 
 
+@pytest.mark.parametrize(
+    ("link", "page", "expected"),
+    [
+        ("[a](levels.md#paths)", "tasks.md", "[a](levels.md#paths)"),
+        ("[a](../benchmarks/README.md#data)", "data.md", "[a](../benchmarks/README.md#data)"),
+        ("[a](docs/tasks.md)", "../README.md", "[a](/tasks.md)"),
+        ("![a](../docs/images/levels.png)", "../benchmarks/README.md", "![a](/images/levels.png)"),
+        ("[a](https://a.b/docs/c) [b](#d)", "../README.md", "[a](https://a.b/docs/c) [b](#d)"),
+    ],
+)
+def test_links_from_outside_the_documents_are_absolute_on_the_site(link, page, expected):
+    assert on_page(link, page) == expected
+
+
+def test_files_outside_the_documents_are_pages_at_their_relative_path():
+    for name in ("README.md", "experiments/ablations", "experiments/ablations/fid.yaml"):
+        page = hook.RepositoryPage(SimpleNamespace(site_dir="site"), ROOT / name)
+        assert page.src_uri == f"../{name}"
+        assert page.dest_uri == f"repository/{name.removesuffix('.md')}.html"
+        assert page.is_documentation_page()
+        assert page.content_string.startswith("# ")
+
+
+def on_page(text: str, page: str = "a.md") -> str:
+    return hook.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri=page)), None, None)
+
+
 def test_every_formula_converts_to_mathml():
     found = [block.text for file in DOCUMENTS for block in blocks(file) if block.language == "math"]
-    found += [match[1] for file in DOCUMENTS for match in re.finditer(formulas.INLINE, file.read_text())]
+    found += [match[1] for file in DOCUMENTS for match in hook.INLINE.finditer(file.read_text())]
     assert len(found) > 8
     for latex in found:
-        assert formulas.mathml(latex, display="block").startswith("<math ")
+        assert hook.mathml(latex, "block").startswith("<math ")
 
 
 @pytest.mark.parametrize("latex", [r"\nothing x", r"\frac", r"a &= b", r"\begin{aligned}a\end"])
 def test_an_invalid_formula_fails_the_build(latex):
-    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["pymdownx.superfences"])
-    formulas.on_config(config)
     for text in (f"$`{latex}`$", f"```math\n{latex}\n```"):
-        with pytest.raises((ValueError, SuperFencesException), match="formulas must"):
-            markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
+        with pytest.raises(ValueError, match="formulas must"):
+            on_page(text)
 
 
 def test_formulas_in_text_tables_and_fences():
-    config = SimpleNamespace(mdx_configs={}, markdown_extensions=["tables", "pymdownx.superfences"])
-    formulas.on_config(config)
-    text = "`a` and $`x_1 < 2`$\n\n| a |\n|---|\n| $`y \\mid z`$ |\n\n```math\n\\frac{1}{n}\n```\n"
-    html = markdown(text, extensions=config.markdown_extensions, extension_configs=config.mdx_configs)
-    assert html.count("<math ") == 3
-    assert "<code>a</code>" in html
-    assert "<mi>x</mi><mn>1</mn></msub><mo>&lt;</mo>" in html
-    assert re.search(r"<td><math .*∣.*</math></td>", html)
+    text = "$`c`$ is `a` and $`x_1 < 2 * y * z`$\n\n| a |\n|---|\n| $`y \\mid z`$ |\n\n```math\n\\frac{1}{n}\n```\n"
+    html = markdown(on_page(text), extensions=["tables", "pymdownx.superfences"])
+    assert html.count("<math ") == 4
+    assert "</math></span> is <code>a</code> and <span><math" in html
+    assert "<mi>x</mi><mn>1</mn></msub><mo>&#x0003C;</mo>" in html
+    assert "<em>" not in html
+    assert re.search(r"<td><span><math .*&#x02223;.*</math></span></td>", html)
     assert re.search(r'<div class="formula"><math .*display="block">.*<mfrac>', html)
 
 
-def test_external_resources_are_found():
+def test_external_resources_are_reported(caplog):
     html = '<img src="https://a/b.png"><a href="https://c"></a><link rel=x href=//d/e.css><script src="f.js"></script>'
-    assert repository.external_resources(html) == ["https://a/b.png", "//d/e.css"]
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    assert hook.on_post_page(html, page, None) == html
+    assert [record.args for record in caplog.records] == [("a.md", "https://a/b.png"), ("a.md", "//d/e.css")]
 
 
 def test_images_of_the_idea_are_small_and_used():
-    text = (DOCS / "idea.md").read_text()
-    images = re.findall(r"\]\((images/[^)]+)\)", text)
+    images = re.findall(r"\]\((images/[^)]+)\)", (DOCS / "idea.md").read_text())
     assert len(images) >= 7
     assert all((DOCS / name).stat().st_size < 100_000 for name in images)
 
 
 def test_the_navigation_lists_existing_or_generated_files():
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    named = set(re.findall(r"[\w/]+\.md", yaml.safe_dump(config["nav"])))
-    assert {name for name in named if not (DOCS / name).exists()} == {"reference/keys.md", "reference/commands.md"}
+    named = set(re.findall(r"[\w/.]+\.md", yaml.safe_dump(config["nav"])))
+    assert {name for name in named if not (DOCS / name).exists()} == {"reference/commands.md"}
     assert config["strict"] is True
     assert config["theme"]["font"] is False
     titles = [
-        re.search("^# (.+)", (DOCS / name).read_text(), re.MULTILINE)[1] for name in named if (DOCS / name).exists()
+        re.search("^# (.+)", (DOCS / name).read_text(), re.MULTILINE)[1]
+        for name in named
+        if (DOCS / name).exists() and not name.startswith("../")
     ]
     assert len(titles) == len(set(titles))
 
