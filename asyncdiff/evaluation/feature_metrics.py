@@ -12,7 +12,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.frechet import Gaussian, frechet
+from asyncdiff.evaluation.frechet import Gaussian, Moments, frechet, warn_if_biased
 
 FeatureArray = Float[Tensor, "n d"]
 FakeFeatureArray = Float[Tensor, "m d"]
@@ -27,62 +27,6 @@ class Estimate(NamedTuple):
 
     mean: float
     deviation: float
-
-
-class Moments:
-    """Running mean and covariance of features, accumulated in float64 batch by batch.
-
-    Deviations from the means are accumulated, so that a mean far from zero costs no precision.
-
-    Args:
-        dim: number of features per image.
-
-    Attributes:
-        count: number of images so far.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-        self.count = 0
-        self._mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
-
-    def add(self, features: FeatureArray) -> None:
-        """Add the features of a batch of images."""
-        if not len(features):
-            return
-        device = torch.device("cpu") if features.device.type == "mps" else features.device  # Apple's GPU has no float64
-        self._mean, self._scatter = self._mean.to(device), self._scatter.to(device)
-        features = features.to(device, torch.float64)
-        mean = features.mean(0)
-        centered = features - mean
-        self._merge(len(features), mean, centered.T @ centered)
-
-    def merge(self, state: Float[Tensor, "state"]) -> None:
-        """Add the images of another `Moments`, given its `state()`."""
-        count, mean, scatter = state.to(self._mean).split([1, self.dim, self.dim**2])
-        self._merge(int(count), mean, scatter.reshape(self.dim, self.dim))
-
-    def state(self) -> Float[Tensor, "state"]:
-        """Return count, mean and scatter matrix as one float64 tensor on the CPU, for `merge`."""
-        return torch.cat([torch.tensor([float(self.count)]).double(), self._mean.cpu(), self._scatter.flatten().cpu()])
-
-    def gaussian(self) -> Gaussian:
-        """Return the mean and unbiased covariance; raise ValueError for fewer than 2 images."""
-        at_least(
-            "number of images", self.count, 2, "a covariance needs 2 images, a reliable one many more than features"
-        )
-        return Gaussian(self._mean.cpu(), self._scatter.cpu() / (self.count - 1))
-
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        """Merge moments by Chan, Golub and LeVeque's update, which never sums large squares."""
-        total = self.count + count
-        if not count:
-            return
-        shift = mean - self._mean
-        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
-        self._mean = self._mean + shift * (count / total)
-        self.count = total
 
 
 def fit_gaussian(features: FeatureArray) -> Gaussian:
@@ -116,12 +60,8 @@ def frechet_distance(real: Gaussian, fake: FeatureArray, *, real_count: int | No
             "use the same feature extractor"
         )
     for name, count in (("real", real_count), ("generated", len(fake))):
-        if count is not None and count < fake.shape[1]:
-            warnings.warn(
-                f"the Fréchet distance of {count} {name} images in {fake.shape[1]} feature dimensions is biased "
-                f"upwards and not comparable: use more than {fake.shape[1]} images, 50000 for published numbers",
-                stacklevel=2,
-            )
+        if count is not None:
+            warn_if_biased(count, name, fake.shape[1])
     return frechet(*real, *fit_gaussian(fake)).item()
 
 

@@ -1,21 +1,18 @@
-"""Compute the Fréchet distance between two sets of images, with sums that any number of processes can share."""
+"""Compute the Fréchet distance between two sets of images, which any number of processes can share."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
-from torchmetrics.utilities.prints import rank_zero_warn
 
+from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image
 
 Mean = Float64[Tensor, " d"]
 Covariance = Float64[Tensor, "d d"]
-SIDES = ("real", "fake")
 
 
 class Gaussian(NamedTuple):
@@ -63,149 +60,174 @@ def frechet(
     return ((mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * overlap).clamp(min=0)
 
 
-class FrechetDistance(Metric):
+class Moments:
+    """Running mean and covariance of features, accumulated in float64 batch by batch.
+
+    Deviations from the means are accumulated, so that a mean far from zero costs no precision.
+
+    Args:
+        dim: number of features per image.
+
+    Attributes:
+        count: number of images so far.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.count = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, features: Float[Tensor, "n d"]) -> None:
+        """Add the features of a batch of images by Chan, Golub and LeVeque's update, which sums no large squares."""
+        if not len(features):
+            return
+        device = torch.device("cpu") if features.device.type == "mps" else features.device  # Apple's GPU has no float64
+        features = features.to(device, torch.float64)
+        count, mean = self.count + len(features), features.mean(0)
+        shift, centered = mean - self._mean.to(device), features - mean
+        between = torch.outer(shift, shift) * (self.count * len(features) / count)
+        self._scatter = torch.addmm(self._scatter.to(device) + between, centered.T, centered)
+        self._mean = self._mean.to(device) + shift * (len(features) / count)
+        self.count = count
+
+    def over_processes(self) -> "Moments":
+        """Return the moments of the images of all processes, which must all call this; the own ones do not change."""
+        if not _distributed():
+            return self
+        device, total = _collective_device(), Moments(self.dim)
+        own = torch.tensor([float(self.count)]).double()
+        sums = torch.cat([own, self.count * self._mean.cpu()]).to(device)
+        dist.all_reduce(sums)
+        total.count, total._mean = int(sums[0]), sums[1:].cpu() / sums[0].clamp(min=1).cpu()
+        shift = self._mean.cpu() - total._mean
+        scatter = (self._scatter.cpu() + self.count * torch.outer(shift, shift)).to(device)
+        dist.all_reduce(scatter)  # gathering would take 34 MB per process for 2048 features
+        total._scatter = scatter.cpu()
+        return total
+
+    def gaussian(self, images: str = "images") -> Gaussian:
+        """Return the mean and unbiased covariance; raise ValueError for fewer than 2 of the images named `images`."""
+        at_least(
+            f"number of {images}", self.count, 2, "a covariance needs 2 images, a reliable one many more than features"
+        )
+        return Gaussian(self._mean.cpu(), self._scatter.cpu() / (self.count - 1))
+
+
+class FrechetDistance:
     """Fréchet distance between real and generated images in the space of `features`; 0 for equal sets.
 
-    The state of each side consists of three sums over its images: their count, their features (d,), and the outer
-    products of the features (d, d). They can be split over batches and processes in any way, so no image is lost or
-    counted twice: give each process a disjoint subset without padding. The sums are uncentered but in float64: a mean
-    of a thousand standard deviations costs six of sixteen digits. Do not make the metric an attribute of a
-    LightningModule, or its state ends up in the checkpoints.
+    Both sides can be split over batches and processes in any way, and `compute` includes the images of all processes.
+    No image is lost or counted twice: give each process a disjoint subset without padding.
 
     Args:
         features: module that maps images (b, c, h, w) in [-1, 1] to features (b, d), with d in its attribute `dim`; it
             runs in eval mode, in float32 and without gradients.
-        keep_reference: whether `reset` keeps the sums over the real images, which then need only one pass per run.
+        keep_reference: whether `reset` keeps the real images, which then need only one pass per run.
 
     Raises:
         ValueError: `features` has no `dim`, or `compute` is called with fewer than 2 images on a side.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
-
     def __init__(self, features: nn.Module, *, keep_reference: bool = True) -> None:
-        # Without caching: a rank without new images would return its cached value while the others wait for its sums.
-        super().__init__(compute_with_cache=False)
         dim = getattr(features, "dim", None)
         if not isinstance(dim, int) or dim < 1:
             raise ValueError(
                 f"features must have a positive integer attribute `dim`, got {dim!r} from "
                 f"{type(features).__name__}: wrap the module with as_features(module, dim=...)"
             )
-        # `dim` is known before the first image, so that ranks without images contribute zeros of the right shape.
         self.features = features
         self.dim = dim
         self.keep_reference = keep_reference
-        for side in SIDES:
-            for name, shape in (("n", ()), ("sum", (dim,)), ("outer", (dim, dim))):
-                zeros = torch.zeros(shape, dtype=torch.float64)
-                self.add_state(f"{side}_{name}", zeros, dist_reduce_fx="sum")
+        self._real, self._fake = Moments(dim), Moments(dim)
         self._reference: tuple[Tensor, Tensor] | None = None
         self._warned = False
 
-    def update(self, images: Image, *, real: bool) -> None:
-        """Add images in [-1, 1] to the real or the generated side; the metric moves to their device."""
+    @property
+    def real_n(self) -> int:
+        """Number of real images of this process."""
+        return self._real.count
+
+    @property
+    def fake_n(self) -> int:
+        """Number of generated images of this process."""
+        return self._fake.count
+
+    def to(self, device: torch.device | str) -> "FrechetDistance":
+        """Move the features to `device`, and return this metric."""
         with torch.inference_mode(False):  # a module moved inside inference mode could not be used outside it
-            self.to(images.device)
-        self._add(self._extract(images), "real" if real else "fake")
-
-    def update_features(self, features: Float[Tensor, "b d"], *, real: bool) -> None:
-        """Add features that were already computed to the real or the generated side."""
-        self._update_count += 1  # as torchmetrics' wrapper around `update` does
-        self._add(features, "real" if real else "fake")
-
-    def compute(self) -> Float64[Tensor, ""]:
-        """Return the distance from the images of all processes, float64 on the CPU; warn once if there are too few."""
-        real, fake = (self.statistics(real=side == "real") for side in SIDES)
-        if not (real.cov.isfinite().all() and fake.cov.isfinite().all()):
-            rank_zero_warn("the Fréchet distance is NaN because some features are NaN or infinite: check the images")
-            return real.mean.new_tensor(torch.nan)
-        return frechet(*real, *fake, root1=self._reference_root(real.cov))
-
-    def statistics(self, *, real: bool) -> Gaussian:
-        """Return the mean and covariance of one side from the current sums of this process."""
-        side = "real" if real else "fake"
-        n, total, outer = (getattr(self, f"{side}_{name}").to("cpu") for name in ("n", "sum", "outer"))
-        if n < 2:
-            raise ValueError(
-                f"the {side} side has {int(n)} images, but a covariance needs at least 2: call update first"
-            )
-        if n < self.dim and not self._warned:
-            self._warned = True
-            rank_zero_warn(
-                f"the Fréchet distance of {int(n)} {side} images in {self.dim} feature dimensions is biased upwards "
-                f"and not comparable: use more than {self.dim} images, 50000 for published numbers"
-            )
-        mean = total / n
-        return Gaussian(mean, (outer - n * torch.outer(mean, mean)) / (n - 1))
-
-    def reset(self) -> None:
-        """Discard the generated images, and unless `keep_reference` also the real ones."""
-        names = [name for name in self._defaults if name.startswith("real") and self.keep_reference]
-        saved = {name: getattr(self, name) for name in names}
-        super().reset()
-        for name, value in saved.items():
-            setattr(self, name, value)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise NotImplementedError, since torchmetrics would count the reference twice."""
-        raise NotImplementedError(
-            "forward is not defined for a single batch: call update(images, real=...) and then compute()"
-        )
+            self.features.to(device)
+        return self
 
     @torch.no_grad()
-    def _extract(self, images: Tensor) -> Tensor:
+    def update(self, images: Image, *, real: bool) -> None:
+        """Add images in [-1, 1] to the real or the generated side; the features move to their device."""
+        self.to(images.device)
         self.features.eval()
         with torch.autocast(images.device.type, enabled=False):
-            return self.features(images.float())
+            features = self.features(images.float())
+        self.update_features(features, real=real)
 
     @torch.no_grad()
-    def _add(self, features: Tensor, side: str) -> None:
+    def update_features(self, features: Float[Tensor, "b d"], *, real: bool) -> None:
+        """Add features that were already computed to the real or the generated side."""
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(
                 f"features must have shape (batch, {self.dim}), got {tuple(features.shape)}: check the attribute dim"
             )
-        old = {name: getattr(self, f"{side}_{name}") for name in ("n", "sum", "outer")}
-        features = features.to(old["sum"].device, torch.float64)
-        # Not in place: tensors that `reset` created in inference mode must not be modified outside it.
-        setattr(self, f"{side}_n", old["n"] + len(features))
-        setattr(self, f"{side}_sum", old["sum"] + features.sum(0))
-        setattr(self, f"{side}_outer", torch.addmm(old["outer"], features.T, features))
+        (self._real if real else self._fake).add(features)
 
-    def _reference_root(self, cov: Tensor) -> Tensor:
-        """Return the square root of the real covariance, recomputed only if the covariance has changed."""
-        if self._reference is None or not torch.equal(self._reference[0], cov):
-            self._reference = cov, square_root(cov)
-        return self._reference[1]
+    def compute(self) -> Float64[Tensor, ""]:
+        """Return the distance from the images of all processes, float64 on the CPU; warn once if there are too few."""
+        real, fake = (self._gaussian(side.over_processes(), side is self._real) for side in (self._real, self._fake))
+        if not (real.cov.isfinite().all() and fake.cov.isfinite().all()):
+            _warn("the Fréchet distance is NaN because some features are NaN or infinite: check the images")
+            return real.mean.new_tensor(torch.nan)
+        if self._reference is None or not torch.equal(self._reference[0], real.cov):
+            self._reference = real.cov, square_root(real.cov)
+        return frechet(*real, *fake, root1=self._reference[1])
 
-    def _sync_dist(
-        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any | None = None
-    ) -> None:
-        """All-reduce the sums; gathering them would take 67 MB per process for 2048 features."""
-        if dist_sync_fn is not gather_all_tensors:
-            super()._sync_dist(dist_sync_fn, process_group=process_group)
-            return
-        group = process_group or self.process_group
-        for name in self._reductions:
-            local = getattr(self, name)
-            # A rank without images still has its sums on the CPU, where NCCL cannot use them.
-            total = local.to(_collective_device(group), copy=True)
-            dist.all_reduce(total, group=group)
-            setattr(self, name, total.to(local.device))
+    def statistics(self, *, real: bool) -> Gaussian:
+        """Return the mean and covariance of one side from the images of this process."""
+        return self._gaussian(self._real if real else self._fake, real)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Move to the device of `fn` but ignore its dtype: half-precision sums would be worthless."""
-        device = fn(torch.empty(0, device=self.device)).device
-        # Apple's GPU has no float64: the sums stay on the CPU there.
-        device_of = {torch.float64: torch.device("cpu") if device.type == "mps" else device}
-        return super()._apply(lambda tensor: tensor.to(device_of.get(tensor.dtype, device)), exclude_state)
+    def reset(self) -> None:
+        """Discard the generated images, and unless `keep_reference` also the real ones."""
+        self._fake = Moments(self.dim)
+        if not self.keep_reference:
+            self._real = Moments(self.dim)
+
+    def _gaussian(self, moments: Moments, real: bool) -> Gaussian:
+        side = "real" if real else "fake"
+        gaussian = moments.gaussian(f"{side} images")
+        if not self._warned:
+            self._warned = warn_if_biased(moments.count, side, self.dim)
+        return gaussian
 
 
-def _collective_device(group: Any | None) -> torch.device:
-    """Return the device on which the backend of `group` expects tensors."""
-    if "gloo" in dist.get_backend(group) or not torch.accelerator.is_available():
+def warn_if_biased(count: int, side: str, dim: int) -> bool:
+    """Warn on the first process if a side has fewer images than features, and return whether it does."""
+    if biased := count < dim:
+        _warn(
+            f"the Fréchet distance of {count} {side} images in {dim} feature dimensions is biased upwards and not "
+            f"comparable: use more than {dim} images, 50000 for published numbers"
+        )
+    return biased
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _warn(message: str) -> None:
+    """Warn, on the first process only."""
+    if not _distributed() or dist.get_rank() == 0:
+        warnings.warn(message, stacklevel=4)
+
+
+def _collective_device() -> torch.device:
+    """Return the device on which the backend of the processes expects tensors."""
+    if "gloo" in dist.get_backend() or not torch.accelerator.is_available():
         return torch.device("cpu")
     accelerator = torch.accelerator.current_accelerator()
     return torch.device(accelerator.type, torch.accelerator.current_device_index())  # type: ignore[union-attr]

@@ -172,18 +172,6 @@ def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeyp
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("cast", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.bfloat16()])
-def test_sums_and_features_keep_their_precision_inside_a_cast_module(cast):
-    metric = metric_of_images(images(60, 0), images(50, 1))
-    before = metric.compute()
-    cast(nn.ModuleList([metric]))
-    assert all(getattr(metric, name).dtype == torch.float64 for name in metric._defaults)
-    metric.reset()
-    metric.update(images(50, 1), real=False)
-    assert metric.features.weight.dtype == torch.float32
-    assert metric.compute() == before
-
-
 def test_autocast_and_inference_mode_change_nothing():
     expected = metric_of_images(images(60, 0), images(50, 1)).compute()
     metric = FrechetDistance(Projection())
@@ -196,7 +184,8 @@ def test_autocast_and_inference_mode_change_nothing():
 
 
 def test_features_run_in_eval_mode():
-    metric = metric_of_images(images(60, 0), images(50, 1)).train()
+    metric = metric_of_images(images(60, 0), images(50, 1))
+    metric.features.train()
     metric.reset()
     metric.update(images(50, 1), real=False)
     assert metric.compute() == metric_of_images(images(60, 0), images(50, 1)).compute()
@@ -209,7 +198,7 @@ def test_result_is_a_float64_scalar_on_the_cpu():
 
 def test_a_single_image_is_rejected():
     metric = metric_of_images(images(60, 0), images(1, 1))
-    with pytest.raises(ValueError, match=r"fake side has 1 images, but a covariance needs at least 2"):
+    with pytest.raises(ValueError, match="number of fake images must be at least 2, got 1: a covariance"):
         metric.compute()
 
 
@@ -234,8 +223,3 @@ def test_features_with_unknown_or_wrong_dim_are_rejected():
         FrechetDistance(nn.Flatten())
     with pytest.raises(ValueError, match=r"must have shape \(batch, 12\), got \(4, 11\)"):
         FrechetDistance(Projection()).update_features(torch.zeros(4, 11), real=True)
-
-
-def test_forward_is_not_supported():
-    with pytest.raises(NotImplementedError, match="update"):
-        FrechetDistance(Projection())(images(4, 0), real=True)

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from asyncdiff.evaluation import FrechetDistance, TrainedClassifier, as_features
+from asyncdiff.evaluation.frechet import Moments
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,10 @@ def distances(real: Tensor, fake: Tensor, *, more: int) -> tuple[Tensor, Tensor,
     return first, frechet.compute(), int(frechet.fake_n)
 
 
+def far_features() -> Tensor:
+    return torch.randn(1000, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 1e6
+
+
 def trained_weights(rank: int) -> dict[str, Tensor]:
     classifier = TrainedClassifier(3, 2, width=8, dim=16, epochs=2)
     classifier.prepare([{"image": images(40, 1 + rank).repeat(1, 1, 4, 4), "label": torch.arange(40) % 2}])
@@ -49,7 +54,9 @@ def _rank(rank: int, folder: str) -> None:
         )
         # Only rank 0 gets more images: rank 1 must not return a cached result and leave rank 0 waiting.
         found[name] = distances(real, fake, more=5 if rank == 0 else 0)
-    torch.save((found, trained_weights(rank)), f"{folder}/{rank}.pt")
+    moments = Moments(12)
+    moments.add(far_features().split([700, 300])[rank])
+    torch.save((found, trained_weights(rank), tuple(moments.over_processes().gaussian())), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -63,13 +70,19 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", SHARES)
 def test_any_split_over_ranks_gives_the_distance_of_one_process(ranks, name):
     expected = distances(images(17, 1), images(17, 2), more=5)
-    for rank, (found, _) in enumerate(ranks):
+    for rank, (found, *_) in enumerate(ranks):
         torch.testing.assert_close(found[name][:2], expected[:2], rtol=1e-9, atol=0)
         assert found[name][2] == SHARES[name][rank][1] + 5 * (rank == 0)  # the rank's own sums are restored
 
 
+def test_moments_of_all_ranks_keep_their_precision_far_from_zero(ranks):
+    for _, _, (mean, cov) in ranks:
+        torch.testing.assert_close(mean, far_features().mean(0), rtol=1e-15, atol=0)
+        torch.testing.assert_close(cov, far_features().T.cov(), rtol=1e-9, atol=1e-9)
+
+
 def test_all_ranks_use_the_classifier_trained_on_rank_0(ranks):
-    (_, first), (_, second) = ranks
+    (_, first, _), (_, second, _) = ranks
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     torch.testing.assert_close(first, trained_weights(0))
     with pytest.raises(AssertionError):

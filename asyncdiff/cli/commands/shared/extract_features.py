@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from asyncdiff.cli.commands.shared.distributed import Ranks
 from asyncdiff.cli.commands.shared.image_sources import ImageSource
-from asyncdiff.evaluation.feature_metrics import Moments
 from asyncdiff.evaluation.features.base import Features, to_uint8
+from asyncdiff.evaluation.frechet import Moments
 from asyncdiff.evaluation.reference_statistics import (
     MAX_ROWS,
     Reference,
@@ -75,12 +75,10 @@ def extract(
         positions.append(index[chosen])
         parts.append(batch_features[chosen].cpu())
         first_images += [(i, levels[n].cpu()) for n, i in enumerate(index.tolist()) if i < keep_images]
-    all_moments = Moments(features.dim)
-    for state in ranks.gather(moments.state()):
-        all_moments.merge(state)
     pairs = sorted((pair for part in ranks.gather(first_images) for pair in part), key=lambda pair: pair[0])
     stack = torch.stack([image for _, image in pairs]) if pairs else torch.zeros(0, 3, 1, 1, dtype=torch.uint8)
-    return ExtractedFeatures(ranks.gather_in_order(torch.cat(positions), torch.cat(parts)), all_moments, stack)
+    all_features = ranks.gather_in_order(torch.cat(positions), torch.cat(parts))
+    return ExtractedFeatures(all_features, moments.over_processes(), stack)
 
 
 def reference_for(
