@@ -20,7 +20,7 @@ MAX_NOTES = 5  # maximum number of notes on photos that are printed
 MAX_SHEET_IMAGES = 100
 MIN_TILE = 96  # pixels: smaller tiles are enlarged by an integer factor
 WIDTH = 1200  # pixels: blocks are placed side by side up to this width
-COLUMNS, GAP, BLOCK_GAP = 10, 4, 12  # tiles per row of a block; pixels between tiles and between blocks
+COLUMNS, GAP = 10, 4  # tiles per row of a block; pixels between and around tiles
 UNKNOWN_COLOR = (102, 140, 178)  # a slate blue that neither black nor white digits nor most photographs contain
 
 
@@ -85,9 +85,10 @@ def make_sheet(blocks: Sequence[Sequence[Tile]]) -> Tile:
     """Arrange the tiles of each block in rows, and the blocks side by side and below each other, on white."""
     largest = max(max(tile.shape[1:]) for block in blocks for tile in block)
     factor = max(1, -(-MIN_TILE // largest))
-    strips = [_arrange([_enlarge(tile, factor) for tile in block], columns=COLUMNS, gap=GAP) for block in blocks]
-    widest = max(strip.shape[2] for strip in strips)
-    return _pad(_arrange(strips, columns=max(1, WIDTH // widest), gap=BLOCK_GAP))
+    enlarged = [[tile.repeat_interleave(factor, 1).repeat_interleave(factor, 2) for tile in block] for block in blocks]
+    strips = [_grid(block, COLUMNS) for block in enlarged]
+    widest = max(strip.shape[2] for strip in strips) - 2 * GAP
+    return _grid(strips, columns=max(1, WIDTH // widest))[:, GAP:-GAP, GAP:-GAP]  # strips have a border already
 
 
 def known_tile(request: Request) -> Tile:
@@ -100,23 +101,15 @@ def known_tile(request: Request) -> Tile:
     return torch.where(known.cpu(), pixels, paint)
 
 
-def _arrange(tiles: Sequence[Tile], *, columns: int, gap: int) -> Tile:
-    """Arrange tiles in rows, each in the upper left corner of a cell as large as the largest tile."""
-    columns = min(columns, len(tiles))
-    height, width = (max(tile.shape[axis] for tile in tiles) + gap for axis in (1, 2))
-    white = torch.full((3, -(-len(tiles) // columns) * height - gap, columns * width - gap), 255, dtype=torch.uint8)
-    for i, tile in enumerate(tiles):
-        top, left = i // columns * height, i % columns * width
-        white[:, top : top + tile.shape[1], left : left + tile.shape[2]] = tile
-    return white
+def _grid(tiles: Sequence[Tile], columns: int) -> Tile:
+    """Arrange tiles in rows with a border, each in the upper left corner of a cell as large as the largest tile."""
+    from torchvision.utils import make_grid  # imported late, because it takes seconds
 
-
-def _pad(tile: Tile) -> Tile:
-    return F.pad(tile, (GAP, GAP, GAP, GAP), value=255)
-
-
-def _enlarge(tile: Tile, factor: int) -> Tile:
-    return tile.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (1, 2))
+    cells = [F.pad(tile, (0, width - tile.shape[2], 0, height - tile.shape[1]), value=255) for tile in tiles]
+    if len(cells) == 1:  # to which make_grid adds no border
+        return F.pad(cells[0], (GAP, GAP, GAP, GAP), value=255)
+    return make_grid(cells, nrow=columns, padding=GAP, pad_value=255)
 
 
 def _contains_images(folder: Path) -> bool:

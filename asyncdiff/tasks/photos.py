@@ -325,8 +325,12 @@ def to_bytes(image: Float[Tensor, "*n c h w"]) -> UInt8[Tensor, "*n c h w"]:
 def save_png(pixels: UInt8[Tensor, "c h w"], file: Path) -> None:
     """Write gray or color pixels losslessly."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    array = pixels.cpu().permute(1, 2, 0).numpy()
-    Image.fromarray(array[..., 0] if len(pixels) == 1 else np.ascontiguousarray(array)).save(file)
+    to_pillow(pixels).save(file)
+
+
+def to_pillow(pixels: UInt8[Tensor, "c h w"]) -> Image.Image:
+    """Convert gray or color pixels to an image of Pillow."""
+    return Image.fromarray(pixels.cpu().movedim(0, -1).squeeze(-1).numpy())
 
 
 def warn(text: str) -> None:

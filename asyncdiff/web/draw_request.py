@@ -1,7 +1,7 @@
 """Draw requests from the page, and their translation to command lines."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +155,7 @@ def command_argv(request: DrawRequest, checkpoint: Path, folder: Path) -> list[s
         Command name, checkpoint and options.
     """
     argv = ["autoregress" if request.ordered else KINDS[request.kind].command, str(checkpoint)]
-    argv += _INPUTS[request.kind](request, folder)
+    argv += _input_argv(request, folder)
     if request.ordered:
         argv += ["--order", request.order, "--overlap", f"{request.overlap:g}"]
         argv += ["--steps_per_patch", str(request.steps_per_patch)]
@@ -183,50 +183,21 @@ def _size(request: DrawRequest) -> tuple[int, int]:
     return (top + height + bottom, left + width + right) if request.kind == "extend" else (height, width)
 
 
-def _new(request: DrawRequest, folder: Path) -> list[str]:
-    return ["--size", request.size] if request.size else []
-
-
-def _fill(request: DrawRequest, folder: Path) -> list[str]:
-    assert request.paint is not None, "checked before"
-    known = torch.where(request.paint < 128, 255, 0).to(torch.uint8)
-    save_png(known[None], folder / "known.png")
-    return [*_photo(request, folder), "--mask", str(folder / "known.png")]
-
-
-def _change(request: DrawRequest, folder: Path) -> list[str]:
-    assert request.paint is not None, "checked before"
-    save_png(request.paint[None], folder / "levels.png")
-    return [*_photo(request, folder), "--levels", str(folder / "levels.png")]
-
-
-def _extend(request: DrawRequest, folder: Path) -> list[str]:
-    names = ("top", "right", "bottom", "left")
-    sides = [arg for name, n in zip(names, request.sides, strict=True) if n for arg in (f"--{name}", str(n))]
-    return [*_photo(request, folder), *sides]
-
-
-def _texture(request: DrawRequest, folder: Path) -> list[str]:
-    argv = ["--size", request.size] if request.size else []
-    if request.tileable:
-        argv += ["--tileable", "true"]
-    if request.photo is None:
-        return argv
-    save_png(request.photo, folder / "photo.png")
-    return ["--exemplar", str(folder / "photo.png"), *argv]
-
-
-def _photo(request: DrawRequest, folder: Path) -> list[str]:
-    """Write the photo and return its options; --fit keep uses exactly the pixels that the visitor painted on."""
-    assert request.photo is not None, "checked before"
-    save_png(request.photo, folder / "photo.png")
-    return ["--image", str(folder / "photo.png"), "--fit", "keep"]
-
-
-_INPUTS: dict[str, Callable[[DrawRequest, Path], list[str]]] = {
-    "new": _new,
-    "fill": _fill,
-    "change": _change,
-    "extend": _extend,
-    "texture": _texture,
-}
+def _input_argv(request: DrawRequest, folder: Path) -> list[str]:
+    """Write the photo and the paint, and return the options that name them, or the size."""
+    argv, photo = [], str(folder / "photo.png")
+    if request.photo is not None and request.kind != "new":
+        save_png(request.photo, folder / "photo.png")
+        # --fit keep uses exactly the pixels that the visitor painted on.
+        argv = ["--exemplar", photo] if request.kind == "texture" else ["--image", photo, "--fit", "keep"]
+    if request.kind == "extend":
+        for name, pixels in zip(("top", "right", "bottom", "left"), request.sides, strict=True):
+            argv += [f"--{name}", str(pixels)] if pixels else []
+    if request.paint is not None and KINDS[request.kind].painted:
+        name, option = ("known.png", "--mask") if request.kind == "fill" else ("levels.png", "--levels")
+        values = torch.where(request.paint < 128, 255, 0).byte() if request.kind == "fill" else request.paint
+        save_png(values[None], folder / name)
+        argv += [option, str(folder / name)]
+    if request.size and request.kind in ("new", "texture"):
+        argv += ["--size", request.size]
+    return [*argv, "--tileable", "true"] if request.tileable and request.kind == "texture" else argv

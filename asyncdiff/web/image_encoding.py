@@ -6,11 +6,11 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from asyncdiff.tasks.photos import to_pillow
 from asyncdiff.web.job_queue import Job, Preview, Result
 
 # Approximate length of an image's longer side in CSS pixels, for one, two, or three and more images in a row, and for
@@ -23,9 +23,8 @@ EMPTY = '<div class="nothing">Images appear here while they are drawn, next to t
 
 def data_url(pixels: UInt8[Tensor, "c h w"]) -> str:
     """Encode an image as the data URL of a PNG file."""
-    array = pixels.cpu().permute(1, 2, 0).numpy()
     data = BytesIO()
-    Image.fromarray(array[..., 0] if len(pixels) == 1 else np.ascontiguousarray(array)).save(data, "PNG")
+    to_pillow(pixels).save(data, "PNG")
     return _url("image/png", data.getvalue())
 
 

@@ -3,78 +3,27 @@
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from asyncdiff.tasks import Request, State
 from asyncdiff.tasks.photos import collect_warnings, to_bytes
 from asyncdiff.web.draw_request import DrawRequest, Limits, check
 
 PREVIEW_INTERVAL = 0.1  # minimum seconds between previews
-PREVIEW_COST = (
-    4  # minimum time between previews as a multiple of a preview's duration, which may include decoding latents
-)
+# Minimum time between previews as a multiple of a preview's duration, which may include decoding latents.
+PREVIEW_COST = 4
 
 Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
-
-
-@runtime_checkable
-class Step(Protocol):
-    """State of a drawing after one step; implemented by `asyncdiff.cli.commands.image_commands.Step`."""
-
-    @property
-    def state(self) -> State:
-        """State of the batch."""
-
-    @property
-    def done(self) -> int:
-        """Number of finished steps."""
-
-    @property
-    def total(self) -> int | None:
-        """Total number of steps; None if unknown."""
-
-
-@runtime_checkable
-class Drawing(Protocol):
-    """Parsed and validated command; implemented by `asyncdiff.cli.commands.image_commands.DrawJob`."""
-
-    @property
-    def requests(self) -> Sequence[Request]:
-        """Requests, one per image."""
-
-    @property
-    def folder(self) -> Path:
-        """Output folder."""
-
-    @property
-    def has_movie(self) -> bool:
-        """Whether a GIF is written."""
-
-    @property
-    def movie(self) -> Path:
-        """File of the GIF."""
-
-    @property
-    def record_file(self) -> Path:
-        """YAML file that reproduces the images."""
-
-    def steps(self) -> Iterator[Step]:
-        """Sample and yield the state after every step; all files are complete after the last one."""
-
-
-@runtime_checkable
-class Plan(Protocol):
-    """Callable that turns a request into a drawing, with its own folder, and the equivalent command line."""
-
-    def __call__(self, request: DrawRequest, folder: Path) -> tuple[Drawing, str]:
-        """Return the drawing and its command line; raise ValueError or OSError if the request is invalid."""
+# Turns a request into a `DrawJob` of asyncdiff.cli.commands.image_commands that writes into the folder, and the
+# equivalent command line; raises ValueError or OSError for an invalid request.
+Plan = Callable[[DrawRequest, Path], tuple[Any, str]]
 
 
 @dataclass(frozen=True)
@@ -115,11 +64,9 @@ class Result:
     seconds: float
 
 
+@dataclass(eq=False)
 class Job:
     """Draw request in the queue.
-
-    Args:
-        request: request to carry out.
 
     Attributes:
         request: request to carry out.
@@ -127,25 +74,16 @@ class Job:
         preview: latest preview; None before the first.
         result: written files; None until the job is done.
         error: one-line message if the job failed, else empty.
+        stopping: whether the job must stop before its next sampling step.
     """
 
-    def __init__(self, request: DrawRequest):
-        self.request = request
-        self.status: Status = "waiting"
-        self.preview: Preview | None = None
-        self.result: Result | None = None
-        self.error = ""
-        self._stop = threading.Event()
-        self._ended = threading.Event()
-
-    def stop(self) -> None:
-        """Request that a running job stop before its next sampling step; for waiting jobs see `JobQueue.stop`."""
-        self._stop.set()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was requested."""
-        return self._stop.is_set()
+    request: DrawRequest
+    status: Status = "waiting"
+    preview: Preview | None = None
+    result: Result | None = None
+    error: str = ""
+    stopping: bool = False
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def ended(self) -> bool:
@@ -189,7 +127,7 @@ class Job:
         self.status = "stopped"
         self._ended.set()
 
-    def _sample(self, drawing: Drawing) -> bool:
+    def _sample(self, drawing: Any) -> bool:
         """Run the sampling steps; return False if the job was stopped before the last one."""
         next_preview = 0.0
         for step in drawing.steps():
@@ -197,8 +135,7 @@ class Job:
                 return False
             started = time.monotonic()
             if started >= next_preview or step.done == step.total:
-                levels = step.state.t
-                images = to_bytes(step.state.images)
+                images, levels = to_bytes(step.state.images), step.state.t
                 self.preview = Preview(images, None if levels is None else levels.float().cpu(), step.done, step.total)
                 next_preview = started + max(PREVIEW_INTERVAL, PREVIEW_COST * (time.monotonic() - started))
         return True
@@ -217,64 +154,57 @@ class JobQueue:
         self.plan = plan
         self.root = root
         self.limits = limits or Limits()
-        self._jobs: list[Job] = []  # the first one is running
-        self._changed = threading.Condition()
-        self._open = True
-        # The worker inherits the creator's context, which holds the packages whose classes may be imported.
-        self._worker = threading.Thread(target=copy_context().run, args=(self._work,), name="job queue", daemon=True)
-        self._worker.start()
+        self._jobs: list[Job] = []  # those that have not ended; the first one is running
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="job queue")
+        self._context = copy_context()  # of the creator; holds the packages whose classes may be imported
 
     def submit(self, request: DrawRequest) -> Job:
         """Queue a request and return its job; raise ValueError if it exceeds the limits or the queue is full."""
         check(request, self.limits)
         job = Job(request)
-        with self._changed:
-            if not self._open:
-                raise ValueError("the server has been stopped: start it again")
+        with self._lock:
             if len(self._jobs) > self.limits.queued:
                 raise ValueError(f"the queue is full with {self.limits.queued} waiting requests: try again later")
             self._jobs.append(job)
-            self._changed.notify_all()
+            try:
+                self._worker.submit(self._context.run, self._run, job)
+            except RuntimeError as error:  # after `close`
+                self._jobs.remove(job)
+                raise ValueError("the server has been stopped: start it again") from error
         return job
 
     def jobs_ahead(self, job: Job) -> int:
         """Return the number of jobs that must end before this one starts."""
-        with self._changed:
+        with self._lock:
             return self._jobs.index(job) if job in self._jobs else 0
 
     def stop(self, job: Job) -> None:
         """Cancel a waiting job immediately, or stop a running one before its next sampling step."""
-        job.stop()
-        with self._changed:
+        job.stopping = True
+        with self._lock:
             if job in self._jobs[1:]:
                 self._jobs.remove(job)
                 job.cancel()
 
     def close(self) -> None:
         """Stop all jobs and wait for the worker to end."""
-        with self._changed:
-            self._open = False
+        with self._lock:
             for job in self._jobs:
-                job.stop()
-            self._changed.notify_all()
-        self._worker.join()
+                job.stopping = True
+        self._worker.shutdown()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or not self._open)
-                if not self._jobs:
-                    return
-                job = self._jobs[0]
-            try:
-                if job.stopping:
-                    job.cancel()
-                else:
-                    job.run(self.plan, self._make_folder)
-            except Exception:
-                traceback.print_exc()
-            finally:
-                with self._changed:
+    def _run(self, job: Job) -> None:
+        try:
+            if job.stopping:
+                job.cancel()
+            else:
+                job.run(self.plan, self._make_folder)
+        except Exception:
+            traceback.print_exc()
+        finally:
+            with self._lock:
+                if job in self._jobs:
                     self._jobs.remove(job)
 
     def _make_folder(self) -> Path:

@@ -29,7 +29,7 @@ from asyncdiff.web.image_encoding import (
     waiting_html,
 )
 from asyncdiff.web.job_queue import PREVIEW_INTERVAL, Job, JobQueue, Plan
-from asyncdiff.web.layout import DESCRIPTIONS, NO_CLASS, Layout, layout
+from asyncdiff.web.layout import DESCRIPTIONS, NO_CLASS, Layout
 from asyncdiff.web.mask_painter import decode_paint, scene
 from asyncdiff.web.model_info import ModelInfo, model_info
 from asyncdiff.web.same_origin import LOCAL, SameOrigin, free_port
@@ -75,7 +75,7 @@ def serve(
         signal.signal(signal.SIGTERM, _interrupt)  # so that uploads are also deleted on SIGTERM
     try:
         blocks = build_page(queue, info, loaded_examples)
-        url = launch(blocks, limits, host, port, names, browser)
+        url = _launch(blocks, limits, host, port, names, browser)
         print(f"page: {url} (Ctrl+C stops it)", flush=True)
         if host not in LOCAL:
             print(f"warning: anyone who can reach {host} can use this page, since it has no password", flush=True)
@@ -94,21 +94,16 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Sequence[str], browser: bool) -> str:
-    """Start the server and return the page's address; raise OSError if the port is taken.
-
-    Args:
-        blocks: the page.
-        limits: limits on requests and on the queue.
-        host: address to listen on.
-        port: port to listen on; 0 for any free port.
-        names: additional host names of the page.
-        browser: whether to open the page in a browser.
-
-    Returns:
-        URL of the page.
-    """
+def _launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Sequence[str], browser: bool) -> str:
+    """Start the server and return the page's address; raise OSError if the port is taken."""
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    gray, light = "*neutral_600", "*neutral_300"  # of higher contrast than Gradio's
+    theme = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
+        block_info_text_color=gray,
+        block_info_text_color_dark=light,
+        body_text_color_subdued=gray,
+        body_text_color_subdued_dark=light,
+    )
     _, url, _ = blocks.queue(max_size=4 * limits.queued, api_open=False).launch(
         server_name=host,
         server_port=free_port(host, port),
@@ -123,50 +118,38 @@ def launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Seque
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        theme=theme(),
+        theme=theme,
         css=files("asyncdiff.web").joinpath("page.css").read_text(),
         app_kwargs={"middleware": [Middleware(SameOrigin, host=host, names=names)]},
     )
     return str(url)
 
 
-def theme() -> Any:
-    """Return Gradio's default theme with higher contrast and local fonts."""
-    default = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace"))
-    gray, light = "*neutral_600", "*neutral_300"
-    return default.set(
-        block_info_text_color=gray,
-        block_info_text_color_dark=light,
-        body_text_color_subdued=gray,
-        body_text_color_subdued_dark=light,
-    )
-
-
 def build_page(queue: JobQueue, info: ModelInfo, examples: list[Photo]) -> gr.Blocks:
     """Build the page with its event handlers."""
+    first = (examples[0], 1) if examples else (None, 0)  # the photo to paint on and its number
     with gr.Blocks(
         title=f"{info.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR), fill_width=True
     ) as blocks:
-        pixels, number = initial_photo(examples)
-        components = layout(info, queue.limits, _example_buttons(examples), scene(pixels, info.patch, "fill", number))
-        _Events(queue, info, examples, components).bind(blocks)
+        components = Layout(
+            info, queue.limits, _example_buttons(examples), scene(first[0], info.patch, "fill", first[1])
+        )
+        _Events(queue, info, examples, components, gr.State(first)).bind(blocks)
     return blocks
 
 
-def initial_photo(examples: list[Photo]) -> tuple[Photo | None, int]:
-    """Return the photo shown first and its number; every photo shown later gets a new number."""
-    return (examples[0], 1) if examples else (None, 0)
-
-
 class _Events:
-    """Event handlers of the page. The photo to paint on is per-session state; each session has at most one job."""
+    """Event handlers of the page. The photo to paint on is per-session state; each session has at most one job.
 
-    def __init__(self, queue: JobQueue, info: ModelInfo, examples: list[Photo], components: Layout):
+    Every photo gets a new number.
+    """
+
+    def __init__(self, queue: JobQueue, info: ModelInfo, examples: list[Photo], components: Layout, photo: gr.State):
         self.queue = queue
         self.info = info
         self.examples = examples
         self.components = components
-        self.photo = gr.State(initial_photo(examples))
+        self.photo = photo
         self._jobs: dict[str, Job] = {}
 
     def bind(self, blocks: gr.Blocks) -> None:

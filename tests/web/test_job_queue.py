@@ -193,7 +193,7 @@ def test_jobs_run_one_at_a_time_in_order_and_waiting_ones_can_be_cancelled(tmp_p
     plan = FakePlan()
     queue = JobQueue(plan, tmp_path, Limits(queued=2))
     first, second, third = (queue.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
-    until(lambda: first.status == "drawing")
+    until(lambda: plan.seeds == [1])
     assert [queue.jobs_ahead(job) for job in (first, second, third)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the queue is full with 2 waiting requests: try again later"):
         queue.submit(DrawRequest(seed=4))
@@ -202,7 +202,7 @@ def test_jobs_run_one_at_a_time_in_order_and_waiting_ones_can_be_cancelled(tmp_p
     assert second.status == "stopped"
     assert queue.jobs_ahead(third) == 1
     assert (first.status, third.status) == ("drawing", "waiting")
-    assert plan.seeds == [1]
+    assert plan.seeds == [1]  # one at a time
     plan.gate.set()
     assert third.wait(30)
     assert plan.seeds == [1, 3]
@@ -269,7 +269,7 @@ def test_closing_stops_running_and_waiting_jobs(tmp_path):
     queue = JobQueue(plan, tmp_path)
     jobs = [queue.submit(DrawRequest(seed=seed)) for seed in range(3)]
     plan.gate.set()
-    until(lambda: jobs[0].status == "drawing")
+    until(lambda: plan.seeds)
     queue.close()
     assert [job.status for job in jobs] == ["stopped"] * 3
     assert plan.seeds == [0]
