@@ -14,15 +14,13 @@ from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Sp
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.shapes import Image
-from asyncdiff.tasks.photo_inputs import Photo, check_masks, load_photos, load_photos_to_edit, parse_levels, parse_mask
+from asyncdiff.tasks.photo_inputs import Photo, check_masks, load_photos, parse_levels, parse_mask
 from asyncdiff.tasks.photos import Fit, parse_size
 from asyncdiff.tasks.pixel_space import (
     check_image_channels,
     check_size,
     decode_images,
     encode_known,
-    factor_of,
-    patch_of,
     size_in_space,
     stack_known_images,
     window_of,
@@ -190,17 +188,15 @@ class Inpaint(Task):
         check_image_channels(model)
         size, rule = requested_size(self.size, model), parse_mask(self.mask)
         photos = load_photos(
-            "image",
             self.image,
-            window_of(model)[0],
+            model,
             size=size,
             fit=self.fit,
-            patch=patch_of(model),
             mask=rule,
             mask_is_unknown=self.mask_is_unknown,
             mask_seed=self.mask_seed,
         )
-        check_masks(photos, patch_of(model), factor_of(model))
+        check_masks(photos, model)
         return photo_requests(photos, model, seeds, labels)
 
 
@@ -233,15 +229,8 @@ class Edit(Task):
             raise ValueError(
                 f"Edit needs a sampler that supports start levels, got {type(model.sampler).__name__}: use Sampler"
             )
-        photos = load_photos_to_edit(
-            "image",
-            self.image,
-            window_of(model)[0],
-            size=requested_size(self.size, model),
-            fit=self.fit,
-            patch=patch_of(model),
-            levels=parse_levels(self.levels),
-        )
+        size, levels = requested_size(self.size, model), parse_levels(self.levels)
+        photos = load_photos(self.image, model, size=size, fit=self.fit, levels=levels)
         return photo_requests(photos, model, seeds, labels)
 
 

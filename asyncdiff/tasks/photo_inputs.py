@@ -1,6 +1,6 @@
 """Load photos at the size that a model needs, with masks of known pixels or maps of noise levels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,6 @@ from asyncdiff.tasks.photos import (
     SUFFIXES,
     Fit,
     PhotoFit,
-    Pixels,
     check_same_shape,
     fit_levels,
     fit_photo,
@@ -30,6 +29,8 @@ from asyncdiff.tasks.photos import (
     to_model,
     warn,
 )
+from asyncdiff.tasks.pixel_space import factor_of, patch_of, window_of
+from asyncdiff.tasks.requests import Model
 
 
 @dataclass(frozen=True)
@@ -53,99 +54,67 @@ class Photo:
 
 
 def load_photos(
-    name: str,
     where: str,
-    channels: int,
+    model: Model,
     *,
     size: tuple[int, int],
     fit: Fit,
-    patch: tuple[int, int],
     mask: Mask | Path | None = None,
     mask_is_unknown: bool = False,
     mask_seed: int = 0,
+    levels: float | Path | None = None,
 ) -> list[Photo]:
-    """Load the photos of a file, a folder or a pattern with their masks.
+    """Load the photos of a file, a folder or a pattern, with masks or levels; without either, all pixels are known.
 
     Args:
-        name: name of the argument, for error messages.
         where: file, folder or pattern.
-        channels: number of channels, 1 or 3.
-        size: (height, width) that photos are resized and cropped to.
+        model: model that the photos are for.
+        size: (height, width) in pixels that photos are resized and cropped to.
         fit: how photos are resized and cropped, see `asyncdiff.tasks.photos.plan_fit`.
-        patch: (height, width) of a patch in pixels.
-        mask: mask rule, image file, or folder of files named like the photos; None means that all pixels are known.
+        mask: mask rule, image file, or folder of files named like the photos.
         mask_is_unknown: whether the mask marks unknown pixels instead of known ones.
         mask_seed: seed of random masks; photo i uses mask_seed + i.
+        levels: noise levels that pixels start from, instead of a mask: one level for all pixels, a grayscale image
+            file, or a folder of files named like the photos.
 
     Returns:
         The photos in the order of their files.
     """
     photos = []
-    for i, (file, stem, pixels, plan) in enumerate(_read(name, where, channels, size, fit, patch)):
+    files = photo_files("image", where)
+    for i, (file, stem) in enumerate(zip(files, _unique_names(files), strict=True)):
+        pixels = read_photo(file, window_of(model)[0])
+        plan = plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, patch_of(model))
+        level_map = None if levels is None else _level_map(levels, file, plan)
         if isinstance(mask, Path):
             mask_file = _matching_file(mask, file, "mask")
             known = read_mask(mask_file, mask_is_unknown=mask_is_unknown)
             check_same_shape(file, plan.original, mask_file, (known.shape[0], known.shape[1]))
-            pixels, known = fit_photo_and_mask(pixels, known, plan)
+            fitted, known = fit_photo_and_mask(pixels, known, plan)
         else:
-            pixels, known = fit_photo(pixels, plan), torch.ones(plan.size, dtype=torch.bool)
+            fitted, known = fit_photo(pixels, plan), torch.ones(plan.size, dtype=torch.bool)
             if mask is not None:
                 known = mask(*plan.size, seed=mask_seed + i) != mask_is_unknown
-        photos.append(Photo(stem, to_model(pixels), known, f"{file}: {plan.describe()}"))
+            if level_map is not None:
+                known = level_map == 0
+        photos.append(Photo(stem, to_model(fitted), known, f"{file}: {plan.describe()}", level_map))
     return photos
 
 
-def load_photos_to_edit(
-    name: str,
-    where: str,
-    channels: int,
-    *,
-    size: tuple[int, int],
-    fit: Fit,
-    patch: tuple[int, int],
-    levels: float | Path,
-) -> list[Photo]:
-    """Load the photos of a file, a folder or a pattern with the noise levels that their pixels start from.
-
-    Args:
-        name: name of the argument, for error messages.
-        where: file, folder or pattern.
-        channels: number of channels, 1 or 3.
-        size: (height, width) that photos are resized and cropped to.
-        fit: how photos are resized and cropped, see `asyncdiff.tasks.photos.plan_fit`.
-        patch: (height, width) of a patch in pixels.
-        levels: one level for all pixels, a grayscale image file, or a folder of files named like the photos.
-
-    Returns:
-        The photos in the order of their files.
-    """
-    photos = []
-    for file, stem, pixels, plan in _read(name, where, channels, size, fit, patch):
-        if isinstance(levels, Path):
-            level_file = _matching_file(levels, file, "levels")
-            level_map = read_levels(level_file)
-            check_same_shape(file, plan.original, level_file, (level_map.shape[0], level_map.shape[1]), "levels")
-            level_map = fit_levels(level_map, plan)
-        else:
-            level_map = torch.full(plan.size, float(levels))
-        if not level_map.any():
-            raise ValueError(
-                f"levels must be above 0 somewhere, got 0 for all of {stem}: paint what may change brighter"
-            )
-        photos.append(
-            Photo(stem, to_model(fit_photo(pixels, plan)), level_map == 0, f"{file}: {plan.describe()}", level_map)
+def _level_map(levels: float | Path, photo: Path, plan: PhotoFit) -> Float[Tensor, "h w"]:
+    """Return the levels of a photo at its final size; raise ValueError if nothing may change."""
+    if isinstance(levels, Path):
+        file = _matching_file(levels, photo, "levels")
+        read = read_levels(file)
+        check_same_shape(photo, plan.original, file, (read.shape[0], read.shape[1]), "levels")
+        level_map = fit_levels(read, plan)
+    else:
+        level_map = torch.full(plan.size, float(levels))
+    if not level_map.any():
+        raise ValueError(
+            f"levels must be above 0 somewhere, got 0 for all of {photo.stem}: paint what may change brighter"
         )
-    return photos
-
-
-def _read(
-    name: str, where: str, channels: int, size: tuple[int, int], fit: Fit, patch: tuple[int, int]
-) -> Iterator[tuple[Path, str, Pixels, PhotoFit]]:
-    """Yield the file of each photo, its name in results, its pixels, and the plan for resizing and cropping them."""
-    files = photo_files(name, where)
-    for file, stem in zip(files, _unique_names(files), strict=True):
-        pixels = read_photo(file, channels)
-        yield file, stem, pixels, plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, patch)
+    return level_map
 
 
 def parse_levels(levels: str) -> float | Path:
@@ -178,46 +147,33 @@ def parse_mask(mask: Mask | str) -> Mask | Path:
     return masks.mask_by_name(mask)
 
 
-def check_masks(photos: Sequence[Photo], patch: tuple[int, int], factor: int = 1) -> None:
-    """Raise ValueError if all pixels of a photo are known; warn if no pixel, latent or patch is fully known.
-
-    Args:
-        photos: photos with their masks.
-        patch: (height, width) of a patch in pixels.
-        factor: number of pixels per latent along each side; 1 for a pixel-space model.
-    """
+def check_masks(photos: Sequence[Photo], model: Model) -> None:
+    """Raise ValueError if all pixels of a photo are known; warn if no pixel, latent or patch is fully known."""
     for photo in photos:
         if photo.known.all():
             raise ValueError(
                 f"mask must leave some pixels unknown, got a mask in which all of {photo.name} is known: "
                 "white means known; set mask_is_unknown if it means unknown"
             )
-    without_known = [photo.name for photo in photos if not photo.known.any()]
-    if without_known:
+    latent, patch = (factor_of(model), factor_of(model)), patch_of(model)
+    if without_known := [photo.name for photo in photos if not photo.known.any()]:
         warn(f"no pixel of {_format_names(without_known)} is known: the results do not depend on it")
-    partly_known = [p for p in photos if p.known.any()]
-    without_latent = [
-        p.name for p in partly_known if not known_patches(p.known[None], _grid(p, (factor, factor))).any()
-    ]
-    if without_latent:
+    if without_latent := [p.name for p in photos if p.known.any() and not _any_known(p, latent)]:
         warn(
-            f"no latent of {format_size((factor, factor))} pixels is fully known in {_format_names(without_latent)}: "
+            f"no latent of {format_size(latent)} pixels is fully known in {_format_names(without_latent)}: "
             "known pixels are copied into the results, but do not influence the other pixels"
         )
-    without_patch = [
-        p.name
-        for p in partly_known
-        if not known_patches(p.known[None], _grid(p, patch)).any() and p.name not in without_latent
-    ]
-    if without_patch:
+    if without_patch := [p.name for p in photos if _any_known(p, latent) and not _any_known(p, patch)]:
         warn(
             f"no patch of {format_size(patch)} pixels is fully known in {_format_names(without_patch)}: "
             "known pixels are restored at every step, which guides the network less than known patches"
         )
 
 
-def _grid(photo: Photo, patch: tuple[int, int]) -> tuple[int, int]:
-    return photo.known.shape[0] // patch[0], photo.known.shape[1] // patch[1]
+def _any_known(photo: Photo, unit: tuple[int, int]) -> bool:
+    """Return whether all pixels of any cell of (height, width) `unit` are known."""
+    grid = (photo.known.shape[0] // unit[0], photo.known.shape[1] // unit[1])
+    return bool(known_patches(photo.known[None], grid).any())
 
 
 def _matching_file(where: Path, photo: Path, name: str) -> Path:

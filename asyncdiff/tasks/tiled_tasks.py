@@ -133,9 +133,8 @@ class Outpaint(TiledTask):
 
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         check_image_channels(model)
-        size, patch = requested_size(self.size, model), patch_of(model)
-        photos = load_photos("image", self.image, window_of(model)[0], size=size, fit=self.fit, patch=patch)
-        frames = [self._frame(photo, patch) for photo in photos]
+        photos = load_photos(self.image, model, size=requested_size(self.size, model), fit=self.fit)
+        frames = [self._frame(photo, patch_of(model)) for photo in photos]
         requests = photo_requests(photos, model, seeds, labels, frames)
         for request in requests:
             if self.needs_tiling(model, request):
