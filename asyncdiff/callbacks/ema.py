@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unshard
 
 CHUNK = 64  # number of tensors per fused kernel launch
@@ -35,7 +36,7 @@ class EMA(Callback):
         self._skipped: Tensor | None = None  # number of skipped steps among the updates, on the device
         self.average: dict[str, Tensor] | None = None
         self._raw: dict[str, Tensor] | None = None  # trained weights while the EMA is swapped in
-        self._seen_step = 0
+        self._steps = EveryNSteps(1)
         self._evaluation = ExitStack()
 
     @property
@@ -67,7 +68,7 @@ class EMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the EMA from the checkpoint, or start a new one from the current weights."""
-        self._seen_step = trainer.global_step
+        self._steps.start(trainer)
         if not self._has_average(pl_module):
             if saved := list(getattr(pl_module, "averaged", {})):
                 rank_zero_warn(
@@ -78,9 +79,8 @@ class EMA(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Update the EMA after each optimizer step."""
-        if trainer.global_step == self._seen_step:
+        if not self._steps.is_due(trainer):
             return
-        self._seen_step = trainer.global_step
         assert self.average is not None, "on_train_start has run"
         averages, parameters = list(self.average.values()), [p.float() for p in _parameters(pl_module).values()]
         taken = getattr(getattr(pl_module, "guard", None), "taken", torch.ones(()))

@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
+
 NONE, REQUEUE, STOP = 0, 1, 2
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -39,10 +41,12 @@ class GracefulShutdown(Callback):
         self._requeue: Callable[[int, Any], Any] | None = None  # Lightning's handler, which saves and requeues the job
         self._previous_handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
+        self._steps = EveryNSteps(1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's signal handlers."""
         self._pending, self._requeue, self._trainer = NONE, None, trainer
+        self._steps.start(trainer)
         if threading.current_thread() is not threading.main_thread():
             return  # signal handlers can only be set in the main thread
         if SLURMEnvironment.detect():
@@ -53,7 +57,7 @@ class GracefulShutdown(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Shut down if any process has received a signal."""
-        if trainer.fit_loop._should_accumulate():
+        if not self._steps.is_due(trainer):
             return  # gradients are still being accumulated
         action = self._pending
         if trainer.world_size > 1:
@@ -63,7 +67,7 @@ class GracefulShutdown(Callback):
         if action == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
         elif action == STOP:
-            path = _save(trainer)
+            path = save_last_checkpoint(trainer)
             number = self._signal or signal.SIGTERM
             name = signal.Signals(number).name
             _print_to_stderr(
@@ -108,8 +112,11 @@ class GracefulShutdown(Callback):
 
     def _evaluates_after_training(self) -> bool:
         """Return whether callbacks are evaluating the trained model in `on_train_end`, which a resumed run repeats."""
-        module = None if self._trainer is None else self._trainer.lightning_module
-        return module is not None and module._current_fx_name == "on_train_end"
+        if self._trainer is None:
+            return False
+        loop = self._trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        return epochs.completed == epochs.ready and loop.done
 
     def _restore_default_sigterm(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -121,9 +128,14 @@ class GracefulShutdown(Callback):
             signal.signal(number, handler)
 
 
-def _save(trainer: Trainer) -> Path:
+def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    """Return the trainer's callbacks that save checkpoints."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+
+
+def save_last_checkpoint(trainer: Trainer) -> Path:
     """Save last.ckpt in the folder of the run's ModelCheckpoint and return its path."""
-    checkpointers = [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
+    checkpointers = model_checkpoints(trainer)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
     path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
     for checkpointer in checkpointers:

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.checks import at_least
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -27,11 +27,11 @@ class LossByLevel(Callback):
         self.bins = bins
         self._sums: Tensor | None = None  # over the steps since the last log
         self._current: Tensor | None = None  # over the accumulated batches of the current step
-        self._schedule = EveryNSteps(0)
+        self._steps = EveryNSteps(1)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""
-        self._schedule = log_interval(trainer)
+        self._steps.start(trainer)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: dict[str, Tensor], *_: Any
@@ -39,11 +39,11 @@ class LossByLevel(Callback):
         """Add the errors of this batch; log them every `log_every_n_steps`."""
         sums = sum_by_bin(outputs["t"], outputs["error"], self.bins)
         self._current = sums if self._current is None else self._current + sums
-        if trainer.fit_loop._should_accumulate():
+        if not self._steps.is_due(trainer):
             return
         self._sums = self._current if self._sums is None else self._sums.to(sums.device) + self._current
         self._current = None
-        if self._schedule.is_due(trainer):
+        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self._log(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.progress_bar import print_above_bar
 from asyncdiff.callbacks.throughput import untimed
+from asyncdiff.training.lightning_internals import logged_step
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -88,6 +89,5 @@ class PeriodicMetric(Callback, ABC):
     def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """Log `results`, which Lightning also prints as a table, and `details`."""
         module.log_dict(self.results, sync_dist=True)  # already equal on all processes, but Lightning warns without it
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # the checkpoint's step, see `AsyncDiffusion`
         for logger in trainer.loggers:
-            logger.log_metrics(self.details, step=step)
+            logger.log_metrics(self.details, step=logged_step(trainer))

@@ -1,27 +1,39 @@
 """Make a resumed run log the same curves as an uninterrupted one."""
 
-import time
+import os
+import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from asyncdiff.callbacks.event_files import remove_events_after
+from asyncdiff.callbacks.graceful_shutdown import model_checkpoints, save_last_checkpoint
+from asyncdiff.training.lightning_internals import (
+    logged_step,
+    pending_scalars,
+    run_validation,
+    saved_step,
+    set_saved_step,
+    validation_is_due,
+)
 from datamodules.base import accumulated_batches
 from datamodules.order import ResumableLoader
+
+EVENTS = "events.out.tfevents.*"
 
 
 class ResumeLogging(Callback):
     """Makes the TensorBoard curves of a resumed run equal to those of an uninterrupted one: each step appears once.
 
-    A checkpoint records when it was written, which scalars of its step had not been logged yet, and whether a
-    validation was to follow, which Lightning would skip. A run that resumes from it removes the events written after it
-    (it repeats those steps), logs the pending scalars, and starts with the pending validation. If a checkpoint is
-    written in the middle of gradient accumulation (`accumulate_grad_batches`), as after some validations, it records
-    the position before the current step, since gradients are not saved. This callback also makes a ModelCheckpoint
-    with `save_last` that saves every N steps save the last step of the run. `train.py` adds this callback by default.
+    A checkpoint records the sizes of the event files, which scalars of its step had not been logged yet, and whether a
+    validation was to follow, which Lightning would skip. A run that resumes from it cuts the event files back to these
+    sizes (it repeats the steps after it), logs the pending scalars, and starts with the pending validation. If a
+    checkpoint is written in the middle of gradient accumulation (`accumulate_grad_batches`), as after some validations,
+    it records the position before the current step, since gradients are not saved. This callback also saves the last
+    step of a run to the last.ckpt of a ModelCheckpoint with `save_last`. `train.py` adds this callback by default.
 
     Args:
         take_over: in a run that starts from scratch, remove events left in its folder by a crashed run.
@@ -31,22 +43,13 @@ class ResumeLogging(Callback):
         self.take_over = take_over
         self._resume_state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
-        self._step_start = 0.0  # timestamp of the current optimizer step, in seconds since the epoch
+        self._state_before_step: dict[str, Any] = {}  # at the end of the step before the current one
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of logging and validation, for a run that resumes from this checkpoint."""
-        trainer = self._trainer
-        if _accumulated_batches(trainer):
-            return {"scalars": {}, "validation_due": False, "epoch": 0, "step": 0, "moment": self._step_start}
-        # At the end of a step Lightning first runs the hooks that write checkpoints, then logs scalars, then validates.
-        ending = trainer is not None and trainer.training and _step_is_ending(trainer)
-        return {
-            "scalars": _pending_scalars(trainer) if ending and trainer is not None else {},
-            "validation_due": bool(ending and trainer is not None and _validation_is_due(trainer)),
-            "epoch": 0 if trainer is None else trainer.current_epoch,
-            "step": 0 if trainer is None else trainer.fit_loop.epoch_loop._batches_that_stepped,
-            "moment": time.time(),
-        }
+        if self._trainer is None:
+            return {}
+        return self._state_before_step if _accumulated_batches(self._trainer) else _logging_state(self._trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the state until training starts."""
@@ -68,87 +71,96 @@ class ResumeLogging(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the events of steps that the run will repeat, and log the pending scalars."""
         state = self._resume_state
-        for checkpointer in trainer.callbacks if state else ():  # type: ignore[attr-defined]
-            if isinstance(checkpointer, ModelCheckpoint) and trainer.ckpt_path:
-                # This step already has a checkpoint; Lightning would write a second one after the next batch.
-                checkpointer._last_global_step_saved = trainer.global_step
-                folder = checkpointer.dirpath
-                if folder and Path(trainer.ckpt_path).parent.resolve() == Path(folder).resolve():
-                    checkpointer._last_checkpoint_saved = str(trainer.ckpt_path)
+        for checkpointer in model_checkpoints(trainer) if state else ():
+            # This step already has a checkpoint; Lightning would write a second one after the next batch.
+            set_saved_step(checkpointer, trainer.global_step)
         from_scratch = self.take_over and not trainer.ckpt_path
-        for logger in trainer.loggers if state or from_scratch else ():
-            if isinstance(logger, TensorBoardLogger):
-                if trainer.is_global_zero:
-                    remove_events_after(Path(logger.log_dir), state.get("moment", 0))
-                if state.get("scalars"):
-                    logger.log_metrics({**state["scalars"], "epoch": state["epoch"]}, state["step"])
-                    logger.save()
+        for logger in _tensorboard_loggers(trainer) if state or from_scratch else ():
+            if "moment" in state:  # a checkpoint of version 0.1, which has no sizes
+                _hide_events(logger, trainer.global_step + 1)
+            elif trainer.is_global_zero:
+                cut_event_files(Path(logger.log_dir), state.get("event_files", {}))
+            if state.get("scalars"):
+                logger.log_metrics({**state["scalars"], "epoch": state["epoch"]}, state["step"])
+                logger.save()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run a pending validation before the first step."""
-        self._validate(trainer)
-        if not _accumulated_batches(trainer):
-            self._step_start = time.time()
+        if self._resume_state:
+            self._validate(trainer)
+            self._state_before_step = {"event_files": event_file_sizes(trainer)}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Store the state after each step, for checkpoints in the middle of the next one."""
+        if trainer.accumulate_grad_batches > 1 and not _accumulated_batches(trainer):
+            self._state_before_step = _logging_state(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run a pending validation, and save the last step with every ModelCheckpoint that saves by steps."""
+        """Run a pending validation, and save the last step."""
         self._validate(trainer)
-        for checkpointer in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(checkpointer, ModelCheckpoint) and _should_save_last_step(checkpointer, trainer):
-                candidates = checkpointer._monitor_candidates(trainer)
-                checkpointer._save_topk_checkpoint(trainer, candidates)
-                checkpointer._save_last_checkpoint(trainer, candidates)
+        unsaved = [c for c in model_checkpoints(trainer) if c.save_last and saved_step(c) != trainer.global_step]
+        if unsaved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_last_checkpoint(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = None
 
     def _validate(self, trainer: Trainer) -> None:
         state, self._resume_state = self._resume_state, {}
-        if not state.get("validation_due"):
-            return
-        # As in Lightning's loop after a step, with its counters set back: they now count the next step or epoch.
-        loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        step, loop._batches_that_stepped = loop._batches_that_stepped, state["step"]
-        epoch, epochs.processed = epochs.processed, state["epoch"]
-        first, trainer.validating = connector._first_loop_iter, True
-        loop.val_loop.run()
-        trainer.training = True
-        connector._first_loop_iter, loop._batches_that_stepped, epochs.processed = first, step, epoch
+        if state.get("validation_due"):
+            run_validation(trainer, step=state["step"], epoch=state["epoch"])
 
 
-def _accumulated_batches(trainer: Trainer | None) -> int:
-    """Return how many batches a run resumed from a checkpoint saved now would repeat."""
-    loaders = None if trainer is None else trainer.fit_loop._combined_loader
-    if trainer is None or loaders is None:
-        return 0
-    # The position of other loaders cannot be set back, so their runs repeat none.
-    return (
-        accumulated_batches(trainer) if all(isinstance(loader, ResumableLoader) for loader in loaders.flattened) else 0
-    )
-
-
-def _should_save_last_step(checkpointer: ModelCheckpoint, trainer: Trainer) -> bool:
-    """Return whether the last step must still be saved to last.ckpt; Lightning saves only every N steps."""
-    by_step = checkpointer._every_n_train_steps > 0 and checkpointer.monitor in (None, "step")
-    return bool(checkpointer.save_last) and by_step and not checkpointer._should_skip_saving_checkpoint(trainer)
-
-
-def _step_is_ending(trainer: Trainer) -> bool:
-    """Return whether the hooks at the end of a training step are running."""
+def _logging_state(trainer: Trainer) -> dict[str, Any]:
+    """Return what has been logged, and what Lightning is about to do."""
+    # At the end of a step Lightning first runs the hooks that write checkpoints, then logs scalars, then validates.
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    return progress.processed == progress.ready == progress.completed + 1
+    ending = trainer.training and progress.processed == progress.ready == progress.completed + 1
+    return {
+        "event_files": event_file_sizes(trainer),
+        "scalars": pending_scalars(trainer) if ending else {},
+        "validation_due": ending and validation_is_due(trainer),
+        "epoch": trainer.current_epoch,
+        "step": logged_step(trainer),
+    }
 
 
-def _pending_scalars(trainer: Trainer) -> dict[str, float]:
-    """Return the scalars that Lightning is about to log for this step, if any."""
-    connector = trainer._logger_connector
-    if trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
-        return {}
-    return {name: float(value) for name, value in connector.metrics["log"].items()}
+def event_file_sizes(trainer: Trainer) -> dict[str, int]:
+    """Return the size of every event file in the folders of the loggers, with all events of this process written."""
+    sizes: dict[str, int] = {}
+    for logger in _tensorboard_loggers(trainer) if trainer.is_global_zero else ():
+        logger.experiment.flush()
+        sizes |= {file.name: file.stat().st_size for file in Path(logger.log_dir).glob(EVENTS)}
+    return sizes
 
 
-def _validation_is_due(trainer: Trainer) -> bool:
-    """Return whether Lightning is about to validate after this step."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Cut event files back to the given sizes, and delete those without one, except the file of this process.
+
+    The order of events does not depend on clocks, which may have been set back. If this is interrupted, it can be
+    repeated.
+    """
+    for file in folder.glob(EVENTS):
+        if (size := sizes.get(file.name)) is not None:
+            if file.stat().st_size > size:
+                os.truncate(file, size)
+        elif f".{socket.gethostname()}.{os.getpid()}." not in file.name:
+            file.unlink()
+
+
+@rank_zero_only
+def _hide_events(logger: TensorBoardLogger, step: int) -> None:
+    """Tell TensorBoard not to show the events that earlier processes logged from `step` on."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow import: a second
+
+    logger.experiment.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+
+
+def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _accumulated_batches(trainer: Trainer) -> int:
+    """Return how many batches a run resumed from a checkpoint saved now would repeat."""
+    # The position of other loaders cannot be set back, so their runs repeat none.
+    return accumulated_batches(trainer) if isinstance(trainer.train_dataloader, ResumableLoader) else 0

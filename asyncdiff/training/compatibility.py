@@ -9,6 +9,7 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.latents.codec import COMPARED
+from asyncdiff.training.lightning_internals import attached_trainer
 
 PARTS = ("network", "process", "target")  # attributes of a model that determine what its weights mean
 # Arguments of networks that change neither the meaning of the weights nor the predictions.
@@ -107,8 +108,8 @@ def check_checkpoint(model: Any, checkpoint: Mapping[str, Any]) -> None:
 
     Learning rate, level sampler, weighting, sampler, dropout and the like may differ.
     """
-    trainer = model._trainer
-    file = (trainer.ckpt_path if trainer is not None else None) or "the checkpoint"
+    trainer = attached_trainer(model)
+    file = getattr(trainer, "ckpt_path", None) or "the checkpoint"
     fitting = trainer is not None and trainer.state.fn == "fit"
     if fitting and "export" in checkpoint:
         raise ValueError(
@@ -133,7 +134,7 @@ def check_data(model: Any) -> None:
 
     The shape of the images is checked with every batch.
     """
-    known = getattr(getattr(model._trainer, "datamodule", None), "classes", None)
+    known = getattr(getattr(attached_trainer(model), "datamodule", None), "classes", None)
     if model.classes and known is not None and known != model.classes:
         raise ValueError(
             f"network.classes must equal the number of classes in the data, {known}, got {model.classes}: "
@@ -155,7 +156,7 @@ def record_latents(
     own, trained = model.latents.get("here", {}), model.latents.get("there", {})
     for key in COMPARED:
         if key in own and key in trained and _plain(own[key]) != _plain(trained[key]):
-            file = (model._trainer.ckpt_path if model._trainer is not None else None) or "the checkpoint"
+            file = getattr(attached_trainer(model), "ckpt_path", None) or "the checkpoint"
             raise ValueError(
                 f"the codec must have the {key} {_short(trained[key])} as for {file}, got {_short(own[key])}: "
                 "use the data and model.codec of that run, or start a new run without ckpt_path"

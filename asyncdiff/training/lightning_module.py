@@ -29,6 +29,7 @@ from asyncdiff.training import compatibility
 from asyncdiff.training.argument_checks import check_arguments, check_codec, check_labels
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
+from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
 from asyncdiff.training.optimization import OptimizerMixin
 from asyncdiff.training.predict_mixin import PredictMixin, check_predictions
 from asyncdiff.training.warm_start import load_pretrained
@@ -253,16 +254,17 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
     def sampling_context(self) -> Any:
         """Return the context for sampling: the trainer's precision inside a run, float32 otherwise."""
-        return self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+        trainer = attached_trainer(self)
+        return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
 
     # Training
 
     def configure_model(self) -> None:
         """Shard the network if the strategy is fully_shard; raise ValueError for other strategies that shard it."""
-        if self._trainer is not None:
+        if attached_trainer(self) is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
-        if self._device_mesh is not None:
-            shard(self.network, self._device_mesh["data_parallel"])
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
         """Check early that the model fits the data and can be saved; load the weights of `pretrained`."""
@@ -325,7 +327,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.
-        for callback in self._trainer.callbacks if self._trainer is not None else ():  # type: ignore[attr-defined]
+        for callback in getattr(attached_trainer(self), "callbacks", ()):
             if hasattr(callback, "add_average"):
                 callback.add_average(checkpoint, self)
 
@@ -333,9 +335,10 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """Raise ValueError if the checkpoint belongs to another model; store its EMA weights for the EMA callback."""
         compatibility.check_checkpoint(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
             # Log metrics at the checkpoint's step; Lightning would log them at step 0.
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = int(checkpoint.get("global_step", 0))
+            set_logged_step(trainer, int(checkpoint.get("global_step", 0)))
         self.averaged = checkpoint.get("ema", {})
 
     @classmethod

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image
 from asyncdiff.tasks import Generate, Request, Task
+from asyncdiff.training.lightning_internals import attached_trainer
 
 
 class PredictMixin(LightningModule):
@@ -35,7 +36,8 @@ class PredictMixin(LightningModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Return this process's batches of requests."""
-        rank, world = (self.global_rank, self.trainer.world_size) if self._trainer is not None else (0, 1)
+        trainer = attached_trainer(self)
+        rank, world = (0, 1) if trainer is None else (self.global_rank, trainer.world_size)
         own = self.predict_requests()[rank::world]
         # A process without requests gets an empty batch; otherwise Lightning would skip it and the others wait forever.
         batches = self._task.batches(self, own) if own else [[]]  # type: ignore[arg-type]

@@ -1,0 +1,144 @@
+"""A resumed run logs every step once: events after its checkpoint are removed, what was pending is made up for."""
+
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from faults.killing import read_curves
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from small_runs import quiet_trainer, small_dit
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.callbacks import LossByLevel, ResumeLogging, SampleGrid
+from asyncdiff.callbacks.resume_logging import cut_event_files
+from asyncdiff.sampling import Sampler
+from datamodules import Digits
+
+
+def fit(folder, steps, resume=None, extra=(), **options):
+    saving = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=3, save_top_k=-1, save_last=True)
+    trainer = quiet_trainer(
+        folder,
+        logger=TensorBoardLogger(folder, name="", version=""),
+        callbacks=[
+            SampleGrid(1, every_n_steps=3),
+            LossByLevel(),
+            LearningRateMonitor(),
+            ResumeLogging(),
+            saving,
+            *extra,
+        ],
+        enable_checkpointing=True,
+        max_steps=steps,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        **options,
+    )
+    model = AsyncDiffusion(small_dit(), sampler=Sampler(steps=2), image_size=8)
+    trainer.fit(model, datamodule=Digits(batch_size=16), ckpt_path=resume and folder / "checkpoints" / resume)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, 8)
+    return folder
+
+
+@pytest.mark.parametrize("clock", [86400, -86400])
+def test_curves_of_a_resumed_run_equal_those_of_an_uninterrupted_one(whole, tmp_path, monkeypatch, clock):
+    """At step 3 its checkpoint is written before the step is logged and validated; clocks may be set back."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + clock)
+    fit(run, 8, resume="step=3.ckpt")
+    assert len(list(run.glob("events*"))) == 2
+    curves = read_curves(run)
+    assert [step for step, _ in curves["train/loss"]] == list(range(8))
+    assert [step for step, _ in curves["val/loss"]] == [2, 5]
+    assert curves == read_curves(whole)
+    monkeypatch.undo()
+    fit(run, 8, resume="step=6-v1.ckpt")  # written by the resumed run
+    assert read_curves(run) == curves
+
+
+class SaveInValidation(Callback):
+    """Saves a checkpoint in the first validation: in the middle of a step, if that accumulates two batches."""
+
+    def on_validation_end(self, trainer, module):
+        if trainer.global_step == 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "middle.ckpt")
+
+
+def test_a_checkpoint_in_the_middle_of_accumulation_begins_its_step_again(tmp_path):
+    fit(tmp_path, 4, accumulate_grad_batches=2, extra=[SaveInValidation()])
+    before = read_curves(tmp_path)
+    assert [step for step, _ in before["val/loss"]] == [1, 2]  # after three and six batches
+    fit(tmp_path, 4, accumulate_grad_batches=2, resume="middle.ckpt")
+    assert len(list(tmp_path.glob("events*"))) == 2
+    assert read_curves(tmp_path) == before
+
+
+def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path):
+    """Version 0.1 recorded the time at which a checkpoint was written."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / "checkpoints" / "step=6.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["ResumeLogging"] = {
+        "scalars": {},
+        "validation_due": False,
+        "epoch": 0,
+        "step": 5,
+        "moment": 1.0,
+    }
+    torch.save(checkpoint, path)
+    fit(run, 8, resume=path.name)
+    samples = EventAccumulator(str(run)).Reload().Images("images/samples")
+    assert [image.step for image in samples] == [3, 6, 8]
+
+
+def test_the_last_step_is_saved(whole):
+    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8
+    assert {file.name for file in (whole / "checkpoints").glob("*.ckpt")} == {"step=3.ckpt", "step=6.ckpt", "last.ckpt"}
+
+
+def test_only_events_after_the_recorded_sizes_are_removed(tmp_path):
+    own = f"events.out.tfevents.5.{socket.gethostname()}.{os.getpid()}.0"
+    content = {"events.out.tfevents.9.a.1.0": b"0123456789", "events.out.tfevents.1.a.2.0": b"later", own: b"now"}
+    for name, data in content.items():
+        (tmp_path / name).write_bytes(data)
+    for _ in range(2):
+        cut_event_files(tmp_path, {"events.out.tfevents.9.a.1.0": 7, "events.out.tfevents.3.gone.0": 5})
+        left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+        assert left == {"events.out.tfevents.9.a.1.0": b"0123456", own: b"now"}
+    cut_event_files(tmp_path, {"events.out.tfevents.9.a.1.0": 20})  # a power failure may have lost the end
+    assert (tmp_path / "events.out.tfevents.9.a.1.0").read_bytes() == b"0123456"
+    cut_event_files(tmp_path, {})
+    assert [file.name for file in tmp_path.iterdir()] == [own]
+
+
+def test_a_run_from_scratch_takes_over_a_folder(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_scalar("old", 1.0, 1)
+    (file,) = tmp_path.glob("events*")
+    file.rename(file.with_name("events.out.tfevents.1.elsewhere.7.0"))
+    for take_over, kept in ((False, True), (True, False)):
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        trainer = quiet_trainer(tmp_path, logger=logger, callbacks=[ResumeLogging(take_over)], max_steps=1)
+        trainer.fit(AsyncDiffusion(small_dit(), image_size=8), datamodule=Digits(batch_size=16))
+        assert ("old" in read_curves(tmp_path)) == kept
