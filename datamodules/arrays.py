@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.index_cache import map_npy
 
 
 class ArrayFile(ImageDataset):
@@ -25,16 +25,6 @@ class ArrayFile(ImageDataset):
         self, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, *, classes: int, scale: float
     ) -> None:
         self.images, self.labels, self.rows, self.classes, self.scale = images, labels, rows, classes, scale
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the path of the file instead of its content, for spawned workers."""
-        return self.__dict__ | {"images": self.images.filename if isinstance(self.images, np.memmap) else self.images}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the file again."""
-        self.__dict__.update(state)
-        if isinstance(self.images, Path | str):
-            self.images = _load_memmap(Path(self.images))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,7 +124,7 @@ def _load_memmap(file: Path) -> np.ndarray:
     if not file.is_file():
         raise FileNotFoundError(f"root must hold {file.name}, got {file.parent} without it: check the path")
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        return map_npy(file)
     except Exception as error:  # NumPy evaluates headers as Python, so damaged ones can raise anything
         line = str(error).split("\n")[0]
         raise ValueError(f"{file} is not an array that can be read safely: {line}") from error

@@ -15,9 +15,8 @@ from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import FileList, find_images
 from datamodules.storage.imagenet_ground_truth import classes_of, find_ground_truth
-from datamodules.storage.imagenet_tars import TarImages, TarIndex, tar_index
+from datamodules.storage.imagenet_tars import Places, TarImages, tar_index
 
-Rows = npt.NDArray[np.bool_]
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 
 
@@ -27,26 +26,26 @@ class SplitSource(NamedTuple):
     Attributes:
         place: the folder or tar file.
         files: the images in it.
-        tar: index of the tar file; None for a folder.
+        places: offset and size of each image in the tar file; None for a folder.
     """
 
     place: Path
     files: FileList
-    tar: TarIndex | None
+    places: Places | None = None
 
-    def select(self, rows: Rows) -> "SplitSource":
+    def select(self, rows: npt.NDArray[np.bool_]) -> "SplitSource":
         """Return the images for which `rows` is true."""
         if rows.all():
             return self  # so that its arrays stay mapped from the cache
-        files = FileList(self.files.names[rows], self.files.folders[rows], self.files.tops)
-        tar = self.tar and TarIndex(files, self.tar.offsets[rows], self.tar.sizes[rows])
-        return SplitSource(self.place, files, tar)
+        files = self.files._replace(names=self.files.names[rows], folders=self.files.folders[rows])
+        return SplitSource(self.place, files, None if self.places is None else self.places[rows])
 
     def images(self, labels: npt.NDArray[np.int64], classes: list[str], **options: Any) -> EncodedImages:
         """Return the images as a data set with these labels."""
-        if self.tar is not None:
-            return TarImages(self.place, self.tar, labels=labels, classes=len(classes), **options)
-        return ImageFiles(self.place, self.files.names, class_names=classes, labels=labels, **options)
+        options |= {"class_names": classes, "labels": labels}
+        if self.places is None:
+            return ImageFiles(self.place, self.files.names, **options)
+        return TarImages(self.place, self.files.names, places=self.places, **options)
 
 
 class ImageNet(EncodedDataModule):
@@ -134,14 +133,13 @@ class ImageNet(EncodedDataModule):
             )
         for folder in (self.root / split, *(self.root / below / split for below in KAGGLE)):
             if folder.is_dir():
-                return SplitSource(folder, find_images(folder, "root"), None)
+                return SplitSource(folder, find_images(folder, "root"))
         tar = self.root / f"ILSVRC2012_img_{split}.tar"
         if not tar.is_file():
             raise FileNotFoundError(
                 f"root must hold a folder {split} or {tar.name}, got {self.root} with neither: check the path"
             )
-        index = tar_index(tar)
-        return SplitSource(tar, index.files, index)
+        return SplitSource(tar, *tar_index(tar))
 
     def _val_labels(self, val: SplitSource, classes: list[str]) -> npt.NDArray[np.int64]:
         """Return the label of every validation image, -1 if training does not have its class."""
@@ -153,21 +151,22 @@ class ImageNet(EncodedDataModule):
                     f"ground_truth must be left out if validation images lie in class folders, got {self.ground_truth} "
                     f"for {val.place}: omit it"
                 )
-            labels = np.array([number.get(name, -1) for name in folders], dtype=np.int64)[val.files.folders]
+            names = [folders[place] for place in val.files.folders]
         else:
             if (file := self.ground_truth or find_ground_truth(self.root)) is None:
                 raise ValueError(
                     f"images of {val.place} must lie in class folders or have a ground truth, got neither: set "
                     "ground_truth to ILSVRC2012_validation_ground_truth.txt, LOC_val_solution.csv or a list of classes"
                 )
-            labels = np.array([number.get(name, -1) for name in classes_of(val.files.paths(), file)], dtype=np.int64)
+            names = classes_of(val.files.paths(), file)
+        labels = np.array([number.get(name, -1) for name in names], dtype=np.int64)
         if missing := int((labels < 0).sum()):
             if missing == len(labels):
                 raise ValueError(
                     f"images of {val.place} must be of the training classes ({classes[0]}, ...), got none: check both"
                 )
-            text = (
-                f"{missing} of {len(labels)} images of {val.place} are left out: training does not have their classes"
+            warnings.warn(
+                f"{missing} of {len(labels)} images of {val.place} are left out: training does not have their classes",
+                stacklevel=2,
             )
-            warnings.warn(text, stacklevel=2)
         return labels

@@ -4,11 +4,9 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
 from datamodules.images.pixel_arrays import PixelArray
-from datamodules.index_cache import cache_folder
+from datamodules.index_cache import cache_folder, map_npy
 from datamodules.storage.imagenet_classes import SORTED_INDEX
 from datamodules.storage.npz_batches import merge_batches, open_batch
 
@@ -58,10 +56,8 @@ class ImageNet64(ImageDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """Map the arrays, after merging the files if necessary; raise if files are missing or unsuitable."""
         converted = self._convert()
-        train, val = (
-            self._split(converted, "train", flip=self.horizontal_flip),
-            self._split(converted, "val", flip=False),
-        )
+        train = self._split(converted, "train", flip=self.horizontal_flip)
+        val = self._split(converted, "val", flip=False)
         return {"train": train, "val": val, "test": val}
 
     def _convert(self) -> Path:
@@ -75,7 +71,7 @@ class ImageNet64(ImageDataModule):
 
     def _split(self, folder: Path, name: str, *, flip: bool) -> PixelArray:
         try:
-            pixels, numbers = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in (name, f"{name}_labels"))
+            pixels, numbers = map_npy(folder / f"{name}.npy"), map_npy(folder / f"{name}_labels.npy")
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{folder} is damaged: {error}; delete the folder, it will be created again") from error
         return PixelArray(

@@ -4,16 +4,16 @@ Nothing is ever written to the working directory or next to the data. The cache 
 `$XDG_CACHE_HOME/asyncdiff`, else `~/.cache/asyncdiff`, and may be deleted at any time.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,34 @@ import numpy.typing as npt
 Arrays = dict[str, npt.NDArray[Any]]
 
 EDGE = 1 << 20  # bytes hashed at either end of a file
+CHECKSUM = 4  # bytes of the checksum that ends an index
+ALIGNMENT = 64  # bytes between the possible starts of arrays in an index
+HEADERS = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+
+
+class MappedArray(np.ndarray[Any, Any]):
+    """Memory-mapped array that is pickled as its place in a file, for spawned workers; parts are pickled as values."""
+
+    place: tuple[Any, ...] | None = None  # arguments of `map_array`; parts do not inherit it
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Return how to map the array again."""
+        return np.asarray(self).__reduce_ex__(protocol) if self.place is None else (map_array, self.place)
+
+
+def map_array(
+    file: Path | str, kind: npt.DTypeLike, offset: int, shape: tuple[int, ...], order: Any = "C"
+) -> MappedArray:
+    """Map an array at an offset of a file, read-only."""
+    array = np.memmap(file, kind, "r", offset, shape, order).view(MappedArray)
+    array.place = (os.path.abspath(file), kind, offset, shape, order)
+    return array
+
+
+def map_npy(file: Path) -> MappedArray:
+    """Map the array of a .npy file; refuse pickled objects, because unpickling can run any code."""
+    with file.open("rb") as stream:
+        return _map_next(stream)
 
 
 def cache_folder() -> Path:
@@ -36,17 +64,12 @@ def file_fingerprint(file: Path) -> dict[str, Any]:
     Hashing a whole file of 100 GB would take minutes; the ends contain the headers of archives and databases.
     """
     status = file.stat()
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        digest.update(stream.read(EDGE))
+        ends = stream.read(EDGE)
         stream.seek(max(0, status.st_size - EDGE))
-        digest.update(stream.read(EDGE))
-    return {
-        "file": os.path.realpath(file),
-        "size": status.st_size,
-        "time": status.st_mtime_ns,
-        "ends": digest.hexdigest(),
-    }
+        ends += stream.read(EDGE)
+    digest = hashlib.sha256(ends).hexdigest()
+    return {"file": os.path.realpath(file), "size": status.st_size, "time": status.st_mtime_ns, "ends": digest}
 
 
 def cached_arrays(
@@ -58,13 +81,13 @@ def cached_arrays(
 ) -> Arrays:
     """Return the arrays of `build()`, from the cache if it was called with the same `fingerprint` before.
 
-    Several processes may build at the same time; one result is kept, and no process ever sees half of an entry. If
-    the cache cannot be written to, warn and return the arrays in memory.
+    Several processes may build at the same time; the last result is kept, and no process ever sees half of it. If the
+    cache cannot be written to, warn and return the arrays in memory.
 
     Args:
-        kind: what is indexed, in lower case; prefix of the entry's name.
+        kind: what is indexed, in lower case; prefix of the file's name.
         fingerprint: JSON-serializable value that identifies the data, such as `file_fingerprint` of its files; its hash
-            is part of the entry's name.
+            is part of the file's name.
         build: function that builds the arrays; none may contain Python objects.
         is_valid: function that checks whether the cached arrays are still correct, where the fingerprint is not enough;
             otherwise they are built again and replaced.
@@ -72,95 +95,63 @@ def cached_arrays(
     Returns:
         The arrays by name, memory-mapped where they are cached.
     """
-    text = json.dumps(fingerprint, sort_keys=True)
-    entry = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-    cached = _read_entry(entry)
-    if cached is not None and is_valid(cached):
-        return cached
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+    file = cache_folder() / f"{kind}-{digest[:24]}.index"
+    with contextlib.suppress(Exception):  # missing, damaged or of another format
+        if is_valid(cached := _read_index(file)):
+            return cached
     arrays = {name: np.ascontiguousarray(array) for name, array in build().items()}
     try:
-        _write_entry(entry, arrays, text, replace=cached is not None)
+        _write_index(file, arrays)
+        return _read_index(file)
     except OSError as error:
         warnings.warn(
-            f"cannot write the index {entry}: {error}; it will be built again every time: set ASYNCDIFF_CACHE to a "
+            f"cannot write the index {file}: {error}; it will be built again every time: set ASYNCDIFF_CACHE to a "
             "writable folder",
             stacklevel=2,
         )
         return arrays
-    cached = _read_entry(entry)
-    return arrays if cached is None else cached
 
 
-def _read_entry(entry: Path) -> Arrays | None:
-    """Map the arrays of an entry; return None if it is missing, unreadable or fails its checksums."""
-    try:
-        sums = json.loads((entry / "index.json").read_text())["sums"]
-        if any(_crc32(_file(entry, name)) != expected for name, expected in sums.items()):
-            return None
-        return {name: np.load(_file(entry, name), mmap_mode="r", allow_pickle=False) for name in sums}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError):
-        return None
-
-
-def _file(entry: Path, name: str) -> Path:
-    """Return the file of an array; raise ValueError for a name that could lead outside the entry."""
-    if not name.isidentifier():
-        raise ValueError(f"array names must be identifiers, got {name}: delete {entry}")
-    return entry / f"{name}.npy"
-
-
-def _crc32(file: Path) -> int:
-    """Return the CRC-32 of a file, at a gigabyte per second; indices of millions of images are a tenth of that."""
-    crc = 0
+def _read_index(file: Path) -> Arrays:
+    """Map the arrays of a file; raise any exception if it is missing, damaged or not an index."""
+    content = np.memmap(file, mode="r")
+    if zlib.crc32(content[:-CHECKSUM].data) != int.from_bytes(content[-CHECKSUM:].tobytes(), "little"):
+        raise ValueError(f"{file} must have its checksum, got another one: delete it")
     with file.open("rb") as stream:
-        while chunk := stream.read(EDGE):
-            crc = zlib.crc32(chunk, crc)
-    return crc
+        return {str(name): _map_next(stream) for name in np.load(stream, allow_pickle=False)}
 
 
-def _write_entry(entry: Path, arrays: Arrays, fingerprint: str, *, replace: bool) -> None:
-    """Write an entry atomically: a temporary folder that is renamed when it is complete.
-
-    Other processes may still map a replaced entry: they keep its bytes until they end.
-    """
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    try:
-        for name, array in arrays.items():
-            np.save(new / f"{name}.npy", array, allow_pickle=False)
-        sums = {name: _crc32(_file(new, name)) for name in arrays}
-        (new / "index.json").write_text(json.dumps({"sums": sums, "of": json.loads(fingerprint)}, indent=1))
-        if entry.exists() and (replace or _read_entry(entry) is None):
-            shutil.rmtree(entry, ignore_errors=True)
-        new.rename(entry)
-    except OSError:
-        if _read_entry(entry) is None:  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+def _write_index(file: Path, arrays: Arrays) -> None:
+    """Write names, arrays and a checksum atomically; processes that map a replaced file keep its bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as stream:
+        try:
+            np.save(stream, list(arrays))
+            for array in arrays.values():
+                stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
+                np.save(stream, array, allow_pickle=False)
+            stream.flush()
+            stream.write(zlib.crc32(np.memmap(stream.name, mode="r").data).to_bytes(CHECKSUM, "little"))
+            stream.flush()
+            os.replace(stream.name, file)
+        finally:
+            Path(stream.name).unlink(missing_ok=True)
 
 
-class MemmapPath(NamedTuple):
-    """Path of a .npy file that stands for the memory-mapped array of all of it."""
-
-    file: str
-
-
-def memmaps_to_paths(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace memory-mapped arrays among an object's attributes by their paths, to pickle it for a spawned worker."""
-    return {name: MemmapPath(str(value.filename)) if _is_whole_file(value) else value for name, value in state.items()}
+def _map_next(stream: IO[bytes]) -> MappedArray:
+    """Map the .npy array at the next aligned position of a file, and move behind it."""
+    stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
+    shape, columns_first, kind = npy_header(stream)
+    array = map_array(stream.name, kind, stream.tell(), shape, "F" if columns_first else "C")
+    stream.seek(array.nbytes, os.SEEK_CUR)
+    return array
 
 
-def paths_to_memmaps(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Map the arrays again: the inverse of `memmaps_to_paths`."""
-    return {
-        name: np.load(value.file, mmap_mode="r", allow_pickle=False) if isinstance(value, MemmapPath) else value
-        for name, value in state.items()
-    }
-
-
-def _is_whole_file(value: Any) -> bool:
-    """Whether this is a whole memory-mapped .npy file rather than a view of a part."""
-    if not isinstance(value, np.memmap) or value.filename is None or isinstance(value.base, np.ndarray):
-        return False
-    return str(value.filename).endswith(".npy")
+def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read shape, whether columns come first, and data type from the header of a .npy file; refuse Python objects."""
+    version, _ = np.lib.format.read_magic(stream)
+    shape, columns_first, kind = HEADERS[version](stream)
+    if kind.hasobject:  # mapped, their bytes would be used as addresses
+        raise ValueError("it holds Python objects")
+    return shape, columns_first, kind

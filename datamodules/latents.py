@@ -3,19 +3,18 @@
 import copy
 import hashlib
 import json
-import mmap
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
 from datamodules.counter_noise import counter_normal
-from datamodules.storage.latent_shards import check_sha256, latents_and_labels, open_shards, read_manifest
+from datamodules.storage.latent_shards import check_sha256, map_shard, open_shards, read_manifest
 
 
 class CachedLatents(ImageDataset):
@@ -48,13 +47,8 @@ class CachedLatents(ImageDataset):
         if verify:
             for file, _, header in shards:
                 check_sha256(file, header)
-        self.shards = [(file, layout, header.start) for file, layout, header in shards]
-        self.starts = np.cumsum([0, *(layout.count for _, layout, _ in self.shards)])
-        self._maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the memory maps, for spawned workers."""
-        return self.__dict__ | {"_maps": {}}
+        self.shards = [map_shard(file, layout, header) for file, layout, header in shards]
+        self.starts = np.cumsum([0, *(len(labels) for _, labels in self.shards)])
 
     def __len__(self) -> int:
         return int(self.split["count"])
@@ -75,14 +69,13 @@ class CachedLatents(ImageDataset):
         shard = np.searchsorted(self.starts, index.numpy(), side="right") - 1
         row = index.numpy() - self.starts[shard]
         view = key.numpy() % 2 if self.flip else np.zeros(len(row), np.int64)
-        layout = self.shards[0][1]
-        count = layout.moments if self.sample else 1
-        moments = np.empty((len(row), count, *layout.shape), layout.dtype)
+        like = self.shards[0][0] if self.sample else self.shards[0][0][:1]
+        moments = np.empty((len(row), len(like), *like.shape[3:]), like.dtype)
         label = np.empty(len(row), np.int64)
         # Copying row by row is as fast as one gather per shard, whatever the number of shards.
         for place, (s, r, v) in enumerate(zip(shard.tolist(), row.tolist(), view.tolist(), strict=True)):
-            latents, labels = self._maps.get(s) or self._map_shard(s)
-            moments[place] = latents[:count, r, v]
+            latents, labels = self.shards[s]
+            moments[place] = latents[: len(like), r, v]
             label[place] = labels[r]
         return {"moments": torch.from_numpy(moments), "label": torch.from_numpy(label), "index": index, "key": key}
 
@@ -96,14 +89,6 @@ class CachedLatents(ImageDataset):
         scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in (self.scale, self.shift))
         image = (latents - shift) * scale
         return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
-
-    def _map_shard(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """Map latents (moments, n, views, c, h, w) and labels (n,) of a shard, once in each process."""
-        file, layout, start = self.shards[number]
-        with file.open("rb") as stream:
-            pages = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._maps[number] = latents_and_labels(pages, layout, start)
-        return self._maps[number]
 
 
 class LatentCache(ImageDataModule):
@@ -146,14 +131,11 @@ class LatentCache(ImageDataModule):
         at_least("channels", channels, 1, "use 4, for example")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.sample, self.horizontal_flip, self.verify = sample, horizontal_flip, verify
-        self._manifest: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     def manifest(self) -> dict[str, Any]:
         """Manifest of the cache, read once."""
-        if self._manifest is None:
-            self._manifest = read_manifest(self.root)
-        return self._manifest
+        return read_manifest(self.root)
 
     @property
     def codec(self) -> dict[str, Any]:
@@ -168,12 +150,12 @@ class LatentCache(ImageDataModule):
                 f"root must hold latents for training and validation, got {self.root} without {missing[0]}: run the "
                 f"command again with --splits {missing[0]}"
             )
-        for split in splits.values():
-            self._check(split)
-        data = {name: self._split(name, splits[name]) for name in splits}
+        data = {name: self._split(name, split) for name, split in splits.items()}
         return {"train": data["train"], "val": data["val"], "test": data.get("test", data["val"])}
 
     def _split(self, name: str, split: Mapping[str, Any]) -> CachedLatents:
+        """Open a split; raise ValueError unless it has the latents' shape and, if needed, mirrored views."""
+        self._check(split)
         return CachedLatents(
             self.root,
             split,

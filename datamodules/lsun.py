@@ -4,56 +4,39 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
+from datamodules.hash_split import check_held_out, is_held_out
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
-from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint, memmaps_to_paths, paths_to_memmaps
-from datamodules.storage.databases import Database, open_database
+from datamodules.index_cache import Arrays
+from datamodules.storage.databases import database_index
+from datamodules.storage.members import FileBytes
 
-Rows = npt.NDArray[np.int64]
 SUFFIX = "_train_lmdb"
 
 
-class DatabaseSubset:
+class DatabaseSubset(NamedTuple):
     """Selected images of one database.
 
-    Args:
-        data: the database.
-        keys: concatenated keys of all its images, in order, uint8 (bytes,).
-        ends: end of each key in `keys`, int64 (n,).
-        rows: indices of the selected images in that order; all if None.
+    Attributes:
+        file: the data.mdb.
+        arrays: names, places and shares of all images, see `database_index`.
+        rows: indices of the selected images, int64 (n,).
     """
 
-    def __init__(self, data: Database, keys: Bytes, ends: Rows, rows: Rows | None = None) -> None:
-        self.data, self.keys, self.ends = data, keys, ends
-        self.rows = np.arange(len(ends)) if rows is None else rows
+    file: FileBytes
+    arrays: Arrays
+    rows: npt.NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle file names instead of the arrays mapped from them, for spawned workers."""
-        return memmaps_to_paths(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        self.__dict__.update(paths_to_memmaps(state))
-
-    def key(self, index: int) -> bytes:
-        """Return the key of the image at an index into `rows`."""
-        row = int(self.rows[index])
-        return self.keys[int(self.ends[row - 1]) if row else 0 : int(self.ends[row])].tobytes()
-
-    def select(self, rows: Rows) -> "DatabaseSubset":
-        """Return other rows of the same database."""
-        return DatabaseSubset(self.data, self.keys, self.ends, rows)
+    def name(self, index: int) -> str:
+        """Return the key of an image in hexadecimal."""
+        return os.fsdecode(self.arrays["names"][self.rows[index]])
 
 
 class LsunImages(EncodedImages):
@@ -65,35 +48,37 @@ class LsunImages(EncodedImages):
     """
 
     def __init__(self, parts: Sequence[DatabaseSubset], **options: Any) -> None:
-        labels = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        counts = [len(part.rows) for part in parts]
+        labels = np.repeat(np.arange(len(parts)), counts)
         super().__init__(labels, classes=len(parts) if len(parts) > 1 else 0, **options)
-        self.parts = list(parts)
-        self.starts = np.cumsum([0, *map(len, parts)])
+        self.parts, self.starts = list(parts), np.cumsum([0, *counts])
 
     def fetch(self, index: int) -> Bytes:
-        part, key = self._locate(index)
-        return part.data.value(key)
+        part, place = self._locate(index)
+        return part.file.read(*part.arrays["places"][part.rows[place]].tolist())
 
     def name(self, index: int) -> str:
-        part, key = self._locate(index)
-        return f"{part.data.file.parent} key {key.hex()}"
+        part, place = self._locate(index)
+        return f"{part.file.file.parent} key {part.name(place)}"
 
     def relative_name(self, index: int) -> str:
-        part, key = self._locate(index)
-        return f"{part.data.file.parent.name} key {key.hex()}"
+        part, place = self._locate(index)
+        return f"{part.file.file.parent.name} key {part.name(place)}"
 
     def fingerprint(self) -> str:
         """Return a hash of all keys and rows; hashing millions of names one by one would take a minute."""
         digest = hashlib.sha256(self.settings_text().encode())
         for part in self.parts:
-            for array in (part.keys, part.ends, part.rows):
-                digest.update(np.ascontiguousarray(array).data)
+            keys = [bytes.fromhex(name.decode()) for name in part.arrays["names"].tolist()]
+            digest.update(b"".join(keys))
+            digest.update(np.cumsum([len(key) for key in keys], dtype=np.int64).data)
+            digest.update(np.ascontiguousarray(part.rows).data)
         return digest.hexdigest()
 
-    def _locate(self, index: int) -> tuple[DatabaseSubset, bytes]:
-        """Return the database and the key of an image."""
+    def _locate(self, index: int) -> tuple[DatabaseSubset, int]:
+        """Return the database of an image and its index there."""
         which = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.parts[which], self.parts[which].key(index - int(self.starts[which]))
+        return self.parts[which], index - int(self.starts[which])
 
 
 class Lsun(EncodedDataModule):
@@ -157,7 +142,7 @@ class Lsun(EncodedDataModule):
         self.categories, self.held_out = categories, held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
-        """List the keys; raise if a database is missing, damaged or empty, or lmdb is not installed."""
+        """List the keys; raise if a database is missing, damaged or empty."""
         pairs = [_train_and_val(folder, self.held_out) for folder in self._folders()]
         train = LsunImages([part for part, _ in pairs], **self.options(train=True))
         val = LsunImages([part for _, part in pairs], **self.options(train=False))
@@ -192,29 +177,23 @@ class Lsun(EncodedDataModule):
 
 def _train_and_val(folder: Path, held_out: float) -> tuple[DatabaseSubset, DatabaseSubset]:
     """Return the training and the validation images of a category."""
+    images = _all_images(folder)
     val = folder.with_name(folder.name.removesuffix(SUFFIX) + "_val_lmdb")
     if folder.name.endswith(SUFFIX) and (val / "data.mdb").is_file():
-        return _all_images(folder), _all_images(val)
-    images = _all_images(folder)
-
-    def fractions() -> Arrays:
-        return {"shares": hash_fractions(images.key(row).hex() for row in range(len(images)))}
-
-    val_mask = is_held_out(
-        cached_arrays("lmdb-shares", file_fingerprint(images.data.file), fractions)["shares"], held_out
-    )
+        return images, _all_images(val)
+    val_mask = is_held_out(images.arrays["shares"], held_out)
     if val_mask.all():
         raise ValueError(
-            f"root must leave an image to train on, got {images.data.file} with {len(images)}, all held out by "
+            f"root must leave an image to train on, got {images.file.file} with {len(val_mask)}, all held out by "
             f"held_out={held_out}: lower held_out or add a database for validation"
         )
-    return images.select(np.flatnonzero(~val_mask)), images.select(np.flatnonzero(val_mask))
+    return images._replace(rows=np.flatnonzero(~val_mask)), images._replace(rows=np.flatnonzero(val_mask))
 
 
 def _all_images(folder: Path) -> DatabaseSubset:
     """Return all images of a database; raise ValueError if it is empty."""
-    data = open_database(folder / "data.mdb")
-    index = data.index()
-    if not len(index["ends"]):
-        raise ValueError(f"{data.file} must hold images, got none: copy or extract it again")
-    return DatabaseSubset(data, index["keys"], index["ends"])
+    file = folder / "data.mdb"
+    arrays = database_index(file)
+    if not len(arrays["names"]):
+        raise ValueError(f"{file} must hold images, got none: copy or extract it again")
+    return DatabaseSubset(FileBytes(file), arrays, np.arange(len(arrays["names"])))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
 from datamodules.images.decoding import Crop, load_square
-from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 
 Bytes = npt.NDArray[np.uint8]
 OnCorrupt = Literal["skip", "raise"]
@@ -64,14 +63,6 @@ class EncodedImages(ImageDataset):
     @abstractmethod
     def name(self, index: int) -> str:
         """Return what identifies the image to a user: its path, or the path of an archive and the name in it."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle file names instead of the arrays mapped from them, for spawned workers."""
-        return memmaps_to_paths(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
         """Return the number of images, readable or not."""

@@ -1,14 +1,12 @@
 """Data set of small images in one uint8 array, in memory or memory-mapped, read by one gather per batch."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
-from datamodules.index_cache import memmaps_to_paths, paths_to_memmaps
 
 
 class PixelArray(ImageDataset):
@@ -37,14 +35,6 @@ class PixelArray(ImageDataset):
                 f"and {len(labels)} labels: store them like this"
             )
         self.pixels, self.labels, self.classes, self.flip, self.name = pixels, labels, classes, flip, name
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle file names instead of the arrays mapped from them, for spawned workers."""
-        return memmaps_to_paths(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the files again."""
-        self.__dict__.update(paths_to_memmaps(state))
 
     def __len__(self) -> int:
         return len(self.pixels)

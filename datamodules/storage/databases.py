@@ -1,94 +1,103 @@
-"""LMDB files of encoded images, opened once per process and never used across a fork."""
+"""Values in LMDB files, read in place; LMDB itself maps the file, so a damaged page would kill the process.
+
+Layout (lmdb 0.9, 64 bits, little-endian): a page is number u64, pad u16, flags u16, lower u16, upper u16, then node
+offsets u16 up to `lower`; a node is low u16, high u16, flags u16, key length u16, the key, and the value or page.
+Values have no checksums: a flipped bit in a value is left to its decoder.
+"""
 
 import os
-import weakref
-from collections.abc import Callable
+import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
-from datamodules.images.encoded import Bytes
+from datamodules.hash_split import hash_fractions
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.storage.database_pages import checked_keys, read_file_header
+
+# Magic number, version, size of a page; flags, depth, entries and root page of the tree; last page, transaction.
+META = struct.Struct("<16xII16xI48xHH24xQQQQ")
+PAGE = struct.Struct("<Q2xHH2x")  # number, flags, lower
+NODE = struct.Struct("<HHHH")
+MAGIC, VERSION = 0xBEEFC0DE, 1
+BRANCH, LEAF = 1, 2  # flags of pages
+BIG = 1  # flag of a node whose value is on separate pages
+MAX_DEPTH = 32  # limit of LMDB
 
 
-class Database:
-    """One data.mdb, read only; create it with `open_database`, because a process must not open an LMDB file twice.
+def database_index(file: Path) -> Arrays:
+    """Return where the values of a data.mdb are, in the order of their keys, from its pages or from the cache.
 
     Args:
         file: path of the data.mdb.
+
+    Returns:
+        `names`, the keys in hexadecimal, bytes (n,); `places`, offset and size of each value, int64 (n, 2); and
+        `shares`, the hash fractions of the names, (n,).
+
+    Raises:
+        ValueError: the file is not an LMDB file, or is damaged or truncated.
     """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._environment: Any = None
-        self._process = 0
-
-    def __reduce__(self) -> tuple[Callable[[Path], "Database"], tuple[Path]]:
-        """Pickle the path of the file only, for spawned workers."""
-        return open_database, (self.file,)
-
-    def value(self, key: bytes) -> Bytes:
-        """Return the value of a key; raise KeyError, or what LMDB raises on a damaged page."""
-        with self._open().begin(buffers=True) as transaction:
-            value = transaction.get(key)
-            if value is None:
-                raise KeyError("the database has no such key")
-            return np.array(value, dtype=np.uint8)  # a copy: the buffer ends with the transaction
-
-    def index(self) -> Arrays:
-        """Return all keys in order: concatenated `keys`, uint8 (bytes,), and the end of each, `ends`, int64 (n,)."""
-        self._open()  # raises for a damaged file before anything is cached
-        return cached_arrays("lmdb", file_fingerprint(self.file), self._keys)
-
-    def _keys(self) -> Arrays:
-        """Build the index by traversing and checking the pages of the tree; values are not read."""
-        text, ends = bytearray(), []
-        try:
-            for key in checked_keys(self.file):
-                text += key
-                ends.append(len(text))
-        except ValueError as error:
-            raise _unreadable(self.file, error) from error
-        return {"keys": np.frombuffer(bytes(text), np.uint8), "ends": np.array(ends, np.int64)}
-
-    def _open(self) -> Any:
-        """Return the LMDB environment of this process."""
-        if self._process != os.getpid():
-            if (
-                self._environment is not None
-            ):  # the parent's, of which a forked process has a copy: this closes the copy
-                self._environment.close()
-                self._environment = None
-            self._environment, self._process = _open_environment(self.file), os.getpid()
-        return self._environment
+    return cached_arrays("lmdb", file_fingerprint(file), lambda: _build_index(file))
 
 
-_DATABASES: "weakref.WeakValueDictionary[tuple[int, int], Database]" = weakref.WeakValueDictionary()
-
-
-def open_database(file: Path) -> Database:
-    """Return the only Database of a file in this process, not opened yet; raise OSError if there is no file."""
-    status = file.stat()
-    return _DATABASES.setdefault((status.st_dev, status.st_ino), Database(file))
-
-
-def _open_environment(file: Path) -> Any:
-    """Open a file with LMDB; raise if lmdb is not installed or the file is damaged."""
+def _build_index(file: Path) -> Arrays:
     try:
-        import lmdb
-    except ImportError as error:
-        raise ImportError(f"{file} needs lmdb, which is not installed: pip install lmdb") from error
-    try:
-        # LMDB maps the file: reading a page beyond its end would kill the process without a message.
-        read_file_header(file)
-        # lock=False writes no lock file next to the data; readahead is useless for random access.
-        environment = lmdb.open(str(file.parent), readonly=True, lock=False, readahead=False, meminit=False)
-    except (lmdb.Error, ValueError) as error:
-        raise _unreadable(file, error) from error
-    return environment
+        with file.open("rb", buffering=0) as stream:
+            names, places = [], []
+            for key, offset, size in _values(stream):
+                names.append(key.hex())
+                places.append((offset, size))
+    except (ValueError, OSError, OverflowError, struct.error) as error:
+        raise ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again") from error
+    return {
+        "names": np.array(names, dtype=np.bytes_),
+        "places": np.array(places, dtype=np.int64).reshape(-1, 2),
+        "shares": hash_fractions(names),
+    }
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again")
+def _values(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Yield key, offset and size of all values, in the order of the keys."""
+    one = META.unpack(stream.read(META.size))
+    stream.seek(one[2])
+    other = META.unpack(stream.read(META.size))
+    _, _, page, flags, depth, entries, root, last, _ = max(one, other, key=lambda meta: meta[-1])
+    if not one[:3] == other[:3] == (MAGIC, VERSION, page):
+        raise ValueError("it is not an LMDB file of this version")
+    if flags:
+        raise ValueError("it has several values per key, or another key order")
+    size = os.fstat(stream.fileno()).st_size
+    if (last + 1) * page > size:
+        raise ValueError(f"it must have {(last + 1) * page} bytes, got {size}: it is truncated")
+    count, previous = 0, b""
+    for key, offset, length in _values_below(stream, page, root, depth) if entries else ():
+        if key <= previous or offset + length > size:
+            raise ValueError(f"its value of key {key.hex()} is damaged")
+        count, previous = count + 1, key
+        yield key, offset, length
+    if count != entries:
+        raise ValueError(f"it must hold {entries} keys, got {count}")
+
+
+def _values_below(stream: BinaryIO, size: int, number: int, depth: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield key, offset and size of the values below a page of `size` bytes, `depth` levels above the values."""
+    begin = number * size
+    data = os.pread(stream.fileno(), size, begin)
+    own, flags, lower = PAGE.unpack_from(data)
+    # A page without nodes would make cycles of pages endless: keys that do not rise end all others.
+    if own != number or flags != (LEAF if depth == 1 else BRANCH) or not 1 <= depth <= MAX_DEPTH or lower <= PAGE.size:
+        raise ValueError(f"its page {number} is damaged")
+    for (offset,) in struct.iter_unpack("<H", data[PAGE.size : lower]):
+        low, high, kind, length = NODE.unpack_from(data, offset)
+        value = offset + NODE.size + length
+        if depth > 1:
+            yield from _values_below(stream, size, low | high << 16 | kind << 32, depth - 1)
+        elif kind == BIG:
+            (page,) = struct.unpack_from("<Q", data, value)
+            yield data[offset + NODE.size : value], page * size + PAGE.size, low | high << 16
+        elif kind or value + (low | high << 16) > size:
+            raise ValueError(f"its page {number} is damaged")
+        else:
+            yield data[offset + NODE.size : value], begin + value, low | high << 16

@@ -1,11 +1,9 @@
 """Classes of ImageNet's validation images, which have no class folders, from ground truth files."""
 
-import io
-import os
 import re
 import tarfile
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from datamodules.storage.imagenet_classes import BY_NUMBER, SORTED
 
@@ -49,27 +47,22 @@ def classes_of(names: Sequence[str], file: Path) -> list[str]:
         del lines[0]
     if not lines:
         raise ValueError(f"ground_truth must have a line per image, got {file} without any: check the file")
-    if len(lines[0]) == 1:
-        return _in_order(names, [_class(line[0], BY_NUMBER, 1, file) for line in lines], file)
-    stems = [_stem(line[0]) for line in lines]
-    by_stem = {
-        stem: _class(line[1] if line[1:] else "", SORTED, 0, file) for stem, line in zip(stems, lines, strict=True)
-    }
-    if missing := next((name for name in names if _stem(name) not in by_stem), None):
-        raise ValueError(f"ground_truth must name every image, got {file} without {missing}: check the file")
-    return [by_stem[_stem(name)] for name in names]
-
-
-def _in_order(names: Sequence[str], classes: list[str], file: Path) -> list[str]:
-    """Return the class of every image from the ordered list of all; a subset is matched by the numbers in the names."""
-    if len(classes) == len(names):
-        return classes
-    numbers = [int(match[1]) if (match := NUMBERED.fullmatch(_stem(name))) else 0 for name in names]
-    if min(numbers) < 1 or max(numbers) > len(classes):
+    stems = [PurePosixPath(name).stem for name in names]
+    if len(lines[0]) > 1:
+        padded = ([*line, ""] for line in lines)  # a line without a class is refused
+        classes = {PurePosixPath(name).stem: _class(text, SORTED, 0, file) for name, text, *_ in padded}
+        if missing := next((name for name, stem in zip(names, stems, strict=True) if stem not in classes), None):
+            raise ValueError(f"ground_truth must name every image, got {file} without {missing}: check the file")
+        return [classes[stem] for stem in stems]
+    ordered = [_class(line[0], BY_NUMBER, 1, file) for line in lines]
+    if len(ordered) == len(names):
+        return ordered
+    numbers = [int(match[1]) if (match := NUMBERED.fullmatch(stem)) else 0 for stem in stems]  # of a part of the images
+    if min(numbers) < 1 or max(numbers) > len(ordered):
         raise ValueError(
-            f"ground_truth must have a line per image, got {len(classes)} in {file} for {len(names)} images: check both"
+            f"ground_truth must have a line per image, got {len(ordered)} in {file} for {len(names)} images: check both"
         )
-    return [classes[number - 1] for number in numbers]
+    return [ordered[number - 1] for number in numbers]
 
 
 def _class(text: str, order: Sequence[str], first: int, file: Path) -> str:
@@ -84,10 +77,6 @@ def _class(text: str, order: Sequence[str], first: int, file: Path) -> str:
     )
 
 
-def _stem(name: str) -> str:
-    return os.path.splitext(os.path.basename(name))[0]
-
-
 def _text(file: Path) -> str:
     """Read the text of the file, or of the list in the archive of the development kit."""
     if not file.is_file():
@@ -97,8 +86,8 @@ def _text(file: Path) -> str:
             return file.read_text()
         with tarfile.open(file) as archive:
             for member in archive:
-                if os.path.basename(member.name) == DEVKIT and (stream := archive.extractfile(member)):
-                    return io.TextIOWrapper(stream).read()
+                if PurePosixPath(member.name).name == DEVKIT and (stream := archive.extractfile(member)):
+                    return stream.read().decode()
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"ground_truth {file} cannot be read: {error}; copy it again") from error
     raise ValueError(f"ground_truth must hold {DEVKIT}, got {file} without it: set ground_truth to the list itself")

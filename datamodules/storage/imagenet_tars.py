@@ -1,118 +1,66 @@
 """Images in tar files and in tar files nested in them, read in place: ImageNet as it is downloaded."""
 
-import hashlib
 import os
 import tarfile
-import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.images.encoded import Bytes, EncodedImages
+from datamodules.images.encoded import Bytes
+from datamodules.images.image_files import ImageFiles
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 from datamodules.storage.file_lists import SUFFIXES, FileList, class_folder_arrays
+from datamodules.storage.members import FileBytes
 
-Places = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]  # offset and size of each image, (n, 2)
 CHUNK = 1 << 20  # bytes read at a time
 BLOCK = 512  # bytes of a block of a tar file
 
 
-class TarIndex(NamedTuple):
-    """Positions of the images in a tar file; members of a nested n01440764.tar are named n01440764/...
-
-    Attributes:
-        files: the images, sorted by name.
-        offsets: offset of the first byte of each image.
-        sizes: number of bytes of each image.
-    """
-
-    files: FileList
-    offsets: Places
-    sizes: Places
-
-
-class TarImages(EncodedImages):
+class TarImages(ImageFiles):
     """Images in one tar file, read and decoded on access.
 
     Args:
         file: the tar file.
-        index: positions of its images.
-        labels: class of every image, int64 (n,).
-        classes: number of classes, 0 without labels.
-        **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
+        names: names of the images, as file system bytes; members of a nested n01440764.tar are named n01440764/...
+        places: offset and size of each image.
+        **options: arguments of ImageFiles.
     """
 
-    def __init__(self, file: Path, index: TarIndex, *, labels: npt.ArrayLike, classes: int, **options: Any) -> None:
-        super().__init__(labels, classes=classes, **options)
-        self.file = file
-        self.names, self.offsets, self.sizes = index.files.names, index.offsets, index.sizes
-        self._descriptor: int | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the open file, for spawned workers."""
-        return super().__getstate__() | {"_descriptor": None}
+    def __init__(self, file: Path, names: npt.NDArray[np.bytes_], *, places: Places, **options: Any) -> None:
+        super().__init__(file, names, **options)
+        self.bytes, self.places = FileBytes(file), places
 
     def fetch(self, index: int) -> Bytes:
-        data: Bytes = np.empty(self.sizes[index], dtype=np.uint8)
-        read, offset = 0, int(self.offsets[index])
-        while read < len(data):
-            # preadv takes the offset, so forked processes and threads may share the descriptor.
-            if not (more := os.preadv(self._open(), [data[read:].data], offset + read)):
-                raise ValueError(f"the tar file ends {len(data) - read} bytes too early")
-            read += more
-        return data
-
-    def name(self, index: int) -> str:
-        return f"{self.file}/{self.relative_name(index)}"
-
-    def relative_name(self, index: int) -> str:
-        """Return the name of the member, below the name of its nested tar file without suffix."""
-        return os.fsdecode(self.names[index])
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.settings_text().encode())
-        digest.update(b"\0".join(self.names.tolist()))
-        digest.update(self.labels.astype("<i8").tobytes())
-        return digest.hexdigest()
-
-    def _open(self) -> int:
-        """Return the file descriptor of this process."""
-        if self._descriptor is None:
-            self._descriptor = os.open(self.file, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-        return self._descriptor
+        return self.bytes.read(*self.places[index].tolist())
 
 
-def tar_index(file: Path) -> TarIndex:
-    """Return the positions of the images in a tar file, from its headers or from the cache.
+def tar_index(file: Path) -> tuple[FileList, Places]:
+    """Return the images in a tar file, sorted by name, and their places, from its headers or from the cache.
 
     Args:
         file: the tar file.
 
     Returns:
-        The index of its images.
+        The list of the images, and offset and size of each, int64 (n, 2).
 
     Raises:
         ValueError: the file is not a tar file, is damaged or truncated, or holds no images.
     """
     arrays = cached_arrays("tar", file_fingerprint(file), lambda: _build_index(file))
-    files = FileList(arrays["names"], arrays["folders"], arrays["tops"])
-    return TarIndex(files, arrays["offsets"], arrays["sizes"])
+    return FileList(arrays["names"], arrays["folders"], arrays["tops"]), arrays["places"]
 
 
 def _build_index(file: Path) -> Arrays:
-    """Build the arrays of an index."""
     with file.open("rb", buffering=0) as stream:  # unbuffered: images between the headers need not be read
         images = sorted(_images(stream, 0, file.stat().st_size, b""))
     if not images:
         raise ValueError(f"{file} must hold images or tar files of them, got none: download or write it again")
-    return class_folder_arrays([name for name, _, _ in images]) | {
-        "offsets": np.array([offset for _, offset, _ in images], dtype=np.int64),
-        "sizes": np.array([size for _, _, size in images], dtype=np.int64),
-    }
+    places = np.array([place for _, *place in images], dtype=np.int64)
+    return class_folder_arrays([name for name, *_ in images]) | {"places": places}
 
 
 def _images(stream: Any, begin: int, end: int, folder: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -134,21 +82,17 @@ def _members(stream: BinaryIO, begin: int, end: int) -> Sequence[tarfile.TarInfo
         stream.seek(begin)
         archive = tarfile.TarFile(fileobj=stream)
         members = archive.getmembers()
+        # tarfile takes an unreadable header for the end of the archive; the true end is a block of zeros, and there are
+        # only zeros after it.
+        stream.seek(archive.offset)
+        if archive.offset + BLOCK > end:
+            raise ValueError("it ends too early")
+        while stream.tell() < end:
+            if stream.read(min(CHUNK, end - stream.tell())).strip(b"\0"):
+                raise ValueError(f"neither a file nor the end of the archive at byte {archive.offset}")
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise _damaged(stream, begin, str(error)) from error
-    # tarfile takes an unreadable header for the end of the archive; the true end is a block of zeros.
-    stream.seek(archive.offset)
-    if archive.offset + BLOCK > end or stream.read(BLOCK) != bytes(BLOCK):
-        raise _damaged(stream, begin, f"neither a file nor the end of the archive at byte {archive.offset}")
-    # Zeros in place of a header look like the end as well; after the true end there are only zeros.
-    while stream.tell() < end:
-        if any(stream.read(min(CHUNK, end - stream.tell()))):
-            raise _damaged(stream, begin, f"data after the end of the archive at byte {archive.offset}")
+        where = f" at byte {begin}" if begin else ""
+        raise ValueError(
+            f"{stream.name} cannot be read as a tar file{where}: {error}; it is damaged or truncated: copy it again"
+        ) from error
     return [member for member in members if member.isreg()]
-
-
-def _damaged(stream: Any, begin: int, reason: str) -> ValueError:
-    where = f" at byte {begin}" if begin else ""
-    return ValueError(
-        f"{stream.name} cannot be read as a tar file{where}: {reason}; it is damaged or truncated: copy it again"
-    )

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from datamodules.base import Split
 from datamodules.hash_split import hash_fractions, is_held_out
-from datamodules.index_cache import Arrays
+from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 from datamodules.storage.members import Members, open_members
 
-Integers = npt.NDArray[np.int64]
 LISTING = "dataset.json"
 
 
@@ -24,28 +23,30 @@ class LabeledFiles(NamedTuple):
         files: all files.
         rows: indices of the selected files, int64 (n,).
         labels: class labels of the selected files, int64 (n,).
+        shares: `hash_fraction` of the names of the selected files, (n,).
         classes: number of classes, 0 without labels.
     """
 
     files: Members
-    rows: Integers
-    labels: Integers
+    rows: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    shares: npt.NDArray[np.float64]
     classes: int
 
     def select(self, mask: npt.NDArray[np.bool_]) -> "LabeledFiles":
         """Return the files for which `mask` is true."""
-        return self._replace(rows=self.rows[mask], labels=self.labels[mask])
+        return self._replace(rows=self.rows[mask], labels=self.labels[mask], shares=self.shares[mask])
 
 
 def labeled_splits(
     root: Path, val_root: Path | None, held_out: float, suffixes: Collection[str]
 ) -> Mapping[Split, LabeledFiles]:
     """Return the files of the three splits; raise if they are missing, damaged, or only some have labels."""
-    data = read_labeled_files(root, suffixes, "root")
+    data = _read_labeled_files(root, suffixes, "root")
     if val_root is not None:
-        val = _with_classes_of(data, read_labeled_files(val_root, suffixes, "val_root"))
+        val = _with_classes_of(data, _read_labeled_files(val_root, suffixes, "val_root"))
         return {"train": data, "val": val, "test": val}
-    val_mask = is_held_out(data.files.cached("zip-shares", lambda: _shares(data.files))["shares"], held_out)
+    val_mask = is_held_out(data.shares, held_out)
     if val_mask.all():
         raise ValueError(
             f"root must leave an image to train on, got {root} with {len(val_mask)}, all held out by "
@@ -55,16 +56,21 @@ def labeled_splits(
     return {"train": data.select(~val_mask), "val": val, "test": val}
 
 
-def read_labeled_files(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:
+def _read_labeled_files(root: Path, suffixes: Collection[str], argument: str) -> LabeledFiles:
     """Return all files of a zip or folder; `argument` is the argument to name in errors."""
     files = open_members(root, suffixes, argument)
     if not len(files):
         raise ValueError(
             f"{argument} must hold images, got {root} without any ({' '.join(sorted(suffixes))}): check the path"
         )
-    numbers = files.cached("zip-labels", lambda: {"labels": _numbers(files)})["labels"]
-    labels = np.array(numbers if len(numbers) else np.zeros(len(files)), dtype=np.int64)
-    return LabeledFiles(files, np.arange(len(files)), labels, int(labels.max()) + 1 if len(numbers) else 0)
+    if root.is_file():
+        fingerprint = {"file": file_fingerprint(root), "suffixes": sorted(suffixes)}
+        arrays = cached_arrays("zip-labels", fingerprint, lambda: _labels_and_shares(files))
+    else:
+        arrays = _labels_and_shares(files)
+    labels = arrays["labels"] if len(arrays["labels"]) else np.zeros(len(files), np.int64)
+    classes = int(labels.max()) + 1 if len(arrays["labels"]) else 0
+    return LabeledFiles(files, np.arange(len(files)), labels, arrays["shares"], classes)
 
 
 def _with_classes_of(train: LabeledFiles, val: LabeledFiles) -> LabeledFiles:
@@ -80,29 +86,21 @@ def _with_classes_of(train: LabeledFiles, val: LabeledFiles) -> LabeledFiles:
     return val._replace(classes=train.classes)
 
 
-def _shares(files: Members) -> Arrays:
-    return {"shares": hash_fractions(files.name(index) for index in range(len(files)))}
+def _labels_and_shares(files: Members) -> Arrays:
+    """Return the label of every file, none at all without labels, and the hash fraction of its name."""
+    names, labels = [files.name(index) for index in range(len(files))], _read_listing(files)
+    numbers = [_label(labels, name, files.root) for name in names] if labels else []
+    return {"labels": np.array(numbers, dtype=np.int64), "shares": hash_fractions(names)}
 
 
-def _numbers(files: Members) -> Integers:
-    """Return the label of every file, or an empty array without labels."""
-    labels = _read_listing(files)
-    if not labels:
-        return np.zeros(0, np.int64)
-    numbers = np.empty(len(files), np.int64)
-    for index in range(len(files)):
-        name = files.name(index)
-        if name not in labels:
-            raise ValueError(
-                f"{LISTING} must label every image or none, got no label for {name} in {files.root}: add it, or set "
-                '"labels" to null'
-            )
-        numbers[index] = _check_label(labels[name], name, files.root)
-    return numbers
-
-
-def _check_label(label: Any, name: str, root: Path) -> int:
-    """Return a label if it is a class index; EDM's tools also accept vectors, which are not classes."""
+def _label(labels: Mapping[str, Any], name: str, root: Path) -> int:
+    """Return the label of a file if it is a class index; EDM's tools also accept vectors, which are not classes."""
+    if name not in labels:
+        raise ValueError(
+            f"{LISTING} must label every image or none, got no label for {name} in {root}: add it, or set "
+            '"labels" to null'
+        )
+    label = labels[name]
     if type(label) is not int or label < 0:
         kind = "a vector" if isinstance(label, list) else repr(label)
         raise ValueError(
@@ -117,9 +115,8 @@ def _read_listing(files: Members) -> dict[str, Any]:
     if (text := files.text(LISTING)) is None:
         return {}
     try:
-        listing = json.loads(text)
-        return {name.replace("\\", "/"): label for name, label in listing.get("labels") or ()}
-    except (ValueError, TypeError, AttributeError) as error:
+        return {name.replace("\\", "/"): label for name, label in json.loads(text).get("labels") or ()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {files.root}: correct it'
         ) from error

@@ -7,7 +7,6 @@ n, views, c, h, w; raw, before scale and shift). `asyncdiff.latents.cache` write
 import hashlib
 import json
 import math
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.index_cache import map_array
+
 VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 LENGTH = 8  # bytes of the length of the header
 MAX_HEADER = 10**8  # limit of safetensors
-CHUNK = 1 << 24  # bytes hashed at a time
 NAMES = {"float16": "F16", "float32": "F32", "int64": "I64"}  # names of data types in safetensors
 REMEDY = "delete it and run the command again"
 
@@ -103,16 +103,15 @@ def read_header(file: Path) -> Header:
         first = stream.read(LENGTH)
         size = int.from_bytes(first, "little")
         if len(first) < LENGTH or not size <= min(MAX_HEADER, os.fstat(stream.fileno()).st_size - LENGTH):
-            raise DamagedError(f"{file} is damaged, it has no header: {REMEDY}")
+            raise _damaged(file, "it has no header")
         text = stream.read(size)
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__")
-        valid = all(isinstance(value, str) for value in metadata.values())
-    except (ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{file} is damaged, its header cannot be read: {REMEDY}") from error
-    if not valid:
-        raise DamagedError(f"{file} is damaged, its header has invalid metadata: {REMEDY}")
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("metadata must be strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(file, "its header cannot be read") from error
     return Header(metadata, entries, LENGTH + size, hashlib.sha256(first + text).hexdigest())
 
 
@@ -121,32 +120,32 @@ def layout_from_header(file: Path, header: Header) -> Layout:
     try:
         count, views, channels, height, width = header.tensors["mean"]["shape"]
         dtype = {short: name for name, short in NAMES.items()}[header.tensors["mean"]["dtype"]]
-        valid = all(isinstance(number, int) and number >= 0 for number in (count, views, channels, height, width))
+        if not all(isinstance(number, int) and number >= 0 for number in (count, views, channels, height, width)):
+            raise TypeError("shapes must be non-negative integers")
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedError(f"{file} is damaged, its header cannot be read: {REMEDY}") from error
-    if not valid:
-        raise DamagedError(f"{file} is damaged, its header has invalid shapes: {REMEDY}")
+        raise _damaged(file, "its header cannot be read") from error
     return Layout(count, views, (channels, height, width), dtype, 2 if "logvar" in header.tensors else 1)
 
 
 def check_shard(file: Path, layout: Layout, header: Header) -> None:
     """Raise DamagedError unless the file has the length and the tensors of the layout."""
     if header.tensors != layout.tensors:
-        raise DamagedError(f"{file} is damaged, its tensors are not those of {layout.count} images: {REMEDY}")
+        raise _damaged(file, f"its tensors are not those of {layout.count} images")
     size, expected = file.stat().st_size, header.start + layout.bytes
     if size != expected:
-        raise DamagedError(f"{file} is damaged, it must have {expected} bytes, got {size}: {REMEDY}")
+        raise _damaged(file, f"it must have {expected} bytes, got {size}")
 
 
 def check_sha256(file: Path, header: Header) -> None:
     """Raise DamagedError unless the tensors have the SHA-256 in the header; reads the whole file."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
         stream.seek(header.start)
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != header.metadata.get("sha256"):
-        raise DamagedError(f"{file} is damaged, its SHA-256 is not what was written: {REMEDY}")
+        if hashlib.file_digest(stream, "sha256").hexdigest() != header.metadata.get("sha256"):
+            raise _damaged(file, "its SHA-256 is not what was written")
+
+
+def _damaged(file: Path, what: str) -> DamagedError:
+    return DamagedError(f"{file} is damaged, {what}: {REMEDY}")
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
             "the command (again), it resumes where it stopped"
         )
     try:
-        manifest = json.loads(file.read_text())
+        manifest: dict[str, Any] = json.loads(file.read_text())
         version, expected = manifest["version"], manifest.pop("sha256", None)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {REMEDY}") from error
@@ -168,8 +167,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{file} must have version {VERSION}, got {version}: cache the latents again with this release"
         )
     if expected not in (None, manifest_sha256(manifest)):  # caches of earlier releases have no checksum
-        raise ValueError(f"{file} is damaged, its SHA-256 is not what was written: {REMEDY}")
-    return dict(manifest)
+        raise _damaged(file, "its SHA-256 is not what was written")
+    return manifest
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:
@@ -188,28 +187,25 @@ def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout
     shards = []
     for entry in split["shards"]:
         if Path(entry["file"]).name != entry["file"]:
-            raise DamagedError(f"{root / MANIFEST} is damaged, it names {entry['file']} outside of the cache: {REMEDY}")
+            raise _damaged(root / MANIFEST, f"it names {entry['file']} outside of the cache")
         file, layout = root / entry["file"], layout_from_manifest(split, entry["count"])
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: run the command that made the cache again")
         header = read_header(file)
         check_shard(file, layout, header)
         if header.sha256 != entry["header"] or header.metadata.get("sha256") != entry["sha256"]:
-            raise DamagedError(f"{file} is damaged, its header differs from {MANIFEST}: {REMEDY}")
+            raise _damaged(file, f"its header differs from {MANIFEST}")
         shards.append((file, layout, header))
     count = sum(layout.count for _, layout, _ in shards)
     if count != split["count"]:
-        raise DamagedError(
-            f"{root / MANIFEST} is damaged, its shards hold {count} images, not {split['count']}: {REMEDY}"
-        )
+        raise _damaged(root / MANIFEST, f"its shards hold {count} images, not {split['count']}")
     return shards
 
 
-def latents_and_labels(pages: mmap.mmap, layout: Layout, start: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Return latents (moments, n, views, c, h, w) and labels (n,) of a mapped shard whose tensors start at `start`."""
-    offsets = {name: start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
-    labels: npt.NDArray[np.int64] = np.frombuffer(pages, np.int64, layout.count, offsets["label"])
+def map_shard(file: Path, layout: Layout, header: Header) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Map latents (moments, n, views, c, h, w) and labels (n,) of a checked shard."""
+    start = {name: header.start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
     shape = (layout.moments, layout.count, layout.views, *layout.shape)
     # The log-variances directly follow the means, so both are one array.
-    latents = np.frombuffer(pages, layout.dtype, int(np.prod(shape)), offsets["mean"]).reshape(shape)
-    return latents, labels
+    latents = map_array(file, layout.dtype, start["mean"], shape)
+    return latents, map_array(file, np.int64, start["label"], (layout.count,))

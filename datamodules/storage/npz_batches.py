@@ -10,18 +10,16 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from datamodules.index_cache import file_fingerprint
+from datamodules.index_cache import file_fingerprint, npy_header
 
-Labels = npt.NDArray[np.int64]
 CHUNK = 1 << 24  # bytes read at a time
 SPARE = 1 << 28  # bytes to leave free on the disk
-HEADERS = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
 
 
 class NpzBatch(NamedTuple):
@@ -34,8 +32,8 @@ class NpzBatch(NamedTuple):
     """
 
     file: Path
-    shape: tuple[int, int]
-    labels: Labels
+    shape: tuple[int, ...]
+    labels: npt.NDArray[np.int64]
 
 
 def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
@@ -52,7 +50,7 @@ def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
     Raises:
         ValueError: the file has another layout or is damaged.
     """
-    with one_line_errors(file), open_data(file) as (_, shape):
+    with _open_data(file) as (_, shape):
         labels = np.load(file, allow_pickle=False)["labels"].astype(np.int64).reshape(-1)
     if len(shape) != 2 or shape[1] % 3 or not shape[0]:
         raise ValueError(f"data of {file} must have shape (n, {3 * size * size}), got {shape}: download it again")
@@ -63,30 +61,7 @@ def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
             f"labels of {file} must be {shape[0]} integers from 1 to {numbers}, got {len(labels)} from "
             f"{labels.min(initial=numbers + 1)} to {labels.max(initial=0)}: download it again"
         )
-    return NpzBatch(file, (shape[0], shape[1]), labels)
-
-
-@contextlib.contextmanager
-def one_line_errors(file: Path) -> Iterator[None]:
-    """Turn any exception in reading the file into a one-line ValueError that names it."""
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{file} must hold data and labels, got: {error.args[0]}; download it again") from error
-    except Exception as error:  # damaged archives and headers may raise anything
-        line = str(error).split("\n")[0]
-        raise ValueError(f"{file} cannot be read: {line}; download it again") from error
-
-
-@contextlib.contextmanager
-def open_data(file: Path) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """Open the raw stream of a file's images; yield it with their shape."""
-    with zipfile.ZipFile(file) as archive, archive.open("data.npy") as stream:
-        version = np.lib.format.read_magic(stream)[0]
-        shape, columns_first, kind = HEADERS[version](stream)
-        if kind != np.uint8 or columns_first:
-            raise ValueError(f"its data must be uint8 in C order, got {kind}{' in Fortran order' * columns_first}")
-        yield stream, shape
+    return NpzBatch(file, shape, labels)
 
 
 def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: Path) -> Path:
@@ -112,7 +87,8 @@ def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder:
         return made
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder / f".{made.name}.lock"):
+        with (folder / f".{made.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until no other process holds it
             if not made.is_dir():
                 _make(parts, size=size, made=made)
     except OSError as error:
@@ -120,19 +96,11 @@ def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder:
     return made
 
 
-@contextlib.contextmanager
-def exclusive_lock(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; wait until no other process holds it."""
-    with file.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
 def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> None:
     """Write the arrays to a temporary folder and rename it to `made`."""
-    needed = sum(rows * values for batches in parts.values() for _, (rows, values), _ in batches)
     for left in made.parent.glob(f".{made.name}-*"):  # of a killed process: this one holds the lock
         shutil.rmtree(left, ignore_errors=True)
+    needed = sum(batch.shape[0] * batch.shape[1] for batches in parts.values() for batch in batches)
     free = shutil.disk_usage(made.parent).free
     if free < needed + SPARE:
         raise ValueError(
@@ -145,29 +113,41 @@ def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> 
         for name, batches in parts.items():
             np.save(new / f"{name}_labels.npy", np.concatenate([batch.labels for batch in batches]))
             with (new / f"{name}.npy").open("wb") as target:
-                _write(target, batches, size)
+                shape = (sum(batch.shape[0] for batch in batches), 3, size, size)
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(target, header)
+                for batch in batches:
+                    for chunk in _chunks(batch):
+                        target.write(chunk)
+                target.flush()
+                os.fsync(target.fileno())
         new.rename(made)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _write(target: BinaryIO, batches: Sequence[NpzBatch], size: int) -> None:
-    """Write all images as one .npy file; their bytes are already in the right order."""
-    shape = (sum(batch.shape[0] for batch in batches), 3, size, size)
-    np.lib.format.write_array_header_1_0(target, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    for batch in batches:
-        left = batch.shape[0] * batch.shape[1]
-        for chunk in _chunks(batch.file):
-            target.write(chunk)
-            left -= len(chunk)
-        if left:
-            raise ValueError(f"{batch.file} cannot be read: its data is {left} bytes too short; download it again")
-    target.flush()
-    os.fsync(target.fileno())
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    """Yield the bytes of a file's images in chunks; the zip's checksum is compared at the end."""
-    with one_line_errors(file), open_data(file) as (stream, _):
+def _chunks(batch: NpzBatch) -> Iterator[bytes]:
+    """Yield the bytes of a file's images, which are in the right order; the zip's checksum is compared at the end."""
+    left = batch.shape[0] * batch.shape[1]
+    with _open_data(batch.file) as (stream, _):
         while chunk := stream.read(CHUNK):
             yield chunk
+            left -= len(chunk)
+        if left:
+            raise ValueError(f"its data is {left} bytes too short")
+
+
+@contextlib.contextmanager
+def _open_data(file: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """Open the raw stream of a file's images; yield it with their shape, and turn any exception into one line."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open("data.npy") as stream:
+            shape, columns_first, kind = npy_header(stream)
+            if kind != np.uint8 or columns_first:
+                raise ValueError(f"its data must be uint8 in C order, got {kind}{' in Fortran order' * columns_first}")
+            yield stream, shape
+    except KeyError as error:
+        raise ValueError(f"{file} must hold data and labels, got: {error.args[0]}; download it again") from error
+    except Exception as error:  # damaged archives and headers may raise anything
+        line = str(error).split("\n")[0]
+        raise ValueError(f"{file} cannot be read: {line}; download it again") from error

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from datamodules import Arrays
+from datamodules.index_cache import MappedArray
 
 LATENTS = np.random.default_rng(0).standard_normal((50, 4, 8, 8)).astype(np.float16)
 LABELS = np.arange(50) % 5
@@ -108,7 +109,7 @@ def test_spawned_workers_get_the_file_name_not_its_contents(root):
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 20_000
     again = pickle.loads(pickled)
-    assert isinstance(again.images, np.memmap)
+    assert isinstance(again.images, MappedArray)
     assert np.array_equal(again.images, dataset.images)
 
 

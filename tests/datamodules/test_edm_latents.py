@@ -1,20 +1,13 @@
-import io
-import json
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encoded_files import cache_fixture, npy, write_zip  # noqa: F401
 
 from datamodules.edm_latents import SCALE, SHIFT, EdmLatents
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
 
 
 def moments(i: int, deviation: float = 0.5) -> np.ndarray:
@@ -24,16 +17,8 @@ def moments(i: int, deviation: float = 0.5) -> np.ndarray:
 
 
 def write(file: Path, arrays: list[np.ndarray]) -> Path:
-    with zipfile.ZipFile(file, "w") as archive:
-        labels = []
-        for i, array in enumerate(arrays):
-            stream = io.BytesIO()
-            np.save(stream, array)
-            name = f"00000/img-mean-std-latents-{i:08d}.npy"
-            archive.writestr(name, stream.getvalue())
-            labels.append([name, i % 3])
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
-    return file
+    files = {f"00000/img-mean-std-latents-{i:08d}.npy": npy(array) for i, array in enumerate(arrays)}
+    return write_zip(file, files, [[name, i % 3] for i, name in enumerate(files)])
 
 
 def latents(root: Path, **options: Any) -> EdmLatents:

@@ -1,36 +1,15 @@
 import io
-import json
 import warnings
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from encoded_files import cache_fixture, encoded, labels_of, npy, seen, write_zip  # noqa: F401
 from PIL import Image
 
 from datamodules.edm_zips import EdmZip
-
-Contents = Mapping[str, bytes]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
-
-
-def png(gray: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4), (gray, gray, gray)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def names(count: int, suffix: str = "png") -> list[str]:
@@ -38,48 +17,20 @@ def names(count: int, suffix: str = "png") -> list[str]:
 
 
 def images(count: int) -> dict[str, bytes]:
-    return {name: png(i) for i, name in enumerate(names(count))}
-
-
-def write(place: Path, files: Contents, labels: Any = "absent") -> Path:
-    """Write a zip, or a folder if the name has no suffix."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    files = dict(files) if labels == "absent" else {**files, "dataset.json": json.dumps({"labels": labels}).encode()}
-    if place.suffix != ".zip":
-        for name, data in files.items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(data)
-        return place
-    with zipfile.ZipFile(place, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return place
+    return {name: encoded(i) for i, name in enumerate(names(count))}
 
 
 def edm(root: Path, **options: Any) -> EdmZip:
     return EdmZip(str(root), 4, **({"batch_size": 4, "horizontal_flip": False} | options))
 
 
-def brightness(batch: Any) -> list[int]:
-    values = batch["image"][:, 0, 0, 0]  # loaders carry bytes, finished batches floats
-    return values.tolist() if values.dtype == torch.uint8 else ((values + 1) * 127.5).round().int().tolist()
-
-
-def seen(batches: Any) -> list[int]:
-    return [value for batch in batches for value in brightness(batch)]
-
-
-def label_of(batches: Any) -> dict[int, int]:
-    return {g: label for b in batches for g, label in zip(brightness(b), b["label"].tolist(), strict=True)}
-
-
 @pytest.mark.parametrize("name", ["a.zip", "a"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_images_have_the_labels_of_the_listing(tmp_path: Path, name: str, workers: int) -> None:
     labels = [[file, i % 7] for i, file in reversed(list(enumerate(names(40))))]
-    data = edm(write(tmp_path / name, images(40), labels), workers=workers, held_out=0.2)
+    data = edm(write_zip(tmp_path / name, images(40), labels), workers=workers, held_out=0.2)
     assert data.classes == 7
-    train, val = (label_of(data.images(split, 9)) for split in ("train", "val"))  # type: ignore[arg-type]
+    train, val = (labels_of(data.images(split, 9)) for split in ("train", "val"))  # type: ignore[arg-type]
     assert sorted([*train, *val]) == list(range(40))
     assert train | val == {i: i % 7 for i in range(40)}
     assert set(seen(data.train_dataloader())) <= set(train)
@@ -88,14 +39,14 @@ def test_images_have_the_labels_of_the_listing(tmp_path: Path, name: str, worker
 
 @pytest.mark.parametrize("labels", [None, "absent", []])
 def test_without_labels_there_are_no_classes(tmp_path: Path, labels: Any) -> None:
-    data = edm(write(tmp_path / "a.zip", images(30), labels))
+    data = edm(write_zip(tmp_path / "a.zip", images(30), labels))
     assert data.classes == 0
-    assert set(label_of(data.images("train", 30)).values()) == {0}
+    assert set(labels_of(data.images("train", 30)).values()) == {0}
 
 
 def test_zip_and_folder_hold_out_the_same_files_for_every_seed(tmp_path: Path) -> None:
     kept = [
-        seen(edm(write(tmp_path / name, images(200)), held_out=0.1, seed=seed).images("val", 50))
+        seen(edm(write_zip(tmp_path / name, images(200)), held_out=0.1, seed=seed).images("val", 50))
         for seed, name in enumerate(["a.zip", "b"])
     ]
     assert kept[0] == kept[1]
@@ -103,28 +54,28 @@ def test_zip_and_folder_hold_out_the_same_files_for_every_seed(tmp_path: Path) -
 
 
 def test_validation_may_come_from_another_zip(tmp_path: Path) -> None:
-    root = write(tmp_path / "a.zip", images(10), [[name, i % 3] for i, name in enumerate(names(10))])
-    val = write(tmp_path / "b.zip", images(3), [[name, 1] for name in names(3)])
+    root = write_zip(tmp_path / "a.zip", images(10), [[name, i % 3] for i, name in enumerate(names(10))])
+    val = write_zip(tmp_path / "b.zip", images(3), [[name, 1] for name in names(3)])
     data = edm(root, val_root=str(val))
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [10, 3, 3]  # type: ignore[arg-type]
     assert data.dataset("val").classes == 3
     for wrong, got in {3: "class 3", None: "no labels"}.items():
         labels = None if wrong is None else [[name, wrong] for name in names(3)]
-        other = write(tmp_path / f"{wrong}.zip", images(3), labels)
+        other = write_zip(tmp_path / f"{wrong}.zip", images(3), labels)
         with pytest.raises(
             ValueError, match=rf"dataset.json of val_root must have the 3 classes of training, got {got} in"
         ):
             edm(root, val_root=str(other)).setup()
-    plain = edm(write(tmp_path / "c.zip", images(10)), val_root=str(val))
-    assert set(label_of(plain.val_dataloader()).values()) == {0}
+    plain = edm(write_zip(tmp_path / "c.zip", images(10)), val_root=str(val))
+    assert set(labels_of(plain.val_dataloader()).values()) == {0}
 
 
 def test_arrays_are_images(tmp_path: Path) -> None:
     stored = {name: npy(np.full((3, 4, 4), i, np.uint8)) for i, name in enumerate(names(20, "npy"))}
-    data = edm(write(tmp_path / "a.zip", stored))
+    data = edm(write_zip(tmp_path / "a.zip", stored))
     assert sorted(seen(data.images("train", 9)) + seen(data.images("val", 9))) == list(range(20))
     gray = {name: npy(np.full((1, 8, 6), i, np.uint8)) for i, name in enumerate(names(20, "npy"))}
-    assert set(seen(edm(write(tmp_path / "b.zip", gray)).images("train", 9))) <= set(range(20))
+    assert set(seen(edm(write_zip(tmp_path / "b.zip", gray)).images("train", 9))) <= set(range(20))
 
 
 def test_pixels_are_unchanged(tmp_path: Path) -> None:
@@ -133,8 +84,8 @@ def test_pixels_are_unchanged(tmp_path: Path) -> None:
     for stream, image in zip(streams, pixels, strict=True):
         Image.fromarray(image.transpose(1, 2, 0)).save(stream, "PNG")
     files = {name: stream.getvalue() for name, stream in zip(names(6), streams, strict=True)}
-    val = write(tmp_path / "b.zip", images(1))
-    data = edm(write(tmp_path / "a.zip", files), val_root=str(val))
+    val = write_zip(tmp_path / "b.zip", images(1))
+    data = edm(write_zip(tmp_path / "a.zip", files), val_root=str(val))
     batch = next(data.images("train", 6))
     assert torch.equal(batch["image"], torch.from_numpy(pixels).float().div(127.5).sub(1))
 
@@ -156,22 +107,22 @@ def test_pixels_are_unchanged(tmp_path: Path) -> None:
 )
 def test_labels_that_are_not_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        edm(write(tmp_path / "a.zip", images(6), labels)).setup()
+        edm(write_zip(tmp_path / "a.zip", images(6), labels)).setup()
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_listing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dataset.json must be .*: correct it"):
-        edm(write(tmp_path / "a.zip", images(6) | {"dataset.json": b'{"labels": [["a'})).setup()
+        edm(write_zip(tmp_path / "a.zip", images(6) | {"dataset.json": b'{"labels": [["a'})).setup()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_image_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
     files = images(12)
-    files[names(12)[5]] = png(5)[:40]
+    files[names(12)[5]] = encoded(5)[:40]
     files["00000/img00000006.npy"] = npy(np.zeros((4, 4, 3), np.uint8))
     del files["00000/img00000006.png"]
-    root = write(tmp_path / "a.zip", files)
+    root = write_zip(tmp_path / "a.zip", files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = edm(root, val_root=str(root), workers=workers)
@@ -185,18 +136,18 @@ def test_missing_empty_damaged_and_too_small_zips_are_refused(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError, match=r"root must be a zip or a folder, got .*none.zip: no such file"):
         edm(tmp_path / "none.zip").setup()
     with pytest.raises(ValueError, match=r"root must hold images, got .*void.zip without any \(\.bmp .*\)"):
-        edm(write(tmp_path / "void.zip", {"a.txt": b""})).setup()
-    cut = write(tmp_path / "cut.zip", images(6))
+        edm(write_zip(tmp_path / "void.zip", {"a.txt": b""})).setup()
+    cut = write_zip(tmp_path / "cut.zip", images(6))
     cut.write_bytes(cut.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"cut.zip cannot be read as a zip: .*; copy or write it again"):
         edm(cut).setup()
     with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out"):
-        edm(write(tmp_path / "one.zip", images(1))).setup()
+        edm(write_zip(tmp_path / "one.zip", images(1))).setup()
     with pytest.raises(ValueError, match=r"batch_size must leave at least one batch .* got 64 x 1"):
-        edm(write(tmp_path / "few.zip", images(10)), batch_size=64).setup("fit")
+        edm(write_zip(tmp_path / "few.zip", images(10)), batch_size=64).setup("fit")
     latents = {f"00000/img-mean-std-latents-{i:08d}.npy": npy(np.zeros((8, 4, 4), np.float32)) for i in range(3)}
     with pytest.raises(ValueError, match=r"root must hold images, got latents such as .*: use datamodules.EdmLatents"):
-        edm(write(tmp_path / "latents.zip", latents)).setup()
+        edm(write_zip(tmp_path / "latents.zip", latents)).setup()
 
 
 @pytest.mark.parametrize("wrong", [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}])

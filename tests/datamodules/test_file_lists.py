@@ -9,6 +9,7 @@ from PIL import Image
 from datamodules import ImageFolder
 from datamodules.hash_split import hash_fraction, is_held_out
 from datamodules.images.image_files import ImageFiles
+from datamodules.index_cache import MappedArray
 from datamodules.storage import file_lists
 from datamodules.storage.file_lists import FileList, file_list, list_images
 
@@ -97,7 +98,7 @@ def test_a_long_list_is_cached_and_equals_a_short_one(tmp_path: Path, cache: Pat
         second = file_list(tmp_path)
     assert same(short, first)
     assert same(short, second)
-    assert all(isinstance(array, np.memmap) for array in second)
+    assert all(isinstance(array, MappedArray) for array in second)
 
 
 def test_a_long_flat_list_is_cached_too(tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:

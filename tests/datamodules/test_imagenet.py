@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from encoded_files import encoded, unpack
 from torch.utils.data import DataLoader
 
 from datamodules import ImageNet
+from datamodules.index_cache import MappedArray
 from datamodules.storage import imagenet_classes
 from datamodules.storage.imagenet_tars import TarImages
 
@@ -29,21 +30,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return folder
 
 
-def encoded(level: int) -> bytes:
-    """A PNG of one gray level, named .JPEG like one of ImageNet's files."""
-    file = io.BytesIO()
-    Image.new("RGB", (6, 4), (level, level, level)).save(file, "png")
-    return file.getvalue()
-
-
 TRAIN = {f"{wnid}/{wnid}_{i}.JPEG": encoded(10 * label + i) for label, wnid in enumerate(WNIDS) for i in (2, 1, 3)}
 VAL = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": encoded(100 + i) for i in range(len(TRUTH))}
-
-
-def unpack(root: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(data)
 
 
 def tarred(files: dict[str, bytes], how: int = tarfile.GNU_FORMAT) -> bytes:
@@ -139,8 +127,8 @@ def test_an_index_is_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest
     assert seen(data, "train") == before
     train = data.dataset("train")
     assert isinstance(train, TarImages)
-    assert isinstance(train.names, np.memmap)
-    assert isinstance(train.offsets, np.memmap)
+    assert isinstance(train.names, MappedArray)
+    assert isinstance(train.places, MappedArray)
 
 
 def test_tar_files_are_read_by_forked_and_by_spawned_workers(tmp_path: Path) -> None:
@@ -149,7 +137,6 @@ def test_tar_files_are_read_by_forked_and_by_spawned_workers(tmp_path: Path) -> 
     assert isinstance(train, TarImages)
     expected = train.__getitems__([(i, 0) for i in range(9)])["image"]  # the descriptor is open from here on
     again = pickle.loads(pickle.dumps(train))
-    assert again._descriptor is None
     assert torch.equal(again.__getitems__([(i, 0) for i in range(9)])["image"], expected)
     loader = DataLoader(train, 3, num_workers=2, collate_fn=lambda batch: batch)
     assert torch.equal(torch.cat([batch["image"] for batch in loader]), expected)
@@ -185,7 +172,7 @@ def test_an_image_beyond_the_end_of_the_file_is_left_out(tmp_path: Path) -> None
     file = tmp_path / "ILSVRC2012_img_val.tar"
     last = list(VAL)[-1]
     file.write_bytes(file.read_bytes()[: file.read_bytes().index(last.encode()) + 530])  # after the index was made
-    with pytest.warns(UserWarning, match=rf"cannot read .*{last}: the tar file ends \d+ bytes too early"):
+    with pytest.warns(UserWarning, match=rf"cannot read .*{last}: the file ends \d+ bytes too early"):
         assert len(seen(data, "val")) == len(VAL) - 1
 
 

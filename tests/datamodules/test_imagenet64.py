@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from encoded_files import cache_fixture  # noqa: F401
 from lightning.pytorch import LightningModule, Trainer
 
 from datamodules import ImageNet64
 from datamodules.images.pixel_arrays import PixelArray
+from datamodules.index_cache import MappedArray
 from datamodules.storage import npz_batches
 from datamodules.storage.imagenet_classes import SORTED_INDEX
 
@@ -18,12 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*holds . of 10 training files")
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample" / "downsampled64"
 SIZE = 4
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def arrays(seed: int, count: int, size: int = SIZE) -> dict[str, np.ndarray]:
@@ -107,8 +103,8 @@ def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.Monk
     data.prepare_data()
     train = data.dataset("train")
     assert isinstance(train, PixelArray)
-    assert isinstance(train.pixels, np.memmap)
-    assert Path(str(train.pixels.filename)).parent == made
+    assert isinstance(train.pixels, MappedArray)
+    assert Path(train.pixels.place[0]).parent == made  # type: ignore[index]
     assert len(pickle.dumps(train)) < 5000
     again = pickle.loads(pickle.dumps(train))
     assert torch.equal(again.__getitems__([2])["image"], train.__getitems__([2])["image"])

@@ -4,62 +4,64 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_files import cache_fixture  # noqa: F401
 
 from datamodules import index_cache
-from datamodules.index_cache import cached_arrays, file_fingerprint, memmaps_to_paths, paths_to_memmaps
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+from datamodules.index_cache import MappedArray, cached_arrays, file_fingerprint, map_npy
 
 
 class Counted:
+    """Function that builds arrays and counts its calls."""
+
     def __init__(self) -> None:
         self.calls = 0
 
     def __call__(self) -> dict[str, np.ndarray]:
         self.calls += 1
-        return {"names": np.array([b"a", b"bc"]), "offsets": np.arange(3)}
+        return {"names": np.array([b"a", b"bc"]), "empty": np.zeros((0, 2)), "offsets": np.arange(3)}
 
 
-def test_arrays_are_built_once_per_fingerprint(home: Path) -> None:
+def test_arrays_are_built_once_per_fingerprint(cache: Path) -> None:
     build = Counted()
     for _ in range(2):
         found = cached_arrays("tar", {"size": 1}, build)
     assert build.calls == 1
-    assert found["names"].tolist() == [b"a", b"bc"]
-    assert isinstance(found["offsets"], np.memmap)
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in Counted()().items()
+    }
+    assert all(isinstance(array, MappedArray) and array.flags.aligned for array in found.values())
     cached_arrays("tar", {"size": 2}, build)
     assert build.calls == 2
-    assert sorted(p.name.split("-")[0] for p in home.iterdir()) == ["tar", "tar"]  # nothing temporary is left
+    assert sorted(p.name.split("-")[0] for p in cache.iterdir()) == ["tar", "tar"]  # nothing temporary is left
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "no list"])
-def test_a_damaged_entry_is_built_again(home: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "text", "flipped", "invalid"])
+def test_a_damaged_or_outdated_index_is_built_again(cache: Path, damage: str) -> None:
     build = Counted()
     cached_arrays("tar", 1, build)
-    (entry,) = home.iterdir()
-    if damage == "truncated":
-        (entry / "offsets.npy").write_bytes((entry / "offsets.npy").read_bytes()[:-8])
-    elif damage == "missing":
-        (entry / "names.npy").unlink()
-    else:
-        (entry / "index.json").write_text("{")
-    assert cached_arrays("tar", 1, build)["offsets"].tolist() == [0, 1, 2]
-    assert build.calls == 2
-    assert cached_arrays("tar", 1, build)["offsets"].tolist() == [0, 1, 2]
-    assert build.calls == 2
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-12] ^= 1
+    if damage == "missing":
+        file.unlink()
+    elif damage != "invalid":
+        changed = {"truncated": content[:-8], "empty": b"", "text": b"no index" * 9, "flipped": content}[damage]
+        file.write_bytes(changed)
+    for _ in range(2):
+        found = cached_arrays("tar", 1, build, is_valid=lambda _: damage != "invalid" or build.calls > 1)
+        assert found["offsets"].tolist() == [0, 1, 2]
+        assert build.calls == 2
 
 
-def test_an_entry_that_another_process_finished_first_is_used(home: Path) -> None:
+def test_an_index_that_another_process_finished_first_stays_mapped(cache: Path) -> None:
+    first = []
+
     def build() -> dict[str, np.ndarray]:
-        cached_arrays("tar", 1, Counted())
+        first.append(cached_arrays("tar", 1, Counted()))
         return Counted()()
 
-    assert cached_arrays("tar", 1, build)["offsets"].tolist() == [0, 1, 2]
-    assert len(list(home.iterdir())) == 1
+    assert cached_arrays("tar", 1, build)["offsets"].tolist() == first[0]["offsets"].tolist() == [0, 1, 2]
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_cache_that_is_not_writable_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +90,17 @@ def test_a_file_fingerprint_changes_with_the_file(tmp_path: Path) -> None:
     assert file_fingerprint(file)["ends"] != before["ends"]
 
 
-def test_mapped_arrays_are_pickled_as_the_names_of_their_files() -> None:
-    found = cached_arrays("tar", 1, lambda: {"offsets": np.arange(100_000)})
-    state = memmaps_to_paths({"full": found["offsets"], "part": found["offsets"][5:], "other": 3})
-    assert len(pickle.dumps(state["full"])) < 1000
-    again = paths_to_memmaps(state)
-    assert isinstance(again["full"], np.memmap)
-    assert again["full"].tolist() == list(range(100_000))
-    assert again["part"].tolist() == list(range(5, 100_000))
-    assert again["other"] == 3
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_mapped_arrays_are_pickled_as_places_in_files(tmp_path: Path, order: str) -> None:
+    values = np.asarray(np.arange(100_000).reshape(100, 1000), order=order)  # type: ignore[call-overload]
+    np.save(tmp_path / "values.npy", values)
+    for full in (map_npy(tmp_path / "values.npy"), cached_arrays("tar", 1, lambda: {"full": values})["full"]):
+        text = pickle.dumps(full)
+        again = pickle.loads(text)
+        assert len(text) < 1000
+        assert isinstance(again, MappedArray)
+        assert not again.flags.writeable
+        assert np.array_equal(again, values)
+        part = pickle.loads(pickle.dumps(full[5:]))
+        assert type(part) is np.ndarray
+        assert np.array_equal(part, values[5:])

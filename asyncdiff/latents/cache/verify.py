@@ -1,6 +1,5 @@
 """Compare every byte of a cache with its checksums."""
 
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from datamodules.storage.latent_shards import (
     Header,
     Layout,
     check_sha256,
-    latents_and_labels,
+    map_shard,
     open_shards,
     read_manifest,
 )
@@ -43,12 +42,8 @@ def verify(root: Path) -> dict[str, Any]:
 
 def check_values(file: Path, layout: Layout, header: Header, classes: int) -> None:
     """Raise DamagedError unless latents are finite and labels are classes."""
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-        latents, labels = latents_and_labels(pages, layout, header.start)
-        finite = all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS))
-        labels_valid = bool(((labels >= 0) & (labels < max(1, classes))).all())
-        del latents, labels  # the map cannot be closed while arrays refer to it
-    if not finite:
+    latents, labels = map_shard(file, layout, header)
+    if not all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS)):
         raise DamagedError(f"{file} has latents that are not finite: {REMEDY}")
-    if not labels_valid:
+    if not ((labels >= 0) & (labels < max(1, classes))).all():
         raise DamagedError(f"{file} has labels outside its {classes} classes: {REMEDY}")
