@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomize_weights
 from PIL import Image
+from small_runs import small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Spiral
 from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, PartiallyNoised, Synchronous
@@ -58,7 +57,7 @@ def test_partially_noised_refuses_other_grids_and_floors():
         PartiallyNoised(Floored(Synchronous()), MAP)
 
 
-@pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), DDIM(0.5), 60), Sampler(Synchronous(), Heun(), 30)])
+@pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), DDIM(0.5), 40), Sampler(Synchronous(), Heun(), 15)])
 def test_edits_of_true_images_are_true_images(sampler):
     """Samples of a Gaussian, noised to any level map and denoised, have its mean and covariance again."""
     n = 3000
@@ -123,9 +122,7 @@ def test_invalid_start_levels_are_refused():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
-    return AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
+    return AsyncDiffusion(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
 
 
 def saved(file, array):

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import randomize_weights
 from PIL import Image
+from small_runs import small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.errors.suggestions import find_class
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half, Thin
 from asyncdiff.noise.orders import CenterOut, Spiral
 from asyncdiff.sampling.guidance import InputGuidance
@@ -40,9 +39,7 @@ LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").
 @pytest.fixture(scope="module")
 def model():
     """A model of 8x8 color images in patches of 2, with random weights and three classes."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
-    return AsyncDiffusion(network, sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
+    return AsyncDiffusion(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
 
 
 @pytest.fixture
@@ -230,76 +227,52 @@ def test_files_of_the_same_name_give_images_of_different_names(model, tmp_path):
 
 
 def test_latents_without_a_codec_are_refused():
-    network = DiT(channels=4, patch_size=2, dim=32, depth=1, heads=2)
-    latent = AsyncDiffusion(network, image_size=8)
+    latent = AsyncDiffusion(small_dit(4), image_size=8)
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, but the model has 4: set model.codec"):
         Generate().requests(latent, seeds=[0])
 
 
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        (lambda p: Inpaint(p, "sqare"), "mask must be one of .* did you mean square"),
-        (
-            lambda p: Inpaint(p, "none.png"),
-            "mask must be an existing file or folder, or the name of a mask set, got none.png",
-        ),
-        (
-            lambda p: Inpaint(p, size="9x8"),
-            "must be multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest",
-        ),
-        (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
-        (lambda p: Inpaint(p, size="8x8", fit="keep"), "size cannot be combined with fit='keep'"),
-        (
-            lambda p: Inpaint("none.jpg"),
-            "image must be an image file, a folder or a pattern that matches files, got none.jpg",
-        ),
-        (lambda p: Inpaint(p, f"{Path(p).parent}/white.png"), "mask must leave some pixels unknown, .* all of photo"),
-        (
-            lambda p: Inpaint(p, f"{Path(p).parent}/wide.png"),
-            "mask must have the aspect ratio of its photo, got .* 8x9 .* 8x8",
-        ),
-        (
-            lambda p: Inpaint(p, f"{Path(p).parent}/masks"),
-            "mask folder .* must contain exactly one image file named photo, got 0",
-        ),
-        (lambda p: Outpaint(p), "set either to, the size of the result, or at least one of top, bottom, left, right"),
-        (
-            lambda p: Outpaint(p, right=4, to="8x16"),
-            "set either to, the size of the result, or at least one of top, bottom, left, right",
-        ),
-        (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
-        (lambda p: Outpaint(p, to="6x16"), "to must be larger than the photo of 8x8, got 6x16"),
-        (lambda p: Outpaint(p, to="8x8"), "to must be larger than the photo"),
-        (
-            lambda p: Outpaint(p, right=3, size="4x4"),
-            "must be multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is the nearest",
-        ),
-        (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
-        (lambda p: Outpaint(saved(Path(p).with_name("low.png"), 4, 4), right=8, fit="keep"), "size .* 8x8, got 4x12"),
-        (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
-        (lambda p: Texture(size="4x4"), "size must be at least the training size 8x8, got 4x4"),
-        (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
-        (lambda p: Autoregress(overlap=1.0), "overlap"),
-        (lambda p: Autoregress(steps_per_patch=0), "steps_per_patch must be at least 1"),
-        (lambda p: Autoregress(image=p), "image and mask must be given together, got image without mask"),
-        (lambda p: Autoregress(mask="half"), "image and mask must be given together, got mask without image"),
-        (lambda p: Autoregress(mask_seed=3), "mask_is_unknown, mask_seed and fit need an image"),
-        (lambda p: Texture(scale=0.5), "scale and piece need an exemplar"),
-        (lambda p: Texture(p, scale=0.0), "scale must be positive"),
-        (
-            lambda p: Texture(p, piece="1x8"),
-            "exemplar must contain at least one patch of 2x2 pixels, got 8x8, cropped to at most 1x8",
-        ),
-        (lambda p: Texture(str(Path(p).parent)), "exemplar must be one image file, got 3"),
-    ],
-)
+MISTAKES = [
+    (lambda p: Inpaint(p, "sqare"), "mask must be one of .* did you mean square"),
+    (lambda p: Inpaint(p, "none.png"), "mask must be an existing file or folder, or the name of a mask set, got none"),
+    (lambda p: Inpaint(p, size="9x8"), "multiples of the patch size 2x2 in pixels, got 9x8: 8x8 is the nearest"),
+    (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
+    (lambda p: Inpaint(p, size="8x8", fit="keep"), "size cannot be combined with fit='keep'"),
+    (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern that matches files, got none"),
+    (lambda p: Inpaint(p, str(p.with_name("white.png"))), "mask must leave some pixels unknown, .* all of photo"),
+    (lambda p: Inpaint(p, str(p.with_name("wide.png"))), "mask must have the aspect ratio .* got .* 8x9 .* 8x8"),
+    (lambda p: Inpaint(p, str(p.with_name("masks"))), "mask folder .* exactly one image file named photo, got 0"),
+    (lambda p: Outpaint(p), "set either to, the size of the result, or at least one of top, bottom, left, right"),
+    (lambda p: Outpaint(p, right=4, to="8x16"), "set either to, the size of the result, or at least one of top"),
+    (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
+    (lambda p: Outpaint(p, to="6x16"), "to must be larger than the photo of 8x8, got 6x16"),
+    (lambda p: Outpaint(p, to="8x8"), "to must be larger than the photo"),
+    (lambda p: Outpaint(p, right=3, size="4x4"), "multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is"),
+    (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
+    (lambda p: Outpaint(str(p.with_name("low.png")), right=8, fit="keep"), "size .* 8x8, got 4x12"),
+    (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
+    (lambda p: Texture(size="4x4"), "size must be at least the training size 8x8, got 4x4"),
+    (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
+    (lambda p: Autoregress(overlap=1.0), "overlap"),
+    (lambda p: Autoregress(steps_per_patch=0), "steps_per_patch must be at least 1"),
+    (lambda p: Autoregress(image=p), "image and mask must be given together, got image without mask"),
+    (lambda p: Autoregress(mask="half"), "image and mask must be given together, got mask without image"),
+    (lambda p: Autoregress(mask_seed=3), "mask_is_unknown, mask_seed and fit need an image"),
+    (lambda p: Texture(scale=0.5), "scale and piece need an exemplar"),
+    (lambda p: Texture(p, scale=0.0), "scale must be positive"),
+    (lambda p: Texture(p, piece="1x8"), "exemplar must contain at least one patch of 2x2 pixels, got 8x8, cropped to"),
+    (lambda p: Texture(str(p.parent)), "exemplar must be one image file, got 4"),
+]
+
+
+@pytest.mark.parametrize(("task", "message"), MISTAKES)
 def test_mistakes_are_refused_before_sampling(task, message, model, photo, tmp_path):
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "wide.png")
+    saved(tmp_path / "low.png", 4, 4)
     (tmp_path / "masks").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        task(photo).requests(model, seeds=[0])
+        task(Path(photo)).requests(model, seeds=[0])
     assert "\n" not in str(error.value)
 
 
@@ -375,8 +348,15 @@ def test_a_single_generated_image_gets_no_sheet(tmp_path):
 
 
 def test_tiles_of_several_sizes_fit_on_a_sheet():
-    page = make_sheet([[torch.zeros(3, 4, 100, dtype=torch.uint8), torch.zeros(3, 50, 20, dtype=torch.uint8)]])
+    wide, high = torch.zeros(3, 4, 100, dtype=torch.uint8), torch.ones(3, 50, 20, dtype=torch.uint8)
+    page = make_sheet([[wide, high]])
     assert page.shape == (3, 50 + 8, 204 + 8)
+    assert torch.equal(page[:, 4:8, 4:104], wide)
+    assert torch.equal(page[:, 4:54, 108:128], high)
+    rest = page.clone()
+    rest[:, 4:8, 4:104] = rest[:, 4:54, 108:128] = 255
+    assert (rest == 255).all()
+    assert make_sheet([[high]]).shape == (3, 2 * 50 + 8, 2 * 20 + 8)  # enlarged to 96 pixels or more
 
 
 def test_the_sheet_shows_the_photo_at_its_position():
