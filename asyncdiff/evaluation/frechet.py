@@ -160,13 +160,16 @@ class FrechetDistance:
         return self
 
     @torch.no_grad()
-    def update(self, images: Image, *, real: bool) -> None:
-        """Add images in [-1, 1] to the real or the generated side; the features move to their device."""
+    def extract(self, images: Image) -> Float[Tensor, "b d"]:
+        """Return the features of images in [-1, 1]; the extractor moves to their device."""
         self.to(images.device)
         self.features.eval()
         with torch.autocast(images.device.type, enabled=False):
-            features = self.features(images.float())
-        self.update_features(features, real=real)
+            return self.features(images.float())
+
+    def update(self, images: Image, *, real: bool) -> None:
+        """Add images in [-1, 1] to the real or the generated side; the features move to their device."""
+        self.update_features(self.extract(images), real=real)
 
     @torch.no_grad()
     def update_features(self, features: Float[Tensor, "b d"], *, real: bool) -> None:

@@ -116,7 +116,7 @@ class InpaintingScores:
         return {
             "mask": self.mask,
             "sampler": self.sampler,
-            "frechet": _mean_or_none(self.frechet),
+            "frechet": _mean(self.frechet) if self.frechet else None,
             "frechet_by_round": self.frechet,
             "lpips": _mean_and_error(self.lpips),
             "diversity": _mean_and_error(self.diversity),
@@ -184,7 +184,7 @@ class InpaintingBenchmark:
                 _check_known_pixels(results, truth, known, sampler[0], mask[0])
                 decoded.append(self.decode(results))
                 if self.frechet is not None:
-                    features[k].append(self._extract_features(decoded[-1]))
+                    features[k].append(self.frechet.extract(decoded[-1]).cpu())
                 progress(len(truth))
             if self.lpips is not None:
                 decoded_truth = self.decode(truth)
@@ -224,17 +224,8 @@ class InpaintingBenchmark:
         """Return the Fréchet distance of the true images, the best result to expect; None without `frechet`."""
         if self.frechet is None:
             return None
-        batches = data.batches(self.batch_size)
-        return self._compute_frechet(
-            [self._extract_features(self.decode(batch.images.to(device))) for batch in batches]
-        )
-
-    @torch.no_grad()
-    def _extract_features(self, images: Image) -> Float[Tensor, "b d"]:
-        assert self.frechet is not None
-        network = self.frechet.features.to(images.device).eval()
-        features: Tensor = network(images)
-        return features.cpu()
+        decoded = (self.decode(batch.images.to(device)) for batch in data.batches(self.batch_size))
+        return self._compute_frechet([self.frechet.extract(images).cpu() for images in decoded])
 
     def _compute_frechet(self, features: list[Tensor]) -> float:
         assert self.frechet is not None
@@ -289,12 +280,10 @@ class InpaintingResults:
         """Return the mean scores, with the names METRIC/MASK/SAMPLER."""
         metrics: dict[str, float] = {}
         for row in self.rows:
-            scores = {
-                "frechet": _mean_or_none(row.frechet),
-                "lpips": None if row.lpips is None else row.lpips.mean().item(),
-            }
-            suffix = f"{row.mask}/{row.sampler}"
-            metrics |= {f"{name}/{suffix}": value for name, value in scores.items() if value is not None}
+            if row.frechet:
+                metrics[f"frechet/{row.mask}/{row.sampler}"] = _mean(row.frechet)
+            if row.lpips is not None:
+                metrics[f"lpips/{row.mask}/{row.sampler}"] = row.lpips.mean().item()
         return metrics
 
     def _columns(self) -> dict[str, Callable[[InpaintingScores], str]]:
@@ -305,7 +294,7 @@ class InpaintingResults:
             "sampler": lambda row: row.sampler,
         }
         if self.features is not None:
-            columns[f"Fréchet, {self.features}"] = lambda row: f"{_mean_or_none(row.frechet):.2f}"
+            columns[f"Fréchet, {self.features}"] = lambda row: f"{_mean(row.frechet):.2f}"
         if self.lpips is not None:
             columns[f"{self.lpips} to the truth"] = lambda row: _format_cell(row.lpips)
         if self.lpips is not None and self.rounds > 1:
@@ -337,9 +326,8 @@ def mask_fractions(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float
     }
 
 
-def _mean_or_none(values: Sequence[float]) -> float | None:
-    """Return the mean of values, or None if there are none."""
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _mean_and_error(values: PerImage | None) -> dict[str, float] | None:

@@ -243,30 +243,30 @@ class PathLikelihoods:
         rate = self._tag()
         scalars: dict[str, float] = {}
         for name in self.names:
-            scalars |= {f"{rate}_parts/{name}/{term}": self.term(name, term) for term in TERMS}
-            scalars[f"{rate}_parts/{name}/standard_error"] = self.standard_error(name)
-            levels = zip(LEVEL_EDGES, self.level_contributions(name).tolist(), strict=True)
-            scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels}
+            summary = self._summary(name)
+            levels = summary.pop("by_level")
+            del summary["rate"]
+            scalars |= {f"{rate}_parts/{name}/{part}": value for part, value in summary.items()}
+            scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels.items()}
         return scalars
 
     def card(self) -> dict[str, object]:
         """Return all results with standard errors as plain dicts and lists, for a result card."""
-        paths = {
-            name: {
-                "rate": self.mean(name),
-                "standard_error": self.standard_error(name),
-                **{term: self.term(name, term) for term in TERMS},
-                "by_level": dict(zip(map(str, LEVEL_EDGES), self.level_contributions(name).tolist(), strict=True)),
-                "per_patch": self.patch_means(name).tolist(),
-            }
-            for name in self.names
-        }
+        paths = {name: self._summary(name) | {"per_patch": self.patch_means(name).tolist()} for name in self.names}
         card: dict[str, object] = {"unit": self.unit, "images": self.images, "unknown_values": self.dims}
         card["paths"] = paths
         if len(self.names) > 1:
             gap, noise = self.gap()
             card["path_gap"] = {"value": gap, "standard_error": noise}
         return card
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        return {
+            "rate": self.mean(name),
+            "standard_error": self.standard_error(name),
+            **{term: self.term(name, term) for term in TERMS},
+            "by_level": dict(zip(map(str, LEVEL_EDGES), self.level_contributions(name).tolist(), strict=True)),
+        }
 
     def _per_dim(self, nats: Tensor) -> Tensor:
         dims = self.rows[..., len(TERMS)].clamp(min=1)

@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,6 @@ from asyncdiff.evaluation.feature_metrics import (
 )
 from asyncdiff.evaluation.precision_recall import density_coverage, precision_recall
 from asyncdiff.evaluation.reference_statistics import Reference
-
-METRICS = ("frechet", "kid", "inception_score", "precision_recall", "density_coverage")
-PRECISION_NEIGHBORS, DENSITY_NEIGHBORS = 3, 5  # as published
 
 FeatureArray = Float[Tensor, "n d"]
 Logits = Float[Tensor, "n k"]
@@ -81,7 +79,7 @@ def compute_metrics(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for metric in metrics:
-            _METRICS[metric](report, name, _Inputs(reference, features, logits, seed, _float64_device(device)))
+            _METRICS[metric](report, name, _Inputs(reference, features, logits, seed, torch.device(device)))
     report.notes += [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return report
 
@@ -95,18 +93,14 @@ class _Inputs:
     device: torch.device
 
     def image_features(self, metric: str) -> tuple[Tensor, Tensor]:
-        """Return the features of individual real and generated images, in float64."""
+        """Return the features of individual real and generated images, in float64, which Apple's GPU does not have."""
         if self.reference.features is None:
             raise ValueError(
                 f"{metric} needs features of individual real images, but the reference has none: "
                 f"omit {metric} from --metrics"
             )
-        return self.reference.features.to(self.device, torch.float64), self.fake.to(self.device, torch.float64)
-
-
-def _float64_device(device: torch.device | str) -> torch.device:
-    # Apple's GPU has no float64.
-    return torch.device("cpu" if torch.device(device).type == "mps" else device)
+        device = torch.device("cpu") if self.device.type == "mps" else self.device
+        return self.reference.features.to(device, torch.float64), self.fake.to(device, torch.float64)
 
 
 def _frechet(report: SampleReport, name: str, inputs: _Inputs) -> None:
@@ -132,18 +126,12 @@ def _inception_score(report: SampleReport, name: str, inputs: _Inputs) -> None:
     report.settings["inception_score"] = {"splits": SPLITS, "seed": inputs.seed}
 
 
-def _precision_recall(report: SampleReport, name: str, inputs: _Inputs) -> None:
-    real, fake = inputs.image_features("precision_recall")
-    result = precision_recall(real, fake, k=PRECISION_NEIGHBORS)
-    report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
-    report.settings["precision_recall"] = {"k": PRECISION_NEIGHBORS, "real": len(real)}
-
-
-def _density_coverage(report: SampleReport, name: str, inputs: _Inputs) -> None:
-    real, fake = inputs.image_features("density_coverage")
-    result = density_coverage(real, fake, k=DENSITY_NEIGHBORS)
-    report.metrics |= {f"{key}/{name}": value for key, value in result._asdict().items()}
-    report.settings["density_coverage"] = {"k": DENSITY_NEIGHBORS, "real": len(real)}
+def _manifolds(
+    metric: str, compute: Callable[..., Any], k: int, report: SampleReport, name: str, inputs: _Inputs
+) -> None:
+    real, fake = inputs.image_features(metric)
+    report.metrics |= {f"{key}/{name}": value for key, value in compute(real, fake, k=k)._asdict().items()}
+    report.settings[metric] = {"k": k, "real": len(real)}
 
 
 def _add_estimate(report: SampleReport, name: str, estimate: Any) -> None:
@@ -152,10 +140,11 @@ def _add_estimate(report: SampleReport, name: str, estimate: Any) -> None:
         report.deviations[name] = estimate.deviation
 
 
-_METRICS: Mapping[str, Any] = {
+_METRICS: Mapping[str, Callable[[SampleReport, str, _Inputs], None]] = {
     "frechet": _frechet,
     "kid": _kid,
     "inception_score": _inception_score,
-    "precision_recall": _precision_recall,
-    "density_coverage": _density_coverage,
+    "precision_recall": partial(_manifolds, "precision_recall", precision_recall, 3),  # k as published
+    "density_coverage": partial(_manifolds, "density_coverage", density_coverage, 5),
 }
+METRICS = tuple(_METRICS)

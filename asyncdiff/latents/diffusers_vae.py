@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,6 @@ class DiffusersAutoencoder(Autoencoder):
 
     @property
     def channels(self) -> int:
-        """Number of channels of the latents."""
         config = self._locate().config
         if config["_class_name"] == "VQModel":
             return int(config.get("vq_embed_dim") or config.get("latent_channels", 3))
@@ -64,23 +63,19 @@ class DiffusersAutoencoder(Autoencoder):
 
     @property
     def pixel_channels(self) -> int:
-        """Number of channels of the images."""
         return int(self._locate().config.get("in_channels", 3))
 
     @property
     def factor(self) -> int:
-        """Number of pixels per latent along each side: every stage except the first halves it."""
         config = self._locate().config
         tiny = config["_class_name"] == "AutoencoderTiny"
         key, default = ("encoder_block_out_channels", 4) if tiny else ("block_out_channels", 1)
-        return 2 ** (len(config.get(key, [None] * default)) - 1)
+        return 2 ** (len(config.get(key, [None] * default)) - 1)  # every stage except the first halves it
 
     def channels_if_available(self) -> int | None:
-        """Return `channels`, or None if the config.json is not on this machine; never download it."""
         return self.channels if self._location is not None or self._folder().is_dir() else None
 
     def normalization(self) -> tuple[list[float], list[float]]:
-        """Return scale and shift with one number per channel, from the constructor or else from the config.json."""
         config = self._locate().config
         means = config.get("latents_mean") or config.get("shift_factor") or 0.0
         factor = config.get("scaling_factor") or CLASSES[config["_class_name"]]
@@ -94,7 +89,6 @@ class DiffusersAutoencoder(Autoencoder):
         )
 
     def load_network(self) -> nn.Module:
-        """Load the library's network."""
         location, diffusers = self._locate(), _import_diffusers()
         kind = getattr(diffusers, location.config["_class_name"])
         source = str(self._folder()) if self._folder().is_dir() else self.path
@@ -119,17 +113,13 @@ class DiffusersAutoencoder(Autoencoder):
         return network
 
     def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the raw mean and log-variance of a few images; the latter is None if there is no posterior."""
-        encode: Callable[[Tensor], Any] = network.encode  # type: ignore[assignment]
-        output = encode(images)
+        output: Any = network.encode(images)  # type: ignore[operator]
         if hasattr(output, "latent_dist"):
             return output.latent_dist.mean, output.latent_dist.logvar
         return output.latents, None
 
     def decode_raw(self, network: nn.Module, raw: Tensor) -> Tensor:
-        """Decode a few raw latents into images."""
-        decode: Callable[[Tensor], Any] = network.decode  # type: ignore[assignment]
-        images: Tensor = decode(raw).sample
+        images: Tensor = network.decode(raw).sample  # type: ignore[operator]
         return images
 
     def _folder(self) -> Path:
@@ -178,8 +168,7 @@ def _import_diffusers() -> Any:
 
 def _fetch_config(name: str, subfolder: str) -> Path | None:
     """Download a model's config.json from the Hugging Face Hub; return None if it is missing or unreachable."""
-    _import_diffusers()
-    from huggingface_hub import hf_hub_download  # a dependency of diffusers
+    from huggingface_hub import hf_hub_download  # slow to import
 
     try:
         return Path(hf_hub_download(name, CONFIG, subfolder=subfolder or None))

@@ -28,6 +28,13 @@ def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def as_rgb(images: Image) -> Float[Tensor, "b 3 h w"]:
+    """Repeat gray images over three channels; raise ValueError unless there are 1 or 3 channels."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
+    return images.expand(-1, 3, -1, -1)
+
+
 class Features(nn.Module, ABC):
     """Base class of feature extractors, which map each image in [-1, 1] to `dim` numbers.
 
@@ -38,7 +45,6 @@ class Features(nn.Module, ABC):
 
     name: str
     dim: int
-    _hashed: tuple[int, str] | None = None
 
     @abstractmethod
     def forward(self, images: Image) -> FeatureArray:
@@ -62,23 +68,13 @@ class Features(nn.Module, ABC):
             "class": class_path(type(self)),
             "name": self.name,
             "dim": self.dim,
-            "weights": self._weights_sha256(),
+            "weights": tensors_sha256(self.fingerprint_tensors()),
             "input": self.preprocessing(),
         }
 
     def fingerprint_tensors(self) -> dict[str, Tensor]:
         """Return the tensors that `fingerprint` hashes: by default the state dict."""
         return self.state_dict()
-
-    def _weights_sha256(self) -> str:
-        """Return the SHA-256 of the tensors, cached until one of them is modified."""
-        state = self.fingerprint_tensors()
-        if any(tensor.is_inference() for tensor in state.values()):  # inference tensors have no version counter
-            return tensors_sha256(state)
-        version = sum(tensor._version for tensor in state.values())
-        if self._hashed is None or self._hashed[0] != version:
-            self._hashed = version, tensors_sha256(state)
-        return self._hashed[1]
 
 
 class _Wrapped(Features):

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.evaluation.features.base import FeatureArray, Features, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.base import FeatureArray, Features, as_rgb, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import published_hash, read_tensors, weight_file
 from asyncdiff.shapes import Image
 
@@ -52,10 +52,7 @@ class InceptionFeatures(Features):
         self.weights, self.sha256 = weights, sha256
 
     def forward(self, images: Image) -> FeatureArray:
-        """Return the features of each image, (b, 2048); images have 1 or 3 channels."""
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
-        return self.extractor(to_uint8(images).expand(-1, 3, -1, -1))[0]
+        return self.extractor(to_uint8(as_rgb(images)))[0]
 
     def logits(self, images: Image) -> Float[Tensor, "b 1008"]:
         """Return the class scores for the published Inception score, without the bias, as in the TensorFlow graph."""
@@ -66,7 +63,6 @@ class InceptionFeatures(Features):
         return features @ self.extractor.fc.weight.T
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return the preprocessing; TensorFlow 1 resizes differently from bilinear filters in other libraries."""
         size = self.extractor.INPUT_IMAGE_SIZE
         resize = "bilinear of TensorFlow 1, without antialiasing"
         return {"rounding": "8 bits", "resize": resize, "size": [size, size], "range": "(levels - 128) / 128"}

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _NoTrainLpips
 
-from asyncdiff.evaluation.features.base import Features, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.base import Features, as_rgb, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import published_hash, read_tensors, tensors_sha256, weight_file
 from asyncdiff.shapes import Image
 
@@ -109,7 +109,6 @@ class BackboneFeatures(Features):
         self.name, self.dim = NETS[net].name, NETS[net].dim
 
     def forward(self, images: Image) -> Float[Tensor, "b d"]:
-        """Return the features of each image, (b, dim); images have 1 or 3 channels."""
         x = self.lpips.scaling_layer(_network_input(to_uint8(images) / 127.5 - 1))
         return self.lpips.net(x)[-1].mean((2, 3))
 
@@ -169,8 +168,6 @@ def _read_convolutions(net: Net, path: Path, sha256: str | None) -> dict[str, Te
 
 def _network_input(images: Image) -> Float[Tensor, "b 3 height width"]:
     """Convert images to those that an ImageNet network expects: in color, clipped, not too small."""
-    if images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
-    color = images.float().clamp(-1, 1).expand(-1, 3, -1, -1)
+    color = as_rgb(images).float().clamp(-1, 1)
     factor = upsampling_factor(images.shape[2], images.shape[3])
     return color if factor == 1 else F.interpolate(color, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.features.base import FeatureArray, Features, isolated_rng, to_uint8
+from asyncdiff.evaluation.features.base import FeatureArray, Features, as_rgb, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import read_tensors
 from asyncdiff.shapes import Image
 
@@ -50,6 +50,8 @@ class TimmFeatures(Features):
         pretrained: bool = False,
         size: int | None = None,
     ) -> None:
+        from timm.data import resolve_model_data_config  # slow to import
+
         super().__init__()
         self.model, self.weights, self.sha256, self.pretrained = model, weights, sha256, pretrained
         if weights is not None and pretrained:
@@ -58,10 +60,10 @@ class TimmFeatures(Features):
             raise ValueError(f"sha256 needs a weight file, got sha256 {sha256} alone: pass the file as weights")
         if size is not None:
             at_least("size", size, 1, "omit size to use the network's own")
-        self.network = _create_network(model, _read_state(weights, sha256), pretrained, size)
+        network: Any = _create_network(model, _read_state(weights, sha256), pretrained, size)
+        self.network = network
         self.requires_grad_(False).eval()
         self.name = model.split(".")[0].rsplit("/", 1)[-1]
-        network: Any = self.network
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", (1,))[0]
         if size is not None and size % patch:
             raise ValueError(
@@ -69,7 +71,7 @@ class TimmFeatures(Features):
                 f"use {max(1, round(size / patch)) * patch}, for example"
             )
         self.dim = int(getattr(network, "head_hidden_size", network.num_features))
-        settings = _data_settings(self.network)
+        settings = resolve_model_data_config(network)
         self.size = size or int(settings["input_size"][-1])
         self.filter = settings["interpolation"]
         if self.filter not in FILTERS:
@@ -81,14 +83,10 @@ class TimmFeatures(Features):
             self.register_buffer(name, torch.tensor(settings[name], dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Image) -> FeatureArray:
-        """Return the features of each image, (b, dim); images have 1 or 3 channels."""
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}: decode latents to pixels first")
-        levels = to_uint8(images).expand(-1, 3, -1, -1).float()
+        levels = to_uint8(as_rgb(images)).float()
         if levels.shape[2:] != (self.size, self.size):
             levels = F.interpolate(levels, (self.size, self.size), mode=self.filter, antialias=True).clamp(0, 255)
-        features: Tensor = self.network((levels / 255 - self.mean) / self.std)
-        return features
+        return self.network((levels / 255 - self.mean) / self.std)
 
     def preprocessing(self) -> dict[str, Any]:
         return {
@@ -123,7 +121,7 @@ def _create_network(model: str, state: dict[str, Tensor] | None, pretrained: boo
         options["img_size"] = size
     try:
         with isolated_rng(0):
-            network = timm.create_model(model, pretrained=pretrained or state is not None, num_classes=0, **options)
+            return timm.create_model(model, pretrained=pretrained or state is not None, num_classes=0, **options)
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         line = str(error).strip().split("\n")[0]
         if pretrained:
@@ -131,12 +129,3 @@ def _create_network(model: str, state: dict[str, Tensor] | None, pretrained: boo
                 f"timm cannot download the weights of {model}: {line}; pass a local file as weights"
             ) from error
         raise ValueError(f"weights or size do not fit timm's {model}: {line}") from error
-    assert isinstance(network, nn.Module)
-    return network
-
-
-def _data_settings(network: nn.Module) -> dict[str, Any]:
-    from timm.data import resolve_model_data_config
-
-    settings: dict[str, Any] = resolve_model_data_config(network)
-    return settings

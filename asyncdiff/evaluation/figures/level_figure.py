@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from asyncdiff.evaluation.figures.level_legend import LEFT, Legend, Scale
 from asyncdiff.evaluation.figures.level_statistics import LevelStatistics
 from asyncdiff.evaluation.figures.style import (
     BLUE,
@@ -37,8 +39,10 @@ JOINT_BINS = (60, 42)  # numbers of bins in the joint histogram, for means and s
 MAX_SD = 0.53  # upper limit of the standard deviation axis; no map has more than 0.5
 TILES, TILES_IN_ROW = 10, 5
 ATOM = 0.005  # share of patches above which exact zeros or ones are annotated and not part of the histogram
+DASHES = (0, (3, 2))
 # In inches.
-RIGHT, COLUMN, GAP = 0.14, 2.4, 0.3
+LEFT, RIGHT, COLUMN, GAP = 0.62, 0.14, 2.4, 0.3
+HEADER, LINE, ENTRY = 0.75, 0.17, 1.6  # title with the color scale; height and width of a legend entry
 TITLE, NUMBERS, HISTOGRAM, JOINT = 0.55, 0.44, 1.0, 1.3
 AXIS, TILE, TILE_GAP, CAPTION, BAND_GAP = 0.44, 0.44, 0.05, 0.12, 0.3
 MARGIN_LABEL = 0.32  # distance from a column to the label on its left
@@ -53,15 +57,51 @@ def level_figure(statistics: Sequence[LevelStatistics], *, columns: int = COLUMN
     width = LEFT + columns * (COLUMN + GAP) - GAP + RIGHT
     with plot_style():
         scale = common_scale(statistics)
-        legend = Legend(statistics, scale, width)
-        sheet = Sheet(width, legend.height + sum(map(band_height, rows)))
-        legend.draw(sheet)
-        top = legend.height
+        entries = legend_entries(statistics)
+        in_line = max(1, int((width - LEFT) / ENTRY))
+        top = HEADER + LINE * math.ceil(len(entries) / in_line)
+        sheet = Sheet(width, top + sum(map(band_height, rows)))
+        title = f"Noise levels, {len(statistics[0].t)} maps" + (" each" if len(statistics) > 1 else "")
+        draw_legend(sheet, title, entries, in_line, scale)
         for row in rows:
             for column, stats in enumerate(row):
                 draw_column(sheet, LEFT + column * (COLUMN + GAP), top, stats, scale, row)
             top += band_height(row)
     return sheet.figure
+
+
+def legend_entries(statistics: Sequence[LevelStatistics]) -> list[Artist]:
+    """Return a labeled symbol for everything that appears in some column."""
+    entries: list[Artist] = [
+        Patch(facecolor="white", edgecolor=FAINT, linewidth=0.6, label="noise, t = 1"),
+        Patch(facecolor="black", label="clean, t = 0"),
+    ]
+    if any(stats.known.any() for stats in statistics):
+        entries.append(Patch(facecolor=KNOWN_COLOR, label="known: clean, no loss"))
+    if any(stats.density is not None for stats in statistics):
+        entries.append(Line2D([], [], color=VERMILION, linewidth=1, label="exact density"))
+    entries.append(Line2D([], [], color=FAINT, linewidth=0.7, linestyle=DASHES, label="largest sd possible"))
+    return entries
+
+
+def draw_legend(sheet: Sheet, title: str, entries: Sequence[Artist], in_line: int, scale: ScalarMappable) -> None:
+    """Write the title of the figure, and draw the color scale and the legend below it."""
+    sheet.text(LEFT, 0.12, title, fontsize=10)
+    sheet.figure.colorbar(scale, cax=sheet.axes(LEFT, 0.4, 0.3, 0.1), orientation="horizontal").ax.set_axis_off()
+    low, high = (format_percent(share or 0) for share in scale.get_clim())
+    sheet.text(LEFT + 0.38, 0.45, f"{low} to {high} of the images in a cell", va="center", fontsize=7.5, color=FAINT)
+    sheet.figure.legend(
+        handles=list(entries),
+        ncols=in_line,
+        loc="upper left",
+        bbox_to_anchor=(LEFT / sheet.width, 1 - 0.56 / sheet.height),
+        frameon=False,
+        fontsize=7.5,
+        labelcolor=FAINT,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=1.5,
+    )
 
 
 def band_height(row: Sequence[LevelStatistics]) -> float:
@@ -71,7 +111,7 @@ def band_height(row: Sequence[LevelStatistics]) -> float:
 
 
 def draw_column(
-    sheet: Sheet, left: float, top: float, stats: LevelStatistics, scale: Scale, row: Sequence[LevelStatistics]
+    sheet: Sheet, left: float, top: float, stats: LevelStatistics, scale: ScalarMappable, row: Sequence[LevelStatistics]
 ) -> None:
     """Draw the column for one sampler; only the first column in `row` has axis labels."""
     first = stats is row[0]
@@ -152,16 +192,16 @@ def joint_shares(stats: LevelStatistics) -> Float[Tensor, "sd mean"]:
     return torch.from_numpy(counts) / len(stats.t)
 
 
-def common_scale(statistics: Iterable[LevelStatistics]) -> Scale:
+def common_scale(statistics: Iterable[LevelStatistics]) -> ScalarMappable:
     """Return a logarithmic color scale, from the smallest nonzero share in a bin to the largest of all columns."""
     shares = [joint_shares(stats) for stats in statistics]
     lowest = min(float(share[share > 0].min()) for share in shares)
     highest = max(float(share.max()) for share in shares)
     colors = ListedColormap(colormaps["YlGnBu"](np.linspace(0.18, 1, 256)))
-    return Scale(LogNorm(min(lowest, highest / 2), highest), colors)
+    return ScalarMappable(LogNorm(min(lowest, highest / 2), highest), colors)
 
 
-def draw_joint(axes: Axes, stats: LevelStatistics, scale: Scale, *, labeled: bool) -> None:
+def draw_joint(axes: Axes, stats: LevelStatistics, scale: ScalarMappable, *, labeled: bool) -> None:
     """Draw the standard deviation of levels within an image over their mean; the dashed arch is its upper bound."""
     shares = joint_shares(stats).numpy()
     axes.imshow(
@@ -170,11 +210,11 @@ def draw_joint(axes: Axes, stats: LevelStatistics, scale: Scale, *, labeled: boo
         extent=(0, 1, 0, MAX_SD),
         aspect="auto",
         interpolation="nearest",
-        norm=scale.norm,
-        cmap=scale.colors,
+        norm=LogNorm(*scale.get_clim()),
+        cmap=scale.cmap,
     )
     mean = np.linspace(0, 1, 201)
-    axes.plot(mean, np.sqrt(mean * (1 - mean)), color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)))
+    axes.plot(mean, np.sqrt(mean * (1 - mean)), color=FAINT, linewidth=0.7, linestyle=DASHES)
     format_axes(axes, "mean level of an image", "sd within the image" if labeled else "", (0, MAX_SD), [0, 0.25, 0.5])
 
 
