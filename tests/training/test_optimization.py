@@ -20,7 +20,6 @@ from asyncdiff.cli.errors.user_errors import user_error_message
 from asyncdiff.randomness import counter_key
 from asyncdiff.training.optimization.gradients import (
     check_finite,
-    clip_gradients,
     gradient_norms,
     nan_gradient_if_nonfinite,
     total_norm,
@@ -153,7 +152,7 @@ def test_overflows_at_a_scale_of_one_are_skipped_steps():
     guard.watch(torch.ones(()), index=None)
     for p in layer.parameters():
         p.grad = torch.full_like(p, math.inf)
-    assert guard.check(optimizer, layer, step=1, epoch=0, scaler=scaler).in_a_row == 1
+    assert guard.check(optimizer, layer, step=1, epoch=0, scaler=scaler).counters()["in_a_row"] == 1
     assert guard.state() == {"skipped": 1, "in_a_row": 1, "overflows": 0}
 
 
@@ -275,12 +274,14 @@ def test_norms_in_half_precision_do_not_overflow():
 def test_clipping_equals_that_of_pytorch(dtype):
     torch.manual_seed(0)
     a, b = ([nn.Parameter(torch.zeros(3, 2, dtype=dtype)), nn.Parameter(torch.zeros(5, dtype=dtype))] for _ in "ab")
+    module = model()
     for algorithm, plain in [("norm", nn.utils.clip_grad_norm_), ("value", nn.utils.clip_grad_value_)]:
         for p, q in zip(a, b, strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
         gradients = [p.grad for p in a]
-        clip_gradients(a, 0.7, algorithm, total_norm(gradient_norms(gradients), gradients))
+        module.guard.norm = total_norm(gradient_norms(gradients), gradients)
+        module.configure_gradient_clipping(torch.optim.SGD(a), 0.7, algorithm)
         plain(b, 0.7)
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
 

@@ -1,10 +1,10 @@
-"""Compute gradient norms, clip gradients and check for NaN and infinity, also with sharded parameters."""
+"""Compute gradient norms and check for NaN and infinity, also with sharded parameters."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from asyncdiff.training.fsdp2 import local_shard
@@ -35,27 +35,9 @@ def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float
     if not any(sharded):
         return torch.linalg.vector_norm(norms)
     squares, replicated = norms.square(), [not value for value in sharded]
-    total = squares[sharded].sum() if not all(sharded) else squares.sum()
+    total = squares.sum() if all(sharded) else squares[sharded].sum()
     torch.distributed.all_reduce(total)
     return (total if all(sharded) else total + squares[replicated].sum()).sqrt()
-
-
-@torch.no_grad()
-def clip_gradients(
-    parameters: Iterable[nn.Parameter], limit: float, algorithm: str | None, norm: Float[Tensor, ""]
-) -> None:
-    """Clip gradients in place as Lightning does.
-
-    Args:
-        parameters: parameters whose gradients are clipped.
-        limit: largest absolute value of an entry for "value", largest total norm otherwise.
-        algorithm: "value" or "norm"; None means "norm".
-        norm: norm of all gradients together, see `total_norm`.
-    """
-    if algorithm == "value":
-        torch.nn.utils.clip_grad_value_(parameters, limit)
-    else:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

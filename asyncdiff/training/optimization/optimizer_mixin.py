@@ -1,6 +1,7 @@
 """Part of the LightningModule that updates the weights."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,16 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from asyncdiff.checks import at_least
-from asyncdiff.training.optimization.gradients import check_finite, clip_gradients
+from asyncdiff.training.optimization.gradients import check_finite
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
 
 DUMP_FOLDER = "not_finite"  # subfolder of a run for the dumps of steps that ended it
 COUNTERS_KEY = "skipped_steps"  # checkpoint key of the counters
 
 
-class Warmup:
-    """Factor on the learning rate that grows linearly from 0 to 1.
-
-    Args:
-        steps: number of optimizer steps of the warm-up; 0 or 1 means none.
-    """
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def __call__(self, step: int) -> float:
-        """Return the factor of a step: 1 / `steps` at step 0, 1 from step `steps` - 1 on."""
-        return min(1.0, (step + 1) / max(self.steps, 1))
+def warmup_factor(step: int, steps: int) -> float:
+    """Return the factor on the learning rate, which grows linearly from 1 / `steps` to 1 in the first `steps` steps."""
+    return min(1.0, (step + 1) / max(steps, 1))
 
 
 class OptimizerMixin(LightningModule):
@@ -71,7 +62,7 @@ class OptimizerMixin(LightningModule):
         """Return fused AdamW and a linear warm-up that counts optimizer steps."""
         options = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": True}
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, **options)  # type: ignore[arg-type]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Warmup(self.warmup_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_factor, steps=self.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -80,7 +71,7 @@ class OptimizerMixin(LightningModule):
         schedule = self.lr_schedulers()
         if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
             return  # a subclass that configures other optimizers must do this itself
-        schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [Warmup(self.warmup_steps)]
+        schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [partial(warmup_factor, steps=self.warmup_steps)]
         for group in schedule.optimizer.param_groups:
             group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
             group["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
@@ -90,17 +81,16 @@ class OptimizerMixin(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scaler = scaler if scaler is not None and scaler.is_enabled() else None
         step, epoch = self.global_step + 1, self.current_epoch
-        reason = self.guard.check(optimizer, self, step=step, epoch=epoch, scaler=scaler)
-        if reason is not None:
+        last = self.guard.check(optimizer, self, step=step, epoch=epoch, scaler=scaler)
+        if last is not None:
             folder = Path(self.trainer.default_root_dir) / DUMP_FOLDER
-            seed = getattr(self, "seed", None)
-            reason.stop(folder, self, self._files, rank=self.global_rank, seed=seed)
+            last.stop_run(folder, self, self._files, rank=self.global_rank, seed=getattr(self, "seed", None))
         if step % max(self.trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
             self.log("train/gradient_norm", self.guard.norm)
-            self.log("train/skipped_steps", self.guard.skipped.float())
-            self.log("train/skipped_in_a_row", self.guard.in_a_row.float())
+            skipped, in_a_row, overflows = self.guard.counts.float()
+            self.log_dict({"train/skipped_steps": skipped, "train/skipped_in_a_row": in_a_row})
             if scaler is not None:
-                self.log("train/overflowed_steps", self.guard.overflows.float())
+                self.log("train/overflowed_steps", overflows)
 
     def configure_gradient_clipping(
         self,
@@ -109,9 +99,13 @@ class OptimizerMixin(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip with the norm that is already computed; Lightning refuses to clip fused steps under mixed precision."""
-        if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip_gradients(parameters, float(gradient_clip_val), gradient_clip_algorithm, self.guard.norm)
+        if not gradient_clip_val:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, float(gradient_clip_val))
+        else:
+            torch.nn.utils.clip_grads_with_norm_(parameters, float(gradient_clip_val), self.guard.norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the skipped-step counters; raise ValueError if a weight is not finite."""
