@@ -2,19 +2,19 @@
 
 import pytest
 import torch
+from sampling_setup import MIXTURE, frames, random_images, run
 
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.denoising.oracles import MixtureOracle, random_mixture
+from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import RandomSource, per_image, seeded
 from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.repaint import RePaint
-from asyncdiff.sampling.samplers import Autoregressive, Sampler
+from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM, Multistep
 
 SHAPE = (1, 8, 8)
-DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
 
 
 class Counted(Denoiser):
@@ -42,22 +42,24 @@ def guide(guidances, denoiser, batch, grid=(4, 4)):
 
 
 def inputs(batch=3):
-    x_t = torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
     t = torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64)
     t[:, :, :2] = 0
-    return x_t, t, torch.arange(batch)
+    return random_images(batch, SHAPE), t, torch.arange(batch)
 
 
 @torch.no_grad()
 def test_scale_1_and_strength_0_are_the_unguided_denoiser_exactly(denoiser):
     assert guide([ClassifierFree(1), InputGuidance(0)], denoiser, 3) is denoiser
-    options = {"seeds": [1, 2], "label": torch.tensor([3, 4]), **DOUBLE}
-    image, known = torch.rand(2, *SHAPE, dtype=torch.float64), torch.zeros(2, 8, 8, dtype=torch.bool)
-    known[:, :4] = True
+    request = {
+        "label": torch.tensor([3, 4]),
+        "image": random_images(2, SHAPE),
+        "known": Half("top")(8, 8).expand(2, 8, 8),
+    }
     for solver in (DDIM(0.25), Multistep()):
-        plain = Sampler(AsyncPatch(), solver, 4)(denoiser, image=image, known=known, **options)
-        guidance = [ClassifierFree(1.0), InputGuidance(0.0)]
-        off = Sampler(AsyncPatch(), solver, 4, guidance)(denoiser, image=image, known=known, **options)
+        plain, off = (
+            run(Sampler(AsyncPatch(), solver, 4, rules), denoiser, [1, 2], SHAPE, **request)
+            for rules in ([], [ClassifierFree(1.0), InputGuidance(0.0)])
+        )
         assert torch.equal(plain, off)
 
 
@@ -87,15 +89,11 @@ def test_label_guidance_matches_the_formula_within_its_interval(denoiser):
 @torch.no_grad()
 def test_label_guidance_matches_the_guided_score_of_a_mixture():
     """score_u + w (score_c - score_u), the definition of classifier-free guidance, on a known density."""
-    oracle = MixtureOracle(*random_mixture(3, 16), (2, 2))
-    x_t = torch.randn(2, 1, 4, 4, generator=seeded(0), dtype=torch.float64)
-    t = torch.full((2, 2, 2), 0.4, dtype=torch.float64)
-    label = torch.tensor([0, 2])
-    source = RandomSource(2, (2, 2), per_image([0, 1]), "cpu", torch.float64)
-    guided = ClassifierFree(2.5).begin(oracle, source, (1, 4, 4))(x_t, t, label)
-    process = oracle.process
+    x_t, t, label = random_images(2), torch.full((2, 2, 2), 0.4, dtype=torch.float64), torch.tensor([0, 2])
+    guided = guide([ClassifierFree(2.5)], MIXTURE, 2, (2, 2))(x_t, t, label)
     score_c, score_u, score = (
-        process.score_from_v(x_t, prediction.v, t) for prediction in (oracle(x_t, t, label), oracle(x_t, t), guided)
+        MIXTURE.process.score_from_v(x_t, prediction.v, t)
+        for prediction in (MIXTURE(x_t, t, label), MIXTURE(x_t, t), guided)
     )
     assert torch.allclose(score, score_u + 2.5 * (score_c - score_u), rtol=0, atol=1e-10)
 
@@ -103,11 +101,9 @@ def test_label_guidance_matches_the_guided_score_of_a_mixture():
 @torch.no_grad()
 def test_input_guidance_matches_the_formula(denoiser):
     x_t, t, label = inputs()
-    source = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64)
-    guided = InputGuidance(1.5, level=0.6).begin(denoiser, source, SHAPE)(x_t, t, label).v
+    guided = guide([InputGuidance(1.5, level=0.6)], denoiser, 3)(x_t, t, label).v
     noise = RandomSource(3, (4, 4), per_image(range(3)), "cpu", torch.float64).normal(*SHAPE)
-    known = torch.zeros(8, 8, dtype=torch.bool)
-    known[:, :4] = True
+    known = Half("left")(8, 8)
     x_noisy = torch.where(known, 0.4 * x_t + 0.6 * noise, x_t)
     t_noisy = t.clone()
     t_noisy[:, :, :2] = 0.6
@@ -140,24 +136,25 @@ def test_input_guidance_needs_known_patches(denoiser):
 @torch.no_grad()
 def test_without_labels_classifier_free_guidance_does_nothing(denoiser):
     """v_cond equals v_uncond: a sampler with classifier-free guidance can inpaint photos without labels."""
-    plain = Sampler(AsyncPatch(), DDIM(0.25), 3)(denoiser, seeds=[0, 1], **DOUBLE)
-    guided = Sampler(AsyncPatch(), DDIM(0.25), 3, [ClassifierFree(3)])(denoiser, seeds=[0, 1], **DOUBLE)
+    plain, guided = (
+        run(Sampler(AsyncPatch(), DDIM(0.25), 3, rules), denoiser, [0, 1], SHAPE) for rules in ([], [ClassifierFree(3)])
+    )
     assert torch.equal(plain, guided)
 
 
-@pytest.mark.parametrize("sampler", [Sampler, Autoregressive])
-def test_image_i_depends_only_on_seed_i(denoiser, sampler):
-    options = {"steps": 6} if sampler is Sampler else {"steps_per_patch": 1}
-    guided = sampler(solver=DDIM(0.25), guidance=[ClassifierFree(2, high=0.8), InputGuidance(1)], **options)
-    image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
-    known = torch.zeros(3, 8, 8, dtype=torch.bool)
-    known[:2, :, :4] = True  # nothing is known of the third
-    label = torch.tensor([0, 1, 2])
-    together = guided(denoiser, seeds=[7, 8, 9], label=label, image=image, known=known, **DOUBLE)
-    for i in range(3):
-        part = slice(i, i + 1)
-        alone = guided(denoiser, seeds=[7 + i], label=label[part], image=image[part], known=known[part], **DOUBLE)
-        assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
+def test_guidance_noise_differs_between_images_and_from_their_initial_noise(denoiser):
+    drawn = []
+
+    class Drawing(InputGuidance):
+        def begin(self, denoiser, source, shape):
+            drawn.append(source.normal(*shape))
+            return denoiser
+
+    start = frames(Sampler(steps=1, guidance=[Drawing(1.0)]), denoiser, [7, 8], SHAPE)[0].x_t
+    noise = [*drawn[0], *start]
+    assert len({float(image.sum()) for image in noise}) == 4
+    frames(Sampler(steps=1, guidance=[Drawing(1.0)]), denoiser, [8], SHAPE)
+    assert torch.equal(drawn[1][0], drawn[0][1])
 
 
 @pytest.mark.parametrize(
@@ -179,10 +176,10 @@ def test_invalid_arguments_are_rejected(build, message):
 @torch.no_grad()
 def test_sampling_rejects_what_cannot_be_guided(denoiser):
     with pytest.raises(ValueError, match="label must lie in 0 .. 9, or be 10 for no label, got 11"):
-        Sampler(steps=1)(denoiser, seeds=[0], label=torch.tensor([11]), **DOUBLE)
+        run(Sampler(steps=1), denoiser, [0], SHAPE, label=torch.tensor([11]))
     with pytest.raises(
         ValueError, match="InputGuidance needs known patches at level 0, which RePaint has only with hold"
     ):
         RePaint(guidance=[InputGuidance(1)])
     with pytest.raises(ValueError, match="strength has .* values, which do not divide the level map"):
-        Sampler(steps=1, guidance=[InputGuidance([[1, 2, 3]])])(denoiser, seeds=[0], **DOUBLE)
+        run(Sampler(steps=1, guidance=[InputGuidance([[1, 2, 3]])]), denoiser, [0], SHAPE)

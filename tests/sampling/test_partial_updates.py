@@ -2,44 +2,37 @@
 
 import pytest
 import torch
-from conftest import randomize_weights
+from sampling_setup import GAUSSIAN, network_denoiser, random_images, run
 from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
-from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
-from asyncdiff.noise.orders import Raster
-from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
 from asyncdiff.sampling.step_rules import Tolerance
 
 SHAPE = (1, 8, 8)
-DOUBLE = {"shape": SHAPE, "dtype": torch.float64}
 
 
 @pytest.fixture
-def denoiser(small_dit):
-    return Denoiser(small_dit, RectifiedFlow()).requires_grad_(False)
+def denoiser():
+    return network_denoiser()
 
 
 @pytest.fixture(params=[{}, {"rope": True, "qk_norm": True}, {"joint_labels": True, "uncertainty": True}], ids=str)
 def any_denoiser(request):
     """Return a denoiser for each kind of DiT."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, **request.param).double()).requires_grad_(False).eval()
-    return Denoiser(network, RectifiedFlow())
+    return network_denoiser(**{"uncertainty": False} | request.param)
 
 
 def inputs(batch=3):
-    x_t = torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
-    return x_t, torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(batch)
+    return (
+        random_images(batch, SHAPE),
+        torch.rand(batch, 4, 4, generator=seeded(1), dtype=torch.float64),
+        torch.arange(batch),
+    )
 
 
 def test_evaluating_all_patches_equals_the_plain_network(denoiser):
@@ -106,34 +99,14 @@ def test_patches_within_the_margin_are_updated(denoiser, margin):
     assert not torch.equal(found[0][:2], denoiser(x_t, t, label).v[:2])
 
 
-def test_refresh_1_equals_the_plain_network():
+def test_refresh_1_equals_the_plain_network(denoiser):
     """Equal bit for bit: no cache is used, so every evaluation is a plain call."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
-    caches = []
-    network.register_forward_pre_hook(lambda _, args, options: caches.append(options.get("kv_cache")), with_kwargs=True)
+    caches, hook = [], lambda _, args, options: caches.append(options.get("kv_cache"))
+    denoiser.network.register_forward_pre_hook(hook, with_kwargs=True)
     for sampler in (Sampler(steps=4), Autoregressive(steps_per_patch=1), Adaptive(Tolerance(0.3), steps=4)):
-        sampler(Denoiser(network, RectifiedFlow()), seeds=[1, 2], label=torch.arange(2), **DOUBLE)
+        run(sampler, denoiser, [1, 2], SHAPE, label=torch.arange(2))
     assert len(caches) > 4 + 16
     assert set(caches) == {None}
-
-
-@pytest.mark.parametrize("solver", [DDIM(0.25), Heun(), Multistep()])
-@pytest.mark.parametrize("guidance", [[], [ClassifierFree(2.0, 0.3, 0.7)], [ClassifierFree(2.0), InputGuidance(1.0)]])
-@pytest.mark.parametrize("overlap", [0.0, 0.6])
-def test_image_i_depends_only_on_seed_i(denoiser, solver, guidance, overlap):
-    """This holds even if the images of a batch move at different times: here, one knows what another must generate."""
-    sampler = Autoregressive(Raster(), overlap, solver, 2, guidance, refresh=7)
-    image = torch.rand(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
-    known = torch.zeros(3, 8, 8, dtype=torch.bool)
-    known[0, 4:], known[1, :, :4] = True, True
-    label = torch.arange(3)
-    together = sampler(denoiser, seeds=[7, 8, 9], label=label, image=image, known=known, **DOUBLE)
-    assert torch.equal(together[known[:, None]], image[known[:, None]])
-    for i in range(3):
-        part = slice(i, i + 1)
-        alone = sampler(denoiser, seeds=[7 + i], label=label[part], image=image[part], known=known[part], **DOUBLE)
-        assert torch.allclose(together[part], alone, rtol=0, atol=1e-10)
 
 
 def test_a_patch_that_stopped_moving_is_updated_once_more(denoiser):
@@ -152,25 +125,19 @@ def test_a_patch_that_stopped_moving_is_updated_once_more(denoiser):
 
 def test_partial_updates_save_computation():
     """Inpainting one quarter of 256 tokens: counted operations of a whole trajectory."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=64, depth=3, heads=4)).requires_grad_(False)
-    denoiser = Denoiser(network, RectifiedFlow())
-    image, known = torch.rand(1, 1, 32, 32), torch.ones(1, 32, 32, dtype=torch.bool)
+    denoiser = network_denoiser(dim=64, depth=3, classes=0, uncertainty=False)
+    image, known = random_images(1, (1, 32, 32)), torch.ones(1, 32, 32, dtype=torch.bool)
     known[:, :16, :16] = False
     operations = []
     for refresh in (1, 1000):
         with FlopCounterMode(display=False) as counter:
-            sampler = Sampler(steps=20, refresh=refresh)
-            sampler(denoiser, seeds=[0], shape=(1, 32, 32), image=image, known=known)
+            run(Sampler(steps=20, refresh=refresh), denoiser, [0], (1, 32, 32), image=image, known=known)
         operations.append(counter.get_total_flops())
     assert operations[1] < 0.35 * operations[0]
 
 
 def test_partial_updates_with_a_level_map_coarser_than_the_tokens():
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4, uncertainty=True).double()
-    denoiser = Denoiser(randomize_weights(network).requires_grad_(False).eval(), RectifiedFlow())
-    x_t = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
+    denoiser, x_t = network_denoiser(level_patch_size=4, classes=0), random_images(2, SHAPE)
     t = torch.rand(2, 2, 2, generator=seeded(1), dtype=torch.float64)
     partial_updates = PartialUpdates(denoiser, 100)
     for moving in (torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([[[True, False], [False, False]]] * 2)):
@@ -190,13 +157,13 @@ def test_margin_needs_refresh_above_1(make):
 
 
 @pytest.mark.parametrize("kind", [Sampler, Adaptive])
-def test_margin_as_wide_as_the_grid_equals_the_exact_sampler(kind):
+def test_margin_as_wide_as_the_grid_equals_the_exact_sampler(denoiser, kind):
     """All patches are computed in every step, through the cache."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(1, 2, 32, 2, 4, classes=10, uncertainty=True).double()).requires_grad_(False).eval()
-    denoiser, inputs = Denoiser(network, RectifiedFlow()), {"seeds": [1, 2], "label": torch.arange(2), **DOUBLE}
     options = {"step_rule": Tolerance(0.3)} if kind is Adaptive else {}
-    exact, wide = (kind(steps=6, **options, **skip)(denoiser, **inputs) for skip in ({}, {"refresh": 50, "margin": 4}))
+    exact, wide = (
+        run(kind(steps=6, **options, **skip), denoiser, [1, 2], SHAPE, label=torch.arange(2))
+        for skip in ({}, {"refresh": 50, "margin": 4})
+    )
     assert torch.allclose(wide, exact, rtol=0, atol=1e-10)
 
 
@@ -207,6 +174,5 @@ def test_module_without_kv_cache_is_rejected_when_built():
 
 
 def test_network_without_kv_cache_is_rejected():
-    oracle = GaussianOracle(*random_gaussian(16), (2, 2))
     with pytest.raises(ValueError, match="refresh must be 1 for GaussianOracle, which has no KV cache, got 2"):
-        Sampler(steps=1, refresh=2)(oracle, seeds=[0], shape=(1, 4, 4))
+        run(Sampler(steps=1, refresh=2), GAUSSIAN, [0])

@@ -4,20 +4,21 @@ from itertools import pairwise
 
 import pytest
 import torch
+from sampling_setup import GAUSSIAN, MEAN, SHAPE, conditional, frames, random_images, run
 
-from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.repaint import RePaint
 
-SHAPE = (1, 4, 4)
+
+def known_left(images: int) -> torch.Tensor:
+    return (torch.arange(4) < 2).expand(images, 4, 4).clone()
 
 
 def test_the_default_schedule_has_2410_evaluations():
     """Lugmayr et al. with 250 steps, jumps of 10 and 10 resamples."""
     steps = [250, *RePaint().schedule()]
-    down = sum(b < a for a, b in pairwise(steps))
-    assert down == 2410
+    assert sum(b < a for a, b in pairwise(steps)) == 2410
     assert {a - b for a, b in pairwise(steps)} == {1, -10}
     assert steps[-1] == 0
     assert min(steps[:-1]) == 1  # a jump never starts from the clean image
@@ -47,66 +48,36 @@ def test_patches_at_their_level_are_not_diffused():
     assert torch.isfinite(RectifiedFlow().diffused(x_t, eps, t, torch.ones_like(t))).all()
 
 
-MEAN, COV = random_gaussian(16)
-ORACLE = GaussianOracle(MEAN, COV, (2, 2))
-
-
-def known_left(images: int) -> torch.Tensor:
-    known = torch.zeros(images, 4, 4, dtype=torch.bool)
-    known[:, :, :2] = True
-    return known
-
-
-def test_known_pixels_are_returned_bit_for_bit_and_images_depend_on_their_seed():
-    image = torch.randn(3, *SHAPE, generator=seeded(0), dtype=torch.float64)
-    sampler = RePaint(steps=20, jump=5, resamples=2)
-    options = {"shape": SHAPE, "dtype": torch.float64}
-    together = sampler(ORACLE, seeds=[5, 6, 7], image=image, known=known_left(3), **options)
-    assert torch.equal(together[..., :2], image[..., :2])
-    alone = sampler(ORACLE, seeds=[6], image=image[1:2], known=known_left(1), **options)
-    assert torch.allclose(together[1:2], alone, rtol=0, atol=1e-12)
-
-
 def test_resampling_brings_the_unknown_part_to_its_conditional():
     """E[unknown | known] of a Gaussian: with resampling the error of the mean falls, as the paper argues."""
-    image = MEAN.reshape(1, *SHAPE) + 2
-    known = known_left(1)[0].expand(1, 4, 4).reshape(-1)
-    there, rest = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
-    gain = COV[rest][:, there] @ torch.linalg.inv(COV[there][:, there])
-    expected = MEAN[rest] + gain @ (image.reshape(-1)[there] - MEAN[there])
-    images, errors = 600, []
+    image, known, n = MEAN.reshape(1, *SHAPE) + 2, known_left(600), 600
+    expected, _ = conditional(image, known[0])
+    errors = []
     for resamples in (1, 8):
-        result = RePaint(steps=20, jump=5, resamples=resamples)(
-            ORACLE,
-            seeds=range(images),
-            shape=SHAPE,
-            image=image.expand(images, *SHAPE),
-            known=known_left(images),
-            dtype=torch.float64,
-        )
-        errors.append(float((result.flatten(1)[:, rest].mean(0) - expected).norm()))
+        sampler = RePaint(steps=20, jump=5, resamples=resamples)
+        out = run(sampler, GAUSSIAN, range(n), image=image.expand(n, *SHAPE), known=known)
+        errors.append(float((out.flatten(1)[:, ~known[0].flatten()].mean(0) - expected).norm()))
     assert errors[1] < 0.5 * errors[0]
 
 
 def test_hold_keeps_known_patches_clean_and_resamples_the_others():
     """With `hold`, fully known patches stay at level 0 in every frame; the others follow RePaint's schedule."""
-    image = torch.randn(2, *SHAPE, generator=seeded(0), dtype=torch.float64)
-    known = known_left(2)
-    known[1] = False
-    known[1, ::2] = True  # no patch of the second image is wholly known
-    sampler = RePaint(steps=10, jump=3, resamples=2, hold=True)
-    options = {"shape": SHAPE, "image": image, "known": known, "dtype": torch.float64}
-    for frame, step in zip(sampler.frames(ORACLE, seeds=[0, 1], **options), [10, *sampler.schedule()], strict=True):
+    image, known = random_images(2), known_left(2)
+    known[1], known[1, ::2] = False, True  # no patch of the second image is wholly known
+    sampler, request = RePaint(steps=10, jump=3, resamples=2, hold=True), {"image": image, "known": known}
+    walk = frames(sampler, GAUSSIAN, [0, 1], **request)
+    for frame, step in zip(walk, [10, *sampler.schedule()], strict=True):
         assert torch.equal(frame.x_t[0, ..., :2], image[0, ..., :2])
         assert not frame.t[0, :, 0].any()
         assert torch.allclose(frame.t[1], torch.full((2, 2), step / 10, dtype=torch.float64))
         assert torch.allclose(frame.t[0, :, 1], frame.t[1, :, 1])
-    free = RePaint(steps=10, jump=3, resamples=2)(ORACLE, seeds=[0, 1], **options)
-    held = sampler(ORACLE, seeds=[0, 1], **options)
+    free, held = (
+        run(RePaint(steps=10, jump=3, resamples=2, hold=hold), GAUSSIAN, [0, 1], **request) for hold in (False, True)
+    )
     assert torch.equal(free[1], held[1])  # nothing to hold
     assert not torch.equal(free[0], held[0])
 
 
 def test_repaint_needs_known_pixels():
     with pytest.raises(ValueError, match="RePaint needs image and known, got neither"):
-        RePaint(steps=2)(ORACLE, seeds=[0], shape=SHAPE)
+        run(RePaint(steps=2), GAUSSIAN)
