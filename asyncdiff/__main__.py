@@ -86,7 +86,7 @@ def load_command(name: str) -> Callable[[Sequence[str]], None]:
         raise ValueError(
             f"the command must be one of {', '.join(known)}, got {name}{did_you_mean(nearest_name(name, known))}"
         )
-    module = importlib.import_module(f"asyncdiff.cli.commands.{COMMANDS[name][0]}")
+    module = importlib.import_module(f"asyncdiff.cli.commands.{COMMANDS[name][0]}")  # noqa: TID251  of a fixed table
     return partial(module.main, name) if COMMANDS[name][0] == "image_commands" else module.main
 
 

@@ -56,7 +56,7 @@ def read_safely(path: str | Path, map_location: Any = "cpu", *, checked: bool = 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol of files that are not pickles
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)  # noqa: TID251
     except Exception as error:  # files of other formats may raise any type
         raise ValueError(f"{path} cannot be read safely as a checkpoint: {explain_load_error(error)}") from error
 

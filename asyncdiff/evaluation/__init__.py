@@ -3,7 +3,7 @@
 The names below are imported on first use, since figures need neither torchmetrics nor timm.
 """
 
-from importlib import import_module
+from importlib import import_module  # noqa: TID251  of the modules below
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

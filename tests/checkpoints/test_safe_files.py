@@ -1,10 +1,11 @@
 """No file can execute code: a pickle with a payload is refused with a one-line error wherever files are read."""
 
 import ast
-import functools
 import io
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
+from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors import user_error_message
@@ -26,7 +27,6 @@ from asyncdiff.evaluation.features.lpips import LPIPS
 from asyncdiff.evaluation.features.timm import TimmFeatures
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.latents import DiffusersAutoencoder, TinyAutoencoder
-from asyncdiff.networks.dit import DiT
 from asyncdiff.training.fsdp2 import FullyShard
 from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Arrays, Digits, EdmZip, ImageNet64, LatentCache
@@ -62,10 +62,7 @@ def payload(tmp_path):
 
 
 def model() -> AsyncDiffusion:
-    torch.manual_seed(0)
-    return AsyncDiffusion(
-        randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)), image_size=8
-    )
+    return AsyncDiffusion(small_dit(), image_size=8)
 
 
 def contents(**more) -> dict:
@@ -125,9 +122,8 @@ def stopped(capfd, call, *words) -> str:
     return reported.splitlines()[-1]
 
 
-def quiet(**options) -> Trainer:
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", max_steps=2, enable_checkpointing=False, **silent, **options)
+def quiet(**options):
+    return quiet_trainer(Path(), max_steps=2, **options)
 
 
 def test_the_payload_runs_when_a_pickle_is_read(tmp_path):
@@ -151,16 +147,12 @@ def test_pretrained_weights_with_code_are_refused(poisoned):
 
 @pytest.mark.parametrize("work", ["fit", "validate"])
 def test_the_trainer_with_the_plugin_refuses_code(poisoned, work):
-    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
-
     run = quiet(plugins=[AtomicCheckpointIO()])
     reported = line(getattr(run, work), model(), datamodule=Digits(), ckpt_path=poisoned())
     assert reported.startswith("evil.ckpt cannot be read safely as a checkpoint: it would call")
 
 
 def test_the_plugin_refuses_weights_only_false(poisoned):
-    from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
-
     run = quiet(plugins=[AtomicCheckpointIO()])
     refused = line(run.fit, model(), datamodule=Digits(), ckpt_path=poisoned(), weights_only=False)
     assert (
@@ -345,113 +337,65 @@ def test_latent_caches_refuse_code(payload):
     assert "latents" in line(LatentCache("latents", size=4, channels=4).setup, "fit")
 
 
-# Source code of the packages
-
-# Calls that may execute code from a file, with the keyword arguments that prevent it; None means never to be used.
-READERS: dict[str, dict[str, object] | None] = {
-    "torch.load": {"weights_only": True},
-    "torch.jit.load": None,
-    "torch.hub.load": None,
-    "torch.package.PackageImporter": None,
-    "pickle.load": None,
-    "pickle.loads": None,
-    "pickle.Unpickler": None,
-    "marshal.load": None,
-    "marshal.loads": None,
-    "shelve.open": None,
-    "joblib.load": None,
-    "yaml.load": None,
-    "yaml.load_all": None,
-    "yaml.full_load": None,
-    "yaml.unsafe_load": None,
-    "os.system": None,
-    "eval": None,
-    "exec": None,
-    "compile": None,
-    "__import__": None,
-}
-# Modules that may import others by a computed name, and why.
-IMPORTERS = {
-    "asyncdiff/__main__.py": "names in the table of commands",
-    "asyncdiff/cli/commands/evaluate.py": "names in the table of measurements",
-    "asyncdiff/checkpoints/object_config.py": "after the package was found among the allowed ones",
-    "asyncdiff/cli/errors/suggestions.py": "names of our own packages, and what the command line has named itself",
-}
-# Classes that weights_only may read, and why.
-SAFE_GLOBALS = {
-    "asyncdiff/cli/commands/shared/external_checkpoints.py": "argparse.Namespace, which holds values and does nothing"
-}
+# Source code: the linter finds calls that could execute code from a file; pyproject.toml lists them
 
 
-def dotted(node: ast.expr) -> str:
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+def lint(*argv, **options):
+    rules = ["--select", "S102,S301,S302,S307,S506,S602,S604,S605,TID251"]
+    command = [sys.executable, "-m", "ruff", "check", "--quiet", *rules, *argv]
+    return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, **options)
 
 
-@functools.cache
-def sources() -> list[tuple[str, ast.Module]]:
-    files = [ROOT / "train.py", *(file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py")))]
-    return [(file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())) for file in files]
-
-
-def unsafe_calls(tree: ast.Module) -> list[str]:
-    """Return the calls in a source file that could execute code from a data file."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):  # under another name they would not be seen
-            found += [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}" in READERS]
-        if not isinstance(node, ast.Call):
-            continue
-        name = dotted(node.func)
-        given = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else "?" for k in node.keywords}
-        if name in READERS:
-            needed = READERS[name]
-            if needed is None or any(given.get(key) is not value for key, value in needed.items()):
-                found.append(name)
-        if given.get("allow_pickle", False) is not False or given.get("shell", False) is not False:
-            found.append(name)
-        if given.get("weights_only", True) is not True and name != "super.load_checkpoint":
-            found.append(name)
-    return found
+def unsafe_flags(code: str) -> list[str]:
+    """Return the arguments that allow code in data files, unless they have their safe value."""
+    safe = {"allow_pickle": False, "weights_only": True}
+    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword) and node.arg in safe]
+    return [ast.unparse(node) for node in found if getattr(node.value, "value", None) is not safe[node.arg]]
 
 
 def test_no_package_reads_pickles():
-    trees = sources()
-    assert len(trees) > 150
-    assert {name: wrong for name, tree in trees if (wrong := unsafe_calls(tree))} == {}
+    done = lint("train.py", *PACKAGES)
+    assert (done.returncode, done.stdout) == (0, "")
+    files = [ROOT / "train.py", *(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))]
+    texts = {file: file.read_text() for file in files}
+    assert len(texts) > 150
+    flags = {file: unsafe_flags(text) for file, text in texts.items() if re.search("allow_pickle|weights_only", text)}
+    assert len(flags) > 5
+    assert not any(flags.values()), flags
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "torch.load(f)",
-        "torch.load(f, weights_only=False)",
-        "torch.load(f, weights_only=x)",
-        "from torch import load",
-        "pickle.load(f)",
-        "np.load(f, allow_pickle=True)",
-        "numpy.load(f, allow_pickle=x)",
-        "yaml.load(f, Loader=yaml.Loader)",
-        "eval('1')",
-        "subprocess.run('x', shell=True)",
-        "f.load_checkpoint(path, weights_only=False)",
-    ],
-)
-def test_unsafe_calls_are_found(code):
-    assert unsafe_calls(ast.parse(code))
+UNSAFE = """
+import importlib, joblib, marshal, os, pickle, shelve, subprocess, torch, yaml
+from torch import load
+torch.load(f, weights_only=True)
+torch.jit.load(f)
+torch.hub.load(f)
+torch.package.PackageImporter(f)
+torch.serialization.safe_globals([f])
+pickle.load(f)
+pickle.loads(f)
+pickle.Unpickler(f)
+marshal.load(f)
+shelve.open(f)
+joblib.load(f)
+yaml.load(f, Loader=yaml.Loader)
+yaml.load_all(f)
+yaml.full_load(f)
+yaml.unsafe_load(f)
+importlib.import_module(f)
+os.system(f)
+subprocess.run(f, shell=True)
+eval(f)
+exec(f)
+"""
 
 
-@pytest.mark.parametrize(
-    "code", ["torch.load(f, weights_only=True)", "np.load(f)", "yaml.safe_load(f)", "model.eval()"]
-)
-def test_safe_calls_are_accepted(code):
-    assert not unsafe_calls(ast.parse(code))
-
-
-@pytest.mark.parametrize(
-    ("call", "known"), [("importlib.import_module", IMPORTERS), ("torch.serialization.safe_globals", SAFE_GLOBALS)]
-)
-def test_every_exception_is_listed_with_a_reason(call, known):
-    found = {
-        name for name, tree in sources() for n in ast.walk(tree) if isinstance(n, ast.Call) and dotted(n.func) == call
-    }
-    assert found == set(known)
+def test_unsafe_calls_are_found():
+    found = lint("--output-format", "concise", "--stdin-filename", "asyncdiff/new.py", "-", input=UNSAFE).stdout
+    lines = {int(line.split(":")[1]) for line in found.splitlines()}
+    assert lines == set(range(3, UNSAFE.count("\n") + 1)), found
+    safe = "import numpy as np, yaml\nnp.load(f)\nyaml.safe_load(f)\nmodel.eval()\nmodel.compile()\n"
+    assert lint("--stdin-filename", "asyncdiff/new.py", "-", input=safe).stdout == ""
+    for flag in ("allow_pickle=True", "allow_pickle=x", "weights_only=False", "weights_only=x"):
+        assert unsafe_flags(f"read(f, {flag})") == [flag]
+    assert unsafe_flags("read(f, allow_pickle=False, weights_only=True)") == []

@@ -64,7 +64,7 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
             return load(content)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle versions of files that are not pickles
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
             return state
     except Exception as error:  # a file of another kind can raise almost any exception
         raise ValueError(f"weights {path} cannot be read safely: {explain_load_error(error)}") from error

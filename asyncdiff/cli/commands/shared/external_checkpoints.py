@@ -60,7 +60,8 @@ def read_source(path: Path, weights: WeightSet = "auto") -> ExternalCheckpoint:
 def read_tensors(path: Path) -> Any:
     """Load a .safetensors file, or a file written by torch.save."""
     if path.suffix != ".safetensors":
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in checkpoints of DiT's training script
+        # In checkpoints of DiT's training script; it holds values and does nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):  # noqa: TID251
             return read_safely(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
