@@ -1,4 +1,5 @@
 import hashlib
+import json
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from asyncdiff.evaluation import Features, FrechetDistance, InceptionFeatures, TrainedClassifier, as_features
 from asyncdiff.evaluation.features.base import to_uint8
+from asyncdiff.evaluation.result_card import differences
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +39,18 @@ def two_classes(n: int = 80, size: int = 32) -> list[dict[str, torch.Tensor]]:
     return [{"image": (0.3 * noise + labels[:, None, None, None] - 0.5).clamp(-1, 1), "label": labels}]
 
 
-def test_uint8_is_exact_at_every_level():
+def test_uint8_is_exact_at_every_level_rounds_to_the_nearest_and_clips():
     levels = torch.arange(256).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(levels / 127.5 - 1), levels.to(torch.uint8))
-
-
-def test_uint8_rounds_to_the_nearest_level_and_clips():
     images = torch.tensor([-1.5, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0.9999, 1.5]).reshape(1, 1, 1, 5)
     assert to_uint8(images).flatten().tolist() == [0, 0, 1, 255, 255]
 
 
-def test_classifier_is_accurate_on_held_out_digits(trained, digits):
+def test_classifier_is_accurate_on_held_out_digits_and_its_features_have_full_rank(trained, digits):
     _, images, labels = digits
     assert trained.name == "digits_classifier"
     assert trained.accuracy(images, labels) >= 0.97
-
-
-def test_classifier_features_have_a_full_rank_covariance(trained, digits):
-    features = trained(digits[1])
+    features = trained(images)
     assert features.shape == (360, 64)
     variances = torch.linalg.eigvalsh(features.double().T.cov())
     assert variances[0] > 1e-6 * variances[-1]
@@ -93,26 +89,25 @@ def test_classifier_depends_only_on_its_seed():
     assert not torch.equal(results[0], results[2])
 
 
-def test_classifier_does_not_change_the_global_random_state():
+def test_classifier_is_frozen_restored_by_its_state_dict_and_keeps_the_global_random_state():
     class Loader:
         def __iter__(self):
             torch.rand(3)  # a DataLoader draws a base seed here
             yield from two_classes()
 
-    before = torch.get_rng_state()
-    tiny().prepare(Loader())
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_classifier_is_frozen_and_its_state_dict_restores_it():
-    classifier = tiny()
-    classifier.prepare(two_classes())
+    random_state, classifier = torch.get_rng_state(), tiny()
+    before = classifier.fingerprint()
+    classifier.prepare(Loader())
+    assert torch.equal(random_state, torch.get_rng_state())
     assert not classifier.training
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     copy = tiny(seed=3)
     copy.load_state_dict(classifier.state_dict())
     images = two_classes()[0]["image"]
     assert torch.equal(copy(images), classifier(images))
+    assert before["class"] == "asyncdiff.evaluation.TrainedClassifier"
+    assert differences(before, json.loads(json.dumps(classifier.fingerprint()))) == ["weights"]
+    assert copy.fingerprint() == classifier.fingerprint()
 
 
 def test_classifier_rejects_use_before_training_and_invalid_batches():
@@ -131,19 +126,15 @@ def test_any_module_can_be_wrapped_as_features():
         FrechetDistance(features)
     features.prepare(two_classes(size=5))
     assert features.dim == 75
-    metric = FrechetDistance(features)
-    metric.update(two_classes(size=5)[0]["image"], real=True)
-    assert metric.real_n == 80
-
-
-def test_explicit_name_and_dim_of_features_are_kept():
-    features = as_features(nn.Flatten(), name="pixels", dim=12)
-    features.prepare([])
-    assert isinstance(features, Features)
-    assert (features.name, features.dim) == ("pixels", 12)
-    assert as_features(features) is features
+    named = as_features(nn.Flatten(), name="pixels", dim=12)
+    named.prepare([])
+    assert isinstance(named, Features)
+    assert (named.name, named.dim) == ("pixels", 12)
+    assert named.fingerprint()["input"] == {"module": "torch.nn.modules.flatten.Flatten"}
+    assert named.fingerprint()["weights"] == hashlib.sha256().hexdigest()
+    assert as_features(named) is named
     with pytest.raises(ValueError, match="_Wrapped has its own name and dim, got name 'other' and dim None"):
-        as_features(features, name="other")
+        as_features(named, name="other")
 
 
 def test_inception_reports_the_missing_package(monkeypatch):
