@@ -6,19 +6,19 @@ from itertools import pairwise
 
 import pytest
 import torch
+from sampling_setup import network_denoiser
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.oracles import GaussianOracle
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import counter_key, normal, per_image, seeded
 from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.sampling.solvers import Heun
-from asyncdiff.sampling.tiling import TiledSampler, segments
+from asyncdiff.sampling.tiling import TiledSampler, TilingState, segments
 
 SHAPE = (1, 8, 8)
 LENGTH = 2.0  # correlation length of the texture in pixels
@@ -55,11 +55,14 @@ class Exact(ImageSampler):
         yield Frame(torch.stack(rows).reshape(start.x_t.shape), start.known_patches.to(start.x_t.dtype) * 0, 0.0)
 
 
-def sample_canvas(canvas: TiledSampler, size: tuple[int, int], seed: int = 0, **options) -> torch.Tensor:
-    return canvas(ORACLE, size=size, shape=SHAPE, seed=seed, dtype=torch.float64, **options)
+def sample_canvas(
+    canvas: TiledSampler, size: tuple[int, int], seed: int = 0, denoiser=ORACLE, **options
+) -> torch.Tensor:
+    return canvas(denoiser, size=size, shape=SHAPE, seed=seed, dtype=torch.float64, **options)
 
 
-# How a side is split
+def states(canvas: TiledSampler, size: tuple[int, int], **options) -> Iterator[TilingState]:
+    return canvas.steps(ORACLE, size=size, shape=SHAPE, seed=0, dtype=torch.float64, **options)
 
 
 WINDOWS = [(4, 0), (4, 1), (4, 2), (4, 3), (5, 2), (8, 4), (8, 7)]  # with their overlaps
@@ -112,9 +115,6 @@ def test_first_window_lies_at_the_desired_center(middle):
     assert abs(first.window - min(max(middle - 4, 0), 33)) <= 2
 
 
-# What is known
-
-
 def test_single_window_equals_the_wrapped_sampler():
     image = sample_canvas(TiledSampler(Exact()), (8, 8), seed=3)
     eps = normal((1, *SHAPE), generator=per_image([counter_key(3, 0, 0)]), dtype=torch.float64)
@@ -162,10 +162,7 @@ def test_exemplar_that_fills_the_canvas_is_returned_without_evaluations():
 def test_windows_that_the_exemplar_covers_are_not_generated():
     exemplar = torch.randn(1, 32, 32, generator=seeded(1), dtype=torch.float64)
     sampler = Exact()
-    canvas = TiledSampler(sampler)
-    *_, last = canvas.steps(
-        ORACLE, size=(32, 40), shape=SHAPE, seed=0, exemplar=exemplar, place=(0, 4), dtype=torch.float64
-    )
+    *_, last = states(TiledSampler(sampler), (32, 40), exemplar=exemplar, place=(0, 4))
     generated = sum(len(known) for known in sampler.masks)
     assert last.done == last.windows == generated
     assert generated < 2 * 7 + 2  # a column of windows on either side
@@ -180,9 +177,6 @@ def test_pixels_known_inside_unknown_patches_are_passed_to_the_sampler():
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[:, :5] = True
     assert torch.equal(sampler.masks[0][0], expected)
-
-
-# The order
 
 
 @pytest.mark.parametrize("tileable", [False, True])
@@ -201,22 +195,19 @@ def test_the_result_does_not_depend_on_the_batch_size(size, overlap, tileable):
 
 def test_canvas_from_a_network_does_not_depend_on_the_batch_size(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow())
-    images = [
-        TiledSampler(Sampler(steps=4), batch_size=b)(
-            denoiser, size=(16, 14), shape=SHAPE, seed=1, label=3, dtype=torch.float64
-        )
-        for b in (1, 64)
-    ]
-    assert torch.allclose(*images, atol=1e-10)
-    other = TiledSampler(Sampler(steps=4))(denoiser, size=(16, 14), shape=SHAPE, seed=1, label=4, dtype=torch.float64)
-    assert not torch.allclose(images[0], other, atol=1e-3)
+    one, many, other = (
+        sample_canvas(TiledSampler(Sampler(steps=4), batch_size=b), (16, 14), 1, denoiser, label=label)
+        for b, label in ((1, 3), (64, 3), (64, 4))
+    )
+    assert torch.allclose(one, many, atol=1e-10)
+    assert not torch.allclose(one, other, atol=1e-3)
 
 
 def test_a_network_runs_in_evaluation_mode_and_keeps_its_own_mode(small_dit):
     denoiser = Denoiser(small_dit, RectifiedFlow()).train()
     modes = []
     small_dit.register_forward_hook(lambda module, *_: modes.append(module.training))
-    TiledSampler(Sampler(steps=1))(denoiser, size=(8, 8), shape=SHAPE, seed=0, dtype=torch.float64)
+    sample_canvas(TiledSampler(Sampler(steps=1)), (8, 8), denoiser=denoiser)
     assert modes == [False]
     assert denoiser.training
 
@@ -224,28 +215,21 @@ def test_a_network_runs_in_evaluation_mode_and_keeps_its_own_mode(small_dit):
 def test_independent_windows_are_generated_in_one_batch():
     """From the middle, 9 x 9 windows take the 9 sums of the ranks 0 .. 4 in rows and columns."""
     sampler = Exact()
-    states = list(
-        TiledSampler(sampler, batch_size=1000).steps(ORACLE, size=(40, 40), shape=SHAPE, seed=0, dtype=torch.float64)
-    )
-    assert [state.done for state in states] == [0, 1, 5, 13, 25, 41, 57, 69, 77, 81]
-    assert {state.windows for state in states} == {81}
-    assert [len(known) for known in sampler.masks] == [b.done - a.done for a, b in pairwise(states)]
+    seen = list(states(TiledSampler(sampler, batch_size=1000), (40, 40)))
+    assert [state.done for state in seen] == [0, 1, 5, 13, 25, 41, 57, 69, 77, 81]
+    assert {state.windows for state in seen} == {81}
+    assert [len(known) for known in sampler.masks] == [b.done - a.done for a, b in pairwise(seen)]
 
 
 def test_states_show_the_canvas_so_far():
     exemplar = torch.full((1, 8, 8), 7, dtype=torch.float64)
     filled = [
         (int((state.canvas != 0).sum()), state.canvas.shape)
-        for state in TiledSampler(Exact()).steps(
-            ORACLE, size=(18, 23), shape=SHAPE, seed=0, exemplar=exemplar, place=(4, 6), dtype=torch.float64
-        )
+        for state in states(TiledSampler(Exact()), (18, 23), exemplar=exemplar, place=(4, 6))
     ]
     assert filled[0] == (64, (1, 18, 23))
     assert filled[-1] == (18 * 23, (1, 18, 23))
     assert all(a <= b for (a, _), (b, _) in pairwise(filled))
-
-
-# Seams
 
 
 SAMPLES = 4000
@@ -312,23 +296,11 @@ def test_the_seams_of_a_sampler_are_as_good_as_its_windows():
     "sampler", [Autoregressive(steps_per_patch=2), Adaptive(steps=4), RePaint(steps=4, jump=2, resamples=2)]
 )
 def test_any_sampler_can_be_tiled(sampler):
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=4, uncertainty=True).double().eval()
     exemplar = torch.randn(1, 4, 4, generator=seeded(1), dtype=torch.float64)
-    image = TiledSampler(sampler)(
-        Denoiser(network, RectifiedFlow()),
-        size=(12, 8),
-        shape=SHAPE,
-        seed=0,
-        exemplar=exemplar,
-        place=(2, 2),
-        dtype=torch.float64,
-    )
+    options = {"exemplar": exemplar, "place": (2, 2)}
+    image = sample_canvas(TiledSampler(sampler), (12, 8), denoiser=network_denoiser(depth=1), **options)
     assert torch.equal(image[:, 2:6, 2:6], exemplar)
     assert torch.isfinite(image).all()
-
-
-# Memory
 
 
 class Largest(TorchDispatchMode):
@@ -368,9 +340,6 @@ def test_memory_holds_only_the_canvas_and_one_batch_of_windows(tileable):
         assert largest.elements[1] == 4 * 3 * 32 * 32
 
 
-# Rejected arguments
-
-
 def test_object_config_has_all_arguments_of_the_tiled_sampler():
     described = object_config.describe(TiledSampler(Sampler(steps=7), overlap=0.25, tileable=True, batch_size=3))
     rebuilt = object_config.build(described)
@@ -378,52 +347,26 @@ def test_object_config_has_all_arguments_of_the_tiled_sampler():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"overlap": 1.0}, r"overlap must lie in \[0, 1\), got 1.0"),
-        ({"overlap": -0.1}, r"overlap must lie in \[0, 1\), got -0.1"),
-        ({"overlap": 0.0, "tileable": True}, "overlap must be positive for a tileable canvas"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ],
-)
-def test_impossible_canvases_are_rejected(options, message):
-    with pytest.raises(ValueError, match=message):
-        TiledSampler(**options)
-
-
-@pytest.mark.parametrize(
     ("canvas", "options", "message"),
     [
-        (TiledSampler(), {"size": (16, 7)}, "size must be at least that of a window, 8x8, got 16x7"),
-        (TiledSampler(tileable=True), {"size": (16, 17)}, "size must be a multiple of the level patch of 2x2 pixels"),
-        (
-            TiledSampler(overlap=0.1),
-            {},
-            "overlap must round to 1 .. 3 of a window's 4 level patches, got 0.1",
-        ),
-        (TiledSampler(overlap=0.95), {}, "overlap must round to .* got 0.95"),
-        (TiledSampler(), {"exemplar": torch.ones(1, 20, 4)}, "exemplar must lie inside the canvas of 16x16, got 20x4"),
-        (
-            TiledSampler(),
-            {"exemplar": torch.ones(1, 4, 4), "place": (0, 13)},
-            r"inside the canvas.* at place \(0, 13\)",
-        ),
-        (TiledSampler(), {"exemplar": torch.ones(1, 4, 4), "place": (-2, 0)}, "exemplar must lie inside the canvas"),
-        (
-            TiledSampler(),
-            {"exemplar": torch.ones(1, 2, 2), "place": (1, 0)},
-            "exemplar must cover at least one level patch of 2x2",
-        ),
-        (TiledSampler(), {"exemplar": torch.ones(1, 4, 1)}, "exemplar must cover at least one level patch of 2x2"),
-        (TiledSampler(), {"exemplar": torch.ones(3, 4, 4)}, r"exemplar must have shape \(1, h, w\), got \(3, 4, 4\)"),
-        (TiledSampler(), {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
+        ({"overlap": 1.0}, {}, r"overlap must lie in \[0, 1\), got 1.0"),
+        ({"overlap": -0.1}, {}, r"overlap must lie in \[0, 1\), got -0.1"),
+        ({"overlap": 0.0, "tileable": True}, {}, "overlap must be positive for a tileable canvas"),
+        ({"batch_size": 0}, {}, "batch_size must be at least 1, got 0"),
+        ({}, {"size": (16, 7)}, "size must be at least that of a window, 8x8, got 16x7"),
+        ({"tileable": True}, {"size": (16, 17)}, "size must be a multiple of the level patch of 2x2 pixels"),
+        ({"overlap": 0.1}, {}, "overlap must round to 1 .. 3 of a window's 4 level patches, got 0.1"),
+        ({"overlap": 0.95}, {}, "overlap must round to .* got 0.95"),
+        ({}, {"exemplar": torch.ones(1, 20, 4)}, "exemplar must lie inside the canvas of 16x16, got 20x4"),
+        ({}, {"exemplar": torch.ones(1, 4, 4), "place": (0, 13)}, r"inside the canvas.* at place \(0, 13\)"),
+        ({}, {"exemplar": torch.ones(1, 4, 4), "place": (-2, 0)}, "exemplar must lie inside the canvas"),
+        ({}, {"exemplar": torch.ones(1, 2, 2), "place": (1, 0)}, "exemplar must cover at least one level patch of 2x2"),
+        ({}, {"exemplar": torch.ones(1, 4, 1)}, "exemplar must cover at least one level patch of 2x2"),
+        ({}, {"exemplar": torch.ones(3, 4, 4)}, r"exemplar must have shape \(1, h, w\), got \(3, 4, 4\)"),
+        ({}, {"exemplar": torch.ones(1, 4, 4, dtype=torch.uint8)}, "exemplar must be floating point in"),
+        ({"tileable": True}, {"denoiser": texture(patches=2)}, "windows of at least 3 level patches a side, got 2"),
     ],
 )
-def test_unsuitable_sizes_and_exemplars_are_rejected(canvas, options, message):
+def test_unsuitable_arguments_are_rejected(canvas, options, message):
     with pytest.raises(ValueError, match=message):
-        canvas(ORACLE, **({"size": (16, 16), "shape": SHAPE, "seed": 0} | options))
-
-
-def test_windows_of_two_patches_cannot_close_a_circle():
-    with pytest.raises(ValueError, match="tileable needs windows of at least 3 level patches a side, got 2"):
-        TiledSampler(tileable=True)(texture(patches=2), size=(16, 16), shape=SHAPE, seed=0)
+        sample_canvas(TiledSampler(**canvas), **{"size": (16, 16)} | options)
