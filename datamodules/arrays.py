@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.hash_split import check_held_out
 from datamodules.index_cache import map_npy
 
 
@@ -15,15 +16,13 @@ class ArrayFile(ImageDataset):
 
     Args:
         images: memory-mapped array of the file.
-        labels: labels of all images of the file, (n,); None without labels.
+        labels: labels of all images of the file, (n,).
         rows: indices of the selected images, in order.
         classes: number of classes, 0 without labels.
         scale: factor of all values.
     """
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray | None, rows: np.ndarray, *, classes: int, scale: float
-    ) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray, *, classes: int, scale: float) -> None:
         self.images, self.labels, self.rows, self.classes, self.scale = images, labels, rows, classes, scale
 
     def __len__(self) -> int:
@@ -33,8 +32,8 @@ class ArrayFile(ImageDataset):
         index, key = index_and_key(items)
         rows = self.rows[index.numpy()]
         image = torch.from_numpy(self.images[rows].astype(np.float32)).mul_(self.scale)
-        label = np.zeros(len(rows), np.int64) if self.labels is None else self.labels[rows].astype(np.int64)
-        return {"image": image, "label": torch.from_numpy(label), "index": index, "key": key}
+        label = torch.from_numpy(self.labels[rows].astype(np.int64))
+        return {"image": image, "label": label, "index": index, "key": key}
 
 
 class Arrays(ImageDataModule):
@@ -73,33 +72,29 @@ class Arrays(ImageDataModule):
         at_least("channels", channels, 1, "latents usually have 4")
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}: 1 leaves the values unchanged")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 holds out one image in a hundred")
+        check_held_out(held_out)
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.scale, self.held_out = scale, held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the files; raise if they are missing or unsuitable."""
-        images, labels = self._pair("train")
-        classes = 0 if labels is None else int(labels.max()) + 1
-        places = np.arange(len(images))
+        images, labels, classes = self._load("train")
+        rows, options = np.arange(len(images)), {"classes": classes, "scale": self.scale}
         if (self.root / "val.npy").is_file():
-            train, val_pair = places, self._pair("val")
-            if (val_pair[1] is None) != (labels is None) or (val_pair[1] is not None and val_pair[1].max() >= classes):
+            val_images, val_labels, val_classes = self._load("val")
+            if val_classes > classes or (classes and not val_classes):
                 raise ValueError(
                     f"val_labels.npy must have the {classes} classes of training, got others in {self.root}"
                 )
-            val = ArrayFile(*val_pair, np.arange(len(val_pair[0])), classes=classes, scale=self.scale)
+            val = ArrayFile(val_images, val_labels, np.arange(len(val_images)), **options)
         else:
-            mask = np.floor((places + 1) * self.held_out) > np.floor(places * self.held_out)
+            mask = np.floor((rows + 1) * self.held_out) > np.floor(rows * self.held_out)
             mask[-1] |= not mask.any()
-            train = places[~mask]
-            val = ArrayFile(images, labels, places[mask], classes=classes, scale=self.scale)
-        data = ArrayFile(images, labels, train, classes=classes, scale=self.scale)
-        return {"train": data, "val": val, "test": val}
+            val, rows = ArrayFile(images, labels, rows[mask], **options), rows[~mask]
+        return {"train": ArrayFile(images, labels, rows, **options), "val": val, "test": val}
 
-    def _pair(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the images of NAME.npy and the labels of NAME_labels.npy, None without labels."""
+    def _load(self, name: str) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return images of NAME.npy, labels of NAME_labels.npy (0 without that file), and the number of classes."""
         images = _load_memmap(self.root / f"{name}.npy")
         expected = (self.channels, self.size, self.size)
         if images.shape[1:] != expected or not len(images) or images.dtype.kind != "f":
@@ -109,14 +104,14 @@ class Arrays(ImageDataModule):
             )
         file = self.root / f"{name}_labels.npy"
         if not file.is_file():
-            return images, None
+            return images, np.zeros(len(images), np.int64), 0
         labels = _load_memmap(file)
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
             raise ValueError(
                 f"{file.name} must hold a non-negative integer for each of the {len(images)} images, got "
                 f"{labels.dtype} of {labels.shape} in {self.root}: store class indices, or remove the file"
             )
-        return images, labels
+        return images, labels, int(labels.max()) + 1
 
 
 def _load_memmap(file: Path) -> np.ndarray:

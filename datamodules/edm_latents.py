@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
-from datamodules.counter_noise import counter_normal
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least
 from datamodules.edm_zips import MemberImages, load_npy
 from datamodules.hash_split import check_held_out
-from datamodules.images.encoded import Bytes, OnCorrupt, check_image_options
+from datamodules.images.encoded import Bytes, check_image_options
+from datamodules.latents import sampled
 from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
 # Mean and standard deviation of sd-vae-ft-mse's latents on ImageNet, from EDM2 (arXiv 2312.02696, its encoder).
 SHIFT = (5.81, 3.25, 0.12, -2.15)
 SCALE = (1 / 4.17, 1 / 4.62, 1 / 3.71, 1 / 3.28)
+OPTIONS = ("size", "channels", "shift", "scale", "sample", "on_corrupt")  # arguments of both classes
 
 
 class EdmMoments(MemberImages):
@@ -26,28 +27,16 @@ class EdmMoments(MemberImages):
 
     Args:
         data: files and their labels.
-        size: rows and columns of a latent.
-        channels: number c of channels of a latent.
         shift: shift of every channel.
         scale: scale of every channel; latents are (raw - shift) * scale.
         sample: sample the latents with noise from the keys; otherwise use the mean.
-        train: replace an unreadable file by the next readable one; otherwise leave it out.
-        on_corrupt: "skip" warns once per file, "raise" stops the run.
+        **options: arguments of EncodedImages: size, channels (c), train and on_corrupt.
     """
 
     def __init__(
-        self,
-        data: LabeledFiles,
-        *,
-        size: int,
-        channels: int,
-        shift: Sequence[float],
-        scale: Sequence[float],
-        sample: bool,
-        train: bool,
-        on_corrupt: OnCorrupt,
+        self, data: LabeledFiles, *, shift: Sequence[float], scale: Sequence[float], sample: bool, **options: Any
     ) -> None:
-        super().__init__(data, size=size, channels=channels, train=train, flip=False, on_corrupt=on_corrupt)
+        super().__init__(data, flip=False, **options)
         self.shift, self.scale, self.sample = shift, scale, sample
 
     def plain(self) -> "EdmMoments":
@@ -65,30 +54,16 @@ class EdmMoments(MemberImages):
             raise ValueError("its array must be finite, with non-negative standard deviations")
         return torch.from_numpy(moments.astype(np.float32))
 
-    def read(self, items: Sequence[Item]) -> Any:
-        """Return raw "moments", float32 (b, 2c, h, w), or the means (b, c, h, w) if not `sample`.
-
-        In evaluation, unreadable files are left out.
-        """
-        samples = [(index, key, moments) for i, key in items for index, moments in self._readable(i)]
-        index, key = index_and_key([(i, k) for i, k, _ in samples])
-        empty = torch.empty(0, 2 * self.channels, self.size, self.size)
-        moments = torch.stack([moments for _, _, moments in samples]) if samples else empty
-        label = torch.from_numpy(self.labels[index.numpy()].astype(np.int64))
+    def read(self, items: Sequence[Item]) -> Batch:
+        """Read raw moments, float32 (b, 2c, h, w), or means (b, c, h, w) if not `sample`."""
+        batch = super().read(items)
         # The training split finishes the batches of all splits, so the batch itself must say whether to sample.
-        return {"moments": moments if self.sample else moments[:, : self.channels], "label": label} | {
-            "index": index,
-            "key": key,
-        }
+        return batch if self.sample else {**batch, "image": batch["image"][:, : self.channels]}
 
-    def finish(self, batch: Any) -> Batch:
+    def finish(self, batch: Batch) -> Batch:
         """Compute latents in model space, float32; the noise is a function of the key."""
-        mean, std = batch["moments"].tensor_split([self.channels], dim=1)
-        if std.shape[1]:
-            mean = torch.addcmul(mean, std, counter_normal(batch["key"].to(mean.device), mean.shape[1:]))
-        shift, scale = (mean.new_tensor(numbers)[:, None, None] for numbers in (self.shift, self.scale))
-        image = (mean - shift) * scale
-        return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
+        mean, std = batch["image"].float().tensor_split([self.channels], dim=1)
+        return {**batch, "image": sampled(mean, std if std.shape[1] else None, batch["key"], self.shift, self.scale)}
 
 
 class EdmLatents(ImageDataModule):
@@ -150,7 +125,8 @@ class EdmLatents(ImageDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """Find the files; raise FileNotFoundError or ValueError if there is nothing to train on."""
         splits = labeled_splits(self.root, self.val_root, self.held_out, {".npy"})
-        train, val = self._moments(splits["train"], True), self._moments(splits["val"], False)
+        options: dict[str, Any] = {name: getattr(self, name) for name in OPTIONS}
+        train, val = (EdmMoments(splits[name], train=name == "train", **options) for name in ("train", "val"))
         first = train.fetch(0)
         try:
             train.decode(first)
@@ -159,15 +135,3 @@ class EdmLatents(ImageDataModule):
                 f"{train.name(0)} is not a latent of EDM2: {error}; set size and channels, or use EdmZip"
             ) from error
         return {"train": train, "val": val, "test": val}
-
-    def _moments(self, data: LabeledFiles, train: bool) -> EdmMoments:
-        return EdmMoments(
-            data,
-            size=self.size,
-            channels=self.channels,
-            shift=self.shift,
-            scale=self.scale,
-            sample=self.sample,
-            train=train,
-            on_corrupt=self.on_corrupt,
-        )

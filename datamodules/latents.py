@@ -82,13 +82,17 @@ class CachedLatents(ImageDataset):
     def finish(self, batch: Mapping[str, Tensor]) -> Batch:
         """Compute latents in model space, float32, sampled if there is a log-variance with noise from the keys."""
         moments = batch["moments"].float()
-        latents = moments[:, 0]
-        if moments.shape[1] == 2:
-            eps = counter_normal(batch["key"].to(moments.device), latents.shape[1:])
-            latents = torch.addcmul(latents, moments[:, 1].div(2).exp_(), eps)
-        scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in (self.scale, self.shift))
-        image = (latents - shift) * scale
+        std = moments[:, 1].div(2).exp_() if moments.shape[1] == 2 else None
+        image = sampled(moments[:, 0], std, batch["key"], self.shift, self.scale)
         return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
+
+
+def sampled(mean: Tensor, std: Tensor | None, key: Tensor, shift: Sequence[float], scale: Sequence[float]) -> Tensor:
+    """Return (mean + std * noise of the keys - shift) * scale, without noise if there is no standard deviation."""
+    if std is not None:
+        mean = torch.addcmul(mean, std, counter_normal(key.to(mean.device), mean.shape[1:]))
+    shifts, scales = (mean.new_tensor(numbers)[:, None, None] for numbers in (shift, scale))
+    return (mean - shifts) * scales
 
 
 class LatentCache(ImageDataModule):

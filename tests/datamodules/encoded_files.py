@@ -3,7 +3,7 @@
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,20 @@ def write_zip(file: Path, files: Mapping[str, bytes], labels: Any = "absent") ->
         for name, data in files.items():
             archive.writestr(name, data)
     return file
+
+
+def write_lmdb(folder: Path, values: Sequence[bytes], keys: Sequence[bytes] | None = None) -> Path:
+    """Write a database of these values, and return its folder; the default keys are numbers of 40 digits."""
+    import lmdb
+
+    folder.mkdir(parents=True)
+    environment = lmdb.open(str(folder), map_size=1 << 28)
+    with environment.begin(write=True) as transaction:
+        for key, value in zip(keys or [b"%040x" % i for i in range(len(values))], values, strict=True):
+            transaction.put(key, value)
+    environment.close()
+    (folder / "lock.mdb").unlink()
+    return folder
 
 
 def grays(image: torch.Tensor) -> list[int]:

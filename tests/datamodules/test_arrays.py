@@ -97,12 +97,6 @@ def test_objects_in_a_file_are_not_unpickled(root):
         arrays(root).setup()
 
 
-@pytest.mark.parametrize("options", [{"held_out": 0.0}, {"channels": 0}])
-def test_wrong_arguments_are_refused(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))} must"):
-        Arrays("somewhere", 8, **options)
-
-
 def test_spawned_workers_get_the_file_name_not_its_contents(root):
     np.save(root / "train.npy", np.random.default_rng(0).standard_normal((50, 4, 64, 64)))
     dataset = Arrays(str(root), 64).dataset("train")
@@ -111,9 +105,3 @@ def test_spawned_workers_get_the_file_name_not_its_contents(root):
     again = pickle.loads(pickled)
     assert isinstance(again.images, MappedArray)
     assert np.array_equal(again.images, dataset.images)
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
-def test_a_scale_that_is_not_positive_is_refused(root, scale):
-    with pytest.raises(ValueError, match=f"scale must be positive, got {scale}"):
-        arrays(root, scale=scale)

@@ -49,7 +49,7 @@ def test_samples_have_the_stored_mean_and_standard_deviation_and_depend_on_the_k
     assert torch.equal(other["image"][:-1], batch["image"][1:])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_training_noise_is_new_and_validation_noise_the_same(tmp_path: Path, workers: int) -> None:
     data = latents(write(tmp_path / "a.zip", [moments(i) for i in range(10)]), workers=workers)
 
@@ -94,10 +94,3 @@ def test_other_arrays_are_refused_at_once(tmp_path: Path) -> None:
         ValueError, match=r"is not a latent of EDM2: .*, got uint8 of .*; set size and channels, or use Ed"
     ):
         latents(tmp_path / "b.zip").setup()
-
-
-@pytest.mark.parametrize("wrong", [{"shift": (0,)}, {"scale": (1, 1, 1, 0)}, {"channels": 0}, {"held_out": 0}])
-def test_impossible_arguments_are_refused(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} must .*, got .*: "):
-        latents(Path("/nowhere"), **wrong)

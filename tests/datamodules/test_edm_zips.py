@@ -1,5 +1,4 @@
 import io
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ def edm(root: Path, **options: Any) -> EdmZip:
     return EdmZip(str(root), 4, **({"batch_size": 4, "horizontal_flip": False} | options))
 
 
-@pytest.mark.parametrize("name", ["a.zip", "a"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("name", "workers"), [("a.zip", 0), ("a", 0), ("a.zip", 1)])
 def test_images_have_the_labels_of_the_listing(tmp_path: Path, name: str, workers: int) -> None:
     labels = [[file, i % 7] for i, file in reversed(list(enumerate(names(40))))]
     data = edm(write_zip(tmp_path / name, images(40), labels), workers=workers, held_out=0.2)
@@ -59,12 +57,9 @@ def test_validation_may_come_from_another_zip(tmp_path: Path) -> None:
     data = edm(root, val_root=str(val))
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [10, 3, 3]  # type: ignore[arg-type]
     assert data.dataset("val").classes == 3
-    for wrong, got in {3: "class 3", None: "no labels"}.items():
-        labels = None if wrong is None else [[name, wrong] for name in names(3)]
-        other = write_zip(tmp_path / f"{wrong}.zip", images(3), labels)
-        with pytest.raises(
-            ValueError, match=rf"dataset.json of val_root must have the 3 classes of training, got {got} in"
-        ):
+    for labels, got in (([[name, 3] for name in names(3)], "class 3"), (None, "no labels")):
+        other = write_zip(tmp_path / f"{got}.zip", images(3), labels)
+        with pytest.raises(ValueError, match=rf"dataset.json of val_root must have the 3 classes .*, got {got} in"):
             edm(root, val_root=str(other)).setup()
     plain = edm(write_zip(tmp_path / "c.zip", images(10)), val_root=str(val))
     assert set(labels_of(plain.val_dataloader()).values()) == {0}
@@ -80,14 +75,12 @@ def test_arrays_are_images(tmp_path: Path) -> None:
 
 def test_pixels_are_unchanged(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 4), dtype=np.uint8)
-    streams = [io.BytesIO() for _ in pixels]
-    for stream, image in zip(streams, pixels, strict=True):
-        Image.fromarray(image.transpose(1, 2, 0)).save(stream, "PNG")
-    files = {name: stream.getvalue() for name, stream in zip(names(6), streams, strict=True)}
-    val = write_zip(tmp_path / "b.zip", images(1))
-    data = edm(write_zip(tmp_path / "a.zip", files), val_root=str(val))
-    batch = next(data.images("train", 6))
-    assert torch.equal(batch["image"], torch.from_numpy(pixels).float().div(127.5).sub(1))
+    files = {}
+    for name, image in zip(names(6), pixels, strict=True):
+        Image.fromarray(image.transpose(1, 2, 0)).save(stream := io.BytesIO(), "PNG")
+        files[name] = stream.getvalue()
+    data = edm(write_zip(tmp_path / "a.zip", files), val_root=str(write_zip(tmp_path / "b.zip", images(1))))
+    assert torch.equal(next(data.images("train", 6))["image"], torch.from_numpy(pixels).float().div(127.5).sub(1))
 
 
 @pytest.mark.parametrize(
@@ -105,31 +98,12 @@ def test_pixels_are_unchanged(tmp_path: Path) -> None:
         (7, r'dataset.json must be {"labels": \[\["name.png", 6\], ...\] or null}, got .*: correct it'),
     ],
 )
-def test_labels_that_are_not_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
+def test_listings_without_classes_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         edm(write_zip(tmp_path / "a.zip", images(6), labels)).setup()
     assert "\n" not in str(caught.value)
-
-
-def test_a_damaged_listing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dataset.json must be .*: correct it"):
-        edm(write_zip(tmp_path / "a.zip", images(6) | {"dataset.json": b'{"labels": [["a'})).setup()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
-    files = images(12)
-    files[names(12)[5]] = encoded(5)[:40]
-    files["00000/img00000006.npy"] = npy(np.zeros((4, 4, 3), np.uint8))
-    del files["00000/img00000006.png"]
-    root = write_zip(tmp_path / "a.zip", files)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data = edm(root, val_root=str(root), workers=workers)
-        assert sorted(seen(data.train_dataloader())) == [0, 1, 2, 3, 4, 7, 7, 7, 8, 9, 10, 11]
-        assert seen(data.val_dataloader()) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
-    with pytest.raises(ValueError, match=r"cannot read .*a.zip/00000/img00000005.png: .*; replace the file, or"):
-        list(edm(root, val_root=str(root), on_corrupt="raise").val_dataloader())
+        edm(write_zip(tmp_path / "b.zip", images(6) | {"dataset.json": b'{"labels": [["a'})).setup()
 
 
 def test_missing_empty_damaged_and_too_small_zips_are_refused(tmp_path: Path) -> None:
@@ -143,15 +117,6 @@ def test_missing_empty_damaged_and_too_small_zips_are_refused(tmp_path: Path) ->
         edm(cut).setup()
     with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out"):
         edm(write_zip(tmp_path / "one.zip", images(1))).setup()
-    with pytest.raises(ValueError, match=r"batch_size must leave at least one batch .* got 64 x 1"):
-        edm(write_zip(tmp_path / "few.zip", images(10)), batch_size=64).setup("fit")
     latents = {f"00000/img-mean-std-latents-{i:08d}.npy": npy(np.zeros((8, 4, 4), np.float32)) for i in range(3)}
     with pytest.raises(ValueError, match=r"root must hold images, got latents such as .*: use datamodules.EdmLatents"):
         edm(write_zip(tmp_path / "latents.zip", latents)).setup()
-
-
-@pytest.mark.parametrize("wrong", [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}])
-def test_impossible_arguments_are_refused(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} must .*, got .*: "):
-        edm(Path("/nowhere"), **wrong)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from encoded_files import cache_fixture  # noqa: F401
-from lightning.pytorch import LightningModule, Trainer
 
 from datamodules import ImageNet64
 from datamodules.images.pixel_arrays import PixelArray
@@ -67,23 +66,15 @@ def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
 
 def test_loaders_transfer_bytes_and_the_module_gets_floats(root: Path) -> None:
     data = imagenet64(root)
-    assert next(iter(data.train_dataloader()))["image"].dtype == torch.uint8
-    seen = []
-
-    class Looking(LightningModule):
-        def training_step(self, batch, batch_idx):
-            seen.append(batch)
-
-        def configure_optimizers(self):
-            return None
-
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    Trainer(max_epochs=1, limit_val_batches=0, enable_model_summary=False, **quiet).fit(Looking(), datamodule=data)
-    assert len(seen) == 3
-    assert all(batch["image"].dtype == torch.float32 for batch in seen)
-    pairs = list(zip(seen[0]["index"].tolist(), seen[0]["key"].tolist(), strict=True))
-    again = data.dataset("train").__getitems__(pairs)
-    assert torch.equal(again["image"], seen[0]["image"])
+    batches = list(data.train_dataloader())
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch["image"].dtype == torch.uint8
+        again = data.dataset("train").__getitems__(
+            list(zip(batch["index"].tolist(), batch["key"].tolist(), strict=True))
+        )
+        assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], again["image"])
+        assert again["image"].dtype == torch.float32
 
 
 def test_the_key_decides_which_half_is_mirrored(root: Path) -> None:
@@ -96,6 +87,8 @@ def test_the_key_decides_which_half_is_mirrored(root: Path) -> None:
 
 
 def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imagenet64(root, converted=str(root / "own")).setup()
+    assert any((root / "own").glob("pixels4-*/train.npy"))
     imagenet64(root).prepare_data()
     (made,) = (entry for entry in cache.iterdir() if entry.is_dir())
     monkeypatch.setattr(npz_batches, "_make", lambda *_, **__: pytest.fail("made again"))
@@ -108,11 +101,6 @@ def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.Monk
     assert len(pickle.dumps(train)) < 5000
     again = pickle.loads(pickle.dumps(train))
     assert torch.equal(again.__getitems__([2])["image"], train.__getitems__([2])["image"])
-    elsewhere = imagenet64(root, converted=str(root / "own"))
-    monkeypatch.undo()
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(cache))
-    elsewhere.setup()
-    assert any((root / "own").glob("pixels4-*/train.npy"))
 
 
 def test_changed_files_are_merged_again(root: Path) -> None:
@@ -155,29 +143,20 @@ def refused(root: Path, message: str, kind: type[Exception] = ValueError, **opti
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_are_named(root: Path) -> None:
+def test_missing_and_other_files_are_named(root: Path) -> None:
+    with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: training uses only these"):
+        imagenet64(root).setup()
+    refused(root, r"size must be 4 as in .*batch_1\.npz, got 8: change size", size=8)
     np.savez(root / "train_data_batch_4.npz", **arrays(4, 3))
     refused(root, r"root must hold train_data_batch_3\.npz, got .* without", FileNotFoundError)
     (root / "train_data_batch_4.npz").unlink()
     (root / "val_data.npz").unlink()
     refused(root, r"root must hold val_data\.npz, got .* without", FileNotFoundError)
-    shutil.rmtree(root)
-    refused(root, "root must be a folder, got .*: no such folder", FileNotFoundError)
-
-
-def test_fewer_files_than_published_give_a_warning(root: Path) -> None:
-    with pytest.warns(UserWarning, match=r"holds 2 of 10 training files: training uses only these"):
-        imagenet64(root).setup()
-
-
-def test_pickles_are_refused_with_a_remedy(root: Path) -> None:
     (root / "train_data_batch_1.npz").rename(root / "train_data_batch_1")
     (root / "train_data_batch_2.npz").unlink()
     refused(root, r"got a pickle, which can run any code when read, in .*: if you trust it, run numpy\.savez\(")
-
-
-def test_another_size_is_refused_with_the_right_one(root: Path) -> None:
-    refused(root, r"size must be 4 as in .*batch_1\.npz, got 8: change size", size=8)
+    shutil.rmtree(root)
+    refused(root, "root must be a folder, got .*: no such folder", FileNotFoundError)
 
 
 @pytest.mark.parametrize(
@@ -217,17 +196,14 @@ def test_damaged_files_are_refused(root: Path, cache: Path, damage: str, save: A
     assert not [entry for entry in cache.glob("*") if entry.is_dir()]  # nothing half made is left
 
 
-def test_a_disk_that_is_too_small_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 100))  # type: ignore[attr-defined]
-    refused(root, r"converted must have 0\.3 GB free, got 0\.0 GB in .*cache: free some, or set it to")
-
-
-def test_a_folder_that_cannot_be_written_is_refused(root: Path) -> None:
+def test_folders_that_are_full_closed_or_damaged_are_refused(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (root / "file").write_text("")
     refused(root, r"converted must be a writable folder, got .*file: ", converted=str(root / "file"))
-
-
-def test_a_damaged_array_is_refused(root: Path, cache: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 100))  # type: ignore[attr-defined]
+        refused(root, r"converted must have 0\.3 GB free, got 0\.0 GB in .*cache: free some, or set it to")
     imagenet64(root).setup()
     (file,) = cache.glob("pixels4-*/train.npy")
     file.write_bytes(file.read_bytes()[:-1])

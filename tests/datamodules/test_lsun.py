@@ -1,39 +1,24 @@
 import pickle
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from encoded_files import cache_fixture, encoded, grays, seen  # noqa: F401
+from encoded_files import cache_fixture, encoded, grays, seen, write_lmdb  # noqa: F401
 
 from datamodules.lsun import Lsun, LsunImages
 
-lmdb = pytest.importorskip("lmdb")
-
+pytest.importorskip("lmdb")  # writes the databases
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "data" / "lsun_sample"
 
 
-def write(folder: Path, values: Sequence[bytes], keys: Sequence[bytes] | None = None) -> Path:
-    """Write a database of these values; the default keys are numbers of 40 digits."""
-    folder.mkdir(parents=True)
-    environment = lmdb.open(str(folder), map_size=1 << 28)
-    with environment.begin(write=True) as transaction:
-        for key, value in zip(keys or [b"%040x" % i for i in range(len(values))], values, strict=True):
-            transaction.put(key, value)
-    environment.close()
-    (folder / "lock.mdb").unlink()
-    return folder
-
-
 def rooms(root: Path, train: int = 40, val: int = 4, category: str = "bedroom") -> Path:
-    write(root / f"{category}_train_lmdb", [encoded(i) for i in range(train)])
+    write_lmdb(root / f"{category}_train_lmdb", [encoded(i) for i in range(train)])
     if val:
-        write(root / f"{category}_val_lmdb", [encoded(100 + i) for i in range(val)])
+        write_lmdb(root / f"{category}_val_lmdb", [encoded(100 + i) for i in range(val)])
     return root
 
 
@@ -45,7 +30,7 @@ def names(data: Any) -> list[str]:
     return [data.name(i) for i in range(len(data))]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_database_is_read_in_the_order_of_its_keys(tmp_path: Path, workers: int) -> None:
     data = lsun(rooms(tmp_path), workers=workers)
     data.setup("fit")
@@ -60,8 +45,8 @@ def test_a_database_is_read_in_the_order_of_its_keys(tmp_path: Path, workers: in
 
 def test_keys_may_differ_in_length_and_contain_any_byte(tmp_path: Path) -> None:
     keys = [b"a", b"a\0", b"ab\0\0", b"\xff" * 200]
-    write(tmp_path / "x_train_lmdb", [encoded(i) for i in range(4)], keys)
-    write(tmp_path / "x_val_lmdb", [encoded(9)])
+    write_lmdb(tmp_path / "x_train_lmdb", [encoded(i) for i in range(4)], keys)
+    write_lmdb(tmp_path / "x_val_lmdb", [encoded(9)])
     data = lsun(tmp_path).dataset("train")
     assert seen([data.__getitems__(range(4))]) == [0, 1, 2, 3]
     assert [name.split(" key ")[1] for name in names(data)] == [key.hex() for key in keys]
@@ -109,8 +94,8 @@ def test_without_validation_a_fraction_is_held_out_by_the_keys(tmp_path: Path) -
 def test_jpeg_and_webp_are_recognized_by_content(tmp_path: Path) -> None:
     values = [encoded(50, kind, (16, 8)) for kind in ("JPEG", "WEBP", "PNG")]
     data = lsun(rooms(tmp_path) / "m_train_lmdb", batch_size=1)
-    write(tmp_path / "m_train_lmdb", values)
-    write(tmp_path / "m_val_lmdb", values)
+    write_lmdb(tmp_path / "m_train_lmdb", values)
+    write_lmdb(tmp_path / "m_val_lmdb", values)
     assert np.abs(np.array(seen(data.images("train", 3))) - 50).max() <= 2
 
 
@@ -139,22 +124,6 @@ def test_a_dataset_is_pickled_without_its_keys_and_opened_again(tmp_path: Path) 
     assert torch.equal(again.read([(1, 0)])["image"], first)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_value_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
-    values = [encoded(i) for i in range(12)]
-    values[5], values[6] = values[5][:40], b""
-    write(tmp_path / "a_train_lmdb", values)
-    write(tmp_path / "a_val_lmdb", values)
-    data = lsun(tmp_path, workers=workers)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert sorted(seen(data.train_dataloader())) == [0, 1, 2, 3, 4, 7, 7, 7, 8, 9, 10, 11]
-        assert seen(data.val_dataloader()) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
-    with pytest.raises(ValueError, match=r"cannot read .*a_val_lmdb key 3030.*35: .*; replace the file, or") as caught:
-        list(lsun(tmp_path, on_corrupt="raise").val_dataloader())
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("kept", [0, 100, 5000, 8192, 30000])
 def test_a_truncated_database_is_refused(tmp_path: Path, kept: int) -> None:
     file = rooms(tmp_path, 400) / "bedroom_train_lmdb" / "data.mdb"
@@ -171,27 +140,15 @@ def test_missing_empty_and_foreign_data_is_refused(tmp_path: Path) -> None:
     rooms(rooms(tmp_path), category="tower")
     with pytest.raises(ValueError, match=r"among those of .* \(bedroom, tower\), got 'kitchen': choose"):
         lsun(tmp_path, categories=["bedroom", "kitchen"]).setup()
-    write(tmp_path / "void" / "x_train_lmdb", [])
+    write_lmdb(tmp_path / "void" / "x_train_lmdb", [])
     with pytest.raises(ValueError, match=r"x_train_lmdb/data.mdb must hold images, got none: copy"):
         lsun(tmp_path / "void").setup()
     (tmp_path / "bedroom_train_lmdb" / "data.mdb").write_bytes(b"x" * 20000)
     with pytest.raises(ValueError, match=r"bedroom_train_lmdb/data.mdb cannot be read as an LMDB file: .*; copy"):
         lsun(tmp_path).setup()
-
-
-def test_too_few_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size must leave .* got 64 x 1 .* with 40 training images: lower"):
-        lsun(rooms(tmp_path), batch_size=64).setup("fit")
     rooms(tmp_path / "one", 1, 0)
     with pytest.raises(ValueError, match=r"leave an image to train on, got .* with 1, all held out by held_out=0.01"):
         lsun(tmp_path / "one").setup()
-
-
-@pytest.mark.parametrize("wrong", [{"channels": 2}, {"held_out": 0.0}, {"on_corrupt": "x"}, {"categories": ["a", "a"]}])
-def test_impossible_arguments_are_refused(wrong: dict[str, Any]) -> None:
-    (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} must .*, got .*: "):
-        lsun(Path("/nowhere"), **wrong)
 
 
 def test_the_fingerprint_depends_on_the_images_and_not_on_their_folder(tmp_path: Path) -> None:

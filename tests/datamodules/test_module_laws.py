@@ -1,0 +1,56 @@
+"""Laws that several data modules share: refused arguments, and damaged images."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from encoded_files import cache_fixture, encoded, npy, seen, write_lmdb, write_zip  # noqa: F401
+
+from datamodules import Arrays, EdmLatents, EdmZip, ImageNet, Lsun
+from datamodules.images.encoded_module import EncodedDataModule
+
+WRONG: dict[Any, list[dict[str, Any]]] = {
+    EdmZip: [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}],
+    EdmLatents: [{"shift": (0,)}, {"scale": (1, 1, 1, 0)}, {"channels": 0}, {"held_out": 0}],
+    ImageNet: [{"crop": "random"}, {"on_corrupt": "ignore"}, {"size": 0}, {"workers": -1}],
+    Lsun: [{"channels": 2}, {"held_out": 0.0}, {"on_corrupt": "x"}, {"categories": ["a", "a"]}],
+    Arrays: [{"held_out": 0.0}, {"channels": 0}, {"scale": 0.0}, {"scale": -1.0}, {"scale": float("nan")}],
+}
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(kind, wrong) for kind, cases in WRONG.items() for wrong in cases])
+def test_impossible_arguments_are_refused(kind: Any, wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"^{name} must .*, got '?{re.escape(str(value))}.*: "):
+        kind(**({"root": "/nowhere", "size": 8} | wrong))
+
+
+def zip_of(root: Path, values: list[bytes], **options: Any) -> EncodedDataModule:
+    files = {f"00000/img{i:08d}.png": value for i, value in enumerate(values)}
+    file = str(write_zip(root / "a.zip", files))
+    return EdmZip(file, 4, val_root=file, **options)
+
+
+def database_of(root: Path, values: list[bytes], **options: Any) -> EncodedDataModule:
+    for split in ("train", "val"):
+        if not (root / f"a_{split}_lmdb").exists():
+            write_lmdb(root / f"a_{split}_lmdb", values)
+    return Lsun(str(root), 4, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("made", "name"), [(zip_of, r"a.zip/00000/img00000005.png"), (database_of, r"key (30)+35")])
+def test_damaged_images_are_left_out_or_stop_the_run(tmp_path: Path, made: Any, name: str, workers: int) -> None:
+    values = [encoded(i) for i in range(12)]
+    values[5], values[6] = values[5][:40], npy(np.zeros((4, 4, 3), np.uint8))
+    data = made(tmp_path, values, batch_size=4, horizontal_flip=False, workers=workers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert sorted(seen(data.train_dataloader())) == [0, 1, 2, 3, 4, 7, 7, 7, 8, 9, 10, 11]
+        assert seen(data.val_dataloader()) == [0, 1, 2, 3, 4, 7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match=rf"cannot read .*{name}: .*; replace the file, or") as caught:
+        list(made(tmp_path, values, on_corrupt="raise", horizontal_flip=False).val_dataloader())
+    assert "\n" not in str(caught.value)
