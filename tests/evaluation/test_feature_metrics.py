@@ -2,60 +2,18 @@ import math
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from asyncdiff.evaluation.feature_metrics import (
-    Moments,
-    fit_gaussian,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    subset_size_for,
-)
-from asyncdiff.evaluation.frechet import frechet
+from asyncdiff.evaluation.feature_metrics import inception_score, kernel_distance, subset_size_for
 
 
 def features(n: int, seed: int, *, d: int = 16, shift: float = 0.0) -> Tensor:
     """Return correlated features, like those of networks."""
     mix = torch.randn(d, d, generator=torch.Generator().manual_seed(99), dtype=torch.float64) / math.sqrt(d)
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ mix + shift
-
-
-def frechet_by_matrix_square_root(real: Tensor, fake: Tensor) -> float:
-    """Return the FID as pytorch-fid computes it, with numpy's statistics and scipy's general matrix square root."""
-    (m1, s1), (m2, s2) = ((x.numpy().mean(0), np.cov(x.numpy(), rowvar=False)) for x in (real, fake))
-    root = scipy.linalg.sqrtm(s1 @ s2)
-    return float(((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * np.trace(root.real))
-
-
-def test_the_frechet_distance_matches_the_general_matrix_square_root():
-    real, fake = features(500, 0), features(300, 1, shift=0.2)
-    found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
-    assert found == pytest.approx(frechet_by_matrix_square_root(real, fake), rel=1e-9)
-
-
-def test_rank_deficient_covariances_are_handled_with_a_warning():
-    real, fake = features(500, 0, d=64), features(20, 1, d=64)
-    with pytest.warns(UserWarning, match="20 generated images in 64 feature dimensions"):
-        found = frechet_distance(fit_gaussian(real), fake, real_count=len(real))
-    assert found == pytest.approx(frechet_by_matrix_square_root(real, fake), rel=1e-6)
-    with pytest.warns(UserWarning, match="20 real images in 64"):
-        assert frechet_distance(fit_gaussian(fake), fake, real_count=len(fake)) == pytest.approx(0, abs=1e-9)
-
-
-def test_moments_of_batches_equal_those_of_all_images_even_far_from_zero():
-    x, moments = features(1000, 0, shift=1e6), Moments(16)
-    for batch in x.split([700, 299, 1]):
-        moments.add(batch)
-    mean, cov = moments.gaussian()
-    assert moments.count == 1000
-    torch.testing.assert_close(mean, x.mean(0), rtol=1e-15, atol=0)
-    torch.testing.assert_close(cov, (x - x.mean(0)).T.cov(), rtol=1e-9, atol=1e-9)
-    assert frechet(mean, cov, *fit_gaussian(x)) == pytest.approx(0, abs=1e-9)
 
 
 def test_kid_of_all_images_matches_torch_fidelity():
@@ -129,9 +87,3 @@ def test_too_few_images_are_rejected():
         ValueError, match=r"number of images must be at least 10, got 9: the Inception score has 10 splits"
     ):
         inception_score(features(9, 0))
-    with pytest.raises(ValueError, match=r"number of images must be at least 2, got 1: a covariance"):
-        fit_gaussian(features(1, 0))
-    with pytest.raises(
-        ValueError, match=r"have 8 features, but generated images have 16: use the same feature extractor"
-    ):
-        frechet_distance(fit_gaussian(features(9, 0, d=8)), features(20, 0), real_count=9)

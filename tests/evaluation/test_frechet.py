@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.frechet import frechet, square_root
+from asyncdiff.evaluation.feature_metrics import fit_gaussian, frechet_distance
+from asyncdiff.evaluation.frechet import Moments, frechet, square_root
 
 DIM = 12
 
@@ -69,25 +70,23 @@ def metric_of_images(real: Tensor, fake: Tensor, *, batch: int = 1000) -> Freche
 @pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
 def test_the_distance_matches_torch_fidelity(spectrum):
     real, fake = features(300, 40, 0, spectrum=spectrum), features(200, 40, 1, mean=0.1, spectrum=spectrum)
-    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity_distance(real, fake), rel=1e-6)
+    expected = pytest.approx(torch_fidelity_distance(real, fake), rel=1e-6)
+    assert metric_of(real, fake).compute().item() == expected
+    assert frechet_distance(fit_gaussian(real), fake, real_count=len(real)) == expected
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
 @pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
-def test_with_fewer_images_than_dimensions_it_matches_torch_fidelity(n_real, n_fake):
-    real, fake = features(n_real, 64, 0), features(n_fake, 64, 1, mean=0.1)
-    assert metric_of(real, fake).compute().item() == pytest.approx(torch_fidelity_distance(real, fake), rel=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore:the Fréchet distance of")
-@pytest.mark.parametrize(("n_real", "n_fake"), [(30, 30), (30, 400), (400, 30)])
-def test_with_rank_deficient_covariances_it_matches_the_singular_values_of_the_samples(n_real, n_fake):
+def test_rank_deficient_covariances_match_torch_fidelity_and_the_singular_values_of_the_samples(n_real, n_fake):
     # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the nuclear norm of X1 X2^T for centered, scaled samples: no squares, so exact.
     real, fake = features(n_real, 64, 0), features(n_fake, 64, 1, mean=0.1)
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (real, fake))
     expected = (real.mean(0) - fake.mean(0)).square().sum() + a.square().sum() + b.square().sum()
     expected -= 2 * torch.linalg.svdvals(a @ b.T).sum()
-    assert metric_of(real, fake).compute().item() == pytest.approx(expected.item(), rel=1e-6)
+    found = metric_of(real, fake).compute().item()
+    assert found == pytest.approx(expected.item(), rel=1e-6)
+    assert found == pytest.approx(torch_fidelity_distance(real, fake), rel=1e-5)
+    assert frechet_distance(fit_gaussian(real), fake, real_count=None) == pytest.approx(found, rel=1e-6)
 
 
 def test_commuting_covariances_match_the_closed_form():
@@ -112,16 +111,14 @@ def test_the_square_root_reproduces_the_covariance_and_has_its_rank():
 def test_identical_sets_have_distance_zero(n):
     x = features(n, 32, 0, mean=1.0)
     assert 0 <= metric_of(x, x.clone()).compute().item() < 1e-8
+    assert 0 <= frechet_distance(fit_gaussian(x), x, real_count=n) < 1e-9
 
 
-def test_sets_without_variance_have_the_distance_of_their_means():
-    x = torch.ones(40, 8)
-    assert metric_of(x, x + 2).compute().item() == pytest.approx(8 * 4)
-
-
-def test_the_distance_is_symmetric():
+def test_the_distance_is_symmetric_and_that_of_the_means_without_variance():
     a, b = mean_and_covariance(features(200, 16, 0)), mean_and_covariance(features(200, 16, 1, mean=0.3))
     torch.testing.assert_close(frechet(*a, *b), frechet(*b, *a), rtol=1e-10, atol=0)
+    x = torch.ones(40, 8)
+    assert metric_of(x, x + 2).compute().item() == pytest.approx(8 * 4)
 
 
 def test_the_distance_does_not_depend_on_order_or_batch_size():
@@ -142,20 +139,27 @@ def test_the_covariance_matches_numpy_despite_a_large_mean():
     np.testing.assert_allclose(np.diag(found), np.diag(expected), rtol=1e-6)
 
 
-def test_reset_keeps_the_reference():
+def test_moments_of_batches_equal_those_of_all_images_even_far_from_zero():
+    x, moments = features(1000, 16, 0, mean=1e6), Moments(16)
+    for batch in x.split([700, 299, 1]):
+        moments.add(batch)
+    mean, cov = moments.gaussian()
+    assert moments.count == 1000
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-15, atol=0)
+    torch.testing.assert_close(cov, (x - x.mean(0)).T.cov(), rtol=1e-9, atol=1e-9)
+    assert frechet(mean, cov, *fit_gaussian(x)) == pytest.approx(0, abs=1e-9)
+
+
+def test_reset_keeps_the_reference_unless_told_otherwise():
     metric = metric_of_images(images(60, 0), images(50, 1))
     metric.reset()
     assert (metric.real_n, metric.fake_n) == (60, 0)
     metric.update(images(40, 2, shift=0.2), real=False)
     expected = metric_of_images(images(60, 0), images(40, 2, shift=0.2)).compute()
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
-
-
-def test_reset_discards_the_reference_without_keep_reference():
-    metric = FrechetDistance(Projection(), keep_reference=False)
-    metric.update(images(5, 0), real=True)
+    metric.keep_reference = False
     metric.reset()
-    assert metric.real_n == 0
+    assert (metric.real_n, metric.fake_n) == (0, 0)
 
 
 def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeypatch):
@@ -172,34 +176,17 @@ def test_reference_root_is_computed_once_and_again_after_new_real_images(monkeyp
     assert len(calls) == 2
 
 
-def test_autocast_and_inference_mode_change_nothing():
+def test_autocast_inference_mode_and_training_mode_change_nothing():
     expected = metric_of_images(images(60, 0), images(50, 1)).compute()
-    metric = FrechetDistance(Projection())
+    assert (expected.dtype, expected.shape, expected.device.type) == (torch.float64, (), "cpu")
+    metric = FrechetDistance(Projection().train())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         metric.update(images(60, 0), real=True)
         metric.update(images(20, 7), real=False)
         metric.reset()
+    metric.features.train()
     metric.update(images(50, 1), real=False)
     assert metric.compute() == expected
-
-
-def test_features_run_in_eval_mode():
-    metric = metric_of_images(images(60, 0), images(50, 1))
-    metric.features.train()
-    metric.reset()
-    metric.update(images(50, 1), real=False)
-    assert metric.compute() == metric_of_images(images(60, 0), images(50, 1)).compute()
-
-
-def test_result_is_a_float64_scalar_on_the_cpu():
-    value = metric_of_images(images(60, 0), images(50, 1)).compute()
-    assert (value.dtype, value.shape, value.device.type) == (torch.float64, (), "cpu")
-
-
-def test_a_single_image_is_rejected():
-    metric = metric_of_images(images(60, 0), images(1, 1))
-    with pytest.raises(ValueError, match="number of fake images must be at least 2, got 1: a covariance"):
-        metric.compute()
 
 
 def test_too_few_images_give_one_warning():
@@ -209,6 +196,10 @@ def test_too_few_images_give_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         metric.compute()
+    few, many = features(20, 64, 0), features(500, 64, 1)
+    for real, fake, side in ((many, few, "generated"), (few, many, "real")):
+        with pytest.warns(UserWarning, match=f"20 {side} images in 64 feature dimensions"):
+            frechet_distance(fit_gaussian(real), fake, real_count=len(real))
 
 
 def test_infinite_features_give_nan_and_a_warning():
@@ -218,8 +209,14 @@ def test_infinite_features_give_nan_and_a_warning():
         assert metric.compute().isnan()
 
 
-def test_features_with_unknown_or_wrong_dim_are_rejected():
+def test_unknown_and_wrong_dims_and_single_images_are_rejected():
     with pytest.raises(ValueError, match=r"got None from Flatten: wrap the module with as_features"):
         FrechetDistance(nn.Flatten())
     with pytest.raises(ValueError, match=r"must have shape \(batch, 12\), got \(4, 11\)"):
         FrechetDistance(Projection()).update_features(torch.zeros(4, 11), real=True)
+    with pytest.raises(ValueError, match="number of fake images must be at least 2, got 1: a covariance"):
+        metric_of_images(images(60, 0), images(1, 1)).compute()
+    with pytest.raises(ValueError, match=r"number of images must be at least 2, got 1: a covariance"):
+        fit_gaussian(features(1, 16, 0))
+    with pytest.raises(ValueError, match=r"have 8 features, but generated images have 16: use the same feature extr"):
+        frechet_distance(fit_gaussian(features(9, 8, 0)), features(20, 16, 0), real_count=9)

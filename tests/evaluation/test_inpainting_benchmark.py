@@ -132,7 +132,7 @@ def test_changed_known_values_raise_an_error(denoiser, data):
         bench().evaluate(denoiser, data, HALF, ("loose", NoisyTruth(0.1, change_known=True)))
 
 
-@pytest.mark.parametrize("mask", ["thin", "wide", "lines", "super_resolution"])
+@pytest.mark.parametrize("mask", ["thin", "super_resolution"])
 def test_results_depend_only_on_the_index_in_the_split(denoiser, data, mask):
     sampler = ("s", Sampler(solver=DDIM(1.0), steps=3))
     cards = [bench(batch_size=n).evaluate(denoiser, data, (mask, MASKS[mask]), sampler) for n in (6, 4)]
@@ -152,16 +152,12 @@ def test_labels_condition_the_results_if_data(denoiser, data):
     assert (conditional != unconditional).all()
 
 
-def test_training_mode_is_restored(denoiser, data):
+def test_training_mode_is_restored_and_progress_reported_per_batch(denoiser, data):
     denoiser.train()
-    bench().evaluate(denoiser, data, HALF, ("s", Sampler(steps=1)))
+    done = []
+    bench(rounds=2).evaluate(denoiser, data, HALF, ("s", Sampler(steps=1)), progress=done.append)
     assert denoiser.training
     assert denoiser.network.training
-
-
-def test_progress_is_reported_per_batch(denoiser, data):
-    done = []
-    bench(rounds=2).evaluate(denoiser, data, HALF, ("s", NoisyTruth()), progress=done.append)
     assert done == [4, 4, 2, 2]
 
 

@@ -48,21 +48,26 @@ def texts(figure):
     return {text.get_text() for axes in figure.axes for text in axes.texts} | {t.get_text() for t in figure.texts}
 
 
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_exact_zeros_and_ones_are_annotated():
     shown = texts(level_figure([small_statistics(sampler=AlongPath(Ordered(Raster(), 0.5)))]))
     assert any(text.endswith("% at 0") for text in shown)
     assert any(text.endswith("% at 1") for text in shown)
     assert not any(" known)" in text for text in shown)
+
+
+def test_known_patches_and_the_density_are_drawn_and_in_the_legend_only_where_they_exist():
     clean_patches = small_statistics(sampler=WithCleanPatches(AlongPath(), 1.0))
-    shown = texts(level_figure([clean_patches]))
-    assert f"({format_percent(float(clean_patches.known.float().mean()))} known)" in shown
-    assert "no path" in texts(level_figure([clean_patches, small_statistics()]))
-    assert {"a", "a note", "4×4", f"{float(clean_patches.spreads.mean()):.2f}"} <= shown
-
-
-def test_the_density_is_drawn_only_if_a_closed_form_is_known():
-    figure = level_figure([small_statistics(), small_statistics(sampler=WithCleanPatches(AlongPath()))])
-    assert [len(axes.lines) for axes in histogram_axes(figure)] == [1, 0]
+    alone, both = level_figure([clean_patches]), level_figure([small_statistics(), clean_patches])
+    known = f"({format_percent(float(clean_patches.known.float().mean()))} known)"
+    assert {"a", "a note", "4×4", f"{float(clean_patches.spreads.mean()):.2f}", known} <= texts(alone)
+    assert "no path" in texts(both)
+    assert [len(axes.lines) for axes in histogram_axes(both)] == [1, 0]
+    assert legend(alone) == ["noise, t = 1", "clean, t = 0", "known: clean, no loss", "largest sd possible"]
+    assert "exact density" in legend(both)
 
 
 def test_the_histogram_integrates_to_the_share_between_the_ends():

@@ -50,12 +50,9 @@ def test_equal_distributions_have_density_one_and_the_expected_coverage():
     assert found.density == pytest.approx(1, abs=0.1)
 
 
-def test_distant_sets_do_not_overlap():
+def test_distant_sets_do_not_overlap_and_a_narrow_set_has_high_precision_and_low_recall():
     assert precision_recall(features(50, 0), features(50, 1) + 100) == (0, 0)
     assert density_coverage(features(50, 0), features(50, 1) + 100) == (0, 0)
-
-
-def test_a_narrow_set_has_high_precision_and_low_recall():
     narrow = precision_recall(features(400, 0), features(400, 1, scale=0.3))
     assert narrow.precision > 0.95
     assert narrow.recall < 0.2

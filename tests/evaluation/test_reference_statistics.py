@@ -60,19 +60,14 @@ def test_cache_path_depends_on_every_key(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("expected", "message"),
+    ("part", "key", "value", "message"),
     [
-        (
-            FINGERPRINT | {"images": {"split": "val", "count": 50}},
-            "has another images.split, train instead of val: omit --reference",
-        ),
-        (
-            FINGERPRINT | {"features": FINGERPRINT["features"] | {"weights": "xyz"}},
-            "has another features.weights, abc instead of xyz",
-        ),
+        ("images", "split", "val", "has another images.split, train instead of val: omit --reference"),
+        ("features", "weights", "xyz", "has another features.weights, abc instead of xyz"),
     ],
 )
-def test_statistics_with_another_fingerprint_are_rejected_naming_the_key(tmp_path, expected, message):
+def test_statistics_with_another_fingerprint_are_rejected_naming_the_key(part, key, value, message, tmp_path):
+    expected = FINGERPRINT | {part: FINGERPRINT[part] | {key: value}}
     with pytest.raises(ValueError, match=message) as error:
         check_fingerprint(reference(), expected, tmp_path / "file")
     assert "\n" not in str(error.value)
