@@ -2,19 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
-from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced_indices
+from asyncdiff.callbacks.tensorboard import log_figure
+from asyncdiff.callbacks.validation_images import evaluate_images, evaluation_images
 from asyncdiff.checks import at_least
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
@@ -98,17 +95,10 @@ class Calibration(PeriodicMetric):
 
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the ratio and the correlation over the patches of all images."""
-        images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        indices = evenly_spaced_indices(images, self.count)
-        own, rows = rank_indices(trainer, len(indices)), []
-        with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
-            for first in range(0, len(own), self.batch_size):
-                batch = images.__getitems__([indices[k] for k in own[first : first + self.batch_size]])
-                label = batch["label"].to(module.device) if module.classes else None
-                rows.append(
-                    _patch_errors(module, batch["image"].to(module.device), label, batch["index"].tolist()).cpu()
-                )
-        t, predicted, actual = gather_rows(trainer, torch.cat(rows), len(indices)).unbind(1)
+        rows = evaluate_images(
+            trainer, module, count=self.count, batch_size=self.batch_size, evaluate=partial(_patch_errors, module)
+        )
+        t, predicted, actual = rows.unbind(1)
         result = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
         self._plot(trainer, result)
         prefix = f"{self.name}/" if self.name else ""
@@ -125,9 +115,7 @@ class Calibration(PeriodicMetric):
         if not trainer.is_global_zero:
             return
         from asyncdiff.evaluation.figures.calibration_figure import calibration_figure  # slow import: matplotlib
-        from asyncdiff.evaluation.figures.style import pixels, save
 
-        name = f"calibration_{self.name}" if self.name else "calibration"
         figure = calibration_figure(
             result.predicted,
             result.actual,
@@ -135,10 +123,7 @@ class Calibration(PeriodicMetric):
             result.grouped_actual,
             note=f"actual / predicted {result.ratio:.3f}, rank correlation {result.correlation:.2f}",
         )
-        save(figure, Path(trainer.default_root_dir) / "images" / f"{name}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{name}", pixels(figure), trainer.global_step, dataformats="HWC")
+        log_figure(trainer, f"calibration_{self.name}" if self.name else "calibration", figure)
 
 
 def reliability(
@@ -165,10 +150,7 @@ def reliability(
 
 def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Return Spearman's rank correlation, with mean ranks for ties; 0 if all values of `a` or of `b` are equal."""
-    ranks = torch.stack([_ranks(a), _ranks(b)])
-    centered = ranks - ranks.mean(1, keepdim=True)
-    scale = centered.square().sum(1).prod().sqrt()
-    return float(centered.prod(0).sum() / scale) if scale > 0 else 0.0
+    return float(torch.corrcoef(torch.stack([_ranks(a), _ranks(b)]))[0, 1].nan_to_num(0))
 
 
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

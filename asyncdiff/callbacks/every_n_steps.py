@@ -1,8 +1,12 @@
-"""Schedule of actions by optimizer steps."""
+"""Schedule of actions by optimizer steps, and the base class of callbacks that act every N steps."""
 
-from lightning.pytorch import Trainer
+from abc import ABC, abstractmethod
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
 
 from asyncdiff.checks import at_least
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 class EveryNSteps:
@@ -30,8 +34,41 @@ class EveryNSteps:
         return bool(self.interval) and new and step % self.interval == 0
 
 
-def log_interval(trainer: Trainer) -> EveryNSteps:
-    """Return a schedule with the trainer's `log_every_n_steps`, already started."""
-    schedule = EveryNSteps(max(trainer.log_every_n_steps, 1))  # type: ignore[attr-defined]
-    schedule.start(trainer)
-    return schedule
+class PeriodicCallback(Callback, ABC):
+    """Does something every `every_n_steps` optimizer steps and at the end of training, on all processes.
+
+    Args:
+        name: name that distinguishes callbacks of one class.
+        every_n_steps: number of optimizer steps between two runs; 0 runs only at the end of training.
+    """
+
+    def __init__(self, name: str, every_n_steps: int):
+        self.name = name
+        self.every_n_steps = every_n_steps
+        self._schedule = EveryNSteps(every_n_steps)
+        self._last_step = -1
+
+    @abstractmethod
+    def run(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        """Do it."""
+
+    @property
+    def state_key(self) -> str:
+        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
+        return f"{type(self).__name__}{{name={self.name}}}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Start counting steps."""
+        self._last_step = -1
+        self._schedule.start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
+        """Run every `every_n_steps` optimizer steps."""
+        if self._schedule.is_due(trainer):
+            self._last_step = trainer.global_step
+            self.run(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Run with the trained model, unless this happened after the last step."""
+        if trainer.global_step != self._last_step:
+            self.run(trainer, pl_module)

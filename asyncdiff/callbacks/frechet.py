@@ -1,6 +1,8 @@
 """Evaluate the Fréchet distance of generated images during a run, with that of real held-out images as a floor."""
 
+import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,16 +10,19 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from asyncdiff.callbacks.ema import ema_weights
-from asyncdiff.callbacks.frechet_card import frechet_protocol, log_protocol, write_result_card
+from asyncdiff.callbacks.ema import EMA, ema_weights
 from asyncdiff.callbacks.periodic_image import cycle_labels
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import rank_indices
+from asyncdiff.callbacks.tensorboard import tensorboard_loggers
+from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
+from asyncdiff.evaluation.result_card import make_card, software
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.training.compatibility import describe_or_class
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -80,7 +85,10 @@ class Frechet(PeriodicMetric):
         """Evaluate the trained model and write the result card."""
         super().on_train_end(trainer, pl_module)
         if trainer.is_global_zero:
-            write_result_card(trainer, self.name, self._protocol, self.results)
+            folder = Path(trainer.default_root_dir) / "evaluation"
+            folder.mkdir(parents=True, exist_ok=True)
+            card = make_card({**self._protocol, "step": trainer.global_step}, self.results)
+            (folder / f"frechet_{self.name}.json").write_text(json.dumps(card, indent=2))
 
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the distances by tag."""
@@ -111,17 +119,38 @@ class Frechet(PeriodicMetric):
             for images in self._real_images(trainer, module, "train"):
                 self._metric.update(images, real=True)
             if trainer.is_global_zero:
-                self._protocol = frechet_protocol(
-                    trainer,
-                    module,
-                    self.features,
-                    count=self._count(trainer),
-                    first_seed=self.first_seed,
-                    sampler=self.sampler,
-                    mask=self.mask,
-                )
-                log_protocol(trainer, self.name, self._protocol)
+                self._protocol = self._describe(trainer, module)
+                text = "\n".join(f"    {line}" for line in json.dumps(self._protocol, indent=2).splitlines())
+                for logger in tensorboard_loggers(trainer):
+                    logger.experiment.add_text(f"protocol/{self.name}", text, trainer.global_step)
         return self._metric
+
+    def _describe(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, Any]:
+        """Return the evaluation protocol as plain dicts and lists; the features must be prepared."""
+        data, count = _datamodule(trainer), self._count(trainer)
+        reference: dict[str, Any] = {"data": object_config.class_path(type(data)), "split": "train"}
+        if hasattr(data, "dataset"):
+            images = data.dataset("train").plain()
+            fingerprint = images.fingerprint() if hasattr(images, "fingerprint") else None
+            reference |= {"count": len(images), "fingerprint": fingerprint}
+        samples = {
+            "count": count,
+            "seeds": [self.first_seed, self.first_seed + count - 1],
+            "labels": f"{module.classes} classes in turn" if module.classes else None,
+            "sampler": describe_or_class(self.sampler or module.sampler),
+            "codec": None if module.codec is None else module.codec.fingerprint(),
+            "rounding": None,  # only inside the features
+        }
+        return {
+            "measurement": "run",
+            "precision": str(trainer.precision),
+            "weights": "ema" if any(isinstance(c, EMA) for c in trainer.callbacks) else "raw",  # type: ignore[attr-defined]
+            "features": self.features.fingerprint(),
+            "reference": reference,
+            "samples": samples,
+            "mask": None if self.mask is None else describe_or_class(self.mask),
+            **software(module.device),
+        }
 
     def _real_images(self, trainer: Trainer, module: AsyncDiffusion, split: str) -> Iterator[Tensor]:
         for batch in self._rank_batches(trainer, split):

@@ -1,10 +1,8 @@
 """Plot the distribution of level maps that a model is trained on."""
 
-from pathlib import Path
-
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from asyncdiff.callbacks.tensorboard import log_figure
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
@@ -32,15 +30,9 @@ class LevelMaps(Callback):
         """Sample the level maps and plot their distribution, on the first process."""
         if not trainer.is_global_zero:
             return
-        # Imported here because matplotlib takes a second to import, which other commands and processes save.
-        from asyncdiff.evaluation.figures.level_figure import level_figure
-        from asyncdiff.evaluation.figures.style import pixels, save
+        from asyncdiff.evaluation.figures.level_figure import level_figure  # slow import: matplotlib
 
         levels, grid = pl_module.levels, pl_module.denoiser.grid(pl_module.shape[1:])
         name, note = type(levels).__name__, object_config.format_call(levels)
         statistics = compute_level_statistics(name, levels, grid, note=note, images=self.images, seed=self.seed)
-        figure = level_figure([statistics])
-        save(figure, Path(trainer.default_root_dir) / "images" / "levels.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("images/levels", pixels(figure), trainer.global_step, dataformats="HWC")
+        log_figure(trainer, "levels", level_figure([statistics]))

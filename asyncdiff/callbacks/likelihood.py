@@ -1,30 +1,23 @@
 """Evaluate bits per dimension of held-out images along several noise paths, and the path gap, during a run."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
-from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
-from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.callbacks.validation_images import evaluation_images, evenly_spaced_indices
+from asyncdiff.callbacks.tensorboard import log_figure
+from asyncdiff.callbacks.validation_images import evaluate_images, evaluation_images, evenly_spaced_indices
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.evaluation.likelihood_by_path import (
     STANDARD_PATHS,
     PathLikelihoodEvaluator,
-    PathLikelihoods,
     check_labels,
 )
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
 from asyncdiff.noise.progress_samplers import ProgressSampler
-from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -84,49 +77,31 @@ class Likelihood(PeriodicMetric):
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Check before training that the arguments fit the data and the model."""
-        self._build_evaluator(trainer, pl_module, evaluation_images(trainer))
+        self._build_evaluator(trainer, pl_module)
 
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the bounds per dimension and the path gap."""
-        images = evaluation_images(trainer, "test" if trainer.state.fn == TrainerFn.TESTING else "val")
-        bounds = self._build_evaluator(trainer, module, images)
-        indices = evenly_spaced_indices(images, self.count)
-        own = rank_indices(trainer, len(indices))
-        rows = []
-        with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
-            for first in range(0, len(own), self.batch_size):
-                part = own[first : first + self.batch_size]
-                batch = images.__getitems__([indices[k] for k in part])
-                label = batch["label"].to(module.device) if self.labels and module.classes else None
-                # Use the indices in the batch as seeds, not `part`: unreadable files are missing from the batch.
-                seeds = batch["index"].tolist()
-                rows.append(bounds.evaluate(module.denoiser, batch["image"].to(module.device), label, seeds).cpu())
-        grid = module.denoiser.grid(module.shape[1:])
-        summary = bounds.summarize(gather_rows(trainer, torch.cat(rows), len(indices)), grid)
-        self._plot(trainer, summary)
+        bounds = self._build_evaluator(trainer, module)
+
+        def evaluate(images: Tensor, label: Tensor | None, positions: list[int]) -> Tensor:
+            return bounds.evaluate(module.denoiser, images, label if self.labels else None, positions)
+
+        rows = evaluate_images(trainer, module, count=self.count, batch_size=self.batch_size, evaluate=evaluate)
+        summary = bounds.summarize(rows, module.denoiser.grid(module.shape[1:]))
+        if trainer.is_global_zero:
+            from asyncdiff.evaluation.figures.bits_figure import bits_figure  # slow import: matplotlib
+
+            log_figure(trainer, f"bits_{self.name}" if self.name else "bits", bits_figure(summary))
         prefix = f"{self.name}/" if self.name else ""
         self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
         return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
 
-    def _build_evaluator(self, trainer: Trainer, module: AsyncDiffusion, images: Any) -> PathLikelihoodEvaluator:
+    def _build_evaluator(self, trainer: Trainer, module: AsyncDiffusion) -> PathLikelihoodEvaluator:
         """Build the evaluator and check it against the data and the model."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
         bounds = PathLikelihoodEvaluator(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
         check_labels(module, getattr(data, "classes", None), conditioned=self.labels)
+        images = evaluation_images(trainer)
         bounds.check(module.denoiser, images.__getitems__(evenly_spaced_indices(images, 4))["image"])
         return bounds
-
-    def _plot(self, trainer: Trainer, summary: PathLikelihoods) -> None:
-        """Write the figure to RUN/images/bits.png and to TensorBoard."""
-        if not trainer.is_global_zero:
-            return
-        from asyncdiff.evaluation.figures.bits_figure import bits_figure  # slow import: matplotlib
-        from asyncdiff.evaluation.figures.style import pixels, save
-
-        name = f"bits_{self.name}" if self.name else "bits"
-        figure = bits_figure(summary)
-        save(figure, Path(trainer.default_root_dir) / "images" / f"{name}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{name}", pixels(figure), trainer.global_step, dataformats="HWC")

@@ -1,19 +1,18 @@
 """Base class of callbacks that draw images during a run: handles the schedule, the EMA weights and the files."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Trainer
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from asyncdiff.callbacks.ema import ema_weights
-from asyncdiff.callbacks.every_n_steps import EveryNSteps
+from asyncdiff.callbacks.every_n_steps import PeriodicCallback
+from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -22,7 +21,7 @@ RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
 MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor for visibility
 
 
-class PeriodicImage(Callback, ABC):
+class PeriodicImage(PeriodicCallback):
     """Draws an image every `every_n_steps` optimizer steps and at the end of training, with the EMA weights.
 
     All processes take part; the first one writes RUN/images/NAME.png (the latest image), RUN/images/NAME_STEP.png and
@@ -34,36 +33,14 @@ class PeriodicImage(Callback, ABC):
     """
 
     def __init__(self, name: str, every_n_steps: int = 1000):
-        self.name = name
-        self.every_n_steps = every_n_steps
-        self._schedule = EveryNSteps(every_n_steps)
-        self._last_step = -1
+        super().__init__(name, every_n_steps)
 
     @abstractmethod
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """Return the image; called on all processes, with the EMA weights swapped in."""
 
-    @property
-    def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
-        return f"{type(self).__name__}{{name={self.name}}}"
-
-    def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Start counting steps."""
-        self._schedule.start(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
-        """Draw an image every `every_n_steps` optimizer steps."""
-        if self._schedule.is_due(trainer):
-            self._write_images(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        """Draw the final image, unless it was drawn after the last step."""
-        if trainer.global_step != self._last_step:
-            self._write_images(trainer, pl_module)
-
-    def _write_images(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._last_step = trainer.global_step
+    def run(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        """Draw the image and write it."""
         with untimed(trainer), ema_weights(trainer, module):
             image = self.draw(trainer, module)
         if not trainer.is_global_zero:
@@ -72,9 +49,8 @@ class PeriodicImage(Callback, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for file in (f"{self.name}.png", f"{self.name}_{trainer.global_step:07d}.png"):
             save_image(image, folder / file)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"images/{self.name}", image, trainer.global_step)
+        for logger in tensorboard_loggers(trainer):
+            logger.experiment.add_image(f"images/{self.name}", image, trainer.global_step)
 
 
 def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = -1.0) -> RGBImage:

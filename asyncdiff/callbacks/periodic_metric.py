@@ -1,19 +1,19 @@
 """Base class of callbacks that evaluate a model during a run: handles the schedule and the logging."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from asyncdiff.callbacks.every_n_steps import EveryNSteps
+from asyncdiff.callbacks.every_n_steps import PeriodicCallback
 from asyncdiff.callbacks.progress_bar import print_above_bar
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.training.lightning_internals import logged_step
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
-class PeriodicMetric(Callback, ABC):
+class PeriodicMetric(PeriodicCallback):
     """Computes metrics every `every_n_steps` optimizer steps, at the end of training, and in `validate` and `test`.
 
     All processes take part. The metrics are logged under their tags and stored in `results`; `details` are only logged.
@@ -24,12 +24,9 @@ class PeriodicMetric(Callback, ABC):
     """
 
     def __init__(self, name: str, every_n_steps: int = 0):
-        self.name = name
-        self.every_n_steps = every_n_steps
+        super().__init__(name, every_n_steps)
         self.results: dict[str, float] = {}
         self.details: dict[str, float] = {}
-        self._schedule = EveryNSteps(every_n_steps)
-        self._last_step = -1
 
     @abstractmethod
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
@@ -43,51 +40,44 @@ class PeriodicMetric(Callback, ABC):
                     f"names of {type(self).__name__} callbacks must differ, got {self.name!r} twice: set `name`"
                 )
 
-    @property
-    def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
-        return f"{type(self).__name__}{{name={self.name}}}"
+    def run(self, trainer: Trainer, module: AsyncDiffusion) -> None:
+        """Compute the metrics and log them."""
+        self._update_results(trainer, module)
+        for logger in trainer.loggers:
+            logger.log_metrics({**self.results, **self.details}, step=trainer.global_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps, and discard the metrics of an earlier fit."""
-        self.results, self.details, self._last_step = {}, {}, -1
-        self._schedule.start(trainer)
+        super().on_train_start(trainer, pl_module)
+        self.results, self.details = {}, {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: AsyncDiffusion, *_: Any) -> None:  # type: ignore[override]
         """Compute the metrics every `every_n_steps` optimizer steps."""
-        if self._schedule.is_due(trainer):
-            self._update_results(trainer, pl_module)
-            self._write(trainer)
+        super().on_train_batch_end(trainer, pl_module)
+        if self._last_step == trainer.global_step:
             pl_module.log_dict(self.results, logger=False)  # for callbacks that monitor a metric
 
     def on_train_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Compute the metrics of the trained model, unless they were computed after the last step."""
         if trainer.global_step != self._last_step:
             print_above_bar(trainer, f"evaluating: {self.name or type(self).__name__.lower()}")
-            self._update_results(trainer, pl_module)
-            self._write(trainer)
+        super().on_train_end(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Compute the metrics in `validate`, but not in validations during training."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self._update_results(trainer, pl_module)
             self._report(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
-        self._update_results(trainer, pl_module)
         self._report(trainer, pl_module)
 
     def _update_results(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        self._last_step = trainer.global_step
         with untimed(trainer):
             self.results |= self.compute_metrics(trainer, module)
 
-    def _write(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            logger.log_metrics({**self.results, **self.details}, step=trainer.global_step)
-
     def _report(self, trainer: Trainer, module: AsyncDiffusion) -> None:
-        """Log `results`, which Lightning also prints as a table, and `details`."""
+        """Compute the metrics; log `results`, which Lightning also prints as a table, and `details`."""
+        self._update_results(trainer, module)
         module.log_dict(self.results, sync_dist=True)  # already equal on all processes, but Lightning warns without it
         for logger in trainer.loggers:
             logger.log_metrics(self.details, step=logged_step(trainer))

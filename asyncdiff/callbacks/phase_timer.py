@@ -4,37 +4,26 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
 Timestamp = Any  # a point in time, in the format of its clock
 
 
-@runtime_checkable
-class Clock(Protocol):
-    """Clock that takes timestamps without synchronization; their differences are computed later."""
-
-    def now(self) -> Timestamp:
-        """Take a timestamp, without synchronization."""
-
-    def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Return the seconds between two timestamps; may wait until the device has reached `end`."""
-
-
 class WallClock:
     """Clock of the host."""
 
-    def now(self) -> float:
-        """Take a timestamp in seconds."""
+    def now(self) -> Timestamp:
+        """Take a timestamp, without synchronization."""
         return time.perf_counter()
 
-    def seconds(self, start: float, end: float) -> float:
-        """Return the seconds between two timestamps."""
-        return end - start
+    def seconds(self, start: Timestamp, end: Timestamp) -> float:
+        """Return the seconds between two timestamps; may wait until the device has reached `end`."""
+        return float(end - start)
 
 
-class CudaClock:
+class CudaClock(WallClock):
     """Clock of a CUDA device: a timestamp is the time when the current stream has finished all work queued so far.
 
     Work on the device thus counts with its run time, not its launch time; work on the host counts only while the device
@@ -42,21 +31,13 @@ class CudaClock:
     """
 
     def now(self) -> Timestamp:
-        """Record an event in the current stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def seconds(self, start: Timestamp, end: Timestamp) -> float:
-        """Return the seconds between two events, after waiting for `end`."""
         end.synchronize()
-        milliseconds: float = start.elapsed_time(end)
-        return milliseconds / 1000
-
-
-def clock_for(device: torch.device) -> Clock:
-    """Return the clock for work on `device`."""
-    return CudaClock() if device.type == "cuda" else WallClock()
+        return float(start.elapsed_time(end)) / 1000
 
 
 class PhaseTimer:
@@ -66,7 +47,7 @@ class PhaseTimer:
         clock: clock that takes a timestamp at every change of phase; differences are computed only in `seconds`.
     """
 
-    def __init__(self, clock: Clock):
+    def __init__(self, clock: WallClock):
         self.clock = clock
         self._running: tuple[str, Timestamp] | None = None
         self._laps: list[tuple[str, Timestamp, Timestamp]] = []

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.graceful_shutdown import model_checkpoints, save_last_checkpoint
+from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.training.lightning_internals import (
     logged_step,
     pending_scalars,
@@ -75,7 +76,7 @@ class ResumeLogging(Callback):
             # This step already has a checkpoint; Lightning would write a second one after the next batch.
             set_saved_step(checkpointer, trainer.global_step)
         from_scratch = self.take_over and not trainer.ckpt_path
-        for logger in _tensorboard_loggers(trainer) if state or from_scratch else ():
+        for logger in tensorboard_loggers(trainer) if state or from_scratch else ():
             if "moment" in state:  # a checkpoint of version 0.1, which has no sizes
                 _hide_events(logger, trainer.global_step + 1)
             elif trainer.is_global_zero:
@@ -128,7 +129,7 @@ def _logging_state(trainer: Trainer) -> dict[str, Any]:
 def event_file_sizes(trainer: Trainer) -> dict[str, int]:
     """Return the size of every event file in the folders of the loggers, with all events of this process written."""
     sizes: dict[str, int] = {}
-    for logger in _tensorboard_loggers(trainer) if trainer.is_global_zero else ():
+    for logger in tensorboard_loggers(trainer) if trainer.is_global_zero else ():
         logger.experiment.flush()
         sizes |= {file.name: file.stat().st_size for file in Path(logger.log_dir).glob(EVENTS)}
     return sizes
@@ -154,10 +155,6 @@ def _hide_events(logger: TensorBoardLogger, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # slow import: a second
 
     logger.experiment.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
-
-
-def _tensorboard_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _accumulated_batches(trainer: Trainer) -> int:

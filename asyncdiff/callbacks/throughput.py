@@ -9,9 +9,9 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from asyncdiff.callbacks.every_n_steps import EveryNSteps, log_interval
+from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.phase_timer import PhaseTimer, WallClock, clock_for
+from asyncdiff.callbacks.phase_timer import CudaClock, PhaseTimer, WallClock
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = PHASES = ("data", "forward", "backward", "optimizer")
@@ -54,8 +54,9 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""
-        self._timer = PhaseTimer(clock_for(pl_module.device))
-        self._schedule = log_interval(trainer)
+        self._timer = PhaseTimer(CudaClock() if pl_module.device.type == "cuda" else WallClock())
+        self._schedule = EveryNSteps(max(trainer.log_every_n_steps, 1))  # type: ignore[attr-defined]
+        self._schedule.start(trainer)
         self._images, self._step = 0, trainer.global_step
         self._peak = peak_flops(pl_module.device, str(trainer.precision))
         # FLOPs are counted from the inputs of the first call of the network in a training step.
@@ -142,21 +143,17 @@ class Throughput(Callback):
         metrics = {"train/images_per_second": self._images * trainer.world_size / total}
         metrics["train/ms_step"] = 1000 * total / steps
         metrics |= {f"train/ms_{phase}": 1000 * seconds[phase] / steps for phase in PHASES}
-        metrics |= self._flops_metrics(self._images / total)
+        if self._flops is not None:
+            rate = self._flops * self._images / total  # of one device
+            metrics["train/tflops"] = rate / 1e12
+            if self._peak is not None:
+                metrics["train/mfu"] = rate / self._peak
         if device.type == "cuda":
             metrics["train/memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
             torch.cuda.reset_peak_memory_stats(device)
         self._images, self._step = 0, trainer.global_step
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-    def _flops_metrics(self, images_per_second: float) -> dict[str, float]:
-        """Return TFLOP/s and utilization of one device at this rate of images per second."""
-        if self._flops is None:
-            return {}
-        rate = self._flops * images_per_second
-        metrics = {"train/tflops": rate / 1e12}
-        return metrics if self._peak is None else metrics | {"train/mfu": rate / self._peak}
 
 
 @contextmanager

@@ -1,9 +1,17 @@
 """Select held-out images for callbacks, without augmentation."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from asyncdiff.callbacks.ema import ema_weights
+from asyncdiff.callbacks.split_work import gather_rows, rank_indices
+from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
 def validation_batch(trainer: Trainer, count: int) -> Any:
@@ -12,15 +20,15 @@ def validation_batch(trainer: Trainer, count: int) -> Any:
     return images.__getitems__(evenly_spaced_indices(images, count))
 
 
-def evaluation_images(trainer: Trainer, split: Literal["val", "test"] = "val") -> Any:
-    """Return the images of a held-out split, without augmentation."""
+def evaluation_images(trainer: Trainer) -> Any:
+    """Return the images of the test split in `test`, otherwise of the validation split, without augmentation."""
     data = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "dataset"):
         raise ValueError(
             f"held-out images need a data module with a method `dataset`, got {type(data).__name__}: "
             "use a class of the package datamodules"
         )
-    return data.dataset(split).plain()
+    return data.dataset("test" if trainer.state.fn == TrainerFn.TESTING else "val").plain()
 
 
 def evenly_spaced_indices(images: Any, count: int | None) -> Sequence[int]:
@@ -28,3 +36,36 @@ def evenly_spaced_indices(images: Any, count: int | None) -> Sequence[int]:
     count = len(images) if count is None else min(count, len(images))
     # Files are sorted by class, so the first ones would all belong to one class.
     return [i * len(images) // count for i in range(count)]
+
+
+def evaluate_images(
+    trainer: Trainer,
+    module: AsyncDiffusion,
+    *,
+    count: int | None,
+    batch_size: int,
+    evaluate: Callable[[Tensor, Tensor | None, list[int]], Tensor],
+) -> Tensor:
+    """Evaluate held-out images with the EMA weights, on all processes together; see `evaluation_images`.
+
+    Args:
+        trainer: trainer with the data module.
+        module: model to evaluate.
+        count: number of images, spread evenly over the split; None means all of them.
+        batch_size: number of images per call of `evaluate`.
+        evaluate: returns one row per image from images, labels (None if the model has no classes), and positions in
+            the split.
+
+    Returns:
+        The rows of all images in the order of the split, on the CPU.
+    """
+    images = evaluation_images(trainer)
+    indices = evenly_spaced_indices(images, count)
+    own, rows = rank_indices(trainer, len(indices)), []
+    with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
+        for first in range(0, len(own), batch_size):
+            batch = images.__getitems__([indices[k] for k in own[first : first + batch_size]])
+            label = batch["label"].to(module.device) if module.classes else None
+            # Positions come from the batch, since unreadable files are missing in it.
+            rows.append(evaluate(batch["image"].to(module.device), label, batch["index"].tolist()).cpu())
+    return gather_rows(trainer, torch.cat(rows), len(indices))

@@ -53,7 +53,7 @@ def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
     result: list[Difference] = []
     for part in PARTS:
         if there.get(part) is not None:
-            result += _differences(f"model.{part}", _object_config(getattr(model, part)), there[part])
+            result += _differences(f"model.{part}", describe_or_class(getattr(model, part)), there[part])
     result = [difference for difference in result if difference.name.rpartition(".")[2] not in IGNORED_ARGUMENTS]
     if "image_size" in there and there["image_size"] != model.image_size:
         result.append(Difference("model.image_size", model.image_size, there["image_size"]))
@@ -163,6 +163,14 @@ def record_latents(
             )
 
 
+def describe_or_class(value: Any) -> Any:
+    """Return the object config of a value, or only its class if it does not store its arguments."""
+    try:
+        return object_config.describe(value)
+    except TypeError:
+        return {"class_path": object_config.class_path(type(value))}
+
+
 def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:
     """Yield the differences of two object configs; where the class paths differ, only those."""
     if not isinstance(here, dict) or not isinstance(there, dict):
@@ -177,15 +185,6 @@ def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:
         other = other_values.get(key, MISSING)
         if other is not MISSING:
             yield from _differences(f"{name}.{key}", value, other)
-
-
-def _object_config(value: Any) -> Any:
-    """Return the object config of a value, or only its class if it does not store its arguments."""
-    try:
-        return object_config.describe(value)
-    except TypeError:
-        kind = type(value)
-        return {"class_path": object_config.class_path(kind)}
 
 
 def _plain(value: Any) -> Any:

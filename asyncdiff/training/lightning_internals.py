@@ -1,5 +1,7 @@
 """The only place that names private attributes of Lightning; a test notices if a new version renames one."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 

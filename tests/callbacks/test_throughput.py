@@ -43,7 +43,7 @@ class Ticks:
 @pytest.fixture
 def ticks(monkeypatch):
     clock = Ticks()
-    monkeypatch.setattr("asyncdiff.callbacks.throughput.clock_for", lambda device: clock)
+    monkeypatch.setattr("asyncdiff.callbacks.throughput.WallClock", lambda: clock)
     monkeypatch.setattr(Timed, "clock", clock)
     return clock
 
