@@ -72,7 +72,7 @@ def error_of(call, *arguments):
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not here")
 @pytest.mark.parametrize(
     ("every", "mean", "low", "high"),
-    [(250, 27.60, 19.93, 32.97), pytest.param(25, 29.08, 19.93, 36.57, marks=pytest.mark.slow)],
+    [(1000, 32.97, 32.97, 32.97), pytest.param(250, 27.60, 19.93, 32.97, marks=pytest.mark.slow)],
 )
 def test_taef2_reconstructs_photographs(every, mean, low, high):
     weights = SHARED / "weights"
@@ -94,31 +94,27 @@ def center_crop(file):
     return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
 
-def test_kl_autoencoders_agree_with_the_library(tmp_path, images):
-    network = saved(tmp_path, "AutoencoderKL", **KL, scaling_factor=0.25, shift_factor=0.5)
-    codec = DiffusersAutoencoder(str(tmp_path))
-    assert (codec.channels, codec.pixel_channels, codec.factor) == (2, 3, 4)
-    with torch.no_grad():
-        posterior = network.encode(images).latent_dist
-        pixels = network.decode(posterior.mean).sample
+@pytest.mark.parametrize(
+    ("kind", "config", "options", "channels"),
+    [("AutoencoderKL", KL | {"scaling_factor": 0.25, "shift_factor": 0.5}, {}, 2), ("VQModel", VQ, {"scale": 2.0}, 3)],
+)
+def test_autoencoders_agree_with_the_library(kind, config, options, channels, tmp_path, images):
+    network = saved(tmp_path, kind, **config)
+    codec = DiffusersAutoencoder(str(tmp_path), **options)
+    assert (codec.channels, codec.pixel_channels, codec.factor) == (channels, 3, 4)
     moments = codec.moments(images)
-    torch.testing.assert_close(moments.mean, posterior.mean)
-    torch.testing.assert_close(moments.logvar, posterior.logvar)
-    latents = codec.encode(images)
-    torch.testing.assert_close(latents, (posterior.mean - 0.5) * 0.25)
-    torch.testing.assert_close(codec.decode(latents), pixels)
-
-
-def test_vq_autoencoders_quantize_when_decoding(tmp_path, images):
-    network = saved(tmp_path, "VQModel", **VQ)
-    codec = DiffusersAutoencoder(str(tmp_path), scale=2.0)
     with torch.no_grad():
-        raw = network.encode(images).latents
-        pixels = network.decode(raw).sample
-    assert codec.channels == 3 == raw.shape[1]
-    assert codec.moments(images).logvar is None
-    torch.testing.assert_close(codec.encode(images), raw * 2)
-    torch.testing.assert_close(codec.decode(raw * 2), pixels)
+        encoded = network.encode(images)
+        raw = encoded.latent_dist.mean if kind == "AutoencoderKL" else encoded.latents
+        pixels = network.decode(raw).sample  # a VQModel quantizes here
+    torch.testing.assert_close(moments.mean, raw)
+    if kind == "AutoencoderKL":
+        torch.testing.assert_close(moments.logvar, encoded.latent_dist.logvar)
+    else:
+        assert moments.logvar is None
+    latents = codec.encode(images)
+    torch.testing.assert_close(latents, (raw - 0.5) * 0.25 if kind == "AutoencoderKL" else raw * 2)
+    torch.testing.assert_close(codec.decode(latents), pixels)
 
 
 def test_tiny_autoencoders_agree_with_the_library(tmp_path, images):
@@ -138,8 +134,8 @@ def test_tiny_autoencoders_agree_with_the_library(tmp_path, images):
         raw = network.encode(images).latents
         pixels = network.decode(raw).sample
     for codec in (ours, theirs):
-        torch.testing.assert_close(codec.encode(images), raw)
-        torch.testing.assert_close(codec.decode(raw), pixels)
+        assert torch.equal(codec.encode(images), raw)
+        assert torch.equal(codec.decode(raw), pixels)
 
 
 def test_pools_are_read_from_the_files(tmp_path, images):
@@ -193,13 +189,10 @@ def test_neither_autocast_nor_gradients_nor_inference_reach_the_network(tiny, im
     leaf = images.clone().requires_grad_()
     assert not tiny.encode(leaf).requires_grad
     assert torch.equal(tiny.decode(tiny.encode(leaf)), tiny.decode(expected))  # loaded during inference, used outside
-
-
-def test_half_precision_networks_return_float32(tiny, images):
     half = TinyAutoencoder(tiny.encoder, tiny.decoder, dtype="bfloat16")
     pixels = half.decode(half.encode(images))
     assert pixels.dtype == torch.float32
-    torch.testing.assert_close(pixels, tiny.decode(tiny.encode(images)), atol=0.1, rtol=0)
+    torch.testing.assert_close(pixels, tiny.decode(expected), atol=0.1, rtol=0)
     assert half.weights_sha256() == tiny.weights_sha256()
 
 
@@ -283,9 +276,7 @@ def test_copies_of_a_codec_do_not_contain_weights(tiny, images):
 
 
 def test_codecs_can_be_described_without_their_files():
-    for codec in (TinyAutoencoder("a", "b", [1.0, 2.0]), DiffusersAutoencoder("owner/name", "vae"), Identity(1)):
-        if isinstance(codec, Identity):
-            continue
+    for codec in (TinyAutoencoder("a", "b", [1.0, 2.0]), DiffusersAutoencoder("owner/name", "vae")):
         described = object_config.describe(codec)
         assert object_config.describe(object_config.build(described)) == described
 
@@ -299,8 +290,7 @@ def test_models_can_be_built_without_the_codec_s_files(tmp_path):
 
 
 def test_a_model_with_other_channels_than_its_codec_is_refused(tiny):
-    expected = "network.channels must equal the codec's 4, got 8: set it to 4, or choose another model.codec"
-    assert error_of(model_with, tiny, 8) == expected
+    assert error_of(model_with, tiny, 8).startswith("network.channels must equal the codec's 4, got 8: set it to 4")
 
 
 # Files of the command lines

@@ -8,15 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asyncdiff.checkpoints.atomic_files import remove_stale
 from asyncdiff.latents import Codec
 from asyncdiff.latents.cache.encode import check_fits, encode
 from asyncdiff.latents.cache.manifest import finish
 from asyncdiff.latents.cache.shards import Settings, Shard, check_existing_shards, check_intact, plan
-from asyncdiff.latents.cache.verify import verify
-from datamodules.storage.latent_shards import DamagedError
+from datamodules.storage.latent_shards import (
+    REMEDY,
+    DamagedError,
+    Header,
+    Layout,
+    check_sha256,
+    map_shard,
+    open_shards,
+    read_manifest,
+)
 
 __all__ = ["Settings", "cache", "verify"]
+
+ROWS = 1024  # images checked together
 
 
 def cache(
@@ -65,3 +77,33 @@ def is_complete(shard: Shard, report: Callable[[str], None]) -> bool:
         report(f"{str(error).rpartition(':')[0]}: encoding it again")
         return False
     return True
+
+
+def verify(root: Path) -> dict[str, Any]:
+    """Compare every byte of a cache with its checksums.
+
+    Args:
+        root: folder of the cache.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DamagedError: a file is damaged; the one-line message names the first such file and the remedy.
+        FileNotFoundError: a file is missing; the one-line message names it.
+    """
+    manifest = read_manifest(root)
+    for split in manifest["splits"].values():
+        for file, layout, header in open_shards(root, split):
+            check_sha256(file, header)
+            check_values(file, layout, header, split["classes"])
+    return manifest
+
+
+def check_values(file: Path, layout: Layout, header: Header, classes: int) -> None:
+    """Raise DamagedError unless latents are finite and labels are classes."""
+    latents, labels = map_shard(file, layout, header)
+    if not all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS)):
+        raise DamagedError(f"{file} has latents that are not finite: {REMEDY}")
+    if not ((labels >= 0) & (labels < max(1, classes))).all():
+        raise DamagedError(f"{file} has labels outside its {classes} classes: {REMEDY}")

@@ -34,7 +34,7 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
         if depends_on(shard.file) != shard.depends:
             return None
         headers[shard.file.name] = header
-    splits = dict(existing_splits(out))
+    splits = existing_splits(out)
     for split, group in groupby(shards, lambda shard: shard.split):
         splits[split] = describe_split(list(group), headers, codec)
     manifest = {
@@ -66,11 +66,12 @@ def existing_splits(out: Path) -> dict[str, Any]:
 
 def describe_split(shards: list[Shard], headers: dict[str, Header], codec: Codec) -> dict[str, Any]:
     """Return the manifest entry for a split."""
-    entries, sums = [], []
+    entries, sums, unreadable = [], [], 0
     for shard in shards:
         header = headers[shard.file.name]
         layout = layout_from_header(shard.file, header)
         sums.append(json.loads(header.metadata["sums"]))
+        unreadable += int(header.metadata["unreadable"])
         entries.append(
             {
                 "file": shard.file.name,
@@ -80,7 +81,6 @@ def describe_split(shards: list[Shard], headers: dict[str, Header], codec: Codec
                 "header": header.sha256,
             }
         )
-    unreadable = sum(int(headers[shard.file.name].metadata["unreadable"]) for shard in shards)
     return {
         "count": sum(entry["count"] for entry in entries),
         "unreadable": unreadable,

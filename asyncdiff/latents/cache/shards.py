@@ -18,7 +18,6 @@ from datamodules.storage.latent_shards import (
     SUFFIX,
     VERSION,
     DamagedError,
-    Header,
     canonical_json,
     check_sha256,
     check_shard,
@@ -96,7 +95,7 @@ class Shard:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Metadata of the file: the settings in `depends` and their hash."""
+        """Metadata of the file."""
         text = canonical_json(self.depends)
         return {"settings": text, "fingerprint": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -196,14 +195,13 @@ def depends_on(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def check_intact(file: Path) -> Header:
-    """Compare every byte of a shard with its checksum; return the header, or raise DamagedError."""
+def check_intact(file: Path) -> None:
+    """Compare every byte of a shard with its checksum; raise DamagedError if one differs."""
     header = read_header(file)
     check_shard(file, layout_from_header(file, header), header)
     check_sha256(file, header)
     if depends_on(file) is None:
         raise DamagedError(f"{file} is damaged (its settings cannot be read): {REMEDY}")
-    return header
 
 
 def _abbreviate(value: Any) -> str:
