@@ -1,42 +1,30 @@
-"""Laws of the DiT: what a level map means, what it costs, and what depends on what."""
+"""Laws of the DiT: its conditioning, its positions, and what a level map costs."""
+
+from functools import partial
 
 import pytest
 import torch
-from conftest import randomize_weights
+import torch.nn.functional as F
+from small_networks import DITS, LABEL, dit, draw, noisy, of, single, stored_bytes
+from timm.layers import apply_rot_embed_cat
+from torch.utils.flop_counter import FlopCounterMode
 
 from asyncdiff.networks.dit import DiT, patchify, unpatchify
-from asyncdiff.shapes import UniqueLevels, unique_levels
+from asyncdiff.networks.embeddings import grid_positions, rotations
+from asyncdiff.networks.modulation import IndexedVectors
+from asyncdiff.randomness import seeded
+from asyncdiff.shapes import UniqueLevels
+
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
-def noisy(batch: int = 3, channels: int = 1, size: int = 8) -> torch.Tensor:
-    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def levels(batch: int = 3, grid: tuple[int, int] = (4, 4)) -> torch.Tensor:
-    return torch.rand(batch, *grid, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (2, 2), (4, 4), (1, 4), (2, 1)])
-def test_constant_map_equals_the_1x1_map(small_dit, grid):
-    """Detected as constant, and gathered patch by patch if the caller passes an index of all patches."""
-    x, t = noisy(), levels(grid=(1, 1))
-    label, exact = torch.tensor([0, 5, 10]), small_dit(x, t, torch.tensor([0, 5, 10]))
-    every = UniqueLevels(t.flatten(), torch.arange(3)[:, None, None].expand(3, *grid).contiguous())
-    for unique in (None, every):
-        assert torch.allclose(small_dit(x, t.expand(3, *grid), label, unique=unique), exact, rtol=0, atol=1e-13)
-
-
-def test_constant_map_equals_scalar_conditioning(small_dit):
+def test_constant_map_equals_scalar_conditioning():
     """Comparison with standard adaLN: one modulation per image from silu(level) + silu(label)."""
-    x, t, label = noisy(), levels(grid=(1, 1)), torch.tensor([0, 5, 10])
-    net = small_dit
-    c = torch.nn.functional.silu(net.level_embedding(t.flatten()))
-    c = c + torch.nn.functional.silu(net.label_embedding(label))
+    net, x, t = dit(classes=10), noisy(), of(draw((1, 1)))
+    c = F.silu(net.level_embedding(t.flatten())) + F.silu(net.label_embedding(LABEL))
 
     def adaln(linear, count):
         return [m[:, None] for m in linear(c).chunk(count, dim=1)]
-
-    from asyncdiff.networks.embeddings import grid_positions
 
     h = net.embed(patchify(x, 2)) + grid_positions((4, 4), net.dim, x.device).double()
     for block in net.blocks:
@@ -45,84 +33,121 @@ def test_constant_map_equals_scalar_conditioning(small_dit):
         h = h + g2 * block.mlp(block.norm2(h) * (1 + s2) + b2)
     shift, scale = adaln(net.final_modulation.linear, 2)
     expected = unpatchify(net.head(net.norm(h) * (1 + scale) + shift), (4, 4), 2)
-    assert torch.allclose(net(x, t, label), expected, atol=1e-12)
+    assert torch.allclose(net(x, t, LABEL), expected, atol=1e-12)
 
 
-def test_passing_the_distinct_levels_changes_nothing(small_dit):
-    x, t = noisy(), (levels() * 255).round() / 255
-    table = UniqueLevels(torch.arange(256, dtype=torch.float64) / 255, (t * 255).round().long())
-    assert torch.allclose(small_dit(x, t, unique=table), small_dit(x, t), atol=1e-13)
-    assert torch.equal(small_dit(x, t, unique=unique_levels(t)), small_dit(x, t))
+def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label=None, unique=None) -> torch.Tensor:
+    """The network with one conditioning per token, gathered, computed and stored by plain autograd."""
+
+    def gather(row: IndexedVectors) -> torch.Tensor:
+        vectors = row.table[row.index]
+        return vectors if row.label is None else vectors + row.label[:, None]
+
+    unique = UniqueLevels(t.flatten(), torch.arange(t.numel()).view(t.shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IndexedVectors, "gather", gather)
+        patch.setattr(IndexedVectors, "shared", True)
+        return network(x, t, label, unique=unique)
 
 
-def test_modulations_are_computed_once_per_distinct_level(small_dit):
-    rows = []
-    hook = small_dit.blocks[0].modulation.linear.register_forward_hook(
-        lambda _, inputs, __: rows.append(len(inputs[0]))
-    )
-    t = torch.tensor([0.0, 1.0], dtype=torch.float64)[torch.randint(2, (64, 4, 4))]
-    small_dit(noisy(64), t)
-    hook.remove()
+@pytest.mark.parametrize("name", DITS)
+def test_level_table_matches_one_conditioning_per_patch(name):
+    """The entire network, with the gradients of all parameters."""
+    net, x, unique = DITS[name](classes=10), noisy(), draw((4, 4), count=7)
+    weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
+    table, naive = net(x, of(unique), LABEL, unique=unique), naive_network(net, x, of(unique), LABEL)
+    assert torch.allclose(table, naive, rtol=0, atol=1e-12)
+    gradients = (torch.autograd.grad((v * weight).sum(), list(net.parameters())) for v in (table, naive))
+    assert all(torch.allclose(got, expected, rtol=0, atol=1e-10) for got, expected in zip(*gradients, strict=True))
+
+
+def test_the_six_vectors_per_token_are_not_stored():
+    """DiT-S with 64 tokens: memory of a level map compared with one level per image."""
+    network = DiT(channels=3, patch_size=4, dim=384, depth=2, heads=6)
+    x, unique = noisy(64, 3, (32, 32)).float(), single(draw((8, 8), 64, 256))
+    scalar = stored_bytes(network, x, UniqueLevels(unique.values, unique.index[:, :1, :1]))
+    assert stored_bytes(network, x, unique) < 1.08 * scalar
+    assert stored_bytes(network, x, unique, partial(naive_network, network)) > 1.3 * scalar
+
+
+def test_operation_count_of_a_level_map_compared_with_one_level():
+    """DiT-XL/2 at 256 tokens, batch 64, forward and backward, counted: 256 levels against one per image, and naive."""
+    counted = []
+    with torch.device("meta"):
+        network = DiT(channels=4, patch_size=2, dim=1152, depth=28, heads=16)
+        for side, count in ((1, 64), (16, 256), (16, 64 * 256)):
+            unique = UniqueLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
+            with FlopCounterMode(display=False) as counter:
+                network(torch.empty(64, 4, 32, 32), torch.empty(64, side, side), unique=unique).sum().backward()
+            counted.append(counter.get_total_flops())
+    assert counted[1] < 1.01 * counted[0]
+    assert counted[2] == pytest.approx(1.48 * counted[0], rel=0.02)
+
+
+def test_modulations_are_computed_once_per_distinct_level():
+    net, rows = dit(), []
+    net.blocks[0].modulation.linear.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    net(noisy(64), of(draw((4, 4), 64, count=2)))
     assert rows == [2]
 
 
-def test_every_patch_depends_on_its_own_level(small_dit):
-    x, t = noisy(1), levels(1)
+def test_every_patch_depends_on_its_own_level():
+    net, x, t = dit(), noisy(1), of(draw((4, 4), 1))
     changed = t.clone()
     changed[0, 1, 2] = 1 - changed[0, 1, 2]
-    difference = (small_dit(x, changed) - small_dit(x, t)).abs().reshape(4, 2, 4, 2).amax((1, 3))
+    difference = (net(x, changed) - net(x, t)).abs().reshape(4, 2, 4, 2).amax((1, 3))
     assert difference.argmax() == 1 * 4 + 2  # the patch itself most
     assert (difference > 0).all()  # and all others through attention
 
 
-def test_coarser_level_map_equals_the_repeated_map():
-    torch.manual_seed(0)
-    fine = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
-    coarse = DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, level_patch_size=4).double()
+def test_a_network_of_coarser_level_patches_computes_the_same():
+    fine, coarse, t = dit(), dit(level_patch_size=4), of(draw((2, 2)))
     coarse.load_state_dict(fine.state_dict())
-    t = levels(grid=(2, 2))
     assert coarse.grid((8, 8)) == (2, 2)
-    repeated = t.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    assert torch.allclose(coarse(noisy(), t), fine(noisy(), repeated), atol=1e-13)
+    assert torch.equal(coarse(noisy(), t), fine(noisy(), t))
 
 
 def test_permuting_patches_permutes_the_output_without_positions():
-    torch.manual_seed(0)
-    net = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4, positions=False).double())
-    x, t, order = noisy(), levels(), torch.randperm(16, generator=torch.Generator().manual_seed(3))
+    x, t, order = noisy(), of(draw((4, 4))), torch.randperm(16, generator=seeded(3))
 
     def permuted(image):
         return unpatchify(patchify(image, 2)[:, order], (4, 4), 2)
 
     t_permuted = t.flatten(1)[:, order].reshape(3, 4, 4)
-    assert torch.allclose(net(permuted(x), t_permuted), permuted(net(x, t)), atol=1e-12)
-    with_positions = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=4).double())
+    without, with_positions = dit(positions=False), dit()
+    assert torch.allclose(without(permuted(x), t_permuted), permuted(without(x, t)), atol=1e-12)
     assert not torch.allclose(with_positions(permuted(x), t_permuted), permuted(with_positions(x, t)), atol=1e-3)
 
 
-def test_gradients_reach_every_parameter(small_dit):
-    label = torch.arange(11)  # all classes and the null class
-    small_dit(noisy(11), levels(11), label).square().mean().backward()
-    silent = [name for name, p in small_dit.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+def test_rope_depends_only_on_distances():
+    """Scores of equal queries and keys depend on the distance of their tokens, by row and by column separately."""
+    network, x, t = dit(positions=False, rope=True), noisy(1, size=(16, 16)), of(draw((8, 8), 1, 64))
+    shifted = network(x.roll((2, 4), (2, 3)), t.roll((1, 2), (1, 2)))
+    assert not torch.allclose(shifted, network(x, t).roll((2, 4), (2, 3)), atol=1e-3)
+    q, k = torch.randn(2, 1, 4, 1, 8, generator=seeded(2), dtype=torch.float64).expand(2, 1, 4, 64, 8)
+    rope = rotations((8, 8), 8, x.device).double()
+    scores = (apply_rot_embed_cat(q, rope) @ apply_rot_embed_cat(k, rope).transpose(2, 3))[0]
+    grid = scores.reshape(4, 8, 8, 8, 8)
+    assert torch.allclose(grid[:, :-1, :-1, :-1, :-1], grid[:, 1:, 1:, 1:, 1:], atol=1e-5)
+    assert not torch.allclose(grid[:, 0, 0, 1, 0], grid[:, 0, 0, 0, 1], atol=1e-2)
 
 
-def test_the_initial_network_is_zero():
-    torch.manual_seed(0)
-    net = DiT(channels=3, patch_size=2, dim=32, depth=2, heads=4)
-    assert (net(torch.randn(2, 3, 8, 8), torch.rand(2, 4, 4)) == 0).all()
-    assert all((block.modulation.linear.weight == 0).all() for block in net.blocks)
-    assert all(block.mlp.fc1.weight.any() for block in net.blocks)
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_count_matches_dit(name):
+    """Exactly, except for learned variances, which this DiT does not have. The level map itself adds none."""
+    dim, depth, heads = SIZES[name]
+    with torch.device("meta"):
+        network = DiT(4, 2, dim, depth, heads, classes=1000)
+    linear = {(16, dim): 1, (256, dim): 1, (dim, dim): 1 + depth, (dim, 3 * dim): depth, (dim, 6 * dim): depth}
+    linear |= {(dim, 4 * dim): depth, (4 * dim, dim): depth, (dim, 2 * dim): 1, (dim, 16): 1}
+    expected = sum(count * (i + 1) * o for (i, o), count in linear.items()) + 1001 * dim
+    assert sum(p.numel() for p in network.parameters()) == expected
+    positions, variances = 256 * dim, (dim + 1) * 16  # the fixed embedding is counted in the figure that DiT prints
+    assert name != "XL" or expected + positions + variances == 675_129_632
 
 
-def test_missing_label_means_the_null_class(small_dit):
-    x, t = noisy(), levels()
-    assert torch.equal(small_dit(x, t), small_dit(x, t, torch.full((3,), 10)))
-
-
-def test_all_sizes_that_patches_divide_work(small_dit):
-    x = torch.randn(2, 1, 12, 6, dtype=torch.float64)
-    assert small_dit(x, levels(2, (6, 3))).shape == x.shape
+def test_branches_are_not_zero_before_their_gates():
+    assert all(block.mlp.fc1.weight.any() for block in DiT(dim=32, depth=2, heads=4).blocks)
 
 
 def test_unpatchify_inverts_patchify():
@@ -131,23 +156,27 @@ def test_unpatchify_inverts_patchify():
 
 
 @pytest.mark.parametrize(
-    ("size", "message"),
-    [((1, 8), "at least as large as a patch, got 1x8"), ((8, 9), "multiples of the patch size 2, got 8x9")],
+    ("x", "grid", "label", "message"),
+    [
+        (noisy(size=(1, 8)), (1, 1), None, "at least as large as a patch, got 1x8"),
+        (noisy(size=(8, 9)), (1, 1), None, "multiples of the patch size 2, got 8x9"),
+        (noisy(channels=3), (4, 4), None, "images must have 1 channels, got 3"),
+        (noisy(), (8, 8), None, "token grid 4x4, got 8x8"),
+        (noisy(), (4, 4), LABEL, "classes=0"),
+    ],
 )
-def test_images_that_do_not_fit_are_refused(small_dit, size, message):
+def test_unsuitable_inputs_are_refused(x, grid, label, message):
     with pytest.raises(ValueError, match=message):
-        small_dit(torch.zeros(1, 1, *size, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64))
+        dit()(x, of(draw(grid)), label)
 
 
-def test_other_misuse_is_refused(small_dit):
-    with pytest.raises(ValueError, match="images must have 1 channels, got 3"):
-        small_dit(noisy(channels=3), levels())
-    with pytest.raises(ValueError, match="token grid 4x4, got 8x8"):
-        small_dit(noisy(), levels(grid=(8, 8)))
-    with pytest.raises(ValueError, match="level_patch_size must be a multiple of patch_size 2, got 3"):
-        DiT(patch_size=2, level_patch_size=3)
-    with pytest.raises(ValueError, match="dim 30 with 4 heads"):
-        DiT(dim=30, heads=4)
-    unconditional = DiT(channels=1, dim=32, depth=1, heads=4)
-    with pytest.raises(ValueError, match="classes=0"):
-        unconditional(torch.zeros(1, 1, 8, 8), torch.zeros(1, 4, 4), torch.zeros(1, dtype=torch.int64))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"patch_size": 2, "level_patch_size": 3}, "level_patch_size must be a multiple of patch_size 2, got 3"),
+        ({"dim": 30, "heads": 4}, "dim 30 with 4 heads"),
+    ],
+)
+def test_invalid_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        DiT(**options)
