@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -25,7 +24,9 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from asyncdiff.web.draw_request import Limits  # noqa: E402
+from asyncdiff.__main__ import main  # noqa: E402
+from asyncdiff.web.draw_request import KINDS, Limits  # noqa: E402
+from asyncdiff.web.layout import DESCRIPTIONS  # noqa: E402
 from asyncdiff.web.mask_painter import decode_paint  # noqa: E402
 from asyncdiff.web.model_info import ModelInfo  # noqa: E402
 from asyncdiff.web.uploads import load_examples, load_photo  # noqa: E402
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 INFO = ModelInfo("small", 3, (8, 8), (2, 2), 3, 4, True)
-THREADS = os.environ | {"OMP_NUM_THREADS": "1"}  # the same for the server and the command
+THREADS = os.environ | {"OMP_NUM_THREADS": "1"}  # as for the command in this process
 
 
 # Without a browser
@@ -46,16 +47,13 @@ def test_photos_are_fitted_to_the_model_or_refused(tmp_path):
     assert photo.shape == (3, 8, 8)
     with pytest.raises(ValueError, match="images must have at most 500 pixels, got 16x32: reduce the size first"):
         load_photo(tmp_path / "a.png", INFO, Limits(photo_pixels=500))
-    (tmp_path / "b.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image: save it as PNG or JPEG"):
-        load_photo(tmp_path / "b.png", INFO, Limits())
-    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])  # valid header, truncated data
-    with pytest.raises(ValueError, match=r"b\.png cannot be read as an image: save it as PNG or JPEG"):
-        load_photo(tmp_path / "b.png", INFO, Limits())
+    truncated = (tmp_path / "a.png").read_bytes()[:-40]  # with a valid header
+    for content in (b"not an image", truncated):
+        (tmp_path / "b.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"b\.png cannot be read as an image: save it as PNG or JPEG"):
+            load_photo(tmp_path / "b.png", INFO, Limits())
     Image.new("RGB", (1700, 100)).save(tmp_path / "b.png")
-    with pytest.raises(
-        ValueError, match="images must be at most 16 times as long as wide, got 100x1700: crop it first"
-    ):
+    with pytest.raises(ValueError, match="images must be at most 16 times as long as wide, got 100x1700: crop it"):
         load_photo(tmp_path / "b.png", INFO, Limits())
     (tmp_path / "b.png").unlink()
     (example,) = load_examples(str(tmp_path), None, INFO, Limits())
@@ -87,23 +85,37 @@ def page(tmp_path_factory):
         server.terminate()
 
 
-@pytest.fixture
-def visit(page, tmp_path):
-    """Visit to the page in a new browser."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folder of the browser's downloads."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def browser(saved):
+    """A browser; each test visits the page anew."""
     if BROWSER is None or DRIVER is None:
         pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1500"):
         options.add_argument(argument)
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path / "saved")})
+    options.add_experimental_option("prefs", {"download.default_directory": str(saved)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     with webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER)) as browser:
-        browser.get(page)
-        visit = Visit(browser)
-        visit.until(lambda: visit.find("canvas.photo").size["width"] > 100)
-        yield visit
-        assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+        yield browser
+
+
+@pytest.fixture
+def visit(browser, page):
+    """New visit to the page, after which the browser must not have reported errors."""
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get(page)
+    visit = Visit(browser)
+    visit.until(lambda: visit.find("canvas.photo").size["width"] > 100)
+    yield visit
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 PAINT = """
@@ -133,8 +145,10 @@ class Visit:
 
     def choose(self, kind):
         self.find(f"input[value={kind}]").click()
-        self.until(lambda: self.find(f"input[value={kind}]").is_selected())
-        time.sleep(0.5)
+        title = DESCRIPTIONS[kind].split("**")[1]
+        self.until(lambda: title in self.find("#description").text)
+        mode = kind if KINDS[kind].painted else "none"
+        self.until(lambda: self.find(".painter").get_attribute("data-mode") == mode)
 
     def upload(self, file):
         before = self.script("return document.querySelector('canvas.photo').toDataURL()")
@@ -202,7 +216,7 @@ def test_server_files_are_private_and_large_uploads_are_refused(page):
 
 
 @pytest.mark.slow
-def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, tmp_path):
+def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, saved, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
     visit.upload(tmp_path / "photo.png")
@@ -216,15 +230,14 @@ def test_paint_draw_save_and_reproduce_on_the_command_line(visit, page, tmp_path
     visit.find("#view a.save[download$='.png']").click()
     visit.find("#view a.save[download$='.gif']").click()
     visit.find("#view a.save[download$='.yaml']").click()
-    saved = tmp_path / "saved"
     visit.until(lambda: sorted(f.suffix for f in saved.iterdir()) == [".gif", ".png", ".yaml"])
     (image,) = saved.glob("*.png")
     assert (pixels(image)[:, :4] == photo[:, :4]).all()
     assert (pixels(image)[:, 4:] != photo[:, 4:]).mean() > 0.5
     levels = np.repeat([[0, 0, 0, 0, 64, 64, 255, 255]], 8, 0)
     assert (pixels(argv[argv.index("--levels") + 1]) == levels).all()
-    argv = [sys.executable, *argv[1:], "--output", str(tmp_path / "again")]
-    subprocess.run(argv, cwd=ROOT, env=THREADS, check=True, capture_output=True)
+    assert argv[:3] == ["python", "-m", "asyncdiff"]
+    main([*argv[3:], "--output", str(tmp_path / "again")])
     number, kind, name = image.name.split("_", 2)
     assert (number.isdecimal(), kind, name) == (True, "change", "photo_seed0.png")
     assert (tmp_path / "again" / name).read_bytes() == image.read_bytes()
