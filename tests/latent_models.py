@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import randomize_weights
-from lightning.pytorch import Trainer
 from safetensors.torch import save_file
+from small_runs import quiet_trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import DenoisingStrip, Frechet, InpaintingGrid, SampleGrid
@@ -59,18 +59,7 @@ def train_on_latents(folder: Path):
         DenoisingStrip(count=1, frames=3),
         Frechet(Means(), mask=Half(), count=8, batch_size=4),
     ]
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        callbacks=callbacks,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
+    trainer = quiet_trainer(folder, max_steps=1, callbacks=callbacks)
     trainer.fit(model_of(codec, 4, 4), datamodule=data_of(folder, codec))
-    (folder / "checkpoints").mkdir()
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     return trainer, folder
