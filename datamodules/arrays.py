@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ class Arrays(ImageDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the files; raise if they are missing or unsuitable."""
         images, labels, classes = self._load("train")
-        rows, options = np.arange(len(images)), {"classes": classes, "scale": self.scale}
+        rows = np.arange(len(images))
+        options: dict[str, Any] = {"classes": classes, "scale": self.scale}
         if (self.root / "val.npy").is_file():
             val_images, val_labels, val_classes = self._load("val")
             if val_classes > classes or (classes and not val_classes):

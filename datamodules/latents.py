@@ -71,11 +71,12 @@ class CachedLatents(ImageDataset):
         view = key.numpy() % 2 if self.flip else np.zeros(len(row), np.int64)
         like = self.shards[0][0] if self.sample else self.shards[0][0][:1]
         moments = np.empty((len(row), len(like), *like.shape[3:]), like.dtype)
+        plain = [(np.asarray(latents)[: len(like)], np.asarray(labels)) for latents, labels in self.shards]
         label = np.empty(len(row), np.int64)
         # Copying row by row is as fast as one gather per shard, whatever the number of shards.
         for place, (s, r, v) in enumerate(zip(shard.tolist(), row.tolist(), view.tolist(), strict=True)):
-            latents, labels = self.shards[s]
-            moments[place] = latents[: len(like), r, v]
+            latents, labels = plain[s]
+            moments[place] = latents[:, r, v]
             label[place] = labels[r]
         return {"moments": torch.from_numpy(moments), "label": torch.from_numpy(label), "index": index, "key": key}
 
