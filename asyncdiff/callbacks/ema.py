@@ -39,11 +39,6 @@ class EMA(Callback):
         self._steps = EveryNSteps(1)
         self._evaluation = ExitStack()
 
-    @property
-    def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the decay, so that several EMAs can coexist."""
-        return f"EMA{{decay={self.decay}}}"
-
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
         """Swap the EMA in for the trained parameters; does nothing inside another `swapped` or without an EMA."""
@@ -108,22 +103,18 @@ class EMA(Callback):
             checkpoint.setdefault("ema", {})[str(self.decay)] = entry
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
+        """Swap the EMA in for an evaluation, if it is the first in the list of callbacks."""
+        first = next(c for c in trainer.callbacks if isinstance(c, EMA))  # type: ignore[attr-defined]
+        if first is self:
+            self._evaluation.enter_context(self.swapped(pl_module))
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_evaluation(trainer, pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the trained parameters."""
         self._evaluation.close()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluation.close()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluation.close()
+    on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the trained parameters before other callbacks save them."""
@@ -139,11 +130,6 @@ class EMA(Callback):
         if self._skipped is not None:
             self.updates -= int(self._skipped)
             self._skipped = None
-
-    def _start_evaluation(self, trainer: Trainer, module: LightningModule) -> None:
-        first = next(c for c in trainer.callbacks if isinstance(c, EMA))  # type: ignore[attr-defined]
-        if first is self:
-            self._evaluation.enter_context(self.swapped(module))
 
     def _has_average(self, module: LightningModule) -> bool:
         """Return whether there is an EMA; first take over the one that the module loaded from a checkpoint, if any."""

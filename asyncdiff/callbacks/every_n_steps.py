@@ -52,11 +52,6 @@ class PeriodicCallback(Callback, ABC):
     def run(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """Do it."""
 
-    @property
-    def state_key(self) -> str:
-        """Checkpoint key of this callback; includes the name, so that several callbacks of one class can coexist."""
-        return f"{type(self).__name__}{{name={self.name}}}"
-
     def on_train_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Start counting steps."""
         self._last_step = -1

@@ -35,7 +35,7 @@ class PeriodicMetric(PeriodicCallback):
     def setup(self, trainer: Trainer, pl_module: AsyncDiffusion, stage: str) -> None:  # type: ignore[override]
         """Raise ValueError if another callback of this class has the same name, and therefore the same tags."""
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if other is not self and isinstance(other, PeriodicMetric) and other.state_key == self.state_key:
+            if other is not self and type(other) is type(self) and other.name == self.name:
                 raise ValueError(
                     f"names of {type(self).__name__} callbacks must differ, got {self.name!r} twice: set `name`"
                 )

@@ -68,26 +68,17 @@ class FullyShard(ModelParallelStrategy):
         return super().load_checkpoint(path, weights_only=True)
 
     def on_validation_start(self) -> None:
-        self._gather()
-
-    def on_test_start(self) -> None:
-        self._gather()
-
-    def on_predict_start(self) -> None:
-        self._gather()
-
-    def on_validation_end(self) -> None:
-        self._evaluation.close()
-
-    def on_test_end(self) -> None:
-        self._evaluation.close()
-
-    def on_predict_end(self) -> None:
-        self._evaluation.close()
-
-    def _gather(self) -> None:
+        """Gather the network on every process."""
         assert self.lightning_module is not None
         self._evaluation.enter_context(unshard(self.lightning_module))
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_end(self) -> None:
+        """Shard the network again."""
+        self._evaluation.close()
+
+    on_test_end = on_predict_end = on_validation_end
 
 
 StrategyRegistry.register(
@@ -171,9 +162,17 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@torch.no_grad()
 def full_tensors(shards: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gather full tensors from shards with the layout of `parameters`; all processes must call this."""
-    return {name: _full_tensor(shard, parameters[name]) for name, shard in shards.items()}
+    gathered = {}
+    for name, shard in shards.items():
+        like = parameters[name]
+        if isinstance(like, DTensor):
+            mesh, placements, shape, stride = like.device_mesh, like.placements, like.shape, like.stride()
+            shard = DTensor.from_local(shard, mesh, placements, shape=shape, stride=stride).full_tensor().cpu()
+        gathered[name] = shard
+    return gathered
 
 
 @torch.no_grad()
@@ -181,12 +180,3 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Move a full tensor to the device of `like` and shard it like `like`; it must be equal on all processes."""
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
-
-
-@torch.no_grad()
-def _full_tensor(shard: Tensor, parameter: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return shard
-    shape, stride = parameter.shape, parameter.stride()
-    sharded = DTensor.from_local(shard, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
-    return sharded.full_tensor().cpu()
