@@ -12,7 +12,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Spiral
-from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, PartiallyNoised, Synchronous
+from asyncdiff.noise.paths import AsyncPatch, Synchronous
 from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
@@ -35,26 +35,6 @@ def walked(sampler, image, levels, known=None, seeds=None):
 
 
 # The walk
-
-
-@pytest.mark.parametrize("path", [Synchronous(), AsyncPatch(), Ordered(Spiral(), 0.5)])
-def test_a_partially_noised_path_is_the_inner_path_scaled_by_the_levels(path):
-    s = torch.linspace(0, 1, 9, dtype=torch.float64)
-    curves = [
-        p.draw(9, (2, 2), generator=[torch.Generator().manual_seed(3) for _ in s], dtype=torch.float64)
-        for p in (path, PartiallyNoised(path, MAP))
-    ]
-    (t, slope), (scaled, scaled_slope) = (curve(s) for curve in curves)
-    assert torch.equal(scaled, MAP * t)
-    assert torch.equal(scaled_slope, MAP * slope)
-    assert torch.equal(scaled[-1], MAP[0])
-
-
-def test_partially_noised_refuses_other_grids_and_floors():
-    with pytest.raises(ValueError, match=r"levels needs a single map or one per image, on the grid \(4, 4\)"):
-        PartiallyNoised(Synchronous(), MAP).draw(1, (4, 4))
-    with pytest.raises(ValueError, match=r"path must start at t = 0, got one with a floor of 0\.001"):
-        PartiallyNoised(Floored(Synchronous()), MAP)
 
 
 @pytest.mark.parametrize("sampler", [Sampler(AsyncPatch(), DDIM(0.5), 40), Sampler(Synchronous(), Heun(), 15)])
@@ -102,19 +82,20 @@ def test_black_and_white_start_levels_equal_inpainting(sampler):
 
 def test_invalid_start_levels_are_refused():
     image = torch.zeros(1, *SHAPE, dtype=torch.float64)
-    for sampler in (Adaptive(), RePaint()):
-        with pytest.raises(ValueError, match=f"{type(sampler).__name__} always starts from pure noise, got levels"):
-            walked(sampler, image, MAP)
-    with pytest.raises(ValueError, match=r"levels must lie in \[0, 1\], got 1.5"):
-        walked(Sampler(steps=1), image, MAP * 1.5)
-    with pytest.raises(ValueError, match="levels must lie in"):
-        walked(Sampler(steps=1), image, MAP * torch.nan)
+    once = Sampler(steps=1)
+    for sampler, levels, message in (
+        (Adaptive(), MAP, "Adaptive always starts from pure noise, got levels"),
+        (RePaint(), MAP, "RePaint always starts from pure noise, got levels"),
+        (once, MAP * 1.5, r"levels must lie in \[0, 1\], got 1.5"),
+        (once, MAP * torch.nan, "levels must lie in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            walked(sampler, image, levels)
+    given = {"seeds": [0], "shape": SHAPE, "dtype": torch.float64}
     with pytest.raises(ValueError, match=r"levels must have shape \(1, 2, 2\), one value per patch, got \(1, 1, 2\)"):
-        Sampler(steps=1)(
-            ORACLE, seeds=[0], shape=SHAPE, image=image, known=image[:, 0] > 1, levels=MAP[:, :1], dtype=torch.float64
-        )
+        once(ORACLE, image=image, known=image[:, 0] > 1, levels=MAP[:, :1], **given)
     with pytest.raises(ValueError, match="levels needs image and known, got levels alone"):
-        Sampler(steps=1)(ORACLE, seeds=[0], shape=SHAPE, levels=MAP, dtype=torch.float64)
+        once(ORACLE, levels=MAP, **given)
 
 
 # The task
@@ -149,20 +130,14 @@ def test_an_edit_samples_from_its_levels(model, photo, levels):
     t = torch.tensor([[0, 0.2, 0.8, 1]]).expand(4, 4).clone()
     t[0, 1] = 1  # the highest level of a patch counts
     pixels = read_photo(Path(photo), 3)
-    expected = model.sampler(
-        model.denoiser,
-        seeds=[4],
-        shape=(3, 8, 8),
-        image=to_model(pixels)[None],
-        known=request.known[None],
-        levels=t[None],
-    )
+    given = {"image": to_model(pixels)[None], "known": request.known[None], "levels": t[None]}
+    expected = model.sampler(model.denoiser, seeds=[4], shape=(3, 8, 8), **given)
     drawn = Edit(photo, levels).sample(model, seeds=[4])
     assert torch.equal(drawn, expected)
-    assert torch.equal(to_bytes(drawn)[0, :, :, :2], pixels[:, :, :2])
     ordered = Autoregress("spiral", 0.5, 2, photo, levels=levels).sample(model, seeds=[4])
-    assert torch.equal(to_bytes(ordered)[0, :, :, :2], pixels[:, :, :2])
     assert not torch.equal(ordered, drawn)
+    for images in (drawn, ordered):
+        assert torch.equal(to_bytes(images)[0, :, :, :2], pixels[:, :, :2])
 
 
 def test_an_edit_with_a_black_and_white_map_equals_inpainting(model, photo, tmp_path):
