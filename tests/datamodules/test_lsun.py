@@ -164,7 +164,6 @@ def test_photographs() -> None:
     data = Lsun(str(SAMPLE), 64, ["church_outdoor", "bedroom"], batch_size=16)
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [771, 80, 80]  # type: ignore[arg-type]
     assert data.classes == 2
-    for split in ("train", "val"):
-        batches = list(data.images(split, 40))  # type: ignore[arg-type]
-        assert sum(len(batch["image"]) for batch in batches) == len(data.dataset(split))  # type: ignore[arg-type]
-        assert all(0.3 < batch["image"].std() < 0.8 for batch in batches)
+    batches = list(data.images("val", 40))
+    assert sum(len(batch["image"]) for batch in batches) == 80
+    assert all(0.3 < batch["image"].std() < 0.8 for batch in batches)
