@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from asyncdiff.denoising.denoiser import Denoiser, Prediction
 from asyncdiff.evaluation.frechet import FrechetDistance
+from asyncdiff.evaluation.likelihood_by_path import standard_error
 from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import counter_key
 from asyncdiff.sampling.batched import evaluation_mode
@@ -331,10 +332,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _mean_and_error(values: PerImage | None) -> dict[str, float] | None:
-    if values is None:
-        return None
-    error = (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan
-    return {"mean": values.mean().item(), "standard_error": error}
+    return None if values is None else {"mean": values.mean().item(), "standard_error": standard_error(values)}
 
 
 def _format_cell(values: PerImage | None) -> str:

@@ -164,7 +164,7 @@ class PathLikelihoods:
 
     def standard_error(self, name: str) -> float:
         """Return the standard error of `mean` due to the choice of images and the noise."""
-        return _standard_error(self.rates()[:, self._index(name)])
+        return standard_error(self.rates()[:, self._index(name)])
 
     def term(self, name: str, term: str) -> float:
         """Return the mean per dimension of one of the `TERMS`."""
@@ -174,7 +174,7 @@ class PathLikelihoods:
         """Return the mean paired difference from another path and its standard error; shared noise makes it small."""
         rates = self.rates()
         pairs = rates[:, self._index(name)] - rates[:, self._index(baseline)]
-        return pairs.mean().item(), _standard_error(pairs)
+        return pairs.mean().item(), standard_error(pairs)
 
     def gap(self) -> tuple[float, float]:
         """Return the path gap (the bound of the loosest path minus that of the tightest) and its standard error.
@@ -193,7 +193,7 @@ class PathLikelihoods:
             means = selection.mean(0)
             pairs = compared[:, int(means.argmax())] - compared[:, int(means.argmin())]
             gaps.append(pairs.mean().item())
-            errors.append(_standard_error(pairs))
+            errors.append(standard_error(pairs))
         # The errors are averaged, not divided by sqrt(2): halves that select the same paths are correlated.
         return sum(gaps) / 2, sum(errors) / 2
 
@@ -284,5 +284,6 @@ def _flatten_bound(result: Bound) -> Float[Tensor, "b numbers"]:
     return torch.cat([scalars, result.by_level, result.per_patch.flatten(1)], dim=1)
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Float[Tensor, " n"]) -> float:
+    """Return the standard error of the mean of independent values, NaN for a single one."""
     return (values.std() / math.sqrt(len(values))).item() if len(values) > 1 else math.nan

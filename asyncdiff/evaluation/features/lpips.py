@@ -21,19 +21,12 @@ Net = Literal["alex", "squeeze"]
 
 
 class _PublishedNet(NamedTuple):
-    """Published backbone of LPIPS.
+    """Published backbone of LPIPS."""
 
-    Attributes:
-        name: name of the network in torchvision.
-        url: URL of torchvision's weight file.
-        tensors: first digits of `tensors_sha256` of the convolutions, to recognize copies in other file formats.
-        dim: number of channels of the last convolution.
-    """
-
-    name: str
-    url: str
-    tensors: str
-    dim: int
+    name: str  # in torchvision
+    url: str  # of torchvision's weight file
+    tensors: str  # first digits of `tensors_sha256` of the convolutions, to recognize copies in other file formats
+    dim: int  # number of channels of the last convolution
 
 
 NETS: dict[str, _PublishedNet] = {

@@ -3,16 +3,17 @@
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw
-from PIL.Image import Dither, Quantize, Resampling
+from PIL import Image
+from PIL.Image import Dither, Quantize
 from torch import Tensor
 
 MAX_IMAGES, COLUMNS = 6, 2  # maximum numbers of images, in total and per row
 FRAMES = 60  # maximum number of frames
 MIN_TILE, GAP = 128, 8  # in pixels; smaller images are enlarged by an integer factor
-WHITE, FRAME = (255, 255, 255), (201, 201, 201)
+WHITE, FRAME = 255, 201
 PAUSE, DURATION = 1200, 4000  # in milliseconds: pause on the result, and time from noise to the result
 COLORS, GRAYS = 256, 16  # size of the palette, and number of its grays reserved for the level maps
 
@@ -48,36 +49,24 @@ class SamplingGIF:
 
 
 def _draw_frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> Image.Image:
-    height, width = images.shape[2:]
-    factor = max(1, -(-MIN_TILE // max(height, width)))
-    size = (width * factor, height * factor)
-    tiles = 1 if levels is None else 2
-    columns = min(COLUMNS, len(images))
-    cell = (tiles * (size[0] + GAP // 2) + GAP, size[1] + GAP)
-    frame = Image.new("RGB", (columns * cell[0] + GAP // 2, -(-len(images) // columns) * cell[1] + GAP), WHITE)
-    draw = ImageDraw.Draw(frame)
-    for i, image in enumerate(images):
-        left, top = i % columns * cell[0] + GAP, i // columns * cell[1] + GAP
-        frame.paste(_draw_tile(image.cpu().permute(1, 2, 0).numpy(), size), (left, top))
-        if levels is not None:
-            level = (levels[i].float().cpu().clamp(0, 1) * 255).round().numpy().astype(np.uint8)
-            left += size[0] + GAP // 2
-            frame.paste(_draw_tile(level[..., None], size), (left, top))
-            # Pure noise is as white as the background.
-            draw.rectangle((left, top, left + size[0] - 1, top + size[1] - 1), outline=FRAME)
-    return frame
+    from torchvision.utils import make_grid  # slow to import
 
-
-def _draw_tile(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    array = pixels[..., 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
-    return Image.fromarray(array).convert("RGB").resize(size, Resampling.NEAREST)
+    factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
+    tiles = [images.cpu().float()]
+    if levels is not None:
+        tiles.append((levels[:, None].float().cpu().clamp(0, 1) * 255).round())
+    size = [side * factor for side in images.shape[2:]]
+    enlarged = [F.interpolate(tile.expand(-1, 3, -1, -1), size, mode="nearest-exact") for tile in tiles]
+    framed = [F.pad(tile, (1, 1, 1, 1), value=FRAME) for tile in enlarged]  # noise is as white as the background
+    grid = make_grid(torch.cat(framed, dim=3), COLUMNS, padding=GAP, pad_value=WHITE)
+    return Image.fromarray(grid.to(torch.uint8).permute(1, 2, 0).numpy())
 
 
 def _build_palette(frames: list[Image.Image]) -> Image.Image:
     """Return a palette of grays and of colors from a few frames, mainly the last one, which is shown longest."""
     selected = [frames[0], frames[len(frames) // 2], frames[-1], frames[-1]]
     width, height = selected[0].size
-    montage = Image.new("RGB", (width, height * len(selected)), WHITE)
+    montage = Image.new("RGB", (width, height * len(selected)))
     for i, frame in enumerate(selected):
         montage.paste(frame, (0, i * height))
     colors = montage.quantize(COLORS - GRAYS, Quantize.MEDIANCUT).getpalette() or []
