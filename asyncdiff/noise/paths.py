@@ -360,23 +360,23 @@ def check_path(path: Path, grid: tuple[int, int], *, curves: int = 4, points: in
 
 def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tensor, halvings: int = 36) -> None:
     """Raise ValueError if a curve jumps: if its largest rise does not shrink as the interval around it is halved."""
-    rises = maps.diff(dim=0)  # (points - 1, curves, gh, gw)
-    for number in range(rises.shape[1]):
-        k, row, column = (int(i) for i in (rises[:, number] == rises[:, number].max()).nonzero()[0])
-        low, high = s[k], s[k + 1]
+    rises = maps.diff(dim=0).transpose(0, 1)  # (curves, points - 1, gh, gw)
+    patches, width = rises[0, 0].numel(), rises.shape[3]
+    largest, numbers = rises.flatten(1).argmax(1), torch.arange(len(rises))
+    patch, low, high = largest % patches, s[largest // patches], s[largest // patches + 1]
 
-        def level(at: torch.Tensor, of: tuple[int, int, int] = (number, row, column)) -> torch.Tensor:
-            return curve(at.expand(rises.shape[1]))[0][of]
+    def level(at: torch.Tensor) -> torch.Tensor:
+        return curve(at)[0].flatten(1)[numbers, patch]
 
-        for _ in range(halvings):
-            middle = (low + high) / 2
-            lower = level(middle) - level(low) > level(high) - level(middle)
-            low, high = (low, middle) if lower else (middle, high)
-        jump = float(level(high) - level(low))
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        lower = level(middle) - level(low) > level(high) - level(middle)
+        low, high = torch.where(lower, low, middle), torch.where(lower, middle, high)
+    for jump, at, place in zip(level(high) - level(low), low, patch.tolist(), strict=True):
         if jump > 1e-3:
             raise ValueError(
-                f"{name} must be continuous, got a jump of {jump:g} at s = {low:g} in row {row}, column {column}: "
-                "raise the level over an interval of s, as asyncdiff.noise.Ordered does"
+                f"{name} must be continuous, got a jump of {jump:g} at s = {at:g} in row {place // width}, "
+                f"column {place % width}: raise the level over an interval of s, as asyncdiff.noise.Ordered does"
             )
 
 

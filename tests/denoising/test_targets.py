@@ -2,15 +2,13 @@
 
 import pytest
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from small_runs import save_untrained, small_dit
 
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.denoising.targets import CleanTarget, NoiseTarget, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.level_samplers import LevelDraw
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.randomness import seeded
@@ -23,7 +21,11 @@ SHAPE, GRID = (1, 4, 4), (2, 2)
 EXACT = CleanTarget(1e-9)  # below every sigma in these tests
 PAIRS = [(VelocityTarget(), RectifiedFlow()), (NoiseTarget(), LinearVP())]
 PAIRS += [(EXACT, process) for process in (RectifiedFlow(), CosineVP(), LinearVP())]
-every_pair = pytest.mark.parametrize(("target", "process"), PAIRS, ids=lambda value: type(value).__name__)
+FLOORED_PAIRS = [(CleanTarget(), RectifiedFlow()), (CleanTarget(), LinearVP())]
+
+
+def pairs(values: list) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("target", "process"), values, ids=lambda value: type(value).__name__)
 
 
 class ExactNetwork(torch.nn.Module):
@@ -45,42 +47,35 @@ def denoiser(target, process) -> Denoiser:
     return Denoiser(ExactNetwork(target, process), process, target)
 
 
-def noisy(batch: int = 3) -> torch.Tensor:
-    return torch.randn(batch, *SHAPE, generator=seeded(0), dtype=torch.float64)
+def randn(seed: int) -> torch.Tensor:
+    return torch.randn(3, *SHAPE, generator=seeded(seed), dtype=torch.float64)
 
 
-@every_pair
-def test_predictions_do_not_depend_on_the_target(target, process):
-    x_t, t = noisy(), 0.01 + 0.98 * torch.rand(3, *GRID, generator=seeded(1), dtype=torch.float64)
-    found, true = denoiser(target, process)(x_t, t), GaussianOracle(*random_gaussian(16), GRID, process)(x_t, t)
+@pairs(PAIRS)
+def test_predictions_and_samples_do_not_depend_on_the_target(target, process):
+    x_t, t = randn(0), 0.01 + 0.98 * torch.rand(3, *GRID, generator=seeded(1), dtype=torch.float64)
+    ours, oracle = denoiser(target, process), GaussianOracle(*random_gaussian(16), GRID, process)
+    found, true = ours(x_t, t), oracle(x_t, t)
     for form in ("v", "x", "eps"):
         assert torch.allclose(getattr(found, form), getattr(true, form), atol=1e-10)
+    found, true = (
+        Sampler(solver=DDIM(0.25), steps=10)(chosen, seeds=range(2), shape=SHAPE, dtype=torch.float64)
+        for chosen in (ours, oracle)
+    )
+    assert torch.allclose(found, true, atol=1e-9)
 
 
-@every_pair
-def test_samples_do_not_depend_on_the_target(target, process):
-    sampler = Sampler(solver=DDIM(0.25), steps=10)
-    found = sampler(denoiser(target, process), seeds=range(2), shape=SHAPE, dtype=torch.float64)
-    oracle = GaussianOracle(*random_gaussian(16), GRID, process)
-    assert torch.allclose(found, sampler(oracle, seeds=range(2), shape=SHAPE, dtype=torch.float64), atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("target", "process"),
-    [*PAIRS, (CleanTarget(), RectifiedFlow()), (CleanTarget(), LinearVP())],
-    ids=lambda value: type(value).__name__,
-)
+@pairs(PAIRS + FLOORED_PAIRS)
 def test_everything_is_finite_at_the_ends(target, process):
     """Values and gradients; a patch at t = 0 has no loss, and its prediction is the image itself."""
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
-    x = torch.randn(2, *SHAPE, generator=seeded(0))
+    network = small_dit(classes=0)
+    ours, x = Denoiser(network, process, target), randn(0)[:2].float()
     t = torch.tensor([[[0.0, 1.0], [0.5, 1e-6]], [[0.0, 0.0], [1.0, 1.0]]])
-    prediction = Denoiser(network, process, target)(x, t)
+    prediction = ours(x, t)
     assert all(form.isfinite().all() for form in (prediction.v, prediction.x, prediction.eps))
     clean = to_pixels(t == 0, (4, 4))
     assert torch.equal(prediction.x[clean], x[clean])
-    loss = training_loss(Denoiser(network, process, target), x, torch.randn_like(x), LevelDraw(t), Epsilon()).per_image
+    loss = training_loss(ours, x, torch.randn_like(x), LevelDraw(t), Epsilon()).per_image
     loss.sum().backward()
     assert loss.isfinite().all()
     assert all(p.grad.isfinite().all() for p in network.parameters())
@@ -89,7 +84,7 @@ def test_everything_is_finite_at_the_ends(target, process):
 @pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
 def test_noise_target_needs_a_process_with_signal_at_t_1(process):
     with pytest.raises(ValueError, match=rf"alpha\(1\) > 0, got {type(process).__name__}, .* use LinearVP"):
-        Denoiser(ExactNetwork(NoiseTarget(), process), process, NoiseTarget())
+        denoiser(NoiseTarget(), process)
 
 
 @pytest.mark.parametrize("floor", [0.0, -1.0])
@@ -101,36 +96,25 @@ def test_floors_that_are_not_positive_are_refused(floor):
 def test_noise_target_with_epsilon_weighting_gives_the_ddpm_loss():
     """Epsilon's weight on the velocity's error is the plain squared error of the output."""
     process, target = LinearVP(), NoiseTarget()
-    x, eps = (torch.randn(3, *SHAPE, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
-    t = torch.rand(3, *GRID, generator=seeded(3), dtype=torch.float64)
-    network = ExactNetwork(target, process)
-    plain = (network(process.noised(x, eps, t), t) - eps).square().mean(dim=(1, 2, 3))
-    found = training_loss(Denoiser(network, process, target), x, eps, LevelDraw(t), Epsilon()).per_image
+    x, eps, t = randn(1), randn(2), torch.rand(3, *GRID, generator=seeded(3), dtype=torch.float64)
+    plain = (ExactNetwork(target, process)(process.noised(x, eps, t), t) - eps).square().mean(dim=(1, 2, 3))
+    found = training_loss(denoiser(target, process), x, eps, LevelDraw(t), Epsilon()).per_image
     assert torch.allclose(found, plain, rtol=1e-9)
 
 
 def test_target_does_not_change_log_variances():
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, uncertainty=True))
+    network = small_dit(uncertainty=True)
     x_t, t = torch.randn(2, *SHAPE), torch.rand(2, *GRID)
-    logvar = Denoiser(network, LinearVP(), NoiseTarget())(x_t, t).logvar
-    assert torch.equal(logvar, Denoiser(network, LinearVP())(x_t, t).logvar)
+    by_noise, by_velocity = (Denoiser(network, LinearVP(), target)(x_t, t).logvar for target in (NoiseTarget(), None))
+    assert torch.equal(by_noise, by_velocity)
 
 
 def test_a_checkpoint_keeps_target_and_process(tmp_path):
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
     process = LinearVP(beta_end=0.01, steps=500)
-    model = AsyncDiffusion(network, process=process, target=CleanTarget(0.1), sampler=Sampler(steps=2), image_size=4)
-    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
-    again = AsyncDiffusion.load_from_checkpoint(tmp_path / "model.ckpt")
+    sampler = Sampler(steps=2)
+    model = AsyncDiffusion(small_dit(), process=process, target=CleanTarget(0.1), sampler=sampler, image_size=4)
+    again = AsyncDiffusion.load_from_checkpoint(save_untrained(tmp_path, model) / "checkpoints/last.ckpt")
     assert isinstance(again.target, CleanTarget)
     assert (again.target.floor, again.process.beta_end, again.process.steps) == (0.1, 0.01, 500)
     assert torch.equal(again.generate([0, 1]), model.eval().generate([0, 1]))
-
-
-def test_the_default_target_is_the_velocity():
-    model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2), image_size=4)
-    assert isinstance(model.target, VelocityTarget)
+    assert isinstance(AsyncDiffusion(small_dit(), image_size=4).target, VelocityTarget)  # the default

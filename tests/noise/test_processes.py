@@ -1,26 +1,20 @@
+"""Laws of noise processes: derivatives, conversions between x, eps and v, and both ends; DDPM's betas."""
+
 import pytest
 import torch
+from noise.laws import every_process
 from torch.autograd.functional import jacobian
 
-from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
+from asyncdiff.noise.processes import LinearVP, RectifiedFlow
+from asyncdiff.randomness import seeded
+from asyncdiff.shapes import to_pixels
 
-PROCESSES = [RectifiedFlow(), CosineVP(), LinearVP()]
 T = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
+X, EPS = torch.randn(2, 6, 3, 8, 8, generator=seeded(0), dtype=torch.float64)
+LEVELS = 0.05 + 0.9 * torch.rand(6, 4, 2, generator=seeded(1), dtype=torch.float64)
 
 
-def derivative(f, t):
-    return jacobian(lambda s: f(s).sum(), t, create_graph=False)
-
-
-@pytest.fixture
-def pair():
-    g = torch.Generator().manual_seed(0)
-    x, eps = (torch.randn(6, 3, 8, 8, generator=g, dtype=torch.float64) for _ in range(2))
-    t = 0.05 + 0.9 * torch.rand(6, 4, 2, generator=g, dtype=torch.float64)
-    return x, eps, t
-
-
-@pytest.mark.parametrize("process", PROCESSES)
+@every_process
 def test_alpha_and_sigma_at_both_ends(process):
     ends = torch.tensor([0.0, 1.0])
     left = 0.00635 if isinstance(process, LinearVP) else 0  # of the image at t = 1
@@ -30,50 +24,54 @@ def test_alpha_and_sigma_at_both_ends(process):
     assert process.sigma(ends)[0] == 0  # exactly: a clean patch is its image
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize(
-    ("value", "slope"), [("alpha", "dalpha"), ("sigma", "dsigma"), ("logsnr", "dlogsnr"), ("snr", "dsnr")]
-)
-def test_derivatives_match_automatic_differentiation(process, value, slope):
-    assert torch.allclose(derivative(getattr(process, value), T), getattr(process, slope)(T), rtol=1e-10)
+@every_process
+@pytest.mark.parametrize("value", ["alpha", "sigma", "logsnr", "snr"])
+def test_derivatives_match_automatic_differentiation(process, value):
+    derivative = jacobian(lambda t: getattr(process, value)(t).sum(), T)
+    assert torch.allclose(derivative, getattr(process, f"d{value}")(T), rtol=1e-10)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_conversions_between_x_eps_and_v_are_consistent(process, pair):
-    x, eps, t = pair
-    x_t, v = process.noised(x, eps, t), process.velocity(x, eps, t)
-    assert torch.allclose(process.x_from_v(x_t, v, t), x, atol=1e-12)
-    assert torch.allclose(process.eps_from_v(x_t, v, t), eps, atol=1e-12)
-    assert torch.allclose(process.v_from_x(x_t, x, t), v, atol=1e-11)
-    assert torch.allclose(process.v_from_eps(x_t, eps, t), v, atol=1e-11)
+@every_process
+def test_conversions_between_x_eps_and_v_are_consistent(process):
+    x_t, v = process.noised(X, EPS, LEVELS), process.velocity(X, EPS, LEVELS)
+    assert torch.allclose(process.x_from_v(x_t, v, LEVELS), X, atol=1e-12)
+    assert torch.allclose(process.eps_from_v(x_t, v, LEVELS), EPS, atol=1e-12)
+    assert torch.allclose(process.v_from_x(x_t, X, LEVELS), v, atol=1e-11)
+    assert torch.allclose(process.v_from_eps(x_t, EPS, LEVELS), v, atol=1e-11)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_velocity_times_wronskian_is_the_ode_slope(process, pair):
-    x, eps, _ = pair
+@every_process
+def test_a_floor_does_not_change_the_velocity_above_it(process):
+    x_t, v = process.noised(X, EPS, LEVELS), process.velocity(X, EPS, LEVELS)
+    floored = process.v_from_x(x_t, X, LEVELS, floor=0.5)
+    low = to_pixels(process.sigma(LEVELS), (8, 8)) < 0.5
+    assert low.any()
+    assert torch.allclose(floored.masked_fill(low, 0), v.masked_fill(low, 0), atol=1e-11)
+    assert (floored.abs() <= v.abs() + 1e-11).all()
+
+
+@every_process
+def test_velocity_times_wronskian_is_the_ode_slope(process):
     t, h = torch.full((6, 1, 1), 0.3, dtype=torch.float64), 1e-6
-    flow = (process.noised(x, eps, t + h) - process.noised(x, eps, t - h)) / (2 * h)
-    assert torch.allclose(process.wronskian(t)[:, None] * process.velocity(x, eps, t), flow, atol=1e-8)
+    flow = (process.noised(X, EPS, t + h) - process.noised(X, EPS, t - h)) / (2 * h)
+    assert torch.allclose(process.wronskian(t)[:, None] * process.velocity(X, EPS, t), flow, atol=1e-8)
 
 
-def test_rectified_flow_formulas(pair):
-    x, eps, t = pair
+def test_rectified_flow_formulas():
     process = RectifiedFlow()
-    assert torch.equal(process.velocity(x, eps, t), eps - x)
+    assert torch.equal(process.velocity(X, EPS, LEVELS), EPS - X)
     assert torch.allclose(process.logsnr(T), 2 * ((1 - T) / T).log())
     assert torch.allclose(process.dsnr(T), -2 * (1 - T) / T**3)
 
 
 def test_score_of_a_gaussian():
-    process, t = RectifiedFlow(), torch.full((1, 1, 1), 0.4, dtype=torch.float64)
-    x_t = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    process, t = RectifiedFlow(), torch.full((6, 1, 1), 0.4, dtype=torch.float64)
     variance = 0.6**2 + 0.4**2  # x ~ N(0, 1)
-    eps_hat = 0.4 / variance * x_t
-    v = process.v_from_eps(x_t, eps_hat, t)
-    assert torch.allclose(process.score_from_v(x_t, v, t), -x_t / variance, atol=1e-12)
+    v = process.v_from_eps(X, 0.4 / variance * X, t)
+    assert torch.allclose(process.score_from_v(X, v, t), -X / variance, atol=1e-12)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@every_process
 def test_nothing_is_infinite_at_the_ends(process):
     x_t = v = torch.ones(2, 1, 2, 2)
     t = torch.tensor([0.0, 1.0])[:, None, None]
@@ -85,24 +83,13 @@ def test_nothing_is_infinite_at_the_ends(process):
     assert (0 * process.wronskian(t) * v[:, 0] == 0).all()  # a patch with slope 0 does not move
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@every_process
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_level_is_the_inverse_of_logsnr(process, dtype, tolerance):
     t = torch.cat([torch.logspace(-6, 0, 200, dtype=dtype), 1 - torch.logspace(-3, -1, 50, dtype=dtype)])
     assert torch.allclose(process.level(process.logsnr(t)), t, rtol=tolerance, atol=tolerance / 10)
     ends = torch.tensor([torch.inf, -torch.inf], dtype=dtype)
     assert process.level(ends).tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("process", PROCESSES)
-def test_a_floor_does_not_change_the_velocity_above_it(process, pair):
-    x, eps, t = pair
-    x_t, v = process.noised(x, eps, t), process.velocity(x, eps, t)
-    floored = process.v_from_x(x_t, x, t, floor=0.5)
-    low = process.sigma(t)[:, :, None, :, None].expand(6, 4, 2, 2, 4).reshape(6, 1, 8, 8) < 0.5
-    assert low.any()
-    assert torch.allclose(floored.masked_fill(low, 0), v.masked_fill(low, 0), atol=1e-11)
-    assert (floored.abs() <= v.abs() + 1e-11).all()
 
 
 # DDPM's betas
@@ -121,10 +108,10 @@ def test_linear_vp_equals_ddpm_at_its_steps():
 
 def test_linear_vp_keeps_the_variance():
     process = LinearVP()
-    assert torch.allclose(process.alpha(STEPS) ** 2 + process.sigma(STEPS) ** 2, torch.ones_like(STEPS), atol=1e-14)
-    x, eps = (torch.randn(1, 1, 20, 50, dtype=torch.float64) for _ in range(2))
-    v = (process.alpha(STEPS) * eps[:, 0] - process.sigma(STEPS) * x[:, 0])[:, None]
-    assert torch.allclose(process.velocity(x, eps, STEPS), v, atol=1e-14)
+    alpha, sigma = process.alpha(STEPS), process.sigma(STEPS)
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones_like(STEPS), atol=1e-14)
+    x, eps = torch.randn(2, 1, 1, 20, 50, generator=seeded(0), dtype=torch.float64)
+    assert torch.allclose(process.velocity(x, eps, STEPS), alpha[:, None] * eps - sigma[:, None] * x, atol=1e-14)
 
 
 def test_linear_vp_sigma_is_accurate_near_the_clean_end():
