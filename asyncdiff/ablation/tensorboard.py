@@ -7,6 +7,7 @@ from typing import Any
 from asyncdiff.ablation.config import Ablation, Metric, Trial
 
 SUFFIX = ".ablation"  # suffix of these event files, so that a second call replaces only them
+HPARAMS = "hp/"  # prefix of the tags that `write_hparams` writes
 EVENTS = "events.out.tfevents.*"
 LOSS_TAGS = ("train/loss", "val/loss", "val/error_constant", "val/error_heterogeneous")  # logged throughout every run
 
@@ -17,18 +18,9 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     """Read all scalars of a run by tag, ordered by step; if a step was logged twice, keep the later value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # late: slow to import
 
-    values: dict[str, dict[int, tuple[float, float]]] = {}
-    for file in sorted(folder.glob(EVENTS)):
-        if file.name.endswith(SUFFIX):
-            continue
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            steps = values.setdefault(tag, {})
-            for event in events.Scalars(tag):
-                if event.step not in steps or event.wall_time >= steps[event.step][0]:
-                    steps[event.step] = event.wall_time, event.value
-    return {tag: [(step, steps[step][1]) for step in sorted(steps)] for tag, steps in values.items()}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(HPARAMS)]
+    return {tag: sorted({event.step: event.value for event in events.Scalars(tag)}.items()) for tag in tags}
 
 
 def last_values(curves: Mapping[str, Curve], metrics: Sequence[Metric], folder: Path) -> dict[str, float]:
@@ -46,7 +38,7 @@ def write_hparams(trial: Trial, ablation: Ablation, folder: Path, values: Mappin
 
     remove_events(folder)
     parameters: dict[str, Any] = {**trial.variants, "seed": trial.seed}
-    written = {f"hp/{metric.tag}": values[metric.tag] for metric in ablation.metrics}
+    written = {f"{HPARAMS}{metric.tag}": values[metric.tag] for metric in ablation.metrics}
     with SummaryWriter(str(folder), filename_suffix=SUFFIX) as writer:
         # Not `add_hparams`: it opens another file, with a name like those of training.
         for summary in hparams(parameters, written):
