@@ -9,7 +9,6 @@ import torch
 from sampling_setup import MIXTURE, SHAPE, frames, random_images, run
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from asyncdiff.checkpoints.object_config import describe
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
 from asyncdiff.denoising.uncertainty import most_certain
 from asyncdiff.noise.masks import Half
@@ -465,10 +464,3 @@ def test_most_certain_selects_a_share_of_the_candidates():
 def test_invalid_arguments_raise_one_line_errors(kind, arguments, rule):
     with pytest.raises(ValueError, match=f"{next(iter(arguments))} must {rule}"):
         kind(**arguments)
-
-
-def test_object_config_has_all_arguments():
-    for step_rule in STEP_RULES:
-        described = describe(Adaptive(step_rule, DDIM(0.5), 16, 40, [LookAhead()], 2))
-        assert described["init_args"]["step_rule"]["init_args"] == vars(step_rule)
-        assert described["init_args"]["budget"] == 40

@@ -1,11 +1,13 @@
 """Image i depends on seed i only: every sampler gives the same images one by one and 16 at a time."""
 
+import inspect
 from itertools import count, product
 
 import pytest
 import torch
 from sampling_setup import MIXTURE, network_denoiser, random_images, run
 
+from asyncdiff.checkpoints.object_config import build, describe
 from asyncdiff.noise.orders import Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Synchronous, Waypoints
 from asyncdiff.randomness import seeded
@@ -16,6 +18,7 @@ from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
 from asyncdiff.sampling.step_rules import DualLoop, Sequential, Tolerance
+from asyncdiff.sampling.tiling import TiledSampler
 
 DENOISER = network_denoiser(dim=16, heads=2)
 SOLVERS = (DDIM(0.25), Heun(), Multistep())
@@ -69,6 +72,17 @@ def test_images_are_equal_one_by_one_and_together(sampler):
         assert torch.allclose(together[row], sample([row])[0], rtol=0, atol=1e-12), row
     if sampler.guidance and not isinstance(sampler.guidance[0], LookAhead):
         assert not torch.allclose(together[:1], sample([0], label + 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, TiledSampler(SAMPLERS[0], 0.25, True, 3)])
+def test_object_configs_have_all_arguments(sampler):
+    described = describe(sampler)
+    assert set(described["init_args"]) == set(inspect.signature(type(sampler)).parameters)
+    rebuilt = build(described)
+    assert describe(rebuilt) == described
+    for part in ("solver", "step_rule"):
+        if hasattr(sampler, part):
+            assert vars(getattr(rebuilt, part)) == vars(getattr(sampler, part))
 
 
 def test_different_seeds_give_different_images():

@@ -10,7 +10,6 @@ import torch
 from sampling_setup import COV, GAUSSIAN, GRID, MEAN, SHAPE, frames, random_images, run
 from torch import Tensor
 
-from asyncdiff.checkpoints.object_config import build, describe
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_gaussian, random_mixture
 from asyncdiff.noise.orders import Raster
@@ -285,11 +284,6 @@ def test_kinks_between_steps_do_not_reduce_the_order():
     for kind in (Heun, Multistep):
         assert math.log(errors[kind, 16] / errors[kind, 48], 3) > 1.8
     assert errors[Multistep, 16] < 2 * errors[Heun, 16] < errors[DDIM, 16] / 3
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=label)
-def test_a_solver_is_rebuilt_from_its_object_config(solver):
-    assert vars(build(describe(solver))) == vars(solver)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)

@@ -9,7 +9,6 @@ import torch
 from sampling_setup import network_denoiser
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.oracles import GaussianOracle
 from asyncdiff.noise.processes import RectifiedFlow
@@ -338,12 +337,6 @@ def test_memory_holds_only_the_canvas_and_one_batch_of_windows(tileable):
             canvas(ORACLE, size=(size, size), shape=(3, 32, 32), seed=0)
         assert largest.elements[0] == 3 * size * size
         assert largest.elements[1] == 4 * 3 * 32 * 32
-
-
-def test_object_config_has_all_arguments_of_the_tiled_sampler():
-    described = object_config.describe(TiledSampler(Sampler(steps=7), overlap=0.25, tileable=True, batch_size=3))
-    rebuilt = object_config.build(described)
-    assert (rebuilt.sampler.steps, rebuilt.overlap, rebuilt.tileable, rebuilt.batch_size) == (7, 0.25, True, 3)
 
 
 @pytest.mark.parametrize(
