@@ -263,9 +263,9 @@ class InpaintingResults:
 
     def table(self) -> str:
         """Return a Markdown table with one row per mask set and sampler, followed by notes on the scores."""
-        columns = self._columns()
-        lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-        lines += [f"| {' | '.join(cell(row) for cell in columns.values())} |" for row in self.rows]
+        rows = [self._cells(row) for row in self.rows]
+        lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
+        lines += [f"| {' | '.join(cells.values())} |" for cells in rows]
         return "\n".join([*lines, "", *self._notes()])
 
     def card(self) -> dict[str, Any]:
@@ -287,24 +287,17 @@ class InpaintingResults:
                 metrics[f"lpips/{row.mask}/{row.sampler}"] = row.lpips.mean().item()
         return metrics
 
-    def _columns(self) -> dict[str, Callable[[InpaintingScores], str]]:
-        """Return by column header the function that formats a cell of the column."""
-        columns: dict[str, Callable[[InpaintingScores], str]] = {
-            "mask": lambda row: row.mask,
-            "unknown": lambda row: f"{100 * self.masks[row.mask]['unknown']:.0f} %",
-            "sampler": lambda row: row.sampler,
-        }
+    def _cells(self, row: InpaintingScores) -> dict[str, str]:
+        """Return the cells of a row by column header."""
+        cells = {"mask": row.mask, "unknown": f"{100 * self.masks[row.mask]['unknown']:.0f} %", "sampler": row.sampler}
         if self.features is not None:
-            columns[f"Fréchet, {self.features}"] = lambda row: f"{_mean(row.frechet):.2f}"
+            cells[f"Fréchet, {self.features}"] = f"{_mean(row.frechet):.2f}"
         if self.lpips is not None:
-            columns[f"{self.lpips} to the truth"] = lambda row: _format_cell(row.lpips)
+            cells[f"{self.lpips} to the truth"] = _format_cell(row.lpips)
         if self.lpips is not None and self.rounds > 1:
-            columns["diversity"] = lambda row: _format_cell(row.diversity)
-        return columns | {
-            "evaluations": lambda row: f"{row.evaluations:.5g}",
-            "patches": lambda row: f"{row.patches:.7g}",
-            "seconds": lambda row: f"{row.seconds:.3g}",
-        }
+            cells["diversity"] = _format_cell(row.diversity)
+        cells |= {"evaluations": f"{row.evaluations:.5g}", "patches": f"{row.patches:.7g}"}
+        return cells | {"seconds": f"{row.seconds:.3g}"}
 
     def _notes(self) -> list[str]:
         each = "one result each" if self.rounds == 1 else f"{self.rounds} results each"

@@ -1,6 +1,5 @@
 """Compute precision, recall, density and coverage of generated features: fidelity and diversity."""
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -89,11 +88,6 @@ def density_coverage(real: FeatureArray, fake: FakeFeatureArray, *, k: int = 5) 
         within += int(inside.sum())
         covered |= inside.any(0)
     return DensityCoverage(within / (k * len(fake)), covered.double().mean().item())
-
-
-def expected_coverage(real: int, fake: int, k: int = 5) -> float:
-    """Return the expected coverage, in [0, 1], of two samples from one distribution (arXiv:2002.09797, Lemma 2)."""
-    return 1 - math.prod((real - i) / (fake + real - i) for i in range(1, k + 1))
 
 
 def squared_radii(points: FeatureArray, k: int) -> Float[Tensor, " n"]:

@@ -58,22 +58,12 @@ def compute_metrics(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> SampleReport:
-    """Compute metrics of generated images.
+    """Return the metrics with these names of generated images, from their features (m, d) and class scores (m, k).
 
-    Args:
-        metrics: names from `METRICS`.
-        name: name of the feature extractor.
-        reference: feature statistics of real images.
-        features: features of the generated images, (m, d).
-        logits: class scores of the generated images, (m, k); only the Inception score needs them.
-        seed: random seed of KID's subsets and of the Inception score's shuffle.
-        device: device on which distances are computed in float64; the CPU replaces a device without float64.
-
-    Returns:
-        The metrics with their deviations, settings and caveats.
+    Distances are computed in float64 on `device`. `seed` draws KID's subsets and the shuffle of the Inception score.
 
     Raises:
-        ValueError: a metric is unknown, its input is missing, or there are too few images for it.
+        ValueError: the input of a metric is missing, or there are too few images for it.
     """
     report = SampleReport()
     with warnings.catch_warnings(record=True) as caught:

@@ -25,17 +25,10 @@ def calibration_figure(
     *,
     note: str = "",
 ) -> Figure:
-    """Draw means by level on the left and, for each level, means over quantile groups of the prediction on the right.
+    """Return a figure of mean squared errors by level and, for each level, of groups with similar predictions.
 
-    Args:
-        predicted: mean squared error predicted by the network in equal level bins over [0, 1].
-        actual: actual mean squared error in the same bins, NaN where a bin is empty.
-        grouped_predicted: mean predicted error of equally large groups within each bin.
-        grouped_actual: mean actual error of the same groups.
-        note: text below the title.
-
-    Returns:
-        The figure.
+    The levels are equal bins over [0, 1], in which errors are NaN if they are empty; the groups of a bin are equally
+    large. The note is written below the title.
     """
     with plot_style():
         sheet = Sheet(LEFT + 2 * PANEL + GAP + RIGHT, TITLE + PANEL + BOTTOM)

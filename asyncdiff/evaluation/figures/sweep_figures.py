@@ -23,14 +23,7 @@ MAX_POINTS = 200  # maximum number of points of a curve; longer curves are avera
 
 
 def dots_figure(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Draw one panel per metric with one row per variant: a dot for each seed, and a line at their mean.
-
-    Args:
-        metrics: one value per seed by metric and variant, with the variants in the same order for all metrics.
-
-    Returns:
-        The figure.
-    """
+    """Draw one panel per metric with one row per variant: a dot for each seed's value, and a line at their mean."""
     variants = list(dict.fromkeys(name for values in metrics.values() for name in values))
     left = SIDE + LETTER * max(map(len, variants))
     height = ROW * len(variants)

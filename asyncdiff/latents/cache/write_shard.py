@@ -25,14 +25,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
 
 
 def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write a shard atomically; raise OSError with a one-line message if that fails.
-
-    Args:
-        file: path of the shard.
-        layout: layout of the arrays.
-        arrays: arrays under the names in `Layout.stored`.
-        about: metadata; the SHA-256 of the tensors is added as "sha256".
-    """
+    """Write the arrays of `layout.stored`, with their SHA-256 in the metadata; raise OSError with one line if it fails."""
     ordered = []
     for name, (dtype, shape) in layout.stored.items():
         array = np.ascontiguousarray(arrays[name], dtype)
