@@ -73,7 +73,8 @@ def result_html(result: Result, job: Job) -> str:
     links, gif = _link(result.record, "text/yaml", "Save YAML", job), ""
     if result.gif is not None:
         links = _link(result.gif, "image/gif", "Save GIF", job) + links
-        gif = _gif(result.gif)
+        movie = f'<img alt="animation" src="{_url("image/gif", result.gif.read_bytes())}">'
+        gif = f"<details open><summary>How it was drawn</summary>{movie}</details>"
     done = _status("Done", f"in {result.seconds:.1f} seconds.", notes_html(result.notes))
     return f'{done}{_row(figures)}<div class="links">{links}</div>{gif}'
 
@@ -104,34 +105,14 @@ def _bar(preview: Preview) -> str:
 
 
 def _scale(longest: int, side: int) -> float:
-    """Return CSS pixels per image pixel: an integer for small images, to keep pixels square; at most 1 for large.
-
-    Args:
-        longest: longest side of all images, in pixels.
-        side: desired length of this side, in CSS pixels.
-
-    Returns:
-        Scale factor.
-    """
+    """Return CSS pixels per image pixel, an integer for small images, so that `longest` pixels take about `side`."""
     if longest > side:
         return min(1.0, LARGEST / longest)
     return side // longest if SQUARE * longest <= side else side / longest
 
 
 def _figure(url: str, size: Sequence[int], scale: float, caption: str, alt: str, *, is_map: bool = False) -> str:
-    """Return a figure with an image, or with a level map enlarged to the size of its image.
-
-    Args:
-        url: data URL.
-        size: (height, width) of the image in pixels.
-        scale: CSS pixels per image pixel.
-        caption: caption, as HTML.
-        alt: alternative text.
-        is_map: whether it shows a level map.
-
-    Returns:
-        HTML.
-    """
+    """Return a figure with an image, or with a level map enlarged to the (height, width) `size` of its image."""
     height, width = size
     shape = f"width:{max(1, round(width * scale))}px;aspect-ratio:{width}/{height}"
     kind = "large" if scale < SQUARE and not is_map else "small"
@@ -144,11 +125,6 @@ def _link(file: Path, kind: str, caption: str, job: Job) -> str:
     url = _url(kind, file.read_bytes())
     name = f"{file.parent.parent.name}_{job.request.kind}_{file.name}"
     return f'<a class="save" download="{escape(name)}" href="{url}">{caption}</a>'
-
-
-def _gif(file: Path) -> str:
-    url = _url("image/gif", file.read_bytes())
-    return f'<details open><summary>How it was drawn</summary><img alt="animation" src="{url}"></details>'
 
 
 def _row(figures: Sequence[str]) -> str:

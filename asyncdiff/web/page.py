@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from random import SystemRandom
@@ -157,23 +158,13 @@ class _Events:
         parts = self.components
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         shown = [self.photo, parts.painter, parts.note]
-        arranged = [
-            parts.description,
-            parts.photo_column,
-            parts.remove,
-            parts.sides_row,
-            parts.size,
-            parts.tileable,
-            parts.order,
-            parts.overlap,
-        ]
-        arranged += [parts.steps_per_patch, parts.steps, parts.guidance, parts.input_guidance, parts.painter]
+        arranged = list(self.arrange("fill", TOGETHER, NO_CLASS, (None, 0)))
         for part in (parts.kind, parts.order, parts.label):
             part.change(self.arrange, [parts.kind, parts.order, parts.label, self.photo], arranged, **quick)
         parts.upload.upload(self.upload, [parts.upload, parts.kind, self.photo], shown, **quick)
         parts.examples.click(self.pick_example, [parts.kind, self.photo], shown, **quick)
         parts.reuse.click(self.reuse, [parts.kind, self.photo], shown, **quick)
-        parts.remove.click(self.remove, [parts.kind, self.photo], shown, **quick)
+        parts.remove.click(partial(self._show, None), [parts.kind, self.photo], shown, **quick)
         parts.new_seed.click(lambda: SystemRandom().randrange(MAX_RANDOM_SEED), None, parts.seed, **quick)
         inputs = [parts.kind, self.photo, parts.painter, parts.seed, parts.image_count, parts.label, parts.order]
         inputs += [parts.overlap, parts.steps, parts.steps_per_patch, parts.guidance, parts.input_guidance]
@@ -213,10 +204,6 @@ class _Events:
         pixels, notes = load_result(job.result.images[0], self.info)
         return self._show(pixels, kind, photo) | {self.components.note: notes_html(notes)}
 
-    def remove(self, kind: str, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
-        """Remove the photo."""
-        return self._show(None, kind, photo)
-
     def _show(self, pixels: Photo | None, kind: str, before: tuple[Photo | None, int]) -> dict[Any, Any]:
         number = before[1] + 1
         scene = self._scene(pixels, kind, number)
@@ -227,25 +214,25 @@ class _Events:
 
     # Settings
 
-    def arrange(self, kind: str, order: str, label: int, photo: tuple[Photo | None, int]) -> list[Any]:
+    def arrange(self, kind: str, order: str, label: int, photo: tuple[Photo | None, int]) -> dict[Any, Any]:
         """Show the controls for this kind of request and hide the others."""
+        parts, sized = self.components, kind in ("new", "texture")
         ordered = KINDS[kind].orderable and order != TOGETHER
-        has_known_patches = KINDS[kind].needs_photo or ordered
-        return [
-            DESCRIPTIONS[kind],
-            gr.update(visible=True if kind != "new" else "hidden"),  # the painter keeps its paint
-            gr.update(visible=kind == "texture"),
-            gr.update(visible=kind == "extend"),
-            gr.update(visible=kind in ("new", "texture"), placeholder=self.info.default_size(kind)),
-            gr.update(visible=kind == "texture"),
-            gr.update(visible=KINDS[kind].orderable),
-            gr.update(visible=ordered),
-            gr.update(visible=ordered),
-            gr.update(visible=not ordered and self.info.steps is not None),
-            gr.update(interactive=label != NO_CLASS),
-            gr.update(visible=has_known_patches),
-            self._scene(photo[0], kind, photo[1]),
-        ]
+        return {
+            parts.description: DESCRIPTIONS[kind],
+            parts.photo_column: gr.update(visible=True if kind != "new" else "hidden"),  # the painter keeps its paint
+            parts.remove: gr.update(visible=kind == "texture"),
+            parts.sides_row: gr.update(visible=kind == "extend"),
+            parts.size: gr.update(visible=sized, placeholder=self.info.default_size(kind)),
+            parts.tileable: gr.update(visible=kind == "texture"),
+            parts.order: gr.update(visible=KINDS[kind].orderable),
+            parts.overlap: gr.update(visible=ordered),
+            parts.steps_per_patch: gr.update(visible=ordered),
+            parts.steps: gr.update(visible=not ordered and self.info.steps is not None),
+            parts.guidance: gr.update(interactive=label != NO_CLASS),
+            parts.input_guidance: gr.update(visible=KINDS[kind].needs_photo or ordered),
+            parts.painter: self._scene(photo[0], kind, photo[1]),
+        }
 
     def _request(self, kind: str, photo: tuple[Photo | None, int], paint: str | None, *values: Any) -> DrawRequest:
         seed, count, label, order, overlap, steps, steps_per_patch, guidance, input_guidance, *rest = values
@@ -305,15 +292,13 @@ class _Events:
 
     def stop(self, request: gr.Request) -> None:
         """Stop the session's job."""
-        job = self._jobs.get(str(request.session_hash))
-        if job is not None:
+        if job := self._jobs.get(str(request.session_hash)):
             self.queue.stop(job)
 
     def leave(self, request: gr.Request) -> None:
         """Stop and forget the job of a session whose page was closed."""
-        job = self._jobs.pop(str(request.session_hash), None)
-        if job is not None:
-            self.queue.stop(job)
+        self.stop(request)
+        self._jobs.pop(str(request.session_hash), None)
 
     def _job_html(self, job: Job) -> str:
         if job.result is not None:

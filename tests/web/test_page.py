@@ -352,7 +352,7 @@ def test_painting_with_the_keyboard(visit):
 
 
 @pytest.mark.slow
-def test_a_result_is_reused_at_its_own_size(visit):
+def test_a_result_is_reused_at_its_own_size_and_images_are_removed_and_picked(visit):
     visit.choose("extend")
     box = visit.find("input[aria-label*='right']")
     visit.until(box.is_displayed)
@@ -364,6 +364,11 @@ def test_a_result_is_reused_at_its_own_size(visit):
     visit.until(lambda: "8x12 pixels, but the model was trained on 8x8" in visit.find("#note").text)
     canvas = visit.find("canvas.photo")
     visit.until(lambda: abs(2 * canvas.size["width"] - 3 * canvas.size["height"]) < 8)  # tolerance for the border
+    visit.choose("texture")
+    visit.find("#remove").click()
+    visit.until(lambda: visit.find(".painter.bare"))
+    visit.find("button.example").click()
+    visit.until(lambda: not visit.all(".painter.bare"))
 
 
 @pytest.mark.slow
