@@ -4,56 +4,48 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import randomize_weights
 from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import EMA
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.cli import train as cli
 from asyncdiff.denoising.targets import CleanTarget
 from asyncdiff.denoising.weightings import Sigmoid
-from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.noise.level_samplers import Shared
 from asyncdiff.noise.processes import CosineVP, LinearVP
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import Heun
 from asyncdiff.training.compatibility import check_weights, differences, record_latents
+from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Digits
 
-SIZES = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10}
 SMALL = {"width": 8, "multipliers": (1, 2), "blocks": 1, "head_dim": 8, "groups": 4}
 CODEC = {"class": "a.Codec", "weights": "0123456789abcdef", "channels": 1, "factor": 8, "scale": [1.0], "shift": [0.0]}
 
 
 def model(network=None, **options) -> AsyncDiffusion:
-    torch.manual_seed(0)
-    built = network if isinstance(network, torch.nn.Module) else randomize_weights(DiT(**SIZES | (network or {})))
+    built = network if isinstance(network, torch.nn.Module) else small_dit(**(network or {}))
     return AsyncDiffusion(built, **{"image_size": 8, **options})
 
 
 def trainer(folder, **options) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        num_sanity_val_steps=0,
-        plugins=[AtomicCheckpointIO()],
-        **quiet,
-        **{"max_steps": 2, "enable_checkpointing": False, **options},
-    )
+    options = {"max_steps": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0, **options}
+    return quiet_trainer(folder, plugins=[AtomicCheckpointIO()], **options)
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Return the checkpoint of a run after one step."""
-    folder = tmp_path_factory.mktemp("run")
-    run = trainer(folder, max_steps=1, callbacks=[EMA(0.9)])
-    run.fit(model(), datamodule=Digits(batch_size=32))
-    run.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt"
+def fit(folder, path, module=None, **options) -> Trainer:
+    run = trainer(folder, **options)
+    run.fit(module or model(), datamodule=Digits(batch_size=32), ckpt_path=path)
+    return run
+
+
+@pytest.fixture
+def file(digits_run):
+    """Return the checkpoint of a run after two steps."""
+    return digits_run / "checkpoints" / "last.ckpt"
 
 
 def modified(file, tmp_path, change) -> str:
@@ -129,7 +121,7 @@ CONTINUED = [
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in CONTINUED], ids=[case[0] for case in CONTINUED])
 def test_a_run_resumes_only_with_the_same_model(file, tmp_path, make, message):
     with pytest.raises(ValueError, match="must be") as refusal:
-        trainer(tmp_path).fit(make(), datamodule=Digits(batch_size=32), ckpt_path=file)
+        fit(tmp_path, file, make())
     assert str(refusal.value) == message.format(file=file, otherwise=NEW_RUN)
 
 
@@ -155,9 +147,7 @@ def test_arguments_that_do_not_affect_the_weights_may_change(file, tmp_path):
         seed=3,
         warmup_steps=5,
     )
-    run = trainer(tmp_path)
-    run.fit(other, datamodule=Digits(batch_size=32), ckpt_path=file)
-    assert run.global_step == 2
+    assert fit(tmp_path, file, other).global_step == 3
 
 
 def test_arguments_of_a_process_are_compared():
@@ -178,15 +168,9 @@ def test_lists_equal_tuples_and_new_arguments_are_ignored():
 
 
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_training_starts_from_weights_of_the_same_network(file, tmp_path, make, message):
-    module = make()
-    module.pretrained = str(file)
-    data = Digits(batch_size=32)
-    data.setup("fit")
-    from asyncdiff.training.warm_start import load_pretrained
-
+def test_training_starts_from_weights_of_the_same_network(file, make, message):
     with pytest.raises(ValueError, match="must be") as refusal:
-        load_pretrained(module, file)
+        load_pretrained(make(), file)
     assert str(refusal.value) == message.format(file=file, otherwise="train without model.pretrained")
 
 
@@ -210,25 +194,20 @@ def test_other_shapes_are_refused_even_if_the_object_configs_agree(file, tmp_pat
         assert str(refusal.value) == expected
 
 
-def fit(folder, path):
-    trainer(folder).fit(model(), datamodule=Digits(batch_size=32), ckpt_path=path)
-
-
 def test_missing_and_unexpected_weights_are_refused():
     own = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(3)}
     check_weights(own, own, "x.ckpt")
-    with pytest.raises(ValueError, match="must have the same weights") as refusal:
-        check_weights(own, {"a": own["a"]}, "x.ckpt")
-    assert str(refusal.value) == (
-        "the model and x.ckpt must have the same weights, but b and 1 more are missing in x.ckpt: "
-        "configure the network as in the checkpoint"
-    )
-    with pytest.raises(ValueError, match="must have the same weights") as refusal:
-        check_weights({"a": own["a"], "b": own["b"]}, own, "x.ckpt")
-    assert str(refusal.value) == (
-        "the model and x.ckpt must have the same weights, but c is missing in the model: "
-        "configure the network as in the checkpoint"
-    )
+    two = {"a": own["a"], "b": own["b"]}
+    for here, there, missing in (
+        (own, {"a": own["a"]}, "b and 1 more are missing in x.ckpt"),
+        (two, own, "c is missing in the model"),
+    ):
+        with pytest.raises(ValueError, match="must have the same weights") as refusal:
+            check_weights(here, there, "x.ckpt")
+        assert str(refusal.value) == (
+            f"the model and x.ckpt must have the same weights, but {missing}: "
+            "configure the network as in the checkpoint"
+        )
 
 
 def test_other_files_are_refused(file, tmp_path):
@@ -272,22 +251,21 @@ class Fewer(Digits):
         ("shift", [0.25], "[0.0]", "[0.25]"),
     ],
 )
-def test_latents_of_another_codec_are_refused(tmp_path, monkeypatch, key, value, there, here):
-    run = trainer(tmp_path, max_steps=1)
-    run.fit(model(), datamodule=Latents(batch_size=32))
+def test_latents_of_another_codec_are_refused(file, tmp_path, monkeypatch, key, value, there, here):
+    def add_codec(checkpoint):
+        checkpoint["latents"] = CODEC
+
+    path = modified(file, tmp_path, add_codec)
+    run = trainer(tmp_path)
+    run.fit(model(), datamodule=Latents(batch_size=32), ckpt_path=path)
     run.save_checkpoint(tmp_path / "last.ckpt")
-    again = trainer(tmp_path, max_steps=2)
-    again.fit(model(), datamodule=Latents(batch_size=32), ckpt_path=str(tmp_path / "last.ckpt"))
-    assert again.global_step == 2
     assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").latents == {"here": CODEC}
     monkeypatch.setattr(Latents, "codec", CODEC | {key: value})
     for work in ("fit", "validate"):
         with pytest.raises(ValueError, match="the codec must have") as refusal:
-            getattr(trainer(tmp_path), work)(
-                model(), datamodule=Latents(batch_size=32), ckpt_path=str(tmp_path / "last.ckpt")
-            )
+            getattr(trainer(tmp_path), work)(model(), datamodule=Latents(batch_size=32), ckpt_path=path)
         assert str(refusal.value) == (
-            f"the codec must have the {key} {there} as for {tmp_path / 'last.ckpt'}, got {here}: "
+            f"the codec must have the {key} {there} as for {path}, got {here}: "
             "use the data and model.codec of that run, or start a new run without ckpt_path"
         )
 
@@ -312,7 +290,7 @@ def test_data_with_another_number_of_classes_is_refused(tmp_path, work):
 def test_images_of_other_channels_and_sizes_are_refused(tmp_path):
     for module, shape in ((model({"channels": 3}), "(3, 8, 8)"), (model(image_size=16), "(1, 16, 16)")):
         with pytest.raises(ValueError, match="images must have") as refusal:
-            trainer(tmp_path).fit(module, datamodule=Digits(batch_size=32))
+            fit(tmp_path, None, module)
         assert str(refusal.value) == (
             f"images must have the model's shape (channels, height, width) {shape}, got (1, 8, 8): "
             "set image_size and network.channels"
@@ -322,15 +300,8 @@ def test_images_of_other_channels_and_sizes_are_refused(tmp_path):
 def test_the_command_line_prints_a_one_line_error(file, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
-    argv = [
-        "fit",
-        "--data",
-        "datamodules.Digits",
-        "--model.network",
-        "asyncdiff.networks.DiT",
-        "--model.image_size=8",
-    ]
-    sizes = SIZES | {"patch_size": 4}
+    argv = ["fit", "--data", "datamodules.Digits", "--model.network", "asyncdiff.networks.DiT", "--model.image_size=8"]
+    sizes = {"channels": 1, "patch_size": 4, "dim": 32, "depth": 1, "heads": 2, "classes": 10}
     argv += [f"--model.network.init_args.{name}={value}" for name, value in sizes.items()]
     argv += ["--trainer.default_root_dir=new", "--trainer.accelerator=cpu", "--trainer.logger=false"]
     argv += ["--trainer.enable_model_summary=false", f"--ckpt_path={file}"]

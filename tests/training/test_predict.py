@@ -2,17 +2,14 @@
 
 import pytest
 import torch
-from conftest import randomize_weights
+from small_runs import small_dit
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 
 
 def model(**settings):
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2))
-    return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=4, **settings)
+    return AsyncDiffusion(small_dit(classes=0), sampler=Sampler(steps=2), image_size=4, **settings)
 
 
 def test_seeds_may_be_listed():

@@ -4,11 +4,8 @@ import logging
 
 import pytest
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 
-from asyncdiff.callbacks import EMA
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.processes import CosineVP
 from asyncdiff.training.lightning_module import AsyncDiffusion
 from asyncdiff.training.warm_start import load_pretrained
@@ -16,26 +13,13 @@ from datamodules import Digits
 
 
 def model(seed: int, network: dict | None = None, **options) -> AsyncDiffusion:
-    torch.manual_seed(seed)
-    sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": 10} | (network or {})
-    return AsyncDiffusion(randomize_weights(DiT(**sizes), seed), image_size=8, **options)
+    return AsyncDiffusion(small_dit(seed=seed, **(network or {})), image_size=8, **options)
 
 
-def trainer(folder, **options) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(
-        default_root_dir=folder, accelerator="cpu", limit_val_batches=0, **quiet, **{"max_steps": 1, **options}
-    )
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    """Return a checkpoint of a run with an EMA."""
-    folder = tmp_path_factory.mktemp("run")
-    run = trainer(folder, callbacks=[EMA(0.9)], enable_checkpointing=False, max_steps=2)
-    run.fit(model(0, learning_rate=0.01, warmup_steps=0), datamodule=Digits(batch_size=32))
-    run.save_checkpoint(folder / "last.ckpt")
-    return folder / "last.ckpt"
+@pytest.fixture
+def file(digits_run):
+    """Return the checkpoint of a run with an EMA."""
+    return digits_run / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture
@@ -54,7 +38,7 @@ def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
     fresh = model(1, pretrained=str(file), learning_rate=1e-12)
     start = AsyncDiffusion.load_from_checkpoint(file).state_dict()
     raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
-    run = trainer(tmp_path, enable_checkpointing=False)
+    run = quiet_trainer(tmp_path, max_steps=1)
     run.fit(fresh, datamodule=Digits(batch_size=32))
     assert run.global_step == 1  # of its own
     assert all(torch.allclose(weight, start[name], atol=1e-7) for name, weight in fresh.state_dict().items())
@@ -65,14 +49,11 @@ def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
 
 def test_a_resumed_run_keeps_its_own_weights(file, tmp_path):
     """The pretrained file may even be gone."""
-    run = trainer(tmp_path, enable_checkpointing=False)
-    run.fit(model(1), datamodule=Digits(batch_size=32))
-    run.save_checkpoint(tmp_path / "half.ckpt")
     again = model(2, pretrained=str(tmp_path / "gone.ckpt"), learning_rate=1e-12)
-    run = trainer(tmp_path, enable_checkpointing=False, max_steps=2)
-    run.fit(again, datamodule=Digits(batch_size=32), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
-    half = AsyncDiffusion.load_from_checkpoint(tmp_path / "half.ckpt").state_dict()
-    assert all(torch.allclose(weight, half[name], atol=1e-7) for name, weight in again.state_dict().items())
+    run = quiet_trainer(tmp_path, max_steps=3)
+    run.fit(again, datamodule=Digits(batch_size=32), ckpt_path=file, weights_only=True)
+    raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
+    assert all(torch.allclose(weight, raw[name], atol=1e-7) for name, weight in again.state_dict().items())
 
 
 def test_checkpoints_do_not_record_pretrained(file):
