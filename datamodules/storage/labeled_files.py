@@ -11,7 +11,7 @@ import numpy.typing as npt
 from datamodules.base import Split
 from datamodules.hash_split import hash_fractions, is_held_out
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.storage.members import Members, open_members
+from datamodules.storage.members import Members, open_members, read_text
 
 LISTING = "dataset.json"
 
@@ -88,7 +88,7 @@ def _with_classes_of(train: LabeledFiles, val: LabeledFiles) -> LabeledFiles:
 
 def _labels_and_shares(files: Members) -> Arrays:
     """Return the label of every file, none at all without labels, and the hash fraction of its name."""
-    names, labels = [files.name(index) for index in range(len(files))], _read_listing(files)
+    names, labels = [files.name(index) for index in range(len(files))], _read_listing(files.root)
     numbers = [_label(labels, name, files.root) for name in names] if labels else []
     return {"labels": np.array(numbers, dtype=np.int64), "shares": hash_fractions(names)}
 
@@ -110,13 +110,13 @@ def _label(labels: Mapping[str, Any], name: str, root: Path) -> int:
     return label
 
 
-def _read_listing(files: Members) -> dict[str, Any]:
+def _read_listing(root: Path) -> dict[str, Any]:
     """Return the labels by file name; empty without labels."""
-    if (text := files.text(LISTING)) is None:
+    if (text := read_text(root, LISTING)) is None:
         return {}
     try:
         return {name.replace("\\", "/"): label for name, label in json.loads(text).get("labels") or ()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {files.root}: correct it'
+            f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {root}: correct it'
         ) from error

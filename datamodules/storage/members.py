@@ -63,10 +63,6 @@ class Members(ABC):
     def read(self, index: int) -> Bytes:
         """Return the content of a file; raise OSError or ValueError if it is damaged."""
 
-    @abstractmethod
-    def text(self, name: str) -> bytes | None:
-        """Return the content of a file with any suffix; None if it does not exist."""
-
     def name(self, index: int) -> str:
         """Return the path of a file relative to `root`."""
         return os.fsdecode(self.names[index])
@@ -95,9 +91,6 @@ class FolderMembers(Members):
 
     def read(self, index: int) -> Bytes:
         return np.fromfile(self.root / self.name(index), dtype=np.uint8)
-
-    def text(self, name: str) -> bytes | None:
-        return (self.root / name).read_bytes() if (self.root / name).is_file() else None
 
 
 class ZipMembers(Members):
@@ -136,14 +129,6 @@ class ZipMembers(Members):
             raise ValueError("its checksum differs from the directory of the zip")
         return data
 
-    def text(self, name: str) -> bytes | None:
-        """Return the content of a file after reading the whole directory: use it for few files."""
-        try:
-            with zipfile.ZipFile(self.root) as archive:
-                return archive.read(name) if name in archive.NameToInfo else None
-        except DAMAGED as error:
-            raise ValueError(f"{self.root}/{name} cannot be read: {error}; copy or write it again") from error
-
     def _directory(self, suffixes: Collection[str]) -> Arrays:
         """Read name, offset of the local header, sizes, compression and checksum of every file."""
         try:
@@ -170,6 +155,17 @@ class ZipMembers(Members):
             "names": np.array([os.fsencode(info.filename) for info in selected], dtype=np.bytes_),
             "places": np.array(places, dtype=np.int64).reshape(-1, 5),
         }
+
+
+def read_text(root: Path, name: str) -> bytes | None:
+    """Return the content of one file of a zip or folder, with any suffix; None if it does not exist."""
+    if root.is_dir():
+        return (root / name).read_bytes() if (root / name).is_file() else None
+    try:
+        with zipfile.ZipFile(root) as archive:
+            return archive.read(name) if name in archive.NameToInfo else None
+    except DAMAGED as error:
+        raise ValueError(f"{root}/{name} cannot be read: {error}; copy or write it again") from error
 
 
 def open_members(root: Path, suffixes: Collection[str], argument: str) -> Members:

@@ -1,4 +1,5 @@
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_a_truncated_database_is_refused(tmp_path: Path, kept: int) -> None:
     file = rooms(tmp_path, 400) / "bedroom_train_lmdb" / "data.mdb"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"data\.mdb (cannot be read as an LMDB|must have \d+ bytes, got).*; copy or"):
+        lsun(tmp_path).setup()
+
+
+@pytest.mark.parametrize("target", ["itself", "first"])
+def test_pages_that_point_to_each_other_are_refused(tmp_path: Path, target: str) -> None:
+    """All nodes of the branch page point to the branch itself, or to one leaf."""
+    file = rooms(tmp_path, 400) / "bedroom_train_lmdb" / "data.mdb"
+    data = bytearray(file.read_bytes())
+    headers = {at: struct.unpack_from("<Q2xH", data, at) for at in range(2 * 4096, len(data), 4096)}
+    branch = next(at for at, header in headers.items() if header == (at // 4096, 1))
+    (lower,) = struct.unpack_from("<H", data, branch + 12)
+    nodes = [branch + offset for (offset,) in struct.iter_unpack("<H", data[branch + 16 : branch + lower])]
+    first = data[nodes[0] : nodes[0] + 4]
+    for node in nodes:
+        data[node : node + 4] = (branch // 4096).to_bytes(4, "little") if target == "itself" else first
+    file.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"cannot be read as an LMDB file: its (page|value of key) .* is damaged; copy"
+    ):
         lsun(tmp_path).setup()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from encoded_files import cache_fixture  # noqa: F401
 
-from datamodules.storage.members import FileBytes, FolderMembers, Members, ZipMembers, open_members
+from datamodules.storage.members import FileBytes, FolderMembers, Members, ZipMembers, open_members, read_text
 
 SUFFIXES = {".png", ".npy"}
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
@@ -51,8 +51,8 @@ def test_files_of_a_zip_are_sorted_by_name(
     assert contents(found) == EXPECTED
     assert [found.name(i) for i in range(len(found))] == sorted(EXPECTED)
     assert found.read(0).flags.writeable
-    assert found.text("dataset.json") == b'{"labels": null}'
-    assert found.text("other.json") is None
+    assert read_text(found.root, "dataset.json") == b'{"labels": null}'
+    assert read_text(found.root, "other.json") is None
 
 
 def test_folder_and_zip_are_the_same(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_folder_and_zip_are_the_same(tmp_path: Path) -> None:
     found = open_members(tmp_path / "a", SUFFIXES, "root")
     assert isinstance(found, FolderMembers)
     assert list(contents(found).items()) == list(contents(open_members(file, SUFFIXES, "root")).items())
-    assert found.text("dataset.json") == b'{"labels": null}'
-    assert found.text("other.json") is None
+    assert read_text(found.root, "dataset.json") == b'{"labels": null}'
+    assert read_text(found.root, "other.json") is None
 
 
 def test_the_directory_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
