@@ -215,12 +215,7 @@ def check_numbers(name: str, value: float | Sequence[float] | None) -> None:
 
 
 def check_same_codec(codec: Codec, other: Mapping[str, Any]) -> None:
-    """Raise ValueError unless `codec` makes the latents that the fingerprint `other` describes.
-
-    Args:
-        codec: codec of the model.
-        other: fingerprint of the codec that encoded the data; keys that it lacks are not compared.
-    """
+    """Raise ValueError unless `codec` makes the latents that a fingerprint describes, as far as it has their keys."""
     own = codec.fingerprint()
     for key in COMPARED:
         if key in other and own[key] != (list(other[key]) if isinstance(other[key], tuple) else other[key]):

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,31 +53,30 @@ class DiffusersAutoencoder(Autoencoder):
         super().__init__(scale, shift, dtype)
         self.path = path
         self.subfolder = subfolder
-        self._location: Location | None = None
 
     @property
     def channels(self) -> int:
-        config = self._locate().config
+        config = self._location.config
         if config["_class_name"] == "VQModel":
             return int(config.get("vq_embed_dim") or config.get("latent_channels", 3))
         return int(config.get("latent_channels", 4))
 
     @property
     def pixel_channels(self) -> int:
-        return int(self._locate().config.get("in_channels", 3))
+        return int(self._location.config.get("in_channels", 3))
 
     @property
     def factor(self) -> int:
-        config = self._locate().config
+        config = self._location.config
         tiny = config["_class_name"] == "AutoencoderTiny"
         key, default = ("encoder_block_out_channels", 4) if tiny else ("block_out_channels", 1)
         return 2 ** (len(config.get(key, [None] * default)) - 1)  # every stage except the first halves it
 
     def channels_if_available(self) -> int | None:
-        return self.channels if self._location is not None or self._folder().is_dir() else None
+        return self.channels if "_location" in vars(self) or self._folder().is_dir() else None
 
     def normalization(self) -> tuple[list[float], list[float]]:
-        config = self._locate().config
+        config = self._location.config
         means = config.get("latents_mean") or config.get("shift_factor") or 0.0
         factor = config.get("scaling_factor") or CLASSES[config["_class_name"]]
         # As in diffusers' pipelines: latents are divided by their standard deviations, if given, and multiplied by the
@@ -89,7 +89,7 @@ class DiffusersAutoencoder(Autoencoder):
         )
 
     def load_network(self) -> nn.Module:
-        location, diffusers = self._locate(), _import_diffusers()
+        location, diffusers = self._location, _import_diffusers()
         kind = getattr(diffusers, location.config["_class_name"])
         source = str(self._folder()) if self._folder().is_dir() else self.path
         try:
@@ -125,13 +125,8 @@ class DiffusersAutoencoder(Autoencoder):
     def _folder(self) -> Path:
         return Path(self.path).expanduser()
 
-    def _locate(self) -> Location:
-        """Return the autoencoder's location, which is searched for only once."""
-        if self._location is None:
-            self._location = self._search()
-        return self._location
-
-    def _search(self) -> Location:
+    @cached_property
+    def _location(self) -> Location:
         local = self._folder().is_dir()
         if not local and not HUB_NAME.fullmatch(self.path):
             raise FileNotFoundError(

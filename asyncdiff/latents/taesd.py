@@ -5,6 +5,7 @@ reconstructions of TAEF2 lose 12 dB.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -51,15 +52,14 @@ class TinyAutoencoder(Autoencoder):
         super().__init__(scale, shift, dtype)
         self.encoder = encoder
         self.decoder = decoder
-        self._sizes: tuple[int, int] | None = None
 
     @property
     def channels(self) -> int:
-        return self._channels()[1]
+        return self._sizes[1]
 
     @property
     def pixel_channels(self) -> int:
-        return self._channels()[0]
+        return self._sizes[0]
 
     @property
     def factor(self) -> int:
@@ -70,7 +70,7 @@ class TinyAutoencoder(Autoencoder):
         for name, build in (("encoder", build_encoder), ("decoder", build_decoder)):
             state = self._read_state(name)
             width, pooled = len(state[ENDS[name][0]]), any(".pool." in key for key in state)
-            network[name] = build(*self._channels(), width, pooled=pooled)
+            network[name] = build(*self._sizes, width, pooled=pooled)
             try:
                 network[name].load_state_dict({key: tensor.float() for key, tensor in state.items()})
             except RuntimeError as error:
@@ -86,20 +86,19 @@ class TinyAutoencoder(Autoencoder):
     def decode_raw(self, network: nn.Module, raw: Tensor) -> Tensor:
         return network["decoder"](raw) * 2 - 1  # type: ignore[index]
 
-    def _channels(self) -> tuple[int, int]:
-        """Return the numbers of channels of images and latents, which are read from the files only once."""
-        if self._sizes is None:
-            states = {name: self._read_state(name) for name in ENDS}
-            encoded, decoded = (
-                (states[name][first].shape[1], states[name][last].shape[0]) for name, (first, last) in ENDS.items()
+    @cached_property
+    def _sizes(self) -> tuple[int, int]:
+        """Numbers of channels of images and latents."""
+        states = {name: self._read_state(name) for name in ENDS}
+        encoded, decoded = (
+            (states[name][first].shape[1], states[name][last].shape[0]) for name, (first, last) in ENDS.items()
+        )
+        if encoded != decoded[::-1]:
+            raise ValueError(
+                f"decoder must map the encoder's {encoded[1]} channels to {encoded[0]}, got {decoded[0]} to "
+                f"{decoded[1]} in {self.decoder}: use an encoder and a decoder from the same autoencoder"
             )
-            if encoded != decoded[::-1]:
-                raise ValueError(
-                    f"decoder must map the encoder's {encoded[1]} channels to {encoded[0]}, got {decoded[0]} to "
-                    f"{decoded[1]} in {self.decoder}: use an encoder and a decoder from the same autoencoder"
-                )
-            self._sizes = encoded
-        return self._sizes
+        return encoded
 
     def _read_state(self, name: str) -> dict[str, Tensor]:
         """Read a file's tensors; raise ValueError unless it has the two convolutions that give the sizes."""

@@ -126,9 +126,7 @@ def test_error_and_diversity_match_the_variance_of_the_noise(denoiser):
 
 
 def test_changed_known_values_raise_an_error(denoiser, data):
-    with pytest.raises(
-        RuntimeError, match="loose changed 1[0-9][0-9] known values with half, but must preserve them bit for bit"
-    ):
+    with pytest.raises(RuntimeError, match="loose changed 1[0-9][0-9] known values with half, but must preserve"):
         bench().evaluate(denoiser, data, HALF, ("loose", NoisyTruth(0.1, change_known=True)))
 
 

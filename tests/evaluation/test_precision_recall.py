@@ -69,9 +69,7 @@ def test_radii_are_distances_from_the_kth_neighbor_excluding_the_point_itself():
 
 
 def test_invalid_inputs_are_rejected():
-    with pytest.raises(
-        ValueError, match=r"number of fake images must be at least 4, got 3: use more images, or k smaller than 3"
-    ):
+    with pytest.raises(ValueError, match=r"number of fake images must be at least 4, got 3: .*, or k smaller than 3"):
         precision_recall(features(20, 0), features(3, 1))
     with pytest.raises(ValueError, match=r"number of real images must be at least 6, got 5"):
         density_coverage(features(5, 0), features(9, 1))

@@ -72,9 +72,7 @@ def test_sizes_are_in_pixels_and_images_decoded_samples(model):
     assert patch_of(model) == (8, 8)
     assert Generate().sample(model, seeds=[0]).shape == (1, 3, 32, 32)
     assert Generate("40x16").sample(model, seeds=[0]).shape == (1, 3, 40, 16)
-    with pytest.raises(
-        ValueError, match="must be multiples of the patch size 8x8 in pixels, got 36x32: .* 2x2 latents"
-    ):
+    with pytest.raises(ValueError, match="multiples of the patch size 8x8 in pixels, got 36x32: .* 2x2 latents"):
         Generate("36x32").requests(model, seeds=[0])
     drawn = Generate().sample(model, seeds=[3, 5])
     assert torch.equal(drawn, model.decode(model.generate([3, 5])))
@@ -179,9 +177,7 @@ def test_masks_without_known_latents_give_a_warning(model, photo):
 
 def test_photos_that_cover_no_patch_are_refused(model, tmp_path):
     small = saved(tmp_path / "small.png", 8, 32)
-    with pytest.raises(
-        ValueError, match="photos must cover a complete patch of 8x8 pixels, got a photo of 8x32 at position 3x0"
-    ):
+    with pytest.raises(ValueError, match="cover a complete patch of 8x8 pixels, got a photo of 8x32 at position 3x0"):
         Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
 
 

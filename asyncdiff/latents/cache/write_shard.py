@@ -25,7 +25,7 @@ def header_bytes(layout: Layout, metadata: Mapping[str, str]) -> bytes:
 
 
 def write_shard(file: Path, layout: Layout, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
-    """Write the arrays of `layout.stored`, with their SHA-256 in the metadata; raise OSError with one line if it fails."""
+    """Write the arrays of `layout.stored`, and their SHA-256 in the metadata; raise OSError if that fails."""
     ordered = []
     for name, (dtype, shape) in layout.stored.items():
         array = np.ascontiguousarray(arrays[name], dtype)
