@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from asyncdiff.cli.errors import one_line_errors
         from asyncdiff.cli.trusted_packages import restrict_imports  # imports jsonargparse, which the overview avoids
 
-    with one_line_errors(argv[1:]), restrict_imports(argv[1:]) as rest:
+    with one_line_errors(), restrict_imports(argv[1:]) as rest:
         load_command(argv[0])(rest)
 
 

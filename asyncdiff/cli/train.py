@@ -9,8 +9,6 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf.errors import OmegaConfBaseException
 
 import datamodules
 from asyncdiff import callbacks, latents
@@ -91,9 +88,8 @@ class ExperimentCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments, report interpolation errors as user errors, and find the checkpoint."""
-        with as_parser_errors(parser):
-            super().parse_arguments(parser, args)
+        """Parse the arguments and find the checkpoint."""
+        super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         if not isinstance(config.trainer, Namespace):
             raise ValueError(
@@ -143,8 +139,7 @@ class ConfigOnlyCLI(ExperimentCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments without looking for a checkpoint."""
-        with as_parser_errors(parser):
-            super(ExperimentCLI, self).parse_arguments(parser, args)
+        super(ExperimentCLI, self).parse_arguments(parser, args)
 
     def _set_seed(self) -> None:
         """Leave the global random state unchanged."""
@@ -154,17 +149,6 @@ class ConfigOnlyCLI(ExperimentCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
-
-
-@contextmanager
-def as_parser_errors(parser: LightningArgumentParser) -> Iterator[None]:
-    """Convert errors in the user's files that jsonargparse does not catch to parser errors."""
-    try:
-        yield
-    except OmegaConfBaseException as error:
-        parser.error(f"interpolation: {error}")
-    except UnicodeDecodeError as error:
-        parser.error(f"Problems parsing config: {error}")
 
 
 def parse_config(args: list[str]) -> dict[str, Any]:
@@ -179,7 +163,7 @@ def main(args: list[str] | None = None) -> None:
     """Run one subcommand; a user error ends the program with a one-line message."""
     had_process_group = dist.is_available() and dist.is_initialized()
     argv = sys.argv[1:] if args is None else args
-    with one_line_errors(argv), trusted_packages.restrict_imports(argv) as rest:
+    with one_line_errors(), trusted_packages.restrict_imports(argv) as rest:
         _run_cli(ExperimentCLI, rest)
     # Threads of the trainer's process group could abort a successful run at interpreter exit, so end it here.
     if not had_process_group and dist.is_available() and dist.is_initialized():

@@ -89,6 +89,11 @@ def user_trusted() -> tuple[str, ...]:
     return _user_trusted.get() or ()
 
 
+def of_models() -> list[str]:
+    """Return the packages whose classes a model in a checkpoint may have."""
+    return ["asyncdiff", *user_trusted()]
+
+
 def option_argv() -> list[str]:
     """Return the arguments that make a subprocess trust the same additional packages."""
     return [OPTION, ",".join(user_trusted())] if user_trusted() else []

@@ -243,9 +243,9 @@ def test_the_models_own_sampler_inpaints_all_masks_in_batches_of_any_size(run, t
 @pytest.mark.parametrize(
     ("argv", "rule"),
     [
-        (("--masks", "thin,widee"), "got 'widee': did you mean wide?"),
+        (("--masks", "thin,widee"), "got widee; did you mean wide?"),
         (("--masks", "thin,thin"), "--masks must not repeat a name, got thin,thin"),
-        (("--metrics", "fid"), "--metrics has no metric fid: choose from frechet, lpips"),
+        (("--metrics", "fid"), "--metrics must be some of frechet,lpips, got fid"),
         (("--metrics", "lpips", "--features", CLASSIFIER), "--features needs the metric frechet, got --metrics lpips"),
         (("--images", "1"), "--images must be at least 2"),
         (("--seeds", "0"), "--seeds must be at least 1"),

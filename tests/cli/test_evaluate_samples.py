@@ -185,7 +185,7 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
 @pytest.mark.parametrize(
     ("more", "rule"),
     [
-        (("--metrics", "fid"), "--metrics has no metric fid: choose from frechet, kid,"),
+        (("--metrics", "fid"), "--metrics must be some of frechet,kid,"),
         (("--count", "1"), "--count must be at least 2"),
         (("--count", "5"), "images must be at least 10, got 5: the Inception score has 10 splits"),
         (("--count", "3", "--metrics", "precision_recall"), "number of fake images must be at least 4, got 3"),

@@ -276,7 +276,7 @@ def test_damaged_files_are_rejected(expect_error):
         (["weights.pt", "--kind", "dit"], "no official model has a width of 32, so the number of heads is unknown"),
         (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
         (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
-        (["weights.pt", "--kind", "dat"], "kind: must be one of 'dit', 'sit' or null, got dat"),
+        (["weights.pt", "--kind", "dat"], "--kind: must be one of 'dit', 'sit' or null, got dat"),
         (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights is ema, but weights.pt contains a single set"),
         (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies applies only to a diffusers"),
         (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"],

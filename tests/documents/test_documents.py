@@ -7,7 +7,7 @@ from blocks import DOCUMENTS, ROOT, SHELL, Block, blocks
 from following import check_yaml, follow, follow_python
 from workplace import predefined_variables, prepare, train_runs
 
-from asyncdiff.cli.errors.parse_jsonargparse import UsageError
+from asyncdiff.cli.errors import UsageError
 
 PROGRAMS = ("python ", "make ", "pip ", "source ", "torchrun ", "srun ", "asyncdiff ", "git ")
 WITH_BLOCKS = [file for file in DOCUMENTS if any(block.language not in ("", "math") for block in blocks(file))]

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.distributed import environment
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import add_device, command_parser
+from asyncdiff.cli.commands.shared.options import add_device, check_device, command_parser
 from asyncdiff.latents import Codec
 from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules.base import ImageDataModule
@@ -82,10 +82,7 @@ def expand_section(argument: str, before: str) -> str:
 
 def _device(name: str, local: int) -> str:
     """Return the device of a process; with cuda, the GPU with the number of its local rank, wrapping around."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not available on this machine: use cpu") from error
+    check_device(name)
     return f"cuda:{local % torch.cuda.device_count()}" if name == "cuda" else name
 
 

@@ -11,9 +11,16 @@ import torch
 from asyncdiff.checkpoints import choose_weights, read_checkpoint
 from asyncdiff.checkpoints.export import is_export, weight_file
 from asyncdiff.checks import at_least
-from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import CKPT_PATH, CODEC, add_device, add_weights, set_codec
+from asyncdiff.cli.commands.shared.options import (
+    CKPT_PATH,
+    CODEC,
+    add_device,
+    add_weights,
+    check_device,
+    load_model,
+    set_codec,
+)
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.latents import Codec
@@ -72,66 +79,54 @@ def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: 
 
 @dataclass
 class Run:
-    """Run directory of train.py, its config.yaml, or an exported folder.
+    """Run that the options added by `add_run_arguments` select; raises ValueError if one of them is invalid."""
 
-    Attributes:
-        path: path of the directory or of config.yaml.
-        ckpt_path: checkpoint to use; None for the last one.
-        codec: codec to use; None for the checkpoint's.
-    """
+    options: Any
 
-    path: Path
-    ckpt_path: Path | None = None
-    codec: Codec | None = None
-
-    @classmethod
-    def from_options(cls, options: Any) -> "Run":
-        """Build a Run from the options added by `add_run_arguments`; raise ValueError if one is invalid."""
-        at_least("--batch_size", options.batch_size, 1, "the default is 128")
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {options.device} is not available on this machine: use cpu")
-        return cls(options.run, options.ckpt_path, options.get("codec"))
+    def __post_init__(self) -> None:
+        at_least("--batch_size", self.options.batch_size, 1, "the default is 128")
+        check_device(self.options.device)
 
     @property
     def folder(self) -> Path:
         """Directory of the run."""
-        return self.path if self.path.is_dir() else self.path.parent
+        path: Path = self.options.run
+        return path if path.is_dir() else path.parent
 
     @property
     def checkpoint(self) -> Path:
         """Checkpoint or export to evaluate."""
-        if is_export(self.folder) and self.ckpt_path is None:
+        if is_export(self.folder) and self.options.ckpt_path is None:
             return self.folder
-        return self.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
+        return self.options.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
 
-    def model(self, weights: Literal["auto", "ema", "raw"]) -> Any:
+    def model(self) -> Any:
         """Load the model from the checkpoint."""
-        from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
-
-        allow = ["asyncdiff", *trusted_packages.user_trusted()]
-        model = AsyncDiffusion.load_from_checkpoint(self.checkpoint, weights=weights, allow=allow)
-        set_codec(model, self.codec)
+        model = load_model(self.checkpoint, self.options)
+        set_codec(model, self.options.codec)
         return model
 
     def data(self) -> Any:
         """Build the run's data module."""
-        file = self.folder / "config.yaml" if self.path.is_dir() else self.path
+        path = self.options.run
+        file = path / "config.yaml" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(
-                f"RUN must be a run directory or its config.yaml, got {self.path}, but {file} does not exist"
+                f"RUN must be a run directory or its config.yaml, got {path}, but {file} does not exist"
             )
         return Experiment(file).data()
 
-    def output(self, folder: Path | None) -> Path:
+    def output(self) -> Path:
         """Create and return the output folder, before anything is computed whose results could be lost."""
-        path = folder or self.folder / "evaluation"
+        path: Path = self.options.output or self.folder / "evaluation"
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output must be a folder, got the file {path}: choose another path")
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def protocol(self, options: Any, data: Any) -> dict[str, Any]:
+    def protocol(self, data: Any) -> dict[str, Any]:
         """Return the part of the protocol that all evaluations share: checkpoint, data and software."""
+        options = self.options
         checkpoint = read_checkpoint(self.checkpoint)
         return {
             "checkpoint": str(self.checkpoint),

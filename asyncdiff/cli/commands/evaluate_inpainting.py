@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,8 @@ from tqdm.auto import tqdm
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.shared.options import command_parser
+from asyncdiff.cli.commands.shared.options import command_parser, parse_names, with_arguments
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
 from asyncdiff.evaluation.frechet import FrechetDistance
@@ -28,10 +27,6 @@ from asyncdiff.evaluation.inpainting_benchmark import (
 from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.noise.masks import MASKS, Known, Mask, mask_by_name
-from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  lets command lines and files use bare class names
-    look_ahead,  # noqa: F401  lets command lines and files use bare class names
-)
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
 
@@ -68,11 +63,12 @@ def main(argv: Sequence[str]) -> None:
     """Parse the arguments, inpaint, print the table, and write it with a result card and a contact sheet."""
     parser = _parser()
     options = parser.instantiate(parser.parse_args(argv))
-    masks, metrics = _masks(options.masks), _metrics(options)
+    masks = {name: mask_by_name(name) for name in parse_names("--masks", options.masks, MASKS)}
+    metrics = _metrics(options)
     _check(options)
-    run = Run.from_options(options)
-    output = run.output(options.output)
-    model, data = run.model(options.weights).to(options.device), run.data()
+    run = Run(options)
+    output = run.output()
+    model, data = run.model(), run.data()
     check_labels(model, getattr(data, "classes", None), conditioned=options.labels)
     if options.pixel_masks:
         masks = on_pixels(masks, model)
@@ -89,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the Fréchet distance of \d+")  # for few images; the table mentions it
         results = evaluate_samplers(model.denoiser, images, bench, masks, samplers)
-    protocol = run.protocol(options, data) | _protocol(model, images, bench, results, masks, samplers)
+    protocol = run.protocol(data) | _protocol(model, images, bench, results, masks, samplers)
     print(results.table())
     _write(output, options.name, results, protocol)
     write_contact_sheet(
@@ -224,30 +220,15 @@ def _sheet(rows: Mapping[str, Sequence[Tile]], heads: Sequence[str]) -> Any:
     return sheet.figure
 
 
-def _masks(text: str) -> dict[str, Mask]:
-    names = _parse_names("masks", text, MASKS)
-    return {name: mask_by_name(name) for name in names}
-
-
 def _metrics(options: Any) -> list[str]:
-    metrics = _parse_names("metrics", options.metrics, METRICS)
+    metrics = parse_names("--metrics", options.metrics, METRICS)
     for metric, option in (("frechet", "features"), ("lpips", "lpips")):
         if metric not in metrics and options[option] is not None:
             raise ValueError(
                 f"--{option} needs the metric {metric}, got --metrics {options.metrics}: "
                 f"add {metric} or drop --{option}"
             )
-    for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"--metrics has no metric {name}: choose from {', '.join(METRICS)}")
     return metrics
-
-
-def _parse_names(option: str, text: str, default: Iterable[str]) -> list[str]:
-    names = [name.strip() for name in text.split(",")] if text else list(default)
-    if len(set(names)) < len(names):
-        raise ValueError(f"--{option} must not repeat a name, got {text}: list each name once")
-    return names
 
 
 def _check(options: Any) -> None:
@@ -277,17 +258,10 @@ def _samplers(default: ImageSampler, options: Any) -> dict[str, ImageSampler]:
 
 
 def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
-    """Set the number of steps to --steps or 50; a sampler without that argument is returned unchanged."""
-    config = object_config.describe(sampler)
-    if "steps" not in config["init_args"]:
-        if options.steps is not None:
-            raise ValueError(
-                f"--steps does not apply to {type(sampler).__name__}, which has no argument steps: drop it"
-            )
+    """Set the number of steps to --steps or 50; without --steps, a sampler without that argument is unchanged."""
+    if options.steps is None and "steps" not in object_config.describe(sampler)["init_args"]:
         return sampler
-    config["init_args"]["steps"] = 50 if options.steps is None else options.steps
-    built: ImageSampler = object_config.build(config, ["asyncdiff", *trusted_packages.user_trusted()])
-    return built
+    return with_arguments(sampler, steps=50 if options.steps is None else options.steps)
 
 
 def _protocol(

@@ -37,16 +37,16 @@ def main(argv: Sequence[str]) -> None:
     at_least("--points", options.points, 2, "64 is the default")
     if options.images is not None:
         at_least("--images", options.images, 2, "a standard error needs two images")
-    run = Run.from_options(options)
-    output = run.output(options.output)
-    model, data = run.model(options.weights).to(options.device), run.data()
+    run = Run(options)
+    output = run.output()
+    model, data = run.model(), run.data()
     check_labels(model, getattr(data, "classes", None), conditioned=options.labels)
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
     progress_sampler = FluxProgress(options.variance, model.process)
     evaluator = PathLikelihoodEvaluator(
         options.paths or STANDARD_PATHS, options.points, decoder, options.mask, progress_sampler, options.t_min
     )
-    protocol = {"measurement": "likelihood", **run.protocol(options, data)} | {
+    protocol = {"measurement": "likelihood", **run.protocol(data)} | {
         "points": options.points,
         "floors": evaluator.lowest_levels(model.process),
         "labels": bool(options.labels and model.classes),

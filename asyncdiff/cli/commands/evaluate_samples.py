@@ -8,13 +8,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.image_commands import with_arguments
 from asyncdiff.cli.commands.shared.distributed import Ranks, ranks
 from asyncdiff.cli.commands.shared.extract_features import extract, reference_for
 from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
-from asyncdiff.cli.commands.shared.options import SAMPLER, command_parser
+from asyncdiff.cli.commands.shared.options import SAMPLER, command_parser, parse_names, with_arguments
 from asyncdiff.cli.commands.shared.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
@@ -22,11 +20,6 @@ from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.reference_statistics import Reference
 from asyncdiff.evaluation.result_card import software
 from asyncdiff.evaluation.sample_report import METRICS, SampleReport, compute_metrics, metrics_needing_image_features
-from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  lets command lines and files use bare class names
-    look_ahead,  # noqa: F401  lets command lines and files use bare class names
-    repaint,  # noqa: F401  lets command lines and files use bare class names
-)
 from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES
@@ -73,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
     parser = _parser()
     options = parser.instantiate(parser.parse_args(argv))
     metrics = _check(options)
-    run = Run.from_options(options)
-    output = run.output(options.output)
+    run = Run(options)
+    output = run.output()
     with ranks(options.device) as processes:
         evaluation = _prepare(options, run, processes)
         features, source = evaluation.features, _source(evaluation)
@@ -105,7 +98,7 @@ def _prepare(options: Any, run: Run, processes: Ranks) -> Evaluation:
     latent = bool(getattr(data, "codec", None))
     model = None
     if options.images is None or latent:
-        model = run.model(options.weights).to(processes.device)
+        model = run.model().to(processes.device)
         check_labels(model, getattr(data, "classes", None), conditioned=options.labels)
         check_shape(model, data.dataset(options.split).plain().__getitems__([0])["image"])
     features = (options.features or InceptionFeatures()).to(processes.device)
@@ -142,7 +135,7 @@ def _sampler(model: Any, options: Any) -> ImageSampler:
             )
         others = [rule for rule in sampler.guidance if not isinstance(rule, ClassifierFree)]
         changes["guidance"] = [*others, ClassifierFree(options.guidance)]
-    return with_arguments(sampler, ["asyncdiff", *trusted_packages.user_trusted()], **changes) if changes else sampler
+    return with_arguments(sampler, **changes) if changes else sampler
 
 
 def _report(evaluation: Evaluation, metrics: Sequence[str], reference: Reference, rows: Tensor) -> SampleReport:
@@ -159,7 +152,7 @@ def _protocol(
     """Return the protocol of the result card."""
     options = evaluation.options
     if options.images is None:
-        shared = evaluation.run.protocol(options, evaluation.data)
+        shared = evaluation.run.protocol(evaluation.data)
     else:
         shared = {"checkpoint": str(options.images), "seed": options.seed, **software(options.device)}
     external = "external" in reference.fingerprint
@@ -177,10 +170,7 @@ def _protocol(
 
 def _check(options: Any) -> list[str]:
     """Return the metrics in their standard order; raise ValueError for invalid or conflicting options."""
-    requested = [name.strip() for name in options.metrics.split(",")] if options.metrics else list(METRICS)
-    for name in requested:
-        if name not in METRICS:
-            raise ValueError(f"--metrics has no metric {name}: choose from {', '.join(METRICS)}")
+    requested = parse_names("--metrics", options.metrics, METRICS)
     if options.count is not None:
         at_least("--count", options.count, 2, "50000 is common")
     if options.reference_count is not None:

@@ -12,10 +12,9 @@ from asyncdiff.checkpoints.export import is_export
 from asyncdiff.checkpoints.export.hub import check_repository, upload_export
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.export.save import check_output_folder, write_export
-from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.image_commands import find_checkpoint, run_directory_of
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import WEIGHTS, command_parser
+from asyncdiff.cli.commands.shared.options import WEIGHTS, command_parser, load_model
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
 
@@ -64,11 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 def export_contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:
     """Return an export's configuration and weights, and the model's parts as constructor calls for its model card."""
-    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
-
-    allow = ["asyncdiff", *trusted_packages.user_trusted()]
-    # Loading the model first ensures that the export can be loaded, too.
-    model: Any = AsyncDiffusion.load_from_checkpoint(file, weights=options.weights, allow=allow)
+    model = load_model(file, options)  # first, which ensures that the export can be loaded, too
     checkpoint = read_checkpoint(file)
     tensors, weight_set = choose_weights(checkpoint, options.weights, file)
     config = {

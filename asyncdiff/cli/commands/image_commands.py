@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from tqdm.auto import tqdm
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.export import is_export
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.options import (
@@ -25,18 +23,15 @@ from asyncdiff.cli.commands.shared.options import (
     add_device,
     add_weights,
     command_parser,
+    load_model,
     set_codec,
     underscore_option,
+    with_arguments,
 )
 from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
 from asyncdiff.cli.errors import ReportingParser
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
 from asyncdiff.latents import Codec
-from asyncdiff.sampling import (
-    adaptive,  # noqa: F401  lets command lines and files use bare class names
-    look_ahead,  # noqa: F401  lets command lines and files use bare class names
-    repaint,  # noqa: F401  lets command lines and files use bare class names
-)
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Request, State, Task, Texture
@@ -296,45 +291,6 @@ def print_photo_warnings() -> Iterator[None]:
         yield
 
 
-def with_arguments(sampler: ImageSampler, allow: Sequence[str] = ("asyncdiff",), **changes: Any) -> ImageSampler:
-    """Return a copy of a sampler with some constructor arguments replaced.
-
-    Args:
-        sampler: sampler to copy.
-        allow: packages whose classes may be built.
-        **changes: new values by argument name.
-
-    Returns:
-        Copy of the sampler with the new values.
-
-    Raises:
-        ValueError: if the sampler has no argument of that name.
-    """
-    config = object_config.describe(sampler)
-    for name, value in changes.items():
-        if name not in config["init_args"]:
-            raise ValueError(
-                f"--{name} does not apply to {type(sampler).__name__}, which has no argument {name}: drop it"
-            )
-        config["init_args"][name] = object_config.describe(value)
-    built: ImageSampler = object_config.build(config, allow)
-    return built
-
-
-def load_model(checkpoint: Path, options: Any) -> Any:
-    """Load the model from a checkpoint, with the weights and on the device given by the options."""
-    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
-
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {options.device} is not available on this machine: use cpu") from error
-    model: Any = AsyncDiffusion.load_from_checkpoint(
-        checkpoint, options.device, weights=options.weights, allow=_allowed()
-    )
-    return model
-
-
 def _configure(model: Any, options: Any) -> Any:
     """Set the model's codec, sampler and batch size from the options."""
     set_codec(model, options.codec)
@@ -342,13 +298,9 @@ def _configure(model: Any, options: Any) -> Any:
     values = {name: options.get(name) for name in ("steps", "refresh", "margin")}
     values["guidance"] = _guidance(sampler, options)
     changes = {name: value for name, value in values.items() if value is not None}
-    model.sampler = with_arguments(sampler, _allowed(), **changes) if changes else sampler
+    model.sampler = with_arguments(sampler, **changes) if changes else sampler
     model.predict_batch_size = options.batch_size
     return model
-
-
-def _allowed() -> list[str]:
-    return ["asyncdiff", *trusted_packages.user_trusted()]
 
 
 def _guidance(sampler: ImageSampler, options: Any) -> list[Guidance] | None:

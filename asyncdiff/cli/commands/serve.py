@@ -6,7 +6,7 @@ from typing import Any
 
 from asyncdiff.checks import within
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.image_commands import DrawJob, find_checkpoint, load_model, prepare_job, run_directory_of
+from asyncdiff.cli.commands.image_commands import DrawJob, find_checkpoint, prepare_job, run_directory_of
 from asyncdiff.cli.commands.shared.options import (
     CKPT_PATH,
     CODEC,
@@ -14,6 +14,7 @@ from asyncdiff.cli.commands.shared.options import (
     add_device,
     add_weights,
     command_parser,
+    load_model,
     set_codec,
     underscore_option,
 )

@@ -8,9 +8,13 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 from jsonargparse._loaders_dumpers import set_omegaconf_loader
+from omegaconf.errors import OmegaConfBaseException
 
 from asyncdiff.checkpoints.old_names import update_names
-from asyncdiff.cli.errors.parse_jsonargparse import UsageError
+
+
+class UsageError(Exception):
+    """Error in a command line or a file, whose message is one line unless the parser is a single key's."""
 
 
 class ReportingParser(ArgumentParser):
@@ -28,23 +32,20 @@ class ReportingParser(ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
         """Parse a command line, which may contain class paths of earlier versions."""
-        return super().parse_args(None if args is None else with_current_names(list(args)), *rest, **options)
+        argv = list(sys.argv[1:] if args is None else args)
+        try:
+            return super().parse_args(with_current_names(argv), *rest, **options)
+        except (UsageError, OmegaConfBaseException, UnicodeDecodeError) as error:
+            from asyncdiff.cli.errors.diagnosis import explain  # imported late because it is rarely needed
+
+            # Here and not by the caller, because the explanation may import only what the parser may.
+            raise UsageError(explain(self, argv, error)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError with the message and the known keys."""
+        """Raise UsageError with the message."""
         if not self.exit_on_error:  # a nested parser: its caller may try to read the value in another way
             super().error(message, ex)
-        raise UsageError(message, dotted_keys(self)) from ex
-
-
-def dotted_keys(parser: ArgumentParser) -> set[str]:
-    """Return every key that a file or command line may contain; keys of subcommands omit the subcommand."""
-    keys = set()
-    for action in parser._actions:
-        keys.add(action.dest)
-        for subparser in (getattr(action, "_name_parser_map", None) or {}).values():
-            keys |= dotted_keys(subparser)
-    return keys
+        raise UsageError(message) from ex
 
 
 def with_current_names(value: Any) -> Any:

@@ -6,9 +6,10 @@ import importlib.util
 import pkgutil
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from typing import Any
 
 from asyncdiff.checkpoints.object_config import PROGRAMS
-from asyncdiff.cli.trusted_packages import may_be_imported
+from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message
 
 PACKAGES = ("asyncdiff", "datamodules")
 
@@ -27,65 +28,72 @@ def did_you_mean(name: str) -> str:
 def find_class(class_path: str) -> type | None:
     """Return the class at a dotted path, or None if it does not exist or may not be imported."""
     module, _, name = class_path.rpartition(".")
-    if not may_be_imported(class_path):
-        return None
-    with suppress(ImportError, ValueError):
-        value = getattr(importlib.import_module(module), name, None)
-        return value if isinstance(value, type) else None
-    return None
+    value = getattr(_import(module), name, None) if may_be_imported(class_path) else None
+    return value if isinstance(value, type) else None
 
 
-def is_installed(class_path: str) -> bool:
-    """Return whether the package of a class path exists, without importing it."""
+def load_class(path: str, bases: Iterable[type]) -> tuple[type | None, str]:
+    """Return the class at a path, or a subclass of `bases` with that name; None and what is wrong if there is none."""
+    if not all(part.isidentifier() for part in path.split(".")):
+        reason = "there is no such file" if path.endswith((".yaml", ".yml", ".json")) else "it is neither"
+        return None, f"must be a class path or a YAML file with one, got {path}: {reason}"
+    if "." in path and not may_be_imported(path) and _is_installed(path.partition(".")[0]):
+        return None, refusal_message(path)
+    try:
+        if "." in path and may_be_imported(path):
+            importlib.import_module(path.rpartition(".")[0])
+        kind = find_class(path) if "." in path else _subclass(path, bases)
+    except ImportError as error:
+        if error.name and not path.startswith(error.name):
+            return None, f"{path} needs the package {error.name}, which is not installed"
+        kind = None
+    if kind is not None and not may_be_imported(f"{kind.__module__}.{kind.__qualname__}"):
+        return None, refusal_message(f"{kind.__module__}.{kind.__qualname__}")
+    return kind, f"there is no class {path}{did_you_mean(nearest_class_path(path))}"
+
+
+def _is_installed(package: str) -> bool:
     with suppress(ImportError, ValueError):
-        return importlib.util.find_spec(class_path.partition(".")[0]) is not None
+        return importlib.util.find_spec(package) is not None
     return False
 
 
-def nearest_class_path(path: str) -> str:
-    """Return the public path of the class that was probably meant, or an empty string.
+def _subclass(name: str, bases: Iterable[type]) -> type | None:
+    """Return an imported subclass with a name."""
+    for base in bases:
+        if base.__name__ == name:
+            return base
+        if (found := _subclass(name, type.__subclasses__(base))) is not None:
+            return found
+    return None
 
-    A class of the same name in another module is preferred, then one of a similar name in the same module, then any
-    class of a very similar name.
-    """
-    module, _, name = path.rpartition(".")
+
+def nearest_class_path(path: str) -> str:
+    """Return the public path of the class that was probably meant, by its name and then by its module, or nothing."""
     known = known_classes()
-    same_name = [entry for entry in known if entry.endswith(f".{name}")]
-    if close := nearest_name(path, same_name, 0.0):
-        return close
-    siblings = public_classes(module)
-    if close := nearest_name(name, siblings):
-        public = {kind: entry for entry, kind in known.items()}
-        return public.get(siblings[close], f"{module}.{close}")
-    by_name = {entry.rpartition(".")[2]: entry for entry in known}
-    return by_name.get(nearest_name(name, by_name, 0.75), "")
+    name = nearest_name(path.rpartition(".")[2], {entry.rpartition(".")[2] for entry in known})
+    return nearest_name(path, [entry for entry in known if name and entry.endswith(f".{name}")], 0.0)
 
 
 def known_classes() -> dict[str, type]:
     """Return every class that an experiment may name, by its shortest path; classes of this project come first."""
     paths: dict[type, str] = {}
     for module in _modules():
-        for name, kind in public_classes(module).items():
-            paths[kind] = min(f"{module}.{name}", paths.get(kind, f"{module}.{name}"), key=len)
+        imported = _import(module)
+        exported = getattr(imported, "__all__", ())
+        for name in {**vars(imported), **dict.fromkeys(exported)} if imported else ():
+            kind = getattr(imported, name)  # exports may be lazy
+            if isinstance(kind, type) and name[0] != "_" and (name in exported or kind.__module__ == module):
+                paths[kind] = min(f"{module}.{name}", paths.get(kind, f"{module}.{name}"), key=len)
     return {path: kind for kind, path in paths.items()}
 
 
-def public_classes(module: str) -> dict[str, type]:
-    """Return the classes that a module defines or exports, by name; empty if it cannot or may not be imported."""
-    if not may_be_imported(module):
-        return {}
-    with suppress(ImportError, ValueError):
-        imported = importlib.import_module(module)
-        exported = getattr(imported, "__all__", ())
-        named = vars(imported) | {
-            name: getattr(imported, name) for name in exported
-        }  # getattr because exports may be lazy
-        return {
-            name: value
-            for name, value in named.items()
-            if isinstance(value, type) and not name.startswith("_") and (name in exported or value.__module__ == module)
-        }
-    return {}
+def _import(module: str) -> Any:
+    """Return a module, or None if it cannot or may not be imported."""
+    try:
+        return importlib.import_module(module) if may_be_imported(module) else None
+    except (ImportError, ValueError):
+        return None
 
 
 def _modules() -> Iterator[str]:

@@ -1,20 +1,40 @@
-"""Distinguish user errors, which are raised on purpose, from bugs, which need a traceback."""
+"""End the program with one line for a user error, which is raised on purpose; a bug keeps its traceback."""
 
+import os
 import re
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonargparse
+
+from asyncdiff.cli.errors.parser import UsageError
 
 # Packages whose `raise ValueError` is meant for the user: this project, and the code that reads Trainer arguments.
 VALIDATING_PACKAGES = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
 PARSER_FOLDER = Path(jsonargparse.__path__[0])
 
 
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit with code 2 after a user error inside, and with 130 after Ctrl-C; both print one line."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        message = "interrupted" if interrupted else user_error_message(error)
+        if message is None or os.environ.get("ASYNCDIFF_TRACEBACK"):
+            raise
+        print(message if interrupted else f"error: {message}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT if interrupted else 2)
+
+
 def user_error_message(error: BaseException) -> str | None:
     """Return the one-line message of an error that was raised on purpose, or None for a bug."""
-    if _is_misconfiguration(error):
+    if isinstance(error, UsageError) or _is_misconfiguration(error):
         return _one_line(str(error))
     if not isinstance(error, (ValueError, OSError)):
         return None
@@ -37,10 +57,8 @@ def _is_misconfiguration(error: BaseException) -> bool:
 
 def _raised_on_purpose(filename: str, line: str) -> bool:
     """Return whether a `raise` statement of a validating package raised the error, not a function that it called."""
-    imported = [
-        sys.modules[name] for name in VALIDATING_PACKAGES if name in sys.modules
-    ]  # packages not imported cannot have raised it
-    folders = [path for package in imported for path in package.__path__]
+    packages = [sys.modules[name] for name in VALIDATING_PACKAGES if name in sys.modules]
+    folders = [path for package in packages for path in package.__path__]
     return line.startswith("raise ") and any(Path(filename).is_relative_to(folder) for folder in folders)
 
 

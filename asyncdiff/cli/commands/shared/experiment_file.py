@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from asyncdiff.cli.errors import ReportingParser, UsageError, explain, user_error_message
+from asyncdiff.cli.errors import ReportingParser, UsageError, user_error_message
+from asyncdiff.cli.errors.diagnosis import explain_entries
 from asyncdiff.cli.errors.parser import with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
+from asyncdiff.cli.errors.written import file_entries
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 
@@ -36,7 +38,7 @@ class Experiment:
         try:
             config = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.load(file))))
         except yaml.YAMLError as error:
-            raise self._with_location(UsageError(f"Problems parsing config\n{error}", ())) from error
+            raise self._located(ReportingParser(), error) from error
         except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read as YAML: {error}") from error
         if not isinstance(config, DictConfig):
@@ -104,7 +106,7 @@ class Experiment:
             value = OmegaConf.select(self.config, key) if key else self.config
             return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         except OmegaConfBaseException as error:
-            raise self._with_location(UsageError(f"interpolation: {error}", ())) from error
+            raise self._located(ReportingParser(), error) from error
 
     def _build(self, key: str, kind: type) -> Any:
         """Build the object configured at a dotted key; return None if the key is missing."""
@@ -117,7 +119,7 @@ class Experiment:
             try:
                 config = parser.parse_object({key: value})
             except UsageError as error:
-                raise self._with_location(error) from error
+                raise self._located(parser, error, key) from error
             with self.name_in_errors():
                 return parser.instantiate(config)[key]
 
@@ -134,14 +136,17 @@ class Experiment:
 
     def _check_levels_omitted(self) -> None:
         """Raise ValueError if model.levels is misspelled, or missing from a file without model.network."""
+        parser = ReportingParser()
+        parser.add_argument("--model.levels")
         model = OmegaConf.select(self.config, "model")
         keys = [str(key) for key in model] if OmegaConf.is_dict(model) else []
         if "levels" not in keys and (wrong := nearest_name("levels", keys, 0.75)):
-            raise self._with_location(UsageError(f"does not accept option 'model.{wrong}'", ["model.levels"]))
+            raise self._located(parser, ValueError(), f"model.{wrong}")
         if "levels" not in keys and "network" not in keys:
             raise ValueError(f"{self.file}: model.levels is missing: a file without model.network needs it")
 
-    def _with_location(self, error: UsageError) -> ValueError:
-        """Convert a parser error to a ValueError that starts with the file and, if known, the line."""
-        message = explain(error, [str(self.file)])
+    def _located(self, parser: ReportingParser, error: Exception, key: str = "") -> ValueError:
+        """Explain why a parser refuses the value at a key, in one line that begins with the file."""
+        entries = [entry for entry in file_entries(self.file) if f"{entry.key}.".startswith(f"{key}." if key else "")]
+        message = explain_entries(parser, entries, error)
         return ValueError(message if message.startswith(str(self.file)) else f"{self.file}: {message}")

@@ -1,12 +1,23 @@
-"""Parser and options shared by all commands."""
+"""Parser and options shared by all commands, and the model and sampler that they select."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from asyncdiff.checkpoints import object_config
+from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser
+from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
 from asyncdiff.latents import Codec
+from asyncdiff.sampling import (
+    adaptive,  # noqa: F401  lets command lines and files use bare class names
+    look_ahead,  # noqa: F401  lets command lines and files use bare class names
+    repaint,  # noqa: F401  lets command lines and files use bare class names
+)
+from asyncdiff.sampling.samplers import ImageSampler
 
 
 def command_parser(command: str, description: str) -> ReportingParser:
@@ -35,6 +46,37 @@ def underscore_option(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
+def check_device(name: str) -> None:
+    """Raise ValueError unless a device is available."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not available on this machine: use cpu") from error
+
+
+def load_model(checkpoint: Path, options: Any) -> Any:
+    """Load the model from a checkpoint, with the weights and, if there is one, on the device given by the options."""
+    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
+
+    device = getattr(options, "device", "cpu")
+    check_device(device)
+    allow = trusted_packages.of_models()
+    return AsyncDiffusion.load_from_checkpoint(checkpoint, device, weights=options.weights, allow=allow)
+
+
+def with_arguments(sampler: ImageSampler, **changes: Any) -> ImageSampler:
+    """Return a copy of a sampler with some constructor arguments replaced; raise ValueError if it lacks one of them."""
+    config = object_config.describe(sampler)
+    for name, value in changes.items():
+        if name not in config["init_args"]:
+            raise ValueError(
+                f"--{name} does not apply to {type(sampler).__name__}, which has no argument {name}: drop it"
+            )
+        config["init_args"][name] = object_config.describe(value)
+    built: ImageSampler = object_config.build(config, trusted_packages.of_models())
+    return built
+
+
 def set_codec(model: Any, codec: Codec | None) -> None:
     """Replace the model's codec unless `codec` is None; raise ValueError if the number of channels differs."""
     if codec is None:
@@ -44,6 +86,18 @@ def set_codec(model: Any, codec: Codec | None) -> None:
             f"--codec has {codec.channels} channels, but the model has {model.shape[0]}: choose a codec that matches"
         )
     model.codec = codec
+
+
+def parse_names(name: str, text: str, allowed: Iterable[str]) -> list[str]:
+    """Parse a list of names such as thin,wide; return all allowed ones if `text` is empty."""
+    names = [part.strip() for part in text.split(",")] if text else list(allowed)
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name} must not repeat a name, got {text}: list each name once")
+    for part in names:
+        if part not in allowed:
+            suggestion = did_you_mean(nearest_name(part, allowed))
+            raise ValueError(f"{name} must be some of {','.join(allowed)}, got {part}{suggestion}")
+    return names
 
 
 def parse_grid(name: str, text: str) -> tuple[int, int]:

@@ -1,0 +1,81 @@
+"""List what the user wrote on a command line and in its YAML files, with the place of every value."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from asyncdiff.checkpoints.old_names import update_class_path
+
+
+class InvalidFileError(ValueError):
+    """Raised for a file that cannot be read as YAML."""
+
+
+class Entry(NamedTuple):
+    """Key and value that the user wrote.
+
+    Attributes:
+        key: dotted key without list indices; empty for a positional argument and for the contents of a file.
+        value: value as plain dicts, lists and scalars.
+        place: FILE:LINE, or the option as typed.
+    """
+
+    key: str
+    value: Any
+    place: str
+
+
+def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[Entry]:
+    """Yield the entries of a command line, and those of its YAML files, in their order."""
+    flags = [option for action in parser._actions if action.nargs == 0 for option in action.option_strings]
+    rest = list(argv)
+    while rest:
+        typed, equals, value = (argument := rest.pop(0)).partition("=")
+        if not typed.startswith("--"):
+            yield Entry("", argument, "")
+            continue
+        if not equals:
+            value = "true" if typed in flags or not rest or rest[0].startswith("--") else rest.pop(0)
+        key = "" if typed == "--config" else typed[2:].rstrip("+").removesuffix(".help")
+        if not key or (value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file()):
+            yield from file_entries(Path(value), key)
+        elif value.startswith(("{", "[")):
+            yield from _entries(value, key, typed, lines=False)
+        else:
+            yield Entry(key, update_class_path(value), typed.rstrip("+"))
+
+
+def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
+    """Yield the entries of a YAML file below a key; raise InvalidFileError with the line if it is not valid."""
+    try:
+        yield from _entries(file.read_bytes(), key, str(file), lines=True)
+    except OSError as error:
+        raise InvalidFileError(f"--config must be a YAML file, got {file}: {error.strerror}") from error
+
+
+def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
+    def walk(loader: yaml.SafeLoader, node: yaml.Node, key: str, mark: yaml.Mark) -> Iterator[Entry]:
+        value = loader.construct_object(node, deep=True)
+        value = update_class_path(value) if isinstance(value, str) else value
+        yield Entry(key, value, f"{place}:{mark.line + 1}" if lines else place)
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                if not isinstance(item, yaml.ScalarNode):
+                    yield from walk(loader, item, key, item.start_mark)
+        elif isinstance(node, yaml.MappingNode):
+            for name, item in sorted(node.value, key=lambda pair: pair[0].value != "class_path"):
+                yield from walk(loader, item, f"{key}.{name.value}".strip(".").rstrip("+"), name.start_mark)
+
+    try:
+        loader = yaml.SafeLoader(text)
+        if (node := loader.get_single_node()) is not None:
+            yield from walk(loader, node, key, node.start_mark)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if lines and error.problem_mark else ""
+        raise InvalidFileError(f"{place}{line}: not valid YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        reason = f"{error.reason} at byte {error.position}; save it as UTF-8"
+        raise InvalidFileError(f"{place}: not valid YAML: {reason}") from error
