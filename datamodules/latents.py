@@ -43,11 +43,11 @@ class CachedLatents(ImageDataset):
     ) -> None:
         self.root, self.split, self.classes = root, split, int(split["classes"])
         self.scale, self.shift, self.sample, self.flip = scale, shift, sample, flip
-        shards = open_shards(root, split)
+        headers = open_shards(root, split)
         if verify:
-            for file, _, header in shards:
-                check_sha256(file, header)
-        self.shards = [map_shard(file, layout, header) for file, layout, header in shards]
+            for header in headers:
+                check_sha256(header)
+        self.shards = [map_shard(header) for header in headers]
         self.starts = np.cumsum([0, *(len(labels) for _, labels in self.shards)])
 
     def __len__(self) -> int:

@@ -72,17 +72,19 @@ class Layout(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Header of a shard.
+    """Header of a shard, compared with the length of the file.
 
     Attributes:
+        file: the shard.
         metadata: string metadata of the shard.
-        tensors: entries of the tensors.
+        layout: number, shape and data type of its latents.
         start: offset at which the tensors start.
         sha256: SHA-256 of all bytes before `start`.
     """
 
+    file: Path
     metadata: dict[str, str]
-    tensors: dict[str, Any]
+    layout: Layout
     start: int
     sha256: str
 
@@ -98,50 +100,38 @@ def canonical_json(value: Any) -> str:
 
 
 def read_header(file: Path) -> Header:
-    """Read the header of a shard; raise FileNotFoundError, or DamagedError if it is invalid."""
+    """Read the header of a shard; raise FileNotFoundError, or DamagedError if it does not describe the file."""
     with file.open("rb") as stream:
-        first = stream.read(LENGTH)
+        first, length = stream.read(LENGTH), os.fstat(stream.fileno()).st_size
         size = int.from_bytes(first, "little")
-        if len(first) < LENGTH or not size <= min(MAX_HEADER, os.fstat(stream.fileno()).st_size - LENGTH):
+        if len(first) < LENGTH or not size <= min(MAX_HEADER, length - LENGTH):
             raise _damaged(file, "it has no header")
         text = stream.read(size)
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__")
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise TypeError("metadata must be strings")
+        metadata, mean = entries.pop("__metadata__"), entries["mean"]
+        count, views, channels, height, width = mean["shape"]
+        dtype = {short: name for name, short in NAMES.items()}[mean["dtype"]]
+        numbers_valid = all(isinstance(number, int) and number >= 0 for number in mean["shape"])
+        if not numbers_valid or not all(isinstance(value, str) for value in metadata.values()):
+            raise TypeError("shapes must be non-negative integers, and metadata strings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, "its header cannot be read") from error
-    return Header(metadata, entries, LENGTH + size, hashlib.sha256(first + text).hexdigest())
+    layout = Layout(count, views, (channels, height, width), dtype, 2 if "logvar" in entries else 1)
+    if entries != layout.tensors:
+        raise _damaged(file, f"its tensors are not those of {count} images")
+    start = LENGTH + size
+    if length != start + layout.bytes:
+        raise _damaged(file, f"it must have {start + layout.bytes} bytes, got {length}")
+    return Header(file, metadata, layout, start, hashlib.sha256(first + text).hexdigest())
 
 
-def layout_from_header(file: Path, header: Header) -> Layout:
-    """Return the layout that a header describes; raise DamagedError if it describes none."""
-    try:
-        count, views, channels, height, width = header.tensors["mean"]["shape"]
-        dtype = {short: name for name, short in NAMES.items()}[header.tensors["mean"]["dtype"]]
-        if not all(isinstance(number, int) and number >= 0 for number in (count, views, channels, height, width)):
-            raise TypeError("shapes must be non-negative integers")
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(file, "its header cannot be read") from error
-    return Layout(count, views, (channels, height, width), dtype, 2 if "logvar" in header.tensors else 1)
-
-
-def check_shard(file: Path, layout: Layout, header: Header) -> None:
-    """Raise DamagedError unless the file has the length and the tensors of the layout."""
-    if header.tensors != layout.tensors:
-        raise _damaged(file, f"its tensors are not those of {layout.count} images")
-    size, expected = file.stat().st_size, header.start + layout.bytes
-    if size != expected:
-        raise _damaged(file, f"it must have {expected} bytes, got {size}")
-
-
-def check_sha256(file: Path, header: Header) -> None:
+def check_sha256(header: Header) -> None:
     """Raise DamagedError unless the tensors have the SHA-256 in the header; reads the whole file."""
-    with file.open("rb") as stream:
+    with header.file.open("rb") as stream:
         stream.seek(header.start)
         if hashlib.file_digest(stream, "sha256").hexdigest() != header.metadata.get("sha256"):
-            raise _damaged(file, "its SHA-256 is not what was written")
+            raise _damaged(header.file, "its SHA-256 is not what was written")
 
 
 def _damaged(file: Path, what: str) -> DamagedError:
@@ -182,30 +172,32 @@ def layout_from_manifest(split: Mapping[str, Any], count: int) -> Layout:
     return Layout(count, split["views"], (channels, height, width), split["dtype"], len(split["moments"]))
 
 
-def open_shards(root: Path, split: Mapping[str, Any]) -> list[tuple[Path, Layout, Header]]:
-    """Return file, layout and header of every shard of a split, compared with the manifest; no tensor is read."""
-    shards = []
+def open_shards(root: Path, split: Mapping[str, Any]) -> list[Header]:
+    """Return the header of every shard of a split, compared with the manifest; no tensor is read."""
+    headers = []
     for entry in split["shards"]:
-        if Path(entry["file"]).name != entry["file"]:
+        file = root / entry["file"]
+        if file.name != entry["file"]:
             raise _damaged(root / MANIFEST, f"it names {entry['file']} outside of the cache")
-        file, layout = root / entry["file"], layout_from_manifest(split, entry["count"])
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: run the command that made the cache again")
         header = read_header(file)
-        check_shard(file, layout, header)
+        if header.layout != layout_from_manifest(split, entry["count"]):
+            raise _damaged(file, f"its tensors are not those of {entry['count']} images")
         if header.sha256 != entry["header"] or header.metadata.get("sha256") != entry["sha256"]:
             raise _damaged(file, f"its header differs from {MANIFEST}")
-        shards.append((file, layout, header))
-    count = sum(layout.count for _, layout, _ in shards)
+        headers.append(header)
+    count = sum(header.layout.count for header in headers)
     if count != split["count"]:
         raise _damaged(root / MANIFEST, f"its shards hold {count} images, not {split['count']}")
-    return shards
+    return headers
 
 
-def map_shard(file: Path, layout: Layout, header: Header) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Map latents (moments, n, views, c, h, w) and labels (n,) of a checked shard."""
+def map_shard(header: Header) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Map latents (moments, n, views, c, h, w) and labels (n,) of a shard."""
+    layout = header.layout
     start = {name: header.start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
     shape = (layout.moments, layout.count, layout.views, *layout.shape)
     # The log-variances directly follow the means, so both are one array.
-    latents = map_array(file, layout.dtype, start["mean"], shape)
-    return latents, map_array(file, np.int64, start["label"], (layout.count,))
+    latents = map_array(header.file, layout.dtype, start["mean"], shape)
+    return latents, map_array(header.file, np.int64, start["label"], (layout.count,))

@@ -19,7 +19,6 @@ from datamodules.storage.latent_shards import (
     REMEDY,
     DamagedError,
     Header,
-    Layout,
     check_sha256,
     map_shard,
     open_shards,
@@ -94,16 +93,16 @@ def verify(root: Path) -> dict[str, Any]:
     """
     manifest = read_manifest(root)
     for split in manifest["splits"].values():
-        for file, layout, header in open_shards(root, split):
-            check_sha256(file, header)
-            check_values(file, layout, header, split["classes"])
+        for header in open_shards(root, split):
+            check_sha256(header)
+            check_values(header, split["classes"])
     return manifest
 
 
-def check_values(file: Path, layout: Layout, header: Header, classes: int) -> None:
+def check_values(header: Header, classes: int) -> None:
     """Raise DamagedError unless latents are finite and labels are classes."""
-    latents, labels = map_shard(file, layout, header)
-    if not all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, layout.count, ROWS)):
-        raise DamagedError(f"{file} has latents that are not finite: {REMEDY}")
+    latents, labels = map_shard(header)
+    if not all(np.isfinite(latents[:, i : i + ROWS]).all() for i in range(0, len(labels), ROWS)):
+        raise DamagedError(f"{header.file} has latents that are not finite: {REMEDY}")
     if not ((labels >= 0) & (labels < max(1, classes))).all():
-        raise DamagedError(f"{file} has labels outside its {classes} classes: {REMEDY}")
+        raise DamagedError(f"{header.file} has labels outside its {classes} classes: {REMEDY}")

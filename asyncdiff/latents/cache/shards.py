@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.checks import at_least
 from asyncdiff.latents import Codec
@@ -20,8 +21,6 @@ from datamodules.storage.latent_shards import (
     DamagedError,
     canonical_json,
     check_sha256,
-    check_shard,
-    layout_from_header,
     read_header,
     shard_name,
 )
@@ -161,7 +160,8 @@ def check_existing_shards(out: Path, shards: list[Shard]) -> None:
         ignored: tuple[str, ...] = () if file.name in expected else SHARD_KEYS
         if depends.get("split") != shard.split:
             ignored += SPLIT_KEYS
-        differing = next(differences(depends, shard.depends, ignored), None)
+        keys = [key for key in differences(depends, shard.depends) if key.split(".")[0] not in ignored]
+        differing = describe_difference(keys[0], depends, shard.depends) if keys else None
         if differing is None and file.name not in expected and depends.get("split") in first_of_split:
             differing = "number of shards"
         if differing is not None:
@@ -171,16 +171,11 @@ def check_existing_shards(out: Path, shards: list[Shard]) -> None:
             )
 
 
-def differences(old: Any, new: Any, ignored: tuple[str, ...] = (), prefix: str = "") -> Iterator[str]:
-    """Yield the differences between two containers, as dotted keys with both values."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new} - set(ignored)):
-            yield from differences(old.get(key), new.get(key), prefix=f"{prefix}.{key}".lstrip("."))
-    elif old != new:
-        if prefix == "source":
-            yield "set of images (names or labels have changed)"
-        else:
-            yield f"{prefix}, {_abbreviate(old)} instead of {_abbreviate(new)}"
+def describe_difference(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return a difference of the settings for an error message: the dotted key and both values."""
+    if key.split(".")[0] == "source":
+        return "set of images (names or labels have changed)"
+    return f"{key}, {abbreviate(value_at(old, key))} instead of {abbreviate(value_at(new, key))}"
 
 
 def depends_on(file: Path) -> dict[str, Any] | None:
@@ -197,14 +192,6 @@ def depends_on(file: Path) -> dict[str, Any] | None:
 
 def check_intact(file: Path) -> None:
     """Compare every byte of a shard with its checksum; raise DamagedError if one differs."""
-    header = read_header(file)
-    check_shard(file, layout_from_header(file, header), header)
-    check_sha256(file, header)
+    check_sha256(read_header(file))
     if depends_on(file) is None:
         raise DamagedError(f"{file} is damaged (its settings cannot be read): {REMEDY}")
-
-
-def _abbreviate(value: Any) -> str:
-    """Format a value for a message, abbreviating long text."""
-    text = value if isinstance(value, str) else canonical_json(value)
-    return text if len(text) <= 60 else f"{text[:24]}..."
