@@ -43,10 +43,9 @@ def test_contents_of_the_wheel(wheel):
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith("/METADATA")]
         text = archive.read(metadata).decode()
-    modules = {
-        f"{path.relative_to(ROOT)}" for top in ("asyncdiff", "datamodules") for path in (ROOT / top).rglob("*.py")
-    }
-    assert modules <= set(names)
+    files = [path for top in ("asyncdiff", "datamodules") for path in (ROOT / top).rglob("*.*")]
+    used = {f"{path.relative_to(ROOT)}" for path in files if path.suffix in (".py", ".md", ".js", ".css")}
+    assert used <= set(names)
     assert {name.split("/")[0] for name in names} == {"asyncdiff", "datamodules", metadata.split("/")[0]}
     assert "asyncdiff/py.typed" in names
     assert {Path(name).name for name in names if "/licenses/" in name} == {"LICENSE", "THIRD_PARTY_NOTICES.md"}
