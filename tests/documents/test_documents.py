@@ -12,14 +12,13 @@ from asyncdiff.cli.errors import UsageError
 PROGRAMS = ("python ", "make ", "pip ", "source ", "torchrun ", "srun ", "asyncdiff ", "git ")
 WITH_BLOCKS = [file for file in DOCUMENTS if any(block.language not in ("", "math") for block in blocks(file))]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     return train_runs(tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", WITH_BLOCKS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_document_can_be_followed(file, runs, tmp_path, monkeypatch):
     """Follow all blocks in order, in one directory; commands that need missing data or devices are only parsed."""
