@@ -1,6 +1,5 @@
 """Arrays on disk as training data."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from datamodules import Arrays
-from datamodules.index_cache import MappedArray
 
 LATENTS = np.random.default_rng(0).standard_normal((50, 4, 8, 8)).astype(np.float16)
 LABELS = np.arange(50) % 5
@@ -75,13 +73,3 @@ def test_unsuitable_files_are_refused(name, array, message, root):
         np.save(root / f"{name}.npy", array, allow_pickle=True)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         arrays(root).setup()
-
-
-def test_spawned_workers_get_the_file_name_not_its_contents(root):
-    np.save(root / "train.npy", np.random.default_rng(0).standard_normal((50, 4, 64, 64)))
-    dataset = Arrays(str(root), 64).dataset("train")
-    pickled = pickle.dumps(dataset)
-    assert len(pickled) < 20_000
-    again = pickle.loads(pickled)
-    assert isinstance(again.images, MappedArray)
-    assert np.array_equal(again.images, dataset.images)

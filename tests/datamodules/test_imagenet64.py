@@ -1,5 +1,4 @@
 import multiprocessing
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,26 +63,21 @@ def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
     assert data.dataset("test") is data.dataset("val")
 
 
-def test_loaders_transfer_bytes_and_the_module_gets_floats(root: Path) -> None:
-    data = imagenet64(root)
+def test_loaders_transfer_bytes_and_the_key_decides_which_half_is_mirrored(root: Path) -> None:
+    data = imagenet64(root, horizontal_flip=True)
+    train = data.dataset("train")
     batches = list(data.train_dataloader())
     assert len(batches) == 3
     for batch in batches:
         assert batch["image"].dtype == torch.uint8
-        again = data.dataset("train").__getitems__(
-            list(zip(batch["index"].tolist(), batch["key"].tolist(), strict=True))
-        )
-        assert torch.equal(data.on_after_batch_transfer(batch, 0)["image"], again["image"])
-        assert again["image"].dtype == torch.float32
-
-
-def test_the_key_decides_which_half_is_mirrored(root: Path) -> None:
-    data = imagenet64(root, horizontal_flip=True).dataset("train")
-    both = data.__getitems__([(3, 2), (3, 5)])["image"]
-    assert torch.equal(both[1], both[0].flip(-1))
+        image = data.on_after_batch_transfer(batch, 0)["image"]
+        plain = train.plain().__getitems__(batch["index"].tolist())["image"]
+        mirrored = batch["key"] % 2 == 1
+        assert image.dtype == torch.float32
+        assert torch.equal(image[mirrored], plain[mirrored].flip(-1))
+        assert torch.equal(image[~mirrored], plain[~mirrored])
+    both = train.__getitems__([(3, 2), (3, 5)])["image"]
     assert not torch.equal(both[1], both[0])
-    plain = data.plain().__getitems__([(3, 2), (3, 5)])["image"]
-    assert torch.equal(plain[0], plain[1])
 
 
 def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +92,6 @@ def test_files_are_merged_once(root: Path, cache: Path, monkeypatch: pytest.Monk
     assert isinstance(train, PixelArray)
     assert isinstance(train.pixels, MappedArray)
     assert Path(train.pixels.place[0]).parent == made  # type: ignore[index]
-    assert len(pickle.dumps(train)) < 5000
-    again = pickle.loads(pickle.dumps(train))
-    assert torch.equal(again.__getitems__([2])["image"], train.__getitems__([2])["image"])
 
 
 def test_changed_files_are_merged_again(root: Path) -> None:

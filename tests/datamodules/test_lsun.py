@@ -1,14 +1,12 @@
-import pickle
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from encoded_files import cache_fixture, encoded, grays, seen, write_lmdb  # noqa: F401
 
-from datamodules.lsun import Lsun, LsunImages
+from datamodules.lsun import Lsun
 
 pytest.importorskip("lmdb")  # writes the databases
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -112,17 +110,6 @@ def test_keys_are_listed_once_and_nothing_is_written_elsewhere(
     assert sorted(cache.iterdir()) == entries
     files = sorted(str(path.relative_to(tmp_path / "data")) for path in tmp_path.glob("data/**/*") if path.is_file())
     assert files == ["bedroom_train_lmdb/data.mdb", "bedroom_val_lmdb/data.mdb"]
-
-
-def test_a_dataset_is_pickled_without_its_keys_and_opened_again(tmp_path: Path) -> None:
-    rooms(tmp_path, 2000)
-    data = lsun(tmp_path).dataset("train")
-    first = data.read([(1, 0)])["image"]
-    text = pickle.dumps(data)
-    assert len(text) < 2000 * (8 + 8) + 5000  # rows and labels; the keys alone have 160 kB
-    again = pickle.loads(text)
-    assert isinstance(again, LsunImages)
-    assert torch.equal(again.read([(1, 0)])["image"], first)
 
 
 @pytest.mark.parametrize("kept", [0, 100, 5000, 8192, 30000])

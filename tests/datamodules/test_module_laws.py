@@ -1,5 +1,6 @@
-"""Laws that several data modules share: refused arguments, and damaged images."""
+"""Laws that several data modules share: refused arguments, damaged images, and what is pickled for workers."""
 
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from encoded_files import cache_fixture, encoded, npy, seen, write_lmdb, write_zip  # noqa: F401
 
-from datamodules import Arrays, EdmLatents, EdmZip, ImageNet, Lsun
+from datamodules import Arrays, EdmLatents, EdmZip, ImageNet, ImageNet64, Lsun
 from datamodules.images.encoded_module import EncodedDataModule
 
 WRONG: dict[Any, list[dict[str, Any]]] = {
@@ -39,6 +41,28 @@ def database_of(root: Path, values: list[bytes], **options: Any) -> EncodedDataM
         if not (root / f"a_{split}_lmdb").exists():
             write_lmdb(root / f"a_{split}_lmdb", values)
     return Lsun(str(root), 4, **options)
+
+
+def arrays_of(root: Path, values: list[bytes]) -> Arrays:
+    np.save(root / "train.npy", np.random.default_rng(0).standard_normal((len(values), 4, 4, 4)))
+    return Arrays(str(root), 4)
+
+
+def npz_of(root: Path, values: list[bytes]) -> ImageNet64:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(values), 48), dtype=np.uint8)
+    for name in ("train_data_batch_1", "val_data"):
+        np.savez(root / f"{name}.npz", data=pixels, labels=np.arange(len(values)) % 9 + 1)
+    return ImageNet64(str(root), 4)
+
+
+@pytest.mark.filterwarnings("ignore:.*holds 1 of 10")
+@pytest.mark.parametrize("made", [zip_of, database_of, arrays_of, npz_of])
+def test_data_sets_are_pickled_as_places_in_files(tmp_path: Path, made: Any) -> None:
+    data = made(tmp_path, [encoded(7)] * 2000).dataset("train")
+    text = pickle.dumps(data)
+    assert len(text) < 2000 * (8 + 8) + 6000  # rows and labels; names alone are longer
+    items = [(index, 10 * index) for index in (0, 900, 1800)]
+    assert torch.equal(pickle.loads(text).__getitems__(items)["image"], data.__getitems__(items)["image"])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
