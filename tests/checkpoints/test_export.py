@@ -18,7 +18,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
-from asyncdiff.checkpoints.export.hub import locate_export
+from asyncdiff.checkpoints.export.hub import locate_export, upload_export
 from asyncdiff.checkpoints.export.load import FILES
 from asyncdiff.checkpoints.export.model_card import without_local_paths
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
@@ -413,12 +413,16 @@ def test_an_export_is_uploaded_to_the_requested_repository(export, hub, capsys):
     assert capsys.readouterr().out.endswith("published: https://huggingface.co/somebody/digits\n")
 
 
-def test_a_rejected_upload_keeps_the_export(export, hub, tmp_path, capfd):
+def test_a_rejected_upload_keeps_the_export(export, hub, tmp_path, monkeypatch, capfd):
     hub.upload_folder.side_effect = OSError("401\nUnauthorized")
     with pytest.raises(SystemExit):
         export("--push_to_hub", "somebody/digits")
     assert "error: cannot upload to somebody/digits, 401 Unauthorized: " in capfd.readouterr().err
     assert AsyncDiffusion.from_pretrained(tmp_path / "shared").guard.stop_after == 10
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.HfApi", lambda: HfApi("http://127.0.0.1:9", token="none"))
+        with pytest.raises(OSError, match=r"cannot upload to somebody/digits, .*refused: the export in .* is complete"):
+            upload_export(tmp_path / "shared", "somebody/digits")
     with pytest.raises(SystemExit):
         export("--push_to_hub", "digits", name="other")
     assert capfd.readouterr().err == (

@@ -16,10 +16,11 @@ import torch
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import read_checkpoint
+from asyncdiff.checkpoints.compare import differences
 from asyncdiff.checkpoints.object_config import build, class_path, describe
 from asyncdiff.checkpoints.old_names import ARGUMENTS, RENAMED, update_checkpoint, update_class_path, update_names
 from asyncdiff.cli.train import main as train
-from asyncdiff.evaluation.result_card import differences, read_card
+from asyncdiff.evaluation.result_card import read_card
 from asyncdiff.noise import AlongPath, LogitNormalProgress, MixedCleanPatches, RandomBoxes, WithCleanPatches
 from asyncdiff.sampling import DDIM, Adaptive, Tolerance
 

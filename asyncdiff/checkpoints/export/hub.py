@@ -66,7 +66,7 @@ def upload_export(folder: Path, name: str, *, private: bool = False) -> str:
         url = HfApi().create_repo(name, private=private, exist_ok=True)
         message = f"Export of {folder.name}"
         HfApi().upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(FILES), commit_message=message)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also those of the library's HTTP client
         raise OSError(
             f"cannot upload to {name}, {_first_words(error)}: the export in {folder} is complete, upload it later with "
             f"hf upload {name} {folder}"
@@ -83,7 +83,7 @@ def _download(name: str, revision: str | None) -> Path:
         )
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except (OSError, ValueError) as error:  # no such repository or revision, no connection, no valid name
+    except Exception as error:  # no such repository or revision, no valid name, those of the library's HTTP client
         at = f" at {revision}" if revision else ""
         raise FileNotFoundError(
             f"{name}{at} is not a local folder and cannot be downloaded from the Hugging Face Hub: "
