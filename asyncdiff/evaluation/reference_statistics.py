@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
-from asyncdiff.evaluation.result_card import abbreviate, differences, value_at
 
 FeatureArray = Float[Tensor, "n d"]
 

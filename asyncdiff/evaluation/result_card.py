@@ -4,7 +4,7 @@ import json
 import math
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ FORMAT = 1  # version of the card format; `read_card` rejects others
 # Protocol keys that identify what is compared, and keys that should not affect the numbers.
 SUBJECT_KEYS = ("checkpoint", "checkpoint_sha256", "step")
 SOFTWARE_KEYS = ("hardware", "torch", "commit")
-
-_MISSING = object()
 
 
 def software(device: torch.device | str) -> dict[str, str]:
@@ -43,30 +41,6 @@ def commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys in which two protocols differ, in the order of the first one.
-
-    A list is compared as one value. A key that only one protocol has counts as a difference.
-    """
-    return list(_differences(before, now, ""))
-
-
-def value_at(protocol: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key, or None if the key is missing."""
-    value: Any = protocol
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
-
-
-def abbreviate(value: Any) -> str:
-    """Return a value as text of at most 60 characters."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def make_card(protocol: Mapping[str, Any], metrics: Mapping[str, float], **more: Any) -> dict[str, Any]:
@@ -96,16 +70,3 @@ def read_card(file: Path) -> dict[str, Any]:
             f"{file} is not a result card, its protocol or metrics are not mappings: evaluate the run again"
         )
     return dict(update_names(content))
-
-
-def _differences(before: Any, now: Any, name: str) -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in [*before, *(key for key in now if key not in before)]:
-            yield from _differences(before.get(key, _MISSING), now.get(key, _MISSING), f"{name}.{key}".lstrip("."))
-    elif before is _MISSING or now is _MISSING or _json_value(before) != _json_value(now):
-        yield name
-
-
-def _json_value(value: Any) -> Any:
-    """Return a value as JSON reads it back, with lists in place of tuples."""
-    return json.loads(json.dumps(value, default=str))

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from asyncdiff.checkpoints.compare import differences
 from asyncdiff.evaluation import Features, FrechetDistance, InceptionFeatures, TrainedClassifier, as_features
 from asyncdiff.evaluation.features.base import to_uint8
-from asyncdiff.evaluation.result_card import differences
 
 
 @pytest.fixture(scope="module")

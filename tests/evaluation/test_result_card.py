@@ -2,7 +2,8 @@ import json
 
 import torch
 
-from asyncdiff.evaluation.result_card import abbreviate, differences, make_card, read_card, software, value_at
+from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
+from asyncdiff.evaluation.result_card import make_card, read_card, software
 
 PROTOCOL = {"a": 1, "sampler": {"class": "Sampler", "steps": 50}, "seeds": [0, 9], "gone": None}
 

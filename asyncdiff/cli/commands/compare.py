@@ -7,16 +7,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.cli.commands.shared.write_results import number
-from asyncdiff.evaluation.result_card import (
-    SOFTWARE_KEYS,
-    SUBJECT_KEYS,
-    abbreviate,
-    differences,
-    read_card,
-    value_at,
-)
+from asyncdiff.evaluation.result_card import SOFTWARE_KEYS, SUBJECT_KEYS, read_card
 
 DESCRIPTION = """Print result cards of `evaluate` as one table with one row per card, to compare checkpoints.
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.evaluation.result_card import make_card, value_at
+from asyncdiff.checkpoints.compare import value_at
+from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
