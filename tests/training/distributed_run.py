@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, DenoisingStrip, Frechet, ImageWriter, InpaintingGrid, SampleGrid
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
@@ -38,38 +37,30 @@ class Draw(Callback):
 
 def main(processes: int, out: str) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
-    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), DDIM(0.25), steps=4), image_size=8)
+    module = AsyncDiffusion(small_dit(), sampler=Sampler(AsyncPatch(), DDIM(0.25), steps=4), image_size=8)
     # 7 and 5 images: neither is a multiple of two processes.
     draw = Draw([SampleGrid(count=7, columns=4), InpaintingGrid(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
     frechet = Frechet(Pixels(), count=33, mask=Half(), batch_size=8)
-    options = {
-        "accelerator": "cpu",
-        "devices": processes,
-        "strategy": "ddp" if processes > 1 else "auto",
-        "use_distributed_sampler": False,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": str(Path(out).parent / f"run{processes}"),
-    }
-    trainer = Trainer(callbacks=[draw, frechet], **options)
+    folder = Path(out).parent / f"run{processes}"
+    strategy = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto", "use_distributed_sampler": False}
+    trainer = quiet_trainer(folder, callbacks=[draw, frechet], **strategy)
     trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
     losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
     module.predict_count, module.predict_batch_size = 5, 2
     module.task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
-    folder = Path(out).parent / f"predicted{processes}"
-    Trainer(callbacks=[ImageWriter(str(folder))], **options).predict(module, return_predictions=False)
+    written = Path(out).parent / f"predicted{processes}"
+    writing = quiet_trainer(folder, callbacks=[ImageWriter(str(written))], **strategy)
+    writing.predict(module, return_predictions=False)
 
     keep = ModelCheckpoint(save_last=True, every_n_train_steps=2)
     callbacks = [EMA(0.9), SampleGrid(count=3, every_n_steps=1), Frechet(Pixels(), count=9, every_n_steps=2), keep]
-    fit = Trainer(callbacks=callbacks, max_steps=2, limit_val_batches=2, val_check_interval=1, **options)
+    options = {"max_steps": 2, "limit_val_batches": 2, "val_check_interval": 1, "enable_checkpointing": True}
+    fit = quiet_trainer(folder, callbacks=callbacks, **options, **strategy)
     fit.fit(module, datamodule=Digits(batch_size=50 // processes))
     if trainer.is_global_zero:
         result = {"images": draw.images, "frechet": frechet.results, "losses": losses}
-        torch.save(result | {"trained": keep.last_model_path, "predicted": str(folder)}, out)
+        torch.save(result | {"trained": keep.last_model_path, "predicted": str(written)}, out)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import randomize_weights
 from lightning.pytorch import Callback, Trainer
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
-from asyncdiff.networks.dit import DiT
 from asyncdiff.training.fsdp2 import local_shard
 from datamodules import Digits
 
@@ -42,19 +41,15 @@ class Poison(Callback):
 
 
 def model(**options) -> AsyncDiffusion:
-    torch.manual_seed(0)
-    network = randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10))
-    return AsyncDiffusion(network, image_size=8, **{"learning_rate": 1e-2, "warmup_steps": 100, **options})
+    return AsyncDiffusion(small_dit(), image_size=8, **{"learning_rate": 1e-2, "warmup_steps": 100, **options})
 
 
-def fit(folder: Path, module: AsyncDiffusion, callbacks: list, steps: int, *, resume=None, **options) -> Trainer:
+def fit(
+    folder: Path, module: AsyncDiffusion, callbacks: list, steps: int, *, resume=None, data=None, **options
+) -> Trainer:
     torch.manual_seed(0)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    settings = {"accelerator": "cpu", "limit_val_batches": 0, "enable_checkpointing": False, "log_every_n_steps": 1}
-    run = Trainer(
-        **{**quiet, **settings, "default_root_dir": folder, "max_steps": steps, **options}, callbacks=callbacks
-    )
-    run.fit(module, datamodule=Digits(batch_size=8), ckpt_path=resume)
+    run = quiet_trainer(folder, callbacks=callbacks, **{"max_steps": steps, "log_every_n_steps": 1, **options})
+    run.fit(module, datamodule=data or Digits(batch_size=8), ckpt_path=resume)
     return run
 
 

@@ -1,14 +1,12 @@
 """Two processes under DDP and FSDP2: the same training, and checkpoints that load anywhere."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
+from processes import run_script
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import read_checkpoint
@@ -16,25 +14,15 @@ from asyncdiff.checkpoints.object_config import build, describe, named_packages
 from asyncdiff.networks.dit import DiT
 from asyncdiff.training.fsdp2 import FullyShard, full_tensors, local_shard, shard_like
 
-HERE = Path(__file__).resolve().parent
 STRATEGIES = ("ddp", "fully_shard")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    found = {}
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    for strategy in STRATEGIES:
-        folder = tmp_path_factory.mktemp(strategy)
-        command = [sys.executable, str(HERE / "fsdp2_run.py"), strategy, str(folder)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[strategy] = folder
-    return found
+    folders = {strategy: tmp_path_factory.mktemp(strategy) for strategy in STRATEGIES}
+    for strategy, folder in folders.items():
+        run_script("fsdp2_run.py", strategy, folder)
+    return folders
 
 
 def checkpoint(folder: Path, name: str, step: int):
@@ -118,7 +106,6 @@ def test_training_starts_from_pretrained_weights(runs, strategy):
     assert 0 < furthest(before, {n: after["state_dict"][n] for n in before}) <= 5e-3 * 1.01
 
 
-@pytest.mark.slow
 def test_sharded_checkpoints_are_refused_with_a_remedy(tmp_path):
     (tmp_path / "run.ckpt").mkdir()
     (tmp_path / "run.ckpt" / ".metadata").touch()

@@ -90,6 +90,14 @@ def test_a_checkpoint_holds_no_code(trained):
     assert {"recipe", "state_dict", "ema"} <= set(contents)
 
 
+def test_other_files_are_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="is not a checkpoint of AsyncDiffusion"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "foreign.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"checkpoint_path .*none.ckpt is not a file"):
+        AsyncDiffusion.load_from_checkpoint(tmp_path / "none.ckpt")
+
+
 def test_image_i_depends_on_seed_i_only(trained):
     module = trained[0]
     together = module.generate([5, 6, 7], [0, 1, 2])

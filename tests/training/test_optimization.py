@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from optimization_run import Poison, fit, model
+from processes import run_script
 from torch import nn
 
 from asyncdiff.callbacks import EMA
@@ -27,7 +24,6 @@ from asyncdiff.training.optimization.gradients import (
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
 from datamodules import Digits
 
-HERE = Path(__file__).resolve().parent
 KEPT = ("weights", "moments", "average")
 
 
@@ -213,12 +209,8 @@ def test_the_dump_names_files_if_there_are_any(tmp_path):
             found.name = lambda index: f"{split}/{index}.png"
             return found
 
-    from lightning.pytorch import Trainer
-
-    settings = {"default_root_dir": tmp_path, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    trainer = Trainer(max_steps=3, callbacks=[Poison({0})], enable_progress_bar=False, **settings)
     with pytest.raises(ValueError, match="step_1_rank_0.json"):
-        trainer.fit(model(stop_after_bad_steps=1), datamodule=Named(batch_size=8))
+        fit(tmp_path, model(stop_after_bad_steps=1), [Poison({0})], 3, data=Named(batch_size=8))
     (batch,) = json.loads((tmp_path / "not_finite" / "step_1_rank_0.json").read_text())["batches"]
     assert batch["files"] == [f"train/{index}.png" for index in batch["index"]]
 
@@ -321,14 +313,7 @@ def test_the_error_names_the_weight():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fully_shard"])
 def test_all_processes_skip_if_one_has_a_bad_batch_and_stop_together(tmp_path, strategy):
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE.parent}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(HERE / "optimization_run.py"), strategy, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("optimization_run.py", strategy, tmp_path)
     for rank in (0, 1):
         held = torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True)
         seen = held["seen"]
