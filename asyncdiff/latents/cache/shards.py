@@ -20,7 +20,6 @@ from datamodules.storage.latent_shards import (
     VERSION,
     DamagedError,
     canonical_json,
-    check_sha256,
     read_header,
     shard_name,
 )
@@ -188,10 +187,3 @@ def depends_on(file: Path) -> dict[str, Any] | None:
         return dict(update_names(json.loads(text)))
     except (DamagedError, KeyError, ValueError, FileNotFoundError):
         return None
-
-
-def check_intact(file: Path) -> None:
-    """Compare every byte of a shard with its checksum; raise DamagedError if one differs."""
-    check_sha256(read_header(file))
-    if depends_on(file) is None:
-        raise DamagedError(f"{file} is damaged (its settings cannot be read): {REMEDY}")
