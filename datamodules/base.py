@@ -115,6 +115,12 @@ def index_and_key(items: Sequence[Item]) -> tuple[Tensor, Tensor]:
     return index, key
 
 
+def mirror_odd(images: Tensor, key: Tensor) -> None:
+    """Mirror the half of the images (b, c, h, w) whose key is odd, in place."""
+    odd = (key % 2).nonzero().squeeze(1)
+    images[odd] = images[odd].flip(-1)
+
+
 def from_uint8(batch: Batch) -> Batch:
     """Convert the uint8 image of a batch to float32 in [-1, 1]; loaders that transfer bytes transfer a quarter."""
     return {**batch, "image": batch["image"].float().div_(127.5).sub_(1)}
@@ -122,11 +128,7 @@ def from_uint8(batch: Batch) -> Batch:
 
 def with_keys(items: Sequence[Item | int]) -> list[Item]:
     """Return (index, key) pairs unchanged; give bare indices a default key."""
-    return [i if isinstance(i, tuple) else (i, _default_key(i)) for i in items]
-
-
-def _default_key(index: int) -> int:
-    return int(sample_keys(0, 0, np.array([index]))[0])
+    return [i if isinstance(i, tuple) else (i, int(sample_keys(0, 0, np.array([i]))[0])) for i in items]
 
 
 def _no_collate(batch: Any) -> Any:
@@ -144,6 +146,13 @@ def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
     """Raise ValueError unless an argument is at least `minimum`."""
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
+
+
+def one_of(name: str, value: object, values: Sequence[object]) -> None:
+    """Raise ValueError unless an argument has one of the values."""
+    if value not in values:
+        listed = f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
+        raise ValueError(f"{name} must be {listed}, got {value!r}: choose one of these")
 
 
 def accumulated_batches(trainer: Trainer) -> int:

@@ -11,7 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.base import (
+    Batch,
+    ImageDataModule,
+    ImageDataset,
+    Item,
+    Split,
+    at_least,
+    index_and_key,
+    mirror_odd,
+    one_of,
+)
+from datamodules.hash_split import check_held_out
 from datamodules.images.decoding import MAX_PIXELS, read_pixels, to_channels
 from datamodules.order import sample_keys, splitmix
 from datamodules.storage.file_lists import find_images
@@ -73,9 +84,7 @@ class RandomCrops(ImageDataset):
         self.images, self.labels, self.classes = images, torch.tensor(labels, dtype=torch.int64), classes
         self.size, self.crops, self.flip = size, crops, flip
         # Number of vertical and horizontal positions of a crop in every image.
-        self.position_counts = np.array(
-            [[side - size + 1 for side in image.shape[1:]] for image in images], dtype=np.uint64
-        )
+        self.position_counts = np.array([[side - size + 1 for side in x.shape[1:]] for x in images], dtype=np.uint64)
 
     def __len__(self) -> int:
         return self.crops
@@ -100,8 +109,7 @@ class RandomCrops(ImageDataset):
         positions = self.positions(index.numpy(), key.numpy())
         pixels = extract_crops(self.images, positions, self.size)
         if self.flip:
-            mirrored = key % 2 == 1
-            pixels[mirrored] = pixels[mirrored].flip(-1)
+            mirror_odd(pixels, key)
         label = self.labels[[image for image, _, _ in positions]]
         return {"image": pixels, "label": label, "index": index, "key": key}
 
@@ -145,14 +153,11 @@ class Crops(ImageDataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the side length of a crop in pixels")
         at_least("crops", crops, 1, "set the number of training crops per epoch")
-        if channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for RGB, 1 for grayscale")
-        if labels not in ("none", "file", "folder"):
-            raise ValueError(f"labels must be none, file or folder, got {labels!r}: choose one of these")
+        one_of("channels", channels, (1, 3))
+        one_of("labels", labels, ("none", "file", "folder"))
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, got {scale}: 1 leaves the images unchanged")
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.1 holds out a tenth of every image")
+        check_held_out(held_out, "0.1 holds out a tenth of every image")
         self.root, self.size, self.channels, self.labels = Path(root).expanduser(), size, channels, labels
         self.scale, self.crops, self.held_out, self.horizontal_flip = scale, crops, held_out, horizontal_flip
 

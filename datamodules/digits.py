@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from datamodules.base import ImageDataModule, ImageDataset, InMemoryImages, Split
+from datamodules.hash_split import check_held_out
 
 SPLIT_SEED = 1797  # an arbitrary constant: the split must not depend on the seed of a run
 GRAY_LEVELS = 16  # pixels are counts from 0 to 16
@@ -46,8 +47,7 @@ class Digits(ImageDataModule):
         held_out: float = 0.2,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.2 holds out a fifth of the digits")
+        check_held_out(held_out, "0.2 holds out a fifth of the digits")
         self.held_out = held_out
 
     def build(self) -> Mapping[Split, ImageDataset]:

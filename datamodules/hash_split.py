@@ -10,17 +10,16 @@ import numpy.typing as npt
 Fractions = npt.NDArray[np.float64]
 
 
-def check_held_out(held_out: float) -> None:
+def check_held_out(held_out: float, remedy: str = "0.01 holds out one image in a hundred") -> None:
     """Raise ValueError unless `held_out` lies in (0, 1)."""
     if not 0 < held_out < 1:
-        raise ValueError(f"held_out must lie in (0, 1), got {held_out}: 0.01 holds out one image in a hundred")
+        raise ValueError(f"held_out must lie in (0, 1), got {held_out}: {remedy}")
 
 
 def hash_fraction(name: str) -> float:
     """Hash a relative path to a number in [0, 1): uniform over paths, the same on every machine."""
-    text = unicodedata.normalize("NFC", name).encode(
-        "utf-8", "surrogateescape"
-    )  # file systems normalize accents differently
+    # File systems normalize accents differently.
+    text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
@@ -42,3 +41,16 @@ def is_held_out(fractions: Fractions, held_out: float) -> npt.NDArray[np.bool_]:
         A boolean mask (n,).
     """
     return fractions <= max(held_out, float(fractions.min()))
+
+
+def split_by_hash(
+    fractions: Fractions, held_out: float, root: object, remedy: str = "add images, lower held_out or set val_root"
+) -> npt.NDArray[np.bool_]:
+    """Return True (n,) for the held-out samples as `is_held_out` does; raise ValueError if these are all."""
+    mask = is_held_out(fractions, held_out)
+    if mask.all():
+        raise ValueError(
+            f"root must leave an image to train on, got {root} with {len(mask)}, all held out by "
+            f"held_out={held_out}: {remedy}"
+        )
+    return mask

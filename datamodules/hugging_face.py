@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 
 from datamodules.base import ImageDataset, Split
-from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
+from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
@@ -124,50 +124,53 @@ class HuggingFace(EncodedDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the data set; raise if it, a split or a column is missing, or if a label does not occur in training."""
         splits = load_tables(self.root, config_name=self.config_name, revision=self.revision)
-        train = self._table(splits, self.train_split, "train_split", None)
-        val = self._evaluation_table(splits, self.val_split, "val_split", VAL_NAMES, train)
-        test = self._evaluation_table(splits, self.test_split, "test_split", ("test",), train)
-        rows, val_mask = np.arange(len(train)), np.zeros(len(train), np.bool_)
+        train = self._table(splits, "train_split", self.train_split, None)
+        val = self._evaluation_table(splits, "val_split", self.val_split, VAL_NAMES, train)
+        test = self._evaluation_table(splits, "test_split", self.test_split, ("test",), train)
+        rows = np.arange(len(train))
         if val is None:
-            val_mask = is_held_out(hash_fractions(map(str, range(len(train)))), self.held_out)
-            if val_mask.all():
-                raise ValueError(
-                    f"root must leave an image to train on, got {train.place} with {len(train)}, all held out by "
-                    f"held_out={self.held_out}: lower held_out or set val_split"
-                )
-        train_images = self._images(train, rows[~val_mask], train=True)
-        val_images = self._images(train, rows[val_mask]) if val is None else self._images(val, np.arange(len(val)))
-        if test is None or (val is not None and test.place == val.place):
-            return {"train": train_images, "val": val_images, "test": val_images}
-        return {"train": train_images, "val": val_images, "test": self._images(test, np.arange(len(test)))}
+            fractions = hash_fractions(map(str, range(len(train))))
+            val_mask = split_by_hash(fractions, self.held_out, train.place, "lower held_out or set val_split")
+            rows, val_images = rows[~val_mask], self._images(train, rows[val_mask])
+        else:
+            val_images = self._images(val)
+        images: dict[Split, ImageDataset] = {
+            "train": self._images(train, rows, train=True),
+            "val": val_images,
+            "test": val_images,
+        }
+        if test is not None and (val is None or test.place != val.place):
+            images["test"] = self._images(test)
+        return images
 
-    def _images(self, table: Table, rows: Integers, train: bool = False) -> TableImages:
+    def _images(self, table: Table, rows: Integers | None = None, train: bool = False) -> TableImages:
+        rows = np.arange(len(table)) if rows is None else rows
         return TableImages(table, rows, classes=len(table.classes), **self.options(train=train))
 
-    def _table(self, splits: Mapping[str, Any], name: str, argument: str, train: Table | None) -> Table:
+    def _table(self, splits: Mapping[str, Any], argument: str, name: str, train: Table | None) -> Table:
         """Return the split of this name; `argument` is the argument that names it."""
         if name not in splits:
             raise ValueError(
                 f"{argument} must be a split of {self.root} ({', '.join(splits)}), got {name!r}: choose one of these"
             )
-        place = f"{self.root} {name}"
-        return Table(place, splits[name], image_column=self.image_column, label_column=self.label_column, train=train)
+        image, label = self.image_column, self.label_column
+        if train is not None:
+            image, label = train.image_column, train.label_column
+        classes = None if train is None else train.classes
+        return Table(f"{self.root} {name}", splits[name], image_column=image, label_column=label, classes=classes)
 
     def _evaluation_table(
-        self, splits: Mapping[str, Any], name: str | None, argument: str, defaults: tuple[str, ...], train: Table
+        self, splits: Mapping[str, Any], argument: str, name: str | None, defaults: tuple[str, ...], train: Table
     ) -> Table | None:
         """Return the split of this name, else the first default split that has labels as training has, else None."""
-        if name is not None:
-            table = self._table(splits, name, argument, train)
-            if train.labeled and not table.labeled:
+        names = (name,) if name is not None else (n for n in defaults if n in splits and n != self.train_split)
+        for candidate in names:
+            table = self._table(splits, argument, candidate, train)
+            if table.labeled or not train.labeled:
+                return table
+            if name is not None:
                 raise ValueError(
                     f"{argument} must have labels as training has, got {name!r} with {UNLABELED} for some: "
                     "choose another split, or set label_column to an empty string"
                 )
-            return table
-        for default in defaults:
-            if default in splits and default != self.train_split:
-                table = self._table(splits, default, argument, train)
-                if table.labeled or not train.labeled:
-                    return table
         return None

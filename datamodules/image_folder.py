@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ImageDataset, Split
-from datamodules.hash_split import is_held_out
+from datamodules.hash_split import check_held_out, split_by_hash
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
@@ -67,8 +67,7 @@ class ImageFolder(EncodedDataModule):
             workers=workers,
             seed=seed,
         )
-        if not 0 < held_out < 1:
-            raise ValueError(f"held_out must lie in (0, 1), got {held_out}: set val_root to train on every file")
+        check_held_out(held_out, "set val_root to train on every file")
         self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()
         self.held_out = held_out
@@ -82,13 +81,8 @@ class ImageFolder(EncodedDataModule):
             check_same_classes(listings[root].class_names(root), classes, root)
         files = {split: listings[root] for split, root in roots.items()}
         if roots["val"] == roots["train"] and self.val_root is None:
-            held_out = is_held_out(files["train"].shares, self.held_out)
+            held_out = split_by_hash(files["train"].shares, self.held_out, self.root)
             files["train"], files["val"] = files["train"].select(~held_out), files["train"].select(held_out)
-        if not len(files["train"].names):
-            raise ValueError(
-                f"root must leave an image to train on, got {self.root} with {len(files['val'].names)}, all held out "
-                f"by held_out={self.held_out}: add images, lower held_out or set val_root"
-            )
         data = {split: self._split(split, roots[split], files[split], classes) for split in roots}
         # One object if val and test are the same files, so that an unreadable one is reported once.
         return data | {"test": data["val"]} if roots["val"] == roots["test"] else data

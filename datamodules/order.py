@@ -219,12 +219,19 @@ class ResumableLoader(DataLoader[Any]):
             return
         self._yielded = 0
         self._begin, self._before = (shard.epoch, shard.start), self._epoch_progress()[0]
-        for batch in super().__iter__():
-            self._yielded += 1
-            if shard.resuming:
-                epoch, start = self._position_after(self._yielded)
-                shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
-            yield batch
+        batches = super().__iter__()
+        try:
+            for batch in batches:
+                self._yielded += 1
+                if shard.resuming:
+                    epoch, start = self._position_after(self._yielded)
+                    shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
+                yield batch
+        except Exception:
+            # Left to the garbage collector, torch would wait for workers that it can no longer tell to stop.
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+            raise
 
     def _epoch_progress(self) -> tuple[int, int]:
         """Return the batches processed so far and the batches per epoch."""

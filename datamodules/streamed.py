@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, Split, at_least
-from datamodules.hash_split import check_held_out, hash_fractions, is_held_out
+from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.decoding import Crop, center_square, pillow_pixels, to_channels
 from datamodules.images.encoded import EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.storage.columns import choose_column
 from datamodules.storage.streamed_shards import Field, Shards
 
-ENCODED = ("jpeg", "image", "bytes")  # litdata's names of the kinds of data that are decoded here
-IMAGES = (*ENCODED, "pil", "numpy", "tensor")
+IMAGES = ("jpeg", "image", "bytes", "pil", "numpy", "tensor")  # litdata's names of the kinds of data of images
 
 
 class StreamedImages(EncodedImages):
@@ -184,19 +184,17 @@ class Streamed(EncodedDataModule):
     def build(self) -> Mapping[Split, ImageDataset]:
         """Read the indices; raise if there are none, or if fields are missing."""
         train = self._shards(self.root, "train")
-        everything = np.arange(len(train.sizes))
-        if self.val_root is not None:
+        if self.val_root is None:
+            other = train
+            remedy = "write smaller shards, lower held_out or set val_root"
+            fractions = hash_fractions(file.name for file in train.files)
+            val_mask = split_by_hash(fractions, self.held_out, self.root, remedy)
+            selected, val_selected = np.flatnonzero(~val_mask), np.flatnonzero(val_mask)
+        else:
             other = self._shards(self.val_root, "val")
-            val = self._images(other, np.arange(len(other.sizes)), train=False)
-            return {"train": self._images(train, everything, train=True), "val": val, "test": val}
-        val_mask = is_held_out(hash_fractions(file.name for file in train.files), self.held_out)
-        if val_mask.all():
-            raise ValueError(
-                f"root must leave a shard to train on, got {self.root} with {len(val_mask)}, all held out by "
-                f"held_out={self.held_out}: write smaller shards, lower held_out or set val_root"
-            )
-        val = self._images(train, everything[val_mask], train=False)
-        return {"train": self._images(train, everything[~val_mask], train=True), "val": val, "test": val}
+            selected, val_selected = np.arange(len(train.sizes)), np.arange(len(other.sizes))
+        val = self._images(other, val_selected, train=False)
+        return {"train": self._images(train, selected, train=True), "val": val, "test": val}
 
     def _shards(self, root: str, part: str) -> Shards:
         folder = None if self.cache_dir is None else self.cache_dir / part
@@ -204,10 +202,21 @@ class Streamed(EncodedDataModule):
         return Shards(root, folder=folder, limit=limit, options=self.storage_options)
 
     def _images(self, shards: Shards, selected: npt.NDArray[np.int64], *, train: bool) -> StreamedImages:
-        image = _image_field(shards, self.image_field)
-        label = _label_field(shards, self.label_field) if self._classes else None
-        options = self.options(train=train)
-        return StreamedImages(shards, selected, image=image, label=label, classes=self._classes, **options)
+        fields, label = shards.fields, None
+        images = [name for name, field in fields.items() if field.kind.split(":")[0] in IMAGES]
+        image = choose_column("image_field", self.image_field, images, shards.root)
+        if self._classes:
+            integers = [name for name, field in fields.items() if field.kind == "int"]
+            name = self.label_field or ("label" if "label" in integers else None)
+            label = choose_column("label_field", name, integers, shards.root, "choose another, or leave classes at 0")
+        return StreamedImages(
+            shards,
+            selected,
+            image=fields[image],
+            label=None if label is None else fields[label],
+            classes=self._classes,
+            **self.options(train=train),
+        )
 
 
 def _array_to_chw(pixels: Tensor) -> Tensor:
@@ -219,33 +228,3 @@ def _array_to_chw(pixels: Tensor) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) not in (1, 3):
         raise ValueError(f"its array must be uint8 (h, w), (h, w, c) or (c, h, w), c = 1 or 3, got {pixels.dtype}")
     return pixels
-
-
-def _image_field(shards: Shards, name: str | None) -> Field:
-    """Return the field of the images, by its name or as the only possible one."""
-    candidates = {key: field for key, field in shards.fields.items() if field.kind.split(":")[0] in IMAGES}
-    if name is not None:
-        if name not in candidates:
-            raise ValueError(
-                f"image_field must name images in the samples of {shards.root} ({', '.join(candidates)}), got "
-                f"{name!r}: choose one of these"
-            )
-        return candidates[name]
-    if len(candidates) != 1:
-        raise ValueError(
-            f"image_field must name the images in the samples of {shards.root}, got {len(candidates)} possible fields: "
-            f"choose from {', '.join(candidates or shards.fields)}"
-        )
-    return next(iter(candidates.values()))
-
-
-def _label_field(shards: Shards, name: str | None) -> Field:
-    """Return the field of the labels: by its name, else "label", else the only integer field."""
-    candidates = {key: field for key, field in shards.fields.items() if field.kind == "int"}
-    name = name or ("label" if "label" in candidates or len(candidates) != 1 else next(iter(candidates)))
-    if name not in candidates:
-        raise ValueError(
-            f"label_field must name integers in the samples of {shards.root} ({', '.join(candidates) or 'none'}), got "
-            f"{name!r}: choose another, or leave classes at 0"
-        )
-    return candidates[name]

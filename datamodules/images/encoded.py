@@ -5,14 +5,14 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
+from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key, mirror_odd, one_of
 from datamodules.images.decoding import Crop, load_square
 
 Bytes = npt.NDArray[np.uint8]
@@ -97,8 +97,7 @@ class EncodedImages(ImageDataset):
         empty = torch.empty(0, self.channels, self.size, self.size, dtype=torch.uint8)
         image = torch.stack([pixels for _, _, pixels in samples]) if samples else empty
         if self.flip:
-            mirrored = key % 2 == 1
-            image[mirrored] = image[mirrored].flip(-1)
+            mirror_odd(image, key)
         label = torch.from_numpy(self.labels[index.numpy()].astype(np.int64))
         return {"image": image, "label": label, "index": index, "key": key}
 
@@ -108,8 +107,7 @@ class EncodedImages(ImageDataset):
 
     def decode(self, data: Bytes) -> Tensor:
         """Decode an image to uint8 (channels, size, size); raises whatever the decoder raises."""
-        options: dict[str, Any] = {"crop": self.crop, "reduced": self.reduced_decoding}
-        return load_square(data, size=self.size, channels=self.channels, **options)
+        return load_square(data, size=self.size, channels=self.channels, crop=self.crop, reduced=self.reduced_decoding)
 
     def _readable(self, index: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the image; if it is unreadable, the next readable one in training, nothing in evaluation."""
@@ -140,10 +138,7 @@ class EncodedImages(ImageDataset):
 
 
 def check_image_options(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
-    """Raise ValueError unless the options are known to data modules of encoded images."""
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels}: use 3 for RGB, 1 for grayscale")
-    if on_corrupt not in ("skip", "raise"):
-        raise ValueError(f"on_corrupt must be skip or raise, got {on_corrupt!r}: choose one of these")
-    if crop not in ("short_side", "adm"):
-        raise ValueError(f"crop must be short_side or adm, got {crop!r}: choose one of these")
+    """Raise ValueError unless these options of data modules of encoded images have one of their values."""
+    one_of("channels", channels, (1, 3))
+    one_of("on_corrupt", on_corrupt, ("skip", "raise"))
+    one_of("crop", crop, ("short_side", "adm"))

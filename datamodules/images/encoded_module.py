@@ -42,12 +42,5 @@ class EncodedDataModule(ImageDataModule):
 
     def options(self, *, train: bool) -> dict[str, Any]:
         """Return the arguments of `EncodedImages` that follow from those of this module."""
-        return {
-            "size": self.size,
-            "channels": self.channels,
-            "train": train,
-            "flip": train and self.horizontal_flip,
-            "on_corrupt": self.on_corrupt,
-            "crop": self.crop,
-            "reduced_decoding": self.reduced_decoding,
-        }
+        same = {name: getattr(self, name) for name in ("size", "channels", "on_corrupt", "crop", "reduced_decoding")}
+        return {**same, "train": train, "flip": train and self.horizontal_flip}

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key
+from datamodules.base import Batch, ImageDataset, Item, from_uint8, index_and_key, mirror_odd
 
 
 class PixelArray(ImageDataset):
@@ -53,8 +53,7 @@ class PixelArray(ImageDataset):
         rows = index.numpy()
         image = torch.from_numpy(self.pixels[rows])
         if self.flip:
-            mirrored = (key % 2).nonzero().squeeze(1)
-            image[mirrored] = image[mirrored].flip(-1)
+            mirror_odd(image, key)
         label = torch.from_numpy(self.labels[rows].astype(np.int64))
         return {"image": image, "label": label, "index": index, "key": key}
 

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from datamodules.storage.columns import choose_column, one_line
 
 Integers = npt.NDArray[np.int64]
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -46,8 +48,7 @@ def load_tables(root: str, *, config_name: str | None, revision: str | None) -> 
             splits = datasets.load_dataset(place, config_name, revision=revision)
     except Exception as error:  # the library may raise anything on damaged files or without a network
         reason = error.__cause__ or error  # it wraps the error of a file into a generic one
-        line = " ".join(str(reason).split()) or type(reason).__name__
-        raise ValueError(f"root must be a data set that can be loaded, got {root}: {line}") from error
+        raise ValueError(f"root must be a data set that can be loaded, got {root}: {one_line(reason)}") from error
     return splits if isinstance(splits, Mapping) else {"train": splits}
 
 
@@ -64,33 +65,32 @@ class Table:
         data: the split as loaded by the library.
         image_column: column of the images; None takes the only column of images.
         label_column: column of the labels; None takes the default column, an empty string means no labels.
-        train: the training split, which determines columns and classes; None if this is it.
+        classes: names of the classes of training; None if this is the training split.
 
     Raises:
         ValueError: columns are missing or ambiguous, or labels do not occur in training.
     """
 
     def __init__(
-        self, place: str, data: Any, *, image_column: str | None, label_column: str | None, train: "Table | None"
+        self,
+        place: str,
+        data: Any,
+        *,
+        image_column: str | None,
+        label_column: str | None,
+        classes: Sequence[str] | None,
     ) -> None:
         import datasets
 
-        self.place = place
         if not len(data):
             raise ValueError(f"root must hold images, got none in {place}: choose another split")
-        self.image_column: str = _image_column(data, image_column, place) if train is None else train.image_column
-        self.label_column: str | None = (
-            _label_column(data, label_column, place) if train is None else train.label_column
-        )
-        for argument, name in {"image_column": self.image_column, "label_column": self.label_column}.items():
-            if name is not None and name not in data.features:
-                raise ValueError(
-                    f"{argument} must be a column of {place} ({', '.join(data.features)}), got {name!r}: choose one"
-                )
+        self.place = place
         self.classes: Sequence[str] = ()
+        self.image_column = _image_column(data.features, image_column, place)
+        self.label_column = _label_column(data.features, label_column, place)
         self.labels, self.labeled = np.zeros(len(data), np.int64), False
-        if self.label_column is not None:
-            self._read_labels(data, train)
+        if self.label_column:
+            self._read_labels(data, classes)
         images = data.select_columns([self.image_column])
         self.data = images.cast_column(self.image_column, datasets.Image(decode=False)).with_format("arrow")
 
@@ -101,76 +101,53 @@ class Table:
         """Return the image of a row: its "bytes" or the "path" of its file, or None for both."""
         return self.data[row].column(0)[0].as_py() or {"bytes": None, "path": None}
 
-    def _read_labels(self, data: Any, train: "Table | None") -> None:
-        """Set `classes`, `labels` and `labeled` from the label column."""
-        feature, values = data.features[self.label_column], data.with_format("arrow")[:].column(self.label_column)
-        kind = str(getattr(feature, "dtype", "structures"))
-        if kind not in ("string", "large_string") and "int" not in kind:
-            self._raise_label_error("be class labels, integers or strings", kind, "choose another label_column")
-        if values.null_count:
-            self._raise_label_error(
-                "exist in every row", f"none in {values.null_count} of {len(data)}", "remove those rows"
-            )
-        if "int" in kind:
-            self._set_integer_labels(values.to_numpy().astype(np.int64), getattr(feature, "names", None), train)
-        else:
-            self._set_string_labels(values.to_pylist(), train)
+    def _read_labels(self, data: Any, classes: Sequence[str] | None) -> None:
+        """Set `classes`, `labels` and `labeled`; leave them if some labels of an evaluation split are withheld."""
+        import pyarrow as pa
+        from pyarrow.compute import index_in
 
-    def _set_integer_labels(self, labels: Integers, names: Sequence[str] | None, train: "Table | None") -> None:
-        """Set classes and labels from integers."""
-        if (labels == UNLABELED).any() and train is not None:
-            return  # unlabeled: the caller decides whether to use this split
-        if train is not None:
-            self.classes = train.classes
+        values = data.select_columns([self.label_column]).with_format("arrow")[:].column(0)
+        integers = pa.types.is_integer(values.type)
+        if not (integers or pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise self._label_error("be class labels, integers or strings", values.type, "choose another label_column")
+        if values.null_count:
+            raise self._label_error("exist in every row", f"none in {values.null_count} of {len(data)}")
+        if integers:
+            labels = values.to_numpy().astype(np.int64)
+            if classes is not None and (labels == UNLABELED).any():
+                return
+            names = getattr(data.features[self.label_column], "names", None) or range(int(labels.max()) + 1)
+            self.classes = classes or [str(name) for name in names]
         else:
-            self.classes = names or [str(label) for label in range(int(labels.max()) + 1)]
-        if labels.min() < 0 or labels.max() >= len(self.classes):
-            wrong = int(labels.min() if labels.min() < 0 else labels.max())
-            self._raise_label_error(
-                f"lie in [0, {len(self.classes)}), the classes of training", wrong, "remove those rows"
-            )
+            self.classes = classes or sorted(values.unique().to_pylist())
+            labels = index_in(values, pa.array(self.classes, values.type)).fill_null(-1).to_numpy().astype(np.int64)
+        wrong = (labels < 0) | (labels >= len(self.classes))
+        if wrong.any():
+            rule = f"lie in [0, {len(self.classes)}), the classes of training" if integers else "occur in training"
+            raise self._label_error(rule, repr(values[int(wrong.argmax())].as_py()))
         self.labels, self.labeled = labels, True
 
-    def _set_string_labels(self, texts: Sequence[str], train: "Table | None") -> None:
-        """Set classes and labels from strings."""
-        self.classes = sorted(set(texts)) if train is None else train.classes
-        number = {name: label for label, name in enumerate(self.classes)}
-        if unknown := sorted(set(texts) - set(number)):
-            self._raise_label_error("occur in training", repr(unknown[0]), "remove those rows")
-        self.labels, self.labeled = np.array([number[text] for text in texts], np.int64), True
-
-    def _raise_label_error(self, rule: str, got: object, remedy: str) -> NoReturn:
-        raise ValueError(f"labels of {self.place} must {rule}, got {got} in column {self.label_column!r}: {remedy}")
+    def _label_error(self, rule: str, got: object, remedy: str = "remove those rows") -> ValueError:
+        return ValueError(f"labels of {self.place} must {rule}, got {got} in column {self.label_column!r}: {remedy}")
 
 
-def _image_column(data: Any, name: str | None, place: str) -> str:
+def _image_column(features: Mapping[str, Any], name: str | None, place: str) -> str:
     """Return the column of images, by its name or as the only one."""
-    if name is not None:
-        return name
-    images = [column for column, feature in data.features.items() if type(feature).__name__ == "Image"]
+    images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
     # Parquet files of other libraries do not declare which of their bytes are images.
-    images = images or [column for column, feature in data.features.items() if _holds_bytes(feature)]
-    if len(images) != 1:
-        raise ValueError(
-            f"image_column must name the images of {place}, got {len(images)} possible columns: choose from "
-            f"{', '.join(images or data.features)}"
-        )
-    return images[0]
+    images = images or [column for column, feature in features.items() if _holds_bytes(feature)]
+    return choose_column("image_column", name, images if name is None else features, place)
 
 
-def _label_column(data: Any, name: str | None, place: str) -> str | None:
-    """Return the column of labels, by its name, "label" or the only one of class labels; None without labels."""
-    if name is not None:
-        return name or None
-    if "label" in data.features:
+def _label_column(features: Mapping[str, Any], name: str | None, place: str) -> str:
+    """Return the column of labels, by its name, "label" or the only one of class labels; empty without labels."""
+    if name is None and "label" in features:
         return "label"
-    columns = [column for column, feature in data.features.items() if type(feature).__name__ == "ClassLabel"]
-    if len(columns) > 1:
-        raise ValueError(
-            f"label_column must name the labels of {place}, got {len(columns)} possible columns: choose from "
-            f"{', '.join(columns)}, or set an empty string for no labels"
-        )
-    return columns[0] if columns else None
+    columns = [column for column, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    if name == "" or (name is None and not columns):
+        return ""
+    remedy = "choose one, or set an empty string for no labels"
+    return choose_column("label_column", name, columns if name is None else features, place, remedy)
 
 
 def _holds_bytes(feature: Any) -> bool:

@@ -6,10 +6,11 @@ order depends on the number of workers; here samples are read one by one, in the
 
 import hashlib
 import json
+import mmap
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +19,13 @@ import numpy as np
 
 from datamodules.index_cache import cache_folder
 from datamodules.order import WINDOW
-from datamodules.storage.mapped_shards import Rows, Table, map_shard
+from datamodules.storage.columns import one_line
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
 LIVE = WINDOW + 4  # shards that one process reads from at a time, and a few more
 TIMEOUT = 600.0  # seconds to wait for a shard that another process downloads
+
+ReadSample = Callable[[int], dict[str, Any]]  # from an index in a shard to the fields of the sample by name
 
 
 class Field(NamedTuple):
@@ -71,9 +74,10 @@ class Shards:
             raise ValueError(
                 f"root must be a folder or begin with one of {', '.join(STORAGES)}, got {root}: correct the address"
             )
-        self.folder = (folder or _own_folder(root)) if self.remote else Path(root).expanduser()
+        own = cache_folder() / f"shards-{hashlib.sha256(root.encode()).hexdigest()[:24]}"
+        self.folder = (folder or own) if self.remote else Path(root).expanduser()
         self._litdata: tuple[int, Any, Any] | None = None  # process ID, litdata's configuration and its sample reader
-        self._maps: OrderedDict[int, Rows | Table] = OrderedDict()
+        self._maps: OrderedDict[int, ReadSample] = OrderedDict()
         config, _ = self._of_process()
         index = json.loads((self.folder / "index.json").read_text())
         _check_inside(index, root)
@@ -83,10 +87,6 @@ class Shards:
         self.ends = np.cumsum(self.sizes)
         self.fields = _fields(config.data_format_unflattened, root)
         self._check(index["config"])
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return int(self.sizes.sum())
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the open files of this process."""
@@ -115,10 +115,10 @@ class Shards:
     def sample(self, index: int) -> dict[str, Any]:
         """Return the fields of a sample by name, decoded by litdata except for images, which stay encoded."""
         shard, index_in_shard = self.locate(index)
-        return self._map(shard).sample(index_in_shard)
+        return self._map(shard)(index_in_shard)
 
-    def _map(self, shard: int) -> Rows | Table:
-        """Return the mapped shard, from the open maps if possible."""
+    def _map(self, shard: int) -> ReadSample:
+        """Return the reader of the mapped shard, from the open maps if possible."""
         self._of_process()  # drops the maps of the parent in a forked process
         if shard not in self._maps:
             self._maps[shard] = self._download_and_map(shard)
@@ -130,10 +130,9 @@ class Shards:
         self._maps.move_to_end(shard)
         return self._maps[shard]
 
-    def _download_and_map(self, shard: int) -> Rows | Table:
+    def _download_and_map(self, shard: int) -> ReadSample:
         """Map a shard; download it first, or wait for another process that downloads it."""
-        file = self.files[shard]
-        until = time.monotonic() + TIMEOUT
+        file, until = self.files[shard], time.monotonic() + TIMEOUT
         while True:
             # Another process may delete the file in the meantime to free space.
             with suppress(FileNotFoundError), file.open("rb") as stream:
@@ -147,20 +146,15 @@ class Shards:
                     f"{self.root}/{file.name} was not downloaded within {TIMEOUT:.0f} s: another process is still "
                     "downloading it or has died"
                 )
-            self._download(shard)
+            self._make_room(int(self.bytes[shard]))
+            try:
+                self._of_process()[0].download_chunk_from_index(shard, skip_lock=True)
+            except Exception as error:  # storage libraries may raise anything
+                raise ValueError(f"{self.root}/{file.name} cannot be downloaded: {one_line(error)}") from error
+            if not file.exists():  # another process is downloading it
+                time.sleep(0.05)
 
-    def _download(self, shard: int) -> None:
-        """Download a shard; if another process is downloading it, wait for a moment."""
-        self._make_room(int(self.bytes[shard]))
-        try:
-            self._of_process()[0].download_chunk_from_index(shard, skip_lock=True)
-        except Exception as error:  # storage libraries may raise anything
-            line = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{self.root}/{self.files[shard].name} cannot be downloaded: {line}") from error
-        if not self.files[shard].exists():
-            time.sleep(0.05)
-
-    def _read(self, shard: int, descriptor: int) -> Rows | Table:
+    def _read(self, shard: int, descriptor: int) -> ReadSample:
         """Map a shard from an open file; raise ValueError if it is damaged."""
         reader = self._of_process()[1]
         try:
@@ -205,21 +199,18 @@ class Shards:
             from litdata.streaming.serializers import BytesSerializer, _get_serializers
         except ImportError as error:
             raise ImportError(f"{self.root} needs litdata, which is not installed: pip install litdata") from error
-        self.folder.mkdir(parents=True, exist_ok=True) if self.remote else None
         # Images stay encoded and are decoded like all others. Pickles stay bytes, because unpickling can run any code.
-        serializers = {name: BytesSerializer() for name in ("jpeg", "image", "pickle")}
+        serializers = _get_serializers({name: BytesSerializer() for name in ("jpeg", "image", "pickle")})
         reader = PyTreeLoader()
+        if self.remote:
+            self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            config = ChunksConfig.load(
-                str(self.folder),
-                _get_serializers(serializers),
-                self.root if self.remote else None,
-                reader,
-                storage_options=self.options,
-            )
+            remote = self.root if self.remote else None
+            config = ChunksConfig.load(str(self.folder), serializers, remote, reader, storage_options=self.options)
         except Exception as error:  # as above
-            line = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"root must hold shards of litdata.optimize, got {self.root}: {line}") from error
+            raise ValueError(
+                f"root must hold shards of litdata.optimize, got {self.root}: {one_line(error)}"
+            ) from error
         if config is None:
             raise FileNotFoundError(
                 f"root must hold shards of litdata.optimize, got {self.root} without index.json: check the path"
@@ -228,13 +219,13 @@ class Shards:
 
     def _check(self, config: Mapping[str, Any]) -> None:
         """Raise ValueError for compressed, encrypted or empty shards, or a limit that is too small."""
-        if config.get("compression") or config.get("encryption"):
-            kind = "compressed" if config.get("compression") else "encrypted"
-            raise ValueError(
-                f"root must hold shards without compression or encryption, got {kind} ones in {self.root}: write plain "
-                "shards; encoded images hardly compress"
-            )
-        if not len(self):
+        for name, kind in (("compression", "compressed"), ("encryption", "encrypted")):
+            if config.get(name):
+                raise ValueError(
+                    f"root must hold shards without compression or encryption, got {kind} ones in {self.root}: write "
+                    "plain shards; encoded images hardly compress"
+                )
+        if not self.sizes.sum():
             raise ValueError(f"root must hold samples, got none in {self.root}: write the shards again")
         needed = LIVE * int(self.bytes.max())
         if self.limit is not None and self.limit < needed:
@@ -242,6 +233,44 @@ class Shards:
                 f"cache_gigabytes must hold {LIVE} shards per process, {needed / 1e9:.2g} GB for {self.root}, got "
                 f"{self.limit / 1e9:.2g}: raise it, or write smaller shards"
             )
+
+
+def map_shard(descriptor: int, *, count: int, min_bytes: int, decode: Callable[[bytearray], Any]) -> ReadSample:
+    """Map the samples of an open file: consecutive ones, or the rows of an Arrow table, as litdata writes flat dicts.
+
+    Args:
+        descriptor: descriptor of the file; may be closed afterwards.
+        count: expected number of samples.
+        min_bytes: minimum size of the file.
+        decode: litdata's function that decodes the bytes of a sample.
+
+    Returns:
+        Function that reads a sample; its bytes are copied on access only.
+
+    Raises:
+        ValueError: the file is damaged; the message continues "FILE is damaged: ".
+    """
+    from litdata.streaming.item_loader import open_arrow_footer_reader
+
+    size = os.fstat(descriptor).st_size
+    if size < max(min_bytes, 4 * (count + 2)):
+        raise ValueError(f"it has {size} of {min_bytes} bytes")
+    pages = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    # A file starts with the number of samples and their boundaries, all uint32.
+    header = np.frombuffer(pages, np.uint32, count + 2).astype(np.int64)
+    if header[0] != count or header[1] < 4 * (count + 2) or (np.diff(header[1:]) < 0).any() or header[-1] > size:
+        raise ValueError(f"it does not start with the offsets of {count} samples")
+    if (arrow := open_arrow_footer_reader(pages)) is not None:
+        table = arrow[0].read_all()  # without compression, its buffers are the mapped pages
+        if len(table) != count:
+            raise ValueError(f"it has {len(table)} of {count} samples")
+        return lambda index: table.slice(index, 1).to_pylist()[0]
+
+    def read(index: int) -> dict[str, Any]:
+        fields = decode(bytearray(pages[int(header[index + 1]) : int(header[index + 2])]))
+        return dict(fields) if isinstance(fields, dict) else {str(i): field for i, field in enumerate(fields)}
+
+    return read
 
 
 def _check_inside(index: Mapping[str, Any], root: str) -> None:
@@ -254,22 +283,14 @@ def _check_inside(index: Mapping[str, Any], root: str) -> None:
             )
 
 
-def _own_folder(root: str) -> Path:
-    """Return the folder of an address in the index cache."""
-    return cache_folder() / f"shards-{hashlib.sha256(root.encode()).hexdigest()[:24]}"
-
-
 def _fields(formats: Any, root: str) -> dict[str, Field]:
     """Return the fields of a sample by name, from litdata's data format."""
-    kinds = formats if isinstance(formats, dict) else dict(enumerate(formats)) if _is_row(formats) else None
-    if kinds is None or not all(isinstance(kind, str) for kind in kinds.values()):
+    kinds = (
+        formats if isinstance(formats, dict) else dict(enumerate(formats)) if isinstance(formats, list | tuple) else {}
+    )
+    if not kinds or not all(isinstance(kind, str) for kind in kinds.values()):
         raise ValueError(
             f'root must hold samples such as {{"image": ..., "label": ...}} or (image, label), got {formats} in '
             f"{root}: write them like this"
         )
     return {str(name): Field(str(name), kind) for name, kind in kinds.items()}
-
-
-def _is_row(formats: Any) -> bool:
-    """Whether samples are non-empty tuples or lists."""
-    return isinstance(formats, (list, tuple)) and len(formats) > 0

@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import pickle
 import sys
 import warnings
@@ -15,15 +14,16 @@ from PIL import Image
 
 from datamodules.hugging_face import HuggingFace, TableImages
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the library is imported
 datasets = pytest.importorskip("datasets")
 
 NAMES = ["ant", "bee", "cat"]
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
 
 
@@ -74,7 +74,7 @@ def labels(batches: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("write", [saved, parquet])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_saved_tables_and_parquet_files_are_read(tmp_path: Path, write: Any, workers: int) -> None:
     root = write(tmp_path / "a", train=table(range(20)), validation=table(range(100, 105)), test=table([200]))
     data = hub(root, workers=workers)
@@ -159,7 +159,7 @@ def test_labels_may_be_integers_or_strings(tmp_path: Path) -> None:
         (table([1, 2], [0, 1], "int64"), table([3], [2], "int64"), r"lie in \[0, 2\), the classes of training, got 2"),
         (table([1, 2], [0, None], "int64"), table([3]), r"exist in every row, got none in 1 of 2"),
         (table([1, 2], [0, -1], "int64"), table([3]), r"lie in \[0, 1\), the classes of training, got -1"),
-        (table([1, 2], [0.5, 1.5], "float32"), table([3]), r"be class labels, integers or strings, got float32"),
+        (table([1, 2], [0.5, 1.5], "float32"), table([3]), r"be class labels, integers or strings, got float"),
     ],
 )
 def test_labels_that_are_not_classes_are_refused(tmp_path: Path, train: Any, val: Any, message: str) -> None:
@@ -172,22 +172,18 @@ def test_columns_are_found_by_their_type_and_may_be_named(tmp_path: Path) -> Non
     data = table([1, 2, 3]).rename_columns({"image": "img", "label": "fine"})
     assert hub(saved(tmp_path / "a", train=data)).classes == 3
     two = data.add_column("coarse", [0, 0, 1]).cast_column("coarse", datasets.ClassLabel(names=["x", "y"]))
-    with pytest.raises(
-        ValueError, match=r"label_column must name .* got 2 possible columns: choose from fine, coarse, or set an emp"
-    ):
+    with pytest.raises(ValueError, match=r"label_column must .* \(fine, coarse\), got 2 possible .*or set an empty"):
         hub(saved(tmp_path / "b", train=two)).setup()
     assert hub(tmp_path / "b", label_column="coarse").classes == 2
     assert hub(tmp_path / "b", label_column="").classes == 0
     masks = table([9, 9, 9]).select_columns(["image"]).rename_column("image", "mask")
     pair = datasets.concatenate_datasets([table([1, 2, 3]), masks], axis=1)
-    with pytest.raises(ValueError, match=r"image_column must name .* got 2 possible columns: choose from image, mask"):
+    with pytest.raises(ValueError, match=r"image_column must .* \(image, mask\), got 2 possible columns: choose"):
         hub(saved(tmp_path / "c", train=pair)).setup()
     assert set(seen(hub(tmp_path / "c", image_column="mask", held_out=0.5).images("train", 3))) == {9}
-    with pytest.raises(
-        ValueError, match=r"image_column must be a column of .* \(image, label, mask\), got 'x': choose"
-    ):
+    with pytest.raises(ValueError, match=r"image_column must .* \(image, label, mask\), got 'x': choose"):
         hub(tmp_path / "c", image_column="x").setup()
-    with pytest.raises(ValueError, match=r"image_column must name .* got 0 possible columns"):
+    with pytest.raises(ValueError, match=r"image_column must .* \(none\), got 0 possible columns"):
         hub(saved(tmp_path / "d", train=datasets.Dataset.from_dict({"x": [1, 2]}))).setup()
 
 
@@ -198,7 +194,7 @@ def test_plain_parquet_files_with_bytes_are_read(tmp_path: Path) -> None:
     assert seen(data.val_dataloader()) == list(range(10))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_a_damaged_cell_is_left_out_or_stops_the_run(tmp_path: Path, workers: int) -> None:
     data = table(range(12)).to_dict()
     data["image"] = [{"bytes": png(i), "path": None} for i in range(12)]
@@ -228,9 +224,7 @@ def test_truncated_files_are_refused(tmp_path: Path, write: Any) -> None:
 
 
 def test_missing_or_too_little_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"root must be a folder or a name on the Hub, got .*none: no such folder"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"root must be a folder or a name .*, got .*none: no such folder"):
         hub(tmp_path / "none").setup()
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match=r"root must be a data set that can be loaded, got .*void: "):

@@ -1,0 +1,41 @@
+"""Choice of the columns of images and labels, for storages that name them, and one-line errors of their libraries."""
+
+from collections.abc import Iterable
+
+
+def choose_column(
+    argument: str,
+    name: str | None,
+    candidates: Iterable[str],
+    place: str,
+    remedy: str = "choose one of these",
+) -> str:
+    """Return `name`, or the only candidate if it is None.
+
+    Args:
+        argument: argument of the data module that gives the name.
+        name: the chosen column, or None.
+        candidates: the possible columns.
+        place: data set, for the error.
+        remedy: what to do about the error.
+
+    Returns:
+        Name of the column.
+
+    Raises:
+        ValueError: it is not one of the candidates, or there are none or several.
+    """
+    columns = list(candidates)
+    if name is None and len(columns) == 1:
+        return columns[0]
+    if name is None or name not in columns:
+        got = f"{len(columns)} possible columns" if name is None else repr(name)
+        raise ValueError(
+            f"{argument} must be one of the columns of {place} ({', '.join(columns) or 'none'}), got {got}: {remedy}"
+        )
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without line breaks, or its type if there is none."""
+    return " ".join(str(error).split()) or type(error).__name__
