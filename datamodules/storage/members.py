@@ -43,8 +43,11 @@ class FileBytes:
             self._descriptor = os.open(self.file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
         data: Bytes = np.empty(size, dtype=np.uint8)
-        if missing := size - os.preadv(self._descriptor, [data.data], offset):
-            raise ValueError(f"the file ends {missing} bytes too early")
+        read = more = os.preadv(self._descriptor, [data.data], offset)
+        while more and read < size:  # file systems over networks may return fewer bytes at once
+            read += (more := os.preadv(self._descriptor, [data[read:].data], offset + read))
+        if read < size:
+            raise ValueError(f"the file ends {size - read} bytes too early")
         return data
 
 

@@ -96,10 +96,17 @@ def test_a_descriptor_is_shared_over_a_fork_and_opened_again_elsewhere(tmp_path:
         os.fstat(descriptor)
 
 
-def test_no_memory_is_used_for_bytes_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
+def test_bytes_are_read_in_parts_and_no_memory_is_used_for_missing_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abcdefg")
     with pytest.raises((ValueError, MemoryError), match=r"the file ends \d+ bytes too early|Unable to allocate"):
         FileBytes(tmp_path / "a").read(1, 1 << 44)
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, parts, offset: preadv(file, [parts[0][:2]], offset))
+    assert FileBytes(tmp_path / "a").read(1, 5).tobytes() == b"bcdef"
+    with pytest.raises(ValueError, match="the file ends 1 bytes too early"):
+        FileBytes(tmp_path / "a").read(1, 7)
 
 
 @pytest.mark.parametrize("method", METHODS)
