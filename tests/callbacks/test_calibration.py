@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
@@ -14,7 +14,6 @@ from asyncdiff.callbacks import EMA, Calibration
 from asyncdiff.callbacks.calibration import STREAM, rank_correlation, reliability
 from asyncdiff.evaluation.figures.calibration_figure import calibration_figure
 from asyncdiff.evaluation.figures.style import pixels
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
@@ -22,29 +21,17 @@ from asyncdiff.shapes import mean_per_patch
 from datamodules import Digits
 
 
-def network(uncertainty=True):
-    torch.manual_seed(0)
-    return randomize_weights(
-        DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10, uncertainty=uncertainty)
-    )
-
-
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     root = tmp_path_factory.mktemp("calibration")
-    module = AsyncDiffusion(network(), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(uncertainty=True), image_size=8, warmup_steps=1)
     callback = Calibration(count=20, bins=5, groups=3, batch_size=8)
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        root,
         max_steps=2,
         limit_val_batches=1,
-        num_sanity_val_steps=0,
         logger=TensorBoardLogger(root, name="", version=""),
         callbacks=[EMA(0.9), callback, Calibration(count=20, name="other", batch_size=20)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer, module, callback
@@ -114,7 +101,7 @@ def test_validate_and_test_compute_the_metrics(measured):
 
 
 def test_a_network_without_a_head_is_refused_before_training():
-    module = AsyncDiffusion(network(uncertainty=False), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(), image_size=8, warmup_steps=1)
     for run in ("fit", "validate"):
         trainer = Trainer(callbacks=[Calibration(count=4)], logger=False, fast_dev_run=True, accelerator="cpu")
         with pytest.raises(

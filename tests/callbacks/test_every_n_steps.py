@@ -3,12 +3,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import Frechet, LossByLevel, SampleGrid, Throughput
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
-from asyncdiff.networks.dit import DiT
-from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
 
 
@@ -46,22 +45,9 @@ def test_callbacks_count_optimizer_steps_under_accumulation(tmp_path, monkeypatc
     )
     monkeypatch.setattr(Frechet, "_compute", lambda self, t, m: calls.append(("measure", t.global_step)))
     monkeypatch.setattr(LossByLevel, "_log", lambda self, t: calls.append(("levels", t.global_step)))
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
-    trainer = Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        max_steps=3,
-        accumulate_grad_batches=4,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        callbacks=[LossByLevel(), Throughput(), SampleGrid(every_n_steps=2), Frechet(Pixels(), every_n_steps=2)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8), datamodule=Digits(batch_size=32))
+    callbacks = [LossByLevel(), Throughput(), SampleGrid(every_n_steps=2), Frechet(Pixels(), every_n_steps=2)]
+    trainer = quiet_trainer(tmp_path, max_steps=3, accumulate_grad_batches=4, log_every_n_steps=1, callbacks=callbacks)
+    trainer.fit(AsyncDiffusion(small_dit(), image_size=8), datamodule=Digits(batch_size=32))
     assert [step for what, step in calls if what == "draw"] == [2, 3]
     assert [step for what, step in calls if what == "measure"] == [2, 3]
     assert [step for what, step in calls if what == "levels"] == [1, 2, 3]

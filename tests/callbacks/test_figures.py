@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
@@ -15,7 +16,6 @@ from asyncdiff.callbacks.inpainting_grid import paint_unknown
 from asyncdiff.callbacks.loss_by_level import sum_by_bin
 from asyncdiff.callbacks.periodic_image import tile_images
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
@@ -33,22 +33,10 @@ CALLBACKS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
-    module = AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), steps=4), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(), sampler=Sampler(AsyncPatch(), steps=4), image_size=8, warmup_steps=1)
     callbacks = [EMA(0.9), LossByLevel(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=4,
-        limit_val_batches=0,
-        log_every_n_steps=2,
-        logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    logger = TensorBoardLogger(folder, name="", version="")
+    trainer = quiet_trainer(folder, max_steps=4, log_every_n_steps=2, logger=logger, callbacks=callbacks)
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer, module, folder
 

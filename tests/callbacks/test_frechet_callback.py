@@ -2,13 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.result_card import read_card
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
@@ -25,20 +24,9 @@ class Pixels(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
-    module = AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(), sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
     callback = Frechet(Pixels(), mask=Half(), count=40, batch_size=16)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(
-        default_root_dir=tmp_path_factory.mktemp("frechet"),
-        accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        callbacks=[EMA(0.9), callback],
-        enable_checkpointing=False,
-        **quiet,
-    )
+    trainer = quiet_trainer(tmp_path_factory.mktemp("frechet"), max_steps=1, callbacks=[EMA(0.9), callback])
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer, module, callback
 

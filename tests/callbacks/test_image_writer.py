@@ -5,10 +5,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import ImageWriter
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks import Inpaint
@@ -16,15 +16,12 @@ from asyncdiff.tasks.photos import read_photo, to_bytes, to_model
 
 
 def module(**options) -> AsyncDiffusion:
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=3)
-    return AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8, predict_batch_size=2, **options)
+    sampler = Sampler(steps=2)
+    return AsyncDiffusion(small_dit(classes=3), sampler=sampler, image_size=8, predict_batch_size=2, **options)
 
 
 def predict(model, root, writer=None):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(accelerator="cpu", default_root_dir=root, callbacks=[writer or ImageWriter()], **quiet)
-    return trainer.predict(model)
+    return quiet_trainer(root, callbacks=[writer or ImageWriter()]).predict(model)
 
 
 def names(folder):

@@ -7,30 +7,19 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.level_samplers import SumBeta
 from datamodules import Digits
 
 
 def trained(folder, callbacks):
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
-    module = AsyncDiffusion(network, SumBeta(), image_size=8, warmup_steps=1)
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_steps=2,
-        limit_val_batches=0,
-        logger=TensorBoardLogger(folder, name="", version=""),
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    module = AsyncDiffusion(small_dit(), SumBeta(), image_size=8, warmup_steps=1)
+    logger = TensorBoardLogger(folder, name="", version="")
+    trainer = quiet_trainer(folder, max_steps=2, logger=logger, callbacks=callbacks)
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return module
 

@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Likelihood
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
 from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
@@ -21,23 +21,11 @@ PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10)
-    module = AsyncDiffusion(network, image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(patch_size=4), image_size=8, warmup_steps=1)
     plain = Likelihood(PATHS, count=20, points=3, batch_size=8)
     half = Likelihood({"async": AsyncPatch()}, count=20, points=3, mask=Half(), labels=False, name="half")
     root = tmp_path_factory.mktemp("likelihood")
-    trainer = Trainer(
-        default_root_dir=root,
-        accelerator="cpu",
-        max_steps=2,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        callbacks=[EMA(0.9), plain, half],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(root, max_steps=2, limit_val_batches=1, logger=True, callbacks=[EMA(0.9), plain, half])
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer, module, plain, half
 

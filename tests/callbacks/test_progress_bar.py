@@ -4,13 +4,11 @@ import io
 from contextlib import redirect_stderr
 
 import pytest
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks.progress_bar import StepProgressBar, print_above_bar
-from asyncdiff.networks.dit import DiT
 from datamodules import Digits
 
 
@@ -28,22 +26,11 @@ class Watched(StepProgressBar):
 
 
 def fit(folder, bar, ckpt_path=None, **bounds):
-    model = AsyncDiffusion(randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2)), image_size=8)
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True)
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_model_summary=False,
-        callbacks=[bar, checkpoint],
-        limit_train_batches=3,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        **bounds,
-    )
+    shown = {"enable_progress_bar": True, "enable_checkpointing": True, "use_distributed_sampler": False}
+    trainer = quiet_trainer(folder, callbacks=[bar, checkpoint], limit_train_batches=3, **shown, **bounds)
     with redirect_stderr(io.StringIO()):
-        trainer.fit(model, Digits(batch_size=8), ckpt_path=ckpt_path)
+        trainer.fit(AsyncDiffusion(small_dit(classes=0), image_size=8), Digits(batch_size=8), ckpt_path=ckpt_path)
     return trainer
 
 

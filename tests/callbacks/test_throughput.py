@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Throughput
@@ -115,15 +116,12 @@ class Rows(Logger):
 
 
 def module(kind=Timed, **options):
-    torch.manual_seed(0)
-    network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10, **options)
-    return kind(network, sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
+    return kind(small_dit(**options), sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
 
 
 def trainer(tmp_path, callbacks, **options):
-    defaults = {"log_every_n_steps": 2, "limit_val_batches": 0, "gradient_clip_val": 1.0, "enable_checkpointing": False}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": Rows()}
-    return Trainer(default_root_dir=tmp_path, callbacks=callbacks, **(defaults | quiet | options))
+    defaults = {"log_every_n_steps": 2, "gradient_clip_val": 1.0, "logger": Rows(), **options}
+    return quiet_trainer(tmp_path, callbacks=callbacks, **defaults)
 
 
 def parts(row, *, steps=2):
