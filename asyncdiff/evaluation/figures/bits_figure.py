@@ -45,7 +45,6 @@ def _draw_levels(axes: Axes, values: list[float], tallest: float, *, labeled: bo
     axes.set_ylim(min(0, *values), tallest * 1.05)
     axes.set_xticks(range(len(values)), [f"{edge:g}" for edge in LEVEL_EDGES], rotation=90)
     axes.set_xlabel("noise level t up to")
-    axes.spines[["top", "right"]].set_visible(False)
     if labeled:
         axes.set_ylabel(f"diffusion term\n[{unit}]")
     else:

@@ -51,7 +51,6 @@ def _draw_by_level(axes: Axes, predicted: Float[Tensor, " bins"], actual: Float[
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_xlabel("noise level t")
     axes.set_ylabel("mean squared error")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=7)
 
 
@@ -73,5 +72,4 @@ def _draw_between_patches(
         axes.set_ylim(low, high)
     axes.set_xlabel("predicted, by groups of patches at one level")
     axes.set_ylabel("actual")
-    axes.spines[["top", "right"]].set_visible(False)
     return ScalarMappable(BoundaryNorm(torch.linspace(0, 1, bins + 1).tolist(), bins), colors)

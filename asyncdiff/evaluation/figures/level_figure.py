@@ -115,33 +115,26 @@ def draw_column(
 ) -> None:
     """Draw the column for one sampler; only the first column in `row` has axis labels."""
     first = stats is row[0]
-    draw_title(sheet, left, top, stats)
-    top += TITLE
-    draw_numbers(sheet, left, top, stats)
-    top += NUMBERS
+    draw_header(sheet, left, top, stats)
+    top += TITLE + NUMBERS
     draw_histogram(sheet.axes(left, top, COLUMN, HISTOGRAM), stats, labeled=first)
     top += HISTOGRAM + AXIS
     draw_joint(sheet.axes(left, top, COLUMN, JOINT), stats, scale, labeled=first)
     top += JOINT + AXIS
-    if first:
-        draw_block_label(sheet, left, top, "maps, by mean")
-    draw_examples(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
-    top += TILE_BLOCK + 0.1
-    if any(neighbor.path is not None for neighbor in row):
+    blocks = [("maps, by mean", draw_examples), ("a path, by s", draw_path)]
+    for label, draw in blocks if any(neighbor.path is not None for neighbor in row) else blocks[:1]:
         if first:
-            draw_block_label(sheet, left, top, "a path, by s")
-        draw_path(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
+            middle = top + TILE_BLOCK / 2 - 0.05
+            sheet.text(left - MARGIN_LABEL, middle, label, rotation=90, ha="right", va="center", fontsize=8)
+        draw(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
+        top += TILE_BLOCK + 0.1
 
 
-def draw_title(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
-    """Write the name and the description of the sampler."""
+def draw_header(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
+    """Write the name and the description of the sampler, and below them the summary numbers in a row."""
     sheet.text(left, top, stats.name, fontsize=10, fontweight="bold")
     lines = textwrap.wrap(stats.note, 46, max_lines=2, placeholder=" …")
     sheet.text(left, top + 0.2, "\n".join(lines), fontsize=7, color=FAINT, linespacing=1.25)
-
-
-def draw_numbers(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
-    """Write the summary numbers in a row, each below its name."""
     numbers = (
         (0.0, "mean", f"{float(stats.means.mean()):.2f}"),
         (0.18, "sd in image", f"{float(stats.spreads.mean()):.2f}"),
@@ -150,8 +143,8 @@ def draw_numbers(sheet: Sheet, left: float, top: float, stats: LevelStatistics) 
         (0.82, "grid", f"{stats.grid[0]}×{stats.grid[1]}"),
     )
     for offset, name, value in numbers:
-        sheet.text(left + offset * COLUMN, top, name, fontsize=6.5, color=FAINT)
-        sheet.text(left + offset * COLUMN, top + 0.12, value, fontsize=8.5)
+        sheet.text(left + offset * COLUMN, top + TITLE, name, fontsize=6.5, color=FAINT)
+        sheet.text(left + offset * COLUMN, top + TITLE + 0.12, value, fontsize=8.5)
 
 
 def draw_histogram(axes: Axes, stats: LevelStatistics, *, labeled: bool) -> None:
@@ -227,7 +220,6 @@ def format_axes(axes: Axes, xlabel: str, ylabel: str, ylim: tuple[float, float],
     axes.set_xlabel(xlabel, labelpad=1)
     axes.set_ylabel(ylabel)
     axes.yaxis.set_label_coords(-MARGIN_LABEL / COLUMN, 0.5)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def draw_examples(axes: Axes, stats: LevelStatistics) -> None:
@@ -269,8 +261,3 @@ def draw_tiles(axes: Axes, tiles: Float[Tensor, "n gh gw 3"], captions: Sequence
         axes.imshow(tile.numpy(), extent=extent, interpolation="nearest", aspect="auto", vmin=0, vmax=1)
         axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=HAIR, linewidth=0.6, clip_on=False))
         axes.text(x + width / 2, y + height + 0.02, caption, ha="center", va="top", fontsize=6, color=FAINT)
-
-
-def draw_block_label(sheet: Sheet, left: float, top: float, text: str) -> None:
-    """Write the label of a block of tiles vertically in the margin."""
-    sheet.text(left - MARGIN_LABEL, top + TILE_BLOCK / 2 - 0.05, text, rotation=90, ha="right", va="center", fontsize=8)

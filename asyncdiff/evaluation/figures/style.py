@@ -20,6 +20,8 @@ STYLE: Any = {
     "axes.labelcolor": INK,
     "axes.edgecolor": FAINT,
     "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
     "axes.labelsize": 8,
     "xtick.color": FAINT,
     "ytick.color": FAINT,

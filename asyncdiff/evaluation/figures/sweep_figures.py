@@ -50,7 +50,6 @@ def curves_figure(tag: str, variants: Mapping[str, Sequence[Curve]]) -> Figure:
             if len(values) > 1:
                 axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
         axes.set_xlabel("step")
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.12))
     return sheet.figure
 
@@ -73,7 +72,7 @@ def _draw_dots(axes: Axes, rows: Sequence[Sequence[float]]) -> None:
     axes.set_axisbelow(True)
     axes.grid(axis="x", color=HAIR, linewidth=0.4)
     axes.tick_params(axis="y", length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="x", labelcolor=FAINT)
 
 
