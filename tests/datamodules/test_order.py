@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from small_runs import quiet_trainer
 from torch import Tensor, nn
 
 from datamodules.base import Batch, ImageDataModule, ImageDataset, InMemoryImages, Split
@@ -18,6 +19,7 @@ pytestmark = [
 ]
 
 Seen = list[tuple[list[int], list[int]]]
+WORKERS = [0, pytest.param(2, marks=pytest.mark.slow)]
 
 
 def numbered(n: int) -> InMemoryImages:
@@ -30,8 +32,12 @@ def shards(n: int, world: int, **options: Any) -> list[ShuffledShard]:
 
 
 def interleave(parts: Sequence[Sequence[Any]]) -> list[Any]:
-    longest = max(len(part) for part in parts)
-    return [part[i] for i in range(longest) for part in parts if i < len(part)]
+    return [part[i] for i in range(max(map(len, parts))) for part in parts if i < len(part)]
+
+
+def epoch(shard: ShuffledShard, number: int) -> list[tuple[int, int]]:
+    shard.set_epoch(number)
+    return list(shard)
 
 
 def test_an_epoch_is_a_permutation() -> None:
@@ -56,16 +62,11 @@ def test_training_shards_are_equal_and_evaluation_shards_complete() -> None:
 
 
 def test_order_and_keys_depend_on_seed_and_epoch_only() -> None:
-    def epoch(seed: int, number: int) -> list[tuple[int, int]]:
-        shard = ShuffledShard(numbered(50), seed=seed)
-        shard.set_epoch(number)
-        return list(shard)
-
-    assert epoch(3, 7) == epoch(3, 7)
-    keys = {(seed, number): {k for _, k in epoch(seed, number)} for seed in (3, 4) for number in (7, 8)}
-    assert len(set.union(*keys.values())) == 4 * 50
-    assert [i for i, _ in epoch(3, 7)] != [i for i, _ in epoch(3, 8)]
-    assert [i for i, _ in epoch(3, 7)] != [i for i, _ in epoch(4, 7)]
+    runs = [(3, 7), (3, 8), (4, 7)]
+    drawn = [epoch(ShuffledShard(numbered(50), seed=seed), number) for seed, number in [*runs, (3, 7)]]
+    assert drawn[0] == drawn.pop()
+    assert len({key for pairs in drawn for _, key in pairs}) == 3 * 50
+    assert len({tuple(index for index, _ in pairs) for pairs in drawn}) == 3
 
 
 def test_keys_have_63_balanced_bits() -> None:
@@ -79,23 +80,16 @@ def test_keys_have_63_balanced_bits() -> None:
 
 def test_evaluation_has_the_same_keys_in_every_epoch() -> None:
     shard = ShuffledShard(numbered(5), shuffle=False)
-    first = list(shard)
-    shard.set_epoch(4)
-    assert list(shard) == first
+    assert epoch(shard, 0) == epoch(shard, 4)
 
 
 def test_resuming_yields_the_rest_of_that_epoch_only() -> None:
-    full = ShuffledShard(numbered(20))
-    full.set_epoch(2)
-    part = ShuffledShard(numbered(20))
+    full, part = ShuffledShard(numbered(20)), ShuffledShard(numbered(20))
     part.resume_at(2, 12)
-    part.set_epoch(2)
-    assert list(part) == list(full)[12:]
+    assert epoch(part, 2) == epoch(full, 2)[12:]
     assert len(part) == 20
     part.finish_resuming()
-    for shard in (full, part):
-        shard.set_epoch(3)
-    assert list(part) == list(full)
+    assert epoch(part, 3) == epoch(full, 3)
 
 
 def test_a_resumed_epoch_lasts_until_it_is_finished() -> None:
@@ -117,11 +111,9 @@ class Blocks(InMemoryImages):
         self.block_of = np.repeat(np.arange(len(sizes)), sizes)
 
 
-def of_ranks(data: Blocks, world: int, epoch: int = 0, seed: int = 0) -> list[list[int]]:
+def of_ranks(data: Blocks, world: int, number: int = 0, seed: int = 0) -> list[list[int]]:
     parts = [ShuffledShard(data, seed=seed, rank=rank, world=world) for rank in range(world)]
-    for part in parts:
-        part.set_epoch(epoch)
-    return [[i for i, _ in part] for part in parts]
+    return [[i for i, _ in epoch(part, number)] for part in parts]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -173,22 +165,28 @@ def test_new_blocks_are_needed_one_after_another() -> None:
 def test_the_order_of_blocks_depends_on_seed_epoch_and_processes_only() -> None:
     data = Blocks([5, 1, 9, 4] * 8)
     assert of_ranks(data, 2) == of_ranks(data, 2)
-    orders = [of_ranks(data, 2), of_ranks(data, 2, epoch=1), of_ranks(data, 2, seed=1)]
+    orders = [of_ranks(data, 2), of_ranks(data, 2, number=1), of_ranks(data, 2, seed=1)]
     assert all(a != b for a, b in zip(orders, orders[1:] + orders[:1], strict=True))
+
+
+def loader(data: ImageDataset, seed: int = 5) -> ResumableLoader:
+    shard = ShuffledShard(data, seed=seed)
+    return ResumableLoader(data, batch_size=4, sampler=shard, drop_last=True, collate_fn=lambda batch: batch)
+
+
+def contents(batch: Batch) -> tuple[list[int], list[int]]:
+    return batch["index"].tolist(), batch["key"].tolist()
 
 
 def test_a_run_in_blocks_resumes_with_the_next_sample() -> None:
     data = Blocks([5, 1, 9, 4] * 8)
-    loader = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
-    full = [batch["index"].tolist() for batch in loader]
-    again = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
-    taken = [batch["index"].tolist() for _, batch in zip(range(7), again, strict=False)]
-    state = again.state_dict()
-    fresh = ResumableLoader(data, batch_size=4, sampler=ShuffledShard(data), collate_fn=lambda batch: batch)
-    fresh.load_state_dict(state)
-    assert taken + [batch["index"].tolist() for batch in fresh] == full
+    full, part, resumed = loader(data), loader(data), loader(data)
+    taken = [contents(batch) for _, batch in zip(range(7), part, strict=False)]
+    state = part.state_dict()
+    resumed.load_state_dict(state)
+    assert taken + [contents(batch) for batch in resumed] == [contents(batch) for batch in full]
     with pytest.warns(UserWarning, match=r"processes 3 -> 1"):
-        fresh.load_state_dict(state | {"processes": 3})
+        resumed.load_state_dict(state | {"processes": 3})
 
 
 def test_rank_is_that_of_the_process_group_at_the_time_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,53 +205,31 @@ def test_impossible_fractions_are_refused(share: dict[str, int]) -> None:
         ShuffledShard(numbered(10), **share)
 
 
-def loader(n: int = 23, seed: int = 5, workers: int = 0) -> ResumableLoader:
-    data = numbered(n)
-    shard = ShuffledShard(data, seed=seed)
-    return ResumableLoader(
-        data, batch_size=4, sampler=shard, drop_last=True, collate_fn=lambda b: b, num_workers=workers
-    )
-
-
-def contents(batch: Batch) -> tuple[list[int], list[int]]:
-    return batch["index"].tolist(), batch["key"].tolist()
-
-
 @pytest.mark.parametrize("consumed", range(6))
 def test_a_loader_without_trainer_resumes_with_the_next_batch(consumed: int) -> None:
-    full = loader()
-    expected = [contents(batch) for batch in full]
-    full.sampler.set_epoch(1)  # type: ignore[attr-defined]
-    expected += [contents(batch) for batch in full]
+    full = loader(numbered(23))
+    expected = []
+    for number in range(2):
+        full.sampler.set_epoch(number)  # type: ignore[attr-defined]
+        for done, batch in enumerate(full, start=1):
+            expected.append(contents(batch))
+            state = full.state_dict()  # the position is counted from the start of each epoch
+            assert (state["epoch"], state["start"]) == ((number, done * 4) if done < 5 else (number + 1, 0))
+    assert len(expected) == 10
 
-    first = loader()
-    batches = iter(first)
-    seen = [contents(next(batches)) for _ in range(consumed)]
-    second = loader()
+    first, second = loader(numbered(23)), loader(numbered(23))
+    seen = [contents(batch) for _, batch in zip(range(consumed), first, strict=False)]
     second.load_state_dict(first.state_dict())
     assert second.state_dict() == first.state_dict()
-    epoch = second.sampler.epoch  # type: ignore[attr-defined]
-    for number in range(epoch, 2):
+    for number in range(second.sampler.epoch, 2):  # type: ignore[attr-defined]
         second.sampler.set_epoch(number)  # type: ignore[attr-defined]
         seen += [contents(batch) for batch in second]
     assert seen == expected
-    assert len(expected) == 10
-
-
-def test_the_position_is_counted_from_the_start_of_each_epoch() -> None:
-    batches = loader()
-    for epoch in range(3):
-        batches.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        for done, _ in enumerate(batches, start=1):
-            place = (epoch, done * 4) if done < 5 else (epoch + 1, 0)
-            state = batches.state_dict()
-            assert (state["epoch"], state["start"]) == place
 
 
 def test_other_data_or_seed_than_in_the_checkpoint_gives_a_warning() -> None:
-    state = loader(n=23, seed=5).state_dict()
     with pytest.warns(UserWarning, match="seed 5 -> 6, size 23 -> 24"):
-        loader(n=24, seed=6).load_state_dict(state)
+        loader(numbered(24), seed=6).load_state_dict(loader(numbered(23), seed=5).state_dict())
 
 
 # ---- inside of a trainer ----
@@ -308,23 +284,15 @@ def fit(
     folder: Path, *, workers: int = 0, resume: Path | None = None, callbacks: Sequence[Callback] = (), **options: Any
 ) -> tuple[Trainer, Recorder]:
     model = Recorder()
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-        callbacks=list(callbacks),
-        **options,
-    )
+    keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    trainer = quiet_trainer(folder, enable_checkpointing=keeps, callbacks=list(callbacks), **options)
     trainer.fit(model, datamodule=Numbers(workers), ckpt_path=resume, weights_only=True)
     return trainer, model
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    return fit(tmp_path_factory.mktemp("full"), max_steps=27, limit_val_batches=0)[1]
+    return fit(tmp_path_factory.mktemp("full"), max_steps=27)[1]
 
 
 def saving(folder: Path, steps: int) -> ModelCheckpoint:
@@ -340,36 +308,28 @@ def test_the_uninterrupted_run_sees_every_sample_once_per_epoch(uninterrupted: R
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("saved", [4, 12, 20])  # within the first epoch, within the second, at the end of it
 def test_a_killed_run_resumes_with_the_next_batch(
     tmp_path: Path, uninterrupted: Recorder, workers: int, saved: int
 ) -> None:
     with pytest.raises(Killed):
-        fit(tmp_path, callbacks=[saving(tmp_path, saved), Kill(saved + 3)], max_steps=27, limit_val_batches=0)
+        fit(tmp_path, callbacks=[saving(tmp_path, saved), Kill(saved + 3)], max_steps=27)
     ckpt = tmp_path / f"{saved}.ckpt"
-    _, resumed = fit(tmp_path, workers=workers, resume=ckpt, max_steps=27, limit_val_batches=0)
+    _, resumed = fit(tmp_path, workers=workers, resume=ckpt, max_steps=27)
     assert resumed.seen == uninterrupted.seen[saved:]
     assert torch.equal(resumed.weight, uninterrupted.weight)
-
-
-@pytest.mark.parametrize("steps", [7, 10, 14])
-def test_a_finished_run_can_be_made_longer(tmp_path: Path, uninterrupted: Recorder, steps: int) -> None:
-    trainer, _ = fit(tmp_path, max_steps=steps, limit_val_batches=0)
-    trainer.save_checkpoint(tmp_path / "end.ckpt")
-    _, resumed = fit(tmp_path, resume=tmp_path / "end.ckpt", max_steps=27, limit_val_batches=0)
-    assert resumed.seen == uninterrupted.seen[steps:]
 
 
 def test_a_batch_that_was_fetched_but_not_processed_is_yielded_again(tmp_path: Path, uninterrupted: Recorder) -> None:
     keeper = ModelCheckpoint(tmp_path, save_on_exception=True, filename="dead", every_n_train_steps=1000)
     with pytest.raises(Killed):
-        fit(tmp_path, callbacks=[keeper, Kill(13)], max_steps=27, limit_val_batches=0)
-    _, resumed = fit(tmp_path, resume=tmp_path / "dead.ckpt", max_steps=27, limit_val_batches=0)
+        fit(tmp_path, callbacks=[keeper, Kill(13)], max_steps=27)
+    _, resumed = fit(tmp_path, resume=tmp_path / "dead.ckpt", max_steps=27)
     assert resumed.seen == uninterrupted.seen[13:]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_steps": 20}])
 @pytest.mark.parametrize("validation", [0, 1.0])
 def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_next_epoch(
@@ -387,7 +347,7 @@ def test_a_run_can_be_interrupted_again_and_again(tmp_path: Path, uninterrupted:
     seen: Seen = []
     resume = None
     for steps in (3, 10, 11, 12, 20, 24, 27):
-        trainer, part = fit(tmp_path, resume=resume, max_steps=steps, limit_val_batches=0)
+        trainer, part = fit(tmp_path, resume=resume, max_steps=steps)
         resume = tmp_path / f"{steps}.ckpt"
         trainer.save_checkpoint(resume)
         seen += part.seen
@@ -395,7 +355,12 @@ def test_a_run_can_be_interrupted_again_and_again(tmp_path: Path, uninterrupted:
 
 
 def test_validation_and_shortened_epochs_do_not_disturb_the_order(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_steps": 20, "limit_train_batches": 6, "val_check_interval": 3}
+    options: dict[str, Any] = {
+        "max_steps": 20,
+        "limit_train_batches": 6,
+        "val_check_interval": 3,
+        "limit_val_batches": 1.0,
+    }
     _, full = fit(tmp_path, **options)
     for saved in (4, 6, 9):
         folder = tmp_path / str(saved)
@@ -409,7 +374,7 @@ def test_validation_and_shortened_epochs_do_not_disturb_the_order(tmp_path: Path
 
 
 def test_overfitting_on_a_few_batches_is_possible(tmp_path: Path) -> None:
-    trainer, model = fit(tmp_path, max_epochs=2, overfit_batches=2, limit_val_batches=0)
+    trainer, model = fit(tmp_path, max_epochs=2, overfit_batches=2)
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     assert [indices for indices, _ in model.seen] == [[0, 1, 2, 3], [4, 5, 6, 7]] * 2
     assert len({key for _, keys in model.seen for key in keys}) == 8
@@ -421,7 +386,7 @@ def test_a_fit_without_any_batch_is_refused(tmp_path: Path) -> None:
             return dict.fromkeys(("train", "val", "test"), numbered(3))
 
     with pytest.raises(ValueError, match=r"batch_size .* 4 x 1 .* = 4 with 3 training images: lower"):
-        Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False).fit(Recorder(), datamodule=Few())
+        quiet_trainer(tmp_path).fit(Recorder(), datamodule=Few())
     with pytest.raises(ValueError, match="batch_size"):
         Few().train_dataloader()
     assert len(Few().val_dataloader()) == 1
