@@ -1,16 +1,15 @@
 """`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: encode a dataset once and store its latents."""
 
 import json
+import logging
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
+from torch import multiprocessing
 from tqdm.auto import tqdm
 
 from asyncdiff.cli import trusted_packages
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         _verify(options.out)
         return
     if options.processes > 1:
-        _spawn(options.processes, argv, options.device)
+        _spawn(options.processes, argv)
         _print_summary(read_manifest(options.out), options.out)
         return
     rank, world, local = environment()
@@ -86,39 +85,27 @@ def _device(name: str, local: int) -> str:
     return f"cuda:{local % torch.cuda.device_count()}" if name == "cuda" else name
 
 
-def _spawn(count: int, argv: Sequence[str], device: str) -> None:
-    """Run the command in `count` processes on this machine until all have finished or one has failed."""
+def _spawn(count: int, argv: Sequence[str]) -> None:
+    """Run the command in `count` processes on this machine; if one fails or this process ends, the others end, too."""
     if environment()[1] > 1:
         raise ValueError(
             f"--processes is {count}, but torchrun or srun has started the processes already: drop --processes"
         )
-    variables = dict(os.environ)
-    if device == "cpu":
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    command = [sys.executable, "-m", "asyncdiff", "cache-latents", *argv, "--processes=1"]
-    command += trusted_packages.option_argv()
-    previous = signal.signal(signal.SIGTERM, _stop)
-    started: list[subprocess.Popen[bytes]] = []
+    command = ["cache-latents", *argv, "--processes=1", *trusted_packages.option_argv()]
+    logging.getLogger(multiprocessing.spawn.__module__).setLevel(logging.ERROR)  # it reports that it ends the others
     try:
-        for rank in map(str, range(count)):
-            environment_of_rank = variables | {"RANK": rank, "WORLD_SIZE": str(count), "LOCAL_RANK": rank}
-            started.append(subprocess.Popen(command, env=environment_of_rank, stdout=subprocess.DEVNULL))
-        while any(process.poll() is None for process in started):
-            if failed := [process.returncode for process in started if process.returncode]:
-                sys.exit(failed[0])  # the process has printed the reason
-            time.sleep(0.1)
-        if failed := [process.returncode for process in started if process.returncode]:
-            sys.exit(failed[0])
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
-        signal.signal(signal.SIGTERM, previous)
+        multiprocessing.spawn(_encode_share, (count, command), nprocs=count, daemon=True)
+    except multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)  # the process has printed the reason
 
 
-def _stop(signum: int, frame: Any) -> NoReturn:
-    sys.exit(128 + signum)
+def _encode_share(rank: int, count: int, command: Sequence[str]) -> None:
+    from asyncdiff.__main__ import main as run_command
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    run_command(command)
 
 
 def _verify(out: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,9 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
+from asyncdiff.cli.commands.shared.distributed import Ranks
+from asyncdiff.cli.commands.shared.extract_features import prepare
+from asyncdiff.cli.commands.shared.image_sources import RealImages
 from asyncdiff.cli.commands.shared.options import command_parser, parse_names, with_arguments
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     images = validation_images(model, data, options)
     bench = InpaintingBenchmark(
         lpips=(options.lpips or LPIPS()).to(options.device) if "lpips" in metrics else None,
-        frechet=reference(data, model.decode, options) if "frechet" in metrics else None,
+        frechet=reference(data, model, options) if "frechet" in metrics else None,
         rounds=options.seeds,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -115,20 +118,15 @@ def validation_images(model: Any, data: Any, options: Any) -> ValidationImages:
     return ValidationImages(batch["image"], batch["index"].tolist(), batch["label"] if conditioned else None)
 
 
-def reference(data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> FrechetDistance:
+def reference(data: Any, model: Any, options: Any) -> FrechetDistance:
     """Return a FrechetDistance with statistics of training images, evenly spaced and decoded if they are latents."""
-    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
-
-    features = (options.features or BackboneFeatures()).to(options.device)
-    batches = data.images("train", options.batch_size)
-    features.prepare({**batch, "image": decode(batch["image"])} for batch in batches)
+    features = prepare((options.features or BackboneFeatures()).to(options.device), data, model.decode, options)
     metric = FrechetDistance(features).to(options.device)
-    images = data.dataset("train").plain()
-    indices = evenly_spaced_indices(images, options.reference)
-    starts = range(0, len(indices), options.batch_size)
-    for first in tqdm(starts, desc="reference", unit="batch", leave=False, disable=None):
-        batch = images.__getitems__(indices[first : first + options.batch_size])
-        metric.update(decode(batch["image"].to(options.device)), real=True)
+    size = options.batch_size
+    source = RealImages(data, "train", options.reference, decode=model.decode, codec=model.codec, batch_size=size)
+    total, batches = source.batches(Ranks(0, 1, torch.device(options.device)))
+    for _, images in tqdm(batches, desc="reference", total=total, unit="batch", leave=False, disable=None):
+        metric.update(images, real=True)
     return metric
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
 from asyncdiff.cli.commands.shared.distributed import Ranks, ranks
-from asyncdiff.cli.commands.shared.extract_features import extract, reference_for
+from asyncdiff.cli.commands.shared.extract_features import extract, prepare, reference_for
 from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
 from asyncdiff.cli.commands.shared.options import SAMPLER, command_parser, parse_names, with_arguments
 from asyncdiff.cli.commands.shared.write_results import write
@@ -101,10 +101,8 @@ def _prepare(options: Any, run: Run, processes: Ranks) -> Evaluation:
         model = run.model().to(processes.device)
         check_labels(model, getattr(data, "classes", None), conditioned=options.labels)
         check_shape(model, data.dataset(options.split).plain().__getitems__([0])["image"])
-    features = (options.features or InceptionFeatures()).to(processes.device)
     decode = _identity if model is None else model.decode
-    batches = data.images("train", options.batch_size)
-    features.prepare({**batch, "image": decode(batch["image"])} for batch in batches)
+    features = prepare((options.features or InceptionFeatures()).to(processes.device), data, decode, options)
     return Evaluation(options, run, data, model, features, processes)
 
 

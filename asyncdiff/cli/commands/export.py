@@ -1,6 +1,7 @@
 """`python -m asyncdiff export RUN --output DIR`: export a trained model as a folder to share."""
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,12 @@ def export_contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[s
         "normalisation": _normalization(model, checkpoint),
         "data": _data(run_directory_of(file) / "config.yaml"),
         "checkpoint_sha256": file_sha256(file),
-        "software": {"commit": commit(), "torch": _version("torch"), "lightning": _lightning(checkpoint)},
+        # The version that wrote the checkpoint, because Lightning needs it to migrate the file.
+        "software": {
+            "commit": commit(),
+            "torch": version("torch"),
+            "lightning": str(checkpoint.get("pytorch-lightning_version") or version("lightning")),
+        },
     }
     parts = {name: getattr(model, name) for name in MODEL_PARTS}
     part_calls = {name: object_config.format_call(value) for name, value in parts.items() if value is not None}
@@ -153,14 +159,3 @@ def _label_names(file: Path | None, classes: int) -> list[str] | None:
             f"--label_names must have one line per class, got {len(names)} in {file} for {classes} classes"
         )
     return names
-
-
-def _lightning(checkpoint: Mapping[str, Any]) -> str:
-    """Return the version of Lightning that wrote the checkpoint; Lightning needs it to migrate the file."""
-    return str(checkpoint.get("pytorch-lightning_version") or _version("lightning"))
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)

@@ -1,6 +1,7 @@
 """Extract features with all processes, and cache reference statistics of real images."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ class ExtractedFeatures:
     features: Float[Tensor, "n d"]
     moments: Moments
     first_images: Tensor
+
+
+def prepare(features: Features, data: Any, decode: Callable[[Tensor], Tensor], options: Any) -> Features:
+    """Prepare a feature extractor on its device with the training images, decoded if they are latents."""
+    batches = data.images("train", options.batch_size)
+    features.prepare({**batch, "image": decode(batch["image"])} for batch in batches)
+    return features
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Record how images were generated: the command line, and a YAML layer for `train.py predict`."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,8 @@ def format_record(
     }
     if options.codec is not None:
         layer["model"]["codec"] = object_config.describe(options.codec)
-    return "\n".join(lines) + "\n" + yaml.safe_dump(_to_plain(layer), sort_keys=False, width=120)
+    # Through JSON, which has lists in place of tuples, as plain YAML does.
+    return "\n".join(lines) + "\n" + yaml.safe_dump(json.loads(json.dumps(layer)), sort_keys=False, width=120)
 
 
 def _trainer(device: torch.device) -> dict[str, Any]:
@@ -72,10 +74,3 @@ def _trainer(device: torch.device) -> dict[str, Any]:
         "strategy": "auto",
         "precision": "32-true",
     }
-
-
-def _to_plain(value: Any) -> Any:
-    """Convert tuples to lists, since plain YAML has no tuples."""
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    return [_to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
