@@ -14,7 +14,7 @@ from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Sp
 from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.shapes import Image
-from asyncdiff.tasks.photo_inputs import Photo, check_masks, load_photos, parse_levels, parse_mask
+from asyncdiff.tasks.photo_inputs import check_masks, load_photos, parse_levels, parse_mask
 from asyncdiff.tasks.photos import Fit, parse_size
 from asyncdiff.tasks.pixel_space import (
     check_image_channels,
@@ -316,41 +316,13 @@ class Autoregress(Task):
 
 
 def photo_requests(
-    photos: Sequence[Photo],
-    model: Model,
-    seeds: Sequence[int],
-    labels: Sequence[int] | None,
-    frames: Sequence[tuple[tuple[int, int], tuple[int, int]]] | None = None,
+    photos: Sequence[Request], model: Model, seeds: Sequence[int], labels: Sequence[int] | None
 ) -> list[Request]:
-    """Create one request per photo and seed.
-
-    Args:
-        photos: photos at their final sizes.
-        model: model that generates the images.
-        seeds: seeds of the images of every photo.
-        labels: class labels, cycled over the photos.
-        frames: for every photo the (height, width) of its results and the (row, column) of the photo in them; None
-            means that results have the size of the photo.
-
-    Returns:
-        The requests, grouped by photo.
-    """
+    """Return one request per photo of `load_photos` and seed, grouped by photo; labels are cycled over the photos."""
     classes = assign_labels(labels, len(photos), model, cycle=False, per="photo")
-    frames = frames or [((photo.known.shape[0], photo.known.shape[1]), (0, 0)) for photo in photos]
     return [
-        Request(
-            name=file_stem(f"{photo.name}_seed{seed}", label),
-            seed=int(seed),
-            label=label,
-            size=size,
-            image=photo.image,
-            known=photo.known,
-            place=place,
-            group=photo.name,
-            note=photo.note,
-            levels=photo.levels,
-        )
-        for photo, label, (size, place) in zip(photos, classes, frames, strict=True)
+        photo._replace(name=file_stem(f"{photo.name}_seed{seed}", label), seed=int(seed), label=label)
+        for photo, label in zip(photos, classes, strict=True)
         for seed in seeds
     ]
 

@@ -1,7 +1,6 @@
 """Load photos at the size that a model needs, with masks of known pixels or maps of noise levels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -30,27 +29,7 @@ from asyncdiff.tasks.photos import (
     warn,
 )
 from asyncdiff.tasks.pixel_space import factor_of, patch_of, window_of
-from asyncdiff.tasks.requests import Model
-
-
-@dataclass(frozen=True)
-class Photo:
-    """A photo at the size that a model needs.
-
-    Attributes:
-        name: name of the file without suffix, and prefix of the images made from it.
-        image: pixels in [-1, 1].
-        known: True where pixels are known.
-        note: description of how the photo was resized and cropped.
-        levels: noise level that each pixel starts from, 0 = known .. 1 = pure noise; None if pixels are either known
-            or unknown, as given by `known`.
-    """
-
-    name: str
-    image: Float[Tensor, "c h w"]
-    known: Bool[Tensor, "h w"]
-    note: str
-    levels: Float[Tensor, "h w"] | None = None
+from asyncdiff.tasks.requests import Model, Request
 
 
 def load_photos(
@@ -63,8 +42,8 @@ def load_photos(
     mask_is_unknown: bool = False,
     mask_seed: int = 0,
     levels: float | Path | None = None,
-) -> list[Photo]:
-    """Load the photos of a file, a folder or a pattern, with masks or levels; without either, all pixels are known.
+) -> list[Request]:
+    """Load photos with their masks or levels; without either, all pixels are known.
 
     Args:
         where: file, folder or pattern.
@@ -78,7 +57,7 @@ def load_photos(
             file, or a folder of files named like the photos.
 
     Returns:
-        The photos in the order of their files.
+        A request per photo, in the order of their files, without seed and label, and named like the file.
     """
     photos = []
     files = photo_files("image", where)
@@ -97,7 +76,10 @@ def load_photos(
                 known = mask(*plan.size, seed=mask_seed + i) != mask_is_unknown
             if level_map is not None:
                 known = level_map == 0
-        photos.append(Photo(stem, to_model(fitted), known, f"{file}: {plan.describe()}", level_map))
+        note = f"{file}: {plan.describe()}"
+        photos.append(
+            Request(stem, 0, None, plan.size, to_model(fitted), known, group=stem, note=note, levels=level_map)
+        )
     return photos
 
 
@@ -147,33 +129,33 @@ def parse_mask(mask: Mask | str) -> Mask | Path:
     return masks.mask_by_name(mask)
 
 
-def check_masks(photos: Sequence[Photo], model: Model) -> None:
+def check_masks(photos: Sequence[Request], model: Model) -> None:
     """Raise ValueError if all pixels of a photo are known; warn if no pixel, latent or patch is fully known."""
-    for photo in photos:
-        if photo.known.all():
-            raise ValueError(
-                f"mask must leave some pixels unknown, got a mask in which all of {photo.name} is known: "
-                "white means known; set mask_is_unknown if it means unknown"
-            )
+    masks = {photo.name: photo.known for photo in photos if photo.known is not None}
+    if complete := [name for name, known in masks.items() if known.all()]:
+        raise ValueError(
+            f"mask must leave some pixels unknown, got a mask in which all of {complete[0]} is known: "
+            "white means known; set mask_is_unknown if it means unknown"
+        )
     latent, patch = (factor_of(model), factor_of(model)), patch_of(model)
-    if without_known := [photo.name for photo in photos if not photo.known.any()]:
+    if without_known := [name for name, known in masks.items() if not known.any()]:
         warn(f"no pixel of {_format_names(without_known)} is known: the results do not depend on it")
-    if without_latent := [p.name for p in photos if p.known.any() and not _any_known(p, latent)]:
+    if without_latent := [name for name, known in masks.items() if known.any() and not _any_cell(known, latent)]:
         warn(
             f"no latent of {format_size(latent)} pixels is fully known in {_format_names(without_latent)}: "
             "known pixels are copied into the results, but do not influence the other pixels"
         )
-    if without_patch := [p.name for p in photos if _any_known(p, latent) and not _any_known(p, patch)]:
+    if without_patch := [n for n, known in masks.items() if _any_cell(known, latent) and not _any_cell(known, patch)]:
         warn(
             f"no patch of {format_size(patch)} pixels is fully known in {_format_names(without_patch)}: "
             "known pixels are restored at every step, which guides the network less than known patches"
         )
 
 
-def _any_known(photo: Photo, unit: tuple[int, int]) -> bool:
-    """Return whether all pixels of any cell of (height, width) `unit` are known."""
-    grid = (photo.known.shape[0] // unit[0], photo.known.shape[1] // unit[1])
-    return bool(known_patches(photo.known[None], grid).any())
+def _any_cell(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> bool:
+    """Return whether all pixels of any cell of (height, width) `size` are known."""
+    grid = (known.shape[0] // size[0], known.shape[1] // size[1])
+    return bool(known_patches(known[None], grid).any())
 
 
 def _matching_file(where: Path, photo: Path, name: str) -> Path:

@@ -10,7 +10,7 @@ from asyncdiff.sampling.batched import evaluation_mode
 from asyncdiff.sampling.tiling import TiledSampler, TilingState
 from asyncdiff.shapes import Image
 from asyncdiff.tasks.image_tasks import Task, check_batch_size, check_fit, photo_requests, requested_size
-from asyncdiff.tasks.photo_inputs import Photo, load_photos
+from asyncdiff.tasks.photo_inputs import load_photos
 from asyncdiff.tasks.photos import (
     Fit,
     PhotoFit,
@@ -134,8 +134,8 @@ class Outpaint(TiledTask):
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         check_image_channels(model)
         photos = load_photos(self.image, model, size=requested_size(self.size, model), fit=self.fit)
-        frames = [self._frame(photo, patch_of(model)) for photo in photos]
-        requests = photo_requests(photos, model, seeds, labels, frames)
+        extended = [self._extend(photo, patch_of(model)) for photo in photos]
+        requests = photo_requests(extended, model, seeds, labels)
         for request in requests:
             if self.needs_tiling(model, request):
                 _check_tiled_size(request, model)
@@ -143,18 +143,19 @@ class Outpaint(TiledTask):
                 check_size(request.size, model)
         return requests
 
-    def _frame(self, photo: Photo, patch: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the size of the result, and the position of the photo in it."""
-        height, width = photo.known.shape
+    def _extend(self, photo: Request, patch: tuple[int, int]) -> Request:
+        """Set the size of the result, and the position of the photo in it."""
+        height, width = photo.size
         if self.to is None:
-            return (self.top + height + self.bottom, self.left + width + self.right), (self.top, self.left)
+            size = (self.top + height + self.bottom, self.left + width + self.right)
+            return photo._replace(size=size, place=(self.top, self.left))
         size = parse_size("to", self.to)
         if size[0] < height or size[1] < width or size == (height, width):
             raise ValueError(
                 f"to must be larger than the photo of {format_size((height, width))}, got {self.to}: increase it, or "
                 "make the photo smaller with size"
             )
-        return size, center_offset(size, (height, width), patch)
+        return photo._replace(size=size, place=center_offset(size, (height, width), patch))
 
 
 class Texture(TiledTask):
@@ -204,22 +205,17 @@ class Texture(TiledTask):
         exemplar = None if self.exemplar is None else self._read_exemplar(self.exemplar, model)
         requests = []
         for seed, label in zip(seeds, classes, strict=True):
-            request = Request(file_stem(f"{seed:06d}", label), int(seed), label, size)
-            if exemplar is not None:
-                place = center_offset(size, (exemplar.known.shape[0], exemplar.known.shape[1]), patch_of(model))
-                request = request._replace(
-                    name=file_stem(f"{exemplar.name}_seed{seed}", label),
-                    image=exemplar.image,
-                    known=exemplar.known,
-                    place=place,
-                    group=exemplar.name,
-                    note=exemplar.note,
-                )
+            if exemplar is None:
+                request = Request(file_stem(f"{seed:06d}", label), int(seed), label, size)
+            else:
+                name = file_stem(f"{exemplar.name}_seed{seed}", label)
+                place = center_offset(size, exemplar.size, patch_of(model))
+                request = exemplar._replace(name=name, seed=int(seed), label=label, size=size, place=place)
             _check_tiled_size(request, model, self.tileable)
             requests.append(request)
         return requests
 
-    def _read_exemplar(self, exemplar: str, model: Model) -> Photo:
+    def _read_exemplar(self, exemplar: str, model: Model) -> Request:
         """Read the exemplar and crop it to its center, at most to the requested size."""
         channels, height, width = window_of(model)
         patch = patch_of(model)
@@ -243,7 +239,8 @@ class Texture(TiledTask):
         )
         known = torch.ones(plan.size, dtype=torch.bool)
         scaled = f" scaled by {self.scale:g}:" if self.scale != 1 else ":"
-        return Photo(file.stem, to_model(plan.crop(pixels)), known, f"{file}{scaled} {plan.describe()}")
+        note = f"{file}{scaled} {plan.describe()}"
+        return Request(file.stem, 0, None, plan.size, to_model(plan.crop(pixels)), known, group=file.stem, note=note)
 
 
 def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
