@@ -86,11 +86,9 @@ def cached_arrays(
 
     Args:
         kind: what is indexed, in lower case; prefix of the file's name.
-        fingerprint: JSON-serializable value that identifies the data, such as `file_fingerprint` of its files; its hash
-            is part of the file's name.
+        fingerprint: JSON-serializable value that identifies the data, such as `file_fingerprint` of its files.
         build: function that builds the arrays; none may contain Python objects.
-        is_valid: function that checks whether the cached arrays are still correct, where the fingerprint is not enough;
-            otherwise they are built again and replaced.
+        is_valid: function that checks whether the cached arrays are still correct, where the fingerprint is not enough.
 
     Returns:
         The arrays by name, memory-mapped where they are cached.

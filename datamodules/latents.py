@@ -23,26 +23,17 @@ class CachedLatents(ImageDataset):
     Args:
         root: folder of the cache.
         split: entry of the split in the manifest.
-        scale: scale of every channel.
-        shift: shift of every channel; latents are (raw - shift) * scale.
+        codec: fingerprint of the codec; latents are (raw - shift) * scale with its shift and scale of every channel.
         sample: sample from the posterior with noise from the keys; otherwise use its mean.
         flip: use the mirrored view of the images whose key is odd.
         verify: compare all bytes with their SHA-256 now.
     """
 
     def __init__(
-        self,
-        root: Path,
-        split: Mapping[str, Any],
-        *,
-        scale: Sequence[float],
-        shift: Sequence[float],
-        sample: bool,
-        flip: bool,
-        verify: bool = False,
+        self, root: Path, split: Mapping[str, Any], *, codec: Mapping[str, Any], sample: bool, flip: bool, verify: bool
     ) -> None:
-        self.root, self.split, self.classes = root, split, int(split["classes"])
-        self.scale, self.shift, self.sample, self.flip = scale, shift, sample, flip
+        self.split, self.classes = split, int(split["classes"])
+        self.scale, self.shift, self.sample, self.flip = codec["scale"], codec["shift"], sample, flip
         headers = open_shards(root, split)
         if verify:
             for header in headers:
@@ -159,20 +150,7 @@ class LatentCache(ImageDataModule):
         return {"train": data["train"], "val": data["val"], "test": data.get("test", data["val"])}
 
     def _split(self, name: str, split: Mapping[str, Any]) -> CachedLatents:
-        """Open a split; raise ValueError unless it has the latents' shape and, if needed, mirrored views."""
-        self._check(split)
-        return CachedLatents(
-            self.root,
-            split,
-            scale=self.codec["scale"],
-            shift=self.codec["shift"],
-            sample=self.sample,
-            flip=self.horizontal_flip and name == "train",
-            verify=self.verify,
-        )
-
-    def _check(self, split: Mapping[str, Any]) -> None:
-        """Raise ValueError unless the cache has the shape of the model's latents and, if needed, mirrored views."""
+        """Open a split; raise ValueError unless it has the model's shape and, if needed, mirrored views."""
         channels, height, width = split["shape"]
         if channels != self.channels:
             raise ValueError(
@@ -189,3 +167,5 @@ class LatentCache(ImageDataModule):
                 f"horizontal_flip must be false for a cache without mirrored views, got true for {self.root}: set it "
                 "to false, or cache with --flip true"
             )
+        flip = self.horizontal_flip and name == "train"
+        return CachedLatents(self.root, split, codec=self.codec, sample=self.sample, flip=flip, verify=self.verify)

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,13 +28,13 @@ class NpzBatch(NamedTuple):
 
     Attributes:
         file: path of the file.
-        shape: number of images, and values per image.
         labels: labels as stored, int64 (n,).
+        bytes: number of bytes of its images.
     """
 
     file: Path
-    shape: tuple[int, ...]
     labels: npt.NDArray[np.int64]
+    bytes: int
 
 
 def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
@@ -61,7 +62,7 @@ def open_batch(file: Path, *, size: int, numbers: int) -> NpzBatch:
             f"labels of {file} must be {shape[0]} integers from 1 to {numbers}, got {len(labels)} from "
             f"{labels.min(initial=numbers + 1)} to {labels.max(initial=0)}: download it again"
         )
-    return NpzBatch(file, shape, labels)
+    return NpzBatch(file, labels, math.prod(shape))
 
 
 def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder: Path) -> Path:
@@ -100,7 +101,7 @@ def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> 
     """Write the arrays to a temporary folder and rename it to `made`."""
     for left in made.parent.glob(f".{made.name}-*"):  # of a killed process: this one holds the lock
         shutil.rmtree(left, ignore_errors=True)
-    needed = sum(batch.shape[0] * batch.shape[1] for batches in parts.values() for batch in batches)
+    needed = sum(batch.bytes for batches in parts.values() for batch in batches)
     free = shutil.disk_usage(made.parent).free
     if free < needed + SPARE:
         raise ValueError(
@@ -111,10 +112,10 @@ def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> 
     new = Path(tempfile.mkdtemp(prefix=f".{made.name}-", dir=made.parent))
     try:
         for name, batches in parts.items():
-            np.save(new / f"{name}_labels.npy", np.concatenate([batch.labels for batch in batches]))
+            labels = np.concatenate([batch.labels for batch in batches])
+            np.save(new / f"{name}_labels.npy", labels)
             with (new / f"{name}.npy").open("wb") as target:
-                shape = (sum(batch.shape[0] for batch in batches), 3, size, size)
-                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), 3, size, size)}
                 np.lib.format.write_array_header_1_0(target, header)
                 for batch in batches:
                     for chunk in _chunks(batch):
@@ -128,7 +129,7 @@ def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> 
 
 def _chunks(batch: NpzBatch) -> Iterator[bytes]:
     """Yield the bytes of a file's images, which are in the right order; the zip's checksum is compared at the end."""
-    left = batch.shape[0] * batch.shape[1]
+    left = batch.bytes
     with _open_data(batch.file) as (stream, _):
         while chunk := stream.read(CHUNK):
             yield chunk
