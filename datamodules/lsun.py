@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.hash_split import check_held_out, is_held_out
+from datamodules.hash_split import check_held_out, split_by_hash
 from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedImages
 from datamodules.images.encoded_module import EncodedDataModule
@@ -181,12 +181,8 @@ def _train_and_val(folder: Path, held_out: float) -> tuple[DatabaseSubset, Datab
     val = folder.with_name(folder.name.removesuffix(SUFFIX) + "_val_lmdb")
     if folder.name.endswith(SUFFIX) and (val / "data.mdb").is_file():
         return images, _all_images(val)
-    val_mask = is_held_out(images.arrays["shares"], held_out)
-    if val_mask.all():
-        raise ValueError(
-            f"root must leave an image to train on, got {images.file.file} with {len(val_mask)}, all held out by "
-            f"held_out={held_out}: lower held_out or add a database for validation"
-        )
+    remedy = "lower held_out or add a database for validation"
+    val_mask = split_by_hash(images.arrays["shares"], held_out, images.file.file, remedy)
     return images._replace(rows=np.flatnonzero(~val_mask)), images._replace(rows=np.flatnonzero(val_mask))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import Split
-from datamodules.hash_split import hash_fractions, is_held_out
+from datamodules.hash_split import hash_fractions, split_by_hash
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 from datamodules.storage.members import Members, open_members, read_text
 
@@ -46,12 +46,7 @@ def labeled_splits(
     if val_root is not None:
         val = _with_classes_of(data, _read_labeled_files(val_root, suffixes, "val_root"))
         return {"train": data, "val": val, "test": val}
-    val_mask = is_held_out(data.shares, held_out)
-    if val_mask.all():
-        raise ValueError(
-            f"root must leave an image to train on, got {root} with {len(val_mask)}, all held out by "
-            f"held_out={held_out}: add images, lower held_out or set val_root"
-        )
+    val_mask = split_by_hash(data.shares, held_out, root)
     val = data.select(val_mask)
     return {"train": data.select(~val_mask), "val": val, "test": val}
 
