@@ -33,8 +33,6 @@ def describe(value: Any) -> Any:
         raise TypeError(
             "a network compiled by torch.compile cannot be described: compile it in place with network.compile()"
         )
-    if kind.__init__ is object.__init__:
-        return {"class_path": class_path(kind), "init_args": {}}
     arguments = {name: describe(_argument(value, name)) for name in _argument_names(kind)}
     return {"class_path": class_path(kind), "init_args": arguments}
 
@@ -72,7 +70,7 @@ def format_call(value: Any) -> str:
 
 def _format_constructor(value: Any) -> str:
     kind = type(value)
-    names = [] if kind.__init__ is object.__init__ else _argument_names(kind)
+    names = _argument_names(kind)
     values = {name: _argument(value, name) for name in names}
     defaults = inspect.signature(kind).parameters
     required = {name: item for name, item in values.items() if defaults[name].default is inspect.Parameter.empty}
@@ -142,6 +140,8 @@ def _unsharded_class(value: Any) -> type[Any]:
 
 
 def _argument_names(kind: type) -> list[str]:
+    if kind.__init__ is object.__init__:  # type: ignore[misc]
+        return []
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]  # type: ignore[misc]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     if unnamed := [str(p) for p in parameters if p.kind not in named]:

@@ -129,7 +129,10 @@ def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
         The updated copy.
     """
     if isinstance(value, str):
-        return _update_path(value, replaced) if value.startswith(("asyncdiff.", "datamodules.")) else value
+        new = update_class_path(value) if value.startswith(("asyncdiff.", "datamodules.")) else value
+        if replaced is not None and new != value:
+            replaced[value] = new
+        return new
     if isinstance(value, (list, tuple)):
         return type(value)(update_names(item, replaced) for item in value)
     if not isinstance(value, dict):
@@ -152,13 +155,6 @@ def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     if isinstance(states := updated.get("callbacks"), dict):
         updated["callbacks"] = {_update_state_key(key): state for key, state in states.items()}
     return updated
-
-
-def _update_path(path: str, replaced: dict[str, str] | None) -> str:
-    new = update_class_path(path)
-    if replaced is not None and new != path:
-        replaced[path] = new
-    return new
 
 
 def _update_state_key(key: Any) -> Any:
