@@ -190,6 +190,7 @@ class JobQueue:
     def close(self) -> None:
         """Stop all jobs and wait for the worker to end."""
         with self._lock:
+            self._worker.shutdown(wait=False)  # accepts no more jobs
             for job in self._jobs:
                 job.stopping = True
         self._worker.shutdown()
