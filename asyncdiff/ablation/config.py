@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,16 +111,16 @@ class Ablation:
             )
         if unknown := [key for key in content if key not in KEYS]:
             raise ValueError(f"{file}: unknown key {unknown[0]}: choose from {', '.join(KEYS)}")
-        here = file.parent
-        axes = {
-            str(name): _parse_variants(f"{file}: axes.{name}", name, value, here)
-            for name, value in _parse_axes(file, content)
-        }
+        axes, here = content.get("axes", {}), file.parent
+        if not isinstance(axes, dict) or not axes:
+            raise ValueError(
+                f"{file}: axes must map at least one axis to its variants, got {axes}: see experiments/ablations"
+            )
         return cls(
             file=file,
             base=_resolve_files(f"{file}: base", content.get("base", []), here),
             seeds=_parse_seeds(file, content.get("seeds", [0])),
-            axes=axes,
+            axes={str(name): _parse_variants(f"{file}: axes.{name}", name, axes[name], here) for name in axes},
             settings=_parse_settings(f"{file}: set", content.get("set", {})),
             metrics=_parse_metrics(file, content.get("metrics", {})),
         )
@@ -132,31 +132,23 @@ class Ablation:
 
     def trials(self) -> list[Trial]:
         """Return all trials ordered by seed, so that every combination is run once before any is run twice."""
-        return [trial for seed in self.seeds for trial in self._trials_with_seed(seed)]
+        combinations = list(itertools.product(*(variants.items() for variants in self.axes.values())))
+        return [self._trial(seed, combination) for seed in self.seeds for combination in combinations]
 
-    def _trials_with_seed(self, seed: int) -> Iterator[Trial]:
-        for combination in itertools.product(*(variants.items() for variants in self.axes.values())):
-            names = dict(zip(self.axes, (name for name, _ in combination), strict=True))
-            files = self.base + tuple(itertools.chain.from_iterable(change.files for _, change in combination))
-            settings = dict(self.settings)
-            for _, change in combination:
-                settings |= change.settings
-            yield Trial(names, seed, files, settings)
-
-
-def _parse_axes(file: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    axes = content.get("axes", {})
-    if not isinstance(axes, dict) or not axes:
-        raise ValueError(
-            f"{file}: axes must map at least one axis to its variants, got {axes}: see experiments/ablations"
-        )
-    yield from axes.items()
+    def _trial(self, seed: int, combination: Sequence[tuple[str, Change]]) -> Trial:
+        variants = dict(zip(self.axes, (name for name, _ in combination), strict=True))
+        files, settings = self.base, dict(self.settings)
+        for _, change in combination:
+            files += change.files
+            settings |= change.settings
+        return Trial(variants, seed, files, settings)
 
 
 def _parse_variants(where: str, axis: Any, value: Any, here: Path) -> dict[str, Change]:
     """Parse the variants along an axis: changes by name, or a list of values for the key that names the axis."""
     if isinstance(value, list):
-        changes = {_variant_name(item): Change(settings={str(axis): item}) for item in value}
+        names = [item if isinstance(item, str) else json.dumps(item) for item in value]
+        changes = {name: Change(settings={str(axis): item}) for name, item in zip(names, value, strict=True)}
         if len(changes) < len(value):
             raise ValueError(f"{where} lists a value twice, got {value}: remove the duplicate")
     elif isinstance(value, dict):
@@ -235,7 +227,3 @@ def _parse_metrics(file: Path, value: Any) -> tuple[Metric, ...]:
             )
         metrics.append(Metric(str(tag), str(entry.get("label", tag)), entry["goal"]))
     return tuple(metrics)
-
-
-def _variant_name(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

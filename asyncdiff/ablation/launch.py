@@ -20,6 +20,7 @@ import torch
 
 from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.evaluation.result_card import software
 
@@ -48,14 +49,13 @@ def comparable_config(config: dict[str, Any], root: str) -> dict[str, Any]:
     return copy
 
 
-def first_difference(before: Any, now: Any, name: str = "") -> str | None:
-    """Return the first dotted key whose value changed, with both values, or None if the configs are equal."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*now, *(key for key in before if key not in now)]:
-            if difference := first_difference(before.get(key), now.get(key), f"{name}.{key}".lstrip(".")):
-                return difference
-        return None
-    return None if before == now else f"{name} {_abbreviate(before)} -> {_abbreviate(now)}"
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Return the first dotted key whose value changed, with both values; a missing value equals null."""
+    for key in differences(before, now):
+        old, new = value_at(before, key), value_at(now, key)
+        if old != new:
+            return f"{key} {abbreviate(old)} -> {abbreviate(new)}"
+    return None
 
 
 class Runner:
@@ -107,8 +107,7 @@ class Runner:
 
     def run(self, trials: Sequence[Trial], configs: dict[Any, dict[str, Any]], parallel: int) -> list[State]:
         """Run the trials and return their final states; Ctrl-C and SIGTERM also stop the subprocesses."""
-        # A script's background processes ignore Ctrl-C and are stopped with SIGTERM. Its default action would leave the
-        # trials running.
+        # Background processes of a script ignore Ctrl-C. The default action of SIGTERM would leave the trials running.
         previous = signal.signal(signal.SIGTERM, _exit_on_signal)
         try:
             return self._run_all(trials, configs, parallel)
@@ -211,8 +210,3 @@ def _trial_key(trial: Trial) -> Any:
 def _last_line(file: Path) -> str:
     lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no output"
-
-
-def _abbreviate(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from asyncdiff.ablation.collect import (
     metric_protocols,
 )
 from asyncdiff.ablation.config import Metric
+from asyncdiff.checkpoints.compare import abbreviate
 
 IMAGES_PER_ROW = 5  # in Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
-MAX_LENGTH = 40  # maximum number of characters shown of a value in the protocol
 # Keys with these prefixes are irrelevant to a comparison.
 HIDDEN_PREFIXES = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
 
@@ -92,14 +91,14 @@ class Report:
         differing = [key for key in different if not key.startswith(HIDDEN_PREFIXES)]
         known = {key: value for key, value in same.items() if key.startswith("software.") or key in PROTOCOL}
         lines = ["Mean ± standard deviation over runs of different seeds; the best mean of a column is bold."]
-        lines += [f"Common to all: {', '.join(f'{k} = {_abbreviate(v)}' for k, v in known.items())}."] if known else []
+        lines += [f"Common to all: {', '.join(f'{k} = {abbreviate(v)}' for k, v in known.items())}."] if known else []
         lines += [f"They differ in: {', '.join(differing)}."] if differing else []
         if unlike := [key for key in differing if key.startswith("software.") or key in PROTOCOL]:
             lines.append(f"**Not the same protocol**: {', '.join(unlike)} differ between the runs of this table.")
         for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items():
             if common:
                 lines.append(
-                    f"{tag}: {', '.join(f'{k} = {_abbreviate(v)}' for k, v in common.items() if v is not None)}."
+                    f"{tag}: {', '.join(f'{k} = {abbreviate(v)}' for k, v in common.items() if v is not None)}."
                 )
             if changed:
                 lines.append(f"**Not the same protocol**: {', '.join(changed)} of {tag} differ between the runs.")
@@ -136,25 +135,23 @@ class Report:
     def card(self) -> dict[str, Any]:
         """Return the numbers of each run and the protocol as plain dicts and lists, for a JSON file."""
         same, different = compare_settings(self.runs)
-        runs = [
-            {
-                "folder": str(run.folder),
-                "variant": run.variant,
-                "seed": run.seed,
-                "metrics": {metric.tag: run.last_value(metric) for metric in self.metrics},
-            }
-            for run in self.runs
-        ]
-        protocols = {
-            tag: {"common": common, "different": changed}
-            for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items()
-        }
+        protocols = metric_protocols(self.runs, self.metrics)
         return {
             "common": same,
             "different": different,
-            "protocols": protocols,
+            "protocols": {
+                tag: {"common": common, "different": changed} for tag, (common, changed) in protocols.items()
+            },
             "left_out": list(self.left_out),
-            "runs": runs,
+            "runs": [
+                {
+                    "folder": str(run.folder),
+                    "variant": run.variant,
+                    "seed": run.seed,
+                    "metrics": {metric.tag: run.last_value(metric) for metric in self.metrics},
+                }
+                for run in self.runs
+            ],
         }
 
     def _commands(self) -> list[str]:
@@ -199,11 +196,6 @@ def _html_figure(image: ReportImage) -> str:
 def _to_html(text: str) -> str:
     """Escape text for HTML and convert Markdown's bold and code marks to tags."""
     for mark, tag in (("**", "b"), ("`", "code")):
-        parts = text.split(mark) if mark == "**" else text.split("`")
+        parts = text.split(mark)
         text = "".join(part if i % 2 == 0 else f"\0{tag}\1{part}\0/{tag}\1" for i, part in enumerate(parts))
     return html.escape(text).replace("\0", "<").replace("\1", ">")
-
-
-def _abbreviate(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 3]}..."
