@@ -13,7 +13,6 @@ from datamodules.images.decoding import center_square, halve, read_pixels
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet_sample" / "train"
-RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -30,10 +29,6 @@ def pixels(path: Path, image: Image.Image, **options: Any) -> torch.Tensor:
 
 def load_square(path: Path, *, size: int, channels: int) -> torch.Tensor:
     return decoding.load_square(np.fromfile(path, dtype=np.uint8), size=size, channels=channels)
-
-
-def color(image: torch.Tensor) -> list[int]:
-    return image.flatten(1)[:, 0].tolist()
 
 
 @pytest.mark.parametrize("shape", [(60, 80), (80, 60), (31, 31), (20, 24), (37, 111)])
@@ -68,14 +63,6 @@ def test_fast_path_is_taken_for_jpeg(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert pixels(tmp_path / "a.jpg", Image.new(mode, (8, 8))).shape == (len(mode), 8, 8)
 
 
-def test_sixteen_bits_keep_their_ramp(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
-    for name in ("a.png", "a.tiff"):
-        Image.fromarray(ramp).save(tmp_path / name)
-        read = load_square(tmp_path / name, size=64, channels=3)
-        assert np.abs(read.numpy() / 255 - ramp / 65535).max() <= 0.5 / 255 + 1e-9
-
-
 @pytest.mark.parametrize("top", [1, 255])
 def test_float_tiff_spans_the_full_range(tmp_path: Path, top: int) -> None:
     ramp = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
@@ -91,41 +78,9 @@ def test_other_floats_are_refused(tmp_path: Path, value: float) -> None:
         pixels(tmp_path / "a.tif", Image.fromarray(values))
 
 
-def test_palette_colors_are_looked_up(tmp_path: Path) -> None:
-    pillow_image = Image.new("RGB", (4, 4), (250, 128, 3)).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert color(pixels(tmp_path / "a.png", pillow_image)) == [250, 128, 3]
-
-
-def test_transparency_is_composited_over_white(tmp_path: Path) -> None:
-    assert color(pixels(tmp_path / "a.png", Image.new("RGBA", (4, 4), (*RED, 0)))) == [255, 255, 255]
-    assert color(pixels(tmp_path / "b.png", Image.new("RGBA", (4, 4), (*RED, 255)))) == [255, 0, 0]
-    half = color(pixels(tmp_path / "c.png", Image.new("RGBA", (4, 4), (0, 0, 0, 128))))
-    assert half == pytest.approx([127] * 3, abs=1)
-    assert color(pixels(tmp_path / "d.png", Image.new("LA", (4, 4), (0, 0)))) == [255, 255, 255]
-    assert color(pixels(tmp_path / "e.gif", Image.new("P", (4, 4), 0), transparency=0)) == [255, 255, 255]
-
-
-def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
-    for name in ("a.jpg", "a.tif"):
-        read = pixels(tmp_path / name, Image.new("CMYK", (8, 8), (0, 255, 255, 0)))
-        assert color(read) == pytest.approx(RED, abs=3)
-
-
 def test_black_and_white_spans_the_full_range(tmp_path: Path) -> None:
     pillow_image = Image.fromarray(np.array([[True, False]]))
     assert pixels(tmp_path / "a.png", pillow_image).flatten().tolist() == [255, 0]
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_exif_rotation_is_applied(tmp_path: Path, suffix: str) -> None:
-    pillow_image = Image.new("RGB", (64, 32), RED)
-    pillow_image.paste(BLUE, (32, 0, 64, 32))  # the right half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise: right becomes bottom
-    read = pixels(tmp_path / f"a.{suffix}", pillow_image, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
-    assert read.shape == (3, 64, 32)
-    assert read[:, 8, 16].tolist() == pytest.approx(RED, abs=3)
-    assert read[:, 56, 16].tolist() == pytest.approx(BLUE, abs=3)
 
 
 def test_gray_and_rgb_convert_into_each_other(tmp_path: Path) -> None:
@@ -140,8 +95,8 @@ def test_gray_and_rgb_convert_into_each_other(tmp_path: Path) -> None:
 
 
 def test_a_small_image_is_enlarged(tmp_path: Path) -> None:
-    Image.new("RGB", (1, 1), GREEN).save(tmp_path / "a.png")
-    assert color(load_square(tmp_path / "a.png", size=8, channels=3)) == [0, 255, 0]
+    Image.new("RGB", (1, 1), (0, 255, 0)).save(tmp_path / "a.png")
+    assert load_square(tmp_path / "a.png", size=8, channels=3)[:, 0, 0].tolist() == [0, 255, 0]
 
 
 def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +106,6 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch: 
             pixels(tmp_path / name, Image.new("RGB", (15, 14)))
     with pytest.raises(ValueError, match="too unequal"):
         center_square(torch.zeros(3, 1, 40_000, dtype=torch.uint8), 256)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image at all"])
-def test_bytes_that_are_not_an_image_are_refused(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "a.jpg").write_bytes(data)
-    with pytest.raises(ValueError, match=f"its {len(data)} bytes are not an image"):
-        read_pixels(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "tiff", "gif"])

@@ -389,6 +389,7 @@ def test_a_fit_without_any_batch_is_refused(tmp_path: Path) -> None:
         quiet_trainer(tmp_path).fit(Recorder(), datamodule=Few())
     with pytest.raises(ValueError, match="batch_size"):
         Few().train_dataloader()
+    Few().setup("validate")
     assert len(Few().val_dataloader()) == 1
 
 

@@ -1,17 +1,18 @@
-"""A run on a thousand files, fifty of them damaged: it trains, prints their number and lists them."""
+"""A run on files of which some are damaged: it trains, prints their number and lists them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image
+from small_runs import quiet_trainer
 from torch import nn
 
 from datamodules import ImageFolder
 
-FILES, DAMAGED, HELD_OUT = 1000, 50, 100
+FILES, DAMAGED, HELD_OUT = 200, 10, 20
 
 
 class Counting(LightningModule):
@@ -51,23 +52,14 @@ def write(root: Path) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:cannot read")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_with_damaged_files_trains_and_reports_their_number(tmp_path, caplog, workers):
     root = tmp_path / "images"
     root.mkdir()
     damaged = write(root)
     data = ImageFolder(str(root), 8, batch_size=20, workers=workers, horizontal_flip=False)
     model = Counting()
-    trainer = Trainer(
-        default_root_dir=tmp_path / "run",
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = quiet_trainer(tmp_path / "run", max_epochs=1, num_sanity_val_steps=0, limit_val_batches=1.0)
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         trainer.fit(model, datamodule=data)
     assert trainer.global_step == FILES // 20
@@ -75,8 +67,8 @@ def test_a_run_with_damaged_files_trains_and_reports_their_number(tmp_path, capl
     messages = [r.message for r in caplog.records if "could not be read" in r.message]
     list_file = tmp_path / "run" / "unreadable.txt"
     assert messages == [
-        f"50 of 1000 train images could not be read and were left out: {list_file}",
-        f"1 of 100 val images could not be read and were left out: {list_file}",
+        f"10 of 200 train images could not be read and were left out: {list_file}",
+        f"1 of 20 val images could not be read and were left out: {list_file}",
     ]
     listed = [line.split("\t")[1].removeprefix(f"{root}/") for line in list_file.read_text().splitlines()]
     assert sorted(listed) == sorted(damaged)
@@ -87,6 +79,5 @@ def test_nothing_is_written_if_all_images_are_readable(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     data = ImageFolder(str(tmp_path), 8, batch_size=20, held_out=0.1)
     run = tmp_path / "run"
-    trainer = Trainer(default_root_dir=run, max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(Counting(), datamodule=data)
+    quiet_trainer(run, max_steps=1).fit(Counting(), datamodule=data)
     assert not (run / "unreadable.txt").exists()
