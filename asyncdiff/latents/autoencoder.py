@@ -28,33 +28,19 @@ class Autoencoder(Codec):
         dtype: data type that the network computes in; results are always float32.
     """
 
-    def __init__(
-        self,
-        scale: float | Sequence[float] | None,
-        shift: float | Sequence[float] | None,
-        dtype: DType,
-    ):
+    def __init__(self, scale: float | Sequence[float] | None, shift: float | Sequence[float] | None, dtype: DType):
         check_numbers("scale", scale)
         check_numbers("shift", shift)
         if dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}: use float32 for exact results")
-        self.scale = scale
-        self.shift = shift
+        self.scale, self.shift = scale, shift
         self.dtype: DType = dtype
         self._device = torch.device("cpu")
         self._loaded: tuple[nn.Module, str] | None = None
 
     @abstractmethod
     def load_network(self) -> nn.Module:
-        """Load the network.
-
-        Returns:
-            The network in float32 on the CPU.
-
-        Raises:
-            FileNotFoundError: a file is missing (one-line message).
-            ValueError: a file cannot be read (one-line message).
-        """
+        """Return the network in float32 on the CPU; raise FileNotFoundError or ValueError with a one-line message."""
 
     @abstractmethod
     def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:

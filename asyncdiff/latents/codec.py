@@ -60,25 +60,11 @@ class Codec(ABC):
 
     @abstractmethod
     def moments(self, images: Image) -> Moments:
-        """Encode images into raw latents.
-
-        Args:
-            images: (b, pixel_channels, h, w) in [-1, 1]; h and w are multiples of `factor`.
-
-        Returns:
-            Moments in float32.
-        """
+        """Return raw latents of images in [-1, 1] whose sides are multiples of `factor`, float32."""
 
     @abstractmethod
     def decode(self, latents: Latents) -> Image:
-        """Decode latents from model space into images.
-
-        Args:
-            latents: (b, channels, h, w).
-
-        Returns:
-            Images, approximately in [-1, 1], `factor` times as large along each side, float32.
-        """
+        """Return the images of latents in model space, approximately in [-1, 1], float32."""
 
     @abstractmethod
     def weights_sha256(self) -> str | None:
@@ -105,9 +91,7 @@ class Codec(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """Return a dict that identifies this codec's latents, wherever its files are; see `check_same_codec`.
 
-        Returns:
-            Plain dict with the keys class (dotted path), weights (`weights_sha256()`), channels, factor, scale and
-            shift (lists, one number per channel).
+        Keys: class (dotted path), weights (`weights_sha256()`), channels, factor, and lists scale and shift.
         """
         scale, shift = self.normalization()
         return {

@@ -39,13 +39,10 @@ def test_density_and_coverage_match_their_definitions(monkeypatch, distances):
     assert found.coverage == pytest.approx(inside.any(0).double().mean().item(), rel=1e-12)
 
 
-def test_equal_sets_have_density_and_coverage_one():
+def test_equal_sets_and_equal_distributions_have_density_one_and_the_expected_coverage():
     real = features(300, 0)
     assert density_coverage(real, real.clone()) == (1.0, 1.0)
     assert precision_recall(real, real.clone()) == (1.0, 1.0)
-
-
-def test_equal_distributions_have_density_one_and_the_expected_coverage():
     found = density_coverage(features(1000, 0), features(1000, 1))
     expected = 1 - math.prod((1000 - i) / (2000 - i) for i in range(1, 6))  # arXiv:2002.09797, lemma 2
     assert found.coverage == pytest.approx(expected, abs=0.02)
