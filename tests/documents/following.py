@@ -89,7 +89,9 @@ def run(words: list[str]) -> None:
 
 
 def make_smaller(words: list[str]) -> list[str]:
-    """Append the options that make a command small."""
+    """Append the options that make a command small, except if it only prints help."""
+    if any(word.endswith(".help") for word in words):
+        return words
     extra = [more for word, more in SMALLER_BY_COMMAND.items() if word in words]
     if words[1:2] == ["fit"] and "last" in words:
         extra.append(["--trainer.max_steps", "3"])  # one more than before

@@ -69,6 +69,22 @@ def test_moving_patches_attend_to_fresh_moving_and_cached_other_patches(any_deno
     assert torch.allclose(partial_updates(changed, t, label).v, exact, rtol=0, atol=1e-12)
 
 
+def test_images_without_moving_patches_keep_their_cache(denoiser):
+    """Whatever they look like in between; they are in the batch of an image that moves."""
+    x_t, t, label = inputs()
+    partial_updates = PartialUpdates(denoiser, 100)
+    nothing, last = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    last[:, 3, 3] = True
+    first = nothing.clone()
+    first[0, 0, 0] = True
+    partial_updates.moving = nothing
+    exact = partial_updates(x_t, t, label).v
+    partial_updates.moving = first
+    assert torch.equal(partial_updates(x_t + 1, t, label).v[1:], exact[1:])
+    partial_updates.moving = last
+    assert torch.allclose(partial_updates(x_t, t, label).v[1:], exact[1:], rtol=0, atol=1e-12)
+
+
 def test_all_patches_are_refreshed_periodically(denoiser):
     x_t, t, label = inputs()
     partial_updates = PartialUpdates(denoiser, 3)
