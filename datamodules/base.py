@@ -85,9 +85,6 @@ class RawBatches(Dataset[Any]):
     def __getitems__(self, items: Sequence[Item | int]) -> Any:
         return self.data.read(with_keys(items))
 
-    def __getitem__(self, item: Item | int) -> Any:
-        return self.__getitems__([item])
-
 
 class InMemoryImages(ImageDataset):
     """Split whose images are held in memory.
@@ -231,17 +228,16 @@ class ImageDataModule(LightningDataModule, ABC):
         at_least("batch_size", batch_size, 1, "set the number of images per batch")
         data = self.dataset(split).plain()
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False, rank=rank, world=world)
-        loader = DataLoader(
-            RawBatches(data), batch_size, sampler=shard, num_workers=self.workers, collate_fn=_no_collate
-        )
         # Unreadable images are left out, so a batch may be empty.
-        return (data.finish(batch) for batch in loader if len(batch["index"]))
+        return (batch for batch in self._read(data, batch_size=batch_size, sampler=shard) if len(batch["index"]))
 
     def images_at(self, split: Split, batches: Sequence[list[int]]) -> Iterator[Batch]:
         """Iterate over the images at these indices without augmentation, one batch per list; skip unreadable ones."""
-        data = self.dataset(split).plain()
-        loader = DataLoader(RawBatches(data), batch_sampler=batches, num_workers=self.workers, collate_fn=_no_collate)
-        return (data.finish(batch) for batch in loader)
+        return self._read(self.dataset(split).plain(), batch_sampler=batches)
+
+    def _read(self, data: ImageDataset, **order: Any) -> Iterator[Batch]:
+        """Iterate over finished batches in an order given by arguments of DataLoader."""
+        return map(data.finish, DataLoader(RawBatches(data), num_workers=self.workers, collate_fn=_no_collate, **order))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the loader of training batches of equal size, whose order a resumed run continues."""

@@ -10,7 +10,7 @@ from datamodules.images.decoding import Crop
 from datamodules.images.encoded_module import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import SUFFIXES as SUFFIXES
-from datamodules.storage.file_lists import FileList, find_images
+from datamodules.storage.file_lists import find_images
 from datamodules.storage.file_lists import list_images as list_images
 
 
@@ -83,7 +83,11 @@ class ImageFolder(EncodedDataModule):
         if roots["val"] == roots["train"] and self.val_root is None:
             held_out = split_by_hash(files["train"].shares, self.held_out, self.root)
             files["train"], files["val"] = files["train"].select(~held_out), files["train"].select(held_out)
-        data = {split: self._split(split, roots[split], files[split], classes) for split in roots}
+        data: dict[Split, ImageDataset] = {}
+        for split, root in roots.items():
+            options = self.options(train=split == "train")
+            labels = files[split].labels(classes)
+            data[split] = ImageFiles(root, files[split].names, class_names=classes, labels=labels, **options)
         # One object if val and test are the same files, so that an unreadable one is reported once.
         return data | {"test": data["val"]} if roots["val"] == roots["test"] else data
 
@@ -107,10 +111,6 @@ class ImageFolder(EncodedDataModule):
                 )
             return {"train": self.root, "val": self.root, "test": self.root}
         return {"train": train, "val": val if val.is_dir() else test, "test": test if test.is_dir() else val}
-
-    def _split(self, split: Split, root: Path, files: FileList, classes: list[str]) -> ImageFiles:
-        options = self.options(train=split == "train")
-        return ImageFiles(root, files.names, class_names=classes, labels=files.labels(classes), **options)
 
 
 def check_same_classes(val_classes: Sequence[str], classes: Sequence[str], root: Path) -> None:

@@ -19,7 +19,7 @@ class ImageFiles(EncodedImages):
         root: folder that the names are relative to.
         names: paths of the files, as strings or as an array of file system bytes.
         class_names: class folders in the order of their labels; empty means no labels.
-        labels: class of every file, int64 (n,); derived from the names if None.
+        labels: class of every file, int64 (n,); None without labels.
         **options: arguments of EncodedImages: size, channels, train, flip, on_corrupt and the optional ones.
     """
 
@@ -34,9 +34,7 @@ class ImageFiles(EncodedImages):
     ) -> None:
         # Arrays, not lists: reference counts of list items would make every worker copy their memory pages.
         encoded = names if isinstance(names, np.ndarray) else np.array(list(map(os.fsencode, names)), dtype=np.bytes_)
-        if labels is None:
-            number = {os.fsencode(name): label for label, name in enumerate(class_names)}
-            labels = np.array([number.get(name.split(b"/", 1)[0], 0) for name in encoded], dtype=np.int64)
+        labels = np.zeros(len(encoded), np.int64) if labels is None else labels
         super().__init__(labels, classes=len(class_names), **options)
         self.root, self.names = root, encoded
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.hash_split import hash_fraction
+from datamodules.hash_split import hash_fractions
 from datamodules.index_cache import Arrays, cached_arrays
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -110,42 +110,23 @@ Folder = tuple[str, int, list[str]]  # path relative to the root, modification t
 
 def _walk(root: str) -> Iterator[Folder]:
     """Yield the root and the folders below it, each once, because links may form a cycle."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"cannot list {error.filename}: {error.strerror}; make it readable or remove it") from error
+
+    begin = time.time_ns()
     seen = set()
-    waiting = [""]
-    while waiting:
-        below = waiting.pop()
-        folder = os.path.join(root, below)
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in seen:
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            images, folders = _entries(folder)
-        except OSError as error:
-            raise ValueError(f"cannot list {folder}: {error.strerror}; make it readable or remove it") from error
-        waiting.extend(os.path.join(below, name) for name in sorted(folders, reverse=True))
+    for folder, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = [n for n in files if not n.startswith(".") and n[n.rfind(".") :].lower() in SUFFIXES]
         # Another change could get the same modification time as this one if it is recent: never treat it as unchanged.
-        settled = time.time_ns() - status.st_mtime_ns > MTIME_RESOLUTION
-        yield below, status.st_mtime_ns if settled else -1, images
-
-
-def _entries(folder: str) -> tuple[list[str], list[str]]:
-    """Return the names of the images and of the folders in a folder."""
-    images, folders = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            try:
-                if entry.is_dir():
-                    folders.append(name)
-                    continue
-            except OSError:  # a link to itself: treated as an unreadable file
-                pass
-            if name[name.rfind(".") :].lower() in SUFFIXES:
-                images.append(name)
-    return images, folders
+        settled = begin - status.st_mtime_ns > MTIME_RESOLUTION
+        yield folder[len(root) :].lstrip("/"), status.st_mtime_ns if settled else -1, images
 
 
 def _arrays(folders: Iterable[Folder]) -> Arrays:
@@ -154,11 +135,10 @@ def _arrays(folders: Iterable[Folder]) -> Arrays:
     for below, mtime, images in folders:
         places.append(os.fsencode(below))
         times.append(mtime)
-        prefix = f"{below}/" if below else ""
-        names.extend([os.fsencode(prefix + name) for name in images])
+        names.extend([os.fsencode(os.path.join(below, name)) for name in images])
     names.sort()
     return class_folder_arrays(names) | {
-        "shares": np.array([hash_fraction(os.fsdecode(name)) for name in names], dtype=np.float64),
+        "shares": hash_fractions(map(os.fsdecode, names)),
         "places": np.array(places, dtype=np.bytes_),
         "times": np.array(times, dtype=np.int64),
     }
