@@ -11,6 +11,12 @@ def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
 
 
+def positive(name: str, value: float, remedy: str) -> None:
+    """Raise ValueError unless `value` is above 0."""
+    if not value > 0:  # also rejects NaN
+        raise ValueError(f"{name} must be positive, got {value}: {remedy}")
+
+
 def within(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Raise ValueError unless low <= value <= high."""
     if not low <= value <= high:  # also rejects NaN

@@ -208,11 +208,9 @@ def bound(
         True
     """
     at_least("points", points, 1, "use 64, for example")
-    decoder = decoder or CategoricalDecoder()
-    floor = default_t_min(denoiser.process, decoder) if t_min is None else t_min
     progress_sampler = progress_sampler or FluxProgress(process=denoiser.process)
-    line = _LineIntegral(denoiser, x, path, known, progress_sampler, floor, generator)
-    return line.bound(line.integrand(label, points), decoder, points)
+    line = _LineIntegral(denoiser, x, path, known, progress_sampler, t_min, decoder, generator)
+    return line.bound(line.integrand(label, points), points)
 
 
 @torch.no_grad()
@@ -251,10 +249,8 @@ def discrete_bound(
         The bound of every image and its parts, with a `standard_error` of NaN.
     """
     at_least("steps", steps, 1, "use 250 as in the paper")
-    decoder = decoder or CategoricalDecoder()
-    floor = default_t_min(denoiser.process, decoder) if t_min is None else t_min
-    line = _LineIntegral(denoiser, x, path, known, progress_sampler or UniformProgress(), floor, generator)
-    return line.bound(line.terms(label, steps), decoder, None)
+    line = _LineIntegral(denoiser, x, path, known, progress_sampler or UniformProgress(), t_min, decoder, generator)
+    return line.bound(line.terms(label, steps), None)
 
 
 def default_t_min(process: Process, decoder: Decoder) -> float:
@@ -282,21 +278,20 @@ class _LineIntegral:
         path: Path | None,
         known: Tensor | None,
         progress_sampler: ProgressSampler,
-        t_min: float,
+        t_min: float | None,
+        decoder: Decoder | None,
         generator: Generators,
     ):
         # Half precision cannot represent levels near the floor; networks cast their inputs themselves.
         self.dtype = torch.promote_types(x.dtype, torch.float32)
-        self.denoiser, self.process, self.x, self.progress_sampler = (
-            denoiser,
-            denoiser.process,
-            x.to(self.dtype),
-            progress_sampler,
-        )
+        self.x = x.to(self.dtype)
+        self.denoiser, self.process, self.progress_sampler = denoiser, denoiser.process, progress_sampler
+        self.decoder = decoder or CategoricalDecoder()
         self.size = (x.shape[2], x.shape[3])
         self.grid = denoiser.grid(self.size)
         self.generator = generator
-        path = with_floor(path or Synchronous(), t_min)
+        floor = default_t_min(self.process, self.decoder) if t_min is None else t_min
+        path = with_floor(path or Synchronous(), floor)
         self.known = self._known_patches(known)
         if self.known is not None:
             path = Conditioned(path, self.known)
@@ -325,9 +320,9 @@ class _LineIntegral:
             yield t, 0.5 * gain.masked_fill(~moved, 0) * error
             before = t
 
-    def bound(self, terms: Terms, decoder: Decoder, points: int | None) -> Bound:
+    def bound(self, terms: Terms, points: int | None) -> Bound:
         """Sum the terms, and add reconstruction and prior at the ends of the path."""
-        reconstruction, prior = self._reconstruction(decoder), self._prior()
+        reconstruction, prior = self._reconstruction(), self._prior()
         diffusion = torch.zeros_like(prior)
         by_level = prior.new_zeros(len(prior), len(LEVEL_EDGES))
         squares = prior.new_zeros(len(prior))
@@ -349,7 +344,7 @@ class _LineIntegral:
             dims=self._sum_unknown(torch.ones_like(self.x)).sum((1, 2)),
             per_patch=prior + diffusion + reconstruction,
             by_level=by_level,
-            decoder=decoder,
+            decoder=self.decoder,
         )
 
     def _known_patches(self, known: Tensor | None) -> KnownPatches | None:
@@ -363,39 +358,35 @@ class _LineIntegral:
         return known_patches(known.to(self.x.device), self.grid)
 
     def _level_map_at(self, u: float) -> LevelMap:
-        ends = {0.0: self.x.new_zeros(len(self.x)), 1.0: self.x.new_ones(len(self.x))}
-        if u in ends:  # the exact ends, whatever the precision of the progress sampler
-            return self.curve(ends[u].to(self.dtype))[0]
-        s, _ = self.progress_sampler(self.curve, torch.full((len(self.x),), u, device=self.x.device, dtype=self.dtype))
-        return self.curve(s)[0]
+        """Return the level map at the share `u` of the progress sampler's distribution; the ends are exact."""
+        s = self.x.new_full((len(self.x),), u)
+        return self.curve(s if u in (0, 1) else self.progress_sampler(self.curve, s)[0])[0]
+
+    def _above_0(self, t: LevelMap) -> LevelMap:
+        """Return `t` with any level above 0 for known patches, whose values are masked later."""
+        return t if self.known is None else t.masked_fill(self.known, 1)
 
     def _add_noise(self, t: LevelMap) -> tuple[Image, Image]:
-        eps = normal(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
-        return eps, self.process.noised(self.x, eps, t.to(self.x.dtype))
+        eps = normal(self.x.shape, generator=self.generator, device=self.x.device, dtype=self.dtype)
+        return eps, self.process.noised(self.x, eps, t)
 
     def _error(
         self, t: LevelMap, label: Labels | None, predicted: Callable, true: Callable[[Image, Image, LevelMap], Image]
     ) -> LevelMap:
         """Return the squared error per patch of the denoiser's prediction, with fresh noise."""
         eps, x_t = self._add_noise(t)
-        t = t.to(self.x.dtype)
         residual = true(self.x, eps, t) - predicted(self.denoiser(x_t, t, label))
         return sum_per_patch(residual.square(), self.grid).to(self.dtype)
 
-    def _reconstruction(self, decoder: Decoder) -> LevelMap:
-        t = self._level_map_at(0.0)
-        t = t if self.known is None else t.masked_fill(self.known, 1)  # any level above 0: masked below
-        _, x_t = self._add_noise(t)
-        x, x_t = self.x.to(self.dtype), x_t.to(self.dtype)
-        return self._sum_unknown(decoder(self.process, x, x_t, t))
+    def _reconstruction(self) -> LevelMap:
+        t = self._above_0(self._level_map_at(0.0))
+        return self._sum_unknown(self.decoder(self.process, self.x, self._add_noise(t)[1], t))
 
     def _prior(self) -> LevelMap:
-        t = self._level_map_at(1.0)
-        t = t if self.known is None else t.masked_fill(self.known, 1)
+        t = self._above_0(self._level_map_at(1.0))
         alpha, sigma = to_pixels(self.process.alpha(t), self.size), to_pixels(self.process.sigma(t), self.size)
-        kl = 0.5 * ((alpha * self.x).square() + sigma.square() - 1) - sigma.log()
-        return self._sum_unknown(kl.to(self.dtype))
+        return self._sum_unknown(0.5 * ((alpha * self.x).square() + sigma.square() - 1) - sigma.log())
 
     def _sum_unknown(self, per_pixel: Image) -> LevelMap:
-        total = sum_per_patch(per_pixel.to(self.dtype), self.grid)
+        total = sum_per_patch(per_pixel, self.grid)
         return total if self.known is None else total.masked_fill(self.known, 0)

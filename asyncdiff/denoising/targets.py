@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from asyncdiff.checks import positive
 from asyncdiff.noise.processes import Process
 from asyncdiff.shapes import Image, LevelMap
 
@@ -59,8 +60,7 @@ class CleanTarget(Target):
     """
 
     def __init__(self, floor: float = 0.05):
-        if not floor > 0:
-            raise ValueError(f"floor must be positive, got {floor}: use 0.05 as in JiT, or 1e-4 for almost no floor")
+        positive("floor", floor, "use 0.05 as in JiT, or 1e-4 for almost no floor")
         self.floor = floor
 
     def velocity(self, process: Process, output: Image, x_t: Image, t: LevelMap) -> Image:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from asyncdiff.checks import at_least, within
+from asyncdiff.checks import at_least, positive, within
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.fields import IndependentField, PerlinField
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
 from asyncdiff.noise.progress_samplers import ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, RandomSource
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress, UniqueLevels
+
+PAPER = "omit it to use the paper's value"
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Shared(LevelSampler):
     def __init__(self, loc: float = 0.0, scale: float | None = None):
         if scale is None and loc != 0:
             raise ValueError(f"loc needs a scale, got loc {loc} with scale None: set scale to 1.0, for example")
-        if scale is not None and scale <= 0:
-            raise ValueError(f"scale must be positive, got {scale}: use None for uniform levels")
+        if scale is not None:
+            positive("scale", scale, "use None for uniform levels")
         self.loc = loc
         self.scale = scale
 
@@ -217,8 +219,7 @@ class SumBeta(LevelSampler):
     """
 
     def __init__(self, sharpness: float = 1.0):
-        if sharpness <= 0:
-            raise ValueError(f"sharpness must be positive, got {sharpness}: use 1 as in SRM")
+        positive("sharpness", sharpness, "use 1 as in SRM")
         self.sharpness = sharpness
 
     def sample(self, source: RandomSource) -> LevelDraw:
@@ -255,7 +256,7 @@ class TruncatedGaussian(LevelSampler):
     """
 
     def __init__(self, std: float = 0.2):
-        _check_positive("std", std)
+        positive("std", std, PAPER)
         self.std = std
 
     def sample(self, source: RandomSource) -> LevelDraw:
@@ -279,7 +280,7 @@ class LogitNormalTruncated(TruncatedGaussian):
 
     def __init__(self, loc: float = 0.7, scale: float = 1.0, std: float = 0.6):
         super().__init__(std)
-        _check_positive("scale", scale)
+        positive("scale", scale, PAPER)
         self.loc = loc
         self.scale = scale
 
@@ -297,7 +298,7 @@ class Gaussian(LevelSampler):
     """
 
     def __init__(self, std: float = 0.2):
-        _check_positive("std", std)
+        positive("std", std, PAPER)
         self.std = std
 
     def sample(self, source: RandomSource) -> LevelDraw:
@@ -306,7 +307,21 @@ class Gaussian(LevelSampler):
         return LevelDraw((mean + spread * source.normal(*source.grid)).clamp(0, 1))
 
 
-class WithCleanPatches(LevelSampler):
+class _Wrapper(LevelSampler):
+    """Level sampler that changes the maps of another one with some probability, and keeps its path's properties."""
+
+    def __init__(self, levels: LevelSampler, probability: float, remedy: str):
+        within("probability", probability, 0, 1, remedy)
+        self.levels = levels
+        self.probability = probability
+        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
+        self.progress_sampler, self.weighted = levels.progress_sampler, levels.weighted
+
+    def check(self, grid: tuple[int, int]) -> None:
+        self.levels.check(grid)
+
+
+class WithCleanPatches(_Wrapper):
     """Level maps from another sampler, with random clean patches (without loss) in some images.
 
     Trains inpainting with clean patches next to noisy ones, which hardly ever occur on paths (TD-Paint; `add_zeros` in
@@ -325,14 +340,10 @@ class WithCleanPatches(LevelSampler):
     """
 
     def __init__(self, levels: LevelSampler, probability: float = 0.5, clean_patches: CleanPatches | None = None):
-        within("probability", probability, 0, 1, "0.5 gives half of the images clean patches")
-        self.levels = levels
-        self.probability = probability
+        super().__init__(levels, probability, "0.5 gives half of the images clean patches")
         self.clean_patches = clean_patches or MixedCleanPatches(
             [RandomBoxes(), RandomRegions(), RandomRegions(IndependentField())]
         )
-        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
-        self.progress_sampler, self.weighted = levels.progress_sampler, levels.weighted
 
     def sample(self, source: RandomSource) -> LevelDraw:
         draw = _per_patch(self.levels.sample(source), source.grid)
@@ -341,11 +352,8 @@ class WithCleanPatches(LevelSampler):
         all_known = known if draw.known is None else known | draw.known
         return replace(draw, t=draw.t.masked_fill(known, 0), slope=slope, unique=None, known=all_known)
 
-    def check(self, grid: tuple[int, int]) -> None:
-        self.levels.check(grid)
 
-
-class Homogeneous(LevelSampler):
+class Homogeneous(_Wrapper):
     """Level maps from another sampler, mixed with constant maps at a uniform level on [t_min, 1].
 
     AsyncPatch maps are nearly constant only near s = 0 and 1, while sampling on a synchronous path needs constant maps
@@ -357,11 +365,7 @@ class Homogeneous(LevelSampler):
     """
 
     def __init__(self, levels: LevelSampler, probability: float = 0.25):
-        within("probability", probability, 0, 1, "0.25 makes a quarter of the maps constant")
-        self.levels = levels
-        self.probability = probability
-        self.has_slopes, self.t_min = levels.has_slopes, levels.t_min
-        self.progress_sampler, self.weighted = levels.progress_sampler, levels.weighted
+        super().__init__(levels, probability, "0.25 makes a quarter of the maps constant")
         synchronous = Synchronous()
         floored = Floored(synchronous, self.t_min) if self.t_min else synchronous
         self._constant = AlongPath(floored, self.progress_sampler, self.weighted)
@@ -377,9 +381,6 @@ class Homogeneous(LevelSampler):
             importance = torch.where(constant[:, 0, 0], level.importance, draw.importance)
         known = None if draw.known is None else draw.known & ~constant
         return LevelDraw(t, slope, importance=importance, known=known)
-
-    def check(self, grid: tuple[int, int]) -> None:
-        self.levels.check(grid)
 
 
 def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
@@ -409,8 +410,3 @@ def _per_patch(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:
     t = draw.t.expand(-1, *grid)
     slope = None if draw.slope is None else draw.slope.expand(-1, *grid)
     return replace(draw, t=t, slope=slope, unique=None)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name} must be positive, got {value}: omit it to use the paper's value")

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from asyncdiff.checks import positive
 from asyncdiff.noise.paths import Curve
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.shapes import LevelMap, Progress
@@ -55,8 +56,7 @@ class LogitNormalProgress(ProgressSampler):
     """
 
     def __init__(self, loc: float = 0.0, scale: float = 1.0):
-        if scale <= 0:
-            raise ValueError(f"scale must be positive, got {scale}: use 1, for example")
+        positive("scale", scale, "use 1, for example")
         self.loc = loc
         self.scale = scale
 
@@ -86,8 +86,7 @@ class FluxProgress(ProgressSampler):
     needs_floor = True
 
     def __init__(self, variance: float = 0.1, process: Process | None = None):
-        if variance <= 0:
-            raise ValueError(f"variance must be positive, got {variance}: use 0.1 for images in [-1, 1]")
+        positive("variance", variance, "use 0.1 for images in [-1, 1]")
         self.variance = variance
         self.process = process or RectifiedFlow()
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from noise.laws import Stub
 from small_runs import small_dit
 
-from asyncdiff.denoising.denoiser import Denoiser, Prediction
+from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.loss import Loss, training_loss
 from asyncdiff.denoising.weightings import Velocity
 from asyncdiff.networks.dit import DiT
@@ -30,29 +31,20 @@ def loss(denoiser, t: torch.Tensor = T) -> Loss:
     return training_loss(denoiser, X, EPS, LevelDraw(t), Velocity())
 
 
-class Overconfident:
+def overconfident(factor: float) -> Stub:
     """Predicts a velocity of 0, and its true error times a factor."""
-
-    process = RectifiedFlow()
-
-    def __init__(self, factor: float):
-        self.logvar = (factor * mean_per_patch((EPS - X).square(), (4, 4))).log()
-
-    def __call__(self, x_t, t, label=None, *, unique=None):
-        return Prediction(self.process, x_t, t, torch.zeros_like(x_t), self.logvar)
-
-    def grid(self, size):
-        return 4, 4
+    logvar = (factor * mean_per_patch((EPS - X).square(), (4, 4))).log()
+    return Stub(lambda x_t, t: torch.zeros_like(x_t), lambda x_t, t: logvar)
 
 
 def test_the_true_error_minimizes_the_loss():
-    truth = loss(Overconfident(1.0))
+    truth = loss(overconfident(1.0))
     expected = 0.5 * (truth.error.log() + 1)
     for i in range(1, 4):
         assert float(truth.uncertainty[i]) == pytest.approx(float(expected[i][T[i] > 0].mean()), rel=1e-12)
     assert truth.uncertainty[0] == 0  # nothing to predict, no loss
     for factor in (0.5, 2.0):
-        excess = loss(Overconfident(factor)).uncertainty - truth.uncertainty
+        excess = loss(overconfident(factor)).uncertainty - truth.uncertainty
         cost = 0.5 * (math.log(factor) + 1 / factor - 1)
         assert torch.allclose(excess[1:], torch.full((3,), cost, dtype=torch.float64))
 

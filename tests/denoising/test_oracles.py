@@ -1,11 +1,10 @@
 """Exact denoisers compared with quadrature, automatic differentiation and torch.distributions."""
 
 import math
-import re
 
 import pytest
 import torch
-from noise.laws import every_process, off
+from noise.laws import every_process, off, refusals
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -138,8 +137,6 @@ def test_labels_select_components_and_the_null_label_selects_all():
         alone = GaussianOracle(MEANS[k], COVS[k], GRID)(x_t[k : k + 1], t[k : k + 1]).v
         assert torch.allclose(labeled[k : k + 1], alone, atol=1e-13)
     assert torch.allclose(labeled[3:], ORACLE(x_t, t).v[3:], atol=1e-13)
-    with pytest.raises(ValueError, match=r"label must lie in 0 .. 3, got \[4, 0, 0, 0\]"):
-        ORACLE(x_t, t, torch.tensor([4, 0, 0, 0]))
 
 
 @every_process
@@ -215,8 +212,6 @@ def test_oracles_are_denoisers_with_a_grid():
     oracle = GaussianOracle(*random_gaussian(16), (2, 4))
     assert isinstance(oracle, DenoiserLike)
     assert oracle.grid((8, 8)) == (2, 4)
-    with pytest.raises(ValueError, match="2x4 patches does not divide an image of 4x6 pixels into equal patches"):
-        oracle.grid((4, 6))
 
 
 def test_random_data_are_well_conditioned():
@@ -232,43 +227,25 @@ def mixture(weights: Tensor = WEIGHTS, means: Tensor = MEANS, covs: Tensor = COV
     return MixtureOracle(weights, means, covs, GRID)
 
 
-ZEROS = torch.zeros(3, *SHAPE)
-PIXELS = "with 4 values in all, as the means have, got"
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: mixture(weights=2 * WEIGHTS), "weights must sum to 1, got a sum of 2: divide them by their sum"),
-        (
-            lambda: mixture(weights=torch.tensor([1.5, -0.5, 0])),
-            "weights must be positive, got [1.5, -0.5, 0.0]: remove",
-        ),
-        (lambda: mixture(weights=torch.ones(4) / 4), "one number per mean, got shape (4,) for 3 means"),
-        (lambda: mixture(means=MEANS * math.nan), "means must be finite, got NaN"),
-        (lambda: mixture(covs=COVS[:, :3]), "covs must have shape (3, 4, 4), got (3, 3, 4)"),
-        (
-            lambda: mixture(covs=COVS + torch.eye(4).roll(1, 0).triu(1)),
-            "covs must be symmetric, got a difference of 1 in covs[0]",
-        ),
-        (lambda: mixture(covs=COVS * math.nan), "covs must be symmetric, got a difference of nan"),
-        (
-            lambda: mixture(covs=-torch.eye(4).expand(3, 4, 4)),
-            "covs must be positive definite, got an eigenvalue of -1 in covs[0]",
-        ),
-        (lambda: ORACLE(torch.zeros(3, 2, 2, 2), torch.zeros(3, 1, 1)), f"x_t must have (c, h, w) {PIXELS} (2, 2, 2)"),
-        (lambda: ORACLE.sample(3, (1, 4, 4)), f"shape must have (c, h, w) {PIXELS} (1, 4, 4)"),
-        (lambda: ORACLE.sample(0, SHAPE), "count must be at least 1, got 0"),
-        (
-            lambda: ORACLE.marginal_log_prob(ZEROS, torch.zeros(2, 2)),
-            "known must be bool, True = known, got torch.float32: use mask > 0.5",
-        ),
-        (
-            lambda: ORACLE.conditional_log_prob(ZEROS, torch.zeros(2, 2, 2).bool()),
-            "known must have shape (2, 2) or (3, 2, 2), got (2, 2, 2)",
-        ),
-    ],
+ASYMMETRIC, INDEFINITE = COVS + torch.eye(4).roll(1, 0).triu(1), -torch.eye(4).expand(3, 4, 4)
+ZEROS, NOBODY = torch.zeros(3, *SHAPE), torch.zeros(2, 2, 2, dtype=torch.bool)
+PIXELS = "must have (c, h, w) with 4 values in all, as the means have, got"
+test_invalid_arguments_are_refused = refusals(
+    {
+        "weights must sum to 1, got a sum of 2: divide them by their sum": lambda: mixture(weights=2 * WEIGHTS),
+        "weights must be positive, got [-1.0, -1.0, -1.0]: remove": lambda: mixture(weights=-torch.ones(3)),
+        "one number per mean, got shape (4,) for 3 means": lambda: mixture(weights=torch.ones(4) / 4),
+        "means must be finite, got NaN": lambda: mixture(means=MEANS * math.nan),
+        "covs must have shape (3, 4, 4), got (3, 3, 4)": lambda: mixture(covs=COVS[:, :3]),
+        "covs must be symmetric, got a difference of 1 in covs[0]": lambda: mixture(covs=ASYMMETRIC),
+        "covs must be symmetric, got a difference of nan": lambda: mixture(covs=COVS * math.nan),
+        "covs must be positive definite, got an eigenvalue of -1 in covs[0]": lambda: mixture(covs=INDEFINITE),
+        f"x_t {PIXELS} (2, 2, 2)": lambda: ORACLE(torch.zeros(3, 2, 2, 2), torch.zeros(3, 1, 1)),
+        f"shape {PIXELS} (1, 4, 4)": lambda: ORACLE.sample(3, (1, 4, 4)),
+        "count must be at least 1, got 0": lambda: ORACLE.sample(0, SHAPE),
+        "known must be bool, True = known, got torch.float32": lambda: ORACLE.marginal_log_prob(ZEROS, ZEROS[:2, 0]),
+        "known must have shape (2, 2) or (3, 2, 2), got (2, 2, 2)": lambda: ORACLE.conditional_log_prob(ZEROS, NOBODY),
+        "label must lie in 0 .. 3, got [4, 0, 0]": lambda: ORACLE(ZEROS, ZEROS[:, 0], torch.tensor([4, 0, 0])),
+        "2x2 patches does not divide an image of 4x5 pixels into equal patches": lambda: ORACLE.grid((4, 5)),
+    }
 )
-def test_invalid_arguments_are_refused(make, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        make()

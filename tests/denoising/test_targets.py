@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from noise.laws import refusals
 from small_runs import save_untrained, small_dit
 
 from asyncdiff.denoising.denoiser import Denoiser
@@ -81,18 +82,6 @@ def test_everything_is_finite_at_the_ends(target, process):
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), CosineVP()])
-def test_noise_target_needs_a_process_with_signal_at_t_1(process):
-    with pytest.raises(ValueError, match=rf"alpha\(1\) > 0, got {type(process).__name__}, .* use LinearVP"):
-        denoiser(NoiseTarget(), process)
-
-
-@pytest.mark.parametrize("floor", [0.0, -1.0])
-def test_floors_that_are_not_positive_are_refused(floor):
-    with pytest.raises(ValueError, match="floor must be positive"):
-        CleanTarget(floor)
-
-
 def test_noise_target_with_epsilon_weighting_gives_the_ddpm_loss():
     """Epsilon's weight on the velocity's error is the plain squared error of the output."""
     process, target = LinearVP(), NoiseTarget()
@@ -118,3 +107,13 @@ def test_a_checkpoint_keeps_target_and_process(tmp_path):
     assert (again.target.floor, again.process.beta_end, again.process.steps) == (0.1, 0.01, 500)
     assert torch.equal(again.generate([0, 1]), model.eval().generate([0, 1]))
     assert isinstance(AsyncDiffusion(small_dit(), image_size=4).target, VelocityTarget)  # the default
+
+
+test_invalid_targets_are_refused = refusals(
+    {
+        "alpha(1) > 0, got RectifiedFlow, where noise": lambda: denoiser(NoiseTarget(), RectifiedFlow()),
+        "alpha(1) > 0, got CosineVP, where noise": lambda: denoiser(NoiseTarget(), CosineVP()),
+        "floor must be positive, got 0.0": lambda: CleanTarget(0.0),
+        "floor must be positive, got -1.0": lambda: CleanTarget(-1.0),
+    }
+)

@@ -1,6 +1,7 @@
-"""What tests of random maps share: statistics of draws, copies of objects, and the three noise processes."""
+"""What tests of random maps share: statistics, rebuilt objects, refusals, denoisers and the noise processes."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from scipy import stats
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 
 every_process = pytest.mark.parametrize(
@@ -34,5 +36,31 @@ def rebuilt(thing: Any) -> Any:
     return object_config.build(object_config.describe(thing))
 
 
+class Stub:
+    """Denoiser on 4x4 patches whose velocity and log-variance are functions of x_t and t."""
+
+    process = RectifiedFlow()
+
+    def __init__(self, v: Callable, logvar: Callable = lambda x_t, t: None, patches: tuple[int, int] = (4, 4)):
+        self.v, self.logvar, self.patches = v, logvar, patches
+
+    def grid(self, size):
+        return self.patches
+
+    def __call__(self, x_t, t, label=None, *, unique=None):
+        return Prediction(self.process, x_t, t, self.v(x_t, t), self.logvar(x_t, t))
+
+
 def grid_name(grid: tuple[int, int]) -> str:
     return f"{grid[0]}x{grid[1]}"
+
+
+def refusals(cases: dict[str, Callable[[], object]]) -> Callable:
+    """Test that every call raises a ValueError with the text that it is listed under."""
+
+    @pytest.mark.parametrize("text", cases)
+    def test(text):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            cases[text]()
+
+    return test

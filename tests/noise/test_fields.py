@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from noise.laws import grid_name, off, p_value, rebuilt
+from noise.laws import grid_name, off, p_value, rebuilt, refusals
 from scipy import stats
 from scipy.special import xlogy
 
@@ -174,7 +174,9 @@ def test_spread_within_an_image(path, spread, power, s):
     assert off(t.mean((1, 2)).square(), m**2 / (3 * patches**power)) < 4
 
 
-@pytest.mark.parametrize("kind", [BlockwiseField, PerlinField])
-def test_sizes_below_one_patch_are_refused(kind):
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        kind(0)
+test_sizes_below_one_patch_are_refused = refusals(
+    {
+        "max_block must be at least 1, got 0": lambda: BlockwiseField(0),
+        "max_cell must be at least 1, got 0": lambda: PerlinField(0),
+    }
+)

@@ -6,11 +6,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from noise.laws import grid_name, off, p_value, rebuilt
+from noise.laws import Stub, grid_name, off, p_value, rebuilt, refusals
 from scipy import integrate, stats
 from scipy.special import expit, ndtr, ndtri
 
-from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.weightings import ELBO, Velocity
 from asyncdiff.noise import level_samplers
@@ -34,7 +33,6 @@ from asyncdiff.noise.level_samplers import (
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder, Raster, Shuffled
 from asyncdiff.noise.paths import AsyncPatch, Conditioned, Floored, Ordered, Path, Synchronous, Waypoints
-from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import RandomSource, per_image, seeded
 
@@ -149,24 +147,15 @@ def test_levels_are_on_the_requested_device(sampler):
     assert {part.device.type for part in parts if part is not None} == {"meta"}
 
 
-@pytest.mark.parametrize("wrapper", [lambda levels: levels, WithCleanPatches, Homogeneous])
-def test_path_that_does_not_fit_the_grid_is_refused(wrapper):
-    sampler = wrapper(AlongPath(Waypoints([[[0.2, 0.4]]])))
-    with pytest.raises(ValueError, match="maps has .* values, which do not divide the level map of 4x5 patches"):
-        sampler.check((4, 5))
-
-
 # Marginals and means
 
 
-@pytest.mark.parametrize("sampler", [Shared(), Independent(), AlongPath(Synchronous())], ids=lambda s: type(s).__name__)
-def test_uniform_marginals(sampler):
+def test_uniform_and_logit_normal_marginals():
     generators = per_image(range(3000))  # independent: stratified levels are too evenly spread
-    assert p_value(sampler(3000, (2, 2), generator=generators).t[:, 0, 0], "uniform") > KS_LEVEL
-
-
-def test_logit_normal_marginal():
-    assert p_value(draw(Shared(loc=0.7, scale=1.3), N, (2, 2)).t.flatten().logit(), stats.norm(0.7, 1.3).cdf) > KS_LEVEL
+    for sampler in (Shared(), Independent(), AlongPath(Synchronous())):
+        assert p_value(sampler(3000, (2, 2), generator=generators).t[:, 0, 0], "uniform") > KS_LEVEL
+    logits = draw(Shared(loc=0.7, scale=1.3), N, (2, 2)).t.flatten().logit()
+    assert p_value(logits, stats.norm(0.7, 1.3).cdf) > KS_LEVEL
 
 
 def test_means_of_images_are_almost_constant_for_independent_levels_and_uniform_along_a_path():
@@ -358,21 +347,6 @@ def test_patches_that_are_not_clean_keep_the_wrapped_sampler_s_levels(inner):
         assert torch.equal(maps.importance, plain.importance)
 
 
-class ConstantDenoiser:
-    """A denoiser with a constant prediction."""
-
-    process = RectifiedFlow()
-
-    def __init__(self, v: torch.Tensor):
-        self.v = v
-
-    def grid(self, size):
-        return (4, 4)
-
-    def __call__(self, x_t, t, label=None, *, unique=None):
-        return Prediction(self.process, x_t, t, self.v)
-
-
 @pytest.mark.parametrize("weighting", [Velocity(), ELBO()], ids=lambda w: type(w).__name__)
 def test_known_patches_have_no_loss(weighting):
     """Gradients are exactly 0 there, and nowhere else; errors there do not change the loss."""
@@ -380,14 +354,14 @@ def test_known_patches_have_no_loss(weighting):
     maps = draw(WithCleanPatches(FLOORED, 1.0, contexts), 64)
     x, eps = torch.randn(2, 64, 1, 8, 8, generator=seeded(1), dtype=torch.float64)
     v = torch.zeros_like(x, requires_grad=True)
-    found = training_loss(ConstantDenoiser(v), x, eps, maps, weighting).per_image
+    found = training_loss(Stub(lambda x_t, t: v), x, eps, maps, weighting).per_image
     (gradient,) = torch.autograd.grad(found.sum(), v)
     known = maps.known.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
     assert (gradient[known] == 0).all()
     bears = ~known & (maps.importance > 0)[:, None, None, None]
     assert (gradient[bears] != 0).all()
-    elsewhere = training_loss(ConstantDenoiser(torch.where(known, 1e6, v)), x, eps, maps, weighting).per_image
-    assert torch.equal(elsewhere, found)
+    elsewhere = Stub(lambda x_t, t: torch.where(known, 1e6, v))
+    assert torch.equal(training_loss(elsewhere, x, eps, maps, weighting).per_image, found)
     everything = maps.known.all(2).all(1)
     assert everything.any()
     assert (found[everything] == 0).all()
@@ -452,23 +426,26 @@ def test_maps_with_few_levels_are_not_quantized():
     assert maps.quantized(15).unique.values.tolist() == [k / 14 for k in range(15)]
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Shared(loc=0.7), r"loc needs a scale, got loc 0\.7 with scale None"),
-        (lambda: Shared(scale=0.0), "scale must be positive, got 0"),
-        (lambda: SumBeta(0.0), "sharpness must be positive, got 0"),
-        (lambda: TruncatedGaussian(-1.0), "std must be positive, got -1"),
-        (lambda: LogitNormalTruncated(scale=0.0), "scale must be positive, got 0"),
-        (lambda: Gaussian(0.0), "std must be positive, got 0"),
-        (lambda: WithCleanPatches(Shared(), 1.1), r"probability must lie in \[0, 1\], got 1.1"),
-        (lambda: Homogeneous(Shared(), -0.1), r"probability must lie in \[0, 1\], got -0.1"),
-        (lambda: Perlin(spread=1.5), r"spread must lie in \[0, 1\].*got 1.5"),
-        (lambda: draw(AlongPath(), 2).quantized(1), "count must be at least 2, got 1"),
-        (lambda: AlongPath(AsyncPatch(), FluxProgress()), r"FluxProgress needs a path with a floor.*Floored\(path"),
-        (lambda: AlongPath(Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool)), FluxProgress()), "floor"),
-    ],
+HALVES = Waypoints([[[0.2, 0.4]]])
+ALL_KNOWN = Conditioned(Synchronous(), torch.ones(1, 4, 4, dtype=torch.bool))
+test_invalid_arguments_are_refused = refusals(
+    {
+        "loc needs a scale, got loc 0.7 with scale None": lambda: Shared(loc=0.7),
+        "scale must be positive, got 0.0: use None for uniform": lambda: Shared(scale=0.0),
+        "sharpness must be positive, got 0": lambda: SumBeta(0.0),
+        "std must be positive, got -1": lambda: TruncatedGaussian(-1.0),
+        "scale must be positive, got 0.0: omit it": lambda: LogitNormalTruncated(scale=0.0),
+        "std must be positive, got 0": lambda: Gaussian(0.0),
+        "probability must lie in [0, 1], got 1.1": lambda: WithCleanPatches(Shared(), 1.1),
+        "probability must lie in [0, 1], got -0.1": lambda: Homogeneous(Shared(), -0.1),
+        "spread must lie in [0, 1], or levels would leave [0, 1], got 1.5": lambda: Perlin(spread=1.5),
+        "count must be at least 2, got 1": lambda: draw(AlongPath(), 2).quantized(1),
+        "FluxProgress needs a path with a floor, got t_min 0.0": lambda: AlongPath(AsyncPatch(), FluxProgress()),
+        "use asyncdiff.noise.Floored(path, t_min=0.001)": lambda: AlongPath(ALL_KNOWN, FluxProgress()),
+        "do not divide the level map of 4x5 patches": lambda: AlongPath(HALVES).check((4, 5)),
+        "1x2 values, which do not divide the level map of 4x5": lambda: WithCleanPatches(AlongPath(HALVES)).check(
+            (4, 5)
+        ),
+        "maps has 1x2 values, which do not divide": lambda: Homogeneous(AlongPath(HALVES)).check((4, 5)),
+    }
 )
-def test_invalid_arguments_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

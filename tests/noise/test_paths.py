@@ -1,12 +1,10 @@
 """Laws of noise paths: monotone, from clean to noise, with slopes that are their derivatives."""
 
 import math
-import re
-from itertools import pairwise
 
 import pytest
 import torch
-from noise.laws import grid_name, rebuilt
+from noise.laws import grid_name, rebuilt, refusals
 from scipy import stats
 
 from asyncdiff.noise.fields import BlockwiseField, PerlinField
@@ -77,20 +75,14 @@ def test_paths_rise_from_clean_to_noise(path, dtype):
     assert t.dtype == slope.dtype == dtype
     assert (t.diff(dim=0) >= 0).all()
     assert (slope >= 0).all()
-    t = t[:, :, moving(path)]
+    still = ~moving(path)
+    assert (t[:, :, still] == 0).all()
+    assert (slope[:, :, still] == 0).all()
+    t = t[:, :, ~still]
     lowest = torch.tensor(path.t_min, dtype=dtype)
     assert (t[0] == lowest).all()
     assert (t[-1] == 1).all()
     assert ((t >= lowest) & (t <= 1)).all()
-
-
-@every_path
-def test_slopes_integrate_to_the_rise(path):
-    """The integral of dt/ds is 1 - t_min; midpoints are off by half a jump of the slope times their distance."""
-    points, jumps = 2000, 3
-    slopes = evaluate(path, (torch.arange(points, dtype=torch.float64) + 0.5) / points)[1]
-    way = slopes.mean(0)[:, moving(path)]
-    assert ((way - (1 - path.t_min)).abs() <= jumps * slopes.max() / points / 2).all()
 
 
 @every_path
@@ -130,12 +122,6 @@ def test_uniform_progress_gives_the_level_distribution_of_the_paper():
         assert stats.ks_2samp(statistic(theirs).numpy(), statistic(ours).numpy()).pvalue > 0.01
 
 
-def test_known_patches_stay_clean():
-    t, slope = evaluate(Conditioned(Synchronous(), KNOWN), torch.linspace(0, 1, 21))
-    assert (t[:, :, :, :2] == 0).all()
-    assert (slope[:, :, :, :2] == 0).all()
-
-
 UNFLOORED = {name: path for name, path in ANY_GRID.items() if path.t_min == 0}
 
 
@@ -151,42 +137,6 @@ def test_floors_and_start_levels_rescale_levels_and_slopes(path):
     assert torch.equal(partial[1], levels * plain[1])
 
 
-FLOORED = Floored(AsyncPatch(), 0.1)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: AsyncPatch(spread=-0.1), "spread must lie in .*got -0.1"),
-        (lambda: AsyncPatch(spread=1.1), "spread must lie in .*got 1.1"),
-        (lambda: Ordered(Raster(), -0.1), r"overlap must lie in \[0, 1\), got -0.1"),
-        (lambda: Ordered(Raster(), 1.0), r"overlap must lie in \[0, 1\), got 1.0"),
-        (
-            lambda: Floored(FLOORED, 0.2),
-            "path must start at t = 0, got one with a floor of 0.1: apply Floored only once",
-        ),
-        (lambda: Floored(Conditioned(Synchronous(), KNOWN)), "Conditioned"),
-        (lambda: Floored(Synchronous(), 1.0), r"t_min must lie in \(0, 1\), got 1.0"),
-        (lambda: Floored(Synchronous(), 1e-13), "t_min must be at least 1e-12, got 1e-13"),
-        (lambda: PartiallyNoised(FLOORED, torch.ones(1, 4, 4)), "path must start at t = 0, .* floor of 0.1"),
-        (
-            lambda: PartiallyNoised(Synchronous(), torch.ones(1, 4, 4)).draw(1, (2, 2)),
-            r"levels needs a single map.*\(2, 2\)",
-        ),
-        (lambda: Conditioned(Synchronous(), KNOWN).draw(1, (2, 2)), r"grid \(2, 2\), got \(4, 4\)"),
-        (lambda: Conditioned(Synchronous(), KNOWN.expand(2, 4, 4)).draw(3, (4, 4)), "got 2 masks for 3 images"),
-        (lambda: Conditioned(Synchronous(), KNOWN.expand(5, 4, 4)).draw(3, (4, 4)), "got 5 masks for 3 images"),
-        (
-            lambda: Waypoints(MAPS).draw(1, (3, 4)),
-            "maps has 2x2 values, which do not divide the level map of 3x4 patches",
-        ),
-    ],
-)
-def test_invalid_arguments_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 # Ordered
 
 AWKWARD = [(1, 1), (1, 2), (1, 3), (7, 7), (8, 8), (15, 15)]
@@ -196,7 +146,10 @@ AWKWARD = [(1, 1), (1, 2), (1, 3), (7, 7), (8, 8), (15, 15)]
 @pytest.mark.parametrize("overlap", [0.0, 0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("grid", AWKWARD, ids=grid_name)
 def test_ordered_levels_run_from_0_to_1(grid, overlap, dtype):
-    """c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k) up to rounding, never falling, with exact ends."""
+    """c_k = s (1 + (K - 1)(1 - overlap)) - (1 - overlap)(K - 1 - k) up to rounding, never falling, with exact ends.
+
+    So 1 / (1 - overlap) groups move at a time, a single group is synchronous, and so is overlap 1.
+    """
     groups, lag = grid[0] * grid[1], 1 - overlap
     s = torch.cat([torch.rand(500, generator=seeded(1)), torch.arange(groups + 1) / groups]).sort().values.to(dtype)
     t, slope = at(Ordered(Raster(), overlap), grid, s)
@@ -240,81 +193,22 @@ def test_ordered_levels_do_not_jump_under_rounding(dtype):
         assert t.diff(dim=0).max() <= 2 * groups * eps  # one for the step, one for the rounding of s K
 
 
-def test_number_of_groups_that_move_at_once():
-    """1 / (1 - overlap) groups move at a time, except where the first start and the last finish."""
-    for overlap, count in ((0.0, 1), (0.5, 2), (0.75, 4), (0.9, 10)):
-        s = 0.3 + 0.4 * torch.rand(200, generator=seeded(0), dtype=torch.float64)
-        slope = at(Ordered(Raster(), overlap), (8, 8), s)[1]
-        assert ((slope > 0).sum((1, 2)) == count).all()
-
-
-def test_overlap_towards_1_approaches_synchronous():
-    """sup |t - s| <= (K - 1)(1 - overlap), and it shrinks with 1 - overlap."""
-    s = torch.linspace(0, 1, 501, dtype=torch.float64)
-    gaps = [
-        (at(Ordered(Raster(), 1 - lag), (4, 4), s)[0] - s[:, None, None]).abs().max().item() for lag in (0.01, 0.001)
-    ]
-    assert gaps[0] <= 15 * 0.01
-    assert gaps[0] / gaps[1] == pytest.approx(10, rel=0.15)  # it is lag (K - 1) / (1 + lag (K - 1)): 8.8
-
-
-def test_single_group_equals_synchronous():
-    s = torch.linspace(0, 1, 101, dtype=torch.float64)
-    t, slope = at(Ordered(CustomOrder([[5]])), (4, 4), s)
-    assert torch.allclose(t, s[:, None, None].expand(-1, 4, 4), rtol=0, atol=1e-14)
-    assert torch.allclose(slope[1:-1], torch.ones(99, 4, 4, dtype=torch.float64))
-
-
 # Waypoints
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_path_is_linear_between_waypoints(dtype):
-    for progress in (None, [0.2, 0.71]):
-        stops = [0, *(progress or [1 / 3, 2 / 3]), 1]
-        maps = torch.tensor([[[0, 0], [0, 0]], *MAPS, [[1, 1], [1, 1]]], dtype=dtype)
-        path = Waypoints(MAPS, progress)
-        assert torch.equal(at(path, (2, 2), torch.tensor(stops, dtype=dtype))[0], maps)
-        between = torch.tensor([(a + b) / 2 for a, b in pairwise(stops)], dtype=dtype)
-        t, slope = at(path, (2, 2), between)
-        lengths = torch.tensor(stops, dtype=dtype).diff()[:, None, None]
-        few = 8 * torch.finfo(dtype).eps
-        assert torch.allclose(t, (maps[1:] + maps[:-1]) / 2, rtol=few, atol=few)
-        assert torch.allclose(slope, maps.diff(dim=0) / lengths, rtol=few, atol=few)
-
-
-def test_coarse_waypoints_are_repeated_over_blocks():
-    s = torch.linspace(0, 1, 31)
-    coarse, fine = (at(Waypoints(MAPS), grid, s)[0] for grid in ((2, 2), (4, 6)))
-    assert torch.equal(fine, coarse.repeat_interleave(2, 1).repeat_interleave(3, 2))
-
-
-@pytest.mark.parametrize(
-    ("maps", "progress", "message"),
-    [
-        (
-            MAPS[::-1],
-            None,
-            "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0 at s = 0.666667 in row 0, "
-            "column 0",
-        ),
-        ([[[0.2, 1.5]]], None, "maps must have levels in [0, 1], got 1.5 at s = 0.5 in row 0, column 1"),
-        ([[[0.2], [-0.1]]], None, "maps must have levels in [0, 1], got -0.1 at s = 0.5 in row 1, column 0"),
-        ([[[0.2, math.nan]]], None, "maps must have levels in [0, 1], got nan at s = 0.5 in row 0, column 1"),
-        ([[[0.2, 0.3], [0.4]]], None, "grids of the same size, got sizes (rows, row lengths) [(2, {1, 2})]"),
-        ([[[0.2]], [[0.3, 0.3]]], None, "grids of the same size, got sizes (rows, row lengths) [(1, {1}), (1, {2})]"),
-        ([], None, "one or more grids of the same size, got sizes (rows, row lengths) []"),
-        ([[[]]], None, "grids of the same size, got sizes (rows, row lengths) [(1, {0})]"),
-        (MAPS, [0.5], "one s per map, increasing in (0, 1), got [0.5] for 2 maps"),
-        (MAPS, [0.5, 0.5], "progress needs one s per map, increasing in (0, 1)"),
-        (MAPS, [0.0, 0.5], "progress needs one s per map, increasing in (0, 1)"),
-        (MAPS, [0.5, 1.0], "progress needs one s per map, increasing in (0, 1)"),
-        (MAPS, [0.5, math.nan], "progress needs one s per map, increasing in (0, 1)"),
-    ],
-)
-def test_invalid_waypoints_are_refused(maps, progress, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Waypoints(maps, progress)
+@pytest.mark.parametrize("progress", [None, [0.2, 0.71]], ids=str)
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_path_is_linear_between_waypoints(blocks, progress, dtype):
+    """Coarse maps are repeated over blocks of patches."""
+    stops = torch.tensor([0, *(progress or [1 / 3, 2 / 3]), 1], dtype=dtype)
+    maps = torch.tensor([[[0, 0], [0, 0]], *MAPS, [[1, 1], [1, 1]]], dtype=dtype).repeat_interleave(blocks, 2)
+    path, grid = Waypoints(MAPS, progress), (2, 2 * blocks)
+    assert torch.equal(at(path, grid, stops)[0], maps)
+    t, slope = at(path, grid, (stops[1:] + stops[:-1]) / 2)
+    few = 8 * torch.finfo(dtype).eps
+    assert torch.allclose(t, (maps[1:] + maps[:-1]) / 2, rtol=few, atol=few)
+    assert torch.allclose(slope, maps.diff(dim=0) / stops.diff()[:, None, None], rtol=few, atol=few)
 
 
 # Paths of users
@@ -354,6 +248,7 @@ FAULTS = {
     "is noise from the start": (lambda s: (torch.ones_like(s), torch.zeros_like(s)), ENDS % ("1", 0)),
     "leaves the range": (lambda s: (1.5 * s, torch.full_like(s, 1.5)), r"levels in \[0, 1\].* in row 1, column 0"),
     "is nan": (lambda s: (s * math.nan, torch.ones_like(s)), r"levels in \[0, 1\], got nan .* in row 1, column 0"),
+    "jumps": (lambda s: ((s > 0.437).to(s), 0 * s), "be continuous, got a jump of .* at s = 0.437 in row 1, column 0"),
     "has another's slope": (lambda s: (s**2, torch.ones_like(s)), SLOPES),
     "misses a factor": (lambda s: (s**2, s), SLOPES),
     "has no slope": (lambda s: (s, torch.zeros_like(s)), SLOPES),
@@ -373,21 +268,39 @@ def test_valid_paths_are_accepted():
     check_path(Bent(lambda s: ((s > 0.3) * (s - 0.3) / 0.7, (s > 0.3) / 0.7)), (2, 3))  # a kink is fine
 
 
-def test_check_path_refuses_levels_below_the_floor():
-    with pytest.raises(ValueError, match=r"must go from t = 0.1 to 1, got t = 0 at s = 0 in row 1, column 0"):
-        check_path(Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1), (2, 3))
-
-
-def test_check_path_refuses_jumps():
-    """The slope is right wherever it exists, but bounds along it would miss the jump."""
-
-    class Leap(Path):
-        def curve(self, source):
-            def curve(s):
-                t = (s[:, None, None] > 0.437).to(source.dtype).expand(-1, *source.grid)
-                return t, torch.zeros_like(t)
-
-            return curve
-
-    with pytest.raises(ValueError, match=r"Leap must be continuous, got a jump of 1 at s = 0\.437 in row 0, column 0"):
-        check_path(Leap(), (2, 2))
+PROGRESS = "one s per map, increasing in (0, 1), got"
+SIZES = "grids of the same size, got sizes (rows, row lengths)"
+BELOW = Bent(lambda s: (s, torch.ones_like(s)), t_min=0.1)
+FLOORED, SYNC, ONES = Floored(AsyncPatch(), 0.1), Synchronous(), torch.ones(1, 4, 4)
+test_invalid_arguments_are_refused = refusals(
+    {
+        "spread must lie in [0, 1], or levels would leave [0, 1], got -0.1": lambda: AsyncPatch(spread=-0.1),
+        "spread must lie in [0, 1], or levels would leave [0, 1], got 1.1": lambda: AsyncPatch(spread=1.1),
+        "overlap must lie in [0, 1), got -0.1": lambda: Ordered(Raster(), -0.1),
+        "overlap must lie in [0, 1), got 1.0": lambda: Ordered(Raster(), 1.0),
+        "start at t = 0, got one with a floor of 0.1: apply Floored only once": lambda: Floored(FLOORED, 0.2),
+        "path must not be Conditioned": lambda: Floored(Conditioned(SYNC, KNOWN)),
+        "t_min must lie in (0, 1), got 1.0": lambda: Floored(SYNC, 1.0),
+        "t_min must be at least 1e-12, got 1e-13": lambda: Floored(SYNC, 1e-13),
+        "start at t = 0, got one with a floor of 0.1: remove Floored": lambda: PartiallyNoised(FLOORED, ONES),
+        "levels needs a single map or one per image": lambda: PartiallyNoised(SYNC, ONES).draw(1, (2, 2)),
+        "fall, got t = 0.5 at s = 0.333333 and 0 at s = 0.666667 in row 0, column 0": lambda: Waypoints(MAPS[::-1]),
+        "levels in [0, 1], got 1.5 at s = 0.5 in row 0, column 1": lambda: Waypoints([[[0.2, 1.5]]]),
+        "levels in [0, 1], got -0.1 at s = 0.5 in row 1, column 0": lambda: Waypoints([[[0.2], [-0.1]]]),
+        "levels in [0, 1], got nan at s = 0.5 in row 0, column 1": lambda: Waypoints([[[0.2, math.nan]]]),
+        f"{SIZES} [(2, {{1, 2}})]": lambda: Waypoints([[[0.2, 0.3], [0.4]]]),
+        f"{SIZES} [(1, {{1}}), (1, {{2}})]": lambda: Waypoints([[[0.2]], [[0.3, 0.3]]]),
+        f"{SIZES} []": lambda: Waypoints([]),
+        f"{SIZES} [(1, {{0}})]": lambda: Waypoints([[[]]]),
+        f"{PROGRESS} [0.5] for 2 maps": lambda: Waypoints(MAPS, [0.5]),
+        f"{PROGRESS} [0.5, 0.5]": lambda: Waypoints(MAPS, [0.5, 0.5]),
+        f"{PROGRESS} [0.0, 0.5]": lambda: Waypoints(MAPS, [0.0, 0.5]),
+        f"{PROGRESS} [0.5, 1.0]": lambda: Waypoints(MAPS, [0.5, 1.0]),
+        f"{PROGRESS} [0.5, nan]": lambda: Waypoints(MAPS, [0.5, math.nan]),
+        "maps has 2x2 values, which do not divide the level map of 3x4": lambda: Waypoints(MAPS).draw(1, (3, 4)),
+        "from t = 0.1 to 1, got t = 0 at s = 0 in row 1, column 0": lambda: check_path(BELOW, (2, 3)),
+        "grid (2, 2), got (4, 4)": lambda: Conditioned(SYNC, KNOWN).draw(1, (2, 2)),
+        "got 2 masks for 3 images": lambda: Conditioned(SYNC, KNOWN.expand(2, 4, 4)).draw(3, (4, 4)),
+        "got 5 masks for 3 images": lambda: Conditioned(SYNC, KNOWN.expand(5, 4, 4)).draw(3, (4, 4)),
+    }
+)

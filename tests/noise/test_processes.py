@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from noise.laws import every_process
+from noise.laws import every_process, refusals
 from torch.autograd.functional import jacobian
 
 from asyncdiff.noise.processes import LinearVP, RectifiedFlow
@@ -122,15 +122,11 @@ def test_linear_vp_sigma_is_accurate_near_the_clean_end():
     assert torch.allclose(process.dsigma(t.float()).double(), process.dsigma(t), rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ((0.0, 0.02), "must satisfy 0 < beta_start < beta_end <= 0.05, got 0.0 and 0.02"),
-        ((0.02, 1e-4), "must satisfy 0 < beta_start < beta_end <= 0.05"),
-        ((1e-4, 0.5), "must satisfy 0 < beta_start < beta_end <= 0.05"),
-        ((1e-4, 0.02, 100), "steps must be at least 101 for beta from 0.0001 to 0.02, got 100"),
-    ],
+test_invalid_betas_are_refused = refusals(
+    {
+        "must satisfy 0 < beta_start < beta_end <= 0.05, got 0.0 and 0.02": lambda: LinearVP(0.0, 0.02),
+        "must satisfy 0 < beta_start < beta_end <= 0.05, got 0.02 and 0.0001": lambda: LinearVP(0.02, 1e-4),
+        "must satisfy 0 < beta_start < beta_end <= 0.05, got 0.0001 and 0.5": lambda: LinearVP(1e-4, 0.5),
+        "steps must be at least 101 for beta from 0.0001 to 0.02, got 100": lambda: LinearVP(1e-4, 0.02, 100),
+    }
 )
-def test_invalid_betas_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        LinearVP(*given)
