@@ -85,15 +85,11 @@ class GracefulShutdown(Callback):
         self._restore_default_sigterm()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let SIGTERM end `validate` immediately; Lightning would only record the signal."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
+        """Let SIGTERM end `validate`, `test` and `predict` immediately; Lightning would only record the signal."""
+        if trainer.state.fn != TrainerFn.FITTING:
             self._restore_default_sigterm()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_default_sigterm()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_default_sigterm()
+    on_test_start = on_predict_start = on_validation_start
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the previous signal handlers."""

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def rank_indices(trainer: Trainer, count: int) -> list[int]:
@@ -20,12 +20,9 @@ def rank_indices(trainer: Trainer, count: int) -> list[int]:
 
 def gather_rows(trainer: Trainer, rows: Tensor, count: int) -> Tensor:
     """Gather the rows of all processes on the CPU of each, in the order of their indices, without duplicates."""
-    rows = rows.detach().float().cpu()
-    if trainer.world_size == 1:
-        return rows[:count]
-    parts: list[Tensor] = [rows] * trainer.world_size
-    dist.all_gather_object(parts, rows)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:count]
+    rows = rows.detach().float()
+    parts = gather_all_tensors(rows.to(trainer.strategy.root_device)) if trainer.world_size > 1 else [rows]
+    return torch.stack(parts, dim=1).flatten(0, 1)[:count].cpu()
 
 
 def run_distributed(

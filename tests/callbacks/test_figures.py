@@ -118,6 +118,11 @@ def test_ranks_have_equally_many_indices_and_cover_all(count, world):
     assert set().union(*indices) == set(range(count))
 
 
-def test_one_process_gathers_its_own_rows():
+def test_rows_are_gathered_in_the_order_of_their_indices(monkeypatch):
     rows = torch.rand(5, 2)
     assert torch.equal(gather_rows(process(0, 1), rows, 5), rows)
+    # The first process has rows 0, 2 and 4; the second has 1 and 3, and row 4 again.
+    monkeypatch.setattr("asyncdiff.callbacks.split_work.gather_all_tensors", lambda own: [own, rows[[1, 3, 4]]])
+    several = process(0, 2)
+    several.strategy.root_device = torch.device("cpu")
+    assert torch.equal(gather_rows(several, rows[::2], 5), rows)
