@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from latent_caches import write_latent_cache
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -19,13 +20,12 @@ from asyncdiff.cli.commands.shared.external_checkpoints import read_tensors
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import make_card, read_card
-from asyncdiff.latents.cache.write_shard import write_shard
 from datamodules import Arrays, EdmZip, LatentCache, Lsun
 from datamodules.images.image_files import ImageFiles
 from datamodules.index_cache import cache_folder, cached_arrays
 from datamodules.storage import npz_batches
 from datamodules.storage.imagenet_tars import TarImages, tar_index
-from datamodules.storage.latent_shards import MANIFEST, Layout, manifest_sha256, read_header, shard_name
+from datamodules.storage.latent_shards import MANIFEST, shard_name
 
 SIZE = 8
 OPTIONS: dict[str, Any] = {"size": SIZE, "channels": 3, "train": False, "flip": False, "on_corrupt": "raise"}
@@ -141,27 +141,10 @@ def _read_arrays(folder: Path) -> Any:
 
 
 def _make_cache(folder: Path) -> None:
-    layout = Layout(4, 2, (4, 2, 2), "float16", 2)
     values = np.random.default_rng(0)
     latents = {name: values.normal(size=(4, 2, 4, 2, 2)).astype(np.float16) for name in ("mean", "logvar")}
-    counted = {"label": np.arange(4), "index": np.arange(4)}
-    shards = []
-    for split in ("train", "val"):
-        file = folder / shard_name(split, 0, 1)
-        write_shard(file, layout, latents | counted, {"unreadable": "0"})
-        header = read_header(file)
-        shards.append({"file": file.name, "count": 4, "sha256": header.metadata["sha256"], "header": header.sha256})
-    about = {
-        "count": 4,
-        "classes": 4,
-        "dtype": "float16",
-        "shape": [4, 2, 2],
-        "views": 2,
-        "moments": ["mean", "logvar"],
-    }
-    splits = {name: about | {"shards": [shard]} for name, shard in zip(("train", "val"), shards, strict=True)}
-    manifest = {"version": 1, "codec": {"scale": [1.0] * 4, "shift": [0.0] * 4}, "splits": splits}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
+    split = latents | {"label": np.arange(4), "index": np.arange(4)}
+    write_latent_cache(folder, {"train": split, "val": split}, shard=4, scale=[1.0] * 4, shift=[0.0] * 4)
 
 
 def _read_cache(folder: Path) -> Any:
