@@ -218,10 +218,10 @@ def test_exports_with_code_are_refused(payload):
     assert "was changed after the export" in line(AsyncDiffusion.from_pretrained, "good")
 
 
-@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"])
-def test_yaml_tags_with_code_are_refused(payload, tag, capfd):
-    Path("evil.yaml").write_text(f"model: !!python/{tag} ['touch {payload.marker}']\n")
-    assert "evil.yaml" in line(Experiment, Path("evil.yaml"))
+def test_yaml_tags_with_code_are_refused(payload, capfd):
+    for tag in ("object/apply:os.system", "object/new:os.system", "name:os.system", "module:os"):
+        Path("evil.yaml").write_text(f"model: !!python/{tag} ['touch {payload.marker}']\n")
+        assert "evil.yaml" in line(Experiment, Path("evil.yaml"))
     assert f"could not determine a constructor for the tag 'tag:yaml.org,2002:python/{tag}'" in stopped(
         capfd, cli.main, "fit", "--config", "evil.yaml"
     )

@@ -70,13 +70,10 @@ def test_transparent_pixels_are_white_with_a_warning(tmp_path):
         pixels = read_photo(tmp_path / "a.png", 3)
     assert pixels[:, 0, 0].tolist() == [10, 20, 30]
     assert (pixels.flatten(1)[:, 1:] == 255).all()
-
-
-def test_opaque_files_are_read_without_a_warning(tmp_path):
-    saved(np.full((2, 2, 4), 255), tmp_path / "a.png")
+    saved(np.full((2, 2, 4), 255), tmp_path / "opaque.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        read_photo(tmp_path / "a.png", 3)
+        read_photo(tmp_path / "opaque.png", 3)
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
@@ -124,16 +121,12 @@ def test_folders_and_patterns_list_their_files(tmp_path):
 
 def test_white_is_known_unless_mask_is_unknown(tmp_path):
     mask = np.uint8([[255, 0], [0, 255]])
-    for name, values in (("l", mask), ("ones", mask // 255), ("rgb", np.stack([mask] * 3, -1))):
-        file = saved(values, tmp_path / f"{name}.png")
+    deep = np.array(mask // 255, np.uint16)  # values 0 and 1 of any depth are black and white
+    for name, values in (("l", mask), ("ones", mask // 255), ("deep", deep), ("rgb", np.stack([mask] * 3, -1))):
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(values).save(file)
         assert read_mask(file).tolist() == [[True, False], [False, True]]
         assert read_mask(file, mask_is_unknown=True).tolist() == [[False, True], [True, False]]
-
-
-def test_a_mask_of_ones_may_have_any_depth(tmp_path):
-    """16-bit values 0 and 1 are black and white, not two nearly black greys."""
-    Image.fromarray(np.array([[1, 0], [0, 1]], np.uint16)).save(tmp_path / "deep.png")
-    assert read_mask(tmp_path / "deep.png").tolist() == [[True, False], [False, True]]
 
 
 def test_gray_mask_pixels_are_thresholded_with_one_warning(tmp_path):
