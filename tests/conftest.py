@@ -7,6 +7,7 @@ import pytest
 import torch
 
 # Imported here and not below faults/, since the process of pytest-xdist that prints loads this file only.
+from cli.command_errors import expect_error  # noqa: F401
 from cpu_limit import pytest_addoption, pytest_runtest_call, pytest_runtest_setup  # noqa: F401
 from faults.campaign import campaign, pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401
 from small_runs import color_run, digits_run  # noqa: F401

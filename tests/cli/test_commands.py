@@ -2,6 +2,7 @@
 
 import inspect
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
-from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.level_samplers import AlongPath, SumBeta
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.guidance import ClassifierFree
@@ -55,46 +53,34 @@ def working_directory(tmp_path, monkeypatch):
     Path("layer.yaml").write_text(LAYER)
 
 
-@pytest.fixture
-def expect_error(capfd):
-    """Function that runs a command that must fail, and returns its error message."""
-
-    def run(*argv):
-        with pytest.raises(SystemExit) as stopped:
-            main(list(argv))
-        printed = capfd.readouterr()
-        assert stopped.value.code == 2
-        assert printed.out == ""
-        (line,) = printed.err.splitlines()
-        return line.removeprefix("error: ")
-
-    return run
-
-
 # The dispatcher
 
 
-def test_the_overview_lists_every_command_without_loading_any():
-    code = (
-        "import sys; from asyncdiff.__main__ import main; main(['--help']); "
-        "print({'torch', 'lightning', 'jsonargparse', 'matplotlib'} & set(sys.modules))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout.endswith("set()\n")
+def run_python(*argv):
+    return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("from asyncdiff.__main__ import main; main(['--help'])", {"torch", "lightning", "jsonargparse", "matplotlib"}),
+        ("import asyncdiff.cli.commands.levels", {"lightning", "timm", "matplotlib"}),
+    ],
+)
+def test_modules_that_are_not_needed_are_not_imported(code, modules):
+    result = run_python("-c", f"import sys; {code}; print({modules} & set(sys.modules))")
+    assert result.stdout.endswith("set()\n"), result.stderr
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_the_overview_lists_every_command(argv, capsys):
+    main(argv)
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: python -m asyncdiff COMMAND")
     for name, (_, summary) in COMMANDS.items():
-        assert f"  {name}" in result.stdout
-        assert summary in result.stdout
-
-
-def test_no_arguments_print_the_overview(capsys):
-    main([])
-    assert capsys.readouterr().out.startswith("usage: python -m asyncdiff COMMAND")
-
-
-def test_levels_does_not_import_lightning():
-    code = "import sys, asyncdiff.cli.commands.levels; print({'lightning', 'timm', 'matplotlib'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert result.stdout == "set()\n"
+        assert f"  {name}" in printed
+        assert summary in printed
 
 
 def test_an_unknown_command_is_reported_with_a_suggestion(expect_error):
@@ -102,9 +88,9 @@ def test_an_unknown_command_is_reported_with_a_suggestion(expect_error):
     assert expect_error("levls") == f"the command must be one of {known}, got levls; did you mean levels?"
 
 
+@pytest.mark.slow
 def test_errors_of_a_subprocess_are_one_line_with_exit_code_2(tmp_path):
-    argv = [sys.executable, "-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16"]
-    result = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = run_python("-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --grid must be ROWSxCOLUMNS, got 16: use 16x16, for example\n"
 
@@ -236,15 +222,9 @@ def test_levels_plots_two_experiments(capfd):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """Run directory of a DiT with random weights, for 8x8 color images in patches of 2, and three classes."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    network = randomize_weights(DiT(channels=3, patch_size=2, dim=32, depth=1, heads=2, classes=3))
-    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False)
-    trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return folder
+def run(color_run, tmp_path_factory):
+    """Run directory of an untrained network for 8x8 color images and three classes, which tests may write into."""
+    return shutil.copytree(color_run, tmp_path_factory.mktemp("runs") / "run")
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """`python -m asyncdiff evaluate` as users run it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from small_runs import save_untrained, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
-from asyncdiff.networks.dit import DiT
 
 PATHS = """
 straight: {class_path: asyncdiff.noise.Synchronous}
@@ -20,38 +19,32 @@ rings:
 FALLING = """
 down: {class_path: asyncdiff.noise.Waypoints, init_args: {maps: [[[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.6], [0.3, 0.6]]]}}
 """
-CONFIG = """
-data: {class_path: datamodules.Digits, init_args: {batch_size: 32, seed: "${seed_everything}"}}
-seed_everything: 3
-"""
+CONFIG = {
+    "data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32, "seed": "${seed_everything}"}},
+    "seed_everything": 3,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run directory of a DiT with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
-    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
-    trainer.strategy.connect(AsyncDiffusion(network, image_size=8))
-    (folder / "checkpoints").mkdir()
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    (folder / "config.yaml").write_text(CONFIG)
-    return folder
+    """Run directory of an untrained network."""
+    return save_untrained(tmp_path_factory.mktemp("run"), AsyncDiffusion(small_dit(patch_size=4), image_size=8), CONFIG)
 
 
 def evaluate(run, *argv: str) -> None:
     main(["evaluate", str(run), "--likelihood", "--images", "12", "--points", "2", "--device", "cpu", *argv])
 
 
-def expect_error(capsys, run, *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        evaluate(run, *argv)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+@pytest.fixture
+def refused(run, expect_error):
+    """Function that runs an evaluation of likelihood, or of inpainting, that must fail, and returns its message."""
+
+    def evaluate(*argv: str, folder=run, kind: str = "--likelihood") -> str:
+        few = {"--likelihood": ("--points", "2"), "--inpainting": ()}[kind]
+        images = () if "--images" in argv else ("--images", "6")
+        return expect_error("evaluate", str(folder), kind, *images, *few, "--device", "cpu", *argv, chatter=True)
+
+    return evaluate
 
 
 def test_likelihood_writes_a_table_a_card_and_a_figure(run, capsys):
@@ -89,87 +82,79 @@ def test_paths_and_mask_can_be_configured(run, tmp_path, capsys):
     assert card["paths"]["rings"]["per_patch"][0] == [0, 0]
 
 
-def test_a_mask_without_known_patches(run, capsys):
-    mask = '{"class_path": "asyncdiff.noise.Extreme", "init_args": {"fraction": 0.3}}'
-    assert "mask must leave some patches of the level map known and some unknown, got no" in expect_error(
-        capsys, run, "--mask", mask
-    )
-
-
-def test_code_in_a_run_directory_is_not_executed(run, tmp_path, capsys):
-    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    marker = tmp_path / "executed"
-    (tmp_path / "config.yaml").write_text(
-        f"data: {{class_path: subprocess.Popen, init_args: {{args: [touch, {marker}]}}}}"
-    )
-    assert "data.class_path must name a class of asyncdiff, datamodules and Lightning's" in expect_error(
-        capsys, tmp_path
-    )
-    assert not marker.exists()
-
-
-def test_a_misspelled_key_in_the_config_is_reported(run, tmp_path, capsys):
-    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    (tmp_path / "config.yaml").write_text("data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}")
-    assert "Digits has no argument batch_sise; did you mean batch_size?" in expect_error(capsys, tmp_path)
-
-
-def test_an_output_path_that_is_a_file_is_rejected(run, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert "--output must be a folder" in expect_error(capsys, run, "--output", str(tmp_path / "file"))
-
-
-def test_a_lowest_level_of_zero_is_rejected(run, capsys):
-    assert "t_min must lie in (0, 1), got 0.0" in expect_error(capsys, run, "--t_min", "0")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
-def test_an_unavailable_device_is_rejected(run, capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(run), "--likelihood", "--device", "cuda"])
-    assert "--device cuda is not available on this machine: use cpu" in capsys.readouterr().err
-
-
-def test_a_missing_run_is_reported(tmp_path, capsys):
-    assert "last.ckpt" in expect_error(capsys, tmp_path)
-
-
-def test_a_run_without_config_yaml_is_rejected(run, tmp_path, capsys):
-    (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
-    assert "config.yaml" in expect_error(capsys, tmp_path)
-
-
-def test_a_decoder_must_have_the_values_of_the_data(run, capsys):
-    decoder = '{"class_path": "asyncdiff.denoising.CategoricalDecoder", "init_args": {"values": 256}}'
-    assert "pixels must take 256 equidistant values" in expect_error(capsys, run, "--decoder", decoder)
-
-
-def test_a_decreasing_path_is_reported_with_the_patch(run, tmp_path, capsys):
-    (tmp_path / "paths.yaml").write_text(FALLING)
-    error = expect_error(capsys, run, "--paths", str(tmp_path / "paths.yaml"))
-    assert (
-        "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 in row 1, column 0"
-        in error
-    )
-
-
-def test_exactly_one_evaluation_must_be_chosen(run, capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(run)])
-    assert "choose exactly one of --samples, --likelihood, --inpainting, got none" in capsys.readouterr().err
-    assert ", got --likelihood and --inpainting" in expect_error(capsys, run, "--inpainting")
-    main(["evaluate", "--help"])
-    printed = capsys.readouterr().out
-    assert "--likelihood" in printed
-    assert "--inpainting" in printed
+EXTREME = '{"class_path": "asyncdiff.noise.Extreme", "init_args": {"fraction": 0.3}}'
+DECODER = '{"class_path": "asyncdiff.denoising.CategoricalDecoder", "init_args": {"values": 256}}'
 
 
 @pytest.mark.parametrize(
     ("argv", "rule"),
-    [(("--points", "1"), "--points must be at least 2"), (("--images", "1"), "--images must be at least")],
+    [
+        (("--mask", EXTREME), "mask must leave some patches of the level map known and some unknown, got no"),
+        (("--output", "paths.yaml"), "--output must be a folder"),
+        (("--t_min", "0"), "t_min must lie in (0, 1), got 0.0"),
+        (("--decoder", DECODER), "pixels must take 256 equidistant values"),
+        (
+            ("--paths", "paths.yaml"),
+            "maps must have levels that never fall, got t = 0.5 at s = 0.333333 and 0.3 at s = 0.666667 in row 1, col",
+        ),
+        (("--points", "1"), "--points must be at least 2"),
+        (("--images", "1"), "--images must be at least"),
+        (("--inpainting",), "choose exactly one of --samples, --likelihood, --inpainting, got --likelihood and --inp"),
+        (("--device", "cuda"), "--device cuda is not available on this machine: use cpu"),
+    ],
 )
-def test_numbers_below_the_minimum_are_rejected(run, capsys, argv, rule):
-    assert rule in expect_error(capsys, run, *argv)
+def test_invalid_likelihood_options(argv, rule, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "empty", no_gpu(torch.empty))
+    monkeypatch.chdir(tmp_path)
+    Path("paths.yaml").write_text(FALLING)
+    assert rule in refused(*argv)
+
+
+def no_gpu(empty):
+    """Return a function like torch.empty on a machine without GPU."""
+
+    def on_cpu(*args, device="cpu", **options):
+        if str(device).startswith("cuda"):
+            raise RuntimeError("no GPU")
+        return empty(*args, device=device, **options)
+
+    return on_cpu
+
+
+@pytest.mark.parametrize(
+    ("config", "rule"),
+    [
+        (
+            "data: {class_path: subprocess.Popen, init_args: {args: [touch, executed]}}",
+            "data.class_path must name a class of asyncdiff, datamodules and Lightning's",
+        ),
+        (
+            "data: {class_path: datamodules.Digits, init_args: {batch_sise: 3}}",
+            "Digits has no argument batch_sise; did you mean batch_size?",
+        ),
+        (None, "config.yaml does not exist"),
+    ],
+)
+def test_the_config_of_a_run_is_checked_and_executes_no_code(config, rule, run, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints").symlink_to(run / "checkpoints")
+    if config is not None:
+        Path("config.yaml").write_text(config)
+    assert rule in refused(folder=tmp_path)
+    assert not Path("executed").exists()
+
+
+def test_a_missing_run_is_reported(refused, tmp_path):
+    assert "last.ckpt" in refused(folder=tmp_path)
+
+
+def test_exactly_one_evaluation_must_be_chosen(run, expect_error, capfd):
+    message = expect_error("evaluate", str(run))
+    assert message.startswith("choose exactly one of --samples, --likelihood, --inpainting, got none")
+    main(["evaluate", "--help"])
+    printed = capfd.readouterr().out
+    assert "--likelihood" in printed
+    assert "--inpainting" in printed
 
 
 SAMPLERS = """
@@ -184,16 +169,6 @@ CLASSIFIER = (
 def inpaint(run, *argv: str) -> None:
     defaults = () if "--images" in argv else ("--images", "6")
     main(["evaluate", str(run), "--inpainting", *defaults, "--device", "cpu", *argv])
-
-
-def expect_inpainting_error(capsys, run, *argv: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        inpaint(run, *argv)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
@@ -250,25 +225,22 @@ def test_the_models_own_sampler_inpaints_all_masks_in_batches_of_any_size(run, t
         (("--images", "1"), "--images must be at least 2"),
         (("--seeds", "0"), "--seeds must be at least 1"),
         (("--steps", "0"), "steps must be at least 1"),
-        (("--points", "3"), "points"),
+        (("--points", "3"), "--points: there is no such option"),
+        (("--samplers", "samplers.yaml", "--steps", "3"), "--steps cannot be combined with --samplers"),
     ],
 )
-def test_invalid_inpainting_options(run, capsys, argv, rule):
-    assert rule in expect_inpainting_error(capsys, run, *argv)
+def test_invalid_inpainting_options(argv, rule, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("samplers.yaml").write_text(SAMPLERS)
+    assert rule in refused(*argv, kind="--inpainting")
 
 
-def test_steps_cannot_be_combined_with_a_samplers_file(run, tmp_path, capsys):
-    (tmp_path / "samplers.yaml").write_text(SAMPLERS)
-    error = expect_inpainting_error(capsys, run, "--samplers", str(tmp_path / "samplers.yaml"), "--steps", "3")
-    assert "--steps cannot be combined with --samplers" in error
-
-
-def test_missing_weights_are_reported_with_their_folder(run, tmp_path, capsys, monkeypatch):
+def test_missing_weights_are_reported_with_their_folder(refused, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub._hub_dir", None)
     monkeypatch.setattr("torch.hub.urlopen", unreachable)
-    assert "put squeezenet1_1-b8a52dc0.pth into" in expect_inpainting_error(capsys, run, "--metrics", "frechet")
-    assert "put alexnet-owt-7be5be79.pth into" in expect_inpainting_error(capsys, run, "--metrics", "lpips")
+    assert "put squeezenet1_1-b8a52dc0.pth into" in refused("--metrics", "frechet", kind="--inpainting")
+    assert "put alexnet-owt-7be5be79.pth into" in refused("--metrics", "lpips", kind="--inpainting")

@@ -11,40 +11,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from small_runs import save_untrained, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.cli.commands.shared.distributed import Ranks, environment
 from asyncdiff.evaluation.reference_statistics import load_reference
-from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
 
 HERE = Path(__file__).resolve().parent
-CONFIG = "data: {class_path: datamodules.Digits, init_args: {batch_size: 32}}"
+CONFIG = {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}}
 CLASSIFIER = json.dumps(
     {
         "class_path": "asyncdiff.evaluation.TrainedClassifier",
         "init_args": {"channels": 1, "classes": 10, "epochs": 1, "width": 8, "dim": 16},
     }
 )
+TIMM = json.dumps({"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}})
 ALL = ["frechet", "kid", "inception_score", "precision", "recall", "density", "coverage"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Run directory of a DiT with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    network = randomize_weights(DiT(channels=1, patch_size=4, dim=32, depth=1, heads=2, classes=10))
-    trainer = Trainer(default_root_dir=folder, accelerator="cpu", logger=False, barebones=False)
-    trainer.strategy.connect(AsyncDiffusion(network, sampler=Sampler(steps=2), image_size=8))
-    (folder / "checkpoints").mkdir()
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    (folder / "config.yaml").write_text(CONFIG)
-    return folder
+    """Run directory of an untrained network."""
+    model = AsyncDiffusion(small_dit(patch_size=4), sampler=Sampler(steps=2), image_size=8)
+    return save_untrained(tmp_path_factory.mktemp("run"), model, CONFIG)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,14 +63,14 @@ def is_training_image(file: Path) -> bool:
     return load_reference(file).fingerprint["images"]["split"] == "train"
 
 
-def expect_error(capsys, run, output, *more: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        main(argv(run, output, *more))
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    return error
+@pytest.fixture
+def refused(run, tmp_path, expect_error):
+    """Function that runs an evaluation that must fail, and returns its message."""
+
+    def evaluate(*more: str, folder=run) -> str:
+        return expect_error(*argv(folder, tmp_path, *more), chatter=True)
+
+    return evaluate
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +115,10 @@ def test_the_table_and_the_contact_sheet_are_written(card):
     assert read_photo(folder / "samples.png", 3).shape[1] > 400
 
 
-def test_reference_statistics_are_cached_and_can_be_passed(run, tmp_path, capsys, card, cache):
+def test_reference_statistics_are_cached_and_can_be_passed(run, refused, tmp_path, capfd, card, cache):
     files = sorted((cache / "references").iterdir())
     evaluate_and_read_card(run, tmp_path)
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert sorted((cache / "references").iterdir()) == files
     used = Path(next(line for line in printed.splitlines() if line.startswith("reference: "))[11:])
     assert used in files
@@ -136,12 +128,12 @@ def test_reference_statistics_are_cached_and_can_be_passed(run, tmp_path, capsys
         evaluate_and_read_card(run, tmp_path, "--reference", str(given))["metrics"]
         == evaluate_and_read_card(run, tmp_path)["metrics"]
     )
-    error = expect_error(capsys, run, tmp_path, "--reference", str(given), "--split", "val")
+    error = refused("--reference", str(given), "--split", "val")
     assert "has another images.split, train instead of" in error
     assert "instead of val: omit --reference to compute the statistics" in error
 
 
-def test_published_statistics_can_be_used_as_reference(run, tmp_path, capsys, card, cache):
+def test_published_statistics_can_be_used_as_reference(run, refused, tmp_path, card, cache):
     own = load_reference(next(file for file in (cache / "references").iterdir() if is_training_image(file)))
     file = tmp_path / "published.npz"
     np.savez(file, mu=own.gaussian.mean.numpy(), sigma=own.gaussian.cov.numpy())
@@ -149,16 +141,12 @@ def test_published_statistics_can_be_used_as_reference(run, tmp_path, capsys, ca
     whole = evaluate_and_read_card(run, tmp_path)
     assert held["metrics"]["frechet/classifier"] == pytest.approx(whole["metrics"]["frechet/classifier"], rel=1e-9)
     assert held["protocol"]["reference"]["external"] == "published.npz"
-    assert "got kid, precision_recall, density_coverage" in expect_error(
-        capsys, run, tmp_path, "--reference", str(file)
-    )
+    assert "got kid, precision_recall, density_coverage" in refused("--reference", str(file))
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
-    assert "has 3 features, but the feature extractor has 16" in expect_error(
-        capsys, run, tmp_path, "--reference", str(file)
-    )
+    assert "has 3 features, but the feature extractor has 16" in refused("--reference", str(file))
 
 
-def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys):
+def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path):
     model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     images = to_bytes(model.generate(range(50), [i % 10 for i in range(50)], batch_size=128))
     for i, image in enumerate(images):
@@ -172,9 +160,7 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, tmp_path, capsys)
     found = evaluate_and_read_card(only_data, tmp_path, *more)
     assert found["metrics"] == pytest.approx(expected, rel=1e-6)
     assert found["protocol"]["samples"]["folder"] == str(tmp_path / "pictures")
-    assert "--steps cannot be combined with --images" in expect_error(
-        capsys, only_data, tmp_path, *more, "--steps", "3"
-    )
+    assert "--steps cannot be combined with --images" in refused(*more, "--steps", "3", folder=only_data)
 
 
 def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
@@ -193,6 +179,10 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
             ("--guidance", "2", "--labels", "false"),
             "--guidance needs a class-conditional model and --labels true, got 2.0",
         ),
+        (
+            ("--features", TIMM, "--metrics", "inception_score"),
+            "inception_score needs class predictions, but TimmFeatures has none",
+        ),
         (("--images", "nowhere"), "--images must be a folder, got nowhere"),
         (("--reference", "nowhere"), "reference nowhere is not a file"),
         (
@@ -201,16 +191,8 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
         ),
     ],
 )
-def test_invalid_options(run, tmp_path, capsys, more, rule):
-    assert rule in expect_error(capsys, run, tmp_path, *more)
-
-
-def test_features_without_classes_have_no_inception_score(run, tmp_path, capsys):
-    flat = json.dumps(
-        {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
-    )
-    error = expect_error(capsys, run, tmp_path, "--features", flat, "--metrics", "inception_score")
-    assert "inception_score needs class predictions, but TimmFeatures has none" in error
+def test_invalid_options(more, rule, refused):
+    assert rule in refused(*more)
 
 
 def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
@@ -218,12 +200,9 @@ def test_latents_are_decoded_on_both_sides(latent_run, tmp_path):
     where = {"root": str(folder), "size": 4, "channels": 4, "batch_size": 8}
     data = {"class_path": "datamodules.Arrays", "init_args": where}
     (folder / "config.yaml").write_text(json.dumps({"data": data}))
-    network = {"class_path": "asyncdiff.evaluation.TimmFeatures", "init_args": {"model": "resnet10t", "size": 32}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        held = evaluate_and_read_card(
-            folder, tmp_path, "--features", json.dumps(network), "--metrics", "frechet,kid", "--count", "12"
-        )
+        held = evaluate_and_read_card(folder, tmp_path, "--features", TIMM, "--metrics", "frechet,kid", "--count", "12")
     codec = trainer.lightning_module.codec.fingerprint()
     for part in ("samples", "reference"):
         assert held["protocol"][part]["codec"] == json.loads(json.dumps(codec))
@@ -267,15 +246,11 @@ def test_compare_marks_cards_with_another_protocol(run, tmp_path, card, capsys):
         (None, "is not a file: check the path of the result card"),
     ],
 )
-def test_unreadable_cards_are_rejected(tmp_path, capsys, text, rule):
+def test_unreadable_cards_are_rejected(tmp_path, expect_error, text, rule):
     file = tmp_path / "card.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(SystemExit):
-        main(["compare", str(file)])
-    error = capsys.readouterr().err
-    assert rule in error
-    assert error.count("\n") == 1
+    assert rule in expect_error("compare", str(file))
 
 
 def test_processes_of_torchrun_and_slurm_are_recognized(monkeypatch):

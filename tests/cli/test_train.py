@@ -1,8 +1,10 @@
 """Command line of train.py: layered files, one-line errors, and protected runs."""
 
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,11 @@ trainer:
 """
 
 
+LOGGER = """logger:
+    class_path: lightning.pytorch.loggers.TensorBoardLogger
+    init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}"""
+
+
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -63,23 +70,27 @@ def working_directory(tmp_path, monkeypatch):
     Path("experiment.yaml").write_text(EXPERIMENT)
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """Run directory of a fit, whose paths are relative to it; copy it before changing it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("finished"))
+        patch.setattr(sys, "argv", ["train.py"])
+        edit("logger: false", LOGGER)
+        main(["fit", "--config", "experiment.yaml", "--auto_resume", "true"])
+    return folder / "run"
+
+
 @pytest.fixture
-def expect_error(capfd):
-    """Function that runs a command that must fail, and returns its error message."""
+def run(finished_run):
+    """Copy of the finished run as the folder run."""
+    return shutil.copytree(finished_run, "run")
 
-    def run(*args, chatter=False):
-        with pytest.raises(SystemExit) as stopped:
-            main(list(args))
-        printed = capfd.readouterr()
-        lines = printed.err.splitlines()
-        assert stopped.value.code == 2
-        assert printed.out == ""
-        assert "Traceback" not in printed.err
-        assert chatter or len(lines) == 1
-        assert lines[-1].startswith("error: ")
-        return lines[-1].removeprefix("error: ")
 
-    return run
+@pytest.fixture
+def refused(expect_error):
+    """Function that runs a command of train.py that must fail, and returns its error message."""
+    return partial(expect_error, command=main)
 
 
 @pytest.fixture
@@ -195,9 +206,9 @@ def test_every_subcommand_has_help(command, capsys):
         ("class_path: asyncdiff.networks", "class_pat: asyncdiff.networks", 9, "model.network.class_pat", "class_path"),
     ],
 )  # fmt: skip
-def test_a_misspelled_key_is_reported_with_its_location_and_a_suggestion(old, new, line, key, meant, expect_error):
+def test_a_misspelled_key_is_reported_with_its_location_and_a_suggestion(old, new, line, key, meant, refused):
     edit(old, new)
-    message = expect_error("fit", "--config", "experiment.yaml")
+    message = refused("fit", "--config", "experiment.yaml")
     assert message.startswith(f"experiment.yaml:{line}: {key}: ")
     assert message.endswith(f"; did you mean {meant}?")
 
@@ -220,11 +231,11 @@ def test_a_misspelled_key_is_reported_with_its_location_and_a_suggestion(old, ne
         ("lightning.pytorch.callbacks.ModelCheckpoint", "ModelCheckpont", "trainer.callbacks"),
     ],
 )
-def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right, wrong, key, expect_error):
+def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right, wrong, key, refused):
     edit(right, wrong)
     line = next(n for n, text in enumerate(Path("experiment.yaml").read_text().splitlines(), 1) if wrong in text)
     expected = f"experiment.yaml:{line}: {key}: there is no class {wrong}; did you mean {right}?"
-    assert expect_error("fit", "--config", "experiment.yaml") == expected
+    assert refused("fit", "--config", "experiment.yaml") == expected
 
 
 @pytest.mark.parametrize(
@@ -247,8 +258,8 @@ def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right
         ),
     ],
 )
-def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, expect_error):
-    message = expect_error("fit", "--config", "experiment.yaml", *argv)
+def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, refused):
+    message = refused("fit", "--config", "experiment.yaml", *argv)
     assert message.startswith(f"{key}: ")
     assert message.endswith(f"; did you mean {meant}?")
 
@@ -286,29 +297,27 @@ def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, exp
         ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
     ],
 )
-def test_other_configuration_errors_are_reported_with_their_location(old, new, place, reason, expect_error):
+def test_other_configuration_errors_are_reported_with_their_location(old, new, place, reason, refused):
     edit(old, new)
-    assert expect_error("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
+    assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
 
 
-def test_missing_arguments_of_a_class_are_listed(expect_error):
+def test_missing_arguments_of_a_class_are_listed(refused):
     edit("datamodules.Digits", "datamodules.ImageFolder")
-    assert (
-        expect_error("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"
-    )
+    assert refused("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"
 
 
-def test_a_class_of_the_wrong_type_is_reported_with_alternatives(expect_error):
+def test_a_class_of_the_wrong_type_is_reported_with_alternatives(refused):
     edit("asyncdiff.noise.AsyncPatch", "asyncdiff.sampling.DDIM")
-    message = expect_error("fit", "--config", "experiment.yaml")
+    message = refused("fit", "--config", "experiment.yaml")
     location = "experiment.yaml:14: model.levels.init_args.path: "
     assert message.startswith(f"{location}asyncdiff.sampling.DDIM is not a Path; ")
     assert "asyncdiff.noise.AsyncPatch" in message
 
 
-def test_errors_name_the_last_file_that_sets_the_key(expect_error):
+def test_errors_name_the_last_file_that_sets_the_key(refused):
     Path("more.yaml").write_text("model:\n  learning_rate: fast\n")
-    assert expect_error("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
+    assert refused("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
 
 
 @pytest.mark.parametrize(
@@ -330,8 +339,8 @@ def test_errors_name_the_last_file_that_sets_the_key(expect_error):
         ),
     ],
 )
-def test_invalid_command_lines_are_reported_in_one_line(args, message, expect_error):
-    assert expect_error(*args).startswith(message)
+def test_invalid_command_lines_are_reported_in_one_line(args, message, refused):
+    assert refused(*args).startswith(message)
 
 
 # Errors that only building or running finds
@@ -349,15 +358,15 @@ def test_invalid_command_lines_are_reported_in_one_line(args, message, expect_er
         (["--trainer.accelerator", "abacus"], "You selected an invalid accelerator name"),
     ],
 )  # fmt: skip
-def test_an_argument_rejected_by_a_constructor_is_reported_in_one_line(args, message, expect_error):
-    assert expect_error("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+def test_an_argument_rejected_by_a_constructor_is_reported_in_one_line(args, message, refused):
+    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
 
 
 @pytest.mark.parametrize(("folder", "message"), [("none", "root must be a folder"), (".", "root must contain images")])
-def test_an_invalid_data_folder_is_reported_in_one_line(folder, message, expect_error):
+def test_an_invalid_data_folder_is_reported_in_one_line(folder, message, refused):
     edit("datamodules.Digits", "datamodules.ImageFolder")
     args = ["--data.init_args.root", folder, "--data.init_args.size", "8", "--data.init_args.channels", "1"]
-    assert expect_error("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
+    assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -397,12 +406,7 @@ def test_a_user_error_in_a_data_worker_is_recognized():
 # Runs
 
 
-LOGGER = """logger:
-    class_path: lightning.pytorch.loggers.TensorBoardLogger
-    init_args: {save_dir: "${trainer.default_root_dir}", name: "", version: ""}"""
-
-
-def test_a_fit_prints_where_its_results_are_and_can_be_repeated(run_command, expect_error, capfd):
+def test_a_fit_prints_where_its_results_are_and_can_be_repeated(run_command, refused, capfd):
     edit("logger: false", LOGGER)
     run_command("fit", "--config", "experiment.yaml")
     printed_text = capfd.readouterr().out
@@ -417,14 +421,15 @@ def test_a_fit_prints_where_its_results_are_and_can_be_repeated(run_command, exp
     assert configs[0] == configs[1]
     capfd.readouterr()
     for file in ("experiment.yaml", "run/config.yaml"):
-        message = expect_error("fit", "--config", file)
+        message = refused("fit", "--config", file)
         assert message.startswith("trainer.default_root_dir run already contains a run: ")
         assert "--ckpt_path last" in message
 
 
-def test_a_resumed_fit_uses_the_command_line(run_command):
-    run_command("fit", "--config", "experiment.yaml")
-    args = ["--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
+def test_a_resumed_fit_uses_the_command_line_and_saves_no_absolute_paths(run_command):
+    folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
+    run_command("fit", "--config", "experiment.yaml", *folder)
+    args = [*folder, "--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
     args += ["--model.betas", "[0.8,0.95]", "--model.weight_decay", "0.1", "--model.warmup_steps", "8"]
     cli = run_command("fit", "--config", "experiment.yaml", *args)
     assert cli.trainer.global_step == 3
@@ -434,35 +439,20 @@ def test_a_resumed_fit_uses_the_command_line(run_command):
     assert group["lr"] == pytest.approx(5e-4 * 4 / 8)  # of the fourth step
     saved = yaml.safe_load(Path("run/config.yaml").read_text())
     assert saved["ckpt_path"] is None
+    dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
+    assert not any(path and path.startswith("/") for path in dirpaths)
     assert sorted(path.name for path in Path("run/checkpoints").glob("last*")) == ["last.ckpt"]
 
 
-def test_a_resumed_run_does_not_save_its_checkpoint_path(run_command):
-    folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
-    run_command("fit", "--config", "experiment.yaml", *folder)
-    run_command("fit", "--config", "experiment.yaml", *folder, "--ckpt_path", "last", "--trainer.max_steps", "3")
-    saved = yaml.safe_load(Path("run/config.yaml").read_text())
-    assert saved["ckpt_path"] is None
-    dirpaths = [c["init_args"].get("dirpath") for c in saved["trainer"]["callbacks"]]
-    assert not any(path and path.startswith("/") for path in dirpaths)
-
-
-def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(run_command):
-    edit("logger: false", LOGGER)
-    run_command("fit", "--config", "experiment.yaml", "--trainer.max_steps", "3")
+def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(run, run_command):
     run_command("test", "--config", "run/config.yaml", "--ckpt_path", "last")
     events = EventAccumulator("run").Reload()
-    assert [event.step for event in events.Scalars("test/loss")] == [3]
+    assert [event.step for event in events.Scalars("test/loss")] == [2]
 
 
-def test_auto_resume_is_not_saved(run_command):
-    run_command("fit", "--config", "experiment.yaml", "--auto_resume", "true")
-    assert yaml.safe_load(Path("run/config.yaml").read_text())["auto_resume"] is False
-
-
-def test_predict_and_validate_can_use_the_last_checkpoint(run_command, capfd):
-    run_command("fit", "--config", "experiment.yaml")
+def test_predict_and_validate_can_use_the_last_checkpoint(run, run_command):
     saved = Path("run/config.yaml").read_text()
+    assert yaml.safe_load(saved)["auto_resume"] is False  # although the command line says true
     args = ["--ckpt_path", "last", "--model.predict_count", "4"]
     for command in ("predict", "validate"):
         cli = run_command(command, "--config", "run/config.yaml", *args)
@@ -520,6 +510,7 @@ def test_paths_in_the_run_directory_become_relative_to_it():
     assert make_portable(config, "a") == expected
 
 
+@pytest.mark.slow
 def test_an_error_of_train_py_prints_exactly_one_line():
     edit("spread", "spred")
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", "experiment.yaml"]

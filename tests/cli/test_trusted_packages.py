@@ -49,14 +49,17 @@ def untrusted_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
 
 
-def expect_error(argv: list[str], capfd: pytest.CaptureFixture[str], run=main) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        run(argv)
-    printed = capfd.readouterr()
-    assert (stopped.value.code, printed.out, printed.err.count("\n")) == (2, "", 1), printed.err
-    assert not Path("imported").exists()
-    assert "stranger" not in sys.modules
-    return printed.err
+@pytest.fixture
+def refused(expect_error):
+    """Function that runs a command that must fail without importing the module, and returns its error message."""
+
+    def run(argv: list[str], command: Any = main) -> str:
+        message: str = expect_error(*argv, command=command)
+        assert not Path("imported").exists()
+        assert "stranger" not in sys.modules
+        return message
+
+    return run
 
 
 WAYS = {
@@ -76,22 +79,22 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_untrusted_class_is_rejected_before_it_is_imported(way: str, capfd: pytest.CaptureFixture[str]) -> None:
-    line = expect_error(["fit", "--config", str(EXPERIMENT), *WAYS[way]], capfd)
+def test_an_untrusted_class_is_rejected_before_it_is_imported(way: str, refused: Any) -> None:
+    line = refused(["fit", "--config", str(EXPERIMENT), *WAYS[way]])
     assert "got stranger." in line
-    assert line.rstrip().endswith("if you trust its code, add --allow-class-paths stranger")
+    assert line.endswith("if you trust its code, add --allow-class-paths stranger")
 
 
-def test_a_file_cannot_allow_itself(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_cannot_allow_itself(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = yaml.safe_load(EXPERIMENT.read_text())
     tree["trainer"]["callbacks"].append({"class_path": "stranger.Told"})
     for key in ("allow_class_paths", "allow-class-paths"):
         Path("own.yaml").write_text(yaml.safe_dump({key: "stranger", **tree}))
-        expect_error(["fit", "--config", "own.yaml"], capfd)
+        refused(["fit", "--config", "own.yaml"])
     monkeypatch.setenv("ASYNCDIFF_ALLOW_CLASS_PATHS", "stranger")
     monkeypatch.setenv("PYTORCH_LIGHTNING_ALLOW_CLASS_PATHS", "stranger")
     Path("own.yaml").write_text(yaml.safe_dump(tree))
-    assert "got stranger.Told" in expect_error(["fit", "--config", "own.yaml"], capfd)
+    assert "got stranger.Told" in refused(["fit", "--config", "own.yaml"])
 
 
 def test_values_of_type_any_are_not_built(capfd: pytest.CaptureFixture[str]) -> None:
@@ -128,27 +131,26 @@ def test_the_command_line_can_allow_a_package(argument: str, capfd: pytest.Captu
         "asyncdiff.cli.commands.cache_latents.subprocess.Popen",
     ],
 )
-def test_classes_that_run_programs_are_rejected(path: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_run_programs_are_rejected(path: str, refused: Any) -> None:
     given = f"{{class_path: {path}, init_args: {{args: [touch, imported]}}}}"
-    expect_error(["fit", "--config", str(EXPERIMENT), "--model.network", given], capfd)
+    refused(["fit", "--config", str(EXPERIMENT), "--model.network", given])
 
 
-def test_plugins_that_read_pickles_and_lambda_callbacks_are_rejected(capfd: Any) -> None:
+def test_plugins_that_read_pickles_and_lambda_callbacks_are_rejected(refused: Any) -> None:
     for key, path in {
         "plugins": "lightning.fabric.plugins.io.TorchCheckpointIO",
         "callbacks+": "lightning.pytorch.callbacks.LambdaCallback",
     }.items():
-        line = expect_error(["fit", "--config", str(EXPERIMENT), f"--trainer.{key}={path}"], capfd)
+        line = refused(["fit", "--config", str(EXPERIMENT), f"--trainer.{key}={path}"])
         assert "--allow-class-paths lightning." in line
 
 
-def test_other_commands_also_reject_untrusted_classes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_also_reject_untrusted_classes(refused: Any) -> None:
     Path("levels.yaml").write_text("model: {levels: {class_path: stranger.Network}}\n")
-    assert "got stranger.Network" in expect_error(["levels", "levels.yaml"], capfd, command)
+    assert "got stranger.Network" in refused(["levels", "levels.yaml"], command)
     Path("data.yaml").write_text("data: {class_path: stranger.Data}\n")
     argv = ["cache-latents", "--data", "data.yaml", "--codec", "asyncdiff.latents.Identity", "--out", "out"]
-    line = expect_error(argv, capfd, command)
-    assert line.startswith("error: data.yaml: data.class_path must name a class of ")
+    assert refused(argv, command).startswith("data.yaml: data.class_path must name a class of ")
     with pytest.raises(ValueError, match=r"levels\.yaml.*got stranger\.Network"):  # of Python, without a command
         Experiment(Path("levels.yaml")).levels()
     assert not Path("imported").exists()

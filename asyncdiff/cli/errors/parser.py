@@ -14,7 +14,11 @@ from asyncdiff.checkpoints.old_names import update_names
 
 
 class UsageError(Exception):
-    """Error in a command line or a file, whose message is one line unless the parser is a single key's."""
+    """Error in a command line or a file, in one line."""
+
+
+class UnexplainedError(UsageError):
+    """Error with jsonargparse's own message, of one or many lines."""
 
 
 class ReportingParser(ArgumentParser):
@@ -35,17 +39,17 @@ class ReportingParser(ArgumentParser):
         argv = list(sys.argv[1:] if args is None else args)
         try:
             return super().parse_args(with_current_names(argv), *rest, **options)
-        except (UsageError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        except (UnexplainedError, OmegaConfBaseException, UnicodeDecodeError) as error:
             from asyncdiff.cli.errors.diagnosis import explain  # imported late because it is rarely needed
 
             # Here and not by the caller, because the explanation may import only what the parser may.
             raise UsageError(explain(self, argv, error)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise UsageError with the message."""
+        """Raise UnexplainedError with the message."""
         if not self.exit_on_error:  # a nested parser: its caller may try to read the value in another way
             super().error(message, ex)
-        raise UsageError(message) from ex
+        raise UnexplainedError(message) from ex
 
 
 def with_current_names(value: Any) -> Any:
