@@ -13,8 +13,7 @@ from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out
 from datamodules.image_folder import SUFFIXES
 from datamodules.images.decoding import Crop, center_square, to_channels
-from datamodules.images.encoded import Bytes, EncodedImages
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
 LATENTS = "img-mean-std-latents-"  # prefix of the latents that EDM2's tool writes

@@ -8,8 +8,7 @@ import numpy as np
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.decoding import Crop
-from datamodules.images.encoded import Bytes, EncodedImages
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.storage.hugging_face_tables import UNLABELED, Integers, Table, load_tables
 
 VAL_NAMES = ("validation", "val", "valid", "dev", "test")

@@ -7,7 +7,7 @@ from typing import Literal
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, split_by_hash
 from datamodules.images.decoding import Crop
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import SUFFIXES as SUFFIXES
 from datamodules.storage.file_lists import find_images

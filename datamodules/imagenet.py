@@ -10,8 +10,7 @@ import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
 from datamodules.images.decoding import Crop
-from datamodules.images.encoded import EncodedImages
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import EncodedDataModule, EncodedImages
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import FileList, find_images
 from datamodules.storage.imagenet_ground_truth import classes_of, find_ground_truth

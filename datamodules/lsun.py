@@ -12,8 +12,7 @@ import numpy.typing as npt
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, split_by_hash
 from datamodules.images.decoding import Crop
-from datamodules.images.encoded import Bytes, EncodedImages
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.index_cache import Arrays
 from datamodules.storage.databases import database_index
 from datamodules.storage.members import FileBytes

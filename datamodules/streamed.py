@@ -13,8 +13,7 @@ from torch import Tensor
 from datamodules.base import Batch, ImageDataset, Item, Split, at_least
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.decoding import Crop, center_square, pillow_pixels, to_channels
-from datamodules.images.encoded import EncodedImages
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import EncodedDataModule, EncodedImages
 from datamodules.storage.columns import choose_column
 from datamodules.storage.streamed_shards import Field, Shards
 

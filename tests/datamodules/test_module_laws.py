@@ -12,7 +12,7 @@ import torch
 from encoded_files import cache_fixture, encoded, npy, seen, write_lmdb, write_zip  # noqa: F401
 
 from datamodules import Arrays, EdmLatents, EdmZip, ImageNet, ImageNet64, Lsun
-from datamodules.images.encoded_module import EncodedDataModule
+from datamodules.images.encoded import EncodedDataModule
 
 WRONG: dict[Any, list[dict[str, Any]]] = {
     EdmZip: [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}],
