@@ -46,18 +46,10 @@ def evaluate_images(
     batch_size: int,
     evaluate: Callable[[Tensor, Tensor | None, list[int]], Tensor],
 ) -> Tensor:
-    """Evaluate held-out images with the EMA weights, on all processes together; see `evaluation_images`.
+    """Return one row per held-out image, computed with the EMA weights on all processes together, on the CPU.
 
-    Args:
-        trainer: trainer with the data module.
-        module: model to evaluate.
-        count: number of images, spread evenly over the split; None means all of them.
-        batch_size: number of images per call of `evaluate`.
-        evaluate: returns one row per image from images, labels (None if the model has no classes), and positions in
-            the split.
-
-    Returns:
-        The rows of all images in the order of the split, on the CPU.
+    `evaluate` gets a batch of images, their labels (None if the model has no classes) and their positions in the split.
+    The images are `count` of `evaluation_images`, spread evenly; None means all of them.
     """
     images = evaluation_images(trainer)
     indices = evenly_spaced_indices(images, count)

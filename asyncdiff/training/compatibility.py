@@ -23,13 +23,7 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """Value that differs between a model and a checkpoint.
-
-    Attributes:
-        name: dotted name, as in the YAML files.
-        here: value of the model.
-        there: value of the checkpoint.
-    """
+    """Value that differs between a model (`here`) and a checkpoint (`there`), with its dotted name in YAML files."""
 
     name: str
     here: Any
@@ -37,17 +31,10 @@ class Difference:
 
 
 def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
-    """Compare the model's network, process, target and image size with the object config of a checkpoint.
+    """Return the differences of a model's network, process, target and image size from a checkpoint's object config.
 
     Arguments that only one of the two has, for example because a newer version added them, are ignored. If the classes
     of a part differ, their arguments are not compared.
-
-    Args:
-        model: an `AsyncDiffusion`.
-        config: the checkpoint's object config, its "recipe".
-
-    Returns:
-        The differences, those of the network first.
     """
     there = config.get("init_args", {})
     result: list[Difference] = []
@@ -61,20 +48,13 @@ def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
 
 
 def check_differences(found: list[Difference], file: str | Path, alternative: str) -> None:
-    """Raise ValueError for the first difference, if any; the error lists the rest.
-
-    Args:
-        found: differences between model and checkpoint, from `differences`.
-        file: path of the checkpoint, for the error.
-        alternative: remedy to suggest if the model is right and the checkpoint is wrong.
-    """
+    """Raise ValueError for the first difference, if any; the error lists the rest and suggests an alternative."""
     if not found:
         return
     first, *rest = found
-    names = ", ".join(difference.name for difference in rest[:MAX_NAMES]) + (
-        " and more" if len(rest) > MAX_NAMES else ""
-    )
-    also = f" ({names} also {'differ' if len(rest) > 1 else 'differs'})" if rest else ""
+    names = ", ".join(difference.name for difference in rest[:MAX_NAMES])
+    more = " and more" if len(rest) > MAX_NAMES else ""
+    also = f" ({names}{more} also {'differ' if len(rest) > 1 else 'differs'})" if rest else ""
     raise ValueError(
         f"{first.name} must be {_yaml(first.there)} as in {file}, got {_yaml(first.here)}{also}: "
         f"set it to {_yaml(first.there)}, or {alternative}"
@@ -145,12 +125,9 @@ def check_data(model: Any) -> None:
 def record_latents(
     model: Any, *, here: Mapping[str, Any] | None = None, there: Mapping[str, Any] | None = None
 ) -> None:
-    """Record the codec fingerprints of the model's latents; raise ValueError if they differ from the checkpoint's.
+    """Record the fingerprint of the data's or the model's codec (`here`), and of the checkpoint's (`there`), if known.
 
-    Args:
-        model: an `AsyncDiffusion`; its dictionary `latents` contains the fingerprints known so far.
-        here: fingerprint of the data's or the model's codec; None or empty if unknown.
-        there: fingerprint of the checkpoint's codec; None or empty if unknown.
+    Raise ValueError if they differ. `model.latents` contains the fingerprints known so far.
     """
     model.latents.update({key: dict(value) for key, value in (("here", here), ("there", there)) if value})
     own, trained = model.latents.get("here", {}), model.latents.get("there", {})

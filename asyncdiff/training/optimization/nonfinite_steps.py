@@ -70,7 +70,7 @@ class StepGuard:
             scaler: gradient scaler of float16 autocast.
 
         Returns:
-            The step at which the run must stop, if too many in a row were skipped up to it; otherwise None.
+            The step at which the run must stop because too many in a row were skipped; otherwise None.
         """
         batches = list(self._batches)
         self._batches.clear()

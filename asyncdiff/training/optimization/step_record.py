@@ -56,12 +56,7 @@ class StepRecord:
     ) -> NoReturn:
         """Write this step to `folder`/step_N_rank_R.json and raise ValueError.
 
-        Args:
-            folder: folder of the file, created if needed.
-            module: module being trained, whose parameters are checked.
-            files: returns the file names of dataset indices; None if the images have no files.
-            rank: global rank of this process.
-            seed: seed of the run.
+        `files` returns the file names of dataset indices, or None if the images have no files.
         """
         in_a_row = self.counters()["in_a_row"]
         path = folder / f"step_{self.step}_rank_{rank}.json"
