@@ -53,20 +53,21 @@ def run(digits_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    """An export of the run, to be copied."""
-    main(["export", str(run), "--output", str(run / "exports" / "shared")])
-    return run / "exports" / "shared"
+    """Exports of the run's EMA and raw weights, to be copied."""
+    for weights in ("ema", "raw"):
+        main(["export", str(run), "--output", str(run / "exports" / weights), "--weights", weights])
+    return run / "exports"
 
 
 @pytest.fixture
 def export(run, exported, tmp_path):
-    """Export the run with further arguments, if any; returns the folder, which may be changed."""
+    """Copy an export, or export the run with further arguments; returns the folder, which may be changed."""
 
-    def write(*argv, name="shared"):
+    def write(*argv, weights="ema", name="shared"):
         if argv:
             main(["export", str(run), "--output", str(tmp_path / name), *argv])
         else:
-            shutil.copytree(exported, tmp_path / name, dirs_exist_ok=True)
+            shutil.copytree(exported / weights, tmp_path / name, dirs_exist_ok=True)
         return tmp_path / name
 
     return write
@@ -89,7 +90,7 @@ def refused(capfd):
 
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_the_model_is_that_of_the_checkpoint_bit_for_bit(run, export, weights):
-    folder = export("--weights", weights)
+    folder = export(weights=weights)
     there = AsyncDiffusion.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights=weights)
     here = AsyncDiffusion.from_pretrained(folder)
     assert {n: w.dtype for n, w in here.state_dict().items()} == {n: w.dtype for n, w in there.state_dict().items()}
@@ -100,9 +101,10 @@ def test_the_model_is_that_of_the_checkpoint_bit_for_bit(run, export, weights):
 
 
 def test_ema_and_raw_weights_are_distinguished(run, export, refused):
-    ema, raw = export("--weights", "ema", name="a"), export("--weights", "raw", name="b")
-    assert not torch.equal(*(load_file(folder / FILES[0])["denoiser.network.head.weight"] for folder in (ema, raw)))
-    assert torch.equal(*(load_file(f / FILES[0])["denoiser.network.head.weight"] for f in (ema, export(name="c"))))
+    ema, raw, default = export(name="a"), export(weights="raw", name="b"), export("--name", "c", name="c")
+    heads = [load_file(folder / FILES[0])["denoiser.network.head.weight"] for folder in (ema, raw, default)]
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[0], heads[2])
     message = "the export .* contains ema weights only, got weights='raw': use 'auto' or 'ema'"
     with pytest.raises(ValueError, match=message):
         AsyncDiffusion.load_from_checkpoint(ema, weights="raw")
@@ -158,7 +160,7 @@ def test_the_card_lists_only_results_of_these_weights(export, capsys):
     assert "others.json: it was measured on other weights (different checkpoint_sha256" in reported
     assert "raw.json: it was measured on other weights (different weights)" in reported
     assert "broken.json cannot be read as a JSON file" in reported
-    text = (export("--weights", "raw", name="raw") / "README.md").read_text()
+    text = (export(weights="raw", name="raw") / "README.md").read_text()
     assert [name for name in text.splitlines() if name.startswith("###")] == ["### raw"]
 
 
@@ -246,10 +248,14 @@ def test_folders_are_not_overwritten_without_the_option(export, refused, run, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
 
 
-@pytest.mark.parametrize(("full_at", "before"), [("README.md", False), *((f, True) for f in (*FILES, "the rename"))])
-def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch, full_at, before):
-    kept = {name: (folder / name).read_bytes() for folder in ([export()] if before else []) for name in FILES}
-    write = save.write_atomically
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("full_at", [*FILES, "the rename"])
+def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, full_at, before):
+    folder, write = tmp_path / "shared", save.write_atomically
+    if before:
+        save.write_export(folder, {"weight": torch.zeros(2)}, {"recipe": {}}, "card")
+    kept = {file: file.read_bytes() for file in folder.glob("*")}
+    assert len(kept) == (3 if before else 0)
 
     def full(file, parts=()):
         if file.name == full_at or full_at not in FILES:
@@ -257,10 +263,10 @@ def test_a_full_disk_changes_nothing(export, refused, run, tmp_path, monkeypatch
         write(file, parts)
 
     monkeypatch.setattr(save, "write_atomically" if full_at in FILES else "_move_into_place", full)
-    line = refused("export", run, "--output", tmp_path / "shared", "--overwrite")
-    assert "No space left on device; the folder is unchanged" in line
-    assert [path.name for path in tmp_path.iterdir()] == (["shared"] if before else [])
-    assert all((tmp_path / "shared" / name).read_bytes() == content for name, content in kept.items())
+    with pytest.raises(OSError, match="cannot write .*shared: .* No space left on device; the folder is unchanged"):
+        save.write_export(folder, {"weight": torch.ones(2)}, {"recipe": {}}, "another card")
+    assert list(tmp_path.iterdir()) == ([folder] if before else [])
+    assert {file: file.read_bytes() for file in folder.glob("*")} == kept
 
 
 # Refusals
