@@ -11,13 +11,28 @@ import pytest
 import torch
 from encoded_files import cache_fixture, encoded, npy, seen, write_lmdb, write_zip  # noqa: F401
 
-from datamodules import Arrays, EdmLatents, EdmZip, ImageNet, ImageNet64, Lsun
+from datamodules import (
+    Arrays,
+    Crops,
+    EdmLatents,
+    EdmZip,
+    HuggingFace,
+    ImageFolder,
+    ImageNet,
+    ImageNet64,
+    Lsun,
+    Streamed,
+)
 from datamodules.images.encoded import EncodedDataModule
 
 WRONG: dict[Any, list[dict[str, Any]]] = {
     EdmZip: [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}],
     EdmLatents: [{"shift": (0,)}, {"scale": (1, 1, 1, 0)}, {"channels": 0}, {"held_out": 0}],
     ImageNet: [{"crop": "random"}, {"on_corrupt": "ignore"}, {"size": 0}, {"workers": -1}],
+    ImageFolder: [{"channels": 2}, {"held_out": 0.0}, {"held_out": 1.0}, {"on_corrupt": "ignore"}, {"size": 0}],
+    HuggingFace: [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"workers": -1}, {"seed": -1}],
+    Streamed: [{"cache_gigabytes": -1}, {"held_out": 0.0}, {"classes": -1}, {"eval_batch_size": 0}],
+    Crops: [{"scale": 0.0}, {"held_out": 0.0}, {"held_out": 1.0}, {"crops": 0}, {"channels": 2}, {"labels": "name"}],
     Lsun: [{"channels": 2}, {"held_out": 0.0}, {"on_corrupt": "x"}, {"categories": ["a", "a"]}],
     Arrays: [{"held_out": 0.0}, {"channels": 0}, {"scale": 0.0}, {"scale": -1.0}, {"scale": float("nan")}],
 }

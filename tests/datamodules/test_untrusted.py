@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from encoded_files import cache_fixture  # noqa: F401
 from PIL import Image
 
 from asyncdiff.tasks.photos import read_photo
@@ -20,11 +21,6 @@ from datamodules.storage.members import open_members
 from datamodules.storage.streamed_shards import _check_inside
 
 BOUND = 178_956_970  # Pillow's: twice 2^30 / 12
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "cache"))
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
