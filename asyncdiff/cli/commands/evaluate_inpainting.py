@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,15 +86,20 @@ def main(argv: Sequence[str]) -> None:
         batch_size=options.batch_size,
         decode=model.decode,
     )
+    comparison = Comparison(model.denoiser, images, bench, masks, samplers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"the Fréchet distance of \d+")  # for few images; the table mentions it
-        results = evaluate_samplers(model.denoiser, images, bench, masks, samplers)
-    protocol = run.protocol(data) | _protocol(model, images, bench, results, masks, samplers)
+        results = comparison.evaluate()
     print(results.table())
-    _write(output, options.name, results, protocol)
-    write_contact_sheet(
-        output / f"{options.name}.png", model.denoiser, images, bench, masks, samplers, examples=options.examples
-    )
+    card, table = output / f"{options.name}.json", output / f"{options.name}.md"
+    protocol = run.protocol(data) | comparison.protocol(results)
+    card.write_text(json.dumps(make_card(protocol, results.metrics(), **results.card()), indent=2))
+    table.write_text(results.table() + "\n")
+    print(f"result card: {card}\ntable: {table}")
+    if options.examples:
+        sheet = output / f"{options.name}.png"
+        comparison.write_contact_sheet(sheet, options.examples)
+        print(f"contact sheet: {sheet}")
 
 
 def on_pixels(masks: Mapping[str, Mask], model: Any) -> dict[str, Mask]:
@@ -120,8 +126,8 @@ def validation_images(model: Any, data: Any, options: Any) -> ValidationImages:
 
 def reference(data: Any, model: Any, options: Any) -> FrechetDistance:
     """Return a FrechetDistance with statistics of training images, evenly spaced and decoded if they are latents."""
-    features = prepare((options.features or BackboneFeatures()).to(options.device), data, model.decode, options)
-    metric = FrechetDistance(features).to(options.device)
+    features = (options.features or BackboneFeatures()).to(options.device)
+    metric = FrechetDistance(prepare(features, data, model.decode, options))
     size = options.batch_size
     source = RealImages(data, "train", options.reference, decode=model.decode, codec=model.codec, batch_size=size)
     total, batches = source.batches(Ranks(0, 1, torch.device(options.device)))
@@ -130,69 +136,83 @@ def reference(data: Any, model: Any, options: Any) -> FrechetDistance:
     return metric
 
 
-def evaluate_samplers(
-    denoiser: Any,
-    images: ValidationImages,
-    bench: InpaintingBenchmark,
-    masks: Mapping[str, Mask],
-    samplers: Mapping[str, ImageSampler],
-) -> InpaintingResults:
-    """Inpaint the images with every sampler under every mask."""
-    grid = denoiser.grid((images.images.shape[2], images.images.shape[3]))
-    rows = []
-    total = len(masks) * len(samplers) * len(images.images) * bench.rounds
-    with tqdm(total=total, unit="image", leave=False, disable=None) as bar:
-        for mask in masks.items():
-            for sampler in samplers.items():
-                bar.set_description(f"{mask[0]}, {sampler[0]}")
-                rows.append(bench.evaluate(denoiser, images, mask, sampler, progress=bar.update))
-    metric, lpips = bench.frechet, bench.lpips
-    return InpaintingResults(
-        rows,
-        {name: mask_fractions(images.masks(mask), grid) for name, mask in masks.items()},
-        images=len(images.images),
-        rounds=bench.rounds,
-        frechet_real=bench.frechet_of_real(images, next(denoiser.parameters()).device),
-        lpips=None if lpips is None else str(lpips.name),
-        features=None if metric is None else str(metric.features.name),
-        dim=0 if metric is None else metric.dim,
-        reference=0 if metric is None else int(torch.as_tensor(metric.real_n)),
-    )
+@dataclass(frozen=True)
+class Comparison:
+    """Inpainting of the same images with every sampler under every mask."""
 
+    denoiser: Any
+    images: ValidationImages
+    bench: InpaintingBenchmark
+    masks: Mapping[str, Mask]
+    samplers: Mapping[str, ImageSampler]
 
-def write_contact_sheet(
-    file: Path,
-    denoiser: Any,
-    images: ValidationImages,
-    bench: InpaintingBenchmark,
-    masks: Mapping[str, Mask],
-    samplers: Mapping[str, ImageSampler],
-    *,
-    examples: int,
-) -> None:
-    """Write a contact sheet with a row per mask: known pixels, true image and results of a few examples."""
-    if not examples:
-        return
-    from asyncdiff.callbacks.inpainting_grid import paint_unknown
-    from asyncdiff.callbacks.periodic_image import tile_images
-    from asyncdiff.callbacks.validation_images import evenly_spaced_indices
-    from asyncdiff.evaluation.figures.style import save
-
-    indices = list(evenly_spaced_indices(images.images, examples))
-    labels = None if images.labels is None else images.labels[indices]
-    subset = ValidationImages(images.images[indices], [images.indices[i] for i in indices], labels)
-    truth = bench.decode(subset.images).cpu().expand(-1, 3, -1, -1)
-    rows: dict[str, list[Tile]] = {}
-    for name, mask in tqdm(masks.items(), desc="contact sheet", unit="mask", leave=False, disable=None):
-        known = subset.masks(mask)
-        inpainted = [bench.inpaint(denoiser, subset, known, sampler) for sampler in samplers.values()]
-        results = [bench.decode(result).cpu() for result in inpainted]
-        columns = torch.stack(
-            [paint_unknown(truth, known), truth, *(result.expand_as(truth) for result in results)], dim=1
+    def evaluate(self) -> InpaintingResults:
+        """Inpaint, and measure quality and cost."""
+        images, bench = self.images, self.bench
+        rows = []
+        total = len(self.masks) * len(self.samplers) * len(images.images) * bench.rounds
+        with tqdm(total=total, unit="image", leave=False, disable=None) as bar:
+            for mask in self.masks.items():
+                for sampler in self.samplers.items():
+                    bar.set_description(f"{mask[0]}, {sampler[0]}")
+                    rows.append(bench.evaluate(self.denoiser, images, mask, sampler, progress=bar.update))
+        metric, lpips = bench.frechet, bench.lpips
+        grid = self.denoiser.grid((images.images.shape[2], images.images.shape[3]))
+        return InpaintingResults(
+            rows,
+            {name: mask_fractions(images.masks(mask), grid) for name, mask in self.masks.items()},
+            images=len(images.images),
+            rounds=bench.rounds,
+            frechet_real=bench.frechet_of_real(images, next(self.denoiser.parameters()).device),
+            lpips=None if lpips is None else str(lpips.name),
+            features=None if metric is None else str(metric.features.name),
+            dim=0 if metric is None else metric.dim,
+            reference=0 if metric is None else metric.real_n,
         )
-        rows[name] = [tile_images(example, columns=len(example)) for example in columns]
-    save(_sheet(rows, ["known", "truth", *samplers]), file)
-    print(f"contact sheet: {file}")
+
+    def protocol(self, results: InpaintingResults) -> dict[str, Any]:
+        """Return the part of the protocol specific to inpainting."""
+        images, bench = self.images, self.bench
+        features = None if bench.frechet is None else cast(Features, bench.frechet.features)
+        return {
+            "measurement": "inpainting",
+            "images": len(images.images),
+            "image_size": list(images.images.shape[1:]),
+            "results_per_image": bench.rounds,
+            "labels": images.labels is not None,
+            "batch_size": bench.batch_size,
+            "masks": {
+                name: object_config.describe(mask) | {"drawn_per_image": mask.seed_dependent}
+                for name, mask in self.masks.items()
+            },
+            "samplers": {name: object_config.describe(sampler) for name, sampler in self.samplers.items()},
+            "features": None if features is None else features.fingerprint(),
+            "dimensions": results.dim,
+            "reference": {"split": "train", "images": results.reference} if features is not None else None,
+            "lpips": _describe(bench.lpips),
+            "enlarged": upsampling_factor(*bench.decode(images.images[:1]).shape[2:]),
+        }
+
+    def write_contact_sheet(self, file: Path, examples: int) -> None:
+        """Write a contact sheet with a row per mask: known pixels, true image and results of a few examples."""
+        from asyncdiff.callbacks.inpainting_grid import paint_unknown
+        from asyncdiff.callbacks.periodic_image import tile_images
+        from asyncdiff.callbacks.validation_images import evenly_spaced_indices
+        from asyncdiff.evaluation.figures.style import save
+
+        images, decode = self.images, self.bench.decode
+        indices = list(evenly_spaced_indices(images.images, examples))
+        labels = None if images.labels is None else images.labels[indices]
+        subset = ValidationImages(images.images[indices], [images.indices[i] for i in indices], labels)
+        truth = decode(subset.images).cpu().expand(-1, 3, -1, -1)
+        rows: dict[str, list[Tile]] = {}
+        for name, mask in tqdm(self.masks.items(), desc="contact sheet", unit="mask", leave=False, disable=None):
+            known = subset.masks(mask)
+            inpainted = [self.bench.inpaint(self.denoiser, subset, known, s) for s in self.samplers.values()]
+            results = [decode(result).cpu().expand_as(truth) for result in inpainted]
+            columns = torch.stack([paint_unknown(truth, known), truth, *results], dim=1)
+            rows[name] = [tile_images(example, columns=len(example)) for example in columns]
+        save(_sheet(rows, ["known", "truth", *self.samplers]), file)
 
 
 def _sheet(rows: Mapping[str, Sequence[Tile]], heads: Sequence[str]) -> Any:
@@ -262,36 +282,6 @@ def _with_steps(sampler: ImageSampler, options: Any) -> ImageSampler:
     return with_arguments(sampler, steps=50 if options.steps is None else options.steps)
 
 
-def _protocol(
-    model: Any,
-    images: ValidationImages,
-    bench: InpaintingBenchmark,
-    results: InpaintingResults,
-    masks: Mapping[str, Mask],
-    samplers: Mapping[str, ImageSampler],
-) -> dict[str, Any]:
-    """Return the part of the protocol specific to inpainting."""
-    features = None if bench.frechet is None else cast(Features, bench.frechet.features)
-    return {
-        "measurement": "inpainting",
-        "images": len(images.images),
-        "image_size": list(images.images.shape[1:]),
-        "results_per_image": bench.rounds,
-        "labels": images.labels is not None,
-        "batch_size": bench.batch_size,
-        "masks": {
-            name: object_config.describe(mask) | {"drawn_per_image": mask.seed_dependent}
-            for name, mask in masks.items()
-        },
-        "samplers": {name: object_config.describe(sampler) for name, sampler in samplers.items()},
-        "features": None if features is None else features.fingerprint(),
-        "dimensions": results.dim,
-        "reference": {"split": "train", "images": results.reference} if features is not None else None,
-        "lpips": _describe(bench.lpips),
-        "enlarged": upsampling_factor(*bench.decode(images.images[:1]).shape[2:]),
-    }
-
-
 def _describe(module: Any) -> Any:
     """Return the object config of a module, or only its class if it does not keep its arguments."""
     try:
@@ -341,10 +331,3 @@ PIXEL_MASKS = """apply the masks of a latent model to pixels: a latent is known 
 less is known around thin strokes"""
 FEATURES = """feature extractor of the Fréchet distance: a class of asyncdiff.evaluation, a class of your own, or a
 YAML file with one (default: BackboneFeatures, pooled SqueezeNet features; the result is not FID)"""
-
-
-def _write(folder: Path, name: str, results: InpaintingResults, protocol: dict[str, Any]) -> None:
-    card, table = folder / f"{name}.json", folder / f"{name}.md"
-    card.write_text(json.dumps(make_card(protocol, results.metrics(), **results.card()), indent=2))
-    table.write_text(results.table() + "\n")
-    print(f"result card: {card}\ntable: {table}")

@@ -25,6 +25,7 @@ from asyncdiff.cli.commands.shared.options import (
     command_parser,
     load_model,
     set_codec,
+    split_option,
     underscore_option,
     with_arguments,
 )
@@ -211,23 +212,11 @@ def prepare_job(
     folder = create_output_folder(
         options.output or run / "predictions" / task.name, explicit=options.output is not None
     )
-    repeated = [command, *without_option(argv, "--output"), *extra_argv, *trusted_packages.option_argv()]
+    repeated = [command, *split_option(argv, "--output")[0], *extra_argv, *trusted_packages.option_argv()]
     text = format_record(
         repeated, task, model, seeds=seeds, labels=labels, options=options, run=run, checkpoint=checkpoint
     )
     return DrawJob(task, model, requests, folder, options.gif, text)
-
-
-def without_option(argv: Sequence[str], option: str) -> list[str]:
-    """Return argv without an option and its value."""
-    rest: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == option:
-            next(arguments, None)
-        elif not argument.startswith(f"{option}="):
-            rest.append(argument)
-    return rest
 
 
 def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:

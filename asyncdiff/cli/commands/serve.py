@@ -16,6 +16,7 @@ from asyncdiff.cli.commands.shared.options import (
     command_parser,
     load_model,
     set_codec,
+    split_option,
     underscore_option,
 )
 from asyncdiff.latents import Codec
@@ -115,12 +116,7 @@ def _import_page() -> Any:
 
 def _codec_argv(argv: Sequence[str]) -> list[str]:
     """Return the options of a command line that set the codec, with their values."""
-    codec: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--codec" or argument.startswith(("--codec.", "--codec=")):
-            codec += [argument] if "=" in argument else [argument, next(arguments)]
-    return codec
+    return split_option(argv, "--codec")[1]
 
 
 HOST = "address to listen on; the default can be reached only from this machine"

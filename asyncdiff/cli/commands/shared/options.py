@@ -1,7 +1,8 @@
 """Parser and options shared by all commands, and the model and sampler that they select."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,20 @@ def underscore_option(argument: str) -> str:
     """Replace dashes in an option name with underscores, so that both spellings work."""
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
+
+
+def split_option(argv: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Split argv into all other arguments, and an option and those nested below it with their values."""
+    rest: list[str] = []
+    taken: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name == option or name.startswith(f"{option}."):
+            taken += [argument] if equals else [argument, *islice(arguments, 1)]
+        else:
+            rest.append(argument)
+    return rest, taken
 
 
 def check_device(name: str) -> None:
