@@ -179,7 +179,7 @@ def test_discrete_bound_with_one_step():
 
 @pytest.mark.usefixtures("cubature")
 def test_flux_progress_tightens_the_discrete_bound():
-    options = copies(X[:2], strata=1) | {"path": AsyncPatch(), "steps": 100} | NATS
+    options = copies(X[:2], strata=1) | {"path": AsyncPatch(), "steps": 50} | NATS
     plain, flux = (discrete_bound(ORACLE, **options, **by).total for by in ({}, FLUX))
     truth = -ORACLE.log_prob(X[:2])
     assert (expected(flux, 2) - truth).mean() < 0.3 * (expected(plain, 2) - truth).mean()
