@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
-from asyncdiff.noise.level_samplers import AlongPath, SumBeta
+from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.guidance import ClassifierFree
 from asyncdiff.sampling.samplers import Sampler
@@ -93,18 +93,6 @@ def test_errors_of_a_subprocess_are_one_line_with_exit_code_2(tmp_path):
     result = run_python("-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: --grid must be ROWSxCOLUMNS, got 16: use 16x16, for example\n"
-
-
-def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):
-    monkeypatch.setenv("ASYNCDIFF_TRACEBACK", "1")
-    with pytest.raises(FileNotFoundError, match="nothing.yaml"):
-        main(["levels", "nothing.yaml"])
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(SumBeta, "sample", lambda self, source: int("no number"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main(["levels", "layer.yaml"])
 
 
 # Reading experiments

@@ -302,6 +302,14 @@ def test_other_configuration_errors_are_reported_with_their_location(old, new, p
     assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
 
 
+def test_a_package_that_a_class_needs_is_named(refused, monkeypatch):
+    Path("broken.py").write_text("import nothing_here")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    argv = ["--model.network", "broken.Network", "--allow-class-paths", "broken"]
+    message = refused("fit", "--config", "experiment.yaml", *argv)
+    assert message == "--model.network: broken.Network needs the package nothing_here, which is not installed"
+
+
 def test_missing_arguments_of_a_class_are_listed(refused):
     edit("datamodules.Digits", "datamodules.ImageFolder")
     assert refused("fit", "--config", "experiment.yaml") == "data.init_args.root, data.init_args.size must be given"

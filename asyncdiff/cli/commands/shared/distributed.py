@@ -101,13 +101,15 @@ def ranks(device: str) -> Iterator[Ranks]:
 
 def environment() -> tuple[int, int, int]:
     """Return (rank, world size, local rank) as set by torchrun or SLURM; (0, 1, 0) without either."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment  # imported late because it imports Lightning
-
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if not 0 <= rank < world:
             raise ValueError(f"RANK must lie in [0, WORLD_SIZE), got RANK {rank} with WORLD_SIZE {world}: unset both")
         return rank, world, local
+    if "SLURM_NTASKS" not in os.environ:
+        return 0, 1, 0
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # imported late because it imports Lightning
+
     if not SLURMEnvironment.detect():
         return 0, 1, 0
     slurm = SLURMEnvironment()
