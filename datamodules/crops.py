@@ -177,24 +177,18 @@ class Crops(ImageDataModule):
 
     def _files(self) -> tuple[list[Path], list[int], int]:
         """Return the files, the class of each, and the number of classes."""
-        if self.root.is_file():
-            if self.labels == "folder":
-                raise ValueError(
-                    f"labels must be none or file for a single image, got folder for {self.root}: choose one of them"
-                )
-            return [self.root], [0], int(self.labels == "file")
         if not self.root.exists():
             raise FileNotFoundError(
                 f"root must be an image file or a folder of images, got {self.root}: no such file; check the path"
             )
-        images = find_images(self.root, "root")
-        files = [self.root / name for name in images.paths()]
+        images = None if self.root.is_file() else find_images(self.root, "root")
+        files = [self.root] if images is None else [self.root / name for name in images.paths()]
         if self.labels == "none":
             return files, [0] * len(files), 0
         if self.labels == "file":
             return files, list(range(len(files))), len(files)
-        folders = images.class_names(self.root)
-        if not folders:
+        folders = [] if images is None else images.class_names(self.root)
+        if images is None or not folders:
             raise ValueError(
                 f"labels must be none or file for images without class folders, got folder for {self.root}: "
                 "choose one of them"

@@ -32,13 +32,6 @@ def is_held_out(fractions: Fractions, held_out: float) -> npt.NDArray[np.bool_]:
     """Return True (n,) for the held-out samples: fractions up to `held_out`, and at least the smallest one.
 
     A new file never moves another one to the other split, except when the single smallest one is replaced.
-
-    Args:
-        fractions: hash fraction of every sample, (n,).
-        held_out: fraction to hold out, in (0, 1).
-
-    Returns:
-        A boolean mask (n,).
     """
     return fractions <= max(held_out, float(fractions.min()))
 

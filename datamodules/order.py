@@ -133,10 +133,6 @@ class ShuffledShard(DistributedSampler[Any]):
 
         A resumed trainer may give the epoch that it resumes another number, or run it in two parts. Hence `set_epoch`
         stays in `epoch` until `finish_resuming` is called, and counts from there.
-
-        Args:
-            epoch: epoch to resume.
-            start: global position of its next sample.
         """
         self.epoch = self._resumed_epoch = epoch
         self._start = (epoch, start)

@@ -12,13 +12,9 @@ FILE = "unreadable.txt"
 
 
 def report_unreadable(splits: Mapping[Split, ImageDataset], folder: Path) -> None:
-    """Print how many images of each split no process could read, and list them in `folder`/unreadable.txt.
+    """Print how many images of each split some process could not read, and list them in `folder`/unreadable.txt.
 
     All processes must call this. Nothing is printed or written if all images were readable.
-
-    Args:
-        splits: data set of each split.
-        folder: folder of the run.
     """
     lines = []
     reported: set[int] = set()  # val and test may be the same object

@@ -45,18 +45,10 @@ MAX_PIXELS = 2**28  # of a resized image before its crop: only extreme aspect ra
 def load_square(
     data: npt.NDArray[np.uint8], *, size: int, channels: int, crop: Crop = "short_side", reduced: bool = False
 ) -> Tensor:
-    """Decode an image and crop it to a square with `center_square`.
+    """Return the image in the bytes of a file, cropped by `center_square`, as uint8 (channels, size, size).
 
-    Args:
-        data: bytes of the file.
-        size: side length in pixels.
-        channels: 1 or 3.
-        crop: as in `center_square`.
-        reduced: decode a JPEG at 1/2, 1/4 or 1/8 scale, the smallest whose sides are at least `size`; faster, but the
-            pixels differ slightly.
-
-    Returns:
-        Pixels, uint8 (channels, size, size).
+    With `reduced`, decode a JPEG at 1/2, 1/4 or 1/8 scale, the smallest whose sides are at least `size`; faster, but
+    the pixels differ slightly.
 
     Raises:
         ValueError: the bytes are not an image, or the image cannot be cropped.
@@ -136,17 +128,9 @@ def pillow_pixels(image: Image.Image) -> Tensor:
 
 
 def deep_gray_to_uint8(values: np.ndarray, *, clear: int | None = None) -> np.ndarray:
-    """Convert gray values of more than 8 bits to uint8.
+    """Return integers in [0, 65535], or floats in [0, 1] or else [0, 255], as uint8; raise ValueError for others.
 
-    Args:
-        values: integers in [0, 65535], or floats in [0, 1] or else [0, 255].
-        clear: value that stands for transparency and becomes white, if any.
-
-    Returns:
-        Gray values, uint8, of the same shape.
-
-    Raises:
-        ValueError: a value lies outside its range, or is not finite.
+    The value `clear` stands for transparency, if it is given, and becomes white.
     """
     low, high = float(values.min()), float(values.max())
     integers = np.issubdtype(values.dtype, np.integer)

@@ -10,20 +10,9 @@ def choose_column(
     place: str,
     remedy: str = "choose one of these",
 ) -> str:
-    """Return `name`, or the only candidate if it is None.
+    """Return `name` if it is a candidate, or the only candidate if it is None; otherwise raise ValueError.
 
-    Args:
-        argument: argument of the data module that gives the name.
-        name: the chosen column, or None.
-        candidates: the possible columns.
-        place: data set, for the error.
-        remedy: what to do about the error.
-
-    Returns:
-        Name of the column.
-
-    Raises:
-        ValueError: it is not one of the candidates, or there are none or several.
+    The error names the `argument` of the data module that gives the name, and the `place` that has the columns.
     """
     columns = list(candidates)
     if name is None and len(columns) == 1:

@@ -75,19 +75,10 @@ def find_images(root: Path, argument: str) -> FileList:
 
 
 def file_list(root: Path) -> FileList:
-    """List the images below a folder, without hidden files and folders; links are followed.
+    """Return the images below a folder, without hidden files and folders, sorted by path; links are followed.
 
     A list of more than a few thousand files is cached. It is rebuilt when the modification time of any of the folders
-    changes, which happens when a file in it is added, removed or renamed.
-
-    Args:
-        root: folder to search.
-
-    Returns:
-        The images, sorted by path.
-
-    Raises:
-        ValueError: a folder is not readable.
+    changes, which happens when a file in it is added, removed or renamed. Raise ValueError if one is not readable.
     """
     place = os.path.realpath(root)
     folders, count = [], 0

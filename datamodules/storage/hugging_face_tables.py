@@ -16,15 +16,7 @@ UNLABELED = -1  # label of images whose label is withheld, in data sets of the H
 
 
 def load_tables(root: str, *, config_name: str | None, revision: str | None) -> Mapping[str, Any]:
-    """Load the splits of a data set by name; a single split of `save_to_disk` is named "train".
-
-    Args:
-        root: folder, or name of a data set on the Hub.
-        config_name: configuration of a data set that has several.
-        revision: branch, tag or commit on the Hub.
-
-    Returns:
-        The splits by name.
+    """Return the splits of a data set by name, from a folder or the Hub; a single split is named "train".
 
     Raises:
         ImportError: datasets is not installed.
@@ -63,7 +55,7 @@ class Table:
     Args:
         place: data set and split, for messages.
         data: the split as loaded by the library.
-        image_column: column of the images; None takes the only column of images.
+        image_column: column of the images; None takes the only one.
         label_column: column of the labels; None takes the default column, an empty string means no labels.
         classes: names of the classes of training; None if this is the training split.
 

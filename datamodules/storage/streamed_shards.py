@@ -236,19 +236,10 @@ class Shards:
 
 
 def map_shard(descriptor: int, *, count: int, min_bytes: int, decode: Callable[[bytearray], Any]) -> ReadSample:
-    """Map the samples of an open file: consecutive ones, or the rows of an Arrow table, as litdata writes flat dicts.
+    """Return what reads the samples of an open file: consecutive ones, or the rows of an Arrow table, as of flat dicts.
 
-    Args:
-        descriptor: descriptor of the file; may be closed afterwards.
-        count: expected number of samples.
-        min_bytes: minimum size of the file.
-        decode: litdata's function that decodes the bytes of a sample.
-
-    Returns:
-        Function that reads a sample; its bytes are copied on access only.
-
-    Raises:
-        ValueError: the file is damaged; the message continues "FILE is damaged: ".
+    The descriptor may be closed afterwards; bytes are copied when a sample is read. Raise ValueError if the file is
+    damaged; its message continues "FILE is damaged: ".
     """
     from litdata.streaming.item_loader import open_arrow_footer_reader
 

@@ -208,7 +208,7 @@ def test_missing_and_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="root must be an image file or a folder of images"):
         crops(tmp_path / "none").setup()
     write(tmp_path, "a.png", "b.png")
-    with pytest.raises(ValueError, match="labels must be none or file for a single image"):
+    with pytest.raises(ValueError, match="labels must be none or file for images without class folders"):
         crops(tmp_path / "a.png", labels="folder").setup()
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read .*b\.png"):
