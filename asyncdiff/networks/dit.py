@@ -18,8 +18,9 @@ from asyncdiff.networks.embeddings import (
     MAX_PERIOD,
     LabelEmbedding,
     LevelEmbedding,
+    check_channels,
+    embed_labels,
     grid_positions,
-    reject_label,
     rotations,
 )
 from asyncdiff.networks.kv_cache import KVCache
@@ -28,7 +29,6 @@ from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,
     add_gated,
-    check_level_grid,
     mark_dynamic_sizes,
     modulate,
     token_index,
@@ -247,13 +247,9 @@ class DiT(nn.Module):
             The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
             the pixels of each patch of the network's level grid.
         """
-        if x_t.shape[1] != self.channels:
-            raise ValueError(
-                f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels to match"
-            )
+        check_channels(x_t, self.channels)
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
-        check_level_grid((t.shape[1], t.shape[2]), tokens)
         conditioning = self._condition(unique or unique_levels(t), tokens, label)
         # The residual stream keeps the weights' precision under autocast, where matrix products round.
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
@@ -312,13 +308,10 @@ class DiT(nn.Module):
         if self._compiled:
             unique = unique.padded()
         levels = self.level_embedding(unique.values)
-        if self.label_embedding is None:
-            reject_label(label)
-            return Conditioning(F.silu(levels), index, None)
-        labels = self.label_embedding.embed_or_null(label, len(index))
-        if self.joint_labels:
+        labels = embed_labels(self.label_embedding, label, len(index))
+        if labels is not None and self.joint_labels:
             return _joint_conditioning(levels, index, labels)
-        return Conditioning(F.silu(levels), index, F.silu(labels))
+        return Conditioning(F.silu(levels), index, None if labels is None else F.silu(labels))
 
     def _initialize(self) -> None:
         """Initialize as in DiT: Xavier for blocks, N(0, 0.02) for embeddings, zeros to make blocks the identity."""

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
 
-from asyncdiff.shapes import Labels
+from asyncdiff.shapes import Image, Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
 MAX_PERIOD = 10_000.0  # longest period of the sinusoids (Vaswani et al., arXiv:1706.03762)
@@ -84,17 +84,26 @@ class LabelEmbedding(nn.Module):
         """Return one feature vector per image."""
         return self.table(label)
 
-    def embed_or_null(self, label: Labels | None, batch: int) -> Float[Tensor, "b dim"]:
-        """Return one feature vector per image, that of the null class if `label` is None."""
-        if label is None:
-            label = torch.full((batch,), self.classes, device=self.table.weight.device)
-        return self(label)
+
+def embed_labels(embedding: LabelEmbedding | None, label: Labels | None, batch: int) -> Float[Tensor, "b dim"] | None:
+    """Return one feature vector per image, that of the null class without labels; None for a network without classes.
+
+    Raises:
+        ValueError: a network without classes got labels.
+    """
+    if embedding is None:
+        if label is not None:
+            raise ValueError(
+                "label must be None for a network without classes, got labels for classes=0: set network.classes, or "
+                "omit the labels"
+            )
+        return None
+    return embedding(
+        torch.full((batch,), embedding.classes, device=embedding.table.weight.device) if label is None else label
+    )
 
 
-def reject_label(label: Labels | None) -> None:
-    """Raise ValueError if labels are passed to a network without classes."""
-    if label is not None:
-        raise ValueError(
-            "label must be None for a network without classes, got labels for classes=0: set network.classes, or omit "
-            "the labels"
-        )
+def check_channels(x_t: Image, channels: int) -> None:
+    """Raise ValueError unless the images have this number of channels."""
+    if x_t.shape[1] != channels:
+        raise ValueError(f"images must have {channels} channels, got {x_t.shape[1]}: set network.channels to match")

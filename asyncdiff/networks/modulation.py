@@ -127,19 +127,14 @@ def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def check_level_grid(grid: tuple[int, int], tokens: tuple[int, int]) -> None:
-    """Raise ValueError unless a level map on `grid` gives every token a single level."""
-    if tokens[0] % grid[0] or tokens[1] % grid[1]:
-        raise ValueError(
-            f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {grid[0]}x{grid[1]}: "
-            "use one level per token or per block of tokens"
-        )
-
-
 def token_index(unique: UniqueLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
     """Return the level index of every token in raster order, from a level map on the token grid or a coarser one."""
     b, gh, gw = unique.index.shape
-    check_level_grid((gh, gw), tokens)
+    if tokens[0] % gh or tokens[1] % gw:
+        raise ValueError(
+            f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {gh}x{gw}: "
+            "use one level per token or per block of tokens"
+        )
     if gh == gw == 1:
         return unique.index.reshape(b, 1)
     cells = unique.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)

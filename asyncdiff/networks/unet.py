@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, reject_label
+from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, check_channels, embed_labels
 from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.networks.modulation import Conditioning, Modulation, mark_dynamic_sizes
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, pixel_conditioning
@@ -145,10 +145,7 @@ class UNet(nn.Module):
             The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
             the pixels of each patch of the network's level grid.
         """
-        if x_t.shape[1] != self.channels:
-            raise ValueError(
-                f"images must have {self.channels} channels, got {x_t.shape[1]}: set network.channels to match"
-            )
+        check_channels(x_t, self.channels)
         size = (x_t.shape[2], x_t.shape[3])
         self.grid(size)
         self._check_map((t.shape[1], t.shape[2]), size)
@@ -184,11 +181,8 @@ class UNet(nn.Module):
         if self._compiled:
             unique = unique.padded()
         levels = F.silu(self.level_embedding(unique.values))
-        labels = None
-        if self.label_embedding is None:
-            reject_label(label)
-        else:
-            labels = F.silu(self.label_embedding.embed_or_null(label, len(unique.index)))
+        labels = embed_labels(self.label_embedding, label, len(unique.index))
+        labels = None if labels is None else F.silu(labels)
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
         return [pixel_conditioning(levels, unique.index, labels, at) for at in sizes]
 

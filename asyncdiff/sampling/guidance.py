@@ -156,12 +156,11 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
         guided = (t >= self.rule.low) & (t <= self.rule.high) & (t > 0)
         if not guided.any() and not self.fixed_branches:
             return self.denoiser(x_t, t, label, unique=unique)
-        null = getattr(self.denoiser, "null_label", None)
-        if null is None:
+        if self.null_label is None:
             raise ValueError(
                 "ClassifierFree needs a class-conditional denoiser, got one without labels: remove this guidance"
             )
-        labels = torch.cat([label, torch.full_like(label, null)])
+        labels = torch.cat([label, torch.full_like(label, self.null_label)])
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2, 1, 1), labels)
         conditional, unconditional = both.v.chunk(2)
         scale = torch.where(guided, self.rule.scale, 1.0).to(x_t.dtype)
