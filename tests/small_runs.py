@@ -43,6 +43,15 @@ def small_dit(channels: int = 1, classes: int = 10, seed: int = 0, **options: An
     return network
 
 
+class Pixels(torch.nn.Module):
+    """Coarse pixels of 8x8 grayscale images as features."""
+
+    dim = 16
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 2).flatten(1)
+
+
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
     """Return a trainer on the CPU that prints and logs nothing, and keeps no checkpoints by itself."""
     quiet = {

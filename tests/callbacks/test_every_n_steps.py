@@ -3,10 +3,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from small_runs import quiet_trainer, small_dit
+from small_runs import Pixels, quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks import Frechet, LossByLevel, SampleGrid, Throughput
+from asyncdiff.callbacks import EMA, Calibration, Frechet, LevelMaps, Likelihood, LossByLevel, SampleGrid, Throughput
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from datamodules import Digits
 
@@ -26,16 +26,25 @@ def test_interval_zero_is_never_due():
     assert not any(schedule.is_due(at(step)) for step in range(5))
 
 
-def test_a_negative_interval_is_refused():
-    with pytest.raises(ValueError, match="every_n_steps must be at least 0, got -3"):
-        EveryNSteps(-3)
-
-
-class Pixels(torch.nn.Module):
-    dim = 4
-
-    def forward(self, images):
-        return torch.nn.functional.avg_pool2d(images, 4).flatten(1)
+@pytest.mark.parametrize(
+    ("make", "rule"),
+    [
+        (lambda: EveryNSteps(-3), "every_n_steps must be at least 0, got -3"),
+        (lambda: EMA(-0.1), "decay must lie in .*got -0.1"),
+        (lambda: EMA(1.0), "decay must lie in .*got 1.0"),
+        (lambda: Calibration(count=0), "count must be at least 1, got 0"),
+        (lambda: Calibration(bins=0), "bins must be at least 1, got 0"),
+        (lambda: Calibration(groups=1), "groups must be at least 2, got 1"),
+        (lambda: Calibration(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: Likelihood(count=1), "count must be at least 2, got 1"),
+        (lambda: Likelihood(points=1), "points must be at least 2, got 1"),
+        (lambda: Frechet(Pixels(), count=1), "count must be at least 2, got 1"),
+        (lambda: LevelMaps(images=0), "images must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, rule):
+    with pytest.raises(ValueError, match=rule):
+        make()
 
 
 def test_callbacks_count_optimizer_steps_under_accumulation(tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
 from pathlib import Path
 
 import pytest
-import torch
-from small_runs import quiet_trainer, small_dit
+from small_runs import Pixels, quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet
@@ -11,15 +10,6 @@ from asyncdiff.evaluation.result_card import read_card
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
-
-
-class Pixels(torch.nn.Module):
-    """Coarse pixels as features."""
-
-    dim = 16
-
-    def forward(self, images):
-        return torch.nn.functional.avg_pool2d(images, 2).flatten(1)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +59,3 @@ def test_the_result_card_holds_metrics_and_protocol(measured):
     assert protocol["reference"]["count"] == len(Digits().dataset("train"))
     assert protocol["features"]["dim"] == 16
     assert protocol["mask"]["class_path"] == "asyncdiff.noise.Half"
-
-
-def test_one_image_is_refused():
-    with pytest.raises(ValueError, match="count must be at least 2"):
-        Frechet(Pixels(), count=1)

@@ -40,8 +40,3 @@ def test_only_the_first_process_draws(tmp_path):
     trainer = Mock(spec=Trainer, is_global_zero=False, default_root_dir=tmp_path)
     LevelMaps().on_train_start(trainer, Mock(spec=AsyncDiffusion))
     assert not list(tmp_path.iterdir())
-
-
-def test_zero_maps_are_refused():
-    with pytest.raises(ValueError, match="images must be at least 1"):
-        LevelMaps(images=0)

@@ -25,7 +25,8 @@ def measured(tmp_path_factory):
     plain = Likelihood(PATHS, count=20, points=3, batch_size=8)
     half = Likelihood({"async": AsyncPatch()}, count=20, points=3, mask=Half(), labels=False, name="half")
     root = tmp_path_factory.mktemp("likelihood")
-    trainer = quiet_trainer(root, max_steps=2, limit_val_batches=1, logger=True, callbacks=[EMA(0.9), plain, half])
+    batches = {"limit_val_batches": 1, "limit_test_batches": 1}
+    trainer = quiet_trainer(root, max_steps=2, logger=True, callbacks=[EMA(0.9), plain, half], **batches)
     trainer.fit(module, datamodule=Digits(batch_size=32))
     return trainer, module, plain, half
 
@@ -131,11 +132,3 @@ def test_unsuitable_arguments_are_refused_before_training(measured):
     )
     with pytest.raises(ValueError, match="grid has .* values, which do not divide the level map of 2x2 patches"):
         trainer.fit(module, datamodule=Digits(batch_size=32))
-
-
-@pytest.mark.parametrize(
-    ("option", "rule"), [({"count": 1}, "count must be at least 2"), ({"points": 1}, "points must")]
-)
-def test_too_few_images_or_points_are_refused(option, rule):
-    with pytest.raises(ValueError, match=rule):
-        Likelihood(**option)

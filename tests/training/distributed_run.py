@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small_runs import quiet_trainer, small_dit
+from small_runs import Pixels, quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, DenoisingStrip, Frechet, ImageWriter, InpaintingGrid, SampleGrid
@@ -16,13 +16,6 @@ from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.tasks import Autoregress
 from datamodules import Digits
-
-
-class Pixels(torch.nn.Module):
-    dim = 16
-
-    def forward(self, images):
-        return torch.nn.functional.avg_pool2d(images, 2).flatten(1)
 
 
 class Draw(Callback):

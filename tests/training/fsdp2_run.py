@@ -8,11 +8,11 @@ from conftest import randomize_weights
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from small_runs import Pixels, quiet_trainer, small_dit
 from torch import nn
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet, Likelihood, SampleGrid, Throughput
-from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
 from datamodules import Digits
@@ -20,20 +20,13 @@ from datamodules import Digits
 STEPS, HALF = 4, 2
 
 
-class Pixels(nn.Module):
-    dim = 16
-
-    def forward(self, images):
-        return nn.functional.avg_pool2d(images, 2).flatten(1)
-
-
 def network(name: str) -> nn.Module:
+    if name == "dit":
+        return small_dit(depth=2, uncertainty=True)
     torch.manual_seed(0)
-    if name == "unet":
-        return randomize_weights(
-            UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, classes=10, level_patch_size=2)
-        )
-    return randomize_weights(DiT(channels=1, patch_size=2, dim=32, depth=2, heads=2, classes=10, uncertainty=True))
+    return randomize_weights(
+        UNet(channels=1, width=8, multipliers=(1, 2), blocks=1, head_dim=8, classes=10, level_patch_size=2)
+    )
 
 
 def module(name: str, **options) -> AsyncDiffusion:
@@ -43,8 +36,8 @@ def module(name: str, **options) -> AsyncDiffusion:
 
 def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(
-        accelerator="cpu",
+    return quiet_trainer(
+        folder,
         devices=2,
         strategy=strategy,
         callbacks=callbacks,
@@ -56,10 +49,8 @@ def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
         logger=TensorBoardLogger(str(folder), name="", version=""),
-        default_root_dir=str(folder),
     )
 
 

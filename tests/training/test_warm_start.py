@@ -84,12 +84,6 @@ def test_unused_weights_are_reported(file, report):
     assert "pretrained: not in the model, ignored: network.label_embedding.table.weight" in report()
 
 
-def test_other_sizes_are_refused_with_both_values(file):
-    message = r"model.network.classes must be 10 as in .*last.ckpt, got 3: set it to 10, or train without"
-    with pytest.raises(ValueError, match=message):
-        load_pretrained(model(1, {"classes": 3}), file)
-
-
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="pretrained must be an existing checkpoint or export, got .*none.ckpt: check the path"
