@@ -1,4 +1,7 @@
-"""Job queue of the page: one worker thread runs draw requests in order; every job can be previewed and stopped."""
+"""Job queue of the page: one worker thread runs draw requests in order; every job can be previewed and stopped.
+
+Gradio's own queue resumes a handler in another thread after every step, where autocast is off again.
+"""
 
 import threading
 import time
