@@ -4,7 +4,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, stack_vertically, tile_images
+from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, tile_images
 from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
@@ -57,7 +57,7 @@ class DenoisingStrip(PeriodicImage):
             rows.append(tile_images(images, columns=self.frames))
             maps = torch.cat([to_pixels(f.t[i : i + 1], (images.shape[2], images.shape[3])) for f in selected])
             rows.append(tile_images(maps, columns=self.frames, low=0.0))
-        return stack_vertically(rows)
+        return torch.cat(rows, dim=1)
 
     def _sample_frames(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
         image: Tensor | None = None

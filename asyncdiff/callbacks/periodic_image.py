@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lightning.pytorch import Trainer
@@ -63,11 +62,6 @@ def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = 
         )
     tiles = F.interpolate(tiles.expand(-1, 3, -1, -1), scale_factor=factor, mode="nearest")
     return make_grid(tiles, nrow=columns, padding=2, pad_value=1.0)
-
-
-def stack_vertically(images: list[RGBImage]) -> Float[Tensor, "3 total width"]:
-    """Stack images of equal width on top of each other."""
-    return torch.cat(images, dim=1)
 
 
 def cycle_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:

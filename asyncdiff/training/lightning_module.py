@@ -31,7 +31,7 @@ from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
 from asyncdiff.training.optimization import OptimizerMixin
-from asyncdiff.training.predict_mixin import PredictMixin, check_predictions
+from asyncdiff.training.predict_mixin import PredictMixin
 from asyncdiff.training.warm_start import load_pretrained
 
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never overlap
@@ -144,7 +144,6 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self._stream: int | None = None  # seed of the randomness in the current training step
         self.latents: dict[str, Any] = {}  # fingerprints of the codec, see `compatibility.record_latents`
         check_arguments(self)
-        check_predictions(self)
         if compiled:  # in place, so that the names of the weights and the object config stay the same
             network.compile()
 

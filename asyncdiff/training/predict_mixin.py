@@ -7,7 +7,6 @@ import torch
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from asyncdiff.checks import at_least
 from asyncdiff.shapes import Image
 from asyncdiff.tasks import Generate, Request, Task
 from asyncdiff.training.lightning_internals import attached_trainer
@@ -52,18 +51,6 @@ class PredictMixin(LightningModule):
     @property
     def _task(self) -> Task:
         return self.task or Generate()
-
-
-def check_predictions(model: PredictMixin) -> None:
-    """Raise ValueError unless predict_count and predict_seeds are valid."""
-    at_least("predict_count", model.predict_count, 1, "set the number of images")
-    seeds = model.predict_seeds
-    if seeds is None:
-        return
-    if not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds):
-        raise ValueError(
-            f"predict_seeds must be distinct integers of at least 0, got {list(seeds)}: use null for 0, 1, ..."
-        )
 
 
 class _Batches(IterableDataset):

@@ -28,10 +28,6 @@ def load_pretrained(model: Any, path: str | Path) -> None:
     Weights that only the model has, such as those of a new uncertainty head, keep their initial values; these, weights
     that only the checkpoint has, and differing arguments of network, process and target are reported.
 
-    Args:
-        model: an `AsyncDiffusion`.
-        path: path of the checkpoint or export.
-
     Raises:
         FileNotFoundError: the path does not exist.
         ValueError: shapes, the class of the network, or arguments that change the meaning of the weights (patch size,
@@ -44,11 +40,8 @@ def load_pretrained(model: Any, path: str | Path) -> None:
     found = differences(model, checkpoint["recipe"])
     shared = {name: weight for name, weight in loaded.items() if name in own}
     other_shapes = any(weight.shape != own[name].shape for name, weight in shared.items())
-    check_differences(
-        [difference for difference in found if _is_incompatible(difference, other_shapes)],
-        path,
-        "train without model.pretrained",
-    )
+    incompatible = [difference for difference in found if _is_incompatible(difference, other_shapes)]
+    check_differences(incompatible, path, "train without model.pretrained")
     if not shared:
         raise ValueError(
             f"pretrained {path} contains no weights of this network: choose a checkpoint of the same network class"
@@ -84,10 +77,7 @@ def _report_lines(
         lines.append(f"not in the checkpoint, initialized: {_some(missing)}")
     if unused := [name for name in loaded if name not in own]:
         lines.append(f"not in the model, ignored: {_some(unused)}")
-    return [
-        *lines,
-        *(f"{d.name.removeprefix('model.')} is {d.here}, but {d.there} in the checkpoint" for d in found),
-    ]
+    return lines + [f"{d.name.removeprefix('model.')} is {d.here}, but {d.there} in the checkpoint" for d in found]
 
 
 def _some(names: list[str]) -> str:
