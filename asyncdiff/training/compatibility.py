@@ -23,7 +23,13 @@ MISSING = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """Value that differs between a model (`here`) and a checkpoint (`there`), with its dotted name in YAML files."""
+    """Value that differs between a model and a checkpoint.
+
+    Attributes:
+        name: dotted name of the value in YAML files.
+        here: value in the model.
+        there: value in the checkpoint.
+    """
 
     name: str
     here: Any
