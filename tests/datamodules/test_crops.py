@@ -133,19 +133,6 @@ def test_plain_training_crops_are_fixed(tmp_path: Path) -> None:
     assert isinstance(crops(tmp_path).dataset("train").plain(), FixedCrops)
 
 
-def test_epochs_and_seeds_differ_and_repeat(tmp_path: Path) -> None:
-    write(tmp_path, "a.png")
-
-    def epoch(seed: int, number: int) -> torch.Tensor:
-        loader = crops(tmp_path, seed=seed).train_dataloader()
-        loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
-        return torch.cat([batch["image"] for batch in loader])
-
-    assert torch.equal(epoch(1, 2), epoch(1, 2))
-    assert not torch.equal(epoch(1, 2), epoch(1, 3))
-    assert not torch.equal(epoch(1, 2), epoch(2, 2))
-
-
 @pytest.mark.parametrize(
     ("labels", "classes", "expected"),
     [("none", 0, [0, 0, 0, 0]), ("file", 4, [0, 1, 2, 3]), ("folder", 2, [0, 0, 1, 1])],

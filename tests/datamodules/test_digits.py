@@ -16,6 +16,8 @@ def test_counts_shapes_and_range() -> None:
     data = Digits()
     sizes = [len(data.dataset(split)) for split in SPLITS]
     assert sum(sizes) == 1797
+    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
+        data.dataset("dev")  # type: ignore[arg-type]
     assert sizes[1] == pytest.approx(0.2 * 1797, abs=5)
     assert (data.channels, data.size, data.classes) == (1, 8, 10)
     image = torch.cat([full_split(data, split)["image"] for split in SPLITS])
@@ -50,27 +52,17 @@ def test_a_batch_is_its_items() -> None:
     assert batch["key"].tolist() == [11, 12]
 
 
-def test_rank_shards_of_the_images_are_complete() -> None:
-    data = Digits()
-    shares = [torch.cat([b["index"] for b in data.images("val", 64, rank=r, world=3)]) for r in range(3)]
-    assert sorted(torch.cat(shares).tolist()) == list(range(len(data.dataset("val"))))
-    assert shares[1].tolist() == list(range(1, len(data.dataset("val")), 3))
-
-
 def test_loaders_have_full_batches_in_training_and_everything_in_evaluation() -> None:
     data = Digits(batch_size=100, eval_batch_size=50)
     assert {len(batch["label"]) for batch in data.train_dataloader()} == {100}
     assert [len(b["label"]) for b in data.val_dataloader()] == [len(b["label"]) for b in data.test_dataloader()]
     assert sum(len(batch["label"]) for batch in data.val_dataloader()) == len(data.dataset("val"))
     assert next(iter(data.val_dataloader()))["label"].shape == (50,)
+    shares = [torch.cat([b["index"] for b in data.images("val", 64, rank=r, world=3)]).tolist() for r in range(3)]
+    assert shares == [list(range(rank, len(data.dataset("val")), 3)) for rank in range(3)]
 
 
 @pytest.mark.parametrize("held_out", [0.0, 1.0, -0.1, 1e-6])
 def test_impossible_fractions_are_refused(held_out: float) -> None:
     with pytest.raises(ValueError, match="held_out"):
         Digits(held_out=held_out).setup()
-
-
-def test_unknown_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="split must be one of train, val, test, got 'dev'"):
-        Digits().dataset("dev")  # type: ignore[arg-type]
