@@ -13,17 +13,12 @@ from asyncdiff.checkpoints.export import is_export, weight_file
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import (
-    CKPT_PATH,
-    CODEC,
-    add_device,
-    add_weights,
+    add_model,
     check_device,
     load_model,
-    set_codec,
 )
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import software
-from asyncdiff.latents import Codec
 
 # Module and summary of every evaluation, by the option that selects it; the module has a function `main(argv)`.
 EVALUATIONS = {
@@ -69,12 +64,9 @@ def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: 
     """
     parser.add_argument("run", type=Path, help="run directory of train.py, its config.yaml, or an exported folder")
     parser.add_argument("--split", type=splits, default=split, help="split of the data to evaluate on")
-    parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
-    add_weights(parser)
     parser.add_argument("--batch_size", type=int, default=128, help="number of images per batch")
-    add_device(parser)
     parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/evaluation)")
-    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
+    add_model(parser)
 
 
 @dataclass
@@ -102,9 +94,7 @@ class Run:
 
     def model(self) -> Any:
         """Load the model from the checkpoint."""
-        model = load_model(self.checkpoint, self.options)
-        set_codec(model, self.options.codec)
-        return model
+        return load_model(self.checkpoint, self.options)
 
     def data(self) -> Any:
         """Build the run's data module."""

@@ -16,15 +16,11 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints.export import is_export
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.options import (
-    CKPT_PATH,
-    CODEC,
     RUN,
     SAMPLER,
-    add_device,
-    add_weights,
+    add_model,
     command_parser,
     load_model,
-    set_codec,
     split_option,
     underscore_option,
     with_arguments,
@@ -32,7 +28,6 @@ from asyncdiff.cli.commands.shared.options import (
 from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
 from asyncdiff.cli.errors import ReportingParser
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
-from asyncdiff.latents import Codec
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Request, State, Task, Texture
@@ -281,8 +276,7 @@ def print_photo_warnings() -> Iterator[None]:
 
 
 def _configure(model: Any, options: Any) -> Any:
-    """Set the model's codec, sampler and batch size from the options."""
-    set_codec(model, options.codec)
+    """Set the model's sampler and batch size from the options."""
     sampler = options.get("sampler") or model.sampler
     values = {name: options.get(name) for name in ("steps", "refresh", "margin")}
     values["guidance"] = _guidance(sampler, options)
@@ -323,7 +317,6 @@ def _parser(command: str) -> ReportingParser:
     if kind is not Autoregress:  # it has its own sampler
         parser.add_argument("--sampler", type=ImageSampler | None, sub_configs=True, help=SAMPLER)
         parser.add_argument("--steps", type=int | None, help="number of sampling steps (default: the sampler's)")
-    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
     parser.add_argument("--guidance", type=float | None, help="scale of classifier-free guidance; 1 means no guidance")
     parser.add_argument("--input_guidance", type=float | None, help=INPUT_GUIDANCE)
     parser.add_argument("--input_level", type=float | None, help=INPUT_LEVEL)
@@ -332,9 +325,7 @@ def _parser(command: str) -> ReportingParser:
     parser.add_argument("--batch_size", type=int, default=64, help="number of images or windows per batch")
     parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/TASK, numbered)")
     parser.add_argument("--gif", action="store_true", help=GIF)
-    parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
-    add_weights(parser)
-    add_device(parser)
+    add_model(parser)
     return parser
 
 

@@ -8,18 +8,13 @@ from asyncdiff.checks import within
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.image_commands import DrawJob, find_checkpoint, prepare_job, run_directory_of
 from asyncdiff.cli.commands.shared.options import (
-    CKPT_PATH,
-    CODEC,
     RUN,
-    add_device,
-    add_weights,
+    add_model,
     command_parser,
     load_model,
-    set_codec,
     split_option,
     underscore_option,
 )
-from asyncdiff.latents import Codec
 from asyncdiff.tasks.photos import photo_files
 from asyncdiff.web.draw_request import DrawRequest, Limits, command_argv, shell_command
 from asyncdiff.web.same_origin import free_port
@@ -38,10 +33,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--examples", type=str, default="drawn", help=EXAMPLES)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/serve)")
-    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
-    parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
-    add_weights(parser)
-    add_device(parser)
+    add_model(parser)
     parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="maximum number of pixels per image")
     options = parser.instantiate(parser.parse_args([underscore_option(argument) for argument in argv]))
     within("--port", options.port, 0, 65535, "7860 is the default")
@@ -86,7 +78,6 @@ class Planner:
         self.options = options
         self.codec = codec
         self.model = load_model(checkpoint, options)
-        set_codec(self.model, options.codec)
         self._default_sampler = self.model.sampler
 
     def __call__(self, request: DrawRequest, folder: Path) -> tuple[DrawJob, str]:

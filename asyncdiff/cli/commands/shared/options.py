@@ -36,9 +36,12 @@ def add_device(parser: ReportingParser) -> None:
     parser.add_argument("--device", type=str, default=default, help=DEVICE)
 
 
-def add_weights(parser: ReportingParser) -> None:
-    """Add the option --weights."""
+def add_model(parser: ReportingParser) -> None:
+    """Add the options that select a model and its device, which `load_model` uses."""
+    parser.add_argument("--ckpt_path", type=Path | None, help=CKPT_PATH)
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
+    parser.add_argument("--codec", type=Codec | None, sub_configs=True, help=CODEC)
+    add_device(parser)
 
 
 def underscore_option(argument: str) -> str:
@@ -70,13 +73,21 @@ def check_device(name: str) -> None:
 
 
 def load_model(checkpoint: Path, options: Any) -> Any:
-    """Load the model from a checkpoint, with the weights and, if there is one, on the device given by the options."""
+    """Load the model from a checkpoint, with the weights, codec and device given by the options."""
     from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
 
-    device = getattr(options, "device", "cpu")
+    device, codec = getattr(options, "device", "cpu"), getattr(options, "codec", None)
     check_device(device)
-    allow = trusted_packages.of_models()
-    return AsyncDiffusion.load_from_checkpoint(checkpoint, device, weights=options.weights, allow=allow)
+    model: Any = AsyncDiffusion.load_from_checkpoint(
+        checkpoint, device, weights=options.weights, allow=trusted_packages.of_models()
+    )
+    if codec is not None:
+        if codec.channels != (channels := model.shape[0]):
+            raise ValueError(
+                f"--codec has {codec.channels} channels, but the model has {channels}: choose a codec that matches"
+            )
+        model.codec = codec
+    return model
 
 
 def with_arguments(sampler: ImageSampler, **changes: Any) -> ImageSampler:
@@ -90,17 +101,6 @@ def with_arguments(sampler: ImageSampler, **changes: Any) -> ImageSampler:
         config["init_args"][name] = object_config.describe(value)
     built: ImageSampler = object_config.build(config, trusted_packages.of_models())
     return built
-
-
-def set_codec(model: Any, codec: Codec | None) -> None:
-    """Replace the model's codec unless `codec` is None; raise ValueError if the number of channels differs."""
-    if codec is None:
-        return
-    if codec.channels != model.shape[0]:
-        raise ValueError(
-            f"--codec has {codec.channels} channels, but the model has {model.shape[0]}: choose a codec that matches"
-        )
-    model.codec = codec
 
 
 def parse_names(name: str, text: str, allowed: Iterable[str]) -> list[str]:
