@@ -83,7 +83,7 @@ class ResumeLogging(Callback):
                 cut_event_files(Path(logger.log_dir), state.get("event_files", {}))
             if state.get("scalars"):
                 logger.log_metrics({**state["scalars"], "epoch": state["epoch"]}, state["step"])
-                logger.save()
+        self._state_before_step = {"event_files": event_file_sizes(trainer)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run a pending validation before the first step."""
