@@ -362,7 +362,7 @@ def _check_continuous(curve: Curve, name: str, maps: torch.Tensor, s: torch.Tens
     """Raise ValueError if a curve jumps: if its largest rise does not shrink as the interval around it is halved."""
     rises = maps.diff(dim=0).transpose(0, 1)  # (curves, points - 1, gh, gw)
     patches, width = rises[0, 0].numel(), rises.shape[3]
-    largest, numbers = rises.flatten(1).argmax(1), torch.arange(len(rises))
+    largest, numbers = rises.flatten(1).argmax(1), torch.arange(len(rises), device="cpu")
     patch, low, high = largest % patches, s[largest // patches], s[largest // patches + 1]
 
     def level(at: torch.Tensor) -> torch.Tensor:
