@@ -203,7 +203,7 @@ def bound(
         >>> from asyncdiff.randomness import seeded
         >>> oracle = GaussianOracle(*random_gaussian(16), patches=(2, 2))  # a perfect denoiser
         >>> x = oracle.sample(2, (1, 4, 4), seeded(0))
-        >>> estimate = bound(oracle, x, AsyncPatch(), points=512, decoder=GaussianDecoder(), generator=seeded(1))
+        >>> estimate = bound(oracle, x, AsyncPatch(), points=64, decoder=GaussianDecoder(), generator=seeded(1))
         >>> bool(((estimate.total + oracle.log_prob(x)).abs() < 4 * estimate.standard_error).all())
         True
     """
