@@ -1,6 +1,7 @@
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
+from small_runs import quiet_trainer
 from torch import nn
 
 from asyncdiff.callbacks.ema import EMA, ema_weights
@@ -36,9 +37,7 @@ class Drift(LightningModule):
 
 
 def fit(tmp_path, module, callbacks, steps=5, resume=None, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    checkpointing = {"enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
-    run = Trainer(max_steps=steps, callbacks=callbacks, **{**quiet, **checkpointing, **options})
+    run = quiet_trainer(tmp_path, max_steps=steps, callbacks=callbacks, **options)
     data = torch.utils.data.DataLoader(torch.zeros(8, 1))
     run.fit(module, data, data, ckpt_path=resume)
     return run
@@ -54,20 +53,20 @@ def expected(decay: float, steps: int) -> float:
 
 def test_the_ema_has_a_warm_up(tmp_path):
     module, ema = Drift(), EMA(0.5)
-    fit(tmp_path, module, [ema], num_sanity_val_steps=0, limit_val_batches=0)
+    fit(tmp_path, module, [ema])
     assert module.weight[0].item() == 5
     assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
 
 
 def test_the_ema_counts_optimizer_steps_not_batches(tmp_path):
     module, ema = Drift(), EMA(0.5)
-    fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4, limit_val_batches=0)
+    fit(tmp_path, module, [ema], steps=2, accumulate_grad_batches=4)
     assert ema.updates == 2
 
 
 def test_swapping_restores_the_weights_exactly(tmp_path):
     module, ema = Drift(), EMA(0.5)
-    run = fit(tmp_path, module, [ema], limit_val_batches=0)
+    run = fit(tmp_path, module, [ema])
     with ema_weights(run, module):
         assert module.weight[0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
         with ema_weights(run, module):  # nested: still the EMA
@@ -88,13 +87,13 @@ def test_a_failing_validation_restores_the_trained_weights(tmp_path):
     module = Drift()
     module.fail = True
     with pytest.raises(RuntimeError, match="in the middle"):
-        fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, num_sanity_val_steps=0)
+        fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
     assert module.weight[0].item() == 4
 
 
 def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
     module, ema = Drift(), EMA(0.5)
-    run = fit(tmp_path, module, [ema], limit_val_batches=0)
+    run = fit(tmp_path, module, [ema])
     with ema.swapped(module):
         run.save_checkpoint(tmp_path / "inside.ckpt")
     saved = torch.load(tmp_path / "inside.ckpt", weights_only=True)
@@ -105,7 +104,7 @@ def test_a_checkpoint_written_during_evaluation_holds_the_raw_weights(tmp_path):
 def test_several_decays_can_coexist(tmp_path):
     fast, slow = EMA(0.1), EMA(0.9)
     module = Drift()
-    run = fit(tmp_path, module, [fast, slow], limit_val_batches=0)
+    run = fit(tmp_path, module, [fast, slow])
     run.save_checkpoint(tmp_path / "two.ckpt")
     saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["ema"]
     assert list(saved) == ["0.1", "0.9"]
@@ -116,17 +115,17 @@ def test_several_decays_can_coexist(tmp_path):
 
 def test_a_resumed_ema_is_identical_bit_for_bit(tmp_path):
     whole, first, second = EMA(0.5), EMA(0.5), EMA(0.5)
-    fit(tmp_path, Drift(), [whole], steps=5, limit_val_batches=0)
-    fit(tmp_path, Drift(), [first], steps=3, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
-    fit(tmp_path, Drift(), [second], steps=5, limit_val_batches=0, resume=tmp_path / "half.ckpt")
+    fit(tmp_path, Drift(), [whole], steps=5)
+    fit(tmp_path, Drift(), [first], steps=3).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, Drift(), [second], steps=5, resume=tmp_path / "half.ckpt")
     assert second.updates == 5
     assert torch.equal(second.average["weight"], whole.average["weight"])
 
 
 def test_another_decay_on_resume_warns(tmp_path):
-    fit(tmp_path, Drift(), [EMA(0.5)], steps=2, limit_val_batches=0).save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, Drift(), [EMA(0.5)], steps=2).save_checkpoint(tmp_path / "half.ckpt")
     with pytest.warns(UserWarning, match="EMA weights with decay 0.5, but none with 0.9"):
-        fit(tmp_path, Drift(), [EMA(0.9)], steps=3, limit_val_batches=0, resume=tmp_path / "half.ckpt")
+        fit(tmp_path, Drift(), [EMA(0.9)], steps=3, resume=tmp_path / "half.ckpt")
 
 
 def test_two_emas_with_the_same_decay_are_refused(tmp_path):

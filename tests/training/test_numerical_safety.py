@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 from conftest import randomize_weights
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
+from small_runs import quiet_trainer
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.denoising.denoiser import Denoiser
@@ -194,9 +195,8 @@ def test_levels_weights_and_losses_are_float32_in_every_precision(tmp_path, prec
             return weight
 
     model = AsyncDiffusion(network(torch.float32), weighting=Watched(), image_size=8, level_values=level_values)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    settings = {"accelerator": "cpu", "max_steps": 1, "enable_checkpointing": False, "default_root_dir": tmp_path}
-    Trainer(**quiet, **settings, precision=precision, callbacks=[seen]).fit(model, datamodule=Digits(batch_size=8))
+    trainer = quiet_trainer(tmp_path, max_steps=1, precision=precision, callbacks=[seen])
+    trainer.fit(model, datamodule=Digits(batch_size=8))
     expected = {"x_t", "t", "v", "weight", "loss", "loss_per_image", "levels", "output error"}
     assert expected | {"unique" if level_values else "slope"} <= set(seen.seen)
     assert set(seen.seen.values()) == {torch.float32}, seen.seen
