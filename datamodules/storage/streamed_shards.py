@@ -164,9 +164,9 @@ class Shards:
                 min_bytes=int(self.bytes[shard]),
                 decode=lambda data: reader.load_item_from_bytes(data, shard),
             )
-        except ValueError as error:
+        except Exception as error:  # Arrow may raise anything on damaged bytes
             remedy = "delete it to download it again" if self.remote else "copy it again"
-            raise ValueError(f"{self.files[shard]} is damaged: {error}; {remedy}") from error
+            raise ValueError(f"{self.files[shard]} is damaged: {one_line(error)}; {remedy}") from error
 
     def _make_room(self, needed: int) -> None:
         """Delete the least recently used shards until `needed` bytes fit below the limit."""
@@ -253,6 +253,7 @@ def map_shard(descriptor: int, *, count: int, min_bytes: int, decode: Callable[[
         raise ValueError(f"it does not start with the offsets of {count} samples")
     if (arrow := open_arrow_footer_reader(pages)) is not None:
         table = arrow[0].read_all()  # without compression, its buffers are the mapped pages
+        table.validate(full=True)  # offsets that lead out of them would end the process
         if len(table) != count:
             raise ValueError(f"it has {len(table)} of {count} samples")
         return lambda index: table.slice(index, 1).to_pylist()[0]

@@ -183,15 +183,17 @@ def test_an_unreadable_image_is_replaced_in_training_and_left_out_in_evaluation(
 
 def damage(file: Path, kind: str) -> None:
     content = file.read_bytes()
-    if kind == "removed":
-        file.unlink()
-    else:
-        file.write_bytes(content[:-7] if kind == "truncated" else b"x" * 9 + content[9:])
+    ends = np.cumsum([0] + [len(encoded(i)) for i in range(60, 65)]).astype("<i4").tobytes()
+    assert content.count(ends) == 1  # where the images begin in the table of shard 12
+    outside = ends[:-4] + b"\0\0\0\x40"
+    damaged = {"truncated": content[:-7], "header": b"x" * 9 + content[9:], "table": content.replace(ends, outside)}
+    file.unlink() if kind == "removed" else file.write_bytes(damaged[kind])
 
 
 DAMAGED = {
     "truncated": "is damaged: it has",
     "header": "is damaged: it does not start with the offsets of 5 samples",
+    "table": "is damaged: .*offset",
     "removed": "is missing, although index.json lists it",
 }
 
