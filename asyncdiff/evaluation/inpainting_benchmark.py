@@ -49,7 +49,6 @@ class CountingDenoiser(Denoiser):
         unique: UniqueLevels | None = None,
         kv_cache: Any | None = None,
     ) -> Prediction:
-        """Return the prediction of the wrapped denoiser and count it."""
         moving = getattr(kv_cache, "moving", None)
         if moving is None:
             patches_per_image = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
@@ -114,16 +113,11 @@ class InpaintingScores:
 
     def card(self) -> dict[str, Any]:
         """Return the scores as plain dicts and lists."""
-        return {
-            "mask": self.mask,
-            "sampler": self.sampler,
+        return vars(self) | {
             "frechet": _mean(self.frechet) if self.frechet else None,
             "frechet_by_round": self.frechet,
             "lpips": _mean_and_error(self.lpips),
             "diversity": _mean_and_error(self.diversity),
-            "evaluations": self.evaluations,
-            "patches": self.patches,
-            "seconds": self.seconds,
         }
 
 

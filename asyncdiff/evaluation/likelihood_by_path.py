@@ -109,12 +109,9 @@ class PathLikelihoodEvaluator:
 
 
 def check_labels(model: Any, classes: int | None, *, conditioned: bool) -> None:
-    """Raise ValueError unless a model can be evaluated with (or without) the labels of the data.
+    """Raise ValueError unless a model can be evaluated with labels of `classes` classes (None if unknown), or without.
 
-    Args:
-        model: LightningModule to evaluate; an unconditional one always passes.
-        classes: number of classes in the data, None if unknown.
-        conditioned: whether to condition the model on the labels; if not, it needs training with label dropout.
+    An unconditional model always passes. A conditional one can do without labels if it was trained with label dropout.
     """
     if not model.classes:
         return
@@ -244,17 +241,19 @@ class PathLikelihoods:
         scalars: dict[str, float] = {}
         for name in self.names:
             summary = self._summary(name)
-            levels = summary.pop("by_level")
-            del summary["rate"]
-            scalars |= {f"{rate}_parts/{name}/{part}": value for part, value in summary.items()}
-            scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": value for edge, value in levels.items()}
+            scalars |= {f"{rate}_parts/{name}/{part}": summary[part] for part in (*TERMS, "standard_error")}
+            scalars |= {f"{rate}_by_level/{name}/up_to_{edge}": bits for edge, bits in summary["by_level"].items()}
         return scalars
 
     def card(self) -> dict[str, object]:
         """Return all results with standard errors as plain dicts and lists, for a result card."""
         paths = {name: self._summary(name) | {"per_patch": self.patch_means(name).tolist()} for name in self.names}
-        card: dict[str, object] = {"unit": self.unit, "images": self.images, "unknown_values": self.dims}
-        card["paths"] = paths
+        card: dict[str, object] = {
+            "unit": self.unit,
+            "images": self.images,
+            "unknown_values": self.dims,
+            "paths": paths,
+        }
         if len(self.names) > 1:
             gap, noise = self.gap()
             card["path_gap"] = {"value": gap, "standard_error": noise}

@@ -101,15 +101,12 @@ class _Wrapped(Features):
 
 
 def as_features(module: nn.Module, *, name: str | None = None, dim: int | None = None) -> Features:
-    """Wrap a module as a `Features`; return a `Features` unchanged.
+    """Return a module as a `Features`, or a `Features` unchanged.
 
     Args:
         module: module that maps images (b, c, h, w) in [-1, 1] to features (b, dim).
         name: name of the feature space (default: the module's class name in lower case).
         dim: number of features (default: the module's own `dim`, or inferred by `prepare` from a training image).
-
-    Returns:
-        The feature extractor.
 
     Raises:
         ValueError: `name` or `dim` is given for a `Features`, which has its own.
@@ -173,7 +170,6 @@ class TrainedClassifier(Features):
         self.register_buffer("prepared", torch.tensor(False))
 
     def forward(self, images: Image) -> FeatureArray:
-        """Return the features of each image, (b, dim); raise RuntimeError before `prepare`."""
         if not self.prepared:
             raise RuntimeError(f"features {self.name!r} must be trained before use: call prepare(train_batches) first")
         return self._embed(images)
