@@ -66,7 +66,6 @@ def callbacks(folder: Path) -> list:
 
 
 def main(strategy: str, folder: Path) -> None:
-    torch.set_num_threads(1)
     results = {}
     for name in ("dit", "unet"):
         data = {"datamodule": Digits(batch_size=16)}
@@ -95,4 +94,6 @@ def main(strategy: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for strategy in ("ddp", "fully_shard"):
+        main(strategy, Path(sys.argv[1]) / strategy)

@@ -54,7 +54,6 @@ def fit(
 
 
 def main(strategy: str, folder: Path) -> None:
-    torch.set_num_threads(1)
     options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "gradient_clip_val": 1.0}
     poison = Poison({1, 3, 4}, rank=1)
     module, ema = model(stop_after_bad_steps=2), EMA(0.9)
@@ -63,8 +62,11 @@ def main(strategy: str, folder: Path) -> None:
         fit(folder, module, [ema, poison], 8, **options)
     except ValueError as stopped:
         error, rank = str(stopped), module.global_rank
+    folder.mkdir(exist_ok=True)
     torch.save({"seen": poison.seen, "error": error}, folder / f"rank_{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    torch.set_num_threads(1)
+    for name in ("ddp", "fully_shard"):
+        main(name, Path(sys.argv[1]) / name)

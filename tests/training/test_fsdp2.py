@@ -19,10 +19,9 @@ STRATEGIES = ("ddp", "fully_shard")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    folders = {strategy: tmp_path_factory.mktemp(strategy) for strategy in STRATEGIES}
-    for strategy, folder in folders.items():
-        run_script("fsdp2_run.py", strategy, folder)
-    return folders
+    folder = tmp_path_factory.mktemp("processes")
+    run_script("fsdp2_run.py", folder)
+    return {strategy: folder / strategy for strategy in STRATEGIES}
 
 
 def checkpoint(folder: Path, name: str, step: int):

@@ -310,18 +310,26 @@ def test_the_error_names_the_weight():
 # Several processes
 
 
+@pytest.fixture(scope="module")
+def poisoned_runs(tmp_path_factory):
+    """Folder of runs of two processes, one of which gets images that are not finite."""
+    folder = tmp_path_factory.mktemp("processes")
+    run_script("optimization_run.py", folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fully_shard"])
-def test_all_processes_skip_if_one_has_a_bad_batch_and_stop_together(tmp_path, strategy):
-    run_script("optimization_run.py", strategy, tmp_path)
+def test_all_processes_skip_if_one_has_a_bad_batch_and_stop_together(poisoned_runs, strategy):
+    folder = poisoned_runs / strategy
     for rank in (0, 1):
-        held = torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True)
+        held = torch.load(folder / f"rank_{rank}.pt", weights_only=True)
         seen = held["seen"]
         assert [s["skipped"] for s in seen] == [0, 1, 1, 2]  # the run ends in the next one
         assert [s["updates"] for s in seen] == [1, 1, 2, 2]
         assert all(equal(seen[0][name], seen[1][name]) for name in KEPT)
         assert not equal(seen[1]["weights"], seen[2]["weights"])
         assert "2 steps in a row up to step 5" in held["error"]
-        dump = json.loads((tmp_path / "not_finite" / f"step_5_rank_{rank}.json").read_text())
+        dump = json.loads((folder / "not_finite" / f"step_5_rank_{rank}.json").read_text())
         assert dump["loss_is_finite_here"] == (rank == 0)
         assert dump["gradients_not_finite_count"] > 0
