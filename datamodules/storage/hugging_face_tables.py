@@ -60,7 +60,7 @@ class Table:
         classes: names of the classes of training; None if this is the training split.
 
     Raises:
-        ValueError: columns are missing or ambiguous, or labels do not occur in training.
+        ValueError: data is damaged, columns are missing or ambiguous, or labels do not occur in training.
     """
 
     def __init__(
@@ -80,6 +80,11 @@ class Table:
         self.classes: Sequence[str] = ()
         self.image_column = _image_column(data.features, image_column, place)
         self.label_column = _label_column(data.features, label_column, place)
+        data = data.select_columns([column for column in (self.image_column, self.label_column) if column])
+        try:
+            data.data.validate(full=True)  # offsets that lead out of the data would end the process
+        except ValueError as error:
+            raise ValueError(f"{place} is damaged: {one_line(error)}; write or download it again") from error
         self.labels, self.labeled = np.zeros(len(data), np.int64), False
         if self.label_column:
             self._read_labels(data, classes)

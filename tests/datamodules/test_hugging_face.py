@@ -209,6 +209,18 @@ def test_truncated_files_are_refused(tmp_path: Path, write: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_offsets_outside_of_the_data_are_refused(tmp_path: Path) -> None:
+    """Arrow would read there, and the process would end."""
+    root = saved(tmp_path / "a", train=table(range(50)), validation=table(range(5)))
+    (file,) = (root / "validation").glob("*.arrow")
+    content, ends = file.read_bytes(), np.cumsum([0] + [len(encoded(i)) for i in range(5)]).astype("<i4").tobytes()
+    assert content.count(ends) == 1
+    file.unlink()  # the table in memory is mapped from it
+    file.write_bytes(content.replace(ends, ends[:-4] + b"\0\0\0\x40"))
+    with pytest.raises(ValueError, match=r"a validation is damaged: .*; write or download it again"):
+        hub(root).setup()
+
+
 def test_missing_or_too_little_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"root must be a folder or a name .*, got .*none: no such folder"):
         hub(tmp_path / "none").setup()
