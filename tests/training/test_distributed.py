@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import distributed_run
 import pytest
 import torch
 from processes import run_script
@@ -14,8 +15,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    for processes in (1, 2):
-        run_script("distributed_run.py", processes, folder / f"{processes}.pt")
+    distributed_run.main(1, str(folder / "1.pt"))
+    run_script("distributed_run.py", 2, folder / "2.pt")
     return [torch.load(folder / f"{processes}.pt", weights_only=True) for processes in (1, 2)]
 
 
