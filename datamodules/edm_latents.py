@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, one_of
 from datamodules.edm_zips import MemberImages, load_npy
 from datamodules.hash_split import check_held_out
-from datamodules.images.encoded import Bytes, check_image_options
+from datamodules.images.encoded import ON_CORRUPT, Bytes
 from datamodules.latents import sampled
 from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
@@ -110,7 +110,7 @@ class EdmLatents(ImageDataModule):
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the number of rows of a latent")
         at_least("channels", channels, 1, "Stable Diffusion's latents have 4")
-        check_image_options(channels=3, on_corrupt=on_corrupt)
+        one_of("on_corrupt", on_corrupt, ON_CORRUPT)
         check_held_out(held_out)
         for name, numbers in {"shift": shift, "scale": scale}.items():
             if len(numbers) != channels or (name == "scale" and min(numbers) <= 0):

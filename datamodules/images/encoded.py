@@ -27,6 +27,7 @@ from datamodules.images.decoding import Crop, load_square
 
 Bytes = npt.NDArray[np.uint8]
 OnCorrupt = Literal["skip", "raise"]
+ON_CORRUPT: Sequence[OnCorrupt] = ("skip", "raise")
 
 MAX_UNREADABLE_IN_A_ROW = 100  # unreadable images in a row after which training stops
 
@@ -176,7 +177,9 @@ class EncodedDataModule(ImageDataModule):
     ) -> None:
         super().__init__(**loading)
         at_least("size", size, 1, "set the side length in pixels")
-        check_image_options(channels=channels, on_corrupt=on_corrupt, crop=crop)
+        one_of("channels", channels, (1, 3))
+        one_of("on_corrupt", on_corrupt, ON_CORRUPT)
+        one_of("crop", crop, ("short_side", "adm"))
         self.size, self.channels, self.crop, self.reduced_decoding = size, channels, crop, reduced_decoding
         self.horizontal_flip, self.on_corrupt = horizontal_flip, on_corrupt
 
@@ -184,10 +187,3 @@ class EncodedDataModule(ImageDataModule):
         """Return the arguments of `EncodedImages` that follow from those of this module."""
         same = {name: getattr(self, name) for name in ("size", "channels", "on_corrupt", "crop", "reduced_decoding")}
         return {**same, "train": train, "flip": train and self.horizontal_flip}
-
-
-def check_image_options(*, channels: int, on_corrupt: str, crop: str = "short_side") -> None:
-    """Raise ValueError unless these options of data modules of encoded images have one of their values."""
-    one_of("channels", channels, (1, 3))
-    one_of("on_corrupt", on_corrupt, ("skip", "raise"))
-    one_of("crop", crop, ("short_side", "adm"))
