@@ -227,11 +227,16 @@ def test_the_models_own_sampler_inpaints_all_masks_in_batches_of_any_size(run, t
         (("--steps", "0"), "steps must be at least 1"),
         (("--points", "3"), "--points: there is no such option"),
         (("--samplers", "samplers.yaml", "--steps", "3"), "--steps cannot be combined with --samplers"),
+        (
+            ("--samplers", "typo.yaml"),
+            "typo.yaml:2: samplers.quick.init_args.stepz: Sampler has no argument stepz",
+        ),
     ],
 )
 def test_invalid_inpainting_options(argv, rule, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("samplers.yaml").write_text(SAMPLERS)
+    Path("typo.yaml").write_text(SAMPLERS.replace("{steps: 2}", "{stepz: 2}"))
     assert rule in refused(*argv, kind="--inpainting")
 
 

@@ -100,8 +100,9 @@ class Search:
         above, _, name = key.rpartition(".")
         label = "" if place.startswith("-") else f"{key}: "
         parent = self.kinds.get(above)
-        if key not in self.kinds and typing.get_origin(parent) is dict:
-            self.kinds[key] = typing.get_args(parent)[1]
+        for option in _alternatives(parent):
+            if key not in self.kinds and typing.get_origin(option) is dict:
+                self.kinds[key] = typing.get_args(option)[1]
         if name == "class_path" and _bases(parent):
             yield from self._of_class(above, value, "" if place.startswith("-") else f"{above}: ")
         elif _bases(parent):
@@ -118,9 +119,9 @@ class Search:
 
     def _is_free(self, key: str) -> bool:
         """Return whether a key lies in a value whose keys are not checked, such as a dictionary."""
-        parts = key.split(".")
-        above = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
-        return any(self.kinds.get(name) is not None and not _bases(self.kinds[name]) for name in above)
+        while key and self.kinds.get(key) is None:
+            key = key.rpartition(".")[0]
+        return bool(key) and not _bases(self.kinds[key])
 
     def _of_class(self, key: str, path: Any, label: str) -> Iterator[str]:
         """Yield what is wrong with the class named at a key, or add its arguments to the known keys."""
@@ -148,8 +149,9 @@ class Search:
     def _of_value(self, key: str, value: Any, label: str) -> Iterator[str]:
         kind = self.kinds[key]
         bases, options = _bases(kind), _alternatives(kind)
-        if kind is None or "${" in str(value) or (bases and isinstance(value, dict | list)):
-            return
+        has_objects = bases or any(_bases(item) for option in options for item in typing.get_args(option))
+        if kind is None or "${" in str(value) or (has_objects and isinstance(value, dict | list)):
+            return  # the entries below are checked instead
         if bases and isinstance(value, str):
             yield from () if str in options else self._of_class(key, value, label)
         elif not self._accepts(kind, value):
