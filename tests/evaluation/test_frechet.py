@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor, nn
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
@@ -69,6 +70,13 @@ def test_the_distance_matches_torch_fidelity(spectrum):
     expected = pytest.approx(torch_fidelity_distance(real, fake), rel=1e-6)
     assert metric_of(real, fake).compute().item() == expected
     assert frechet_distance(fit_gaussian(real), fake, real_count=len(real)) == expected
+
+
+def test_the_distance_matches_a_general_matrix_square_root():
+    real, fake = features(500, 16, 0, spectrum=0.0), features(300, 16, 1, mean=0.2, spectrum=0.0)
+    (m1, s1), (m2, s2) = ((x.mean(0).numpy(), np.cov(x.numpy(), rowvar=False)) for x in (real, fake))
+    expected = np.square(m1 - m2).sum() + np.trace(s1 + s2 - 2 * scipy.linalg.sqrtm(s1 @ s2).real)
+    assert frechet_distance(fit_gaussian(real), fake, real_count=len(real)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore:the Fréchet distance of")
