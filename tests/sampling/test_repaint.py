@@ -60,6 +60,20 @@ def test_resampling_brings_the_unknown_part_to_its_conditional():
     assert errors[1] < 0.5 * errors[0]
 
 
+def test_known_pixels_are_replaced_by_the_image_with_fresh_noise():
+    """In every frame they have the distribution of their level, and their noise is new."""
+    image, known, n = random_images(1), known_left(500), 500
+    walk = frames(RePaint(steps=4, jump=2, resamples=2), GAUSSIAN, range(n), image=image.expand(n, *SHAPE), known=known)
+    noise = [
+        ((frame.x_t - (1 - frame.s) * image) / frame.s)[..., :2].flatten() for frame in walk[1:] if frame.s > 0
+    ]  # jumps add noise to these pixels, too
+    for eps in noise:
+        assert abs(float(eps.mean())) < 4 / len(eps) ** 0.5
+        assert float(eps.std()) == pytest.approx(1, abs=4 / (2 * len(eps)) ** 0.5)
+    down = [eps for eps, before, after in zip(noise, walk, walk[1:], strict=False) if after.s < before.s]
+    assert all(abs(float((a * b).mean())) < 4 / len(a) ** 0.5 for a, b in pairwise(down))
+
+
 def test_hold_keeps_known_patches_clean_and_resamples_the_others():
     """With `hold`, fully known patches stay at level 0 in every frame; the others follow RePaint's schedule."""
     image, known = random_images(2), known_left(2)
