@@ -227,6 +227,7 @@ class ResumableLoader(DataLoader[Any]):
             # Left to the garbage collector, torch would wait for workers that it can no longer tell to stop.
             if hasattr(batches, "_shutdown_workers"):
                 batches._shutdown_workers()
+                self._iterator = None  # a new iteration starts new workers
             raise
 
     def _epoch_progress(self) -> tuple[int, int]:

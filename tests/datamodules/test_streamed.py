@@ -1,5 +1,6 @@
 import io
 import json
+import multiprocessing
 import pickle
 import shutil
 from collections import Counter
@@ -203,8 +204,12 @@ DAMAGED = {
 def test_a_damaged_shard_is_named(folder: Path, tmp_path: Path, kind: str, workers: int) -> None:
     root = shutil.copytree(folder, tmp_path / "d")
     damage(root / "chunk-0-12.bin", kind)
-    with pytest.raises(ValueError, match=rf"d/chunk-0-12.bin {DAMAGED[kind]}"):
-        seen(streamed(root, workers=workers, batch_size=1).train_dataloader())
+    loader = streamed(root, workers=workers, batch_size=1).train_dataloader()
+    processes = set(multiprocessing.active_children())
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"d/chunk-0-12.bin {DAMAGED[kind]}"):
+            seen(loader)
+    assert set(multiprocessing.active_children()) <= processes  # no worker is left
     if kind == "removed" and not workers:
         with pytest.raises(ValueError, match=rf"local:{root}/chunk-0-12.bin cannot be downloaded: .*doesn't exist"):
             seen(streamed(f"local:{root}", batch_size=1).train_dataloader())
