@@ -16,6 +16,7 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.distributed import environment
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import add_device, check_device, command_parser
+from asyncdiff.cli.errors import one_line_errors
 from asyncdiff.latents import Codec
 from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules.base import ImageDataModule
@@ -91,7 +92,7 @@ def _spawn(count: int, argv: Sequence[str]) -> None:
         raise ValueError(
             f"--processes is {count}, but torchrun or srun has started the processes already: drop --processes"
         )
-    command = ["cache-latents", *argv, "--processes=1", *trusted_packages.option_argv()]
+    command = [*argv, "--processes=1", *trusted_packages.option_argv()]
     logging.getLogger(multiprocessing.spawn.__module__).setLevel(logging.ERROR)  # it reports that it ends the others
     try:
         multiprocessing.spawn(_encode_share, (count, command), nprocs=count, daemon=True)
@@ -100,12 +101,11 @@ def _spawn(count: int, argv: Sequence[str]) -> None:
 
 
 def _encode_share(rank: int, count: int, command: Sequence[str]) -> None:
-    from asyncdiff.__main__ import main as run_command
-
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
-    run_command(command)
+    with one_line_errors(), trusted_packages.restrict_imports(command) as rest:
+        main(rest)
 
 
 def _verify(out: Path) -> None:
