@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser
 from jsonargparse._typehints import ActionTypeHint
 from omegaconf.errors import OmegaConfBaseException
 
+from asyncdiff.cli.errors.entries import Entry, InvalidFileError, command_line_entries
 from asyncdiff.cli.errors.suggestions import did_you_mean, known_classes, load_class, nearest_name
-from asyncdiff.cli.errors.written import Entry, InvalidFileError, command_line_entries
 
 STRUCTURE = ("class_path", "init_args", "dict_kwargs")
 MAX_CHOICES = 8  # class paths listed in a message

@@ -13,9 +13,9 @@ from torch import nn
 
 from asyncdiff.cli.errors import ReportingParser, UsageError, user_error_message
 from asyncdiff.cli.errors.diagnosis import explain_entries
+from asyncdiff.cli.errors.entries import file_entries
 from asyncdiff.cli.errors.parser import with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
-from asyncdiff.cli.errors.written import file_entries
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 
