@@ -55,7 +55,8 @@ def rooms(dotted_names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_rooms_import_downwards_only(room):
-    assert rooms(imports_of(room)) - {room} <= ALLOWED[room] | LEAVES
+    program = {"__main__"} if room == "cli" else set()  # a command may run again in other processes
+    assert rooms(imports_of(room)) - {room} <= ALLOWED[room] | LEAVES | program
 
 
 def test_every_room_is_listed_above_those_that_it_imports():
