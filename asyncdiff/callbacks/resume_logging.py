@@ -1,8 +1,8 @@
 """Make a resumed run log the same curves as an uninterrupted one."""
 
 import os
-import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from asyncdiff.training.lightning_internals import (
 from datamodules.base import accumulated_batches
 from datamodules.order import ResumableLoader
 
-EVENTS = "events.out.tfevents.*"
+PREFIX = "events.out.tfevents."
+EVENTS = f"{PREFIX}*"
 
 
 class ResumeLogging(Callback):
@@ -31,26 +32,29 @@ class ResumeLogging(Callback):
 
     A checkpoint records the sizes of the event files, which scalars of its step had not been logged yet, and whether a
     validation was to follow, which Lightning would skip. A run that resumes from it cuts the event files back to these
-    sizes (it repeats the steps after it), logs the pending scalars, and starts with the pending validation. If a
-    checkpoint is written in the middle of gradient accumulation (`accumulate_grad_batches`), as after some validations,
-    it records the position before the current step, since gradients are not saved. This callback also saves the last
-    step of a run to the last.ckpt of a ModelCheckpoint with `save_last`. `train.py` adds this callback by default.
+    sizes (it repeats the steps after it), logs the pending scalars, and starts with the pending validation. Files that
+    another program wrote before the checkpoint stay; files that are newer than the checkpoint are renamed to
+    superseded.*, which TensorBoard ignores. If a checkpoint is written in the middle of gradient accumulation
+    (`accumulate_grad_batches`), as after some validations, it records the position before the current step, since
+    gradients are not saved. This callback also saves the last step of a run to the last.ckpt of a ModelCheckpoint with
+    `save_last`. `train.py` adds this callback by default.
 
     Args:
-        take_over: in a run that starts from scratch, remove events left in its folder by a crashed run.
+        take_over: in a run that starts from scratch, rename event files left in its folder by a crashed run.
     """
 
     def __init__(self, take_over: bool = False) -> None:
         self.take_over = take_over
         self._resume_state: dict[str, Any] = {}
         self._trainer: Trainer | None = None
+        self._earlier_files: dict[str, int | None] = {}  # the event files that the checkpoint recorded
         self._state_before_step: dict[str, Any] = {}  # at the end of the step before the current one
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of logging and validation, for a run that resumes from this checkpoint."""
         if self._trainer is None:
             return {}
-        return self._state_before_step if _accumulated_batches(self._trainer) else _logging_state(self._trainer)
+        return self._state_before_step if _accumulated_batches(self._trainer) else self._logging_state(self._trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store the state until training starts."""
@@ -72,6 +76,7 @@ class ResumeLogging(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the events of steps that the run will repeat, and log the pending scalars."""
         state = self._resume_state
+        self._earlier_files = state.get("event_files", {})
         for checkpointer in model_checkpoints(trainer) if state else ():
             # This step already has a checkpoint; Lightning would write a second one after the next batch.
             set_saved_step(checkpointer, trainer.global_step)
@@ -80,21 +85,21 @@ class ResumeLogging(Callback):
             if "moment" in state:  # a checkpoint of version 0.1, which has no sizes
                 _hide_events(logger, trainer.global_step + 1)
             elif trainer.is_global_zero:
-                cut_event_files(Path(logger.log_dir), state.get("event_files", {}))
+                cut_event_files(Path(logger.log_dir), self._earlier_files, keep=own_event_files(trainer))
             if state.get("scalars"):
                 logger.log_metrics({**state["scalars"], "epoch": state["epoch"]}, state["step"])
-        self._state_before_step = {"event_files": event_file_sizes(trainer)}
+        self._state_before_step = {"event_files": event_file_sizes(trainer, self._earlier_files)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Run a pending validation before the first step."""
         if self._resume_state:
             self._validate(trainer)
-            self._state_before_step = {"event_files": event_file_sizes(trainer)}
+            self._state_before_step = {"event_files": event_file_sizes(trainer, self._earlier_files)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Store the state after each step, for checkpoints in the middle of the next one."""
         if trainer.accumulate_grad_batches > 1 and not _accumulated_batches(trainer):
-            self._state_before_step = _logging_state(trainer)
+            self._state_before_step = self._logging_state(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run a pending validation, and save the last step."""
@@ -111,42 +116,58 @@ class ResumeLogging(Callback):
         if state.get("validation_due"):
             run_validation(trainer, step=state["step"], epoch=state["epoch"])
 
+    def _logging_state(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what has been logged, and what Lightning is about to do."""
+        # At the end of a step Lightning first runs the hooks that write checkpoints, then logs scalars, then validates.
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        ending = trainer.training and progress.processed == progress.ready == progress.completed + 1
+        return {
+            "event_files": event_file_sizes(trainer, self._earlier_files),
+            "scalars": pending_scalars(trainer) if ending else {},
+            "validation_due": ending and validation_is_due(trainer),
+            "epoch": trainer.current_epoch,
+            "step": logged_step(trainer),
+        }
 
-def _logging_state(trainer: Trainer) -> dict[str, Any]:
-    """Return what has been logged, and what Lightning is about to do."""
-    # At the end of a step Lightning first runs the hooks that write checkpoints, then logs scalars, then validates.
-    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    ending = trainer.training and progress.processed == progress.ready == progress.completed + 1
-    return {
-        "event_files": event_file_sizes(trainer),
-        "scalars": pending_scalars(trainer) if ending else {},
-        "validation_due": ending and validation_is_due(trainer),
-        "epoch": trainer.current_epoch,
-        "step": logged_step(trainer),
-    }
+
+def own_event_files(trainer: Trainer) -> set[str]:
+    """Return the names of the event files that this process is writing."""
+    # Not by host and process id, which a restarted container has again.
+    writers = [logger.experiment._get_file_writer() for logger in tensorboard_loggers(trainer)]
+    return {Path(writer.event_writer._file_name).name for writer in writers}
 
 
-def event_file_sizes(trainer: Trainer) -> dict[str, int]:
-    """Return the size of every event file in the folders of the loggers, with all events of this process written."""
-    sizes: dict[str, int] = {}
-    for logger in tensorboard_loggers(trainer) if trainer.is_global_zero else ():
+def event_file_sizes(trainer: Trainer, earlier: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Return the sizes of this run's event files, with all events written; None for other event files in its folders.
+
+    `earlier` has been recorded by the checkpoint from which the run resumed. It is kept for files that are not here,
+    since the run may have had other loggers in between.
+    """
+    sizes = dict(earlier)
+    if not trainer.is_global_zero:
+        return sizes
+    own = own_event_files(trainer)
+    for logger in tensorboard_loggers(trainer):
         logger.experiment.flush()
-        sizes |= {file.name: file.stat().st_size for file in Path(logger.log_dir).glob(EVENTS)}
+        for file in Path(logger.log_dir).glob(EVENTS):
+            of_this_run = file.name in own or earlier.get(file.name) is not None
+            sizes[file.name] = file.stat().st_size if of_this_run else None
     return sizes
 
 
-def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cut event files back to the given sizes, and delete those without one, except the file of this process.
+def cut_event_files(folder: Path, sizes: Mapping[str, int | None], keep: Set[str]) -> None:
+    """Cut event files back to the given sizes, if any, and rename those that `sizes` and `keep` do not name.
 
-    The order of events does not depend on clocks, which may have been set back. If this is interrupted, it can be
-    repeated.
+    Renamed files are not lost: they may belong to another run. The order of events does not depend on clocks, which may
+    have been set back. If this is interrupted, it can be repeated.
     """
-    for file in folder.glob(EVENTS):
-        if (size := sizes.get(file.name)) is not None:
-            if file.stat().st_size > size:
-                os.truncate(file, size)
-        elif f".{socket.gethostname()}.{os.getpid()}." not in file.name:
-            file.unlink()
+    for file in [*folder.glob(EVENTS)]:
+        size = sizes.get(file.name)
+        if size is not None and file.stat().st_size > size:
+            os.truncate(file, size)
+        elif file.name not in sizes and file.name not in keep:
+            names = (folder / f"superseded.{n}.{file.name.removeprefix(PREFIX)}" for n in count())
+            file.rename(next(name for name in names if not name.exists()))
 
 
 @rank_zero_only

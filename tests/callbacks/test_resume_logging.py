@@ -1,8 +1,6 @@
 """A resumed run logs every step once: events after its checkpoint are removed, what was pending is made up for."""
 
-import os
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from faults.killing import read_curves
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -23,11 +21,11 @@ from asyncdiff.sampling import Sampler
 from datamodules import Digits
 
 
-def fit(folder, steps, resume=None, extra=(), **options):
+def fit(folder, steps, resume=None, extra=(), logger=TensorBoardLogger, **options):
     saving = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=3, save_top_k=-1, save_last=True)
     trainer = quiet_trainer(
         folder,
-        logger=TensorBoardLogger(folder, name="", version=""),
+        logger=logger(folder, name="", version=""),
         callbacks=[
             SampleGrid(1, every_n_steps=3),
             LossByLevel(),
@@ -119,19 +117,40 @@ def test_the_last_step_is_saved(whole):
     assert {file.name for file in (whole / "checkpoints").glob("*.ckpt")} == {"step=3.ckpt", "step=6.ckpt", "last.ckpt"}
 
 
-def test_only_events_after_the_recorded_sizes_are_removed(tmp_path):
-    own = f"events.out.tfevents.5.{socket.gethostname()}.{os.getpid()}.0"
-    content = {"events.out.tfevents.9.a.1.0": b"0123456789", "events.out.tfevents.1.a.2.0": b"later", own: b"now"}
-    for name, data in content.items():
-        (tmp_path / name).write_bytes(data)
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_event_files_are_cut_or_renamed(tmp_path):
+    """Nothing is deleted, since files without a recorded size may belong to another run."""
+    recorded, other, later, own = (f"events.out.tfevents.{k}.host.1.0" for k in (9, 3, 1, 5))
+    sizes = {recorded: 7, other: None, "events.out.tfevents.3.gone.0": 5}
+    for name in (recorded, other, later, own):
+        (tmp_path / name).write_bytes(b"0123456789")
+    left = {recorded: b"0123456", other: b"0123456789", own: b"0123456789", "superseded.0.1.host.1.0": b"0123456789"}
     for _ in range(2):
-        cut_event_files(tmp_path, {"events.out.tfevents.9.a.1.0": 7, "events.out.tfevents.3.gone.0": 5})
-        left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-        assert left == {"events.out.tfevents.9.a.1.0": b"0123456", own: b"now"}
-    cut_event_files(tmp_path, {"events.out.tfevents.9.a.1.0": 20})  # a power failure may have lost the end
-    assert (tmp_path / "events.out.tfevents.9.a.1.0").read_bytes() == b"0123456"
-    cut_event_files(tmp_path, {})
-    assert [file.name for file in tmp_path.iterdir()] == [own]
+        cut_event_files(tmp_path, sizes, keep={own})
+        assert contents(tmp_path) == left
+    (tmp_path / later).write_bytes(b"again")
+    cut_event_files(tmp_path, {**sizes, recorded: 20}, keep={own})  # a power failure may have lost the end
+    assert contents(tmp_path) == {**left, "superseded.1.1.host.1.0": b"again"}
+
+
+def test_a_checkpoint_knows_which_event_files_are_its_own(tmp_path):
+    """Those of another run in the folder stay; its own are still known after a run with another logger."""
+    other = tmp_path / "events.out.tfevents.1.other.7.0"
+    other.write_bytes(b"before")
+    fit(tmp_path, 3)
+    (own,) = set(tmp_path.glob("events*")) - {other}
+    written = own.read_bytes()
+    fit(tmp_path, 4, resume="last.ckpt", logger=CSVLogger)
+    other.write_bytes(b"before and after")
+    own.write_bytes(written + b"lost")
+    fit(tmp_path, 5, resume="last.ckpt")
+    left = contents(tmp_path)
+    assert left[other.name] == b"before and after"
+    assert written.startswith(left[own.name])
+    assert not list(tmp_path.glob("superseded*"))
 
 
 def test_a_run_from_scratch_takes_over_a_folder(tmp_path):
@@ -144,3 +163,4 @@ def test_a_run_from_scratch_takes_over_a_folder(tmp_path):
         trainer = quiet_trainer(tmp_path, logger=logger, callbacks=[ResumeLogging(take_over)], max_steps=1)
         trainer.fit(AsyncDiffusion(small_dit(), image_size=8), datamodule=Digits(batch_size=16))
         assert ("old" in read_curves(tmp_path)) == kept
+    assert (tmp_path / "superseded.0.1.elsewhere.7.0").exists()
