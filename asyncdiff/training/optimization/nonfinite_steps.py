@@ -32,7 +32,7 @@ class StepGuard:
     def __init__(self, stop_after: int = 10):
         self.stop_after = stop_after
         # Skipped steps of the entire run, consecutive ones up to the last step, and overflows of the entire run.
-        self.counts: Int64[Tensor, 3] = torch.zeros(len(COUNTERS), dtype=torch.int64)
+        self.counts: Int64[Tensor, "3"] = torch.zeros(len(COUNTERS), dtype=torch.int64)
         self.taken = torch.ones(())  # 1 if the last step was taken, 0 if it was skipped
         self.norm = torch.tensor(torch.nan)  # norm of the last gradient, before clipping
         self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # batches of the current step
