@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,12 +35,16 @@ class CachedLatents(ImageDataset):
     ) -> None:
         self.split, self.classes = split, int(split["classes"])
         self.scale, self.shift, self.sample, self.flip = codec["scale"], codec["shift"], sample, flip
-        headers = open_shards(root, split)
+        self.shards = open_shards(root, split)
         if verify:
-            for header in headers:
+            for header in self.shards:
                 check_sha256(header)
-        self.shards = [map_shard(header) for header in headers]
-        self.starts = np.cumsum([0, *(len(labels) for _, labels in self.shards)])
+        self.starts = np.cumsum([0, *(header.layout.count for header in self.shards)])
+        self._maps: dict[int, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the memory maps, for spawned workers."""
+        return {**self.__dict__, "_maps": {}}
 
     def __len__(self) -> int:
         return int(self.split["count"])
@@ -60,14 +65,14 @@ class CachedLatents(ImageDataset):
         shard = np.searchsorted(self.starts, index.numpy(), side="right") - 1
         row = index.numpy() - self.starts[shard]
         view = key.numpy() % 2 if self.flip else np.zeros(len(row), np.int64)
-        like = self.shards[0][0] if self.sample else self.shards[0][0][:1]
-        moments = np.empty((len(row), len(like), *like.shape[3:]), like.dtype)
-        plain = [(np.asarray(latents)[: len(like)], np.asarray(labels)) for latents, labels in self.shards]
+        layout = self.shards[0].layout
+        count = layout.moments if self.sample else 1
+        moments = np.empty((len(row), count, *layout.shape), layout.dtype)
         label = np.empty(len(row), np.int64)
         # Copying row by row is as fast as one gather per shard, whatever the number of shards.
         for place, (s, r, v) in enumerate(zip(shard.tolist(), row.tolist(), view.tolist(), strict=True)):
-            latents, labels = plain[s]
-            moments[place] = latents[:, r, v]
+            latents, labels = self._maps.get(s) or self._map(s)
+            moments[place] = latents[:count, r, v]
             label[place] = labels[r]
         return {"moments": torch.from_numpy(moments), "label": torch.from_numpy(label), "index": index, "key": key}
 
@@ -77,6 +82,10 @@ class CachedLatents(ImageDataset):
         std = moments[:, 1].div(2).exp_() if moments.shape[1] == 2 else None
         image = sampled(moments[:, 0], std, batch["key"], self.shift, self.scale)
         return {"image": image, "label": batch["label"], "index": batch["index"], "key": batch["key"]}
+
+    def _map(self, number: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Map latents and labels of a shard, once in each process."""
+        return self._maps.setdefault(number, map_shard(self.shards[number]))
 
 
 def sampled(mean: Tensor, std: Tensor | None, key: Tensor, shift: Sequence[float], scale: Sequence[float]) -> Tensor:

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.index_cache import map_array
-
 VERSION = 1
 MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
@@ -194,10 +192,11 @@ def open_shards(root: Path, split: Mapping[str, Any]) -> list[Header]:
 
 
 def map_shard(header: Header) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Map latents (moments, n, views, c, h, w) and labels (n,) of a shard."""
-    layout = header.layout
-    start = {name: header.start + entry["data_offsets"][0] for name, entry in layout.tensors.items()}
+    """Map latents (moments, n, views, c, h, w) and labels (n,) of a shard, by one map: each keeps a file open."""
+    layout, pages = header.layout, np.memmap(header.file, np.uint8, "r", header.start)
+    start = {name: entry["data_offsets"][0] for name, entry in layout.tensors.items()}
+    labels: npt.NDArray[np.int64] = np.frombuffer(pages, np.int64, layout.count, start["label"])
     shape = (layout.moments, layout.count, layout.views, *layout.shape)
     # The log-variances directly follow the means, so both are one array.
-    latents = map_array(header.file, layout.dtype, start["mean"], shape)
-    return latents, map_array(header.file, np.int64, start["label"], (layout.count,))
+    latents = np.frombuffer(pages, layout.dtype, math.prod(shape), start["mean"]).reshape(shape)
+    return latents, labels

@@ -1,6 +1,7 @@
 """Latent caches as data: content and distribution of batches, and caches that are refused."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_no_latents_are_pickled_for_workers(root: Path) -> None:
     before = train.__getitems__([(3, 4)])["image"]
     assert len(pickle.dumps(train)) < 5000
     assert torch.equal(pickle.loads(pickle.dumps(train)).__getitems__([(3, 4)])["image"], before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of the open files")
+def test_a_shard_keeps_one_file_open_from_its_first_read(root: Path) -> None:
+    """A cache of a million latents has hundreds of shards, and a process may have 1024 open files."""
+    count = [len(os.listdir("/proc/self/fd"))]
+    train = latents(root).dataset("train")
+    for index in (0, 1, SHARD, 2 * SHARD, 0):
+        count.append(len(os.listdir("/proc/self/fd")))
+        train.__getitems__([(index, 0)])
+    assert [number - count[0] for number in count] == [0, 0, 1, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
