@@ -30,25 +30,42 @@ class MappedArray(np.ndarray[Any, Any]):
     """Memory-mapped array that is pickled as its place in a file, for spawned workers; parts are pickled as values."""
 
     place: tuple[Any, ...] | None = None  # arguments of `map_array`; parts do not inherit it
+    version: tuple[int, int] | None = None  # of the file, see `_version`
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Return how to map the array again."""
-        return np.asarray(self).__reduce_ex__(protocol) if self.place is None else (map_array, self.place)
+        """Return how to map the array again, or its values if the file was replaced or deleted in the meantime."""
+        if self.place is None or self.version != _version(self.place[0]):
+            return np.asarray(self).__reduce_ex__(protocol)
+        return map_array, self.place
 
 
-def map_array(
-    file: Path | str, kind: npt.DTypeLike, offset: int, shape: tuple[int, ...], order: Any = "C"
-) -> MappedArray:
+def map_array(file: str, kind: npt.DTypeLike, offset: int, shape: tuple[int, ...], order: Any) -> MappedArray:
     """Map an array at an offset of a file, read-only."""
-    array = np.memmap(file, kind, "r", offset, shape, order).view(MappedArray)
-    array.place = (os.path.abspath(file), kind, offset, shape, order)
-    return array
+    with open(file, "rb") as stream:
+        return _map_open(stream, kind, offset, shape, order)
 
 
 def map_npy(file: Path) -> MappedArray:
     """Map the array of a .npy file; refuse pickled objects, because unpickling can run any code."""
     with file.open("rb") as stream:
         return _map_next(stream)
+
+
+def _map_open(stream: IO[bytes], kind: npt.DTypeLike, offset: int, shape: tuple[int, ...], order: Any) -> MappedArray:
+    """Map an array of an open file, which another one may replace at any moment."""
+    array = np.memmap(stream, kind, "r", offset, shape, order).view(MappedArray)
+    array.place = (os.path.abspath(stream.name), kind, offset, shape, order)
+    array.version = _version(stream.fileno())
+    return array
+
+
+def _version(file: str | int) -> tuple[int, int] | None:
+    """Return size and modification time of a file, None if it does not exist."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def cache_folder() -> Path:
@@ -113,10 +130,11 @@ def cached_arrays(
 
 def _read_index(file: Path) -> Arrays:
     """Map the arrays of a file; raise any exception if it is missing, damaged or not an index."""
-    content = np.memmap(file, mode="r")
-    if zlib.crc32(content[:-CHECKSUM].data) != int.from_bytes(content[-CHECKSUM:].tobytes(), "little"):
-        raise ValueError(f"{file} must have its checksum, got another one: delete it")
     with file.open("rb") as stream:
+        content = np.memmap(stream, mode="r")
+        if zlib.crc32(content[:-CHECKSUM].data) != int.from_bytes(content[-CHECKSUM:].tobytes(), "little"):
+            raise ValueError(f"{file} must have its checksum, got another one: delete it")
+        stream.seek(0)
         return {str(name): _map_next(stream) for name in np.load(stream, allow_pickle=False)}
 
 
@@ -141,14 +159,17 @@ def _map_next(stream: IO[bytes]) -> MappedArray:
     """Map the .npy array at the next aligned position of a file, and move behind it."""
     stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
     shape, columns_first, kind = npy_header(stream)
-    array = map_array(stream.name, kind, stream.tell(), shape, "F" if columns_first else "C")
-    stream.seek(array.nbytes, os.SEEK_CUR)
+    begin = stream.tell()
+    array = _map_open(stream, kind, begin, shape, "F" if columns_first else "C")
+    stream.seek(begin + array.nbytes)
     return array
 
 
 def npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read shape, whether columns come first, and data type from the header of a .npy file; refuse Python objects."""
     version, _ = np.lib.format.read_magic(stream)
+    if version not in HEADERS:
+        raise ValueError(f"its format has the unknown version {version}")
     shape, columns_first, kind = HEADERS[version](stream)
     if kind.hasobject:  # mapped, their bytes would be used as addresses
         raise ValueError("it holds Python objects")

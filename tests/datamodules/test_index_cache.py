@@ -104,3 +104,27 @@ def test_mapped_arrays_are_pickled_as_places_in_files(tmp_path: Path, order: str
         part = pickle.loads(pickle.dumps(full[5:]))
         assert type(part) is np.ndarray
         assert np.array_equal(part, values[5:])
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_a_mapped_array_is_pickled_as_values_once_its_file_is_another(cache: Path, change: str) -> None:
+    """Another run may build the index of a changed folder again while this one starts workers."""
+    found = cached_arrays("tar", 1, Counted())
+    (file,) = cache.iterdir()
+    if change == "deleted":
+        file.unlink()
+    else:
+        cached_arrays("tar", 1, lambda: {"names": np.arange(100), "offsets": np.ones(9)}, is_valid=lambda _: False)
+    again = pickle.loads(pickle.dumps(found))
+    assert {name: array.tolist() for name, array in again.items()} == {
+        name: array.tolist() for name, array in Counted()().items()
+    }
+
+
+def test_another_version_of_npy_files_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4))
+    content = bytearray((tmp_path / "a.npy").read_bytes())
+    content[6] = 3
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="its format has the unknown version 3"):
+        map_npy(tmp_path / "a.npy")
