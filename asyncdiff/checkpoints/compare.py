@@ -16,13 +16,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key, or None if the key is missing."""
-    value: Any = content
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
+    """Return the value at a dotted key, or None if the key is missing; names in it may contain dots themselves."""
+    if not isinstance(content, Mapping):
+        return None
+    if key in content:
+        return content[key]
+    heads = [key[:i] for i, letter in enumerate(key) if letter == "." and key[:i] in content]
+    values = (value_at(content[head], key[len(head) + 1 :]) for head in heads)
+    return next((value for value in values if value is not None), None)
 
 
 def abbreviate(value: Any) -> str:

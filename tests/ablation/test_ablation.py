@@ -103,6 +103,7 @@ def test_run_directories_are_ignored_in_comparisons():
     assert one == two
     assert first_difference(one, two | {"trainer": {"max_steps": 4}}) == "trainer.max_steps 3 -> 4"
     assert first_difference(one, two | {"added_in_a_later_version": None}) is None
+    assert first_difference({"paths": {"async_0.5": {"span": 1}}}, {"paths": {"async_0.5": {"span": 2}}}) is not None
 
 
 @pytest.mark.parametrize(
