@@ -72,8 +72,9 @@ class ImageNet64(ImageDataModule):
     def _split(self, folder: Path, name: str, *, flip: bool) -> PixelArray:
         try:
             pixels, numbers = map_npy(folder / f"{name}.npy"), map_npy(folder / f"{name}_labels.npy")
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{folder} is damaged: {error}; delete the folder, it will be created again") from error
+        except Exception as error:  # NumPy evaluates headers as Python, so damaged ones can raise anything
+            line = str(error).split("\n")[0]
+            raise ValueError(f"{folder} is damaged: {line}; delete the folder, it will be created again") from error
         return PixelArray(
             pixels, SORTED_INDEX[numbers - 1], classes=len(SORTED_INDEX), flip=flip, name=f"{folder.name}/{name}"
         )
