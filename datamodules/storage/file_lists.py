@@ -113,7 +113,7 @@ def _walk(root: str) -> Iterator[Folder]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the first of several links counts
         images = [n for n in files if not n.startswith(".") and n[n.rfind(".") :].lower() in SUFFIXES]
         # Another change could get the same modification time as this one if it is recent: never treat it as unchanged.
         settled = begin - status.st_mtime_ns > MTIME_RESOLUTION

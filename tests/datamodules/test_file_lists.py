@@ -62,6 +62,14 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     assert list_images(tmp_path / "root") == ["cat/a.png"]
 
 
+def test_of_several_links_to_a_folder_the_first_name_is_listed_on_every_file_system(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", "a.png")
+    (tmp_path / "root").mkdir()
+    for name in np.random.default_rng(0).permutation(20).tolist():
+        (tmp_path / "root" / f"{name:02}").symlink_to(tmp_path / "elsewhere")
+    assert list_images(tmp_path / "root") == ["00/a.png"]
+
+
 def test_a_list_is_sorted_by_full_paths_and_has_the_classes(tmp_path: Path) -> None:
     names = ["b/2.png", "a/z/1.png", "a-b/0.png", "a/b.png", "B/é.png"]
     found = file_list(write(tmp_path, *names))
