@@ -130,8 +130,8 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def save_last_checkpoint(trainer: Trainer) -> Path:
-    """Save last.ckpt in the folder of the run's ModelCheckpoint and return its path."""
-    checkpointers = model_checkpoints(trainer)
+    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, and return its path."""
+    checkpointers = sorted(model_checkpoints(trainer), key=lambda checkpointer: not checkpointer.save_last)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
     path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
     for checkpointer in checkpointers:

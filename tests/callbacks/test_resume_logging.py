@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LossByLevel, ResumeLogging, SampleGrid
+from asyncdiff.callbacks.graceful_shutdown import save_last_checkpoint
 from asyncdiff.callbacks.resume_logging import cut_event_files
 from asyncdiff.sampling import Sampler
 from datamodules import Digits
@@ -115,6 +117,15 @@ def test_the_last_step_is_saved(whole):
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 8
     assert {file.name for file in (whole / "checkpoints").glob("*.ckpt")} == {"step=3.ckpt", "step=6.ckpt", "last.ckpt"}
+
+
+def test_the_last_step_belongs_to_the_callback_with_save_last(tmp_path):
+    """Lightning saves to its folder too; another one may keep the best checkpoints elsewhere."""
+    best, last = ModelCheckpoint(tmp_path / "best"), ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
+    trainer = SimpleNamespace(callbacks=[best, last], save_checkpoint=lambda path: None)
+    path = save_last_checkpoint(trainer)
+    assert path == tmp_path / "checkpoints" / "last.ckpt"
+    assert (best.last_model_path, last.last_model_path) == ("", str(path))
 
 
 def contents(folder):
