@@ -15,6 +15,7 @@ from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 
 HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7): signature, lengths of the name and the extra field
+EXTRA = 64  # bytes read for the extra field, so that one read is usually enough; the directory behind the files is longer
 STORED, DEFLATED = 0, 8
 MAX_OTHERS = 1000  # number of files with other suffixes whose headers are checked
 # Exceptions of zipfile for damaged files; RuntimeError and its subclass NotImplementedError are for encrypted files and
@@ -117,11 +118,15 @@ class ZipMembers(Members):
 
     def read(self, index: int) -> Bytes:
         offset, packed, size, method, checksum = self.places[index].tolist()
-        signature, name, extra = HEADER.unpack(self.bytes.read(offset, HEADER.size).data)
+        known = self.names[index]
+        data = self.bytes.read(offset, HEADER.size + len(known) + EXTRA + packed)
+        signature, name, extra = HEADER.unpack_from(data)
         if signature != b"PK\3\4":
             raise ValueError(f"no file starts at byte {offset} of the zip")
-        data = self.bytes.read(offset + HEADER.size, name + extra + packed)
-        own, known, data = data[:name].tobytes(), self.names[index], data[name + extra :]
+        begin = HEADER.size + name + extra
+        if begin + packed > len(data):
+            data = self.bytes.read(offset, begin + packed)
+        own, data = data[HEADER.size : HEADER.size + name].tobytes(), data[begin : begin + packed]
         if known.isascii() and b"\\" not in own and own != known:  # other names may have another encoding there
             raise ValueError(f"its name in the zip's directory differs from its local header, {os.fsdecode(own)}")
         if method == DEFLATED:

@@ -55,6 +55,15 @@ def test_files_of_a_zip_are_sorted_by_name(
     assert read_text(found.root, "other.json") is None
 
 
+def test_a_file_of_a_zip_is_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems over networks take a millisecond for each."""
+    found = ZipMembers(write(tmp_path / "a.zip", zip64=True), SUFFIXES)
+    read, preadv = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: read.append(given) or preadv(*given))  # type: ignore[func-returns-value]
+    assert contents(found) == EXPECTED
+    assert len(read) == len(EXPECTED)
+
+
 def test_folder_and_zip_are_the_same(tmp_path: Path) -> None:
     file = write(tmp_path / "a.zip")
     with zipfile.ZipFile(file) as archive:
