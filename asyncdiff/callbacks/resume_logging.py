@@ -123,7 +123,7 @@ class ResumeLogging(Callback):
         ending = trainer.training and progress.processed == progress.ready == progress.completed + 1
         return {
             "event_files": event_file_sizes(trainer, self._earlier_files),
-            "scalars": pending_scalars(trainer) if ending else {},
+            "scalars": pending_scalars(trainer) if ending and not accumulated_batches(trainer) else {},
             "validation_due": ending and validation_is_due(trainer),
             "epoch": trainer.current_epoch,
             "step": logged_step(trainer),

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff import AsyncDiffusion
@@ -93,6 +94,29 @@ def test_a_checkpoint_in_the_middle_of_accumulation_begins_its_step_again(tmp_pa
     fit(tmp_path, 3, accumulate_grad_batches=accumulated, resume="middle.ckpt")
     assert len(list(tmp_path.glob("events*"))) == 2
     assert read_curves(tmp_path) == before
+
+
+class PendingScalars(Callback):
+    """Records after every batch whether a checkpoint would contain pending scalars."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, *_):
+        (resume,) = (callback for callback in trainer.callbacks if isinstance(callback, ResumeLogging))
+        self.seen.append(bool(resume.state_dict()["scalars"]))
+
+
+def test_no_scalars_are_pending_while_batches_of_another_loader_are_accumulated(tmp_path):
+    """The position of such a loader cannot be set back to the first batch of the step."""
+    batch, pending = next(iter(Digits(batch_size=4).train_dataloader())), PendingScalars()
+    callbacks = [ResumeLogging(), pending]
+    trainer = quiet_trainer(
+        tmp_path, callbacks=callbacks, max_steps=3, log_every_n_steps=1, accumulate_grad_batches=2, limit_val_batches=0
+    )
+    loader = DataLoader([batch] * 6, batch_size=None)
+    trainer.fit(AsyncDiffusion(small_dit(), image_size=8), train_dataloaders=loader)
+    assert pending.seen == [False, True] * 3
 
 
 def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path):
