@@ -15,7 +15,7 @@ from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
 
 HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7): signature, lengths of the name and the extra field
-EXTRA = 64  # bytes read for the extra field, so that one read is usually enough; the directory behind the files is longer
+EXTRA = 64  # bytes read for the extra field, so that one read is usually enough; the directory is longer
 STORED, DEFLATED = 0, 8
 MAX_OTHERS = 1000  # number of files with other suffixes whose headers are checked
 # Exceptions of zipfile for damaged files; RuntimeError and its subclass NotImplementedError are for encrypted files and
