@@ -215,10 +215,19 @@ def test_the_dump_names_files_if_there_are_any(tmp_path):
     assert batch["files"] == [f"train/{index}.png" for index in batch["index"]]
 
 
-def test_the_error_is_raised_even_if_no_file_can_be_written(tmp_path):
+def test_the_error_is_raised_even_if_no_file_can_be_written(tmp_path, monkeypatch):
     (tmp_path / "not_finite").write_text("in the way")
     with pytest.raises(ValueError, match=r"2 steps in a row up to step 2: no file could be written \(.*\)"):
         run(tmp_path, {0, 1}, stop_after_bad_steps=2)
+
+    def gone(self, indices):
+        raise FileNotFoundError("the data are gone")
+
+    monkeypatch.setattr("asyncdiff.AsyncDiffusion._files", gone)
+    with pytest.raises(
+        ValueError, match=r"1 steps in a row up to step 1: no file could be written \(the data"
+    ):
+        run(tmp_path, {0}, stop_after_bad_steps=1)
 
 
 # Checkpoints

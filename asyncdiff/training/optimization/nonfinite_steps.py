@@ -4,7 +4,7 @@ from collections import deque
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from asyncdiff.training.optimization.gradients import any_process, gradient_norms, nan_gradient_if_nonfinite, total_norm
@@ -32,7 +32,7 @@ class StepGuard:
     def __init__(self, stop_after: int = 10):
         self.stop_after = stop_after
         # Skipped steps of the entire run, consecutive ones up to the last step, and overflows of the entire run.
-        self.counts: Int64[Tensor, "3"] = torch.zeros(len(COUNTERS), dtype=torch.int64)
+        self.counts = torch.zeros(len(COUNTERS), dtype=torch.int64)
         self.taken = torch.ones(())  # 1 if the last step was taken, 0 if it was skipped
         self.norm = torch.tensor(torch.nan)  # norm of the last gradient, before clipping
         self._batches: deque[dict[str, Any]] = deque(maxlen=MAX_BATCHES)  # batches of the current step

@@ -60,13 +60,14 @@ class StepRecord:
         """
         in_a_row = self.counters()["in_a_row"]
         path = folder / f"step_{self.step}_rank_{rank}.json"
-        content = {"step": self.step, "epoch": self.epoch, "rank": rank, "seed": seed, **self._describe(module, files)}
+        content = {"step": self.step, "epoch": self.epoch, "rank": rank, "seed": seed}
         try:
+            content |= self._describe(module, files)
             folder.mkdir(parents=True, exist_ok=True)
             # JSON escapes other characters, including those of file names that are not valid text.
             path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="ascii")
             dump = f"see {path}"
-        except OSError as error:  # the disk may be full
+        except OSError as error:  # the disk may be full, or the images gone
             dump = f"no file could be written ({error})"
         raise ValueError(
             f"loss and gradients must be finite, got NaN or infinity in {in_a_row} steps in a row up to step "
