@@ -148,8 +148,9 @@ def write_curves(folder: Path, **curves: list[float]) -> Path:
 
 def test_each_step_counts_once(tmp_path):
     """If runs of earlier versions logged a step twice, the values are equal but for throughput."""
-    write_curves(tmp_path, val__loss=[3.0, 2.0, 9.0])
-    with SummaryWriter(str(tmp_path), filename_suffix=".resumed") as writer:
+    (earlier,) = write_curves(tmp_path, val__loss=[3.0, 2.0, 9.0]).iterdir()
+    earlier.rename(tmp_path / "events.out.tfevents.1.host.1.0")  # files are read in the order of their times
+    with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("val/loss", 1.0, 2)
     assert read_curves(tmp_path)["val/loss"] == [(0, 3.0), (1, 2.0), (2, 1.0)]
 
