@@ -7,6 +7,7 @@ Values have no checksums: a flipped bit in a value is left to its decoder.
 
 import os
 import struct
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -45,16 +46,17 @@ def database_index(file: Path) -> Arrays:
 def _build_index(file: Path) -> Arrays:
     try:
         with file.open("rb", buffering=0) as stream:
-            names, places = [], []
-            for key, offset, size in _values(stream):
-                names.append(key.hex())
-                places.append((offset, size))
+            keys, places = [], array("q")  # a list of pairs would take 400 MB for LSUN's bedrooms
+            for key, *place in _values(stream):
+                keys.append(key)
+                places.extend(place)
     except (ValueError, OSError, OverflowError, struct.error) as error:
         raise ValueError(f"{file} cannot be read as an LMDB file: {error}; copy or extract it again") from error
+    width = max(map(len, keys), default=1)
     return {
-        "names": np.array(names, dtype=np.bytes_),
+        "names": np.fromiter((key.hex() for key in keys), f"S{2 * width}", len(keys)),
         "places": np.array(places, dtype=np.int64).reshape(-1, 2),
-        "shares": hash_fractions(names),
+        "shares": hash_fractions(key.hex() for key in keys),
     }
 
 

@@ -120,7 +120,7 @@ class ZipMembers(Members):
         offset, packed, size, method, checksum = self.places[index].tolist()
         known = self.names[index]
         data = self.bytes.read(offset, HEADER.size + len(known) + EXTRA + packed)
-        signature, name, extra = HEADER.unpack_from(data)
+        signature, name, extra = HEADER.unpack_from(data.data)
         if signature != b"PK\3\4":
             raise ValueError(f"no file starts at byte {offset} of the zip")
         begin = HEADER.size + name + extra
