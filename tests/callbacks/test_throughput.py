@@ -12,7 +12,7 @@ from small_runs import quiet_trainer, small_dit
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Throughput
 from asyncdiff.callbacks.flops import peak_flops, training_flops
-from asyncdiff.callbacks.phase_timer import CudaClock, PhaseTimer
+from asyncdiff.callbacks.phase_timer import CudaClock, PhaseTimer, WallClock
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
@@ -25,7 +25,7 @@ DATA, FORWARD, ZERO, BACKWARD, CLIP, UPDATE, EARLY, LATE = (2**k for k in range(
 FOREVER = 2**20
 
 
-class Ticks:
+class Ticks(WallClock):
     """Clock that advances only by `tick`."""
 
     def __init__(self):

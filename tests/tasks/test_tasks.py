@@ -232,6 +232,10 @@ def test_latents_without_a_codec_are_refused():
         Generate().requests(latent, seeds=[0])
 
 
+def beside(photo: str, name: str) -> str:
+    return str(Path(photo).parent / name)
+
+
 MISTAKES = [
     (lambda p: Inpaint(p, "sqare"), "mask must be one of .* did you mean square"),
     (lambda p: Inpaint(p, "none.png"), "mask must be an existing file or folder, or the name of a mask set, got none"),
@@ -239,9 +243,9 @@ MISTAKES = [
     (lambda p: Inpaint(p, size="big"), "size must be HEIGHTxWIDTH in pixels, got big"),
     (lambda p: Inpaint(p, size="8x8", fit="keep"), "size cannot be combined with fit='keep'"),
     (lambda p: Inpaint("none.jpg"), "image must be an image file, a folder or a pattern that matches files, got none"),
-    (lambda p: Inpaint(p, str(p.with_name("white.png"))), "mask must leave some pixels unknown, .* all of photo"),
-    (lambda p: Inpaint(p, str(p.with_name("wide.png"))), "mask must have the aspect ratio .* got .* 8x9 .* 8x8"),
-    (lambda p: Inpaint(p, str(p.with_name("masks"))), "mask folder .* exactly one image file named photo, got 0"),
+    (lambda p: Inpaint(p, beside(p, "white.png")), "mask must leave some pixels unknown, .* all of photo"),
+    (lambda p: Inpaint(p, beside(p, "wide.png")), "mask must have the aspect ratio .* got .* 8x9 .* 8x8"),
+    (lambda p: Inpaint(p, beside(p, "masks")), "mask folder .* exactly one image file named photo, got 0"),
     (lambda p: Outpaint(p), "set either to, the size of the result, or at least one of top, bottom, left, right"),
     (lambda p: Outpaint(p, right=4, to="8x16"), "set either to, the size of the result, or at least one of top"),
     (lambda p: Outpaint(p, right=-4), "right must be at least 0, got -4"),
@@ -249,7 +253,7 @@ MISTAKES = [
     (lambda p: Outpaint(p, to="8x8"), "to must be larger than the photo"),
     (lambda p: Outpaint(p, right=3, size="4x4"), "multiples of the patch size 2x2 in pixels, got 4x7: 4x8 is"),
     (lambda p: Outpaint(p, right=4, overlap=7), r"overlap must lie in \[0, 1\), got 7"),
-    (lambda p: Outpaint(str(p.with_name("low.png")), right=8, fit="keep"), "size .* 8x8, got 4x12"),
+    (lambda p: Outpaint(beside(p, "low.png"), right=8, fit="keep"), "size .* 8x8, got 4x12"),
     (lambda p: Texture(overlap=1.5), r"overlap must lie in \[0, 1\), got 1.5"),
     (lambda p: Texture(size="4x4"), "size must be at least the training size 8x8, got 4x4"),
     (lambda p: Autoregress("spirl"), "order must be one of .* got spirl; did you mean spiral"),
@@ -261,7 +265,7 @@ MISTAKES = [
     (lambda p: Texture(scale=0.5), "scale and piece need an exemplar"),
     (lambda p: Texture(p, scale=0.0), "scale must be positive"),
     (lambda p: Texture(p, piece="1x8"), "exemplar must contain at least one patch of 2x2 pixels, got 8x8, cropped to"),
-    (lambda p: Texture(str(p.parent)), "exemplar must be one image file, got 4"),
+    (lambda p: Texture(beside(p, "")), "exemplar must be one image file, got 4"),
 ]
 
 
@@ -272,7 +276,7 @@ def test_mistakes_are_refused_before_sampling(task, message, model, photo, tmp_p
     saved(tmp_path / "low.png", 4, 4)
     (tmp_path / "masks").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        task(Path(photo)).requests(model, seeds=[0])
+        task(photo).requests(model, seeds=[0])
     assert "\n" not in str(error.value)
 
 

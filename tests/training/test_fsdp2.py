@@ -1,10 +1,11 @@
 """Two processes under DDP and FSDP2: the same training, and checkpoints that load anywhere."""
 
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from processes import run_script
 
@@ -116,7 +117,7 @@ def test_sharded_checkpoints_are_refused_with_a_remedy(tmp_path):
 
 def test_fsdp_is_refused_before_it_fails():
     model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=16, depth=1, heads=2), image_size=8)
-    model._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true")
+    model._trainer = mock.Mock(spec=Trainer, strategy=FSDPStrategy(), precision="32-true")
     expected = r"trainer.strategy FSDPStrategy is not supported, .*use --trainer.strategy fully_shard"
     with pytest.raises(ValueError, match=expected):
         model.configure_model()
