@@ -38,12 +38,12 @@ SAVING = """
 trainer:
   callbacks:
     - class_path: lightning.pytorch.callbacks.ModelCheckpoint
-      init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: 2, save_last: true}
+      init_args: {dirpath: "${trainer.default_root_dir}/checkpoints", every_n_train_steps: EVERY, save_last: true}
 """
 
 
-def write_ablation(folder: Path, **changes) -> Path:
-    (folder / "saving.yaml").write_text(SAVING)
+def write_ablation(folder: Path, *, every: int = 2, **changes) -> Path:
+    (folder / "saving.yaml").write_text(SAVING.replace("EVERY", str(every)))
     content = {
         "base": [os.path.relpath(ROOT / "experiments" / "digits_dit_async.yaml", folder), "saving.yaml"],
         "seeds": [0, 1],
@@ -232,7 +232,7 @@ def test_finished_trials_are_skipped_and_other_settings_rejected(tmp_path):
 @pytest.mark.parametrize("interruption", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_ablation_is_resumed(tmp_path, interruption):
     long = SMALL | {"trainer.max_steps": 150, "trainer.val_check_interval": 150}
-    file = write_ablation(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long)
+    file = write_ablation(tmp_path, axes={"levels": {"async": None}}, seeds=[0], set=long, every=20)
     argv = [sys.executable, "-m", "asyncdiff", "ablate", str(file), "--output", str(tmp_path / "out")]
     argv += ["--threads", "1"]
     run = tmp_path / "out" / "async" / "seed_0"
