@@ -96,7 +96,7 @@ def _label(labels: Mapping[str, Any], name: str, root: Path) -> int:
             '"labels" to null'
         )
     label = labels[name]
-    if type(label) is not int or label < 0:
+    if type(label) is not int or not 0 <= label < 2**31:
         kind = "a vector" if isinstance(label, list) else repr(label)
         raise ValueError(
             f"{LISTING} must hold non-negative integers as labels, got {kind} for {name} in {root}: write the index "

@@ -149,20 +149,18 @@ class ZipMembers(Members):
                 # compares the name with its local header; for images this happens when they are read.
                 for info in others[:MAX_OTHERS]:
                     archive.open(info).close()
-        except DAMAGED as error:
+            selected.sort(key=lambda info: os.fsencode(info.filename))
+            places = [(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC) for i in selected]
+            numbers = np.array(places, dtype=np.int64).reshape(-1, 5)
+        except (*DAMAGED, OverflowError) as error:
             raise ValueError(f"{self.root} cannot be read as a zip: {error}; copy or write it again") from error
-        selected.sort(key=lambda info: os.fsencode(info.filename))
         for info in selected:
             if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
                 raise ValueError(
                     f"{self.root} must hold stored or deflated files, got {info.filename} encrypted or compressed "
                     "otherwise: write it again as a plain zip"
                 )
-        places = [(i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC) for i in selected]
-        return {
-            "names": np.array([os.fsencode(info.filename) for info in selected], dtype=np.bytes_),
-            "places": np.array(places, dtype=np.int64).reshape(-1, 5),
-        }
+        return {"names": np.array([os.fsencode(i.filename) for i in selected], dtype=np.bytes_), "places": numbers}
 
 
 def read_text(root: Path, name: str) -> bytes | None:

@@ -92,6 +92,10 @@ def test_pixels_are_unchanged(tmp_path: Path) -> None:
             r"must hold non-negative integers .* got a vector for 00000/img0{8}.png in",
         ),
         ([[name, -1] for name in names(6)], r"must hold non-negative integers as labels, got -1 for .*: write the ind"),
+        (
+            [[name, 2**64] for name in names(6)],
+            r"must hold non-negative integers as labels, got 18446744073709551616 for",
+        ),
         ([[name, None] for name in names(6)], r"must hold non-negative integers as labels, got None for"),
         ([[name, 0.5] for name in names(6)], r"must hold non-negative integers as labels, got 0.5 for"),
         ({"a": 1, "bcd": 2}, r'dataset.json must be {"labels": .*, got .* in .*a.zip: correct it'),

@@ -1,5 +1,6 @@
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,17 @@ def test_damaged_files_are_refused(tmp_path: Path, method: int) -> None:
     os.truncate(file, begins[0] + 500)
     with pytest.raises(ValueError, match=r"the file ends \d+ bytes too early"):
         found.read(0)
+    with pytest.raises(ValueError, match=r"a\.zip cannot be read as a zip: .*; copy or write it again"):
+        ZipMembers(file, SUFFIXES)
+
+
+def test_sizes_beyond_all_files_are_refused(tmp_path: Path) -> None:
+    """The size of a member has 64 bits in the extra field of the directory."""
+    file = write(tmp_path / "a.zip", extra=struct.pack("<HHQ", 1, 8, 2**64 - 1))
+    data = bytearray(file.read_bytes())
+    entry = data.index(b"PK\1\2")
+    data[entry + 24 : entry + 28] = b"\xff" * 4
+    file.write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.zip cannot be read as a zip: .*; copy or write it again"):
         ZipMembers(file, SUFFIXES)
 
