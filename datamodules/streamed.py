@@ -203,7 +203,8 @@ class Streamed(EncodedDataModule):
     def _images(self, shards: Shards, selected: npt.NDArray[np.int64], *, train: bool) -> StreamedImages:
         fields, label = shards.fields, None
         images = [name for name, field in fields.items() if field.kind.split(":")[0] in IMAGES]
-        image = choose_column("image_field", self.image_field, images, shards.root)
+        remedy = "choose one of these" if images else f"store images in the samples, which have {', '.join(fields)}"
+        image = choose_column("image_field", self.image_field, images, shards.root, remedy)
         if self._classes:
             integers = [name for name, field in fields.items() if field.kind == "int"]
             name = self.label_field or ("label" if "label" in integers else None)

@@ -3,13 +3,7 @@
 from collections.abc import Iterable
 
 
-def choose_column(
-    argument: str,
-    name: str | None,
-    candidates: Iterable[str],
-    place: str,
-    remedy: str = "choose one of these",
-) -> str:
+def choose_column(argument: str, name: str | None, candidates: Iterable[str], place: str, remedy: str) -> str:
     """Return `name` if it is a candidate, or the only candidate if it is None; otherwise raise ValueError.
 
     The error names the `argument` of the data module that gives the name, and the `place` that has the columns.

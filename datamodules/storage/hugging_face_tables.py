@@ -133,7 +133,8 @@ def _image_column(features: Mapping[str, Any], name: str | None, place: str) -> 
     images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
     # Parquet files of other libraries do not declare which of their bytes are images.
     images = images or [column for column, feature in features.items() if _holds_bytes(feature)]
-    return choose_column("image_column", name, images if name is None else features, place)
+    remedy = "choose one of these" if images else f"choose from {', '.join(features)}"
+    return choose_column("image_column", name, images if name is None else features, place, remedy)
 
 
 def _label_column(features: Mapping[str, Any], name: str | None, place: str) -> str:

@@ -167,8 +167,8 @@ def test_columns_are_found_by_their_type_and_may_be_named(tmp_path: Path) -> Non
     assert set(seen(hub(tmp_path / "c", image_column="mask", held_out=0.5).images("train", 3))) == {9}
     with pytest.raises(ValueError, match=r"image_column must .* \(image, label, mask\), got 'x': choose"):
         hub(tmp_path / "c", image_column="x").setup()
-    with pytest.raises(ValueError, match=r"image_column must .* \(none\), got 0 possible columns"):
-        hub(saved(tmp_path / "d", train=datasets.Dataset.from_dict({"x": [1, 2]}))).setup()
+    with pytest.raises(ValueError, match=r"image_column must .* \(none\), got 0 possible columns: choose from x, y"):
+        hub(saved(tmp_path / "d", train=datasets.Dataset.from_dict({"x": [1, 2], "y": [3, 4]}))).setup()
 
 
 def test_plain_parquet_files_with_bytes_are_read(tmp_path: Path) -> None:

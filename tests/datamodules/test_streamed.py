@@ -241,6 +241,12 @@ def test_ambiguous_fields_are_refused(tmp_path: Path, options: dict[str, Any], s
         streamed(shards(tmp_path / "d", two_images, count=10), **options).setup()
 
 
+def test_samples_without_images_are_refused(tmp_path: Path) -> None:
+    root = shards(tmp_path / "d", lambda i: {"a": i, "b": 2}, count=10)
+    with pytest.raises(ValueError, match=r"image_field .* got 0 possible columns: store images .* which have a, b"):
+        streamed(root).setup()
+
+
 def test_fields_are_selected_by_name(tmp_path: Path) -> None:
     data = streamed(shards(tmp_path / "d", two_images, count=10), image_field="image", label_field="b")
     assert {label for _, label in seen(data.train_dataloader())} == {2}
