@@ -20,7 +20,7 @@ from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
 from asyncdiff.checkpoints.export.hub import locate_export, upload_export
 from asyncdiff.checkpoints.export.load import FILES
-from asyncdiff.checkpoints.export.model_card import without_local_paths
+from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.networks import UNet
@@ -162,6 +162,14 @@ def test_the_card_lists_only_results_of_these_weights(export, capsys):
     assert "broken.json cannot be read as a JSON file" in reported
     text = (export(weights="raw", name="raw") / "README.md").read_text()
     assert [name for name in text.splitlines() if name.startswith("###")] == ["### raw"]
+
+
+def test_the_card_names_the_channels_of_the_images(export):
+    config = yaml.safe_load((export() / "config.yaml").read_text())
+    for channels, kind in ((1, "gray"), (3, "color"), (4, "4-channel")):
+        space = config["normalisation"] | {"channels": channels}
+        text = model_card("name", config | {"normalisation": space}, {"network": "DiT()"}, {})
+        assert f" It generates {kind} images of 8x8 pixels, " in text
 
 
 def test_the_python_of_the_card_runs(export):

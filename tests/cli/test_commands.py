@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
+from asyncdiff.cli.commands.shared.options import check_device
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.guidance import ClassifierFree
@@ -400,5 +401,18 @@ def test_serve_needs_gradio(run, expect_error, monkeypatch):
 )
 def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, expect_error, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     line = expect_error(*(argument.replace("RUN", str(run)).replace("PHOTO", photo) for argument in argv))
     assert line.startswith(message)
+
+
+def test_devices_are_found_without_an_allocation(monkeypatch):
+    """An allocation would occupy memory of the first GPU in every process."""
+    monkeypatch.setattr(torch, "empty", None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1"):
+        check_device(name)
+    for name in ("cuda:2", "mps", "cuda:x", "meta", ""):
+        with pytest.raises(ValueError, match=f"--device {name} is not available on this machine: use cpu"):
+            check_device(name)

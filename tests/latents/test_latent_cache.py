@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -125,6 +127,17 @@ def test_several_processes_write_the_same_cache_and_the_last_one_the_manifest(or
         manifest = cache(data, Halves(), tmp_path, SMALL, batch_size=32, rank=rank, world=world)
         assert (manifest is not None) == (tmp_path / MANIFEST).exists() == (number == world)
     assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.slow
+def test_the_command_starts_processes_whose_data_are_read_by_workers(tmp_path):
+    options = ["--data", "datamodules.Digits", "--data.init_args.workers", "1", "--codec", "asyncdiff.latents.Identity"]
+    options += ["--codec.init_args.channels", "1", "--splits", "val", "--shard_size", "100"]
+    for count in ("1", "2"):
+        command = [sys.executable, "-m", "asyncdiff", "cache-latents", *options, "--processes", count, "--out", count]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
 def test_shards_of_at_most_256_megabytes_by_default():

@@ -94,14 +94,21 @@ def _spawn(count: int, argv: Sequence[str]) -> None:
         )
     command = [*argv, "--processes=1", *trusted_packages.option_argv()]
     logging.getLogger(multiprocessing.spawn.__module__).setLevel(logging.ERROR)  # it reports that it ends the others
+    # Not as daemons, which could not start the data module's workers.
+    context = multiprocessing.spawn(_encode_share, (count, command), nprocs=count, join=False)
     try:
-        multiprocessing.spawn(_encode_share, (count, command), nprocs=count, daemon=True)
+        while not context.join():
+            pass
     except multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code)  # the process has printed the reason
+    finally:
+        for process in context.processes:
+            process.terminate()
 
 
 def _encode_share(rank: int, count: int, command: Sequence[str]) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     with one_line_errors(), trusted_packages.restrict_imports(command) as rest:

@@ -66,10 +66,13 @@ def split_option(argv: Sequence[str], option: str) -> tuple[list[str], list[str]
 
 def check_device(name: str) -> None:
     """Raise ValueError unless a device is available."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not available on this machine: use cpu") from error
+    # Without an allocation, for which every process of an evaluation would occupy memory of the first GPU.
+    counts = {"cpu": 1}
+    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        counts[accelerator.type] = torch.accelerator.device_count()
+    kind, _, index = name.partition(":")
+    if name not in counts and not (index.isdecimal() and int(index) < counts.get(kind, 0)):
+        raise ValueError(f"--device {name} is not available on this machine: use cpu")
 
 
 def load_model(checkpoint: Path, options: Any) -> Any:
