@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.order import ResumableLoader, ShuffledShard, sample_keys
+from datamodules.order import ResumableLoader, ShuffledShard, StoppingLoader, sample_keys
 
 Split = Literal["train", "val", "test"]
 Item = tuple[int, int]  # index in the split and key of the sample
@@ -270,7 +270,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _eval_loader(self, split: Split) -> DataLoader[Batch]:
         data = self.dataset(split)
         shard = ShuffledShard(data, seed=self.seed, shuffle=False, drop_last=False)
-        return DataLoader(RawBatches(data), **self._options(shard, self.eval_batch_size))
+        return StoppingLoader(RawBatches(data), **self._options(shard, self.eval_batch_size))
 
     def _options(self, shard: ShuffledShard, batch_size: int) -> dict[str, Any]:
         return {

@@ -183,7 +183,23 @@ class ShuffledShard(DistributedSampler[Any]):
         return shuffle_in_blocks(self.blocks, self.rank_and_world[1], generator)
 
 
-class ResumableLoader(DataLoader[Any]):
+class StoppingLoader(DataLoader[Any]):
+    """DataLoader whose workers end with the first error in one of them, also if they are persistent."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches."""
+        batches = super().__iter__()
+        try:
+            yield from batches
+        except Exception:
+            # Left to the garbage collector, torch would wait for workers that it can no longer tell to stop.
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
+                self._iterator = None  # a new iteration starts new workers
+            raise
+
+
+class ResumableLoader(StoppingLoader):
     """DataLoader over a ShuffledShard whose state is the position of its next batch.
 
     Lightning saves the state in checkpoints and restores it on resume.
@@ -215,20 +231,12 @@ class ResumableLoader(DataLoader[Any]):
             return
         self._yielded = 0
         self._begin, self._before = (shard.epoch, shard.start), self._epoch_progress()[0]
-        batches = super().__iter__()
-        try:
-            for batch in batches:
-                self._yielded += 1
-                if shard.resuming:
-                    epoch, start = self._position_after(self._yielded)
-                    shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
-                yield batch
-        except Exception:
-            # Left to the garbage collector, torch would wait for workers that it can no longer tell to stop.
-            if hasattr(batches, "_shutdown_workers"):
-                batches._shutdown_workers()
-                self._iterator = None  # a new iteration starts new workers
-            raise
+        for batch in super().__iter__():
+            self._yielded += 1
+            if shard.resuming:
+                epoch, start = self._position_after(self._yielded)
+                shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
+            yield batch
 
     def _epoch_progress(self) -> tuple[int, int]:
         """Return the batches processed so far and the batches per epoch."""
