@@ -1,6 +1,7 @@
 """Make a resumed run log the same curves as an uninterrupted one."""
 
 import os
+import shutil
 from collections.abc import Mapping, Set
 from itertools import count
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.graceful_shutdown import model_checkpoints, save_last_checkpoint
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
+from asyncdiff.checkpoints.atomic_files import open_atomic
 from asyncdiff.training.lightning_internals import (
     logged_step,
     pending_scalars,
@@ -164,6 +166,9 @@ def cut_event_files(folder: Path, sizes: Mapping[str, int | None], keep: Set[str
     for file in [*folder.glob(EVENTS)]:
         size = sizes.get(file.name)
         if size is not None and file.stat().st_size > size:
+            if file.is_symlink() or file.stat().st_nlink > 1:  # a copy of the run's folder may share the file
+                with open_atomic(file) as stream, file.open("rb") as events:
+                    shutil.copyfileobj(events, stream)
             os.truncate(file, size)
         elif file.name not in sizes and file.name not in keep:
             names = (folder / f"superseded.{n}.{file.name.removeprefix(PREFIX)}" for n in count())

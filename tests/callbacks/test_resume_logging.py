@@ -171,6 +171,16 @@ def test_event_files_are_cut_or_renamed(tmp_path):
     assert contents(tmp_path) == {**left, "superseded.1.1.host.1.0": b"again"}
 
 
+@pytest.mark.parametrize("link", [Path.hardlink_to, Path.symlink_to])
+def test_a_copy_of_a_run_made_of_links_keeps_its_events(tmp_path, link):
+    (run := tmp_path / "run").mkdir()
+    original, copied = (folder / "events.out.tfevents.1.host.1.0" for folder in (tmp_path, run))
+    original.write_bytes(b"0123456789")
+    link(copied, original)
+    cut_event_files(run, {copied.name: 7}, keep=set())
+    assert (original.read_bytes(), contents(run)) == (b"0123456789", {copied.name: b"0123456"})
+
+
 def test_a_checkpoint_knows_which_event_files_are_its_own(tmp_path):
     """Those of another run in the folder stay; its own are still known after a run with another logger."""
     other = tmp_path / "events.out.tfevents.1.other.7.0"
