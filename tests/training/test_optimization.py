@@ -224,9 +224,7 @@ def test_the_error_is_raised_even_if_no_file_can_be_written(tmp_path, monkeypatc
         raise FileNotFoundError("the data are gone")
 
     monkeypatch.setattr("asyncdiff.AsyncDiffusion._files", gone)
-    with pytest.raises(
-        ValueError, match=r"1 steps in a row up to step 1: no file could be written \(the data"
-    ):
+    with pytest.raises(ValueError, match=r"1 steps in a row up to step 1: no file could be written \(the data"):
         run(tmp_path, {0}, stop_after_bad_steps=1)
 
 
