@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch._utils import ExceptionWrapper
 
 from asyncdiff.cli.errors import user_error_message
+from asyncdiff.cli.errors.suggestions import nearest_class_path
 from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, make_portable
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.training.lightning_module import AsyncDiffusion
@@ -246,6 +247,7 @@ def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right
         (["--sed_everything", "3"], "--sed_everything", "--seed_everything"),
         (["--data.init_args.batchsize", "3"], "--data.init_args.batchsize", "batch_size"),
         (["--model.network.init_args.dept", "3"], "--model.network.init_args.dept", "depth"),
+        (["--model.levels.path.spred", "3"], "--model.levels.path.spred", "spread"),
         (
             ["--model.weighting", "asyncdiff.denoising.weightings.Velocty"],
             "--model.weighting",
@@ -279,7 +281,7 @@ def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, ref
             "${vars.dim}",
             "${oc.env:NO_SUCH_NAME}",
             "10: model.network.init_args.dim",
-            "KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_NAME' not found",
+            "Environment variable 'NO_SUCH_NAME' not found",
         ),
         ("trainer:\n", "trainer: [\n", "24", "not valid YAML: expected ',' or ']', but got ':'"),
         (
@@ -295,11 +297,84 @@ def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, ref
             "there is no such key: write its arguments directly below model",
         ),
         ("{decay", "{zzz", "32: trainer.callbacks.init_args.zzz", "EMA has no argument zzz; it takes decay"),
+        (
+            "{class_path: asyncdiff.callbacks.EMA, init_args: {decay: 0.9}}",
+            "asyncdiff.callbacks.EMAX",
+            "31: trainer.callbacks",
+            "there is no class asyncdiff.callbacks.EMAX; did you mean asyncdiff.callbacks.EMA?",
+        ),
+        (
+            "init_args: {decay: 0.9}",
+            "decay: 0.9",
+            "32: trainer.callbacks.decay",
+            "there is no such key: write it below trainer.callbacks.init_args",
+        ),
+        (
+            "solver: {class_path: asyncdiff.sampling.DDIM}",
+            "guidance: {class_path: asyncdiff.sampling.ClassifierFree, init_args: {scale: 2}}",
+            "17: model.sampler.init_args.guidance",
+            "must be Sequence, got {'class_path': ",
+        ),
+        ("image_size: 8", "image_size: 2020-13-45", "18: model.image_size", "must be int, got 2020-13-45"),
+        ("dim: 32", "dim: abc", "10: model.network.init_args.dim", "must be int, got abc"),
     ],
 )
 def test_other_configuration_errors_are_reported_with_their_location(old, new, place, reason, refused):
     edit(old, new)
     assert refused("fit", "--config", "experiment.yaml").startswith(f"experiment.yaml:{place}: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--trainer.logger", "false", "--model.seed", "x"], "--model.seed: must be int, got x"),
+        (["--model.levels.path.spread", "wide"], "--model.levels.path.spread: must be float, got wide"),
+        (["--vars.dim", "abc"], "experiment.yaml:10: model.network.init_args.dim: must be int, got abc"),
+        (["--trainer.max_steps"], "--trainer.max_steps: a value must follow"),
+        (["--trainer.max_steps", "x", "--foo"], "--trainer.max_steps: must be int, got x"),
+        (["--foo"], "--foo: there is no such option"),
+        (["--seed_everything", "x"], "--seed_everything: must be bool or int, got x"),
+        (
+            ["--model.sampler.guidance", "[{class_path: ClassifierFree, init_args: {scale: x}}]"],
+            "--model.sampler.guidance: must be float, got x",
+        ),
+        (
+            ["--model.sampler", "{class_path: Sampler, steps: 3}"],
+            "--model.sampler: there is no such key: write it below model.sampler.init_args",
+        ),
+        (["--model", "3"], "--model: must be a section of keys, got 3"),
+        (["--model.seed", "${nothing}"], "--model.seed: ${nothing} is not defined"),
+        (
+            ["--model.network", "net.yaml"],
+            "--model.network: must be a class path or a YAML file with one, got net.yaml: there is no such file",
+        ),
+        (
+            ["--model.network", "null"],
+            "--model.network: must be Module written as {class_path: ..., init_args: {...}}, got null",
+        ),
+    ],
+)
+def test_invalid_values_of_options_are_reported_in_one_line(argv, message, refused):
+    assert refused("fit", "--config", "experiment.yaml", *argv) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# nothing", "more.yaml must contain sections such as data, model and trainer, got nothing"),
+        (b"trainer:", "more.yaml must contain sections such as data, model and trainer, got {'trainer': None}"),
+        (b"model: 3", "more.yaml:1: model: must be a section of keys, got 3"),
+        (b"model:\nvars: {a: 1}", "model.network must be given"),
+        ("vars: {a: 1}".encode("utf-16"), "more.yaml: not valid YAML: invalid start byte at byte 0; save it as UTF-8"),
+    ],
+)
+def test_invalid_files_are_reported_in_one_line(content, message, refused):
+    Path("more.yaml").write_bytes(content)
+    assert refused("fit", "--config", "experiment.yaml", "--config", "more.yaml") == message
+
+
+def test_a_similar_class_of_the_same_module_is_suggested():
+    assert nearest_class_path("asyncdiff.noise.Sharde") == "asyncdiff.noise.Shared"  # not a class named Shard
 
 
 def test_a_package_that_a_class_needs_is_named(refused, monkeypatch):
@@ -334,6 +409,7 @@ def test_errors_name_the_last_file_that_sets_the_key(refused):
         ([], "the command must be one of fit, validate, test, predict"),
         (["fitt"], "the command must be one of fit, validate, test, predict, got fitt; did you mean fit?"),
         (["fit"], "model.network, data must be given; name an experiment file with --config"),
+        (["fit", "--trainer.max_steps", "3"], "model.network, data must be given; name an experiment file with"),
         (["--config", "experiment.yaml", "fit"], "options must come after the command, as in: train.py fit"),
         (["fit", "--config", "none.yaml"], "--config must be a YAML file, got none.yaml: No such file"),
         (["fit", "--config", "experiment.yaml", "3"], "3 is not an option"),

@@ -5,12 +5,13 @@ the signatures of the classes that it names, and a value is tested by parsing it
 """
 
 import inspect
+import math
 import re
 import textwrap
 import types
 import typing
 from argparse import _SubParsersAction
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -21,7 +22,9 @@ from asyncdiff.cli.errors.entries import Entry, InvalidFileError, command_line_e
 from asyncdiff.cli.errors.suggestions import did_you_mean, known_classes, load_class, nearest_name
 
 STRUCTURE = ("class_path", "init_args", "dict_kwargs")
+ONLY_OPTIONS = ("help", "config", "print_config")
 MAX_CHOICES = 8  # class paths listed in a message
+NO_CLASS = ("null", "true", "false")  # values of options that YAML does not read as strings
 
 
 def explain(parser: ArgumentParser, argv: Sequence[str], error: Exception) -> str:
@@ -68,33 +71,57 @@ class Search:
         self.classes: dict[str, type] = {}
         self.required = [action.dest for action in parser._actions if action.required and action.option_strings]
         self.required += sorted(getattr(parser, "_extra_required_keys", ()))
-        self.positionals = [action.dest for action in parser._actions if not action.option_strings]
+        positionals = [action for action in parser._actions if not action.option_strings]
+        self.positionals = [action.dest for action in positionals]
+        self.max_positionals = math.inf if any(action.nargs for action in positionals) else len(positionals)
+        self.values: dict[str, Any] = {}  # the last value of each key
+        self.lists: dict[str, list[Any]] = {}  # the last list, whose items are entries of the same key
 
     def problems(self, entries: Sequence[Entry]) -> Iterator[str]:
         """Yield the problems in their order, then missing arguments."""
+        entered: set[str] = set()
+        positionals = 0
         for key, value, place in entries:
             if key:
-                for problem in self._of_entry(self._full_key(key, place), value, place):
+                full = self._full_key(key, place)
+                entered = {k for k in entered if not k.startswith(f"{full}.")} if value is None else entered
+                entered |= {full} if value != {} else set()
+                for problem in self._of_entry(full, value, place):
                     yield f"{place}: {problem}"
-            elif not place and not self.positionals:
-                yield f"{value} is not an option: options begin with --, and a value follows its option"
-            elif place and not isinstance(value, dict):
-                given = f"{place.rpartition(':')[0]} must contain sections such as data, model and trainer"
-                yield f"{given}, got {_shorten(value)}"
-        entered = {self._full_key(key, place) for key, value, place in entries if value != {}}
+                self.values[full] = value
+                if isinstance(value, list):
+                    self.lists[full] = value
+            elif not place:
+                positionals += 1
+                if positionals > self.max_positionals:
+                    yield f"{value} is not an option: options begin with --, and a value follows its option"
+            elif not isinstance(value, dict):
+                yield _without_sections(value, place)
+        for key, value, place in entries:
+            if (meant := _follow(value, self.values)) is not value:
+                for problem in self._of_entry(self._full_key(key, place), meant, place):
+                    yield f"{place}: {problem}"
         missing = [key for key in dict.fromkeys(self.required) if key in self.kinds.keys() - entered]
-        missing += [] if any(not entry.place for entry in entries) else self.positionals
+        missing += [] if positionals else self.positionals
         if missing:
-            remedy = "; name an experiment file with --config" if "config" in self.kinds and not entries else ""
-            yield f"{', '.join(missing)} must be given{remedy}"
+            no_file = "config" in self.kinds and all(entry.place.startswith("-") for entry in entries)
+            yield f"{', '.join(missing)} must be given{'; name an experiment file with --config' if no_file else ''}"
+        for key, value, place in entries:
+            if not key and isinstance(value, dict) and all(section is None for section in value.values()):
+                yield _without_sections(value, place)
 
     def _full_key(self, key: str, place: str) -> str:
         """Insert init_args where an option leaves it out, as in --sampler.steps."""
-        for owner in self.classes if place.startswith("-") else ():
+        if not place.startswith("-"):
+            return key
+        option = place.lstrip("-").rstrip("+")
+        below = key.removeprefix(option) if key.startswith(f"{option}.") else ""  # in JSON, nothing may be left out
+        key = key.removesuffix(below)
+        for owner in self.classes:
             rest = key.removeprefix(f"{owner}.")
             if rest != key and rest.partition(".")[0] not in STRUCTURE:
-                return f"{owner}.init_args.{rest}"
-        return key
+                key = f"{owner}.init_args.{rest}"
+        return key + below
 
     def _of_entry(self, key: str, value: Any, place: str) -> Iterator[str]:
         above, _, name = key.rpartition(".")
@@ -106,16 +133,22 @@ class Search:
         if name == "class_path" and _bases(parent):
             yield from self._of_class(above, value, "" if place.startswith("-") else f"{above}: ")
         elif _bases(parent):
+            beside = self.values.get(above)
             if name not in STRUCTURE and (close := nearest_name(name, STRUCTURE, 0.7)):
                 yield f"{label}there is no such key{did_you_mean(close)}"
             elif above not in self.classes:
                 yield f"{above}: class_path must be given next to init_args"
-        elif key in self.kinds:
+            elif name not in STRUCTURE and isinstance(beside, dict) and "class_path" in beside:
+                yield f"{label}there is no such key: write it below {above}.init_args"
+            elif name not in STRUCTURE:  # the class is in an earlier file
+                yield from self._of_entry(f"{above}.init_args.{name}", value, place)
+        elif any(known.startswith(f"{key}.") for known in self.kinds) and self.kinds.get(key) is None:
+            if value is not None and not isinstance(value, dict):
+                yield f"{label}must be a section of keys, got {_shorten(value)}"
+        elif key in self.kinds and (key not in ONLY_OPTIONS or place.startswith("-")):
             yield from self._of_value(key, value, label)
-        elif not any(known.startswith(f"{key}.") for known in self.kinds) and not self._is_free(above):
+        elif not self._is_free(above):
             yield label + self._unknown(key, place)
-        elif value is not None and not isinstance(value, dict):
-            yield f"{label}must be a section of keys, got {_shorten(value)}"
 
     def _is_free(self, key: str) -> bool:
         """Return whether a key lies in a value whose keys are not checked, such as a dictionary."""
@@ -149,12 +182,15 @@ class Search:
     def _of_value(self, key: str, value: Any, label: str) -> Iterator[str]:
         kind = self.kinds[key]
         bases, options = _bases(kind), _alternatives(kind)
-        has_objects = bases or any(_bases(item) for option in options for item in typing.get_args(option))
-        if kind is None or "${" in str(value) or (has_objects and isinstance(value, dict | list)):
-            return  # the entries below are checked instead
-        if bases and isinstance(value, str):
+        if kind is None or (isinstance(value, dict) and value in self.lists.get(key, ())):
+            return
+        if any(_may_contain_objects(option, value) for option in options):  # the entries below are checked, too
+            items = [item for item in value if not isinstance(item, dict | list)] if isinstance(value, list) else ()
+            for item in items:
+                yield from self._of_value(key, item, label)
+        elif bases and isinstance(value, str) and value not in NO_CLASS and "${" not in value:
             yield from () if str in options else self._of_class(key, value, label)
-        elif not self._accepts(kind, value):
+        elif "${" not in str(value) and not self._accepts(kind, value):
             yield f"{label}must be {' or '.join(dict.fromkeys(map(_type_name, options)))}, got {_shorten(value)}"
 
     def _accepts(self, kind: Any, value: Any) -> bool:
@@ -172,7 +208,8 @@ class Search:
         above, _, name = key.rpartition(".")
         owner = self.classes.get(above.removesuffix(".init_args")) if above.endswith(".init_args") else None
         prefix = f"{above}." if above else ""
-        siblings = {k.removeprefix(prefix).partition(".")[0] for k in self.kinds if k.startswith(prefix)}
+        known = [k for k in self.kinds if k not in ONLY_OPTIONS or place.startswith("-")]
+        siblings = {k.removeprefix(prefix).partition(".")[0] for k in known if k.startswith(prefix)}
         if owner is not None:
             accepted = ", ".join(sorted(siblings)) or "no arguments"
             choice = did_you_mean(nearest_name(name, siblings)) or f"; it takes {accepted}"
@@ -180,7 +217,7 @@ class Search:
         dashes, noun = ("--", "option") if place.startswith("-") else ("", "key")
         if name in STRUCTURE:
             return f"there is no such {noun}: write its arguments directly below {above}"
-        elsewhere = {known.rpartition(".")[2]: known for known in sorted(self.kinds)}
+        elsewhere = {k.rpartition(".")[2]: k for k in sorted(known)}
         close = nearest_name(name, siblings, 0.75)
         meant = prefix + close if close else elsewhere.get(nearest_name(name, elsewhere, 0.75), "")
         return f"there is no such {noun}{did_you_mean(dashes + meant if meant else '')}"
@@ -194,10 +231,27 @@ def _interpolation_problems(
     keys = {*known, *(entry.key for entry in entries)}
     # Inside train.py, the key begins with the subcommand.
     for key, value, place in [entry for entry in entries if entry.key and full_key.endswith(entry.key)][::-1]:
+        where = place if place.startswith("-") else f"{place}: {key}"
         for name in re.findall(r"\$\{(\w[\w.]*)\}", str(value)):
             if name not in keys:
-                yield f"{place}: {key}: ${{{name}}} is not defined{did_you_mean(nearest_name(name, keys - {key}))}"
-        yield f"{place}: {key}: {str(error).splitlines()[0]}"
+                yield f"{where}: ${{{name}}} is not defined{did_you_mean(nearest_name(name, keys - {key}))}"
+        reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", str(error).splitlines()[0])
+        yield f"{where}: {reason.strip(chr(34))}"
+
+
+def _without_sections(value: Any, place: str) -> str:
+    file = place.rpartition(":")[0]
+    return f"{file} must contain sections such as data, model and trainer, got {_shorten(value)}"
+
+
+def _follow(value: Any, values: Mapping[str, Any]) -> Any:
+    """Return the value that an interpolation refers to, and any other value unchanged."""
+    for _ in values:  # which may be a circle
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+        if reference is None or reference[1] not in values:
+            break
+        value = values[reference[1]]
+    return value
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -213,11 +267,23 @@ def _bases(kind: Any) -> tuple[type, ...]:
     return tuple(part for part in parts if isinstance(part, type) and ActionTypeHint.is_subclass_typehint(part))
 
 
+def _may_contain_objects(option: Any, value: Any) -> bool:
+    """Return whether a value of this type may be a dict or a list like the given one, with objects."""
+    origin, items = typing.get_origin(option), typing.get_args(option)
+    if isinstance(value, dict):
+        return bool(_bases(option) if origin is None else origin is dict and _bases(items[1]))
+    return isinstance(value, list) and origin is not None and bool(_bases(option))
+
+
 def _type_name(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(repr, typing.get_args(kind)))}"
-    return "null" if kind is type(None) else getattr(kind, "__name__", str(kind).replace("typing.", ""))
+    if kind is type(None):
+        return "null"
+    name = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+    written = typing.get_origin(kind) is None and _bases(kind)
+    return f"{name} written as {{class_path: ..., init_args: {{...}}}}" if written else name
 
 
 def _shorten(value: Any) -> str:
-    return textwrap.shorten(str(value) or "nothing", 80, placeholder=" ...")
+    return textwrap.shorten("null" if value is None else str(value) or "nothing", 80, placeholder=" ...")

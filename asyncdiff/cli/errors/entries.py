@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import ActionConfigFile
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
+from jsonargparse._typehints import ActionTypeHint
 
 from asyncdiff.checkpoints.old_names import update_class_path
 
 
 class InvalidFileError(ValueError):
-    """Raised for a file that cannot be read as YAML."""
+    """Raised for a file that cannot be read as YAML, and for an option without its value."""
 
 
 class Entry(NamedTuple):
@@ -28,9 +31,21 @@ class Entry(NamedTuple):
     place: str
 
 
+class _Loader(yaml.SafeLoader):
+    """Loader that reads scalars as jsonargparse does: 1e-3 is a number, and a date is a string."""
+
+    yaml_implicit_resolvers = get_yaml_default_loader().yaml_implicit_resolvers
+
+
 def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[Entry]:
     """Yield the entries of a command line, and those of its YAML files, in their order."""
     flags = [option for action in parser._actions if action.nargs == 0 for option in action.option_strings]
+    typed_options = [
+        option
+        for action in parser._actions
+        if isinstance(action, ActionTypeHint | ActionConfigFile) and action.nargs is None
+        for option in action.option_strings
+    ]
     rest = list(argv)
     while rest:
         typed, equals, value = (argument := rest.pop(0)).partition("=")
@@ -38,6 +53,8 @@ def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -
             yield Entry("", argument, "")
             continue
         if not equals:
+            if typed in typed_options and (not rest or rest[0].startswith("--")):
+                raise InvalidFileError(f"{typed}: a value must follow")
             value = "true" if typed in flags or not rest or rest[0].startswith("--") else rest.pop(0)
         key = "" if typed == "--config" else typed[2:].rstrip("+").removesuffix(".help")
         if not key or (value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file()):
@@ -51,12 +68,17 @@ def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -
 def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
     """Yield the entries of a YAML file below a key; raise InvalidFileError with the line if it is not valid."""
     try:
-        yield from _entries(file.read_bytes(), key, str(file), lines=True)
+        text = file.read_bytes().decode()
     except OSError as error:
         raise InvalidFileError(f"--config must be a YAML file, got {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(
+            f"{file}: not valid YAML: {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from error
+    yield from _entries(text, key, str(file), lines=True)
 
 
-def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
+def _entries(text: str, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
     def walk(loader: yaml.SafeLoader, node: yaml.Node, key: str, mark: yaml.Mark) -> Iterator[Entry]:
         value = loader.construct_object(node, deep=True)
         value = update_class_path(value) if isinstance(value, str) else value
@@ -70,8 +92,10 @@ def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterato
                 yield from walk(loader, item, f"{key}.{name.value}".strip(".").rstrip("+"), name.start_mark)
 
     try:
-        loader = yaml.SafeLoader(text)
-        if (node := loader.get_single_node()) is not None:
+        loader = _Loader(text)
+        if (node := loader.get_single_node()) is None:
+            yield Entry(key, "", f"{place}:1" if lines else place)
+        else:
             yield from walk(loader, node, key, node.start_mark)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if lines and error.problem_mark else ""

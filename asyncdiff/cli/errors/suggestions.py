@@ -34,8 +34,9 @@ def find_class(class_path: str) -> type | None:
 
 def load_class(path: str, bases: Iterable[type]) -> tuple[type | None, str]:
     """Return the class at a path, or a subclass of `bases` with that name; None and what is wrong if there is none."""
-    if not all(part.isidentifier() for part in path.split(".")):
-        reason = "there is no such file" if path.endswith((".yaml", ".yml", ".json")) else "it is neither"
+    is_file = path.endswith((".yaml", ".yml", ".json"))
+    if is_file or not all(part.isidentifier() for part in path.split(".")):
+        reason = "there is no such file" if is_file else "it is neither"
         return None, f"must be a class path or a YAML file with one, got {path}: {reason}"
     if "." in path and not may_be_imported(path) and _is_installed(path.partition(".")[0]):
         return None, refusal_message(path)
@@ -69,9 +70,16 @@ def _subclass(name: str, bases: Iterable[type]) -> type | None:
 
 
 def nearest_class_path(path: str) -> str:
-    """Return the public path of the class that was probably meant, by its name and then by its module, or nothing."""
+    """Return the public path of the class that was probably meant, or an empty string.
+
+    A class of the same name in another module is preferred, then one of a similar name in the same module.
+    """
     known = known_classes()
-    name = nearest_name(path.rpartition(".")[2], {entry.rpartition(".")[2] for entry in known})
+    module, _, name = path.rpartition(".")
+    names = {entry.rpartition(".")[2] for entry in known}
+    siblings = {e.rpartition(".")[2] for e, kind in known.items() if module in (e.rpartition(".")[0], kind.__module__)}
+    if name not in names:
+        name = nearest_name(name, siblings) or nearest_name(name, names, 0.75 if module else 0.6)
     return nearest_name(path, [entry for entry in known if name and entry.endswith(f".{name}")], 0.0)
 
 
