@@ -341,11 +341,14 @@ def lint(*argv, **options):
     return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, **options)
 
 
-def unsafe_flags(code: str) -> list[str]:
-    """Return the arguments that allow code in data files, unless they have their safe value."""
+def unsafe_parts(code: str) -> list[str]:
+    """Return arguments that allow code in data files, unless they have their safe value, and calls of two builtins."""
     safe = {"allow_pickle": False, "weights_only": True}
-    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword) and node.arg in safe]
-    return [ast.unparse(node) for node in found if getattr(node.value, "value", None) is not safe[node.arg]]
+    nodes = [*ast.walk(ast.parse(code))]
+    flags = [node for node in nodes if isinstance(node, ast.keyword) and node.arg in safe]
+    found = [ast.unparse(node) for node in flags if getattr(node.value, "value", None) is not safe[node.arg]]
+    calls = [getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)]
+    return [*found, *(name for name in calls if name in ("__import__", "compile"))]
 
 
 def test_no_package_reads_pickles():
@@ -354,9 +357,10 @@ def test_no_package_reads_pickles():
     files = [ROOT / "train.py", *(file for name in PACKAGES for file in (ROOT / name).rglob("*.py"))]
     texts = {file: file.read_text() for file in files}
     assert len(texts) > 150
-    flags = {file: unsafe_flags(text) for file, text in texts.items() if re.search("allow_pickle|weights_only", text)}
-    assert len(flags) > 5
-    assert not any(flags.values()), flags
+    suspects = "allow_pickle|weights_only|__import__|compile"
+    found = {file: unsafe_parts(text) for file, text in texts.items() if re.search(suspects, text)}
+    assert len(found) > 5
+    assert not any(found.values()), found
 
 
 UNSAFE = """
@@ -366,6 +370,7 @@ torch.load(f, weights_only=True)
 torch.jit.load(f)
 torch.hub.load(f)
 torch.package.PackageImporter(f)
+torch.serialization.load(f)
 torch.serialization.safe_globals([f])
 pickle.load(f)
 pickle.loads(f)
@@ -376,7 +381,9 @@ joblib.load(f)
 yaml.load(f, Loader=yaml.Loader)
 yaml.load_all(f)
 yaml.full_load(f)
+yaml.full_load_all(f)
 yaml.unsafe_load(f)
+yaml.unsafe_load_all(f)
 importlib.import_module(f)
 os.system(f)
 subprocess.run(f, shell=True)
@@ -392,5 +399,6 @@ def test_unsafe_calls_are_found():
     safe = "import numpy as np, yaml\nnp.load(f)\nyaml.safe_load(f)\nmodel.eval()\nmodel.compile()\n"
     assert lint("--stdin-filename", "asyncdiff/new.py", "-", input=safe).stdout == ""
     for flag in ("allow_pickle=True", "allow_pickle=x", "weights_only=False", "weights_only=x"):
-        assert unsafe_flags(f"read(f, {flag})") == [flag]
-    assert unsafe_flags("read(f, allow_pickle=False, weights_only=True)") == []
+        assert unsafe_parts(f"read(f, {flag})") == [flag]
+    assert unsafe_parts("__import__(f); compile(f, f, f)") == ["__import__", "compile"]
+    assert unsafe_parts("read(f, allow_pickle=False, weights_only=True); re.compile(f)") == []
