@@ -3,9 +3,11 @@
 import inspect
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
+from asyncdiff.cli.commands import cache_latents
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
 from asyncdiff.cli.commands.shared.options import check_device
 from asyncdiff.noise.level_samplers import AlongPath
@@ -416,3 +419,15 @@ def test_devices_are_found_without_an_allocation(monkeypatch):
     for name in ("cuda:2", "mps", "cuda:x", "meta", ""):
         with pytest.raises(ValueError, match=f"--device {name} is not available on this machine: use cpu"):
             check_device(name)
+
+
+def test_sigterm_ends_the_processes_of_cache_latents(monkeypatch):
+    ended = []
+    process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
+    context = SimpleNamespace(processes=[process] * 2, join=lambda: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(cache_latents.multiprocessing, "spawn", lambda *_, **__: context)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        cache_latents._spawn(2, [])
+    assert (stopped.value.code, ended) == (128 + signal.SIGTERM, ["terminated"] * 2)
+    assert signal.getsignal(signal.SIGTERM) is before

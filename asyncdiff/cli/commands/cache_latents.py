@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +95,7 @@ def _spawn(count: int, argv: Sequence[str]) -> None:
         )
     command = [*argv, "--processes=1", *trusted_packages.option_argv()]
     logging.getLogger(multiprocessing.spawn.__module__).setLevel(logging.ERROR)  # it reports that it ends the others
+    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     # Not as daemons, which could not start the data module's workers.
     context = multiprocessing.spawn(_encode_share, (count, command), nprocs=count, join=False)
     try:
@@ -104,6 +106,7 @@ def _spawn(count: int, argv: Sequence[str]) -> None:
     finally:
         for process in context.processes:
             process.terminate()
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _encode_share(rank: int, count: int, command: Sequence[str]) -> None:
