@@ -15,8 +15,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return list(_differences(before, now, ""))
 
 
-def value_at(content: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a dotted key, or None if the key is missing; names in it may contain dots themselves."""
+def value_at(content: Any, key: str) -> Any:
+    """Return the value at a dotted key of nested dicts, None if it is missing; names may contain dots themselves."""
     if not isinstance(content, Mapping):
         return None
     if key in content:

@@ -3,12 +3,12 @@
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from faults.killing import read_curves
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import quiet_trainer, small_dit
@@ -146,7 +146,7 @@ def test_the_last_step_is_saved(whole):
 def test_the_last_step_belongs_to_the_callback_with_save_last(tmp_path):
     """Lightning saves to its folder too; another one may keep the best checkpoints elsewhere."""
     best, last = ModelCheckpoint(tmp_path / "best"), ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
-    trainer = SimpleNamespace(callbacks=[best, last], save_checkpoint=lambda path: None)
+    trainer = mock.Mock(spec=Trainer, callbacks=[best, last])
     path = save_last_checkpoint(trainer)
     assert path == tmp_path / "checkpoints" / "last.ckpt"
     assert (best.last_model_path, last.last_model_path) == ("", str(path))
