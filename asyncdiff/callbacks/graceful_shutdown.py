@@ -129,7 +129,7 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
-def save_last_checkpoint(trainer: Trainer) -> Path:
+def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Path:
     """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, and return its path."""
     checkpointers = sorted(model_checkpoints(trainer), key=lambda checkpointer: not checkpointer.save_last)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
@@ -138,7 +138,7 @@ def save_last_checkpoint(trainer: Trainer) -> Path:
         if checkpointer.save_last and checkpointer.dirpath and Path(checkpointer.dirpath) == path.parent:
             # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.
             checkpointer.last_model_path = str(path)
-    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path, network_only)  # without the state of training, or with it
     return path
 
 

@@ -108,7 +108,7 @@ class ResumeLogging(Callback):
         self._validate(trainer)
         unsaved = [c for c in model_checkpoints(trainer) if c.save_last and saved_step(c) != trainer.global_step]
         if unsaved and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            save_last_checkpoint(trainer)
+            save_last_checkpoint(trainer, network_only=all(c.save_weights_only for c in unsaved))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = None

@@ -152,6 +152,14 @@ def test_the_last_step_belongs_to_the_callback_with_save_last(tmp_path):
     assert (best.last_model_path, last.last_model_path) == ("", str(path))
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_the_last_step_is_saved_as_its_callback_saves(tmp_path, weights_only):
+    saving = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=100, save_weights_only=weights_only)
+    trainer = quiet_trainer(tmp_path, max_steps=1, enable_checkpointing=True, callbacks=[saving, ResumeLogging()])
+    trainer.fit(AsyncDiffusion(small_dit(), image_size=8), datamodule=Digits(batch_size=32))
+    assert ("optimizer_states" in torch.load(tmp_path / "last.ckpt", weights_only=True)) != weights_only
+
+
 def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
