@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -49,11 +48,13 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     """
     from safetensors.torch import save
 
-    # Copies, because safetensors cannot store tensors that share memory.
-    weights = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    weights: dict[str, Tensor] = {}
+    stored: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        weights[name] = tensor.clone() if memory in stored else tensor  # safetensors refuses shared memory
+        stored.add(memory)
     tuples = list(tuple_paths(config["recipe"]))
     complete = {"format": FORMAT, **config, "tuples": tuples, "weights_sha256": tensors_sha256(weights)}
     content = yaml.safe_dump(complete, sort_keys=False, allow_unicode=True, width=120).encode()
