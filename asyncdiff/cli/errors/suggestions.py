@@ -42,7 +42,7 @@ def load_class(path: str, bases: Iterable[type]) -> tuple[type | None, str]:
         return None, refusal_message(path)
     try:
         if "." in path and may_be_imported(path):
-            importlib.import_module(path.rpartition(".")[0])
+            importlib.import_module(path.rpartition(".")[0])  # noqa: TID251  its package is allowed
         kind = find_class(path) if "." in path else _subclass(path, bases)
     except ImportError as error:
         if error.name and not path.startswith(error.name):
@@ -99,7 +99,7 @@ def known_classes() -> dict[str, type]:
 def _import(module: str) -> Any:
     """Return a module, or None if it cannot or may not be imported."""
     try:
-        return importlib.import_module(module) if may_be_imported(module) else None
+        return importlib.import_module(module) if may_be_imported(module) else None  # noqa: TID251
     except (ImportError, ValueError):
         return None
 
@@ -107,7 +107,7 @@ def _import(module: str) -> Any:
 def _modules() -> Iterator[str]:
     for package in PACKAGES:
         yield package
-        folders = importlib.import_module(package).__path__
+        folders = importlib.import_module(package).__path__  # noqa: TID251  our own packages
         modules = pkgutil.walk_packages(folders, f"{package}.", onerror=lambda name: None)
         yield from (module.name for module in modules if not module.name.startswith(PROGRAMS))
     yield from ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
