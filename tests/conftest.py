@@ -10,20 +10,11 @@ import torch
 from cli.command_errors import expect_error  # noqa: F401
 from cpu_limit import pytest_addoption, pytest_runtest_call, pytest_runtest_setup  # noqa: F401
 from faults.campaign import campaign, pytest_runtest_logreport, pytest_terminal_summary  # noqa: F401
-from small_runs import color_run, digits_run  # noqa: F401
+from small_runs import color_run, digits_run, randomize_weights  # noqa: F401
 
 from asyncdiff.networks.dit import DiT
 
 torch.set_num_threads(1)
-
-
-def randomize_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Give every parameter a random value: at initialization most of a DiT is switched off by zeros."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return network
 
 
 @pytest.fixture

@@ -31,16 +31,20 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]
     return folder
 
 
-def small_dit(channels: int = 1, classes: int = 10, seed: int = 0, **options: Any) -> DiT:
-    """Return a DiT for 8x8 images in 2x2 patches in which every weight is random."""
-    torch.manual_seed(seed)
-    network = DiT(
-        **{"channels": channels, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2, "classes": classes, **options}
-    )
+def randomize_weights(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Give every parameter a random value: at initialization most of a DiT is switched off by zeros."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype))
+            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     return network
+
+
+def small_dit(channels: int = 1, classes: int = 10, seed: int = 0, **options: Any) -> torch.nn.Module:
+    """Return a DiT for 8x8 images in 2x2 patches in which every weight is random."""
+    torch.manual_seed(seed)
+    sizes = {"patch_size": 2, "dim": 32, "depth": 1, "heads": 2, **options}
+    return randomize_weights(DiT(channels=channels, classes=classes, **sizes), seed)
 
 
 class Pixels(torch.nn.Module):

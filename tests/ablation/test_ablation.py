@@ -147,7 +147,7 @@ def write_curves(folder: Path, **curves: list[float]) -> Path:
 
 
 def test_each_step_counts_once(tmp_path):
-    """If runs of earlier versions logged a step twice, the values are equal but for throughput."""
+    """If runs of earlier versions logged a step twice, the two values differ only in throughput."""
     (earlier,) = write_curves(tmp_path, val__loss=[3.0, 2.0, 9.0]).iterdir()
     earlier.rename(tmp_path / "events.out.tfevents.1.host.1.0")  # files are read in the order of their times
     with SummaryWriter(str(tmp_path)) as writer:

@@ -93,7 +93,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(saved):
-    """A browser; each test visits the page anew."""
+    """A browser; each test loads the page again."""
     if BROWSER is None or DRIVER is None:
         pytest.skip("needs Chromium and its driver")
     options = webdriver.ChromeOptions()
