@@ -130,7 +130,10 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Path:
-    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, and return its path."""
+    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, and return its path.
+
+    `network_only` leaves out the state of training, without which a run cannot be resumed.
+    """
     checkpointers = sorted(model_checkpoints(trainer), key=lambda checkpointer: not checkpointer.save_last)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
     path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
@@ -138,7 +141,7 @@ def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Pat
         if checkpointer.save_last and checkpointer.dirpath and Path(checkpointer.dirpath) == path.parent:
             # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.
             checkpointer.last_model_path = str(path)
-    trainer.save_checkpoint(path, network_only)  # without the state of training, or with it
+    trainer.save_checkpoint(path, network_only)
     return path
 
 
