@@ -130,9 +130,14 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Path:
-    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, and return its path.
+    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`.
 
-    `network_only` leaves out the state of training, without which a run cannot be resumed.
+    Args:
+        trainer: trainer of the run.
+        network_only: leave out the state of training, without which a run cannot be resumed.
+
+    Returns:
+        Path of the file.
     """
     checkpointers = sorted(model_checkpoints(trainer), key=lambda checkpointer: not checkpointer.save_last)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
