@@ -5,7 +5,7 @@ With one generator per image, an image does not depend on the batch size or the 
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,6 +70,12 @@ class RandomSource:
     generator: Generators = None
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def select(self, rows: Sequence[int]) -> "RandomSource":
+        """Return the source for the images `rows` only; it needs one generator per image."""
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            raise ValueError("generator must be one per image to select images, got a single one: use per_image(seeds)")
+        return replace(self, batch=len(rows), generator=[self.generator[i] for i in rows])
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw (batch, *shape) uniform numbers in [0, 1); with one generator per image, row i uses generator i."""

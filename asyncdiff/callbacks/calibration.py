@@ -16,7 +16,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.shapes import mean_per_patch
 from asyncdiff.training.lightning_module import AsyncDiffusion
 

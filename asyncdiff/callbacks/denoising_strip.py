@@ -9,7 +9,7 @@ from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
 from asyncdiff.shapes import to_pixels
 from asyncdiff.training.lightning_module import AsyncDiffusion

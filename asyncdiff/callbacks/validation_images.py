@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 

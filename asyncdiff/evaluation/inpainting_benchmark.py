@@ -16,9 +16,9 @@ from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.evaluation.likelihood_by_path import standard_error
 from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import counter_key
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels, known_patches
+from asyncdiff.shapes import Image, KnownPixels, Labels, Levels, known_patches
 
 PerImage = Float[Tensor, " n"]
 
@@ -40,15 +40,7 @@ class CountingDenoiser(Denoiser):
         self.evaluations = 0
         self.patches = 0
 
-    def forward(
-        self,
-        x_t: Image,
-        t: LevelMap,
-        label: Labels | None = None,
-        *,
-        unique: UniqueLevels | None = None,
-        kv_cache: Any | None = None,
-    ) -> Prediction:
+    def forward(self, x_t: Image, t: Levels, label: Labels | None = None, *, kv_cache: Any | None = None) -> Prediction:
         moving = getattr(kv_cache, "moving", None)
         if moving is None:
             patches_per_image = math.prod(self.grid((x_t.shape[2], x_t.shape[3])))
@@ -57,7 +49,7 @@ class CountingDenoiser(Denoiser):
         self.evaluations += len(x_t)
         self.patches += len(x_t) * patches_per_image
         options = {} if kv_cache is None else {"kv_cache": kv_cache}
-        prediction: Prediction = self.denoiser(x_t, t, label, unique=unique, **options)
+        prediction: Prediction = self.denoiser(x_t, t, label, **options)
         return prediction
 
 

@@ -7,7 +7,7 @@ denoiser.
 """
 
 from asyncdiff.sampling.adaptive import Adaptive
-from asyncdiff.sampling.batched import generate, inpaint
+from asyncdiff.sampling.engine import ImageBatch, generate, inpaint, sample
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.look_ahead import LookAhead
 from asyncdiff.sampling.repaint import RePaint
@@ -25,6 +25,7 @@ __all__ = [
     "Frame",
     "Guidance",
     "Heun",
+    "ImageBatch",
     "ImageSampler",
     "InputGuidance",
     "LookAhead",
@@ -40,4 +41,5 @@ __all__ = [
     "Tolerance",
     "generate",
     "inpaint",
+    "sample",
 ]

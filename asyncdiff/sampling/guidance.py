@@ -12,7 +12,7 @@ from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
 from asyncdiff.randomness import RandomSource
 from asyncdiff.sampling.partial_updates import PartialUpdates
-from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, to_pixels, upsampled_to
+from asyncdiff.shapes import Image, Labels, LevelMap, Levels, level_map, to_pixels, upsampled_to
 
 
 class Guidance(ABC):
@@ -128,9 +128,7 @@ class GuidedDenoiser(ABC):
         return self.denoiser.grid(size)
 
     @abstractmethod
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Return the guided prediction; its log-variance, if any, is that of the unguided velocity."""
 
     @abstractmethod
@@ -148,14 +146,13 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
         super().__init__(denoiser)
         self.rule = rule
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         if label is None:  # both branches would be the same
-            return self.denoiser(x_t, t, unique=unique)
-        guided = (t >= self.rule.low) & (t <= self.rule.high) & (t > 0)
+            return self.denoiser(x_t, t)
+        levels = level_map(t)
+        guided = (levels >= self.rule.low) & (levels <= self.rule.high) & (levels > 0)
         if not guided.any() and not self.fixed_branches:
-            return self.denoiser(x_t, t, label, unique=unique)
+            return self.denoiser(x_t, t, label)
         if self.null_label is None:
             raise ValueError(
                 "ClassifierFree needs a class-conditional denoiser, got one without labels: remove this guidance"
@@ -166,7 +163,7 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
         scale = torch.where(guided, self.rule.scale, 1.0).to(x_t.dtype)
         # Written as a change to the conditional branch: at scale 1 it adds exactly zero.
         v = conditional + to_pixels(scale - 1, (x_t.shape[2], x_t.shape[3])) * (conditional - unconditional)
-        return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
+        return Prediction(self.process, x_t, levels, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
         return _ClassifierFreeDenoiser(select(self.denoiser, rows), self.rule)
@@ -179,25 +176,24 @@ class _InputGuidedDenoiser(GuidedDenoiser):
         self.level = level
         self.noise = noise
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
-        known = t == 0
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
+        levels = level_map(t)
+        known = levels == 0
         if (not known.any() or known.all()) and not self.fixed_branches:
-            return self.denoiser(x_t, t, label, unique=unique)
+            return self.denoiser(x_t, t, label)
         size = (x_t.shape[2], x_t.shape[3])
-        t_noisy = torch.where(known, self.level, t)
+        t_noisy = torch.where(known, self.level, levels)
         branches = len(x_t) // len(self.noise)  # more than one if another guidance wraps this one
         noise, strength = self.noise.repeat(branches, 1, 1, 1), self.strength.repeat(branches, 1, 1)
         noised = self.process.noised(x_t, noise.to(x_t.dtype), t_noisy)
         x_noisy = torch.where(to_pixels(known, size), noised, x_t)
         labels = None if label is None else torch.cat([label, label])
-        both = self.denoiser(torch.cat([x_t, x_noisy]), torch.cat([t, t_noisy]), labels)
+        both = self.denoiser(torch.cat([x_t, x_noisy]), torch.cat([levels, t_noisy]), labels)
         clean, noisy = both.v.chunk(2)
         guided = clean + to_pixels(strength.to(x_t.dtype), size) * (clean - noisy)
         # In images without known patches the branches differ by rounding only: leave those unguided.
         v = torch.where(to_pixels(known | ~known.flatten(1).any(1)[:, None, None], size), clean, guided)
-        return Prediction(self.process, x_t, t, v, None if both.logvar is None else both.logvar.chunk(2)[0])
+        return Prediction(self.process, x_t, levels, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
         return _InputGuidedDenoiser(select(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])

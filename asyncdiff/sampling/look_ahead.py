@@ -9,7 +9,7 @@ from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.denoising.uncertainty import check_finite, most_certain, predicted_rms_error
 from asyncdiff.randomness import RandomSource
 from asyncdiff.sampling.guidance import Guidance, GuidedDenoiser, select
-from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, to_pixels
+from asyncdiff.shapes import Image, Labels, Levels, to_pixels
 
 
 class LookAhead(Guidance):
@@ -48,10 +48,9 @@ class _LookAheadDenoiser(GuidedDenoiser):
         super().__init__(denoiser)
         self.rule = rule
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
-        first = self.denoiser(x_t, t, label, unique=unique)
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
+        first = self.denoiser(x_t, t, label)
+        t = first.t
         check_finite(first, torch.arange(len(t), device=t.device))
         noisiest = t.masked_fill(t >= 1, 0).amax(dim=(1, 2), keepdim=True)  # patches at 1 have not started
         active = (noisiest > 0) & (noisiest <= 1 - self.rule.skipped)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asyncdiff.denoising.denoiser import Denoiser, DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, UniqueLevels
+from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, Levels, level_map
 
 
 class PartialUpdates:
@@ -75,19 +75,18 @@ class PartialUpdates:
         """Return the level map's grid (gh, gw) for images of (h, w)."""
         return self.denoiser.grid(size)
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Return the prediction, freshly computed for moving patches and cached for the others."""
         assert self._moving is not None, "samplers call Start.set_moving before they evaluate"
+        levels = level_map(t)
         branches = len(x_t) // len(self._moving)
         moving = self._moving.repeat(branches, 1, 1)
-        if self._refresh_next or self._t is None or len(self._t) != len(t):
+        if self._refresh_next or self._t is None or len(self._t) != len(levels):
             self._kv_cache.moving = None
         else:  # patches that moved in the last step must be computed at their new level
-            self._kv_cache.moving = self._dilate(moving) | (t != self._t)
-        self._refresh_next, self._t = False, t
-        return self.denoiser(x_t, t, label, unique=unique, kv_cache=self._kv_cache)
+            self._kv_cache.moving = self._dilate(moving) | (levels != self._t)
+        self._refresh_next, self._t = False, levels
+        return self.denoiser(x_t, t, label, kv_cache=self._kv_cache)
 
     def _dilate(self, moving: KnownPatches) -> KnownPatches:
         """Add the patches within `margin` of moving ones."""

@@ -11,7 +11,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.sampling.guidance import Guidance, InputGuidance
 from asyncdiff.sampling.samplers import Frame, ImageSampler, Start
 from asyncdiff.sampling.solvers import DDIM, Solver
-from asyncdiff.shapes import Image, LevelMap
+from asyncdiff.shapes import LevelMap
 
 
 class RePaint(ImageSampler):
@@ -59,6 +59,7 @@ class RePaint(ImageSampler):
     def walk(self, start: Start) -> Iterator[Frame]:
         if start.image is None or start.known is None:
             raise ValueError("RePaint needs image and known, got neither: use Sampler to generate images")
+        image, known = start.image, start.known[:, None]
         process, x_t = start.denoiser.process, start.x_t if self.hold else start.eps
 
         def level_map(step: int) -> LevelMap:
@@ -75,7 +76,8 @@ class RePaint(ImageSampler):
                 # A fresh solver for every step: the steps before a jump are not the history of the next one.
                 solver = self.solver.begin()
                 noise = start.noise() if solver.stochastic else None
-                x_t = self._replace_known(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to, start)
+                x_t = solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype)
+                x_t = torch.where(known, process.noised(image, start.noise(), to).to(x_t.dtype), x_t)
             at, t = step, to
             yield Frame(x_t, t, at / self.steps)
 
@@ -93,11 +95,3 @@ class RePaint(ImageSampler):
                 jumps_left[at] -= 1
                 at += self.jump
                 yield at
-
-    @staticmethod
-    def _replace_known(x_t: Image, t: LevelMap, start: Start) -> Image:
-        """Replace the known pixels by the image, noised to level map `t` with fresh noise."""
-        assert start.image is not None
-        assert start.known is not None
-        noised = start.denoiser.process.noised(start.image, start.noise(), t).to(x_t.dtype)
-        return torch.where(start.known[:, None], noised, x_t)

@@ -1,9 +1,12 @@
 """Base class of all samplers, and the samplers that follow a noise path from noise (s = 1) to image (s = 0)."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,6 +24,13 @@ from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap,
 
 # Second counter in the seeds for guidance noise, whose random stream is thus separate from that of the images.
 GUIDANCE = 1
+
+T = TypeVar("T")
+
+
+def last(states: Iterable[T]) -> T:
+    """Return the last of at least one state, without storing the others."""
+    return deque(states, maxlen=1).pop()
 
 
 @dataclass(frozen=True)
@@ -93,23 +103,26 @@ class Start:
         noised = self.denoiser.process.noised(self.image, self.eps, t.to(x_t.dtype))
         return torch.where(in_unknown_patch, noised, x_t)
 
+    def finished(self, frame: Frame) -> Frame:
+        """Return the last state with its known pixels replaced by those of the image, bit for bit."""
+        if self.image is None or self.known is None:
+            return frame
+        return replace(frame, x_t=torch.where(self.known[:, None], self.image, frame.x_t))
+
     def noise(self) -> Image:
         """Draw fresh standard normal noise of the shape of `x_t`; image i uses its own generator."""
         return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Start":
         """Return the inputs for the images `rows` only."""
-        generators = self.source.generator
-        assert isinstance(generators, list)
-        denoiser = select(self.denoiser, rows)
         return replace(
             self,
-            denoiser=denoiser,
+            denoiser=select(self.denoiser, rows),
             x_t=self.x_t[rows],
             eps=self.eps[rows],
             known_patches=self.known_patches[rows],
             label=None if self.label is None else self.label[rows],
-            source=replace(self.source, batch=len(rows), generator=[generators[i] for i in rows.tolist()]),
+            source=self.source.select(rows.tolist()),
             image=None if self.image is None else self.image[rows],
             known=None if self.known is None else self.known[rows],
             levels=None if self.levels is None else self.levels[rows],
@@ -184,8 +197,7 @@ class ImageSampler(ABC):
         Returns:
             Images (b, c, h, w) on `device`; where `known` is True they equal `image` bit for bit.
         """
-        frame = None
-        for frame in self.frames(  # noqa: B007  only the last frame is used
+        frames = self.frames(
             denoiser,
             seeds=seeds,
             shape=shape,
@@ -195,12 +207,28 @@ class ImageSampler(ABC):
             levels=levels,
             device=device,
             dtype=dtype,
-        ):
-            pass
-        assert frame is not None, "a trajectory has at least one frame"
-        if image is None or known is None:
-            return frame.x_t
-        return torch.where(known[:, None].to(device), image.to(device, dtype), frame.x_t)
+        )
+        return last(frames).x_t
+
+    def replace(self, **arguments: Any) -> "ImageSampler":
+        """Return a copy with some constructor arguments replaced, such as `sampler.replace(steps=20)`.
+
+        Args:
+            **arguments: constructor arguments of the class, by name.
+
+        Returns:
+            The copy, built and checked by the constructor.
+
+        Raises:
+            ValueError: the class has no such argument, or the constructor refuses a value.
+        """
+        names = list(inspect.signature(type(self)).parameters)
+        for name in arguments:
+            if name not in names:
+                raise ValueError(
+                    f"{name} does not apply to {type(self).__name__}, whose arguments are {', '.join(names)}: omit it"
+                )
+        return type(self)(**{name: getattr(self, name) for name in names} | arguments)
 
     @torch.no_grad()
     def frames(
@@ -216,7 +244,10 @@ class ImageSampler(ABC):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Frame]:
-        """Yield the states of the trajectory from pure noise to the result; the arguments are those of `__call__`."""
+        """Yield the states of the trajectory from pure noise to the result; the arguments are those of `__call__`.
+
+        In the last state, known pixels equal those of `image` bit for bit.
+        """
         _check(seeds, shape, label, image, known)
         _check_label(denoiser, label)
         label = None if label is None else label.to(device)
@@ -229,8 +260,11 @@ class ImageSampler(ABC):
             image, known = image.to(device, dtype), known.to(device)
             fixed = known_patches(known, grid)
         if levels is not None:
-            self._check_levels(levels, image, (len(seeds), *grid))
-            assert image is not None, "checked"
+            self._check_levels(levels, (len(seeds), *grid))
+            if image is None:
+                raise ValueError(
+                    "levels needs image and known, got levels alone: pass the image to start from and its mask"
+                )
             levels = levels.to(device).masked_fill(fixed, 0)
             fixed = levels == 0
             noised = denoiser.process.noised(image, eps, levels.to(dtype))
@@ -244,16 +278,18 @@ class ImageSampler(ABC):
         guided = partial_updates or denoiser
         for guidance in self.guidance:
             guided = guidance.begin(guided, guidance_source, shape)
-        yield from self.walk(Start(guided, x_t, eps, fixed, label, source, image, known, partial_updates, levels))
+        start = Start(guided, x_t, eps, fixed, label, source, image, known, partial_updates, levels)
+        s = 1.0
+        for frame in self.walk(start):
+            s = frame.s
+            yield frame if s > 0 else start.finished(frame)
+        if s > 0:
+            raise ValueError(f"{type(self).__name__}.walk must end at s = 0, got {s:g}: yield the finished images last")
 
-    def _check_levels(self, levels: LevelMap, image: Image | None, shape: tuple[int, int, int]) -> None:
+    def _check_levels(self, levels: LevelMap, shape: tuple[int, int, int]) -> None:
         if not self.supports_start_levels:
             raise ValueError(
                 f"{type(self).__name__} always starts from pure noise, got levels: omit levels, or use Sampler"
-            )
-        if image is None:
-            raise ValueError(
-                "levels needs image and known, got levels alone: pass the image to start from and its mask"
             )
         if tuple(levels.shape) != shape:
             raise ValueError(

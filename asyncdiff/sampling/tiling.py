@@ -11,20 +11,19 @@ therefore independent of each other: they are generated together, in batches, wi
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.randomness import counter_key
-from asyncdiff.sampling.batched import evaluation_mode
-from asyncdiff.sampling.samplers import ImageSampler, Sampler
+from asyncdiff.sampling.engine import ImageBatch, sample
+from asyncdiff.sampling.samplers import ImageSampler, Sampler, last
 
 
 class TilingState(NamedTuple):
@@ -162,8 +161,7 @@ class TiledSampler:
         Returns:
             The image (c, H, W); where the exemplar lies it equals the exemplar bit for bit.
         """
-        state = None
-        for state in self.steps(  # noqa: B007  only the last state is used
+        steps = self.steps(
             denoiser,
             size=size,
             shape=shape,
@@ -173,10 +171,8 @@ class TiledSampler:
             place=place,
             device=device,
             dtype=dtype,
-        ):
-            pass
-        assert state is not None, "there is a state before the first window"
-        return state.canvas
+        )
+        return last(steps).canvas
 
     def steps(
         self,
@@ -226,18 +222,16 @@ class TiledSampler:
     ) -> None:
         """Generate the windows of independent cells, and write the cells into the canvas."""
         image = torch.stack([canvas[:, r.pixels[:, None], c.pixels] for r, c in cells])
-        labels = None if label is None else torch.full((len(cells),), label, device=canvas.device)
-        with evaluation_mode(denoiser) if isinstance(denoiser, nn.Module) else nullcontext():
-            windows = self.sampler(
-                denoiser,
-                seeds=[counter_key(seed, r.index, c.index) for r, c in cells],
-                shape=(image.shape[1], image.shape[2], image.shape[3]),
-                label=labels,
-                image=image,
-                known=torch.stack([_known_pixels(r, c) for r, c in cells]).to(canvas.device),
-                device=canvas.device,
-                dtype=canvas.dtype,
-            )
+        batch = ImageBatch(
+            seeds=[counter_key(seed, r.index, c.index) for r, c in cells],
+            labels=None if label is None else [label] * len(cells),
+            image=image,
+            known=torch.stack([_known_pixels(r, c) for r, c in cells]).to(canvas.device),
+        )
+        shape = (image.shape[1], image.shape[2], image.shape[3])
+        windows = sample(
+            denoiser, self.sampler, batch, shape, batch_size=len(cells), device=canvas.device, dtype=canvas.dtype
+        )
         for (r, c), window in zip(cells, windows, strict=True):
             canvas[:, r.pixels[r.own][:, None], c.pixels[c.own]] = window[:, r.own][:, :, c.own]
 

@@ -11,7 +11,7 @@ import torch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
 from asyncdiff.shapes import Image
 from asyncdiff.tasks.photo_inputs import check_masks, load_photos, parse_levels, parse_mask
@@ -65,7 +65,7 @@ class Task(ABC):
 
     def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
         """Group the requests into batches of the same kind and size, which are sampled together."""
-        batch_size = check_batch_size(model.predict_batch_size)
+        batch_size = check_batch_size(model.batch_size)
         kinds = groupby(requests, key=lambda r: (r.size, r.image is None, r.label is None))
         return [
             group[first : first + batch_size]

@@ -87,7 +87,10 @@ class Model(Protocol):
 
     denoiser: Denoiser
     codec: Codec | None
-    predict_batch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images that are sampled together."""
 
     @property
     def sampler(self) -> ImageSampler:

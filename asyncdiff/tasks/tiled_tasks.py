@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from asyncdiff.checks import at_least
-from asyncdiff.sampling.batched import evaluation_mode
+from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.sampling.tiling import TiledSampler, TilingState
 from asyncdiff.shapes import Image
 from asyncdiff.tasks.image_tasks import Task, check_batch_size, check_fit, photo_requests, requested_size
@@ -67,7 +67,7 @@ class TiledTask(Task):
             return decode_images(state.canvas[None], request.size, model, photo=photo, tileable=self.tileable)
 
         tiled = TiledSampler(
-            self.sampler(model), self.overlap, self.tileable, check_batch_size(model.predict_batch_size)
+            self.sampler(model), self.overlap, self.tileable, check_batch_size(model.batch_size)
         )
         with evaluation_mode(model.denoiser), model.sampling_context():
             for state in tiled.steps(

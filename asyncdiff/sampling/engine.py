@@ -1,0 +1,204 @@
+"""Sample any number of images with a denoiser and a sampler: the only place that batches images and their labels.
+
+Everything that samples comes through here: `asyncdiff.DiffusionModel`, tasks, tiled sampling, callbacks and evaluation.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from asyncdiff.checks import at_least
+from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.sampling.samplers import Frame, ImageSampler, last
+from asyncdiff.shapes import Image, KnownPixels, LevelMap
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images to sample: one seed per image, with labels and known pixels if there are any; on any device.
+
+    Attributes:
+        seeds: one seed per image; image i depends only on seed i, label i and the known pixels of image i.
+        labels: class of every image; None for unconditional images.
+        image: images with the known pixels, (b, c, h, w); None if nothing is known.
+        known: mask of known pixels, True = known, (b, h, w); None without `image`.
+        levels: initial level map, see `ImageSampler`; None if every unknown patch starts as pure noise.
+    """
+
+    seeds: Sequence[int]
+    labels: Sequence[int] | None = None
+    image: Image | None = None
+    known: KnownPixels | None = None
+    levels: LevelMap | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seeds, int):
+            raise ValueError(
+                f"seeds must be a sequence with one seed per image, got {self.seeds}: use range({self.seeds}) or "
+                f"[{self.seeds}]"
+            )
+        if self.labels is not None and len(self.labels) != len(self.seeds):
+            raise ValueError(
+                f"labels needs one class per seed, got {len(self.labels)} for {len(self.seeds)} seeds: pass "
+                f"{len(self.seeds)} labels"
+            )
+
+    def split(self, size: int) -> "Iterator[ImageBatch]":
+        """Yield batches of at most `size` images."""
+        at_least("batch_size", size, 1, "use 64, for example")
+        parts = (self.labels, self.image, self.known, self.levels)
+        for first in range(0, max(len(self.seeds), 1), size):  # no seeds are one batch, which the sampler refuses
+            rows = slice(first, first + size)
+            yield ImageBatch(list(self.seeds[rows]), *(None if part is None else part[rows] for part in parts))
+
+
+def frames(
+    denoiser: DenoiserLike,
+    sampler: ImageSampler,
+    batch: ImageBatch,
+    shape: tuple[int, int, int],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Frame]:
+    """Yield the states of sampling a batch, from pure noise to the result; a network runs in evaluation mode.
+
+    Args:
+        denoiser: trained denoiser or exact oracle.
+        sampler: sampler, with its solver and guidance.
+        batch: images to sample together.
+        shape: (c, h, w) of every image.
+        device: device of the images; None means that of the denoiser's weights, or the CPU if it has none.
+        dtype: floating-point type of the images.
+
+    Yields:
+        The states; in the last one, known pixels equal those of the batch bit for bit.
+    """
+    device = device_of(denoiser) if device is None else device
+    labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64, device=device)
+    with evaluation_mode(denoiser):
+        yield from sampler.frames(
+            denoiser,
+            seeds=batch.seeds,
+            shape=shape,
+            label=labels,
+            image=batch.image,
+            known=batch.known,
+            levels=batch.levels,
+            device=device,
+            dtype=dtype,
+        )
+
+
+@torch.no_grad()
+def sample(
+    denoiser: DenoiserLike,
+    sampler: ImageSampler,
+    batch: ImageBatch,
+    shape: tuple[int, int, int],
+    *,
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Image:
+    """Return the images of a batch, sampled `batch_size` at a time; the other arguments are those of `frames`."""
+    parts = batch.split(batch_size)
+    return torch.cat([last(frames(denoiser, sampler, p, shape, device=device, dtype=dtype)).x_t for p in parts])
+
+
+def generate(
+    denoiser: DenoiserLike,
+    sampler: ImageSampler,
+    *,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    labels: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Image:
+    """Generate one image per seed.
+
+    Args:
+        denoiser: trained denoiser.
+        sampler: sampler, with its solver and guidance.
+        seeds: one seed per image; image i depends only on seed i.
+        shape: (c, h, w) of every image.
+        labels: class of every image; None for unconditional sampling.
+        batch_size: number of images generated together.
+
+    Returns:
+        Images (b, c, h, w) on the denoiser's device, in [-1, 1] up to the network's error.
+    """
+    return sample(denoiser, sampler, ImageBatch(seeds, labels), shape, batch_size=batch_size)
+
+
+def inpaint(
+    denoiser: DenoiserLike,
+    sampler: ImageSampler,
+    *,
+    image: Float[Tensor, "*n c h w"],
+    known: Bool[Tensor, "*m mask_h mask_w"],
+    seeds: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
+    batch_size: int = 64,
+) -> Image:
+    """Inpaint images: generate their unknown pixels and return their known pixels bit for bit.
+
+    Args:
+        denoiser: trained denoiser.
+        sampler: sampler, with its solver and guidance; its path is followed by the unknown patches.
+        image: one image (c, h, w), inpainted once per seed; or a batch (b, c, h, w) with one seed each.
+        known: True = known; one mask (h, w) for all images, or one per image (b, h, w).
+        seeds: one seed per result; 0, 1, ... by default.
+        labels: class of every result; None for unconditional sampling.
+        batch_size: number of images generated together.
+
+    Returns:
+        Images (b, c, h, w) on the denoiser's device, one per seed.
+    """
+    if image.ndim not in (3, 4):
+        raise ValueError(
+            f"image must have shape (c, h, w) or (b, c, h, w), got {tuple(image.shape)}: add the missing axes, or "
+            "remove extra ones"
+        )
+    if known.ndim not in (2, 3) or known.shape[-2:] != image.shape[-2:]:
+        raise ValueError(
+            f"known must be a mask of the image's size {tuple(image.shape[-2:])}, True = known, got shape "
+            f"{tuple(known.shape)}: resize the mask to the image with nearest-neighbor interpolation"
+        )
+    seeds = range(len(image) if image.ndim == 4 else 1) if seeds is None else seeds
+    count = len(seeds)
+    if image.ndim == 4 and len(image) != count:
+        raise ValueError(
+            f"seeds needs one seed per image, got {count} for {len(image)} images: pass {len(image)} seeds"
+        )
+    if known.ndim == 3 and len(known) != count:
+        raise ValueError(
+            f"known needs a single mask or one per seed, got {len(known)} masks for {count} seeds: pass 1 or {count}"
+        )
+    image = image if image.ndim == 4 else image.expand(count, *image.shape)
+    known = known if known.ndim == 3 else known.expand(count, *known.shape)
+    batch = ImageBatch(seeds, labels, image, known)
+    return sample(denoiser, sampler, batch, (image.shape[1], image.shape[2], image.shape[3]), batch_size=batch_size)
+
+
+def device_of(denoiser: DenoiserLike) -> torch.device:
+    """Return the device of a denoiser's weights; the CPU if it has none."""
+    parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+@contextmanager
+def evaluation_mode(denoiser: DenoiserLike | nn.Module) -> Iterator[None]:
+    """Set a network's evaluation mode within the context, and restore the mode of every submodule afterwards."""
+    modes = [(m, m.training) for m in denoiser.modules()] if isinstance(denoiser, nn.Module) else []
+    if isinstance(denoiser, nn.Module):
+        denoiser.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
