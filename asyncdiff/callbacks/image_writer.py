@@ -33,7 +33,7 @@ class ImageWriter(Callback):
         """Choose the folder, the same on all processes."""
         chosen, message = "", ""
         if trainer.is_global_zero:
-            task = "" if pl_module.task is None else pl_module.task.name
+            task = "" if pl_module.predict.task is None else pl_module.predict.task.name
             default = Path(trainer.default_root_dir) / "predictions" / task
             try:
                 chosen = str(create_output_folder(Path(self.folder or default), explicit=self.folder is not None))
@@ -57,6 +57,6 @@ class ImageWriter(Callback):
             requests = pl_module.predict_requests()
             for note in collect_notes(requests):
                 rank_zero_info(note)
-            if pl_module.task is not None:
+            if pl_module.predict.task is not None:
                 write_sheet(requests, self._folder)
             rank_zero_info(f"{len(requests)} images: {self._folder}")

@@ -101,6 +101,21 @@ ARGUMENTS = {
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
     "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},
 }
+# Old constructor argument of AsyncDiffusion -> the section that contains it now, and its name there.
+MOVED = {
+    "learning_rate": ("optimizer", "learning_rate"),
+    "betas": ("optimizer", "betas"),
+    "weight_decay": ("optimizer", "weight_decay"),
+    "warmup_steps": ("optimizer", "warmup_steps"),
+    "stop_after_bad_steps": ("optimizer", "stop_after_bad_steps"),
+    "task": ("predict", "task"),
+    "predict_count": ("predict", "count"),
+    "predict_seeds": ("predict", "seeds"),
+    "predict_labels": ("predict", "labels"),
+    "predict_batch_size": ("predict", "batch_size"),
+}
+# Class of a section, for object configs; run configs omit it.
+SECTIONS = {"optimizer": "asyncdiff.training.OptimizerSettings", "predict": "asyncdiff.training.PredictSettings"}
 # Checkpoints store the state of a callback under its class name.
 STATES = {
     old.rpartition(".")[2]: new.rpartition(".")[2]
@@ -138,10 +153,23 @@ def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
     if not isinstance(value, dict):
         return value
     updated = {key: update_names(item, replaced) for key, item in value.items()}
-    names = ARGUMENTS.get(str(updated.get("class_path")), {})
+    path = str(updated.get("class_path"))
     if isinstance(updated.get("init_args"), dict):
+        names = ARGUMENTS.get(path, {})
         updated["init_args"] = {names.get(key, key): item for key, item in updated["init_args"].items()}
+        if path == "asyncdiff.AsyncDiffusion":
+            updated["init_args"] = move_arguments(updated["init_args"])
     return updated
+
+
+def move_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the constructor arguments of an AsyncDiffusion with those that have moved in their sections."""
+    moved = {key: item for key, item in arguments.items() if key not in MOVED}
+    for old in arguments.keys() & MOVED.keys():
+        section, name = MOVED[old]
+        described = moved.setdefault(section, {"class_path": SECTIONS[section], "init_args": {}})
+        described["init_args"][name] = arguments[old]
+    return moved
 
 
 def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:

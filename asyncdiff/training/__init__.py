@@ -2,5 +2,6 @@
 
 from asyncdiff.training.fsdp2 import FullyShard
 from asyncdiff.training.lightning_module import AsyncDiffusion
+from asyncdiff.training.settings import OptimizerSettings, PredictSettings
 
-__all__ = ["AsyncDiffusion", "FullyShard"]
+__all__ = ["AsyncDiffusion", "FullyShard", "OptimizerSettings", "PredictSettings"]

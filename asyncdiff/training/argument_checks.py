@@ -21,14 +21,7 @@ def check_arguments(model: Any) -> None:
             f"level_values must be 0 (continuous) or at least 2, got {model.level_values}: use 256, for example"
         )
     within("label_dropout", model.label_dropout, 0, 1, "use 0.1, for example")
-    at_least("predict_count", model.predict_count, 1, "set the number of images")
-    at_least("predict_batch_size", model.predict_batch_size, 1, "set the number of images per batch")
     at_least("uncertainty_weight", model.uncertainty_weight, 0, "use 0.01, as Patch Forcing does")
-    seeds = model.predict_seeds
-    if seeds is not None and (not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds)):
-        raise ValueError(
-            f"predict_seeds must be distinct integers of at least 0, got {list(seeds)}: use null for 0, 1, ..."
-        )
     if model.codec is not None:
         check_codec(model, model.codec.channels_if_available())
     grid = model.denoiser.grid(model.shape[1:])

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints import check_weights, object_config
 from asyncdiff.latents.codec import COMPARED
 from asyncdiff.training.lightning_internals import attached_trainer
 
@@ -65,28 +63,6 @@ def check_differences(found: list[Difference], file: str | Path, alternative: st
         f"{first.name} must be {_yaml(first.there)} as in {file}, got {_yaml(first.here)}{also}: "
         f"set it to {_yaml(first.there)}, or {alternative}"
     )
-
-
-def check_weights(own: Mapping[str, torch.Tensor], loaded: Mapping[str, Any], file: str | Path) -> None:
-    """Raise ValueError unless the weights of a checkpoint have the names and shapes of the model's weights."""
-    shapes = [name for name in own if name in loaded and tuple(loaded[name].shape) != tuple(own[name].shape)]
-    if shapes:
-        name = shapes[0]
-        more = f" ({len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
-        raise ValueError(
-            f"{name} must have the shape {tuple(loaded[name].shape)} as in {file}, got {tuple(own[name].shape)}{more}: "
-            "set the network's sizes to those of the checkpoint"
-        )
-    for missing_in, names in (
-        (file, [name for name in own if name not in loaded]),
-        ("the model", [name for name in loaded if name not in own]),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise ValueError(
-                f"the model and {file} must have the same weights, but {names[0]}{more} {'are' if more else 'is'} "
-                f"missing in {missing_in}: configure the network as in the checkpoint"
-            )
 
 
 def check_checkpoint(model: Any, checkpoint: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,10 +22,9 @@ from asyncdiff.latents import Codec, check_same_codec
 from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
-from asyncdiff.sampling import batched
+from asyncdiff.sampling import engine
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.shapes import Image, Latents
-from asyncdiff.tasks import Task
 from asyncdiff.training import compatibility
 from asyncdiff.training.argument_checks import check_arguments, check_codec, check_labels
 from asyncdiff.training.fsdp2 import check_strategy, shard
@@ -32,6 +32,7 @@ from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
 from asyncdiff.training.optimization import OptimizerMixin
 from asyncdiff.training.predict_mixin import PredictMixin
+from asyncdiff.training.settings import DEFAULT_OPTIMIZER, DEFAULT_PREDICT, OptimizerSettings, PredictSettings
 from asyncdiff.training.warm_start import load_pretrained
 
 TRAINING, EVALUATION = 0, 1  # first counter of the random streams, so that they never overlap
@@ -55,12 +56,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         codec: autoencoder between images and the latents of a latent diffusion model; None for a pixel-space model.
             Checkpoints record its arguments, not its weights.
         image_size: height and width of the images in pixels, or of the latents.
-        learning_rate: learning rate of AdamW after the warm-up.
-        betas: decay rates of AdamW's running averages of the gradient and of its square.
-        weight_decay: decoupled weight decay of AdamW; it is multiplied by the learning rate.
-        warmup_steps: number of optimizer steps over which the learning rate grows linearly from 0.
-        stop_after_bad_steps: number of consecutive steps with a NaN or infinite loss or gradient that ends the run.
-            Each such step is skipped; the last one is written to a JSON file. 0 never ends the run.
+        optimizer: learning rate, weight decay and the like; see `OptimizerSettings`.
         label_dropout: probability that the label of a training image is replaced by "no label".
         level_values: number of equidistant values that training levels are rounded to, so that a network computes that
             many modulations per step rather than one per patch; noise is added at the rounded level. 0 = continuous.
@@ -71,14 +67,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
             large U-Net). Not saved in checkpoints.
         pretrained: checkpoint or export from whose weights training starts, the EMA weights if it has any; see
             `asyncdiff.training.warm_start`. Ignored when a run is resumed. Not saved in checkpoints.
-        task: task for `predict`; None generates images from noise. Not saved in checkpoints.
-        predict_count: number of images that `predict` generates, with seeds 0, 1, ...; if the task has photos, the
-            number of results per photo.
-        predict_seeds: seeds for `predict`; None means 0 .. predict_count - 1.
-        predict_labels: class labels for `predict`, cycled over the photos if the task has any, otherwise over the
-            seeds. None means that images generated from noise cycle through all classes and photos are unconditional;
-            an empty list means unconditional.
-        predict_batch_size: number of images per batch in `predict`.
+        predict: which images `predict` generates; see `PredictSettings`.
 
     Example:
         >>> from asyncdiff.networks import DiT
@@ -97,30 +86,16 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         sampler: ImageSampler | None = None,
         codec: Codec | None = None,
         image_size: int = 32,
-        learning_rate: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0,
-        warmup_steps: int = 1000,
-        stop_after_bad_steps: int = 10,
+        optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         label_dropout: float = 0.1,
         level_values: int = 256,
         seed: int = 0,
         uncertainty_weight: float = 0.01,
         compiled: bool = False,
         pretrained: str | None = None,
-        task: Task | None = None,
-        predict_count: int = 64,
-        predict_seeds: Sequence[int] | None = None,
-        predict_labels: Sequence[int] | None = None,
-        predict_batch_size: int = 64,
+        predict: PredictSettings = DEFAULT_PREDICT,
     ):
-        super().__init__(
-            learning_rate=learning_rate,
-            betas=betas,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            stop_after_bad_steps=stop_after_bad_steps,
-        )
+        super().__init__(optimizer)
         self.denoiser = Denoiser(network, process or RectifiedFlow(), target)
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
@@ -133,11 +108,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self.uncertainty_weight = uncertainty_weight
         self.compiled = compiled
         self.pretrained = pretrained
-        self.task = task
-        self.predict_count = predict_count
-        self.predict_seeds = predict_seeds
-        self.predict_labels = predict_labels
-        self.predict_batch_size = predict_batch_size
+        self.predict = predict
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
@@ -197,7 +168,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """
         check_labels(labels, self.classes)
         with self.sampling_context():
-            return batched.generate(
+            return engine.generate(
                 self.denoiser,
                 sampler or self.sampler,
                 seeds=seeds,
@@ -233,7 +204,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """
         check_labels(labels, self.classes)
         with self.sampling_context():
-            return batched.inpaint(
+            return engine.inpaint(
                 self.denoiser,
                 sampler or self.sampler,
                 image=image,
@@ -322,7 +293,8 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = object_config.describe(self)
         # These belong to one run or machine, not to the model.
-        checkpoint["recipe"]["init_args"] |= {"task": None, "compiled": False, "pretrained": None}
+        predict = object_config.describe(replace(self.predict, task=None))
+        checkpoint["recipe"]["init_args"] |= {"predict": predict, "compiled": False, "pretrained": None}
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.

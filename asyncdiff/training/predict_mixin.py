@@ -10,28 +10,28 @@ from torch.utils.data import DataLoader, IterableDataset
 from asyncdiff.shapes import Image
 from asyncdiff.tasks import Generate, Request, Task
 from asyncdiff.training.lightning_internals import attached_trainer
+from asyncdiff.training.settings import PredictSettings
 
 
 class PredictMixin(LightningModule):
     """Implements `predict`: generates the images of a task, split over the processes.
 
     Attributes:
-        task: task to run; None generates images from noise.
-        predict_count: number of images, with seeds 0, 1, ...; if the task has photos, the number per photo.
-        predict_seeds: seeds of the images; None means 0 .. predict_count - 1.
-        predict_labels: class labels of the images, cycled; see `asyncdiff.tasks.Task.requests`.
+        predict: which images to generate.
     """
 
-    task: Task | None
-    predict_count: int
-    predict_seeds: Sequence[int] | None
-    predict_labels: Sequence[int] | None
+    predict: PredictSettings
     shape: Any
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images per batch."""
+        return self.predict.batch_size
 
     def predict_requests(self) -> list[Request]:
         """Return the requests for all images of `predict`, over all processes."""
-        seeds = range(self.predict_count) if self.predict_seeds is None else self.predict_seeds
-        return self._task.requests(self, seeds=seeds, labels=self.predict_labels)  # type: ignore[arg-type]
+        seeds = range(self.predict.count) if self.predict.seeds is None else self.predict.seeds
+        return self._task.requests(self, seeds=seeds, labels=self.predict.labels)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader:
         """Return this process's batches of requests."""
@@ -50,7 +50,7 @@ class PredictMixin(LightningModule):
 
     @property
     def _task(self) -> Task:
-        return self.task or Generate()
+        return self.predict.task or Generate()
 
 
 class _Batches(IterableDataset):

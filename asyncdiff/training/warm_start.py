@@ -6,12 +6,11 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from asyncdiff.checkpoints import choose_weights, read_checkpoint
+from asyncdiff.checkpoints import check_weights, choose_weights, read_checkpoint
 from asyncdiff.training.compatibility import (
     SEMANTIC_ARGUMENTS,
     Difference,
     check_differences,
-    check_weights,
     differences,
 )
 from asyncdiff.training.fsdp2 import shard_like

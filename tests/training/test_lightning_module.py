@@ -16,11 +16,12 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch, Floored
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
 def model(seed: int = 0, **options) -> AsyncDiffusion:
-    options = {"image_size": 8, "learning_rate": 3e-3, "warmup_steps": 10, **options}
+    options = {"image_size": 8, "optimizer": OptimizerSettings(learning_rate=3e-3, warmup_steps=10), **options}
     network = small_dit(seed=seed, depth=2, heads=4)
     return AsyncDiffusion(network, sampler=Sampler(AsyncPatch(), DDIM(0.25), steps=5), **options)
 
@@ -79,10 +80,10 @@ def test_ema_weights_are_loaded_by_default(trained, file):
 def test_a_checkpoint_rebuilds_every_argument(trained):
     module, _, file = trained
     loaded = AsyncDiffusion.load_from_checkpoint(file)
-    assert loaded.learning_rate == module.learning_rate
+    assert loaded.optimizer == module.optimizer == OptimizerSettings(3e-3, (0.9, 0.99), warmup_steps=10)
+    assert loaded.predict == module.predict
     assert loaded.sampler.steps == 5
     assert loaded.network.dim == 32
-    assert loaded.betas == (0.9, 0.99)
 
 
 def test_a_checkpoint_holds_no_code(trained):
@@ -195,7 +196,7 @@ def test_training_is_a_function_of_its_seeds_and_validation_and_resuming_do_not_
 
 
 def test_warm_up_counts_steps():
-    module = model(learning_rate=0.1, warmup_steps=4)
+    module = model(optimizer=OptimizerSettings(learning_rate=0.1, warmup_steps=4))
     configured = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []

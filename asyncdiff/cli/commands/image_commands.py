@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -282,7 +282,7 @@ def _configure(model: Any, options: Any) -> Any:
     values["guidance"] = _guidance(sampler, options)
     changes = {name: value for name, value in values.items() if value is not None}
     model.sampler = with_arguments(sampler, **changes) if changes else sampler
-    model.predict_batch_size = options.batch_size
+    model.predict = replace(model.predict, batch_size=options.batch_size)
     return model
 
 

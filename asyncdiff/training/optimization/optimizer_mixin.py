@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-from asyncdiff.checks import at_least
 from asyncdiff.training.optimization.gradients import check_finite
 from asyncdiff.training.optimization.nonfinite_steps import StepGuard
+from asyncdiff.training.settings import OptimizerSettings
 
 DUMP_FOLDER = "not_finite"  # subfolder of a run for the dumps of steps that ended it
 COUNTERS_KEY = "skipped_steps"  # checkpoint key of the counters
@@ -29,40 +29,21 @@ class OptimizerMixin(LightningModule):
     checkpoint is written if a weight is not finite, so that earlier checkpoints are kept.
 
     Args:
-        learning_rate: learning rate of AdamW after the warm-up.
-        betas: decay rates of AdamW's running averages of the gradient and of its square.
-        weight_decay: decoupled weight decay of AdamW; it is multiplied by the learning rate.
-        warmup_steps: number of optimizer steps over which the learning rate grows linearly from 0.
-        stop_after_bad_steps: number of consecutive skipped steps that ends the run; 0 never ends it.
+        optimizer: learning rate, weight decay and the like.
     """
 
-    def __init__(
-        self,
-        *,
-        learning_rate: float,
-        betas: tuple[float, float],
-        weight_decay: float,
-        warmup_steps: int,
-        stop_after_bad_steps: int,
-    ):
+    def __init__(self, optimizer: OptimizerSettings):
         super().__init__()
-        self.learning_rate = learning_rate
-        self.betas = (betas[0], betas[1])
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.stop_after_bad_steps = stop_after_bad_steps
-        at_least("warmup_steps", warmup_steps, 0, "use 0 to start at the full learning rate")
-        at_least("weight_decay", weight_decay, 0, "use 0 for no weight decay")
-        at_least("stop_after_bad_steps", stop_after_bad_steps, 0, "use 10, or 0 to never stop")
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}: use 1e-4, for example")
-        self.guard = StepGuard(stop_after_bad_steps)
+        self.optimizer = optimizer
+        self.guard = StepGuard(optimizer.stop_after_bad_steps)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return fused AdamW and a linear warm-up that counts optimizer steps."""
-        options = {"betas": self.betas, "weight_decay": self.weight_decay, "fused": True}
-        optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, **options)  # type: ignore[arg-type]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_factor, steps=self.warmup_steps))
+        chosen = self.optimizer
+        optimizer = torch.optim.AdamW(
+            self.parameters(), chosen.learning_rate, betas=chosen.betas, weight_decay=chosen.weight_decay, fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warmup_factor, steps=chosen.warmup_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -71,10 +52,11 @@ class OptimizerMixin(LightningModule):
         schedule = self.lr_schedulers()
         if not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
             return  # a subclass that configures other optimizers must do this itself
-        schedule.base_lrs, schedule.lr_lambdas = [self.learning_rate], [partial(warmup_factor, steps=self.warmup_steps)]
+        rate, factor = self.optimizer.learning_rate, partial(warmup_factor, steps=self.optimizer.warmup_steps)
+        schedule.base_lrs, schedule.lr_lambdas = [rate], [factor]
         for group in schedule.optimizer.param_groups:
-            group |= {"initial_lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
-            group["lr"] = self.learning_rate * schedule.lr_lambdas[0](schedule.last_epoch)
+            group |= {"betas": self.optimizer.betas, "weight_decay": self.optimizer.weight_decay}
+            group |= {"initial_lr": rate, "lr": rate * factor(schedule.last_epoch)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a non-finite step, stop after too many in a row, and log their number and the norm before clipping."""

@@ -49,11 +49,13 @@ def format_record(
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
     layer = {
         "model": {
-            "task": object_config.describe(task),
             "sampler": object_config.describe(model.sampler),
-            "predict_seeds": [int(seed) for seed in seeds],
-            "predict_labels": None if labels is None else [int(label) for label in labels],
-            "predict_batch_size": model.predict_batch_size,
+            "predict": {
+                "task": object_config.describe(task),
+                "seeds": [int(seed) for seed in seeds],
+                "labels": None if labels is None else [int(label) for label in labels],
+                "batch_size": model.batch_size,
+            },
         },
         "trainer": _trainer(torch.device(options.device)),
     }
