@@ -4,6 +4,8 @@ A level map has one value per patch of an image; `known` masks are True where pi
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -19,10 +21,11 @@ Labels = Int64[Tensor, " b"]  # class of every image
 
 
 @dataclass(frozen=True)
-class UniqueLevels:
-    """Distinct levels of a level map, and each patch's index into them: t = values[index].
+class IndexedLevels:
+    """Level map stored as its distinct levels and the index of every patch's level.
 
-    With them, a network embeds each distinct level once instead of once per patch.
+    A network embeds each distinct level once instead of once per patch. Every denoiser and network takes level maps in
+    either form, as `Levels`.
 
     Attributes:
         values: distinct levels.
@@ -32,33 +35,55 @@ class UniqueLevels:
     values: Float[Tensor, " r"]
     index: Int64[Tensor, "b gh gw"]
 
-    def padded(self) -> "UniqueLevels":
+    @classmethod
+    def per_image(cls, t: Progress) -> "IndexedLevels":
+        """Return the map (b, 1, 1) with a single level `t` for every image."""
+        return cls(t, torch.arange(len(t), device=t.device)[:, None, None])
+
+    @cached_property
+    def t(self) -> LevelMap:
+        """The level map as a tensor, in the shape of `index`."""
+        return self.values[self.index]
+
+    def repeat(self, *sizes: int) -> "IndexedLevels":
+        """Return the map repeated along its three axes, like the repeat of a tensor."""
+        return IndexedLevels(self.values, self.index.repeat(*sizes))
+
+    def padded(self) -> "IndexedLevels":
         """Return a copy padded to a power of two (at least 2) with unused values, so that few shapes are compiled."""
         count = max(2, 1 << (len(self.values) - 1).bit_length())
-        return UniqueLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
+        return IndexedLevels(torch.cat([self.values, self.values.new_zeros(count - len(self.values))]), self.index)
 
 
-def unique_levels(t: LevelMap) -> UniqueLevels:
-    """Return the distinct levels of `t`, found by sorting.
+Levels: TypeAlias = LevelMap | IndexedLevels  # a level map, with its distinct levels if they are known
 
-    Level samplers often know them already (`LevelDraw.unique`); use those to avoid the sort.
+
+def level_map(t: Levels) -> LevelMap:
+    """Return a level map as a tensor."""
+    return t.t if isinstance(t, IndexedLevels) else t
+
+
+def indexed(t: Levels) -> IndexedLevels:
+    """Return a level map as its distinct levels and their index; the levels of a tensor are found by sorting.
 
     Args:
         t: level map.
 
     Returns:
-        Levels in ascending order, and each patch's index into them; the index has shape (b, 1, 1) if every image has a
-        single level.
+        The map itself if its levels are known. Otherwise its levels in ascending order, and the index of every patch's
+        level, in the shape (b, 1, 1) if every image has a single level.
 
     Examples:
-        >>> unique = unique_levels(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
-        >>> unique.values, unique.index
+        >>> levels = indexed(torch.tensor([[[0.0, 0.5], [0.5, 1.0]]]))
+        >>> levels.values, levels.index
         (tensor([0.0000, 0.5000, 1.0000]), tensor([[[0, 1],
                  [1, 2]]]))
     """
+    if isinstance(t, IndexedLevels):
+        return t
     values, index = t.unique(return_inverse=True)
     first = index[:, :1, :1]
-    return UniqueLevels(values, first if bool((index == first).all()) else index)
+    return IndexedLevels(values, first if bool((index == first).all()) else index)
 
 
 def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:

@@ -36,7 +36,7 @@ from asyncdiff.networks.modulation import Conditioning, IndexedVectors, Modulati
 from asyncdiff.networks.unet import UNet
 from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, Shared
 from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 
 # Variants
 ONE, NAIVE, TABLE = "one level per image", "map, naive", "map, asyncdiff"
@@ -178,7 +178,7 @@ class Bench:
         if kind == ONE:
             return Shared()(self.case.batch, self.grid, device=self.device)
         draw = AlongPath()(self.case.batch, self.grid, device=self.device).quantized(LEVELS)
-        return LevelDraw(draw.t, None, unique_per_patch(draw.t)) if kind in self.networks else draw
+        return LevelDraw(indexed_per_patch(draw.t)) if kind in self.networks else draw
 
     def autocast(self) -> AbstractContextManager:
         """Return the autocast context, if the precision needs one."""
@@ -211,7 +211,7 @@ class Bench:
         elif kind != CONSTANT:  # all levels differ: the table saves nothing
             t = torch.rand(t.shape, device=self.device)
         with torch.no_grad(), self.autocast():
-            self.denoiser(kind)(self.x, t, unique=unique_per_patch(t) if kind in (NAIVE, BLOCKWISE) else None)
+            self.denoiser(kind)(self.x, indexed_per_patch(t) if kind in (NAIVE, BLOCKWISE) else t)
 
     def saved_bytes(self, kind: str) -> int:
         """Return the bytes that are saved for the backward pass, without the parameters."""
@@ -230,9 +230,9 @@ class Bench:
         return sum(storages.values())
 
 
-def unique_per_patch(t: Tensor) -> UniqueLevels:
+def indexed_per_patch(t: Tensor) -> IndexedLevels:
     """Treat the level of every patch as distinct."""
-    return UniqueLevels(t.flatten(), torch.arange(t.numel(), device=t.device).view(t.shape))
+    return IndexedLevels(t.flatten(), torch.arange(t.numel(), device=t.device).view(t.shape))
 
 
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {

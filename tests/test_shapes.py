@@ -1,7 +1,16 @@
 import pytest
 import torch
 
-from asyncdiff.shapes import known_patches, mean_per_patch, sum_per_patch, to_pixels, unique_levels, upsampled_to
+from asyncdiff.shapes import (
+    IndexedLevels,
+    indexed,
+    known_patches,
+    level_map,
+    mean_per_patch,
+    sum_per_patch,
+    to_pixels,
+    upsampled_to,
+)
 
 
 def test_a_level_map_repeats_over_its_patches():
@@ -28,11 +37,21 @@ def test_a_patch_is_known_only_if_all_its_pixels_are():
     assert known_patches(known, (2, 2)).tolist() == [[[True, False], [True, True]]]
 
 
-def test_unique_levels_rebuild_the_map():
+def test_indexed_levels_are_the_map():
     t = torch.tensor([0.0, 0.5, 1.0])[torch.randint(3, (4, 5, 6))]
-    unique = unique_levels(t)
-    assert unique.values.tolist() == [0.0, 0.5, 1.0]
-    assert torch.equal(unique.values[unique.index], t)
+    levels = indexed(t)
+    assert levels.values.tolist() == [0.0, 0.5, 1.0]
+    assert torch.equal(level_map(levels), t)
+    assert indexed(levels) is levels
+    assert torch.equal(levels.repeat(2, 1, 1).t, t.repeat(2, 1, 1))
+    assert level_map(t) is t
+
+
+def test_one_level_per_image_is_a_single_column():
+    t = torch.rand(4)
+    assert torch.equal(IndexedLevels.per_image(t).t, t[:, None, None])
+    assert torch.equal(indexed(t[:, None, None].expand(4, 2, 3)).t, t[:, None, None])
+    assert len(IndexedLevels.per_image(t[:3]).padded().values) == 4
 
 
 def test_a_grid_that_does_not_divide_the_image_is_refused():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from asyncdiff.denoising.targets import Target, VelocityTarget
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels
+from asyncdiff.shapes import Image, Labels, LevelMap, Levels, level_map
 
 LOGVAR_RANGE = (-30.0, 20.0)  # predicted log-variances are clamped to this range (Patch Forcing, arXiv:2604.19141)
 
@@ -51,16 +51,13 @@ class DenoiserLike(Protocol):
     def process(self) -> Process:
         """Noise process of the predictions."""
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Predict every patch from the entire noisy image and level map.
 
         Args:
             x_t: noisy images.
-            t: level maps of `x_t`.
+            t: level maps of `x_t`; `IndexedLevels` saves a network a sort.
             label: class labels; None for unconditional predictions.
-            unique: distinct levels of `t`, if known; saves a sort.
 
         Returns:
             The predicted velocity, clean image and noise.
@@ -74,8 +71,9 @@ class Denoiser(nn.Module):
     """Network with its noise process and target; predicts velocity, clean image and noise.
 
     Args:
-        network: module (x_t, t, label, unique=...) -> output, or (output, logvar) if it predicts its uncertainty, with
-            a method grid((h, w)) -> (gh, gw). `asyncdiff.networks` has several.
+        network: module (x_t, t, label) -> output, or (output, logvar) if it predicts its uncertainty, with a method
+            grid((h, w)) -> (gh, gw). `t` may be `IndexedLevels`; `asyncdiff.shapes.level_map(t)` is the tensor.
+            `asyncdiff.networks` has several.
         process: noise process.
         target: quantity that the network predicts; default: the velocity. A predicted log-variance always refers to the
             error of the velocity, on which it is trained.
@@ -99,22 +97,13 @@ class Denoiser(nn.Module):
         self.target: Target = target or VelocityTarget()
         self.target.check(process)
 
-    def forward(
-        self,
-        x_t: Image,
-        t: LevelMap,
-        label: Labels | None = None,
-        *,
-        unique: UniqueLevels | None = None,
-        kv_cache: Any | None = None,
-    ) -> Prediction:
+    def forward(self, x_t: Image, t: Levels, label: Labels | None = None, *, kv_cache: Any | None = None) -> Prediction:
         """Return the network's prediction, in the precision of `x_t` even under autocast.
 
         Args:
             x_t: noisy images.
-            t: level maps of `x_t`.
+            t: level maps of `x_t`; `IndexedLevels` saves a network a sort.
             label: class labels; None for unconditional predictions.
-            unique: distinct levels of `t`, if known; saves a sort.
             kv_cache: KV cache created by the network, to recompute some patches and reuse the others; None computes
                 all.
 
@@ -122,12 +111,13 @@ class Denoiser(nn.Module):
             The predicted velocity, clean image and noise.
         """
         cache = {} if kv_cache is None else {"kv_cache": kv_cache}
-        output = self.network(x_t, t, label, unique=unique, **cache)
+        output = self.network(x_t, t, label, **cache)
         predicted, logvar = output if isinstance(output, tuple) else (output, None)
         if logvar is not None:
             logvar = logvar.to(x_t.dtype).clamp(*LOGVAR_RANGE)
-        v = self.target.velocity(self.process, predicted.to(x_t.dtype), x_t, t)
-        return Prediction(self.process, x_t, t, v.to(x_t.dtype), logvar)
+        levels = level_map(t)
+        v = self.target.velocity(self.process, predicted.to(x_t.dtype), x_t, levels)
+        return Prediction(self.process, x_t, levels, v.to(x_t.dtype), logvar)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid (gh, gw) of level maps for images of size (h, w)."""

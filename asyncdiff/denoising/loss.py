@@ -60,7 +60,7 @@ def training_loss(
         (torch.Size([8]), torch.Size([8, 4, 4]))
     """
     process = denoiser.process
-    prediction = denoiser(process.noised(x, eps, draw.t), draw.t, label, unique=draw.unique)
+    prediction = denoiser(process.noised(x, eps, draw.t), draw.levels, label)
     residual = process.velocity(x, eps, draw.t) - prediction.v
     error = mean_per_patch(residual.square(), (draw.t.shape[1], draw.t.shape[2]))
     # A patch at t = 0 has nothing to predict: its target contains noise that is not in the image.

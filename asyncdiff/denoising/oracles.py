@@ -15,7 +15,7 @@ from torch import Tensor
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.noise.processes import Process, RectifiedFlow
-from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, UniqueLevels, check_grid, to_pixels
+from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, Levels, check_grid, level_map, to_pixels
 
 Flat = Float[Tensor, "b d"]  # flattened images
 Nats = Float[Tensor, " b"]
@@ -66,24 +66,22 @@ class MixtureOracle:
         check_grid(self.patches, size)
         return self.patches
 
-    def __call__(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Prediction:
+    def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Return the exact prediction; at t = 0 the predicted noise is 0, so v = alpha'/W x_t.
 
         Args:
             x_t: noisy images.
             t: level maps of `x_t`.
             label: component of each image; None, or the number of components, means any component.
-            unique: ignored; part of the interface `DenoiserLike`.
 
         Returns:
             The exact posterior means.
         """
         exact = torch.promote_types(x_t.dtype, torch.float32)  # there is no Cholesky factorization in half precision
-        x, eps = self._posterior_means(x_t.to(exact), t.to(exact), label)
-        v = self.process.velocity(x.reshape(x_t.shape), eps.reshape(x_t.shape), t.to(exact))
-        return Prediction(self.process, x_t, t, v.to(x_t.dtype))
+        levels = level_map(t)
+        x, eps = self._posterior_means(x_t.to(exact), levels.to(exact), label)
+        v = self.process.velocity(x.reshape(x_t.shape), eps.reshape(x_t.shape), levels.to(exact))
+        return Prediction(self.process, x_t, levels, v.to(x_t.dtype))
 
     def sample(
         self, count: int, shape: tuple[int, int, int], generator: torch.Generator | None = None

@@ -10,7 +10,7 @@ from asyncdiff.denoising.weightings import Velocity, Weighting
 from asyncdiff.noise.level_samplers import AlongPath, LevelDraw
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import Generators, normal, uniform
-from asyncdiff.shapes import Image, Labels, UniqueLevels
+from asyncdiff.shapes import Image, IndexedLevels, Labels
 
 HELD_OUT_ERRORS = ("loss", "error_heterogeneous", "error_constant", "error_gap")
 
@@ -70,5 +70,4 @@ def matched_maps(
     heterogeneous = AlongPath(AsyncPatch())(batch, grid, generator=generator, device=device)
     patch = (uniform((batch,), generator=generator, device=device) * (grid[0] * grid[1])).long()
     t = heterogeneous.t.flatten(1).gather(1, patch[:, None])[:, 0]
-    index = torch.arange(batch, device=t.device)[:, None, None]
-    return LevelDraw(heterogeneous.t), LevelDraw(t[:, None, None], None, UniqueLevels(t, index))
+    return LevelDraw(heterogeneous.t), LevelDraw(IndexedLevels.per_image(t))

@@ -34,7 +34,7 @@ from asyncdiff.networks.modulation import (
     token_index,
 )
 from asyncdiff.networks.norms import RMSNorm
-from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, unique_levels
+from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, indexed
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # velocity of every token's pixels, and its log-variance
@@ -227,19 +227,18 @@ class DiT(nn.Module):
     def forward(
         self,
         x_t: Image,
-        t: LevelMap,
+        t: Levels,
         label: Labels | None = None,
         *,
-        unique: UniqueLevels | None = None,
         kv_cache: KVCache | None = None,
     ) -> Image | tuple[Image, LogVariances]:
         """Predict the velocity of every pixel.
 
         Args:
             x_t: noisy images, (b, c, h, w).
-            t: level map, (b, gh, gw), on the grid of `self.grid` or a coarser one that divides it.
+            t: level map, (b, gh, gw), on the grid of `self.grid` or a coarser one that divides it. The distinct levels
+                of a tensor are found by sorting, those of `IndexedLevels` are known.
             label: class of every image; None means "no label".
-            unique: distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
             kv_cache: cache of a sampling trajectory; only the tokens of its moving patches are computed. None computes
                 all tokens.
 
@@ -250,7 +249,7 @@ class DiT(nn.Module):
         check_channels(x_t, self.channels)
         self.grid((x_t.shape[2], x_t.shape[3]))
         tokens = (x_t.shape[2] // self.patch_size, x_t.shape[3] // self.patch_size)
-        conditioning = self._condition(unique or unique_levels(t), tokens, label)
+        conditioning = self._condition(indexed(t), tokens, label)
         # The residual stream keeps the weights' precision under autocast, where matrix products round.
         x = self.embed(patchify(x_t, self.patch_size).to(self.embed.weight.dtype)).to(self.embed.weight.dtype)
         if self.positions:
@@ -303,11 +302,11 @@ class DiT(nn.Module):
         attends = (partial(kv_cache.attend, block=k, selected=selected, rope=rope) for k in range(self.depth))
         return kv_cache.finish(self._run_blocks(x, conditioning, rope, attends), selected)
 
-    def _condition(self, unique: UniqueLevels, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
-        index = token_index(unique, tokens)
+    def _condition(self, t: IndexedLevels, tokens: tuple[int, int], label: Labels | None) -> Conditioning:
+        index = token_index(t, tokens)
         if self._compiled:
-            unique = unique.padded()
-        levels = self.level_embedding(unique.values)
+            t = t.padded()
+        levels = self.level_embedding(t.values)
         labels = embed_labels(self.label_embedding, label, len(index))
         if labels is not None and self.joint_labels:
             return _joint_conditioning(levels, index, labels)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 
 Tokens = Float[Tensor, "b n dim"]  # tokens of a DiT, or pixels of a U-Net
 
@@ -127,17 +127,17 @@ def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def token_index(unique: UniqueLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
+def token_index(levels: IndexedLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
     """Return the level index of every token in raster order, from a level map on the token grid or a coarser one."""
-    b, gh, gw = unique.index.shape
+    b, gh, gw = levels.index.shape
     if tokens[0] % gh or tokens[1] % gw:
         raise ValueError(
             f"the level map's grid must divide the token grid {tokens[0]}x{tokens[1]}, got {gh}x{gw}: "
             "use one level per token or per block of tokens"
         )
     if gh == gw == 1:
-        return unique.index.reshape(b, 1)
-    cells = unique.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)
+        return levels.index.reshape(b, 1)
+    cells = levels.index[:, :, None, :, None].expand(b, gh, tokens[0] // gh, gw, tokens[1] // gw)
     return cells.reshape(b, tokens[0] * tokens[1])
 
 

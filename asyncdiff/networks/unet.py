@@ -13,7 +13,7 @@ from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, check_
 from asyncdiff.networks.logvar_pooling import mean_logvar
 from asyncdiff.networks.modulation import Conditioning, Modulation, mark_dynamic_sizes
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, pixel_conditioning
-from asyncdiff.shapes import Image, Labels, LevelMap, UniqueLevels, check_grid, unique_levels
+from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, check_grid, indexed, level_map
 
 LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
 
@@ -129,17 +129,15 @@ class UNet(nn.Module):
             )
         return size[0] // self.level_patch_size, size[1] // self.level_patch_size
 
-    def forward(
-        self, x_t: Image, t: LevelMap, label: Labels | None = None, *, unique: UniqueLevels | None = None
-    ) -> Image | tuple[Image, LogVariances]:
+    def forward(self, x_t: Image, t: Levels, label: Labels | None = None) -> Image | tuple[Image, LogVariances]:
         """Predict the velocity of every pixel.
 
         Args:
             x_t: noisy images, (b, c, h, w).
             t: level map, (b, gh, gw), on the grid of `self.grid` or another one whose patches nest with the pixels of
-                all resolutions.
+                all resolutions. The distinct levels of a tensor are found by sorting, those of `IndexedLevels` are
+                known.
             label: class of every image; None means "no label".
-            unique: distinct levels of `t`, if the caller knows them; otherwise they are found by sorting.
 
         Returns:
             The velocity (b, c, h, w); with `uncertainty` also the log-variance of its error (b, lh, lw), the mean over
@@ -148,8 +146,9 @@ class UNet(nn.Module):
         check_channels(x_t, self.channels)
         size = (x_t.shape[2], x_t.shape[3])
         self.grid(size)
-        self._check_map((t.shape[1], t.shape[2]), size)
-        conditionings = self._condition(unique or unique_levels(t), size, label)
+        levels = level_map(t)
+        self._check_map((levels.shape[1], levels.shape[2]), size)
+        conditionings = self._condition(indexed(t), size, label)
         # The residual stream keeps the weights' precision under autocast, where convolutions round.
         x = x_t.to(self.head.weight.dtype, memory_format=torch.channels_last)
         if self._compiled:
@@ -176,15 +175,15 @@ class UNet(nn.Module):
         """Return the dropout probability of every resolution."""
         return list(self.dropout) if isinstance(self.dropout, tuple) else [self.dropout] * len(self.multipliers)
 
-    def _condition(self, unique: UniqueLevels, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
+    def _condition(self, t: IndexedLevels, size: tuple[int, int], label: Labels | None) -> list[Conditioning]:
         """Return the conditioning of the pixels of every resolution."""
         if self._compiled:
-            unique = unique.padded()
-        levels = F.silu(self.level_embedding(unique.values))
-        labels = embed_labels(self.label_embedding, label, len(unique.index))
+            t = t.padded()
+        levels = F.silu(self.level_embedding(t.values))
+        labels = embed_labels(self.label_embedding, label, len(t.index))
         labels = None if labels is None else F.silu(labels)
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
-        return [pixel_conditioning(levels, unique.index, labels, at) for at in sizes]
+        return [pixel_conditioning(levels, t.index, labels, at) for at in sizes]
 
     def _initialize(self) -> None:
         """Initialize with Xavier, labels with N(0, 0.02), and the last layer of every branch and head with zeros."""

@@ -17,7 +17,7 @@ from asyncdiff.noise.fields import IndependentField, PerlinField
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
 from asyncdiff.noise.progress_samplers import ProgressSampler, UniformProgress
 from asyncdiff.randomness import Generators, RandomSource
-from asyncdiff.shapes import KnownPatches, LevelMap, Progress, UniqueLevels
+from asyncdiff.shapes import IndexedLevels, KnownPatches, LevelMap, Levels, Progress, level_map
 
 PAPER = "omit it to use the paper's value"
 
@@ -27,19 +27,23 @@ class LevelDraw:
     """Level maps for one training batch.
 
     Attributes:
-        t: level of every patch, (b, gh, gw), or (b, 1, 1) if every image has a single level.
+        levels: level of every patch, (b, gh, gw), or (b, 1, 1) if every image has a single level; as `IndexedLevels` if
+            the sampler knows the distinct levels, which saves a sort.
         slope: dt/ds along the path that the maps were drawn from; None if the sampler follows no path.
-        unique: distinct levels of `t` and each patch's index into them, if the sampler knows them; saves a sort.
         importance: 1 / density of the drawn progress, a factor of each image's loss; None if progress is uniform.
         known: patches kept clean as known context; None if there are none. Patches at t = 0, including these, have no
             loss.
     """
 
-    t: LevelMap
+    levels: Levels
     slope: LevelMap | None = None
-    unique: UniqueLevels | None = None
     importance: Progress | None = None
     known: KnownPatches | None = None
+
+    @property
+    def t(self) -> LevelMap:
+        """The levels as a tensor."""
+        return level_map(self.levels)
 
     def quantized(self, count: int, t_min: float = 0.0) -> "LevelDraw":
         """Return the maps with levels rounded to `count` equidistant values from 0 to 1.
@@ -55,14 +59,14 @@ class LevelDraw:
             The rounded maps, or the same maps without slopes if they have at most `count` distinct levels already.
         """
         at_least("count", count, 2, "levels 0 and 1 are always included")
-        if self.unique is not None and len(self.unique.values) <= count:
+        if isinstance(self.levels, IndexedLevels) and len(self.levels.values) <= count:
             return replace(self, slope=None)
         index = (self.t * (count - 1)).round().long()
         if t_min > 0:
             lifted = index.clamp(min=math.ceil(t_min * (count - 1)))
             index = lifted if self.known is None else torch.where(self.known, index, lifted)
         values = torch.arange(count, device=self.t.device, dtype=self.t.dtype) / (count - 1)
-        return replace(self, t=values[index], slope=None, unique=UniqueLevels(values, index))
+        return replace(self, levels=IndexedLevels(values, index), slope=None)
 
 
 class LevelSampler(ABC):
@@ -125,8 +129,7 @@ class Shared(LevelSampler):
 
     def sample(self, source: RandomSource) -> LevelDraw:
         t = source.stratified() if self.scale is None else (self.loc + self.scale * source.normal()).sigmoid()
-        index = torch.arange(source.batch, device=t.device)[:, None, None]
-        return LevelDraw(t[:, None, None], None, UniqueLevels(t, index))
+        return LevelDraw(IndexedLevels.per_image(t))
 
 
 class Independent(LevelSampler):
@@ -350,7 +353,7 @@ class WithCleanPatches(_Wrapper):
         known = self.clean_patches.sample(source) & (source.uniform() < self.probability)[:, None, None]
         slope = None if draw.slope is None else draw.slope.masked_fill(known, 0)
         all_known = known if draw.known is None else known | draw.known
-        return replace(draw, t=draw.t.masked_fill(known, 0), slope=slope, unique=None, known=all_known)
+        return replace(draw, levels=draw.t.masked_fill(known, 0), slope=slope, known=all_known)
 
 
 class Homogeneous(_Wrapper):
@@ -407,6 +410,5 @@ def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
 
 def _per_patch(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:
     """Expand maps with one level per image to one level per patch."""
-    t = draw.t.expand(-1, *grid)
     slope = None if draw.slope is None else draw.slope.expand(-1, *grid)
-    return replace(draw, t=t, slope=slope, unique=None)
+    return replace(draw, levels=draw.t.expand(-1, *grid), slope=slope)

@@ -16,7 +16,7 @@ from asyncdiff.callbacks.phase_timer import CudaClock, PhaseTimer, WallClock
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels, level_map
 from datamodules import Digits
 
 BATCH = 479  # a third of the digits: epochs of three batches
@@ -240,8 +240,8 @@ class ByValue(torch.nn.Module):
     def grid(self, size):
         return size[0] // 2, size[1] // 2
 
-    def forward(self, x_t, t, label=None, *, unique=None):
-        return self.factor * x_t if t.max().item() > 0 else x_t
+    def forward(self, x_t, t, label=None):
+        return self.factor * x_t if level_map(t).max().item() > 0 else x_t
 
 
 def test_a_network_that_cannot_be_counted_trains_without_tflops(tmp_path):
@@ -263,9 +263,9 @@ TOKENS = (SIZE // P) ** 2
 def call(channels=3):
     draw = torch.Generator().manual_seed(0)
     index = torch.randint(LEVELS, (B, SIZE // P, SIZE // P), generator=draw)
-    unique = UniqueLevels(torch.rand(LEVELS, generator=draw), index)
+    levels = IndexedLevels(torch.rand(LEVELS, generator=draw), index)
     x = torch.randn(B, channels, SIZE, SIZE, generator=draw)
-    return (x, unique.values[index], torch.zeros(B, dtype=torch.int64)), {"unique": unique}
+    return x, levels, torch.zeros(B, dtype=torch.int64)
 
 
 def forward_flops(classes):
@@ -283,9 +283,9 @@ def forward_flops(classes):
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"rope": True, "qk_norm": True, "dropout": 0.5}])
 def test_flops_of_a_dit(classes, options):
     network = DiT(channels=3, patch_size=P, dim=WIDTH, depth=DEPTH, heads=HEADS, classes=classes, **options)
-    (x, t, label), kwargs = call()
+    x, t, label = call()
     state = torch.get_rng_state()
-    assert training_flops(network, (x, t, label if classes else None), kwargs) == 3 * forward_flops(classes)
+    assert training_flops(network, (x, t, label if classes else None), {}) == 3 * forward_flops(classes)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None and p.device.type == "cpu" for p in network.parameters())
 
@@ -296,7 +296,7 @@ def test_a_compiled_network_is_counted_uncompiled():
             super().__init__()
             self.filter = torch.nn.Conv2d(3, 5, 3, padding=1)
 
-        def forward(self, x_t, t, label=None, *, unique=None):
+        def forward(self, x_t, t, label=None):
             return self.filter(x_t)
 
     def refuse(*_):
@@ -304,7 +304,7 @@ def test_a_compiled_network_is_counted_uncompiled():
 
     network = Blur()
     network.compile(backend=refuse, fullgraph=True)
-    assert training_flops(network, *call()) == 3 * 2 * B * SIZE**2 * 3 * 5 * 3**2
+    assert training_flops(network, call(), {}) == 3 * 2 * B * SIZE**2 * 3 * 5 * 3**2
 
 
 # A CUDA device, played

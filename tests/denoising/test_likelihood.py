@@ -148,7 +148,7 @@ def test_wrong_slopes_break_the_bound():
 @every_path
 def test_a_worse_denoiser_has_a_larger_bound(path):
     class Attenuated(GaussianOracle):
-        def __call__(self, x_t, t, label=None, *, unique=None):
+        def __call__(self, x_t, t, label=None):
             exact = super().__call__(x_t, t)
             return Prediction(exact.process, x_t, t, 0.9 * exact.v)
 

@@ -37,7 +37,7 @@ class ExactNetwork(torch.nn.Module):
         self.exact = GaussianOracle(*random_gaussian(16), GRID, process)
         self.form = {VelocityTarget: "v", NoiseTarget: "eps", CleanTarget: "x"}[type(target)]
 
-    def forward(self, x_t, t, label=None, *, unique=None):
+    def forward(self, x_t, t, label=None):
         return getattr(self.exact(x_t, t), self.form)
 
     def grid(self, size):

@@ -7,7 +7,7 @@ import json
 import sys
 
 import torch
-from small_networks import dit, draw, noisy, of, single, unet
+from small_networks import dit, draw, noisy, single, unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from asyncdiff.denoising.denoiser import Denoiser
@@ -27,7 +27,7 @@ def step(net: torch.nn.Module, count: int, grid: int) -> list[torch.Tensor]:
     """The output and all gradients, with `count` distinct levels."""
     net.zero_grad()
     levels = single(draw((grid, grid), 6, count))
-    v = net(noisy(6).float(), of(levels), LABEL, unique=levels)
+    v = net(noisy(6).float(), levels, LABEL)
     v.square().mean().backward()
     return [v.detach(), *(p.grad.clone() for p in net.parameters())]
 

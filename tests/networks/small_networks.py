@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.unet import UNet
 from asyncdiff.randomness import seeded
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 
 SMALL_UNET = {"channels": 1, "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (1,), "head_dim": 4}
 LABEL = torch.tensor([0, 5, 10])  # of ten classes; the last is "no label"
@@ -36,22 +36,18 @@ def noisy(batch: int = 3, channels: int = 1, size: tuple[int, int] = (8, 8)) -> 
     return torch.randn(batch, channels, *size, generator=seeded(1), dtype=torch.float64)
 
 
-def draw(grid: tuple[int, int], batch: int = 3, count: int = 5) -> UniqueLevels:
+def draw(grid: tuple[int, int], batch: int = 3, count: int = 5) -> IndexedLevels:
     """A level map of `count` levels, with an index of all patches even if it is constant."""
     index = torch.randint(count, (batch, *grid), generator=seeded(2))
-    return UniqueLevels(torch.rand(count, generator=seeded(3), dtype=torch.float64), index)
+    return IndexedLevels(torch.rand(count, generator=seeded(3), dtype=torch.float64), index)
 
 
-def of(unique: UniqueLevels) -> Tensor:
-    return unique.values[unique.index]
-
-
-def single(unique: UniqueLevels) -> UniqueLevels:
+def single(levels: IndexedLevels) -> IndexedLevels:
     """The same levels in float32."""
-    return UniqueLevels(unique.values.float(), unique.index)
+    return IndexedLevels(levels.values.float(), levels.index)
 
 
-def stored_bytes(network: nn.Module, x: Tensor, unique: UniqueLevels, call=None) -> int:
+def stored_bytes(network: nn.Module, x: Tensor, levels: IndexedLevels, call=None) -> int:
     """Bytes that the forward pass stores for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in network.parameters()}
     storages: dict[int, int] = {}
@@ -61,6 +57,6 @@ def stored_bytes(network: nn.Module, x: Tensor, unique: UniqueLevels, call=None)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = (call or network)(x, of(unique), unique=unique)
+        output = (call or network)(x, levels)
     del output
     return sum(size for at, size in storages.items() if at not in own)

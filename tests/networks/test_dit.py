@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import DITS, LABEL, dit, draw, noisy, of, single, stored_bytes
+from small_networks import DITS, LABEL, dit, draw, noisy, single, stored_bytes
 from timm.layers import apply_rot_embed_cat
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,14 +13,14 @@ from asyncdiff.networks.dit import DiT, patchify, unpatchify
 from asyncdiff.networks.embeddings import grid_positions, rotations
 from asyncdiff.networks.modulation import IndexedVectors
 from asyncdiff.randomness import seeded
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 
 
 def test_constant_map_equals_scalar_conditioning():
     """Comparison with standard adaLN: one modulation per image from silu(level) + silu(label)."""
-    net, x, t = dit(classes=10), noisy(), of(draw((1, 1)))
+    net, x, t = dit(classes=10), noisy(), draw((1, 1)).t
     c = F.silu(net.level_embedding(t.flatten())) + F.silu(net.label_embedding(LABEL))
 
     def adaln(linear, count):
@@ -36,26 +36,26 @@ def test_constant_map_equals_scalar_conditioning():
     assert torch.allclose(net(x, t, LABEL), expected, atol=1e-12)
 
 
-def naive_network(network: DiT, x: torch.Tensor, t: torch.Tensor, label=None, unique=None) -> torch.Tensor:
+def naive_network(network: DiT, x: torch.Tensor, levels: IndexedLevels, label=None) -> torch.Tensor:
     """The network with one conditioning per token, gathered, computed and stored by plain autograd."""
 
     def gather(row: IndexedVectors) -> torch.Tensor:
         vectors = row.table[row.index]
         return vectors if row.label is None else vectors + row.label[:, None]
 
-    unique = UniqueLevels(t.flatten(), torch.arange(t.numel()).view(t.shape))
+    t = levels.t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IndexedVectors, "gather", gather)
         patch.setattr(IndexedVectors, "shared", True)
-        return network(x, t, label, unique=unique)
+        return network(x, IndexedLevels(t.flatten(), torch.arange(t.numel()).view(t.shape)), label)
 
 
 @pytest.mark.parametrize("name", DITS)
 def test_level_table_matches_one_conditioning_per_patch(name):
     """The entire network, with the gradients of all parameters."""
-    net, x, unique = DITS[name](classes=10), noisy(), draw((4, 4), count=7)
+    net, x, levels = DITS[name](classes=10), noisy(), draw((4, 4), count=7)
     weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
-    table, naive = net(x, of(unique), LABEL, unique=unique), naive_network(net, x, of(unique), LABEL)
+    table, naive = net(x, levels, LABEL), naive_network(net, x, levels, LABEL)
     assert torch.allclose(table, naive, rtol=0, atol=1e-12)
     gradients = (torch.autograd.grad((v * weight).sum(), list(net.parameters())) for v in (table, naive))
     assert all(torch.allclose(got, expected, rtol=0, atol=1e-10) for got, expected in zip(*gradients, strict=True))
@@ -64,10 +64,10 @@ def test_level_table_matches_one_conditioning_per_patch(name):
 def test_the_six_vectors_per_token_are_not_stored():
     """DiT-S with 64 tokens: memory of a level map compared with one level per image."""
     network = DiT(channels=3, patch_size=4, dim=384, depth=2, heads=6)
-    x, unique = noisy(64, 3, (32, 32)).float(), single(draw((8, 8), 64, 256))
-    scalar = stored_bytes(network, x, UniqueLevels(unique.values, unique.index[:, :1, :1]))
-    assert stored_bytes(network, x, unique) < 1.08 * scalar
-    assert stored_bytes(network, x, unique, partial(naive_network, network)) > 1.3 * scalar
+    x, levels = noisy(64, 3, (32, 32)).float(), single(draw((8, 8), 64, 256))
+    scalar = stored_bytes(network, x, IndexedLevels(levels.values, levels.index[:, :1, :1]))
+    assert stored_bytes(network, x, levels) < 1.08 * scalar
+    assert stored_bytes(network, x, levels, partial(naive_network, network)) > 1.3 * scalar
 
 
 def test_operation_count_of_a_level_map_compared_with_one_level():
@@ -76,9 +76,9 @@ def test_operation_count_of_a_level_map_compared_with_one_level():
     with torch.device("meta"):
         network = DiT(channels=4, patch_size=2, dim=1152, depth=28, heads=16)
         for side, count in ((1, 64), (16, 256), (16, 64 * 256)):
-            unique = UniqueLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
+            levels = IndexedLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
             with FlopCounterMode(display=False) as counter:
-                network(torch.empty(64, 4, 32, 32), torch.empty(64, side, side), unique=unique).sum().backward()
+                network(torch.empty(64, 4, 32, 32), levels).sum().backward()
             counted.append(counter.get_total_flops())
     assert counted[1] < 1.01 * counted[0]
     assert counted[2] == pytest.approx(1.48 * counted[0], rel=0.02)
@@ -87,12 +87,12 @@ def test_operation_count_of_a_level_map_compared_with_one_level():
 def test_modulations_are_computed_once_per_distinct_level():
     net, rows = dit(), []
     net.blocks[0].modulation.linear.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    net(noisy(64), of(draw((4, 4), 64, count=2)))
+    net(noisy(64), draw((4, 4), 64, count=2).t)
     assert rows == [2]
 
 
 def test_every_patch_depends_on_its_own_level():
-    net, x, t = dit(), noisy(1), of(draw((4, 4), 1))
+    net, x, t = dit(), noisy(1), draw((4, 4), 1).t
     changed = t.clone()
     changed[0, 1, 2] = 1 - changed[0, 1, 2]
     difference = (net(x, changed) - net(x, t)).abs().reshape(4, 2, 4, 2).amax((1, 3))
@@ -101,14 +101,14 @@ def test_every_patch_depends_on_its_own_level():
 
 
 def test_a_network_of_coarser_level_patches_computes_the_same():
-    fine, coarse, t = dit(), dit(level_patch_size=4), of(draw((2, 2)))
+    fine, coarse, t = dit(), dit(level_patch_size=4), draw((2, 2)).t
     coarse.load_state_dict(fine.state_dict())
     assert coarse.grid((8, 8)) == (2, 2)
     assert torch.equal(coarse(noisy(), t), fine(noisy(), t))
 
 
 def test_permuting_patches_permutes_the_output_without_positions():
-    x, t, order = noisy(), of(draw((4, 4))), torch.randperm(16, generator=seeded(3))
+    x, t, order = noisy(), draw((4, 4)).t, torch.randperm(16, generator=seeded(3))
 
     def permuted(image):
         return unpatchify(patchify(image, 2)[:, order], (4, 4), 2)
@@ -121,7 +121,7 @@ def test_permuting_patches_permutes_the_output_without_positions():
 
 def test_rope_depends_only_on_distances():
     """Scores of equal queries and keys depend on the distance of their tokens, by row and by column separately."""
-    network, x, t = dit(positions=False, rope=True), noisy(1, size=(16, 16)), of(draw((8, 8), 1, 64))
+    network, x, t = dit(positions=False, rope=True), noisy(1, size=(16, 16)), draw((8, 8), 1, 64).t
     shifted = network(x.roll((2, 4), (2, 3)), t.roll((1, 2), (1, 2)))
     assert not torch.allclose(shifted, network(x, t).roll((2, 4), (2, 3)), atol=1e-3)
     q, k = torch.randn(2, 1, 4, 1, 8, generator=seeded(2), dtype=torch.float64).expand(2, 1, 4, 64, 8)
@@ -167,7 +167,7 @@ def test_unpatchify_inverts_patchify():
 )
 def test_unsuitable_inputs_are_refused(x, grid, label, message):
     with pytest.raises(ValueError, match=message):
-        dit()(x, of(draw(grid)), label)
+        dit()(x, draw(grid).t, label)
 
 
 @pytest.mark.parametrize(

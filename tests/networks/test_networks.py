@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from small_networks import DIT_GRIDS, DITS, LABEL, UNET_GRIDS, UNETS, dit, draw, noisy, of, single, stored_bytes, unet
+from small_networks import DIT_GRIDS, DITS, LABEL, UNET_GRIDS, UNETS, dit, draw, noisy, single, stored_bytes, unet
 
 from asyncdiff.networks.dit import DiT
 from asyncdiff.networks.modulation import Modulation
 from asyncdiff.networks.unet import UNet
 from asyncdiff.networks.unet_blocks import ResidualBlock
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 
 NETWORKS = DITS | UNETS
 ON_GRIDS = [(name, grid) for name in DITS for grid in DIT_GRIDS] + [
@@ -21,42 +21,42 @@ BOTH = pytest.mark.parametrize("make", [dit, unet])
 def test_constant_map_equals_the_1x1_map(name, grid):
     """Detected as constant, and gathered patch by patch if the caller passes an index of all patches."""
     net, x, one = NETWORKS[name](classes=10), noisy(), draw((1, 1))
-    everywhere = UniqueLevels(one.values, one.index.expand(3, *grid).contiguous())
-    expected = net(x, of(one), LABEL, unique=one)
+    everywhere = IndexedLevels(one.values, one.index.expand(3, *grid).contiguous())
+    expected = net(x, one, LABEL)
     assert expected.std() > 0.1
-    for unique in (None, everywhere):
-        assert torch.allclose(net(x, of(everywhere), LABEL, unique=unique), expected, rtol=0, atol=1e-13)
+    for levels in (everywhere.t, everywhere):
+        assert torch.allclose(net(x, levels, LABEL), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(("name", "grid"), ON_GRIDS)
 def test_passing_the_distinct_levels_changes_nothing(name, grid):
     """The table may also have levels that no patch uses."""
-    net, x, unique = NETWORKS[name](classes=10), noisy(), draw(grid)
-    table = UniqueLevels(torch.cat([unique.values, torch.ones(60, dtype=torch.float64)]), unique.index)
-    expected = net(x, of(unique))
-    for levels in (unique, table):
-        assert torch.allclose(net(x, of(unique), unique=levels), expected, rtol=0, atol=1e-13)
+    net, x, known = NETWORKS[name](classes=10), noisy(), draw(grid)
+    table = IndexedLevels(torch.cat([known.values, torch.ones(60, dtype=torch.float64)]), known.index)
+    expected = net(x, known.t)
+    for levels in (known, table):
+        assert torch.allclose(net(x, levels), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_coarser_level_map_equals_the_repeated_map(name):
-    net, coarse = NETWORKS[name](), of(draw((2, 2)))
+    net, coarse = NETWORKS[name](), draw((2, 2)).t
     repeated = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
     assert torch.allclose(net(noisy(), coarse), net(noisy(), repeated), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_missing_label_means_the_null_class(name):
-    net, x, t = NETWORKS[name](classes=10), noisy(), of(draw((4, 4)))
+    net, x, t = NETWORKS[name](classes=10), noisy(), draw((4, 4)).t
     assert torch.equal(net(x, t), net(x, t, torch.full((3,), 10)))
     assert not torch.allclose(net(x, t), net(x, t, torch.zeros(3, dtype=torch.int64)), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_reach_every_parameter(name):
-    net, unique = NETWORKS[name](classes=10, uncertainty=True), draw((4, 4), batch=11)
+    net, levels = NETWORKS[name](classes=10, uncertainty=True), draw((4, 4), batch=11)
     label = torch.arange(11)  # all classes and the null class
-    v, logvar = net(noisy(11), of(unique), label, unique=unique)
+    v, logvar = net(noisy(11), levels, label)
     (v.square().mean() + logvar.square().mean()).backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -64,13 +64,13 @@ def test_gradients_reach_every_parameter(name):
 @BOTH
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_checkpointing_changes_no_gradient_and_stores_less(make, dropout):
-    gradients, stored, unique = [], [], draw((4, 4))
+    gradients, stored, levels = [], [], draw((4, 4))
     for checkpointing in (False, True):
         net = make(classes=10, dropout=dropout, checkpointing=checkpointing).train()
         torch.manual_seed(1)
-        net(noisy(), of(unique), LABEL, unique=unique).square().sum().backward()
+        net(noisy(), levels, LABEL).square().sum().backward()
         gradients.append([p.grad for p in net.parameters()])
-        stored.append(stored_bytes(net, noisy(), unique))
+        stored.append(stored_bytes(net, noisy(), levels))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
     assert any(g.any() for g in gradients[0])
     assert stored[1] < (0.5 if make is dit else 0.4) * stored[0]
@@ -82,13 +82,13 @@ def test_checkpointing_changes_no_gradient_and_stores_less(make, dropout):
 )
 def test_bfloat16_is_close_to_float32(name, grid, tolerance):
     """The residual stream stays in float32, and so do the gradients."""
-    net, unique = NETWORKS[name](classes=10, uncertainty=True).float(), single(draw(grid))
+    net, levels = NETWORKS[name](classes=10, uncertainty=True).float(), single(draw(grid))
     x, streams = noisy().float(), []
-    exact = net(x, of(unique), LABEL, unique=unique)
+    exact = net(x, levels, LABEL)
     for block in net.blocks if isinstance(net, DiT) else [m for m in net.modules() if isinstance(m, ResidualBlock)]:
         block.register_forward_hook(lambda _, __, output: streams.append(output.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = net(x, of(unique), LABEL, unique=unique)
+        rounded = net(x, levels, LABEL)
     for a, b in zip(rounded, exact, strict=True):
         assert ((a - b).square().mean() / b.square().mean()).sqrt() < tolerance
     assert set(streams) == {torch.float32}
@@ -117,4 +117,4 @@ def test_all_sizes_that_levels_and_patches_divide_work(make, size, grids):
     net, x = make(), noisy(2, size=size)
     assert net.grid(size) == grids[0]
     for grid in grids:
-        assert net(x, of(draw(grid, 2))).shape == x.shape
+        assert net(x, draw(grid, 2).t).shape == x.shape

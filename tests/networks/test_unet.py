@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from small_networks import LABEL, SMALL_UNET, UNET_GRIDS, UNETS, draw, noisy, of, single, stored_bytes, unet
+from small_networks import LABEL, SMALL_UNET, UNET_GRIDS, UNETS, draw, noisy, single, stored_bytes, unet
 from small_runs import quiet_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +16,7 @@ from asyncdiff.networks.unet import UNet
 from asyncdiff.networks.unet_blocks import ResidualBlock, pixels_to_tokens, tokens_to_pixels
 from asyncdiff.randomness import seeded
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.shapes import UniqueLevels
+from asyncdiff.shapes import IndexedLevels
 from asyncdiff.training.lightning_module import AsyncDiffusion
 from datamodules import Digits
 
@@ -89,18 +89,18 @@ def film_per_pixel(net: UNet, x: torch.Tensor, t: torch.Tensor, label: torch.Ten
 @pytest.mark.parametrize("name", UNETS)
 def test_constant_map_equals_scalar_conditioning(name):
     """Comparison with standard FiLM: one shift and scale per image from silu(level) + silu(label)."""
-    net, x, t = UNETS[name](classes=10), noisy(), of(draw((1, 1)))
+    net, x, t = UNETS[name](classes=10), noisy(), draw((1, 1)).t
     c = F.silu(net.level_embedding(t.flatten())) + F.silu(net.label_embedding(LABEL))
     assert torch.allclose(net(x, t, LABEL), film_unet(net, x, [c[:, :, None, None]] * 3), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("grid", UNET_GRIDS)
 def test_level_tables_match_spatial_film_with_gradients(small, grid):
-    x, unique = noisy().requires_grad_(), draw(grid)
+    x, levels = noisy().requires_grad_(), draw(grid)
     leaves = [x, *small.parameters()]
     weight = torch.randn(x.shape, generator=seeded(4), dtype=torch.float64)
-    actual = small(x, of(unique), LABEL, unique=unique)
-    naive = film_per_pixel(small, x, of(unique), LABEL)
+    actual = small(x, levels, LABEL)
+    naive = film_per_pixel(small, x, levels.t, LABEL)
     assert torch.allclose(actual, naive, rtol=0, atol=1e-12)
     pairs = zip(*(torch.autograd.grad((v * weight).sum(), leaves) for v in (actual, naive)), strict=True)
     assert max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs) < 1e-10
@@ -108,7 +108,7 @@ def test_level_tables_match_spatial_film_with_gradients(small, grid):
 
 @pytest.mark.parametrize(("side", "ratio"), [(2, 4), (4, 6), (8, 6)])
 def test_a_patch_depends_most_on_its_own_level(side, ratio):
-    net, x, t = unet(multipliers=(1, 2)), noisy(4, size=(16, 16)), of(draw((side, side), batch=4))
+    net, x, t = unet(multipliers=(1, 2)), noisy(4, size=(16, 16)), draw((side, side), batch=4).t
     before, responses = net(x, t), []
     for patch in range(side**2):
         changed = t.clone()
@@ -126,10 +126,10 @@ def test_shifting_image_and_map_shifts_the_output(axis):
     """By as many pixels as one of the coarsest level has, away from the borders, without attention."""
     net = unet(width=4, attention=(), middle_attention=False, middle_blocks=1, multipliers=(1, 2))
     size = (96, 8) if axis == 2 else (8, 96)
-    x, unique = noisy(1, size=size), draw((size[0] // 2, size[1] // 2), batch=1)
-    rolled = UniqueLevels(unique.values, unique.index.roll(1, axis - 1))
-    v = net(x, of(unique), unique=unique).roll(2, axis)
-    shifted = net(x.roll(2, axis), of(rolled), unique=rolled)
+    x, levels = noisy(1, size=size), draw((size[0] // 2, size[1] // 2), batch=1)
+    rolled = IndexedLevels(levels.values, levels.index.roll(1, axis - 1))
+    v = net(x, levels).roll(2, axis)
+    shifted = net(x.roll(2, axis), rolled)
     apart = (v - shifted).abs().amax(dim=(0, 1, 5 - axis))
     # A pixel sees 28 others on either side: 1 stem, 2 and 4 blocks and 1 doubling and 1 head at the first level, at the
     # second one halving and blocks of 2 + 2 + 4, twice as large there; and 1 by the pooling.
@@ -147,7 +147,7 @@ def test_modulations_are_computed_once_per_distinct_level(small):
                 lambda _, inputs, __, level=level: rows[level].append(len(inputs[0]))
             )
     coarse = draw((4, 4), batch=64, count=2)
-    small(noisy(64), of(coarse), unique=coarse)
+    small(noisy(64), coarse)
     assert rows == {"embedded": [2], 0: [2] * 3, 1: [2] * 3, 2: [64 * 4] * 3}  # one row per pixel that covers several
 
 
@@ -181,9 +181,9 @@ def test_everything_stays_in_channels_last_without_copies(grid):
         if isinstance(module, torch.nn.Conv2d):
             assert module.weight.is_contiguous(memory_format=torch.channels_last)
             module.register_forward_hook(lambda _, inputs, output: layouts.extend([*inputs, output]))
-    unique = draw(grid)
+    levels = draw(grid)
     with Copies() as copies:
-        features = net.trunk(noisy(), net._condition(unique, (8, 8), None))
+        features = net.trunk(noisy(), net._condition(levels, (8, 8), None))
     assert len(layouts) > 50
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in [*layouts, features])
     # At most the index of every level's pixels, where patches are larger than these.
@@ -196,7 +196,7 @@ def test_the_two_vectors_per_pixel_are_not_stored():
     x, values = noisy(4, size=(32, 32)).float(), torch.arange(64) / 63
     every = torch.randint(64, (4, 32, 32), generator=seeded(2))
     scalar, coarse, fine = (
-        stored_bytes(net, x, UniqueLevels(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
+        stored_bytes(net, x, IndexedLevels(values, every[:, ::step, ::step].contiguous())) for step in (32, 8, 1)
     )
     assert coarse < 1.04 * scalar
     assert fine < 1.1 * scalar
@@ -208,9 +208,9 @@ def test_operation_count_of_a_level_map_compared_with_one_level():
     with torch.device("meta"):
         net, x, counted = UNet(**options), torch.empty(64, 3, 64, 64), []
         for side, count in ((1, 64), (8, 256), (64, 256)):
-            unique = UniqueLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
+            levels = IndexedLevels(torch.empty(count), torch.empty(64, side, side, dtype=torch.int64))
             with FlopCounterMode(display=False) as counter:
-                net(x, torch.empty(64, side, side), unique=unique)
+                net(x, levels)
             counted.append(counter.get_total_flops())
     assert counted[1] < 1.001 * counted[0]
     assert counted[2] < 1.08 * counted[0]
@@ -242,9 +242,9 @@ def test_attention_and_dropout_are_where_requested():
 def test_the_uncertainty_is_the_mean_variance_of_a_patch():
     fine = unet(uncertainty=True, level_patch_size=1)
     coarse = unet(uncertainty=True, level_patch_size=4)
-    unique = draw((2, 2))
-    v, every = fine(noisy(), of(unique))
-    same_v, logvar = coarse(noisy(), of(unique))
+    levels = draw((2, 2))
+    v, every = fine(noisy(), levels)
+    same_v, logvar = coarse(noisy(), levels)
     assert fine.grid((8, 8)) == every.shape[1:] == (8, 8)
     assert coarse.grid((8, 8)) == logvar.shape[1:] == (2, 2)
     assert torch.equal(v, same_v)
@@ -289,7 +289,7 @@ def test_invalid_arguments_are_refused(options, message):
 )
 def test_unsuitable_inputs_are_refused(x, grid, label, message):
     with pytest.raises(ValueError, match=message):
-        unet()(x, of(draw(grid)), label)
+        unet()(x, draw(grid).t, label)
 
 
 def test_image_sizes_that_do_not_fit_are_refused(small):

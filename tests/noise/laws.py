@@ -47,7 +47,7 @@ class Stub:
     def grid(self, size):
         return self.patches
 
-    def __call__(self, x_t, t, label=None, *, unique=None):
+    def __call__(self, x_t, t, label=None):
         return Prediction(self.process, x_t, t, self.v(x_t, t), self.logvar(x_t, t))
 
 

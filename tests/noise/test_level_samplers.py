@@ -109,8 +109,6 @@ def test_draws_are_complete_and_in_their_range(sampler):
         if maps.slope is not None:
             assert maps.slope.shape == maps.t.shape
             assert (maps.slope >= 0).all()
-        if maps.unique is not None:
-            assert torch.equal(maps.unique.values[maps.unique.index], maps.t)
         if maps.importance is not None:
             assert (maps.importance >= 0).all()
             assert maps.importance.isfinite().all()
@@ -401,11 +399,11 @@ def test_constant_maps_have_no_clean_patches_and_the_same_progress_sampler():
 def test_quantized_levels_are_few_and_close():
     maps = draw(AlongPath(), 512)
     rounded = maps.quantized(256)
-    values = rounded.unique.values
+    values = rounded.levels.values
     assert len(values) == 256
     assert (values[0], values[-1]) == (0, 1)
     assert (rounded.t - maps.t).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(values[rounded.unique.index], rounded.t)
+    assert torch.equal(values[rounded.levels.index], rounded.t)
     assert rounded.slope is None
 
 
@@ -416,13 +414,12 @@ def test_rounding_keeps_known_patches_importance_and_the_floor():
     assert torch.equal(rounded.importance, maps.importance)
     assert (rounded.t[rounded.known] == 0).all()
     assert rounded.t[~rounded.known].min() == pytest.approx(1 / 255)
-    assert torch.equal(rounded.unique.values[rounded.unique.index], rounded.t)
 
 
 def test_maps_with_few_levels_are_not_quantized():
     maps = draw(Shared(), 16)
     assert torch.equal(maps.quantized(16).t, maps.t)
-    assert maps.quantized(15).unique.values.tolist() == [k / 14 for k in range(15)]
+    assert maps.quantized(15).levels.values.tolist() == [k / 14 for k in range(15)]
 
 
 HALVES = Waypoints([[[0.2, 0.4]]])

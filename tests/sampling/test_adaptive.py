@@ -46,11 +46,11 @@ class WithUncertainty:
     def grid(self, size):
         return self.oracle.grid(size)
 
-    def __call__(self, x_t, t, label=None, *, unique=None):
+    def __call__(self, x_t, t, label=None):
         self.calls += 1
         self.rows += len(t)
         self.seen.append(t)
-        prediction = self.oracle(x_t, t, label, unique=unique)
+        prediction = self.oracle(x_t, t, label)
         return replace(prediction, logvar=self.logvar(prediction))
 
 
@@ -274,7 +274,7 @@ def test_non_finite_predictions_stop_sampling_and_name_the_patch(what, wrong):
         return -12.0 * (prediction.x_t.flatten(1).sum(1) < 0)[:, None, None] * torch.ones_like(prediction.t)
 
     class Spoiled(WithUncertainty):
-        def __call__(self, x_t, t, label=None, *, unique=None):
+        def __call__(self, x_t, t, label=None):
             prediction = super().__call__(x_t, t)
             at = (t.flatten(1).amax(1) == 0.5)[:, None, None] & (torch.arange(4).reshape(2, 2) == 2)
             if what == "velocity":

@@ -24,9 +24,9 @@ class Counted(Denoiser):
         super().__init__(network, RectifiedFlow())
         self.batches = []
 
-    def forward(self, x_t, t, label=None, *, unique=None, kv_cache=None):
+    def forward(self, x_t, t, label=None, *, kv_cache=None):
         self.batches.append(len(x_t))
-        return super().forward(x_t, t, label, unique=unique, kv_cache=kv_cache)
+        return super().forward(x_t, t, label, kv_cache=kv_cache)
 
 
 @pytest.fixture

@@ -119,9 +119,9 @@ def test_steps_without_moving_patches_need_no_evaluation():
     seen = []
 
     class Watched(GaussianOracle):
-        def __call__(self, x_t, t, label=None, *, unique=None):
+        def __call__(self, x_t, t, label=None):
             seen.append(len(x_t))
-            return super().__call__(x_t, t, label, unique=unique)
+            return super().__call__(x_t, t, label)
 
     oracle, image = Watched(MEAN, COV, GRID), random_images(2)
     known = torch.stack([Half("top")(4, 4), torch.zeros(4, 4, dtype=torch.bool)])

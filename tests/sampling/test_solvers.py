@@ -56,9 +56,9 @@ class Counted:
         self.oracle, self.process, self.grid = oracle, oracle.process, oracle.grid
         self.evaluations = 0
 
-    def __call__(self, x_t, t, label=None, *, unique=None) -> Prediction:
+    def __call__(self, x_t, t, label=None) -> Prediction:
         self.evaluations += 1
-        return self.oracle(x_t, t, label, unique=unique)
+        return self.oracle(x_t, t, label)
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=label)

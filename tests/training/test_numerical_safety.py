@@ -23,6 +23,7 @@ from asyncdiff.noise.processes import CosineVP, LinearVP, RectifiedFlow
 from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM, Heun, Multistep
+from asyncdiff.shapes import IndexedLevels, level_map
 from datamodules import Digits
 
 LEVELS = (0.0, 1e-12, 1e-7, 1e-3, 0.5, 1 - 1e-3, 1 - 1e-7, 1.0)
@@ -168,12 +169,12 @@ class Types(Callback):
         self.seen = {}
 
     def on_train_start(self, trainer, module):
-        def record(denoiser, args, options, prediction):
-            self.seen |= {"x_t": args[0].dtype, "t": args[1].dtype, "v": prediction.v.dtype}
-            if options["unique"] is not None:
-                self.seen["unique"] = options["unique"].values.dtype
+        def record(denoiser, args, prediction):
+            x_t, t, _ = args
+            assert isinstance(t, IndexedLevels) == bool(module.level_values)
+            self.seen |= {"x_t": x_t.dtype, "t": level_map(t).dtype, "v": prediction.v.dtype}
 
-        module.denoiser.register_forward_hook(record, with_kwargs=True)
+        module.denoiser.register_forward_hook(record)
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         (facts,) = module.guard._batches
@@ -198,7 +199,7 @@ def test_levels_weights_and_losses_are_float32_in_every_precision(tmp_path, prec
     trainer = quiet_trainer(tmp_path, max_steps=1, precision=precision, callbacks=[seen])
     trainer.fit(model, datamodule=Digits(batch_size=8))
     expected = {"x_t", "t", "v", "weight", "loss", "loss_per_image", "levels", "output error"}
-    assert expected | {"unique" if level_values else "slope"} <= set(seen.seen)
+    assert expected | (set() if level_values else {"slope"}) <= set(seen.seen)
     assert set(seen.seen.values()) == {torch.float32}, seen.seen
 
 
