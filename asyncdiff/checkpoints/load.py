@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from asyncdiff.checkpoints.export import is_export, read_export
+from asyncdiff.checkpoints.export.load import read_export
+from asyncdiff.checkpoints.locate import is_export
 from asyncdiff.checkpoints.old_names import update_checkpoint
 
 

@@ -1,5 +1,6 @@
-"""Select the EMA weights or the raw weights of a checkpoint."""
+"""Select the EMA weights or the raw weights of a checkpoint, and check that they fit a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ Which = Literal["auto", "ema", "raw"]
 WeightKind = Literal["ema", "raw"]
 
 
-def choose_weights(checkpoint: dict[str, Any], which: Which, path: str | Path) -> tuple[dict[str, Tensor], WeightKind]:
+def choose_weights(
+    checkpoint: Mapping[str, Any], which: Which, path: str | Path
+) -> tuple[dict[str, Tensor], WeightKind]:
     """Select the EMA weights or the raw weights of a checkpoint.
 
     Args:
@@ -40,3 +43,25 @@ def choose_weights(checkpoint: dict[str, Any], which: Which, path: str | Path) -
     if which == "raw" or ema is None:
         return state, "raw"
     return state | ema["weights"], "ema"
+
+
+def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: str | Path) -> None:
+    """Raise ValueError unless the weights of a checkpoint have the names and shapes of the model's weights."""
+    shapes = [name for name in own if name in loaded and tuple(loaded[name].shape) != tuple(own[name].shape)]
+    if shapes:
+        name = shapes[0]
+        more = f" ({len(shapes) - 1} more differ)" if len(shapes) > 1 else ""
+        raise ValueError(
+            f"{name} must have the shape {tuple(loaded[name].shape)} as in {file}, got {tuple(own[name].shape)}{more}: "
+            "set the network's sizes to those of the checkpoint"
+        )
+    for missing_in, names in (
+        (file, [name for name in own if name not in loaded]),
+        ("the model", [name for name in loaded if name not in own]),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(
+                f"the model and {file} must have the same weights, but {names[0]}{more} {'are' if more else 'is'} "
+                f"missing in {missing_in}: configure the network as in the checkpoint"
+            )

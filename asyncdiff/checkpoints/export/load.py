@@ -10,23 +10,14 @@ import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.export.yaml_tuples import restore_tuples
+from asyncdiff.checkpoints.locate import EXPORTED_WEIGHTS
 from asyncdiff.checkpoints.old_names import update_names
 
 FORMAT = 1  # version of the export format; exports of other versions are refused
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
+WEIGHTS, CONFIG, CARD = EXPORTED_WEIGHTS, "config.yaml", "README.md"
 FILES = (WEIGHTS, CONFIG, CARD)
 EMA, RAW = "ema", "raw"  # kinds of weights in an export
 REMEDY = "download or export it again"
-
-
-def is_export(path: str | Path) -> bool:
-    """Return whether a path is the folder of an export, that is, contains model.safetensors."""
-    return (Path(path) / WEIGHTS).is_file()
-
-
-def weight_file(path: str | Path) -> Path:
-    """Return the path of the file with the weights: model.safetensors in an export, or the checkpoint itself."""
-    return Path(path) / WEIGHTS if is_export(path) else Path(path)
 
 
 def read_export(folder: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:

@@ -12,8 +12,9 @@ import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
-from asyncdiff.checkpoints.export.load import CARD, CONFIG, FILES, FORMAT, WEIGHTS, is_export, tensors_sha256
+from asyncdiff.checkpoints.export.load import CARD, CONFIG, FILES, FORMAT, WEIGHTS, tensors_sha256
 from asyncdiff.checkpoints.export.yaml_tuples import tuple_paths
+from asyncdiff.checkpoints.locate import is_export
 
 
 def check_output_folder(folder: Path, *, overwrite: bool) -> None:
