@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from asyncdiff.checkpoints.old_names import update_names
 
 PLAIN = (bool, int, float, str, type(None))
@@ -27,7 +25,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): describe(item) for key, item in value.items()}
     kind: Any = _unsharded_class(value)
-    if isinstance(value, torch.Tensor):
+    if "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor):  # this file imports no PyTorch
         raise TypeError("a tensor cannot be described in a checkpoint: pass numbers or lists to the constructor")
     if hasattr(value, "_orig_mod"):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from asyncdiff.checkpoints.export.files import is_export, weight_file
+from asyncdiff.checkpoints.locate import is_export, weight_file
 
 if TYPE_CHECKING:
     from asyncdiff.checkpoints.export.load import read_export
