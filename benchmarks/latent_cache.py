@@ -90,7 +90,7 @@ def read(options: argparse.Namespace) -> None:
         rows = np.random.default_rng(0).standard_normal((1024, *SHAPE)).astype(np.float16)
         for at, file in enumerate(files):
             np.save(file, rows[at % len(rows)])
-        data = LatentCache(str(root), SHAPE[1], SHAPE[0], horizontal_flip=False, batch_size=BATCH)
+        data = LatentCache(str(root), SHAPE[1], channels=SHAPE[0], horizontal_flip=False, batch_size=BATCH)
         slices = SafetensorsRows(root, options.count)
 
         def latent_cache(finish: bool) -> Any:

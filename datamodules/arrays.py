@@ -50,25 +50,13 @@ class Arrays(ImageDataModule):
         scale: factor of the stored values, such as 0.18215 for unscaled Stable Diffusion latents. Scaled images should
             lie in [-1, 1], scaled latents have a standard deviation of about 1.
         held_out: fraction of the images held out for validation, in (0, 1), if there is no val.npy.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of ImageDataModule.
     """
 
     def __init__(
-        self,
-        root: str,
-        size: int,
-        channels: int = 4,
-        scale: float = 1.0,
-        held_out: float = 0.01,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        self, root: str, size: int, *, channels: int = 4, scale: float = 1.0, held_out: float = 0.01, **options: Any
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        super().__init__(**options)
         at_least("size", size, 1, "set the number of rows of an image")
         at_least("channels", channels, 1, "latents usually have 4")
         if not scale > 0:

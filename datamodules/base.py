@@ -1,5 +1,6 @@
 """Base classes of all data modules: three splits, batches as dicts, exact resume in the middle of an epoch."""
 
+import inspect
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,6 +153,26 @@ def one_of(name: str, value: object, values: Sequence[object]) -> None:
         raise ValueError(f"{name} must be {listed}, got {value!r}: choose one of these")
 
 
+def constructor_signature(kind: type) -> inspect.Signature:
+    """Return the signature of a class in which the arguments of its parents stand for `**options`.
+
+    Arguments that the class fixes by an attribute of the same name, such as `channels = 3`, are left out.
+    """
+    listed: dict[str, inspect.Parameter] = {}
+    fixed: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base.__init__).parameters.values())[1:]  # type: ignore[misc]
+            named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+            added = {one.name: one for one in named if one.name not in listed and one.name not in fixed}
+            keyword_only = {name: one.replace(kind=one.KEYWORD_ONLY) for name, one in added.items()}
+            listed |= keyword_only if listed else added
+            if len(named) == len(parameters):
+                break
+        fixed |= vars(base).keys()
+    return inspect.Signature(list(listed.values()))
+
+
 def accumulated_batches(trainer: Trainer) -> int:
     """Return how many batches are accumulated toward the next optimizer step; a checkpoint does not contain them."""
     loop: Any = trainer.fit_loop
@@ -163,20 +184,30 @@ class ImageDataModule(LightningDataModule, ABC):
     """Base class of data modules: DataLoaders over three splits of images.
 
     Subclasses set `channels` and `size` (side length in pixels) and implement `build`; `values` is the number of
-    equidistant values in [-1, 1] that a pixel can take.
+    equidistant values in [-1, 1] that a pixel can take. Their constructors may pass these arguments on as
+    `**options: Any`: the command line lists them with those of the subclass.
 
     Args:
         batch_size: training images per step and process.
         eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split; 0 reads in the training process.
+        workers: DataLoader worker processes per split; 0 reads in the training process, fast enough for data in memory
+            or in memory maps.
         seed: seeds the training order and the sample keys, not the splits.
     """
 
     channels: int
     size: int
     values: int = 256
+    __signature__: inspect.Signature
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int | None = None, workers: int = 0, seed: int = 0) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Complete the signature of the class, as `inspect` and `help` show it, by the options of its parents."""
+        super().__init_subclass__(**options)
+        cls.__signature__ = constructor_signature(cls)
+
+    def __init__(
+        self, *, batch_size: int = 128, eval_batch_size: int | None = None, workers: int = 0, seed: int = 0
+    ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         at_least("batch_size", batch_size, 1, "set the number of images per step and process")

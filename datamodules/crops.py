@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,7 @@ class Crops(ImageDataModule):
     """Square crops of large images, floats in [-1, 1]: random ones for training, a fixed grid for validation.
 
     A strip at the right end of every image is held out: its non-overlapping crops are the validation and test images.
-    All images stay in memory, one byte per value.
+    All images stay in memory, one byte per value. The position of a training crop is drawn from its sample key.
 
     Args:
         root: an image file, or a folder of image files.
@@ -129,28 +129,23 @@ class Crops(ImageDataModule):
         crops: training crops per epoch, cycling through the images.
         held_out: fraction of every image's width that is held out, in (0, 1).
         horizontal_flip: mirror half of the training crops; off by default, because textures may have a direction.
-        batch_size: training crops per step and process.
-        eval_batch_size: evaluation crops per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split; the images are in memory, so few are needed.
-        seed: seeds the positions, their order and the sample keys, not the split.
+        **options: arguments of ImageDataModule.
     """
 
     def __init__(
         self,
         root: str,
         size: int,
+        *,
         channels: Literal[1, 3] = 3,
         labels: Literal["none", "file", "folder"] = "none",
         scale: float = 1.0,
         crops: int = 10_000,
         held_out: float = 0.1,
         horizontal_flip: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        super().__init__(**options)
         at_least("size", size, 1, "set the side length of a crop in pixels")
         at_least("crops", crops, 1, "set the number of training crops per epoch")
         one_of("channels", channels, (1, 3))

@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits: real data of 8x8 pixels that needs no download."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,26 +28,16 @@ class Digits(ImageDataModule):
     """1797 grayscale images of 8x8 pixels with 17 levels, as floats in [-1, 1]; ten classes.
 
     Args:
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split; the data is in memory, so 0 is fastest.
-        seed: seeds the training order and the sample keys, not the split.
         held_out: fraction of each class held out, in (0, 1); it is both the val and the test split.
+        **options: arguments of ImageDataModule.
     """
 
     channels = 1
     size = 8
     values = GRAY_LEVELS + 1
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
-        held_out: float = 0.2,
-    ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+    def __init__(self, *, held_out: float = 0.2, **options: Any) -> None:
+        super().__init__(**options)
         check_held_out(held_out, "0.2 holds out a fifth of the digits")
         self.held_out = held_out
 

@@ -85,16 +85,14 @@ class EdmLatents(ImageDataModule):
         held_out: fraction of the latents held out for validation, in (0, 1), if there is no `val_root`.
         on_corrupt: what to do with an unreadable file: "skip" warns once, and takes the next one in training, none in
             evaluation; "raise" stops.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of ImageDataModule.
     """
 
     def __init__(
         self,
         root: str,
         size: int = 32,
+        *,
         channels: int = 4,
         shift: Sequence[float] = SHIFT,
         scale: Sequence[float] = SCALE,
@@ -102,12 +100,9 @@ class EdmLatents(ImageDataModule):
         val_root: str | None = None,
         held_out: float = 0.01,
         on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        super().__init__(**options)
         at_least("size", size, 1, "set the number of rows of a latent")
         at_least("channels", channels, 1, "Stable Diffusion's latents have 4")
         one_of("on_corrupt", on_corrupt, ON_CORRUPT)

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out
 from datamodules.image_folder import SUFFIXES
-from datamodules.images.decoding import Crop, center_square, to_channels
+from datamodules.images.decoding import center_square, to_channels
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.storage.labeled_files import LabeledFiles, labeled_splits
 
@@ -65,50 +65,15 @@ class EdmZip(EncodedDataModule):
     Args:
         root: the zip or folder.
         size: side length in pixels; images of other sizes are resized by the short side and center cropped.
-        channels: 3 for RGB, 1 for grayscale.
-        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
-            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         val_root: another zip or folder for validation and testing; its classes must occur in training.
         held_out: fraction of the images held out for validation, in (0, 1), if there is no `val_root`.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
-            leaves it out in evaluation; "raise" stops the run.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of EncodedDataModule.
     """
 
     def __init__(
-        self,
-        root: str,
-        size: int,
-        channels: Literal[1, 3] = 3,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
-        val_root: str | None = None,
-        held_out: float = 0.01,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        self, root: str, size: int, *, val_root: str | None = None, held_out: float = 0.01, **options: Any
     ) -> None:
-        super().__init__(
-            size=size,
-            channels=channels,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(size=size, **options)
         check_held_out(held_out)
         self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()

@@ -1,13 +1,12 @@
 """Data sets in the formats of the Hugging Face library `datasets`, on disk or from the Hub."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
-from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.storage.hugging_face_tables import UNLABELED, Integers, Table, load_tables
 
@@ -55,11 +54,6 @@ class HuggingFace(EncodedDataModule):
         root: a folder written by `save_to_disk`, a folder of parquet files or of images, or the name of a data set on
             the Hub, such as ylecun/mnist, which is downloaded. No code of a data set is ever run.
         size: side length in pixels; the short side is resized to it and the center cropped.
-        channels: 3 for RGB, 1 for grayscale.
-        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
-            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         image_column: column of the images; None takes the only column of images.
         label_column: column of the labels: class labels, integers from 0, or strings, whose classes are the strings of
             training in alphabetical order. None takes "label", else the only column of class labels; an empty string
@@ -70,22 +64,14 @@ class HuggingFace(EncodedDataModule):
         val_split: name of the split to validate on.
         test_split: name of the split to test on.
         held_out: fraction of the images held out for validation, in (0, 1), if there is no validation split.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
-            leaves it out in evaluation; "raise" stops the run.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of EncodedDataModule.
     """
 
     def __init__(
         self,
         root: str,
         size: int,
-        channels: Literal[1, 3] = 3,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
+        *,
         image_column: str | None = None,
         label_column: str | None = None,
         config_name: str | None = None,
@@ -94,25 +80,9 @@ class HuggingFace(EncodedDataModule):
         val_split: str | None = None,
         test_split: str | None = None,
         held_out: float = 0.01,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size=size,
-            channels=channels,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(size=size, **options)
         check_held_out(held_out)
         self.root = root
         self.image_column, self.label_column = image_column, label_column

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, split_by_hash
-from datamodules.images.decoding import Crop
 from datamodules.images.encoded import EncodedDataModule
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import SUFFIXES as SUFFIXES
@@ -23,50 +22,15 @@ class ImageFolder(EncodedDataModule):
     Args:
         root: folder of the images.
         size: side length in pixels; the short side is resized to it and the center cropped.
-        channels: 3 for RGB, 1 for grayscale.
-        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
-            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         val_root: another folder for validation and testing; its classes must occur in training.
         held_out: fraction of the files held out for validation, in (0, 1), if there is no other validation data.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable file: "skip" warns once, then uses the next file in training and
-            leaves it out in evaluation; "raise" stops the run.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of EncodedDataModule.
     """
 
     def __init__(
-        self,
-        root: str,
-        size: int,
-        channels: Literal[1, 3] = 3,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
-        val_root: str | None = None,
-        held_out: float = 0.05,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        self, root: str, size: int, *, val_root: str | None = None, held_out: float = 0.05, **options: Any
     ) -> None:
-        super().__init__(
-            size=size,
-            channels=channels,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(size=size, **options)
         check_held_out(held_out, "set val_root to train on every file")
         self.root = Path(root).expanduser()
         self.val_root = None if val_root is None else Path(val_root).expanduser()

@@ -3,13 +3,12 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
-from datamodules.images.decoding import Crop
 from datamodules.images.encoded import EncodedDataModule, EncodedImages
 from datamodules.images.image_files import ImageFiles
 from datamodules.storage.file_lists import FileList, find_images
@@ -59,49 +58,16 @@ class ImageNet(EncodedDataModule):
     Args:
         root: folder of the data set.
         size: side length in pixels.
-        crop: how an image is cropped to a square. "short_side" resizes the short side to `size` by antialiased bicubic
-            filtering and crops the center; "adm" first halves the sides with a box filter while the short side is at
-            least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         ground_truth: file with the classes of validation images without class folders: the development kit's
             ILSVRC2012_validation_ground_truth.txt or its .tar.gz, Kaggle's LOC_val_solution.csv, a list of WordNet IDs
             in the order of the image names, or Caffe's val.txt. None looks for these in `root`.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
-            leaves it out in evaluation; "raise" stops the run.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys.
+        **options: arguments of EncodedDataModule.
     """
 
-    def __init__(
-        self,
-        root: str,
-        size: int,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
-        ground_truth: str | None = None,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            size=size,
-            channels=3,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+    channels = 3  # not an option
+
+    def __init__(self, root: str, size: int, *, ground_truth: str | None = None, **options: Any) -> None:
+        super().__init__(size=size, channels=3, **options)
         self.root = Path(root).expanduser()
         self.ground_truth = None if ground_truth is None else Path(ground_truth).expanduser()
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
 from datamodules.images.pixel_arrays import PixelArray
@@ -25,26 +26,15 @@ class ImageNet64(ImageDataModule):
         size: side length in pixels, as in the files.
         converted: folder for the merged array, 15.8 GB at 64x64 pixels; the index cache if None.
         horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split; reading is fast, so few are needed.
-        seed: seeds the training order and the sample keys.
+        **options: arguments of ImageDataModule.
     """
 
     channels = 3
 
     def __init__(
-        self,
-        root: str,
-        size: int = 64,
-        converted: str | None = None,
-        horizontal_flip: bool = True,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        self, root: str, size: int = 64, *, converted: str | None = None, horizontal_flip: bool = True, **options: Any
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        super().__init__(**options)
         at_least("size", size, 1, "use 64, for example")
         self.root, self.size, self.horizontal_flip = Path(root).expanduser(), size, horizontal_flip
         self.converted = None if converted is None else Path(converted).expanduser()

@@ -112,26 +112,21 @@ class LatentCache(ImageDataModule):
         horizontal_flip: use the latent of the mirrored image for half of the training images.
         verify: compare every byte with its SHA-256 at the start, which reads all files; otherwise check only sizes and
             headers.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split; 0 is enough for files in the page cache.
-        seed: seeds the training order and the sample keys.
+        **options: arguments of ImageDataModule.
     """
 
     def __init__(
         self,
         root: str,
         size: int,
+        *,
         channels: int = 4,
         sample: bool = True,
         horizontal_flip: bool = True,
         verify: bool = False,
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
+        super().__init__(**options)
         at_least("size", size, 1, "set the number of rows of a latent")
         at_least("channels", channels, 1, "use 4, for example")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels

@@ -4,14 +4,13 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, split_by_hash
-from datamodules.images.decoding import Crop
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.index_cache import Arrays
 from datamodules.storage.databases import database_index
@@ -92,49 +91,14 @@ class Lsun(EncodedDataModule):
         size: side length in pixels; the short side is resized to it and the center cropped.
         categories: categories to use, such as [bedroom, church_outdoor]. Several are labeled in this order, a single
             one gives no labels; None uses all that are present, sorted by name.
-        channels: 3 for RGB, 1 for grayscale.
-        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
-            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         held_out: fraction of the images held out for validation, in (0, 1), if there are no validation databases.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
-            leaves it out in evaluation; "raise" stops the run.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of EncodedDataModule.
     """
 
     def __init__(
-        self,
-        root: str,
-        size: int,
-        categories: list[str] | None = None,
-        channels: Literal[1, 3] = 3,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
-        held_out: float = 0.01,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        self, root: str, size: int, *, categories: list[str] | None = None, held_out: float = 0.01, **options: Any
     ) -> None:
-        super().__init__(
-            size=size,
-            channels=channels,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(size=size, **options)
         check_held_out(held_out)
         if categories is not None and (not categories or len(set(categories)) < len(categories)):
             raise ValueError(f"categories must be distinct names, got {categories}: omit it to use all")

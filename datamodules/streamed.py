@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules.base import Batch, ImageDataset, Item, Split, at_least
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
-from datamodules.images.decoding import Crop, center_square, pillow_pixels, to_channels
+from datamodules.images.decoding import center_square, pillow_pixels, to_channels
 from datamodules.images.encoded import EncodedDataModule, EncodedImages
 from datamodules.storage.columns import choose_column
 from datamodules.storage.streamed_shards import Field, Shards
@@ -101,17 +101,13 @@ class Streamed(EncodedDataModule):
     are shuffled, and samples are shuffled among 16 shards. As everywhere, the order is a function of (seed, epoch,
     rank), and a resumed run continues with the very next sample, whatever the number of workers. Use some workers: they
     download ahead of training. Samples are {"image": ..., "label": ...} or (image, label); images are encoded bytes,
-    litdata's JPEG, Pillow images or uint8 arrays. Other fields are ignored; no code in a sample is ever run.
+    litdata's JPEG, Pillow images or uint8 arrays. Other fields are ignored; no code in a sample is ever run. A damaged
+    shard stops the run, whatever `on_corrupt` says.
 
     Args:
         root: a folder, read in place, or an address: s3://bucket/folder, gs://, r2://, azure://; local:/folder for
             another file system whose files are copied to `cache_dir`.
         size: side length in pixels; the short side is resized to it and the center cropped.
-        channels: 3 for RGB, 1 for grayscale.
-        crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
-            box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
-        reduced_decoding: decode JPEGs whose sides are at least twice `size` at 1/2, 1/4 or 1/8 scale; faster, but the
-            pixels differ slightly.
         classes: number of classes; 0 ignores the labels.
         image_field: name of the image in a sample, or its position in a tuple; None takes the only possible field.
         label_field: name or position of the label; None takes "label", else the only integer field.
@@ -122,22 +118,14 @@ class Streamed(EncodedDataModule):
         cache_gigabytes: size of that folder above which the least recently used shards are deleted; None keeps all.
             It must hold at least 20 shards per process of the machine.
         storage_options: options of the storage, as in litdata, such as access keys.
-        horizontal_flip: mirror half of the training images, chosen at random in every epoch.
-        on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
-            leaves it out in evaluation; "raise" stops the run. A damaged shard always stops it.
-        batch_size: training images per step and process.
-        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
-        workers: DataLoader worker processes per split.
-        seed: seeds the training order and the sample keys, not the split.
+        **options: arguments of EncodedDataModule.
     """
 
     def __init__(
         self,
         root: str,
         size: int,
-        channels: Literal[1, 3] = 3,
-        crop: Crop = "short_side",
-        reduced_decoding: bool = False,
+        *,
         classes: int = 0,
         image_field: str | None = None,
         label_field: str | None = None,
@@ -146,25 +134,9 @@ class Streamed(EncodedDataModule):
         cache_dir: str | None = None,
         cache_gigabytes: float | None = None,
         storage_options: dict[str, Any] | None = None,
-        horizontal_flip: bool = True,
-        on_corrupt: Literal["skip", "raise"] = "skip",
-        batch_size: int = 128,
-        eval_batch_size: int | None = None,
-        workers: int = 0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            size=size,
-            channels=channels,
-            crop=crop,
-            reduced_decoding=reduced_decoding,
-            horizontal_flip=horizontal_flip,
-            on_corrupt=on_corrupt,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        super().__init__(size=size, **options)
         check_held_out(held_out)
         at_least("classes", classes, 0, "0 ignores the labels")
         if cache_gigabytes is not None and cache_gigabytes <= 0:

@@ -149,10 +149,13 @@ class EncodedImages(ImageDataset):
 
 
 class EncodedDataModule(ImageDataModule):
-    """Data module of encoded images; subclasses pass `options` to their `EncodedImages`.
+    """Data module of encoded images: the options that all of them share.
+
+    Constructors of subclasses pass these on as `**options: Any`; an annotation such as `Unpack[...]` would hide their
+    defaults from the command line. `options()` gives what follows from them to the `EncodedImages` of each split.
 
     Args:
-        size: side length in pixels.
+        size: side length in pixels; the short side is resized to it and the center cropped.
         channels: 3 for RGB, 1 for grayscale.
         crop: "short_side" resizes the short side by antialiased bicubic filtering; "adm" first halves the sides with a
             box filter while the short side is at least twice `size`, as ADM and DiT preprocess ImageNet.
@@ -161,21 +164,27 @@ class EncodedDataModule(ImageDataModule):
         horizontal_flip: mirror half of the training images, chosen at random in every epoch.
         on_corrupt: what to do with an unreadable image: "skip" warns once, then uses the next image in training and
             leaves it out in evaluation; "raise" stops the run.
-        **loading: arguments of ImageDataModule.
+        batch_size: training images per step and process.
+        eval_batch_size: evaluation images per batch and process; `batch_size` if None.
+        workers: DataLoader worker processes per split; 0 reads and decodes in the training process.
+        seed: seeds the training order and the sample keys, not the splits.
     """
 
     def __init__(
         self,
         *,
         size: int,
-        channels: Literal[1, 3],
-        crop: Crop,
-        reduced_decoding: bool,
-        horizontal_flip: bool,
-        on_corrupt: Literal["skip", "raise"],
-        **loading: Any,
+        channels: Literal[1, 3] = 3,
+        crop: Crop = "short_side",
+        reduced_decoding: bool = False,
+        horizontal_flip: bool = True,
+        on_corrupt: Literal["skip", "raise"] = "skip",
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(**loading)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("size", size, 1, "set the side length in pixels")
         one_of("channels", channels, (1, 3))
         one_of("on_corrupt", on_corrupt, ON_CORRUPT)

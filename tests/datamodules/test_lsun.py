@@ -168,7 +168,7 @@ def test_the_fingerprint_depends_on_the_images_and_not_on_their_folder(tmp_path:
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="sample databases are not here")
 def test_photographs() -> None:
-    data = Lsun(str(SAMPLE), 64, ["church_outdoor", "bedroom"], batch_size=16)
+    data = Lsun(str(SAMPLE), 64, categories=["church_outdoor", "bedroom"], batch_size=16)
     assert [len(data.dataset(split)) for split in ("train", "val", "test")] == [771, 80, 80]  # type: ignore[arg-type]
     assert data.classes == 2
     batches = list(data.images("val", 40))

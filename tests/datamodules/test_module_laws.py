@@ -1,5 +1,6 @@
-"""Laws that several data modules share: refused arguments, damaged images, and what is pickled for workers."""
+"""Laws that several data modules share: their options, refused arguments, damaged images, what workers unpickle."""
 
+import inspect
 import multiprocessing
 import pickle
 import re
@@ -11,13 +12,19 @@ import numpy as np
 import pytest
 import torch
 from encoded_files import cache_fixture, encoded, npy, seen, write_lmdb, write_zip  # noqa: F401
+from jsonargparse import ArgumentParser
 
+import datamodules
+from asyncdiff.cli.errors.diagnosis import explain_entries
+from asyncdiff.cli.errors.entries import command_line_entries
 from datamodules import (
     Arrays,
     Crops,
+    Digits,
     EdmLatents,
     EdmZip,
     HuggingFace,
+    ImageDataModule,
     ImageFolder,
     ImageNet,
     ImageNet64,
@@ -25,6 +32,66 @@ from datamodules import (
     Streamed,
 )
 from datamodules.images.encoded import EncodedDataModule
+
+EXPORTED = [getattr(datamodules, name) for name in datamodules.__all__]
+MODULES = [kind for kind in EXPORTED if issubclass(kind, ImageDataModule) and not inspect.isabstract(kind)]
+LOADING = {"batch_size", "eval_batch_size", "workers", "seed"}
+ENCODED = {"crop", "reduced_decoding", "horizontal_flip", "on_corrupt", "size", *LOADING}
+
+
+def test_all_data_modules_are_tested() -> None:
+    assert len(MODULES) == 12
+    assert sum(issubclass(kind, EncodedDataModule) for kind in MODULES) == 6
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_options_of_the_command_line_have_a_text_and_are_the_arguments_in_python(kind: type[ImageDataModule]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind)
+    listed = {action.dest: action for action in parser._actions if action.dest != "help"}
+    arguments = inspect.signature(kind).parameters
+    assert (ENCODED if issubclass(kind, EncodedDataModule) else LOADING) <= arguments.keys() == listed.keys()
+    for name, argument in arguments.items():
+        option = listed[name]
+        assert option._typehint == argument.annotation, name  # type: ignore[attr-defined]
+        assert option.required == (argument.default is argument.empty), name
+        assert option.required or option.default == argument.default, name
+        assert len(str(option.help).split()) > 2, name
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_misspelled_shared_option_is_refused_and_corrected(kind: type[ImageDataModule]) -> None:
+    with pytest.raises(TypeError, match=r"(EncodedDataModule|ImageDataModule)\.__init__\(\) .* argument 'batchsize'"):
+        kind(**{"root": "/x", "size": 8} if kind is not Digits else {}, batchsize=1)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    argv = [f"--data=datamodules.{kind.__name__}", "--data.init_args.batchsize=1"]
+    found = explain_entries(parser, list(command_line_entries(parser, argv)), ValueError())
+    expected = f"{kind.__name__} has no argument batchsize; did you mean batch_size?"
+    assert found == f"--data.init_args.batchsize: {expected}"
+
+
+def test_root_and_size_are_positional() -> None:
+    data = ImageFolder("photos", 64, crop="adm", seed=3)
+    assert (data.root, data.size, data.channels, data.crop, data.seed) == (Path("photos"), 64, 3, "adm", 3)
+    with pytest.raises(TypeError, match=r"ImageFolder.__init__\(\) takes 3 positional arguments but 4"):
+        ImageFolder("photos", 64, 1)  # type: ignore[misc]
+
+
+def test_arguments_that_a_class_fixes_are_no_options() -> None:
+    assert "channels" not in inspect.signature(ImageNet).parameters
+    with pytest.raises(TypeError, match="channels"):
+        ImageNet("photos", 64, channels=1)
+
+    class Textures(Crops):
+        size = 64
+
+        def __init__(self, root: str, *, level: int = 0, **options: Any) -> None:
+            super().__init__(root, self.size, **options)
+
+    expected = inspect.signature(Crops).parameters.keys() - {"size"} | {"level"}
+    assert inspect.signature(Textures).parameters.keys() == expected
+
 
 WRONG: dict[Any, list[dict[str, Any]]] = {
     EdmZip: [{"channels": 2}, {"held_out": 1.0}, {"on_corrupt": "x"}, {"batch_size": 0}],

@@ -5,6 +5,7 @@ import inspect
 import re
 from types import SimpleNamespace
 
+import griffe
 import pytest
 import yaml
 from blocks import DOCUMENTS, ROOT, blocks
@@ -15,6 +16,7 @@ from asyncdiff import shapes
 from asyncdiff.__main__ import COMMANDS
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.errors.suggestions import known_classes
+from datamodules import ImageDataModule
 
 DOCS, EXPERIMENTS = ROOT / "docs", ROOT / "experiments"
 KEYS = (DOCS / "reference" / "keys.md").read_text()
@@ -30,14 +32,30 @@ def test_all_constructor_arguments_of_public_classes_are_documented():
     for path, kind in known_classes().items():
         if path.startswith("lightning.") or "__init__" not in vars(kind):
             continue
-        doc = parse(inspect.getdoc(kind) or "")
-        listed = [*doc.params, *getattr(doc, "attrs", ())]  # pydoclint's fork of the parser keeps attributes apart
+        # A class may leave the options that it passes on to its parent's constructor to the docstring of that class.
+        docs = [parse(inspect.cleandoc(base.__doc__)) for base in kind.__mro__ if base.__doc__]
+        # pydoclint's fork of the parser keeps attributes apart.
+        listed = [one for doc in docs for one in (*doc.params, *getattr(doc, "attrs", ()))]
         documented = {name for one in listed for name in re.findall(r"\w+", one.arg_name)}
         parameters = inspect.signature(kind).parameters.values()
         names = {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
         assert names <= documented, f"{path}: {names - documented}"
         checked += bool(names)
     assert checked > 120
+
+
+def test_the_reference_shows_all_arguments_of_data_modules():
+    """Also those that a constructor passes on as `**options`, with their text."""
+    extensions = griffe.load_extensions(DOCS / "hooks" / "inherited_options.py")
+    package = griffe.load("datamodules", search_paths=[ROOT], extensions=extensions, docstring_parser="google")
+    kinds = [kind for path, kind in known_classes().items() if path.startswith("datamodules.")]
+    modules = [kind for kind in kinds if issubclass(kind, ImageDataModule) and "__init__" in vars(kind)]
+    assert len(modules) > 12
+    for kind in modules:
+        shown = package[f"{kind.__module__}.{kind.__name__}".removeprefix("datamodules.")]
+        (table,) = (section.value for section in shown.docstring.parsed if section.kind.value == "parameters")
+        names = list(inspect.signature(kind).parameters)
+        assert [one.name for one in shown.parameters][1:] == [one.name for one in table] == names, kind
 
 
 def test_every_environment_variable_is_documented():

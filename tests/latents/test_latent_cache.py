@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from asyncdiff.latents import Codec, Identity, Moments
 from asyncdiff.latents.cache import Settings, cache, verify
-from datamodules import Digits, ImageFolder
+from asyncdiff.latents.cache.shards import data_arguments, path_arguments
+from datamodules import Crops, Digits, EdmZip, HuggingFace, ImageFolder, ImageNet, ImageNet64, Lsun
 from datamodules.storage.latent_shards import MANIFEST, DamagedError, read_header
 
 SMALL = Settings(shard_size=100)
@@ -265,6 +266,29 @@ def folder_of(photos, **options):
     return ImageFolder(str(photos), 8, val_root=str(photos), **options)
 
 
+CHANNELS = {"channels": 3}
+ENCODED = {"crop": "adm", "reduced_decoding": False, "size": 8}
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [(ImageFolder("a", 8, crop="adm", seed=1), {**ENCODED, **CHANNELS, "held_out": 0.05, "val_root": None}),
+     (EdmZip("a", 8, crop="adm", workers=1), {**ENCODED, **CHANNELS, "held_out": 0.01, "val_root": None}),
+     (Lsun("a", 8, crop="adm"), {**ENCODED, **CHANNELS, "held_out": 0.01, "categories": None}),
+     (ImageNet("a", 8, crop="adm", on_corrupt="raise"), {**ENCODED, "ground_truth": None}),
+     (HuggingFace("a", 8, crop="adm"), {**ENCODED, **CHANNELS, "held_out": 0.01, "root": "a", "train_split": "train"}
+      | dict.fromkeys(["config_name", "image_column", "label_column", "revision", "test_split", "val_split"])),
+     (ImageNet64("a"), {"converted": None, "size": 64}),
+     (Crops("a", 8), {**CHANNELS, "crops": 10000, "held_out": 0.1, "labels": "none", "scale": 1.0, "size": 8}),
+     (Digits(batch_size=3), {"held_out": 0.2})],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_the_recorded_arguments_of_a_data_module_are_those_of_version_0_1(data, expected):
+    """A cache is compared by them: an argument more or less would refuse every existing cache."""
+    recorded = {name: value for name, value in data_arguments(data) if name not in path_arguments(data)}
+    assert recorded == expected
+
+
 def test_a_folder_that_changed_is_refused_and_one_that_moved_is_not(photos, tmp_path):
     out = tmp_path / "cache"
     cache(folder_of(photos), Identity(), out, Settings())
@@ -323,7 +347,7 @@ def test_errors_about_unstorable_latents_name_the_image(value, message, photos, 
 )  # fmt: skip
 def test_data_that_the_codec_cannot_encode_are_refused(channels, size, message, photos, tmp_path):
     with pytest.raises(ValueError, match=message):
-        cache(ImageFolder(str(photos), size, channels), Halves(), tmp_path / "out", Settings())
+        cache(ImageFolder(str(photos), size, channels=channels), Halves(), tmp_path / "out", Settings())
 
 
 def test_a_full_disk_is_a_one_line_error_and_leaves_no_partial_shard(tmp_path, data, monkeypatch):
