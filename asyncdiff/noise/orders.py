@@ -3,6 +3,7 @@
 `noise.paths.Ordered` turns an order into a noise path.
 """
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -177,3 +178,23 @@ def _ring(source: RandomSource) -> Tensor:
     rows, columns = _rows_and_columns(source)
     gh, gw = source.grid
     return torch.stack([rows, columns, gh - 1 - rows, gw - 1 - columns]).amin(0)
+
+
+ORDERS: dict[str, Order] = {
+    "raster": Raster(),
+    "snake": Snake(),
+    "spiral": Spiral(),
+    "center_out": CenterOut(),
+    "wavefront": Wavefront(),
+    "shuffled": Shuffled(),
+}
+
+
+def order_by_name(name: str) -> Order:
+    """Return the order with this name in `ORDERS`; raise ValueError with the closest name if there is none."""
+    name = name.replace("centre", "center")  # as 0.1.0 spelled it
+    if name not in ORDERS:
+        close = difflib.get_close_matches(name.lower(), ORDERS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {name}{hint}")
+    return ORDERS[name]

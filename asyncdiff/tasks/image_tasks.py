@@ -1,44 +1,38 @@
-"""Tasks with one sampling trajectory per image: generation, inpainting, editing and autoregressive sampling."""
+"""Tasks with one sampling trajectory per image: generation, inpainting, editing and autoregressive sampling.
 
-import difflib
+A task prepares what to draw: sizes and photos with their known pixels and levels. Work is imported when it is done, so
+that commands can check the arguments of a task before they import torch.
+"""
+
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import groupby
-
-import torch
+from typing import TYPE_CHECKING
 
 from asyncdiff.checks import at_least
-from asyncdiff.noise.masks import Mask
-from asyncdiff.noise.orders import CenterOut, Order, Raster, Shuffled, Snake, Spiral, Wavefront
-from asyncdiff.sampling.engine import evaluation_mode
-from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
-from asyncdiff.shapes import Image
-from asyncdiff.tasks.photo_inputs import check_masks, load_photos, parse_levels, parse_mask
-from asyncdiff.tasks.photos import Fit, parse_size
-from asyncdiff.tasks.pixel_space import (
-    check_image_channels,
-    check_size,
-    decode_images,
-    encode_known,
-    size_in_space,
-    stack_known_images,
-    window_of,
-)
-from asyncdiff.tasks.requests import Model, Request, State, assign_labels, device_of, file_stem
+from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels, file_stem
+from asyncdiff.tasks.sizes import Fit, check_fit
 
-ORDERS: dict[str, Order] = {
-    "raster": Raster(),
-    "snake": Snake(),
-    "spiral": Spiral(),
-    "center_out": CenterOut(),
-    "wavefront": Wavefront(),
-    "shuffled": Shuffled(),
-}
+if TYPE_CHECKING:
+    from asyncdiff.model import Model
+    from asyncdiff.noise.masks import Mask
+    from asyncdiff.noise.orders import Order
+    from asyncdiff.sampling.samplers import ImageSampler
+    from asyncdiff.shapes import Image
+    from asyncdiff.tasks.pixel_space import PixelSpace
 
 
 class Task(ABC):
-    """Base class of tasks; subclasses define the requests, and override `states` if one trajectory is not enough."""
+    """Base class of tasks; subclasses prepare what to draw, and override `states` if one trajectory is not enough.
+
+    Attributes:
+        class_per_seed: whether images without photos cycle through all classes by default.
+    """
+
+    class_per_seed: bool = True
 
     @property
     def name(self) -> str:
@@ -46,6 +40,20 @@ class Task(ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        """Read the photos and check all arguments.
+
+        Args:
+            space: pixels of the model that draws.
+
+        Returns:
+            One canvas per photo, or a single one without a photo.
+        """
+
+    def sampler(self, model: Model) -> ImageSampler:
+        """Return the sampler of the task: the model's by default."""
+        return model.sampler
+
     def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
         """Read the photos, check all arguments and return one request per image.
 
@@ -56,69 +64,74 @@ class Task(ABC):
                 unconditional. None means that generated images cycle through all classes and photos are unconditional.
 
         Returns:
-            The requests.
+            The requests, photo by photo.
         """
+        from asyncdiff.tasks.pixel_space import PixelSpace
 
-    def sampler(self, model: Model) -> ImageSampler:
-        """Return the sampler of the task: the model's by default."""
-        return model.sampler
+        space = PixelSpace(model)
+        space.check_channels()
+        canvases = self.prepare(space)
+        per_seed = canvases[0].photo is None or not self.class_per_seed
+        count, per = (len(seeds), "seed") if per_seed else (len(canvases), "photo")
+        cycle = canvases[0].photo is None and self.class_per_seed
+        classes = assign_labels(labels, count, model.classes, cycle=cycle, per=per)
+        requests = []
+        for i, (size, photo) in enumerate(canvases):
+            for j, seed in enumerate(seeds):
+                label = classes[j if per_seed else i]
+                stem = f"{seed:06d}" if photo is None else f"{photo.name}_seed{seed}"
+                requests.append(Request(file_stem(stem, label), int(seed), label, size, photo))
+        return requests
 
-    def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
-        """Group the requests into batches of the same kind and size, which are sampled together."""
-        batch_size = check_batch_size(model.batch_size)
-        kinds = groupby(requests, key=lambda r: (r.size, r.image is None, r.label is None))
+    def batches(self, model: Model, requests: Sequence[Request], batch_size: int = 64) -> list[list[Request]]:
+        """Group the requests into batches of the same kind and size, which are sampled together.
+
+        Args:
+            model: model that generates the images.
+            requests: requests from `requests`.
+            batch_size: maximum number of images per batch.
+
+        Returns:
+            The batches, in the order of the requests.
+        """
+        at_least("batch_size", batch_size, 1, "set the number of images sampled together")
+        kinds = groupby(requests, key=lambda r: (r.size, r.photo is None, r.label is None))
         return [
             group[first : first + batch_size]
             for group in (list(group) for _, group in kinds)
             for first in range(0, len(group), batch_size)
         ]
 
-    @torch.no_grad()
-    def states(self, model: Model, batch: Sequence[Request]) -> Iterator[State]:
-        """Yield the states of sampling a batch, from noise to the result."""
-        sampler, device, size = self.sampler(model), device_of(model), batch[0].size
-        latent_size = size_in_space(size, model)
-        total = sampler.num_steps(model.denoiser.grid(latent_size)) if isinstance(sampler, Sampler) else None
-        photo = stack_known_images(batch, model)
-        image, known, levels = (None, None, None) if photo is None else encode_known(photo, model)
+    def states(self, model: Model, batch: Sequence[Request], batch_size: int = 64) -> Iterator[State]:
+        """Return an iterator over the states of sampling a batch, from noise to the result.
 
-        def show(frame: Frame) -> Image:
-            x_t = frame.x_t
-            if frame.t.any():  # unfinished: known pixels of partly known patches are as noisy as their patch
-                return decode_images(x_t, size, model)
-            if image is not None and known is not None:
-                x_t = torch.where(known[:, None], image, x_t)
-            return decode_images(x_t, size, model, photo=photo)
+        Args:
+            model: model that generates the images.
+            batch: requests of one batch, from `batches`.
+            batch_size: maximum number of windows that go through the network together, if images are larger than the
+                model's; `batches` has already limited the number of images.
 
-        with evaluation_mode(model.denoiser), model.sampling_context():
-            frames = sampler.frames(
-                model.denoiser,
-                seeds=[r.seed for r in batch],
-                shape=(model.shape[0], *latent_size),
-                label=None if batch[0].label is None else torch.tensor([r.label for r in batch], device=device),
-                image=image,
-                known=known,
-                levels=levels,
-                device=device,
-            )
-            for done, frame in enumerate(frames):
-                yield State(partial(show, frame), frame.t, done, total)
+        Returns:
+            Iterator over the states.
+        """
+        from asyncdiff.tasks.drawing import draw_together
 
-    def sample_batch(self, model: Model, batch: Sequence[Request]) -> Image:
-        """Return the images of a batch, approximately in [-1, 1]."""
-        state = None
-        for state in self.states(model, batch):  # noqa: B007  only the last state is used
-            pass
-        assert state is not None, "sampling has at least one state"
-        return state.images
+        return draw_together(model, self.sampler(model), batch)
 
-    def sample(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> Image:
+    def sample_batch(self, model: Model, batch: Sequence[Request], batch_size: int = 64) -> Image:
+        """Return the images of a batch, approximately in [-1, 1]; the arguments are those of `states`."""
+        return deque(self.states(model, batch, batch_size), maxlen=1).pop().images
+
+    def sample(
+        self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None, batch_size: int = 64
+    ) -> Image:
         """Return all images in the order of the requests.
 
         Args:
             model: model that generates the images.
             seeds: seeds as in `requests`.
             labels: class labels as in `requests`.
+            batch_size: maximum number of images or windows that go through the network together.
 
         Returns:
             Images approximately in [-1, 1].
@@ -129,7 +142,10 @@ class Task(ABC):
         requests = self.requests(model, seeds=seeds, labels=labels)
         if len(sizes := {request.size for request in requests}) > 1:
             raise ValueError(f"photos must have the same size, got {len(sizes)} sizes: set size, and fit='crop'")
-        return torch.cat([self.sample_batch(model, batch) for batch in self.batches(model, requests)])
+        import torch
+
+        batches = self.batches(model, requests, batch_size)
+        return torch.cat([self.sample_batch(model, batch, batch_size) for batch in batches])
 
 
 class Generate(Task):
@@ -142,14 +158,8 @@ class Generate(Task):
     def __init__(self, size: str | None = None):
         self.size = size
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        check_image_channels(model)
-        size = requested_size(self.size, model)
-        classes = assign_labels(labels, len(seeds), model, cycle=True, per="seed")
-        return [
-            Request(file_stem(f"{seed:06d}", label), int(seed), label, size)
-            for seed, label in zip(seeds, classes, strict=True)
-        ]
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        return [Canvas(space.requested_size(self.size))]
 
 
 class Inpaint(Task):
@@ -184,20 +194,16 @@ class Inpaint(Task):
         self.fit: Fit = fit
         check_fit(fit, size)
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        check_image_channels(model)
-        size, rule = requested_size(self.size, model), parse_mask(self.mask)
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        from asyncdiff.tasks.photo_inputs import check_masks, load_photos, parse_mask
+
+        size, mask = space.requested_size(self.size), parse_mask(self.mask)
+        unknown, seed = self.mask_is_unknown, self.mask_seed
         photos = load_photos(
-            self.image,
-            model,
-            size=size,
-            fit=self.fit,
-            mask=rule,
-            mask_is_unknown=self.mask_is_unknown,
-            mask_seed=self.mask_seed,
+            self.image, space, size=size, fit=self.fit, mask=mask, mask_is_unknown=unknown, mask_seed=seed
         )
-        check_masks(photos, model)
-        return photo_requests(photos, model, seeds, labels)
+        check_masks(photos, space)
+        return [Canvas(photo.size, photo) for photo in photos]
 
 
 class Edit(Task):
@@ -223,15 +229,15 @@ class Edit(Task):
         self.fit: Fit = fit
         check_fit(fit, size)
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        check_image_channels(model)
-        if not model.sampler.supports_start_levels:
-            raise ValueError(
-                f"Edit needs a sampler that supports start levels, got {type(model.sampler).__name__}: use Sampler"
-            )
-        size, levels = requested_size(self.size, model), parse_levels(self.levels)
-        photos = load_photos(self.image, model, size=size, fit=self.fit, levels=levels)
-        return photo_requests(photos, model, seeds, labels)
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        from asyncdiff.tasks.photo_inputs import load_photos, parse_levels
+
+        if not space.model.sampler.supports_start_levels:
+            kind = type(space.model.sampler).__name__
+            raise ValueError(f"Edit needs a sampler that supports start levels, got {kind}: use Sampler")
+        size, levels = space.requested_size(self.size), parse_levels(self.levels)
+        photos = load_photos(self.image, space, size=size, fit=self.fit, levels=levels)
+        return [Canvas(photo.size, photo) for photo in photos]
 
 
 class Autoregress(Task):
@@ -289,72 +295,23 @@ class Autoregress(Task):
             raise ValueError(
                 "mask_is_unknown, mask_seed and fit need an image, got none: set image and mask, or omit them"
             )
-        self._sampler = Autoregressive(parse_order(order), overlap, steps_per_patch=steps_per_patch)
+        from asyncdiff.noise.orders import order_by_name
+        from asyncdiff.sampling.samplers import Autoregressive
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Return one request per seed, or per photo and seed."""
+        order = order_by_name(order) if isinstance(order, str) else order
+        self._sampler = Autoregressive(order, overlap, steps_per_patch=steps_per_patch)
+
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
         if self.image is not None and self.levels is not None:
-            return Edit(self.image, self.levels, self.size, self.fit).requests(model, seeds=seeds, labels=labels)
-        if self.image is None or self.mask is None:
-            return Generate(self.size).requests(model, seeds=seeds, labels=labels)
-        inpaint = Inpaint(self.image, self.mask, self.mask_is_unknown, self.mask_seed, self.size, self.fit)
-        return inpaint.requests(model, seeds=seeds, labels=labels)
+            return Edit(self.image, self.levels, self.size, self.fit).prepare(space)
+        if self.image is not None and self.mask is not None:
+            inpaint = Inpaint(self.image, self.mask, self.mask_is_unknown, self.mask_seed, self.size, self.fit)
+            return inpaint.prepare(space)
+        return Generate(self.size).prepare(space)
 
     def sampler(self, model: Model) -> ImageSampler:
         """Return an autoregressive sampler with the solver, guidance and partial updates of the model's sampler."""
         own = model.sampler
-        solver = getattr(own, "solver", None)
-        return Autoregressive(
-            self._sampler.order,
-            self.overlap,
-            solver,
-            self.steps_per_patch,
-            list(own.guidance),
-            own.refresh,
-            own.margin,
+        return self._sampler.replace(
+            solver=getattr(own, "solver", None), guidance=list(own.guidance), refresh=own.refresh, margin=own.margin
         )
-
-
-def photo_requests(
-    photos: Sequence[Request], model: Model, seeds: Sequence[int], labels: Sequence[int] | None
-) -> list[Request]:
-    """Return one request per photo of `load_photos` and seed, grouped by photo; labels are cycled over the photos."""
-    classes = assign_labels(labels, len(photos), model, cycle=False, per="photo")
-    return [
-        photo._replace(name=file_stem(f"{photo.name}_seed{seed}", label), seed=int(seed), label=label)
-        for photo, label in zip(photos, classes, strict=True)
-        for seed in seeds
-    ]
-
-
-def requested_size(size: str | None, model: Model) -> tuple[int, int]:
-    """Parse the requested size, or return the model's; raise ValueError unless it is a multiple of the patch size."""
-    height, width = parse_size("size", size) if size else window_of(model)[1:]
-    check_size((height, width), model)
-    return height, width
-
-
-def parse_order(order: Order | str) -> Order:
-    """Return the order with a name from ORDERS; raise ValueError with the closest name if it is unknown."""
-    if not isinstance(order, str):
-        return order
-    order = order.replace("centre", "center")  # as 0.1.0 spelled it
-    if order not in ORDERS:
-        close = difflib.get_close_matches(order.lower(), ORDERS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order}{hint}")
-    return ORDERS[order]
-
-
-def check_batch_size(batch_size: int) -> int:
-    """Return the batch size; raise ValueError if it is below 1."""
-    at_least("batch_size", batch_size, 1, "set the number of images sampled together")
-    return batch_size
-
-
-def check_fit(fit: str, size: str | None) -> None:
-    """Raise ValueError if `fit` is not a valid name, or if `size` is given although `fit` ignores it."""
-    if fit not in ("crop", "resize", "keep"):
-        raise ValueError(f"fit must be crop, resize or keep, got {fit}: use crop, for example")
-    if fit == "keep" and size is not None:
-        raise ValueError(f"size cannot be combined with fit='keep', got {size}: omit size, or use fit='crop'")

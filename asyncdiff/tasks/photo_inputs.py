@@ -13,13 +13,11 @@ from asyncdiff.noise.masks import Mask
 from asyncdiff.shapes import known_patches
 from asyncdiff.tasks.photos import (
     SUFFIXES,
-    Fit,
     PhotoFit,
     check_same_shape,
     fit_levels,
     fit_photo,
     fit_photo_and_mask,
-    format_size,
     photo_files,
     plan_fit,
     read_levels,
@@ -28,13 +26,14 @@ from asyncdiff.tasks.photos import (
     to_model,
     warn,
 )
-from asyncdiff.tasks.pixel_space import factor_of, patch_of, window_of
-from asyncdiff.tasks.requests import Model, Request
+from asyncdiff.tasks.pixel_space import PixelSpace
+from asyncdiff.tasks.requests import Photo
+from asyncdiff.tasks.sizes import Fit, format_size
 
 
 def load_photos(
     where: str,
-    model: Model,
+    space: PixelSpace,
     *,
     size: tuple[int, int],
     fit: Fit,
@@ -42,12 +41,12 @@ def load_photos(
     mask_is_unknown: bool = False,
     mask_seed: int = 0,
     levels: float | Path | None = None,
-) -> list[Request]:
+) -> list[Photo]:
     """Load photos with their masks or levels; without either, all pixels are known.
 
     Args:
         where: file, folder or pattern.
-        model: model that the photos are for.
+        space: pixels of the model that the photos are for.
         size: (height, width) in pixels that photos are resized and cropped to.
         fit: how photos are resized and cropped, see `asyncdiff.tasks.photos.plan_fit`.
         mask: mask rule, image file, or folder of files named like the photos.
@@ -57,13 +56,13 @@ def load_photos(
             file, or a folder of files named like the photos.
 
     Returns:
-        A request per photo, in the order of their files, without seed and label, and named like the file.
+        The photos, in the order of their files.
     """
     photos = []
     files = photo_files("image", where)
     for i, (file, stem) in enumerate(zip(files, _unique_names(files), strict=True)):
-        pixels = read_photo(file, window_of(model)[0])
-        plan = plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, patch_of(model))
+        pixels = read_photo(file, space.window[0])
+        plan = plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, space.patch)
         level_map = None if levels is None else _level_map(levels, file, plan)
         if isinstance(mask, Path):
             mask_file = _matching_file(mask, file, "mask")
@@ -77,9 +76,7 @@ def load_photos(
             if level_map is not None:
                 known = level_map == 0
         note = f"{file}: {plan.describe()}"
-        photos.append(
-            Request(stem, 0, None, plan.size, to_model(fitted), known, group=stem, note=note, levels=level_map)
-        )
+        photos.append(Photo(stem, to_model(fitted), known, level_map, note=note))
     return photos
 
 
@@ -129,15 +126,15 @@ def parse_mask(mask: Mask | str) -> Mask | Path:
     return masks.mask_by_name(mask)
 
 
-def check_masks(photos: Sequence[Request], model: Model) -> None:
+def check_masks(photos: Sequence[Photo], space: PixelSpace) -> None:
     """Raise ValueError if all pixels of a photo are known; warn if no pixel, latent or patch is fully known."""
-    masks = {photo.name: photo.known for photo in photos if photo.known is not None}
+    masks = {photo.name: photo.known for photo in photos}
     if complete := [name for name, known in masks.items() if known.all()]:
         raise ValueError(
             f"mask must leave some pixels unknown, got a mask in which all of {complete[0]} is known: "
             "white means known; set mask_is_unknown if it means unknown"
         )
-    latent, patch = (factor_of(model), factor_of(model)), patch_of(model)
+    latent, patch = (space.factor, space.factor), space.patch
     if without_known := [name for name, known in masks.items() if not known.any()]:
         warn(f"no pixel of {_format_names(without_known)} is known: the results do not depend on it")
     if without_latent := [name for name, known in masks.items() if known.any() and not _any_cell(known, latent)]:

@@ -11,14 +11,13 @@
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,10 +26,11 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from asyncdiff.tasks.sizes import Fit, format_size
+
 Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known
 Levels = Float[Tensor, "h w"]  # per pixel: 0 = unchanged .. 1 = pure noise
-Fit = Literal["crop", "resize", "keep"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
@@ -284,19 +284,6 @@ def check_same_shape(
             f"{name} must have the aspect ratio of its photo, got {mask} of {format_size(size)} for {photo} of "
             f"{format_size(original)} (height x width): crop or resize it"
         )
-
-
-def parse_size(name: str, text: str) -> tuple[int, int]:
-    """Parse a size HEIGHTxWIDTH, such as 64x96; a single number means a square."""
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
-        raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, got {text}: use 64x96, for example")
-    return int(numbers[0]), int(numbers[-1])
-
-
-def format_size(size: Sequence[int]) -> str:
-    """Format a size as HEIGHTxWIDTH."""
-    return "x".join(map(str, size))
 
 
 def _resize(image: Float[Tensor, "c h w"], plan: PhotoFit) -> Float[Tensor, "c rh rw"]:

@@ -1,39 +1,18 @@
 """Tasks whose images may be larger than the model's training size: they are sampled in overlapping windows."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from asyncdiff.checks import at_least
-from asyncdiff.sampling.engine import evaluation_mode
-from asyncdiff.sampling.tiling import TiledSampler, TilingState
-from asyncdiff.shapes import Image
-from asyncdiff.tasks.image_tasks import Task, check_batch_size, check_fit, photo_requests, requested_size
-from asyncdiff.tasks.photo_inputs import load_photos
-from asyncdiff.tasks.photos import (
-    Fit,
-    PhotoFit,
-    fit_photo,
-    format_size,
-    parse_size,
-    photo_files,
-    plan_fit,
-    read_photo,
-    to_model,
-)
-from asyncdiff.tasks.pixel_space import (
-    check_image_channels,
-    check_size,
-    covered_pixels,
-    decode_images,
-    encode_exemplar,
-    patch_of,
-    size_in_space,
-    stack_known_images,
-    window_of,
-)
-from asyncdiff.tasks.requests import Model, Request, State, assign_labels, device_of, file_stem
+from asyncdiff.tasks.image_tasks import Task
+from asyncdiff.tasks.requests import Canvas, Photo, Request, State
+from asyncdiff.tasks.sizes import Fit, check_fit, format_size, parse_size
+
+if TYPE_CHECKING:
+    from asyncdiff.model import Model
+    from asyncdiff.tasks.pixel_space import PixelSpace
 
 
 class TiledTask(Task):
@@ -42,45 +21,31 @@ class TiledTask(Task):
     overlap: float
     tileable: bool
 
-    def needs_tiling(self, model: Model, request: Request) -> bool:
-        """Return whether the image is larger than one window."""
-        _, height, width = window_of(model)
-        return request.size[0] > height or request.size[1] > width
+    def needs_tiling(self, space: PixelSpace, size: tuple[int, int]) -> bool:
+        """Return whether an image of (height, width) in pixels is larger than one window."""
+        _, height, width = space.window
+        return size[0] > height or size[1] > width
 
-    def batches(self, model: Model, requests: Sequence[Request]) -> list[list[Request]]:
+    def batches(self, model: Model, requests: Sequence[Request], batch_size: int = 64) -> list[list[Request]]:
         """Group the requests into batches; a tiled image is its own batch, since its windows are sampled together."""
-        if any(self.needs_tiling(model, request) for request in requests):
+        from asyncdiff.tasks.pixel_space import PixelSpace
+
+        space = PixelSpace(model)
+        if any(self.needs_tiling(space, request.size) for request in requests):
             return [[request] for request in requests]
-        return super().batches(model, requests)
+        return super().batches(model, requests, batch_size)
 
-    @torch.no_grad()
-    def states(self, model: Model, batch: Sequence[Request]) -> Iterator[State]:
-        """Yield the state after every batch of windows; an image of a single window is sampled as in `Task`."""
-        if not self.needs_tiling(model, batch[0]):
-            yield from super().states(model, batch)
-            return
+    def states(self, model: Model, batch: Sequence[Request], batch_size: int = 64) -> Iterator[State]:
+        """Return an iterator over the states; an image of a single window is sampled as in `Task`."""
+        from asyncdiff.sampling.tiling import TiledSampler
+        from asyncdiff.tasks.drawing import draw_in_windows
+        from asyncdiff.tasks.pixel_space import PixelSpace
+
+        if not self.needs_tiling(PixelSpace(model), batch[0].size):
+            return super().states(model, batch, batch_size)
         (request,) = batch
-        device, photo = device_of(model), stack_known_images(batch, model)
-        exemplar, place = encode_exemplar(request, model)
-
-        def show(state: TilingState) -> Image:
-            return decode_images(state.canvas[None], request.size, model, photo=photo, tileable=self.tileable)
-
-        tiled = TiledSampler(
-            self.sampler(model), self.overlap, self.tileable, check_batch_size(model.batch_size)
-        )
-        with evaluation_mode(model.denoiser), model.sampling_context():
-            for state in tiled.steps(
-                model.denoiser,
-                size=size_in_space(request.size, model),
-                shape=model.shape,
-                seed=request.seed,
-                label=request.label,
-                exemplar=exemplar,
-                place=place,
-                device=device,
-            ):
-                yield State(partial(show, state), None, state.done, state.windows)
+        sampler = TiledSampler(self.sampler(model), self.overlap, self.tileable, batch_size)
+        return draw_in_windows(model, sampler, request)
 
 
 class Outpaint(TiledTask):
@@ -129,33 +94,33 @@ class Outpaint(TiledTask):
                 "set either to, the size of the result, or at least one of top, bottom, left, right, the pixels to add"
             )
         check_fit(fit, size)
-        TiledSampler(overlap=overlap)  # raises ValueError for an invalid overlap
+        check_overlap(overlap)
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        check_image_channels(model)
-        photos = load_photos(self.image, model, size=requested_size(self.size, model), fit=self.fit)
-        extended = [self._extend(photo, patch_of(model)) for photo in photos]
-        requests = photo_requests(extended, model, seeds, labels)
-        for request in requests:
-            if self.needs_tiling(model, request):
-                _check_tiled_size(request, model)
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        from asyncdiff.tasks.photo_inputs import load_photos
+
+        photos = load_photos(self.image, space, size=space.requested_size(self.size), fit=self.fit)
+        canvases = [self._extend(photo, space.patch) for photo in photos]
+        for canvas in canvases:
+            if self.needs_tiling(space, canvas.size):
+                _check_tiled_size(canvas, space)
             else:
-                check_size(request.size, model)
-        return requests
+                space.check_size(canvas.size)
+        return canvases
 
-    def _extend(self, photo: Request, patch: tuple[int, int]) -> Request:
-        """Set the size of the result, and the position of the photo in it."""
+    def _extend(self, photo: Photo, patch: tuple[int, int]) -> Canvas:
+        """Return the size of the result, and the photo with its position in it."""
         height, width = photo.size
         if self.to is None:
             size = (self.top + height + self.bottom, self.left + width + self.right)
-            return photo._replace(size=size, place=(self.top, self.left))
+            return Canvas(size, photo._replace(place=(self.top, self.left)))
         size = parse_size("to", self.to)
         if size[0] < height or size[1] < width or size == (height, width):
             raise ValueError(
                 f"to must be larger than the photo of {format_size((height, width))}, got {self.to}: increase it, or "
                 "make the photo smaller with size"
             )
-        return photo._replace(size=size, place=center_offset(size, (height, width), patch))
+        return Canvas(size, photo._replace(place=center_offset(size, (height, width), patch)))
 
 
 class Texture(TiledTask):
@@ -172,6 +137,8 @@ class Texture(TiledTask):
             (default: the training size of the model).
     """
 
+    class_per_seed = False  # textures are unconditional by default, and labels are cycled over the seeds
+
     def __init__(
         self,
         exemplar: str | None = None,
@@ -187,38 +154,33 @@ class Texture(TiledTask):
         self.overlap = overlap
         self.scale = scale
         self.piece = piece
-        TiledSampler(overlap=overlap)  # raises ValueError for an invalid overlap
+        check_overlap(overlap)
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}: use 1 to leave the exemplar unchanged")
         if exemplar is None and (scale != 1 or piece is not None):
             raise ValueError("scale and piece need an exemplar, got none: set exemplar, or omit them")
 
-    def needs_tiling(self, model: Model, request: Request) -> bool:
+    def needs_tiling(self, space: PixelSpace, size: tuple[int, int]) -> bool:
         """Return True: a texture may be tileable, and is at least as large as a window."""
         return True
 
-    def requests(self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None) -> list[Request]:
-        """Return one request per seed; labels are cycled over the seeds, and by default textures are unconditional."""
-        check_image_channels(model)
-        size = parse_size("size", self.size)
-        classes = assign_labels(labels, len(seeds), model, cycle=False, per="seed")
-        exemplar = None if self.exemplar is None else self._read_exemplar(self.exemplar, model)
-        requests = []
-        for seed, label in zip(seeds, classes, strict=True):
-            if exemplar is None:
-                request = Request(file_stem(f"{seed:06d}", label), int(seed), label, size)
-            else:
-                name = file_stem(f"{exemplar.name}_seed{seed}", label)
-                place = center_offset(size, exemplar.size, patch_of(model))
-                request = exemplar._replace(name=name, seed=int(seed), label=label, size=size, place=place)
-            _check_tiled_size(request, model, self.tileable)
-            requests.append(request)
-        return requests
+    def prepare(self, space: PixelSpace) -> list[Canvas]:
+        size, photo = parse_size("size", self.size), None
+        if self.exemplar is not None:
+            exemplar = self._read_exemplar(self.exemplar, space)
+            photo = exemplar._replace(place=center_offset(size, exemplar.size, space.patch))
+        canvas = Canvas(size, photo)
+        _check_tiled_size(canvas, space, self.tileable)
+        return [canvas]
 
-    def _read_exemplar(self, exemplar: str, model: Model) -> Request:
+    def _read_exemplar(self, exemplar: str, space: PixelSpace) -> Photo:
         """Read the exemplar and crop it to its center, at most to the requested size."""
-        channels, height, width = window_of(model)
-        patch = patch_of(model)
+        import torch
+
+        from asyncdiff.tasks.photos import PhotoFit, fit_photo, photo_files, plan_fit, read_photo, to_model
+
+        channels, height, width = space.window
+        patch = space.patch
         files = photo_files("exemplar", exemplar)
         if len(files) > 1:
             raise ValueError(f"exemplar must be one image file, got {len(files)} in {exemplar}: choose one of them")
@@ -240,7 +202,13 @@ class Texture(TiledTask):
         known = torch.ones(plan.size, dtype=torch.bool)
         scaled = f" scaled by {self.scale:g}:" if self.scale != 1 else ":"
         note = f"{file}{scaled} {plan.describe()}"
-        return Request(file.stem, 0, None, plan.size, to_model(plan.crop(pixels)), known, group=file.stem, note=note)
+        return Photo(file.stem, to_model(plan.crop(pixels)), known, note=note)
+
+
+def check_overlap(overlap: float) -> None:
+    """Raise ValueError unless the overlap of windows lies in [0, 1)."""
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must lie in [0, 1), got {overlap}: use 0.5, for example")
 
 
 def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
@@ -249,15 +217,15 @@ def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int
     return top, left
 
 
-def _check_tiled_size(request: Request, model: Model, tileable: bool = False) -> None:
+def _check_tiled_size(canvas: Canvas, space: PixelSpace, tileable: bool = False) -> None:
     """Raise ValueError if the image is smaller than a window, or if its photo covers no complete patch."""
-    size, (_, height, width) = request.size, window_of(model)
+    size, (_, height, width) = canvas.size, space.window
     if size[0] < height or size[1] < width:
         raise ValueError(
             f"size must be at least the training size {format_size((height, width))}, got {format_size(size)}: "
             "generate that size and crop the result"
         )
     if tileable:
-        check_size(size, model)  # a cropped image would not be tileable
-    if model.codec is not None and request.image is not None:
-        covered_pixels(request, model)
+        space.check_size(size)  # a cropped image would not be tileable
+    if space.model.codec is not None and canvas.photo is not None:
+        space.covered_pixels(canvas.photo)

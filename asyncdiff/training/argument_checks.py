@@ -1,6 +1,5 @@
 """Check the arguments of `AsyncDiffusion` when the model is built rather than at the first step."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from asyncdiff.checks import at_least, within
@@ -43,16 +42,3 @@ def check_codec(model: Any, channels: int | None) -> None:
             f"network.channels must equal the codec's {channels}, got {model.shape[0]}: set it to {channels}, or "
             "choose another model.codec"
         )
-
-
-def check_labels(labels: Sequence[int] | None, classes: int) -> None:
-    """Raise ValueError if a label is outside 0 .. classes - 1, or if an unconditional model gets labels."""
-    if labels is None:
-        return
-    if not classes:
-        raise ValueError(
-            f"labels need a model trained with classes, got {list(labels)} for an unconditional one: omit labels"
-        )
-    invalid = [k for k in labels if not 0 <= int(k) < classes]
-    if invalid:
-        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {invalid[0]}")

@@ -1,32 +1,29 @@
 """Train, evaluate and sample from a diffusion model with the LightningModule `AsyncDiffusion`."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from asyncdiff.checkpoints import choose_weights, object_config, read_checkpoint
 from asyncdiff.checkpoints.export.hub import locate_export
-from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.targets import Target
 from asyncdiff.denoising.validation import HELD_OUT_ERRORS, held_out_errors
 from asyncdiff.denoising.weightings import Velocity, Weighting
 from asyncdiff.latents import Codec, check_same_codec
+from asyncdiff.model import IMAGE_SIZE, DiffusionModel
 from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, LevelSampler
-from asyncdiff.noise.processes import Process, RectifiedFlow
+from asyncdiff.noise.processes import Process
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
-from asyncdiff.sampling import engine
-from asyncdiff.sampling.samplers import ImageSampler, Sampler
-from asyncdiff.shapes import Image, Latents
+from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.shapes import Image
 from asyncdiff.training import compatibility
-from asyncdiff.training.argument_checks import check_arguments, check_codec, check_labels
+from asyncdiff.training.argument_checks import check_arguments, check_codec
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
@@ -72,7 +69,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
     Example:
         >>> from asyncdiff.networks import DiT
         >>> model = AsyncDiffusion(DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10), image_size=8)
-        >>> model.generate(seeds=[0, 1], labels=[3, 7], sampler=Sampler(steps=2)).shape
+        >>> model.generate(seeds=[0, 1], labels=[3, 7]).shape
         torch.Size([2, 1, 8, 8])
     """
 
@@ -85,7 +82,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         target: Target | None = None,
         sampler: ImageSampler | None = None,
         codec: Codec | None = None,
-        image_size: int = 32,
+        image_size: int = IMAGE_SIZE,
         optimizer: OptimizerSettings = DEFAULT_OPTIMIZER,
         label_dropout: float = 0.1,
         level_values: int = 256,
@@ -96,12 +93,10 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         predict: PredictSettings = DEFAULT_PREDICT,
     ):
         super().__init__(optimizer)
-        self.denoiser = Denoiser(network, process or RectifiedFlow(), target)
+        self.model = DiffusionModel.assemble(network, process, target, sampler, codec, image_size)
+        self.denoiser = self.model.denoiser  # registers the weights under their names in checkpoints
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
-        self.sampler: ImageSampler = sampler or Sampler()
-        self.codec = codec
-        self.image_size = image_size
         self.label_dropout = label_dropout
         self.level_values = level_values
         self.seed = seed
@@ -117,115 +112,6 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         check_arguments(self)
         if compiled:  # in place, so that the names of the weights and the object config stay the same
             network.compile()
-
-    @property
-    def network(self) -> nn.Module:
-        """Network that predicts the target."""
-        return self.denoiser.network
-
-    @property
-    def process(self) -> Process:
-        """Noise process: alpha(t) and sigma(t)."""
-        return self.denoiser.process
-
-    @property
-    def target(self) -> Target:
-        """Quantity that the network predicts."""
-        return self.denoiser.target
-
-    @property
-    def classes(self) -> int:
-        """Number of classes that the network is conditioned on; 0 if it is unconditional."""
-        return int(getattr(self.network, "classes", 0))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (channels, height, width) of the images or latents that the model generates."""
-        return int(getattr(self.network, "channels", 3)), self.image_size, self.image_size
-
-    # Sampling
-
-    def generate(
-        self,
-        seeds: Sequence[int],
-        labels: Sequence[int] | None = None,
-        *,
-        sampler: ImageSampler | None = None,
-        batch_size: int = 64,
-    ) -> Image:
-        """Generate one image per seed, approximately in [-1, 1]; image i depends only on seed i and label i.
-
-        A latent diffusion model returns latents: turn them into images with `decode`.
-
-        Args:
-            seeds: one seed per image.
-            labels: one class label per image in 0 .. classes - 1; None for unconditional images.
-            sampler: sampler of the images; None means the model's own.
-            batch_size: number of images that go through the network together.
-
-        Returns:
-            Images or latents (len(seeds), *shape).
-        """
-        check_labels(labels, self.classes)
-        with self.sampling_context():
-            return engine.generate(
-                self.denoiser,
-                sampler or self.sampler,
-                seeds=seeds,
-                shape=self.shape,
-                labels=labels,
-                batch_size=batch_size,
-            )
-
-    def inpaint(
-        self,
-        image: Float[Tensor, "*n c h w"],
-        known: Bool[Tensor, "*m mask_h mask_w"],
-        *,
-        seeds: Sequence[int] | None = None,
-        labels: Sequence[int] | None = None,
-        sampler: ImageSampler | None = None,
-        batch_size: int = 64,
-    ) -> Image:
-        """Generate the unknown pixels of images; the known ones are returned bit for bit.
-
-        A latent diffusion model inpaints latents; `asyncdiff.tasks.Inpaint` encodes photos and decodes the results.
-
-        Args:
-            image: values in [-1, 1]; (c, h, w), inpainted once per seed, or (b, c, h, w).
-            known: bool, True = known; (h, w) or (b, h, w).
-            seeds: one seed per result; None means 0, 1, ...
-            labels: one class label per result; None for unconditional inpainting.
-            sampler: sampler of the images; None means the model's own.
-            batch_size: number of images that go through the network together.
-
-        Returns:
-            Inpainted images or latents (b, c, h, w).
-        """
-        check_labels(labels, self.classes)
-        with self.sampling_context():
-            return engine.inpaint(
-                self.denoiser,
-                sampler or self.sampler,
-                image=image,
-                known=known,
-                seeds=seeds,
-                labels=labels,
-                batch_size=batch_size,
-            )
-
-    def encode(self, images: Image) -> Latents:
-        """Encode images (b, c, h, w) in [-1, 1] into the model's space: latents if it has a codec, else unchanged."""
-        return images if self.codec is None else self.codec.to(self.device).encode(images)
-
-    def decode(self, x: Latents) -> Image:
-        """Decode generated latents into images approximately in [-1, 1]; without a codec, return `x` unchanged."""
-        return x if self.codec is None else self.codec.to(self.device).decode(x)
-
-    def sampling_context(self) -> Any:
-        """Return the context for sampling: the trainer's precision inside a run, float32 otherwise."""
-        trainer = attached_trainer(self)
-        return nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
 
     # Training
 

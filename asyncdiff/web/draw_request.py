@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from asyncdiff.checks import within
-from asyncdiff.tasks.photos import format_size, parse_size, save_png
+from asyncdiff.tasks.photos import save_png
+from asyncdiff.tasks.sizes import format_size, parse_size
 
 TOGETHER = "together"  # the order in which all patches are denoised at once
 
@@ -74,7 +75,7 @@ class DrawRequest:
         seed: seed of the first image.
         count: number of images, with consecutive seeds.
         label: class label; None for unconditional sampling.
-        order: `TOGETHER`, or a key of `asyncdiff.tasks.image_tasks.ORDERS`.
+        order: `TOGETHER`, or a key of `asyncdiff.noise.orders.ORDERS`.
         overlap: share of a patch's sampling steps during which the next patch is denoised too.
         steps: sampling steps if all patches are denoised together; None for the sampler's default.
         steps_per_patch: sampling steps of each patch if patches are denoised one after the other.

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from asyncdiff.tasks.image_tasks import ORDERS
+from asyncdiff.noise.orders import ORDERS
 from asyncdiff.web.draw_request import TOGETHER, Limits
 from asyncdiff.web.image_encoding import EMPTY
 from asyncdiff.web.mask_painter import painter

@@ -1,9 +1,10 @@
 """Facts about the model that determine the page's texts and controls."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from asyncdiff.tasks.photos import format_size
-from asyncdiff.tasks.pixel_space import patch_of, window_of
+from asyncdiff.model import Model
+from asyncdiff.tasks.pixel_space import PixelSpace
+from asyncdiff.tasks.sizes import format_size
 
 
 class ModelInfo(NamedTuple):
@@ -45,8 +46,9 @@ class ModelInfo(NamedTuple):
         )
 
 
-def model_info(model: Any, name: str) -> ModelInfo:
+def model_info(model: Model, name: str) -> ModelInfo:
     """Collect the facts about a model."""
-    channels, height, width = window_of(model)
+    space = PixelSpace(model)
+    channels, height, width = space.window
     steps = getattr(model.sampler, "steps", None)
-    return ModelInfo(name, channels, (height, width), patch_of(model), model.classes, steps, movie=model.codec is None)
+    return ModelInfo(name, channels, (height, width), space.patch, model.classes, steps, movie=model.codec is None)

@@ -18,7 +18,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from asyncdiff.tasks.photos import collect_warnings
-from asyncdiff.tasks.pixel_space import check_image_channels
+from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.web.draw_request import KINDS, TOGETHER, DrawRequest, Limits
 from asyncdiff.web.image_encoding import (
     data_url,
@@ -68,7 +68,7 @@ def serve(
         names: additional host names of the page, such as a proxy's.
         browser: whether to open the page in a browser.
     """
-    check_image_channels(model)
+    PixelSpace(model).check_channels()
     info = model_info(model, name)
     loaded_examples = load_examples(examples, model, info, limits)
     queue = JobQueue(plan, root, limits)

@@ -11,13 +11,13 @@ from asyncdiff.tasks import Generate
 from asyncdiff.tasks.photos import (
     collect_warnings,
     fit_photo,
-    format_size,
     photo_files,
     plan_fit,
     read_photo,
     to_bytes,
     warn,
 )
+from asyncdiff.tasks.sizes import format_size
 from asyncdiff.web.draw_request import Limits
 from asyncdiff.web.model_info import ModelInfo
 
