@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from timm.layers import Attention, AttentionRope, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asyncdiff.checks import at_least, within
+from asyncdiff.networks.attention import Attention, Rotations, rotations
 from asyncdiff.networks.embeddings import (
     LEVEL_SCALE,
     MAX_PERIOD,
@@ -21,10 +21,10 @@ from asyncdiff.networks.embeddings import (
     check_channels,
     embed_labels,
     grid_positions,
-    rotations,
 )
 from asyncdiff.networks.kv_cache import KVCache
 from asyncdiff.networks.logvar_pooling import mean_logvar
+from asyncdiff.networks.mlp import MLP
 from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,
@@ -33,14 +33,12 @@ from asyncdiff.networks.modulation import (
     modulate,
     token_index,
 )
-from asyncdiff.networks.norms import RMSNorm
 from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, indexed
 
 Tokens = Float[Tensor, "b n dim"]
 Outputs = Float[Tensor, "b n features"]  # velocity of every token's pixels, and its log-variance
 LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
-Rotations = Float[Tensor, "all_tokens two_head_dim"]  # sine and cosine of the angles of every token, in timm's layout
-Attend = Callable[[nn.Module, Tensor], Tensor]  # attention of the selected tokens to all tokens
+Attend = Callable[[Attention, Tensor], Tensor]  # attention of the selected tokens to all tokens
 
 
 class DiTBlock(nn.Module):
@@ -51,7 +49,6 @@ class DiTBlock(nn.Module):
         heads: number of attention heads.
         mlp_ratio: width of the MLP relative to `dim`.
         dropout: dropout probability after attention and inside the MLP.
-        rope: whether queries and keys are rotated by the position of their token.
         qk_norm: whether queries and keys are normalized.
     """
 
@@ -61,17 +58,13 @@ class DiTBlock(nn.Module):
         heads: int,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
-        rope: bool = False,
         qk_norm: bool = False,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        options: dict[str, Any] = {"qkv_bias": True, "proj_drop": dropout, "qk_norm": qk_norm, "norm_layer": RMSNorm}
-        self.attention = (
-            AttentionRope(dim, heads, num_prefix_tokens=0, **options) if rope else Attention(dim, heads, **options)
-        )
+        self.attention = Attention(dim, heads, qk_norm, dropout)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=_TanhGelu, drop=dropout)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), dropout)
         self.modulation = Modulation(dim, 6)
 
     def forward(
@@ -90,10 +83,7 @@ class DiTBlock(nn.Module):
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(conditioning)
         h = modulate(self.norm1(x), shift1, scale1)
-        if attend is not None:
-            change = attend(self.attention, h)
-        else:
-            change = self.attention(h) if rope is None else self.attention(h, rope)
+        change = self.attention(h, rope) if attend is None else attend(self.attention, h)
         x = add_gated(x, gate1, change)
         return add_gated(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
@@ -191,7 +181,7 @@ class DiT(nn.Module):
         self.embed = nn.Linear(channels * patch_size**2, dim)
         self.level_embedding = LevelEmbedding(dim, scale=level_scale, max_period=level_period)
         self.label_embedding = LabelEmbedding(classes, dim) if classes else None
-        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, dropout, rope, qk_norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(DiTBlock(dim, heads, mlp_ratio, dropout, qk_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, elementwise_affine=False, eps=1e-6)
         self.final_modulation = Modulation(dim, 2)
         self.head = nn.Linear(dim, channels * patch_size**2)
@@ -355,13 +345,6 @@ def _joint_conditioning(
         return Conditioning(F.silu(pairs), index + r * image, None)
     pairs = (levels[index] + labels[:, None]).flatten(0, 1)
     return Conditioning(F.silu(pairs), n * image + torch.arange(n, device=index.device), None)
-
-
-class _TanhGelu(nn.GELU):
-    """DiT's GELU with the tanh approximation; a class, since timm's Mlp builds its activation without arguments."""
-
-    def __init__(self) -> None:
-        super().__init__(approximate="tanh")
 
 
 def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:

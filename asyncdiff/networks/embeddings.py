@@ -5,14 +5,12 @@ import math
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers import build_rotary_pos_embed
 from torch import Tensor, nn
 
 from asyncdiff.shapes import Image, Labels
 
 LEVEL_SCALE = 1000.0  # levels in [0, 1] are embedded like the 1000 integer steps of DDPM and DiT
 MAX_PERIOD = 10_000.0  # longest period of the sinusoids (Vaswani et al., arXiv:1706.03762)
-ROPE_BASE = 100.0
 
 
 def sinusoids(position: Float[Tensor, " n"], dim: int, max_period: float = MAX_PERIOD) -> Float[Tensor, "n dim"]:
@@ -31,15 +29,6 @@ def grid_positions(grid: tuple[int, int], dim: int, device: torch.device) -> Flo
     by_row = rows[:, None].expand(*grid, dim // 2)
     by_column = columns[None].expand(*grid, dim // 2)
     return torch.cat([by_row, by_column], dim=2).reshape(grid[0] * grid[1], dim)
-
-
-def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n two_dim"]:
-    """Return the sines and cosines with which timm rotates queries and keys: half by row, half by column.
-
-    Frequencies fall from 1 to about 1/100 radians per token, as common for images (Heo et al., arXiv:2403.13298).
-    """
-    emb = build_rotary_pos_embed(list(grid), dim=dim, temperature=ROPE_BASE, in_pixels=False, device=device)
-    return torch.cat(emb, dim=-1)
 
 
 class LevelEmbedding(nn.Module):

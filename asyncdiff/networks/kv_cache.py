@@ -3,14 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from torch import Tensor
 
+from asyncdiff.networks.attention import Attention, Rotations, Tokens
 from asyncdiff.shapes import KnownPatches, upsampled_to
-
-Tokens = Float[Tensor, "b m dim"]
 
 
 @dataclass
@@ -85,13 +82,13 @@ class KVCache:
 
     def attend(
         self,
-        attention: Attention | AttentionRope,
+        attention: Attention,
         x: Tokens,
         block: int,
         selected: SelectedTokens | None,
-        rope: Float[Tensor, "all_tokens two_head_dim"] | None = None,
+        rope: Rotations | None = None,
     ) -> Tokens:
-        """Compute timm's attention of the selected tokens to all tokens, and update the cache.
+        """Compute the attention of the selected tokens to all tokens, and update the cache.
 
         Args:
             attention: attention layer of the block.
@@ -103,18 +100,12 @@ class KVCache:
         Returns:
             Output of the attention layer for the selected tokens.
         """
-        q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = attention.q_norm(q), attention.k_norm(k)
-        if rope is not None:
-            at = rope if selected is None else rope[selected.index][:, None]
-            q, k = apply_rot_embed_cat(q, at).type_as(v), apply_rot_embed_cat(k, at).type_as(v)
+        q, k, v = attention.project(x, rope if rope is None or selected is None else rope[selected.index][:, None])
         if selected is None:
             self.states.append(torch.stack([k, v]))
         else:
             selected.update(self.states[block], torch.stack([k, v]))
-        k, v = self.states[block].to(q.dtype)
-        result = F.scaled_dot_product_attention(q, k, v)
-        return attention.proj_drop(attention.proj(attention.norm(result.transpose(1, 2).flatten(2))))
+        return attention.output(q, *self.states[block].to(q.dtype))
 
     def finish(
         self, output: Float[Tensor, "b m features"], selected: SelectedTokens | None

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from timm.layers import Attention
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from asyncdiff.networks.attention import Attention
 from asyncdiff.networks.modulation import Conditioning, Modulation, Tokens, modulate
 from asyncdiff.networks.norms import GroupNorm, RMSNorm
 from asyncdiff.shapes import upsampled_to
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, heads: int, groups: int | None = None):
         super().__init__()
         self.norm = make_norm(channels, groups)
-        self.attention = Attention(channels, heads, qkv_bias=True, qk_norm=True, norm_layer=RMSNorm)
+        self.attention = Attention(channels, heads, qk_norm=True)
 
     def forward(self, x: Features) -> Features:
         """Return `x` plus the attention's output, which is zero at initialization."""

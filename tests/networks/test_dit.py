@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import DITS, LABEL, dit, draw, noisy, single, stored_bytes
-from timm.layers import apply_rot_embed_cat
 from torch.utils.flop_counter import FlopCounterMode
 
+from asyncdiff.networks.attention import rotate, rotations
 from asyncdiff.networks.dit import DiT, patchify, unpatchify
-from asyncdiff.networks.embeddings import grid_positions, rotations
+from asyncdiff.networks.embeddings import grid_positions
 from asyncdiff.networks.modulation import IndexedVectors
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import IndexedLevels
@@ -126,7 +126,7 @@ def test_rope_depends_only_on_distances():
     assert not torch.allclose(shifted, network(x, t).roll((2, 4), (2, 3)), atol=1e-3)
     q, k = torch.randn(2, 1, 4, 1, 8, generator=seeded(2), dtype=torch.float64).expand(2, 1, 4, 64, 8)
     rope = rotations((8, 8), 8, x.device).double()
-    scores = (apply_rot_embed_cat(q, rope) @ apply_rot_embed_cat(k, rope).transpose(2, 3))[0]
+    scores = (rotate(q, rope) @ rotate(k, rope).transpose(2, 3))[0]
     grid = scores.reshape(4, 8, 8, 8, 8)
     assert torch.allclose(grid[:, :-1, :-1, :-1, :-1], grid[:, 1:, 1:, 1:, 1:], atol=1e-5)
     assert not torch.allclose(grid[:, 0, 0, 1, 0], grid[:, 0, 0, 0, 1], atol=1e-2)

@@ -302,7 +302,7 @@ def test_image_sizes_that_do_not_fit_are_refused(small):
 def test_a_module_trains_samples_inpaints_and_reloads(tmp_path):
     torch.manual_seed(0)
     network = UNet(**SMALL_UNET, classes=10, uncertainty=True, level_patch_size=1, dropout=[0.0, 0.1, 0.1])
-    module = AsyncDiffusion(network, sampler=Sampler(steps=3), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(network, sampler=Sampler(steps=3), image_size=8)
     before = network.head.weight.clone()
     trainer = quiet_trainer(tmp_path, max_steps=2)
     trainer.fit(module, datamodule=Digits(batch_size=8))

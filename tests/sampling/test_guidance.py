@@ -13,6 +13,7 @@ from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM, Multistep
+from asyncdiff.shapes import indexed
 
 SHAPE = (1, 8, 8)
 
@@ -109,6 +110,14 @@ def test_input_guidance_matches_the_formula(denoiser):
     t_noisy[:, :, :2] = 0.6
     clean, noisy = denoiser(x_t, t, label).v, denoiser(x_noisy, t_noisy, label).v
     assert torch.allclose(guided, torch.where(known, clean, clean + 1.5 * (clean - noisy)), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", [ClassifierFree(3.0), InputGuidance(1.0)])
+def test_known_distinct_levels_change_nothing(denoiser, rule):
+    x_t, t, label = inputs()
+    guided = guide([rule], denoiser, 3)
+    assert torch.equal(guided(x_t, indexed(t), label).v, guided(x_t, t, label).v)
 
 
 @torch.no_grad()
