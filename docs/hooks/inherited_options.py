@@ -5,8 +5,8 @@ from typing import Any
 
 from griffe import Class, Extension, Module, Parameter, ParameterKind, Parameters
 
-ENTRY = re.compile(r"^    (\*{0,2}\w+): .*(?:\n {5,}.*)*\n?", re.MULTILINE)  # an argument in a docstring
-PASSED_ON = re.compile(r"^    \*\*options: .*\n?", re.MULTILINE)
+ENTRY = re.compile(r"^    (\w+): .*(?:\n {5,}.*)*\n", re.MULTILINE)  # an argument in a docstring
+PASSED_ON = re.compile(r"^    \*\*options: arguments of \w+\.\n", re.MULTILINE)
 
 
 class InheritedOptions(Extension):
@@ -22,21 +22,19 @@ class InheritedOptions(Extension):
 
 
 def complete(kind: Class) -> None:
-    """Complete the constructor of a class, after those of its parents."""
-    constructor = kind.members.get("__init__")
-    parents = [parent for parent in kind.mro() if "__init__" in parent.members]
-    if constructor is None or not parents or "options" not in constructor.parameters:
+    """Complete the constructor of a class that passes `**options` on, after those of its parents."""
+    if kind.docstring is None or not PASSED_ON.search(kind.docstring.value + "\n"):
         return
-    complete(parents[0])
+    constructor, parent = kind.members["__init__"], next(base for base in kind.mro() if "__init__" in base.members)
+    complete(parent)
     own = [one for one in constructor.parameters if one.name != "options"]
     fixed = {name for name, member in kind.members.items() if "class-attribute" in member.labels}
     taken = fixed | {one.name for one in own}
-    passed = [one for one in [*parents[0].members["__init__"].parameters][1:] if one.name not in taken]
+    passed = [one for one in [*parent.members["__init__"].parameters][1:] if one.name not in taken]
     constructor.parameters = Parameters(*own, *map(_keyword_only, passed))
-    if kind.docstring and parents[0].docstring:
-        names = {one.name for one in passed}
-        lines = [entry[0] for entry in ENTRY.finditer(parents[0].docstring.value + "\n") if entry[1] in names]
-        kind.docstring.value = PASSED_ON.sub(lambda match: "".join(lines), kind.docstring.value + "\n").rstrip()
+    names = {one.name for one in passed}
+    entries = [entry[0] for entry in ENTRY.finditer(parent.docstring.value + "\n") if entry[1] in names]
+    kind.docstring.value = PASSED_ON.sub(lambda match: "".join(entries), kind.docstring.value + "\n").rstrip()
 
 
 def _keyword_only(one: Parameter) -> Parameter:
