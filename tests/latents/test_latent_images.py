@@ -17,9 +17,9 @@ from asyncdiff.evaluation.inpainting_benchmark import InpaintingBenchmark, Valid
 from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Texture
+from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, PixelSpace, Texture
 from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
-from asyncdiff.tasks.pixel_space import decode_images, fill_unknown, patch_of, window_of
+from asyncdiff.tasks.pixel_space import fill_unknown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,8 +68,8 @@ def pixels_of(file):
 
 
 def test_sizes_are_in_pixels_and_images_decoded_samples(model):
-    assert window_of(model) == (3, 32, 32)
-    assert patch_of(model) == (8, 8)
+    assert PixelSpace(model).window == (3, 32, 32)
+    assert PixelSpace(model).patch == (8, 8)
     assert Generate().sample(model, seeds=[0]).shape == (1, 3, 32, 32)
     assert Generate("40x16").sample(model, seeds=[0]).shape == (1, 3, 40, 16)
     with pytest.raises(ValueError, match="multiples of the patch size 8x8 in pixels, got 36x32: .* 2x2 latents"):
@@ -128,9 +128,9 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
     request = task(photo).requests(model, seeds=[0])[0]
     drawn = task(photo).sample(model, seeds=[0])[0]
     assert drawn.shape[1:] == size
-    (top, left), (h, w) = request.place, request.known.shape
+    (top, left), (h, w) = request.photo.place, request.photo.size
     assert (top, left) == place
-    assert torch.equal(drawn[:, top : top + h, left : left + w], request.image)
+    assert torch.equal(drawn[:, top : top + h, left : left + w], request.photo.image)
 
 
 @pytest.mark.parametrize("mask", ["half", "thin", "lines"])
@@ -138,7 +138,7 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
 def test_known_pixels_are_kept_and_unknown_ones_have_no_effect(model, photo, mask, tmp_path):
     (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
     drawn = Inpaint(photo, mask).sample(model, seeds=[0])[0]
-    truth, known = pixels_of(photo), request.known
+    truth, known = pixels_of(photo), request.photo.known
     assert torch.equal(drawn[:, known], truth[:, known])
     other = read_photo(Path(photo), 3)
     other[:, ~known] = 255 - other[:, ~known]
@@ -149,11 +149,11 @@ def test_known_pixels_are_kept_and_unknown_ones_have_no_effect(model, photo, mas
 def test_latents_are_known_if_all_their_pixels_are_known(model, photo):
     """One more known pixel that completes no latent changes nothing else, though latents depend on known neighbors."""
     (request,) = Inpaint(photo, "half").requests(model, seeds=[0])
-    more = request.known.clone()
-    more[0, request.known.int().sum(1)[0]] = True  # first pixel right of the known half
-    first, second = (
-        Inpaint("").sample_batch(model, [request._replace(known=known)]) for known in (request.known, more)
-    )
+    given = request.photo.known
+    more = given.clone()
+    more[0, given.int().sum(1)[0]] = True  # first pixel right of the known half
+    requests = [request._replace(photo=request.photo._replace(known=known)) for known in (given, more)]
+    first, second = (Inpaint("").sample_batch(model, [each]) for each in requests)
     same = (first == second).all(1)[0]
     assert int((~same).sum()) == 1
     assert not same[0, 16]
@@ -183,12 +183,13 @@ def test_photos_that_cover_no_patch_are_refused(model, tmp_path):
 
 def test_tileable_images_are_decoded_periodically(tmp_path):
     model = model_of(tiny_files(tmp_path), 4, 8)
+    space = PixelSpace(model)
     latents = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
-    shifted = decode_images(latents.roll((2, 3), (2, 3)), (48, 80), model, tileable=True)
-    expected = decode_images(latents, (48, 80), model, tileable=True).roll((16, 24), (2, 3))
+    shifted = space.decode(latents.roll((2, 3), (2, 3)), (48, 80), tileable=True)
+    expected = space.decode(latents, (48, 80), tileable=True).roll((16, 24), (2, 3))
     torch.testing.assert_close(shifted, expected, atol=1e-5, rtol=0)
-    plain = decode_images(latents, (48, 80), model)
-    assert (plain - decode_images(latents, (48, 80), model, tileable=True)).abs().max() > 1e-3
+    plain = space.decode(latents, (48, 80))
+    assert (plain - space.decode(latents, (48, 80), tileable=True)).abs().max() > 1e-3
 
 
 def test_states_are_decoded_on_access(model):

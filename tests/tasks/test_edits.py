@@ -126,11 +126,11 @@ def levels(tmp_path):
 
 def test_an_edit_samples_from_its_levels(model, photo, levels):
     (request,) = Edit(photo, levels).requests(model, seeds=[4])
-    assert torch.equal(request.known, torch.arange(8).expand(8, 8) < 2)
+    assert torch.equal(request.photo.known, torch.arange(8).expand(8, 8) < 2)
     t = torch.tensor([[0, 0.2, 0.8, 1]]).expand(4, 4).clone()
     t[0, 1] = 1  # the highest level of a patch counts
     pixels = read_photo(Path(photo), 3)
-    given = {"image": to_model(pixels)[None], "known": request.known[None], "levels": t[None]}
+    given = {"image": to_model(pixels)[None], "known": request.photo.known[None], "levels": t[None]}
     expected = model.sampler(model.denoiser, seeds=[4], shape=(3, 8, 8), **given)
     drawn = Edit(photo, levels).sample(model, seeds=[4])
     assert torch.equal(drawn, expected)
@@ -173,7 +173,7 @@ def test_gray_values_are_levels(tmp_path):
 
 def test_a_sheet_shows_how_much_may_change(model, photo, levels):
     (request,) = Edit(photo, levels).requests(model, seeds=[0])
-    tile, pixels = known_tile(request), read_photo(Path(photo), 3)
+    tile, pixels = known_tile(request.photo, request.size), read_photo(Path(photo), 3)
     assert torch.equal(tile[:, :, :2], pixels[:, :, :2])
     assert (tile[:, :, 6:] == torch.tensor(UNKNOWN_COLOR)[:, None, None]).all()
     between = 0.2 * torch.tensor(UNKNOWN_COLOR) + 0.8 * pixels[:, 5, 3]

@@ -12,7 +12,6 @@ from asyncdiff.tasks.photos import (
     check_same_shape,
     fit_photo,
     fit_photo_and_mask,
-    parse_size,
     photo_files,
     plan_fit,
     read_mask,
@@ -21,6 +20,7 @@ from asyncdiff.tasks.photos import (
     to_bytes,
     to_model,
 )
+from asyncdiff.tasks.sizes import parse_size
 
 PATCH = (4, 4)
 

@@ -15,23 +15,23 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.noise.masks import Half, Thin
-from asyncdiff.noise.orders import CenterOut, Spiral
+from asyncdiff.noise.orders import CenterOut, Spiral, order_by_name
 from asyncdiff.sampling.guidance import InputGuidance
 from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.sampling.tiling import TiledSampler
-from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Request, Texture
+from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Photo, Request, Texture
 from asyncdiff.tasks.contact_sheet import (
     SHEET,
     UNKNOWN_COLOR,
-    create_output_folder,
     known_tile,
     make_sheet,
     write_images,
     write_sheet,
 )
-from asyncdiff.tasks.image_tasks import parse_order
+from asyncdiff.tasks.output_folders import create_output_folder
 from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
+from asyncdiff.training import PredictSettings
 
 LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").glob("*.yaml"))
 
@@ -95,18 +95,18 @@ def test_known_pixels_equal_the_photo_in_the_written_file(mask, model, photo, tm
     truth = pixels_of(photo)
     for request in requests:
         drawn = pixels_of(tmp_path / "out" / f"{request.name}.png")
-        assert torch.equal(drawn[:, request.known], truth[:, request.known])
-        assert (drawn != truth)[:, ~request.known].float().mean() > 0.5
+        assert torch.equal(drawn[:, request.photo.known], truth[:, request.photo.known])
+        assert (drawn != truth)[:, ~request.photo.known].float().mean() > 0.5
 
 
-def test_an_image_does_not_depend_on_its_batch(model, tmp_path, monkeypatch):
+def test_an_image_does_not_depend_on_its_batch(model, tmp_path):
     for i in range(3):
         saved(tmp_path / f"{i}.png", 12, 20, seed=i)
     task = Inpaint(str(tmp_path), "half")
     together = task.sample(model, seeds=[0, 1])
-    monkeypatch.setattr(model, "predict_batch_size", 1)
-    assert [len(batch) for batch in task.batches(model, task.requests(model, seeds=[0, 1]))] == [1] * 6
-    alone = task.sample(model, seeds=[0, 1])
+    requests = task.requests(model, seeds=[0, 1])
+    assert [len(batch) for batch in task.batches(model, requests, batch_size=1)] == [1] * 6
+    alone = task.sample(model, seeds=[0, 1], batch_size=1)
     assert torch.allclose(together, alone, atol=1e-5)
 
 
@@ -152,7 +152,7 @@ def test_outpainting_within_the_training_size_is_inpainting(model, photo):
     known = torch.zeros(8, 8, dtype=torch.bool)
     known[2:6, 0:6] = True  # (8 - 6) // 2 is not a multiple of the patch size
     (request,) = Outpaint(photo, size="4x6", to="8x8").requests(model, seeds=[2])
-    image, where = request.at_full_size()
+    image, where = request.photo.padded_to(request.size)
     assert torch.equal(where, known)
     assert torch.equal(drawn, model.inpaint(image, known, seeds=[2]))
 
@@ -161,12 +161,12 @@ def test_a_texture_keeps_the_center_of_its_exemplar(model, tmp_path):
     wall = saved(tmp_path / "wall.png", 30, 21)
     task = Texture(wall, "16x20", tileable=True)
     (request,) = task.requests(model, seeds=[3])
-    assert (request.name, request.place) == ("wall_seed3", (4, 6))
+    assert (request.name, request.photo.place) == ("wall_seed3", (4, 6))
     drawn = task.sample(model, seeds=[3])[0]
     middle = pixels_of(wall)[:, 11:19, 6:14]
     assert torch.equal(to_bytes(drawn[:, 4:12, 6:14]), middle)
     (smaller,) = Texture(wall, "16x20", scale=0.3, piece="40x5").requests(model, seeds=[0])
-    assert smaller.image.shape == (3, 8, 4)  # whole patches of 9x6 pixels
+    assert smaller.photo.image.shape == (3, 8, 4)  # whole patches of 9x6 pixels
     plain = Texture(size="8x12").sample(model, seeds=[0], labels=[1])[0]
     canvas = TiledSampler(model.sampler, 0.5)
     assert torch.equal(plain, canvas(model.denoiser, size=(8, 12), shape=(3, 8, 8), seed=0, label=1))
@@ -200,23 +200,23 @@ def test_a_mask_file_is_resized_with_its_photo(model, tmp_path):
     (request,) = Inpaint(photo, str(tmp_path / "mask.png")).requests(model, seeds=[0])
     expected = torch.ones(8, 8, dtype=torch.bool)
     expected[:4, :4] = False  # half the size, and the middle of its width
-    assert torch.equal(request.known, expected)
+    assert torch.equal(request.photo.known, expected)
     (turned,) = Inpaint(photo, str(tmp_path / "mask.png"), mask_is_unknown=True).requests(model, seeds=[0])
-    assert torch.equal(turned.known, ~expected)
-    assert request.note == f"{photo}: 16x32 pixels, resized to 8x16, cropped to its center 8x8"
+    assert torch.equal(turned.photo.known, ~expected)
+    assert request.photo.note == f"{photo}: 16x32 pixels, resized to 8x16, cropped to its center 8x8"
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks" / "photo.png")
     (matched,) = Inpaint(photo, str(tmp_path / "masks")).requests(model, seeds=[0])
-    assert torch.equal(matched.known, expected)
+    assert torch.equal(matched.photo.known, expected)
 
 
 def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
     for name in ("a.png", "b.png"):
         saved(tmp_path / name, 8, 8)
     requests = Inpaint(str(tmp_path), Thin(fewest=1, most=1), size="32x32", mask_seed=3).requests(model, seeds=[0, 1])
-    assert torch.equal(requests[0].known, requests[1].known)
-    assert not torch.equal(requests[0].known, requests[2].known)
-    assert torch.equal(requests[2].known, Thin(fewest=1, most=1)(32, 32, seed=4))
+    assert torch.equal(requests[0].photo.known, requests[1].photo.known)
+    assert not torch.equal(requests[0].photo.known, requests[2].photo.known)
+    assert torch.equal(requests[2].photo.known, Thin(fewest=1, most=1)(32, 32, seed=4))
 
 
 def test_files_of_the_same_name_give_images_of_different_names(model, tmp_path):
@@ -296,20 +296,20 @@ def test_tasks_can_be_configured_without_their_photos():
 
 
 def test_a_checkpoint_does_not_store_the_task(model, photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "task", Inpaint(photo))
+    monkeypatch.setattr(model, "predict", PredictSettings(Inpaint(photo)))
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     assert str(tmp_path) not in str(checkpoint["recipe"])
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").task is None
+    assert AsyncDiffusion.load_from_checkpoint(tmp_path / "last.ckpt").predict.task is None
 
 
 @pytest.mark.parametrize("file", LAYERS, ids=lambda f: f.stem)
 def test_a_layer_names_every_argument(file):
-    described = yaml.safe_load(file.read_text())["model"]
-    kind = find_class(described["task"]["class_path"])
-    assert set(described["task"]["init_args"]) == set(inspect.signature(kind).parameters)
-    assert kind(**described["task"]["init_args"]).name == file.stem
+    described = yaml.safe_load(file.read_text())["model"]["predict"]["task"]
+    kind = find_class(described["class_path"])
+    assert set(described["init_args"]) == set(inspect.signature(kind).parameters)
+    assert kind(**described["init_args"]).name == file.stem
 
 
 def test_every_task_has_a_layer():
@@ -335,9 +335,13 @@ def test_a_folder_with_images_is_not_reused(tmp_path):
 def test_a_sheet_shows_photos_next_to_their_results(tmp_path):
     image, known = torch.zeros(1, 8, 8), torch.ones(8, 8, dtype=torch.bool)
     known[:4] = False
-    requests = [Request(f"{p}{s}", s, None, (8, 8), image, known, group=p) for p in "ab" for s in (0, 1)]
-    write_images(torch.ones(4, 1, 8, 8), requests, tmp_path)
-    assert write_sheet(requests, tmp_path) == tmp_path / SHEET
+    requests = [Request(f"{p}{s}", s, None, (8, 8), Photo(p, image, known)) for p in "ab" for s in (0, 1)]
+    written = write_images(torch.ones(4, 1, 8, 8), requests, tmp_path)
+    sheets = []
+    for known_pixels in (written, {"a0": written["a0"]}, None):  # the others are read from their files
+        assert write_sheet(requests, tmp_path, known_pixels) == tmp_path / SHEET
+        sheets.append((tmp_path / SHEET).read_bytes())
+    assert sheets[0] == sheets[1] == sheets[2]
     page = pixels_of(tmp_path / SHEET)
     # Two blocks of three tiles: 12 times 8 pixels each, 4 around and between, 12 between the blocks.
     assert page.shape == (3, 96 + 2 * 4, 2 * (3 * 96 + 2 * 4) + 12 + 2 * 4)
@@ -365,10 +369,10 @@ def test_tiles_of_several_sizes_fit_on_a_sheet():
 
 def test_the_sheet_shows_the_photo_at_its_position():
     image, known = -torch.ones(3, 2, 2), torch.ones(2, 2, dtype=torch.bool)
-    tile = known_tile(Request("a", 0, None, (4, 6), image, known, place=(2, 1)))
+    tile = known_tile(Photo("a", image, known, place=(2, 1)), (4, 6))
     assert (tile == 0).all(0).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
 
 
 def test_the_british_spelling_of_an_order_is_still_read():
-    assert parse_order("centre_out") is parse_order("center_out")
-    assert isinstance(parse_order("center_out"), CenterOut)
+    assert order_by_name("centre_out") is order_by_name("center_out")
+    assert isinstance(order_by_name("center_out"), CenterOut)
