@@ -12,7 +12,8 @@ import yaml
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.launch import FINISHED, RECORD
 from asyncdiff.ablation.tensorboard import EVENTS, Curve, read_curves
-from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.checkpoints.moved_arguments import update_key
+from asyncdiff.checkpoints.old_names import update_config, update_names
 from asyncdiff.evaluation.result_card import read_card
 
 # Tags that start with these prefixes are compared by default, outside an ablation; min if lower is better.
@@ -183,12 +184,13 @@ def _read_record(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: {error}; delete it and run the ablation again") from error
     if not isinstance(record, dict) or not {"variants", "seed"} <= set(record):
         raise ValueError(f"{file} lacks the keys variants and seed: delete it and run the ablation again")
-    return dict(update_names(record))
+    variants = {update_key(axis): name for axis, name in record["variants"].items()}
+    return update_names(record) | {"variants": variants, "config": update_config(record.get("config", {}))}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    return update_names(content) if isinstance(content, dict) else {}
+    return update_config(content) if isinstance(content, dict) else {}
 
 
 def _default_goal(tag: str) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from asyncdiff.checkpoints.moved_arguments import update_keys
+from asyncdiff.checkpoints.old_names import warn_of_old_names
+
 KEYS = ("base", "seeds", "axes", "set", "metrics")
 GOALS = ("min", "max")
 
@@ -111,7 +114,8 @@ class Ablation:
             )
         if unknown := [key for key in content if key not in KEYS]:
             raise ValueError(f"{file}: unknown key {unknown[0]}: choose from {', '.join(KEYS)}")
-        axes, here = content.get("axes", {}), file.parent
+        content, here = _with_current_keys(file, content), file.parent
+        axes = content.get("axes", {})
         if not isinstance(axes, dict) or not axes:
             raise ValueError(
                 f"{file}: axes must map at least one axis to its variants, got {axes}: see experiments/ablations"
@@ -142,6 +146,17 @@ class Ablation:
             files += change.files
             settings |= change.settings
         return Trial(variants, seed, files, settings)
+
+
+def _with_current_keys(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Replace keys of earlier versions in the settings, with a warning."""
+    replaced: dict[str, str] = {}
+    try:
+        content = update_keys(content, replaced)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    warn_of_old_names(replaced)
+    return content
 
 
 def _parse_variants(where: str, axis: Any, value: Any, here: Path) -> dict[str, Change]:
@@ -195,7 +210,7 @@ def _parse_settings(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(
             f"{where} must be a file or map dotted keys to values, got {value}: "
-            "write model.learning_rate: 1e-4, for example"
+            "write model.optimizer.learning_rate: 1e-4, for example"
         )
     for key in value:
         if str(key).split(".")[0] not in ("data", "model", "trainer", "vars"):

@@ -16,12 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-import torch
-
 from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
-from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.checkpoints.old_names import update_config
 from asyncdiff.evaluation.result_card import software
 
 Parse = Callable[[list[str]], dict[str, Any]]  # maps the arguments of train.py to the resulting config
@@ -96,7 +94,7 @@ class Runner:
             config = resolve_config(trial, self.output, self.parse)
             record = trial.folder(self.output) / RECORD
             if record.is_file():
-                before = update_names(json.loads(record.read_text())["config"])
+                before = update_config(json.loads(record.read_text())["config"])
                 if changed := first_difference(before, config):
                     raise ValueError(
                         f"{record.parent} was run with other settings ({changed}): "
@@ -154,6 +152,8 @@ class Runner:
             return "ran"
 
     def _record(self, trial: Trial, config: dict[str, Any]) -> dict[str, Any]:
+        import torch  # imported late, after the options of `ablate` have been checked
+
         argv = [os.path.relpath(arg) if arg.startswith("/") else arg for arg in trial.argv(self.output)]
         return {
             "ablation": self.ablation.name,

@@ -1,10 +1,16 @@
-"""Map class paths and argument names of earlier versions to the current ones.
+"""Map class paths, argument names and keys of earlier versions to the current ones.
 
 Checkpoints, exports, run configs, prediction records and result cards name classes by their dotted paths.
 `update_names` updates the contents of such a file when it is read; old names appear in no other module.
 """
 
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
+
+from asyncdiff.checkpoints.moved_arguments import MOVED, SECTIONS, move_arguments, update_key
 
 # Old -> new path of a class, or of a module whose classes kept their names. The longest match wins.
 RENAMED = {
@@ -101,21 +107,6 @@ ARGUMENTS = {
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
     "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},
 }
-# Old constructor argument of AsyncDiffusion -> the section that contains it now, and its name there.
-MOVED = {
-    "learning_rate": ("optimizer", "learning_rate"),
-    "betas": ("optimizer", "betas"),
-    "weight_decay": ("optimizer", "weight_decay"),
-    "warmup_steps": ("optimizer", "warmup_steps"),
-    "stop_after_bad_steps": ("optimizer", "stop_after_bad_steps"),
-    "task": ("predict", "task"),
-    "predict_count": ("predict", "count"),
-    "predict_seeds": ("predict", "seeds"),
-    "predict_labels": ("predict", "labels"),
-    "predict_batch_size": ("predict", "batch_size"),
-}
-# Class of a section, for object configs; run configs omit it.
-SECTIONS = {"optimizer": "asyncdiff.training.OptimizerSettings", "predict": "asyncdiff.training.PredictSettings"}
 # Checkpoints store the state of a callback under its class name.
 STATES = {
     old.rpartition(".")[2]: new.rpartition(".")[2]
@@ -147,29 +138,49 @@ def update_names(value: Any, replaced: dict[str, str] | None = None) -> Any:
         new = update_class_path(value) if value.startswith(("asyncdiff.", "datamodules.")) else value
         if replaced is not None and new != value:
             replaced[value] = new
-        return new
+        return re.sub(r"(?<=\$\{)model\.[\w.]+", lambda match: update_key(match[0], replaced), new)
     if isinstance(value, (list, tuple)):
         return type(value)(update_names(item, replaced) for item in value)
     if not isinstance(value, dict):
         return value
     updated = {key: update_names(item, replaced) for key, item in value.items()}
-    path = str(updated.get("class_path"))
-    if isinstance(updated.get("init_args"), dict):
+    arguments, path = updated.get("init_args"), str(updated.get("class_path"))
+    if isinstance(arguments, dict):
         names = ARGUMENTS.get(path, {})
-        updated["init_args"] = {names.get(key, key): item for key, item in updated["init_args"].items()}
-        if path == "asyncdiff.AsyncDiffusion":
-            updated["init_args"] = move_arguments(updated["init_args"])
+        arguments = {names.get(key, key): item for key, item in arguments.items()}
+        # A subclass of another package that inherits the constructor has all of them; one with its own may use a name.
+        is_model = path == "asyncdiff.AsyncDiffusion" or MOVED.keys() <= arguments.keys()
+        updated["init_args"] = move_arguments(arguments, SECTIONS) if is_model else arguments
     return updated
 
 
-def move_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the constructor arguments of an AsyncDiffusion with those that have moved in their sections."""
-    moved = {key: item for key, item in arguments.items() if key not in MOVED}
-    for old in arguments.keys() & MOVED.keys():
-        section, name = MOVED[old]
-        described = moved.setdefault(section, {"class_path": SECTIONS[section], "init_args": {}})
-        described["init_args"][name] = arguments[old]
-    return moved
+def update_config(config: Any, replaced: dict[str, str] | None = None) -> Any:
+    """Return a copy of a run config, or of a layer of one, with current names in place of old ones.
+
+    Args:
+        config: contents of a file for train.py; not modified. Anything but a dictionary has no keys to replace.
+        replaced: dictionary to which every old class path and key that was replaced is added, with its new name.
+
+    Returns:
+        The updated copy.
+
+    Raises:
+        ValueError: the file has an old and the current key of the same argument, with different values.
+    """
+    updated = update_names(config, replaced)
+    if isinstance(updated, dict) and isinstance(updated.get("model"), dict):
+        updated["model"] = move_arguments(updated["model"], replaced=replaced)
+    return updated
+
+
+def update_argv(argv: Sequence[str], replaced: dict[str, str] | None = None) -> list[str]:
+    """Return a command line with current names in place of old class paths and options, as `update_config` does."""
+    updated = []
+    for argument in argv:
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        key = f"--{update_key(option[2:], replaced)}" if option else ""
+        updated.append(key + equals + update_names(value, replaced))
+    return updated
 
 
 def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -190,3 +201,14 @@ def _update_state_key(key: Any) -> Any:
         return key
     name, brace, rest = key.partition("{")
     return f"{STATES.get(name, name)}{brace}{rest}"
+
+
+def warn_of_old_names(replaced: Mapping[str, str]) -> None:
+    """Print one warning that lists replaced names, if any; once, even if their file is read several times."""
+    if replaced:
+        _print_once("; ".join(f"{old} is now {new}" for old, new in replaced.items()))
+
+
+@cache
+def _print_once(renames: str) -> None:
+    print(f"warning: names of an earlier version: {renames}", file=sys.stderr)

@@ -29,6 +29,7 @@ from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
+from asyncdiff.cli.errors.parser import with_current_names
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.lightning_module import AsyncDiffusion
@@ -41,6 +42,12 @@ RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 class Parser(ReportingParser, LightningArgumentParser):
     """Argument parser for layered files, which raises its errors."""
+
+    def _apply_actions(self, cfg: Any, parent_key: str = "", *rest: Any, **options: Any) -> Namespace:
+        """Replace earlier names in a file for the section `model` alone, as in --model FILE."""
+        if parent_key == "model":
+            cfg = with_current_names({parent_key: cfg})[parent_key]
+        return super()._apply_actions(cfg, parent_key, *rest, **options)
 
     def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
         """Merge the `vars` of layered files; by default, a later mapping would replace an earlier one."""

@@ -17,15 +17,27 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.checkpoints.compare import differences
+from asyncdiff.checkpoints.moved_arguments import MOVED, SECTIONS, update_key
 from asyncdiff.checkpoints.object_config import build, class_path, describe
-from asyncdiff.checkpoints.old_names import ARGUMENTS, RENAMED, update_checkpoint, update_class_path, update_names
+from asyncdiff.checkpoints.old_names import (
+    ARGUMENTS,
+    RENAMED,
+    update_argv,
+    update_checkpoint,
+    update_class_path,
+    update_config,
+    update_names,
+)
 from asyncdiff.cli.train import main as train
+from asyncdiff.cli.train import parse_config
 from asyncdiff.evaluation.result_card import read_card
 from asyncdiff.noise import AlongPath, LogitNormalProgress, MixedCleanPatches, RandomBoxes, WithCleanPatches
 from asyncdiff.sampling import DDIM, Adaptive, Tolerance
+from asyncdiff.training import OptimizerSettings, PredictSettings
 
 OLD = Path(__file__).resolve().parent / "v0_1_0"
 ROOT = Path(__file__).resolve().parents[2]
+KEY, OPTION = (f"there is no such {noun}; did you mean" for noun in ("key", "option"))
 CLASS_PATHS = (OLD / "class_paths.txt").read_text().split()
 
 
@@ -77,6 +89,114 @@ def test_old_arguments_follow_their_classes():
     assert isinstance(built.clean_patches.contexts[0], RandomBoxes)
 
 
+def test_every_moved_argument_is_one_of_its_section():
+    for section, name in MOVED.values():
+        assert name in inspect.signature(named(SECTIONS[section])).parameters
+        assert section in inspect.signature(AsyncDiffusion).parameters
+    assert not MOVED.keys() & inspect.signature(AsyncDiffusion).parameters.keys()
+
+
+def test_keys_move_into_their_sections_in_files_command_lines_and_interpolations():
+    assert update_key("model.task.init_args.image") == "model.predict.task.init_args.image"
+    assert update_key("model.predict_seeds+") == "model.predict.seeds+"
+    assert update_key("model.network.init_args.task") == "model.network.init_args.task"
+    argv = [
+        "fit",
+        "--model.learning_rate=1",
+        "--model.task.image",
+        "model.task",
+        "--trainer.max_steps",
+        "${model.betas}",
+    ]
+    replaced: dict[str, str] = {}
+    assert update_argv(argv, replaced) == [
+        "fit",
+        "--model.optimizer.learning_rate=1",
+        "--model.predict.task.image",
+        "model.task",
+        "--trainer.max_steps",
+        "${model.optimizer.betas}",
+    ]
+    assert replaced["model.learning_rate"] == "model.optimizer.learning_rate"
+    config = {"model": {"betas": [0, 0], "optimizer": {"learning_rate": 1}, "predict_seeds+": [3]}, "vars": {"task": 1}}
+    kept = json.loads(json.dumps(config))
+    updated = update_config(config)
+    assert updated["model"] == {"optimizer": {"learning_rate": 1, "betas": [0, 0]}, "predict": {"seeds+": [3]}}
+    assert (updated["vars"], config) == ({"task": 1}, kept)
+    for other in (3, "x", [1], {"model": None}, {"model": {1: 2}}, {"data": {"learning_rate": 1}}):
+        assert update_config(other) == other
+
+
+def test_the_recipe_of_a_subclass_moves_only_if_it_inherits_the_constructor():
+    inherited = dict.fromkeys(MOVED, 1) | {"network": None}
+    moved = update_names({"class_path": "mine.Model", "init_args": inherited})["init_args"]
+    assert set(moved) == {"network", "optimizer", "predict"}
+    assert moved["predict"]["class_path"] == "asyncdiff.training.PredictSettings"
+    own = {"class_path": "mine.Other", "init_args": {"learning_rate": 1, "task": "text"}}
+    assert update_names(own) == own
+
+
+def settings(*argv: str) -> dict:
+    return parse_config(["fit", "--config", str(ROOT / "experiments" / "digits_dit_async.yaml"), *argv])
+
+
+def test_earlier_keys_configure_a_run_with_one_warning_per_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("old.yaml").write_text(
+        "model:\n  learning_rate: ${vars.rate}\n  betas: [0.5, 0.75]\n  predict_seeds: [4]\n"
+        "  task: {class_path: asyncdiff.predictions.tasks.Inpaint, init_args: {image: x, mask: half}}\n"
+        "vars: {rate: 0.25}\ntrainer: {max_steps: '${model.predict_batch_size}'}\n"
+    )
+    Path("section.yaml").write_text("warmup_steps: 7\n")
+    argv = ["--config", "old.yaml", "--model", "section.yaml", "--model.predict_seeds+=5", "--model.task.image", "y"]
+    config = settings(*argv, "--model", '{"weight_decay": 0.5}')
+    chosen = {"learning_rate": 0.25, "betas": [0.5, 0.75], "weight_decay": 0.5, "warmup_steps": 7}
+    assert config["model"]["optimizer"] == chosen | {"stop_after_bad_steps": 10}
+    assert config["model"]["predict"]["seeds"] == [4, 5]
+    assert config["model"]["predict"]["task"]["class_path"] == "asyncdiff.tasks.Inpaint"
+    assert config["model"]["predict"]["task"]["init_args"]["image"] == "y"
+    assert config["trainer"]["max_steps"] == 64
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: names of an earlier")]
+    assert len(warned) == 4  # the command line, its JSON and two files
+    assert all("model.weight_decay is now model.optimizer.weight_decay" in line for line in warned if "decay" in line)
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "message"),
+    [
+        (
+            "model:\n  optimizer: {learning_rate: 1.0}\n  learning_rate: 0.5\n",
+            [],
+            "old.yaml:3: model.learning_rate is an earlier name of model.optimizer.learning_rate and must equal it, "
+            "got 0.5 and 1.0: remove model.learning_rate",
+        ),
+        ("model:\n  warmup_steps: soon\n", [], "old.yaml:2: model.optimizer.warmup_steps: must be int, got soon"),
+        ("model:\n  task:\n    class_path: Inpain\n", [], "old.yaml:3: model.predict.task: there is no class Inpain"),
+        ("model:\n  predict_cout: 3\n", [], f"old.yaml:2: model.predict_cout: {KEY} model.predict.count?"),
+        ("model:\n  learnig_rate: 1\n", [], f"old.yaml:2: model.learnig_rate: {KEY} model.optimizer.learning_rate?"),
+        (
+            "model:\n  optimizer:\n    betaz: 1\n",
+            [],
+            f"old.yaml:3: model.optimizer.betaz: {KEY} model.optimizer.betas?",
+        ),
+        ("", ["--model.learning_rate", "fast"], "--model.optimizer.learning_rate: must be float, got fast"),
+        ("", ["--model.predict_cout=2"], f"--model.predict_cout: {OPTION} --model.predict.count?"),
+    ],
+)
+def test_errors_in_earlier_keys_name_the_line(text, argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("old.yaml").write_text(text or "model: {seed: 1}\n")
+    with pytest.raises(SystemExit, match="2"):
+        train(["fit", "--config", str(ROOT / "experiments" / "digits_dit_async.yaml"), "--config", "old.yaml", *argv])
+    assert message in capsys.readouterr().err
+
+
+def test_an_earlier_key_may_repeat_the_current_one(tmp_path):
+    layer = tmp_path / "both.yaml"
+    layer.write_text("model: {learning_rate: 0.5, optimizer: {learning_rate: 0.5}}\n")
+    assert settings("--config", str(layer))["model"]["optimizer"]["learning_rate"] == 0.5
+
+
 def test_a_checkpoint_loads_with_its_weights():
     file = OLD / "run" / "checkpoints" / "last.ckpt"
     held = read_checkpoint(file)
@@ -88,6 +208,8 @@ def test_a_checkpoint_loads_with_its_weights():
     assert isinstance(model.sampler, Adaptive)
     assert isinstance(model.sampler.step_rule, Tolerance)
     assert isinstance(model.sampler.solver, DDIM)
+    assert model.optimizer == OptimizerSettings(learning_rate=0.002, warmup_steps=200)
+    assert model.predict == PredictSettings()
 
 
 def test_states_of_callbacks_are_kept_under_their_new_names():

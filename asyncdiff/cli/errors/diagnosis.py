@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse._typehints import ActionTypeHint
 from omegaconf.errors import OmegaConfBaseException
 
+from asyncdiff.checkpoints.moved_arguments import MOVED, update_key
 from asyncdiff.cli.errors.entries import Entry, InvalidFileError, command_line_entries
 from asyncdiff.cli.errors.suggestions import did_you_mean, known_classes, load_class, nearest_name
 
@@ -218,6 +219,7 @@ class Search:
         if name in STRUCTURE:
             return f"there is no such {noun}: write its arguments directly below {above}"
         elsewhere = {k.rpartition(".")[2]: k for k in sorted(known)}
+        elsewhere |= {old: new for old in MOVED if (new := update_key(f"model.{old}")) in known}
         close = nearest_name(name, siblings, 0.75)
         meant = prefix + close if close else elsewhere.get(nearest_name(name, elsewhere, 0.75), "")
         return f"there is no such {noun}{did_you_mean(dashes + meant if meant else '')}"

@@ -10,7 +10,8 @@ from jsonargparse import ActionConfigFile
 from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._typehints import ActionTypeHint
 
-from asyncdiff.checkpoints.old_names import update_class_path
+from asyncdiff.checkpoints.moved_arguments import contradiction, update_key
+from asyncdiff.checkpoints.old_names import update_names
 
 
 class InvalidFileError(ValueError):
@@ -21,7 +22,8 @@ class Entry(NamedTuple):
     """Key and value that the user wrote.
 
     Attributes:
-        key: dotted key without list indices; empty for a positional argument and for the contents of a file.
+        key: dotted key without list indices, as named by this version; empty for a positional argument and for the
+            contents of a file.
         value: value as plain dicts, lists and scalars.
         place: FILE:LINE, or the option as typed.
     """
@@ -62,7 +64,7 @@ def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -
         elif value.startswith(("{", "[")):
             yield from _entries(value, key, typed, lines=False)
         else:
-            yield Entry(key, update_class_path(value), typed.rstrip("+"))
+            yield Entry(key, update_names(value), typed.rstrip("+"))
 
 
 def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
@@ -79,10 +81,17 @@ def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
 
 
 def _entries(text: str, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
+    written: dict[str, tuple[str, Any]] = {}  # by current key, the key as written, and its value
+
     def walk(loader: yaml.SafeLoader, node: yaml.Node, key: str, mark: yaml.Mark) -> Iterator[Entry]:
         value = loader.construct_object(node, deep=True)
-        value = update_class_path(value) if isinstance(value, str) else value
-        yield Entry(key, value, f"{place}:{mark.line + 1}" if lines else place)
+        value, where = update_names(value), f"{place}:{mark.line + 1}" if lines else place
+        current = update_key(key)
+        earlier, before = written.setdefault(current, (key, value))
+        if earlier != key and before != value:
+            old, old_value, value = (key, value, before) if key != current else (earlier, before, value)
+            raise InvalidFileError(f"{where}: {contradiction(old, old_value, current, value)}")
+        yield Entry(current, value, where)
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 if not isinstance(item, yaml.ScalarNode):

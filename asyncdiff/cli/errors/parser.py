@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, NoReturn
 
 import yaml
@@ -10,7 +9,9 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from jsonargparse._loaders_dumpers import set_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.checkpoints.old_names import update_argv, update_config, warn_of_old_names
+
+LOAD_YAML = get_loader("yaml")  # before a parser replaces it
 
 
 class UsageError(Exception):
@@ -24,7 +25,7 @@ class UnexplainedError(UsageError):
 class ReportingParser(ArgumentParser):
     """Parser that raises UsageError (condensed by `explain`) instead of printing its usage.
 
-    Class paths of earlier versions, in files and on the command line, are replaced by current ones, with a warning.
+    Names of earlier versions, in files and on the command line, are replaced by current ones, with a warning.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -35,10 +36,10 @@ class ReportingParser(ArgumentParser):
             set_loader(self.parser_mode, _CurrentNamesLoader(loader), (yaml.YAMLError,))
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Parse a command line, which may contain class paths of earlier versions."""
-        argv = list(sys.argv[1:] if args is None else args)
+        """Parse a command line, which may contain names of earlier versions."""
+        argv = with_current_names(list(sys.argv[1:] if args is None else args), update_argv)
         try:
-            return super().parse_args(with_current_names(argv), *rest, **options)
+            return super().parse_args(argv, *rest, **options)
         except (UnexplainedError, OmegaConfBaseException, UnicodeDecodeError) as error:
             from asyncdiff.cli.errors.diagnosis import explain  # imported late because it is rarely needed
 
@@ -52,26 +53,33 @@ class ReportingParser(ArgumentParser):
         raise UnexplainedError(message) from ex
 
 
-def with_current_names(value: Any) -> Any:
-    """Replace outdated class paths in the contents of a file or command line, with one warning that lists them."""
+def with_current_names(value: Any, update: Callable[..., Any] = update_config) -> Any:
+    """Replace names of earlier versions in the contents of a file or a command line, with one warning that lists them.
+
+    Args:
+        value: contents or command line.
+        update: function of `asyncdiff.checkpoints.old_names` that replaces them.
+
+    Returns:
+        The updated copy.
+    """
     replaced: dict[str, str] = {}
-    updated = update_names(value, replaced)
-    if replaced:
-        warn_once("; ".join(f"{old} is now {new}" for old, new in replaced.items()))
+    try:
+        updated = update(value, replaced)
+    except ValueError as error:  # explained with the line of the file
+        raise UnexplainedError(str(error)) from error
+    warn_of_old_names(replaced)
     return updated
 
 
-@cache
-def warn_once(renames: str) -> None:
-    """Print a warning about outdated names, once even if the file is loaded several times."""
-    print(f"warning: names of an earlier version: {renames}", file=sys.stderr)
-
-
 class _CurrentNamesLoader:
-    """YAML loader that replaces class paths of earlier versions."""
+    """YAML loader that replaces names of earlier versions."""
 
     def __init__(self, loader: Callable[..., Any]):
         self.loader = loader
 
     def __call__(self, stream: str) -> Any:
-        return with_current_names(self.loader(stream))
+        content = LOAD_YAML(stream)
+        updated = with_current_names(content)
+        # The loader gets text: it makes interpolations relative, which must happen after keys have moved.
+        return self.loader(stream if updated == content else yaml.safe_dump(updated, sort_keys=False))

@@ -14,7 +14,7 @@ from torch import nn
 from asyncdiff.cli.errors import ReportingParser, UsageError, user_error_message
 from asyncdiff.cli.errors.diagnosis import explain_entries
 from asyncdiff.cli.errors.entries import file_entries
-from asyncdiff.cli.errors.parser import with_current_names
+from asyncdiff.cli.errors.parser import UnexplainedError, with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
@@ -37,7 +37,7 @@ class Experiment:
         self.file = file
         try:
             config = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.load(file))))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnexplainedError) as error:
             raise self._located(ReportingParser(), error) from error
         except (OSError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read as YAML: {error}") from error
