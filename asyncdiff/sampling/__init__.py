@@ -11,10 +11,11 @@ from asyncdiff.sampling.engine import ImageBatch, generate, inpaint, sample
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.look_ahead import LookAhead
 from asyncdiff.sampling.repaint import RePaint
-from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler, Start
+from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
 from asyncdiff.sampling.solvers import DDIM, Heun, Multistep, Solver
 from asyncdiff.sampling.step_rules import DualLoop, PatchState, Sequential, StepRule, Tolerance
 from asyncdiff.sampling.tiling import TiledSampler
+from asyncdiff.sampling.trajectories import Frame, Start
 
 __all__ = [
     "DDIM",

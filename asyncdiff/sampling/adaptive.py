@@ -17,9 +17,10 @@ from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.uncertainty import check_finite, predicted_rms_error
 from asyncdiff.randomness import RandomSource
 from asyncdiff.sampling.guidance import Guidance
-from asyncdiff.sampling.samplers import Frame, ImageSampler, Start, check_partial_updates
+from asyncdiff.sampling.samplers import ImageSampler, check_partial_updates
 from asyncdiff.sampling.solvers import DDIM, Evaluate, Solver
 from asyncdiff.sampling.step_rules import PatchState, StepRule, Tolerance
+from asyncdiff.sampling.trajectories import Frame, Start
 from asyncdiff.shapes import Image, KnownPatches, LevelMap
 
 

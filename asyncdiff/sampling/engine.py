@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
-from asyncdiff.sampling.samplers import Frame, ImageSampler, last
+from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.sampling.trajectories import Frame, last
 from asyncdiff.shapes import Image, KnownPixels, LevelMap
 
 

@@ -9,8 +9,9 @@ import torch
 
 from asyncdiff.checks import at_least
 from asyncdiff.sampling.guidance import Guidance, InputGuidance
-from asyncdiff.sampling.samplers import Frame, ImageSampler, Start
+from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.sampling.solvers import DDIM, Solver
+from asyncdiff.sampling.trajectories import Frame, Start
 from asyncdiff.shapes import LevelMap
 
 

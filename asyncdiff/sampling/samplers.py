@@ -3,130 +3,27 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
+from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.noise.orders import Order, Raster
 from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised, Path, Synchronous
 from asyncdiff.randomness import RandomSource, counter_key, normal, per_image
-from asyncdiff.sampling.guidance import Guidance, select
+from asyncdiff.sampling.guidance import Guidance
 from asyncdiff.sampling.partial_updates import PartialUpdates
 from asyncdiff.sampling.solvers import DDIM, Solver
-from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
+from asyncdiff.sampling.trajectories import Frame, Start, last
+from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, known_patches, to_pixels
 
 # Second counter in the seeds for guidance noise, whose random stream is thus separate from that of the images.
 GUIDANCE = 1
-
-T = TypeVar("T")
-
-
-def last(states: Iterable[T]) -> T:
-    """Return the last of at least one state, without storing the others."""
-    return deque(states, maxlen=1).pop()
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One state of a sampling trajectory.
-
-    Attributes:
-        x_t: noisy images, (b, c, h, w).
-        t: their level maps, (b, gh, gw).
-        s: progress, from 1 (pure noise) to 0 (done).
-    """
-
-    x_t: Image
-    t: LevelMap
-    s: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Inputs of one sampling trajectory: denoiser, initial state, known pixels and random numbers.
-
-    Attributes:
-        denoiser: denoiser with all guidance applied.
-        x_t: initial state: the image in known patches, the noised image where `levels` lies between 0 and 1, pure noise
-            elsewhere.
-        eps: initial noise.
-        known_patches: mask of known patches, True = known; these stay at level 0. All False without an image.
-        label: class of every image; None if unconditional.
-        source: random numbers for the noise path, from one generator per image, in at least float32, so that small
-            steps are not rounded away.
-        image: images with the known pixels; None if nothing is known.
-        known: mask of known pixels, True = known; None without an image.
-        partial_updates: wrapper that computes only moving patches; None if every evaluation computes all patches.
-        levels: initial level map; None if every unknown patch starts as pure noise.
-    """
-
-    denoiser: DenoiserLike
-    x_t: Image
-    eps: Image
-    known_patches: KnownPatches
-    label: Labels | None
-    source: RandomSource
-    image: Image | None = None
-    known: KnownPixels | None = None
-    partial_updates: PartialUpdates | None = None
-    levels: LevelMap | None = None
-
-    def evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
-        """Return the prediction for noisy images `x_t` at level map `t`, conditioned on their labels."""
-        return self.denoiser(x_t, t, self.label)
-
-    def set_moving(self, patches: KnownPatches) -> None:
-        """Set which patches the next step moves; with partial updates, predictions for the others may be stale."""
-        if self.partial_updates is not None:
-            self.partial_updates.moving = patches
-
-    def with_known_pixels(self, x_t: Image, t: LevelMap) -> Image:
-        """Return `x_t` with known pixels of unknown patches replaced by the image, noised to the level of their patch.
-
-        This shows the network what these pixels contain, at no cost; Song et al., arXiv:2011.13456, inpaint by such
-        replacement alone. The noise is the initial `eps`, so that these pixels follow the path that the unguided flow
-        would take to them.
-        """
-        if self.image is None or self.known is None:
-            return x_t
-        size = (x_t.shape[2], x_t.shape[3])
-        in_unknown_patch = self.known[:, None] & ~to_pixels(self.known_patches, size)
-        if not in_unknown_patch.any():
-            return x_t
-        noised = self.denoiser.process.noised(self.image, self.eps, t.to(x_t.dtype))
-        return torch.where(in_unknown_patch, noised, x_t)
-
-    def finished(self, frame: Frame) -> Frame:
-        """Return the last state with its known pixels replaced by those of the image, bit for bit."""
-        if self.image is None or self.known is None:
-            return frame
-        return replace(frame, x_t=torch.where(self.known[:, None], self.image, frame.x_t))
-
-    def noise(self) -> Image:
-        """Draw fresh standard normal noise of the shape of `x_t`; image i uses its own generator."""
-        return normal(self.x_t.shape, generator=self.source.generator, device=self.x_t.device, dtype=self.x_t.dtype)
-
-    def select(self, rows: Int64[Tensor, " n"]) -> "Start":
-        """Return the inputs for the images `rows` only."""
-        return replace(
-            self,
-            denoiser=select(self.denoiser, rows),
-            x_t=self.x_t[rows],
-            eps=self.eps[rows],
-            known_patches=self.known_patches[rows],
-            label=None if self.label is None else self.label[rows],
-            source=self.source.select(rows.tolist()),
-            image=None if self.image is None else self.image[rows],
-            known=None if self.known is None else self.known[rows],
-            levels=None if self.levels is None else self.levels[rows],
-        )
 
 
 class ImageSampler(ABC):

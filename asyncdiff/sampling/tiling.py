@@ -23,7 +23,8 @@ from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.randomness import counter_key
 from asyncdiff.sampling.engine import ImageBatch, sample
-from asyncdiff.sampling.samplers import ImageSampler, Sampler, last
+from asyncdiff.sampling.samplers import ImageSampler, Sampler
+from asyncdiff.sampling.trajectories import last
 
 
 class TilingState(NamedTuple):

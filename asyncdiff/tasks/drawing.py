@@ -7,8 +7,9 @@ import torch
 
 from asyncdiff.model import Model
 from asyncdiff.sampling import engine
-from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
+from asyncdiff.sampling.samplers import ImageSampler, Sampler
 from asyncdiff.sampling.tiling import TiledSampler, TilingState
+from asyncdiff.sampling.trajectories import Frame
 from asyncdiff.shapes import Image
 from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Request, State

@@ -178,9 +178,11 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """Add the model's object config, the codec's fingerprint and the EMA weights to a checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = object_config.describe(self)
-        # These belong to one run or machine, not to the model.
+        # These belong to one run or machine, not to the model; a subclass may lack them.
         predict = object_config.describe(replace(self.predict, task=None))
-        checkpoint["recipe"]["init_args"] |= {"predict": predict, "compiled": False, "pretrained": None}
+        of_a_run = {"predict": predict, "compiled": False, "pretrained": None}
+        arguments = checkpoint["recipe"]["init_args"]
+        arguments |= {name: value for name, value in of_a_run.items() if name in arguments}
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.

@@ -9,7 +9,8 @@ from asyncdiff.denoising.oracles import GaussianOracle, MixtureOracle, random_ga
 from asyncdiff.networks.dit import DiT
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import seeded
-from asyncdiff.sampling.samplers import Frame, ImageSampler
+from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.sampling.trajectories import Frame
 
 SHAPE, GRID = (1, 4, 4), (2, 2)
 MEAN, COV = random_gaussian(16)

@@ -1,5 +1,6 @@
 """Laws of samplers along a noise path, on exact denoisers in float64."""
 
+import inspect
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,13 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Raster, Spiral
 from asyncdiff.noise.paths import AsyncPatch, Floored, Synchronous
 from asyncdiff.randomness import RandomSource
-from asyncdiff.sampling.samplers import Autoregressive, Sampler
-from asyncdiff.sampling.solvers import DDIM, Multistep, Solver
+from asyncdiff.sampling.adaptive import Adaptive
+from asyncdiff.sampling.engine import ImageBatch
+from asyncdiff.sampling.guidance import ClassifierFree, InputGuidance
+from asyncdiff.sampling.repaint import RePaint
+from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
+from asyncdiff.sampling.solvers import DDIM, Heun, Multistep, Solver
+from asyncdiff.sampling.trajectories import Frame
 
 PLAIN, ASYNC = Sampler(Synchronous(), DDIM(), 8), Sampler(AsyncPatch(), DDIM(0.25), 8)
 
@@ -143,3 +149,58 @@ def test_pixels_known_inside_unknown_patches_guide_the_others():
     # Replacement is not exact: it closes only a part of the distance (measured: a quarter).
     expected = conditional(image, known)[0]
     assert (out[:, ~k].mean(0) - expected).norm() < 0.8 * (MEAN[~k] - expected).norm()
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(AsyncPatch(), Heun(), 5, [ClassifierFree(2.0)]),
+        Autoregressive(Spiral(), 0.5, DDIM(0.5), 3, refresh=3, margin=1),
+        Adaptive(steps=8, budget=6),
+        RePaint(20, 5, 2, hold=True),
+    ],
+    ids=lambda sampler: type(sampler).__name__,
+)
+def test_a_replaced_argument_is_the_only_difference(sampler):
+    guidance = [InputGuidance(0.5)]
+    other = sampler.replace(guidance=guidance)
+    assert type(other) is type(sampler)
+    names = inspect.signature(type(sampler)).parameters
+    different = [name for name in names if getattr(other, name) is not getattr(sampler, name)]
+    assert other.guidance == guidance
+    assert different == ["guidance"]
+    with pytest.raises(ValueError, match=rf"speed does not apply to {type(sampler).__name__}, whose arguments are "):
+        sampler.replace(speed=2)
+    with pytest.raises(ValueError, match="steps must be at least 1|steps_per_patch must be at least 1"):
+        sampler.replace(**{"steps_per_patch" if "order" in names else "steps": 0})
+
+
+class Unfinished(ImageSampler):
+    """Walk that stops before the end."""
+
+    def walk(self, start):
+        yield Frame(start.x_t, torch.ones(len(start.x_t), *GRID), 1.0)
+        yield Frame(start.x_t, torch.full((len(start.x_t), *GRID), 0.5), 0.5)
+
+
+def test_a_walk_that_does_not_end_is_an_error():
+    with pytest.raises(ValueError, match=r"Unfinished.walk must end at s = 0, got 0.5: yield the finished images last"):
+        run(Unfinished(), GAUSSIAN)
+
+
+def test_the_last_frame_has_the_known_pixels():
+    image, known = random_images(3), torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    *_, final = frames(Sampler(AsyncPatch(), DDIM(1.0), 4), GAUSSIAN, image=image, known=known)
+    assert torch.equal(final.x_t[known[:, None]], image[known[:, None]])
+
+
+def test_batches_are_split_with_everything_that_belongs_to_an_image():
+    levels, known = torch.rand(5, 2, 2), torch.rand(5, 4, 4) < 0.5
+    parts = list(ImageBatch(range(5), [4, 3, 2, 1, 0], random_images(5), known, levels).split(2))
+    assert [part.seeds for part in parts] == [[0, 1], [2, 3], [4]]
+    assert [part.labels for part in parts] == [[4, 3], [2, 1], [0]]
+    assert torch.equal(torch.cat([part.image for part in parts]), random_images(5))
+    assert torch.equal(torch.cat([part.known for part in parts]), known)
+    assert torch.equal(torch.cat([part.levels for part in parts]), levels)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        next(ImageBatch([0]).split(0))

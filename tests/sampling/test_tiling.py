@@ -15,9 +15,10 @@ from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.randomness import counter_key, normal, per_image, seeded
 from asyncdiff.sampling.adaptive import Adaptive
 from asyncdiff.sampling.repaint import RePaint
-from asyncdiff.sampling.samplers import Autoregressive, Frame, ImageSampler, Sampler
+from asyncdiff.sampling.samplers import Autoregressive, ImageSampler, Sampler
 from asyncdiff.sampling.solvers import Heun
 from asyncdiff.sampling.tiling import TiledSampler, TilingState, segments
+from asyncdiff.sampling.trajectories import Frame
 
 SHAPE = (1, 8, 8)
 LENGTH = 2.0  # correlation length of the texture in pixels
