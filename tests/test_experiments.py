@@ -20,8 +20,8 @@ from asyncdiff.ablation.launch import resolve_config
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.latents import Codec
 from asyncdiff.networks.unet import UNet

@@ -9,7 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.tasks import Request
-from asyncdiff.tasks.contact_sheet import collect_notes, create_output_folder, write_images, write_sheet
+from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
+from asyncdiff.tasks.output_folders import create_output_folder
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -28,6 +29,7 @@ class ImageWriter(Callback):
     def __init__(self, folder: str | None = None):
         self.folder = folder
         self._folder = Path()
+        self._written: dict[str, Tensor] = {}  # pixels for the contact sheet
 
     def on_predict_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Choose the folder, the same on all processes."""
@@ -42,13 +44,15 @@ class ImageWriter(Callback):
         chosen, message = trainer.strategy.broadcast((chosen, message))
         if message:
             raise ValueError(message)
-        self._folder = Path(chosen)
+        self._folder, self._written = Path(chosen), {}
 
     def on_predict_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Tensor, batch: Sequence[Request], *_: Any
     ) -> None:
         """Write one file per image."""
-        write_images(outputs, batch, self._folder)
+        written = write_images(outputs, batch, self._folder)
+        if len(self._written) < MAX_SHEET_IMAGES:
+            self._written |= written
 
     def on_predict_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Write the contact sheet once all processes have written their files."""
@@ -58,5 +62,5 @@ class ImageWriter(Callback):
             for note in collect_notes(requests):
                 rank_zero_info(note)
             if pl_module.predict.task is not None:
-                write_sheet(requests, self._folder)
+                write_sheet(requests, self._folder, self._written)
             rank_zero_info(f"{len(requests)} images: {self._folder}")

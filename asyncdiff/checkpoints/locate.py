@@ -15,12 +15,13 @@ def weight_file(path: str | Path) -> Path:
     return Path(path) / EXPORTED_WEIGHTS if is_export(path) else Path(path)
 
 
-def locate_checkpoint(path: str | Path, *, name: str = "path") -> Path:
+def locate_checkpoint(path: str | Path, *, name: str = "path", otherwise: str = "choose another checkpoint") -> Path:
     """Return the checkpoint that a path stands for.
 
     Args:
         path: run directory of train.py, which stands for its checkpoints/last.ckpt; .ckpt file; folder of an export.
         name: name of the path in error messages.
+        otherwise: remedy if the folder contains no checkpoint, nor do the folders in it.
 
     Returns:
         Path of the .ckpt file, or of the export.
@@ -38,6 +39,6 @@ def locate_checkpoint(path: str | Path, *, name: str = "path") -> Path:
         )
     if not (last := path / "checkpoints" / "last.ckpt").exists():
         below = sorted(str(file.parent.parent) for file in path.glob("*/checkpoints/last.ckpt"))
-        remedy = f"use {' or '.join(below[:4])}" if below else "choose another checkpoint"
+        remedy = f"use {' or '.join(below[:4])}" if below else otherwise
         raise FileNotFoundError(f"{name} must contain checkpoints/last.ckpt, got {path} without it: {remedy}")
     return last

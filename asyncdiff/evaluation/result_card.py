@@ -6,11 +6,12 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from asyncdiff.checkpoints.old_names import update_names
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1  # version of the card format; `read_card` rejects others
 # Protocol keys that identify what is compared, and keys that should not affect the numbers.
@@ -18,13 +19,17 @@ SUBJECT_KEYS = ("checkpoint", "checkpoint_sha256", "step")
 SOFTWARE_KEYS = ("hardware", "torch", "commit")
 
 
-def software(device: torch.device | str) -> dict[str, str]:
+def software(device: "torch.device | str") -> dict[str, str]:
     """Return the hardware name, PyTorch version and commit of this checkout, to record in a protocol."""
+    import torch  # imported late, because cards are also read without it
+
     return {"hardware": hardware(device), "torch": torch.__version__, "commit": commit()}
 
 
-def hardware(device: torch.device | str) -> str:
+def hardware(device: "torch.device | str") -> str:
     """Return the name of a GPU, or the CPU model and the number of threads in use."""
+    import torch
+
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     file = Path("/proc/cpuinfo")  # Linux only; other platforms give less detail
@@ -70,3 +75,8 @@ def read_card(file: Path) -> dict[str, Any]:
             f"{file} is not a result card, its protocol or metrics are not mappings: evaluate the run again"
         )
     return dict(update_names(content))
+
+
+def format_number(value: float) -> str:
+    """Format a value with four significant digits, or with one decimal if it is 1000 or more."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"

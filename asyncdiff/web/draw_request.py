@@ -12,6 +12,7 @@ from torch import Tensor
 from asyncdiff.checks import within
 from asyncdiff.tasks.photos import save_png
 from asyncdiff.tasks.sizes import format_size, parse_size
+from asyncdiff.web.limits import Limits
 
 TOGETHER = "together"  # the order in which all patches are denoised at once
 
@@ -40,27 +41,6 @@ KINDS = {
     "extend": RequestKind("outpaint", needs_photo=True, painted=False, orderable=False),
     "texture": RequestKind("texture", needs_photo=False, painted=False, orderable=False),
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on a single request and on the queue.
-
-    Attributes:
-        photo_pixels: maximum number of pixels of an uploaded photo.
-        pixels: maximum number of pixels of a generated image.
-        images: maximum number of images per request.
-        steps: maximum number of sampling steps, in total or per patch.
-        queued: maximum number of requests waiting in the queue.
-        megabytes: maximum size of an uploaded file.
-    """
-
-    photo_pixels: int = 40_000_000
-    pixels: int = 1_048_576
-    images: int = 6
-    steps: int = 1000
-    queued: int = 8
-    megabytes: int = 20
 
 
 @dataclass(frozen=True)
@@ -120,13 +100,11 @@ def check(request: DrawRequest, limits: Limits) -> None:
 
     All other arguments are validated by the command itself.
     """
-    kind = KINDS[request.kind]
-    if kind.needs_photo and request.photo is None:
-        raise ValueError("choose an image first: upload one or pick an example")
-    if kind.painted:
+    height, width = _size(request)
+    if KINDS[request.kind].painted:
         if request.paint is None or not request.paint.any():
             raise ValueError("nothing is painted yet: paint the parts that may change")
-        if request.photo is None or request.paint.shape != request.photo.shape[1:]:
+        if request.paint.shape != (height, width):
             raise ValueError(
                 f"the paint must have the image's size, got {format_size(request.paint.shape)}: reload the page"
             )
@@ -136,7 +114,6 @@ def check(request: DrawRequest, limits: Limits) -> None:
     within("images", request.count, 1, limits.images, "draw more images with other seeds afterwards")
     within("steps", request.steps or 1, 1, limits.steps, "50 is a good default")
     within("steps per patch", request.steps_per_patch, 1, limits.steps, "16 is a good default")
-    height, width = _size(request)
     if height * width > limits.pixels:
         raise ValueError(
             f"the image must have at most {limits.pixels} pixels, got {format_size((height, width))}: "
@@ -176,10 +153,15 @@ def shell_command(argv: Sequence[str]) -> str:
 
 
 def _size(request: DrawRequest) -> tuple[int, int]:
-    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size."""
-    if request.kind in ("new", "texture"):
+    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size.
+
+    Raises:
+        ValueError: there is no photo, whose size is needed.
+    """
+    if not KINDS[request.kind].needs_photo:
         return parse_size("size", request.size) if request.size else (1, 1)
-    assert request.photo is not None, "checked before"
+    if request.photo is None:
+        raise ValueError("choose an image first: upload one or pick an example")
     (top, right, bottom, left), (height, width) = request.sides, request.photo.shape[1:]
     return (top + height + bottom, left + width + right) if request.kind == "extend" else (height, width)
 

@@ -6,27 +6,75 @@ Gradio's own queue resumes a handler in another thread after every step, where a
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from asyncdiff.tasks import Request, State
 from asyncdiff.tasks.photos import collect_warnings, to_bytes
-from asyncdiff.web.draw_request import DrawRequest, Limits, check
+from asyncdiff.web.draw_request import DrawRequest, check
+from asyncdiff.web.limits import Limits
 
 PREVIEW_INTERVAL = 0.1  # minimum seconds between previews
 # Minimum time between previews as a multiple of a preview's duration, which may include decoding latents.
 PREVIEW_COST = 4
 
 Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
-# Turns a request into a `DrawJob` of asyncdiff.cli.commands.image_commands that writes into the folder, and the
-# equivalent command line; raises ValueError or OSError for an invalid request.
-Plan = Callable[[DrawRequest, Path], tuple[Any, str]]
+
+
+class Step(Protocol):
+    """State of a drawing after one sampling step."""
+
+    @property
+    def state(self) -> State:
+        """State of the images that are being drawn."""
+
+    @property
+    def done(self) -> int:
+        """Number of finished steps."""
+
+    @property
+    def total(self) -> int | None:
+        """Total number of steps; None if unknown."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """Validated request, as `asyncdiff.cli.jobs.draw.DrawJob`: draws and writes its files."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the files."""
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """Requests, one per image."""
+
+    @property
+    def has_movie(self) -> bool:
+        """Whether a GIF is written."""
+
+    @property
+    def movie(self) -> Path:
+        """File of the GIF."""
+
+    @property
+    def record_file(self) -> Path:
+        """YAML file that reproduces the images."""
+
+    def steps(self) -> Iterator[Step]:
+        """Draw, yield the state after every step, and write the files."""
+
+
+# Turns a request into a drawing that writes into the folder, and the equivalent command line; raises ValueError or
+# OSError for an invalid request.
+Plan = Callable[[DrawRequest, Path], tuple[Drawing, str]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +178,7 @@ class Job:
         self.status = "stopped"
         self._ended.set()
 
-    def _sample(self, drawing: Any) -> bool:
+    def _sample(self, drawing: Drawing) -> bool:
         """Run the sampling steps; return False if the job was stopped before the last one."""
         next_preview = 0.0
         for step in drawing.steps():

@@ -3,8 +3,9 @@
 import gradio as gr
 
 from asyncdiff.noise.orders import ORDERS
-from asyncdiff.web.draw_request import TOGETHER, Limits
+from asyncdiff.web.draw_request import TOGETHER
 from asyncdiff.web.image_encoding import EMPTY
+from asyncdiff.web.limits import Limits
 from asyncdiff.web.mask_painter import painter
 from asyncdiff.web.model_info import ModelInfo
 

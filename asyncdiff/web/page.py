@@ -17,9 +17,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read
 import gradio as gr
 from starlette.middleware import Middleware
 
+from asyncdiff.model import Model
 from asyncdiff.tasks.photos import collect_warnings
 from asyncdiff.tasks.pixel_space import PixelSpace
-from asyncdiff.web.draw_request import KINDS, TOGETHER, DrawRequest, Limits
+from asyncdiff.web.draw_request import KINDS, TOGETHER, DrawRequest
 from asyncdiff.web.image_encoding import (
     data_url,
     error_html,
@@ -31,6 +32,7 @@ from asyncdiff.web.image_encoding import (
 )
 from asyncdiff.web.job_queue import PREVIEW_INTERVAL, Job, JobQueue, Plan
 from asyncdiff.web.layout import DESCRIPTIONS, NO_CLASS, Layout
+from asyncdiff.web.limits import Limits
 from asyncdiff.web.mask_painter import decode_paint, scene
 from asyncdiff.web.model_info import ModelInfo, model_info
 from asyncdiff.web.same_origin import LOCAL, SameOrigin, free_port
@@ -43,7 +45,7 @@ FONT = ("system-ui", "sans-serif")  # fonts of the visitor's machine: nothing is
 
 def serve(
     plan: Plan,
-    model: Any,
+    model: Model,
     root: Path,
     *,
     limits: Limits,

@@ -1,12 +1,12 @@
 """Load images to paint on: examples, uploaded photos and earlier results."""
 
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from asyncdiff.model import Model
 from asyncdiff.tasks import Generate
 from asyncdiff.tasks.photos import (
     collect_warnings,
@@ -18,7 +18,7 @@ from asyncdiff.tasks.photos import (
     warn,
 )
 from asyncdiff.tasks.sizes import format_size
-from asyncdiff.web.draw_request import Limits
+from asyncdiff.web.limits import Limits
 from asyncdiff.web.model_info import ModelInfo
 
 Photo = UInt8[Tensor, "c h w"]
@@ -27,7 +27,7 @@ EXAMPLES = 6  # sampled from the model; a folder may provide four times as many
 MAX_ASPECT = 16  # longer side over shorter side
 
 
-def load_examples(where: str, model: Any, info: ModelInfo, limits: Limits) -> list[Photo]:
+def load_examples(where: str, model: Model, info: ModelInfo, limits: Limits) -> list[Photo]:
     """Load the example images.
 
     Args:

@@ -19,7 +19,7 @@ from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
 from asyncdiff.checkpoints.export.hub import locate_export, upload_export
-from asyncdiff.checkpoints.export.load import FILES
+from asyncdiff.checkpoints.export.files import FILES
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.evaluation.result_card import make_card

@@ -18,9 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands import cache_latents
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
-from asyncdiff.cli.commands.shared.options import check_device
+from asyncdiff.cli.commands.shared.options import choose_device
+from asyncdiff.cli.jobs import encode_latents
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.guidance import ClassifierFree
@@ -326,7 +326,7 @@ def test_train_predict_writes_what_the_command_writes(run, photo):
     Path("config.yaml").write_text(yaml.safe_dump(config))
     layer = ROOT / "experiments" / "tasks" / "inpaint.yaml"
     argv = ["predict", "--config", "config.yaml", "--config", str(layer), "--ckpt_path", "last"]
-    cli.main([*argv, "--model.predict_count", "2", "--model.task.init_args.image", photo])
+    cli.main([*argv, "--model.predict.count", "2", "--model.predict.task.init_args.image", photo])
     main(["inpaint", str(run), "--image", photo, "--mask", "square", "--seeds", "0,1", "--output", "commanded"])
     predicted, commanded = read_images("predicted"), read_images("commanded")
     assert list(predicted) == list(commanded) == ["photo_seed0.png", "photo_seed1.png", "sheet.png"]
@@ -343,10 +343,10 @@ def test_images_have_a_record_that_reproduces_them(run, photo):
     assert "train.py" not in text  # the run has no experiment
     layer = yaml.safe_load(text)
     assert layer["trainer"]["precision"] == "32-true"
-    assert layer["model"]["predict_seeds"] == [4, 1]
-    assert layer["model"]["predict_labels"] == [2]
+    assert layer["model"]["predict"]["seeds"] == [4, 1]
+    assert layer["model"]["predict"]["labels"] == [2]
     assert layer["model"]["sampler"]["init_args"]["steps"] == 3
-    assert layer["model"]["task"]["init_args"]["mask"] == "square"
+    assert layer["model"]["predict"]["task"]["init_args"]["mask"] == "square"
 
 
 def test_serve_needs_gradio(run, expect_error, monkeypatch):
@@ -415,19 +415,19 @@ def test_devices_are_found_without_an_allocation(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     for name in ("cpu", "cuda", "cuda:1"):
-        check_device(name)
-    for name in ("cuda:2", "mps", "cuda:x", "meta", ""):
+        choose_device(SimpleNamespace(device=name))
+    for name in ("cuda:2", "mps", "cuda:x", "meta"):
         with pytest.raises(ValueError, match=f"--device {name} is not available on this machine: use cpu"):
-            check_device(name)
+            choose_device(SimpleNamespace(device=name))
 
 
 def test_sigterm_ends_the_processes_of_cache_latents(monkeypatch):
     ended = []
     process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
     context = SimpleNamespace(processes=[process] * 2, join=lambda: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(cache_latents.multiprocessing, "spawn", lambda *_, **__: context)
+    monkeypatch.setattr(encode_latents.multiprocessing, "spawn", lambda *_, **__: context)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
-        cache_latents._spawn(2, [])
+        encode_latents.spawn(SimpleNamespace(processes=2), [])
     assert (stopped.value.code, ended) == (128 + signal.SIGTERM, ["terminated"] * 2)
     assert signal.getsignal(signal.SIGTERM) is before

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.shared.options import command_parser
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.errors.user_errors import user_error_message
 from asyncdiff.latents import Codec, DiffusersAutoencoder, Identity, TinyAutoencoder, autoencoder, check_same_codec
 from asyncdiff.networks.dit import DiT

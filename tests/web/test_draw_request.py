@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncdiff.cli.commands.serve import _codec_argv
-from asyncdiff.web.draw_request import DrawRequest, Limits, check, command_argv, shell_command
+from asyncdiff.cli.commands.serve import codec_argv
+from asyncdiff.web.draw_request import DrawRequest, check, command_argv, shell_command
+from asyncdiff.web.limits import Limits
 
 PHOTO = torch.full((3, 4, 6), 9, dtype=torch.uint8)
 PAINT = torch.tensor([0, 0, 60, 127, 128, 255], dtype=torch.uint8).expand(4, 6)
@@ -76,4 +77,4 @@ def test_the_command_is_quoted_for_a_shell():
 
 def test_codec_options_are_kept_for_the_command():
     given = ["run", "--codec", "a.yaml", "--port", "1", "--codec.scale=2", "--codec.files", "b"]
-    assert _codec_argv(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]
+    assert codec_argv(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]

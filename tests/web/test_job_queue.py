@@ -14,11 +14,12 @@ from small_run import small_run
 
 from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.serve import Planner
+from asyncdiff.cli.jobs.serve import Planner
 from asyncdiff.tasks import State
 from asyncdiff.tasks.photos import collect_warnings, read_photo, warn
-from asyncdiff.web.draw_request import DrawRequest, Limits
+from asyncdiff.web.draw_request import DrawRequest
 from asyncdiff.web.job_queue import PREVIEW_INTERVAL, JobQueue
+from asyncdiff.web.limits import Limits
 
 PHOTO = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PAINT = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).expand(8, 8).contiguous()
@@ -28,7 +29,7 @@ PAINT = torch.tensor([0, 0, 128, 128, 200, 200, 255, 255], dtype=torch.uint8).ex
 def planner(tmp_path_factory):
     run = small_run(tmp_path_factory.mktemp("small"))
     options = SimpleNamespace(device="cpu", weights="auto", codec=None)
-    return Planner(run / "checkpoints" / "last.ckpt", options)
+    return Planner.load(run / "checkpoints" / "last.ckpt", options)
 
 
 @pytest.fixture

@@ -25,8 +25,9 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 from asyncdiff.__main__ import main  # noqa: E402
-from asyncdiff.web.draw_request import KINDS, Limits  # noqa: E402
+from asyncdiff.web.draw_request import KINDS  # noqa: E402
 from asyncdiff.web.layout import DESCRIPTIONS  # noqa: E402
+from asyncdiff.web.limits import Limits  # noqa: E402
 from asyncdiff.web.mask_painter import decode_paint  # noqa: E402
 from asyncdiff.web.model_info import ModelInfo  # noqa: E402
 from asyncdiff.web.uploads import load_examples, load_photo  # noqa: E402

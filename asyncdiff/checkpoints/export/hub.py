@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from asyncdiff.checkpoints.export.load import FILES, WEIGHTS
+from asyncdiff.checkpoints.export.files import FILES, WEIGHTS
 from asyncdiff.checkpoints.locate import is_export
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/NAME

@@ -9,13 +9,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from asyncdiff.checkpoints.export.files import CONFIG, WEIGHTS
 from asyncdiff.checkpoints.export.yaml_tuples import restore_tuples
-from asyncdiff.checkpoints.locate import EXPORTED_WEIGHTS
 from asyncdiff.checkpoints.old_names import update_names
 
 FORMAT = 1  # version of the export format; exports of other versions are refused
-WEIGHTS, CONFIG, CARD = EXPORTED_WEIGHTS, "config.yaml", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
 EMA, RAW = "ema", "raw"  # kinds of weights in an export
 REMEDY = "download or export it again"
 

@@ -12,24 +12,9 @@ import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
-from asyncdiff.checkpoints.export.load import CARD, CONFIG, FILES, FORMAT, WEIGHTS, tensors_sha256
+from asyncdiff.checkpoints.export.files import CARD, CONFIG, WEIGHTS
+from asyncdiff.checkpoints.export.load import FORMAT, tensors_sha256
 from asyncdiff.checkpoints.export.yaml_tuples import tuple_paths
-from asyncdiff.checkpoints.locate import is_export
-
-
-def check_output_folder(folder: Path, *, overwrite: bool) -> None:
-    """Raise ValueError unless `folder` does not exist or is an earlier export that may be overwritten."""
-    if not folder.exists():
-        return
-    if not is_export(folder):
-        raise ValueError(f"--output {folder} exists and is not an export: choose a new folder")
-    if not overwrite:
-        raise ValueError(f"--output {folder} is an earlier export: add --overwrite, or choose a new folder")
-    if extra_files := sorted(path.name for path in folder.iterdir() if path.name not in FILES):
-        raise ValueError(
-            f"--overwrite would delete {extra_files[0]} in {folder}, which is not part of an export: move it, or "
-            "choose a new folder"
-        )
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:

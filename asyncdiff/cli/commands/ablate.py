@@ -13,7 +13,7 @@ from asyncdiff.ablation.launch import FINISHED, Runner
 from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hparams, write_layout
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.options import command_parser, underscore_option
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
 
 DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
 below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""
@@ -21,16 +21,8 @@ below --output. Run the command again to resume: finished trials are skipped, in
 
 def main(argv: Sequence[str]) -> None:
     """Check all trials, run the unfinished ones, write TensorBoard overlays, and print a table."""
-    parser = command_parser("ablate", DESCRIPTION)
-    parser.add_argument("ablation", type=Path, help="YAML file of the ablation, see experiments/ablations")
-    parser.add_argument("--output", type=Path | None, help="output folder (default: runs/ablations/NAME)")
-    parser.add_argument("--parallel", type=int | None, help=PARALLEL)
-    parser.add_argument("--threads", type=int | None, help=THREADS)
-    parser.add_argument("--cell", type=int | None, help="index of a single trial to run (see --dry_run)")
-    parser.add_argument("--slurm", type=Path | None, help="write a SLURM batch script to this file, without running")
-    parser.add_argument("--sbatch", type=str, default="", help=SBATCH)
-    parser.add_argument("--dry_run", action="store_true", help="print the index and command of every trial and exit")
-    options = parser.parse_args(_join_sbatch([underscore_option(argument) for argument in argv]))
+    dashed = _join_sbatch([underscore_option(argument) for argument in argv])
+    options = parse_options("ablate", DESCRIPTION, _declare, dashed)
     parallel = 1 if options.parallel is None else options.parallel
     at_least("--parallel", parallel, 1, "1 runs one trial at a time")
     ablation = Ablation.read(options.ablation)
@@ -53,6 +45,17 @@ def main(argv: Sequence[str]) -> None:
     if failed := states.count("failed"):
         print(f"error: {failed} of {len(states)} trials failed: run the command again to resume", file=sys.stderr)
         sys.exit(1)
+
+
+def _declare(parser: CommandParser) -> None:
+    parser.add_argument("ablation", type=Path, help="YAML file of the ablation, see experiments/ablations")
+    parser.add_argument("--output", type=Path | None, help="output folder (default: runs/ablations/NAME)")
+    parser.add_argument("--parallel", type=int | None, help=PARALLEL)
+    parser.add_argument("--threads", type=int | None, help=THREADS)
+    parser.add_argument("--cell", type=int | None, help="index of a single trial to run (see --dry_run)")
+    parser.add_argument("--slurm", type=Path | None, help="write a SLURM batch script to this file, without running")
+    parser.add_argument("--sbatch", type=str, default="", help=SBATCH)
+    parser.add_argument("--dry_run", action="store_true", help="print the index and command of every trial and exit")
 
 
 def publish(ablation: Ablation, output: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
-from asyncdiff.cli.commands.shared.options import command_parser
-from asyncdiff.cli.commands.shared.write_results import number
-from asyncdiff.evaluation.result_card import SOFTWARE_KEYS, SUBJECT_KEYS, read_card
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
+from asyncdiff.evaluation.result_card import SOFTWARE_KEYS, SUBJECT_KEYS, format_number, read_card
 
 DESCRIPTION = """Print result cards of `evaluate` as one table with one row per card, to compare checkpoints.
 
@@ -21,14 +20,16 @@ MAX_DIFFERENCES = 8  # keys listed per mark
 
 def main(argv: Sequence[str]) -> None:
     """Read the cards and print the table."""
-    parser = command_parser("compare", DESCRIPTION)
-    parser.add_argument(
-        "cards", nargs="+", type=Path, help="result cards written by evaluate: RUN/evaluation/NAME.json"
-    )
-    options = parser.parse_args(argv)
+    options = parse_options("compare", DESCRIPTION, _declare, argv)
     if repeated := [str(file) for file, times in Counter(options.cards).items() if times > 1]:
         raise ValueError(f"cards must differ, got {', '.join(repeated)} more than once: list each card once")
     print(comparison({str(file): read_card(file) for file in options.cards}))
+
+
+def _declare(parser: CommandParser) -> None:
+    parser.add_argument(
+        "cards", nargs="+", type=Path, help="result cards written by evaluate: RUN/evaluation/NAME.json"
+    )
 
 
 def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
@@ -83,7 +84,7 @@ def _cell(card: Mapping[str, Any], name: str, mark: str) -> str:
     if not isinstance(value, (int, float)):
         return ""
     deviation = card.get("deviations", {}).get(name)
-    return number(value) + ("" if deviation is None else f" ± {deviation:.2g}") + (f" ({mark})" if mark else "")
+    return format_number(value) + ("" if deviation is None else f" ± {deviation:.2g}") + (f" ({mark})" if mark else "")
 
 
 def _letters() -> Iterator[str]:

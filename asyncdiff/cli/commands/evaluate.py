@@ -12,11 +12,7 @@ from asyncdiff.checkpoints import choose_weights, read_checkpoint
 from asyncdiff.checkpoints.export import is_export, weight_file
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import (
-    add_model,
-    check_device,
-    load_model,
-)
+from asyncdiff.cli.commands.shared.options import add_model, choose_device, load_model
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import software
 
@@ -77,7 +73,7 @@ class Run:
 
     def __post_init__(self) -> None:
         at_least("--batch_size", self.options.batch_size, 1, "the default is 128")
-        check_device(self.options.device)
+        choose_device(self.options)
 
     @property
     def folder(self) -> Path:

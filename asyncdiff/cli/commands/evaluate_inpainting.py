@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.distributed import Ranks
 from asyncdiff.cli.commands.shared.extract_features import prepare
 from asyncdiff.cli.commands.shared.image_sources import RealImages
-from asyncdiff.cli.commands.shared.options import command_parser, parse_names, with_arguments
+from asyncdiff.cli.commands.shared.options import parse_names, with_arguments
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
 from asyncdiff.evaluation.frechet import FrechetDistance

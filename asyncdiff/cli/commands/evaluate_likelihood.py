@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
-from asyncdiff.cli.commands.shared.options import command_parser
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
 from asyncdiff.evaluation.likelihood_by_path import (
     STANDARD_PATHS,

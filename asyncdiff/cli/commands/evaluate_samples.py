@@ -9,10 +9,11 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments, check_shape
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.distributed import Ranks, ranks
 from asyncdiff.cli.commands.shared.extract_features import extract, prepare, reference_for
 from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
-from asyncdiff.cli.commands.shared.options import SAMPLER, command_parser, parse_names, with_arguments
+from asyncdiff.cli.commands.shared.options import SAMPLER, parse_names, with_arguments
 from asyncdiff.cli.commands.shared.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
@@ -98,7 +99,8 @@ def _prepare(options: Any, run: Run, processes: Ranks) -> Evaluation:
     latent = bool(getattr(data, "codec", None))
     model = None
     if options.images is None or latent:
-        model = run.model().to(processes.device)
+        model = run.model()
+        model.denoiser.to(processes.device)
         check_labels(model, getattr(data, "classes", None), conditioned=options.labels)
         check_shape(model, data.dataset(options.split).plain().__getitems__([0])["image"])
     decode = _identity if model is None else model.decode

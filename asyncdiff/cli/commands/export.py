@@ -1,33 +1,39 @@
 """`python -m asyncdiff export RUN --output DIR`: export a trained model as a folder to share."""
 
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from asyncdiff.checkpoints import choose_weights, object_config, read_checkpoint
-from asyncdiff.checkpoints.export import is_export
-from asyncdiff.checkpoints.export.hub import check_repository, upload_export
-from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
-from asyncdiff.checkpoints.export.save import check_output_folder, write_export
-from asyncdiff.cli.commands.image_commands import find_checkpoint, run_directory_of
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import WEIGHTS, command_parser, load_model
-from asyncdiff.evaluation.features.weights import file_sha256
-from asyncdiff.evaluation.result_card import commit, read_card
+from asyncdiff.checkpoints.export.files import check_output_folder
+from asyncdiff.checkpoints.export.hub import check_repository
+from asyncdiff.checkpoints.locate import is_export
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
+from asyncdiff.cli.commands.shared.options import WEIGHTS
+from asyncdiff.cli.commands.shared.runs import find_checkpoint
 
 DESCRIPTION = (
     "Export a trained model for AsyncDiffusion.from_pretrained: safetensors, YAML configuration and model card."
 )
-MODEL_PARTS = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, write the folder, and print a summary."""
-    parser = command_parser("export", DESCRIPTION)
+    """Parse and check the arguments, then write the folder."""
+    options = parse_options("export", DESCRIPTION, _declare, argv)
+    if is_export(options.run):
+        raise ValueError(
+            f"RUN must be a run directory or a .ckpt file, got the export {options.run}: copy that folder instead"
+        )
+    use_last = options.ckpt_path == Path("last") and not Path("last").exists()
+    file = find_checkpoint(options.run, None if use_last and not options.run.is_file() else options.ckpt_path)
+    check_output_folder(options.output, overwrite=options.overwrite)
+    if options.push_to_hub is not None:
+        check_repository(options.push_to_hub)
+    from asyncdiff.cli.jobs.export_model import export  # imports PyTorch
+
+    export(file, options)
+
+
+def _declare(parser: CommandParser) -> None:
     parser.add_argument("run", type=Path, help="run directory of train.py, or .ckpt file")
     parser.add_argument(
         "--output", type=Path, required=True, help="folder to write; it must not exist yet, unless --overwrite is given"
@@ -39,123 +45,3 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--label_names", type=Path | None, help="text file with one class name per line")
     parser.add_argument("--push_to_hub", type=str | None, help="Hugging Face repository OWNER/NAME to upload to")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is created")
-    options = parser.parse_args(list(argv))
-    if options.push_to_hub is not None:
-        check_repository(options.push_to_hub)
-    if is_export(options.run):
-        raise ValueError(
-            f"RUN must be a run directory or a .ckpt file, got the export {options.run}: copy that folder instead"
-        )
-    check_output_folder(options.output, overwrite=options.overwrite)
-    use_last = options.ckpt_path == Path("last") and not Path("last").exists()
-    file = find_checkpoint(options.run, None if use_last and not options.run.is_file() else options.ckpt_path)
-    config, tensors, part_calls = export_contents(file, options)
-    default = choose_weights(read_checkpoint(file), "auto", file)[1]
-    cards = read_matching_cards(run_directory_of(file) / "evaluation", config, default)
-    write_export(
-        options.output, tensors, config, model_card(options.name or options.output.name, config, part_calls, cards)
-    )
-    weight_set = "EMA weights" if config["weights"] == "ema" else "raw weights"
-    print(f"{weight_set} from step {config['step']}: {config['parameters']:,} parameters; result cards: {len(cards)}")
-    print(f"export: {options.output}")
-    if options.push_to_hub is not None:
-        print(f"published: {upload_export(options.output, options.push_to_hub, private=options.private)}")
-
-
-def export_contents(file: Path, options: Any) -> tuple[dict[str, Any], Mapping[str, Any], dict[str, str]]:
-    """Return an export's configuration and weights, and the model's parts as constructor calls for its model card."""
-    model = load_model(file, options)  # first, which ensures that the export can be loaded, too
-    checkpoint = read_checkpoint(file)
-    tensors, weight_set = choose_weights(checkpoint, options.weights, file)
-    config = {
-        "recipe": checkpoint["recipe"],
-        "weights": weight_set,
-        "step": checkpoint.get("global_step", 0),
-        "parameters": sum(p.numel() for p in model.network.parameters()),
-        "classes": model.classes,
-        "label_names": _label_names(options.label_names, model.classes),
-        "normalisation": _normalization(model, checkpoint),
-        "data": _data(run_directory_of(file) / "config.yaml"),
-        "checkpoint_sha256": file_sha256(file),
-        # The version that wrote the checkpoint, because Lightning needs it to migrate the file.
-        "software": {
-            "commit": commit(),
-            "torch": version("torch"),
-            "lightning": str(checkpoint.get("pytorch-lightning_version") or version("lightning")),
-        },
-    }
-    parts = {name: getattr(model, name) for name in MODEL_PARTS}
-    part_calls = {name: object_config.format_call(value) for name, value in parts.items() if value is not None}
-    return config, tensors, part_calls
-
-
-def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -> dict[str, dict[str, Any]]:
-    """Read the result cards that were measured on these weights, and print a line about every other card.
-
-    Args:
-        folder: folder with the run's result cards; it may be missing.
-        config: configuration of the export.
-        default: "ema" or "raw", assumed for cards without this entry: training evaluates the EMA weights if there are
-            any.
-
-    Returns:
-        Metrics and protocol of every matching card, by file name.
-    """
-    cards = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            card = read_card(path)
-        except ValueError as error:
-            print(f"skipped: {error}")
-            continue
-        protocol = card["protocol"]
-        expected = {key: config[key] for key in ("checkpoint_sha256", "step", "weights")}
-        different = [
-            key for key, value in expected.items() if {"weights": default, **protocol}.get(key, value) != value
-        ]
-        if different:
-            print(f"skipped {path}: it was measured on other weights (different {', '.join(different)})")
-            continue
-        if not {"checkpoint_sha256", "step"} & protocol.keys():
-            print(f"skipped {path}: it does not record the checkpoint that it was measured on")
-            continue
-        cards[path.name] = {"metrics": card["metrics"], "protocol": without_local_paths(protocol)}
-    return cards
-
-
-def _normalization(model: Any, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the model's input space: pixels in [-1, 1], or latents of a codec."""
-    channels, size, _ = model.shape
-    latents = checkpoint.get("latents")
-    pixels = model.codec is None and latents is None and channels in (1, 3)
-    space = {"space": "pixels", "range": [-1, 1]} if pixels else {"space": "latents", "codec": latents}
-    return {**space, "channels": channels, "size": size}
-
-
-def _data(file: Path) -> dict[str, Any] | None:
-    """Return the data section of a run's configuration without local paths; None if it has no data section."""
-    if not file.is_file():
-        return None
-    try:
-        section = OmegaConf.select(Experiment(file).config, "data")
-        data = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_dict(section) else None
-    except OmegaConfBaseException as error:
-        raise ValueError(f"{file}: an interpolation in the section data cannot be resolved: {error}") from error
-    return without_local_paths(data) if isinstance(data, dict) and "class_path" in data else None
-
-
-def _label_names(file: Path | None, classes: int) -> list[str] | None:
-    if file is None:
-        return None
-    if not file.is_file():
-        problem = "is a folder" if file.exists() else "does not exist"
-        raise FileNotFoundError(f"--label_names must be a text file, got {file}, which {problem}: check the path")
-    try:
-        names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--label_names must be a text file, got {file}: {error}") from error
-    if len(names) != classes:
-        raise ValueError(
-            f"--label_names must have one line per class, got {len(names)} in {file} for {classes} classes"
-        )
-    return names

@@ -1,108 +1,36 @@
-"""Commands that generate images: `sample`, `inpaint`, `edit`, `outpaint`, `autoregress` and `texture`."""
+"""Commands that generate images: `sample`, `inpaint`, `edit`, `outpaint`, `autoregress` and `texture`.
+
+The options are checked before PyTorch is imported; `asyncdiff.cli.jobs.draw` then draws.
+"""
 
 import inspect
-import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tqdm.auto import tqdm
+from asyncdiff import tasks
+from asyncdiff.checks import at_least
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
+from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
+from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
+from asyncdiff.tasks.output_folders import check_output_folder
 
-from asyncdiff.checkpoints.export import is_export
-from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.options import (
-    RUN,
-    SAMPLER,
-    add_model,
-    command_parser,
-    load_model,
-    split_option,
-    underscore_option,
-    with_arguments,
+if TYPE_CHECKING:
+    from asyncdiff.cli.jobs.draw import DrawJob
+
+
+# Numbers that are checked before the model is loaded: name, minimum, remedy.
+RANGES = (
+    ("batch_size", 1, "set the number of images sampled together"),
+    ("steps", 1, "use 50, for example"),
+    ("refresh", 1, "1 computes all patches in every step"),
+    ("margin", 0, "0 computes only patches that move"),
 )
-from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
-from asyncdiff.cli.errors import ReportingParser
-from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
-from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
-from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, Request, State, Task, Texture
-from asyncdiff.tasks.contact_sheet import collect_notes, create_output_folder, write_images, write_sheet
-from asyncdiff.tasks.photos import PhotoWarning, to_bytes
-
-MOVIE = "walk.gif"
-
-
-@dataclass(frozen=True)
-class Step:
-    """State of a job after one sampling step.
-
-    Attributes:
-        state: state of the current batch.
-        first: whether this is the first batch, the one shown in the movie.
-        done: number of finished steps over all batches.
-        total: estimated number of steps over all batches; None if unknown.
-    """
-
-    state: State
-    first: bool
-    done: int
-    total: int | None
-
-
-@dataclass(frozen=True)
-class DrawJob:
-    """Validated job of an image command; call `steps` to start sampling.
-
-    Attributes:
-        task: task built from the command's options.
-        model: model with the sampler, codec and batch size from the options.
-        requests: requests, one per image.
-        folder: output folder.
-        has_movie: whether a GIF of the first batch is written.
-        record: YAML text that reproduces the images.
-    """
-
-    task: Task
-    model: Any
-    requests: Sequence[Request]
-    folder: Path
-    has_movie: bool
-    record: str
-
-    @property
-    def movie(self) -> Path:
-        """File of the GIF, which exists only if `has_movie`."""
-        return self.folder / MOVIE
-
-    @property
-    def record_file(self) -> Path:
-        """YAML file that reproduces the images."""
-        return self.folder / RECORD
-
-    def steps(self) -> Iterator[Step]:
-        """Sample, yield the state after every step, and write all files except the contact sheet."""
-        self.record_file.write_text(self.record)
-        batches, before = self.task.batches(self.model, self.requests), 0
-        movie = SamplingGIF() if self.has_movie else None
-        for number, batch in enumerate(batches):
-            state = None
-            for state in self.task.states(self.model, batch):
-                if movie is not None and number == 0:
-                    movie.add(
-                        to_bytes(state.images[:MAX_IMAGES]), None if state.t is None else state.t[:MAX_IMAGES].cpu()
-                    )
-                total = None if state.total is None else before + state.total * (len(batches) - number)
-                yield Step(state, number == 0, before + state.done, total)
-            assert state is not None, "a sampling trajectory has at least one state"
-            write_images(state.images, batch, self.folder)
-            before += state.done
-        if movie is not None:
-            movie.save(self.movie)
 
 
 class Command(NamedTuple):
@@ -114,31 +42,96 @@ class Command(NamedTuple):
         seeds: default of --seeds.
     """
 
-    task: type[Task]
+    task: type[tasks.Task]
     description: str
     seeds: str
 
 
 COMMANDS = {
-    "sample": Command(Generate, "Generate images with a trained model, one per seed.", "0-15"),
-    "inpaint": Command(Inpaint, "Generate the unknown part of photos; the known pixels are kept bit for bit.", "0-3"),
+    "sample": Command(tasks.Generate, "Generate images with a trained model, one per seed.", "0-15"),
+    "inpaint": Command(
+        tasks.Inpaint, "Generate the unknown part of photos; the known pixels are kept bit for bit.", "0-3"
+    ),
     "edit": Command(
-        Edit,
+        tasks.Edit,
         "Edit photos: slightly where the map is dark, strongly where it is bright; black areas are kept bit for bit.",
         "0-3",
     ),
     "outpaint": Command(
-        Outpaint,
+        tasks.Outpaint,
         "Extend photos beyond their edges, in overlapping windows if the result exceeds the model's size.",
         "0-3",
     ),
     "autoregress": Command(
-        Autoregress, "Generate images, or the unknown parts of photos, patch by patch in any order.", "0-3"
+        tasks.Autoregress, "Generate images, or the unknown parts of photos, patch by patch in any order.", "0-3"
     ),
     "texture": Command(
-        Texture, "Generate textures of any size in overlapping windows, from scratch or from an exemplar.", "0"
+        tasks.Texture, "Generate textures of any size in overlapping windows, from scratch or from an exemplar.", "0"
     ),
 }
+
+
+@dataclass(frozen=True)
+class DrawArguments:
+    """Checked arguments of an image command.
+
+    Attributes:
+        command: key of `COMMANDS`.
+        argv: arguments after the command name.
+        options: values of the options.
+        task: task built from the options.
+        seeds: different random seeds.
+        labels: class labels; an empty list means unconditional, None the task's default.
+        checkpoint: existing checkpoint or export.
+    """
+
+    command: str
+    argv: Sequence[str]
+    options: Any
+    task: tasks.Task
+    seeds: list[int]
+    labels: list[int] | None
+    checkpoint: Path
+
+    @classmethod
+    def parse(cls, command: str, argv: Sequence[str]) -> "DrawArguments":
+        """Parse a command line, and check everything that needs no model.
+
+        Args:
+            command: key of `COMMANDS`.
+            argv: arguments after the command name.
+
+        Returns:
+            The arguments.
+
+        Raises:
+            UsageError: an option or its value is not valid.
+            ValueError: options contradict each other, or the output folder is in use.
+            FileNotFoundError: the checkpoint does not exist.
+        """
+        kind, description, _ = COMMANDS[command]
+        dashed = [underscore_option(argument) for argument in argv]
+        options = parse_options(command, description, lambda parser: _declare(parser, command), dashed)
+        seeds, labels = parse_integers("--seeds", options.seeds), _parse_labels(options.labels)
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"--seeds must differ, got {options.seeds}: equal seeds give equal images")
+        for name, least, remedy in RANGES:
+            if options.get(name) is not None:
+                at_least(name, options[name], least, remedy)
+        if options.input_level is not None and options.input_guidance is None:
+            raise ValueError(
+                f"--input_level needs --input_guidance, got {options.input_level} without it: add --input_guidance"
+            )
+        checkpoint = find_checkpoint(options.run, options.ckpt_path)
+        if options.output is not None:
+            check_output_folder(options.output, explicit=True)
+        task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
+        return cls(command, argv, options, task, seeds, labels, checkpoint)
+
+    @property
+    def run(self) -> Path:
+        """Directory of the run."""
+        return run_directory_of(self.checkpoint)
 
 
 def main(command: str, argv: Sequence[str]) -> None:
@@ -148,119 +141,46 @@ def main(command: str, argv: Sequence[str]) -> None:
         command: name of the command.
         argv: arguments after the command name.
     """
+    arguments = DrawArguments.parse(command, argv)
+    from asyncdiff.cli.jobs.draw import prepare_job  # imports PyTorch
+
     with print_photo_warnings():
-        job = prepare_job(command, argv)
-        requests, folder = job.requests, job.folder
-        for note in collect_notes(requests):
+        job = prepare_job(arguments, load_model(arguments.checkpoint, arguments.options))
+        for note in job.notes():
             print(note)
-        try:
-            with tqdm(desc=job.task.name, unit="step", disable=None) as bar:
-                for step in job.steps():
-                    bar.total = step.total
-                    bar.update(step.done - bar.n)
-        except KeyboardInterrupt:
-            written = len(list(folder.glob("*.png")))
-            print(f"stopped after {written} of {len(requests)} images" + (f": {folder}" if written else ""))
-            if not written:
-                shutil.rmtree(folder)
-            raise
-        sheet = write_sheet(requests, folder)
-    print(f"{len(requests)} {'image' if len(requests) == 1 else 'images'}: {folder}")
-    if sheet is not None:
+        _draw(job)
+    count = len(job.requests)
+    print(f"{count} {'image' if count == 1 else 'images'}: {job.folder}")
+    if (sheet := job.write_sheet()) is not None:
         print(f"contact sheet: {sheet}")
     if job.has_movie:
         print(f"movie: {job.movie}")
 
 
-def prepare_job(
-    command: str,
-    argv: Sequence[str],
-    load: Callable[[Path, Any], Any] | None = None,
-    extra_argv: Sequence[str] = (),
-) -> DrawJob:
-    """Parse a command line, load the model, and validate the request before sampling.
+def _draw(job: "DrawJob") -> None:
+    """Draw with a progress bar; after Ctrl-C, print how many images are complete."""
+    from tqdm import tqdm
 
-    Args:
-        command: key of `COMMANDS`.
-        argv: arguments after the command name.
-        load: function that loads the model from (checkpoint, options); None for `load_model`.
-        extra_argv: arguments that `load` has already applied, added to the record.
-
-    Returns:
-        The job, ready to run.
-    """
-    kind = COMMANDS[command].task
-    parser = _parser(command)
-    options = parser.instantiate(parser.parse_args([underscore_option(argument) for argument in argv]))
-    seeds, labels = parse_integers("--seeds", options.seeds), _parse_labels(options.labels)
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"--seeds must differ, got {options.seeds}: equal seeds give equal images")
-    task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
-    checkpoint = find_checkpoint(options.run, options.ckpt_path)
-    model = _configure((load or load_model)(checkpoint, options), options)
-    requests = task.requests(model, seeds=seeds, labels=labels)
-    if options.guidance is not None and any(request.label is None for request in requests):
-        raise ValueError(
-            f"--guidance needs class labels, got {options.guidance} without them: add --labels or drop --guidance"
-        )
-    run = run_directory_of(checkpoint)
-    folder = create_output_folder(
-        options.output or run / "predictions" / task.name, explicit=options.output is not None
-    )
-    repeated = [command, *split_option(argv, "--output")[0], *extra_argv, *trusted_packages.option_argv()]
-    text = format_record(
-        repeated, task, model, seeds=seeds, labels=labels, options=options, run=run, checkpoint=checkpoint
-    )
-    return DrawJob(task, model, requests, folder, options.gif, text)
-
-
-def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:
-    """Find the checkpoint named on the command line.
-
-    Args:
-        run: value of RUN: run directory, checkpoint file or exported folder.
-        ckpt_path: value of --ckpt_path; None for RUN/checkpoints/last.ckpt.
-
-    Returns:
-        Path of the checkpoint; `run` itself if it is a checkpoint file or an export.
-    """
-    if run.is_file() or is_export(run):
-        if ckpt_path is not None:
-            raise ValueError(f"--ckpt_path is {ckpt_path}, but RUN is a checkpoint itself: drop --ckpt_path")
-        return run
-    if not run.exists():
-        raise FileNotFoundError(
-            f"RUN must be a run directory of train.py, a .ckpt file or an export, got {run}, which does not exist: "
-            "check the path"
-        )
-    if ckpt_path is None and not (last := run / "checkpoints" / "last.ckpt").exists():
-        below = sorted(str(path.parent.parent) for path in run.glob("*/checkpoints/last.ckpt"))
-        remedy = f"use {' or '.join(below[:4])}" if below else "choose another checkpoint with --ckpt_path FILE"
-        raise FileNotFoundError(f"RUN must contain checkpoints/last.ckpt, got {run} without it: {remedy}")
-    return ckpt_path or last
-
-
-def run_directory_of(checkpoint: Path) -> Path:
-    """Return the run directory of a checkpoint: the parent of `checkpoints`, else its folder; an export is its own."""
-    if is_export(checkpoint):
-        return checkpoint
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-
-
-def parse_integers(name: str, text: str) -> list[int]:
-    """Parse a list of integers such as 0,3,8-15; raise ValueError that names the option `name`."""
-    integers: list[int] = []
-    for part in text.strip("[]").split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise ValueError(f"{name} must be integers such as 0,3,8-15, got {text}")
-        integers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return integers
+    try:
+        with tqdm(desc=job.task.name, unit="step", disable=None) as bar:
+            for step in job.steps():
+                bar.total = step.total
+                bar.update(step.done - bar.n)
+    except KeyboardInterrupt:
+        written = len(list(job.folder.glob("*.png")))
+        print(f"stopped after {written} of {len(job.requests)} images" + (f": {job.folder}" if written else ""))
+        if not written:
+            shutil.rmtree(job.folder)
+        raise
 
 
 @contextmanager
 def print_photo_warnings() -> Iterator[None]:
     """Print each warning about a photo as one line; leave other warnings unchanged."""
+    from tqdm import tqdm
+
+    from asyncdiff.tasks.photos import PhotoWarning
+
     original = warnings.showwarning
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
@@ -275,47 +195,19 @@ def print_photo_warnings() -> Iterator[None]:
         yield
 
 
-def _configure(model: Any, options: Any) -> Any:
-    """Set the model's sampler and batch size from the options."""
-    sampler = options.get("sampler") or model.sampler
-    values = {name: options.get(name) for name in ("steps", "refresh", "margin")}
-    values["guidance"] = _guidance(sampler, options)
-    changes = {name: value for name, value in values.items() if value is not None}
-    model.sampler = with_arguments(sampler, **changes) if changes else sampler
-    model.predict = replace(model.predict, batch_size=options.batch_size)
-    return model
-
-
-def _guidance(sampler: ImageSampler, options: Any) -> list[Guidance] | None:
-    """Return the sampler's guidance with the rules set by the options replaced; None if the options set none."""
-    if options.input_level is not None and options.input_guidance is None:
-        raise ValueError(
-            f"--input_level needs --input_guidance, got {options.input_level} without it: add --input_guidance"
-        )
-    requested: list[Guidance] = []
-    if options.guidance is not None:
-        requested.append(ClassifierFree(options.guidance))
-    if options.input_guidance is not None:
-        level = {} if options.input_level is None else {"level": options.input_level}
-        requested.append(InputGuidance(options.input_guidance, **level))
-    kinds = tuple(type(rule) for rule in requested)
-    return [*(rule for rule in sampler.guidance if not isinstance(rule, kinds)), *requested] if requested else None
-
-
 def _parse_labels(text: str | None) -> list[int] | None:
     """Parse --labels: an empty list for "none", None if the option is omitted."""
     return None if text is None else [] if text == "none" else parse_integers("--labels", text)
 
 
-def _parser(command: str) -> ReportingParser:
-    kind, description, seeds = COMMANDS[command]
-    parser = command_parser(command, description)
+def _declare(parser: CommandParser, command: str) -> None:
+    kind, _, seeds = COMMANDS[command]
     parser.add_argument("run", type=Path, help=RUN)
-    parser.add_class_arguments(kind)
+    parser.add_constructor(kind)
     parser.add_argument("--seeds", type=str, default=seeds, help=SEEDS)
     parser.add_argument("--labels", type=str | None, help=LABELS)
-    if kind is not Autoregress:  # it has its own sampler
-        parser.add_argument("--sampler", type=ImageSampler | None, sub_configs=True, help=SAMPLER)
+    if kind is not tasks.Autoregress:  # it has its own sampler
+        parser.add_object("--sampler", "asyncdiff.sampling.ImageSampler", help=SAMPLER)
         parser.add_argument("--steps", type=int | None, help="number of sampling steps (default: the sampler's)")
     parser.add_argument("--guidance", type=float | None, help="scale of classifier-free guidance; 1 means no guidance")
     parser.add_argument("--input_guidance", type=float | None, help=INPUT_GUIDANCE)
@@ -326,13 +218,12 @@ def _parser(command: str) -> ReportingParser:
     parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/TASK, numbered)")
     parser.add_argument("--gif", action="store_true", help=GIF)
     add_model(parser)
-    return parser
 
 
 SEEDS = "random seeds, such as 0,1,2 or 0-15: one image per seed, or per photo and seed"
 LABELS = """class labels such as 0,1,2: one per photo, or one per seed without photos, repeated if there are fewer; none
 means unconditional (default: all classes for new images, none for photos and textures)"""
-GIF = f"also write a GIF that shows how the first {MAX_IMAGES} images and their level maps evolve"
+GIF = "also write a GIF that shows how the first 6 images and their level maps evolve"
 INPUT_GUIDANCE = "strength of guidance by the known pixels; 0 means no guidance"
 INPUT_LEVEL = "noise level that input guidance adds to the known pixels (default: 0.5)"
 REFRESH = """recompute all patches every REFRESH steps, and only the changing ones in between: faster, approximate

@@ -6,14 +6,10 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import command_parser, parse_grid
-from asyncdiff.evaluation.figures.level_statistics import LevelStatistics, compute_level_statistics
-from asyncdiff.tasks.contact_sheet import create_output_folder
-
-GRID = (16, 16)  # for files without a network
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
+from asyncdiff.cli.commands.shared.options import parse_grid
+from asyncdiff.tasks.output_folders import create_output_folder
 
 DESCRIPTION = """Plot the noise levels that the level samplers of experiments (model.levels) produce, side by side: one
 figure, GIFs of noise paths, and TensorBoard logs."""
@@ -21,7 +17,24 @@ figure, GIFs of noise paths, and TensorBoard logs."""
 
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, sample level maps and write the plots."""
-    parser = command_parser("levels", DESCRIPTION)
+    options = parse_options("levels", DESCRIPTION, _declare, argv)
+    at_least("--images", options.images, 1, "the default is 4096")
+    at_least("--columns", options.columns, 1, "the default is 5")
+    grid = parse_grid("--grid", options.grid) if options.grid else None
+    from asyncdiff.cli.commands.shared.experiment_file import Experiment  # imports PyTorch
+    from asyncdiff.cli.jobs.plot_levels import publish, sample_statistics
+
+    experiments = [Experiment(Path(file)) for file in options.experiments]
+    names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
+    statistics = [
+        sample_statistics(experiment, name, grid, images=options.images, seed=options.seed)
+        for experiment, name in zip(experiments, names, strict=True)
+    ]
+    output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
+    publish(statistics, output, columns=options.columns, gif=options.gif)
+
+
+def _declare(parser: CommandParser) -> None:
     parser.add_argument(
         "experiments", nargs="+", type=str, help="YAML files for train.py, or files from experiments/levels"
     )
@@ -34,18 +47,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--gif", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=True, help="write GIFs of noise paths"
     )
-    options = parser.parse_args(list(argv))
-    at_least("--images", options.images, 1, "the default is 4096")
-    at_least("--columns", options.columns, 1, "the default is 5")
-    experiments = [Experiment(Path(file)) for file in options.experiments]
-    names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
-    grid = parse_grid("--grid", options.grid) if options.grid else None
-    statistics = [
-        sample_statistics(experiment, name, grid, images=options.images, seed=options.seed)
-        for experiment, name in zip(experiments, names, strict=True)
-    ]
-    output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
-    publish(statistics, output, columns=options.columns, gif=options.gif)
 
 
 def check_names(names: Sequence[str], count: int) -> Sequence[str]:
@@ -61,45 +62,3 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
         if Path(name).name != name or name == "..":
             raise ValueError(f"--names must be file names, got {name}: leave the folder out")
     return names
-
-
-def sample_statistics(
-    experiment: Experiment, name: str, grid: tuple[int, int] | None, *, images: int, seed: int
-) -> LevelStatistics:
-    """Draw level maps from the level sampler of an experiment.
-
-    Args:
-        experiment: experiment whose model.levels is sampled.
-        name: name of the experiment in the plots.
-        grid: (rows, columns) of the level maps; None for the network's, or for `GRID` without a network.
-        images: number of level maps to draw.
-        seed: random seed.
-
-    Returns:
-        Statistics of the level maps.
-    """
-    sampler = experiment.levels()
-    grid = grid or experiment.grid() or GRID
-    with experiment.name_in_errors():
-        return compute_level_statistics(
-            name, sampler, grid, note=object_config.format_call(sampler), images=images, seed=seed
-        )
-
-
-def publish(statistics: Sequence[LevelStatistics], output: Path, *, columns: int, gif: bool) -> None:
-    """Write the figure, the GIFs and the event files, and print where they are."""
-    # Imported after the arguments have been checked: matplotlib and TensorBoard take seconds.
-    from asyncdiff.evaluation.figures.level_figure import level_figure
-    from asyncdiff.evaluation.figures.path_gif import draw_path_frames, save_gif
-    from asyncdiff.evaluation.figures.style import save
-    from asyncdiff.evaluation.figures.tensorboard import write_events
-
-    save(level_figure(statistics, columns=columns), output / "levels.png")
-    print(f"figure: {output / 'levels.png'}")
-    for entry in statistics:
-        if gif and entry.path is not None:
-            save_gif(draw_path_frames(entry), output / f"{entry.name}.gif")
-        write_events(entry, output / entry.name)
-    if gif and (files := [f"{entry.name}.gif" for entry in statistics if entry.path is not None]):
-        print(f"animations: {', '.join(str(output / file) for file in files)}")
-    print(f"TensorBoard: tensorboard --logdir {output}")

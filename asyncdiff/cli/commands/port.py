@@ -9,8 +9,8 @@ import torch
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
+from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.external_checkpoints import ExternalCheckpoint, read_source
-from asyncdiff.cli.commands.shared.options import command_parser
 from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon, Weighting
 from asyncdiff.denoising.weightings import Velocity as EqualWeights

@@ -16,7 +16,7 @@ from asyncdiff.ablation.collect import (
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
-from asyncdiff.cli.commands.shared.options import command_parser
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 
 DESCRIPTION = """Compare runs by the final values in their event files, and write report.md with plots, a self-contained
 report.html, and report.json."""
@@ -25,12 +25,7 @@ GRIDS = ("samples", "inpainting")  # image grids in RUN/images
 
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, write the report with its plots, and print the table."""
-    parser = command_parser("report", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that contain run directories")
-    parser.add_argument("--output", type=Path | None, help="output folder (default: report in the first folder)")
-    parser.add_argument("--metrics", type=str, default="", help=METRICS)
-    parser.add_argument("--title", type=str | None, help="title of the report (default: the first folder's name)")
-    options = parser.parse_args(list(argv))
+    options = parse_options("report", DESCRIPTION, _declare, argv)
     runs, left_out = select_comparable(find_runs(options.runs))
     metrics = select_metrics(runs, [tag for tag in options.metrics.split(",") if tag])
     folder = options.output or options.runs[0] / "report"
@@ -50,6 +45,13 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(f"| {' | '.join(row)} |" for row in report.rows()))
     print("\n".join(left_out))
     print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\ndata: {folder / 'report.json'}")
+
+
+def _declare(parser: CommandParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories, or folders that contain run directories")
+    parser.add_argument("--output", type=Path | None, help="output folder (default: report in the first folder)")
+    parser.add_argument("--metrics", type=str, default="", help=METRICS)
+    parser.add_argument("--title", type=str | None, help="title of the report (default: the first folder's name)")
 
 
 def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path) -> list[ReportImage]:

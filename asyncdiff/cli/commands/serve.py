@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checks import within
-from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.image_commands import DrawJob, find_checkpoint, prepare_job, run_directory_of
-from asyncdiff.cli.commands.shared.options import (
-    RUN,
-    add_model,
-    command_parser,
-    load_model,
+from asyncdiff.cli.commands.shared.command_parser import (
+    CommandParser,
+    parse_options,
     split_option,
     underscore_option,
 )
-from asyncdiff.tasks.photos import photo_files
-from asyncdiff.web.draw_request import DrawRequest, Limits, command_argv, shell_command
+from asyncdiff.cli.commands.shared.options import RUN, add_model
+from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
+from asyncdiff.web.limits import Limits
 from asyncdiff.web.same_origin import free_port
 
 DESCRIPTION = """Serve a web page that samples from one model: paint on a photo what to inpaint, or how much each part
@@ -25,30 +22,21 @@ may change, and watch the sampling. Needs gradio: pip install gradio."""
 
 def main(argv: Sequence[str]) -> None:
     """Load the model and serve the page until Ctrl+C."""
-    parser = command_parser("serve", DESCRIPTION)
-    parser.add_argument("run", type=Path, help=RUN)
-    parser.add_argument("--host", type=str, default="127.0.0.1", help=HOST)
-    parser.add_argument("--port", type=int, default=7860, help="port of the page; 0 chooses any free port")
-    parser.add_argument("--name", type=str, action="append", default=[], help=NAME)
-    parser.add_argument("--examples", type=str, default="drawn", help=EXAMPLES)
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
-    parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/serve)")
-    add_model(parser)
-    parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="maximum number of pixels per image")
-    options = parser.instantiate(parser.parse_args([underscore_option(argument) for argument in argv]))
+    options = parse_options("serve", DESCRIPTION, _declare, [underscore_option(argument) for argument in argv])
     within("--port", options.port, 0, 65535, "7860 is the default")
     within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 allows 1024x1024")
     checkpoint = find_checkpoint(options.run, options.ckpt_path)
-    if (
-        checkpoint.is_symlink()
-    ):  # last.ckpt of a running fit: the link may change, so resolve it to the file that is loaded
+    if checkpoint.is_symlink():  # last.ckpt of a running fit may change: the file that is loaded stays
         checkpoint = checkpoint.parent / checkpoint.readlink()
     free_port(options.host, options.port)
+    page = _import_page()  # reports a missing package before the model is loaded
+    from asyncdiff.cli.jobs.serve import Planner  # imports PyTorch
+    from asyncdiff.tasks.photos import photo_files
+
     if options.examples not in ("drawn", "none"):
         photo_files("--examples", options.examples)
-    page = _import_page()  # reports a missing package before the model is loaded
     print(f"loading {checkpoint}", flush=True)
-    planner = Planner(checkpoint, options, _codec_argv(argv))
+    planner = Planner.load(checkpoint, options, codec_argv(argv))
     run = run_directory_of(checkpoint)
     page.serve(
         planner,
@@ -64,34 +52,21 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-class Planner:
-    """Callable that turns requests into jobs for a model that is loaded once.
+def codec_argv(argv: Sequence[str]) -> list[str]:
+    """Return the options of a command line that set the codec, with their values."""
+    return split_option(argv, "--codec")[1]
 
-    Args:
-        checkpoint: checkpoint of the model.
-        options: parsed options of the command line.
-        codec: arguments that set the codec, added to the command lines shown to the user.
-    """
 
-    def __init__(self, checkpoint: Path, options: Any, codec: Sequence[str] = ()):
-        self.checkpoint = checkpoint
-        self.options = options
-        self.codec = codec
-        self.model = load_model(checkpoint, options)
-        self._default_sampler = self.model.sampler
-
-    def __call__(self, request: DrawRequest, folder: Path) -> tuple[DrawJob, str]:
-        """Return the job for a request and its command line; every job starts from the model's own sampler."""
-        argv = [*command_argv(request, self.checkpoint, folder), "--device", self.options.device]
-        if self.options.weights != "auto":
-            argv += ["--weights", self.options.weights]
-        output = ["--output", str(folder / "pictures")]
-        job = prepare_job(argv[0], [*argv[1:], *output], load=self._reset_model, extra_argv=self.codec)
-        return job, shell_command([*argv, *self.codec, *trusted_packages.option_argv()])
-
-    def _reset_model(self, checkpoint: Path, options: Any) -> Any:
-        self.model.sampler = self._default_sampler
-        return self.model
+def _declare(parser: CommandParser) -> None:
+    parser.add_argument("run", type=Path, help=RUN)
+    parser.add_argument("--host", type=str, default="127.0.0.1", help=HOST)
+    parser.add_argument("--port", type=int, default=7860, help="port of the page; 0 chooses any free port")
+    parser.add_argument("--name", type=str, action="append", default=[], help=NAME)
+    parser.add_argument("--examples", type=str, default="drawn", help=EXAMPLES)
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--output", type=Path | None, help="output folder (default: RUN/predictions/serve)")
+    add_model(parser)
+    parser.add_argument("--max_pixels", type=int, default=Limits.pixels, help="maximum number of pixels per image")
 
 
 def _import_page() -> Any:
@@ -103,11 +78,6 @@ def _import_page() -> Any:
             raise
         raise ValueError("serve needs the package gradio, which is not installed: pip install gradio") from error
     return page
-
-
-def _codec_argv(argv: Sequence[str]) -> list[str]:
-    """Return the options of a command line that set the codec, with their values."""
-    return split_option(argv, "--codec")[1]
 
 
 HOST = "address to listen on; the default can be reached only from this machine"

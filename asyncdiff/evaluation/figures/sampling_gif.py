@@ -10,6 +10,8 @@ from PIL import Image
 from PIL.Image import Dither, Quantize
 from torch import Tensor
 
+from asyncdiff.image_grid import image_grid
+
 MAX_IMAGES, COLUMNS = 6, 2  # maximum numbers of images, in total and per row
 FRAMES = 60  # maximum number of frames
 MIN_TILE, GAP = 128, 8  # in pixels; smaller images are enlarged by an integer factor
@@ -49,8 +51,6 @@ class SamplingGIF:
 
 
 def _draw_frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> Image.Image:
-    from torchvision.utils import make_grid  # slow to import
-
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
     tiles = [images.cpu().float()]
     if levels is not None:
@@ -58,7 +58,8 @@ def _draw_frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw
     size = [side * factor for side in images.shape[2:]]
     enlarged = [F.interpolate(tile.expand(-1, 3, -1, -1), size, mode="nearest-exact") for tile in tiles]
     framed = [F.pad(tile, (1, 1, 1, 1), value=FRAME) for tile in enlarged]  # noise is as white as the background
-    grid = make_grid(torch.cat(framed, dim=3), COLUMNS, padding=GAP, pad_value=WHITE)
+    pairs = list(torch.cat(framed, dim=3))
+    grid = pairs[0] if len(pairs) == 1 else image_grid(pairs, COLUMNS, gap=GAP, background=WHITE)
     return Image.fromarray(grid.to(torch.uint8).permute(1, 2, 0).numpy())
 
 

@@ -3,58 +3,46 @@
 import json
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import trusted_packages
-from asyncdiff.tasks import Task
+from asyncdiff.model import DiffusionModel
+
+if TYPE_CHECKING:
+    from asyncdiff.cli.commands.image_commands import DrawArguments
 
 RECORD = "predict.yaml"  # written next to the images
 
 
-def format_record(
-    argv: Sequence[str],
-    task: Task,
-    model: Any,
-    *,
-    seeds: Sequence[int],
-    labels: Sequence[int] | None,
-    options: Any,
-    run: Path,
-    checkpoint: Path,
-) -> str:
+def format_record(argv: Sequence[str], arguments: "DrawArguments", model: DiffusionModel) -> str:
     """Return YAML text that reproduces the images.
 
     Args:
         argv: arguments of `python -m asyncdiff` that generated the images.
-        task: task built from these arguments.
+        arguments: the arguments, parsed and checked.
         model: the model as configured for sampling.
-        seeds: random seeds of the images.
-        labels: class labels passed to the task, None for its default.
-        options: parsed options of the command; device, weights and codec are used.
-        run: run directory, whose config.yaml is used if it exists.
-        checkpoint: checkpoint of the model.
 
     Returns:
         YAML layer for `train.py predict`, with the equivalent commands in comments.
     """
+    options, config, labels = arguments.options, arguments.run / "config.yaml", arguments.labels
     lines = ["# Commands that reproduce these images:", f"#   {shlex.join(['python', '-m', 'asyncdiff', *argv])}"]
-    if (run / "config.yaml").is_file() and options.weights == "auto":  # `predict` always chooses weights as `auto` does
-        files = ["--config", str(run / "config.yaml"), "--config", RECORD, "--ckpt_path", str(checkpoint)]
+    if config.is_file() and options.weights == "auto":  # `predict` always chooses weights as `auto` does
+        files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
         predict = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
-    layer = {
+    layer: dict[str, Any] = {
         "model": {
             "sampler": object_config.describe(model.sampler),
             "predict": {
-                "task": object_config.describe(task),
-                "seeds": [int(seed) for seed in seeds],
-                "labels": None if labels is None else [int(label) for label in labels],
-                "batch_size": model.batch_size,
+                "task": object_config.describe(arguments.task),
+                "seeds": arguments.seeds,
+                "labels": labels,
+                "batch_size": options.batch_size,
             },
         },
         "trainer": _trainer(torch.device(options.device)),

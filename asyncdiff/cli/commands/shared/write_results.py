@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.compare import value_at
-from asyncdiff.evaluation.result_card import make_card
+from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
@@ -76,16 +76,11 @@ def _kid_caveat(samples: Mapping[str, Any]) -> str:
     return "; as labels cycle through the classes, identical distributions give a value below 0, by O(1 / count)"
 
 
-def number(value: float) -> str:
-    """Format a value with four significant digits, or with one decimal if it is 1000 or more."""
-    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.1f}"
-
-
 def _cell(report: SampleReport, name: str) -> str:
     if name not in report.metrics:
         return ""
     deviation = report.deviations.get(name)
-    return number(report.metrics[name]) + ("" if deviation is None else f" ± {deviation:.2g}")
+    return format_number(report.metrics[name]) + ("" if deviation is None else f" ± {deviation:.2g}")
 
 
 def _features(fingerprint: Mapping[str, Any]) -> str:

@@ -1,0 +1,182 @@
+"""Parse the options of a command, and refuse wrong ones before PyTorch is imported.
+
+Options whose values are objects, such as --sampler, are declared by the path of their class. They are left out of a
+first pass, which finds misspelled options, missing and invalid values; a second pass imports the classes and builds the
+objects, and is needed only if there are any.
+"""
+
+import builtins
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module  # noqa: TID251  of the classes that commands declare
+from itertools import islice
+from typing import Any
+
+from jsonargparse import Namespace
+
+from asyncdiff.cli.errors import ReportingParser
+
+
+class CommandParser(ReportingParser):
+    """Parser of a command.
+
+    Attributes:
+        imports_classes: whether the classes of objects are imported; otherwise the values of these options are not
+            checked, and the command line must be free of them.
+        objects: options whose values are objects, such as --sampler.
+    """
+
+    imports_classes = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objects: list[str] = []
+
+    def add_object(self, option: str, class_path: str, *, help: str) -> None:
+        """Add an option whose value is None or an object, written as a class path, as JSON or as a YAML file.
+
+        Args:
+            option: name of the option, such as --sampler.
+            class_path: path of the object's base class.
+            help: description of the option.
+        """
+        self.objects.append(option)
+        kind: Any = Any
+        if self.imports_classes:
+            module, _, name = class_path.rpartition(".")
+            kind = getattr(import_module(module), name) | None
+        self.add_argument(option, type=kind, sub_configs=self.imports_classes, default=None, help=help)
+
+    def add_constructor(self, kind: type) -> None:
+        """Add the constructor arguments of a class as options, with the help from its docstring."""
+        if self.imports_classes:
+            self.add_class_arguments(kind)
+            return
+        hints = _type_hints(kind)
+        for name, parameter in inspect.signature(kind).parameters.items():
+            if _contains_class(hints[name]):
+                self.objects.append(f"--{name}")
+            given = {} if parameter.default is not parameter.empty else {"required": True}
+            options = given or {"default": parameter.default}
+            self.add_argument(f"--{name}", type=Any if _contains_class(hints[name]) else hints[name], **options)
+
+
+def command_parser(command: str, description: str, *, imports_classes: bool = True) -> CommandParser:
+    """Return a parser without arguments for `python -m asyncdiff COMMAND`, which raises its errors."""
+    # allow_abbrev=False: a prefix of an option is a typing error and must not count as the option.
+    # OmegaConf allows interpolation in files, as in train.py.
+    parser = CommandParser(
+        prog=f"python -m asyncdiff {command}", description=description, allow_abbrev=False, parser_mode="omegaconf+"
+    )
+    parser.imports_classes = imports_classes
+    return parser
+
+
+def parse_options(
+    command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
+) -> Namespace:
+    """Parse the options of a command and build the objects among them; without any, PyTorch is not imported.
+
+    Args:
+        command: name of the command.
+        description: introduction of its help text.
+        declare: function that adds the arguments of the command to a parser.
+        argv: arguments after the command name.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        UsageError: the command line is not valid.
+    """
+    options, complete = parse_plain_options(command, description, declare, argv)
+    return options if complete else build_options(command, description, declare, argv)
+
+
+def parse_plain_options(
+    command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
+) -> tuple[Namespace, bool]:
+    """Parse all options but objects, whose values are None or their defaults; print the help text if it is requested.
+
+    Args:
+        command: name of the command.
+        description: introduction of its help text.
+        declare: function that adds the arguments of the command to a parser.
+        argv: arguments after the command name.
+
+    Returns:
+        Values by name, and whether the command line contains no objects.
+    """
+    parser = command_parser(command, description, imports_classes=False)
+    declare(parser)
+    rest, given = list(argv), []
+    for option in parser.objects:
+        rest, taken = split_option(rest, option)
+        given += taken
+    if parser.objects and any(_asks_for_help(argument) for argument in argv):
+        build_options(command, description, declare, argv)
+    return parser.parse_args(rest), not given
+
+
+def build_options(
+    command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
+) -> Namespace:
+    """Parse all options and build the objects among them; the arguments are those of `parse_options`."""
+    parser = command_parser(command, description)
+    declare(parser)
+    options: Namespace = parser.instantiate(parser.parse_args(list(argv)))
+    return options
+
+
+def underscore_option(argument: str) -> str:
+    """Replace dashes in an option name with underscores, so that both spellings work."""
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
+
+
+def split_option(argv: Iterable[str], option: str) -> tuple[list[str], list[str]]:
+    """Split argv into all other arguments, and an option and those nested below it with their values."""
+    rest: list[str] = []
+    taken: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name == option or name.startswith(f"{option}."):
+            taken += [argument] if equals else [argument, *islice(arguments, 1)]
+        else:
+            rest.append(argument)
+    return rest, taken
+
+
+def _asks_for_help(argument: str) -> bool:
+    name = argument.partition("=")[0]
+    return name in ("-h", "--help") or (name.startswith("--") and name.endswith(".help"))
+
+
+class _NotImported:
+    """Stand-in for a class that a module imports for type checkers only."""
+
+
+class _Names(dict[str, Any]):
+    """Names in annotations: `_NotImported` for those that are neither built in nor in the class's module."""
+
+    def __init__(self, kind: type):
+        super().__init__()
+        self.known = {**vars(builtins), **vars(inspect.getmodule(kind) or builtins)}
+
+    def __missing__(self, name: str) -> Any:
+        return self.known.get(name, _NotImported)
+
+
+def _type_hints(kind: type) -> dict[str, Any]:
+    """Return the types of a constructor's arguments, without importing those that its module does not import."""
+    return typing.get_type_hints(kind.__init__, localns=_Names(kind))  # type: ignore[misc]
+
+
+def _contains_class(hint: Any) -> bool:
+    """Return whether a type is a class whose values are objects, or a union with one."""
+    if typing.get_origin(hint) is typing.Literal:
+        return False
+    parts = typing.get_args(hint) or (hint,)
+    return any(isinstance(part, type) and part.__module__ != "builtins" for part in parts)

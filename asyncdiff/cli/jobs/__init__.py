@@ -1,0 +1,1 @@
+"""What commands do once their options have been checked; imported late, because these modules import PyTorch."""
