@@ -84,12 +84,15 @@ def _format_constructor(value: Any) -> str:
 
 def build(config: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
     """Build an object from the result of `describe`; only classes of the packages in `allow` are imported."""
-    config = update_names(config)
+    return _build(update_names(config), allow)
+
+
+def _build(config: Any, allow: Sequence[str]) -> Any:
     if isinstance(config, (list, tuple)):
-        return type(config)(build(item, allow) for item in config)
+        return type(config)(_build(item, allow) for item in config)
     if not isinstance(config, dict):
         return config
-    arguments = {name: build(item, allow) for name, item in config.get("init_args", config).items()}
+    arguments = {name: _build(item, allow) for name, item in config.get("init_args", config).items()}
     return resolve(config["class_path"], allow)(**arguments) if "class_path" in config else arguments
 
 
