@@ -51,10 +51,15 @@ class ImageBatch:
     def split(self, size: int) -> "Iterator[ImageBatch]":
         """Yield batches of at most `size` images."""
         at_least("batch_size", size, 1, "use 64, for example")
-        parts = (self.labels, self.image, self.known, self.levels)
         for first in range(0, max(len(self.seeds), 1), size):  # no seeds are one batch, which the sampler refuses
             rows = slice(first, first + size)
-            yield ImageBatch(list(self.seeds[rows]), *(None if part is None else part[rows] for part in parts))
+            yield ImageBatch(
+                list(self.seeds[rows]),
+                None if self.labels is None else list(self.labels[rows]),
+                None if self.image is None else self.image[rows],
+                None if self.known is None else self.known[rows],
+                None if self.levels is None else self.levels[rows],
+            )
 
 
 def frames(
