@@ -115,27 +115,19 @@ class DiffusionModel:
         return cls.from_checkpoint(read_checkpoint(file, device), file, device, weights=weights, allow=allow)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | Path,
-        revision: str | None = None,
-        *,
-        device: torch.device | str = "cpu",
-        allow: Sequence[str] = ("asyncdiff",),
-    ) -> "DiffusionModel":
+    def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None, **options: Any) -> "DiffusionModel":
         """Load an exported model in evaluation mode, ready to draw; see docs/sharing.md.
 
         Args:
             path_or_repo: folder written by `python -m asyncdiff export`, or a repository OWNER/NAME on the Hugging Face
                 Hub with such files.
             revision: branch, tag or commit of the repository.
-            device: device to load the model to.
-            allow: packages whose classes may be imported to rebuild the model.
+            **options: `device` and `allow`, see `load`.
 
         Returns:
-            The model on `device`.
+            The model.
         """
-        return cls.load(locate_export(path_or_repo, revision), device, allow=allow)
+        return cls.load(locate_export(path_or_repo, revision), **options)
 
     @classmethod
     def from_checkpoint(

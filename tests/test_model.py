@@ -1,5 +1,7 @@
 """A DiffusionModel draws what the LightningModule draws, from every kind of file, without Lightning."""
 
+import copy
+import pickle
 import shutil
 import subprocess
 import sys
@@ -87,6 +89,9 @@ def test_the_lightning_module_owns_the_model_that_it_trains():
     with torch.no_grad():
         next(module.parameters()).add_(1)
     assert torch.equal(module.generate([1], [2]), module.model.generate([1], [2]))
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other.model.denoiser is other.denoiser
+        assert other.denoiser is not module.denoiser
     module.sampler, module.codec = Sampler(steps=1), Identity()
     assert (module.model.sampler.steps, module.model.codec) == (1, module.codec)
     assert all(name.startswith("denoiser.") for name in module.state_dict())
