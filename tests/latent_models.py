@@ -15,6 +15,7 @@ from asyncdiff.latents.taesd import build_decoder, build_encoder
 from asyncdiff.networks import DiT
 from asyncdiff.noise import Half
 from asyncdiff.sampling import DDIM, Sampler
+from asyncdiff.training import OptimizerSettings
 from datamodules import Arrays
 
 
@@ -30,7 +31,9 @@ def model_of(codec, channels, size, **network):
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2, **network))
     sampler = Sampler(solver=DDIM(0.25), steps=3)
-    return AsyncDiffusion(network, sampler=sampler, codec=codec, image_size=size, warmup_steps=1).eval()
+    return AsyncDiffusion(
+        network, sampler=sampler, codec=codec, image_size=size, optimizer=OptimizerSettings(warmup_steps=1)
+    ).eval()
 
 
 def data_of(folder, codec):

@@ -15,6 +15,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
 from asyncdiff.networks import DiT
 from asyncdiff.sampling import DDIM, Sampler
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
@@ -81,7 +82,9 @@ def train_digits(folder: Path) -> None:
     """Train on the digits for two steps with EMA weights."""
     data = {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}
     sampler = Sampler(solver=DDIM(0.25), steps=2)
-    model = AsyncDiffusion(small_dit(), sampler=sampler, image_size=8, learning_rate=0.01, warmup_steps=0)
+    model = AsyncDiffusion(
+        small_dit(), sampler=sampler, image_size=8, optimizer=OptimizerSettings(learning_rate=0.01, warmup_steps=0)
+    )
     trainer = quiet_trainer(folder, max_steps=2, callbacks=[EMA(0.9)])
     trainer.fit(model, datamodule=Digits(**data["init_args"]))
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")

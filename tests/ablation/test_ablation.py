@@ -52,7 +52,7 @@ def write_ablation(folder: Path, *, every: int = 2, **changes) -> Path:
                 name: os.path.relpath(ROOT / "experiments" / "levels" / f"{name}.yaml", folder)
                 for name in ("shared", "async")
             },
-            "model.learning_rate": [0.001, 0.002],
+            "model.optimizer.learning_rate": [0.001, 0.002],
         },
         "set": SMALL,
         "metrics": {"train/loss": {"goal": "min", "label": "loss"}, "val/loss": "min"},
@@ -81,16 +81,21 @@ def test_the_config_of_a_trial_is_resolved_from_its_arguments(tmp_path):
     trial = Ablation.read(write_ablation(tmp_path)).trials()[-1]
     config = resolve_config(trial, tmp_path, cli.parse_config)
     assert config["model"]["levels"]["class_path"] == "asyncdiff.noise.AlongPath"
-    assert config["model"]["learning_rate"] == 0.002
+    assert config["model"]["optimizer"]["learning_rate"] == 0.002
     assert config["seed_everything"] == config["model"]["seed"] == config["data"]["init_args"]["seed"] == 1
     assert config["trainer"]["max_steps"] == 4
     assert "default_root_dir" not in config["trainer"]
 
 
 def test_variants_override_common_settings_and_later_axes_override_earlier_ones(tmp_path):
-    axes = {"a": {"x": {"model.learning_rate": 1.0}}, "b": {"y": [{"model.learning_rate": 2.0}], "none": None}}
-    trials = Ablation.read(write_ablation(tmp_path, axes=axes, set={"model.learning_rate": 0.5}, seeds=[0])).trials()
-    assert [trial.settings["model.learning_rate"] for trial in trials] == [2.0, 1.0]
+    axes = {
+        "a": {"x": {"model.optimizer.learning_rate": 1.0}},
+        "b": {"y": [{"model.optimizer.learning_rate": 2.0}], "none": None},
+    }
+    trials = Ablation.read(
+        write_ablation(tmp_path, axes=axes, set={"model.optimizer.learning_rate": 0.5}, seeds=[0])
+    ).trials()
+    assert [trial.settings["model.optimizer.learning_rate"] for trial in trials] == [2.0, 1.0]
 
 
 def test_run_directories_are_ignored_in_comparisons():
@@ -111,7 +116,10 @@ def test_run_directories_are_ignored_in_comparisons():
     [
         ({"axes": None}, "axes must map at least one axis"),
         ({"axes": {"a": {}}}, "axes.a has no variants"),
-        ({"axes": {"model.learning_rate": [1.0, 1.0]}}, "axes.model.learning_rate lists a value twice"),
+        (
+            {"axes": {"model.optimizer.learning_rate": [1.0, 1.0]}},
+            "axes.model.optimizer.learning_rate lists a value twice",
+        ),
         ({"axes": {"a": {"x/y": None}}}, "variants must be valid folder names, got 'x/y'"),
         ({"axes": {"a": {"x": "nowhere.yaml"}}}, r"axes.a.x must name YAML files .*nowhere.yaml is not a file"),
         ({"seeds": [0, 0]}, "seeds must be distinct"),
@@ -183,7 +191,7 @@ def test_hparams_and_chart_layouts_do_not_change_the_curves(tmp_path):
     )
     assert {name: v.string_value or v.number_value for name, v in session.hparams.items()} == {
         "levels": "shared",
-        "model.learning_rate": "0.001",
+        "model.optimizer.learning_rate": "0.001",
         "seed": 0,
     }
     root = EventAccumulator(str(next(iter(tmp_path.glob("*.ablation")))))
@@ -198,7 +206,7 @@ def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
     grid = Ablation.read(write_ablation(tmp_path, metrics={"val/loss": {"goal": "min", "label": "loss"}}))
     rows = {"shared,0.001": [{"val/loss": 1.0}, {"val/loss": 3.0}], "async,0.001": [{"val/loss": 2.0}]}
     assert ablate.table(grid, rows).splitlines() == [
-        "| levels, model.learning_rate | seeds | loss |",
+        "| levels, model.optimizer.learning_rate | seeds | loss |",
         "|---|---|---|",
         "| shared,0.001 | 2 | 2.000 ± 1.414 |",
         "| async,0.001 | 1 | 2.000 |",
@@ -220,11 +228,16 @@ def test_finished_trials_are_skipped_and_other_settings_rejected(tmp_path):
     assert again.returncode == 0, again.stderr
     assert "async,0.5, seed 0: already finished" in again.stdout
     write_ablation(
-        tmp_path, axes=axes | {"model.label_dropout": [0.5]}, seeds=[0], set=SMALL | {"model.weight_decay": 0.1}
+        tmp_path,
+        axes=axes | {"model.label_dropout": [0.5]},
+        seeds=[0],
+        set=SMALL | {"model.optimizer.weight_decay": 0.1},
     )
     other = run_ablate(str(file), "--output", out)
     assert other.returncode == 2
-    assert "was run with other settings (model.weight_decay 0.0 -> 0.1): choose another --output" in other.stderr
+    assert (
+        "was run with other settings (model.optimizer.weight_decay 0.0 -> 0.1): choose another --output" in other.stderr
+    )
     assert len(other.stderr.strip().splitlines()) == 1
 
 

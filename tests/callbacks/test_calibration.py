@@ -18,13 +18,14 @@ from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.randomness import counter_key, normal, per_image
 from asyncdiff.shapes import mean_per_patch
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     root = tmp_path_factory.mktemp("calibration")
-    module = AsyncDiffusion(small_dit(uncertainty=True), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(uncertainty=True), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
     callback = Calibration(count=20, bins=5, groups=3, batch_size=8)
     trainer = quiet_trainer(
         root,
@@ -104,7 +105,7 @@ def test_validate_and_test_compute_the_metrics(measured, monkeypatch):
 
 
 def test_a_network_without_a_head_is_refused_before_training():
-    module = AsyncDiffusion(small_dit(), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
     for run in ("fit", "validate"):
         trainer = Trainer(callbacks=[Calibration(count=4)], logger=False, fast_dev_run=True, accelerator="cpu")
         with pytest.raises(

@@ -20,6 +20,7 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 CALLBACKS = {
@@ -33,7 +34,9 @@ CALLBACKS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    module = AsyncDiffusion(small_dit(), sampler=Sampler(AsyncPatch(), steps=4), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(
+        small_dit(), sampler=Sampler(AsyncPatch(), steps=4), image_size=8, optimizer=OptimizerSettings(warmup_steps=1)
+    )
     callbacks = [EMA(0.9), LossByLevel(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
     logger = TensorBoardLogger(folder, name="", version="")
     trainer = quiet_trainer(folder, max_steps=4, log_every_n_steps=2, logger=logger, callbacks=callbacks)

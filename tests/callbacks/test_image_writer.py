@@ -13,11 +13,12 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks import Inpaint
 from asyncdiff.tasks.photos import read_photo, to_bytes, to_model
+from asyncdiff.training import PredictSettings
 
 
 def module(**options) -> AsyncDiffusion:
-    sampler = Sampler(steps=2)
-    return AsyncDiffusion(small_dit(classes=3), sampler=sampler, image_size=8, predict_batch_size=2, **options)
+    predict = PredictSettings(batch_size=2, **options)
+    return AsyncDiffusion(small_dit(classes=3), sampler=Sampler(steps=2), image_size=8, predict=predict)
 
 
 def predict(model, root, writer=None):
@@ -29,7 +30,7 @@ def names(folder):
 
 
 def test_predictions_are_the_images_of_their_seeds(tmp_path):
-    model = module(predict_count=5)
+    model = module(count=5)
     drawn = torch.cat(predict(model, tmp_path))
     assert names(tmp_path / "predictions") == [f"{i:06d}_class{i % 3}.png" for i in range(5)]
     expected = model.generate(range(5), [0, 1, 2, 0, 1])
@@ -40,10 +41,10 @@ def test_predictions_are_the_images_of_their_seeds(tmp_path):
 
 
 def test_a_second_run_is_numbered_and_a_given_folder_refused(tmp_path):
-    model = module(predict_count=1)
+    model = module(count=1)
     predict(model, tmp_path)
     before = (tmp_path / "predictions" / "000000_class0.png").read_bytes()
-    model.predict_labels = [2]
+    model.predict = PredictSettings(count=1, labels=[2])
     predict(model, tmp_path)
     assert names(tmp_path / "predictions-2") == ["000000_class2.png"]
     assert (tmp_path / "predictions" / "000000_class0.png").read_bytes() == before
@@ -54,7 +55,7 @@ def test_a_second_run_is_numbered_and_a_given_folder_refused(tmp_path):
 def test_a_task_has_its_own_folder_and_a_sheet(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    model = module(predict_count=3, task=Inpaint(str(tmp_path / "photo.png"), "half"))
+    model = module(count=3, task=Inpaint(str(tmp_path / "photo.png"), "half"))
     predict(model, tmp_path)
     folder = tmp_path / "predictions" / "inpaint"
     assert names(folder) == [*(f"photo_seed{i}.png" for i in range(3)), "sheet.png"]
@@ -67,7 +68,7 @@ def test_a_task_has_its_own_folder_and_a_sheet(tmp_path):
 
 
 def test_processes_share_the_requests_without_overlap(tmp_path, monkeypatch):
-    model = module(predict_count=5)
+    model = module(count=5)
     every = [request.seed for request in model.predict_requests()]
     model.trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
     shares = []

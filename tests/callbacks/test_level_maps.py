@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
 from asyncdiff.noise.level_samplers import SumBeta
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
 def trained(folder, callbacks):
-    module = AsyncDiffusion(small_dit(), SumBeta(), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(), SumBeta(), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
     logger = TensorBoardLogger(folder, name="", version="")
     trainer = quiet_trainer(folder, max_steps=2, logger=logger, callbacks=callbacks)
     trainer.fit(module, datamodule=Digits(batch_size=32))

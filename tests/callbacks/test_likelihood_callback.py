@@ -14,6 +14,7 @@ from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
@@ -21,7 +22,7 @@ PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    module = AsyncDiffusion(small_dit(patch_size=4), image_size=8, warmup_steps=1)
+    module = AsyncDiffusion(small_dit(patch_size=4), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
     plain = Likelihood(PATHS, count=20, points=3, batch_size=8)
     half = Likelihood({"async": AsyncPatch()}, count=20, points=3, mask=Half(), labels=False, name="half")
     root = tmp_path_factory.mktemp("likelihood")

@@ -17,6 +17,7 @@ from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import IndexedLevels, level_map
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 BATCH = 479  # a third of the digits: epochs of three batches
@@ -116,7 +117,9 @@ class Rows(Logger):
 
 
 def module(kind=Timed, **options):
-    return kind(small_dit(**options), sampler=Sampler(steps=2), image_size=8, warmup_steps=1)
+    return kind(
+        small_dit(**options), sampler=Sampler(steps=2), image_size=8, optimizer=OptimizerSettings(warmup_steps=1)
+    )
 
 
 def trainer(tmp_path, callbacks, **options):

@@ -40,8 +40,8 @@ model:
     class_path: asyncdiff.sampling.Sampler
     init_args: {steps: 2, solver: {class_path: asyncdiff.sampling.DDIM}}
   image_size: 8
-  learning_rate: 1.0e-3
-  warmup_steps: 2
+  optimizer:
+    {learning_rate: 1.0e-3, warmup_steps: 2}
   seed: ${seed_everything}
 trainer:
   default_root_dir: run
@@ -141,20 +141,20 @@ def test_values_flow_through_files_overrides_and_environment(printed, monkeypatc
         "vars: {width: 64}\n"
         "model:\n"
         '  network: {init_args: {dim: "${vars.width}", depth: "${oc.env:ASYNCDIFF_TEST_DEPTH,3}"}}\n'
-        "  warmup_steps: ${trainer.max_steps}\n"
+        "  optimizer: {warmup_steps: '${trainer.max_steps}'}\n"
         "trainer:\n"
         "  callbacks+: [{class_path: asyncdiff.callbacks.Throughput}]\n"
     )
     args = ["fit", "--config", "experiment.yaml", "--config", "wider.yaml", "--data.init_args.batch_size", "16"]
-    args += ["--seed_everything", "3", "--trainer.max_steps", "7", "--model.learning_rate", "0.01"]
+    args += ["--seed_everything", "3", "--trainer.max_steps", "7", "--model.optimizer.learning_rate", "0.01"]
     args += ["--trainer.callbacks+=asyncdiff.callbacks.LossByLevel"]
     config, _ = printed(*args)
     network = config["model"]["network"]["init_args"]
     assert (network["dim"], network["depth"], network["classes"]) == (64, 3, 10)
     assert config["vars"] == {"dim": 32, "width": 64}
     assert config["data"]["init_args"]["batch_size"] == 16
-    assert config["model"]["warmup_steps"] == 7
-    assert config["model"]["learning_rate"] == 0.01
+    optimizer = config["model"]["optimizer"]
+    assert (optimizer["warmup_steps"], optimizer["learning_rate"], optimizer["weight_decay"]) == (7, 0.01, 0.0)
     assert [config["data"]["init_args"]["seed"], config["model"]["seed"]] == [3, 3]
     classes = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
     assert classes == ["EMA", "ModelCheckpoint", "Throughput", "LossByLevel"]
@@ -193,7 +193,8 @@ def test_every_subcommand_has_help(command, capsys):
         ("trainer:\n", "trainr:\n", 22, "trainr", "trainer"),
         ("seed_everything: 0", "sed_everything: 0", 2, "sed_everything", "seed_everything"),
         ("seed_everything: 0", "seed_everything: 0\nmax_steps: 3", 3, "max_steps", "trainer.max_steps"),
-        ("  learning_rate", "  learning_rat", 19, "model.learning_rat", "model.learning_rate"),
+        ("{learning_rate", "{learning_rat", 20, "model.optimizer.learning_rat", "model.optimizer.learning_rate"),
+        ("  optimizer", "  optimiser", 19, "model.optimiser", "model.optimizer"),
         ("max_steps", "max_step", 25, "trainer.max_step", "trainer.max_steps"),
         ("patch_size", "patchsize", 10, "model.network.init_args.patchsize", "patch_size"),
         ("spread", "spred", 14, "model.levels.init_args.path.init_args.spred", "spread"),
@@ -243,7 +244,7 @@ def test_a_misspelled_class_is_reported_with_its_location_and_a_suggestion(right
     ("argv", "key", "meant"),
     [
         (["--trainer.max_step", "3"], "--trainer.max_step", "--trainer.max_steps"),
-        (["--model.learning_rat=3"], "--model.learning_rat", "--model.learning_rate"),
+        (["--model.optimizer.learning_rat=3"], "--model.optimizer.learning_rat", "--model.optimizer.learning_rate"),
         (["--sed_everything", "3"], "--sed_everything", "--seed_everything"),
         (["--data.init_args.batchsize", "3"], "--data.init_args.batchsize", "batch_size"),
         (["--model.network.init_args.dept", "3"], "--model.network.init_args.dept", "depth"),
@@ -269,7 +270,7 @@ def test_a_misspelled_option_is_reported_with_a_suggestion(argv, key, meant, ref
 @pytest.mark.parametrize(
     ("old", "new", "place", "reason"),
     [
-        ("1.0e-3", "fast", "19: model.learning_rate", "must be float, got fast"),
+        ("1.0e-3", "fast", "20: model.optimizer.learning_rate", "must be float, got fast"),
         ("spread: 1.0", "spread: far", "14: model.levels.init_args.path.init_args.spread", "must be float, got far"),
         (
             "${vars.dim}",
@@ -399,7 +400,7 @@ def test_a_class_of_the_wrong_type_is_reported_with_alternatives(refused):
 
 
 def test_errors_name_the_last_file_that_sets_the_key(refused):
-    Path("more.yaml").write_text("model:\n  learning_rate: fast\n")
+    Path("more.yaml").write_text("model:\n  optimizer: {learning_rate: fast}\n")
     assert refused("fit", "--config", "experiment.yaml", "--config", "more.yaml").startswith("more.yaml:2: ")
 
 
@@ -434,7 +435,7 @@ def test_invalid_command_lines_are_reported_in_one_line(args, message, refused):
     ("args", "message"),
     [
         (["--model.image_size", "1"], "images must be at least as large as a patch"),
-        (["--model.learning_rate", "-1"], "learning_rate must be positive"),
+        (["--model.optimizer.learning_rate", "-1"], "optimizer.learning_rate must be positive"),
         (["--data.init_args.batch_size", "0"], "batch_size must be at least 1"),
         (["--data.init_args.batch_size", "5000"], "batch_size must leave at least one batch"),
         (["--trainer.callbacks+=asyncdiff.callbacks.EMA", "--trainer.callbacks.decay", "2"], "decay must lie in"),
@@ -469,8 +470,8 @@ def test_an_error_raised_by_another_package_is_a_bug(monkeypatch):
 
 def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):
     monkeypatch.setenv("ASYNCDIFF_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="learning_rate must be positive"):
-        main(["fit", "--config", "experiment.yaml", "--model.learning_rate", "-1"])
+    with pytest.raises(ValueError, match="optimizer.learning_rate must be positive"):
+        main(["fit", "--config", "experiment.yaml", "--model.optimizer.learning_rate", "-1"])
 
 
 def test_a_user_error_in_a_data_worker_is_recognized():
@@ -513,11 +514,12 @@ def test_a_fit_prints_where_its_results_are_and_can_be_repeated(run_command, ref
 def test_a_resumed_fit_uses_the_command_line_and_saves_no_absolute_paths(run_command):
     folder = ["--trainer.default_root_dir", f"{Path.cwd()}/run/"]  # as a shell completes it
     run_command("fit", "--config", "experiment.yaml", *folder)
-    args = [*folder, "--ckpt_path", "last", "--trainer.max_steps", "3", "--model.learning_rate", "5e-4"]
-    args += ["--model.betas", "[0.8,0.95]", "--model.weight_decay", "0.1", "--model.warmup_steps", "8"]
+    args = [*folder, "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    args += ["--model.optimizer", "{learning_rate: 5e-4, betas: [0.8, 0.95]}"]
+    args += ["--model.optimizer.weight_decay", "0.1", "--model.optimizer.warmup_steps", "8"]
     cli = run_command("fit", "--config", "experiment.yaml", *args)
     assert cli.trainer.global_step == 3
-    assert cli.model.learning_rate == 5e-4
+    assert cli.model.optimizer.learning_rate == 5e-4
     group = cli.trainer.optimizers[0].param_groups[0]
     assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.1)
     assert group["lr"] == pytest.approx(5e-4 * 4 / 8)  # of the fourth step
@@ -537,7 +539,7 @@ def test_metrics_of_test_are_logged_at_the_step_of_the_checkpoint(run, run_comma
 def test_predict_and_validate_can_use_the_last_checkpoint(run, run_command):
     saved = Path("run/config.yaml").read_text()
     assert yaml.safe_load(saved)["auto_resume"] is False  # although the command line says true
-    args = ["--ckpt_path", "last", "--model.predict_count", "4"]
+    args = ["--ckpt_path", "last", "--model.predict.count", "4"]
     for command in ("predict", "validate"):
         cli = run_command(command, "--config", "run/config.yaml", *args)
         assert Path(cli.config[command].ckpt_path) == Path("run/checkpoints/last.ckpt")

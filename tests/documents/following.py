@@ -28,7 +28,7 @@ SMALLER_BY_COMMAND = {
     "texture": ["--size", "64x72"],
     "fit": SMALLER,
     "test": ["--trainer.limit_test_batches", "2", "--trainer.accelerator", "cpu"],
-    "predict": ["--model.predict_count", "2", "--trainer.accelerator", "cpu"],
+    "predict": ["--model.predict.count", "2", "--trainer.accelerator", "cpu"],
 }
 LAUNCHERS = ("torchrun", "srun")  # programs that start other programs
 ENDLESS = ("serve",)

@@ -29,7 +29,7 @@ model:
     init_args: {channels: 1, patch_size: 2, dim: 32, depth: 2, heads: 2, classes: 10, dropout: 0.1}
   levels: {class_path: asyncdiff.noise.AlongPath, init_args: {path: {class_path: asyncdiff.noise.AsyncPatch}}}
   image_size: 8
-  warmup_steps: 20
+  optimizer: {warmup_steps: 20}
 trainer:
   default_root_dir: run
   accelerator: cpu

@@ -15,6 +15,7 @@ from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.tasks import Autoregress
+from asyncdiff.training import PredictSettings
 from datamodules import Digits
 
 
@@ -40,8 +41,8 @@ def main(processes: int, out: str) -> None:
     trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
     losses = {name: value.item() for name, value in trainer.callback_metrics.items()}
 
-    module.predict_count, module.predict_batch_size = 5, 2
-    module.task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
+    task = Autoregress("shuffled", overlap=0.5, steps_per_patch=2)
+    module.predict = PredictSettings(task, count=5, batch_size=2)
     written = Path(out).parent / f"predicted{processes}"
     writing = quiet_trainer(folder, callbacks=[ImageWriter(str(written))], **strategy)
     writing.predict(module, return_predictions=False)

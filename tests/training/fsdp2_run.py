@@ -15,6 +15,7 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet, Likelihood, SampleGrid, Throughput
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 STEPS, HALF = 4, 2
@@ -30,7 +31,7 @@ def network(name: str) -> nn.Module:
 
 
 def module(name: str, **options) -> AsyncDiffusion:
-    defaults = {"sampler": Sampler(steps=2), "image_size": 8, "warmup_steps": 2, "learning_rate": 1e-2}
+    defaults = {"sampler": Sampler(steps=2), "image_size": 8, "optimizer": OptimizerSettings(1e-2, warmup_steps=2)}
     return AsyncDiffusion(network(name), **defaults, **options)
 
 

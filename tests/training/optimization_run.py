@@ -9,6 +9,7 @@ from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA
+from asyncdiff.training import OptimizerSettings
 from asyncdiff.training.fsdp2 import local_shard
 from datamodules import Digits
 
@@ -40,8 +41,9 @@ class Poison(Callback):
         )
 
 
-def model(**options) -> AsyncDiffusion:
-    return AsyncDiffusion(small_dit(), image_size=8, **{"learning_rate": 1e-2, "warmup_steps": 100, **options})
+def model(stop_after: int = 10, seed: int = 0) -> AsyncDiffusion:
+    optimizer = OptimizerSettings(learning_rate=1e-2, warmup_steps=100, stop_after_bad_steps=stop_after)
+    return AsyncDiffusion(small_dit(), image_size=8, optimizer=optimizer, seed=seed)
 
 
 def fit(
@@ -56,7 +58,7 @@ def fit(
 def main(strategy: str, folder: Path) -> None:
     options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "gradient_clip_val": 1.0}
     poison = Poison({1, 3, 4}, rank=1)
-    module, ema = model(stop_after_bad_steps=2), EMA(0.9)
+    module, ema = model(stop_after=2), EMA(0.9)
     error, rank = "", -1
     try:
         fit(folder, module, [ema, poison], 8, **options)

@@ -18,6 +18,7 @@ from asyncdiff.noise.level_samplers import Shared
 from asyncdiff.noise.processes import CosineVP, LinearVP
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.sampling.solvers import Heun
+from asyncdiff.training import OptimizerSettings
 from asyncdiff.training.compatibility import check_weights, differences, record_latents
 from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Digits
@@ -137,15 +138,13 @@ def test_weights_are_evaluated_only_in_the_same_model(file, tmp_path):
 def test_arguments_that_do_not_affect_the_weights_may_change(file, tmp_path):
     other = model(
         {"dropout": 0.1, "checkpointing": True},
-        learning_rate=3e-5,
-        betas=(0.8, 0.9),
+        optimizer=OptimizerSettings(learning_rate=3e-5, betas=(0.8, 0.9), warmup_steps=5),
         levels=Shared(),
         weighting=Sigmoid(1.0),
         sampler=Sampler(solver=Heun(), steps=3),
         label_dropout=0.3,
         level_values=0,
         seed=3,
-        warmup_steps=5,
     )
     assert fit(tmp_path, file, other).global_step == 3
 

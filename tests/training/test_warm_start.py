@@ -7,6 +7,7 @@ import torch
 from small_runs import quiet_trainer, small_dit
 
 from asyncdiff.noise.processes import CosineVP
+from asyncdiff.training import OptimizerSettings
 from asyncdiff.training.lightning_module import AsyncDiffusion
 from asyncdiff.training.warm_start import load_pretrained
 from datamodules import Digits
@@ -35,7 +36,7 @@ def report(caplog):
 
 
 def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
-    fresh = model(1, pretrained=str(file), learning_rate=1e-12)
+    fresh = model(1, pretrained=str(file), optimizer=OptimizerSettings(learning_rate=1e-12))
     start = AsyncDiffusion.load_from_checkpoint(file).state_dict()
     raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()
     run = quiet_trainer(tmp_path, max_steps=1)
@@ -49,7 +50,7 @@ def test_a_fit_starts_from_the_ema_weights(file, tmp_path, report):
 
 def test_a_resumed_run_keeps_its_own_weights(file, tmp_path):
     """The pretrained file may even be gone."""
-    again = model(2, pretrained=str(tmp_path / "gone.ckpt"), learning_rate=1e-12)
+    again = model(2, pretrained=str(tmp_path / "gone.ckpt"), optimizer=OptimizerSettings(learning_rate=1e-12))
     run = quiet_trainer(tmp_path, max_steps=3)
     run.fit(again, datamodule=Digits(batch_size=32), ckpt_path=file, weights_only=True)
     raw = AsyncDiffusion.load_from_checkpoint(file, weights="raw").state_dict()

@@ -1,0 +1,64 @@
+"""Settings of the optimizer and of predict: what is refused, and how `predict` uses its own."""
+
+import pytest
+import torch
+from small_runs import small_dit
+
+from asyncdiff import AsyncDiffusion
+from asyncdiff.checkpoints.object_config import build, describe
+from asyncdiff.sampling.samplers import Sampler
+from asyncdiff.tasks import Generate
+from asyncdiff.training import OptimizerSettings, PredictSettings
+
+
+def model(**options):
+    predict = PredictSettings(**options)
+    return AsyncDiffusion(small_dit(classes=0), sampler=Sampler(steps=2), image_size=4, predict=predict)
+
+
+def test_seeds_may_be_listed():
+    assert [request.seed for request in model(count=3).predict_requests()] == [0, 1, 2]
+    named = model(seeds=[9, 2], count=3)
+    assert [request.seed for request in named.predict_requests()] == [9, 2]
+    (batch,) = named.predict_dataloader()
+    assert torch.equal(named.eval().predict_step(batch, 0), named.generate(seeds=[9, 2]))
+
+
+@pytest.mark.parametrize("seeds", [[], [3, 3], [-1]])
+def test_seeds_must_be_distinct_integers(seeds):
+    with pytest.raises(ValueError, match="predict.seeds must be distinct integers of at least 0, got"):
+        PredictSettings(seeds=seeds)
+
+
+@pytest.mark.parametrize("name", ["count", "batch_size"])
+def test_counts_of_images_must_be_positive(name):
+    with pytest.raises(ValueError, match=f"predict.{name} must be at least 1, got 0: set the number of images"):
+        PredictSettings(**{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("learning_rate", 0.0, "positive, got 0.0: use 1e-4"),
+        ("learning_rate", float("inf"), "positive, got inf"),
+        ("learning_rate", float("nan"), "positive, got nan"),
+        ("betas", (0.9, 1.0), r"two numbers in \[0, 1\), got \[0.9, 1.0\]: use \[0.9, 0.99\]"),
+        ("betas", (0.9,), r"two numbers in \[0, 1\), got \[0.9\]"),
+        ("weight_decay", -0.1, "at least 0, got -0.1"),
+        ("warmup_steps", -1, "at least 0, got -1"),
+        ("stop_after_bad_steps", -1, "at least 0, got -1: use 10, or 0 to never stop"),
+    ],
+)
+def test_optimizer_settings_out_of_range_are_refused(name, value, rule):
+    with pytest.raises(ValueError, match=f"optimizer.{name} must be {rule}"):
+        OptimizerSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings", [OptimizerSettings(betas=(0.5, 0.9), warmup_steps=3), PredictSettings(Generate("8x8"), seeds=[1])]
+)
+def test_settings_are_described_and_rebuilt(settings):
+    described = describe(settings)
+    assert described["class_path"] == f"asyncdiff.training.{type(settings).__name__}"
+    assert describe(build(described)) == described
+    assert build(describe(OptimizerSettings(betas=[0.5, 0.9]))).betas == (0.5, 0.9)
