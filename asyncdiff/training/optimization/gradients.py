@@ -60,7 +60,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], device: torch.device) ->
     where = nonfinite[0] if nonfinite else "another process's shard"
     raise ValueError(
         f"weights must be finite to be saved, got NaN or infinity in {where}: resume from an earlier checkpoint "
-        "with a lower learning_rate or gradient_clip_val"
+        "with a lower optimizer.learning_rate or gradient_clip_val"
     )
 
 

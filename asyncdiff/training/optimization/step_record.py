@@ -71,7 +71,8 @@ class StepRecord:
             dump = f"no file could be written ({error})"
         raise ValueError(
             f"loss and gradients must be finite, got NaN or infinity in {in_a_row} steps in a row up to step "
-            f"{self.step}: {dump}; lower learning_rate, inspect the images of this step, or raise stop_after_bad_steps"
+            f"{self.step}: {dump}; lower optimizer.learning_rate, inspect the images of this step, or raise "
+            "optimizer.stop_after_bad_steps"
         )
 
     def _describe(self, module: nn.Module, files: Callable[[Sequence[int]], Sequence[str] | None]) -> dict[str, Any]:
