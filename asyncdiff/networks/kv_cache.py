@@ -9,6 +9,8 @@ from torch import Tensor
 from asyncdiff.networks.attention import Attention, Rotations, Tokens
 from asyncdiff.shapes import KnownPatches, upsampled_to
 
+Outputs = Float[Tensor, "b n features"]
+
 
 @dataclass
 class SelectedTokens:
@@ -17,17 +19,20 @@ class SelectedTokens:
     Attributes:
         index: token indices; images with fewer than m tokens repeat their first one.
         valid: False for images in which no token is computed.
+        output: last output of the network for every token.
     """
 
     index: Int64[Tensor, "b m"]
     valid: Bool[Tensor, " b"]
+    output: Outputs
 
     def gather(self, tokens: Float[Tensor, "b n dim"]) -> Tokens:
         """Return the selected tokens."""
         return tokens.gather(1, self.index[:, :, None].expand(-1, -1, tokens.shape[2]))
 
-    def scatter(self, old: Float[Tensor, "b n dim"], new: Tokens) -> Float[Tensor, "b n dim"]:
-        """Return a copy of `old` with the selected tokens replaced by `new`."""
+    def with_output(self, new: Float[Tensor, "b m features"]) -> Outputs:
+        """Return the outputs of all tokens: `new` for the selected ones, the last output for the others."""
+        old = self.output
         index = self.index[:, :, None].expand(-1, -1, old.shape[2])
         return old.scatter(1, index, torch.where(self.valid[:, None, None], new.to(old.dtype), old.gather(1, index)))
 
@@ -67,9 +72,9 @@ class KVCache:
     def begin(self, tokens: tuple[int, int]) -> SelectedTokens | None:
         """Return the tokens to compute in a new evaluation on this grid (those of moving patches), or None for all.
 
-        If all tokens are to be computed, the cached keys and values are dropped.
+        If all tokens are to be computed, as in the first evaluation, the cached keys and values are dropped.
         """
-        if self.moving is None:
+        if self.moving is None or self.output is None:
             self.states = []
             return None
         moving = upsampled_to(self.moving, tokens, "moving").flatten(1)
@@ -78,7 +83,8 @@ class KVCache:
         # A stable sort puts the moving tokens of an image first, in raster order.
         order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :max_count]
         position = torch.arange(max_count, device=order.device).expand_as(order)
-        return SelectedTokens(torch.where(position < counts[:, None], order, order[:, :1]), counts > 0)
+        index = torch.where(position < counts[:, None], order, order[:, :1])
+        return SelectedTokens(index, counts > 0, self.output)
 
     def attend(
         self,
@@ -107,10 +113,7 @@ class KVCache:
             selected.update(self.states[block], torch.stack([k, v]))
         return attention.output(q, *self.states[block].to(q.dtype))
 
-    def finish(
-        self, output: Float[Tensor, "b m features"], selected: SelectedTokens | None
-    ) -> Float[Tensor, "b n features"]:
+    def finish(self, output: Float[Tensor, "b m features"], selected: SelectedTokens | None) -> Outputs:
         """Finish an evaluation: store `output` for the selected tokens, and return the outputs of all tokens."""
-        assert selected is None or self.output is not None, "the first evaluation computes all tokens"
-        self.output = output if selected is None or self.output is None else selected.scatter(self.output, output)
+        self.output = output if selected is None else selected.with_output(output)
         return self.output

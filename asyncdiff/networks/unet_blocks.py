@@ -1,5 +1,6 @@
 """Building blocks of the U-Net. Images are in channels_last memory, so that viewing pixels as tokens copies nothing."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from asyncdiff.shapes import upsampled_to
 Features = Float[Tensor, "b c h w"]
 Skipped = Float[Tensor, "b more h w"]
 Outputs = Float[Tensor, "b outputs h w"]
+Resized = Float[Tensor, "b c new_h new_w"]
 
 
 def pixels_to_tokens(x: Features) -> Tokens:
@@ -99,8 +101,8 @@ class ResidualBlock(nn.Module):
         return self.attention(self.skip(x).to(x.dtype) + h)
 
 
-class Downsample(nn.Module):
-    """Downsampling by two: the mean of every 2x2 pixels, followed by a convolution.
+class Resample(nn.Module, ABC):
+    """Resizing by a factor of two, followed by a convolution.
 
     Args:
         channels: number of input and output channels.
@@ -110,25 +112,30 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Features) -> Float[Tensor, "b c h//2 w//2"]:
-        """Return the resized features, in the precision of `x`."""
-        return self.conv(F.avg_pool2d(x, 2)).to(x.dtype)
+    @staticmethod
+    @abstractmethod
+    def resize(x: Features) -> Resized:
+        """Return the resized features."""
+
+    def forward(self, x: Features) -> Resized:
+        """Return the resized features after the convolution, in the precision of `x`."""
+        return self.conv(self.resize(x)).to(x.dtype)
 
 
-class Upsample(nn.Module):
-    """Upsampling by two: nearest neighbor, followed by a convolution.
+class Downsample(Resample):
+    """Downsampling by two: the mean of every 2x2 pixels, followed by a convolution."""
 
-    Args:
-        channels: number of input and output channels.
-    """
+    @staticmethod
+    def resize(x: Features) -> Resized:
+        return F.avg_pool2d(x, 2)
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Features) -> Float[Tensor, "b c 2*h 2*w"]:
-        """Return the resized features, in the precision of `x`."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")).to(x.dtype)
+class Upsample(Resample):
+    """Upsampling by two: nearest neighbor, followed by a convolution."""
+
+    @staticmethod
+    def resize(x: Features) -> Resized:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Trunk(nn.Module):

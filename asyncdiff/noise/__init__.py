@@ -6,6 +6,7 @@ it.
 """
 
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomMasks, RandomRegions
+from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import BlockwiseField, Field, IndependentField, PerlinField
 from asyncdiff.noise.level_samplers import (
     AlongPath,
@@ -48,6 +49,7 @@ __all__ = [
     "CosineVP",
     "Curve",
     "CustomOrder",
+    "Distribution",
     "Extreme",
     "Field",
     "Floored",

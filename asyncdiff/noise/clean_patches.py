@@ -1,11 +1,11 @@
 """Random sets of clean patches for training a network to inpaint and outpaint (see `WithCleanPatches`)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 
 from asyncdiff.checks import within
+from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import Field, PerlinField
 from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import RandomSource
@@ -14,12 +14,8 @@ from asyncdiff.shapes import KnownPatches
 MASK_SEED_COUNT = 2**20  # number of different masks drawn from a random `Mask`
 
 
-class CleanPatches(ABC):
-    """Distribution over sets of clean (known) patches."""
-
-    @abstractmethod
-    def sample(self, source: RandomSource) -> KnownPatches:
-        """Draw one set of patches per image, True = known; all randomness must come from `source`."""
+class CleanPatches(Distribution[KnownPatches]):
+    """Distribution over sets of clean patches, True = known."""
 
 
 class RandomBoxes(CleanPatches):

@@ -1,38 +1,22 @@
 """Random fields on the patch grid with values in [-1, 1], which set how noise levels vary within one image."""
 
 import math
-from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.checks import at_least
-from asyncdiff.randomness import Generators, RandomSource
+from asyncdiff.noise.distribution import Distribution
+from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import LevelMap
 
 
-class Field(ABC):
+class Field(Distribution[LevelMap]):
     """Random field u on the patch grid with marginal U(-1, 1) at every patch.
 
     Fields differ only in the dependence between patches. `AsyncPatch` maps them to levels.
     """
-
-    def __call__(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> LevelMap:
-        """Draw `batch` fields on a grid of (gh, gw) patches."""
-        return self.sample(RandomSource(batch, grid, generator, device, dtype))
-
-    @abstractmethod
-    def sample(self, source: RandomSource) -> LevelMap:
-        """Draw one field per image; all randomness must come from `source`."""
 
 
 class IndependentField(Field):

@@ -5,7 +5,6 @@ is always clean and t = 1 is noise; papers with the opposite convention are conv
 """
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least, positive, within
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
+from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import IndependentField, PerlinField
 from asyncdiff.noise.paths import AsyncPatch, Floored, Path, Synchronous, check_path
 from asyncdiff.noise.progress_samplers import ProgressSampler, UniformProgress
-from asyncdiff.randomness import Generators, RandomSource
+from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import IndexedLevels, KnownPatches, LevelMap, Levels, Progress, level_map
 
 PAPER = "omit it to use the paper's value"
@@ -69,7 +69,7 @@ class LevelDraw:
         return replace(self, levels=IndexedLevels(values, index), slope=None)
 
 
-class LevelSampler(ABC):
+class LevelSampler(Distribution[LevelDraw]):
     """Distribution over level maps; each training step draws from it.
 
     Subclasses define `sample`.
@@ -91,23 +91,7 @@ class LevelSampler(ABC):
     t_min: float = 0.0
     progress_sampler: ProgressSampler = UniformProgress()
 
-    def __call__(
-        self,
-        batch: int,
-        grid: tuple[int, int],
-        *,
-        generator: Generators = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> LevelDraw:
-        """Draw level maps for `batch` images on a grid of (gh, gw) patches."""
-        return self.sample(RandomSource(batch, grid, generator, device, dtype))
-
-    @abstractmethod
-    def sample(self, source: RandomSource) -> LevelDraw:
-        """Draw one level map per image; all randomness must come from `source`."""
-
-    def check(self, grid: tuple[int, int]) -> None:  # noqa: B027  most samplers work on every grid
+    def check(self, grid: tuple[int, int]) -> None:
         """Raise ValueError if the sampler cannot draw valid maps on `grid`."""
 
 

@@ -27,7 +27,7 @@ class PartialUpdates:
         margin: between refreshes, also recompute patches within this many patches of a moving one.
 
     Attributes:
-        moving: patches that the next evaluations must predict; setting it counts a step.
+        moving: patches that the next evaluations must predict, None at first for all; setting it counts a step.
     """
 
     def __init__(self, denoiser: DenoiserLike, refresh: int, margin: int = 0):
@@ -47,7 +47,7 @@ class PartialUpdates:
 
     @property
     def moving(self) -> KnownPatches | None:
-        """Patches that the next evaluations must predict."""
+        """Patches that the next evaluations must predict; None means all."""
         return self._moving
 
     @moving.setter
@@ -77,13 +77,11 @@ class PartialUpdates:
 
     def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Return the prediction, freshly computed for moving patches and cached for the others."""
-        assert self._moving is not None, "samplers call Start.set_moving before they evaluate"
         levels = level_map(t)
-        branches = len(x_t) // len(self._moving)
-        moving = self._moving.repeat(branches, 1, 1)
-        if self._refresh_next or self._t is None or len(self._t) != len(levels):
+        if self._refresh_next or self._moving is None or self._t is None or len(self._t) != len(levels):
             self._kv_cache.moving = None
         else:  # patches that moved in the last step must be computed at their new level
+            moving = self._moving.repeat(len(levels) // len(self._moving), 1, 1)
             self._kv_cache.moving = self._dilate(moving) | (levels != self._t)
         self._refresh_next, self._t = False, levels
         return self.denoiser(x_t, t, label, kv_cache=self._kv_cache)
