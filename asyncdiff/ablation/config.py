@@ -149,14 +149,14 @@ class Ablation:
 
 
 def _with_current_keys(file: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Replace keys of earlier versions in the settings, with a warning."""
+    """Replace keys of earlier versions in axes and settings, with a warning."""
     replaced: dict[str, str] = {}
     try:
-        content = update_keys(content, replaced)
+        current = {key: update_keys(content[key], replaced) for key in ("axes", "set") if key in content}
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     warn_of_old_names(replaced)
-    return content
+    return content | current
 
 
 def _parse_variants(where: str, axis: Any, value: Any, here: Path) -> dict[str, Change]:

@@ -98,6 +98,20 @@ def test_variants_override_common_settings_and_later_axes_override_earlier_ones(
     assert [trial.settings["model.optimizer.learning_rate"] for trial in trials] == [2.0, 1.0]
 
 
+def test_earlier_keys_name_the_same_trials_with_a_warning(tmp_path, capsys):
+    def read(rate: str, steps: str, **changes) -> list:
+        axes = {rate: [0.001, 0.002], "b": {"y": ["saving.yaml", {steps: 7}]}}
+        return Ablation.read(write_ablation(tmp_path, axes=axes, set={steps: 5}, **changes)).trials()
+
+    earlier = read("model.learning_rate", "model.warmup_steps")
+    assert "model.learning_rate is now model.optimizer.learning_rate" in capsys.readouterr().err
+    assert earlier == read("model.optimizer.learning_rate", "model.optimizer.warmup_steps")
+    assert earlier[0].settings["model.optimizer.warmup_steps"] == 7
+    both = {"model.betas": 1, "model.optimizer.betas": 2}
+    with pytest.raises(ValueError, match=r"small.yaml: model.betas is an earlier name of .* got 1 and 2: remove"):
+        Ablation.read(write_ablation(tmp_path, set=both))
+
+
 def test_run_directories_are_ignored_in_comparisons():
     one = comparable_config(
         {"trainer": {"default_root_dir": "/a", "max_steps": 3}, "callbacks": ["/a/checkpoints"]}, "/a"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from asyncdiff.ablation.collect import find_runs, select_comparable, select_metrics
+from asyncdiff.ablation.collect import compare_settings, find_runs, select_comparable, select_metrics
 from asyncdiff.cli.commands import report
 from asyncdiff.evaluation.figures.sweep_figures import _align_curves, dots_figure
 
@@ -54,6 +54,19 @@ def write_report(runs: Path, *argv: str) -> tuple[str, str, dict]:
     report.main([str(runs), *argv])
     folder = runs / "report"
     return tuple(read((folder / f"report.{end}").read_text()) for end, read in KINDS)  # type: ignore[return-value]
+
+
+def test_records_with_earlier_keys_are_compared_with_new_ones(tmp_path):
+    earlier = {"learning_rate": 0.1, "betas": [0.9, 0.99], "predict_count": 4}
+    now = {"optimizer": {"learning_rate": 0.2, "betas": [0.9, 0.99]}, "predict": {"count": 4}}
+    for name, rate, model in (("a", "model.learning_rate", earlier), ("b", "model.optimizer.learning_rate", now)):
+        config = {"model": model, "trainer": {}, "data": {}}
+        write_run(tmp_path / "out" / name, [1.0], variants={rate: name}, config=config)
+    runs = find_runs([tmp_path / "out"])
+    assert {tuple(run.record["variants"]) for run in runs} == {("model.optimizer.learning_rate",)}
+    same, differing = compare_settings(runs)
+    assert differing == ["model.optimizer.learning_rate"]
+    assert same["model.predict.count"] == 4
 
 
 KINDS = (("md", str), ("html", str), ("json", json.loads))

@@ -1,6 +1,8 @@
 """Command line of train.py: layered files, one-line errors, and protected runs."""
 
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from asyncdiff.cli.errors import user_error_message
 from asyncdiff.cli.errors.suggestions import nearest_class_path
 from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main, make_portable
 from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.training import OptimizerSettings, PredictSettings
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 torch.set_num_threads(1)
@@ -182,6 +185,16 @@ def test_every_subcommand_has_help(command, capsys):
         main([*command, "--help"])
     assert stopped.value.code == 0
     assert "--config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "section"), [("optimizer", OptimizerSettings), ("predict", PredictSettings)])
+def test_help_explains_every_setting(name, section, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for setting in dataclasses.fields(section):
+        option, metavar = rf"--model\.{name}\.{setting.name}", r"[A-Z\[][\w\]\[+,. -]*"
+        assert re.search(rf"{option} {metavar} [a-z][^(]{{8,}}\(type: ", text), setting.name
 
 
 # Mistakes in them
