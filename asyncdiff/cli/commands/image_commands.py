@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncdiff import tasks
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
+from asyncdiff.cli import trusted_packages
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
 from asyncdiff.tasks.output_folders import check_output_folder
@@ -76,22 +77,22 @@ class DrawArguments:
     """Checked arguments of an image command.
 
     Attributes:
-        command: key of `COMMANDS`.
-        argv: arguments after the command name.
+        argv: command line that repeats the command, without its output folder.
         options: values of the options.
         task: task built from the options.
         seeds: different random seeds.
         labels: class labels; an empty list means unconditional, None the task's default.
         checkpoint: existing checkpoint or export.
+        run: directory of the run.
     """
 
-    command: str
     argv: Sequence[str]
     options: Any
     task: tasks.Task
     seeds: list[int]
     labels: list[int] | None
     checkpoint: Path
+    run: Path
 
     @classmethod
     def parse(cls, command: str, argv: Sequence[str]) -> "DrawArguments":
@@ -126,12 +127,8 @@ class DrawArguments:
         if options.output is not None:
             check_output_folder(options.output, explicit=True)
         task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
-        return cls(command, argv, options, task, seeds, labels, checkpoint)
-
-    @property
-    def run(self) -> Path:
-        """Directory of the run."""
-        return run_directory_of(self.checkpoint)
+        repeated = [command, *split_option(argv, "--output")[0], *trusted_packages.option_argv()]
+        return cls(repeated, options, task, seeds, labels, checkpoint, run_directory_of(checkpoint))
 
 
 def main(command: str, argv: Sequence[str]) -> None:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.command_parser import split_option
 from asyncdiff.cli.commands.shared.options import with_arguments
 from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
@@ -118,6 +116,7 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
     """
     options, task = arguments.options, arguments.task
     model = replace(model, sampler=_sampler(options.get("sampler") or model.sampler, options))
+    record = format_record([*arguments.argv, *extra_argv], arguments, model)
     requests = task.requests(model, seeds=arguments.seeds, labels=arguments.labels)
     if options.guidance is not None and any(request.label is None for request in requests):
         raise ValueError(
@@ -125,8 +124,6 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
         )
     default = arguments.run / "predictions" / task.name
     folder = create_output_folder(options.output or default, explicit=options.output is not None)
-    argv = [*split_option(arguments.argv, "--output")[0], *extra_argv, *trusted_packages.option_argv()]
-    record = format_record([arguments.command, *argv], arguments, model)
     return DrawJob(task, model, requests, options.batch_size, folder, options.gif, record)
 
 
