@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiffusion
-from asyncdiff.callbacks.validation_images import evenly_spaced_indices
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
+from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures
 from asyncdiff.noise.masks import MASKS, Half, Mask
 from asyncdiff.noise.orders import Raster
@@ -70,12 +70,12 @@ class PhotoJudge:
     def __init__(self, run: Path, squeezenet: Path, images: int) -> None:
         data = Experiment(run / "config.yaml").data()
         held_out = data.dataset("val").plain()
-        batch = held_out.__getitems__(evenly_spaced_indices(held_out, images))
+        batch = held_out.__getitems__(evenly_spaced(len(held_out), images))
         self.images, self.labels = batch["image"], batch["label"]
         self.lpips = LPIPS("squeeze", str(squeezenet))
         self.metric = FrechetDistance(BackboneFeatures("squeeze", str(squeezenet)))
         train = data.dataset("train").plain()
-        indices = evenly_spaced_indices(train, REFERENCE)
+        indices = evenly_spaced(len(train), REFERENCE)
         for first in range(0, len(indices), 256):
             self.metric.update(train.__getitems__(indices[first : first + 256])["image"], real=True)
 

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from asyncdiff.ablation import Ablation
 from asyncdiff.ablation.launch import resolve_config
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.evaluate_inpainting import OnPixels, on_pixels
 from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors.suggestions import find_class
+from asyncdiff.cli.jobs.evaluate_inpainting import on_pixels
+from asyncdiff.evaluation.latent_masks import OnPixels
 from asyncdiff.latents import Codec
+from asyncdiff.model import DiffusionModel
 from asyncdiff.networks.unet import UNet
 from asyncdiff.noise import level_samplers
 from asyncdiff.noise.masks import MASKS
@@ -292,14 +295,13 @@ def test_a_latent_is_known_if_all_its_pixels_are_known():
 
 def test_invalid_pixel_masks_are_rejected(latent_run):
     _, folder = latent_run
-    model = AsyncDiffusion.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    model = DiffusionModel.load(folder)
     with pytest.raises(ValueError, match="--masks lines leaves no latent known with --pixel_masks: choose other masks"):
         on_pixels({"square": MASKS["square"], "lines": MASKS["lines"]}, model)
-    model.codec = None
     with pytest.raises(
         ValueError, match="--pixel_masks needs a latent model; masks of this pixel model cover pixels already: drop it"
     ):
-        on_pixels({"square": MASKS["square"]}, model)
+        on_pixels({"square": MASKS["square"]}, replace(model, codec=None))
 
 
 def commands_in(file: Path) -> list[list[str]]:

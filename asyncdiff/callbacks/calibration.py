@@ -9,9 +9,10 @@ from jaxtyping import Float
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_metric import PeriodicMetric
+from asyncdiff.callbacks.held_out_metric import HeldOutMetric
+from asyncdiff.callbacks.loss_by_level import level_bins
 from asyncdiff.callbacks.tensorboard import log_figure
-from asyncdiff.callbacks.validation_images import evaluate_images, evaluation_images
+from asyncdiff.callbacks.validation_images import evaluation_images
 from asyncdiff.checks import at_least
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
@@ -46,7 +47,7 @@ class Reliability:
     grouped_actual: Float[Tensor, "bins groups"]
 
 
-class Calibration(PeriodicMetric):
+class Calibration(HeldOutMetric):
     """Logs calibration/ratio and calibration/correlation of a network's uncertainty head on held-out images.
 
     Every image is noised with one AsyncPatch level map, and for every patch the predicted error is compared with the
@@ -74,16 +75,13 @@ class Calibration(PeriodicMetric):
         batch_size: int = 128,
         name: str = "",
     ):
-        super().__init__(name, every_n_steps)
         if count is not None:
             at_least("count", count, 1, "use 1024 for smooth curves, or null for all images")
         at_least("bins", bins, 1, "use 10, for example")
         at_least("groups", groups, 2, "use 8, for example")
-        at_least("batch_size", batch_size, 1, "set the number of images per batch")
-        self.count = count
+        super().__init__(name, every_n_steps, count, batch_size)
         self.bins = bins
         self.groups = groups
-        self.batch_size = batch_size
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Check before training that the network has an uncertainty head and the data has held-out images."""
@@ -95,20 +93,17 @@ class Calibration(PeriodicMetric):
 
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the ratio and the correlation over the patches of all images."""
-        rows = evaluate_images(
-            trainer, module, count=self.count, batch_size=self.batch_size, evaluate=partial(_patch_errors, module)
-        )
+        rows = self.evaluate_images(trainer, module, partial(_patch_errors, module))
         t, predicted, actual = rows.unbind(1)
         result = reliability(t.flatten(), predicted.flatten(), actual.flatten(), self.bins, self.groups)
         self._plot(trainer, result)
-        prefix = f"{self.name}/" if self.name else ""
-        self.details = {}
-        for kind, values in (("predicted", result.predicted), ("actual", result.actual)):
-            for k, value in enumerate(values.tolist()):
-                if not math.isnan(value):
-                    edges = f"{k / self.bins:.3f}-{(k + 1) / self.bins:.3f}"
-                    self.details[f"{prefix}calibration_by_level/{kind}/{edges}"] = value
-        return {f"{prefix}calibration/ratio": result.ratio, f"{prefix}calibration/correlation": result.correlation}
+        by_level = {
+            f"calibration_by_level/{kind}/{edges}": value
+            for kind, values in (("predicted", result.predicted), ("actual", result.actual))
+            for edges, value in zip(level_bins(self.bins), values.tolist(), strict=True)
+        }
+        self.details = self.tagged({tag: value for tag, value in by_level.items() if not math.isnan(value)})
+        return self.tagged({"calibration/ratio": result.ratio, "calibration/correlation": result.correlation})
 
     def _plot(self, trainer: Trainer, result: Reliability) -> None:
         """Write the figure to RUN/images/calibration.png and to TensorBoard."""
@@ -123,7 +118,7 @@ class Calibration(PeriodicMetric):
             result.grouped_actual,
             note=f"actual / predicted {result.ratio:.3f}, rank correlation {result.correlation:.2f}",
         )
-        log_figure(trainer, f"calibration_{self.name}" if self.name else "calibration", figure)
+        log_figure(trainer, self.figure_name("calibration"), figure)
 
 
 def reliability(

@@ -2,15 +2,15 @@
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, tile_images
 from asyncdiff.callbacks.validation_images import validation_batch
 from asyncdiff.checks import at_least
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import AsyncPatch
-from asyncdiff.sampling.engine import evaluation_mode
-from asyncdiff.sampling.samplers import Frame, ImageSampler, Sampler
+from asyncdiff.sampling import engine
+from asyncdiff.sampling.samplers import ImageSampler, Sampler
+from asyncdiff.sampling.trajectories import Frame
 from asyncdiff.shapes import to_pixels
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -38,13 +38,10 @@ class DenoisingStrip(PeriodicImage):
         every_n_steps: int = 0,
         name: str = "denoising",
     ):
-        super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the number of images")
+        super().__init__(name, every_n_steps, count, sampler or Sampler(AsyncPatch()))
         at_least("frames", frames, 2, "the first and the last state are always shown")
-        self.count = count
         self.frames = frames
         self.mask = mask
-        self.sampler = sampler or Sampler(AsyncPatch())
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """Return the strip; every process draws all of it, since it is small."""
@@ -60,21 +57,11 @@ class DenoisingStrip(PeriodicImage):
         return torch.cat(rows, dim=1)
 
     def _sample_frames(self, trainer: Trainer, module: AsyncDiffusion) -> list[Frame]:
-        image: Tensor | None = None
-        known: Tensor | None = None
-        labels = cycle_labels(module, list(range(self.count)))
-        if self.mask is not None:
-            image, labels = validation_batch(trainer, self.count)["image"], None
+        if self.mask is None:
+            batch = engine.ImageBatch(range(self.count), cycle_labels(module, range(self.count)))
+        else:
+            image = validation_batch(trainer, self.count)["image"]
             known = self.mask(*module.shape[1:]).expand(len(image), *module.shape[1:])
-        with evaluation_mode(module), module.sampling_context():
-            return list(
-                self.sampler.frames(
-                    module.denoiser,
-                    seeds=range(self.count if image is None else len(image)),
-                    shape=module.shape,
-                    label=None if labels is None else torch.tensor(labels, device=module.device),
-                    image=image,
-                    known=known,
-                    device=module.device,
-                )
-            )
+            batch = engine.ImageBatch(range(len(image)), image=image, known=known)
+        with module.sampling_context():
+            return list(engine.frames(module.denoiser, self.sampler or module.sampler, batch, module.shape))

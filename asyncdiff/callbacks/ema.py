@@ -42,13 +42,13 @@ class EMA(Callback):
     @contextmanager
     def swapped(self, module: LightningModule) -> Iterator[None]:
         """Swap the EMA in for the trained parameters; does nothing inside another `swapped` or without an EMA."""
-        if self._raw is not None or not self._has_average(module):
+        average = None if self._raw is not None else self._loaded_average(module)
+        if average is None:
             yield
             return
-        assert self.average is not None
         parameters = _writable_parameters(module)
         self._raw = {name: p.clone() for name, p in parameters.items()}
-        _copy(parameters, self.average)
+        _copy(parameters, average)
         try:
             yield
         finally:
@@ -64,20 +64,14 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the EMA from the checkpoint, or start a new one from the current weights."""
         self._steps.start(trainer)
-        if not self._has_average(pl_module):
-            if saved := list(getattr(pl_module, "averaged", {})):
-                rank_zero_warn(
-                    f"the checkpoint has EMA weights with decay {', '.join(saved)}, but none with {self.decay}: "
-                    "a new EMA starts from the current weights"
-                )
-            self.average = {name: p.float().clone() for name, p in _parameters(pl_module).items()}
+        self._loaded_or_new_average(pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Update the EMA after each optimizer step."""
         if not self._steps.is_due(trainer):
             return
-        assert self.average is not None, "on_train_start has run"
-        averages, parameters = list(self.average.values()), [p.float() for p in _parameters(pl_module).values()]
+        averages = list(self._loaded_or_new_average(pl_module).values())
+        parameters = [p.float() for p in _parameters(pl_module).values()]
         taken = getattr(getattr(pl_module, "guard", None), "taken", torch.ones(()))
         if taken.device.type == "cpu":
             if taken:
@@ -131,8 +125,20 @@ class EMA(Callback):
             self.updates -= int(self._skipped)
             self._skipped = None
 
-    def _has_average(self, module: LightningModule) -> bool:
-        """Return whether there is an EMA; first take over the one that the module loaded from a checkpoint, if any."""
+    def _loaded_or_new_average(self, module: LightningModule) -> dict[str, Tensor]:
+        """Return the EMA; if there is none, start a new one from the current weights."""
+        average = self._loaded_average(module)
+        if average is None:
+            if saved := list(getattr(module, "averaged", {})):
+                rank_zero_warn(
+                    f"the checkpoint has EMA weights with decay {', '.join(saved)}, but none with {self.decay}: "
+                    "a new EMA starts from the current weights"
+                )
+            average = self.average = {name: p.float().clone() for name, p in _parameters(module).items()}
+        return average
+
+    def _loaded_average(self, module: LightningModule) -> dict[str, Tensor] | None:
+        """Return the EMA, if any; first take over the one that the module loaded from a checkpoint."""
         loaded = getattr(module, "averaged", {}).pop(str(self.decay), None)
         if loaded is not None:
             with torch.inference_mode(False):  # otherwise a later fit could not train these tensors
@@ -140,7 +146,7 @@ class EMA(Callback):
                 trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
                 self.average = {n: local_shard(shard_like(weights[n].float(), p)).clone() for n, p in trained.items()}
             self.updates, self._skipped = loaded["updates"], None
-        return self.average is not None
+        return self.average
 
 
 def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:

@@ -15,6 +15,7 @@ from asyncdiff.callbacks.periodic_image import cycle_labels
 from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import rank_indices
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
+from asyncdiff.callbacks.validation_images import data_module
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation import FrechetDistance
@@ -22,7 +23,6 @@ from asyncdiff.evaluation.features.base import as_features
 from asyncdiff.evaluation.result_card import make_card, software
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.training.compatibility import describe_or_class
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -137,7 +137,7 @@ class Frechet(PeriodicMetric):
             "count": count,
             "seeds": [self.first_seed, self.first_seed + count - 1],
             "labels": f"{module.classes} classes in turn" if module.classes else None,
-            "sampler": describe_or_class(self.sampler or module.sampler),
+            "sampler": object_config.describe_or_class(self.sampler or module.sampler),
             "codec": None if module.codec is None else module.codec.fingerprint(),
             "rounding": None,  # only inside the features
         }
@@ -148,7 +148,7 @@ class Frechet(PeriodicMetric):
             "features": self.features.fingerprint(),
             "reference": reference,
             "samples": samples,
-            "mask": None if self.mask is None else describe_or_class(self.mask),
+            "mask": None if self.mask is None else object_config.describe_or_class(self.mask),
             **software(module.device),
         }
 
@@ -204,10 +204,4 @@ def _distance(metric: FrechetDistance, images: Iterator[Tensor]) -> float:
 
 
 def _datamodule(trainer: Trainer) -> Any:
-    data = getattr(trainer, "datamodule", None)
-    if data is None or not hasattr(data, "images"):
-        raise ValueError(
-            f"Frechet needs a data module with a method `images`, got {type(data).__name__}: "
-            "use a class of the package datamodules"
-        )
-    return data
+    return data_module(trainer, "images", user="Frechet needs")

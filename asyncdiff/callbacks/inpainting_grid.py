@@ -41,13 +41,10 @@ class InpaintingGrid(PeriodicImage):
         every_n_steps: int = 1000,
         name: str = "inpainting",
     ):
-        super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the number of images")
+        super().__init__(name, every_n_steps, count, sampler)
         at_least("columns", columns, 1, "set the number of examples per row")
         self.mask = mask or Half()
-        self.count = count
         self.columns = columns
-        self.sampler = sampler
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """Return the grid."""

@@ -5,23 +5,20 @@ from collections.abc import Mapping
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from asyncdiff.callbacks.periodic_metric import PeriodicMetric
+from asyncdiff.callbacks.held_out_metric import HeldOutMetric
 from asyncdiff.callbacks.tensorboard import log_figure
-from asyncdiff.callbacks.validation_images import evaluate_images, evaluation_images, evenly_spaced_indices
+from asyncdiff.callbacks.validation_images import evaluation_images
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
-from asyncdiff.evaluation.likelihood_by_path import (
-    STANDARD_PATHS,
-    PathLikelihoodEvaluator,
-    check_labels,
-)
+from asyncdiff.evaluation.evenly_spaced import evenly_spaced
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, check_labels
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
 from asyncdiff.noise.progress_samplers import ProgressSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
-class Likelihood(PeriodicMetric):
+class Likelihood(HeldOutMetric):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
 
     For a perfect model the bound is tight on every path. The path gap quantifies how far the network is from one
@@ -60,20 +57,17 @@ class Likelihood(PeriodicMetric):
         batch_size: int = 128,
         name: str = "",
     ):
-        super().__init__(name, every_n_steps)
         if count is not None:
             at_least("count", count, 2, "a standard error needs two images")
         at_least("points", points, 2, "use 64, for example")
-        at_least("batch_size", batch_size, 1, "set the number of images per batch")
+        super().__init__(name, every_n_steps, count, batch_size)
         self.paths: Mapping[str, NoisePath] = paths or STANDARD_PATHS
-        self.count = count
         self.points = points
         self.decoder = decoder
         self.mask = mask
         self.labels = labels
         self.progress_sampler = progress_sampler
         self.t_min = t_min
-        self.batch_size = batch_size
 
     def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Check before training that the arguments fit the data and the model."""
@@ -86,22 +80,22 @@ class Likelihood(PeriodicMetric):
         def evaluate(images: Tensor, label: Tensor | None, positions: list[int]) -> Tensor:
             return bounds.evaluate(module.denoiser, images, label if self.labels else None, positions)
 
-        rows = evaluate_images(trainer, module, count=self.count, batch_size=self.batch_size, evaluate=evaluate)
+        rows = self.evaluate_images(trainer, module, evaluate)
         summary = bounds.summarize(rows, module.denoiser.grid(module.shape[1:]))
         if trainer.is_global_zero:
             from asyncdiff.evaluation.figures.bits_figure import bits_figure  # slow import: matplotlib
 
-            log_figure(trainer, f"bits_{self.name}" if self.name else "bits", bits_figure(summary))
-        prefix = f"{self.name}/" if self.name else ""
-        self.details = {f"{prefix}{tag}": value for tag, value in summary.details().items()}
-        return {f"{prefix}{tag}": value for tag, value in summary.scalars().items()}
+            log_figure(trainer, self.figure_name("bits"), bits_figure(summary))
+        self.details = self.tagged(summary.details())
+        return self.tagged(summary.scalars())
 
     def _build_evaluator(self, trainer: Trainer, module: AsyncDiffusion) -> PathLikelihoodEvaluator:
         """Build the evaluator and check it against the data and the model."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         decoder = self.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
         bounds = PathLikelihoodEvaluator(self.paths, self.points, decoder, self.mask, self.progress_sampler, self.t_min)
-        check_labels(module, getattr(data, "classes", None), conditioned=self.labels)
+        classes = getattr(data, "classes", None)
+        check_labels(module.model, classes, conditioned=self.labels, label_dropout=module.label_dropout)
         images = evaluation_images(trainer)
-        bounds.check(module.denoiser, images.__getitems__(evenly_spaced_indices(images, 4))["image"])
+        bounds.check(module.denoiser, images.__getitems__(evenly_spaced(len(images), 4))["image"])
         return bounds

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -41,10 +42,11 @@ class LossByLevel(Callback):
         self._current = sums if self._current is None else self._current + sums
         if not self._steps.is_due(trainer):
             return
-        self._sums = self._current if self._sums is None else self._sums.to(sums.device) + self._current
-        self._current = None
-        if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
-            self._log(trainer)
+        total = self._current if self._sums is None else self._sums.to(sums.device) + self._current
+        due = trainer.global_step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        self._sums, self._current = None if due else total, None
+        if due:
+            self._log(trainer, total)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the sums that have not been logged yet, one per process: their total would be rounded differently."""
@@ -61,18 +63,20 @@ class LossByLevel(Callback):
         elif all_sums is not None:
             self._sums = all_sums.sum(0) * (trainer.global_rank == 0)
 
-    def _log(self, trainer: Trainer) -> None:
-        assert self._sums is not None
-        total, count = trainer.strategy.reduce(self._sums, reduce_op="sum").tolist()
-        self._sums = None
-        edges = [f"{i / self.bins:.3f}-{(i + 1) / self.bins:.3f}" for i in range(self.bins)]
-        rows = zip(edges, total, count, strict=True)
+    def _log(self, trainer: Trainer, sums: Float[Tensor, "2 bins"]) -> None:
+        total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        rows = zip(level_bins(self.bins), total, count, strict=True)
         metrics = {f"train/error_by_level/{edge}": t / n for edge, t, n in rows if n}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
 
 
-def sum_by_bin(t: Tensor, error: Tensor, bins: int) -> Tensor:
+def level_bins(bins: int) -> list[str]:
+    """Return the names LOW-HIGH of equal bins of the noise level over [0, 1]."""
+    return [f"{k / bins:.3f}-{(k + 1) / bins:.3f}" for k in range(bins)]
+
+
+def sum_by_bin(t: Tensor, error: Tensor, bins: int) -> Float[Tensor, "2 bins"]:
     """Return a tensor (2, bins): the sum of errors and the number of patches in each of `bins` equal bins over (0, 1].
 
     Patches without noise (t = 0) are ignored, since there is nothing to predict, and so are non-finite errors, which

@@ -1,6 +1,7 @@
 """Base class of callbacks that draw images during a run: handles the schedule, the EMA weights and the files."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.every_n_steps import PeriodicCallback
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.throughput import untimed
+from asyncdiff.checks import at_least
+from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
@@ -29,10 +32,15 @@ class PeriodicImage(PeriodicCallback):
     Args:
         name: name of the files and of the TensorBoard tag.
         every_n_steps: number of optimizer steps between images; 0 draws only at the end of training.
+        count: number of samples in the image.
+        sampler: sampler of the samples; None means the model's own.
     """
 
-    def __init__(self, name: str, every_n_steps: int = 1000):
+    def __init__(self, name: str, every_n_steps: int = 1000, count: int = 1, sampler: ImageSampler | None = None):
         super().__init__(name, every_n_steps)
+        at_least("count", count, 1, "set the number of images")
+        self.count = count
+        self.sampler = sampler
 
     @abstractmethod
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
@@ -64,6 +72,6 @@ def tile_images(images: Float[Tensor, "n c h w"], *, columns: int, low: float = 
     return make_grid(tiles, nrow=columns, padding=2, pad_value=1.0)
 
 
-def cycle_labels(module: AsyncDiffusion, indices: list[int]) -> list[int] | None:
+def cycle_labels(module: AsyncDiffusion, indices: Sequence[int]) -> list[int] | None:
     """Return one class label per image index, cycling through all classes; None for an unconditional model."""
     return [i % module.classes for i in indices] if module.classes else None

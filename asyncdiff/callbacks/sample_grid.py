@@ -33,19 +33,16 @@ class SampleGrid(PeriodicImage):
         every_n_steps: int = 1000,
         name: str = "samples",
     ):
-        super().__init__(name, every_n_steps)
-        at_least("count", count, 1, "set the number of images")
+        super().__init__(name, every_n_steps, count, sampler)
         at_least("columns", columns, 1, "set the number of images per row")
-        self.count = count
         self.columns = columns
         self.first_seed = first_seed
-        self.sampler = sampler
 
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """Return the grid."""
 
         def images(indices: Sequence[int]) -> Tensor:
-            labels = cycle_labels(module, list(indices))
+            labels = cycle_labels(module, indices)
             generated = module.generate([self.first_seed + i for i in indices], labels, sampler=self.sampler)
             return module.decode(generated)
 

@@ -35,6 +35,14 @@ def describe(value: Any) -> Any:
     return {"class_path": class_path(kind), "init_args": arguments}
 
 
+def describe_or_class(value: Any) -> Any:
+    """Return the description of a value, or only its class if it does not store its arguments."""
+    try:
+        return describe(value)
+    except TypeError:
+        return {"class_path": class_path(type(value))}
+
+
 def class_path(kind: type) -> str:
     """Return the dotted path by which files name a class.
 

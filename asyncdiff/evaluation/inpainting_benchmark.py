@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from asyncdiff.denoising.denoiser import Denoiser, Prediction
 from asyncdiff.evaluation.frechet import FrechetDistance
 from asyncdiff.evaluation.likelihood_by_path import standard_error
+from asyncdiff.markdown import markdown_table
 from asyncdiff.noise.masks import Mask
 from asyncdiff.randomness import counter_key
-from asyncdiff.sampling.engine import evaluation_mode
+from asyncdiff.sampling import engine
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import Image, KnownPixels, Labels, Levels, known_patches
 
@@ -65,14 +66,17 @@ class ValidationImages:
 
     images: Image
     indices: Sequence[int]
-    labels: Labels | None = None
+    labels: Sequence[int] | None = None
 
     def batches(self, size: int) -> Iterator["ValidationImages"]:
-        """Yield the images in batches of `size`."""
-        for first in range(0, len(self.images), size):
-            part = slice(first, first + size)
-            labels = None if self.labels is None else self.labels[part]
-            yield ValidationImages(self.images[part], self.indices[part], labels)
+        """Return the images in batches of `size`."""
+        positions = range(len(self.images))
+        return (self.select(positions[first : first + size]) for first in positions[::size])
+
+    def select(self, positions: Sequence[int]) -> "ValidationImages":
+        """Return the images at the given positions."""
+        labels = None if self.labels is None else [self.labels[i] for i in positions]
+        return ValidationImages(self.images[list(positions)], [self.indices[i] for i in positions], labels)
 
     def masks(self, mask: Mask) -> KnownPixels:
         """Return the mask of each image, True = known, drawn with the image's index as seed."""
@@ -162,7 +166,7 @@ class InpaintingBenchmark:
         features: list[list[Tensor]] = [[] for _ in range(self.rounds)]
         errors, diversities = [], []
         for batch in data.batches(self.batch_size):
-            truth, decoded = batch.images.to(_device(denoiser)), []
+            truth, decoded = batch.images.to(engine.device_of(denoiser)), []
             known = batch.masks(mask[1]).to(truth.device)
             for k in range(self.rounds):
                 start = _synchronized_time(truth.device)
@@ -182,7 +186,7 @@ class InpaintingBenchmark:
         return InpaintingScores(
             mask[0],
             sampler[0],
-            [self._compute_frechet(batches) for batches in features if batches],
+            [] if self.frechet is None else [_distance(self.frechet, batches) for batches in features],
             torch.cat(errors) if errors else None,
             torch.cat(diversities) if diversities else None,
             counting.evaluations / count,
@@ -190,35 +194,27 @@ class InpaintingBenchmark:
             seconds / count,
         )
 
-    @torch.no_grad()
     def inpaint(
         self, denoiser: Denoiser, batch: ValidationImages, known: KnownPixels, sampler: ImageSampler, k: int = 0
     ) -> Image:
         """Return result k for every image, on the denoiser's device."""
-        device, images = _device(denoiser), batch.images
-        with evaluation_mode(denoiser):
-            return sampler(
-                denoiser,
-                seeds=[counter_key(self.seed, index, k) for index in batch.indices],
-                shape=(images.shape[1], images.shape[2], images.shape[3]),
-                label=None if batch.labels is None else batch.labels.to(device),
-                image=images,
-                known=known,
-                device=device,
-            )
+        seeds = [counter_key(self.seed, index, k) for index in batch.indices]
+        return engine.inpaint(
+            denoiser,
+            sampler,
+            image=batch.images,
+            known=known,
+            seeds=seeds,
+            labels=batch.labels,
+            batch_size=self.batch_size,
+        )
 
     def frechet_of_real(self, data: ValidationImages, device: torch.device | str = "cpu") -> float | None:
         """Return the Fréchet distance of the true images, the best result to expect; None without `frechet`."""
         if self.frechet is None:
             return None
         decoded = (self.decode(batch.images.to(device)) for batch in data.batches(self.batch_size))
-        return self._compute_frechet([self.frechet.extract(images).cpu() for images in decoded])
-
-    def _compute_frechet(self, features: list[Tensor]) -> float:
-        assert self.frechet is not None
-        self.frechet.reset()
-        self.frechet.update_features(torch.cat(features), real=False)
-        return self.frechet.compute().item()
+        return _distance(self.frechet, [self.frechet.extract(images).cpu() for images in decoded])
 
 
 @dataclass(frozen=True)
@@ -250,9 +246,8 @@ class InpaintingResults:
     def table(self) -> str:
         """Return a Markdown table with one row per mask set and sampler, followed by notes on the scores."""
         rows = [self._cells(row) for row in self.rows]
-        lines = [f"| {' | '.join(rows[0])} |", f"|{'---|' * len(rows[0])}"]
-        lines += [f"| {' | '.join(cells.values())} |" for cells in rows]
-        return "\n".join([*lines, "", *self._notes()])
+        table = markdown_table(list(rows[0]), [list(cells.values()) for cells in rows])
+        return "\n".join([table, "", *self._notes()])
 
     def card(self) -> dict[str, Any]:
         """Return all scores as plain dicts and lists, for a result card."""
@@ -306,6 +301,13 @@ def mask_fractions(known: KnownPixels, grid: tuple[int, int]) -> dict[str, float
     }
 
 
+def _distance(metric: FrechetDistance, features: list[Tensor]) -> float:
+    """Return the distance of images from the metric's real images, from the features of their batches."""
+    metric.reset()
+    metric.update_features(torch.cat(features), real=False)
+    return metric.compute().item()
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -328,12 +330,8 @@ def _check_known_pixels(results: Image, truth: Image, known: KnownPixels, sample
     if changed:
         raise RuntimeError(
             f"{sampler} changed {changed} known values with {mask}, but must preserve them bit for bit: "
-            "do not override ImageSampler.__call__, which restores them"
+            "do not override ImageSampler.frames, which restores them"
         )
-
-
-def _device(denoiser: nn.Module) -> torch.device:
-    return next(denoiser.parameters()).device
 
 
 def _synchronized_time(device: torch.device) -> float:

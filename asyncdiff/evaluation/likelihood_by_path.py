@@ -11,6 +11,8 @@ from torch import Tensor
 
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, Bound, CategoricalDecoder, Decoder, bound, default_t_min
+from asyncdiff.markdown import markdown_table
+from asyncdiff.model import Model
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.orders import Raster, Wavefront
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Path, Synchronous, check_path
@@ -108,10 +110,16 @@ class PathLikelihoodEvaluator:
         return self.mask.per_image(x.shape[2], x.shape[3], seeds=seeds).to(x.device)
 
 
-def check_labels(model: Any, classes: int | None, *, conditioned: bool) -> None:
-    """Raise ValueError unless a model can be evaluated with labels of `classes` classes (None if unknown), or without.
+def check_labels(model: Model, classes: int | None, *, conditioned: bool, label_dropout: float | None) -> None:
+    """Raise ValueError unless a model can be evaluated with the labels of the data, or without labels.
 
     An unconditional model always passes. A conditional one can do without labels if it was trained with label dropout.
+
+    Args:
+        model: model to evaluate.
+        classes: number of classes in the data; None if unknown.
+        conditioned: whether the model is conditioned on labels.
+        label_dropout: label dropout that the model was trained with; None if unknown.
     """
     if not model.classes:
         return
@@ -119,7 +127,7 @@ def check_labels(model: Any, classes: int | None, *, conditioned: bool) -> None:
         raise ValueError(
             f"the model has {model.classes} classes, but the data has {classes}: use the data it was trained on"
         )
-    if not conditioned and model.label_dropout == 0:
+    if not conditioned and label_dropout == 0:
         raise ValueError(
             "the model was trained with label_dropout 0 and needs class labels, got labels false: set labels to true"
         )
@@ -214,15 +222,13 @@ class PathLikelihoods:
     def table(self) -> str:
         """Return a Markdown table with the bound, terms and difference from the first path, and then the path gap."""
         first = self.names[0]
-        lines = [
-            f"| path | {self.unit} | prior | diffusion | reconstruction | against {first} |",
-            "|---|---|---|---|---|---|",
-        ]
+        rows = []
         for name in self.names:
             change, noise = self.difference(name, first)
-            parts = " | ".join(f"{self.term(name, term):.4f}" for term in TERMS)
+            rate = f"{self.mean(name):.4f} ± {self.standard_error(name):.4f}"
             against = "" if name == first else f"{change:+.4f} ± {noise:.4f}"
-            lines.append(f"| {name} | {self.mean(name):.4f} ± {self.standard_error(name):.4f} | {parts} | {against} |")
+            rows.append([name, rate, *(f"{self.term(name, term):.4f}" for term in TERMS), against])
+        lines = [markdown_table(["path", self.unit, *TERMS, f"against {first}"], rows)]
         lines += ["", f"{self.images} images of {self.dims:g} unknown values each"]
         if len(self.names) > 1:
             gap, noise = self.gap()

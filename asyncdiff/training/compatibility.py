@@ -44,7 +44,7 @@ def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
     result: list[Difference] = []
     for part in PARTS:
         if there.get(part) is not None:
-            result += _differences(f"model.{part}", describe_or_class(getattr(model, part)), there[part])
+            result += _differences(f"model.{part}", object_config.describe_or_class(getattr(model, part)), there[part])
     result = [difference for difference in result if difference.name.rpartition(".")[2] not in IGNORED_ARGUMENTS]
     if "image_size" in there and there["image_size"] != model.image_size:
         result.append(Difference("model.image_size", model.image_size, there["image_size"]))
@@ -120,14 +120,6 @@ def record_latents(
                 f"the codec must have the {key} {_short(trained[key])} as for {file}, got {_short(own[key])}: "
                 "use the data and model.codec of that run, or start a new run without ckpt_path"
             )
-
-
-def describe_or_class(value: Any) -> Any:
-    """Return the object config of a value, or only its class if it does not store its arguments."""
-    try:
-        return object_config.describe(value)
-    except TypeError:
-        return {"class_path": object_config.class_path(type(value))}
 
 
 def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:

@@ -9,6 +9,9 @@ from small_runs import save_untrained, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
+from asyncdiff.cli.commands import evaluate_inpainting, evaluate_samples
+from asyncdiff.evaluation import sample_report
+from asyncdiff.noise.masks import MASKS
 
 PATHS = """
 straight: {class_path: asyncdiff.noise.Synchronous}
@@ -144,6 +147,12 @@ def test_exactly_one_evaluation_must_be_chosen(run, expect_error, capfd):
     printed = capfd.readouterr().out
     assert "--likelihood" in printed
     assert "--inpainting" in printed
+
+
+def test_the_commands_list_all_masks_and_metrics():
+    """Their lists are copies, because refusing other names must not take the import of PyTorch."""
+    assert tuple(MASKS) == evaluate_inpainting.MASKS
+    assert sample_report.METRICS == evaluate_samples.METRICS
 
 
 SAMPLERS = """

@@ -1,4 +1,7 @@
-"""`python -m asyncdiff evaluate RUN --samples | --likelihood | --inpainting`: evaluate a trained model."""
+"""`python -m asyncdiff evaluate RUN --samples | --likelihood | --inpainting`: evaluate a trained model.
+
+The options are checked before PyTorch is imported; the modules `asyncdiff.cli.jobs.evaluate_*` then evaluate.
+"""
 
 import importlib
 from collections.abc import Sequence
@@ -6,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from asyncdiff.checkpoints import choose_weights, read_checkpoint
-from asyncdiff.checkpoints.export import is_export, weight_file
+from asyncdiff.checkpoints.locate import is_export
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.options import add_model, choose_device, load_model
-from asyncdiff.evaluation.features.weights import file_sha256
-from asyncdiff.evaluation.result_card import software
+from asyncdiff.cli.commands.shared.command_parser import CommandParser
+from asyncdiff.cli.commands.shared.options import add_model
+from asyncdiff.cli.commands.shared.runs import find_checkpoint
 
 # Module and summary of every evaluation, by the option that selects it; the module has a function `main(argv)`.
 EVALUATIONS = {
@@ -50,7 +49,7 @@ def overview() -> str:
     )
 
 
-def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: str = "val") -> None:
+def add_run_arguments(parser: CommandParser, splits: Any = Literal["val", "test"], split: str = "val") -> None:
     """Add the arguments shared by all evaluations: run, data split, checkpoint, device and output.
 
     Args:
@@ -65,15 +64,18 @@ def add_run_arguments(parser: Any, splits: Any = Literal["val", "test"], split: 
     add_model(parser)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """Run that the options added by `add_run_arguments` select; raises ValueError if one of them is invalid."""
+    """Run that the options added by `add_run_arguments` select; raises ValueError if the batch size is invalid.
+
+    Attributes:
+        options: values of the options.
+    """
 
     options: Any
 
     def __post_init__(self) -> None:
         at_least("--batch_size", self.options.batch_size, 1, "the default is 128")
-        choose_device(self.options)
 
     @property
     def folder(self) -> Path:
@@ -81,26 +83,25 @@ class Run:
         path: Path = self.options.run
         return path if path.is_dir() else path.parent
 
-    @property
-    def checkpoint(self) -> Path:
-        """Checkpoint or export to evaluate."""
-        if is_export(self.folder) and self.options.ckpt_path is None:
-            return self.folder
-        return self.options.ckpt_path or self.folder / "checkpoints" / "last.ckpt"
-
-    def model(self) -> Any:
-        """Load the model from the checkpoint."""
-        return load_model(self.checkpoint, self.options)
-
-    def data(self) -> Any:
-        """Build the run's data module."""
-        path = self.options.run
+    def find_config(self) -> Path:
+        """Return the YAML file that configures the data; raise FileNotFoundError if there is none."""
+        path: Path = self.options.run
         file = path / "config.yaml" if path.is_dir() else path
         if not file.is_file():
             raise FileNotFoundError(
                 f"RUN must be a run directory or its config.yaml, got {path}, but {file} does not exist"
             )
-        return Experiment(file).data()
+        return file
+
+    def find_checkpoint(self) -> Path:
+        """Return the checkpoint or export to evaluate; raise FileNotFoundError if there is none."""
+        path: Path | None = self.options.ckpt_path
+        return path if path is not None and is_export(self.folder) else find_checkpoint(self.folder, path)
+
+    def check_files(self) -> None:
+        """Raise FileNotFoundError unless there are a checkpoint and a configuration."""
+        self.find_checkpoint()
+        self.find_config()
 
     def output(self) -> Path:
         """Create and return the output folder, before anything is computed whose results could be lost."""
@@ -109,28 +110,3 @@ class Run:
             raise ValueError(f"--output must be a folder, got the file {path}: choose another path")
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-    def protocol(self, data: Any) -> dict[str, Any]:
-        """Return the part of the protocol that all evaluations share: checkpoint, data and software."""
-        options = self.options
-        checkpoint = read_checkpoint(self.checkpoint)
-        return {
-            "checkpoint": str(self.checkpoint),
-            "checkpoint_sha256": file_sha256(weight_file(self.checkpoint)),
-            "step": checkpoint.get("global_step", 0),
-            "weights": choose_weights(checkpoint, options.weights, self.checkpoint)[1],
-            "data": type(data).__name__,
-            "split": options.split,
-            "seed": options.seed,
-            "dtype": next(str(v.dtype) for v in checkpoint["state_dict"].values() if v.is_floating_point()),
-            **software(options.device),
-        }
-
-
-def check_shape(model: Any, images: torch.Tensor) -> None:
-    """Raise ValueError unless images (n, c, h, w) have the model's shape."""
-    if tuple(images.shape[1:]) != model.shape:
-        raise ValueError(
-            f"images must have the model's shape {model.shape}, got {tuple(images.shape[1:])}: "
-            "use the data that the model was trained on"
-        )

@@ -69,8 +69,7 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
     """Render a figure to RGB pixels, uint8 (height, width, 3)."""
     with plot_style():
         figure.set_dpi(dpi)
-        canvas = figure.canvas
-        assert isinstance(canvas, FigureCanvasAgg)
+        canvas = FigureCanvasAgg(figure)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -33,19 +33,21 @@ class CommandParser(ReportingParser):
         super().__init__(*args, **kwargs)
         self.objects: list[str] = []
 
-    def add_object(self, option: str, class_path: str, *, help: str) -> None:
+    def add_object(self, option: str, class_path: str, *, help: str, by_name: bool = False) -> None:
         """Add an option whose value is None or an object, written as a class path, as JSON or as a YAML file.
 
         Args:
             option: name of the option, such as --sampler.
             class_path: path of the object's base class.
             help: description of the option.
+            by_name: whether the value is a dictionary of objects by name.
         """
         self.objects.append(option)
         kind: Any = Any
         if self.imports_classes:
             module, _, name = class_path.rpartition(".")
-            kind = getattr(import_module(module), name) | None
+            kind = getattr(import_module(module), name)
+            kind = (dict[str, kind] if by_name else kind) | None
         self.add_argument(option, type=kind, sub_configs=self.imports_classes, default=None, help=help)
 
     def add_constructor(self, kind: type) -> None:

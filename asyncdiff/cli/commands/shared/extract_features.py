@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from asyncdiff.cli.commands.shared.distributed import Ranks
 from asyncdiff.cli.commands.shared.image_sources import ImageSource
+from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.base import Features, to_uint8
 from asyncdiff.evaluation.frechet import Moments
 from asyncdiff.evaluation.reference_statistics import (
@@ -67,7 +68,7 @@ def extract(
     moments = Moments(features.dim)
     selected = None
     if max_features is not None and max_features < source.count:
-        selected = {i * source.count // max_features for i in range(max_features)}
+        selected = set(evenly_spaced(source.count, max_features))
     positions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
     parts: list[Tensor] = [torch.zeros(0, features.dim)]
     first_images: list[tuple[int, Tensor]] = []

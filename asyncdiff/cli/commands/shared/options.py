@@ -49,6 +49,11 @@ def load_model(checkpoint: Path, options: Any) -> "DiffusionModel":
 
     choose_device(options)
     model = DiffusionModel.load(checkpoint, options.device, weights=options.weights, allow=trusted_packages.of_models())
+    return with_codec(model, options)
+
+
+def with_codec(model: "DiffusionModel", options: Any) -> "DiffusionModel":
+    """Return the model with the codec given by the options, if any; raise ValueError if it does not fit."""
     if options.codec is None:
         return model
     if options.codec.channels != model.shape[0]:

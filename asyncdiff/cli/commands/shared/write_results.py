@@ -11,6 +11,7 @@ from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.compare import value_at
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
+from asyncdiff.markdown import markdown_table
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
 
@@ -46,10 +47,8 @@ def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], imag
 def table(rows: Rows) -> str:
     """Format a Markdown table with one row per set of images and one column per metric."""
     names = list(next(iter(rows.values()))[1].metrics)
-    lines = [f"| images | count | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for row, (count, report) in rows.items():
-        lines.append(f"| {row} | {count} | {' | '.join(_cell(report, name) for name in names)} |")
-    return "\n".join(lines)
+    cells = [[row, str(count), *(_cell(report, name) for name in names)] for row, (count, report) in rows.items()]
+    return markdown_table(["images", "count", *names], cells)
 
 
 def footnotes(rows: Rows, protocol: Mapping[str, Any]) -> list[str]:

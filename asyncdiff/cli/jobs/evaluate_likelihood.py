@@ -1,0 +1,75 @@
+"""Compute likelihood bounds of a trained model along several noise paths, and write a result card and a figure."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from asyncdiff.checkpoints import object_config
+from asyncdiff.cli.commands.evaluate import Run
+from asyncdiff.cli.commands.shared.options import choose_device
+from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
+from asyncdiff.denoising.likelihood import CategoricalDecoder
+from asyncdiff.evaluation.evenly_spaced import evenly_spaced
+from asyncdiff.evaluation.figures.bits_figure import bits_figure
+from asyncdiff.evaluation.figures.style import save
+from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, PathLikelihoods
+from asyncdiff.evaluation.result_card import make_card
+from asyncdiff.model import DiffusionModel
+from asyncdiff.noise.progress_samplers import FluxProgress
+
+
+def evaluate(run: Run) -> None:
+    """Compute the bounds that the options of `evaluate --likelihood` ask for, print the table, and write the files."""
+    options = run.options
+    choose_device(options)
+    output = run.output()
+    loaded, data = EvaluatedModel.load(run, options.device), load_data(run)
+    loaded.check(data, labels=options.labels)
+    model = loaded.model
+    decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
+    progress_sampler = FluxProgress(options.variance, model.denoiser.process)
+    evaluator = PathLikelihoodEvaluator(
+        options.paths or STANDARD_PATHS, options.points, decoder, options.mask, progress_sampler, options.t_min
+    )
+    protocol = {"measurement": "likelihood", **loaded.protocol(data)} | {
+        "points": options.points,
+        "floors": evaluator.lowest_levels(model.denoiser.process),
+        "labels": bool(options.labels and model.classes),
+        "decoder": object_config.describe(decoder),
+        "mask": object_config.describe(options.mask),
+        "spacing": object_config.describe(progress_sampler),
+        "paths": {name: object_config.describe(path) for name, path in evaluator.paths.items()},
+    }
+    likelihoods = compute_bounds(model, data, evaluator, options)
+    print(likelihoods.table())
+    _write(output, options.name, likelihoods, protocol | {"images": likelihoods.images})
+
+
+@torch.no_grad()
+def compute_bounds(
+    model: DiffusionModel, data: Any, evaluator: PathLikelihoodEvaluator, options: Any
+) -> PathLikelihoods:
+    """Compute the bounds for `options.images` images, evenly spaced over the split."""
+    images = data.dataset(options.split).plain()
+    indices = evenly_spaced(len(images), options.images)
+    sample = images.__getitems__(evenly_spaced(len(images), 4))["image"]
+    check_shape(model, sample)
+    evaluator.check(model.denoiser, sample.to(options.device))
+    rows = []
+    starts = range(0, len(indices), options.batch_size)
+    for first in tqdm(starts, desc="likelihood", unit="batch", leave=False, disable=None):
+        batch = images.__getitems__(indices[first : first + options.batch_size])
+        label = batch["label"].to(options.device) if options.labels and model.classes else None
+        seeds = [options.seed + index for index in batch["index"].tolist()]
+        rows.append(evaluator.evaluate(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
+    return evaluator.summarize(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
+
+
+def _write(folder: Path, name: str, likelihoods: PathLikelihoods, protocol: dict[str, Any]) -> None:
+    card, figure = folder / f"{name}.json", folder / f"{name}.png"
+    card.write_text(json.dumps(make_card(protocol, likelihoods.scalars(), **likelihoods.card()), indent=2))
+    save(bits_figure(likelihoods), figure)
+    print(f"result card: {card}\nfigure: {figure}")
