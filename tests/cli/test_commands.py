@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from photo_files import random_photo
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -62,19 +63,6 @@ def working_directory(tmp_path, monkeypatch):
 
 def run_python(*argv):
     return subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "modules"),
-    [
-        ("from asyncdiff.__main__ import main; main(['--help'])", {"torch", "lightning", "jsonargparse", "matplotlib"}),
-        ("import asyncdiff.cli.commands.levels", {"lightning", "timm", "matplotlib"}),
-    ],
-)
-def test_modules_that_are_not_needed_are_not_imported(code, modules):
-    result = run_python("-c", f"import sys; {code}; print({modules} & set(sys.modules))")
-    assert result.stdout.endswith("set()\n"), result.stderr
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"]])
@@ -221,9 +209,7 @@ def run(color_run, tmp_path_factory):
 
 @pytest.fixture
 def photo():
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save("photo.png")
-    return "photo.png"
+    return random_photo(Path("photo.png"), 8, 16)
 
 
 def read_images(folder):
