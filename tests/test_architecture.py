@@ -85,7 +85,10 @@ def test_the_core_imports_torch_and_jaxtyping_only(room):
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        ("asyncdiff.noise, asyncdiff.denoising, asyncdiff.networks, asyncdiff.sampling", FRAMEWORKS | {"torch._dynamo"}),
+        (
+            "asyncdiff.noise, asyncdiff.denoising, asyncdiff.networks, asyncdiff.sampling",
+            FRAMEWORKS | {"torch._dynamo"},
+        ),
         ("asyncdiff.latents", {"diffusers", "lightning"}),
         ("asyncdiff.cli.commands.serve, asyncdiff.web.image_encoding", {"gradio"}),
     ],
@@ -95,6 +98,26 @@ def test_packages_load_without_frameworks(modules, unwanted):
     code = f"import sys, {modules}; print(sorted({unwanted!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+SAMPLE = """
+import sys
+from asyncdiff.denoising import Denoiser
+from asyncdiff.networks import DiT, UNet
+from asyncdiff.noise import RectifiedFlow
+from asyncdiff.sampling import Sampler
+
+for network in (DiT(dim=32, depth=1, heads=4, rope=True), UNet(width=8, head_dim=4)):
+    Sampler(steps=2)(Denoiser(network, RectifiedFlow()), seeds=[0], shape=(3, 16, 16))
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_sampling_does_not_load_the_compiler():
+    """In a fresh interpreter: torch._dynamo takes longer to load than PyTorch."""
+    result = subprocess.run([sys.executable, "-c", SAMPLE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_data_modules_know_nothing_of_diffusion():

@@ -10,6 +10,7 @@ from asyncdiff.networks.norms import RMSNorm
 Tokens = Float[Tensor, "b m dim"]
 Heads = Float[Tensor, "b heads m head_dim"]
 Rotations = Float[Tensor, "*of_images m 2 pairs"]  # cosine and sine of the angle of every pair of channels
+GridRotations = Float[Tensor, "all_tokens 2 pairs"]  # those of all tokens of a grid
 
 ROPE_BASE = 100.0  # ratio of the highest to about the lowest frequency, as common for images (arXiv:2403.13298)
 
@@ -61,7 +62,7 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(result.transpose(1, 2).flatten(2)))
 
 
-def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n 2 pairs"]:
+def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> GridRotations:
     """Return the rotary position embedding (RoPE, arXiv:2104.09864) of a token grid, in two dimensions.
 
     Half of the pairs of channels are rotated by the row of the token, half by its column. Frequencies fall from 1 to

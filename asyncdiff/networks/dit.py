@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asyncdiff.checks import at_least, within
-from asyncdiff.networks.attention import Attention, Rotations, rotations
+from asyncdiff.networks.attention import Attention, GridRotations, rotations
 from asyncdiff.networks.embeddings import (
     LEVEL_SCALE,
     MAX_PERIOD,
@@ -68,7 +68,7 @@ class DiTBlock(nn.Module):
         self.modulation = Modulation(dim, 6)
 
     def forward(
-        self, x: Tokens, conditioning: Conditioning, rope: Rotations | None = None, attend: Attend | None = None
+        self, x: Tokens, conditioning: Conditioning, rope: GridRotations | None = None, attend: Attend | None = None
     ) -> Tokens:
         """Return the tokens after the block; at initialization the block is the identity.
 
@@ -263,7 +263,7 @@ class DiT(nn.Module):
         return KVCache()
 
     def _run_blocks(
-        self, x: Tokens, conditioning: Conditioning, rope: Rotations | None, attends: Iterable[Attend | None]
+        self, x: Tokens, conditioning: Conditioning, rope: GridRotations | None, attends: Iterable[Attend | None]
     ) -> Outputs:
         """Return the velocity of every token's pixels, followed by its log-variance if there is a head for it."""
         for block, attend in zip(self.blocks, attends, strict=False):
@@ -281,7 +281,7 @@ class DiT(nn.Module):
         self,
         x: Tokens,
         conditioning: Conditioning,
-        rope: Rotations | None,
+        rope: GridRotations | None,
         kv_cache: KVCache,
         tokens: tuple[int, int],
     ) -> Outputs:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from asyncdiff.networks.attention import Attention, Rotations, Tokens
+from asyncdiff.networks.attention import Attention, GridRotations, Tokens
 from asyncdiff.shapes import KnownPatches, upsampled_to
 
 Outputs = Float[Tensor, "b n features"]
@@ -92,7 +92,7 @@ class KVCache:
         x: Tokens,
         block: int,
         selected: SelectedTokens | None,
-        rope: Rotations | None = None,
+        rope: GridRotations | None = None,
     ) -> Tokens:
         """Compute the attention of the selected tokens to all tokens, and update the cache.
 
