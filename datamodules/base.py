@@ -228,11 +228,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Build the splits once; for "fit", also check that they have enough images."""
-        if self._splits is None:
-            self._splits = self.build()
+        splits = self._built()
         if stage == "fit":
-            self._check_enough_images(ShuffledShard(self._splits["train"]))
-            count, processes = len(self._splits["val"]), ShuffledShard(self._splits["val"]).rank_and_world[1]
+            self._check_enough_images(ShuffledShard(splits["train"]))
+            count, processes = len(splits["val"]), ShuffledShard(splits["val"]).rank_and_world[1]
             if count < processes:
                 raise ValueError(
                     f"validation images must be at least as many as processes, got {count} for {processes}: "
@@ -248,11 +247,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def dataset(self, split: Split) -> ImageDataset:
         """Return a split as training or evaluation reads it."""
-        self.setup()
-        assert self._splits is not None
-        if split not in self._splits:
-            raise ValueError(f"split must be one of {', '.join(self._splits)}, got {split!r}: choose one of these")
-        return self._splits[split]
+        splits = self._built()
+        if split not in splits:
+            raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}: choose one of these")
+        return splits[split]
 
     def images(self, split: Split, batch_size: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Iterate over a split in file order without augmentation: every `world`-th image, starting with `rank`."""
@@ -265,6 +263,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def images_at(self, split: Split, batches: Sequence[list[int]]) -> Iterator[Batch]:
         """Iterate over the images at these indices without augmentation, one batch per list; skip unreadable ones."""
         return self._read(self.dataset(split).plain(), batch_sampler=batches)
+
+    def _built(self) -> Mapping[Split, ImageDataset]:
+        """Return the splits, built at the first call."""
+        if self._splits is None:
+            self._splits = self.build()
+        return self._splits
 
     def _read(self, data: ImageDataset, **order: Any) -> Iterator[Batch]:
         """Iterate over finished batches in an order given by arguments of DataLoader."""

@@ -212,6 +212,8 @@ class ResumableLoader(StoppingLoader):
         **options: arguments of DataLoader; `sampler` must be a ShuffledShard.
     """
 
+    batch_size: int  # never None, as it is with a batch_sampler
+
     def __init__(
         self, dataset: Dataset[Any], *, progress: Callable[[], tuple[int, int] | None] | None = None, **options: Any
     ) -> None:
@@ -234,7 +236,7 @@ class ResumableLoader(StoppingLoader):
         for batch in super().__iter__():
             self._yielded += 1
             if shard.resuming:
-                epoch, start = self._position_after(self._yielded)
+                epoch, start = self._position_after(shard, self._yielded)
                 shard.finish_resuming() if epoch > shard.epoch else shard.resume_at(epoch, start)
             yield batch
 
@@ -243,12 +245,10 @@ class ResumableLoader(StoppingLoader):
         progress = None if self.progress is None else self.progress()
         return (self._yielded, len(self)) if progress is None else progress
 
-    def _position_after(self, batches: int) -> tuple[int, int]:
+    def _position_after(self, shard: ShuffledShard, batches: int) -> tuple[int, int]:
         """Return epoch and global position of the sample that follows this many batches since iteration started."""
-        assert isinstance(self.sampler, ShuffledShard)
-        assert self.batch_size is not None
-        epoch, start = self._begin or (self.sampler.epoch, self.sampler.start)
-        per_batch = self.batch_size * self.sampler.rank_and_world[1]
+        epoch, start = self._begin or (shard.epoch, shard.start)
+        per_batch = self.batch_size * shard.rank_and_world[1]
         start += batches * per_batch
         return (epoch + 1, 0) if start >= self._epoch_progress()[1] * per_batch else (epoch, start)
 
@@ -258,7 +258,7 @@ class ResumableLoader(StoppingLoader):
         if not isinstance(shard, ShuffledShard):
             return {}
         started = self._begin is not None
-        epoch, start = self._position_after(self._epoch_progress()[0] - self._before if started else 0)
+        epoch, start = self._position_after(shard, self._epoch_progress()[0] - self._before if started else 0)
         state = {"epoch": epoch, "start": start, "seed": shard.seed, "size": shard.size}
         return state if shard.blocks is None else state | {"processes": shard.rank_and_world[1]}
 

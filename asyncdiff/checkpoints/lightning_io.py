@@ -49,7 +49,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)  # now, as Lightning may link to the file before it exists
         # A single thread writes and removes files in the order of the calls, so that a checkpoint always exists.
         self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._submit(_write, apply_to_collection(checkpoint, Tensor, _copy_to_cpu), Path(path))
+        self._submit(self._writer, _write, apply_to_collection(checkpoint, Tensor, _copy_to_cpu), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint or an export; raise ValueError if it is damaged or could execute code."""
@@ -80,7 +80,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if self._writer is None:
             super().remove_checkpoint(path)
         else:
-            self._submit(super().remove_checkpoint, path)
+            self._submit(self._writer, super().remove_checkpoint, path)
 
     def teardown(self) -> None:
         """Wait for pending writes and raise their errors."""
@@ -91,13 +91,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 self._writer.shutdown()
                 self._writer = None
 
-    def _submit(self, function: Any, *args: Any) -> None:
-        assert self._writer is not None
+    def _submit(self, writer: ThreadPoolExecutor, function: Any, *args: Any) -> None:
         done = [future for future in self._writing if future.done()]
         self._writing = [future for future in self._writing if future not in done]
         for future in done:
             future.result()
-        self._writing.append(self._writer.submit(function, *args))
+        self._writing.append(writer.submit(function, *args))
 
     def _wait(self) -> None:
         writing, self._writing = self._writing, []

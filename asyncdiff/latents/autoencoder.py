@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # decoder takes about 5 GB in float32.
 PIXELS_AT_ONCE = 2**20
 LOGVAR = (-30.0, 20.0)  # range that diffusers clamps log-variances to
+
+
+class LoadedNetwork(NamedTuple):
+    """Network in memory, in the codec's data type and on its device, and the SHA-256 of its float32 weights."""
+
+    network: nn.Module
+    sha256: str
 
 
 class Autoencoder(Codec):
@@ -36,7 +43,7 @@ class Autoencoder(Codec):
         self.scale, self.shift = scale, shift
         self.dtype: DType = dtype
         self._device = torch.device("cpu")
-        self._loaded: tuple[nn.Module, str] | None = None
+        self._loaded: LoadedNetwork | None = None
 
     @abstractmethod
     def load_network(self) -> nn.Module:
@@ -52,7 +59,7 @@ class Autoencoder(Codec):
 
     def moments(self, images: Image) -> Moments:
         self.check_images(images)
-        network = self._network()
+        network = self._load().network
 
         def encode_chunk(part: Tensor) -> tuple[Tensor, ...]:
             mean, logvar = self.encode_raw(network, part)
@@ -62,36 +69,35 @@ class Autoencoder(Codec):
         return Moments(moments[0], moments[1] if len(moments) > 1 else None)
 
     def decode(self, latents: Latents) -> Image:
-        raw, network = self.unscaled(latents.float()), self._network()
+        raw, network = self.unscaled(latents.float()), self._load().network
         pixels = latents.shape[2] * latents.shape[3] * self.factor**2
         (images,) = self._in_chunks(lambda part: (self.decode_raw(network, part).float(),), raw, pixels)
         return images
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the names, types, shapes and bytes of the network's float32 weights."""
-        self._network()
-        assert self._loaded is not None, "the network is loaded"
-        return self._loaded[1]
+        return self._load().sha256
 
     def to(self, device: torch.device | str) -> "Autoencoder":
         self._device = torch.device(device)
         if self._loaded is not None:
-            self._loaded[0].to(self._device)
+            self._loaded.network.to(self._device)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the network, which every copy loads from the files again."""
         return self.__dict__ | {"_loaded": None, "_device": torch.device("cpu")}
 
-    def _network(self) -> nn.Module:
+    def _load(self) -> LoadedNetwork:
+        """Return the network, loaded at the first call."""
         if self._loaded is None:
             # Loading can happen at any time, for example during validation. It must not advance the random numbers of
             # training, and the weights must not become inference tensors.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 network = self.load_network().eval().requires_grad_(False)
                 sha256 = tensors_sha256(network.state_dict())
-                self._loaded = network.to(self._device, DTYPES[self.dtype]), sha256
-        return self._loaded[0]
+                self._loaded = LoadedNetwork(network.to(self._device, DTYPES[self.dtype]), sha256)
+        return self._loaded
 
     @torch.no_grad()
     def _in_chunks(self, compute: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor, pixels: int) -> tuple[Tensor, ...]:

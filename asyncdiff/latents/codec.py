@@ -35,9 +35,9 @@ class Codec(ABC):
     without them.
 
     Attributes:
-        scale: factor applied to the shifted latents, as passed to the constructor: one number or one per channel;
-            `normalization` returns the numbers in use.
-        shift: number subtracted from raw latents, or one per channel, as passed to the constructor.
+        scale: factor applied to the shifted latents, as passed to the constructor: one number or one per channel, or
+            None for the default; `normalization` returns the numbers in use.
+        shift: number subtracted from raw latents, or one per channel, or None, as passed to the constructor.
     """
 
     scale: float | Sequence[float] | None = 1.0
@@ -86,7 +86,15 @@ class Codec(ABC):
 
     def normalization(self) -> tuple[list[float], list[float]]:
         """Return scale and shift with one number per channel; raise ValueError if their number does not fit."""
-        return self._per_channel("scale", self.scale), self._per_channel("shift", self.shift)
+        scale, shift = self.default_normalization()
+        return (
+            self._per_channel("scale", scale if self.scale is None else self.scale),
+            self._per_channel("shift", shift if self.shift is None else self.shift),
+        )
+
+    def default_normalization(self) -> tuple[float | Sequence[float], float | Sequence[float]]:
+        """Return scale and shift for arguments that are None: one number or one per channel, by default 1 and 0."""
+        return 1.0, 0.0
 
     def fingerprint(self) -> dict[str, Any]:
         """Return a dict that identifies this codec's latents, wherever its files are; see `check_same_codec`.
@@ -137,8 +145,7 @@ class Codec(ABC):
         scale, shift = (latents.new_tensor(numbers)[:, None, None] for numbers in self.normalization())
         return scale, shift
 
-    def _per_channel(self, name: str, value: float | Sequence[float] | None) -> list[float]:
-        assert value is not None, "codecs that accept None override normalization"
+    def _per_channel(self, name: str, value: float | Sequence[float]) -> list[float]:
         numbers = [float(value)] * self.channels if isinstance(value, (int, float)) else [float(v) for v in value]
         if len(numbers) != self.channels:
             raise ValueError(

@@ -75,25 +75,22 @@ class DiffusersAutoencoder(Autoencoder):
     def channels_if_available(self) -> int | None:
         return self.channels if "_location" in vars(self) or self._folder().is_dir() else None
 
-    def normalization(self) -> tuple[list[float], list[float]]:
+    def default_normalization(self) -> tuple[float | Sequence[float], float | Sequence[float]]:
         config = self._location.config
-        means = config.get("latents_mean") or config.get("shift_factor") or 0.0
+        means: float | Sequence[float] = config.get("latents_mean") or config.get("shift_factor") or 0.0
         factor = config.get("scaling_factor") or CLASSES[config["_class_name"]]
         # As in diffusers' pipelines: latents are divided by their standard deviations, if given, and multiplied by the
         # factor.
         deviations = config.get("latents_std")
-        scales = [factor / deviation for deviation in deviations] if deviations else factor
-        return (
-            self._per_channel("scale", scales if self.scale is None else self.scale),
-            self._per_channel("shift", means if self.shift is None else self.shift),
-        )
+        scales: float | Sequence[float] = [factor / deviation for deviation in deviations] if deviations else factor
+        return scales, means
 
     def load_network(self) -> nn.Module:
         location, diffusers = self._location, _import_diffusers()
         kind = getattr(diffusers, location.config["_class_name"])
         source = str(self._folder()) if self._folder().is_dir() else self.path
         try:
-            network, info = kind.from_pretrained(
+            loaded: tuple[nn.Module, dict[str, Any]] = kind.from_pretrained(
                 source,
                 subfolder=location.subfolder or None,
                 torch_dtype=torch.float32,
@@ -104,12 +101,12 @@ class DiffusersAutoencoder(Autoencoder):
             raise ValueError(
                 f"the weights in {self.path} cannot be loaded with its {CONFIG}: {_shorten(error)}"
             ) from error
+        network, info = loaded
         if info["missing_keys"]:
             raise ValueError(
                 f"{self.path} must contain all weights of a {kind.__name__}, got none called "
                 f"{info['missing_keys'][0]}: download it again"
             )
-        assert isinstance(network, nn.Module), "models of diffusers are modules"
         return network
 
     def encode_raw(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
