@@ -58,14 +58,15 @@ class Pixels(torch.nn.Module):
 
 
 def quiet_trainer(folder: Path, **options: Any) -> Trainer:
-    """Return a trainer on the CPU that prints and logs nothing, and keeps no checkpoints by itself."""
+    """Return a trainer on the CPU that prints, logs, validates and saves nothing, unless the options ask for it."""
     quiet = {
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    return Trainer(**{"default_root_dir": folder, "accelerator": "cpu", "limit_val_batches": 0, **quiet, **options})
+    validation = {"limit_val_batches": 0, "num_sanity_val_steps": 0, "use_distributed_sampler": False}
+    return Trainer(**{"default_root_dir": folder, "accelerator": "cpu", **quiet, **validation, **options})
 
 
 def save_untrained(folder: Path, model: AsyncDiffusion, config: dict[str, Any] | None = None) -> Path:

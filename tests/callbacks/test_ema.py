@@ -78,7 +78,7 @@ def test_swapping_restores_the_weights_exactly(tmp_path):
 
 def test_validation_uses_the_ema(tmp_path):
     module = Drift()
-    fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
+    fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1)
     assert module.seen == [pytest.approx(expected(0.5, 4), rel=1e-6)]
     assert module.weight[0].item() == 4
 
@@ -87,7 +87,7 @@ def test_a_failing_validation_restores_the_trained_weights(tmp_path):
     module = Drift()
     module.fail = True
     with pytest.raises(RuntimeError, match="in the middle"):
-        fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1, num_sanity_val_steps=0)
+        fit(tmp_path, module, [EMA(0.5)], steps=4, val_check_interval=4, limit_val_batches=1)
     assert module.weight[0].item() == 4
 
 

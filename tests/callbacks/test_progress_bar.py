@@ -27,7 +27,7 @@ class Watched(StepProgressBar):
 
 def fit(folder, bar, ckpt_path=None, **bounds):
     checkpoint = ModelCheckpoint(folder / "checkpoints", save_last=True)
-    shown = {"enable_progress_bar": True, "enable_checkpointing": True, "use_distributed_sampler": False}
+    shown = {"enable_progress_bar": True, "enable_checkpointing": True}
     trainer = quiet_trainer(folder, callbacks=[bar, checkpoint], limit_train_batches=3, **shown, **bounds)
     with redirect_stderr(io.StringIO()):
         trainer.fit(AsyncDiffusion(small_dit(classes=0), image_size=8), Digits(batch_size=8), ckpt_path=ckpt_path)

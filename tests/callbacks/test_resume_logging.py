@@ -40,11 +40,9 @@ def fit(folder, steps, resume=None, extra=(), logger=TensorBoardLogger, **option
         enable_checkpointing=True,
         max_steps=steps,
         limit_val_batches=1,
-        num_sanity_val_steps=0,
         val_check_interval=3,
         check_val_every_n_epoch=None,
         log_every_n_steps=1,
-        use_distributed_sampler=False,
         **options,
     )
     model = AsyncDiffusion(small_dit(), sampler=Sampler(steps=2), image_size=8)

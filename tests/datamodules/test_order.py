@@ -337,7 +337,7 @@ def test_a_checkpoint_at_the_end_of_an_epoch_resumes_with_the_next_epoch(
 ) -> None:
     # With max_steps, Lightning takes the finished epoch for an unfinished one: it asks for one batch more, or for none.
     keeper = ModelCheckpoint(tmp_path, filename="{epoch}", auto_insert_metric_name=False, save_top_k=-1)
-    options: dict[str, Any] = {"limit_val_batches": validation, "num_sanity_val_steps": 0, **length}
+    options: dict[str, Any] = {"limit_val_batches": validation, **length}
     fit(tmp_path, callbacks=[keeper], **options)
     _, resumed = fit(tmp_path, workers=workers, resume=tmp_path / "0.ckpt", **options)
     assert resumed.seen == uninterrupted.seen[10:20]
@@ -361,12 +361,12 @@ def test_validation_and_shortened_epochs_do_not_disturb_the_order(tmp_path: Path
         "val_check_interval": 3,
         "limit_val_batches": 1.0,
     }
-    _, full = fit(tmp_path, **options)
+    _, full = fit(tmp_path, num_sanity_val_steps=2, **options)
     for saved in (4, 6, 9):
         folder = tmp_path / str(saved)
         with pytest.raises(Killed):
             fit(folder, callbacks=[saving(folder, saved), Kill(saved + 1)], **options)
-        _, resumed = fit(folder, resume=folder / f"{saved}.ckpt", num_sanity_val_steps=0, **options)
+        _, resumed = fit(folder, resume=folder / f"{saved}.ckpt", **options)
         assert resumed.seen == full.seen[saved:]
     first = full.validated[:2]
     assert [i for indices, _ in first for i in indices] == list(range(6))

@@ -59,7 +59,7 @@ def test_a_run_with_damaged_files_trains_and_reports_their_number(tmp_path, capl
     damaged = write(root)
     data = ImageFolder(str(root), 8, batch_size=20, workers=workers, horizontal_flip=False)
     model = Counting()
-    trainer = quiet_trainer(tmp_path / "run", max_epochs=1, num_sanity_val_steps=0, limit_val_batches=1.0)
+    trainer = quiet_trainer(tmp_path / "run", max_epochs=1, limit_val_batches=1.0)
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         trainer.fit(model, datamodule=data)
     assert trainer.global_step == FILES // 20

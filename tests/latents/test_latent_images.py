@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import Means, data_of, model_of, tiny_files
+from photo_files import pixels_of, random_photo
 from PIL import Image
 from small_runs import quiet_trainer
 
@@ -18,7 +19,7 @@ from asyncdiff.latents import Codec, Identity, Moments, TinyAutoencoder
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks import Autoregress, Edit, Generate, Inpaint, Outpaint, PixelSpace, Texture
-from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_model
+from asyncdiff.tasks.photos import PhotoWarning, to_model
 from asyncdiff.tasks.pixel_space import fill_unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,17 +52,7 @@ def model():
 
 @pytest.fixture
 def photo(tmp_path):
-    return saved(tmp_path / "photo.png", 32, 32)
-
-
-def saved(file, h, w, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
-    return str(file)
-
-
-def pixels_of(file):
-    return to_model(read_photo(Path(file), 3))
+    return random_photo(tmp_path / "photo.png", 32, 32)
 
 
 # Sizes
@@ -100,7 +91,7 @@ def test_edits_start_from_the_encoded_photo(model, photo, tmp_path):
     grey = np.repeat(np.array([0, 51, 204, 255], np.uint8), 8)[None].repeat(32, 0)
     Image.fromarray(grey).save(tmp_path / "levels.png")
     drawn = Edit(photo, str(tmp_path / "levels.png")).sample(model, seeds=[2])
-    image, known = pixels_of(photo), torch.arange(32).expand(32, 32) < 8
+    image, known = to_model(pixels_of(photo)), torch.arange(32).expand(32, 32) < 8
     assert torch.equal(drawn[0, :, known], image[:, known])
     latents = model.sampler(
         model.denoiser,
@@ -138,9 +129,9 @@ def test_photos_stay_bit_for_bit_where_they_are_placed(task, place, size, model,
 def test_known_pixels_are_kept_and_unknown_ones_have_no_effect(model, photo, mask, tmp_path):
     (request,) = Inpaint(photo, mask).requests(model, seeds=[0])
     drawn = Inpaint(photo, mask).sample(model, seeds=[0])[0]
-    truth, known = pixels_of(photo), request.photo.known
+    truth, known = to_model(pixels_of(photo)), request.photo.known
     assert torch.equal(drawn[:, known], truth[:, known])
-    other = read_photo(Path(photo), 3)
+    other = pixels_of(photo)
     other[:, ~known] = 255 - other[:, ~known]
     Image.fromarray(other.permute(1, 2, 0).numpy()).save(tmp_path / "other.png")
     assert torch.equal(Inpaint(str(tmp_path / "other.png"), mask).sample(model, seeds=[0])[0], drawn)
@@ -176,7 +167,7 @@ def test_masks_without_known_latents_give_a_warning(model, photo):
 
 
 def test_photos_that_cover_no_patch_are_refused(model, tmp_path):
-    small = saved(tmp_path / "small.png", 8, 32)
+    small = random_photo(tmp_path / "small.png", 8, 32)
     with pytest.raises(ValueError, match="cover a complete patch of 8x8 pixels, got a photo of 8x32 at position 3x0"):
         Outpaint(small, top=3, bottom=40, fit="keep").requests(model, seeds=[0])
 
@@ -285,9 +276,9 @@ def test_the_benchmark_compares_decoded_images(model):
 
 def test_commands_encode_and_decode_with_the_codec(latent_run, tmp_path, capsys):
     _, folder = latent_run
-    photo = saved(tmp_path / "photo.png", 50, 40)
+    photo = random_photo(tmp_path / "photo.png", 50, 40)
     main(["inpaint", str(folder), "--image", photo, "--mask", "half", "--fit", "keep", "--gif", "--output", "drawn"])
-    drawn, truth = read_photo(Path("drawn/photo_seed0.png"), 3), read_photo(Path(photo), 3)
+    drawn, truth = pixels_of("drawn/photo_seed0.png"), pixels_of(photo)
     assert drawn.shape == (3, 48, 32)
     assert torch.equal(drawn[:, :, :16], truth[:, 1:49, 4:20])
     assert "movie: drawn/walk.gif" in capsys.readouterr().out
@@ -309,12 +300,12 @@ def test_a_codec_that_moved_is_named_on_the_command_line(latent_run, tmp_path, c
         monkeypatch.setenv("ASYNCDIFF_WEIGHTS", str(tmp_path))
         main([*words, "--codec", str(file)])
         with pytest.raises(SystemExit):
-            main([*words, "--codec", "Identity"])
+            main([*words, "--codec", "Identity", "--output", "other"])
         assert "--codec has 3 channels, but the model has 4: choose a codec" in capfd.readouterr().err
     finally:
         for name in ("encoder", "decoder"):
             (tmp_path / f"{name}.safetensors").rename(folder / f"{name}.safetensors")
-    assert read_photo(Path("drawn/000000.png"), 3).shape == (3, 32, 32)
+    assert pixels_of("drawn/000000.png").shape == (3, 32, 32)
 
 
 @pytest.fixture(autouse=True)

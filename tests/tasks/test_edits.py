@@ -1,14 +1,16 @@
 """Editing starts each patch from the photo noised to its own level, and keeps level 0 unchanged bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from photo_files import pixels_of, random_photo
 from PIL import Image
 from small_runs import small_dit
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import DiffusionModel
 from asyncdiff.denoising.oracles import GaussianOracle, random_gaussian
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import Spiral
@@ -19,7 +21,7 @@ from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM, Heun
 from asyncdiff.tasks import Autoregress, Edit, Inpaint
 from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR, known_tile
-from asyncdiff.tasks.photos import fit_levels, plan_fit, read_levels, read_photo, to_bytes, to_model
+from asyncdiff.tasks.photos import fit_levels, plan_fit, read_levels, to_bytes, to_model
 
 SHAPE = (1, 4, 4)
 MEAN, COVARIANCE = random_gaussian(16)
@@ -103,7 +105,7 @@ def test_invalid_start_levels_are_refused():
 
 @pytest.fixture(scope="module")
 def model():
-    return AsyncDiffusion(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
+    return DiffusionModel.assemble(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8)
 
 
 def saved(file, array):
@@ -113,7 +115,7 @@ def saved(file, array):
 
 @pytest.fixture
 def photo(tmp_path):
-    return saved(tmp_path / "photo.png", np.random.default_rng(0).integers(0, 256, (8, 8, 3)))
+    return random_photo(tmp_path / "photo.png", 8, 8)
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def test_an_edit_samples_from_its_levels(model, photo, levels):
     assert torch.equal(request.photo.known, torch.arange(8).expand(8, 8) < 2)
     t = torch.tensor([[0, 0.2, 0.8, 1]]).expand(4, 4).clone()
     t[0, 1] = 1  # the highest level of a patch counts
-    pixels = read_photo(Path(photo), 3)
+    pixels = pixels_of(photo)
     given = {"image": to_model(pixels)[None], "known": request.photo.known[None], "levels": t[None]}
     expected = model.sampler(model.denoiser, seeds=[4], shape=(3, 8, 8), **given)
     drawn = Edit(photo, levels).sample(model, seeds=[4])
@@ -173,14 +175,14 @@ def test_gray_values_are_levels(tmp_path):
 
 def test_a_sheet_shows_how_much_may_change(model, photo, levels):
     (request,) = Edit(photo, levels).requests(model, seeds=[0])
-    tile, pixels = known_tile(request.photo, request.size), read_photo(Path(photo), 3)
+    tile, pixels = known_tile(request.photo, request.size), pixels_of(photo)
     assert torch.equal(tile[:, :, :2], pixels[:, :, :2])
     assert (tile[:, :, 6:] == torch.tensor(UNKNOWN_COLOR)[:, None, None]).all()
     between = 0.2 * torch.tensor(UNKNOWN_COLOR) + 0.8 * pixels[:, 5, 3]
     assert torch.equal(tile[:, 5, 3].int(), between.round().int())
 
 
-def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path, monkeypatch):
+def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path):
     black = saved(tmp_path / "black.png", np.zeros((8, 8)))
     wide = saved(tmp_path / "wide.png", np.zeros((8, 16)))
     for given, message in (
@@ -195,6 +197,5 @@ def test_mistakes_in_edits_are_refused(model, photo, levels, tmp_path, monkeypat
     for words in ({"levels": levels}, {"image": photo, "mask": "half", "levels": levels}):
         with pytest.raises(ValueError, match="levels need an image and no mask"):
             Autoregress(**words)
-    monkeypatch.setattr(model, "sampler", RePaint())
     with pytest.raises(ValueError, match="Edit needs a sampler that supports start levels, got RePaint"):
-        Edit(photo, levels).requests(model, seeds=[0])
+        Edit(photo, levels).requests(replace(model, sampler=RePaint()), seeds=[0])

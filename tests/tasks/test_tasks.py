@@ -2,16 +2,18 @@
 
 import inspect
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from photo_files import pixels_of, random_photo
 from PIL import Image
 from small_runs import small_dit
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.noise.masks import Half, Thin
@@ -30,7 +32,7 @@ from asyncdiff.tasks.contact_sheet import (
     write_sheet,
 )
 from asyncdiff.tasks.output_folders import create_output_folder
-from asyncdiff.tasks.photos import PhotoWarning, read_photo, to_bytes, to_model
+from asyncdiff.tasks.photos import PhotoWarning, to_bytes, to_model
 from asyncdiff.training import PredictSettings
 
 LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").glob("*.yaml"))
@@ -39,22 +41,12 @@ LAYERS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "tasks").
 @pytest.fixture(scope="module")
 def model():
     """A model of 8x8 color images in patches of 2, with random weights and three classes."""
-    return AsyncDiffusion(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8).eval()
+    return DiffusionModel.assemble(small_dit(3, 3), sampler=Sampler(solver=DDIM(0.25), steps=3), image_size=8)
 
 
 @pytest.fixture
 def photo(tmp_path):
-    return saved(tmp_path / "photo.png", 8, 8)
-
-
-def saved(file, h, w, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file)
-    return str(file)
-
-
-def pixels_of(file):
-    return read_photo(Path(file), 3)
+    return random_photo(tmp_path / "photo.png", 8, 8)
 
 
 # Results
@@ -76,7 +68,7 @@ def test_other_multiples_of_the_patch_size_are_generated(model):
 
 def test_inpaint_agrees_with_the_model_for_every_photo_and_seed(model, tmp_path):
     for name, seed in (("a.png", 1), ("b.png", 2)):
-        saved(tmp_path / name, 8, 8, seed)
+        random_photo(tmp_path / name, 8, 8, seed)
     task = Inpaint(str(tmp_path), Half())
     requests = task.requests(model, seeds=[5, 7])
     assert [r.name for r in requests] == ["a_seed5", "a_seed7", "b_seed5", "b_seed7"]
@@ -101,7 +93,7 @@ def test_known_pixels_equal_the_photo_in_the_written_file(mask, model, photo, tm
 
 def test_an_image_does_not_depend_on_its_batch(model, tmp_path):
     for i in range(3):
-        saved(tmp_path / f"{i}.png", 12, 20, seed=i)
+        random_photo(tmp_path / f"{i}.png", 12, 20, seed=i)
     task = Inpaint(str(tmp_path), "half")
     together = task.sample(model, seeds=[0, 1])
     requests = task.requests(model, seeds=[0, 1])
@@ -112,7 +104,7 @@ def test_an_image_does_not_depend_on_its_batch(model, tmp_path):
 
 def test_photos_of_several_sizes_are_batched_by_size(model, tmp_path):
     for i, (h, w) in enumerate([(8, 8), (9, 8), (8, 12)]):
-        saved(tmp_path / f"{i}.png", h, w)
+        random_photo(tmp_path / f"{i}.png", h, w)
     task = Inpaint(str(tmp_path), "half", fit="keep")
     requests = task.requests(model, seeds=[0, 1])
     assert [len(batch) for batch in task.batches(model, requests)] == [4, 2]
@@ -121,12 +113,11 @@ def test_photos_of_several_sizes_are_batched_by_size(model, tmp_path):
         task.sample(model, seeds=[0])
 
 
-def test_autoregress_uses_the_model_s_solver_and_guidance(model, photo, monkeypatch):
+def test_autoregress_uses_the_model_s_solver_and_guidance(model, photo):
     guidance = InputGuidance(0.7)
     task = Autoregress("spiral", 0.5, 2, photo, "half")
-    with monkeypatch.context() as patch:
-        patch.setattr(model.sampler, "guidance", [guidance])
-        sampler, drawn = task.sampler(model), task.sample(model, seeds=[3])
+    guided = replace(model, sampler=model.sampler.replace(guidance=[guidance]))
+    sampler, drawn = task.sampler(guided), task.sample(guided, seeds=[3])
     assert isinstance(sampler.order, Spiral)
     assert sampler.guidance == [guidance]
     expected = Autoregressive(Spiral(), 0.5, DDIM(0.25), 2, [guidance])
@@ -158,7 +149,7 @@ def test_outpainting_within_the_training_size_is_inpainting(model, photo):
 
 
 def test_a_texture_keeps_the_center_of_its_exemplar(model, tmp_path):
-    wall = saved(tmp_path / "wall.png", 30, 21)
+    wall = random_photo(tmp_path / "wall.png", 30, 21)
     task = Texture(wall, "16x20", tileable=True)
     (request,) = task.requests(model, seeds=[3])
     assert (request.name, request.photo.place) == ("wall_seed3", (4, 6))
@@ -183,7 +174,7 @@ def test_labels_are_cycled(model, photo, tmp_path):
     assert labels(Generate(), range(3), [2, 0]) == [2, 0, 2]
     assert labels(Generate(), range(2), []) == [None, None]
     assert labels(Inpaint(photo), range(2), None) == [None, None]
-    saved(tmp_path / "second.png", 8, 8)
+    random_photo(tmp_path / "second.png", 8, 8)
     assert labels(Inpaint(str(tmp_path)), range(2), [2, 1]) == [2, 2, 1, 1]
     assert labels(Texture(), range(2), [1]) == [1, 1]
     with pytest.raises(ValueError, match=r"labels must lie in 0 \.\. 2, got 3"):
@@ -193,7 +184,7 @@ def test_labels_are_cycled(model, photo, tmp_path):
 
 
 def test_a_mask_file_is_resized_with_its_photo(model, tmp_path):
-    photo = saved(tmp_path / "photo.png", 16, 32)
+    photo = random_photo(tmp_path / "photo.png", 16, 32)
     mask = np.full((16, 32), 255, np.uint8)
     mask[:8, 8:16] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -212,7 +203,7 @@ def test_a_mask_file_is_resized_with_its_photo(model, tmp_path):
 
 def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
     for name in ("a.png", "b.png"):
-        saved(tmp_path / name, 8, 8)
+        random_photo(tmp_path / name, 8, 8)
     requests = Inpaint(str(tmp_path), Thin(fewest=1, most=1), size="32x32", mask_seed=3).requests(model, seeds=[0, 1])
     assert torch.equal(requests[0].photo.known, requests[1].photo.known)
     assert not torch.equal(requests[0].photo.known, requests[2].photo.known)
@@ -221,13 +212,13 @@ def test_random_masks_differ_between_photos_not_between_seeds(model, tmp_path):
 
 def test_files_of_the_same_name_give_images_of_different_names(model, tmp_path):
     for name in ("a.png", "a.bmp", "a-2.png"):  # the last has the name that the second might get
-        saved(tmp_path / name, 8, 8)
+        random_photo(tmp_path / name, 8, 8)
     names = [r.name for r in Inpaint(str(tmp_path)).requests(model, seeds=[0])]
     assert sorted(names) == ["a-2_seed0", "a-3_seed0", "a_seed0"]
 
 
 def test_latents_without_a_codec_are_refused():
-    latent = AsyncDiffusion(small_dit(4), image_size=8)
+    latent = DiffusionModel.assemble(small_dit(4), image_size=8)
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, but the model has 4: set model.codec"):
         Generate().requests(latent, seeds=[0])
 
@@ -273,7 +264,7 @@ MISTAKES = [
 def test_mistakes_are_refused_before_sampling(task, message, model, photo, tmp_path):
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(tmp_path / "wide.png")
-    saved(tmp_path / "low.png", 4, 4)
+    random_photo(tmp_path / "low.png", 4, 4)
     (tmp_path / "masks").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         task(photo).requests(model, seeds=[0])
@@ -295,8 +286,8 @@ def test_tasks_can_be_configured_without_their_photos():
         assert object_config.describe(object_config.build(described)) == described
 
 
-def test_a_checkpoint_does_not_store_the_task(model, photo, tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "predict", PredictSettings(Inpaint(photo)))
+def test_a_checkpoint_does_not_store_the_task(photo, tmp_path):
+    model = AsyncDiffusion(small_dit(3, 3), image_size=8, predict=PredictSettings(Inpaint(photo)))
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     assert str(tmp_path) not in str(checkpoint["recipe"])

@@ -36,7 +36,7 @@ def main(processes: int, out: str) -> None:
     draw = Draw([SampleGrid(count=7, columns=4), InpaintingGrid(count=5, columns=3), DenoisingStrip(count=1, frames=3)])
     frechet = Frechet(Pixels(), count=33, mask=Half(), batch_size=8)
     folder = Path(out).parent / f"run{processes}"
-    strategy = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto", "use_distributed_sampler": False}
+    strategy = {"devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
     trainer = quiet_trainer(folder, callbacks=[draw, frechet], **strategy)
     trainer.test(module, datamodule=Digits(batch_size=50), verbose=False)
     losses = {name: value.item() for name, value in trainer.callback_metrics.items()}

@@ -47,9 +47,7 @@ def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer
         val_check_interval=HALF,
         check_val_every_n_epoch=None,
         limit_val_batches=2,
-        num_sanity_val_steps=0,
         log_every_n_steps=1,
-        use_distributed_sampler=False,
         enable_checkpointing=True,
         logger=TensorBoardLogger(str(folder), name="", version=""),
     )

@@ -56,7 +56,7 @@ def fit(
 
 
 def main(strategy: str, folder: Path) -> None:
-    options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "gradient_clip_val": 1.0}
+    options = {"devices": 2, "strategy": strategy, "gradient_clip_val": 1.0}
     poison = Poison({1, 3, 4}, rank=1)
     module, ema = model(stop_after=2), EMA(0.9)
     error, rank = "", -1

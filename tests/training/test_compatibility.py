@@ -33,7 +33,7 @@ def model(network=None, **options) -> AsyncDiffusion:
 
 
 def trainer(folder, **options) -> Trainer:
-    options = {"max_steps": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0, **options}
+    options = {"max_steps": 3, "limit_val_batches": 1, **options}
     return quiet_trainer(folder, plugins=[AtomicCheckpointIO()], **options)
 
 
@@ -151,7 +151,7 @@ def test_arguments_that_do_not_affect_the_weights_may_change(file, tmp_path):
 
 def test_arguments_of_a_process_are_compared():
     before = object_config.describe(model(process=LinearVP()))
-    (found,) = differences(model(process=LinearVP(beta_end=0.03)), before)
+    (found,) = differences(model(process=LinearVP(beta_end=0.03)).model, before)
     assert (found.name, found.here, found.there) == ("model.process.beta_end", 0.03, 0.02)
 
 
@@ -161,15 +161,15 @@ def test_lists_equal_tuples_and_new_arguments_are_ignored():
     arguments = before["init_args"]["network"]["init_args"]
     arguments["multipliers"] = list(arguments["multipliers"])
     del arguments["middle_blocks"]
-    assert differences(unet, before) == []
+    assert differences(unet.model, before) == []
     arguments["multipliers"] = [1, 4]
-    assert [one.name for one in differences(unet, before)] == ["model.network.multipliers"]
+    assert [one.name for one in differences(unet.model, before)] == ["model.network.multipliers"]
 
 
 @pytest.mark.parametrize(("make", "message"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_training_starts_from_weights_of_the_same_network(file, make, message):
     with pytest.raises(ValueError, match="must be") as refusal:
-        load_pretrained(make(), file)
+        load_pretrained(make().model, file)
     assert str(refusal.value) == message.format(file=file, otherwise="train without model.pretrained")
 
 

@@ -11,15 +11,7 @@ from small_runs import quiet_trainer, small_dit
 
 import asyncdiff
 from asyncdiff import AsyncDiffusion
-from asyncdiff.training.lightning_internals import (
-    attached_trainer,
-    logged_step,
-    pending_scalars,
-    run_validation,
-    saved_step,
-    set_saved_step,
-    validation_is_due,
-)
+from asyncdiff.training import lightning_internals as internals
 from datamodules import Digits
 
 
@@ -40,15 +32,15 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         if trainer.global_step == 3:
-            run_validation(trainer, step=77, epoch=5)
+            internals.run_validation(trainer, step=77, epoch=5)
             assert trainer.training
-            assert (logged_step(trainer), trainer.current_epoch) == (3, 0)
+            assert (internals.logged_step(trainer), trainer.current_epoch) == (3, 0)
 
     def on_train_batch_end(self, trainer, module, *_):
-        assert attached_trainer(module) is trainer
-        assert logged_step(trainer) == trainer.global_step - 1
-        self.pending[logged_step(trainer)] = pending_scalars(trainer)
-        if validation_is_due(trainer):
+        assert internals.attached_trainer(module) is trainer
+        assert internals.logged_step(trainer) == trainer.global_step - 1
+        self.pending[internals.logged_step(trainer)] = internals.pending_scalars(trainer)
+        if internals.validation_is_due(trainer):
             self.due.append(trainer.global_step)
 
 
@@ -56,7 +48,7 @@ class Watch(Callback):
 def watched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("watched")
     watch, logger = Watch(), Recorded(folder)
-    validating = {"limit_val_batches": 1, "num_sanity_val_steps": 0, "val_check_interval": 2}
+    validating = {"limit_val_batches": 1, "val_check_interval": 2}
     trainer = quiet_trainer(folder, callbacks=[watch], logger=logger, max_steps=6, log_every_n_steps=3, **validating)
     trainer.fit(AsyncDiffusion(small_dit(), image_size=8), datamodule=Digits(batch_size=16))
     return watch, logger.logged
@@ -84,9 +76,9 @@ class TellSaved(Callback):
         self.saving, self.step = saving, step
 
     def on_train_batch_end(self, trainer, *_):
-        assert saved_step(self.saving) == trainer.global_step - 1
+        assert internals.saved_step(self.saving) == trainer.global_step - 1
         if trainer.global_step == self.step:
-            set_saved_step(self.saving, self.step)
+            internals.set_saved_step(self.saving, self.step)
 
 
 def test_a_saved_step_is_not_saved_again(tmp_path):

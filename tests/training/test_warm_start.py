@@ -66,7 +66,7 @@ def test_checkpoints_do_not_record_pretrained(file):
 def test_missing_weights_and_differences_are_reported(file, report):
     wider = model(1, {"uncertainty": True, "depth": 2}, process=CosineVP())
     before = {name: weight.clone() for name, weight in wider.state_dict().items()}
-    load_pretrained(wider, file)
+    load_pretrained(wider.model, file)
     for name, weight in wider.state_dict().items():
         assert torch.equal(weight, before[name]) == ("uncertainty_head" in name or "blocks.1" in name)
     first, missing, *differences = report()
@@ -81,7 +81,7 @@ def test_missing_weights_and_differences_are_reported(file, report):
 
 
 def test_unused_weights_are_reported(file, report):
-    load_pretrained(model(1, {"classes": 0}), file)
+    load_pretrained(model(1, {"classes": 0}).model, file)
     assert "pretrained: not in the model, ignored: network.label_embedding.table.weight" in report()
 
 
@@ -89,7 +89,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="pretrained must be an existing checkpoint or export, got .*none.ckpt: check the path"
     ):
-        load_pretrained(model(1), tmp_path / "none.ckpt")
+        load_pretrained(model(1).model, tmp_path / "none.ckpt")
     torch.save({"state_dict": {"other.weight": torch.ones(2)}, "recipe": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="pretrained .*other.ckpt contains no weights of this network"):
-        load_pretrained(model(1), tmp_path / "other.ckpt")
+        load_pretrained(model(1).model, tmp_path / "other.ckpt")
