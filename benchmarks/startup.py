@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.networks import DiT
@@ -29,7 +30,7 @@ trainer: {accelerator: cpu, max_steps: 1, limit_val_batches: 0, enable_progress_
 
 
 def save_run(folder: Path) -> None:
-    """Write the checkpoint of an untrained network for 8x8 images and an experiment that trains it for one step."""
+    """Write a checkpoint of an untrained network for 8x8 images, an experiment that trains it for one step, a photo."""
     import lightning
 
     network = DiT(channels=1, patch_size=2, dim=32, depth=1, heads=2, classes=10)
@@ -40,6 +41,7 @@ def save_run(folder: Path) -> None:
     (folder / "checkpoints").mkdir()
     torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
     (folder / "digits.yaml").write_text(DIGITS)
+    Image.effect_noise((8, 8), 64).save(folder / "photo.png")
 
 
 def cpu_seconds(argv: list[str], folder: str) -> float:
@@ -54,13 +56,14 @@ def cpu_seconds(argv: list[str], folder: str) -> float:
 def main() -> None:
     """Measure all commands and print a Markdown table."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    asyncdiff = [sys.executable, "-m", "asyncdiff"]
+    asyncdiff, cpu = [sys.executable, "-m", "asyncdiff"], ["--device", "cpu"]
     commands = {
         "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         "asyncdiff --help": [*asyncdiff, "--help"],
         "asyncdiff sample --help": [*asyncdiff, "sample", "--help"],
         "asyncdiff sample, refused": [*asyncdiff, "sample", ".", "--step", "7"],
-        "asyncdiff sample, one image": [*asyncdiff, "sample", ".", "--seeds", "0", "--device", "cpu"],
+        "asyncdiff sample, one image": [*asyncdiff, "sample", ".", "--seeds", "0", *cpu],
+        "asyncdiff inpaint, one image": [*asyncdiff, "inpaint", ".", "--image", "photo.png", "--seeds", "0", *cpu],
         "train.py fit, first step": [sys.executable, str(ROOT / "train.py"), "fit", "--config", "digits.yaml"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
