@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision import transforms as tv
 
+from asyncdiff.markdown import markdown_table
 from datamodules import ImageFolder
 from datamodules.base import ImageDataModule, ImageDataset
 from datamodules.images.pixel_arrays import PixelArray
@@ -182,10 +183,7 @@ def small(options: argparse.Namespace) -> None:
             "data module, memory-mapped": data_module(mapped),
         }
         rates = measure_rates(variants, options.rounds)
-    base = next(iter(rates.values()))
-    print(f"| {size}x{size}, mirrored, batches of 256 | images/s | ratio |\n|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:.0f} | {rate / base:.1f} |")
+    print(rates_table(f"{size}x{size}, mirrored, batches of 256", "images/s", rates))
 
 
 # A large data set
@@ -269,6 +267,13 @@ def measure_rates(variants: dict[str, Variant], rounds: int) -> dict[str, float]
             if number:  # the first round warms up
                 rates[name].append(count / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def rates_table(title: str, unit: str, rates: Mapping[str, float]) -> str:
+    """Return a Markdown table of the rates of variants, and their ratio to the first one."""
+    base = next(iter(rates.values()))
+    rows = [[name, f"{rate:.0f}", f"{rate / base:.1f}"] for name, rate in rates.items()]
+    return markdown_table([title, unit, "ratio"], rows)
 
 
 if __name__ == "__main__":

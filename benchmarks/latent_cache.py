@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from asyncdiff.latents.cache.write_shard import write_shard
-from benchmarks.data import measure_rates
+from benchmarks.data import measure_rates, rates_table
 from datamodules import LatentCache
 from datamodules.storage.latent_shards import MANIFEST, Layout, read_header, shard_name
 
@@ -108,10 +108,7 @@ def read(options: argparse.Namespace) -> None:
             "LatentCache, with float32 conversion and scaling": latent_cache(True),
         }
         rates = measure_rates(variants, options.rounds)
-    base = next(iter(rates.values()))
-    print(f"| {options.count} latents of 4x32x32, float16 | latents/s | ratio |\n|---|---|---|")
-    for name, rate in rates.items():
-        print(f"| {name} | {rate:.0f} | {rate / base:.1f} |")
+    print(rates_table(f"{options.count} latents of 4x32x32, float16", "latents/s", rates))
 
 
 def write_cache(root: Path, count: int) -> Path:

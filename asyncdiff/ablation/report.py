@@ -17,6 +17,7 @@ from asyncdiff.ablation.collect import (
 )
 from asyncdiff.ablation.config import Metric
 from asyncdiff.checkpoints.compare import abbreviate
+from asyncdiff.markdown import markdown_table
 
 IMAGES_PER_ROW = 5  # in Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
@@ -106,11 +107,13 @@ class Report:
         lines.append(f"Last values of the runs{': ' if tags else ''}{', '.join(tags)}.")
         return [*lines, *(f"Left out: {line}" for line in self.left_out)]
 
+    def table(self) -> str:
+        """Return the table in Markdown."""
+        return markdown_table(self.headers(), self.rows())
+
     def markdown(self) -> str:
         """Return the report as Markdown that links to the image files."""
-        table = [f"| {' | '.join(self.headers())} |", "|---" * (len(self.metrics) + 2) + "|"]
-        table += [f"| {' | '.join(row)} |" for row in self.rows()]
-        parts = [f"# {self.title}", "\n".join(table), "\n".join(f"* {note}" for note in self.notes())]
+        parts = [f"# {self.title}", self.table(), "\n".join(f"* {note}" for note in self.notes())]
         parts += [f"![{image.caption}]({image.file.name})" for image in self.figures]
         for name, images in self.grids.items():
             rows = [images[first : first + IMAGES_PER_ROW] for first in range(0, len(images), IMAGES_PER_ROW)]
@@ -182,9 +185,8 @@ def _number(value: float, digits: int) -> str:
 
 def _markdown_image_row(images: Sequence[ReportImage]) -> str:
     """Return a row of images as a Markdown table."""
-    headers = " | ".join(image.caption for image in images)
-    links = " | ".join(f"![{image.caption}]({image.file.name})" for image in images)
-    return f"| {headers} |\n{'|---' * len(images)}|\n| {links} |"
+    links = [f"![{image.caption}]({image.file.name})" for image in images]
+    return markdown_table([image.caption for image in images], [links])
 
 
 def _html_figure(image: ReportImage) -> str:

@@ -136,8 +136,10 @@ def test_the_config_of_a_run_is_checked_and_executes_no_code(config, rule, run, 
     assert not Path("executed").exists()
 
 
-def test_a_missing_run_is_reported(refused, tmp_path):
-    assert "last.ckpt" in refused(folder=tmp_path)
+def test_a_missing_run_or_checkpoint_is_reported(run, refused, tmp_path):
+    assert "RUN must be a run directory or its config.yaml, got" in refused(folder=tmp_path / "gone")
+    (tmp_path / "config.yaml").symlink_to(run / "config.yaml")
+    assert "RUN must contain checkpoints/last.ckpt, got" in refused(folder=tmp_path)
 
 
 def test_exactly_one_evaluation_must_be_chosen(run, expect_error, capfd):

@@ -14,6 +14,7 @@ from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hpara
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
+from asyncdiff.markdown import markdown_table
 
 DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
 below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""
@@ -86,12 +87,12 @@ def table(ablation: Ablation, by_variant: dict[str, list[dict[str, float]]]) -> 
     Returns:
         Table with one row per variant: mean and standard deviation over the seeds.
     """
-    heads = [metric.label for metric in ablation.metrics]
-    lines = [f"| {', '.join(ablation.axes)} | seeds | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
-    for variant, rows in by_variant.items():
-        cells = [_mean([row[metric.tag] for row in rows]) for metric in ablation.metrics]
-        lines.append(f"| {variant} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    metrics = ablation.metrics
+    rows = [
+        [variant, str(len(seeds)), *(_mean([values[metric.tag] for values in seeds]) for metric in metrics)]
+        for variant, seeds in by_variant.items()
+    ]
+    return markdown_table([", ".join(ablation.axes), "seeds", *(metric.label for metric in metrics)], rows)
 
 
 def write_script(options: Any, ablation: Ablation, output: Path, count: int) -> None:

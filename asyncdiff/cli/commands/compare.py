@@ -10,6 +10,7 @@ from typing import Any
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.evaluation.result_card import SOFTWARE_KEYS, SUBJECT_KEYS, format_number, read_card
+from asyncdiff.markdown import markdown_table
 
 DESCRIPTION = """Print result cards of `evaluate` as one table with one row per card, to compare checkpoints.
 
@@ -45,17 +46,18 @@ def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for card in cards.values() for name in card["metrics"]))
     marks: dict[str, str] = {}
     letters = _letters()
-    lines = [f"| card | step | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    rows = []
     for row, card in cards.items():
         note = _protocol_differences(first, cards[first]["protocol"], card["protocol"])
         mark = ""
         if note:
             mark = marks.setdefault(note, "") or next(letters)
             marks[note] = mark
-        cells = " | ".join(_cell(card, name, mark) for name in names)
-        lines.append(f"| {row}{f' ({mark})' if mark else ''} | {card['protocol'].get('step', '')} | {cells} |")
+        step = str(card["protocol"].get("step", ""))
+        rows.append([f"{row} ({mark})" if mark else row, step, *(_cell(card, name, mark) for name in names)])
     notes = [f"({mark}) {note}: not comparable" for note, mark in marks.items()]
-    return "\n".join([*lines, "", *notes, *_software_differences(cards)]).rstrip()
+    table = markdown_table(["card", "step", *names], rows)
+    return "\n".join([table, "", *notes, *_software_differences(cards)]).rstrip()
 
 
 def _protocol_differences(first: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

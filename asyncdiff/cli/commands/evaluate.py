@@ -100,8 +100,8 @@ class Run:
 
     def check_files(self) -> None:
         """Raise FileNotFoundError unless there are a checkpoint and a configuration."""
-        self.find_checkpoint()
         self.find_config()
+        self.find_checkpoint()
 
     def output(self) -> Path:
         """Create and return the output folder, before anything is computed whose results could be lost."""

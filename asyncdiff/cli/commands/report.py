@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
     (folder / "report.md").write_text(report.markdown())
     (folder / "report.html").write_text(report.page())
     (folder / "report.json").write_text(json.dumps(report.card(), indent=1, default=str))
-    print("\n".join([f"| {' | '.join(report.headers())} |", "|---" * (len(metrics) + 2) + "|"]))
-    print("\n".join(f"| {' | '.join(row)} |" for row in report.rows()))
+    print(report.table())
     print("\n".join(left_out))
     print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\ndata: {folder / 'report.json'}")
 

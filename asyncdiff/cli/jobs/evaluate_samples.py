@@ -62,7 +62,7 @@ class Evaluation:
         size = self.options.batch_size
         return RealImages(self.data, split, count, decode=decode, codec=codec, batch_size=size)
 
-    def source(self) -> ImageSource:
+    def source(self) -> GeneratedImages | ImageFiles:
         """Return the source of the images to evaluate: the model, or the folder given by --images."""
         options, size = self.options, self.options.batch_size
         if self.loaded is None or options.images is not None:
@@ -130,7 +130,7 @@ def evaluate(run: Run, metrics: Sequence[str]) -> None:
             rows[f"real, {options.floor}"] = (len(floor.features), report)
         protocol = evaluation.protocol(source, reference, generated)
         print(f"reference: {reference_file}")
-        write(output, options.name, rows, protocol, extracted.first_images)
+        write(output, options.name, rows, protocol, extracted.first_images, source)
 
 
 def _sampler(model: DiffusionModel, options: Any) -> ImageSampler:

@@ -99,6 +99,12 @@ class GeneratedImages(ImageSource):
             "rounding": "8 bits",
         }
 
+    def summary(self) -> str:
+        """Return the seeds, labels and sampler of the images, for a footnote."""
+        samples = self.fingerprint()
+        first, last = samples["seeds"]
+        return f"seeds {first}-{last}, labels: {samples['labels'] or 'none'}; {object_config.format_call(self.sampler)}"
+
 
 class ImageFiles(ImageSource):
     """Image files of one size in a folder and its subfolders, sorted by path.
@@ -144,6 +150,10 @@ class ImageFiles(ImageSource):
             "size": list(self.size),
             "rounding": "8 bits",
         }
+
+    def summary(self) -> str:
+        """Return the folder and a hash of its files, for a footnote."""
+        return f"{self.folder}, files {self.fingerprint()['files'][:12]}"
 
     def _pixels(self, position: int) -> Tensor:
         pixels = read_photo(self.files[position], self.channels)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.compare import value_at
+from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.markdown import markdown_table
@@ -18,7 +18,14 @@ from asyncdiff.tasks.photos import save_png
 Rows = Mapping[str, tuple[int, SampleReport]]  # rows of the table by name: number of images, and their metrics
 
 
-def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], images: Tensor) -> None:
+def write(
+    folder: Path,
+    name: str,
+    rows: Rows,
+    protocol: Mapping[str, Any],
+    images: Tensor,
+    source: GeneratedImages | ImageFiles,
+) -> None:
     """Print the table, and write it to NAME.md, the result card to NAME.json and a contact sheet to NAME.png.
 
     Args:
@@ -27,8 +34,9 @@ def write(folder: Path, name: str, rows: Rows, protocol: Mapping[str, Any], imag
         rows: results for the generated images, followed by those for the real images of --floor, if given.
         protocol: protocol for the result card.
         images: 8-bit images for the contact sheet.
+        source: source of the images.
     """
-    text = "\n".join([table(rows), "", *footnotes(rows, protocol)])
+    text = "\n".join([table(rows), "", *footnotes(rows, protocol, source.summary())])
     print(text)
     (count, report), *floors = rows.values()
     floor = {"floor": {"count": floors[0][0], "metrics": floors[0][1].metrics}} if floors else {}
@@ -51,9 +59,9 @@ def table(rows: Rows) -> str:
     return markdown_table(["images", "count", *names], cells)
 
 
-def footnotes(rows: Rows, protocol: Mapping[str, Any]) -> list[str]:
-    """Describe the protocol in a few lines, followed by warnings about single metrics."""
-    lines = [f"{_features(protocol['features'])}; {_reference(protocol['reference'])}", f"{_samples(protocol)}"]
+def footnotes(rows: Rows, protocol: Mapping[str, Any], source: str) -> list[str]:
+    """Describe the protocol in a few lines, with a summary of the source, followed by warnings about single metrics."""
+    lines = [f"{_features(protocol['features'])}; {_reference(protocol['reference'])}", _images(protocol, source)]
     kid = value_at(protocol, "settings.kid")
     if kid is not None:
         lines.append(f"KID: {_subsets(kid)}{_kid_caveat(protocol['samples'])}")
@@ -97,14 +105,9 @@ def _reference(fingerprint: Mapping[str, Any]) -> str:
     return f"reference: {fingerprint['read']} images of {data} {fingerprint['split']}, {fingerprint['pixels'][:12]}"
 
 
-def _samples(protocol: Mapping[str, Any]) -> str:
-    samples = protocol["samples"]
-    software = f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"
-    if "folder" in samples:
-        return f"images: {samples['folder']}, files {samples['files'][:12]}; {software}"
-    sampler = object_config.format_call(
-        object_config.build(samples["sampler"], [samples["sampler"]["class_path"].partition(".")[0]])
-    )
-    first, last = samples["seeds"]
-    model = f"{protocol['weights']} weights at step {protocol['step']}, {protocol['checkpoint_sha256'][:12]}"
-    return f"images: {model}; seeds {first}-{last}, labels: {samples['labels'] or 'none'}; {sampler}; {software}"
+def _images(protocol: Mapping[str, Any], source: str) -> str:
+    parts = [source, f"commit {protocol['commit']}, torch {protocol['torch']}, {protocol['hardware']}"]
+    if "weights" in protocol:
+        weights = f"{protocol['weights']} weights at step {protocol['step']}"
+        parts.insert(0, f"{weights}, {protocol['checkpoint_sha256'][:12]}")
+    return f"images: {'; '.join(parts)}"
