@@ -4,7 +4,7 @@ With one generator per image, an image does not depend on the batch size or the 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,8 +49,12 @@ def fork(generator: Generators) -> Generators:
     if generator is None:
         return None
     if isinstance(generator, torch.Generator):
-        return seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device)), generator.device)
-    return [child for g in generator if isinstance(child := fork(g), torch.Generator)]
+        return _child(generator)
+    return [_child(g) for g in generator]
+
+
+def _child(generator: torch.Generator) -> torch.Generator:
+    return seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device)), generator.device)
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,9 @@ class RandomSource:
         """
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             return self.uniform()
-        shared = {"generator": self.generator, "device": self.device}
-        offset = uniform((1,), dtype=self.dtype, **shared)  # type: ignore[arg-type]
+        offset = uniform((1,), generator=self.generator, device=self.device, dtype=self.dtype)
         # The order is random, so that an image's number does not depend on its place in the batch.
-        order = uniform((self.batch,), **shared).argsort()  # type: ignore[arg-type]
+        order = uniform((self.batch,), generator=self.generator, device=self.device).argsort()
         # Rounding can bring a sum to 1, which is outside [0, 1).
         return (offset + order.to(self.dtype) / self.batch).remainder(1)
 
@@ -122,7 +125,13 @@ def normal(
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
-def _draw(draw, shape: Sequence[int], generator: Generators, device, dtype: torch.dtype) -> Tensor:  # type: ignore[no-untyped-def]
+def _draw(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: Generators,
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Tensor:
     if generator is None:
         return draw(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):

@@ -16,65 +16,53 @@ from statistics import median
 
 import torch
 
+from asyncdiff import noise
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.weightings import Velocity
 from asyncdiff.networks.dit import DiT
-from asyncdiff.noise.clean_patches import RandomBoxes, RandomRegions
-from asyncdiff.noise.fields import BlockwiseField, PerlinField
-from asyncdiff.noise.level_samplers import (
-    AlongPath,
-    Gaussian,
-    Homogeneous,
-    Independent,
-    LevelSampler,
-    LogitNormalTruncated,
-    Perlin,
-    Shared,
-    SumBeta,
-    TruncatedGaussian,
-    WithCleanPatches,
-)
-from asyncdiff.noise.orders import Raster, Shuffled
-from asyncdiff.noise.paths import AsyncPatch, Floored, Ordered, Synchronous, Waypoints
-from asyncdiff.noise.processes import RectifiedFlow
-from asyncdiff.noise.progress_samplers import FluxProgress
 from asyncdiff.randomness import seeded
 
 IMAGES, GRID, SIZE, STEP_IMAGES = 256, (16, 16), 32, 4
-SAMPLERS: dict[str, LevelSampler] = {
-    "Shared": Shared(),
-    "Independent": Independent(),
-    "AlongPath(Synchronous)": AlongPath(Synchronous()),
-    "AlongPath(AsyncPatch)": AlongPath(AsyncPatch()),
-    "AlongPath(AsyncPatch(BlockwiseField))": AlongPath(AsyncPatch(field=BlockwiseField())),
-    "AlongPath(AsyncPatch(PerlinField))": AlongPath(AsyncPatch(field=PerlinField())),
-    "AlongPath(Ordered(Raster))": AlongPath(Ordered(Raster())),
-    "AlongPath(Ordered(Shuffled))": AlongPath(Ordered(Shuffled(), overlap=0.5)),
-    "AlongPath(Waypoints)": AlongPath(Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
-    "AlongPath(Floored(AsyncPatch), FluxProgress)": AlongPath(Floored(AsyncPatch()), FluxProgress()),
-    "AlongPath(Floored(Ordered(Raster)), FluxProgress)": AlongPath(Floored(Ordered(Raster())), FluxProgress()),
-    "Perlin": Perlin(),
-    "SumBeta": SumBeta(),
-    "TruncatedGaussian": TruncatedGaussian(),
-    "LogitNormalTruncated": LogitNormalTruncated(),
-    "Gaussian": Gaussian(),
-    "WithCleanPatches(AsyncPatch, Boxes)": WithCleanPatches(AlongPath(), clean_patches=RandomBoxes()),
-    "WithCleanPatches(AsyncPatch, RandomRegions)": WithCleanPatches(AlongPath(), clean_patches=RandomRegions()),
-    "WithCleanPatches(AsyncPatch)": WithCleanPatches(AlongPath()),
-    "Homogeneous(AsyncPatch)": Homogeneous(AlongPath()),
+SAMPLERS: dict[str, noise.LevelSampler] = {
+    "Shared": noise.Shared(),
+    "Independent": noise.Independent(),
+    "AlongPath(Synchronous)": noise.AlongPath(noise.Synchronous()),
+    "AlongPath(AsyncPatch)": noise.AlongPath(noise.AsyncPatch()),
+    "AlongPath(AsyncPatch(BlockwiseField))": noise.AlongPath(noise.AsyncPatch(field=noise.BlockwiseField())),
+    "AlongPath(AsyncPatch(PerlinField))": noise.AlongPath(noise.AsyncPatch(field=noise.PerlinField())),
+    "AlongPath(Ordered(Raster))": noise.AlongPath(noise.Ordered(noise.Raster())),
+    "AlongPath(Ordered(Shuffled))": noise.AlongPath(noise.Ordered(noise.Shuffled(), overlap=0.5)),
+    "AlongPath(Waypoints)": noise.AlongPath(noise.Waypoints([[[0.2, 0.4], [0.1, 0.9]]])),
+    "AlongPath(Floored(AsyncPatch), FluxProgress)": noise.AlongPath(
+        noise.Floored(noise.AsyncPatch()), noise.FluxProgress()
+    ),
+    "AlongPath(Floored(Ordered(Raster)), FluxProgress)": noise.AlongPath(
+        noise.Floored(noise.Ordered(noise.Raster())), noise.FluxProgress()
+    ),
+    "Perlin": noise.Perlin(),
+    "SumBeta": noise.SumBeta(),
+    "TruncatedGaussian": noise.TruncatedGaussian(),
+    "LogitNormalTruncated": noise.LogitNormalTruncated(),
+    "Gaussian": noise.Gaussian(),
+    "WithCleanPatches(AsyncPatch, Boxes)": noise.WithCleanPatches(noise.AlongPath(), clean_patches=noise.RandomBoxes()),
+    "WithCleanPatches(AsyncPatch, RandomRegions)": noise.WithCleanPatches(
+        noise.AlongPath(), clean_patches=noise.RandomRegions()
+    ),
+    "WithCleanPatches(AsyncPatch)": noise.WithCleanPatches(noise.AlongPath()),
+    "Homogeneous(AsyncPatch)": noise.Homogeneous(noise.AlongPath()),
 }
 
 
 def training_step() -> Callable[[], None]:
     """Return a function that computes loss and gradients of DiT-S on a small batch."""
     torch.manual_seed(0)
-    denoiser = Denoiser(DiT(channels=4, patch_size=SIZE // GRID[0], dim=384, depth=12, heads=6), RectifiedFlow())
+    denoiser = Denoiser(DiT(channels=4, patch_size=SIZE // GRID[0], dim=384, depth=12, heads=6), noise.RectifiedFlow())
     x, eps = torch.randn(2, STEP_IMAGES, 4, SIZE, SIZE)
 
     def step() -> None:
         denoiser.zero_grad()
-        training_loss(denoiser, x, eps, Shared()(STEP_IMAGES, GRID), Velocity()).per_image.mean().backward()
+        training_loss(denoiser, x, eps, noise.Shared()(STEP_IMAGES, GRID), Velocity()).per_image.mean().backward()
 
     return step
 
