@@ -74,8 +74,8 @@ def update_keys(settings: Any, replaced: dict[str, str] | None = None) -> Any:
 
 
 def move_arguments(
-    arguments: Mapping[str, Any], classes: Mapping[str, str] | None = None, replaced: dict[str, str] | None = None
-) -> dict[str, Any]:
+    arguments: Mapping[Any, Any], classes: Mapping[str, str] | None = None, replaced: dict[str, str] | None = None
+) -> dict[Any, Any]:
     """Return arguments of AsyncDiffusion by their current names, those that have moved in their sections.
 
     Args:
@@ -102,7 +102,7 @@ def move_arguments(
     return moved
 
 
-def _open_section(arguments: dict[str, Any], section: str, classes: Mapping[str, str] | None) -> dict[str, Any]:
+def _open_section(arguments: dict[Any, Any], section: str, classes: Mapping[str, str] | None) -> dict[str, Any]:
     """Replace a section of `arguments` by a copy, and return the dictionary of its settings, which may be changed."""
     copied = dict(arguments.get(section) or ({"class_path": classes[section]} if classes else {}))
     arguments[section] = copied

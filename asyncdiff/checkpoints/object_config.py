@@ -57,6 +57,14 @@ def class_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def class_path_of(value: Any) -> str | None:
+    """Return the dotted path of the class of an object, None for None.
+
+    For a module sharded by PyTorch's `fully_shard`, it is the class that the module had before.
+    """
+    return None if value is None else class_path(_unsharded_class(value))
+
+
 def format_call(value: Any) -> str:
     """Return the constructor call of `value`, such as Sampler(steps=50), without arguments that equal their defaults.
 

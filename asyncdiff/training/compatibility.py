@@ -7,16 +7,16 @@ from typing import Any
 
 from asyncdiff.checkpoints import check_weights, object_config
 from asyncdiff.latents.codec import COMPARED
+from asyncdiff.model import DiffusionModel
+from asyncdiff.training.diffusion_module import DiffusionModule
 from asyncdiff.training.lightning_internals import attached_trainer
 
-PARTS = ("network", "process", "target")  # attributes of a model that determine what its weights mean
 # Arguments of networks that change neither the meaning of the weights nor the predictions.
 IGNORED_ARGUMENTS = ("dropout", "checkpointing")
 # Arguments of networks that change the meaning of the same weights; all others change the shapes.
 SEMANTIC_ARGUMENTS = ("channels", "patch_size", "heads", "head_dim", "groups")
 MAX_NAMES = 3  # maximum number of further differences listed in an error
 HASH_LENGTH = 12  # number of characters of a hash shown in an error
-MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,19 @@ class Difference:
     there: Any
 
 
-def differences(model: Any, config: Mapping[str, Any]) -> list[Difference]:
+def differences(model: DiffusionModel, config: Mapping[str, Any]) -> list[Difference]:
     """Return the differences of a model's network, process, target and image size from a checkpoint's object config.
 
     Arguments that only one of the two has, for example because a newer version added them, are ignored. If the classes
     of a part differ, their arguments are not compared.
     """
     there = config.get("init_args", {})
+    denoiser = model.denoiser
+    parts = {"network": denoiser.network, "process": denoiser.process, "target": denoiser.target}
     result: list[Difference] = []
-    for part in PARTS:
-        if there.get(part) is not None:
-            result += _differences(f"model.{part}", object_config.describe_or_class(getattr(model, part)), there[part])
+    for name, part in parts.items():
+        if there.get(name) is not None:
+            result += _differences(f"model.{name}", part, there[name])
     result = [difference for difference in result if difference.name.rpartition(".")[2] not in IGNORED_ARGUMENTS]
     if "image_size" in there and there["image_size"] != model.image_size:
         result.append(Difference("model.image_size", model.image_size, there["image_size"]))
@@ -65,12 +67,12 @@ def check_differences(found: list[Difference], file: str | Path, alternative: st
     )
 
 
-def check_checkpoint(model: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the trainer of `model` may load the checkpoint into it.
+def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the trainer of `module` may load the checkpoint into it.
 
     Learning rate, level sampler, weighting, sampler, dropout and the like may differ.
     """
-    trainer = attached_trainer(model)
+    trainer = attached_trainer(module)
     file = getattr(trainer, "ckpt_path", None) or "the checkpoint"
     fitting = trainer is not None and trainer.state.fn == "fit"
     if fitting and "export" in checkpoint:
@@ -84,38 +86,38 @@ def check_checkpoint(model: Any, checkpoint: Mapping[str, Any]) -> None:
             "checkpoint written by train.py"
         )
     alternative = "start a new run without ckpt_path" if fitting else "use a checkpoint of this model"
-    check_differences(differences(model, checkpoint["recipe"]), file, alternative)
+    check_differences(differences(module.model, checkpoint["recipe"]), file, alternative)
     if "state_dict" in checkpoint:  # fully_shard has loaded and removed it already
-        check_weights(model.state_dict(), checkpoint["state_dict"], file)
-    record_latents(model, there=checkpoint.get("latents"))
-    record_latents(model, here=getattr(getattr(trainer, "datamodule", None), "codec", None))
+        check_weights(module.state_dict(), checkpoint["state_dict"], file)
+    record_latents(module, there=checkpoint.get("latents"))
+    record_latents(module, here=getattr(getattr(trainer, "datamodule", None), "codec", None))
 
 
-def check_data(model: Any) -> None:
-    """Raise ValueError unless the trainer's data has as many classes as the network of `model`.
+def check_data(module: DiffusionModule) -> None:
+    """Raise ValueError unless the trainer's data has as many classes as the network of `module`.
 
     The shape of the images is checked with every batch.
     """
-    known = getattr(getattr(attached_trainer(model), "datamodule", None), "classes", None)
-    if model.classes and known is not None and known != model.classes:
+    known = getattr(getattr(attached_trainer(module), "datamodule", None), "classes", None)
+    if module.classes and known is not None and known != module.classes:
         raise ValueError(
-            f"network.classes must equal the number of classes in the data, {known}, got {model.classes}: "
+            f"network.classes must equal the number of classes in the data, {known}, got {module.classes}: "
             f"set it to {known}, or to 0 to ignore the labels"
         )
 
 
 def record_latents(
-    model: Any, *, here: Mapping[str, Any] | None = None, there: Mapping[str, Any] | None = None
+    module: DiffusionModule, *, here: Mapping[str, Any] | None = None, there: Mapping[str, Any] | None = None
 ) -> None:
     """Record the fingerprint of the data's or the model's codec (`here`), and of the checkpoint's (`there`), if known.
 
-    Raise ValueError if they differ. `model.latents` contains the fingerprints known so far.
+    Raise ValueError if they differ. `module.latents` contains the fingerprints known so far.
     """
-    model.latents.update({key: dict(value) for key, value in (("here", here), ("there", there)) if value})
-    own, trained = model.latents.get("here", {}), model.latents.get("there", {})
+    module.latents.update({key: dict(value) for key, value in (("here", here), ("there", there)) if value})
+    own, trained = module.latents.get("here", {}), module.latents.get("there", {})
     for key in COMPARED:
         if key in own and key in trained and _plain(own[key]) != _plain(trained[key]):
-            file = getattr(attached_trainer(model), "ckpt_path", None) or "the checkpoint"
+            file = getattr(attached_trainer(module), "ckpt_path", None) or "the checkpoint"
             raise ValueError(
                 f"the codec must have the {key} {_short(trained[key])} as for {file}, got {_short(own[key])}: "
                 "use the data and model.codec of that run, or start a new run without ckpt_path"
@@ -123,19 +125,17 @@ def record_latents(
 
 
 def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:
-    """Yield the differences of two object configs; where the class paths differ, only those."""
-    if not isinstance(here, dict) or not isinstance(there, dict):
-        if _plain(here) != _plain(there):
-            yield Difference(name, here, there)
-        return
-    if here.get("class_path") != there.get("class_path"):
-        yield Difference(name, here.get("class_path", here), there.get("class_path", there))
-        return
-    own, other_values = (value.get("init_args", {}) if "class_path" in value else value for value in (here, there))
-    for key, value in own.items():
-        other = other_values.get(key, MISSING)
-        if other is not MISSING:
-            yield from _differences(f"{name}.{key}", value, other)
+    """Yield the differences of an object from an object config; where their classes differ, only those."""
+    if not isinstance(there, Mapping) or "class_path" not in there:
+        described = _plain(object_config.describe_or_class(here))
+        if described != _plain(there):
+            yield Difference(name, described, there)
+    elif (path := object_config.class_path_of(here)) != there["class_path"]:
+        yield Difference(name, path, there["class_path"])
+    else:
+        for key, value in there.get("init_args", {}).items():
+            if hasattr(here, key):
+                yield from _differences(f"{name}.{key}", getattr(here, key), value)
 
 
 def _plain(value: Any) -> Any:

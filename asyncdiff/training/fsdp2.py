@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
@@ -21,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from asyncdiff.checkpoints import read_safely
 from asyncdiff.checkpoints.export import is_export
 from asyncdiff.training.compatibility import check_checkpoint
+from asyncdiff.training.diffusion_module import DiffusionModule
 
 # Strategies that shard the network in other ways; FullyShard itself is a ModelParallelStrategy, too.
 OTHER_SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
@@ -63,14 +65,14 @@ class FullyShard(ModelParallelStrategy):
             raise ValueError(
                 f"fully_shard cannot load the export {path} as ckpt_path: set model.pretrained to it instead"
             )
-        if path.is_file():  # otherwise a folder of shards
-            check_checkpoint(self.lightning_module, read_safely(path, mapped=True))
+        module = self.lightning_module
+        if path.is_file() and isinstance(module, DiffusionModule):  # otherwise a folder of shards
+            check_checkpoint(module, read_safely(path, mapped=True))
         return super().load_checkpoint(path, weights_only=True)
 
     def on_validation_start(self) -> None:
         """Gather the network on every process."""
-        assert self.lightning_module is not None
-        self._evaluation.enter_context(unshard(self.lightning_module))
+        self._evaluation.enter_context(unshard(cast(LightningModule, self.lightning_module)))
 
     on_test_start = on_predict_start = on_validation_start
 

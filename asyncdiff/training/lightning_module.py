@@ -23,7 +23,7 @@ from asyncdiff.randomness import Generators, counter_key, normal, per_image, uni
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import Image
 from asyncdiff.training import compatibility
-from asyncdiff.training.argument_checks import check_arguments, check_codec
+from asyncdiff.training.argument_checks import check_codec, check_ranges, check_sampling, check_training
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
@@ -108,8 +108,10 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
         self._stream: int | None = None  # seed of the randomness in the current training step
-        self.latents: dict[str, Any] = {}  # fingerprints of the codec, see `compatibility.record_latents`
-        check_arguments(self)
+        self.latents = {}
+        check_ranges(label_dropout=label_dropout, level_values=level_values, uncertainty_weight=uncertainty_weight)
+        check_training(self.model, self.levels, self.weighting, level_values)
+        check_sampling(self.model)
         if compiled:  # in place, so that the names of the weights and the object config stay the same
             network.compile()
 
@@ -124,16 +126,16 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
     def on_fit_start(self) -> None:
         """Check early that the model fits the data and can be saved; load the weights of `pretrained`."""
-        object_config.describe(self)
+        self.recipe()  # raises an error now rather than at the first checkpoint
         data = getattr(self.trainer, "datamodule", None)
         compatibility.check_data(self)
         if self.codec is not None:  # load it now, so that a missing file is noticed before the first sample grid
-            check_codec(self, self.codec.channels)
+            check_codec(self.model, self.codec.channels)
             check_same_codec(self.codec, getattr(data, "codec", None) or {})
         own = None if self.codec is None else self.codec.fingerprint()
         compatibility.record_latents(self, here=getattr(data, "codec", None) or own)
         if self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_pretrained(self, self.pretrained)
+            load_pretrained(self.model, self.pretrained)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed all randomness of this step, dropout included."""
@@ -174,15 +176,20 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
 
     # Checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's object config, the codec's fingerprint and the EMA weights to a checkpoint."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["recipe"] = object_config.describe(self)
+    def recipe(self) -> dict[str, Any]:
+        """Return the object config that checkpoints record; raise TypeError if an argument cannot be described."""
+        described: dict[str, Any] = object_config.describe(self)
         # These belong to one run or machine, not to the model; a subclass may lack them.
         predict = object_config.describe(replace(self.predict, task=None))
         of_a_run = {"predict": predict, "compiled": False, "pretrained": None}
-        arguments = checkpoint["recipe"]["init_args"]
+        arguments = described["init_args"]
         arguments |= {name: value for name, value in of_a_run.items() if name in arguments}
+        return described
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the model's object config, the codec's fingerprint and the EMA weights to a checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["recipe"] = self.recipe()
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.

@@ -7,21 +7,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.checkpoints import check_weights, choose_weights, read_checkpoint
-from asyncdiff.training.compatibility import (
-    SEMANTIC_ARGUMENTS,
-    Difference,
-    check_differences,
-    differences,
-)
+from asyncdiff.model import DENOISER, DiffusionModel
+from asyncdiff.training.compatibility import SEMANTIC_ARGUMENTS, Difference, check_differences, differences
 from asyncdiff.training.fsdp2 import shard_like
 
-DENOISER = "denoiser."  # prefix of the trained weights
 MAX_NAMES = 4  # maximum number of weights listed in a report
 # Arguments that add or remove weights without changing the shapes of the others.
 ADDITIVE_ARGUMENTS = ("depth", "uncertainty", "level_patch_size")
 
 
-def load_pretrained(model: Any, path: str | Path) -> None:
+def load_pretrained(model: DiffusionModel, path: str | Path) -> None:
     """Load the weights of a checkpoint or an export into `model.denoiser`: the first EMA weights, if it has any.
 
     Weights that only the model has, such as those of a new uncertainty head, keep their initial values; these, weights

