@@ -18,8 +18,8 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.export import save
-from asyncdiff.checkpoints.export.hub import locate_export, upload_export
 from asyncdiff.checkpoints.export.files import FILES
+from asyncdiff.checkpoints.export.hub import locate_export, upload_export
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.evaluation.result_card import make_card
@@ -449,3 +449,10 @@ def test_a_checkpoint_is_not_an_export(run):
     assert "export" not in read_checkpoint(run / "checkpoints" / "last.ckpt")
     with pytest.raises(ValueError, match="load checkpoints with load_from_checkpoint"):
         locate_export(run / "checkpoints" / "last.ckpt")
+
+
+def test_the_checkpoint_is_read_once(run, tmp_path, monkeypatch):
+    read, original = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **options: read.append(file) or original(file, **options))
+    main(["export", str(run), "--output", str(tmp_path / "once")])
+    assert read == [run / "checkpoints" / "last.ckpt"]

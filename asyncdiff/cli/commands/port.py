@@ -1,46 +1,36 @@
 """`python -m asyncdiff port CHECKPOINT --output FILE.ckpt`: convert DiT and SiT weights from other projects."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from asyncdiff.checkpoints import object_config
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.shared.command_parser import command_parser
-from asyncdiff.cli.commands.shared.external_checkpoints import ExternalCheckpoint, read_source
-from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
-from asyncdiff.denoising.weightings import Epsilon, Weighting
-from asyncdiff.denoising.weightings import Velocity as EqualWeights
-from asyncdiff.networks.diffusers_keys import DIFFUSERS_PERIOD
-from asyncdiff.networks.embeddings import MAX_PERIOD
-from asyncdiff.networks.porting import DIT, SIT, Convention, PortedNetwork, port_weights
-from asyncdiff.noise.processes import LinearVP, Process, RectifiedFlow
-
-Kind = Literal["dit", "sit"]
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 
 DESCRIPTION = """Convert DiT or SiT weights, or a diffusers folder with a DiT, to a checkpoint for train.py and all
 other commands."""
-# Supported values of scheduler settings other than the betas.
-SCHEDULE = {
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-}
-LEVEL_VALUES = 32  # for fine-tuning; with labels, every distinct level in an image costs one modulation
-IMAGE_CHANNELS = (1, 3)  # numbers of pixel channels; any other number means latents
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, convert the weights, write the checkpoint and print a summary."""
-    parser = command_parser("port", DESCRIPTION)
+    """Parse and check the arguments, then convert the weights."""
+    options = parse_options("port", DESCRIPTION, _declare, argv)
+    if options.output.suffix != ".ckpt" or options.output.exists():
+        raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
+    for name in ("heads", "image_size"):
+        if options[name] is not None:
+            at_least(f"--{name}", options[name], 1, "omit it to use the file's value")
+    from asyncdiff.cli.jobs.port_weights import port  # imports PyTorch
+
+    port(options)
+
+
+def _declare(parser: CommandParser) -> None:
     parser.add_argument("checkpoint", type=Path, help=".pt, .pth or .safetensors file, or diffusers folder")
     parser.add_argument("--output", type=Path, required=True, help=".ckpt file to write, which must not exist yet")
     parser.add_argument(
-        "--kind", type=Kind | None, help="kind of model; required for a file, which does not contain it"
+        "--kind",
+        type=Literal["dit", "sit"] | None,
+        help="kind of model; required for a file, which does not contain it",
     )
     parser.add_argument("--weights", type=Literal["auto", "ema", "raw"], default="auto", help=WEIGHTS)
     parser.add_argument("--heads", type=int | None, help="number of attention heads (default: the official size's)")
@@ -48,136 +38,6 @@ def main(argv: Sequence[str]) -> None:
         "--image_size", type=int | None, help="side length of the images or latents, if the file does not contain it"
     )
     parser.add_argument("--frequencies", type=Literal["diffusers", "authors"] | None, help=FREQUENCIES)
-    options = parser.parse_args(list(argv))
-    if options.output.suffix != ".ckpt" or options.output.exists():
-        raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
-    source = read_source(options.checkpoint, options.weights)
-    kind = _kind(source, options.kind)
-    process = _process(source, kind)
-    convention = _convention(source, process, options.frequencies)
-    port = port_weights(source.weights, convention, **_sizes(source, options))
-    model = _model(port, kind, process)
-    save(model, options.output)
-    print("\n".join([*summary(source, kind, port, model), f"checkpoint: {options.output}"]))
-
-
-def save(model: Any, file: Path) -> None:
-    """Write the model's weights as a checkpoint that Lightning can load."""
-    import lightning
-
-    checkpoint: dict[str, Any] = {
-        "epoch": 0,
-        "global_step": 0,
-        "pytorch-lightning_version": lightning.__version__,
-        "state_dict": model.state_dict(),
-    }
-    model.on_save_checkpoint(checkpoint)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, file)
-
-
-def summary(source: ExternalCheckpoint, kind: Kind, port: PortedNetwork, model: Any) -> list[str]:
-    """Summarize the conversion.
-
-    Args:
-        source: external checkpoint that was read.
-        kind: dit or sit.
-        port: converted network.
-        model: AsyncDiffusion module that was saved.
-
-    Returns:
-        Lines that describe the model and the weights that were dropped.
-    """
-    channels, size, _ = model.shape
-    count = sum(p.numel() for p in model.network.parameters())
-    weight_set = {None: "", True: ", EMA weights", False: ", raw weights"}[source.averaged]
-    assumed = " (assumed, the folder has no scheduler)" if source.config and not source.scheduler else ""
-    with torch.device("meta"):  # format_call builds another network to find its default arguments
-        network = object_config.format_call(model.network)
-    process = object_config.format_call(model.process)
-    lines = [
-        f"kind: {'DiT' if kind == 'dit' else 'SiT'} in {source.layout} layout{weight_set}",
-        f"network: {network}",
-        f"parameters: {count:,}",
-        f"dropped: {f'{port.dropped} output channels of the learned sigma' if port.dropped else 'nothing'}",
-        f"process: {process}{assumed}, target: {object_config.format_call(model.target)}",
-    ]
-    if (eps := source.config.get("norm_eps", 1e-6)) != 1e-6:
-        lines.append(
-            f"normalization: eps is 1e-06 as in the authors' code, but {eps:g} in the second norms of this folder"
-        )
-    if channels in IMAGE_CHANNELS:
-        return [*lines, f"images: {size}x{size} pixels with {channels} channels"]
-    text = f"images: {size}x{size} latents with {channels} channels; decode them with --codec"
-    return [*lines, text]
-
-
-def _kind(source: ExternalCheckpoint, given: Kind | None) -> Kind:
-    """Return the kind of model: diffusers folders contain a DiT, files need --kind."""
-    if source.config and given == "sit":
-        raise ValueError("--kind must be dit for a diffusers folder, got sit: diffusers has no SiT, so drop --kind")
-    if not source.config and given is None:
-        raise ValueError("--kind is required for a file: add --kind dit or --kind sit, which share their weight names")
-    return given or "dit"
-
-
-def _process(source: ExternalCheckpoint, kind: Kind) -> Process:
-    """Return the noise process that the network was trained with."""
-    if kind == "sit":
-        return RectifiedFlow()
-    for name, value in SCHEDULE.items():
-        if (source.scheduler.get(name, value) or None) != (value or None):  # an empty list means none
-            raise ValueError(
-                f"{name} of the scheduler must be {value}, got {source.scheduler[name]}: other values are not supported"
-            )
-    names = {"beta_start": "beta_start", "beta_end": "beta_end", "steps": "num_train_timesteps"}
-    arguments = {name: source.scheduler[key] for name, key in names.items() if key in source.scheduler}
-    return LinearVP(**arguments)
-
-
-def _convention(source: ExternalCheckpoint, process: Process, frequencies: str | None) -> Convention:
-    """Return the network's convention for its time input and its output."""
-    if frequencies is not None and not source.config:
-        raise ValueError(
-            f"--frequencies applies only to a diffusers folder, got {frequencies} with a file: drop --frequencies"
-        )
-    if not isinstance(process, LinearVP):
-        return SIT
-    diffusers = source.config and frequencies != "authors"
-    return replace(DIT, slope=process.steps, period=DIFFUSERS_PERIOD if diffusers else MAX_PERIOD)
-
-
-def _sizes(source: ExternalCheckpoint, options: Any) -> dict[str, int | None]:
-    """Return the sizes that the shapes of the weights leave open, from the options or the folder's configuration."""
-    sizes = {}
-    for name, key in (("heads", "num_attention_heads"), ("image_size", "sample_size")):
-        given, configured = options[name], source.config.get(key)
-        if given is not None:
-            at_least(f"--{name}", given, 1, "omit it to use the file's value")
-        if configured is not None and given not in (None, configured):
-            raise ValueError(f"--{name} is {given}, but the folder's config.json has {configured}: drop --{name}")
-        sizes[name] = given if configured is None else configured
-    return sizes
-
-
-def _model(port: PortedNetwork, kind: Kind, process: Process) -> Any:
-    """Return an AsyncDiffusion module around the network, ready for sampling and fine-tuning."""
-    from asyncdiff.sampling.samplers import Sampler
-    from asyncdiff.sampling.solvers import DDIM
-    from asyncdiff.training.lightning_module import AsyncDiffusion  # imported late because it imports Lightning
-
-    dit = kind == "dit"
-    target: Target = NoiseTarget() if dit else VelocityTarget()
-    weighting: Weighting = Epsilon() if dit else EqualWeights()
-    return AsyncDiffusion(
-        port.network,
-        weighting=weighting,
-        process=process,
-        target=target,
-        sampler=Sampler(solver=DDIM(), steps=50),
-        image_size=port.image_size,
-        level_values=LEVEL_VALUES,
-    )
 
 
 WEIGHTS = "weights to convert from a file with several sets: auto (EMA weights if there are any, else raw), ema, or raw"

@@ -67,13 +67,12 @@ def export_contents(
 
 def _part_calls(model: DiffusionModel, recipe: Mapping[str, Any]) -> dict[str, str]:
     """Return the constructor calls of the parts of a model and of its training, by the name of the part."""
-    drawing = {"process": model.denoiser.process, "target": model.denoiser.target}
-    drawing |= {"network": model.network, "sampler": model.sampler, "codec": model.codec}
-    training = object_config.build(
+    parts: dict[str, Any] = {"process": model.denoiser.process, "target": model.denoiser.target}
+    parts |= {"network": model.network, "sampler": model.sampler, "codec": model.codec}
+    parts |= object_config.build(
         {name: value for name, value in recipe["init_args"].items() if name in ("levels", "weighting")},
         trusted_packages.of_models(),
     )
-    parts = drawing | training
     return {name: object_config.format_call(parts[name]) for name in MODEL_PARTS if parts.get(name) is not None}
 
 
