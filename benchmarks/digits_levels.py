@@ -19,7 +19,7 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import DiffusionModel
 from asyncdiff.evaluation import FrechetDistance, TrainedClassifier
 from asyncdiff.noise.masks import Half
 from datamodules import Digits
@@ -65,7 +65,7 @@ class Judge:
             "filled_accuracy": self.accuracy(filled),
         }
 
-    def evaluate(self, model: AsyncDiffusion) -> dict[str, float]:
+    def evaluate(self, model: DiffusionModel) -> dict[str, float]:
         """Return the scores of images generated with and without labels, and of unconditional inpaintings."""
         seeds = range(len(self.images))
         inpainted = model.inpaint(self.images, Half()(8, 8), seeds=seeds)
@@ -142,7 +142,7 @@ def main() -> None:
     references = judge.references()
     print("| levels | with labels | without | inpainted | class kept |\n|---|---|---|---|---|")
     for variant in VARIANTS:
-        models = [AsyncDiffusion.load_from_checkpoint(files[variant, seed]) for seed in seeds]
+        models = [DiffusionModel.load(files[variant, seed]) for seed in seeds]
         print(row(variant, [judge.evaluate(model) for model in models]), flush=True)
     print(f"| real held-out images | {references['real_frechet']:.2f} | | | {references['real_accuracy']:.2f} |")
     filled = f"{references['filled_frechet']:.2f} | {references['filled_accuracy']:.2f}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import DiffusionModel
 from asyncdiff.denoising.likelihood import CategoricalDecoder
 from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator
 from benchmarks.digits_levels import Judge, row, train_all
@@ -20,7 +20,7 @@ from datamodules import Digits
 OBJECTIVES = ("velocity", "sigmoid", "elbo", "elbo_uniform")
 
 
-def bits(model: AsyncDiffusion, judge: Judge) -> dict[str, float]:
+def bits(model: DiffusionModel, judge: Judge) -> dict[str, float]:
     """Return the mean bound on held-out digits along two paths, and the path gap over all four paths."""
     bounds = PathLikelihoodEvaluator(STANDARD_PATHS, points=32, decoder=CategoricalDecoder(Digits.values))
     with torch.no_grad():
@@ -42,7 +42,7 @@ def main() -> None:
     heads += ["inpainted", "class kept"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for name in OBJECTIVES:
-        models = [AsyncDiffusion.load_from_checkpoint(files[name, seed]) for seed in seeds]
+        models = [DiffusionModel.load(files[name, seed]) for seed in seeds]
         print(row(name, [bits(model, judge) | judge.evaluate(model) for model in models]), flush=True)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import DiffusionModel
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.evenly_spaced import evenly_spaced
@@ -90,7 +90,7 @@ class PhotoJudge:
 class Bench:
     """Model with its evaluator; every row uses the same seeds."""
 
-    model: AsyncDiffusion
+    model: DiffusionModel
     judge: Judge | PhotoJudge
     images: int
     draws: int = 1
@@ -220,7 +220,7 @@ def main() -> None:
     )
     parser.add_argument("--squeezenet", type=Path, help="torchvision's SqueezeNet weights, for data other than digits")
     options = parser.parse_args()
-    model = AsyncDiffusion.load_from_checkpoint(options.run / "checkpoints" / "last.ckpt")
+    model = DiffusionModel.load(options.run)
     judge = PhotoJudge(options.run, options.squeezenet, options.images) if options.squeezenet else Judge()
     bench = Bench(model, judge, options.images, options.draws)
     print(f"real held-out images: {judge.frechet(judge.images[: options.images]):.2f}")

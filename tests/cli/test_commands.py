@@ -17,6 +17,7 @@ from photo_files import random_photo
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from asyncdiff import DiffusionModel
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import IMAGE_SIZE, Experiment
@@ -220,7 +221,7 @@ def test_sample_writes_what_the_model_generates(run, capfd):
     main(["sample", str(run), "--labels", "0,2", "--seeds", "1,3-4", "--output", "out", "--batch-size", "2", "--gif"])
     printed = capfd.readouterr()
     assert printed.out == "3 images: out\ncontact sheet: out/sheet.png\nmovie: out/walk.gif\n"
-    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
+    model = DiffusionModel.load(run)
     expected = to_bytes(model.generate([1, 3, 4], [0, 2, 0]))
     images = read_images("out")
     del images["sheet.png"]
@@ -234,7 +235,7 @@ def test_sample_writes_what_the_model_generates(run, capfd):
 def test_the_options_change_the_sampler(run):
     argv = ["sample", str(run / "checkpoints/last.ckpt"), "--seeds", "0", "--labels", "1"]
     main([*argv, "--output", "a", "--steps", "5", "--guidance", "2"])
-    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints/last.ckpt")
+    model = DiffusionModel.load(run)
     guided = model.generate([0], [1], sampler=Sampler(steps=5, guidance=[ClassifierFree(2.0)]))
     assert (read_images("a")["000000_class1.png"].int() - to_bytes(guided)[0].int()).abs().max() <= 1
     main([*argv, "--output", "b", "--sampler", "Sampler", "--sampler.steps", "5", "--guidance", "2"])

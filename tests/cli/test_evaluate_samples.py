@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_runs import save_untrained, small_dit
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.__main__ import main
 from asyncdiff.cli.commands.shared.distributed import Ranks, environment
 from asyncdiff.evaluation.reference_statistics import load_reference
@@ -147,7 +147,7 @@ def test_published_statistics_can_be_used_as_reference(run, refused, tmp_path, c
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path):
-    model = AsyncDiffusion.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    model = DiffusionModel.load(run)
     images = to_bytes(model.generate(range(50), [i % 10 for i in range(50)], batch_size=128))
     for i, image in enumerate(images):
         save_png(image, tmp_path / "pictures" / str(i % 10) / f"{i:03d}.png")

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel
 from photo_files import pixels_of, random_photo
 from reference_dit import forward, random_weights
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.__main__ import main
 from asyncdiff.cli import train as cli
 from asyncdiff.denoising.targets import NoiseTarget, VelocityTarget
@@ -224,9 +224,7 @@ def test_fit_and_validate_can_start_from_the_checkpoint(caplog):
     cli.main(["fit", "--config", "config.yaml"])
     printed = [record.getMessage() for record in caplog.records]
     assert "pretrained: loaded 31 of 33 weights from out/model.ckpt" in printed
-    start, end = (
-        AsyncDiffusion.load_from_checkpoint(f).network for f in ("out/model.ckpt", "run/checkpoints/last.ckpt")
-    )
+    start, end = (DiffusionModel.load(file).network for file in ("out/model.ckpt", "run"))
     for (name, before), after in zip(start.named_parameters(), end.parameters(), strict=False):
         assert torch.allclose(before, after, atol=1e-5), name  # a step of the warm-up
     cli.main(["validate", "--config", "config.yaml", "--model.network.init_args.uncertainty", "false",
