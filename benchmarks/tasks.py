@@ -23,8 +23,8 @@ from torch import Tensor
 from asyncdiff import DiffusionModel
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.noise.masks import MASKS, Half, Mask
 from asyncdiff.noise.orders import Raster
 from asyncdiff.sampling.adaptive import Adaptive

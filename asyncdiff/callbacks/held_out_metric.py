@@ -1,6 +1,6 @@
 """Base class of callbacks that evaluate held-out images one by one, such as likelihood and calibration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,7 +11,7 @@ from asyncdiff.callbacks.periodic_metric import PeriodicMetric
 from asyncdiff.callbacks.split_work import gather_rows, rank_indices
 from asyncdiff.callbacks.validation_images import evaluation_images
 from asyncdiff.checks import at_least
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
+from asyncdiff.evaluation.held_out_images import Evaluate, evaluate_in_batches, evenly_spaced
 from asyncdiff.sampling.engine import evaluation_mode
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -35,32 +35,30 @@ class HeldOutMetric(PeriodicMetric):
         self.batch_size = batch_size
 
     def evaluate_images(
-        self,
-        trainer: Trainer,
-        module: AsyncDiffusion,
-        evaluate: Callable[[Tensor, Tensor | None, list[int]], Tensor],
+        self, trainer: Trainer, module: AsyncDiffusion, evaluate: Evaluate, *, labels: bool = True
     ) -> Tensor:
         """Return one row per held-out image, computed with the EMA weights, on the CPU.
 
         Args:
             trainer: trainer of the run.
             module: module whose network is evaluated.
-            evaluate: function that returns the rows of a batch of images, from the images, their labels (None if the
-                model has no classes) and their positions in the split.
+            evaluate: function that returns the rows of a batch of images, from the images, their labels and their
+                positions in the split.
+            labels: whether `evaluate` gets labels, if the model has classes.
 
         Returns:
             The rows, in the order of the images, equal on all processes.
         """
         images = evaluation_images(trainer)
         indices = evenly_spaced(len(images), self.count)
-        own, rows = rank_indices(trainer, len(indices)), []
+        own = [indices[k] for k in rank_indices(trainer, len(indices))]
+        labels, device = labels and module.classes > 0, module.device
         with ema_weights(trainer, module), evaluation_mode(module.denoiser), torch.no_grad():
-            for first in range(0, len(own), self.batch_size):
-                batch = images.__getitems__([indices[k] for k in own[first : first + self.batch_size]])
-                label = batch["label"].to(module.device) if module.classes else None
-                # Positions come from the batch, since unreadable files are missing in it.
-                rows.append(evaluate(batch["image"].to(module.device), label, batch["index"].tolist()).cpu())
-        return gather_rows(trainer, torch.cat(rows), len(indices))
+            batches = evaluate_in_batches(
+                images, own, evaluate, batch_size=self.batch_size, device=device, labels=labels
+            )
+            rows = torch.cat(list(batches))
+        return gather_rows(trainer, rows, len(indices))
 
     def tagged(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return values by tag, with the callback's name as a prefix."""

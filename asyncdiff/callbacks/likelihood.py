@@ -1,16 +1,16 @@
 """Evaluate bits per dimension of held-out images along several noise paths, and the path gap, during a run."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from asyncdiff.callbacks.held_out_metric import HeldOutMetric
 from asyncdiff.callbacks.tensorboard import log_figure
 from asyncdiff.callbacks.validation_images import evaluation_images
 from asyncdiff.checks import at_least
 from asyncdiff.denoising.likelihood import CategoricalDecoder, Decoder
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, check_labels
 from asyncdiff.noise.masks import Mask
 from asyncdiff.noise.paths import Path as NoisePath
@@ -76,11 +76,8 @@ class Likelihood(HeldOutMetric):
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the bounds per dimension and the path gap."""
         bounds = self._build_evaluator(trainer, module)
-
-        def evaluate(images: Tensor, label: Tensor | None, positions: list[int]) -> Tensor:
-            return bounds.evaluate(module.denoiser, images, label if self.labels else None, positions)
-
-        rows = self.evaluate_images(trainer, module, evaluate)
+        evaluate = partial(bounds.evaluate, module.denoiser)
+        rows = self.evaluate_images(trainer, module, evaluate, labels=self.labels)
         summary = bounds.summarize(rows, module.denoiser.grid(module.shape[1:]))
         if trainer.is_global_zero:
             from asyncdiff.evaluation.figures.bits_figure import bits_figure  # slow import: matplotlib

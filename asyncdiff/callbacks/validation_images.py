@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 
 
 def validation_batch(trainer: Trainer, count: int) -> Any:

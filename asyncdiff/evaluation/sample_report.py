@@ -14,6 +14,7 @@ from torch import Tensor
 from asyncdiff.evaluation.feature_metrics import (
     SPLITS,
     SUBSETS,
+    Estimate,
     frechet_distance,
     inception_score,
     kernel_distance,
@@ -124,7 +125,7 @@ def _manifolds(
     report.settings[metric] = {"k": k, "real": len(real)}
 
 
-def _add_estimate(report: SampleReport, name: str, estimate: Any) -> None:
+def _add_estimate(report: SampleReport, name: str, estimate: Estimate) -> None:
     report.metrics[name] = estimate.mean
     if not math.isnan(estimate.deviation):  # JSON has no NaN
         report.deviations[name] = estimate.deviation

@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 from small_runs import quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from asyncdiff import AsyncDiffusion
+from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.callbacks import EMA, Likelihood
 from asyncdiff.denoising.likelihood import LEVEL_EDGES, CategoricalDecoder, GaussianDecoder
-from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator
+from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator, check_labels
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
@@ -115,6 +115,17 @@ def test_the_path_gap_of_equal_paths_is_zero_on_average():
     spread = torch.tensor(gaps).std().item()
     assert abs(math.fsum(gaps) / 400) < 4 * spread / math.sqrt(400)
     assert spread == pytest.approx(math.fsum(errors) / 400, rel=0.15)
+
+
+def test_labels_must_suit_the_model():
+    model = DiffusionModel.assemble(small_dit(classes=3), image_size=8)
+    check_labels(model, 3, conditioned=True, label_dropout=0)
+    check_labels(model, None, conditioned=False, label_dropout=None)
+    check_labels(DiffusionModel.assemble(small_dit(classes=0), image_size=8), 3, conditioned=True, label_dropout=0)
+    with pytest.raises(ValueError, match="the model has 3 classes, but the data has 10: use the data it was trained"):
+        check_labels(model, 10, conditioned=True, label_dropout=0.1)
+    with pytest.raises(ValueError, match="trained with label_dropout 0 and needs class labels, got labels false: set"):
+        check_labels(model, 3, conditioned=False, label_dropout=0)
 
 
 def test_two_callbacks_of_the_same_name_are_refused(measured):

@@ -20,10 +20,10 @@ from asyncdiff.cli.commands.shared.image_sources import RealImages
 from asyncdiff.cli.commands.shared.options import choose_device, with_arguments
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor
 from asyncdiff.evaluation.frechet import FrechetDistance
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.evaluation.inpainting_benchmark import (
     InpaintingBenchmark,
     InpaintingResults,
@@ -52,9 +52,8 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
     options = run.options
     choose_device(options)
     output = run.output()
-    loaded, data = EvaluatedModel.load(run, options.device), load_data(run)
-    loaded.check(data, labels=options.labels)
-    model = loaded.model
+    loaded = EvaluatedModel.load(run, load_data(run), options.device)
+    model, data = loaded.model, loaded.data
     by_name = {name: mask_by_name(name) for name in masks}
     if options.pixel_masks:
         by_name = on_pixels(by_name, model)
@@ -74,7 +73,7 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
         results = comparison.evaluate()
     print(results.table())
     card, table = output / f"{options.name}.json", output / f"{options.name}.md"
-    protocol = loaded.protocol(data) | comparison.protocol(results)
+    protocol = loaded.protocol() | comparison.protocol(results)
     card.write_text(json.dumps(make_card(protocol, results.metrics(), **results.card()), indent=2))
     table.write_text(results.table() + "\n")
     print(f"result card: {card}\ntable: {table}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from asyncdiff.checkpoints import object_config
@@ -12,13 +13,14 @@ from asyncdiff.cli.commands.evaluate import Run
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
 from asyncdiff.denoising.likelihood import CategoricalDecoder
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.figures.bits_figure import bits_figure
 from asyncdiff.evaluation.figures.style import save
+from asyncdiff.evaluation.held_out_images import evaluate_in_batches, evenly_spaced
 from asyncdiff.evaluation.likelihood_by_path import STANDARD_PATHS, PathLikelihoodEvaluator, PathLikelihoods
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.model import DiffusionModel
 from asyncdiff.noise.progress_samplers import FluxProgress
+from asyncdiff.shapes import Image, Labels
 
 
 def evaluate(run: Run) -> None:
@@ -26,15 +28,14 @@ def evaluate(run: Run) -> None:
     options = run.options
     choose_device(options)
     output = run.output()
-    loaded, data = EvaluatedModel.load(run, options.device), load_data(run)
-    loaded.check(data, labels=options.labels)
-    model = loaded.model
+    loaded = EvaluatedModel.load(run, load_data(run), options.device)
+    model, data = loaded.model, loaded.data
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
     progress_sampler = FluxProgress(options.variance, model.denoiser.process)
     evaluator = PathLikelihoodEvaluator(
         options.paths or STANDARD_PATHS, options.points, decoder, options.mask, progress_sampler, options.t_min
     )
-    protocol = {"measurement": "likelihood", **loaded.protocol(data)} | {
+    protocol = {"measurement": "likelihood", **loaded.protocol()} | {
         "points": options.points,
         "floors": evaluator.lowest_levels(model.denoiser.process),
         "labels": bool(options.labels and model.classes),
@@ -58,14 +59,16 @@ def compute_bounds(
     sample = images.__getitems__(evenly_spaced(len(images), 4))["image"]
     check_shape(model, sample)
     evaluator.check(model.denoiser, sample.to(options.device))
-    rows = []
-    starts = range(0, len(indices), options.batch_size)
-    for first in tqdm(starts, desc="likelihood", unit="batch", leave=False, disable=None):
-        batch = images.__getitems__(indices[first : first + options.batch_size])
-        label = batch["label"].to(options.device) if options.labels and model.classes else None
-        seeds = [options.seed + index for index in batch["index"].tolist()]
-        rows.append(evaluator.evaluate(model.denoiser, batch["image"].to(options.device), label, seeds).cpu())
-    return evaluator.summarize(torch.cat(rows), model.denoiser.grid(model.shape[1:]))
+
+    def evaluate_batch(x: Image, label: Labels | None, positions: list[int]) -> Tensor:
+        return evaluator.evaluate(model.denoiser, x, label, [options.seed + position for position in positions])
+
+    size, labels = options.batch_size, bool(options.labels and model.classes)
+    batches = evaluate_in_batches(
+        images, indices, evaluate_batch, batch_size=size, device=options.device, labels=labels
+    )
+    bar = tqdm(batches, "likelihood", -(-len(indices) // size), unit="batch", leave=False, disable=None)
+    return evaluator.summarize(torch.cat(list(bar)), model.denoiser.grid(model.shape[1:]))
 
 
 def _write(folder: Path, name: str, likelihoods: PathLikelihoods, protocol: dict[str, Any]) -> None:

@@ -48,8 +48,7 @@ class Evaluation:
         """Load the data of a run, and its model if necessary, and prepare the features."""
         options, data, loaded = run.options, load_data(run), None
         if options.images is None or getattr(data, "codec", None):
-            loaded = EvaluatedModel.load(run, processes.device)
-            loaded.check(data, labels=options.labels)
+            loaded = EvaluatedModel.load(run, data, processes.device)
             check_shape(loaded.model, data.dataset(options.split).plain().__getitems__([0])["image"])
         decode = _identity if loaded is None else loaded.model.decode
         features = prepare((options.features or InceptionFeatures()).to(processes.device), data, decode, options)
@@ -86,7 +85,7 @@ class Evaluation:
         if self.loaded is None or options.images is not None:
             shared = {"checkpoint": str(options.images), "seed": options.seed, **software(options.device)}
         else:
-            shared = self.loaded.protocol(self.data)
+            shared = self.loaded.protocol()
         external = "external" in reference.fingerprint
         real = dict(reference.fingerprint) if external else {**reference.fingerprint["images"], "read": reference.count}
         omitted = {"data", "split"}  # described in more detail by the reference

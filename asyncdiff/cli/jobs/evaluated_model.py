@@ -22,48 +22,52 @@ from asyncdiff.shapes import Image
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """Model of a run, with what a protocol records about its checkpoint.
+    """Model and data of a run, with what a protocol records about the checkpoint.
 
     Attributes:
-        model: model with the weights and the codec that the options select.
         run: run of the model.
+        data: data module of the run.
+        model: model with the weights and the codec that the options select.
         checkpoint: file or export that the model was loaded from.
         step: number of optimizer steps of training.
         weights: kind of the weights.
         dtype: data type of the weights in the file.
-        label_dropout: label dropout that the model was trained with; None if the checkpoint does not record it.
     """
 
-    model: DiffusionModel
     run: Run
+    data: Any
+    model: DiffusionModel
     checkpoint: Path
     step: int
     weights: WeightKind
     dtype: str
-    label_dropout: float | None
 
     @classmethod
-    def load(cls, run: Run, device: torch.device | str) -> "EvaluatedModel":
-        """Read the checkpoint of a run once, and load its model to a device."""
+    def load(cls, run: Run, data: Any, device: torch.device | str) -> "EvaluatedModel":
+        """Read the checkpoint of a run once, load its model to a device, and check that it fits the labels of the data.
+
+        Args:
+            run: run with its options.
+            data: data module of the run.
+            device: device of the model.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: the model needs labels and --labels is false, or the data has other classes.
+        """
         file, options = run.find_checkpoint(), run.options
         contents = read_checkpoint(file, device)
         allow = trusted_packages.of_models()
         model = DiffusionModel.from_checkpoint(contents, file, device, weights=options.weights, allow=allow)
-        return cls(
-            with_codec(model, options),
-            run,
-            file,
-            contents.get("global_step", 0),
-            choose_weights(contents, options.weights, file)[1],
-            next(str(v.dtype) for v in contents["state_dict"].values() if v.is_floating_point()),
-            contents["recipe"]["init_args"].get("label_dropout"),
-        )
+        dropout = contents["recipe"]["init_args"].get("label_dropout")
+        check_labels(model, getattr(data, "classes", None), conditioned=options.labels, label_dropout=dropout)
+        weights = choose_weights(contents, options.weights, file)[1]
+        dtype = next(str(v.dtype) for v in contents["state_dict"].values() if v.is_floating_point())
+        return cls(run, data, with_codec(model, options), file, contents.get("global_step", 0), weights, dtype)
 
-    def check(self, data: Any, *, labels: bool) -> None:
-        """Raise ValueError unless the model can be evaluated on the data, with or without labels."""
-        check_labels(self.model, getattr(data, "classes", None), conditioned=labels, label_dropout=self.label_dropout)
-
-    def protocol(self, data: Any) -> dict[str, Any]:
+    def protocol(self) -> dict[str, Any]:
         """Return the part of the protocol that all evaluations share: checkpoint, data and software."""
         options = self.run.options
         return {
@@ -71,7 +75,7 @@ class EvaluatedModel:
             "checkpoint_sha256": file_sha256(weight_file(self.checkpoint)),
             "step": self.step,
             "weights": self.weights,
-            "data": type(data).__name__,
+            "data": type(self.data).__name__,
             "split": options.split,
             "seed": options.seed,
             "dtype": self.dtype,

@@ -13,9 +13,9 @@ from tqdm.auto import tqdm
 
 from asyncdiff.cli.commands.shared.distributed import Ranks
 from asyncdiff.cli.commands.shared.image_sources import ImageSource
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.base import Features, to_uint8
 from asyncdiff.evaluation.frechet import Moments
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.evaluation.reference_statistics import (
     MAX_ROWS,
     Reference,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.commands.shared.distributed import Ranks
-from asyncdiff.evaluation.evenly_spaced import evenly_spaced
 from asyncdiff.evaluation.features.base import to_uint8
+from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.samplers import ImageSampler
