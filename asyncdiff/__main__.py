@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         from asyncdiff.cli.errors import one_line_errors
         from asyncdiff.cli.trusted_packages import restrict_imports  # imports jsonargparse, which the overview avoids
 
-    with one_line_errors(), restrict_imports(argv[1:]) as rest:
-        load_command(argv[0])(rest)
+        with one_line_errors(), restrict_imports(argv[1:]) as rest:  # commands import PyTorch after their options
+            load_command(argv[0])(rest)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def test_numbers_lists_and_plain_dictionaries_are_unchanged():
         ("subprocess.Popen", r"is not in the allowed packages \(asyncdiff\): if you trust it, pass allow="),
         ("asyncdiff.checkpoints.object_config.resolve", "does not name a class of the package asyncdiff"),
         ("asyncdiff.callbacks.throughput.Trainer", "does not name a class of the package asyncdiff"),  # Lightning's
-        ("asyncdiff.cli.commands.serve.Planner", "belongs to a command, not to a model: do not use this file"),
+        ("asyncdiff.cli.jobs.serve.Planner", "belongs to a command, not to a model: do not use this file"),
     ],
 )
 def test_only_classes_of_allowed_packages_are_called(path, message):

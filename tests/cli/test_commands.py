@@ -81,6 +81,12 @@ def test_an_unknown_command_is_reported_with_a_suggestion(expect_error):
     assert expect_error("levls") == f"the command must be one of {known}, got levls; did you mean levels?"
 
 
+def test_a_missing_package_is_reported_in_one_line(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(SystemExit, match="error: the package tqdm is not installed in .*: use .venv/bin/python after"):
+        main(["sample", str(run), "--seeds", "0", "--output", "out"])
+
+
 @pytest.mark.slow
 def test_errors_of_a_subprocess_are_one_line_with_exit_code_2(tmp_path):
     result = run_python("-m", "asyncdiff", "levels", str(tmp_path / "layer.yaml"), "--grid", "16")
