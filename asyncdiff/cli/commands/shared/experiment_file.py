@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -17,9 +17,11 @@ from asyncdiff.cli.errors.entries import file_entries
 from asyncdiff.cli.errors.parser import UnexplainedError, with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
+from asyncdiff.model import IMAGE_SIZE
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 
-IMAGE_SIZE = 32  # AsyncDiffusion's default
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 
 class Experiment:
@@ -76,28 +78,27 @@ class Experiment:
             grid: tuple[int, int] = network.grid((side, side))
         return grid
 
-    def data(self) -> Any:
+    def data(self) -> "LightningDataModule":
         """Build the data module configured in the section data."""
         from lightning.pytorch import LightningDataModule  # imported late because it takes seconds
 
         self.section("data")
         import datamodules  # noqa: F401  lets files use bare class names
 
-        return self._build("data", LightningDataModule)
+        built: LightningDataModule = self._build("data", LightningDataModule)
+        return built
 
     def section(self, key: str) -> dict[str, Any]:
         """Return the object config at a dotted key, or the entire file if it is one; raise ValueError otherwise."""
         config = self._value(key)
         if config is None and "class_path" in self.config:
             key, config = "", self._value("")
-        path = config.get("class_path") if isinstance(config, dict) else None
-        if not isinstance(path, str):
+        if not isinstance(config, dict) or not isinstance(path := config.get("class_path"), str):
             raise ValueError(
                 f"{self.file}: {key} must have a class_path, got {config}: use a run's config.yaml, for example"
             )
         if "." in path and not may_be_imported(path):
             raise ValueError(f"{self.file}: {f'{key}.class_path'.lstrip('.')} {refusal_message(path)}")
-        assert isinstance(config, dict)
         return config
 
     def _value(self, key: str) -> Any:
