@@ -1,11 +1,12 @@
 """`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: encode a dataset once and store its latents."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from asyncdiff.checks import at_least
-from asyncdiff.cli.commands.shared.command_parser import CommandParser, build_options, parse_plain_options
+from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser
 from asyncdiff.cli.commands.shared.options import add_device
 
 DESCRIPTION = "Encode the images of a data module with a codec, and store the latents for datamodules.LatentCache."
@@ -17,7 +18,8 @@ class of asyncdiff.latents; set its arguments with options such as --codec.init_
 
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, encode the dataset or verify the cache, and print a summary."""
-    options, _ = parse_plain_options("cache-latents", DESCRIPTION, _declare, argv)
+    line = CommandLine("cache-latents", DESCRIPTION, _declare, argv)
+    options = line.plain
     at_least("--processes", options.processes, 1, "use one per GPU")
     from asyncdiff.cli.jobs import encode_latents  # imports PyTorch
 
@@ -26,8 +28,7 @@ def main(argv: Sequence[str]) -> None:
     elif options.processes > 1:
         encode_latents.spawn(options, argv)
     else:
-        expanded = encode_latents.expand_sections(argv)
-        encode_latents.encode(build_options("cache-latents", DESCRIPTION, _declare, expanded))
+        encode_latents.encode(replace(line, argv=encode_latents.expand_sections(argv)).build())
 
 
 def _declare(parser: CommandParser) -> None:

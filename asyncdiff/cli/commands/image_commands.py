@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from asyncdiff import tasks
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, split_option, underscore_option
+from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
 from asyncdiff.tasks.output_folders import check_output_folder
@@ -112,20 +112,22 @@ class DrawArguments:
         """
         kind, description, _ = COMMANDS[command]
         dashed = [underscore_option(argument) for argument in argv]
-        options = parse_options(command, description, lambda parser: _declare(parser, command), dashed)
-        seeds, labels = parse_integers("--seeds", options.seeds), _parse_labels(options.labels)
+        line = CommandLine(command, description, lambda parser: _declare(parser, command), dashed)
+        plain = line.plain
+        seeds, labels = parse_integers("--seeds", plain.seeds), _parse_labels(plain.labels)
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"--seeds must differ, got {options.seeds}: equal seeds give equal images")
+            raise ValueError(f"--seeds must differ, got {plain.seeds}: equal seeds give equal images")
         for name, least, remedy in RANGES:
-            if options.get(name) is not None:
-                at_least(name, options[name], least, remedy)
-        if options.input_level is not None and options.input_guidance is None:
+            if plain.get(name) is not None:
+                at_least(name, plain[name], least, remedy)
+        if plain.input_level is not None and plain.input_guidance is None:
             raise ValueError(
-                f"--input_level needs --input_guidance, got {options.input_level} without it: add --input_guidance"
+                f"--input_level needs --input_guidance, got {plain.input_level} without it: add --input_guidance"
             )
-        checkpoint = find_checkpoint(options.run, options.ckpt_path)
-        if options.output is not None:
-            check_output_folder(options.output, explicit=True)
+        checkpoint = find_checkpoint(plain.run, plain.ckpt_path)
+        if plain.output is not None:
+            check_output_folder(plain.output, explicit=True)
+        options = line.build()
         task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
         repeated = [command, *split_option(argv, "--output")[0], *trusted_packages.option_argv()]
         return cls(repeated, options, task, seeds, labels, checkpoint, run_directory_of(checkpoint))

@@ -6,8 +6,8 @@ from typing import Any
 
 from asyncdiff.checks import within
 from asyncdiff.cli.commands.shared.command_parser import (
+    CommandLine,
     CommandParser,
-    parse_options,
     split_option,
     underscore_option,
 )
@@ -22,13 +22,14 @@ may change, and watch the sampling. Needs gradio: pip install gradio."""
 
 def main(argv: Sequence[str]) -> None:
     """Load the model and serve the page until Ctrl+C."""
-    options = parse_options("serve", DESCRIPTION, _declare, [underscore_option(argument) for argument in argv])
-    within("--port", options.port, 0, 65535, "7860 is the default")
-    within("--max_pixels", options.max_pixels, 1, 2**28, "1048576 allows 1024x1024")
-    checkpoint = find_checkpoint(options.run, options.ckpt_path)
+    line = CommandLine("serve", DESCRIPTION, _declare, [underscore_option(argument) for argument in argv])
+    within("--port", line.plain.port, 0, 65535, "7860 is the default")
+    within("--max_pixels", line.plain.max_pixels, 1, 2**28, "1048576 allows 1024x1024")
+    checkpoint = find_checkpoint(line.plain.run, line.plain.ckpt_path)
     if checkpoint.is_symlink():  # last.ckpt of a running fit may change: the file that is loaded stays
         checkpoint = checkpoint.parent / checkpoint.readlink()
-    free_port(options.host, options.port)
+    free_port(line.plain.host, line.plain.port)
+    options = line.build()
     page = _import_page()  # reports a missing package before the model is loaded
     from asyncdiff.cli.jobs.serve import Planner  # imports PyTorch
     from asyncdiff.tasks.photos import photo_files

@@ -9,6 +9,8 @@ import builtins
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module  # noqa: TID251  of the classes that commands declare
 from itertools import islice
 from typing import Any
@@ -75,60 +77,61 @@ def command_parser(command: str, description: str, *, imports_classes: bool = Tr
     return parser
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """Command line of a command: its plain options, and all of them once these are known to be valid.
+
+    Attributes:
+        command: name of the command.
+        description: introduction of its help text.
+        declare: function that adds the arguments of the command to a parser.
+        argv: arguments after the command name.
+    """
+
+    command: str
+    description: str
+    declare: Callable[[CommandParser], None]
+    argv: Sequence[str]
+
+    @cached_property
+    def plain(self) -> Namespace:
+        """Values of the options; those of objects are None or their defaults, and not checked."""
+        if self._first.objects and any(map(_asks_for_help, self.argv)):
+            self._parser(imports_classes=True).parse_args(list(self.argv))  # ends with the help, which names classes
+        return self._first.parse_args(self._plain_argv)
+
+    def build(self) -> Namespace:
+        """Return the values of all options, with the objects built; without any, PyTorch is not imported."""
+        plain = self.plain
+        if self._plain_argv == list(self.argv):
+            return plain
+        parser = self._parser(imports_classes=True)
+        options: Namespace = parser.instantiate(parser.parse_args(list(self.argv)))
+        return options
+
+    @cached_property
+    def _first(self) -> CommandParser:
+        return self._parser(imports_classes=False)
+
+    @cached_property
+    def _plain_argv(self) -> list[str]:
+        """Arguments without the objects."""
+        rest = list(self.argv)
+        for option in self._first.objects:
+            rest, _ = split_option(rest, option)
+        return rest
+
+    def _parser(self, *, imports_classes: bool) -> CommandParser:
+        parser = command_parser(self.command, self.description, imports_classes=imports_classes)
+        self.declare(parser)
+        return parser
+
+
 def parse_options(
     command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
 ) -> Namespace:
-    """Parse the options of a command and build the objects among them; without any, PyTorch is not imported.
-
-    Args:
-        command: name of the command.
-        description: introduction of its help text.
-        declare: function that adds the arguments of the command to a parser.
-        argv: arguments after the command name.
-
-    Returns:
-        Values by name.
-
-    Raises:
-        UsageError: the command line is not valid.
-    """
-    options, complete = parse_plain_options(command, description, declare, argv)
-    return options if complete else build_options(command, description, declare, argv)
-
-
-def parse_plain_options(
-    command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
-) -> tuple[Namespace, bool]:
-    """Parse all options but objects, whose values are None or their defaults; print the help text if it is requested.
-
-    Args:
-        command: name of the command.
-        description: introduction of its help text.
-        declare: function that adds the arguments of the command to a parser.
-        argv: arguments after the command name.
-
-    Returns:
-        Values by name, and whether the command line contains no objects.
-    """
-    parser = command_parser(command, description, imports_classes=False)
-    declare(parser)
-    rest, given = list(argv), []
-    for option in parser.objects:
-        rest, taken = split_option(rest, option)
-        given += taken
-    if parser.objects and any(_asks_for_help(argument) for argument in argv):
-        build_options(command, description, declare, argv)
-    return parser.parse_args(rest), not given
-
-
-def build_options(
-    command: str, description: str, declare: Callable[[CommandParser], None], argv: Sequence[str]
-) -> Namespace:
-    """Parse all options and build the objects among them; the arguments are those of `parse_options`."""
-    parser = command_parser(command, description)
-    declare(parser)
-    options: Namespace = parser.instantiate(parser.parse_args(list(argv)))
-    return options
+    """Return the values of all options of a command line, with the objects built; see `CommandLine`."""
+    return CommandLine(command, description, declare, argv).build()
 
 
 def underscore_option(argument: str) -> str:
