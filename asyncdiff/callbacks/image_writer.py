@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.tasks import Request
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
-from asyncdiff.tasks.output_folders import create_output_folder
+from asyncdiff.tasks.image_files import create_output_folder
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 

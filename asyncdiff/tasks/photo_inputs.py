@@ -11,14 +11,13 @@ from torch import Tensor
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
 from asyncdiff.shapes import known_patches
+from asyncdiff.tasks.image_files import SUFFIXES, photo_files
 from asyncdiff.tasks.photos import (
-    SUFFIXES,
     PhotoFit,
     check_same_shape,
     fit_levels,
     fit_photo,
     fit_photo_and_mask,
-    photo_files,
     plan_fit,
     read_levels,
     read_mask,

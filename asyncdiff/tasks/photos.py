@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known
 Levels = Float[Tensor, "h w"]  # per pixel: 0 = unchanged .. 1 = pure noise
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 WHITE = (255, 255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue, as in Pillow and JPEG
@@ -46,26 +44,7 @@ class PhotoWarning(UserWarning):
     """Warning about a conversion of a photo or a mask that users may not expect."""
 
 
-# Find and read files
-
-
-def photo_files(name: str, where: str) -> list[Path]:
-    """List the image files of a path, a folder or a pattern, sorted; errors name the argument `name`."""
-    path = Path(where).expanduser()
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
-        kinds = ", ".join(sorted(SUFFIXES))
-        if not files:
-            raise ValueError(
-                f"{name} must contain image files ({kinds}), got the folder {where} without any: check the path"
-            )
-    else:
-        files = [path] if path.is_file() else [Path(file) for file in glob(str(path)) if Path(file).is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"{name} must be an image file, a folder or a pattern that matches files, got {where}: check the path"
-        )
-    return sorted(files)
+# Read files
 
 
 def read_photo(file: Path, channels: int) -> Pixels:

@@ -177,7 +177,8 @@ class Texture(TiledTask):
         """Read the exemplar and crop it to its center, at most to the requested size."""
         import torch
 
-        from asyncdiff.tasks.photos import PhotoFit, fit_photo, photo_files, plan_fit, read_photo, to_model
+        from asyncdiff.tasks.image_files import photo_files
+        from asyncdiff.tasks.photos import PhotoFit, fit_photo, plan_fit, read_photo, to_model
 
         channels, height, width = space.window
         patch = space.patch

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from asyncdiff.model import Model
 from asyncdiff.tasks import Generate
+from asyncdiff.tasks.image_files import photo_files
 from asyncdiff.tasks.photos import (
     collect_warnings,
     fit_photo,
-    photo_files,
     plan_fit,
     read_photo,
     to_bytes,

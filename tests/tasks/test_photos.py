@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
+from asyncdiff.tasks.image_files import photo_files
 from asyncdiff.tasks.photos import (
     PhotoWarning,
     check_same_shape,
     fit_photo,
     fit_photo_and_mask,
-    photo_files,
     plan_fit,
     read_mask,
     read_photo,

@@ -31,7 +31,7 @@ from asyncdiff.tasks.contact_sheet import (
     write_images,
     write_sheet,
 )
-from asyncdiff.tasks.output_folders import create_output_folder
+from asyncdiff.tasks.image_files import create_output_folder
 from asyncdiff.tasks.photos import PhotoWarning, to_bytes, to_model
 from asyncdiff.training import PredictSettings
 

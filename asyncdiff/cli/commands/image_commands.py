@@ -19,7 +19,7 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
-from asyncdiff.tasks.output_folders import check_output_folder
+from asyncdiff.tasks.image_files import check_output_folder, photo_files
 
 if TYPE_CHECKING:
     from asyncdiff.cli.jobs.draw import DrawJob
@@ -127,6 +127,9 @@ class DrawArguments:
         checkpoint = find_checkpoint(plain.run, plain.ckpt_path)
         if plain.output is not None:
             check_output_folder(plain.output, explicit=True)
+        for name in ("image", "exemplar"):
+            if plain.get(name) is not None:
+                photo_files(name, plain[name])
         options = line.build()
         task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
         repeated = [command, *split_option(argv, "--output")[0], *trusted_packages.option_argv()]

@@ -13,6 +13,7 @@ from asyncdiff.cli.commands.shared.command_parser import (
 )
 from asyncdiff.cli.commands.shared.options import RUN, add_model
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
+from asyncdiff.tasks.image_files import photo_files
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.same_origin import free_port
 
@@ -29,13 +30,12 @@ def main(argv: Sequence[str]) -> None:
     if checkpoint.is_symlink():  # last.ckpt of a running fit may change: the file that is loaded stays
         checkpoint = checkpoint.parent / checkpoint.readlink()
     free_port(line.plain.host, line.plain.port)
+    if line.plain.examples not in ("drawn", "none"):
+        photo_files("--examples", line.plain.examples)
     options = line.build()
     page = _import_page()  # reports a missing package before the model is loaded
     from asyncdiff.cli.jobs.serve import Planner  # imports PyTorch
-    from asyncdiff.tasks.photos import photo_files
 
-    if options.examples not in ("drawn", "none"):
-        photo_files("--examples", options.examples)
     print(f"loading {checkpoint}", flush=True)
     planner = Planner.load(checkpoint, options, codec_argv(argv))
     run = run_directory_of(checkpoint)

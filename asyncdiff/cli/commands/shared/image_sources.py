@@ -17,7 +17,8 @@ from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks.contact_sheet import SHEET
-from asyncdiff.tasks.photos import SUFFIXES, read_photo, to_model
+from asyncdiff.tasks.image_files import SUFFIXES
+from asyncdiff.tasks.photos import read_photo, to_model
 
 PROBE_COUNT = 16  # images per split whose pixels enter the fingerprint, to notice files replaced under the same name
 

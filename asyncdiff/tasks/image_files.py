@@ -1,7 +1,29 @@
-"""Choose folders for images, never one that contains images already. Imports no PyTorch: commands refuse fast."""
+"""Find image files, and choose folders for new ones. Imports no PyTorch, so that commands refuse fast."""
 
 import re
+from glob import glob
 from pathlib import Path
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
+
+
+def photo_files(name: str, where: str) -> list[Path]:
+    """List the image files of a path, a folder or a pattern, sorted; errors name the argument `name`."""
+    path = Path(where).expanduser()
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+        kinds = ", ".join(sorted(SUFFIXES))
+        if not files:
+            raise ValueError(
+                f"{name} must contain image files ({kinds}), got the folder {where} without any: check the path"
+            )
+    else:
+        files = [path] if path.is_file() else [Path(file) for file in glob(str(path)) if Path(file).is_file()]
+    if not files:
+        raise FileNotFoundError(
+            f"{name} must be an image file, a folder or a pattern that matches files, got {where}: check the path"
+        )
+    return sorted(files)
 
 
 def create_output_folder(folder: Path, *, explicit: bool) -> Path:
