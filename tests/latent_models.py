@@ -31,9 +31,8 @@ def model_of(codec, channels, size, **network):
     torch.manual_seed(0)
     network = randomize_weights(DiT(channels=channels, patch_size=2, dim=32, depth=1, heads=2, **network))
     sampler = Sampler(solver=DDIM(0.25), steps=3)
-    return AsyncDiffusion(
-        network, sampler=sampler, codec=codec, image_size=size, optimizer=OptimizerSettings(warmup_steps=1)
-    ).eval()
+    optimizer = OptimizerSettings(warmup_steps=1)
+    return AsyncDiffusion(network, sampler=sampler, codec=codec, image_size=size, optimizer=optimizer)
 
 
 def data_of(folder, codec):

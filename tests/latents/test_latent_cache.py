@@ -134,11 +134,11 @@ def test_several_processes_write_the_same_cache_and_the_last_one_the_manifest(or
 def test_the_command_starts_processes_whose_data_are_read_by_workers(tmp_path):
     options = ["--data", "datamodules.Digits", "--data.init_args.workers", "1", "--codec", "asyncdiff.latents.Identity"]
     options += ["--codec.init_args.channels", "1", "--splits", "val", "--shard_size", "100"]
-    for count in ("1", "2"):
-        command = [sys.executable, "-m", "asyncdiff", "cache-latents", *options, "--processes", count, "--out", count]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    command = [sys.executable, "-m", "asyncdiff", "cache-latents", *options, "--processes", "2", "--out", "by_two"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cache(Digits(), Identity(1), tmp_path / "by_one", Settings(("val",), shard_size=100))
+    assert contents(tmp_path / "by_two") == contents(tmp_path / "by_one")
 
 
 def test_shards_of_at_most_256_megabytes_by_default():
