@@ -18,6 +18,8 @@ from asyncdiff.sampling import DDIM, Sampler
 from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
+FULL_RATE = OptimizerSettings(warmup_steps=1)  # the full learning rate from the first step on
+
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
     """Return a folder that `make` fills once for all processes of the test run; nobody may write into it afterwards."""

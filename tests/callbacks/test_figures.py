@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from small_runs import quiet_trainer, small_dit
+from small_runs import FULL_RATE, quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
@@ -20,7 +20,6 @@ from asyncdiff.noise.masks import Half
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.contact_sheet import UNKNOWN_COLOR
-from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 CALLBACKS = {
@@ -34,9 +33,7 @@ CALLBACKS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    module = AsyncDiffusion(
-        small_dit(), sampler=Sampler(AsyncPatch(), steps=4), image_size=8, optimizer=OptimizerSettings(warmup_steps=1)
-    )
+    module = AsyncDiffusion(small_dit(), sampler=Sampler(AsyncPatch(), steps=4), image_size=8, optimizer=FULL_RATE)
     callbacks = [EMA(0.9), LossByLevel(bins=4), Throughput(), *(make() for make in CALLBACKS.values())]
     logger = TensorBoardLogger(folder, name="", version="")
     trainer = quiet_trainer(folder, max_steps=4, log_every_n_steps=2, logger=logger, callbacks=callbacks)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from small_runs import Pixels, quiet_trainer, small_dit
+from small_runs import FULL_RATE, Pixels, quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet
@@ -9,15 +9,12 @@ from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.result_card import read_card
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
-from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    module = AsyncDiffusion(
-        small_dit(), sampler=Sampler(steps=2), image_size=8, optimizer=OptimizerSettings(warmup_steps=1)
-    )
+    module = AsyncDiffusion(small_dit(), sampler=Sampler(steps=2), image_size=8, optimizer=FULL_RATE)
     callback = Frechet(Pixels(), mask=Half(), count=40, batch_size=16)
     trainer = quiet_trainer(tmp_path_factory.mktemp("frechet"), max_steps=1, callbacks=[EMA(0.9), callback])
     trainer.fit(module, datamodule=Digits(batch_size=32))

@@ -7,18 +7,17 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
-from small_runs import quiet_trainer, small_dit
+from small_runs import FULL_RATE, quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import LevelMaps
 from asyncdiff.noise.level_samplers import SumBeta
-from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 
 def trained(folder, callbacks):
-    module = AsyncDiffusion(small_dit(), SumBeta(), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
+    module = AsyncDiffusion(small_dit(), SumBeta(), image_size=8, optimizer=FULL_RATE)
     logger = TensorBoardLogger(folder, name="", version="")
     trainer = quiet_trainer(folder, max_steps=2, logger=logger, callbacks=callbacks)
     trainer.fit(module, datamodule=Digits(batch_size=32))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from small_runs import quiet_trainer, small_dit
+from small_runs import FULL_RATE, quiet_trainer, small_dit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asyncdiff import AsyncDiffusion, DiffusionModel
@@ -14,7 +14,6 @@ from asyncdiff.evaluation.likelihood_by_path import PathLikelihoodEvaluator, che
 from asyncdiff.noise.masks import Half
 from asyncdiff.noise.orders import CustomOrder
 from asyncdiff.noise.paths import AsyncPatch, Ordered, Synchronous
-from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
@@ -22,7 +21,7 @@ PATHS = {"synchronous": Synchronous(), "async": AsyncPatch()}
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    module = AsyncDiffusion(small_dit(patch_size=4), image_size=8, optimizer=OptimizerSettings(warmup_steps=1))
+    module = AsyncDiffusion(small_dit(patch_size=4), image_size=8, optimizer=FULL_RATE)
     plain = Likelihood(PATHS, count=20, points=3, batch_size=8)
     half = Likelihood({"async": AsyncPatch()}, count=20, points=3, mask=Half(), labels=False, name="half")
     root = tmp_path_factory.mktemp("likelihood")

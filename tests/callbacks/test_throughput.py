@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from small_runs import quiet_trainer, small_dit
+from small_runs import FULL_RATE, quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Throughput
@@ -17,7 +17,6 @@ from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.networks.dit import DiT
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.shapes import IndexedLevels, level_map
-from asyncdiff.training import OptimizerSettings
 from datamodules import Digits
 
 BATCH = 479  # a third of the digits: epochs of three batches
@@ -117,9 +116,7 @@ class Rows(Logger):
 
 
 def module(kind=Timed, **options):
-    return kind(
-        small_dit(**options), sampler=Sampler(steps=2), image_size=8, optimizer=OptimizerSettings(warmup_steps=1)
-    )
+    return kind(small_dit(**options), sampler=Sampler(steps=2), image_size=8, optimizer=FULL_RATE)
 
 
 def trainer(tmp_path, callbacks, **options):
