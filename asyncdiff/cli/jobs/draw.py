@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from asyncdiff.cli.commands.shared.options import with_arguments
-from asyncdiff.cli.commands.shared.prediction_record import RECORD, format_record
+from asyncdiff.cli.jobs.prediction_record import RECORD, format_record
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
 from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance

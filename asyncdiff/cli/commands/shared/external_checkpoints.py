@@ -1,7 +1,6 @@
 """Read DiT and SiT weights from other projects: the original authors' files, and diffusers folders."""
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.checkpoints import read_safely
+from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.networks.diffusers_keys import from_diffusers, has_diffusers_names
 from asyncdiff.networks.porting import has_original_names
 
@@ -141,13 +141,7 @@ def _unwrap(path: Path, contents: Any, weights: WeightSet) -> tuple[dict[str, Te
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"CHECKPOINT must be a file of weights or a diffusers folder, but {file} is missing")
-    try:
-        contents = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read as JSON: {error}: download it again") from error
-    if not isinstance(contents, dict):
-        raise ValueError(f"{file} must contain a JSON object, got type {type(contents).__name__}: download it again")
-    return contents
+    return read_json(file, "download it again")
 
 
 def _names(state: dict[str, Tensor]) -> str:
