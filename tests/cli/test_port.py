@@ -326,7 +326,7 @@ def test_folders_with_other_models_are_rejected(file, change, message, pipeline,
 def test_incomplete_folders_are_rejected(pipeline, refused):
     shutil.copytree(pipeline, "changed")
     Path("changed/transformer/config.json").write_text("{")
-    assert refused("changed").startswith("changed/transformer/config.json cannot be read as JSON: ")
+    assert refused("changed").startswith("changed/transformer/config.json cannot be read as a JSON file: ")
     shutil.copy(pipeline / "transformer/config.json", "changed/transformer/config.json")
     Path("changed/transformer/diffusion_pytorch_model.safetensors").unlink()
     assert refused("changed").startswith(
