@@ -15,7 +15,7 @@ from small_runs import save_untrained, small_dit
 
 from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.__main__ import main
-from asyncdiff.cli.commands.shared.distributed import Ranks, environment
+from asyncdiff.cli.jobs.distributed import Ranks, environment
 from asyncdiff.evaluation.reference_statistics import load_reference
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
@@ -240,7 +240,8 @@ def test_compare_marks_cards_with_another_protocol(run, tmp_path, card, capsys):
     ("text", "rule"),
     [
         ("{", "cannot be read as a JSON file"),
-        ("[]", "is not a result card, it lacks the protocol or metrics"),
+        ("[]", "must contain a JSON object, got type list: evaluate the run again"),
+        ("{}", "is not a result card, it lacks the protocol or metrics"),
         ('{"format": 0, "protocol": {}, "metrics": {}}', "has the card format 0, not 1"),
         ('{"format": 1, "protocol": [], "metrics": {}}', "its protocol or metrics are not mappings"),
         (None, "is not a file: check the path of the result card"),

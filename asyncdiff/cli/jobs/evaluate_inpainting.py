@@ -14,11 +14,11 @@ from tqdm.auto import tqdm
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli.commands.evaluate import Run
-from asyncdiff.cli.commands.shared.distributed import Ranks
-from asyncdiff.cli.commands.shared.extract_features import prepare
-from asyncdiff.cli.commands.shared.image_sources import RealImages
 from asyncdiff.cli.commands.shared.options import choose_device, with_arguments
+from asyncdiff.cli.jobs.distributed import Ranks
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
+from asyncdiff.cli.jobs.extract_features import prepare
+from asyncdiff.cli.jobs.image_sources import RealImages
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures, upsampling_factor

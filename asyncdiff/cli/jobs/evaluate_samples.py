@@ -8,12 +8,12 @@ from torch import Tensor
 
 from asyncdiff.cli.commands.evaluate import Run
 from asyncdiff.cli.commands.evaluate_samples import COUNT
-from asyncdiff.cli.commands.shared.distributed import Ranks, ranks
-from asyncdiff.cli.commands.shared.extract_features import extract, prepare, reference_for
-from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
 from asyncdiff.cli.commands.shared.options import choose_device, with_arguments
-from asyncdiff.cli.commands.shared.write_results import write
+from asyncdiff.cli.jobs.distributed import Ranks, ranks
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
+from asyncdiff.cli.jobs.extract_features import extract, prepare, reference_for
+from asyncdiff.cli.jobs.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
+from asyncdiff.cli.jobs.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.reference_statistics import Reference

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.cli.commands.shared.distributed import Ranks
+from asyncdiff.cli.jobs.distributed import Ranks
 from asyncdiff.evaluation.features.base import to_uint8
 from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.latents import Codec

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from asyncdiff.checkpoints.compare import value_at
-from asyncdiff.cli.commands.shared.image_sources import GeneratedImages, ImageFiles
+from asyncdiff.cli.jobs.image_sources import GeneratedImages, ImageFiles
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.markdown import markdown_table

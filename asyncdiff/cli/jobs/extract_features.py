@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from asyncdiff.cli.commands.shared.distributed import Ranks
-from asyncdiff.cli.commands.shared.image_sources import ImageSource
+from asyncdiff.cli.jobs.distributed import Ranks
+from asyncdiff.cli.jobs.image_sources import ImageSource
 from asyncdiff.evaluation.features.base import Features, to_uint8
 from asyncdiff.evaluation.frechet import Moments
 from asyncdiff.evaluation.held_out_images import evenly_spaced
