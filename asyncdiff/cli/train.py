@@ -3,6 +3,7 @@
 User errors end the program with a one-line message and exit code 2; ASYNCDIFF_TRACEBACK=1 shows the traceback instead.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse._actions import _ActionConfigLoad
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -33,11 +35,19 @@ from asyncdiff.cli.errors.parser import with_current_names
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.lightning_module import AsyncDiffusion
+from asyncdiff.training.settings import OptimizerSettings, PredictSettings
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)
 # Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+
+# Sections of keys, and a line that each may contain.
+SECTIONS = {
+    "trainer": "max_steps: 1000",
+    "model.optimizer": "learning_rate: 1e-4",
+    "model.predict": "count: 64",
+}
 
 
 class Parser(ReportingParser, LightningArgumentParser):
@@ -84,6 +94,9 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys `vars`, for interpolation, and `auto_resume`."""
+        for action in parser._actions:
+            if isinstance(action, _ActionConfigLoad):
+                action.basetype = None  # a section is never named by a class path, which a file name would be taken for
         parser.add_argument(
             "--vars", type=dict[str, Any], default={}, help="user-defined variables for interpolation as ${vars.NAME}"
         )
@@ -98,10 +111,7 @@ class ExperimentCLI(LightningCLI):
         """Parse the arguments and find the checkpoint."""
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
-        if not isinstance(config.trainer, Namespace):
-            raise ValueError(
-                f"trainer must be a section of keys, got {config.trainer}: write max_steps: 1000 below it, for example"
-            )
+        check_sections(config)
         if (clip := config.trainer.get("gradient_clip_val")) is not None and math.isnan(clip):
             raise ValueError(
                 "trainer.gradient_clip_val must be a number, got nan: 1.0 is common, null disables clipping"
@@ -223,6 +233,23 @@ def _silence_libraries() -> None:
 
 def _is_relevant(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in IGNORED_LOG_MESSAGES)
+
+
+def check_sections(config: Namespace) -> None:
+    """Raise ValueError if a section is no mapping of keys, or if a setting of the model is null that must have a value.
+
+    The parser accepts null for every key, and any value for a section.
+    """
+    for key, example in SECTIONS.items():
+        if not isinstance(section := config.get(key), Namespace):
+            given = "null" if section is None else section
+            raise ValueError(f"{key} must be a section of keys, got {given}: write {example} below it, for example")
+    for name, kind in (("optimizer", OptimizerSettings), ("predict", PredictSettings)):
+        for setting in dataclasses.fields(kind):
+            if setting.default is not None and config.model[name].get(setting.name) is None:
+                raise ValueError(
+                    f"model.{name}.{setting.name} must not be null: omit it for the default, {setting.default}"
+                )
 
 
 def run_directory(default_root_dir: Any) -> Path:

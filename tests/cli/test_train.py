@@ -460,6 +460,30 @@ def test_an_argument_rejected_by_a_constructor_is_reported_in_one_line(args, mes
     assert refused("fit", "--config", "experiment.yaml", *args, chatter=True).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("optimizer:", "model.optimizer must be a section of keys, got null: write learning_rate: 1e-4 below it"),
+        ("predict: 3", "model.predict must be a section of keys, got 3: write count: 64 below it"),
+        ("optimizer: {betas: null}", "model.optimizer.betas must not be null: omit it for the default, (0.9, 0.99)"),
+        ("predict: {count: null}", "model.predict.count must not be null: omit it for the default, 64"),
+    ],
+)
+def test_a_section_must_have_values(section, message, refused):
+    Path("more.yaml").write_text(f"model:\n  {section}\n")
+    reported = refused("fit", "--config", "experiment.yaml", "--config", "more.yaml", chatter=True)
+    assert reported.startswith(message)
+
+
+def test_a_section_may_be_a_file(printed):
+    Path("optimizer.yaml").write_text("{learning_rate: 0.5, betas: [0.5, 0.75]}\n")
+    Path("more.yaml").write_text("model: {optimizer: optimizer.yaml}\n")
+    for argv in (["--model.optimizer", "optimizer.yaml"], ["--config", "more.yaml"]):
+        config, _ = printed("fit", "--config", "experiment.yaml", *argv)
+        assert config["model"]["optimizer"]["learning_rate"] == 0.5
+        assert config["model"]["optimizer"]["warmup_steps"] == 2  # of the experiment
+
+
 @pytest.mark.parametrize(("folder", "message"), [("none", "root must be a folder"), (".", "root must contain images")])
 def test_an_invalid_data_folder_is_reported_in_one_line(folder, message, refused):
     edit("datamodules.Digits", "datamodules.ImageFolder")

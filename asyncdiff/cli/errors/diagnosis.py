@@ -283,8 +283,9 @@ def _type_name(kind: Any) -> str:
     if kind is type(None):
         return "null"
     name = getattr(kind, "__name__", str(kind).replace("typing.", ""))
-    written = typing.get_origin(kind) is None and _bases(kind)
-    return f"{name} written as {{class_path: ..., init_args: {{...}}}}" if written else name
+    if items := [item for item in typing.get_args(kind) if item is not ...]:
+        return f"{name}[{', '.join(map(_type_name, items))}]" if not _bases(kind) else name
+    return f"{name} written as {{class_path: ..., init_args: {{...}}}}" if _bases(kind) else name
 
 
 def _shorten(value: Any) -> str:
