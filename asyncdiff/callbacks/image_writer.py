@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.tasks import Request
+from asyncdiff.tasks.arguments import create_output_folder
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
-from asyncdiff.tasks.image_files import create_output_folder
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from asyncdiff.networks.norms import RMSNorm
+from asyncdiff.networks.layers import RMSNorm
 
 Tokens = Float[Tensor, "b m dim"]
 Heads = Float[Tensor, "b heads m head_dim"]

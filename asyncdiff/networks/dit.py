@@ -23,8 +23,7 @@ from asyncdiff.networks.embeddings import (
     grid_positions,
 )
 from asyncdiff.networks.kv_cache import KVCache
-from asyncdiff.networks.logvar_pooling import mean_logvar
-from asyncdiff.networks.mlp import MLP
+from asyncdiff.networks.layers import MLP, mean_logvar
 from asyncdiff.networks.modulation import (
     Conditioning,
     Modulation,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, check_channels, embed_labels
-from asyncdiff.networks.logvar_pooling import mean_logvar
+from asyncdiff.networks.layers import mean_logvar
 from asyncdiff.networks.modulation import Conditioning, Modulation, mark_dynamic_sizes
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, pixel_conditioning
 from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, check_grid, indexed, level_map

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asyncdiff.networks.attention import Attention
+from asyncdiff.networks.layers import GroupNorm, RMSNorm
 from asyncdiff.networks.modulation import Conditioning, Modulation, Tokens, modulate
-from asyncdiff.networks.norms import GroupNorm, RMSNorm
 from asyncdiff.shapes import upsampled_to
 
 Features = Float[Tensor, "b c h w"]

@@ -1,4 +1,4 @@
-"""Tasks for a trained model, such as inpainting, with plain arguments for `model.predict.task`, commands and Python alike.
+"""Tasks for a trained model, such as inpainting: plain arguments for `model.predict.task`, commands and Python alike.
 
     Inpaint("photo.jpg", "square").sample(model, seeds=[0, 1, 2])  # (3, c, h, w)
 

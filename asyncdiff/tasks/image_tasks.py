@@ -13,8 +13,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from asyncdiff.checks import at_least
+from asyncdiff.tasks.arguments import Fit, check_fit
 from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels, file_stem
-from asyncdiff.tasks.sizes import Fit, check_fit
 
 if TYPE_CHECKING:
     from asyncdiff.model import Model

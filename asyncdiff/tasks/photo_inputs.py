@@ -11,7 +11,7 @@ from torch import Tensor
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
 from asyncdiff.shapes import known_patches
-from asyncdiff.tasks.image_files import SUFFIXES, photo_files
+from asyncdiff.tasks.arguments import SUFFIXES, Fit, format_size, photo_files
 from asyncdiff.tasks.photos import (
     PhotoFit,
     check_same_shape,
@@ -27,7 +27,6 @@ from asyncdiff.tasks.photos import (
 )
 from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Photo
-from asyncdiff.tasks.sizes import Fit, format_size
 
 
 def load_photos(

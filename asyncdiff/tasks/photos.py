@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from asyncdiff.tasks.sizes import Fit, format_size
+from asyncdiff.tasks.arguments import Fit, format_size
 
 Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known

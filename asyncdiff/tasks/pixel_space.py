@@ -17,8 +17,8 @@ from torch import Tensor
 from asyncdiff.model import Model
 from asyncdiff.sampling.engine import device_of
 from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
+from asyncdiff.tasks.arguments import format_size, parse_size
 from asyncdiff.tasks.requests import Photo, Request
-from asyncdiff.tasks.sizes import format_size, parse_size
 
 # Periodic padding around a tileable image, in latents: larger than the receptive fields of TAESD (18.1) and of Stable
 # Diffusion's decoder (17.3).

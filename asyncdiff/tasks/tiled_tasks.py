@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from asyncdiff.checks import at_least
+from asyncdiff.tasks.arguments import Fit, check_fit, format_size, parse_size, photo_files
 from asyncdiff.tasks.image_tasks import Task
 from asyncdiff.tasks.requests import Canvas, Photo, Request, State
-from asyncdiff.tasks.sizes import Fit, check_fit, format_size, parse_size
 
 if TYPE_CHECKING:
     from asyncdiff.model import Model
@@ -177,7 +177,6 @@ class Texture(TiledTask):
         """Read the exemplar and crop it to its center, at most to the requested size."""
         import torch
 
-        from asyncdiff.tasks.image_files import photo_files
         from asyncdiff.tasks.photos import PhotoFit, fit_photo, plan_fit, read_photo, to_model
 
         channels, height, width = space.window

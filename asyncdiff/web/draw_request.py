@@ -10,8 +10,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from asyncdiff.checks import within
+from asyncdiff.tasks.arguments import format_size, parse_size
 from asyncdiff.tasks.photos import save_png
-from asyncdiff.tasks.sizes import format_size, parse_size
 from asyncdiff.web.limits import Limits
 
 TOGETHER = "together"  # the order in which all patches are denoised at once

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from asyncdiff.model import Model
+from asyncdiff.tasks.arguments import format_size
 from asyncdiff.tasks.pixel_space import PixelSpace
-from asyncdiff.tasks.sizes import format_size
 
 
 class ModelInfo(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff.model import Model
 from asyncdiff.tasks import Generate
-from asyncdiff.tasks.image_files import photo_files
+from asyncdiff.tasks.arguments import format_size, photo_files
 from asyncdiff.tasks.photos import (
     collect_warnings,
     fit_photo,
@@ -17,7 +17,6 @@ from asyncdiff.tasks.photos import (
     to_bytes,
     warn,
 )
-from asyncdiff.tasks.sizes import format_size
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.model_info import ModelInfo
 

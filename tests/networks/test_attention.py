@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from asyncdiff.networks.attention import Attention, rotate, rotations
-from asyncdiff.networks.mlp import MLP
-from asyncdiff.networks.norms import RMSNorm
+from asyncdiff.networks.layers import MLP, RMSNorm
 from asyncdiff.randomness import seeded
 
 GRID, DIM, HEADS = (3, 5), 48, 4

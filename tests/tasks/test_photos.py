@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncdiff.tasks.image_files import photo_files
+from asyncdiff.tasks.arguments import parse_size, photo_files
 from asyncdiff.tasks.photos import (
     PhotoWarning,
     check_same_shape,
@@ -20,7 +20,6 @@ from asyncdiff.tasks.photos import (
     to_bytes,
     to_model,
 )
-from asyncdiff.tasks.sizes import parse_size
 
 PATCH = (4, 4)
 

@@ -23,6 +23,7 @@ from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.sampling.tiling import TiledSampler
 from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Photo, Request, Texture
+from asyncdiff.tasks.arguments import create_output_folder
 from asyncdiff.tasks.contact_sheet import (
     SHEET,
     UNKNOWN_COLOR,
@@ -31,7 +32,6 @@ from asyncdiff.tasks.contact_sheet import (
     write_images,
     write_sheet,
 )
-from asyncdiff.tasks.image_files import create_output_folder
 from asyncdiff.tasks.photos import PhotoWarning, to_bytes, to_model
 from asyncdiff.training import PredictSettings
 

@@ -19,7 +19,7 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
-from asyncdiff.tasks.image_files import check_output_folder, photo_files
+from asyncdiff.tasks.arguments import check_output_folder, photo_files
 
 if TYPE_CHECKING:
     from asyncdiff.cli.jobs.draw import DrawJob

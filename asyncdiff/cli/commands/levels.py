@@ -9,7 +9,7 @@ from jsonargparse import ActionYesNo
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_grid
-from asyncdiff.tasks.image_files import create_output_folder
+from asyncdiff.tasks.arguments import create_output_folder
 
 DESCRIPTION = """Plot the noise levels that the level samplers of experiments (model.levels) produce, side by side: one
 figure, GIFs of noise paths, and TensorBoard logs."""

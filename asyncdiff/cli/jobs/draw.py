@@ -14,8 +14,8 @@ from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Request, State, Task
+from asyncdiff.tasks.arguments import create_output_folder
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
-from asyncdiff.tasks.image_files import create_output_folder
 from asyncdiff.tasks.photos import to_bytes
 
 if TYPE_CHECKING:

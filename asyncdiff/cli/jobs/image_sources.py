@@ -16,8 +16,8 @@ from asyncdiff.evaluation.held_out_images import evenly_spaced
 from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.samplers import ImageSampler
+from asyncdiff.tasks.arguments import SUFFIXES
 from asyncdiff.tasks.contact_sheet import SHEET
-from asyncdiff.tasks.image_files import SUFFIXES
 from asyncdiff.tasks.photos import read_photo, to_model
 
 PROBE_COUNT = 16  # images per split whose pixels enter the fingerprint, to notice files replaced under the same name
