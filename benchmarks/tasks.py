@@ -68,7 +68,7 @@ class PhotoJudge:
     """Evaluator for the held-out images of a run's data; reference: SqueezeNet's features of its training split."""
 
     def __init__(self, run: Path, squeezenet: Path, images: int) -> None:
-        data = Experiment(run / "config.yaml").data()
+        data: Any = Experiment(run / "config.yaml").data()
         held_out = data.dataset("val").plain()
         batch = held_out.__getitems__(evenly_spaced(len(held_out), images))
         self.images, self.labels = batch["image"], batch["label"]
