@@ -1,6 +1,5 @@
 """Collect training runs from disk, whether or not they belong to an ablation."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import yaml
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.launch import FINISHED, RECORD
 from asyncdiff.ablation.tensorboard import EVENTS, Curve, read_curves
+from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.checkpoints.moved_arguments import update_key
 from asyncdiff.checkpoints.old_names import update_config, update_names
 from asyncdiff.evaluation.result_card import read_card
@@ -178,11 +178,8 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
 def _read_record(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        record = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}; delete it and run the ablation again") from error
-    if not isinstance(record, dict) or not {"variants", "seed"} <= set(record):
+    record = read_json(file, "delete it and run the ablation again")
+    if not {"variants", "seed"} <= record.keys():
         raise ValueError(f"{file} lacks the keys variants and seed: delete it and run the ablation again")
     variants = {update_key(axis): name for axis, name in record["variants"].items()}
     return update_names(record) | {"variants": variants, "config": update_config(record.get("config", {}))}

@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
+from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.checkpoints.old_names import update_config
 from asyncdiff.evaluation.result_card import software
 
@@ -94,7 +95,7 @@ class Runner:
             config = resolve_config(trial, self.output, self.parse)
             record = trial.folder(self.output) / RECORD
             if record.is_file():
-                before = update_config(json.loads(record.read_text())["config"])
+                before = update_config(read_json(record, "delete it and run the ablation again")["config"])
                 if changed := first_difference(before, config):
                     raise ValueError(
                         f"{record.parent} was run with other settings ({changed}): "

@@ -1,6 +1,5 @@
 """Read and write result cards (metrics with the protocol that produced them), and compare protocols."""
 
-import json
 import math
 import platform
 import subprocess
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.checkpoints.old_names import update_names
 
 if TYPE_CHECKING:
@@ -61,12 +61,8 @@ def read_card(file: Path) -> dict[str, Any]:
     """Read a result card; raise FileNotFoundError or a one-line ValueError if the file is not a valid card."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not a file: check the path of the result card")
-    try:
-        content = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        line = str(error).split("\n")[0]
-        raise ValueError(f"{file} cannot be read as a JSON file: {line}; evaluate the run again") from error
-    if not isinstance(content, dict) or not {"protocol", "metrics"} <= content.keys():
+    content = read_json(file, "evaluate the run again")
+    if not {"protocol", "metrics"} <= content.keys():
         raise ValueError(f"{file} is not a result card, it lacks the protocol or metrics: evaluate the run again")
     if content.get("format") != FORMAT:
         raise ValueError(f"{file} has the card format {content.get('format')}, not {FORMAT}: evaluate the run again")

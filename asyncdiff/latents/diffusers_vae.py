@@ -1,6 +1,5 @@
 """Autoencoders from the diffusers library, loaded from a local folder or the Hugging Face Hub."""
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.latents.autoencoder import Autoencoder, DType
 
 # Supported classes, with the scaling factor for old config.json files that lack it.
@@ -135,7 +135,7 @@ class DiffusersAutoencoder(Autoencoder):
             file = self._folder() / subfolder / CONFIG if local else _fetch_config(self.path, subfolder)
             if file is None or not file.is_file():
                 continue
-            config = _read_config(file)
+            config = read_json(file, "download it again")
             name = config.get("_class_name")
             if name in CLASSES:
                 return Location(subfolder, config)
@@ -166,18 +166,6 @@ def _fetch_config(name: str, subfolder: str) -> Path | None:
         return Path(hf_hub_download(name, CONFIG, subfolder=subfolder or None))
     except (OSError, ValueError):  # missing file, no connection or invalid name
         return None
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): download it again") from error
-    if not isinstance(config, dict):
-        raise ValueError(
-            f"{file} must contain a JSON object, got a {type(config).__name__}: use a {CONFIG} written by diffusers"
-        )
-    return config
 
 
 def _shorten(error: Exception) -> str:

@@ -205,7 +205,7 @@ def test_errors_are_reported_in_one_line(runs, tmp_path):
     with pytest.raises(ValueError, match=r"cell.json lacks the keys variants and seed"):
         find_runs([runs])
     (runs / "a" / "seed_0" / "cell.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cell.json is damaged"):
+    with pytest.raises(ValueError, match=r"cell.json cannot be read as a JSON file"):
         find_runs([runs])
     for file in runs.rglob("finished.json"):
         file.unlink()

@@ -361,8 +361,8 @@ def test_folders_without_an_autoencoder_are_refused(tmp_path, monkeypatch, image
     assert f"got {tmp_path}, which has none: " in refusal(tmp_path)
     for content, message in (
         ('{"_class_name": "UNet2DModel"}', "which has one for UNet2DModel: use the autoencoder's folder"),
-        ("[", "config.json is not valid JSON"),
-        ("[]", "config.json must contain a JSON object, got a list"),
+        ("[", "config.json cannot be read as a JSON file"),
+        ("[]", "config.json must contain a JSON object, got type list"),
     ):
         (tmp_path / "config.json").write_text(content)
         assert message in refusal(tmp_path)
