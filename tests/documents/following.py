@@ -17,7 +17,7 @@ from workplace import SMALLER
 
 from asyncdiff import __main__ as asyncdiff_main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.errors import ReportingParser
+from asyncdiff.cli.commands.shared.command_parser import CommandLine
 from asyncdiff.cli.errors.suggestions import find_class
 
 # Options that make a command small; the last occurrence of an option takes effect.
@@ -115,14 +115,12 @@ def parse(words: list[str]) -> None:
         assert config["model"]["network"]["class_path"]
         return
     assert words[:2] == ["-m", "asyncdiff"], words
-    parse_args = ReportingParser.parse_args
 
-    def parse_and_stop(self: ReportingParser, *args: Any, **how: Any) -> Any:
-        options = parse_args(self, *args, **how)
-        raise Parsed(options)
+    def parse_and_stop(line: CommandLine) -> Any:
+        raise Parsed(line._parser(imports_classes=True).parse_args(list(line.argv)))
 
     with pytest.MonkeyPatch.context() as patched, suppress(Parsed):
-        patched.setattr(ReportingParser, "parse_args", parse_and_stop)
+        patched.setattr(CommandLine, "plain", property(parse_and_stop))  # what every command reads first
         asyncdiff_main.main(words[2:])
         raise AssertionError(f"{words} parsed nothing")
 
