@@ -19,6 +19,7 @@ from asyncdiff import __main__ as asyncdiff_main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.command_parser import CommandLine
 from asyncdiff.cli.errors.suggestions import find_class
+from asyncdiff.cli.jobs.encode_latents import expand_sections
 
 # Options that make a command small; the last occurrence of an option takes effect.
 SMALLER_BY_COMMAND = {
@@ -117,7 +118,8 @@ def parse(words: list[str]) -> None:
     assert words[:2] == ["-m", "asyncdiff"], words
 
     def parse_and_stop(line: CommandLine) -> Any:
-        raise Parsed(line._parser(imports_classes=True).parse_args(list(line.argv)))
+        argv = expand_sections(line.argv) if line.command == "cache-latents" else line.argv
+        raise Parsed(line._parser(imports_classes=True).parse_args(list(argv)))
 
     with pytest.MonkeyPatch.context() as patched, suppress(Parsed):
         patched.setattr(CommandLine, "plain", property(parse_and_stop))  # what every command reads first
