@@ -20,7 +20,9 @@ def counter_key(*counters: int) -> int:
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a new generator with this seed."""
+    """Return a new generator with this seed; raise ValueError if the seed has more than 64 bits."""
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"a seed must have at most 64 bits, got {seed}: choose one below 2**64")
     return torch.Generator(device).manual_seed(seed)
 
 

@@ -145,6 +145,8 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, digits_run):
         ),
         "less.ckpt": (checkpoint | {"state_dict": {}, "ema": {}}, "must have the same weights"),
     }
+    for number, recipe in enumerate(("text", None, [1], {"init_args": {}}, {"class_path": "asyncdiff.AsyncDiffusion"})):
+        cases[f"{number}.ckpt"] = (checkpoint | {"recipe": recipe}, "is not a checkpoint of AsyncDiffusion")
     for name, (content, message) in cases.items():
         torch.save(content, tmp_path / name)
         with pytest.raises(ValueError, match=message) as error:

@@ -12,6 +12,7 @@ import torch
 
 from asyncdiff.checkpoints.export.load import read_export
 from asyncdiff.checkpoints.locate import is_export
+from asyncdiff.checkpoints.object_config import is_object_config
 from asyncdiff.checkpoints.old_names import update_checkpoint
 
 
@@ -29,7 +30,9 @@ def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
             f"checkpoint_path {path} is not a file: check the path; a run saves its checkpoints in RUN/checkpoints/"
         )
     checkpoint = read_safely(path, map_location)
-    if not isinstance(checkpoint, dict) or not {"recipe", "state_dict"} <= checkpoint.keys():
+    if not isinstance(checkpoint, dict) or not (
+        "state_dict" in checkpoint and is_object_config(checkpoint.get("recipe"))
+    ):
         raise ValueError(
             f"{path} is not a checkpoint of AsyncDiffusion, it has no state_dict or no description of the model: "
             "choose a checkpoint written by train.py"

@@ -139,6 +139,15 @@ def _runs_commands(module: str) -> bool:
     return any(module == program or module.startswith(f"{program}.") for program in PROGRAMS)
 
 
+def is_object_config(value: Any) -> bool:
+    """Return whether a value has the form of a described object: class_path and init_args."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("class_path"), str)
+        and isinstance(value.get("init_args"), dict)
+    )
+
+
 def named_packages(config: Any) -> set[str]:
     """Return the top-level packages of the classes in an object config."""
     if isinstance(config, (list, tuple)):

@@ -343,6 +343,11 @@ def test_a_changed_weight_is_refused(export, line):
             {"recipe": {}, "tuples": [], "weights": "x", "weights_sha256": "", "step": 0, "software": {}},
             "config.yaml must be ema or raw and software.lightning a version, got x and None",
         ),
+        (
+            {"recipe": {"a": 1}, "tuples": [], "weights": "ema", "weights_sha256": "", "step": 0}
+            | {"software": {"lightning": "2"}},
+            "config.yaml must have the keys class_path and init_args, got ['a']",
+        ),
     ],
 )
 def test_invalid_configurations_are_refused(export, line, change, message):

@@ -22,7 +22,9 @@ from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import choose_device
+from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
 from asyncdiff.cli.jobs import encode_latents
+from asyncdiff.cli.jobs.draw import DrawJob
 from asyncdiff.model import IMAGE_SIZE
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch
@@ -381,6 +383,9 @@ def test_serve_needs_gradio(run, expect_error, monkeypatch):
             ["sample", "RUN/checkpoints/last.ckpt", "--ckpt_path", "a"],
             "--ckpt_path is a, but RUN is a checkpoint itself",
         ),
+        (["sample", "RUN", "--device", ""], "--device is not available on this machine: use cpu"),
+        (["sample", "RUN", "--sampler", "--steps", "3"], "--sampler: a value must follow"),
+        (["sample", "RUN", "--seeds", str(2**64)], f"a seed must have at most 64 bits, got {2**64}"),
         (["inpaint", "RUN"], "image must be given"),
         (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
         (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "mask must be one of thin, wide,"),
@@ -401,6 +406,29 @@ def test_user_errors_in_sampling_are_one_line(argv, message, run, photo, expect_
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     line = expect_error(*(argument.replace("RUN", str(run)).replace("PHOTO", photo) for argument in argv))
     assert line.startswith(message)
+
+
+def test_another_run_given_as_checkpoint_is_the_run_of_the_images(run):
+    shutil.copytree(run, "other")
+    checkpoint = find_checkpoint(run, Path("other"))
+    assert checkpoint == Path("other/checkpoints/last.ckpt")
+    assert run_directory_of(checkpoint) == Path("other")
+
+
+def test_an_interrupted_command_keeps_the_files_that_it_did_not_write(run, monkeypatch, capfd):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DrawJob, "steps", interrupt)
+    Path("own").mkdir()
+    Path("own/notes.txt").write_text("mine")
+    for folder in ("own", "new"):
+        with pytest.raises(SystemExit) as ended:
+            main(["sample", str(run), "--output", folder])
+        assert ended.value.code == 130
+    assert "stopped after 0 of 16 images" in capfd.readouterr().out
+    assert [path.name for path in Path("own").iterdir()] == ["notes.txt"]
+    assert not Path("new").exists()
 
 
 def test_devices_are_found_without_an_allocation(monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.export.files import CONFIG, WEIGHTS
 from asyncdiff.checkpoints.export.yaml_tuples import restore_tuples
+from asyncdiff.checkpoints.object_config import is_object_config
 from asyncdiff.checkpoints.old_names import update_names
 
 FORMAT = 1  # version of the export format; exports of other versions are refused
@@ -104,4 +105,7 @@ def _read_config(file: Path, content: bytes) -> dict[str, Any]:
             f"weights in {file} must be {EMA} or {RAW} and software.lightning a version, got "
             f"{config['weights']} and {config['software'].get('lightning')}: {REMEDY}"
         )
+    if not is_object_config(config["recipe"]):
+        keys = list(config["recipe"])
+        raise ValueError(f"recipe in {file} must have the keys class_path and init_args, got {keys}: {REMEDY}")
     return dict(config)

@@ -4,11 +4,10 @@ The options are checked before PyTorch is imported; `asyncdiff.cli.jobs.draw` th
 """
 
 import inspect
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -172,7 +171,9 @@ def _draw(job: "DrawJob") -> None:
         written = len(list(job.folder.glob("*.png")))
         print(f"stopped after {written} of {len(job.requests)} images" + (f": {job.folder}" if written else ""))
         if not written:
-            shutil.rmtree(job.folder)
+            job.record_file.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that existed before may contain other files
+                job.folder.rmdir()
         raise
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module  # noqa: TID251  of the classes that commands declare
-from itertools import islice
 from typing import Any
 
 from jsonargparse import Namespace
@@ -144,13 +143,12 @@ def split_option(argv: Iterable[str], option: str) -> tuple[list[str], list[str]
     """Split argv into all other arguments, and an option and those nested below it with their values."""
     rest: list[str] = []
     taken: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
+    takes_value = False
+    for argument in argv:
         name, equals, _ = argument.partition("=")
-        if name == option or name.startswith(f"{option}."):
-            taken += [argument] if equals else [argument, *islice(arguments, 1)]
-        else:
-            rest.append(argument)
+        matches = name == option or name.startswith(f"{option}.")
+        (taken if matches or (takes_value and not name.startswith("--")) else rest).append(argument)
+        takes_value = matches and not equals
     return rest, taken
 
 

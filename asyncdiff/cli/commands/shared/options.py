@@ -37,7 +37,9 @@ def choose_device(options: Any) -> None:
     counts = {"cpu": 1}
     if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
         counts[accelerator.type] = torch.accelerator.device_count()
-    name = options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device is None:
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = options.device
     kind, _, index = name.partition(":")
     if name not in counts and not (index.isdecimal() and int(index) < counts.get(kind, 0)):
         raise ValueError(f"--device {name} is not available on this machine: use cpu")

@@ -10,10 +10,10 @@ def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:
 
     Args:
         run: value of RUN: run directory, checkpoint file or exported folder.
-        ckpt_path: value of --ckpt_path; None for RUN/checkpoints/last.ckpt.
+        ckpt_path: value of --ckpt_path, which may be another run or an export, too; None for RUN/checkpoints/last.ckpt.
 
     Returns:
-        Path of the checkpoint; `run` itself if it is a checkpoint file or an export.
+        Path of the checkpoint file or of the export.
 
     Raises:
         FileNotFoundError: one of them does not exist, or the run has no such checkpoint.
@@ -23,10 +23,9 @@ def find_checkpoint(run: Path, ckpt_path: Path | None) -> Path:
         return locate_checkpoint(run, name="RUN", otherwise="choose another checkpoint with --ckpt_path FILE")
     if run.is_file() or is_export(run):
         raise ValueError(f"--ckpt_path is {ckpt_path}, but RUN is a checkpoint itself: drop --ckpt_path")
-    for name, path in (("RUN", run), ("--ckpt_path", ckpt_path)):
-        if not path.exists():
-            raise FileNotFoundError(f"{name} must exist, got {path}, which does not: check the path")
-    return ckpt_path
+    if not run.exists():
+        raise FileNotFoundError(f"RUN must exist, got {run}, which does not: check the path")
+    return locate_checkpoint(ckpt_path, name="--ckpt_path")
 
 
 def run_directory_of(checkpoint: Path) -> Path:
