@@ -104,6 +104,7 @@ RENAMED = {
 }
 # Old -> new constructor arguments, by the current path of their class.
 ARGUMENTS = {
+    "asyncdiff.callbacks.Likelihood": {"spacing": "progress_sampler"},
     "asyncdiff.noise.AlongPath": {"spacing": "progress_sampler"},
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
     "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},

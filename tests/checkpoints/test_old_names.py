@@ -87,6 +87,9 @@ def test_old_arguments_follow_their_classes():
     assert isinstance(built, WithCleanPatches)
     assert isinstance(built.clean_patches, MixedCleanPatches)
     assert isinstance(built.clean_patches.contexts[0], RandomBoxes)
+    likelihood = {"class_path": "asyncdiff.callbacks.Likelihood", "init_args": {"spacing": None}}
+    config = update_config({"trainer": {"callbacks": [likelihood]}})
+    assert config["trainer"]["callbacks"][0]["init_args"] == {"progress_sampler": None}
 
 
 def test_every_moved_argument_is_one_of_its_section():
