@@ -28,22 +28,6 @@ PREVIEW_COST = 4
 Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
 
 
-class Step(Protocol):
-    """State of a drawing after one sampling step."""
-
-    @property
-    def state(self) -> State:
-        """State of the images that are being drawn."""
-
-    @property
-    def done(self) -> int:
-        """Number of finished steps."""
-
-    @property
-    def total(self) -> int | None:
-        """Total number of steps; None if unknown."""
-
-
 @runtime_checkable
 class Drawing(Protocol):
     """Validated request, as `asyncdiff.cli.jobs.draw.DrawJob`: draws and writes its files."""
@@ -68,8 +52,8 @@ class Drawing(Protocol):
     def record_file(self) -> Path:
         """YAML file that reproduces the images."""
 
-    def steps(self) -> Iterator[Step]:
-        """Draw, yield the state after every step, and write the files."""
+    def steps(self) -> Iterator[State]:
+        """Draw, and write the files; yield the state after every step, with the steps of all batches."""
 
 
 # Turns a request into a drawing that writes into the folder, and the equivalent command line; raises ValueError or
@@ -181,13 +165,13 @@ class Job:
     def _sample(self, drawing: Drawing) -> bool:
         """Run the sampling steps; return False if the job was stopped before the last one."""
         next_preview = 0.0
-        for step in drawing.steps():
+        for state in drawing.steps():
             if self.stopping:
                 return False
             started = time.monotonic()
-            if started >= next_preview or step.done == step.total:
-                images, levels = to_bytes(step.state.images), step.state.t
-                self.preview = Preview(images, None if levels is None else levels.float().cpu(), step.done, step.total)
+            if started >= next_preview or state.done == state.total:
+                levels = None if state.t is None else state.t.float().cpu()
+                self.preview = Preview(to_bytes(state.images), levels, state.done, state.total)
                 next_preview = started + max(PREVIEW_INTERVAL, PREVIEW_COST * (time.monotonic() - started))
         return True
 

@@ -98,7 +98,7 @@ def start_levels(queue, kind, order):
     folder = queue.root / f"{kind}-{order}"
     folder.mkdir()
     drawing, _ = queue.plan(DrawRequest(kind, PHOTO, PAINT, order=order, steps_per_patch=2), folder)
-    return next(iter(drawing.steps())).state.t
+    return next(iter(drawing.steps())).t
 
 
 def test_a_request_does_not_affect_the_next_one(queue):
@@ -160,7 +160,7 @@ class FakeDrawing:
                 assert self.gate.wait(30)
             self.taken += 1
             time.sleep(self.pause)
-            yield SimpleNamespace(state=State(self._show, None, k, self.count), done=k, total=self.count)
+            yield State(self._show, None, k, self.count)
 
     def _show(self):
         self.shown += 1

@@ -164,9 +164,9 @@ def _draw(job: "DrawJob") -> None:
 
     try:
         with tqdm(desc=job.task.name, unit="step", disable=None) as bar:
-            for step in job.steps():
-                bar.total = step.total
-                bar.update(step.done - bar.n)
+            for state in job.steps():
+                bar.total = state.total
+                bar.update(state.done - bar.n)
     except KeyboardInterrupt:
         written = len(list(job.folder.glob("*.png")))
         print(f"stopped after {written} of {len(job.requests)} images" + (f": {job.folder}" if written else ""))

@@ -25,23 +25,6 @@ MOVIE = "walk.gif"
 
 
 @dataclass(frozen=True)
-class Step:
-    """State of a job after one sampling step.
-
-    Attributes:
-        state: state of the current batch.
-        first: whether this is the first batch, the one shown in the movie.
-        done: number of finished steps over all batches.
-        total: estimated number of steps over all batches; None if unknown.
-    """
-
-    state: State
-    first: bool
-    done: int
-    total: int | None
-
-
-@dataclass(frozen=True)
 class DrawJob:
     """Validated job of an image command; call `steps` to draw, then `write_sheet`.
 
@@ -79,22 +62,26 @@ class DrawJob:
         """Return notes on how the photos were resized and cropped."""
         return collect_notes(self.requests)
 
-    def steps(self) -> Iterator[Step]:
-        """Sample, yield the state after every step, and write all files except the contact sheet."""
+    def steps(self) -> Iterator[State]:
+        """Sample, and write all files except the contact sheet; yield the state of the current batch after every step.
+
+        `done` and `total` of the states count the steps of all batches.
+        """
         self.record_file.write_text(self.record)
         batches, before = self.task.batches(self.model, self.requests, self.batch_size), 0
         movie = SamplingGIF() if self.has_movie else None
         for number, batch in enumerate(batches):
-            for state in self.task.states(self.model, batch, self.batch_size):
+            for own in self.task.states(self.model, batch, self.batch_size):
+                total = None if own.total is None else before + own.total * (len(batches) - number)
+                state = replace(own, done=before + own.done, total=total)
                 if movie is not None and number == 0:
                     levels = None if state.t is None else state.t[:MAX_IMAGES].cpu()
                     movie.add(to_bytes(state.images[:MAX_IMAGES]), levels)
-                total = None if state.total is None else before + state.total * (len(batches) - number)
-                yield Step(state, number == 0, before + state.done, total)
+                yield state
             written = write_images(state.images, batch, self.folder)
             if len(self.written) < MAX_SHEET_IMAGES:
                 self.written.update(written)
-            before += state.done
+            before = state.done
         if movie is not None:
             movie.save(self.movie)
 
