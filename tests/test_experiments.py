@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.nn.functional import max_pool2d
 
 from asyncdiff.__main__ import main
 from asyncdiff.ablation import Ablation
@@ -24,7 +23,6 @@ from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.cli.jobs.evaluate_inpainting import on_pixels
-from asyncdiff.evaluation.latent_masks import OnPixels
 from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
 from asyncdiff.networks.unet import UNet
@@ -281,16 +279,6 @@ def test_the_papers_inpainting_evaluation_runs_as_documented(file, latent_run, a
     assert card["protocol"]["masks"]["thin"]["init_args"]["factor"] == 8
     assert card["protocol"]["samplers"][name]["init_args"]["steps"] == 6
     assert card["masks"]["square"]["unknown"] == 0.25
-
-
-def test_a_latent_is_known_if_all_its_pixels_are_known():
-    seeds = range(20)
-    for name in ("thin", "wide", "square", "extreme"):
-        drawn = OnPixels(MASKS[name], 4).per_image(64, 64, seeds=seeds)
-        unknown = ~MASKS[name].per_image(256, 256, seeds=seeds)
-        assert torch.equal(drawn, ~max_pool2d(unknown.float(), 4).bool())
-        on_latents = MASKS[name].per_image(64, 64, seeds=seeds)
-        assert (on_latents & ~drawn).any() == (name in ("thin", "wide"))
 
 
 def test_invalid_pixel_masks_are_rejected(latent_run):

@@ -32,7 +32,7 @@ RENAMED = {
     "asyncdiff.callbacks.progress.StepProgress": "asyncdiff.callbacks.StepProgressBar",
     "asyncdiff.canvases.Canvas": "asyncdiff.sampling.TiledSampler",
     "asyncdiff.checkpoints.plugin": "asyncdiff.checkpoints.lightning_io",
-    "asyncdiff.cli.commands.evaluate_inpainting.OnPixels": "asyncdiff.evaluation.latent_masks.OnPixels",
+    "asyncdiff.cli.commands.evaluate_inpainting.OnPixels": "asyncdiff.noise.masks.OnPixels",
     "asyncdiff.clocks": "asyncdiff.sampling",
     "asyncdiff.clocks.Clocks": "asyncdiff.sampling.StepRule",
     "asyncdiff.codecs": "asyncdiff.latents",

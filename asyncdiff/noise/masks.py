@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, within
+from asyncdiff.shapes import known_patches
 
 Known = Bool[Tensor, "h w"]
 
@@ -229,6 +230,24 @@ class Wide(Thin):
 
     def __init__(self, fewest: int = 1, most: int = 5, length: int = 200, width: int = 100, boxes: float = 0.3):
         super().__init__(fewest, most, length, width, boxes)
+
+
+class OnPixels(Mask):
+    """Mask of latents, made from a mask of pixels: a latent is known if all of its pixels are.
+
+    Args:
+        mask: mask of pixels.
+        factor: number of pixels per latent along each side.
+    """
+
+    def __init__(self, mask: Mask, factor: int):
+        self.mask = mask
+        self.factor = factor
+        self.seed_dependent = mask.seed_dependent
+
+    def __call__(self, height: int, width: int, *, seed: int = 0) -> Known:
+        pixels = self.mask(height * self.factor, width * self.factor, seed=seed)
+        return known_patches(pixels[None], (height, width))[0]
 
 
 MASKS: dict[str, Mask] = {

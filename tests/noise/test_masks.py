@@ -6,8 +6,20 @@ from functools import cache
 import pytest
 import torch
 from noise.laws import rebuilt, refusals
+from torch.nn.functional import max_pool2d
 
-from asyncdiff.noise.masks import MASKS, Extreme, Half, Lines, Square, SuperResolution, Thin, Wide, mask_by_name
+from asyncdiff.noise.masks import (
+    MASKS,
+    Extreme,
+    Half,
+    Lines,
+    OnPixels,
+    Square,
+    SuperResolution,
+    Thin,
+    Wide,
+    mask_by_name,
+)
 from asyncdiff.shapes import known_patches
 
 THIN, WIDE = MASKS["thin"], MASKS["wide"]
@@ -171,3 +183,13 @@ test_invalid_arguments_are_refused = refusals(
         "got 'qqq': choose one of them": lambda: mask_by_name("qqq"),
     }
 )
+
+
+def test_a_latent_is_known_if_all_its_pixels_are_known():
+    seeds = range(20)
+    for name in ("thin", "wide", "square", "extreme"):
+        drawn = OnPixels(MASKS[name], 4).per_image(64, 64, seeds=seeds)
+        unknown = ~MASKS[name].per_image(256, 256, seeds=seeds)
+        assert torch.equal(drawn, ~max_pool2d(unknown.float(), 4).bool())
+        on_latents = MASKS[name].per_image(64, 64, seeds=seeds)
+        assert (on_latents & ~drawn).any() == (name in ("thin", "wide"))

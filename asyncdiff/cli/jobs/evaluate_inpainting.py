@@ -30,10 +30,9 @@ from asyncdiff.evaluation.inpainting_benchmark import (
     ValidationImages,
     mask_fractions,
 )
-from asyncdiff.evaluation.latent_masks import OnPixels
 from asyncdiff.evaluation.result_card import make_card
 from asyncdiff.model import DiffusionModel
-from asyncdiff.noise.masks import Mask, mask_by_name
+from asyncdiff.noise.masks import Mask, OnPixels, mask_by_name
 from asyncdiff.sampling.engine import device_of
 from asyncdiff.sampling.repaint import RePaint
 from asyncdiff.sampling.samplers import ImageSampler
