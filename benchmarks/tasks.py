@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff import DiffusionModel
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.lpips import LPIPS, BackboneFeatures
 from asyncdiff.evaluation.held_out_images import evenly_spaced

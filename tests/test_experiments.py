@@ -20,9 +20,9 @@ from asyncdiff.ablation.launch import resolve_config
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands.shared.command_parser import command_parser
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.cli.jobs.evaluate_inpainting import on_pixels
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
 from asyncdiff.networks.unet import UNet

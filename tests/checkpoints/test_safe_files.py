@@ -19,8 +19,8 @@ from asyncdiff import AsyncDiffusion
 from asyncdiff.__main__ import main
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.errors import user_error_message
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.features.inception import InceptionFeatures
 from asyncdiff.evaluation.features.lpips import LPIPS

@@ -20,11 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from asyncdiff import DiffusionModel
 from asyncdiff.__main__ import COMMANDS, TRAINING, main
 from asyncdiff.cli import train as cli
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
 from asyncdiff.cli.jobs import encode_latents
 from asyncdiff.cli.jobs.draw import DrawJob
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.model import IMAGE_SIZE
 from asyncdiff.noise.level_samplers import AlongPath
 from asyncdiff.noise.paths import AsyncPatch

@@ -10,7 +10,7 @@ from jsonargparse._common import parsing_settings
 
 from asyncdiff.__main__ import main as command
 from asyncdiff.checkpoints import object_config
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.cli.train import ExperimentCLI, main
 from asyncdiff.cli.trusted_packages import (
     ALLOWED,

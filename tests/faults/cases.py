@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from asyncdiff.checkpoints import object_config, read_checkpoint
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
-from asyncdiff.cli.commands.shared.external_checkpoints import read_tensors
+from asyncdiff.cli.jobs.experiment_file import Experiment
+from asyncdiff.cli.jobs.external_checkpoints import read_tensors
 from asyncdiff.evaluation import reference_statistics
 from asyncdiff.evaluation.frechet import Gaussian
 from asyncdiff.evaluation.result_card import make_card, read_card

@@ -1,6 +1,5 @@
 """`python -m asyncdiff levels FILE ...`: plot the noise-level samplers of several experiments side by side."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,29 +8,20 @@ from jsonargparse import ActionYesNo
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_grid
-from asyncdiff.tasks.arguments import create_output_folder
 
 DESCRIPTION = """Plot the noise levels that the level samplers of experiments (model.levels) produce, side by side: one
 figure, GIFs of noise paths, and TensorBoard logs."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse the arguments, sample level maps and write the plots."""
+    """Parse and check the arguments, then plot."""
     options = parse_options("levels", DESCRIPTION, _declare, argv)
     at_least("--images", options.images, 1, "the default is 4096")
     at_least("--columns", options.columns, 1, "the default is 5")
     grid = parse_grid("--grid", options.grid) if options.grid else None
-    from asyncdiff.cli.commands.shared.experiment_file import Experiment  # imports PyTorch
-    from asyncdiff.cli.jobs.plot_levels import publish, sample_statistics
+    from asyncdiff.cli.jobs.plot_levels import plot  # imports PyTorch
 
-    experiments = [Experiment(Path(file)) for file in options.experiments]
-    names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
-    statistics = [
-        sample_statistics(experiment, name, grid, images=options.images, seed=options.seed)
-        for experiment, name in zip(experiments, names, strict=True)
-    ]
-    output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
-    publish(statistics, output, columns=options.columns, gif=options.gif)
+    plot(options, grid)
 
 
 def _declare(parser: CommandParser) -> None:
@@ -47,18 +37,3 @@ def _declare(parser: CommandParser) -> None:
     parser.add_argument(
         "--gif", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=True, help="write GIFs of noise paths"
     )
-
-
-def check_names(names: Sequence[str], count: int) -> Sequence[str]:
-    """Return the names; raise ValueError unless there is one per experiment, different and valid as folder names."""
-    if len(names) != count:
-        raise ValueError(
-            f"--names needs one name per experiment, got {len(names)} name{'s' * (len(names) > 1)} for "
-            f"{count} experiment{'s' * (count > 1)}: put --names after the files"
-        )
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ValueError(f"names must differ, got {name} {times} times: choose different ones with --names")
-        if Path(name).name != name or name == "..":
-            raise ValueError(f"--names must be file names, got {name}: leave the folder out")
-    return names

@@ -14,10 +14,10 @@ from torch import multiprocessing
 from tqdm import tqdm
 
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.errors import one_line_errors
 from asyncdiff.cli.jobs.distributed import environment
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.latents.cache import Settings, cache, verify
 from datamodules.storage.latent_shards import read_manifest
 

@@ -11,8 +11,8 @@ from asyncdiff.checkpoints.locate import weight_file
 from asyncdiff.checkpoints.select_weights import WeightKind
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.evaluate import Run
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.options import with_codec
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.likelihood_by_path import check_labels
 from asyncdiff.evaluation.result_card import software

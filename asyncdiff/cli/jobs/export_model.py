@@ -13,8 +13,8 @@ from asyncdiff.checkpoints.export.hub import upload_export
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.export.save import write_export
 from asyncdiff.cli import trusted_packages
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
 from asyncdiff.cli.commands.shared.runs import run_directory_of
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
 from asyncdiff.model import DiffusionModel

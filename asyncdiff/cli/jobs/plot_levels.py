@@ -1,34 +1,52 @@
 """Sample level maps of experiments, and plot them side by side."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.cli.commands.shared.experiment_file import Experiment
+from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.figures.level_figure import level_figure
 from asyncdiff.evaluation.figures.level_statistics import LevelStatistics, compute_level_statistics
 from asyncdiff.evaluation.figures.path_gif import draw_path_frames, save_gif
 from asyncdiff.evaluation.figures.style import save
 from asyncdiff.evaluation.figures.tensorboard import write_events
+from asyncdiff.tasks.arguments import create_output_folder
 
 GRID = (16, 16)  # for files without a network
 
 
-def sample_statistics(
-    experiment: Experiment, name: str, grid: tuple[int, int] | None, *, images: int, seed: int
-) -> LevelStatistics:
-    """Draw level maps from the level sampler of an experiment.
+def plot(options: Any, grid: tuple[int, int] | None) -> None:
+    """Draw level maps as the options of the command ask for, write the plots, and print where they are.
 
     Args:
-        experiment: experiment whose model.levels is sampled.
-        name: name of the experiment in the plots.
+        options: parsed options of the command.
         grid: (rows, columns) of the level maps; None for the network's, or for `GRID` without a network.
-        images: number of level maps to draw.
-        seed: random seed.
-
-    Returns:
-        Statistics of the level maps.
     """
+    experiments = [Experiment(Path(file)) for file in options.experiments]
+    names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
+    statistics = [
+        _statistics(experiment, name, grid, images=options.images, seed=options.seed)
+        for experiment, name in zip(experiments, names, strict=True)
+    ]
+    output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
+    save(level_figure(statistics, columns=options.columns), output / "levels.png")
+    print(f"figure: {output / 'levels.png'}")
+    animated = [entry for entry in statistics if options.gif and entry.path is not None]
+    for entry in animated:
+        save_gif(draw_path_frames(entry), output / f"{entry.name}.gif")
+    for entry in statistics:
+        write_events(entry, output / entry.name)
+    if animated:
+        print(f"animations: {', '.join(str(output / f'{entry.name}.gif') for entry in animated)}")
+    print(f"TensorBoard: tensorboard --logdir {output}")
+
+
+def _statistics(
+    experiment: Experiment, name: str, grid: tuple[int, int] | None, *, images: int, seed: int
+) -> LevelStatistics:
+    """Draw level maps from the level sampler of an experiment."""
     sampler = experiment.levels()
     grid = grid or experiment.grid() or GRID
     with experiment.name_in_errors():
@@ -37,14 +55,16 @@ def sample_statistics(
         )
 
 
-def publish(statistics: Sequence[LevelStatistics], output: Path, *, columns: int, gif: bool) -> None:
-    """Write the figure, the GIFs and the event files, and print where they are."""
-    save(level_figure(statistics, columns=columns), output / "levels.png")
-    print(f"figure: {output / 'levels.png'}")
-    for entry in statistics:
-        if gif and entry.path is not None:
-            save_gif(draw_path_frames(entry), output / f"{entry.name}.gif")
-        write_events(entry, output / entry.name)
-    if gif and (files := [f"{entry.name}.gif" for entry in statistics if entry.path is not None]):
-        print(f"animations: {', '.join(str(output / file) for file in files)}")
-    print(f"TensorBoard: tensorboard --logdir {output}")
+def check_names(names: Sequence[str], count: int) -> Sequence[str]:
+    """Return the names; raise ValueError unless there is one per experiment, different and valid as folder names."""
+    if len(names) != count:
+        raise ValueError(
+            f"--names needs one name per experiment, got {len(names)} name{'s' * (len(names) > 1)} for "
+            f"{count} experiment{'s' * (count > 1)}: put --names after the files"
+        )
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise ValueError(f"names must differ, got {name} {times} times: choose different ones with --names")
+        if Path(name).name != name or name == "..":
+            raise ValueError(f"--names must be file names, got {name}: leave the folder out")
+    return names

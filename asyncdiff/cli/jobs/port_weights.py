@@ -8,7 +8,7 @@ import lightning
 import torch
 
 from asyncdiff.checkpoints import object_config
-from asyncdiff.cli.commands.shared.external_checkpoints import ExternalCheckpoint, read_source
+from asyncdiff.cli.jobs.external_checkpoints import ExternalCheckpoint, read_source
 from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon, Weighting
 from asyncdiff.denoising.weightings import Velocity as EqualWeights

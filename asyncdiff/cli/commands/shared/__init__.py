@@ -1,1 +1,1 @@
-"""Code shared by several commands: options, experiment files, image sources, features, records and results."""
+"""What several commands share: parser, options, and the run that a command line names. Imports no PyTorch."""
