@@ -24,11 +24,6 @@ MOVED = {
 SECTIONS = {"optimizer": "asyncdiff.training.OptimizerSettings", "predict": "asyncdiff.training.PredictSettings"}
 
 
-def has_moved(name: Any) -> bool:
-    """Return whether an argument of AsyncDiffusion, by its old name, has moved; + may follow, as in YAML files."""
-    return isinstance(name, str) and name.rstrip("+") in MOVED
-
-
 def update_key(key: str, replaced: dict[str, str] | None = None) -> str:
     """Return the current name of a dotted key of a run config.
 
@@ -89,12 +84,13 @@ def move_arguments(
     Raises:
         ValueError: an argument is given by its old and by its current name, with different values.
     """
-    moved = {key: value for key, value in arguments.items() if not has_moved(key)}
-    for old in [key for key in arguments if key not in moved]:
-        value, section = arguments[old], MOVED[old.rstrip("+")][0]
-        if not isinstance(moved.get(section) or {}, dict):  # such as a file name: the parser refuses the old name
-            moved[old] = value
+    moved = dict(arguments)
+    for old, value in arguments.items():
+        section, _ = MOVED.get(str(old).rstrip("+"), (None, None))  # + may follow, as in YAML files
+        # A section may be a file name: then the parser refuses the old name.
+        if section is None or not isinstance(moved.get(section) or {}, dict):
             continue
+        del moved[old]
         new = update_key(f"model.{old}", replaced)
         settings, name = _open_section(moved, section, classes), new.rpartition(".")[2]
         if settings.setdefault(name, value) != value:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from asyncdiff.checks import at_least
 from asyncdiff.tasks.arguments import Fit, check_fit
-from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels, file_stem
+from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels
 
 if TYPE_CHECKING:
     from asyncdiff.model import Model
@@ -80,7 +80,8 @@ class Task(ABC):
             for j, seed in enumerate(seeds):
                 label = classes[j if per_seed else i]
                 stem = f"{seed:06d}" if photo is None else f"{photo.name}_seed{seed}"
-                requests.append(Request(file_stem(stem, label), int(seed), label, size, photo))
+                name = stem if label is None else f"{stem}_class{label}"
+                requests.append(Request(name, int(seed), label, size, photo))
         return requests
 
     def batches(self, model: Model, requests: Sequence[Request], batch_size: int = 64) -> list[list[Request]]:

@@ -133,8 +133,3 @@ def assign_labels(labels: Sequence[int] | None, count: int, classes: int, *, cyc
             f"there must be at most one label per {per}, got {len(labels)} labels for {count}: remove the others"
         )
     return [int(labels[i % len(labels)]) if labels else None for i in range(count)]
-
-
-def file_stem(stem: str, label: int | None) -> str:
-    """Return the stem of a file name with the class label appended, if there is one."""
-    return stem if label is None else f"{stem}_class{label}"

@@ -41,12 +41,8 @@ class Drawing(Protocol):
         """Requests, one per image."""
 
     @property
-    def has_movie(self) -> bool:
-        """Whether a GIF is written."""
-
-    @property
-    def movie(self) -> Path:
-        """File of the GIF."""
+    def movie(self) -> Path | None:
+        """File of the GIF; None if none is written."""
 
     @property
     def record_file(self) -> Path:
@@ -146,8 +142,7 @@ class Job:
                     return
             files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
             seconds = time.monotonic() - started
-            gif = drawing.movie if drawing.has_movie else None
-            self.result = Result(files, gif, command, drawing.record_file, notes, seconds)
+            self.result = Result(files, drawing.movie, command, drawing.record_file, notes, seconds)
             self.status = "done"
         except (ValueError, OSError) as error:
             self.error, self.status = " ".join(str(error).split()), "failed"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncdiff.cli.commands.serve import codec_argv
+from asyncdiff.cli.commands.shared.command_parser import split_option
 from asyncdiff.web.draw_request import DrawRequest, check, command_argv, shell_command
 from asyncdiff.web.limits import Limits
 
@@ -77,4 +77,4 @@ def test_the_command_is_quoted_for_a_shell():
 
 def test_codec_options_are_kept_for_the_command():
     given = ["run", "--codec", "a.yaml", "--port", "1", "--codec.scale=2", "--codec.files", "b"]
-    assert codec_argv(given) == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]
+    assert split_option(given, "--codec")[1] == ["--codec", "a.yaml", "--codec.scale=2", "--codec.files", "b"]

@@ -149,8 +149,7 @@ class FakeDrawing:
     gate: threading.Event | None = None
     taken: int = 0
     shown: int = 0
-    has_movie = False
-    movie = Path("walk.gif")
+    movie = None
     record_file = Path("predict.yaml")
     requests = ()
 

@@ -154,7 +154,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     print(f"{count} {'image' if count == 1 else 'images'}: {job.folder}")
     if (sheet := job.write_sheet()) is not None:
         print(f"contact sheet: {sheet}")
-    if job.has_movie:
+    if job.movie is not None:
         print(f"movie: {job.movie}")
 
 

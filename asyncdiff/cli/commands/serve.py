@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     from asyncdiff.cli.jobs.serve import Planner  # imports PyTorch
 
     print(f"loading {checkpoint}", flush=True)
-    planner = Planner.load(checkpoint, options, codec_argv(argv))
+    planner = Planner.load(checkpoint, options, split_option(argv, "--codec")[1])
     run = run_directory_of(checkpoint)
     page.serve(
         planner,
@@ -51,11 +51,6 @@ def main(argv: Sequence[str]) -> None:
         names=options.name,
         browser=options.open,
     )
-
-
-def codec_argv(argv: Sequence[str]) -> list[str]:
-    """Return the options of a command line that set the codec, with their values."""
-    return split_option(argv, "--codec")[1]
 
 
 def _declare(parser: CommandParser) -> None:

@@ -54,15 +54,7 @@ class ReportingParser(ArgumentParser):
 
 
 def with_current_names(value: Any, update: Callable[..., Any] = update_config) -> Any:
-    """Replace names of earlier versions in the contents of a file or a command line, with one warning that lists them.
-
-    Args:
-        value: contents or command line.
-        update: function of `asyncdiff.checkpoints.old_names` that replaces them.
-
-    Returns:
-        The updated copy.
-    """
+    """Return a copy of a file's contents or a command line with current names, and print one warning about old ones."""
     replaced: dict[str, str] = {}
     try:
         updated = update(value, replaced)

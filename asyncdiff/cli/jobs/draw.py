@@ -34,7 +34,7 @@ class DrawJob:
         requests: requests, one per image.
         batch_size: number of images or windows that are drawn together.
         folder: output folder.
-        has_movie: whether a GIF of the first batch is written.
+        movie: file of the GIF of the first batch; None if none is written.
         record: YAML text that reproduces the images.
         written: pixels of the first images by name, for the contact sheet.
     """
@@ -44,14 +44,9 @@ class DrawJob:
     requests: Sequence[Request]
     batch_size: int
     folder: Path
-    has_movie: bool
+    movie: Path | None
     record: str
     written: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def movie(self) -> Path:
-        """File of the GIF, which exists only if `has_movie`."""
-        return self.folder / MOVIE
 
     @property
     def record_file(self) -> Path:
@@ -69,7 +64,7 @@ class DrawJob:
         """
         self.record_file.write_text(self.record)
         batches, before = self.task.batches(self.model, self.requests, self.batch_size), 0
-        movie = SamplingGIF() if self.has_movie else None
+        movie = None if self.movie is None else SamplingGIF()
         for number, batch in enumerate(batches):
             for own in self.task.states(self.model, batch, self.batch_size):
                 total = None if own.total is None else before + own.total * (len(batches) - number)
@@ -82,7 +77,7 @@ class DrawJob:
             if len(self.written) < MAX_SHEET_IMAGES:
                 self.written.update(written)
             before = state.done
-        if movie is not None:
+        if movie is not None and self.movie is not None:
             movie.save(self.movie)
 
     def write_sheet(self) -> Path | None:
@@ -111,7 +106,8 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
         )
     default = arguments.run / "predictions" / task.name
     folder = create_output_folder(options.output or default, explicit=options.output is not None)
-    return DrawJob(task, model, requests, options.batch_size, folder, options.gif, record)
+    movie = folder / MOVIE if options.gif else None
+    return DrawJob(task, model, requests, options.batch_size, folder, movie, record)
 
 
 def _sampler(sampler: ImageSampler, options: Any) -> ImageSampler:

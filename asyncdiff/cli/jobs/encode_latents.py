@@ -46,19 +46,11 @@ def encode(options: Any) -> None:
 
 def expand_sections(argv: Sequence[str]) -> list[str]:
     """Replace the experiment files of --data and --codec with JSON of the sections in these files."""
-    return [expand_section(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
+    return [_expand(argument, before) for before, argument in zip(["", *argv], argv, strict=False)]
 
 
-def expand_section(argument: str, before: str) -> str:
-    """Replace the experiment file of --data or --codec with JSON of the section in that file.
-
-    Args:
-        argument: argument of the command line; returned unchanged unless it is such a file.
-        before: preceding argument.
-
-    Returns:
-        Argument to parse.
-    """
+def _expand(argument: str, before: str) -> str:
+    """Return an argument of the command line, replaced if it is such a file; `before` precedes it."""
     for option, key in (("--data", "data"), ("--codec", "model.codec")):
         prefix = f"{option}=" if argument.startswith(f"{option}=") else ""
         file = Path(argument.removeprefix(prefix))

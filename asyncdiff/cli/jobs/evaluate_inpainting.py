@@ -41,13 +41,7 @@ Tile = Float[Tensor, "3 height width"]
 
 
 def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
-    """Inpaint as the options ask for, print the table, and write the files.
-
-    Args:
-        run: run to evaluate, with the options of `evaluate --inpainting`.
-        masks: names of the masks.
-        metrics: names of the metrics.
-    """
+    """Inpaint as the options of `evaluate --inpainting` ask for, print the table, and write the files."""
     options = run.options
     choose_device(options)
     output = run.output()

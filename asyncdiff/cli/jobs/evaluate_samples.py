@@ -100,12 +100,7 @@ class Evaluation:
 
 
 def evaluate(run: Run, metrics: Sequence[str]) -> None:
-    """Evaluate the samples or images that the options ask for, print the table, and write the files.
-
-    Args:
-        run: run to evaluate, with the options of `evaluate --samples`.
-        metrics: names of the metrics.
-    """
+    """Evaluate what the options of `evaluate --samples` ask for, print the table, and write the files."""
     options = run.options
     choose_device(options)
     output = run.output()

@@ -44,19 +44,7 @@ class EvaluatedModel:
 
     @classmethod
     def load(cls, run: Run, data: Any, device: torch.device | str) -> "EvaluatedModel":
-        """Read the checkpoint of a run once, load its model to a device, and check that it fits the labels of the data.
-
-        Args:
-            run: run with its options.
-            data: data module of the run.
-            device: device of the model.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: the model needs labels and --labels is false, or the data has other classes.
-        """
+        """Read a run's checkpoint once, and load its model to a device; raise ValueError if the data does not fit."""
         file, options = run.find_checkpoint(), run.options
         contents = read_checkpoint(file, device)
         allow = trusted_packages.of_models()

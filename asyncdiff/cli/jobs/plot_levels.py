@@ -18,12 +18,7 @@ GRID = (16, 16)  # for files without a network
 
 
 def plot(options: Any, grid: tuple[int, int] | None) -> None:
-    """Draw level maps as the options of the command ask for, write the plots, and print where they are.
-
-    Args:
-        options: parsed options of the command.
-        grid: (rows, columns) of the level maps; None for the network's, or for `GRID` without a network.
-    """
+    """Draw level maps as the options of the command ask for, write the plots, and print where they are."""
     experiments = [Experiment(Path(file)) for file in options.experiments]
     names = check_names(options.names or [experiment.name for experiment in experiments], len(experiments))
     statistics = [

@@ -35,6 +35,7 @@ def format_record(argv: Sequence[str], arguments: "DrawArguments", model: Diffus
         files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
         predict = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
+    device = torch.device(options.device)
     layer: dict[str, Any] = {
         "model": {
             "sampler": object_config.describe(model.sampler),
@@ -45,22 +46,15 @@ def format_record(argv: Sequence[str], arguments: "DrawArguments", model: Diffus
                 "batch_size": options.batch_size,
             },
         },
-        "trainer": _trainer(torch.device(options.device)),
+        "trainer": {  # as in the commands: one device, float32
+            "accelerator": "gpu" if device.type == "cuda" else device.type,
+            "devices": 1 if device.index is None else [device.index],
+            "num_nodes": 1,
+            "strategy": "auto",
+            "precision": "32-true",
+        },
     }
     if options.codec is not None:
         layer["model"]["codec"] = object_config.describe(options.codec)
     # Through JSON, which has lists in place of tuples, as plain YAML does.
     return "\n".join(lines) + "\n" + yaml.safe_dump(json.loads(json.dumps(layer)), sort_keys=False, width=120)
-
-
-def _trainer(device: torch.device) -> dict[str, Any]:
-    """Return trainer settings that match the commands: one device, float32."""
-    accelerator = "gpu" if device.type == "cuda" else device.type
-    devices = 1 if device.index is None else [device.index]
-    return {
-        "accelerator": accelerator,
-        "devices": devices,
-        "num_nodes": 1,
-        "strategy": "auto",
-        "precision": "32-true",
-    }

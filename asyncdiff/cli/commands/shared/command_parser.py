@@ -58,11 +58,10 @@ class CommandParser(ReportingParser):
             return
         hints = _type_hints(kind)
         for name, parameter in inspect.signature(kind).parameters.items():
-            if _contains_class(hints[name]):
+            if is_object := _contains_class(hints[name]):
                 self.objects.append(f"--{name}")
-            given = {} if parameter.default is not parameter.empty else {"required": True}
-            options = given or {"default": parameter.default}
-            self.add_argument(f"--{name}", type=Any if _contains_class(hints[name]) else hints[name], **options)
+            given = {"required": True} if parameter.default is parameter.empty else {"default": parameter.default}
+            self.add_argument(f"--{name}", type=Any if is_object else hints[name], **given)
 
 
 def command_parser(command: str, description: str, *, imports_classes: bool = True) -> CommandParser:
