@@ -253,6 +253,8 @@ def test_folders_are_not_overwritten_without_the_option(export, refused, run, tm
         f"--output {tmp_path / 'mine'} exists and is not an export: choose a new folder"
     )
     assert refused("export", folder, "--output", tmp_path / "x").startswith("RUN must be a run directory or a .ckpt")
+    other = refused("export", run, "--ckpt_path", folder, "--output", tmp_path / "x")
+    assert other.startswith("--ckpt_path must be a run directory or a .ckpt file, got the export")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "shared"]  # nothing half done
 
 

@@ -19,12 +19,13 @@ DESCRIPTION = (
 def main(argv: Sequence[str]) -> None:
     """Parse and check the arguments, then write the folder."""
     options = parse_options("export", DESCRIPTION, _declare, argv)
-    if is_export(options.run):
-        raise ValueError(
-            f"RUN must be a run directory or a .ckpt file, got the export {options.run}: copy that folder instead"
-        )
     use_last = options.ckpt_path == Path("last") and not Path("last").exists()
     file = find_checkpoint(options.run, None if use_last and not options.run.is_file() else options.ckpt_path)
+    if is_export(file):
+        name = "RUN" if file == options.run else "--ckpt_path"
+        raise ValueError(
+            f"{name} must be a run directory or a .ckpt file, got the export {file}: copy that folder instead"
+        )
     check_output_folder(options.output, overwrite=options.overwrite)
     if options.push_to_hub is not None:
         check_repository(options.push_to_hub)

@@ -108,7 +108,7 @@ def parse_grid(name: str, text: str) -> tuple[int, int]:
 
 
 RUN = "run directory of train.py, .ckpt file or exported folder"
-CKPT_PATH = "checkpoint file (default: RUN/checkpoints/last.ckpt)"
+CKPT_PATH = "checkpoint file, or another run or export (default: RUN/checkpoints/last.ckpt)"
 DEVICE = "device such as cpu, cuda, cuda:1 or mps (default: cuda if available, else cpu)"
 WEIGHTS = "weights to use: auto (EMA weights if there are any, else raw), ema, or raw (those of the last training step)"
 CODEC = """codec that decodes the latents of a latent model: a class of asyncdiff.latents or a YAML file with one
