@@ -1,6 +1,7 @@
-"""Checks for numeric arguments; their one-line errors state the argument, the rule, the value and the remedy."""
+"""Checks for numbers and labels; their one-line errors state the argument, the rule, the value and the remedy."""
 
 import math
+from collections.abc import Sequence
 
 
 def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
@@ -21,3 +22,15 @@ def within(name: str, value: float, low: float, high: float, remedy: str) -> Non
     """Raise ValueError unless low <= value <= high."""
     if not low <= value <= high:  # also rejects NaN
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")
+
+
+def check_labels(labels: Sequence[int] | None, classes: int) -> None:
+    """Raise ValueError unless the labels are classes of a model; None means no labels."""
+    if labels is None:
+        return
+    if not classes:
+        raise ValueError(
+            f"labels need a model trained with classes, got {list(labels)} for an unconditional one: omit labels"
+        )
+    if invalid := [label for label in labels if not 0 <= int(label) < classes]:
+        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {invalid[0]}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from asyncdiff.checkpoints import check_weights, choose_weights, locate_checkpoint, object_config, read_checkpoint
 from asyncdiff.checkpoints.export.hub import locate_export
+from asyncdiff.checks import check_labels
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.targets import Target
 from asyncdiff.latents import Codec
@@ -226,7 +227,7 @@ class DiffusionModel:
         Returns:
             Images or latents (len(seeds), *shape).
         """
-        self._check_labels(labels)
+        check_labels(labels, self.classes)
         batch = engine.ImageBatch(seeds, labels)
         return engine.sample(self.denoiser, sampler or self.sampler, batch, self.shape, batch_size=batch_size)
 
@@ -255,7 +256,7 @@ class DiffusionModel:
         Returns:
             Inpainted images or latents (b, c, h, w).
         """
-        self._check_labels(labels)
+        check_labels(labels, self.classes)
         return engine.inpaint(
             self.denoiser,
             sampler or self.sampler,
@@ -273,16 +274,6 @@ class DiffusionModel:
     def decode(self, x: Latents) -> Image:
         """Decode generated latents into images approximately in [-1, 1]; without a codec, return `x` unchanged."""
         return x if self.codec is None else self.codec.to(self.device).decode(x)
-
-    def _check_labels(self, labels: Sequence[int] | None) -> None:
-        if labels is None:
-            return
-        if not self.classes:
-            raise ValueError(
-                f"labels need a model trained with classes, got {list(labels)} for an unconditional one: omit labels"
-            )
-        if invalid := [k for k in labels if not 0 <= int(k) < self.classes]:
-            raise ValueError(f"labels must lie in 0 .. {self.classes - 1}, got {invalid[0]}")
 
 
 def build_model(recipe: Mapping[str, Any], allow: Sequence[str] = ("asyncdiff",)) -> DiffusionModel:

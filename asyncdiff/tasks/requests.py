@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from asyncdiff.checks import check_labels
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
@@ -124,10 +126,7 @@ def assign_labels(labels: Sequence[int] | None, count: int, classes: int, *, cyc
     if labels is None:
         labels = range(classes) if cycle else ()
         return [labels[i % len(labels)] if labels else None for i in range(count)]
-    if labels and not classes:
-        raise ValueError(f"labels need a model with classes, got {list(labels)} for an unconditional one: omit labels")
-    if invalid := [label for label in labels if not 0 <= label < classes]:
-        raise ValueError(f"labels must lie in 0 .. {classes - 1}, got {invalid[0]}")
+    check_labels(labels or None, classes)
     if len(labels) > count:
         raise ValueError(
             f"there must be at most one label per {per}, got {len(labels)} labels for {count}: remove the others"
