@@ -73,9 +73,8 @@ def extract(
     parts: list[Tensor] = [torch.zeros(0, features.dim)]
     first_images: list[tuple[int, Tensor]] = []
     total, batches = source.batches(ranks)
-    for index, images in tqdm(
-        batches, desc=source.label, total=total, unit="batch", leave=False, disable=_hide_bar(ranks)
-    ):
+    hidden = None if ranks.first else True  # None shows the bar on a terminal only
+    for index, images in tqdm(batches, source.label, total, unit="batch", leave=False, disable=hidden):
         levels = to_uint8(images)
         with torch.autocast(ranks.device.type, enabled=False):
             batch_features = features(levels.float() / 127.5 - 1).float()
@@ -105,7 +104,7 @@ def reference_for(
         The statistics and the path of their file; if they had to be computed, only the first process gets them, and
         all others get None and an empty path.
     """
-    fingerprint = reference_fingerprint(features, source)
+    fingerprint = {"features": features.fingerprint(), "images": source.fingerprint()}
     if file is not None:
         loaded = load_reference(file)
         check_fingerprint(loaded, fingerprint, file)
@@ -128,11 +127,6 @@ def reference_for(
     return reference, str(cached_file)
 
 
-def reference_fingerprint(features: Features, source: ImageSource) -> dict[str, Any]:
-    """Return the fingerprint of the features and the images that reference statistics depend on."""
-    return {"features": features.fingerprint(), "images": source.fingerprint()}
-
-
 def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
     """Return the cached statistics, or None if they are missing, unreadable or out of date."""
     try:
@@ -141,8 +135,3 @@ def _load_cached(file: Path, fingerprint: dict[str, Any]) -> Reference | None:
     except (FileNotFoundError, ValueError):
         return None
     return reference
-
-
-def _hide_bar(ranks: Ranks) -> bool | None:
-    """Return the value of tqdm's `disable` that shows a bar on the first process only, and only on a terminal."""
-    return None if ranks.first else True

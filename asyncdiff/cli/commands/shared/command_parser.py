@@ -56,7 +56,7 @@ class CommandParser(ReportingParser):
         if self.imports_classes:
             self.add_class_arguments(kind)
             return
-        hints = _type_hints(kind)
+        hints = typing.get_type_hints(kind.__init__, localns=_Names(kind))  # type: ignore[misc]
         for name, parameter in inspect.signature(kind).parameters.items():
             if is_object := _contains_class(hints[name]):
                 self.objects.append(f"--{name}")
@@ -169,11 +169,6 @@ class _Names(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         return self.known.get(name, _NotImported)
-
-
-def _type_hints(kind: type) -> dict[str, Any]:
-    """Return the types of a constructor's arguments, without importing those that its module does not import."""
-    return typing.get_type_hints(kind.__init__, localns=_Names(kind))  # type: ignore[misc]
 
 
 def _contains_class(hint: Any) -> bool:
