@@ -236,10 +236,7 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 
 def check_sections(config: Namespace) -> None:
-    """Raise ValueError if a section is no mapping of keys, or if a setting of the model is null that must have a value.
-
-    The parser accepts null for every key, and any value for a section.
-    """
+    """Raise ValueError if a section is not a mapping, or a required setting null; the parser allows both."""
     for key, example in SECTIONS.items():
         if not isinstance(section := config.get(key), Namespace):
             given = "null" if section is None else section

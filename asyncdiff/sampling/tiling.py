@@ -237,17 +237,7 @@ class TiledSampler:
             canvas[:, r.pixels[r.own][:, None], c.pixels[c.own]] = window[:, r.own][:, :, c.own]
 
     def _window_views(self, pixels: int, window: int, patch: int, covered: range) -> list[WindowView]:
-        """Place the windows along one side of the canvas.
-
-        Args:
-            pixels: length of the side.
-            window: length of a window in level patches.
-            patch: side of a level patch in pixels.
-            covered: pixels that the exemplar covers; empty without one.
-
-        Returns:
-            One window per segment of the side, in order.
-        """
+        """Place windows of `window` patches along a side of the canvas; `covered` are the pixels of the exemplar."""
         patches = pixels // patch
         overlap = _overlap_in_patches(self.overlap, window, self.tileable) if self.tileable or patches > window else 0
         middle = (covered.start + covered.stop) / (2 * patch) if covered else patches / 2

@@ -153,11 +153,7 @@ def shell_command(argv: Sequence[str]) -> str:
 
 
 def _size(request: DrawRequest) -> tuple[int, int]:
-    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size.
-
-    Raises:
-        ValueError: there is no photo, whose size is needed.
-    """
+    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size."""
     if not KINDS[request.kind].needs_photo:
         return parse_size("size", request.size) if request.size else (1, 1)
     if request.photo is None:
