@@ -132,6 +132,24 @@ def test_a_subclass_draws_with_its_denoiser(tmp_path):
     assert torch.equal(loaded.generate([1]), module.generate([1]))
 
 
+class Shifted(Denoiser):
+    """Denoiser of a user, whose velocity is off by one."""
+
+    def forward(self, x_t, t, label=None, **options):
+        prediction = super().forward(x_t, t, label, **options)
+        return replace(prediction, v=prediction.v + 1)
+
+
+def test_a_subclass_draws_with_a_denoiser_of_its_own():
+    module, plain = (AsyncDiffusion(small_dit(), sampler=Sampler(steps=2), image_size=8) for _ in range(2))
+    plain.load_state_dict(module.state_dict())
+    module.denoiser = Shifted(module.network, module.process)
+    module.sampler = Sampler(steps=1)
+    assert module.model.denoiser is module.denoiser
+    expected = plain.generate([0], sampler=Sampler(steps=1)) - 1  # the velocity is that of the noise minus the image
+    torch.testing.assert_close(module.generate([0]), expected, atol=1e-5, rtol=0)
+
+
 def test_what_is_no_model_is_refused_in_one_line(tmp_path, digits_run):
     checkpoint = torch.load(digits_run / "checkpoints" / "last.ckpt", weights_only=True)
     cases = {

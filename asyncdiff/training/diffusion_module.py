@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.targets import Target
 from asyncdiff.latents import Codec
 from asyncdiff.model import DiffusionModel
@@ -22,12 +23,23 @@ class DiffusionModule(LightningModule):
     """LightningModule around a model that draws; samples in the trainer's precision.
 
     Attributes:
-        model: model that draws; it shares its denoiser with the LightningModule.
+        denoiser: denoiser that is trained; a subclass may set its own.
         latents: fingerprints of the codec, see `asyncdiff.training.compatibility.record_latents`.
     """
 
-    model: DiffusionModel
+    denoiser: Denoiser
     latents: dict[str, Any]
+    _model: DiffusionModel
+
+    @property
+    def model(self) -> DiffusionModel:
+        """Model that draws with this module's denoiser."""
+        return replace(self._model, denoiser=self.denoiser)
+
+    @model.setter
+    def model(self, model: DiffusionModel) -> None:
+        self._model = model
+        self.denoiser = model.denoiser  # registers the weights under their names in checkpoints
 
     @property
     def network(self) -> nn.Module:

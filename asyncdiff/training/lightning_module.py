@@ -94,7 +94,6 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
     ):
         super().__init__(optimizer)
         self.model = DiffusionModel.assemble(network, process, target, sampler, codec, image_size)
-        self.denoiser = self.model.denoiser  # registers the weights under their names in checkpoints
         self.levels = levels or AlongPath()
         self.weighting = weighting or Velocity()
         self.label_dropout = label_dropout

@@ -90,6 +90,7 @@ def test_other_files_are_refused(tmp_path):
         FileNotFoundError, match="pretrained must be an existing checkpoint or export, got .*none.ckpt: check the path"
     ):
         load_pretrained(model(1).model, tmp_path / "none.ckpt")
-    torch.save({"state_dict": {"other.weight": torch.ones(2)}, "recipe": {}}, tmp_path / "other.ckpt")
+    recipe = {"class_path": "asyncdiff.AsyncDiffusion", "init_args": {}}
+    torch.save({"state_dict": {"other.weight": torch.ones(2)}, "recipe": recipe}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="pretrained .*other.ckpt contains no weights of this network"):
         load_pretrained(model(1).model, tmp_path / "other.ckpt")
