@@ -241,6 +241,7 @@ class OnPixels(Mask):
     """
 
     def __init__(self, mask: Mask, factor: int):
+        at_least("factor", factor, 1, "use that of the codec")
         self.mask = mask
         self.factor = factor
         self.seed_dependent = mask.seed_dependent

@@ -175,6 +175,7 @@ test_invalid_arguments_are_refused = refusals(
         "fraction must lie in (0, 1), got 1.0": lambda: Square(1.0),
         "every must be at least 2, got 1": lambda: Lines(every=1),
         "factor must be at least 2, got 1": lambda: SuperResolution(factor=1),
+        "factor must be at least 1, got 0": lambda: OnPixels(Half(), 0),
         "most must be at least 4, got 3": lambda: Thin(most=3),
         "boxes must lie in [0, 1], got 1.5": lambda: Wide(boxes=1.5),
         "width must be at least 8, got 4": lambda: Thin()(32, 4),
