@@ -190,7 +190,7 @@ def _read_weights(folder: Path) -> Any:
 
 def _make_checkpoint(folder: Path) -> None:
     torch.save(
-        {"recipe": {"class_path": "asyncdiff.AsyncDiffusion"}, "state_dict": WEIGHTS},
+        {"recipe": {"class_path": "asyncdiff.AsyncDiffusion", "init_args": {}}, "state_dict": WEIGHTS},
         folder / "last.ckpt",
     )
 
