@@ -179,9 +179,9 @@ def _read_record(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     record = read_json(file, "delete it and run the ablation again")
-    if not {"variants", "seed"} <= record.keys():
+    if "seed" not in record or not isinstance(chosen := record.get("variants"), dict):
         raise ValueError(f"{file} lacks the keys variants and seed: delete it and run the ablation again")
-    variants = {update_key(axis): name for axis, name in record["variants"].items()}
+    variants = {update_key(axis): name for axis, name in chosen.items()}
     return update_names(record) | {"variants": variants, "config": update_config(record.get("config", {}))}
 
 

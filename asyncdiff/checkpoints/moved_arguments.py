@@ -62,7 +62,7 @@ def update_keys(settings: Any, replaced: dict[str, str] | None = None) -> Any:
     updated: dict[Any, Any] = {}
     for key, value in settings.items():
         new = update_key(key, replaced) if isinstance(key, str) else key
-        if new != key and settings.get(new, value) != value:
+        if new != key and new in settings and settings[new] != value:
             raise ValueError(contradiction(key, value, new, settings[new]))
         updated[new] = update_keys(value, replaced)
     return updated
@@ -93,8 +93,9 @@ def move_arguments(
         del moved[old]
         new = update_key(f"model.{old}", replaced)
         settings, name = _open_section(moved, section, classes), new.rpartition(".")[2]
-        if settings.setdefault(name, value) != value:
+        if name in settings and settings[name] != value:
             raise ValueError(contradiction(f"model.{old}", value, new, settings[name]))
+        settings[name] = value
     return moved
 
 

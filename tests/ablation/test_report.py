@@ -201,9 +201,10 @@ def test_errors_are_reported_in_one_line(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"RUNS: .*empty contains no run directory"):
         find_runs([tmp_path / "empty"])
-    (runs / "a" / "seed_0" / "cell.json").write_text('{"version": 0}')
-    with pytest.raises(ValueError, match=r"cell.json lacks the keys variants and seed"):
-        find_runs([runs])
+    for record in ('{"version": 0}', '{"variants": ["a"], "seed": 0}'):
+        (runs / "a" / "seed_0" / "cell.json").write_text(record)
+        with pytest.raises(ValueError, match=r"cell.json lacks the keys variants and seed"):
+            find_runs([runs])
     (runs / "a" / "seed_0" / "cell.json").write_text("{")
     with pytest.raises(ValueError, match=r"cell.json cannot be read as a JSON file"):
         find_runs([runs])

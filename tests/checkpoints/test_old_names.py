@@ -4,6 +4,7 @@ import filecmp
 import importlib
 import inspect
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -126,6 +127,8 @@ def test_keys_move_into_their_sections_in_files_command_lines_and_interpolations
     updated = update_config(config)
     assert updated["model"] == {"optimizer": {"learning_rate": 1, "betas": [0, 0]}, "predict": {"seeds+": [3]}}
     assert (updated["vars"], config) == ({"task": 1}, kept)
+    (rate,) = update_config({"model": {"learning_rate": math.nan}})["model"]["optimizer"].values()
+    assert math.isnan(rate)  # no contradiction, although the value differs from itself
     for other in (3, "x", [1], {"model": None}, {"model": {1: 2}}, {"data": {"learning_rate": 1}}):
         assert update_config(other) == other
 
