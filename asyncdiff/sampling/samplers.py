@@ -125,7 +125,13 @@ class ImageSampler(ABC):
                 raise ValueError(
                     f"{name} does not apply to {type(self).__name__}, whose arguments are {', '.join(names)}: omit it"
                 )
-        return type(self)(**{name: getattr(self, name) for name in names} | arguments)
+        kept = [name for name in names if name not in arguments]
+        if missing := [name for name in kept if not hasattr(self, name)]:
+            raise ValueError(
+                f"{type(self).__name__} must store its constructor argument {missing[0]} as an attribute of that name, "
+                "to be copied: set it in the constructor"
+            )
+        return type(self)(**{name: getattr(self, name) for name in kept}, **arguments)
 
     @torch.no_grad()
     def frames(

@@ -176,11 +176,20 @@ def test_a_replaced_argument_is_the_only_difference(sampler):
 
 
 class Unfinished(ImageSampler):
-    """Walk that stops before the end."""
+    """Walk that stops before the end; its argument is not stored."""
+
+    def __init__(self, steps: int = 2):
+        self.levels = steps
 
     def walk(self, start):
         yield Frame(start.x_t, torch.ones(len(start.x_t), *GRID), 1.0)
         yield Frame(start.x_t, torch.full((len(start.x_t), *GRID), 0.5), 0.5)
+
+
+def test_a_sampler_that_does_not_store_an_argument_cannot_be_copied():
+    assert Unfinished().replace(steps=3).levels == 3
+    with pytest.raises(ValueError, match="Unfinished must store its constructor argument steps as an attribute"):
+        Unfinished().replace()
 
 
 def test_a_walk_that_does_not_end_is_an_error():
