@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import small_run
+from small_runs import small_dit
 
 pytest.importorskip("gradio")
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -24,6 +25,7 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402  
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
+from asyncdiff import DiffusionModel  # noqa: E402
 from asyncdiff.__main__ import main  # noqa: E402
 from asyncdiff.web.draw_request import KINDS  # noqa: E402
 from asyncdiff.web.layout import DESCRIPTIONS  # noqa: E402
@@ -57,9 +59,10 @@ def test_photos_are_fitted_to_the_model_or_refused(tmp_path):
     with pytest.raises(ValueError, match="images must be at most 16 times as long as wide, got 100x1700: crop it"):
         load_photo(tmp_path / "b.png", INFO, Limits())
     (tmp_path / "b.png").unlink()
-    (example,) = load_examples(str(tmp_path), None, INFO, Limits())
+    model = DiffusionModel.assemble(small_dit(3, 3), image_size=8)
+    (example,) = load_examples(str(tmp_path), model, INFO, Limits())
     assert torch.equal(example, photo)
-    assert load_examples("none", None, INFO, Limits()) == []
+    assert load_examples("none", model, INFO, Limits()) == []
 
 
 def test_the_paint_has_one_byte_per_pixel():
