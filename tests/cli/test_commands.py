@@ -453,3 +453,16 @@ def test_sigterm_ends_the_processes_of_cache_latents(monkeypatch):
         encode_latents.spawn(SimpleNamespace(processes=2), [])
     assert (stopped.value.code, ended) == (128 + signal.SIGTERM, ["terminated"] * 2)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "missing.yaml"], "experiments must be YAML files, got missing.yaml, which does not exist"),
+        (["--data", "Digits", "--data.bath_size", "3"], "--data.bath_size: Digits has no argument bath_size"),
+        (["--data", "datamodules.Digits"], "--codec is required: add --codec FILE.yaml"),
+    ],
+)
+def test_wrong_options_of_cache_latents_are_reported_once(options, message, expect_error, monkeypatch):
+    monkeypatch.setattr(encode_latents, "spawn", None)
+    assert expect_error("cache-latents", *options, "--out", "out", "--processes", "2").startswith(message)

@@ -25,10 +25,16 @@ def main(argv: Sequence[str]) -> None:
 
     if options.verify:
         encode_latents.verify_cache(options.out)
-    elif options.processes > 1:
+        return
+    # Before processes are started, so that a wrong option is reported once.
+    built = replace(line, argv=encode_latents.expand_sections(argv)).build()
+    for name in ("data", "codec"):
+        if built[name] is None:
+            raise ValueError(f"--{name} is required: add --{name} FILE.yaml, see --help")
+    if options.processes > 1:
         encode_latents.spawn(options, argv)
     else:
-        encode_latents.encode(replace(line, argv=encode_latents.expand_sections(argv)).build())
+        encode_latents.encode(built)
 
 
 def _declare(parser: CommandParser) -> None:

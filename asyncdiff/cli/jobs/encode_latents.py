@@ -25,9 +25,6 @@ from datamodules.storage.latent_shards import read_manifest
 def encode(options: Any) -> None:
     """Encode this process's share of the dataset, and print a summary if that completes the cache."""
     rank, world, local = environment()
-    for name in ("data", "codec"):
-        if options[name] is None:
-            raise ValueError(f"--{name} is required: add --{name} FILE.yaml, see --help")
     manifest = cache(
         options.data,
         options.codec.to(_device(options, local)),
