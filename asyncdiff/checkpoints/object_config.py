@@ -20,6 +20,8 @@ def describe(value: Any) -> Any:
     """Describe an object by numbers, strings, lists and {"class_path", "init_args"} dictionaries, as YAML files do."""
     if isinstance(value, PLAIN):
         return value
+    if isinstance(value, range):  # such as seeds
+        return list(value)
     if isinstance(value, (list, tuple)):
         return type(value)(describe(item) for item in value)
     if isinstance(value, dict):

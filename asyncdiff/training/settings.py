@@ -31,9 +31,9 @@ class OptimizerSettings:
             raise ValueError(
                 f"optimizer.learning_rate must be positive, got {self.learning_rate}: use 1e-4, for example"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
-                f"optimizer.betas must lie in [0, 1), got {list(self.betas)}: use [0.9, 0.99], for example"
+                f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}: use [0.9, 0.99], for example"
             )
         at_least("optimizer.weight_decay", self.weight_decay, 0, "use 0 for no weight decay")
         at_least("optimizer.warmup_steps", self.warmup_steps, 0, "use 0 to start at the full learning rate")

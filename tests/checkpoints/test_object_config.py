@@ -42,6 +42,7 @@ def test_constructor_calls_are_formatted_without_defaults(value, text):
 def test_numbers_lists_and_plain_dictionaries_are_unchanged():
     value = {"a": [1, 2.5, None], "b": {"c": "d"}}
     assert object_config.build(object_config.describe(value)) == value
+    assert object_config.describe({"seeds": range(2, 4)}) == {"seeds": [2, 3]}  # YAML has no ranges
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Settings of the optimizer and of predict: what is refused, and how `predict` uses its own."""
 
+import re
+
 import pytest
 import torch
 from small_runs import small_dit
@@ -52,9 +54,11 @@ def test_optimizer_settings_out_of_range_are_refused(name, value, rule):
         OptimizerSettings(**{name: value})
 
 
-def test_betas_are_checked():
-    with pytest.raises(ValueError, match=r"optimizer.betas must lie in \[0, 1\), got \[0.9, 1.0\]: use \[0.9, 0.99\]"):
-        OptimizerSettings(betas=(0.9, 1.0))
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (0.9,), (0.9, 0.9, 0.9)])
+def test_betas_are_checked(betas):
+    rule = r"optimizer.betas must be two numbers in \[0, 1\), got "
+    with pytest.raises(ValueError, match=rule + re.escape(f"{list(betas)}: use [0.9, 0.99]")):
+        OptimizerSettings(betas=betas)
 
 
 @pytest.mark.parametrize(
