@@ -128,7 +128,7 @@ def test_the_command_line_can_allow_a_package(argument: str, capfd: pytest.Captu
         "jsonargparse.ArgumentParser",
         "asyncdiff.cli.train.os.system",
         "asyncdiff.cli.train.ExperimentCLI",
-        "asyncdiff.cli.commands.cache_latents.subprocess.Popen",
+        "asyncdiff.ablation.launch.subprocess.Popen",
     ],
 )
 def test_classes_that_run_programs_are_rejected(path: str, refused: Any) -> None:
