@@ -28,6 +28,7 @@ from asyncdiff.checkpoints.old_names import (
     update_class_path,
     update_config,
     update_names,
+    warn_of_old_names,
 )
 from asyncdiff.cli.train import main as train
 from asyncdiff.cli.train import parse_config
@@ -165,6 +166,16 @@ def test_earlier_keys_configure_a_run_with_one_warning_per_file(tmp_path, monkey
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: names of an earlier")]
     assert len(warned) == 4  # the command line, its JSON and two files
     assert all("model.weight_decay is now model.optimizer.weight_decay" in line for line in warned if "decay" in line)
+
+
+def test_the_first_process_warns_once(monkeypatch, capsys):
+    for rank in ("1", "0", "0"):
+        monkeypatch.setenv("RANK", rank)
+        warn_of_old_names({"old": "new"})
+    assert capsys.readouterr().err == "warning: names of an earlier version: old is now new\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    warn_of_old_names({"older": "new"})
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
