@@ -24,6 +24,12 @@ def within(name: str, value: float, low: float, high: float, remedy: str) -> Non
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")
 
 
+def below_one(name: str, value: float, remedy: str) -> None:
+    """Raise ValueError unless 0 <= value < 1."""
+    if not 0 <= value < 1:  # also rejects NaN
+        raise ValueError(f"{name} must lie in [0, 1), got {value}: {remedy}")
+
+
 def check_labels(labels: Sequence[int] | None, classes: int) -> None:
     """Raise ValueError unless the labels are classes of a model; None means no labels."""
     if labels is None:

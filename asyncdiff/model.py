@@ -228,8 +228,14 @@ class DiffusionModel:
             Images or latents (len(seeds), *shape).
         """
         check_labels(labels, self.classes)
-        batch = engine.ImageBatch(seeds, labels)
-        return engine.sample(self.denoiser, sampler or self.sampler, batch, self.shape, batch_size=batch_size)
+        return engine.generate(
+            self.denoiser,
+            sampler or self.sampler,
+            seeds=seeds,
+            shape=self.shape,
+            labels=labels,
+            batch_size=batch_size,
+        )
 
     def inpaint(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from asyncdiff.checks import below_one
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
 from asyncdiff.randomness import Generators, RandomSource, seeded
@@ -137,10 +138,7 @@ class Ordered(Path):
     """
 
     def __init__(self, order: Order, overlap: float = 0.0):
-        if not 0 <= overlap < 1:
-            raise ValueError(
-                f"overlap must lie in [0, 1), got {overlap}: use 0 for strict autoregression, Synchronous for 1"
-            )
+        below_one("overlap", overlap, "use 0 for strict autoregression, Synchronous for 1")
         self.order = order
         self.overlap = overlap
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.checks import at_least, within
+from asyncdiff.checks import at_least, below_one, within
 from asyncdiff.denoising.uncertainty import ROUNDING, most_certain
 from asyncdiff.shapes import KnownPatches, LevelMap
 
@@ -180,10 +180,7 @@ class Sequential(StepRule):
 
     def __init__(self, together: int = 1, overlap: float = 0.0):
         at_least("together", together, 1, "1 generates one patch after the other")
-        if not 0 <= overlap < 1:
-            raise ValueError(
-                f"overlap must lie in [0, 1), got {overlap}: 0 is strict order, at 0.75 four groups move at once"
-            )
+        below_one("overlap", overlap, "0 is strict order, at 0.75 four groups move at once")
         self.together = together
         self.overlap = overlap
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, below_one
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.randomness import counter_key
 from asyncdiff.sampling.engine import ImageBatch, sample
@@ -120,8 +120,7 @@ class TiledSampler:
         tileable: bool = False,
         batch_size: int = 64,
     ):
-        if not 0 <= overlap < 1:
-            raise ValueError(f"overlap must lie in [0, 1), got {overlap}: use 0.5, for example")
+        below_one("overlap", overlap, "use 0.5, for example")
         if tileable and not overlap:
             raise ValueError("overlap must be positive for a tileable canvas, got 0: use 0.5, for example")
         at_least("batch_size", batch_size, 1, "use 64, for example")

@@ -7,7 +7,6 @@ that commands can check the arguments of a task before they import torch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -121,7 +120,9 @@ class Task(ABC):
 
     def sample_batch(self, model: Model, batch: Sequence[Request], batch_size: int = 64) -> Image:
         """Return the images of a batch, approximately in [-1, 1]; the arguments are those of `states`."""
-        return deque(self.states(model, batch, batch_size), maxlen=1).pop().images
+        from asyncdiff.sampling.trajectories import last
+
+        return last(self.states(model, batch, batch_size)).images
 
     def sample(
         self, model: Model, *, seeds: Sequence[int], labels: Sequence[int] | None = None, batch_size: int = 64

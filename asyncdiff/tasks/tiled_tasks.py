@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, below_one
 from asyncdiff.tasks.arguments import Fit, check_fit, format_size, parse_size, photo_files
 from asyncdiff.tasks.image_tasks import Task
 from asyncdiff.tasks.requests import Canvas, Photo, Request, State
@@ -94,7 +94,7 @@ class Outpaint(TiledTask):
                 "set either to, the size of the result, or at least one of top, bottom, left, right, the pixels to add"
             )
         check_fit(fit, size)
-        check_overlap(overlap)
+        below_one("overlap", overlap, "use 0.5, for example")
 
     def prepare(self, space: PixelSpace) -> list[Canvas]:
         from asyncdiff.tasks.photo_inputs import load_photos
@@ -154,7 +154,7 @@ class Texture(TiledTask):
         self.overlap = overlap
         self.scale = scale
         self.piece = piece
-        check_overlap(overlap)
+        below_one("overlap", overlap, "use 0.5, for example")
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}: use 1 to leave the exemplar unchanged")
         if exemplar is None and (scale != 1 or piece is not None):
@@ -203,12 +203,6 @@ class Texture(TiledTask):
         scaled = f" scaled by {self.scale:g}:" if self.scale != 1 else ":"
         note = f"{file}{scaled} {plan.describe()}"
         return Photo(file.stem, to_model(plan.crop(pixels)), known, note=note)
-
-
-def check_overlap(overlap: float) -> None:
-    """Raise ValueError unless the overlap of windows lies in [0, 1)."""
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap must lie in [0, 1), got {overlap}: use 0.5, for example")
 
 
 def center_offset(size: tuple[int, int], part: tuple[int, int], patch: tuple[int, int]) -> tuple[int, int]:
