@@ -67,6 +67,11 @@ def class_path_of(value: Any) -> str | None:
     return None if value is None else class_path(_unsharded_class(value))
 
 
+def has_argument(value: Any, name: str) -> bool:
+    """Return whether the class of an object has a constructor argument of this name, and the object stores it."""
+    return name in inspect.signature(_unsharded_class(value).__init__).parameters and hasattr(value, name)
+
+
 def format_call(value: Any) -> str:
     """Return the constructor call of `value`, such as Sampler(steps=50), without arguments that equal their defaults.
 

@@ -134,7 +134,7 @@ def _differences(name: str, here: Any, there: Any) -> Iterator[Difference]:
         yield Difference(name, path, there["class_path"])
     else:
         for key, value in there.get("init_args", {}).items():
-            if hasattr(here, key):
+            if object_config.has_argument(here, key):
                 yield from _differences(f"{name}.{key}", getattr(here, key), value)
 
 

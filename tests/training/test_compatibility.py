@@ -155,6 +155,14 @@ def test_arguments_of_a_process_are_compared():
     assert (found.name, found.here, found.there) == ("model.process.beta_end", 0.03, 0.02)
 
 
+def test_what_is_no_argument_any_more_is_ignored_even_if_the_object_has_such_an_attribute():
+    module = model()
+    before = object_config.describe(module)
+    before["init_args"]["network"]["init_args"] |= {"blocks": 12, "training": 3}
+    before["init_args"]["process"]["init_args"] |= {"alpha": 0.5}
+    assert differences(module.model, before) == []
+
+
 def test_lists_equal_tuples_and_new_arguments_are_ignored():
     unet = model(UNet(channels=1, **SMALL))
     before = object_config.describe(unet)
