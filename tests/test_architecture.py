@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {"shapes", "randomness", "checks", "image_grid", "markdown", "memory"}
+LEAVES = {"shapes", "randomness", "checks", "image_grid", "markdown", "memory", "regular_files"}
 CORE = ("noise", "denoising", "networks", "sampling")
 # Floor by floor: every room with the rooms that it may import. All may import the leaves.
 ALLOWED: dict[str, set[str]] = {
