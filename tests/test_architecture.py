@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {"shapes", "randomness", "checks", "image_grid", "markdown", "memory", "regular_files"}
+LEAVES = {"shapes", "randomness", "checks", "image_grid", "foreign_text", "markdown", "memory", "regular_files", "yaml_files"}
 CORE = ("noise", "denoising", "networks", "sampling")
 # Floor by floor: every room with the rooms that it may import. All may import the leaves.
 ALLOWED: dict[str, set[str]] = {
@@ -30,8 +30,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 ONE_FILE = {"model"}  # rooms of a single file
 FRAMEWORKS = {"lightning", "torchmetrics", "torchvision", "jsonargparse", "timm"}
-# What asyncdiff takes of datamodules: the base class, the loader that resumes, and the format of latent shards.
+# What asyncdiff takes of datamodules: the base class, the loader that resumes, the format of latent shards, and which
+# files are opened and listed.
 OF_DATA = {"datamodules", "datamodules.base", "datamodules.order", "datamodules.storage.latent_shards"}
+OF_DATA |= {"datamodules.hidden_names", "datamodules.regular_files"}
 
 
 def imports(file: Path) -> set[str]:
@@ -134,7 +136,7 @@ def test_the_package_takes_no_plumbing_from_the_data_modules():
 def test_rooms_of_data_modules_import_downwards_only(name, below):
     """Storages know how images are read, images know no storage, and neither knows a data module."""
     home = ROOT / "datamodules"
-    shared = {"base", "order", "hash_split", "index_cache"}
+    shared = {"base", "order", "hash_split", "index_cache", "hidden_names", "regular_files"}
     files = sorted((home / name).glob("*.py"))
     assert len(files) > 3
     used = {dotted.split(".")[1] for file in files for dotted in imports(file) if dotted.startswith("datamodules.")}
