@@ -1,18 +1,28 @@
-"""Data modules for image models; batches are {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}."""
+"""Data modules for image models; batches are {"image": (b, c, h, w) in [-1, 1], "label", "index", "key"}.
 
-from datamodules.arrays import Arrays
-from datamodules.base import Batch, ImageDataModule, ImageDataset
-from datamodules.crops import Crops
-from datamodules.digits import Digits
-from datamodules.edm_latents import EdmLatents
-from datamodules.edm_zips import EdmZip
-from datamodules.hugging_face import HuggingFace
-from datamodules.image_folder import ImageFolder
-from datamodules.imagenet import ImageNet
-from datamodules.imagenet64 import ImageNet64
-from datamodules.latents import LatentCache
-from datamodules.lsun import Lsun
-from datamodules.streamed import Streamed
+Importing the package is fast; the first use of a class imports all of them, so that files can use bare class names.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.classes import (
+        Arrays,
+        Batch,
+        Crops,
+        Digits,
+        EdmLatents,
+        EdmZip,
+        HuggingFace,
+        ImageDataModule,
+        ImageDataset,
+        ImageFolder,
+        ImageNet,
+        ImageNet64,
+        LatentCache,
+        Lsun,
+        Streamed,
+    )
 
 __all__ = [
     "Arrays",
@@ -31,3 +41,11 @@ __all__ = [
     "Lsun",
     "Streamed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from datamodules import classes
+
+    return getattr(classes, name)

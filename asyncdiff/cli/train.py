@@ -38,7 +38,7 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 from asyncdiff.training.settings import OptimizerSettings, PredictSettings
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
-SHORT_NAME_MODULES = (callbacks, latents, datamodules, dit, masks, unet)
+SHORT_NAME_MODULES = (callbacks, latents, datamodules.ImageDataModule, dit, masks, unet)
 # Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 

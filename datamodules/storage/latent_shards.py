@@ -146,7 +146,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
             "the command (again), it resumes where it stopped"
         )
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
+        # Scale and shift must be numbers: NaN, which JSON does not have, counts as damage.
+        manifest: dict[str, Any] = json.loads(file.read_text(), parse_constant=_refuse_constant)
         version, expected = manifest["version"], manifest.pop("sha256", None)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: {REMEDY}") from error
@@ -157,6 +158,10 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if expected not in (None, manifest_sha256(manifest)):  # caches of earlier releases have no checksum
         raise _damaged(file, "its SHA-256 is not what was written")
     return manifest
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
 
 
 def manifest_sha256(manifest: Mapping[str, Any]) -> str:

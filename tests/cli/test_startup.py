@@ -89,7 +89,7 @@ main(["sample", "run", "--seeds", "0-2", "--labels", "none", "--output", "a", "-
 main(["autoregress", "run", "--seeds", "0", "--steps_per_patch", "1", "--output", "b"])
 main(["inpaint", "run", "--image", "a/000000.png", "--seeds", "0,1", "--output", "c"])
 main(["texture", "run", "--size", "12x8", "--output", "d"])
-print({"timm", "torchvision", "matplotlib", "lightning", "torch._dynamo", "datamodules"} & set(sys.modules))
+print({"timm", "torchvision", "matplotlib", "lightning", "torch._dynamo", "datamodules.base"} & set(sys.modules))
 main(["export", "run", "--output", "exported"])
 main(["sample", "exported", "--seeds", "0", "--output", "e"])
 from asyncdiff.cli.jobs.serve import Planner

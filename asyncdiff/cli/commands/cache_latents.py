@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _declare(parser: CommandParser) -> None:
-    parser.add_object("--data", "datamodules.base.ImageDataModule", help=DATA)
+    parser.add_object("--data", "datamodules.ImageDataModule", help=DATA)
     parser.add_object("--codec", "asyncdiff.latents.Codec", help=CODEC)
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the cache; existing complete shards are kept"

@@ -83,7 +83,7 @@ class Experiment:
         from lightning.pytorch import LightningDataModule  # imported late because it takes seconds
 
         self.section("data")
-        import datamodules  # noqa: F401  lets files use bare class names
+        from datamodules import ImageDataModule  # noqa: F401  lets files use bare class names
 
         built: LightningDataModule = self._build("data", LightningDataModule)
         return built

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from asyncdiff.regular_files import check_regular, open_regular
+from datamodules.regular_files import check_regular, open_regular
 
 
 def special_files(folder):
