@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_tensors
+
 Which = Literal["auto", "ema", "raw"]
 WeightKind = Literal["ema", "raw"]
 
@@ -25,7 +27,7 @@ def choose_weights(
         The weights by name, and their kind: "ema" or "raw".
 
     Raises:
-        ValueError: the file does not have the requested weights.
+        ValueError: the file does not have the requested weights, or they are not finite.
     """
     if which not in ("auto", "ema", "raw"):
         raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {which!r}: omit it for 'auto'")
@@ -36,13 +38,16 @@ def choose_weights(
             raise ValueError(
                 f"the export {path} contains {exported} weights only, got weights={which!r}: use 'auto' or {exported!r}"
             )
+        check_tensors(state, path, "export another checkpoint, or download the export again")
         return state, exported
     ema = next(iter(checkpoint.get("ema", {}).values()), None)
     if which == "ema" and ema is None:
         raise ValueError(f"{path} has no EMA weights, got weights='ema': use 'raw'")
-    if which == "raw" or ema is None:
-        return state, "raw"
-    return state | ema["weights"], "ema"
+    kind: WeightKind = "raw" if which == "raw" or ema is None else "ema"
+    if kind == "ema":
+        state |= ema["weights"]
+    check_tensors(state, path, OTHER_WEIGHTS)
+    return state, kind
 
 
 def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: str | Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
 
@@ -83,13 +84,16 @@ def load_reference(file: Path) -> Reference:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file does not contain such statistics.
+        ValueError: the file does not contain such statistics, or they are not finite.
     """
     if not file.is_file():
         raise FileNotFoundError(
             f"reference {file} is not a file: check the path, or omit --reference to compute the statistics"
         )
-    return _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
+    reference = _read_npz(file) if file.suffix == ".npz" else _read_safetensors(file)
+    tensors = {"mean": reference.gaussian.mean, "covariance": reference.gaussian.cov, "rows": reference.features}
+    check_tensors(tensors, file, "compute the statistics again")
+    return reference
 
 
 def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: Path) -> None:

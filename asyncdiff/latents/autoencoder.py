@@ -7,7 +7,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.export.load import tensors_sha256
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.latents.codec import Codec, Moments, check_numbers
 from asyncdiff.shapes import Image, Latents
 
@@ -96,7 +98,11 @@ class Autoencoder(Codec):
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 network = self.load_network().eval().requires_grad_(False)
                 sha256 = tensors_sha256(network.state_dict())
-                self._loaded = LoadedNetwork(network.to(self._device, DTYPES[self.dtype]), sha256)
+                network = network.to(self._device, DTYPES[self.dtype])
+                # Also of the converted weights: large numbers are infinite in float16.
+                remedy = f"download the weights again{'' if self.dtype == 'float32' else ', or set dtype to float32'}"
+                check_tensors(network.state_dict(), object_config.format_call(self), remedy)
+                self._loaded = LoadedNetwork(network, sha256)
         return self._loaded
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from asyncdiff.checkpoints import read_safely
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.latents.autoencoder import Autoencoder, DType
 
 STAGES = 4  # resolutions, each half the previous one
@@ -117,6 +118,7 @@ class TinyAutoencoder(Autoencoder):
                 f"{name} must have TAESD's layout, got {path} without {' and '.join(ENDS[name])}: "
                 "use DiffusersAutoencoder for a folder with a config.json"
             )
+        check_tensors(state, path, "download the file again")
         return dict(state)
 
 

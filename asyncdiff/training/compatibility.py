@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints import check_weights, object_config
+from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_trained_tensors
 from asyncdiff.latents.codec import COMPARED
 from asyncdiff.model import DiffusionModel
 from asyncdiff.training.diffusion_module import DiffusionModule
@@ -89,6 +90,8 @@ def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> 
     check_differences(differences(module.model, checkpoint["recipe"]), file, alternative)
     if "state_dict" in checkpoint:  # fully_shard has loaded and removed it already
         check_weights(module.state_dict(), checkpoint["state_dict"], file)
+    remedy = "resume from an earlier checkpoint" if fitting else OTHER_WEIGHTS
+    check_trained_tensors(checkpoint, file, remedy, resumed=fitting)
     record_latents(module, there=checkpoint.get("latents"))
     record_latents(module, here=getattr(getattr(trainer, "datamodule", None), "codec", None))
 

@@ -15,6 +15,7 @@ from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.export.files import CARD, CONFIG, WEIGHTS
 from asyncdiff.checkpoints.export.load import FORMAT, tensors_sha256
 from asyncdiff.checkpoints.export.yaml_tuples import tuple_paths
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 
 
 def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
@@ -31,9 +32,11 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
 
     Raises:
         OSError: a file cannot be written; the folder is unchanged.
+        ValueError: the weights are not finite.
     """
     from safetensors.torch import save
 
+    check_tensors(tensors, folder, "export another checkpoint")
     weights: dict[str, Tensor] = {}
     stored: set[int] = set()
     for name, tensor in tensors.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints import read_safely
 from asyncdiff.checkpoints.json_files import read_json
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.networks.diffusers_keys import from_diffusers, has_diffusers_names
 from asyncdiff.networks.porting import has_original_names
 
@@ -135,6 +136,8 @@ def _unwrap(path: Path, contents: Any, weights: WeightSet) -> tuple[dict[str, Te
     prefixes = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
     while contents and (prefix := next((p for p in prefixes if all(str(n).startswith(p) for n in contents)), None)):
         contents = {name.removeprefix(prefix): value for name, value in contents.items()}
+    remedy = "try another --weights, or another file" if averaged is not None else "download the file again"
+    check_tensors(contents, path, remedy)
     return {str(name): value for name, value in contents.items()}, averaged
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.features.base import FeatureArray, Features, as_rgb, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import read_tensors
@@ -121,7 +122,9 @@ def _create_network(model: str, state: dict[str, Tensor] | None, pretrained: boo
         options["img_size"] = size
     try:
         with isolated_rng(0):
-            return timm.create_model(model, pretrained=pretrained or state is not None, num_classes=0, **options)
+            network: nn.Module = timm.create_model(
+                model, pretrained=pretrained or state is not None, num_classes=0, **options
+            )
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         line = str(error).strip().split("\n")[0]
         if pretrained:
@@ -129,3 +132,5 @@ def _create_network(model: str, state: dict[str, Tensor] | None, pretrained: boo
                 f"timm cannot download the weights of {model}: {line}; pass a local file as weights"
             ) from error
         raise ValueError(f"weights or size do not fit timm's {model}: {line}") from error
+    check_tensors(network.state_dict(), f"the weights of {model}", "pass another file as weights")
+    return network

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.checkpoints import explain_load_error
+from asyncdiff.checkpoints.loaded_tensors import check_tensors
 
 
 def published_hash(url: str) -> str:
@@ -52,11 +53,18 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
         The tensors by name.
 
     Raises:
-        ValueError: the file has another SHA-256, or contains anything but tensors.
+        ValueError: the file has another SHA-256, contains anything but tensors, or numbers that are not finite.
     """
     content = path.read_bytes()
     if sha256 is not None:
         _check_sha256(content, sha256, path)
+    state = _read_state(content, path)
+    if isinstance(state, Mapping):
+        check_tensors(state, path, "download the file again")
+    return state
+
+
+def _read_state(content: bytes, path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load
