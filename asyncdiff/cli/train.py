@@ -9,6 +9,8 @@ import math
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules
 from asyncdiff import callbacks, latents
-from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.atomic_files import remove_stale, write_atomically
 from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
-from asyncdiff.checks import at_least
+from asyncdiff.checkpoints.run_lock import hold
+from asyncdiff.checks import environment_integer
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.cli.errors.parser import with_current_names
@@ -41,6 +44,8 @@ from asyncdiff.training.settings import OptimizerSettings, PredictSettings
 SHORT_NAME_MODULES = (callbacks, latents, datamodules.ImageDataModule, dit, masks, unet)
 # Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+# The first of all processes of a run, which run the same command, has rank 0 or none in each of these.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 # Sections of keys, and a line that each may contain.
 SECTIONS = {
@@ -94,6 +99,10 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the keys `vars`, for interpolation, and `auto_resume`."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        with ExitStack() as self._held:  # the run directory, until the subcommand has ended
+            super().__init__(*args, **options)
+
         for action in parser._actions:
             if isinstance(action, _ActionConfigLoad):
                 action.basetype = None  # a section is never named by a class path, which a file name would be taken for
