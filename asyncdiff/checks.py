@@ -1,33 +1,70 @@
 """Checks for numbers and labels; their one-line errors state the argument, the rule, the value and the remedy."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+
+MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's seed_everything
+MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
 
 
 def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
     """Raise ValueError unless `value` is finite and at least `minimum`."""
-    if value == math.inf:
-        raise ValueError(f"{name} must be finite, got {value}: {remedy}")
-    if not value >= minimum:  # also rejects NaN
+    finite(name, value, remedy)
+    if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
 
 
 def positive(name: str, value: float, remedy: str) -> None:
-    """Raise ValueError unless `value` is above 0."""
-    if not value > 0:  # also rejects NaN
+    """Raise ValueError unless `value` is finite and above 0."""
+    finite(name, value, remedy)
+    if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}: {remedy}")
 
 
 def within(name: str, value: float, low: float, high: float, remedy: str) -> None:
     """Raise ValueError unless low <= value <= high."""
+    check_number(name, value, remedy)
     if not low <= value <= high:  # also rejects NaN
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")
 
 
 def below_one(name: str, value: float, remedy: str) -> None:
     """Raise ValueError unless 0 <= value < 1."""
+    check_number(name, value, remedy)
     if not 0 <= value < 1:  # also rejects NaN
         raise ValueError(f"{name} must lie in [0, 1), got {value}: {remedy}")
+
+
+def finite(name: str, value: float, remedy: str) -> None:
+    """Raise ValueError unless `value` is a number of any sign, neither NaN nor infinite nor an integer of 64 bits."""
+    check_number(name, value, remedy)
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be finite, got {value}: {remedy}")
+    if isinstance(value, Integral) and value > MAX_INTEGER:
+        raise ValueError(f"{name} must be below 2**63, got {value}: {remedy}")
+
+
+def check_number(name: str, value: object, remedy: str) -> None:
+    """Raise ValueError unless `value` is a number; True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {'null' if value is None else repr(value)}: {remedy}")
+
+
+def check_seeds(name: str, seeds: Iterable[int]) -> None:
+    """Raise ValueError unless all seeds lie in the one range that all seeds have, 0 .. 2**32 - 1."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"{name} must be an integer from 0 to {MAX_SEED}, got {seed}: use 0, for example")
+
+
+def environment_integer(name: str) -> int:
+    """Return the value of an environment variable that job managers set to a non-negative integer; 0 if it is unset."""
+    text = os.environ.get(name) or "0"
+    if not (text.isascii() and text.isdigit() and len(text) < len(str(MAX_INTEGER))):
+        raise ValueError(f"the environment variable {name} must be a non-negative integer, got {text}: unset it")
+    return int(text)
 
 
 def check_labels(labels: Sequence[int] | None, classes: int) -> None:

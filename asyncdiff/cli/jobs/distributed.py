@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from asyncdiff.checks import environment_integer
+
 TIMEOUT = timedelta(hours=12)  # a process that finishes early waits for the others, which may take long
 
 T = TypeVar("T")
@@ -102,7 +104,7 @@ def ranks(device: str) -> Iterator[Ranks]:
 def environment() -> tuple[int, int, int]:
     """Return (rank, world size, local rank) as set by torchrun or SLURM; (0, 1, 0) without either."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        rank, world, local = (int(os.environ.get(name, 0)) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        rank, world, local = map(environment_integer, ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if not 0 <= rank < world:
             raise ValueError(f"RANK must lie in [0, WORLD_SIZE), got RANK {rank} with WORLD_SIZE {world}: unset both")
         return rank, world, local
