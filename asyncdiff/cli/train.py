@@ -5,7 +5,6 @@ User errors end the program with a one-line message and exit code 2; ASYNCDIFF_T
 
 import dataclasses
 import logging
-import math
 import os
 import re
 import sys
@@ -15,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
@@ -35,6 +35,7 @@ from asyncdiff.checks import environment_integer
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.cli.errors.parser import with_current_names
+from asyncdiff.cli.trainer_ranges import check_seed_everything, check_trainer
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.lightning_module import AsyncDiffusion
@@ -121,11 +122,8 @@ class ExperimentCLI(LightningCLI):
         super().parse_arguments(parser, args)
         config = self.config[self.config.subcommand]
         check_sections(config)
-        if (clip := config.trainer.get("gradient_clip_val")) is not None and math.isnan(clip):
-            raise ValueError(
-                "trainer.gradient_clip_val must be a number, got nan: 1.0 is common, null disables clipping"
-            )
-        at_least("trainer.log_every_n_steps", config.trainer.get("log_every_n_steps") or 0, 0, "50 is the default")
+        check_seed_everything(config.get("seed_everything"))
+        check_trainer(config.trainer, self.config.subcommand, on_cpu=_runs_on_cpu(config.trainer.get("accelerator")))
         config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
 
     def _parse_ckpt_path(self) -> None:
@@ -294,6 +292,11 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     )
 
 
+def _runs_on_cpu(accelerator: Any) -> bool:
+    """Return whether the trainer will use the CPU; "auto" does where there is nothing else."""
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return a single item, a list of items or None as a list."""
     return [] if value is None else [*value] if isinstance(value, list) else [value]
@@ -301,7 +304,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _resume_requested(auto_resume: bool) -> bool:
     """Return whether to resume an existing run: by auto_resume, or because a job manager restarted the command."""
-    return auto_resume or any(int(os.environ.get(name, 0)) for name in RESTART_VARIABLES)
+    return auto_resume or any(map(environment_integer, RESTART_VARIABLES))
 
 
 def make_portable(value: Any, root: str) -> Any:
