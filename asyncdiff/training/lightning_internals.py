@@ -1,7 +1,10 @@
 """The only place that names private attributes of Lightning; a test notices if a new version renames one."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -19,6 +22,29 @@ def logged_step(trainer: Trainer) -> int:
 def set_logged_step(trainer: Trainer, step: int) -> None:
     """Set the step under which Lightning logs."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+def set_epoch(trainer: Trainer, epoch: int) -> None:
+    """Set the epoch under which Lightning logs."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    epochs.processed = epochs.completed = epoch
+
+
+def correct_epoch(checkpoint: dict[str, Any]) -> None:
+    """Make a checkpoint count an epoch as completed only if all its batches are.
+
+    Lightning counts the epoch in which a run ends, so that a longer run that resumes there would be an epoch ahead.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop")
+    if not loop:
+        return
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    if not batches["current"]["processed"] or batches["is_last_batch"]:
+        return
+    for counts in (epochs["current"], epochs["total"]):
+        if counts["processed"] == counts["ready"] > 0:
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
+            checkpoint["epoch"] = epochs["current"]["processed"]
 
 
 def pending_scalars(trainer: Trainer) -> dict[str, float]:
@@ -40,7 +66,7 @@ def run_validation(trainer: Trainer, *, step: int, epoch: int) -> None:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     before = connector._first_loop_iter, logged_step(trainer), epochs.processed, epochs.completed
     set_logged_step(trainer, step)
-    epochs.processed = epochs.completed = epoch
+    set_epoch(trainer, epoch)
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
@@ -56,3 +82,37 @@ def saved_step(checkpointer: ModelCheckpoint) -> int:
 def set_saved_step(checkpointer: ModelCheckpoint, step: int) -> None:
     """Tell a ModelCheckpoint that this step has been saved."""
     checkpointer._last_global_step_saved = step
+
+
+def take_deferral(checkpointer: ModelCheckpoint) -> bool:
+    """Return whether a ModelCheckpoint has put off a checkpoint until the next validation, and call that off."""
+    deferred, checkpointer._defer_save_until_validation = checkpointer._defer_save_until_validation, False
+    return deferred
+
+
+def saves_at_epoch_end(checkpointer: ModelCheckpoint) -> bool:
+    """Return whether a ModelCheckpoint may save at the end of an epoch, rather than of a validation only."""
+    return checkpointer._save_on_train_epoch_end is not False
+
+
+def save_due_checkpoint(checkpointer: ModelCheckpoint, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Save as a ModelCheckpoint does when a checkpoint is due.
+
+    Args:
+        checkpointer: the ModelCheckpoint.
+        trainer: its trainer.
+        metrics: values of monitored metrics that the trainer does not know; those that are missing are the worst.
+    """
+    candidates, monitor = checkpointer._monitor_candidates(trainer), checkpointer.monitor
+    if monitor is None or monitor in candidates:
+        checkpointer._save_topk_checkpoint(trainer, candidates)
+    elif checkpointer.save_top_k != 0:
+        worst = torch.tensor(math.inf if checkpointer.mode == "min" else -math.inf)
+        candidates[monitor] = torch.tensor(metrics[monitor]) if monitor in metrics else worst
+        kth = checkpointer.best_k_models.get(checkpointer.kth_best_model_path)
+        # ModelCheckpoint would keep the older of two files of which neither has a metric.
+        if checkpointer.check_monitor_top_k(trainer, candidates[monitor]) or (
+            monitor not in metrics and kth is not None and torch.equal(kth.cpu(), worst)
+        ):
+            checkpointer._update_best_and_save(candidates[monitor], trainer, candidates)
+    checkpointer._save_last_checkpoint(trainer, candidates)

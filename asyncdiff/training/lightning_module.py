@@ -26,7 +26,7 @@ from asyncdiff.training import compatibility
 from asyncdiff.training.argument_checks import check_codec, check_ranges, check_sampling, check_training
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
-from asyncdiff.training.lightning_internals import attached_trainer, set_logged_step
+from asyncdiff.training.lightning_internals import attached_trainer, correct_epoch, set_epoch, set_logged_step
 from asyncdiff.training.optimization import OptimizerMixin
 from asyncdiff.training.predict_mixin import PredictMixin
 from asyncdiff.training.settings import DEFAULT_OPTIMIZER, DEFAULT_PREDICT, OptimizerSettings, PredictSettings
@@ -200,10 +200,12 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """Raise ValueError if the checkpoint belongs to another model; store its EMA weights for the EMA callback."""
         compatibility.check_checkpoint(self, checkpoint)
         super().on_load_checkpoint(checkpoint)
+        correct_epoch(checkpoint)
         trainer = attached_trainer(self)
-        if trainer is not None and trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            # Log metrics at the checkpoint's step; Lightning would log them at step 0.
+        if trainer is not None and trainer.state.fn != TrainerFn.FITTING:
+            # Log metrics at the checkpoint's step and epoch; Lightning would log them at step 0 of epoch 0.
             set_logged_step(trainer, int(checkpoint.get("global_step", 0)))
+            set_epoch(trainer, int(checkpoint.get("epoch", 0)))
         self.averaged = checkpoint.get("ema", {})
 
     @classmethod
