@@ -44,7 +44,7 @@ def test_contents_of_the_wheel(wheel):
         (metadata,) = [name for name in names if name.endswith("/METADATA")]
         text = archive.read(metadata).decode()
     files = [path for top in ("asyncdiff", "datamodules") for path in (ROOT / top).rglob("*.*")]
-    used = {f"{path.relative_to(ROOT)}" for path in files if path.suffix in (".py", ".md", ".js", ".css")}
+    used = {f"{path.relative_to(ROOT)}" for path in files if path.suffix in (".py", ".md", ".html", ".js", ".css")}
     assert used <= set(names)
     assert {name.split("/")[0] for name in names} == {"asyncdiff", "datamodules", metadata.split("/")[0]}
     assert "asyncdiff/py.typed" in names

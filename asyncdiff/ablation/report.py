@@ -1,9 +1,15 @@
-"""Compare runs in a report with a table, its protocol and figures, as Markdown and as a single HTML page."""
+"""Compare runs in a report with a table, its protocol and figures, as Markdown and as a single HTML page.
+
+Names and settings come from files of any origin. They are kept as they are until the report is written, and escaped by
+the functions and the template that write it.
+"""
 
 import base64
-import html
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +23,36 @@ from asyncdiff.ablation.collect import (
 )
 from asyncdiff.ablation.config import Metric
 from asyncdiff.checkpoints.compare import abbreviate
-from asyncdiff.markdown import markdown_table
+from asyncdiff.foreign_text import visible
+from asyncdiff.markdown import Markdown, bold, code, escape, markdown_table
 
 IMAGES_PER_ROW = 5  # in Markdown
 OTHER_SEEDS = "One run of every variant; the others differ in --seed_everything and in their folder."
 # Keys with these prefixes are irrelevant to a comparison.
 HIDDEN_PREFIXES = ("trainer.logger", "trainer.callbacks", "trainer.default_root_dir", "model.seed", "data.seed")
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top; }
-figcaption { font-size: 13px; opacity: .75; }
-img { max-width: 100%; background: white; }
-.scroll { overflow-x: auto; }
-details { margin: 1rem 0; } code { font-size: 13px; }
-""".strip()
+MAX_KEYS = 40  # settings that are listed in a line
+MAX_LINE = 5000  # characters of a line or a command
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a line of the report.
+
+    Attributes:
+        text: any text; it is escaped where it is written.
+        mark: how it is set off: "bold" or "code", or not at all.
+    """
+
+    text: str
+    mark: str = ""
+
+    def markdown(self) -> Markdown:
+        """Return the part as Markdown."""
+        return {"bold": bold, "code": code}.get(self.mark, escape)(self.text, MAX_LINE)
+
+
+Line = tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ class Report:
     figures: Sequence[ReportImage]
     grids: Mapping[str, Sequence[ReportImage]]
 
-    def rows(self) -> list[list[str]]:
+    def rows(self) -> list[list[Line]]:
         """Return the cells of the table by row; the best mean in each column is bold."""
         groups = group_by_variant(self.runs)
         best = {}
@@ -78,7 +95,7 @@ class Report:
         rows = []
         for variant, runs in groups.items():
             cells = [self._cell(final_values(runs, metric), best[metric.tag]) for metric in self.metrics]
-            rows.append([variant, str(len(runs)), *cells])
+            rows.append([_line(visible(variant)), _line(str(len(runs))), *cells])
         return rows
 
     def headers(self) -> list[str]:
@@ -86,53 +103,52 @@ class Report:
         arrows = {"min": "↓", "max": "↑"}
         return ["", "runs", *(f"{metric.label} {arrows[metric.goal]}" for metric in self.metrics)]
 
-    def notes(self) -> list[str]:
+    def notes(self) -> list[Line]:
         """Return the footnotes of the table: how the numbers were computed, and which runs are missing."""
         same, different = compare_settings(self.runs)
         differing = [key for key in different if not key.startswith(HIDDEN_PREFIXES)]
         known = {key: value for key, value in same.items() if key.startswith("software.") or key in PROTOCOL}
-        lines = ["Mean ± standard deviation over runs of different seeds; the best mean of a column is bold."]
-        lines += [f"Common to all: {', '.join(f'{k} = {abbreviate(v)}' for k, v in known.items())}."] if known else []
-        lines += [f"They differ in: {', '.join(differing)}."] if differing else []
+        lines = [_line("Mean ± standard deviation over runs of different seeds; the best mean of a column is bold.")]
+        lines += [_line(f"Common to all: {_settings(known)}.")] if known else []
+        lines += [_line(f"They differ in: {_listed(differing)}.")] if differing else []
         if unlike := [key for key in differing if key.startswith("software.") or key in PROTOCOL]:
-            lines.append(f"**Not the same protocol**: {', '.join(unlike)} differ between the runs of this table.")
+            lines.append((NOT_THE_SAME, Span(f": {_listed(unlike)} differ between the runs of this table.")))
         for tag, (common, changed) in metric_protocols(self.runs, self.metrics).items():
             if common:
-                lines.append(
-                    f"{tag}: {', '.join(f'{k} = {abbreviate(v)}' for k, v in common.items() if v is not None)}."
-                )
+                lines.append(_line(f"{tag}: {_settings({k: v for k, v in common.items() if v is not None})}."))
             if changed:
-                lines.append(f"**Not the same protocol**: {', '.join(changed)} of {tag} differ between the runs.")
-        tags = [f"{metric.label} is `{metric.tag}`" for metric in self.metrics if metric.label != metric.tag]
-        lines.append(f"Last values of the runs{': ' if tags else ''}{', '.join(tags)}.")
-        return [*lines, *(f"Left out: {line}" for line in self.left_out)]
+                lines.append((NOT_THE_SAME, Span(f": {_listed(changed)} of {tag} differ between the runs.")))
+        return [*lines, self._tags(), *(_line(f"Left out: {line}") for line in self.left_out)]
 
     def table(self) -> str:
         """Return the table in Markdown."""
-        return markdown_table(self.headers(), self.rows())
+        return markdown_table(self.headers(), [list(map(_markdown, row)) for row in self.rows()])
 
     def markdown(self) -> str:
         """Return the report as Markdown that links to the image files."""
-        parts = [f"# {self.title}", self.table(), "\n".join(f"* {note}" for note in self.notes())]
-        parts += [f"![{image.caption}]({image.file.name})" for image in self.figures]
+        parts = [f"# {escape(self.title)}", self.table(), "\n".join(f"* {_markdown(note)}" for note in self.notes())]
+        parts += [_markdown_image(image) for image in self.figures]
         for name, images in self.grids.items():
             rows = [images[first : first + IMAGES_PER_ROW] for first in range(0, len(images), IMAGES_PER_ROW)]
-            parts += [f"## {name}", *map(_markdown_image_row, rows)]
-        return "\n\n".join([*parts, "## Commands", OTHER_SEEDS, *self._commands()]) + "\n"
+            parts += [f"## {escape(name)}", *map(_markdown_image_row, rows)]
+        commands = [escape(line, MAX_LINE) for line in self._commands()]
+        return "\n\n".join([*parts, "## Commands", OTHER_SEEDS, *commands]) + "\n"
 
     def page(self) -> str:
-        """Return the report as a single HTML page with embedded images."""
-        body = [f"<h1>{html.escape(self.title)}</h1>", f'<div class="scroll">{self._html_table()}</div>']
-        body += ["<ul>", *(f"<li>{_to_html(note)}</li>" for note in self.notes()), "</ul>"]
-        body += [_html_figure(image) for image in self.figures]
-        for name, images in self.grids.items():
-            body += [f"<h2>{html.escape(name)}</h2>", *(_html_figure(image) for image in images)]
-        commands = f"<p>{OTHER_SEEDS}</p>"
-        commands += "".join(f"<p><code>{html.escape(line)}</code></p>" for line in self._commands())
-        body.append(f"<details><summary>Commands</summary>{commands}</details>")
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
-        return (
-            f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+        """Return the report as a single HTML page with embedded images, from the template report.html."""
+        from jinja2 import Environment, StrictUndefined  # imported late, as it is for model cards
+        from markupsafe import Markup
+
+        room = files("asyncdiff.ablation")
+        style = room.joinpath("report.css").read_text()
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.filters |= {"visible": visible, "line": partial(visible, limit=MAX_LINE), "data_url": _data_url}
+        return environment.from_string(room.joinpath("report.html").read_text()).render(
+            report=self,
+            commands=self._commands(),
+            other_seeds=OTHER_SEEDS,
+            style=Markup(style),  # a file of this package; the page allows no other style, and no script
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         )
 
     def card(self) -> dict[str, Any]:
@@ -159,22 +175,25 @@ class Report:
 
     def _commands(self) -> list[str]:
         first = [runs[0].record for runs in group_by_variant(self.runs).values()]
-        return [record["command"] for record in first if "command" in record] or ["(runs of train.py)"]
+        return [str(record["command"]) for record in first if "command" in record] or ["(runs of train.py)"]
 
-    def _html_table(self) -> str:
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.headers())
-        rows = ["<tr>" + "".join(f"<td>{_to_html(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()]
-        return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    def _tags(self) -> Line:
+        renamed = [metric for metric in self.metrics if metric.label != metric.tag]
+        spans = [Span("Last values of the runs")]
+        for metric in renamed:
+            spans += [Span(f"{', ' if len(spans) > 1 else ': '}{metric.label} is "), Span(metric.tag, "code")]
+        return (*spans, Span("."))
 
     @staticmethod
-    def _cell(numbers: Sequence[float], best: float | None) -> str:
+    def _cell(numbers: Sequence[float], best: float | None) -> Line:
         if not numbers:
-            return ""
+            return ()
         mean, deviation = mean_and_deviation(numbers)
-        text = f"**{_number(mean, 4)}**" if mean == best else _number(mean, 4)
-        return text if deviation is None else f"{text} ± {_number(deviation, 2)}"
+        value = Span(_number(mean, 4), "bold" if mean == best else "")
+        return (value,) if deviation is None else (value, Span(f" ± {_number(deviation, 2)}"))
 
 
+NOT_THE_SAME = Span("Not the same protocol", "bold")
 PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "model.image_size", "trainer.max_steps")
 
 
@@ -183,21 +202,32 @@ def _number(value: float, digits: int) -> str:
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
-def _markdown_image_row(images: Sequence[ReportImage]) -> str:
+def _line(text: str) -> Line:
+    return (Span(text),)
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Join settings by commas, the first of them if there are very many."""
+    more = [f"{len(items) - MAX_KEYS} more"] if len(items) > MAX_KEYS else []
+    return ", ".join([*(visible(item) for item in items[:MAX_KEYS]), *more])
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return _listed([f"{key} = {abbreviate(value)}" for key, value in settings.items()])
+
+
+def _markdown(line: Line) -> Markdown:
+    return Markdown("".join(span.markdown() for span in line))
+
+
+def _markdown_image(image: ReportImage) -> Markdown:
+    return Markdown(f"![{escape(image.caption)}]({image.file.name})")
+
+
+def _markdown_image_row(images: Sequence[ReportImage]) -> Markdown:
     """Return a row of images as a Markdown table."""
-    links = [f"![{image.caption}]({image.file.name})" for image in images]
-    return markdown_table([image.caption for image in images], [links])
+    return markdown_table([image.caption for image in images], [list(map(_markdown_image, images))])
 
 
-def _html_figure(image: ReportImage) -> str:
-    encoded = base64.b64encode(image.file.read_bytes()).decode()
-    element = f'<img src="data:image/png;base64,{encoded}" alt="{html.escape(image.caption)}">'
-    return f"<figure>{element}<figcaption>{html.escape(image.caption)}</figcaption></figure>"
-
-
-def _to_html(text: str) -> str:
-    """Escape text for HTML and convert Markdown's bold and code marks to tags."""
-    for mark, tag in (("**", "b"), ("`", "code")):
-        parts = text.split(mark)
-        text = "".join(part if i % 2 == 0 else f"\0{tag}\1{part}\0/{tag}\1" for i, part in enumerate(parts))
-    return html.escape(text).replace("\0", "<").replace("\1", ">")
+def _data_url(image: ReportImage) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image.file.read_bytes()).decode()}"

@@ -10,6 +10,7 @@ from typing import Any
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.evaluation.result_card import SOFTWARE_KEYS, SUBJECT_KEYS, format_number, read_card
+from asyncdiff.foreign_text import visible
 from asyncdiff.markdown import markdown_table
 
 DESCRIPTION = """Print result cards of `evaluate` as one table with one row per card, to compare checkpoints.
@@ -57,7 +58,7 @@ def comparison(cards: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append([f"{row} ({mark})" if mark else row, step, *(_cell(card, name, mark) for name in names)])
     notes = [f"({mark}) {note}: not comparable" for note, mark in marks.items()]
     table = markdown_table(["card", "step", *names], rows)
-    return "\n".join([table, "", *notes, *_software_differences(cards)]).rstrip()
+    return "\n".join([table, "", *(visible(note, 2000) for note in [*notes, *_software_differences(cards)])]).rstrip()
 
 
 def _protocol_differences(first: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -85,8 +86,9 @@ def _cell(card: Mapping[str, Any], name: str, mark: str) -> str:
     value = card["metrics"].get(name)
     if not isinstance(value, (int, float)):
         return ""
-    deviation = card.get("deviations", {}).get(name)
-    return format_number(value) + ("" if deviation is None else f" ± {deviation:.2g}") + (f" ({mark})" if mark else "")
+    deviation = value_at(card.get("deviations"), name)
+    spread = f" ± {deviation:.2g}" if isinstance(deviation, (int, float)) else ""
+    return format_number(value) + spread + (f" ({mark})" if mark else "")
 
 
 def _letters() -> Iterator[str]:

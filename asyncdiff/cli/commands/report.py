@@ -17,6 +17,7 @@ from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
+from asyncdiff.foreign_text import file_names, visible
 
 DESCRIPTION = """Compare runs by the final values in their event files, and write report.md with plots, a self-contained
 report.html, and report.json."""
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     (folder / "report.html").write_text(report.page())
     (folder / "report.json").write_text(json.dumps(report.card(), indent=1, default=str))
     print(report.table())
-    print("\n".join(left_out))
+    print("\n".join(map(visible, left_out)))
     print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\ndata: {folder / 'report.json'}")
 
 
@@ -62,11 +63,12 @@ def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path
     images = [ReportImage(folder / "metrics.png", "final values: one dot per run, a line at the mean")]
     dots = {metric.label: {name: final_values(group, metric) for name, group in groups.items()} for metric in metrics}
     save(dots_figure(dots), images[0].file)
+    names = file_names(["metrics", *LOSS_TAGS, *(metric.tag for metric in metrics)])
     for tag in dict.fromkeys([*LOSS_TAGS, *(metric.tag for metric in metrics)]):
         curves = {name: [run.curves[tag] for run in group if tag in run.curves] for name, group in groups.items()}
         plotted = {name: group for name, group in curves.items() if group and min(map(len, group)) > 1}
         if plotted:
-            file = folder / f"{tag.replace('/', '_')}.png"
+            file = folder / f"{names[tag]}.png"
             save(curves_figure(tag, plotted), file)
             images.append(ReportImage(file, f"{tag}: mean and range over the runs of a variant"))
     return images
@@ -75,11 +77,13 @@ def figures(runs: Sequence[TrainingRun], metrics: Sequence[Metric], folder: Path
 def grids(runs: Sequence[TrainingRun], folder: Path) -> dict[str, list[ReportImage]]:
     """Copy the latest image grids of every variant's first run, and return the copies by grid name."""
     copies: dict[str, list[ReportImage]] = {}
+    groups = group_by_variant(runs)
+    names = file_names(groups)
     for name in GRIDS:
-        for variant, group in group_by_variant(runs).items():
+        for variant, group in groups.items():
             file = group[0].folder / "images" / f"{name}.png"
             if file.is_file():
-                copy = folder / f"{name}_{variant.replace('/', '_')}.png"
+                copy = folder / f"{name}_{names[variant]}.png"
                 shutil.copyfile(file, copy)
                 copies.setdefault(name, []).append(ReportImage(copy, variant))
     return copies

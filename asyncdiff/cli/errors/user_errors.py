@@ -12,9 +12,11 @@ from pathlib import Path
 import jsonargparse
 
 from asyncdiff.cli.errors.parser import UsageError
+from asyncdiff.foreign_text import visible
 
 # Packages whose `raise ValueError` is meant for the user: this project, and the code that reads Trainer arguments.
 VALIDATING_PACKAGES = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
+MAX_MESSAGE = 2000  # characters; the middle of a longer message is left out
 PARSER_FOLDER = Path(jsonargparse.__path__[0])
 
 
@@ -63,4 +65,4 @@ def _raised_on_purpose(filename: str, line: str) -> bool:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return visible(" ".join(text.split()), MAX_MESSAGE)

@@ -4,7 +4,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asyncdiff.denoising.likelihood import LEVEL_EDGES
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, Sheet, plot_style
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, Sheet, label, plot_style
 from asyncdiff.evaluation.likelihood_by_path import PathLikelihoods
 
 # In inches.
@@ -25,7 +25,7 @@ def bits_figure(likelihoods: PathLikelihoods) -> Figure:
         for column, name in enumerate(likelihoods.names):
             left = LEFT + column * (COLUMN + GAP)
             error = likelihoods.standard_error(name)
-            sheet.text(left, 0.1, name, weight="bold")
+            sheet.text(left, 0.1, label(name), weight="bold")
             sheet.text(
                 left, 0.27, f"{likelihoods.mean(name):.3f} ± {error:.3f} {likelihoods.unit}", color=FAINT, size=7
             )

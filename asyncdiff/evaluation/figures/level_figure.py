@@ -29,8 +29,10 @@ from asyncdiff.evaluation.figures.style import (
     VERMILION,
     Sheet,
     format_percent,
+    label,
     plot_style,
 )
+from asyncdiff.foreign_text import visible
 
 COLUMNS = 5  # maximum number of columns in a band; more samplers are split into several bands
 BINS = 50  # number of bins in the level histogram
@@ -122,19 +124,19 @@ def draw_column(
     draw_joint(sheet.axes(left, top, COLUMN, JOINT), stats, scale, labeled=first)
     top += JOINT + AXIS
     blocks = [("maps, by mean", draw_examples), ("a path, by s", draw_path)]
-    for label, draw in blocks if any(neighbor.path is not None for neighbor in row) else blocks[:1]:
+    for title, draw in blocks if any(neighbor.path is not None for neighbor in row) else blocks[:1]:
         if first:
             middle = top + TILE_BLOCK / 2 - 0.05
-            sheet.text(left - MARGIN_LABEL, middle, label, rotation=90, ha="right", va="center", fontsize=8)
+            sheet.text(left - MARGIN_LABEL, middle, title, rotation=90, ha="right", va="center", fontsize=8)
         draw(sheet.axes(left, top, COLUMN, TILE_BLOCK), stats)
         top += TILE_BLOCK + 0.1
 
 
 def draw_header(sheet: Sheet, left: float, top: float, stats: LevelStatistics) -> None:
     """Write the name and the description of the sampler, and below them the summary numbers in a row."""
-    sheet.text(left, top, stats.name, fontsize=10, fontweight="bold")
-    lines = textwrap.wrap(stats.note, 46, max_lines=2, placeholder=" …")
-    sheet.text(left, top + 0.2, "\n".join(lines), fontsize=7, color=FAINT, linespacing=1.25)
+    sheet.text(left, top, label(stats.name), fontsize=10, fontweight="bold")
+    lines = textwrap.wrap(visible(stats.note), 46, max_lines=2, placeholder=" …")
+    sheet.text(left, top + 0.2, "\n".join(label(line, 50) for line in lines), fontsize=7, color=FAINT, linespacing=1.25)
     numbers = (
         (0.0, "mean", f"{float(stats.means.mean()):.2f}"),
         (0.18, "sd in image", f"{float(stats.spreads.mean()):.2f}"),

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from asyncdiff.foreign_text import visible
+
 INK, FAINT, HAIR = "#222222", "#6e6e6e", "#c9c9c9"
 BLUE, VERMILION, ORANGE = "#0072b2", "#d55e00", "#e69f00"
 PALE_BLUE = "#a9cfe5"
@@ -39,6 +41,12 @@ STYLE: Any = {
 def plot_style() -> Any:
     """Return a context manager with matplotlib settings, in which to create and render plots."""
     return rc_context(STYLE)
+
+
+def label(name: str, limit: int = 40) -> str:
+    """Return a name of any origin as a label: one line without formulas, which a legend never leaves out."""
+    shown = visible(name, limit).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 class Sheet:

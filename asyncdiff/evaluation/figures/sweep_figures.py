@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from asyncdiff.evaluation.figures.style import BLUE, FAINT, HAIR, INK, Sheet, plot_style
+from asyncdiff.evaluation.figures.style import BLUE, FAINT, HAIR, INK, Sheet, label, plot_style
 
 Curve = list[tuple[int, float]]  # (step, value)
 
@@ -25,15 +25,15 @@ MAX_POINTS = 200  # maximum number of points of a curve; longer curves are avera
 def dots_figure(metrics: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Draw one panel per metric with one row per variant: a dot for each seed's value, and a line at their mean."""
     variants = list(dict.fromkeys(name for values in metrics.values() for name in values))
-    left = SIDE + LETTER * max(map(len, variants))
+    left = SIDE + LETTER * max(len(label(name)) for name in variants)
     height = ROW * len(variants)
     with plot_style():
         sheet = Sheet(left + (PANEL + GAP) * len(metrics), TOP + height + BOTTOM)
         for i, (metric, values) in enumerate(metrics.items()):
             axes = sheet.axes(left + (PANEL + GAP) * i, TOP, PANEL, height)
-            sheet.text(left + (PANEL + GAP) * i, TOP - 0.28, metric, weight="bold")
+            sheet.text(left + (PANEL + GAP) * i, TOP - 0.28, label(metric), weight="bold")
             _draw_dots(axes, [values.get(name, []) for name in variants])
-            axes.set_yticks(range(len(variants)), variants if i == 0 else [""] * len(variants), color=INK)
+            axes.set_yticks(range(len(variants)), [label(name) if i == 0 else "" for name in variants], color=INK)
     return sheet.figure
 
 
@@ -41,12 +41,12 @@ def curves_figure(tag: str, variants: Mapping[str, Sequence[Curve]]) -> Figure:
     """Draw the mean curve of each variant over the steps, and the range over its seeds."""
     with plot_style():
         sheet = Sheet(CURVES, TOP + CURVE_HEIGHT + BOTTOM + LEGEND * -(-len(variants) // 2) + 0.1)
-        sheet.text(0.6, 0.15, tag, weight="bold")
+        sheet.text(0.6, 0.15, label(tag), weight="bold")
         axes = sheet.axes(0.6, TOP, CURVES - 0.8, CURVE_HEIGHT)
         for i, (name, curves) in enumerate(variants.items()):
             steps, values = _align_curves(curves)
             color, dash = COLORS[i % len(COLORS)], DASHES[i // len(COLORS) % len(DASHES)]
-            axes.plot(steps, values.mean(0), color=color, linestyle=dash, linewidth=1.1, label=name)
+            axes.plot(steps, values.mean(0), color=color, linestyle=dash, linewidth=1.1, label=label(name))
             if len(values) > 1:
                 axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
         axes.set_xlabel("step")
