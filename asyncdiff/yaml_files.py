@@ -215,10 +215,13 @@ class _Check:
 
     def _scalar(self, loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
         kind = node.tag.removeprefix(BASE)
+        if escaped := yaml.reader.Reader.NON_PRINTABLE.search(node.value):
+            self.refuse(f"special characters are not allowed, got {escaped[0]!a}: delete it", node.start_mark)
         try:
             if kind in ("int", "float") and len(node.value) > MAX_NUMBER:
                 raise ValueError
             return loader.construct_object(node)
-        except (ValueError, KeyError, ArithmeticError) as error:
+        except (ValueError, KeyError, ArithmeticError):
             shown = node.value if len(node.value) <= MAX_NUMBER else f"{node.value[:10]}..."
-            self.refuse(f"{shown} cannot be read as {kind}: put it into quotes to make it text", node.start_mark, error)
+            problem = f"{shown} cannot be read as {kind}: put it into quotes to make it text"
+            self.refuse(problem, node.start_mark, yaml.YAMLError(problem))

@@ -30,6 +30,7 @@ REFUSED = [
     ("a: &x 1\nb: &x 2", ":2: &x is defined twice"),
     ("a: *x", ":1: not valid YAML: found undefined alias"),
     ('a: 1\nb: "\0"', ":2: not valid YAML: special characters are not allowed, got '\\x00'"),
+    ('a: 1\nb: "x\\0"', ":2: special characters are not allowed, got '\\x00'"),
     (b"a: \xe9\n", ": not valid YAML: invalid continuation byte at byte 3; save it as UTF-8"),
     ("a: 1".encode("utf-16"), ": not valid YAML: invalid start byte at byte 0; save it as UTF-8"),
     ("".join(f"{' ' * i}a:\n" for i in range(200)), f":{MAX_DEPTH + 1}: YAML must be nested at most {MAX_DEPTH} deep"),

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import yaml
 from jsonargparse import ActionConfigFile
-from jsonargparse._loaders_dumpers import get_yaml_default_loader
 from jsonargparse._typehints import ActionTypeHint
 
 from asyncdiff.checkpoints.moved_arguments import contradiction, update_key
 from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.regular_files import open_regular
+from asyncdiff.yaml_files import MAX_SIZE, compose_yaml
 
 
 class InvalidFileError(ValueError):
@@ -31,12 +32,6 @@ class Entry(NamedTuple):
     key: str
     value: Any
     place: str
-
-
-class _Loader(yaml.SafeLoader):
-    """Loader that reads scalars as jsonargparse does: 1e-3 is a number, and a date is a string."""
-
-    yaml_implicit_resolvers = get_yaml_default_loader().yaml_implicit_resolvers
 
 
 def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[Entry]:
@@ -70,17 +65,16 @@ def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -
 def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
     """Yield the entries of a YAML file below a key; raise InvalidFileError with the line if it is not valid."""
     try:
-        text = file.read_bytes().decode()
+        with open_regular(file, "--config") as stream:
+            content = stream.read(MAX_SIZE + 1)
     except OSError as error:
         raise InvalidFileError(f"--config must be a YAML file, got {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidFileError(
-            f"{file}: not valid YAML: {error.reason} at byte {error.start}; save it as UTF-8"
-        ) from error
-    yield from _entries(text, key, str(file), lines=True)
+    except ValueError as error:
+        raise InvalidFileError(str(error)) from error
+    yield from _entries(content, key, str(file), lines=True)
 
 
-def _entries(text: str, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
+def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
     written: dict[str, tuple[str, Any]] = {}  # by current key, the key as written, and its value
 
     def walk(loader: yaml.SafeLoader, node: yaml.Node, key: str, mark: yaml.Mark) -> Iterator[Entry]:
@@ -101,14 +95,10 @@ def _entries(text: str, key: str, place: str, *, lines: bool) -> Iterator[Entry]
                 yield from walk(loader, item, f"{key}.{name.value}".strip(".").rstrip("+"), name.start_mark)
 
     try:
-        loader = _Loader(text)
-        if (node := loader.get_single_node()) is None:
-            yield Entry(key, "", f"{place}:1" if lines else place)
-        else:
-            yield from walk(loader, node, key, node.start_mark)
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if lines and error.problem_mark else ""
-        raise InvalidFileError(f"{place}{line}: not valid YAML: {error.problem}") from error
-    except yaml.reader.ReaderError as error:
-        reason = f"{error.reason} at byte {error.position}; save it as UTF-8"
-        raise InvalidFileError(f"{place}: not valid YAML: {reason}") from error
+        loader, node = compose_yaml(text, place)
+    except ValueError as error:
+        raise InvalidFileError(str(error)) from error
+    if node is None:
+        yield Entry(key, "", f"{place}:1" if lines else place)
+    else:
+        yield from walk(loader, node, key, node.start_mark)

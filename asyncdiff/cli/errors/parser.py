@@ -1,7 +1,12 @@
 """Argument parser that raises its errors so that they can be condensed into one line."""
 
+import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -10,8 +15,13 @@ from jsonargparse._loaders_dumpers import set_omegaconf_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from asyncdiff.checkpoints.old_names import update_argv, update_config, warn_of_old_names
+from asyncdiff.cli.errors.interpolations import check_interpolations
+from asyncdiff.cli.errors.null_values import null_keys
+from asyncdiff.regular_files import check_regular
+from asyncdiff.yaml_files import parse_yaml, read_yaml
 
 LOAD_YAML = get_loader("yaml")  # before a parser replaces it
+MAX_PATH = 4096  # characters of a path
 
 
 class UsageError(Exception):
@@ -39,12 +49,24 @@ class ReportingParser(ArgumentParser):
         """Parse a command line, which may contain names of earlier versions."""
         argv = with_current_names(list(sys.argv[1:] if args is None else args), update_argv)
         try:
-            return super().parse_args(argv, *rest, **options)
+            _check_files(argv)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        try:
+            values = super().parse_args(argv, *rest, **options)
+            if key := next(null_keys(self._actions, values), None):
+                raise UnexplainedError(f"{key} must not be null: omit it, or give a value")
+            return values
         except (UnexplainedError, OmegaConfBaseException, UnicodeDecodeError) as error:
             from asyncdiff.cli.errors.diagnosis import explain  # imported late because it is rarely needed
 
             # Here and not by the caller, because the explanation may import only what the parser may.
             raise UsageError(explain(self, argv, error)) from error
+
+    def _parse_common(self, cfg: Any, *rest: Any, **options: Any) -> Any:
+        """Bound the interpolations before they are resolved."""
+        check_interpolations(cfg)
+        return super()._parse_common(cfg, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise UnexplainedError with the message."""
@@ -65,13 +87,48 @@ def with_current_names(value: Any, update: Callable[..., Any] = update_config) -
 
 
 class _CurrentNamesLoader:
-    """YAML loader that replaces names of earlier versions."""
+    """YAML loader that refuses what `parse_yaml` refuses, and replaces names of earlier versions."""
 
     def __init__(self, loader: Callable[..., Any]):
         self.loader = loader
 
     def __call__(self, stream: str) -> Any:
+        try:
+            _refuse_pipes(parse_yaml(stream))
+        except ValueError as error:
+            if isinstance(error.__cause__, yaml.YAMLError):
+                raise error.__cause__ from error  # not YAML: the parser may take it for a plain string
+            raise UnexplainedError(str(error)) from error  # explained with the line of the file
         content = LOAD_YAML(stream)
         updated = with_current_names(content)
         # The loader gets text: it makes interpolations relative, which must happen after keys have moved.
         return self.loader(stream if updated == content else yaml.safe_dump(updated, sort_keys=False))
+
+
+def _check_files(argv: Sequence[str]) -> None:
+    """Raise ValueError for a pipe, and for a file after --config that is not valid YAML.
+
+    The parser itself would wait for a pipe forever, and read a file of any size.
+    """
+    for argument, following in pairwise(["", *argv]):
+        name, equals, value = following.partition("=") if following.startswith("--") else (argument, "=", following)
+        _refuse_pipes(value if equals else "", name if name.startswith("--") else "an argument")
+        if name == "--config" and equals:
+            with suppress(OSError):  # explained by the parser
+                read_yaml(Path(value), name=name)
+
+
+def _refuse_pipes(value: Any, name: str = "a value") -> None:
+    """Raise ValueError for every string in a configuration that names a pipe."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_pipes(item, name)
+    elif isinstance(value, str) and len(value) <= MAX_PATH and stat.S_ISFIFO(_mode(value)):
+        check_regular(value, name)
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return 0
