@@ -24,7 +24,7 @@ from asyncdiff.latents import Codec
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.sampling import engine
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
-from asyncdiff.shapes import Image, Latents
+from asyncdiff.shapes import Image, Latents, check_pixels
 
 DENOISER = "denoiser."  # prefix of the denoiser's weights in checkpoints
 IMAGE_SIZE = 32  # default of `image_size`
@@ -275,6 +275,7 @@ class DiffusionModel:
 
     def encode(self, images: Image) -> Latents:
         """Encode images (b, c, h, w) in [-1, 1] into the model's space: latents if it has a codec, else unchanged."""
+        check_pixels("images", images)
         return images if self.codec is None else self.codec.to(self.device).encode(images)
 
     def decode(self, x: Latents) -> Image:

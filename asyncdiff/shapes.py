@@ -19,6 +19,8 @@ KnownPixels = Bool[Tensor, "b h w"]  # True = known
 Progress = Float[Tensor, " b"]  # along a noise path: 0 clean image .. 1 pure noise
 Labels = Int64[Tensor, " b"]  # class of every image
 
+GRID_ERROR = 1e-3  # more than the rounding error of 255 * (k / 255) in float32
+
 
 @dataclass(frozen=True)
 class IndexedLevels:
@@ -84,6 +86,39 @@ def indexed(t: Levels) -> IndexedLevels:
     values, index = t.unique(return_inverse=True)
     first = index[:, :1, :1]
     return IndexedLevels(values, first if bool((index == first).all()) else index)
+
+
+def check_pixels(name: str, images: Shaped[Tensor, "*n c h w"], known: Bool[Tensor, "*m h w"] | None = None) -> None:
+    """Raise ValueError if images are certainly not floats in [-1, 1] but bytes, or floats in [0, 255] or [0, 1].
+
+    Generated images may exceed [-1, 1], bright ones have no negative value, and images of other channels than 1 and 3
+    are latents, of any range. Floats are refused only if none is negative and some exceed 2, or if they are different
+    multiples of 1/255 in [0, 1] of which some are even: an 8-bit image in [-1, 1] has odd ones only.
+
+    Args:
+        name: argument to name in the error.
+        images: one image or a batch.
+        known: True for the pixels to check; one mask for all images or one per image; None checks all.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"{name} must be floats in [-1, 1], got {images.dtype}: pass images / 127.5 - 1 of bytes")
+    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
+        return
+    values = images
+    if known is not None:
+        known = known.any(0) if known.ndim > images.ndim - 1 else known.expand(*images.shape[:-3], *images.shape[-2:])
+        values = images.movedim(-3, -1)[known.to(images.device)]
+    if not values.numel() or not (low := float(values.min())) >= 0:  # also of NaN
+        return
+    high = float(values.max())
+    if high > 2:
+        raise ValueError(f"{name} must lie in [-1, 1], got values from {low:g} to {high:g}: pass images / 127.5 - 1")
+    steps = values.float() * 255
+    on_grid = bool((steps - steps.round()).abs().max() < GRID_ERROR and (steps.round() % 2 == 0).any())
+    if low < high <= 1 and on_grid:
+        raise ValueError(
+            f"{name} must lie in [-1, 1], got multiples of 1/255 from {low:g} to {high:g}: pass 2 * images - 1"
+        )
 
 
 def check_grid(grid: tuple[int, int], size: tuple[int, int]) -> None:

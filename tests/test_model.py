@@ -63,6 +63,16 @@ def test_inpainting_keeps_known_pixels_bit_for_bit(model):
     assert not torch.equal(drawn[0], drawn[1])
 
 
+def test_inputs_of_another_range_are_refused(model):
+    """Floats in [0, 255] or [0, 1] would be inpainted as white or gray; a mask of bytes would be inverted wrongly."""
+    grid, known = torch.arange(64.0).reshape(1, 8, 8), Half()(8, 8)
+    for image, got in ((4 * grid, "values from 0 to 236"), (4 * grid / 255, "multiples of 1/255")):
+        with pytest.raises(ValueError, match=rf"image must lie in \[-1, 1\], got {got}"):
+            model.inpaint(image, known)
+        with pytest.raises(ValueError, match=rf"images must lie in \[-1, 1\], got {got[:9]}"):
+            model.encode(image[None])
+
+
 def test_a_model_never_changes(model):
     with pytest.raises(FrozenInstanceError):
         model.sampler = Sampler()

@@ -3,6 +3,7 @@ import torch
 
 from asyncdiff.shapes import (
     IndexedLevels,
+    check_pixels,
     indexed,
     known_patches,
     level_map,
@@ -35,6 +36,52 @@ def test_a_patch_is_known_only_if_all_its_pixels_are():
     known = torch.ones(1, 4, 4, dtype=torch.bool)
     known[0, 1, 2] = False
     assert known_patches(known, (2, 2)).tolist() == [[[True, False], [True, True]]]
+
+
+BYTES = torch.arange(192, dtype=torch.uint8).reshape(1, 3, 8, 8)  # values 0 to 191
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (BYTES, r"image must be floats in \[-1, 1\], got torch.uint8: pass images / 127.5 - 1 of bytes"),
+        (BYTES.float(), r"image must lie in \[-1, 1\], got values from 0 to 191: pass images / 127.5 - 1"),
+        (BYTES / 255, r"image must lie in \[-1, 1\], got multiples of 1/255 from 0 to 0.74902: pass 2 \* images - 1"),
+        (BYTES[0] / 255, "got multiples of 1/255"),
+        (BYTES[:, :1].half() * 2, "got values from 0 to 126"),
+    ],
+)
+def test_pixels_of_another_range_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        check_pixels("image", images)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        BYTES / 127.5 - 1,
+        (BYTES // 2 + 128) / 127.5 - 1,  # bright
+        torch.zeros(2, 1, 4, 4),
+        torch.ones(2, 1, 4, 4),
+        torch.full((1, 1, 2, 2), torch.nan),
+        torch.linspace(0, 1.9, 48).reshape(1, 3, 4, 4),  # generated, and bright
+        30 * torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4),  # of a diverged model
+        torch.arange(64.0).reshape(1, 4, 4, 4),  # latents
+        torch.empty(0, 3, 4, 4),
+    ],
+)
+def test_pixels_of_a_possible_range_are_accepted(images):
+    check_pixels("image", images)
+
+
+def test_unknown_pixels_may_have_any_value():
+    image, known = torch.full((2, 1, 4, 4), 255.0), torch.zeros(4, 4, dtype=torch.bool)
+    known[0] = True
+    image[:, :, 0] = torch.tensor([-1.0, 0, 0.5, 1])
+    check_pixels("image", image, known)
+    check_pixels("image", image[0], known.expand(3, 4, 4))
+    with pytest.raises(ValueError, match="values from 255 to 255"):
+        check_pixels("image", image, ~known.expand(2, 4, 4))
 
 
 def test_indexed_levels_are_the_map():

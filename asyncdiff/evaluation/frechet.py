@@ -9,7 +9,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from asyncdiff.checks import at_least
-from asyncdiff.shapes import Image
+from asyncdiff.shapes import Image, check_pixels
 
 Mean = Float64[Tensor, " d"]
 Covariance = Float64[Tensor, "d d"]
@@ -141,6 +141,7 @@ class FrechetDistance:
         self.keep_reference = keep_reference
         self._real, self._fake = Moments(dim), Moments(dim)
         self._reference: tuple[Tensor, Tensor] | None = None
+        self._shape: torch.Size | None = None  # (c, h, w) of all images
         self._warned = False
 
     @property
@@ -161,7 +162,18 @@ class FrechetDistance:
 
     @torch.no_grad()
     def extract(self, images: Image) -> Float[Tensor, "b d"]:
-        """Return the features of images in [-1, 1]; the extractor moves to their device."""
+        """Return the features of images in [-1, 1]; the extractor moves to their device.
+
+        Raises:
+            ValueError: their shape differs from that of earlier images, or they certainly have another range.
+        """
+        check_pixels("images", images)
+        self._shape = images.shape[1:] if self._shape is None else self._shape
+        if images.shape[1:] != self._shape:
+            raise ValueError(
+                f"real and generated images must have the same shape, got {tuple(self._shape)} and "
+                f"{tuple(images.shape[1:])}: resize one of the sets"
+            )
         self.to(images.device)
         self.features.eval()
         with torch.autocast(images.device.type, enabled=False):
@@ -198,7 +210,7 @@ class FrechetDistance:
         """Discard the generated images, and unless `keep_reference` also the real ones."""
         self._fake = Moments(self.dim)
         if not self.keep_reference:
-            self._real = Moments(self.dim)
+            self._real, self._shape = Moments(self.dim), None
 
     def _gaussian(self, moments: Moments, real: bool) -> Gaussian:
         side = "real" if real else "fake"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
-from asyncdiff.shapes import Image, Latents
+from asyncdiff.shapes import Image, Latents, check_pixels
 
 COMPARED = ("weights", "channels", "scale", "shift")  # keys of fingerprints that must agree for latents to be equal
 
@@ -123,13 +123,14 @@ class Codec(ABC):
         return self
 
     def check_images(self, images: Image) -> None:
-        """Raise ValueError unless the images can be encoded."""
+        """Raise ValueError unless the images can be encoded: their shape fits, and they may be pixels in [-1, 1]."""
         _, c, h, w = images.shape
         if c != self.pixel_channels or h % self.factor or w % self.factor or not h * w:
             raise ValueError(
                 f"images must have {self.pixel_channels} channels and sides that are multiples of {self.factor}, "
                 f"got {c}x{h}x{w}: resize or crop them"
             )
+        check_pixels("images", images)
 
     def check_latents(self, latents: Latents) -> None:
         """Raise ValueError unless the latents have the codec's number of channels."""

@@ -15,7 +15,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.sampling.trajectories import Frame, last
-from asyncdiff.shapes import Image, KnownPixels, LevelMap
+from asyncdiff.shapes import Image, KnownPixels, LevelMap, check_pixels
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,11 @@ def inpaint(
             f"known must be a mask of the image's size {tuple(image.shape[-2:])}, True = known, got shape "
             f"{tuple(known.shape)}: resize the mask to the image with nearest-neighbor interpolation"
         )
+    if known.dtype != torch.bool:
+        raise ValueError(
+            f"known must be bool, True = known, got {known.dtype}: pass known > 0.5, or known > 127 of bytes"
+        )
+    check_pixels("image", image, known)
     seeds = range(len(image) if image.ndim == 4 else 1) if seeds is None else seeds
     count = len(seeds)
     if image.ndim == 4 and len(image) != count:

@@ -64,6 +64,24 @@ def metric_of_images(real: Tensor, fake: Tensor, *, batch: int = 1000) -> Freche
     return metric
 
 
+def test_sets_of_other_shapes_or_ranges_are_refused():
+    class MeanColor(nn.Module):
+        dim = 3
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)).expand(-1, 3)
+
+    metric = FrechetDistance(MeanColor(), keep_reference=False)
+    metric.update(images(4, 0), real=True)
+    for other in (torch.zeros(4, 3, 8, 8), torch.zeros(4, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"must have the same shape, got \(3, 4, 4\) and"):
+            metric.extract(other)
+    with pytest.raises(ValueError, match="images must lie in"):
+        metric.extract(images(4, 0).abs() * 255)
+    metric.reset()
+    metric.extract(torch.zeros(4, 3, 8, 8))
+
+
 @pytest.mark.parametrize("spectrum", [0.0, 1.0, 2.0])
 def test_the_distance_matches_torch_fidelity(spectrum):
     real, fake = features(300, 40, 0, spectrum=spectrum), features(200, 40, 1, mean=0.1, spectrum=spectrum)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from asyncdiff.checkpoints.object_config import class_path
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.features.weights import tensors_sha256
-from asyncdiff.shapes import Image, Labels
+from asyncdiff.shapes import Image, Labels, check_pixels
 
 FeatureArray = Float[Tensor, "b d"]
 
@@ -24,7 +24,15 @@ PEAK_LR = 3e-3
 
 
 def to_uint8(images: Image) -> UInt8[Tensor, "b c h w"]:
-    """Round images in [-1, 1] to the nearest of 256 levels per channel; clip values outside the range."""
+    """Round images in [-1, 1] to the nearest of 256 levels per channel; clip values outside the range.
+
+    Returns:
+        8-bit images.
+
+    Raises:
+        ValueError: the images certainly have another range, see `check_pixels`.
+    """
+    check_pixels("images", images)
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -11,7 +11,7 @@ from torchmetrics.functional.image.lpips import _NoTrainLpips
 
 from asyncdiff.evaluation.features.base import Features, as_rgb, isolated_rng, to_uint8
 from asyncdiff.evaluation.features.weights import published_hash, read_tensors, tensors_sha256, weight_file
-from asyncdiff.shapes import Image
+from asyncdiff.shapes import Image, check_pixels
 
 Distances = Float[Tensor, " b"]
 
@@ -74,6 +74,8 @@ class LPIPS(nn.Module):
             raise ValueError(
                 f"images and others must have the same shape, got {tuple(images.shape)} and {tuple(others.shape)}"
             )
+        check_pixels("images", images)
+        check_pixels("others", others)
         return self.distance(_network_input(images), _network_input(others)).flatten()
 
 
