@@ -3,7 +3,6 @@
 User errors end the program with a one-line message and exit code 2; ASYNCDIFF_TRACEBACK=1 shows the traceback instead.
 """
 
-import dataclasses
 import logging
 import os
 import re
@@ -39,7 +38,6 @@ from asyncdiff.cli.trainer_ranges import check_seed_everything, check_trainer
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
 from asyncdiff.training.lightning_module import AsyncDiffusion
-from asyncdiff.training.settings import OptimizerSettings, PredictSettings
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules.ImageDataModule, dit, masks, unet)
@@ -243,17 +241,11 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 
 def check_sections(config: Namespace) -> None:
-    """Raise ValueError if a section is not a mapping, or a required setting null; the parser allows both."""
+    """Raise ValueError if a section is not a mapping, which the parser allows."""
     for key, example in SECTIONS.items():
         if not isinstance(section := config.get(key), Namespace):
             given = "null" if section is None else section
             raise ValueError(f"{key} must be a section of keys, got {given}: write {example} below it, for example")
-    for name, kind in (("optimizer", OptimizerSettings), ("predict", PredictSettings)):
-        for setting in dataclasses.fields(kind):
-            if setting.default is not None and config.model[name].get(setting.name) is None:
-                raise ValueError(
-                    f"model.{name}.{setting.name} must not be null: omit it for the default, {setting.default}"
-                )
 
 
 def run_directory(default_root_dir: Any) -> Path:

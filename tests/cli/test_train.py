@@ -465,14 +465,28 @@ def test_an_argument_rejected_by_a_constructor_is_reported_in_one_line(args, mes
     [
         ("optimizer:", "model.optimizer must be a section of keys, got null: write learning_rate: 1e-4 below it"),
         ("predict: 3", "model.predict must be a section of keys, got 3: write count: 64 below it"),
-        ("optimizer: {betas: null}", "model.optimizer.betas must not be null: omit it for the default, (0.9, 0.99)"),
-        ("predict: {count: null}", "model.predict.count must not be null: omit it for the default, 64"),
     ],
 )
 def test_a_section_must_have_values(section, message, refused):
     Path("more.yaml").write_text(f"model:\n  {section}\n")
     reported = refused("fit", "--config", "experiment.yaml", "--config", "more.yaml", chatter=True)
     assert reported.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "kind"),
+    [
+        ("model: {image_size: null}", "model.image_size", "int"),
+        ("model: {optimizer: {betas: null}}", "model.optimizer.betas", "tuple[float, float]"),
+        ("model: {network: {init_args: {dim: null}}}", "model.network.init_args.dim", "int"),
+        ("trainer: {max_steps: null}", "trainer.max_steps", "int"),
+        ("data: {init_args: {seed: null}}", "data.init_args.seed", "int"),
+    ],
+)
+def test_null_is_refused_where_it_is_not_a_value(content, key, kind, refused):
+    Path("more.yaml").write_text(f"vars: {{}}\n{content}\n")
+    reported = refused("fit", "--config", "experiment.yaml", "--config", "more.yaml")
+    assert reported == f"more.yaml:2: {key}: must be {kind}, got null: omit it, or give a value"
 
 
 def test_a_section_may_be_a_file(printed):
@@ -497,12 +511,20 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         main(["fit", "--config", "experiment.yaml"])
 
 
-def test_an_error_raised_by_another_package_is_a_bug(monkeypatch):
-    config = run_config()
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
+def test_an_error_raised_by_another_package_is_a_bug():
     with pytest.raises(ValueError, match="invalid literal") as caught:
-        checkpoint_to_load(config, training=True)
+        make_portable({"key": 1}, int("many"))
     assert user_error_message(caught.value) is None
+
+
+@pytest.mark.parametrize("name", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+@pytest.mark.parametrize("value", ["many", "-1", "1.5", "1e3", "9" * 40])
+def test_variables_of_job_managers_must_be_integers(name, value, monkeypatch):
+    config = run_config()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name} must be a non-negative integer, got {value}: unset it") as caught:
+        checkpoint_to_load(config, training=True)
+    assert user_error_message(caught.value) is not None
 
 
 def test_the_traceback_of_a_user_error_can_be_shown(monkeypatch):

@@ -8,7 +8,6 @@ import inspect
 import math
 import re
 import textwrap
-import types
 import typing
 from argparse import _SubParsersAction
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from asyncdiff.checkpoints.moved_arguments import MOVED, update_key
 from asyncdiff.cli.errors.entries import Entry, InvalidFileError, command_line_entries
+from asyncdiff.cli.errors.null_values import alternatives, constructor_actions, is_nullable
 from asyncdiff.cli.errors.suggestions import did_you_mean, known_classes, load_class, nearest_name
 
 STRUCTURE = ("class_path", "init_args", "dict_kwargs")
@@ -70,6 +70,7 @@ class Search:
         self.parser = parser
         self.kinds: dict[str, Any] = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
         self.classes: dict[str, type] = {}
+        self.nullable = {action.dest for action in parser._actions if is_nullable(action)}
         self.required = [action.dest for action in parser._actions if action.required and action.option_strings]
         self.required += sorted(getattr(parser, "_extra_required_keys", ()))
         positionals = [action for action in parser._actions if not action.option_strings]
@@ -128,7 +129,7 @@ class Search:
         above, _, name = key.rpartition(".")
         label = "" if place.startswith("-") else f"{key}: "
         parent = self.kinds.get(above)
-        for option in _alternatives(parent):
+        for option in alternatives(parent):
             if key not in self.kinds and typing.get_origin(option) is dict:
                 self.kinds[key] = typing.get_args(option)[1]
         if name == "class_path" and _bases(parent):
@@ -171,19 +172,23 @@ class Search:
             problem = "is abstract" if issubclass(kind, bases) else f"is not a {kinds}"
             yield f"{label}{path} {problem}; choose from {choices}"
             return
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(kind, fail_untyped=False)
         self.classes[key] = kind
         self.kinds = {known: t for known, t in self.kinds.items() if not known.startswith(f"{key}.init_args.")}
-        for action in parser._actions:
-            if action.dest != "help":
-                self.kinds[f"{key}.init_args.{action.dest}"] = getattr(action, "_typehint", None)
-                self.required += [f"{key}.init_args.{action.dest}"] if action.required else []
+        for action in constructor_actions(kind):
+            name = f"{key}.init_args.{action.dest}"
+            self.kinds[name] = getattr(action, "_typehint", None)
+            self.required += [name] if action.required else []
+            self.nullable |= {name} if is_nullable(action) else set()
 
     def _of_value(self, key: str, value: Any, label: str) -> Iterator[str]:
         kind = self.kinds[key]
-        bases, options = _bases(kind), _alternatives(kind)
+        bases, options = _bases(kind), alternatives(kind)
         if kind is None or (isinstance(value, dict) and value in self.lists.get(key, ())):
+            return
+        if value is None:
+            if key not in self.nullable:
+                types_of_key = " or ".join(dict.fromkeys(map(_type_name, options)))
+                yield f"{label}must be {types_of_key}, got null: omit it, or give a value"
             return
         if any(_may_contain_objects(option, value) for option in options):  # the entries below are checked, too
             items = [item for item in value if not isinstance(item, dict | list)] if isinstance(value, list) else ()
@@ -256,15 +261,9 @@ def _follow(value: Any, values: Mapping[str, Any]) -> Any:
     return value
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """Return the members of a union; any other type alone."""
-    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return tuple(part for option in typing.get_args(kind) for part in _alternatives(option)) if is_union else (kind,)
-
-
 def _bases(kind: Any) -> tuple[type, ...]:
     """Return the classes in a type, also those of list items, whose values are written as class_path and init_args."""
-    parts = [*_alternatives(kind)]
+    parts = [*alternatives(kind)]
     parts += [item for option in parts if typing.get_origin(option) is not dict for item in typing.get_args(option)[:1]]
     return tuple(part for part in parts if isinstance(part, type) and ActionTypeHint.is_subclass_typehint(part))
 
