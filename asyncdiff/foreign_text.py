@@ -1,9 +1,11 @@
 """Text from files of others, made safe to print, to draw and to name files after. Imports no torch."""
 
 import re
+import shlex
 from collections.abc import Iterable
 
 LIMIT = 300  # characters of one text; longer ones are abbreviated
+BASH = {ord(letter): rf"\{letter}" for letter in "\\'"}  # escapes within $'...'
 NAME_LIMIT = 60  # characters of a file name, at most 4 bytes each of the 255 that file systems allow
 
 
@@ -18,12 +20,19 @@ def visible(text: object, limit: int = LIMIT) -> str:
         text = f"{text[: limit // 2]}…{text[len(text) - (limit - 1) // 2 :]}"
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return _escaped(text)
 
 
 def visible_lines(text: object, limit: int = 20 * LIMIT) -> str:
     """Return a text of several lines, of at most `limit` characters each, with `visible` lines."""
     return "\n".join(visible(line, limit) for line in str(text).split("\n"))
+
+
+def shell_line(argv: Iterable[str]) -> str:
+    r"""Return a command for a shell in one line; hidden characters are written as $'\n' and the like, as in Bash."""
+    return " ".join(
+        shlex.quote(part) if part.isprintable() else f"$'{_escaped(part.translate(BASH))}'" for part in argv
+    )
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
@@ -42,3 +51,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
         taken.add(free.casefold())
         chosen[name] = free
     return chosen
+
+
+def _escaped(text: str) -> str:
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

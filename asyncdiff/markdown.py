@@ -9,7 +9,7 @@ from asyncdiff.foreign_text import LIMIT, visible
 # HTML, links, code, emphasis, tables; _ within a word means nothing.
 SPECIAL = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
 # What begins a heading, a list, a quotation or a line across, at the start of a line only.
-BLOCK = re.compile(r"\A(\s*\d*)([#>]|[-+=](?=[\s=-]|\Z)|[.)](?=\s|\Z))")
+BLOCK = re.compile(r"\A(\s*)([#>]|[-+=](?=[\s=-]|\Z))|\A(\s*\d+)([.)])(?=\s|\Z)")
 
 
 class Markdown(str):
@@ -30,7 +30,7 @@ def escape(text: object, limit: int = LIMIT) -> Markdown:
     """
     if isinstance(text, Markdown):
         return text
-    shown = BLOCK.sub(r"\1\\\2", SPECIAL.sub(r"\\\g<0>", visible(text, limit)))
+    shown = BLOCK.sub(r"\1\3\\\2\4", SPECIAL.sub(r"\\\g<0>", visible(text, limit)))
     # As entities, since not every dialect knows backslashes before these.
     return Markdown(re.sub(r"&(?=#?\w+;)", "&amp;", shown).replace("<", "&lt;"))
 

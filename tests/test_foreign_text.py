@@ -1,8 +1,11 @@
 """Text of any origin: one visible line of bounded length, and file names that differ and stay in their folder."""
 
+import shlex
+import subprocess
+
 import pytest
 
-from asyncdiff.foreign_text import file_names, visible, visible_lines
+from asyncdiff.foreign_text import file_names, shell_line, visible, visible_lines
 
 HOSTILE = ["\0a\1", "\x1b[31mred\x1b[0m", "a\nb\r\n", "\u202eabc\u2066", "\udcff", "\x9b2J", "\u2028"]
 
@@ -51,3 +54,12 @@ def test_long_names_fit_into_a_file_system():
     chosen = file_names(["漢" * 5000, "漢" * 5001])
     assert len(set(chosen.values())) == 2
     assert max(len(name.encode()) for name in chosen.values()) < 250
+
+
+def test_a_shell_reads_a_line_back():
+    argv = ["a b", "it's", "a\nmodel: x", "\x1b[31m'\\", "", "--x=$(id)", "é"]
+    line = shell_line(argv)
+    assert line.isprintable()
+    read = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert read.decode().split("\0")[:-1] == argv
+    assert shell_line(["python", "a b"]) == shlex.join(["python", "a b"])

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from asyncdiff.foreign_text import visible
+from asyncdiff.markdown import bold
 from asyncdiff.model import Model
 from asyncdiff.tasks.arguments import format_size
 from asyncdiff.tasks.pixel_space import PixelSpace
@@ -40,10 +42,24 @@ class ModelInfo(NamedTuple):
         classes = f"; it was trained on {self.classes} classes" if self.classes else ""
         patches = f"{h // ph}x{w // pw} patches of {ph}x{pw}"
         return (
-            f"**{self.name}** draws {color} images of {h}x{w} pixels, {patches}{classes}. "
+            f"{bold(self.name)} draws {color} images of {h}x{w} pixels, {patches}{classes}. "
             "Every patch has its own noise level: the parts that you keep are clean from the start, and the rest is "
             "drawn to fit them."
         )
+
+
+class PageFacts(NamedTuple):
+    """What the page shows of the model, which another process has loaded.
+
+    Attributes:
+        info: facts about the model.
+        examples: images to paint on.
+        cost: cost of drawing.
+    """
+
+    info: ModelInfo
+    examples: list[UInt8[Tensor, "c h w"]]
+    cost: DrawingCost
 
 
 def model_info(model: Model, name: str) -> ModelInfo:
@@ -51,4 +67,6 @@ def model_info(model: Model, name: str) -> ModelInfo:
     space = PixelSpace(model)
     channels, height, width = space.window
     steps = getattr(model.sampler, "steps", None)
-    return ModelInfo(name, channels, (height, width), space.patch, model.classes, steps, movie=model.codec is None)
+    return ModelInfo(
+        visible(name, 100), channels, (height, width), space.patch, model.classes, steps, movie=model.codec is None
+    )

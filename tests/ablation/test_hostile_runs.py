@@ -32,6 +32,8 @@ HOSTILE = [
     "x" * 5000,
 ]
 
+NO_ATTRIBUTES: frozenset[str] = frozenset()
+
 
 class Page(HTMLParser):
     """Elements with their attributes, and the texts, of a page."""
@@ -88,13 +90,13 @@ def test_the_page_has_the_expected_elements_and_shows_the_text(runs, capsys):
     report.main([str(runs), "--title", HOSTILE[3]])
     folder = runs / "report"
     page = Page((folder / "report.html").read_text())
-    allowed = {
+    allowed: dict[str, frozenset[str] | set[str]] = {
         "html": {"lang"},
         "meta": {"charset", "http-equiv", "content"},
         "img": {"src", "alt"},
         "div": {"class"},
-        **dict.fromkeys(("head", "title", "style", "body", "h1", "h2", "ul", "li", "b", "code", "p"), set()),
-        **dict.fromkeys(("table", "tr", "th", "td", "figure", "figcaption", "details", "summary"), set()),
+        **dict.fromkeys(("head", "title", "style", "body", "h1", "h2", "ul", "li", "b", "code", "p"), NO_ATTRIBUTES),
+        **dict.fromkeys(("table", "tr", "th", "td", "figure", "figcaption", "details", "summary"), NO_ATTRIBUTES),
     }
     for tag, attributes in page.elements:
         assert set(attributes) <= allowed[tag]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from unittest.mock import create_autospec
@@ -463,3 +464,30 @@ def test_the_checkpoint_is_read_once(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda file, **options: read.append(file) or original(file, **options))
     main(["export", str(run), "--output", str(tmp_path / "once")])
     assert read == [run / "checkpoints" / "last.ckpt"]
+
+
+def test_a_card_of_hostile_names_has_the_elements_of_any_card(export):
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    config = yaml.safe_load((export() / "config.yaml").read_text())
+    elements = []
+    for text in (
+        "plain",
+        "<img src=x onerror=alert(1)>",
+        "a|b`c`\n# d\n---\n",
+        "\0\x1b[31m\u202e",
+        "](x) ![y](z)",
+        "$" * 9000,
+    ):
+        hostile = config | {
+            "label_names": [text] * 10,
+            "data": {"class_path": text},
+            "software": {text: text},
+        }
+        cards = {f"{text}.json": {"metrics": {text: 1.0}, "protocol": {text: f"{text}\n```\n<b>"}}}
+        card = model_card(text, hostile, {"network": text, text: text}, cards)
+        assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "asyncdiff"
+        body = card.split("---\n", 2)[2]
+        assert not set("\0\x1b\u202e") & set(body)
+        page = parser.render(body)
+        elements.append([tag for tag in re.findall(r"</?[a-z][^>]*>", page) if "code" not in tag])
+    assert all(found == elements[0] for found in elements)

@@ -2,8 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any
+
+from asyncdiff.foreign_text import visible_lines
+from asyncdiff.markdown import Markdown, code, render_markdown
+
+MAX_CALL = 4000  # characters of a constructor call
 
 
 def model_card(
@@ -20,14 +26,28 @@ def model_card(
     Returns:
         Markdown.
     """
-    from huggingface_hub import ModelCard, ModelCardData  # imported late, since only exports need it
+    from huggingface_hub import ModelCardData  # imported late, since only exports need it
 
     kind = "class-conditional" if config["classes"] else "unconditional"
     tags = ["diffusion", "image-generation", "inpainting", "asyncpatch-diffusion", f"{kind}-image-generation"]
     template = files("asyncdiff.checkpoints.export").joinpath("model_card.md").read_text()
-    facts: dict[str, Any] = {"name": name, "config": config, "calls": calls, "cards": cards, "json": json.dumps}
-    card = ModelCard.from_template(ModelCardData(library_name="asyncdiff", tags=tags), template_str=template, **facts)
-    return str(card).replace("---\n", "---\n# license: fill in before sharing, e.g. mit\n", 1) + "\n"
+    front_matter = Markdown(ModelCardData(library_name="asyncdiff", tags=tags).to_yaml())
+    card = render_markdown(
+        template,
+        card_data=front_matter,
+        name=name,
+        config=config,
+        calls=calls,
+        cards=cards,
+        code=partial(code, limit=MAX_CALL),
+        json=_json_lines,
+    )
+    return card.replace("---\n", "---\n# license: fill in before sharing, e.g. mit\n", 1)
+
+
+def _json_lines(content: Any) -> Markdown:
+    """Return JSON for a block of code: its lines begin with brackets or quotation marks, so none ends the block."""
+    return Markdown(visible_lines(json.dumps(content, indent=1, ensure_ascii=False)))
 
 
 def without_local_paths(value: Any) -> Any:

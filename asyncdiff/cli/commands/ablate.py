@@ -14,6 +14,7 @@ from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hpara
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
+from asyncdiff.foreign_text import shell_line
 from asyncdiff.markdown import markdown_table
 
 DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     configurations = runner.check(trials)
     if options.dry_run:
         for index, trial in enumerate(trials):
-            print(f"{index}: {shlex.join(['python', 'train.py', 'fit', *trial.argv(output)])}")
+            print(f"{index}: {shell_line(['python', 'train.py', 'fit', *trial.argv(output)])}")
         return
     if options.slurm is not None:
         write_script(options, ablation, output, len(trials))

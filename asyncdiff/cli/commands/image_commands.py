@@ -18,12 +18,13 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
+from asyncdiff.foreign_text import visible
 from asyncdiff.tasks.arguments import check_output_folder, photo_files
 
 if TYPE_CHECKING:
     from asyncdiff.cli.jobs.draw import DrawJob
 
-
+MAX_NOTE = 1000  # characters of a line about a photo, whose name may be anything
 # Numbers that are checked before the model is loaded: name, minimum, remedy.
 RANGES = (
     ("batch_size", 1, "set the number of images sampled together"),
@@ -148,7 +149,7 @@ def main(command: str, argv: Sequence[str]) -> None:
     with print_photo_warnings():
         job = prepare_job(arguments, load_model(arguments.checkpoint, arguments.options))
         for note in job.notes():
-            print(note)
+            print(visible(note, MAX_NOTE))
         _draw(job)
     count = len(job.requests)
     print(f"{count} {'image' if count == 1 else 'images'}: {job.folder}")
@@ -188,7 +189,7 @@ def print_photo_warnings() -> Iterator[None]:
 
     def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         if category is PhotoWarning:
-            tqdm.write(f"warning: {message}", file=sys.stderr)
+            tqdm.write(f"warning: {visible(message, MAX_NOTE)}", file=sys.stderr)
         else:
             original(message, category, filename, lineno, file, line)
 

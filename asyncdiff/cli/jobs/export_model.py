@@ -17,8 +17,10 @@ from asyncdiff.cli.commands.shared.runs import run_directory_of
 from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
+from asyncdiff.foreign_text import visible
 from asyncdiff.model import DiffusionModel
 
+MAX_NOTE = 2000  # characters of a line about a result card
 MODEL_PARTS = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
 
 
@@ -52,6 +54,7 @@ def export_contents(
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "classes": model.classes,
         "label_names": _label_names(options.label_names, model.classes),
+        "labels": checkpoint.get("labels"),
         "normalisation": _normalization(model, checkpoint),
         "data": _data(run_directory_of(file) / "config.yaml"),
         "checkpoint_sha256": file_sha256(file),
@@ -93,7 +96,7 @@ def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -
         try:
             card = read_card(path)
         except ValueError as error:
-            print(f"skipped: {error}")
+            print(visible(f"skipped: {error}", MAX_NOTE))
             continue
         protocol = card["protocol"]
         expected = {key: config[key] for key in ("checkpoint_sha256", "step", "weights")}
@@ -101,10 +104,11 @@ def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -
             key for key, value in expected.items() if {"weights": default, **protocol}.get(key, value) != value
         ]
         if different:
-            print(f"skipped {path}: it was measured on other weights (different {', '.join(different)})")
+            reason = f"it was measured on other weights (different {', '.join(different)})"
+            print(visible(f"skipped {path}: {reason}", MAX_NOTE))
             continue
         if not {"checkpoint_sha256", "step"} & protocol.keys():
-            print(f"skipped {path}: it does not record the checkpoint that it was measured on")
+            print(visible(f"skipped {path}: it does not record the checkpoint that it was measured on", MAX_NOTE))
             continue
         cards[path.name] = {"metrics": card["metrics"], "protocol": without_local_paths(protocol)}
     return cards

@@ -1,7 +1,6 @@
 """Record how images were generated: the command line, and a YAML layer for `train.py predict`."""
 
 import json
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import yaml
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import trusted_packages
+from asyncdiff.foreign_text import shell_line
 from asyncdiff.model import DiffusionModel
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def format_record(argv: Sequence[str], arguments: "DrawArguments", model: Diffus
         YAML layer for `train.py predict`, with the equivalent commands in comments.
     """
     options, config, labels = arguments.options, arguments.run / "config.yaml", arguments.labels
-    lines = ["# Commands that reproduce these images:", f"#   {shlex.join(['python', '-m', 'asyncdiff', *argv])}"]
+    lines = ["# Commands that reproduce these images:", f"#   {shell_line(['python', '-m', 'asyncdiff', *argv])}"]
     if config.is_file() and options.weights == "auto":  # `predict` always chooses weights as `auto` does
         files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
-        predict = shlex.join(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
+        predict = shell_line(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
     device = torch.device(options.device)
     layer: dict[str, Any] = {

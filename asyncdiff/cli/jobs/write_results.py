@@ -11,10 +11,12 @@ from asyncdiff.checkpoints.compare import value_at
 from asyncdiff.cli.jobs.image_sources import GeneratedImages, ImageFiles
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
+from asyncdiff.foreign_text import visible
 from asyncdiff.markdown import markdown_table
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
 
+MAX_NOTE = 2000  # characters
 Rows = Mapping[str, tuple[int, SampleReport]]  # rows of the table by name: number of images, and their metrics
 
 
@@ -36,7 +38,8 @@ def write(
         images: 8-bit images for the contact sheet.
         source: source of the images.
     """
-    text = "\n".join([table(rows), "", *footnotes(rows, protocol, source.summary())])
+    notes = [visible(note, MAX_NOTE) for note in footnotes(rows, protocol, source.summary())]
+    text = "\n".join([table(rows), "", *notes])
     print(text)
     (count, report), *floors = rows.values()
     floor = {"floor": {"count": floors[0][0], "metrics": floors[0][1].metrics}} if floors else {}
