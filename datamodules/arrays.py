@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.argument_checks import MAX_SIDE, at_least, positive
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, index_and_key
 from datamodules.hash_split import check_held_out
 from datamodules.index_cache import map_npy
 
@@ -57,10 +58,9 @@ class Arrays(ImageDataModule):
         self, root: str, size: int, *, channels: int = 4, scale: float = 1.0, held_out: float = 0.01, **options: Any
     ) -> None:
         super().__init__(**options)
-        at_least("size", size, 1, "set the number of rows of an image")
+        at_least("size", size, 1, "set the number of rows of an image", MAX_SIDE)
         at_least("channels", channels, 1, "latents usually have 4")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}: 1 leaves the values unchanged")
+        positive("scale", scale, "1 leaves the values unchanged")
         check_held_out(held_out)
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.scale, self.held_out = scale, held_out

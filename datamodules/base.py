@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.argument_checks import MAX_SEED, MAX_WORKERS, at_least
 from datamodules.order import ResumableLoader, ShuffledShard, StoppingLoader, sample_keys
 
 Split = Literal["train", "val", "test"]
@@ -140,19 +141,6 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def at_least(name: str, value: int, minimum: int, remedy: str) -> None:
-    """Raise ValueError unless an argument is at least `minimum`."""
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
-
-
-def one_of(name: str, value: object, values: Sequence[object]) -> None:
-    """Raise ValueError unless an argument has one of the values."""
-    if value not in values:
-        listed = f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
-        raise ValueError(f"{name} must be {listed}, got {value!r}: choose one of these")
-
-
 def constructor_signature(kind: type) -> inspect.Signature:
     """Return the signature of a class in which the arguments of its parents stand for `**options`.
 
@@ -192,7 +180,7 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_batch_size: evaluation images per batch and process; `batch_size` if None.
         workers: DataLoader worker processes per split; 0 reads in the training process, fast enough for data in memory
             or in memory maps.
-        seed: seeds the training order and the sample keys, not the splits.
+        seed: seeds the training order and the sample keys, not the splits; from 0 to 2**32 - 1.
     """
 
     channels: int
@@ -212,8 +200,8 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         at_least("batch_size", batch_size, 1, "set the number of images per step and process")
         at_least("eval_batch_size", eval_batch_size, 1, "omit it to use batch_size")
-        at_least("workers", workers, 0, "use 0 to load in the training process")
-        at_least("seed", seed, 0, "choose a non-negative integer")
+        at_least("workers", workers, 0, "use 2 to 16, or 0 to load in the training process", MAX_WORKERS)
+        at_least("seed", seed, 0, "use 0, for example", MAX_SEED)
         self.batch_size, self.eval_batch_size, self.workers, self.seed = batch_size, eval_batch_size, workers, seed
         self._splits: Mapping[Split, ImageDataset] | None = None
 

@@ -1,6 +1,5 @@
 """Random crops of large images, such as textures, from one photograph or a folder of them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.argument_checks import MAX_SIDE, at_least, one_of, positive
 from datamodules.base import (
     Batch,
     ImageDataModule,
     ImageDataset,
     Item,
     Split,
-    at_least,
     index_and_key,
     mirror_odd,
-    one_of,
 )
 from datamodules.hash_split import check_held_out
 from datamodules.images.decoding import MAX_PIXELS, read_pixels, to_channels
@@ -146,12 +144,11 @@ class Crops(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        at_least("size", size, 1, "set the side length of a crop in pixels")
+        at_least("size", size, 1, "set the side length of a crop in pixels", MAX_SIDE)
         at_least("crops", crops, 1, "set the number of training crops per epoch")
         one_of("channels", channels, (1, 3))
         one_of("labels", labels, ("none", "file", "folder"))
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale}: 1 leaves the images unchanged")
+        positive("scale", scale, "1 leaves the images unchanged")
         check_held_out(held_out, "0.1 holds out a tenth of every image")
         self.root, self.size, self.channels, self.labels = Path(root).expanduser(), size, channels, labels
         self.scale, self.crops, self.held_out, self.horizontal_flip = scale, crops, held_out, horizontal_flip

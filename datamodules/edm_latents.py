@@ -1,6 +1,7 @@
 """Latents of EDM2's `dataset_tool.py encode`: mean and standard deviation of Stable Diffusion's encoder."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, one_of
+from datamodules.argument_checks import MAX_SIDE, at_least, one_of
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split
 from datamodules.edm_zips import MemberImages, load_npy
 from datamodules.hash_split import check_held_out
 from datamodules.images.encoded import ON_CORRUPT, Bytes
@@ -103,14 +105,16 @@ class EdmLatents(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        at_least("size", size, 1, "set the number of rows of a latent")
+        at_least("size", size, 1, "set the number of rows of a latent", MAX_SIDE)
         at_least("channels", channels, 1, "Stable Diffusion's latents have 4")
         one_of("on_corrupt", on_corrupt, ON_CORRUPT)
         check_held_out(held_out)
         for name, numbers in {"shift": shift, "scale": scale}.items():
-            if len(numbers) != channels or (name == "scale" and min(numbers) <= 0):
+            low = 0.0 if name == "scale" else -math.inf
+            if len(numbers) != channels or not all(low < number < math.inf for number in numbers):
                 raise ValueError(
-                    f"{name} must be {channels} numbers{' above 0' * (name == 'scale')}, got {numbers}: one per channel"
+                    f"{name} must be {channels} finite numbers{' above 0' * (name == 'scale')}, got {numbers}: one per "
+                    "channel"
                 )
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.val_root = None if val_root is None else Path(val_root).expanduser()

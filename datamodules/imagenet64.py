@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import ImageDataModule, ImageDataset, Split, at_least
+from datamodules.argument_checks import MAX_SIDE, at_least
+from datamodules.base import ImageDataModule, ImageDataset, Split
 from datamodules.images.pixel_arrays import PixelArray
 from datamodules.index_cache import cache_folder, map_npy
 from datamodules.storage.imagenet_classes import SORTED_INDEX
@@ -35,7 +36,7 @@ class ImageNet64(ImageDataModule):
         self, root: str, size: int = 64, *, converted: str | None = None, horizontal_flip: bool = True, **options: Any
     ) -> None:
         super().__init__(**options)
-        at_least("size", size, 1, "use 64, for example")
+        at_least("size", size, 1, "use 64, for example", MAX_SIDE)
         self.root, self.size, self.horizontal_flip = Path(root).expanduser(), size, horizontal_flip
         self.converted = None if converted is None else Path(converted).expanduser()
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, at_least, index_and_key
+from datamodules.argument_checks import MAX_SIDE, at_least
+from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, index_and_key
 from datamodules.counter_noise import counter_normal
 from datamodules.storage.latent_shards import check_sha256, map_shard, open_shards, read_manifest
 
@@ -127,7 +128,7 @@ class LatentCache(ImageDataModule):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        at_least("size", size, 1, "set the number of rows of a latent")
+        at_least("size", size, 1, "set the number of rows of a latent", MAX_SIDE)
         at_least("channels", channels, 1, "use 4, for example")
         self.root, self.size, self.channels = Path(root).expanduser(), size, channels
         self.sample, self.horizontal_flip, self.verify = sample, horizontal_flip, verify

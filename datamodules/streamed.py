@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from datamodules.base import Batch, ImageDataset, Item, Split, at_least
+from datamodules.argument_checks import at_least, positive
+from datamodules.base import Batch, ImageDataset, Item, Split
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.decoding import center_square, pillow_pixels, to_channels
 from datamodules.images.encoded import EncodedDataModule, EncodedImages
@@ -139,8 +140,8 @@ class Streamed(EncodedDataModule):
         super().__init__(size=size, **options)
         check_held_out(held_out)
         at_least("classes", classes, 0, "0 ignores the labels")
-        if cache_gigabytes is not None and cache_gigabytes <= 0:
-            raise ValueError(f"cache_gigabytes must be positive, got {cache_gigabytes}: omit it to keep all shards")
+        if cache_gigabytes is not None:
+            positive("cache_gigabytes", cache_gigabytes, "omit it to keep all shards")
         self.root, self.val_root, self.held_out = root, val_root, held_out
         self._classes = classes
         self.image_field, self.label_field = image_field, label_field

@@ -12,16 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from datamodules.argument_checks import MAX_SIDE, at_least, one_of
 from datamodules.base import (
     Batch,
     ImageDataModule,
     ImageDataset,
     Item,
-    at_least,
     from_uint8,
     index_and_key,
     mirror_odd,
-    one_of,
 )
 from datamodules.images.decoding import Crop, load_square
 
@@ -185,7 +184,7 @@ class EncodedDataModule(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
-        at_least("size", size, 1, "set the side length in pixels")
+        at_least("size", size, 1, "set the side length in pixels", MAX_SIDE)
         one_of("channels", channels, (1, 3))
         one_of("on_corrupt", on_corrupt, ON_CORRUPT)
         one_of("crop", crop, ("short_side", "adm"))
