@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from asyncdiff.ablation.config import Metric
-from asyncdiff.ablation.launch import FINISHED, RECORD
+from asyncdiff.ablation.launch import FINISHED, RECORD, read_record
 from asyncdiff.ablation.tensorboard import EVENTS, Curve, read_curves
-from asyncdiff.checkpoints.json_files import read_json
-from asyncdiff.checkpoints.moved_arguments import update_key
-from asyncdiff.checkpoints.old_names import update_config, update_names
+from asyncdiff.checkpoints.old_names import update_config
 from asyncdiff.evaluation.result_card import read_card
+from asyncdiff.yaml_files import read_yaml
 
 # Tags that start with these prefixes are compared by default, outside an ablation; min if lower is better.
 DEFAULT_TAGS = {"frechet/": "min", "bits_per_dim/": "min", "val/loss": "min", "val/error_constant": "min"}
@@ -152,7 +149,7 @@ def _frechet_feature_name(tag: str, runs: Sequence[TrainingRun]) -> str | None:
 
 
 def _read_run(folder: Path, root: Path) -> TrainingRun:
-    record = _read_record(folder / RECORD)
+    record = read_record(folder)
     name = str(folder.relative_to(root)) if folder != root else folder.name
     if record:
         name = ",".join(record["variants"].values()) or "base"
@@ -175,19 +172,15 @@ def _flatten(value: Any, name: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _read_record(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    record = read_json(file, "delete it and run the ablation again")
-    if "seed" not in record or not isinstance(chosen := record.get("variants"), dict):
-        raise ValueError(f"{file} lacks the keys variants and seed: delete it and run the ablation again")
-    variants = {update_key(axis): name for axis, name in chosen.items()}
-    return update_names(record) | {"variants": variants, "config": update_config(record.get("config", {}))}
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
-    content = yaml.safe_load(file.read_text()) if file.is_file() else None
-    return update_config(content) if isinstance(content, dict) else {}
+    """Return the configuration of a run; nothing without a file."""
+    if not file.exists():
+        return {}
+    content = read_yaml(file, name="config.yaml")
+    if not isinstance(content, dict):
+        given = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"{file} must contain sections such as model and data, got {given}: remove the folder")
+    return dict(update_config(content))
 
 
 def _default_goal(tag: str) -> str:

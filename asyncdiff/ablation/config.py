@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from asyncdiff.checkpoints.moved_arguments import update_keys
 from asyncdiff.checkpoints.old_names import warn_of_old_names
+from asyncdiff.yaml_files import read_yaml
 
 KEYS = ("base", "seeds", "axes", "set", "metrics")
 GOALS = ("min", "max")
@@ -101,12 +100,9 @@ class Ablation:
     @classmethod
     def read(cls, file: Path) -> "Ablation":
         """Read an ablation from a YAML file; raise a one-line ValueError if its content is invalid."""
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"ABLATION {file} is not a file: check the path")
-        try:
-            content = yaml.safe_load(file.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not valid YAML: {error}") from error
+        content = read_yaml(file, name="ABLATION")
         if not isinstance(content, dict):
             raise ValueError(
                 f"{file} must be a mapping with the keys {', '.join(KEYS)}, got {type(content).__name__}: "

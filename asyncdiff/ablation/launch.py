@@ -20,13 +20,24 @@ from asyncdiff.ablation.config import Ablation, Trial
 from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.json_files import read_json
-from asyncdiff.checkpoints.old_names import update_config
+from asyncdiff.checkpoints.moved_arguments import update_key
+from asyncdiff.checkpoints.old_names import update_config, update_names
 from asyncdiff.evaluation.result_card import software
 
 Parse = Callable[[list[str]], dict[str, Any]]  # maps the arguments of train.py to the resulting config
 State = Literal["finished", "ran", "failed", "elsewhere"]
 
 RECORD, FINISHED, LOG = "cell.json", "finished.json", "log.txt"
+# Types of the keys of a record, and whether a record may lack the key.
+RECORD_KEYS: dict[str, tuple[type, bool]] = {
+    "seed": (int, False),
+    "variants": (dict, False),
+    "config": (dict, False),
+    "number": (int, True),
+    "software": (dict, True),
+    "metrics": (list, True),
+}
+REMEDY = "delete it and run the ablation again"
 # Keys that do not affect the result of a run.
 IGNORED_KEYS = (("trainer", "default_root_dir"), ("ckpt_path",), ("trainer", "enable_progress_bar"))
 PROGRAM = "asyncdiff.cli.train"  # run with -m, so that multi-process strategies can relaunch the same module
@@ -55,6 +66,27 @@ def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         if old != new:
             return f"{key} {abbreviate(old)} -> {abbreviate(new)}"
     return None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what `Runner` recorded in a run directory, with current names; empty without a record.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    file = folder / RECORD
+    if not file.exists():
+        return {}
+    record = read_json(file, REMEDY)
+    for key, (kind, optional) in RECORD_KEYS.items():
+        if type(record.get(key)) is not kind and not (optional and key not in record):
+            given = type(record[key]).__name__ if key in record else "no such key"
+            raise ValueError(f"{key} in {file} must be a {kind.__name__}, got {given}: {REMEDY}")
+    for metric in record.get("metrics", []):
+        if not isinstance(metric, dict) or metric.keys() != {"tag", "label", "goal"}:
+            raise ValueError(f"metrics in {file} must have a tag, a label and a goal, got {metric}: {REMEDY}")
+    variants = {update_key(axis): str(name) for axis, name in record["variants"].items()}
+    return {**update_names(record), "variants": variants, "config": update_config(record["config"])}
 
 
 class Runner:
@@ -93,14 +125,12 @@ class Runner:
         configs = {}
         for trial in trials:
             config = resolve_config(trial, self.output, self.parse)
-            record = trial.folder(self.output) / RECORD
-            if record.is_file():
-                before = update_config(read_json(record, "delete it and run the ablation again")["config"])
-                if changed := first_difference(before, config):
-                    raise ValueError(
-                        f"{record.parent} was run with other settings ({changed}): "
-                        "choose another --output or delete the run"
-                    )
+            folder = trial.folder(self.output)
+            record = read_record(folder)
+            if record and (changed := first_difference(record["config"], config)):
+                raise ValueError(
+                    f"{folder} was run with other settings ({changed}): choose another --output or delete the run"
+                )
             configs[_trial_key(trial)] = config
         return configs
 

@@ -201,16 +201,45 @@ def test_errors_are_reported_in_one_line(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"RUNS: .*empty contains no run directory"):
         find_runs([tmp_path / "empty"])
-    for record in ('{"version": 0}', '{"variants": ["a"], "seed": 0}'):
-        (runs / "a" / "seed_0" / "cell.json").write_text(record)
-        with pytest.raises(ValueError, match=r"cell.json lacks the keys variants and seed"):
+    record = json.loads((runs / "a" / "seed_0" / "cell.json").read_text())
+    for change, problem in (
+        ({"variants": ["a"]}, "variants in .*cell.json must be a dict, got list"),
+        ({"seed": True}, "seed in .*cell.json must be a int, got bool"),
+        ({"config": None}, "config in .*cell.json must be a dict, got NoneType"),
+        ({"number": "1"}, "number in .*cell.json must be a int, got str"),
+        ({"metrics": [{"tag": "x"}]}, "metrics in .*cell.json must have a tag, a label and a goal"),
+    ):
+        (runs / "a" / "seed_0" / "cell.json").write_text(json.dumps(record | change))
+        with pytest.raises(ValueError, match=problem):
             find_runs([runs])
-    (runs / "a" / "seed_0" / "cell.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cell.json cannot be read as a JSON file"):
+    del record["config"]
+    (runs / "a" / "seed_0" / "cell.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"config in .*cell.json must be a dict, got no such key"):
         find_runs([runs])
+    for text in (
+        "{",
+        '{"a": ' * 1000,
+        '{"a": ' * 200 + "1" + "}" * 200,
+        '{"a": 1, "a": 2}',
+        '{"a": ' + "9" * 5000 + "}",
+    ):
+        (runs / "a" / "seed_0" / "cell.json").write_text(text)
+        with pytest.raises(ValueError, match=r"cell.json cannot be read as a JSON file"):
+            find_runs([runs])
+    (runs / "a" / "seed_0" / "cell.json").unlink()
+    config = runs / "a" / "seed_0" / "config.yaml"
+    for text, problem in (
+        ("", "got nothing"),
+        ("- a", "got a list"),
+        ("model:\n\tx: 1", "config.yaml:2: .* a tab"),
+        ("a: 1\na: 2", "yaml:2: .* twice"),
+    ):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=problem):
+            find_runs([runs])
+    config.write_text("seed_everything: 0")
     for file in runs.rglob("finished.json"):
         file.unlink()
-    (runs / "a" / "seed_0" / "cell.json").unlink()
     for file in (runs / "a" / "seed_0").glob("events*"):
         file.unlink()
     with pytest.raises(ValueError, match="RUNS: none of the 4 runs can be compared"):

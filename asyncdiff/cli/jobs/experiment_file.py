@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -14,11 +13,14 @@ from torch import nn
 from asyncdiff.cli.errors import ReportingParser, UsageError, user_error_message
 from asyncdiff.cli.errors.diagnosis import explain_entries
 from asyncdiff.cli.errors.entries import file_entries
+from asyncdiff.cli.errors.interpolations import check_interpolations
 from asyncdiff.cli.errors.parser import UnexplainedError, with_current_names
 from asyncdiff.cli.errors.suggestions import nearest_name
+from asyncdiff.cli.run_directory import run_of_config
 from asyncdiff.cli.trusted_packages import may_be_imported, refusal_message, restrict_imports
 from asyncdiff.model import IMAGE_SIZE
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
+from asyncdiff.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -34,18 +36,21 @@ class Experiment:
     def __init__(self, file: Path):
         if file.is_dir():
             raise ValueError(f"experiments must be YAML files, got the folder {file}: list the files in it")
-        if not file.is_file():
+        if not file.exists():
             raise FileNotFoundError(f"experiments must be YAML files, got {file}, which does not exist: check the path")
         self.file = file
+        content = read_yaml(file, name="experiments")
+        if not isinstance(content, dict):
+            given = "nothing" if content is None else "a list" if isinstance(content, list) else content
+            raise ValueError(f"{file} must contain sections such as model and data, got {given}: see experiments")
         try:
-            config = OmegaConf.create(with_current_names(OmegaConf.to_container(OmegaConf.load(file))))
-        except (yaml.YAMLError, UnexplainedError) as error:
+            config = with_current_names(content)
+            if run := run_of_config(file, config):
+                config["trainer"]["default_root_dir"] = str(run)
+            check_interpolations(config)
+            self.config: DictConfig = OmegaConf.create(config)
+        except (OmegaConfBaseException, UnexplainedError) as error:
             raise self._located(ReportingParser(), error) from error
-        except (OSError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{file} cannot be read as YAML: {error}") from error
-        if not isinstance(config, DictConfig):
-            raise ValueError(f"{file} must contain sections such as model and data, got a list: see experiments/*.yaml")
-        self.config = config
 
     @property
     def name(self) -> str:
