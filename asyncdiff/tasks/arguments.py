@@ -3,11 +3,17 @@
 Imports no PyTorch, so that commands refuse wrong arguments fast.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
+
+from asyncdiff.memory import available_memory, check_memory
+from datamodules.hidden_names import is_hidden
+
+BYTES_PER_VALUE = 16  # four copies in float32: the image, its update, its prediction and what is written
 
 Fit = Literal["crop", "resize", "keep"]
 
@@ -16,10 +22,27 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 def parse_size(name: str, text: str) -> tuple[int, int]:
     """Parse a size HEIGHTxWIDTH, such as 64x96; a single number means a square."""
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) for number in numbers):
+    match = re.fullmatch(r"0*([1-9]\d{0,9})(?:x0*([1-9]\d{0,9}))?", text.lower(), re.ASCII)
+    if not match:
         raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, got {text}: use 64x96, for example")
-    return int(numbers[0]), int(numbers[-1])
+    size = int(match[1]), int(match[2] or match[1])
+    check_pixels(name, size, BYTES_PER_VALUE)  # even if they had a single channel
+    return size
+
+
+def check_pixels(name: str, size: Sequence[int], bytes_per_pixel: int, available: int | None = None) -> None:
+    """Raise ValueError if an image does not fit into memory.
+
+    Args:
+        name: argument that sets the size.
+        size: (height, width) in pixels.
+        bytes_per_pixel: bytes that each pixel needs while the image is drawn.
+        available: bytes that there are; by default, `asyncdiff.memory.available_memory`.
+    """
+    available = available_memory() if available is None else available
+    side = math.isqrt(available // bytes_per_pixel)
+    needed = math.prod(size) * bytes_per_pixel
+    check_memory(name, format_size(size), needed, f"at most {side}x{side} fit", available=available)
 
 
 def format_size(size: Sequence[int]) -> str:
@@ -39,19 +62,35 @@ def photo_files(name: str, where: str) -> list[Path]:
     """List the image files of a path, a folder or a pattern, sorted; errors name the argument `name`."""
     path = Path(where).expanduser()
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix.lower() in SUFFIXES]
+        files = image_files(path)
         kinds = ", ".join(sorted(SUFFIXES))
         if not files:
             raise ValueError(
                 f"{name} must contain image files ({kinds}), got the folder {where} without any: check the path"
             )
     else:
-        files = [path] if path.is_file() else [Path(file) for file in glob(str(path)) if Path(file).is_file()]
+        files = [path] if path.is_file() else [file for file in _matches(path) if file.is_file()]
     if not files:
         raise FileNotFoundError(
             f"{name} must be an image file, a folder or a pattern that matches files, got {where}: check the path"
         )
     return sorted(files)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files directly in a folder, without hidden ones, sorted."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not is_hidden(file.name) and not file.is_dir()
+    )
+
+
+def _matches(pattern: Path) -> list[Path]:
+    """Return the paths that match a pattern, without those in which a wildcard stands for a hidden name."""
+    wildcards = [number for number, part in enumerate(pattern.parts) if has_magic(part)]
+    paths = map(Path, glob(str(pattern)))
+    return [path for path in paths if not any(is_hidden(path.parts[number]) for number in wildcards)]
 
 
 def create_output_folder(folder: Path, *, explicit: bool) -> Path:
@@ -82,4 +121,6 @@ def check_output_folder(folder: Path, *, explicit: bool) -> None:
 
 
 def _contains_images(folder: Path) -> bool:
-    return folder.is_dir() and any(re.fullmatch(r".*\.(png|gif)", file.name) for file in folder.iterdir())
+    return folder.is_dir() and any(
+        re.fullmatch(r".*\.(png|gif)", file.name) and not is_hidden(file.name) for file in folder.iterdir()
+    )

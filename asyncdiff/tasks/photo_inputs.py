@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from asyncdiff.foreign_text import visible
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
 from asyncdiff.shapes import known_patches
-from asyncdiff.tasks.arguments import SUFFIXES, Fit, format_size, photo_files
+from asyncdiff.tasks.arguments import SUFFIXES, Fit, format_size, image_files, photo_files
 from asyncdiff.tasks.photos import (
     PhotoFit,
     check_same_shape,
@@ -27,6 +28,8 @@ from asyncdiff.tasks.photos import (
 )
 from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Photo
+
+MAX_NOTE = 1000  # characters of a note: long enough for the paths of a photo and its mask
 
 
 def load_photos(
@@ -58,12 +61,18 @@ def load_photos(
     """
     photos = []
     files = photo_files("image", where)
+    for name, painted in (("mask", mask), ("levels", levels)):
+        if isinstance(painted, Path) and painted.is_dir() and Path(where).expanduser().is_dir():
+            _check_all_used(painted, files, name)
     for i, (file, stem) in enumerate(zip(files, _unique_names(files), strict=True)):
         pixels = read_photo(file, space.window[0])
         plan = plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, space.patch)
-        level_map = None if levels is None else _level_map(levels, file, plan)
+        level_map, used = None, ""
+        if levels is not None:
+            level_map, used = _level_map(levels, file, plan)
         if isinstance(mask, Path):
             mask_file = _matching_file(mask, file, "mask")
+            used = f", with the mask {mask_file}"
             known = read_mask(mask_file, mask_is_unknown=mask_is_unknown)
             check_same_shape(file, plan.original, mask_file, (known.shape[0], known.shape[1]))
             fitted, known = fit_photo_and_mask(pixels, known, plan)
@@ -71,17 +80,24 @@ def load_photos(
             fitted, known = fit_photo(pixels, plan), torch.ones(plan.size, dtype=torch.bool)
             if mask is not None:
                 known = mask(*plan.size, seed=mask_seed + i) != mask_is_unknown
+                used = f", with the built-in mask {type(mask).__name__}"
             if level_map is not None:
                 known = level_map == 0
-        note = f"{file}: {plan.describe()}"
+        note = visible(f"{file}: {plan.describe()}{used}", MAX_NOTE)
         photos.append(Photo(stem, to_model(fitted), known, level_map, note=note))
     return photos
 
 
-def _level_map(levels: float | Path, photo: Path, plan: PhotoFit) -> Float[Tensor, "h w"]:
-    """Return the levels of a photo at its final size; raise ValueError if nothing may change."""
+def _level_map(levels: float | Path, photo: Path, plan: PhotoFit) -> tuple[Float[Tensor, "h w"], str]:
+    """Return the levels of a photo at its final size, and a note that names their file.
+
+    Raises:
+        ValueError: nothing may change.
+    """
+    used = ""
     if isinstance(levels, Path):
         file = _matching_file(levels, photo, "levels")
+        used = f", with the levels {file}"
         read = read_levels(file)
         check_same_shape(photo, plan.original, file, (read.shape[0], read.shape[1]), "levels")
         level_map = fit_levels(read, plan)
@@ -91,7 +107,7 @@ def _level_map(levels: float | Path, photo: Path, plan: PhotoFit) -> Float[Tenso
         raise ValueError(
             f"levels must be above 0 somewhere, got 0 for all of {photo.stem}: paint what may change brighter"
         )
-    return level_map
+    return level_map, used
 
 
 def parse_levels(levels: str) -> float | Path:
@@ -115,6 +131,11 @@ def parse_mask(mask: Mask | str) -> Mask | Path:
     if not isinstance(mask, str):
         return mask
     path = Path(mask).expanduser()
+    if path.exists() and mask in masks.MASKS:
+        raise ValueError(
+            f"mask must name either a file or a mask set, got {mask}, which is both: write ./{mask} for the file, or "
+            "rename it"
+        )
     if path.exists():
         return path
     if path.suffix.lower() in SUFFIXES or path.name != mask:
@@ -154,16 +175,32 @@ def _any_cell(known: Bool[Tensor, "h w"], size: tuple[int, int]) -> bool:
 
 
 def _matching_file(where: Path, photo: Path, name: str) -> Path:
-    """Return the path itself, or if it is a folder, the file in it that is named like the photo."""
-    if not where.is_dir():
-        return where
-    files = sorted(file for file in where.iterdir() if file.stem == photo.stem and file.suffix.lower() in SUFFIXES)
+    """Return the path itself, or if it is a folder, the file in it that is named like the photo.
+
+    Raises:
+        ValueError: there is not exactly one such file, or it is the photo itself.
+    """
+    files = [where]
+    if where.is_dir():
+        files = [file for file in image_files(where) if file.stem == photo.stem]
     if len(files) != 1:
         raise ValueError(
             f"{name} folder {where} must contain exactly one image file named {photo.stem}, got {len(files)}: "
             f"name one file like the photo {photo}"
         )
+    if files[0].exists() and files[0].samefile(photo):
+        raise ValueError(f"{name} must be another file than its photo, got {photo} for both: choose that of the {name}")
     return files[0]
+
+
+def _check_all_used(folder: Path, photos: Sequence[Path], name: str) -> None:
+    """Raise ValueError if a folder contains painted files that are named like none of the photos of a folder."""
+    stems = {photo.stem for photo in photos}
+    if unused := [file for file in image_files(folder) if file.stem not in stems]:
+        raise ValueError(
+            f"{name} folder {folder} must contain files named like the {len(photos)} photos only, got {len(unused)} "
+            f"others, such as {unused[0].name}: remove them, or choose photos by a pattern such as 'photos/*.png'"
+        )
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:

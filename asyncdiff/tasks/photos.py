@@ -1,13 +1,26 @@
-"""Read photos and masks of any format and size into pixels for a model, and write results to files.
+"""Read photos and painted files of any format and size into pixels for a model, and write results to files.
 
-| file | converted to |
+| photo | converted to |
 |---|---|
 | EXIF orientation | applied |
-| palette, transparency | blended with white, with a warning if any pixel is transparent; refused in masks |
+| palette, transparency | blended with white, with a warning if any pixel is transparent |
 | 16-bit gray | 65536 levels scaled to 256, not clipped |
 | float gray | values in [0, 1], or else in [0, 255], scaled to the full range; others are refused |
 | CMYK, YCbCr, HSV | RGB by Pillow |
 | animation, several pages | the first frame or page, with a warning |
+
+Masks and level maps are painted files, which are read by one rule:
+
+| painted file | gray value |
+|---|---|
+| 1 bit | black or white |
+| 8-bit gray | as it is |
+| palette, RGB, CMYK, opaque alpha | the gray of each color; colored pixels are refused |
+| 16-bit and 32-bit gray | as 8-bit gray if no value exceeds 255, else 65536 levels scaled to 256 |
+| float gray | as in photos |
+| only the values 0 and 1, in any of these | black and white |
+| a largest value from 2 to 7 | refused: such files hold numbers of classes |
+| transparency | refused |
 """
 
 import warnings
@@ -25,16 +38,21 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from asyncdiff.regular_files import check_regular, open_regular
 from asyncdiff.tasks.arguments import Fit, format_size
 
 Pixels = UInt8[Tensor, "c h w"]
 KnownPhoto = Bool[Tensor, "h w"]  # True = known
+Gray = UInt8[Tensor, "h w"]
 Levels = Float[Tensor, "h w"]  # per pixel: 0 = unchanged .. 1 = pure noise
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 WHITE = (255, 255, 255, 255)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601 weights of red, green and blue, as in Pillow and JPEG
 MAX_PIXELS = 2**28  # of a resized photo before its crop; only extreme aspect ratios exceed it
+MID_GRAY = 127  # largest value that a mask takes for black
+MIN_WHITE = 8  # smallest gray value that can be the brightest one of a painted file
+MAX_COLOR = 8  # difference between red, green and blue that is taken for gray, as in JPEG files
 
 
 _notes: ContextVar[list[str] | None] = ContextVar("notes", default=None)
@@ -49,47 +67,74 @@ class PhotoWarning(UserWarning):
 
 def read_photo(file: Path, channels: int) -> Pixels:
     """Read an upright image with 1 or 3 channels: gray is repeated, color is converted to luma."""
-    pixels, transparent = _pixels(file)
-    if transparent:
-        warn(f"{file}: {transparent} transparent pixels are blended with white")
-    return to_channels(pixels, channels)
+    return to_channels(read_pixels(file), channels)
 
 
 def read_mask(file: Path, *, mask_is_unknown: bool = False) -> KnownPhoto:
     """Read a mask of known pixels.
 
     Args:
-        file: image that is white where pixels are known. If it contains only the values 0 and 1, these are black and
-            white; otherwise intermediate values are thresholded at mid-gray, with one warning.
+        file: painted file that is white where pixels are known; values between black and white are thresholded at
+            mid-gray, with one warning.
         mask_is_unknown: whether white means unknown instead of known.
 
     Returns:
         True where pixels are known.
+
+    Raises:
+        ValueError: the file is not a painted one, or has gray but no white pixels.
     """
-    pixels, transparent = _pixels(file, ones_are_white=True)
-    if transparent:
+    gray = read_painted(file, "mask")
+    if 0 < gray.max() <= MID_GRAY:
         raise ValueError(
-            f"mask must be opaque black and white, got {transparent} transparent pixels in {file}: "
-            "save it without transparency, white = known"
+            f"mask must be black and white, got values of at most {gray.max()} of 255 in {file}: save white as 255"
         )
-    gray = to_channels(pixels, 1)[0]
-    if gray.max() == 1:
-        gray = gray * 255
-    between = int(((gray != 0) & (gray != 255)).sum())
-    if between:
+    if between := int(((gray != 0) & (gray != 255)).sum()):
         warn(f"{file}: {between} of {gray.numel()} pixels are neither black nor white, thresholded at mid-gray")
-    return (gray > 127) != mask_is_unknown
+    return (gray > MID_GRAY) != mask_is_unknown
 
 
 def read_levels(file: Path) -> Levels:
-    """Read noise levels from gray values: black = 0, unchanged .. white = 1, pure noise."""
-    pixels, transparent = _pixels(file)
-    if transparent:
+    """Read noise levels from the gray values of a painted file: black = 0, unchanged .. white = 1, pure noise."""
+    return read_painted(file, "levels") / 255
+
+
+def read_painted(file: Path, name: str) -> Gray:
+    """Read the gray values of a painted file, 0 = black .. 255 = white.
+
+    Args:
+        file: image file of a mask or a level map.
+        name: argument to name in errors.
+
+    Returns:
+        8-bit gray values.
+
+    Raises:
+        ValueError: the file cannot be read, or is transparent, colored, or neither gray nor black and white.
+    """
+    image = _open_upright(file)
+    if _is_deep(image):
+        try:
+            gray = torch.from_numpy(_painted_gray(np.asarray(image)))
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be read, got {file}: {error}") from error
+    else:
+        pixels, transparent = _convert(image)
+        if transparent:
+            raise ValueError(
+                f"{name} must be opaque, got {transparent} transparent pixels in {file}: save it without transparency"
+            )
+        values = pixels.int()
+        if colored := int(((values.amax(0) - values.amin(0)) > MAX_COLOR).sum()):
+            raise ValueError(f"{name} must be gray, got {colored} colored pixels in {file}: save it as a gray image")
+        gray = to_channels(pixels, 1)[0]
+    high = int(gray.max())
+    if 1 < high < MIN_WHITE:
         raise ValueError(
-            f"levels must be opaque gray, got {transparent} transparent pixels in {file}: "
-            "save it without transparency, black = unchanged, white = regenerated"
+            f"{name} must be gray from 0 (black) to 255 (white), got values of at most {high} in {file}: save numbers "
+            "of classes as gray values"
         )
-    return to_channels(pixels, 1)[0] / 255
+    return gray * 255 if high == 1 else gray
 
 
 def to_channels(pixels: Pixels, channels: int) -> UInt8[Tensor, "{channels} h w"]:
@@ -110,23 +155,39 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _pixels(file: Path, *, ones_are_white: bool = False) -> tuple[Pixels, int]:
-    """Read an upright image with 1 or 3 channels, blended with white; also return the number of transparent pixels."""
+def read_pixels(file: Path) -> Pixels:
+    """Read an upright image with its own 1 or 3 channels; transparent pixels are blended with white, with a warning."""
+    image = _open_upright(file)
     try:
-        with Image.open(file, formats=_formats()) as image:
+        pixels, transparent = _convert(image)
+    except ValueError as error:
+        raise ValueError(f"cannot read the image {file}: {error}") from error
+    if transparent:
+        warn(f"{file}: {transparent} transparent pixels are blended with white")
+    return pixels
+
+
+def _open_upright(file: Path) -> Image.Image:
+    """Read the first frame of an image file, in the orientation of its EXIF data."""
+    check_regular(file, "image file")
+    try:
+        with open_regular(file) as stream, Image.open(stream, formats=_formats()) as image:
             if getattr(image, "n_frames", 1) > 1:
                 warn(f"{file}: only the first of its {image.n_frames} frames is used")  # type: ignore[attr-defined]
-            return _convert(ImageOps.exif_transpose(image), ones_are_white)
+            return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {file}: {error}") from error
 
 
-def _convert(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image)
-        if ones_are_white and values.max() == 1:  # a mask of ones, whatever its depth
-            return torch.from_numpy((values == 1).astype(np.uint8))[None], 0
-        return torch.from_numpy(_to_8_bit_gray(values))[None], 0
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an image is gray of more than 8 bits."""
+    return image.mode.startswith("I;16") or image.mode in ("I", "F")
+
+
+def _convert(image: Image.Image) -> tuple[Pixels, int]:
+    """Convert to 1 or 3 channels, blended with white; also return the number of transparent pixels."""
+    if _is_deep(image):
+        return torch.from_numpy(_to_8_bit_gray(np.asarray(image)))[None], 0
     transparent = 0
     if image.has_transparency_data or image.mode in ("P", "PA"):
         colors = image.convert("RGBA")
@@ -135,6 +196,13 @@ def _convert(image: Image.Image, ones_are_white: bool) -> tuple[Pixels, int]:
     gray = image.mode in ("1", "L", "LA")
     pixels = torch.from_numpy(np.array(image.convert("L" if gray else "RGB")))
     return (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()), transparent
+
+
+def _painted_gray(values: np.ndarray) -> np.ndarray:
+    """Return deep gray values as uint8; integers that fit into 8 bits are taken for 8-bit values."""
+    if np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() <= 255:
+        return values.astype(np.uint8)
+    return _to_8_bit_gray(values)
 
 
 def _to_8_bit_gray(values: np.ndarray) -> np.ndarray:

@@ -337,6 +337,8 @@ def test_images_have_a_record_that_reproduces_them(run, photo):
     command = text.splitlines()[1].removeprefix("#   python -m asyncdiff ")
     assert command == shlex.join(["inpaint", str(run), *argv])
     assert "train.py" not in text  # the run has no experiment
+    assert f"# Photos:\n#   {photo}: " in text
+    assert ", with the built-in mask Square\n" in text
     layer = yaml.safe_load(text)
     assert layer["trainer"]["precision"] == "32-true"
     assert layer["model"]["predict"]["seeds"] == [4, 1]

@@ -1,5 +1,6 @@
 """Photos of every kind become the pixels that they show, and what is unknown of them leaves no trace."""
 
+import os
 import warnings
 
 import numpy as np
@@ -11,11 +12,14 @@ from asyncdiff.tasks.arguments import parse_size, photo_files
 from asyncdiff.tasks.photos import (
     PhotoWarning,
     check_same_shape,
+    collect_warnings,
     fit_photo,
     fit_photo_and_mask,
     plan_fit,
+    read_levels,
     read_mask,
     read_photo,
+    read_pixels,
     save_png,
     to_bytes,
     to_model,
@@ -146,8 +150,82 @@ def test_a_jpeg_mask_equals_the_mask_that_was_saved(tmp_path):
 
 def test_a_transparent_mask_is_refused(tmp_path):
     file = saved(np.zeros((2, 2, 4)), tmp_path / "a.png")
-    with pytest.raises(ValueError, match="mask must be opaque black and white, got 4 transparent pixels in "):
+    with pytest.raises(ValueError, match="mask must be opaque, got 4 transparent pixels in "):
         read_mask(file)
+
+
+# Painted files: masks and level maps are read by one rule
+
+GRAY = [[0, 255], [102, 51]]
+BITS = [[0, 255], [255, 0]]
+
+
+def painted_files(folder):
+    """Files of the same gray values, and of the same black and white, in every form that programs save."""
+    gray, bits = np.uint8(GRAY), np.uint8(BITS)
+    palette = Image.fromarray(gray, "P")
+    palette.putpalette([v for k in range(256) for v in (k, k, k)])
+    numbered = Image.fromarray(bits // 255, "P")  # class 1 is white
+    numbered.putpalette([0, 0, 0, 255, 255, 255])
+    yield from {
+        "gray8.png": (Image.fromarray(gray), GRAY),
+        "rgb.png": (Image.fromarray(np.stack([gray] * 3, -1)), GRAY),
+        "opaque.png": (Image.fromarray(np.dstack([gray, gray, gray, np.full_like(gray, 255)])), GRAY),
+        "palette.png": (palette, GRAY),
+        "deep.png": (Image.fromarray(np.uint16(gray) * 257), GRAY),
+        "shallow.png": (Image.fromarray(np.uint16(gray)), GRAY),  # 8 bits in a file of 16
+        "unit.tif": (Image.fromarray(np.float32(gray) / 255), GRAY),
+        "float.tif": (Image.fromarray(np.float32(gray)), GRAY),
+        "integers.tif": (Image.fromarray(np.int32(gray)), GRAY),
+        "cmyk.tif": (Image.fromarray(bits).convert("RGB").convert("CMYK"), BITS),
+        "bit.png": (Image.fromarray(bits).convert("1"), BITS),
+        "numbered.png": (numbered, BITS),
+        "ones8.png": (Image.fromarray(bits // 255), BITS),
+        "ones16.png": (Image.fromarray(np.uint16(bits // 255)), BITS),
+        "ones.tif": (Image.fromarray(np.float32(bits // 255)), BITS),
+        "ones.rgb.png": (Image.fromarray(np.stack([bits // 255] * 3, -1)), BITS),
+        "black.png": (Image.fromarray(np.zeros_like(bits)), np.zeros_like(bits).tolist()),
+        "white.png": (Image.fromarray(np.ones_like(bits)), np.full_like(bits, 255).tolist()),
+    }.items()
+
+
+def test_masks_and_levels_are_read_by_one_rule(tmp_path):
+    for name, (image, expected) in painted_files(tmp_path):
+        image.save(tmp_path / name)
+        values = torch.tensor(expected)
+        assert torch.equal(read_levels(tmp_path / name), values / 255), name
+        with collect_warnings():
+            assert torch.equal(read_mask(tmp_path / name), values > 127), name
+
+
+@pytest.mark.parametrize(
+    ("pixels", "readers", "message"),
+    [
+        (np.tile(np.uint8([255, 0, 0]), (2, 2, 1)), "mask levels", "must be gray, got 4 colored pixels in"),
+        (
+            np.uint8([[0, 1], [2, 3]]),
+            "mask levels",
+            r"must be gray from 0 \(black\) to 255 \(white\), got values of at",
+        ),
+        (np.uint16([[0, 1], [2, 3]]), "mask levels", "got values of at most 3 in"),
+        (np.uint8([[0, 20], [0, 100]]), "mask", "mask must be black and white, got values of at most 100 of 255"),
+        (np.float32([[0, -1], [0, 1]]), "mask levels", "gray values must lie in"),
+    ],
+)
+def test_ambiguous_painted_files_are_refused(pixels, readers, message, tmp_path):
+    file = tmp_path / ("a.tif" if pixels.dtype == np.float32 else "a.png")
+    Image.fromarray(pixels).save(file)
+    for reader in readers.split():
+        with pytest.raises(ValueError, match=message) as caught:
+            {"mask": read_mask, "levels": read_levels}[reader](file)
+        assert str(caught.value).startswith(reader)
+
+
+def test_a_named_pipe_is_refused_as_photo_and_mask(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for reader in (read_mask, read_levels, read_pixels):
+        with pytest.raises(ValueError, match=r"^image file must be a regular file, got \S+, a named pipe"):
+            reader(tmp_path / "a.png")
 
 
 # Sizes

@@ -194,7 +194,8 @@ def test_a_mask_file_is_resized_with_its_photo(model, tmp_path):
     assert torch.equal(request.photo.known, expected)
     (turned,) = Inpaint(photo, str(tmp_path / "mask.png"), mask_is_unknown=True).requests(model, seeds=[0])
     assert torch.equal(turned.photo.known, ~expected)
-    assert request.photo.note == f"{photo}: 16x32 pixels, resized to 8x16, cropped to its center 8x8"
+    plan = "16x32 pixels, resized to 8x16, cropped to its center 8x8"
+    assert request.photo.note == f"{photo}: {plan}, with the mask {tmp_path / 'mask.png'}"
     (tmp_path / "masks").mkdir()
     Image.fromarray(mask).save(tmp_path / "masks" / "photo.png")
     (matched,) = Inpaint(photo, str(tmp_path / "masks")).requests(model, seeds=[0])

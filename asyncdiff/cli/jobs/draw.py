@@ -98,7 +98,6 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
     """
     options, task = arguments.options, arguments.task
     model = replace(model, sampler=_sampler(options.get("sampler") or model.sampler, options))
-    record = format_record([*arguments.argv, *extra_argv], arguments, model)
     requests = task.requests(model, seeds=arguments.seeds, labels=arguments.labels)
     if options.guidance is not None and any(request.label is None for request in requests):
         raise ValueError(
@@ -107,6 +106,8 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
     default = arguments.run / "predictions" / task.name
     folder = create_output_folder(options.output or default, explicit=options.output is not None)
     movie = folder / MOVIE if options.gif else None
+    notes = list(dict.fromkeys(request.photo.note for request in requests if request.photo is not None))
+    record = format_record([*arguments.argv, *extra_argv], arguments, model, notes)
     return DrawJob(task, model, requests, options.batch_size, folder, movie, record)
 
 

@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 RECORD = "predict.yaml"  # written next to the images
 
 
-def format_record(argv: Sequence[str], arguments: "DrawArguments", model: DiffusionModel) -> str:
+def format_record(
+    argv: Sequence[str], arguments: "DrawArguments", model: DiffusionModel, notes: Sequence[str] = ()
+) -> str:
     """Return YAML text that reproduces the images.
 
     Args:
         argv: arguments of `python -m asyncdiff` that generated the images.
         arguments: the arguments, parsed and checked.
         model: the model as configured for sampling.
+        notes: one line per photo: how it was resized and cropped, and its mask.
 
     Returns:
         YAML layer for `train.py predict`, with the equivalent commands in comments.
@@ -35,6 +38,8 @@ def format_record(argv: Sequence[str], arguments: "DrawArguments", model: Diffus
         files = ["--config", str(config), "--config", RECORD, "--ckpt_path", str(arguments.checkpoint)]
         predict = shell_line(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
+    if notes:
+        lines += ["# Photos:", *(f"#   {note}" for note in notes)]
     device = torch.device(options.device)
     layer: dict[str, Any] = {
         "model": {
