@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
+from asyncdiff.training.lightning_internals import saved_step
 
 NONE, REQUEUE, STOP = 0, 1, 2
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -130,7 +131,7 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
 
 
 def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Path:
-    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`.
+    """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, unless it has done so.
 
     Args:
         trainer: trainer of the run.
@@ -142,6 +143,9 @@ def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Pat
     checkpointers = sorted(model_checkpoints(trainer), key=lambda checkpointer: not checkpointer.save_last)
     folder = next((Path(checkpointer.dirpath) for checkpointer in checkpointers if checkpointer.dirpath), None)
     path = (folder or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+    complete = [c for c in checkpointers if c.save_last and (network_only or not c.save_weights_only)]
+    if any(saved_step(c) == trainer.global_step and c.last_model_path == str(path) for c in complete):
+        return path
     for checkpointer in checkpointers:
         if checkpointer.save_last and checkpointer.dirpath and Path(checkpointer.dirpath) == path.parent:
             # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.

@@ -7,9 +7,9 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -34,6 +34,7 @@ from asyncdiff.checks import environment_integer
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.cli.errors.parser import with_current_names
+from asyncdiff.cli.run_directory import THIS_FOLDER, make_portable, run_directory, with_run_directory
 from asyncdiff.cli.trainer_ranges import check_seed_everything, check_trainer
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
@@ -41,10 +42,10 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules.ImageDataModule, dit, masks, unet)
-# Set by SLURM and torchrun when they restart the same command after an interruption.
-RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 # The first of all processes of a run, which run the same command, has rank 0 or none in each of these.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+# Set by SLURM and torchrun when they restart the same command after an interruption.
+RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 # Sections of keys, and a line that each may contain.
 SECTIONS = {
@@ -80,11 +81,11 @@ class SaveConfig(SaveConfigCallback):
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
             given = config["ckpt_path"]
             # Resuming does not change what the run computes; starting from another run's checkpoint does.
-            if given and run.resolve() in Path(given).resolve().parents:
+            if given and _is_inside(Path(given), run):
                 config["ckpt_path"] = None
             config["auto_resume"] = False  # for the same reason; another directory may also contain another run
-            if root := config["trainer"]["default_root_dir"]:
-                config = make_portable(config, root.rstrip("/"))
+            config = make_portable(config, config["trainer"]["default_root_dir"] or str(run))
+            config["trainer"]["default_root_dir"] = THIS_FOLDER
             run.mkdir(parents=True, exist_ok=True)
             write_atomically(run / "config.yaml", [yaml.safe_dump(config, sort_keys=False).encode()])
 
@@ -96,12 +97,12 @@ class ExperimentCLI(LightningCLI):
     fit in a directory that already contains a checkpoint is an error.
     """
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the keys `vars`, for interpolation, and `auto_resume`."""
     def __init__(self, *args: Any, **options: Any) -> None:
         with ExitStack() as self._held:  # the run directory, until the subcommand has ended
             super().__init__(*args, **options)
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the keys `vars`, for interpolation, and `auto_resume`."""
         for action in parser._actions:
             if isinstance(action, _ActionConfigLoad):
                 action.basetype = None  # a section is never named by a class path, which a file name would be taken for
@@ -122,7 +123,10 @@ class ExperimentCLI(LightningCLI):
         check_sections(config)
         check_seed_everything(config.get("seed_everything"))
         check_trainer(config.trainer, self.config.subcommand, on_cpu=_runs_on_cpu(config.trainer.get("accelerator")))
-        config["ckpt_path"] = checkpoint_to_load(config, training=self.config.subcommand == "fit")
+        training = self.config.subcommand == "fit"
+        if training and not config.trainer.get("fast_dev_run"):
+            self._held.enter_context(hold_run(run_directory(config.trainer.get("default_root_dir"))))
+        config["ckpt_path"] = checkpoint_to_load(config, training=training)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, since hyperparameters come from the user's configuration, never from the checkpoint."""
@@ -136,16 +140,28 @@ class ExperimentCLI(LightningCLI):
         resume = _resume_requested(bool(self._get(self.config, "auto_resume", default=False)))
         if self.config.subcommand == "fit" and not any(isinstance(callback, Checkpoint) for callback in configured):
             _print_to_stderr("warning: trainer.callbacks has no ModelCheckpoint: the trained weights may not be saved")
-        defaults = (callbacks.ResumeLogging(take_over=resume), callbacks.GracefulShutdown())
+        defaults = (
+            callbacks.ResumeLogging(take_over=resume),
+            callbacks.MovedRun(),
+            callbacks.DueCheckpoints(),
+            callbacks.GracefulShutdown(),
+        )
         missing: list[Any] = [
             default for default in defaults if not any(isinstance(callback, type(default)) for callback in configured)
         ]
         if self.config.subcommand == "predict" and not any(isinstance(c, callbacks.ImageWriter) for c in configured):
             missing.append(callbacks.ImageWriter())
+        if config.get("enable_model_summary") is None and not any(isinstance(c, ModelSummary) for c in configured):
+            missing.append(callbacks.RunSummary())
+            kwargs["enable_model_summary"] = False
         show_bar = config.get("enable_progress_bar") is not False
         if show_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
             missing.append(callbacks.StepProgressBar())
-        return super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
+        trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
+        # What these do after a step comes after ModelCheckpoint, which Lightning puts at the end.
+        for kind in (callbacks.DueCheckpoints, callbacks.GracefulShutdown):
+            trainer.callbacks.sort(key=lambda callback, kind=kind: isinstance(callback, kind))  # type: ignore[attr-defined]
+        return trainer
 
     def before_predict(self) -> None:
         """Drop the data module, which would take precedence over the batches that the model provides for `predict`."""
@@ -209,7 +225,7 @@ def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         trainer_defaults={"use_distributed_sampler": False},
-        args=args,
+        args=with_run_directory(args),
     )
 
 
@@ -221,17 +237,28 @@ IGNORED_WARNINGS = (
     r"(?s).*``instantiate_classes`` was deprecated",
     r"(?s).*By default only one JsonargparseDeprecationWarning",
     "Your `IterableDataset` has `__len__` defined",
+    "GPU available but not used",  # RunSummary says so, too
+    r"(?s).*Checkpoint directory .* exists and is not empty",  # as that of a resumed run is
 )
-# Weights are always read with weights_only=True.
-IGNORED_LOG_MESSAGES = ("Tip: For seamless cloud", "`weights_only` was not set")
+# Weights are always read with weights_only=True; RunSummary prints seed, hardware and checkpoint.
+IGNORED_LOG_MESSAGES = (
+    "Tip: For seamless cloud",
+    "`weights_only` was not set",
+    "Seed set to",
+    "GPU available",
+    "TPU available",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+)
 
 
 def _silence_libraries() -> None:
     """Hide warnings and log messages that users cannot act on."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logger = logging.getLogger(f"lightning.pytorch.{name}")
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed"):
+        logger = logging.getLogger(f"lightning.{name}")
         logger.removeFilter(_is_relevant)
         logger.addFilter(_is_relevant)
 
@@ -248,9 +275,16 @@ def check_sections(config: Namespace) -> None:
             raise ValueError(f"{key} must be a section of keys, got {given}: write {example} below it, for example")
 
 
-def run_directory(default_root_dir: Any) -> Path:
-    """Return the run directory as the trainer will interpret it: by default, the current directory."""
-    return Path(default_root_dir).expanduser() if default_root_dir else Path.cwd()
+@contextmanager
+def hold_run(run: Path) -> Iterator[None]:
+    """Hold the lock of a run directory in the first process of a run, and remove what killed processes left in it."""
+    if any(os.environ.get(name) not in (None, "", "0") for name in RANKS) or "://" in str(run):
+        yield
+        return
+    with hold(run, "being trained"):
+        for folder in (run, run / "checkpoints"):
+            remove_stale(folder)
+        yield
 
 
 def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
@@ -273,10 +307,14 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         raise FileNotFoundError(
             f"ckpt_path must be a checkpoint or last, got {ckpt_path}, which does not exist: check the path"
         )
-    if ckpt_path or not training or not existing or config.trainer.get("fast_dev_run"):
+    if not training or not existing or config.trainer.get("fast_dev_run"):
         return ckpt_path
-    if _resume_requested(bool(config.get("auto_resume"))):
+    # A run that has started from another one's checkpoint, and was interrupted, has its own.
+    from_another = ckpt_path and Path(ckpt_path).exists() and not _is_inside(Path(ckpt_path), run)
+    if _resume_requested(bool(config.get("auto_resume"))) and (not ckpt_path or from_another):
         return str(newest_intact_checkpoint(run))
+    if ckpt_path:
+        return ckpt_path
     remedy = "last" if latest.is_file() else str(existing[0])
     raise ValueError(
         f"trainer.default_root_dir {run} already contains a run: "
@@ -289,6 +327,11 @@ def _runs_on_cpu(accelerator: Any) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Return whether a file, which may be a link, lies in a folder or below."""
+    return (file.parent.resolve() / file.name).is_relative_to(folder.resolve())
+
+
 def _as_list(value: Any) -> list[Any]:
     """Return a single item, a list of items or None as a list."""
     return [] if value is None else [*value] if isinstance(value, list) else [value]
@@ -297,17 +340,6 @@ def _as_list(value: Any) -> list[Any]:
 def _resume_requested(auto_resume: bool) -> bool:
     """Return whether to resume an existing run: by auto_resume, or because a job manager restarted the command."""
     return auto_resume or any(map(environment_integer, RESTART_VARIABLES))
-
-
-def make_portable(value: Any, root: str) -> Any:
-    """Return the configuration with paths in the run directory expressed by ${trainer.default_root_dir}."""
-    if isinstance(value, dict):
-        return {key: item if key == "default_root_dir" else make_portable(item, root) for key, item in value.items()}
-    if isinstance(value, list):
-        return [make_portable(item, root) for item in value]
-    if isinstance(value, str) and (value == root or value.startswith(f"{root}/")):
-        return "${trainer.default_root_dir}" + value.removeprefix(root)
-    return value
 
 
 @rank_zero_only
