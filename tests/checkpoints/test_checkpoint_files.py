@@ -4,7 +4,6 @@ import os
 import random
 import socket
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,23 +14,19 @@ from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpo
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
 
-def state(value: float = 1.0) -> dict:
+def state(value: float = 1.0, step: int = 3) -> dict:
     weights = torch.linspace(0, value, 999, dtype=torch.float64)
-    return {"state_dict": {"weight": weights}, "pytorch-lightning_version": "2.6.0", "global_step": 3}
+    return {"state_dict": {"weight": weights}, "pytorch-lightning_version": "2.6.0", "global_step": step}
 
 
-def set_age(file: Path, age: int) -> Path:
-    os.utime(file, (1e9 - age, 1e9 - age))
-    return file
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run with three checkpoints and a link to the newest."""
+@pytest.fixture(params=["in order", "reversed", "equal"])
+def run(tmp_path, request):
+    """A run with three checkpoints and a link to the newest, whose modification times are in any order."""
     folder = tmp_path / "checkpoints"
     for step in (10, 20, 30):
-        AtomicCheckpointIO().save_checkpoint(state(step), aged_path := folder / f"step={step}.ckpt")
-        set_age(aged_path, 100 - step)
+        AtomicCheckpointIO().save_checkpoint(state(step, step), file := folder / f"step={step}.ckpt")
+        time = 1e9 + {"in order": step, "reversed": -step, "equal": 0}[request.param]
+        os.utime(file, (time, time))
     (folder / "last.ckpt").symlink_to("step=30.ckpt")
     return tmp_path
 
@@ -89,19 +84,55 @@ def test_a_truncated_file_is_refused(tmp_path, share):
     assert find_damage(file) == "it is truncated or overwritten"
 
 
-def test_a_run_resumes_from_the_newest_intact_checkpoint(run):
+def test_a_run_resumes_from_the_intact_checkpoint_with_the_highest_step(run):
     folder = run / "checkpoints"
     assert newest_intact_checkpoint(run).name == "last.ckpt"
     assert [file.stem for file in list_checkpoints(run)] == ["last", "step=30", "step=20", "step=10"]
     newest = folder / "step=30.ckpt"
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(UserWarning, match=r"last.ckpt is skipped: it is truncated .* resumes from .*step=20.ckpt$"):
+    with pytest.warns(UserWarning, match=r"is skipped: it is truncated .* resumes from .*step=20.ckpt$"):
         assert newest_intact_checkpoint(run).name == "step=20.ckpt"
     (folder / "step=20.ckpt").write_bytes(b"")
     with pytest.warns(UserWarning, match="is skipped: it is empty"):
         assert newest_intact_checkpoint(run).name == "step=10.ckpt"
     (folder / "step=10.ckpt").write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"has no intact checkpoint, .*: restore one from a backup, or start the run"):
+        newest_intact_checkpoint(run)
+
+
+def test_the_step_in_the_file_counts_not_its_name(run):
+    """A job that SLURM interrupted saves into the run directory; Lightning may save to last-v1.ckpt."""
+    AtomicCheckpointIO().save_checkpoint(state(step=31), run / "hpc_ckpt_1.ckpt")
+    AtomicCheckpointIO().save_checkpoint(state(step=32), run / "checkpoints" / "last-v1.ckpt")
+    os.utime(run / "checkpoints" / "last-v1.ckpt", (0, 0))
+    assert [file.stem for file in list_checkpoints(run)][:3] == ["last-v1", "hpc_ckpt_1", "last"]
+
+
+def test_a_step_is_read_without_the_tensors(run, monkeypatch):
+    """Damage to a tensor leaves the step readable, so that the file is in its place and reported."""
+    newest = run / "checkpoints" / "step=30.ckpt"
+    damaged = bytearray(newest.read_bytes())
+    damaged[damaged.index(torch.linspace(0, 30, 999, dtype=torch.float64)[5:9].numpy().tobytes())] ^= 1
+    newest.write_bytes(damaged)
+    assert [file.stem for file in list_checkpoints(run)] == ["last", "step=30", "step=20", "step=10"]
+    with pytest.warns(UserWarning, match=r"last.ckpt is skipped: its record .* resumes from .*step=20.ckpt$"):
+        newest_intact_checkpoint(run)
+
+
+def test_a_file_whose_step_is_damaged_never_wins_and_is_always_reported(run):
+    """Otherwise a flipped bit could turn the newest file into an old one that nobody misses, or an old one into it."""
+    old = run / "checkpoints" / "step=10.ckpt"
+    content = old.read_bytes()
+    place = content.index(b"global_step")
+    for offset in range(len(b"global_step"), len(b"global_step") + 6):
+        damaged = bytearray(content)
+        damaged[place + offset] ^= 64
+        old.write_bytes(damaged)
+        assert list_checkpoints(run)[-1] == old
+        with pytest.warns(UserWarning, match=r"step=10.ckpt is skipped: its record .* resumes from .*last.ckpt$"):
+            assert newest_intact_checkpoint(run).name == "last.ckpt"
+    torch.save({"state_dict": {}}, old)
+    with pytest.warns(UserWarning, match=r"step=10.ckpt is skipped: it records no step: the run resumes from"):
         newest_intact_checkpoint(run)
 
 
