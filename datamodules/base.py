@@ -34,9 +34,11 @@ class ImageDataset(Dataset[Batch], ABC):
 
     Attributes:
         classes: number of classes, 0 without labels.
+        label_names: names of the classes in the order of their labels; empty if the data does not name them.
     """
 
     classes: int
+    label_names: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -213,6 +215,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def classes(self) -> int:
         """Number of classes; 0 without labels."""
         return self.dataset("train").classes
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the classes in the order of their labels; empty if the data does not name them."""
+        return self.dataset("train").label_names
 
     def setup(self, stage: str | None = None) -> None:
         """Build the splits once; for "fit", also check that they have enough images."""

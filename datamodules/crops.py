@@ -155,20 +155,21 @@ class Crops(ImageDataModule):
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Read the images; raise if one is missing, unreadable or too small."""
-        files, labels, classes = self._files()
+        files, labels, names = self._files()
         if self.crops < len(files):
             raise ValueError(
                 f"crops must be at least the number of images, got {self.crops} for {len(files)}: raise crops"
             )
         parts = [self._train_and_held_out(file) for file in files]
         train, held_out = ([part[k] for part in parts] for k in (0, 1))
-        options = {"classes": classes, "size": self.size}
+        options = {"classes": len(names), "size": self.size}
         val = FixedCrops(held_out, labels, tile_positions(held_out, self.size), **options)
         random = RandomCrops(train, labels, crops=self.crops, flip=self.horizontal_flip, **options)
+        random.label_names = val.label_names = names
         return {"train": random, "val": val, "test": val}
 
-    def _files(self) -> tuple[list[Path], list[int], int]:
-        """Return the files, the class of each, and the number of classes."""
+    def _files(self) -> tuple[list[Path], list[int], list[str]]:
+        """Return the files, the class of each, and the names of the classes."""
         if not self.root.exists():
             raise FileNotFoundError(
                 f"root must be an image file or a folder of images, got {self.root}: no such file; check the path"
@@ -176,16 +177,16 @@ class Crops(ImageDataModule):
         images = None if self.root.is_file() else find_images(self.root, "root")
         files = [self.root] if images is None else [self.root / name for name in images.paths()]
         if self.labels == "none":
-            return files, [0] * len(files), 0
+            return files, [0] * len(files), []
         if self.labels == "file":
-            return files, list(range(len(files))), len(files)
+            return files, list(range(len(files))), [self.root.name] if images is None else images.paths()
         folders = [] if images is None else images.class_names(self.root)
         if images is None or not folders:
             raise ValueError(
                 f"labels must be none or file for images without class folders, got folder for {self.root}: "
                 "choose one of them"
             )
-        return files, images.labels(folders).tolist(), len(folders)
+        return files, images.labels(folders).tolist(), folders
 
     def _train_and_held_out(self, file: Path) -> tuple[Tensor, Tensor]:
         """Return the training and the held-out pixels of a file, uint8 (c, h, w)."""

@@ -55,4 +55,5 @@ class Digits(ImageDataModule):
                 f"held_out must leave digits in both splits, got {self.held_out}, which leaves {len(train)} for "
                 f"training and {len(val)} for validation: use 0.2"
             )
+        train.label_names = val.label_names = [str(digit) for digit in range(10)]
         return {"train": train, "val": val, "test": val}

@@ -25,7 +25,7 @@ class TableImages(EncodedImages):
 
     def __init__(self, table: Table, rows: Integers, *, classes: int, **options: Any) -> None:
         super().__init__(table.labels[rows], classes=classes, **options)
-        self.table, self.rows = table, rows
+        self.table, self.rows, self.label_names = table, rows, table.label_names
 
     def fetch(self, index: int) -> Bytes:
         cell = self.table.cell(int(self.rows[index]))

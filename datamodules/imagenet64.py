@@ -9,7 +9,7 @@ from datamodules.argument_checks import MAX_SIDE, at_least
 from datamodules.base import ImageDataModule, ImageDataset, Split
 from datamodules.images.pixel_arrays import PixelArray
 from datamodules.index_cache import cache_folder, map_npy
-from datamodules.storage.imagenet_classes import SORTED_INDEX
+from datamodules.storage.imagenet_classes import SORTED, SORTED_INDEX
 from datamodules.storage.npz_batches import merge_batches, open_batch
 
 BATCHES = 10  # number of training files
@@ -66,9 +66,11 @@ class ImageNet64(ImageDataModule):
         except Exception as error:  # NumPy evaluates headers as Python, so damaged ones can raise anything
             line = str(error).split("\n")[0]
             raise ValueError(f"{folder} is damaged: {line}; delete the folder, it will be created again") from error
-        return PixelArray(
+        images = PixelArray(
             pixels, SORTED_INDEX[numbers - 1], classes=len(SORTED_INDEX), flip=flip, name=f"{folder.name}/{name}"
         )
+        images.label_names = SORTED
+        return images
 
     def _train_files(self) -> list[Path]:
         """Return the training files in the order of their numbers, from 1 without a gap."""

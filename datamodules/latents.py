@@ -143,6 +143,11 @@ class LatentCache(ImageDataModule):
         """Fingerprint of the codec of the latents: class, weights (SHA-256), channels, factor, scale, shift."""
         return dict(self.manifest["codec"])
 
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Names of the classes, as the data that was encoded names them; empty in caches of earlier releases."""
+        return list(self.manifest["data"].get("label_names") or ())
+
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the cache; raise if it is incomplete, damaged or does not match the arguments of this module."""
         splits = self.manifest["splits"]

@@ -50,6 +50,7 @@ class LsunImages(EncodedImages):
         labels = np.repeat(np.arange(len(parts)), counts)
         super().__init__(labels, classes=len(parts) if len(parts) > 1 else 0, **options)
         self.parts, self.starts = list(parts), np.cumsum([0, *counts])
+        self.label_names = [part.file.file.parent.name.removesuffix(SUFFIX) for part in parts] if self.classes else ()
 
     def fetch(self, index: int) -> Bytes:
         part, place = self._locate(index)

@@ -33,6 +33,7 @@ HEADS = {
     1024: 16,
     1152: 16,
 }  # number of heads by width for S, B, L and XL; not contained in the weights
+CLASSES = 1000  # of the official models, which were trained on ImageNet
 FREQUENCIES = 256
 ROUNDING = 4e-3  # tolerance for positions stored in bfloat16; learned positions differ by far more
 MAX_NAMES = 3  # maximum number of weights named in an error message
@@ -121,7 +122,12 @@ def has_original_names(weights: Mapping[str, Tensor]) -> bool:
 
 
 def port_weights(
-    weights: Weights, convention: Convention, *, heads: int | None = None, image_size: int | None = None
+    weights: Weights,
+    convention: Convention,
+    *,
+    heads: int | None = None,
+    image_size: int | None = None,
+    classes: int | None = None,
 ) -> PortedNetwork:
     """Build a DiT with the authors' weights, in their precision but at least float32.
 
@@ -130,6 +136,7 @@ def port_weights(
         convention: `DIT`, `SIT`, or a custom one.
         heads: number of attention heads; by default that of the official model of this width.
         image_size: side of the images; needed if the weights contain no position embedding.
+        classes: number of classes, without "no label"; by default that of the official models, if it fits.
 
     Returns:
         The network, its image size and the number of dropped output channels.
@@ -140,6 +147,7 @@ def port_weights(
         raise ValueError(
             f"no official model has a width of {sizes.dim}, so the number of heads is unknown: add --heads"
         )
+    _check_classes(sizes.classes + 1, classes)
     with torch.device("meta"):  # its initial weights would be discarded
         network = DiT(
             channels=sizes.channels,
@@ -187,6 +195,25 @@ def _check(weights: Weights, sizes: _Sizes) -> None:
         raise ValueError(
             f"the network must have as many output as input channels, or twice as many with a learned sigma, got "
             f"{sizes.outputs} for {sizes.channels} input channels: use a checkpoint of DiT or SiT"
+        )
+
+
+def _check_classes(rows: int, classes: int | None) -> None:
+    """Raise ValueError unless the label table has a row per class, and after these one for "no label"."""
+    if classes is None and rows != CLASSES + 1:
+        raise ValueError(
+            f"the label table has {rows} rows, so the number of classes is unknown, {rows} or {rows - 1} and one for "
+            "no label: add --classes"
+        )
+    if rows == classes:
+        raise ValueError(
+            f"the label table must have a row for no label after those of the {classes} classes, got {rows} rows: a "
+            "network trained without label dropout predicts nothing without labels, as guidance needs, and cannot be "
+            "ported"
+        )
+    if classes is not None and rows != classes + 1:
+        raise ValueError(
+            f"classes must be {rows - 1}, one less than the rows of the label table, got {classes}: correct it"
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints import check_weights, object_config
+from asyncdiff.checkpoints.label_meaning import check_same_labels, label_fingerprint
 from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_trained_tensors
 from asyncdiff.latents.codec import COMPARED
 from asyncdiff.model import DiffusionModel
@@ -92,12 +93,15 @@ def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> 
         check_weights(module.state_dict(), checkpoint["state_dict"], file)
     remedy = "resume from an earlier checkpoint" if fitting else OTHER_WEIGHTS
     check_trained_tensors(checkpoint, file, remedy, resumed=fitting)
+    module.labels = checkpoint.get("labels")
+    if trainer is not None and trainer.state.fn != "predict":  # which needs no data
+        check_label_meaning(module)
     record_latents(module, there=checkpoint.get("latents"))
     record_latents(module, here=getattr(getattr(trainer, "datamodule", None), "codec", None))
 
 
 def check_data(module: DiffusionModule) -> None:
-    """Raise ValueError unless the trainer's data has as many classes as the network of `module`.
+    """Raise ValueError unless the trainer's data has the classes of `module`, by number and, if known, by name.
 
     The shape of the images is checked with every batch.
     """
@@ -107,6 +111,21 @@ def check_data(module: DiffusionModule) -> None:
             f"network.classes must equal the number of classes in the data, {known}, got {module.classes}: "
             f"set it to {known}, or to 0 to ignore the labels"
         )
+    check_label_meaning(module)
+
+
+def check_label_meaning(module: DiffusionModule) -> None:
+    """Record what the labels of the trainer's data mean; raise ValueError if `module` was trained on other classes."""
+    trainer = attached_trainer(module)
+    data = getattr(trainer, "datamodule", None)
+    if not module.classes or (here := label_fingerprint(getattr(data, "label_names", None))) is None:
+        return
+    file = getattr(trainer, "ckpt_path", None) or "the checkpoint"
+    remedy = "use the data that the model was trained on"
+    if trainer is not None and trainer.state.fn == "fit":
+        remedy += ", or set model.pretrained to the file, which trains its weights on new classes"
+    check_same_labels(here, module.labels, file, remedy)
+    module.labels = here
 
 
 def record_latents(

@@ -25,10 +25,12 @@ class DiffusionModule(LightningModule):
     Attributes:
         denoiser: denoiser that is trained; a subclass may set its own.
         latents: fingerprints of the codec, see `asyncdiff.training.compatibility.record_latents`.
+        labels: fingerprint of the classes that the labels mean, from the data or a checkpoint; None if unknown.
     """
 
     denoiser: Denoiser
     latents: dict[str, Any]
+    labels: dict[str, Any] | None = None
     _model: DiffusionModel
 
     @property

@@ -23,7 +23,13 @@ from asyncdiff.randomness import Generators, counter_key, normal, per_image, uni
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.shapes import Image
 from asyncdiff.training import compatibility
-from asyncdiff.training.argument_checks import check_codec, check_ranges, check_sampling, check_training
+from asyncdiff.training.argument_checks import (
+    check_batches,
+    check_codec,
+    check_ranges,
+    check_sampling,
+    check_training,
+)
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
 from asyncdiff.training.lightning_internals import attached_trainer, correct_epoch, set_epoch, set_logged_step
@@ -57,7 +63,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         label_dropout: probability that the label of a training image is replaced by "no label".
         level_values: number of equidistant values that training levels are rounded to, so that a network computes that
             many modulations per step rather than one per patch; noise is added at the rounded level. 0 = continuous.
-        seed: seed of all randomness in training and evaluation.
+        seed: seed of all randomness in training and evaluation, from 0 to 2**32 - 1.
         uncertainty_weight: weight of the uncertainty head's Gaussian negative log-likelihood in the loss. Without such
             a head it has no effect.
         compiled: compile the network for training and sampling; steps are faster after a slow first one (minutes for a
@@ -108,7 +114,12 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
         self._stream: int | None = None  # seed of the randomness in the current training step
         self.latents = {}
-        check_ranges(label_dropout=label_dropout, level_values=level_values, uncertainty_weight=uncertainty_weight)
+        check_ranges(
+            label_dropout=label_dropout,
+            level_values=level_values,
+            uncertainty_weight=uncertainty_weight,
+            seed=seed,
+        )
         check_training(self.model, self.levels, self.weighting, level_values)
         check_sampling(self.model)
         if compiled:  # in place, so that the names of the weights and the object config stay the same
@@ -128,13 +139,14 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         self.recipe()  # raises an error now rather than at the first checkpoint
         data = getattr(self.trainer, "datamodule", None)
         compatibility.check_data(self)
+        check_batches(self.model, data)
         if self.codec is not None:  # load it now, so that a missing file is noticed before the first sample grid
             check_codec(self.model, self.codec.channels)
             check_same_codec(self.codec, getattr(data, "codec", None) or {})
         own = None if self.codec is None else self.codec.fingerprint()
         compatibility.record_latents(self, here=getattr(data, "codec", None) or own)
         if self.pretrained is not None and self.trainer.ckpt_path is None:
-            load_pretrained(self.model, self.pretrained)
+            load_pretrained(self.model, self.pretrained, self.labels)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed all randomness of this step, dropout included."""
@@ -186,11 +198,13 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         return described
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's object config, the codec's fingerprint and the EMA weights to a checkpoint."""
+        """Add the model's object config, the fingerprints of codec and classes, and the EMA weights to a checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = self.recipe()
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
+        if self.classes and self.labels:
+            checkpoint["labels"] = self.labels
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.
         for callback in getattr(attached_trainer(self), "callbacks", ()):
             if hasattr(callback, "add_average"):
@@ -240,6 +254,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         compatibility.check_weights(model.state_dict(), state, checkpoint_path)
         model.load_state_dict(state)
         compatibility.record_latents(model, here=checkpoint.get("latents"))
+        model.labels = checkpoint.get("labels")
         return model.to(map_location).eval()
 
     @classmethod

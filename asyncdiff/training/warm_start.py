@@ -1,5 +1,6 @@
 """Start training from the weights of another checkpoint, without its optimizer state and step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,20 +8,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.checkpoints import check_weights, choose_weights, read_checkpoint
+from asyncdiff.checkpoints.label_meaning import describe, same_labels
 from asyncdiff.model import DENOISER, DiffusionModel
 from asyncdiff.training.compatibility import SEMANTIC_ARGUMENTS, Difference, check_differences, differences
 from asyncdiff.training.fsdp2 import shard_like
 
 MAX_NAMES = 4  # maximum number of weights listed in a report
+LABELS = "network.label_embedding."  # prefix of the weights that are learned per class
 # Arguments that add or remove weights without changing the shapes of the others.
 ADDITIVE_ARGUMENTS = ("depth", "uncertainty", "level_patch_size")
 
 
-def load_pretrained(model: DiffusionModel, path: str | Path) -> None:
+def load_pretrained(model: DiffusionModel, path: str | Path, labels: Mapping[str, Any] | None = None) -> None:
     """Load the weights of a checkpoint or an export into `model.denoiser`: the first EMA weights, if it has any.
 
-    Weights that only the model has, such as those of a new uncertainty head, keep their initial values; these, weights
-    that only the checkpoint has, and differing arguments of network, process and target are reported.
+    Weights that only the model has, such as those of a new uncertainty head, keep their initial values; so do the label
+    embeddings if the data has other classes than the checkpoint. These, weights that only the checkpoint has, and
+    differing arguments of network, process and target are reported.
+
+    Args:
+        model: model that is about to be trained.
+        path: the checkpoint or export.
+        labels: fingerprint of the data's classes; None if unknown.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -32,7 +41,14 @@ def load_pretrained(model: DiffusionModel, path: str | Path) -> None:
     checkpoint = read_checkpoint(path)
     loaded, own = _denoiser_weights(checkpoint, path), model.denoiser.state_dict()
     found = differences(model, checkpoint["recipe"])
-    shared = {name: weight for name, weight in loaded.items() if name in own}
+    new_classes = bool(model.classes) and not same_labels(labels, checkpoint.get("labels"))
+    if new_classes and not any(name.startswith(LABELS) for name in own):
+        raise ValueError(
+            f"the classes of the data must be those of pretrained {path}, {describe(checkpoint['labels'])}, got "
+            f"{describe(labels)}, as {type(model.network).__name__} has no {LABELS}* to start from new values: train "
+            "without model.pretrained"
+        )
+    shared = {n: w for n, w in loaded.items() if n in own and not (new_classes and n.startswith(LABELS))}
     other_shapes = any(weight.shape != own[name].shape for name, weight in shared.items())
     incompatible = [difference for difference in found if _is_incompatible(difference, other_shapes)]
     check_differences(incompatible, path, "train without model.pretrained")
@@ -42,7 +58,11 @@ def load_pretrained(model: DiffusionModel, path: str | Path) -> None:
         )
     check_weights({name: own[name] for name in shared}, shared, path)
     model.denoiser.load_state_dict({n: shard_like(w, own[n]) for n, w in shared.items()}, strict=False)
-    for line in _report_lines(path, loaded, own, found):
+    lines = _report_lines(path, loaded, own, found)
+    if new_classes:
+        there, here = describe(checkpoint["labels"]), describe(labels)
+        lines.append(f"the classes are {here}, but {there} in the checkpoint: label embeddings start from new values")
+    for line in lines:
         rank_zero_info(f"pretrained: {line}")
 
 

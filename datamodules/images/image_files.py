@@ -36,7 +36,7 @@ class ImageFiles(EncodedImages):
         encoded = names if isinstance(names, np.ndarray) else np.array(list(map(os.fsencode, names)), dtype=np.bytes_)
         labels = np.zeros(len(encoded), np.int64) if labels is None else labels
         super().__init__(labels, classes=len(class_names), **options)
-        self.root, self.names = root, encoded
+        self.root, self.names, self.label_names = root, encoded, class_names
 
     def path(self, index: int) -> Path:
         """Return the path of an image."""

@@ -49,6 +49,7 @@ class Table:
 
     Attributes:
         classes: names of the classes, empty without labels.
+        label_names: the same, empty for integers whose classes the data set does not name.
         labels: index into `classes` of every row, int64 (n,), 0 without labels.
         labeled: whether every row has a label.
 
@@ -78,6 +79,7 @@ class Table:
             raise ValueError(f"root must hold images, got none in {place}: choose another split")
         self.place = place
         self.classes: Sequence[str] = ()
+        self.label_names: Sequence[str] = ()
         self.image_column = _image_column(data.features, image_column, place)
         self.label_column = _label_column(data.features, label_column, place)
         data = data.select_columns([column for column in (self.image_column, self.label_column) if column])
@@ -113,10 +115,10 @@ class Table:
             labels = values.to_numpy().astype(np.int64)
             if classes is not None and (labels == UNLABELED).any():
                 return
-            names = getattr(data.features[self.label_column], "names", None) or range(int(labels.max()) + 1)
-            self.classes = classes or [str(name) for name in names]
+            self.label_names = list(getattr(data.features[self.label_column], "names", None) or ())
+            self.classes = classes or self.label_names or [str(label) for label in range(int(labels.max()) + 1)]
         else:
-            self.classes = classes or sorted(values.unique().to_pylist())
+            self.label_names = self.classes = classes or sorted(values.unique().to_pylist())
             labels = index_in(values, pa.array(self.classes, values.type)).fill_null(-1).to_numpy().astype(np.int64)
         wrong = (labels < 0) | (labels >= len(self.classes))
         if wrong.any():

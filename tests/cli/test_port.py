@@ -73,7 +73,7 @@ def predict(model: AsyncDiffusion, t: float):
 
 
 def test_original_dit_weights_are_converted(capfd):
-    model = port("weights.pt", "--kind", "dit", "--heads", "4")
+    model = port("weights.pt", "--kind", "dit", "--heads", "4", "--classes", "10")
     printed = capfd.readouterr().out.splitlines()
     assert printed == [
         "kind: DiT in original layout",
@@ -96,7 +96,7 @@ def test_original_dit_weights_are_converted(capfd):
 
 
 def test_original_sit_weights_are_converted(capfd):
-    model = port("weights.pt", "--kind", "sit", "--heads", "4")
+    model = port("weights.pt", "--kind", "sit", "--heads", "4", "--classes", "10")
     assert "process: RectifiedFlow(), target: VelocityTarget()" in capfd.readouterr().out
     assert isinstance(model.process, RectifiedFlow)
     assert isinstance(model.target, VelocityTarget)
@@ -108,10 +108,10 @@ def test_safetensors_and_name_prefixes_are_read():
     from safetensors.torch import save_file
 
     save_file(WEIGHTS, "weights.safetensors")
-    plain = port("weights.safetensors", "--kind", "dit", "--heads", "4")
+    plain = port("weights.safetensors", "--kind", "dit", "--heads", "4", "--classes", "10")
     torch.save({f"module.{name}": weight for name, weight in WEIGHTS.items()}, "parallel.pth")
     Path("out/model.ckpt").unlink()
-    parallel = port("parallel.pth", "--kind", "dit", "--heads", "4")
+    parallel = port("parallel.pth", "--kind", "dit", "--heads", "4", "--classes", "10")
     assert torch.equal(predict(plain, 0.5).v, predict(parallel, 0.5).v)
 
 
@@ -119,7 +119,7 @@ def test_safetensors_and_name_prefixes_are_read():
 def test_a_training_checkpoint_has_raw_and_ema_weights(argv, which, capfd):
     sets = {"model": WEIGHTS, "ema": {name: 2 * weight for name, weight in WEIGHTS.items()}}
     sets["ema"]["pos_embed"] = WEIGHTS["pos_embed"]
-    torch.save(sets | {"opt": {"state": {}}, "args": argparse.Namespace(image_size=256)}, "train.pt")
+    torch.save(sets | {"opt": {"state": {}}, "args": argparse.Namespace(image_size=256, num_classes=10)}, "train.pt")
     model = port("train.pt", "--kind", "dit", "--heads", "4", *argv)
     table = WEIGHTS["y_embedder.embedding_table.weight"]
     assert torch.equal(model.network.label_embedding.table.weight, which * table)
@@ -162,7 +162,7 @@ def test_the_authors_frequencies_can_be_selected(pipeline):
 
 def test_latent_weights_are_recognized(capfd):
     torch.save(random_weights(dtype=torch.float32, sigma=False), "latents.pt")
-    port("latents.pt", "--kind", "sit", "--heads", "4")
+    port("latents.pt", "--kind", "sit", "--heads", "4", "--classes", "10")
     printed = capfd.readouterr().out
     assert "images: 8x8 latents with 4 channels; decode them with --codec" in printed
     assert "dropped: nothing\n" in printed
@@ -172,7 +172,7 @@ def test_latent_weights_are_recognized(capfd):
 
 
 def test_every_command_reads_the_checkpoint():
-    port("weights.pt", "--kind", "dit", "--heads", "4")
+    port("weights.pt", "--kind", "dit", "--heads", "4", "--classes", "10")
     photo = random_photo(Path("photo.png"), 8, 8)
     few = ["--steps", "3", "--seeds", "0,1"]
     main(["sample", "out/model.ckpt", *few, "--labels", "1,2", "--guidance", "3", "--output", "drawn"])
@@ -191,7 +191,7 @@ def test_every_command_reads_the_checkpoint():
 def test_fit_and_validate_can_start_from_the_checkpoint(caplog):
     caplog.set_level(logging.INFO)
     torch.save(random_weights(channels=1, dtype=torch.float32), "gray.pt")
-    port("gray.pt", "--kind", "dit", "--heads", "4")
+    port("gray.pt", "--kind", "dit", "--heads", "4", "--classes", "10")
     sizes = {"channels": 1, "patch_size": 2, "dim": 32, "depth": 2, "heads": 4, "classes": 10, "joint_labels": True}
     config = {
         "model": {
@@ -264,14 +264,15 @@ def test_damaged_files_are_rejected(refused):
         (["none.pt"], "CHECKPOINT must be a file of weights or a diffusers folder, got none.pt, which does not exist"),
         (["weights.pt"], "--kind is required for a file: add --kind dit or --kind sit"),
         (["weights.pt", "--kind", "dit"], "no official model has a width of 32, so the number of heads is unknown"),
-        (["weights.pt", "--kind", "dit", "--heads", "5"], "dim must be divisible by heads and by 4, got dim 32 with 5"),
+        (["weights.pt", "--kind", "dit", "--heads", "5", "--classes", "10"], "dim must be divisible by heads and by"),
         (["weights.pt", "--kind", "dit", "--heads", "0"], "--heads must be at least 1, got 0"),
         (["weights.pt", "--kind", "dat"], "--kind: must be one of 'dit', 'sit' or null, got dat"),
         (["weights.pt", "--kind", "dit", "--weights", "ema"], "--weights is ema, but weights.pt contains a single set"),
         (["weights.pt", "--kind", "dit", "--frequencies", "authors"], "--frequencies applies only to a diffusers"),
-        (["weights.pt", "--kind", "sit", "--heads", "4", "--image_size", "16"],
+        (["weights.pt", "--kind", "sit", "--heads", "4", "--classes", "10", "--image_size", "16"],
          "image_size must be 8, according to the positions in"),
         (["PIPELINE", "--kind", "sit"], "--kind must be dit for a diffusers folder, got sit: diffusers has no SiT"),
+        (["PIPELINE", "--classes", "9"], "--classes is 9, but the folder's config.json has 10: drop --classes"),
         (["PIPELINE", "--heads", "4"], "--heads is 4, but the folder's config.json has 2: drop --heads"),
         (["PIPELINE", "--weights", "raw"], "--weights is raw, but a diffusers folder contains a"),
         (["PIPELINE/transformer/diffusion_pytorch_model.safetensors"],
@@ -336,5 +337,5 @@ def test_incomplete_folders_are_rejected(pipeline, refused):
 
 @pytest.mark.parametrize("name", ["weights.pt", "out.pth"])
 def test_the_output_must_be_a_new_checkpoint_file(name, expect_error):
-    line = expect_error("port", "weights.pt", "--kind", "dit", "--heads", "4", "--output", name)
+    line = expect_error("port", "weights.pt", "--kind", "dit", "--heads", "4", "--classes", "10", "--output", name)
     assert line.startswith(f"--output must be a new .ckpt file, got {name}: choose another")

@@ -12,7 +12,7 @@ from datamodules import ImageNet64
 from datamodules.images.pixel_arrays import PixelArray
 from datamodules.index_cache import MappedArray
 from datamodules.storage import npz_batches
-from datamodules.storage.imagenet_classes import SORTED_INDEX
+from datamodules.storage.imagenet_classes import SORTED, SORTED_INDEX
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*holds . of 10 training files")
 
@@ -53,6 +53,7 @@ def full_split(data: ImageNet64, split: Any) -> dict[str, torch.Tensor]:
 def test_images_and_labels_are_those_of_the_files(root: Path) -> None:
     data = imagenet64(root)
     assert (data.classes, data.channels, data.size) == (1000, 3, SIZE)
+    assert data.label_names == SORTED
     for split, files in {"train": [arrays(1, 5), arrays(2, 7)], "val": [arrays(3, 6)]}.items():
         read = full_split(data, split)
         pixels = np.concatenate([file["data"] for file in files]).reshape(-1, 3, SIZE, SIZE)

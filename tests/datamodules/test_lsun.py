@@ -55,7 +55,8 @@ def test_several_categories_are_labeled_in_the_given_order(tmp_path: Path) -> No
     rooms(rooms(rooms(tmp_path), 6, 2, "church"), 5, 1, "tower")
     data = lsun(tmp_path, categories=["tower", "bedroom"])
     batches = list(data.images("train", 50))
-    assert data.classes == 2
+    assert (data.classes, data.label_names) == (2, ["tower", "bedroom"])
+    assert lsun(tmp_path, categories=["tower"]).label_names == ()
     assert batches[0]["label"].tolist() == [0] * 5 + [1] * 40
     assert grays(batches[0]["image"]) == [*range(5), *range(40)]
     assert [label for batch in data.val_dataloader() for label in batch["label"].tolist()] == [0, 1, 1, 1, 1]

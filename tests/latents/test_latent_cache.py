@@ -89,7 +89,7 @@ def test_the_manifest_describes_the_cache(whole, data):
     assert manifest["codec"] == Halves().fingerprint()
     assert manifest["made_by"] == {"class_path": f"{__name__}.Halves", "init_args": {"gain": 1.0}}
     config = {"class_path": "datamodules.Digits", "init_args": {"held_out": 0.2}}
-    assert manifest["data"] == config | {"size": 8, "channels": 1, "crop": None}
+    assert manifest["data"] == config | {"size": 8, "channels": 1, "crop": None, "label_names": list("0123456789")}
     train = manifest["splits"]["train"]
     assert (train["count"], train["unreadable"], train["classes"]) == (1438, 0, 10)
     assert (train["shape"], train["views"], train["dtype"]) == ([2, 4, 4], 2, "float16")

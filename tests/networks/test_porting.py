@@ -52,7 +52,7 @@ def diffusers_model(heads: int = 4, sigma: bool = True, **options) -> DiTTransfo
 
 def ported(model: DiTTransformer2DModel, convention: Convention = DIFFUSERS):
     weights = from_diffusers(model.state_dict())
-    return port_weights(weights, convention, heads=model.config.num_attention_heads, image_size=8)
+    return port_weights(weights, convention, heads=model.config.num_attention_heads, image_size=8, classes=10)
 
 
 def original(model: DiTTransformer2DModel, x: torch.Tensor, k: int) -> torch.Tensor:
@@ -159,7 +159,7 @@ def equations(w: dict, x: torch.Tensor, convention: Convention, t: float, heads:
 def test_output_matches_the_paper_s_equations(convention, heads, sigma, patch):
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-5)):  # positions are float32 in both
         w, x = random_weights(sigma=sigma, patch=patch, side=8 // patch, dtype=dtype), noisy(dtype)
-        port = port_weights(w, convention, heads=heads)
+        port = port_weights(w, convention, heads=heads, classes=10)
         assert (port.image_size, port.dropped) == (8, 4 if sigma else 0)
         for t in (0.001, 0.25, 0.5, 0.963, 1.0):
             found = port.network(x, levels(t, dtype, (1, 1)), LABELS)
@@ -171,7 +171,7 @@ def test_output_matches_the_paper_s_equations(convention, heads, sigma, patch):
 def test_output_is_exact_with_the_same_positions(convention, monkeypatch):
     w, x = random_weights(), noisy(torch.float64)
     monkeypatch.setattr(dit, "grid_positions", lambda *_: w["pos_embed"][0].reshape(16, 4, 8).flip(1).reshape(16, 32))
-    network = port_weights(w, convention, heads=4).network
+    network = port_weights(w, convention, heads=4, classes=10).network
     for t in torch.linspace(0, 1, 21, dtype=torch.float64).tolist():
         found = network(x, levels(t, torch.float64), LABELS)
         assert relative_error(found, equations(w, x, convention, t)) < 1e-12
@@ -186,14 +186,14 @@ def test_sit_samples_from_noise_to_image():
     """Its velocity is d x / d time with time 1 at the image; that of asyncdiff points to the noise (rectified flow)."""
     w, x = random_weights(), noisy(torch.float64)
     t = levels(0.3, torch.float64, (1, 1))
-    prediction = Denoiser(port_weights(w, SIT, heads=4).network, RectifiedFlow())(x, t, LABELS)
+    prediction = Denoiser(port_weights(w, SIT, heads=4, classes=10).network, RectifiedFlow())(x, t, LABELS)
     to_image = forward(w, x, torch.full((3,), 0.7, dtype=torch.float64), LABELS, 4)[:, :4]
     assert torch.allclose(prediction.x, x + 0.3 * to_image, atol=1e-6)
     assert torch.allclose(prediction.eps, x - 0.7 * to_image, atol=1e-6)
 
 
 def test_levels_may_differ_from_patch_to_patch_and_the_network_trains():
-    network = port_weights(random_weights(dtype=torch.float32), DIT, heads=4).network
+    network = port_weights(random_weights(dtype=torch.float32), DIT, heads=4, classes=10).network
     mixed = network(noisy(), torch.rand(3, 4, 4, generator=seeded(2)), LABELS)
     assert not torch.allclose(mixed, network(noisy(), levels(0.5), LABELS), atol=1e-2)
     assert network.joint_labels
@@ -204,17 +204,19 @@ def test_levels_may_differ_from_patch_to_patch_and_the_network_trains():
 def test_half_precision_weights_become_float32():
     w = random_weights(dtype=torch.float32)
     half = {name: weight.half() for name, weight in w.items()}
-    network = port_weights(half, DIT, heads=4).network
+    network = port_weights(half, DIT, heads=4, classes=10).network
     assert {p.dtype for p in network.parameters()} == {torch.float32}
     with torch.no_grad():
-        found, full = (port_weights(v, DIT, heads=4).network(noisy(), levels(0.5), LABELS) for v in (half, w))
+        found, full = (
+            port_weights(v, DIT, heads=4, classes=10).network(noisy(), levels(0.5), LABELS) for v in (half, w)
+        )
     assert torch.allclose(found, full, atol=0.02)
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(384, 6), (768, 12), (1024, 16), (1152, 16)])
 def test_sizes_are_read_from_weights_and_heads_from_official_sizes(dim, heads):
     w = random_weights(dim, depth=1, channels=3, patch=4, classes=5, dtype=torch.float32)
-    network = port_weights(w, DIT).network
+    network = port_weights(w, DIT, classes=5).network
     found = (network.channels, network.patch_size, network.dim, network.depth, network.heads, network.classes)
     assert found == (3, 4, dim, 1, heads, 5)
 
@@ -258,7 +260,7 @@ def edited(**weights) -> dict[str, torch.Tensor]:
 )  # fmt: skip
 def test_wrong_weights_are_refused(w, message):
     with pytest.raises(ValueError, match=message):
-        port_weights(w, DIT, heads=4)
+        port_weights(w, DIT, heads=4, classes=10)
 
 
 @pytest.mark.parametrize(
@@ -268,11 +270,18 @@ def test_wrong_weights_are_refused(w, message):
         ({}, {"heads": 5}, "dim must be divisible by heads"),
         ({"pos_embed": None}, {"heads": 4}, "the weights contain no positions, .* add --image_size"),
         ({}, {"heads": 4, "image_size": 16}, "image_size must be 8, .* got 16: omit --image_size"),
+        (
+            {},
+            {"heads": 4, "classes": None},
+            "has 11 rows, so the number of classes is unknown, 11 or 10 ",
+        ),
+        ({}, {"heads": 4, "classes": 11}, "must have a row for no label after those of the 11 classes, got 11 rows: a"),
+        ({}, {"heads": 4, "classes": 12}, "classes must be 10, one less than the rows of the label table, got 12"),
     ],
 )
-def test_missing_heads_or_image_size_are_refused(w, options, message):
+def test_missing_or_wrong_heads_image_size_and_classes_are_refused(w, options, message):
     with pytest.raises(ValueError, match=message):
-        port_weights(edited(**w), DIT, **options)
+        port_weights(edited(**w), DIT, **{"classes": 10, **options})
 
 
 def test_stored_positions_are_a_permutation_of_grid_positions():
@@ -280,3 +289,10 @@ def test_stored_positions_are_a_permutation_of_grid_positions():
     assert torch.allclose(
         stored.reshape(25, 4, 4).flip(1).reshape(25, 16).float(), grid_positions((5, 5), 16, stored.device), atol=1e-6
     )
+
+
+def test_a_table_of_the_official_size_needs_no_number_of_classes():
+    w = random_weights(classes=1000, dtype=torch.float32)
+    assert port_weights(w, DIT, heads=4).network.classes == 1000
+    with pytest.raises(ValueError, match="got 1000 rows: a network trained without label dropout predicts nothing wi"):
+        port_weights(random_weights(classes=999, dtype=torch.float32), DIT, heads=4, classes=1000)

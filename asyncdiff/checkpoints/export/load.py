@@ -62,6 +62,7 @@ def read_export(folder: str | Path, map_location: torch.device | str = "cpu") ->
         "global_step": config["step"],
         "epoch": 0,
         "pytorch-lightning_version": config["software"]["lightning"],
+        **({"labels": config["labels"]} if isinstance(config.get("labels"), dict) else {}),
         "export": update_names(config) | {"folder": str(folder)},
     }
 

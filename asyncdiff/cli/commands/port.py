@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options("port", DESCRIPTION, _declare, argv)
     if options.output.suffix != ".ckpt" or options.output.exists():
         raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
-    for name in ("heads", "image_size"):
+    for name in ("heads", "image_size", "classes"):
         if options[name] is not None:
             at_least(f"--{name}", options[name], 1, "omit it to use the file's value")
     from asyncdiff.cli.jobs.port_weights import port  # imports PyTorch
@@ -36,6 +36,11 @@ def _declare(parser: CommandParser) -> None:
     parser.add_argument("--heads", type=int | None, help="number of attention heads (default: the official size's)")
     parser.add_argument(
         "--image_size", type=int | None, help="side length of the images or latents, if the file does not contain it"
+    )
+    parser.add_argument(
+        "--classes",
+        type=int | None,
+        help="number of classes, if the file does not contain it (default: 1000)",
     )
     parser.add_argument("--frequencies", type=Literal["diffusers", "authors"] | None, help=FREQUENCIES)
 

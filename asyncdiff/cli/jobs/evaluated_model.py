@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from asyncdiff.checkpoints import choose_weights, read_checkpoint
+from asyncdiff.checkpoints.label_meaning import check_same_labels, label_fingerprint
 from asyncdiff.checkpoints.locate import weight_file
 from asyncdiff.checkpoints.select_weights import WeightKind
 from asyncdiff.cli import trusted_packages
@@ -51,6 +52,9 @@ class EvaluatedModel:
         model = DiffusionModel.from_checkpoint(contents, file, device, weights=options.weights, allow=allow)
         dropout = contents["recipe"]["init_args"].get("label_dropout")
         check_labels(model, getattr(data, "classes", None), conditioned=options.labels, label_dropout=dropout)
+        if options.labels and model.classes:
+            here = label_fingerprint(getattr(data, "label_names", None))
+            check_same_labels(here, contents.get("labels"), file, "use the data that the model was trained on")
         weights = choose_weights(contents, options.weights, file)[1]
         dtype = next(str(v.dtype) for v in contents["state_dict"].values() if v.is_floating_point())
         return cls(run, data, with_codec(model, options), file, contents.get("global_step", 0), weights, dtype)

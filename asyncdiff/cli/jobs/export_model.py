@@ -125,7 +125,7 @@ def _normalization(model: DiffusionModel, checkpoint: Mapping[str, Any]) -> dict
 
 def _data(file: Path) -> dict[str, Any] | None:
     """Return the data section of a run's configuration without local paths; None if it has no data section."""
-    if not file.is_file():
+    if not file.exists():
         return None
     try:
         section = OmegaConf.select(Experiment(file).config, "data")

@@ -27,6 +27,7 @@ class ExternalCheckpoint:
         config: model configuration of a diffusers folder; empty for a file.
         scheduler: scheduler configuration of a diffusers pipeline; empty without one.
         averaged: whether these are EMA weights; None if unknown.
+        classes: number of classes, without "no label", if the file or folder records it.
     """
 
     weights: dict[str, Tensor]
@@ -34,6 +35,7 @@ class ExternalCheckpoint:
     config: dict[str, Any]
     scheduler: dict[str, Any]
     averaged: bool | None = None
+    classes: int | None = None
 
 
 def read_source(path: Path, weights: WeightSet = "auto") -> ExternalCheckpoint:
@@ -45,7 +47,8 @@ def read_source(path: Path, weights: WeightSet = "auto") -> ExternalCheckpoint:
             f"CHECKPOINT must be a file of weights or a diffusers folder, got {path}, which does not exist: "
             "check the path"
         )
-    state, averaged = _unwrap(path, read_tensors(path), weights)
+    contents = read_tensors(path)
+    state, averaged = _unwrap(path, contents, weights)
     if has_diffusers_names(state):
         raise ValueError(
             f"{path} contains diffusers weights, which need their config.json: pass the folder instead of the file"
@@ -55,7 +58,8 @@ def read_source(path: Path, weights: WeightSet = "auto") -> ExternalCheckpoint:
             f"CHECKPOINT must contain a DiT or a SiT, got {_names(state)} in {path}: "
             "other architectures are not supported"
         )
-    return ExternalCheckpoint(state, "original", {}, {}, averaged)
+    classes = getattr(contents.get("args"), "num_classes", None)  # of DiT's training script
+    return ExternalCheckpoint(state, "original", {}, {}, averaged, classes)
 
 
 def read_tensors(path: Path) -> Any:
@@ -95,7 +99,8 @@ def _folder(path: Path, weights: WeightSet) -> ExternalCheckpoint:
         )
     scheduler_file = path / "scheduler" / "scheduler_config.json"
     scheduler = _json(scheduler_file) if scheduler_file.is_file() else {}
-    return ExternalCheckpoint(from_diffusers(state), "diffusers", config, scheduler)
+    classes = config.get("num_embeds_ada_norm")
+    return ExternalCheckpoint(from_diffusers(state), "diffusers", config, scheduler, classes=classes)
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:

@@ -130,14 +130,14 @@ def _convention(source: ExternalCheckpoint, process: Process, frequencies: str |
 
 
 def _sizes(source: ExternalCheckpoint, options: Any) -> dict[str, int | None]:
-    """Return the sizes that the shapes of the weights leave open, from the options or the folder's configuration."""
-    sizes = {}
-    for name, key in (("heads", "num_attention_heads"), ("image_size", "sample_size")):
-        given, configured = options[name], source.config.get(key)
-        if configured is not None and given not in (None, configured):
-            raise ValueError(f"--{name} is {given}, but the folder's config.json has {configured}: drop --{name}")
-        sizes[name] = given if configured is None else configured
-    return sizes
+    """Return the sizes that the shapes of the weights leave open, from the options or as the source records them."""
+    recorded = {"heads": source.config.get("num_attention_heads"), "image_size": source.config.get("sample_size")}
+    recorded |= {"classes": source.classes}
+    for name, value in recorded.items():
+        if None not in (value, options[name]) and options[name] != value:
+            place = "the folder's config.json" if source.config else "the file"
+            raise ValueError(f"--{name} is {options[name]}, but {place} has {value}: drop --{name}")
+    return {name: options[name] if value is None else value for name, value in recorded.items()}
 
 
 def _model(port: PortedNetwork, kind: Kind, process: Process) -> AsyncDiffusion:

@@ -44,6 +44,7 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
             "size": data.size,
             "channels": data.channels,
             "crop": getattr(data, "crop", None),
+            **({"label_names": list(data.label_names)} if getattr(data, "label_names", None) else {}),
         },
         "splits": {name: splits[name] for name in SPLITS if name in splits},
     }

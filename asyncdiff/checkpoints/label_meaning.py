@@ -1,0 +1,46 @@
+"""What the class labels of a model mean: a digest of the names of the classes, which checkpoints and exports record."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asyncdiff.foreign_text import visible
+
+SHOWN, LENGTH = 3, 24  # number of names that a fingerprint shows, and of characters of each
+
+
+def label_fingerprint(names: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return a dict that identifies the meaning of labels; None if the classes have no names.
+
+    Keys: classes (their number), sha256 (of all names in the order of the labels) and first (some names for messages).
+    """
+    if not names:
+        return None
+    digest = hashlib.sha256(b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in names))
+    first = [visible(name, LENGTH) for name in names[:SHOWN]]
+    return {"classes": len(names), "sha256": digest.hexdigest(), "first": first}
+
+
+def same_labels(here: Mapping[str, Any] | None, there: Mapping[str, Any] | None) -> bool:
+    """Return whether two fingerprints are equal; True if one is unknown, as in files of earlier versions."""
+    known = isinstance(here, Mapping) and isinstance(there, Mapping)
+    return not known or here.get("sha256") == there.get("sha256")  # type: ignore[union-attr]
+
+
+def check_same_labels(
+    here: Mapping[str, Any] | None, there: Mapping[str, Any] | None, file: str | Path, remedy: str
+) -> None:
+    """Raise ValueError if the data's labels (`here`) mean other classes than those of a model (`there`) from `file`."""
+    if not same_labels(here, there):
+        raise ValueError(
+            f"the classes of the data must be those of {file}, {describe(there)}, got {describe(here)}: {remedy}"
+        )
+
+
+def describe(fingerprint: Any) -> str:
+    """Format a fingerprint for a message: the first names, their number and the first digits of the digest."""
+    names = fingerprint.get("first")
+    listed = ", ".join(visible(name, LENGTH) for name in names[:SHOWN]) if isinstance(names, list) else ""
+    count, digest = visible(fingerprint.get("classes"), LENGTH), visible(fingerprint.get("sha256"))[:8]
+    return f"{listed} ... ({count} classes, SHA-256 {digest})"
