@@ -7,13 +7,17 @@ from numbers import Integral, Real
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's seed_everything
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
+MAX_IMAGES = 10**6  # images of one call, which no memory bounds
+MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
 
 
-def at_least(name: str, value: float, minimum: float, remedy: str) -> None:
-    """Raise ValueError unless `value` is finite and at least `minimum`."""
+def at_least(name: str, value: float, minimum: float, remedy: str, maximum: float | None = None) -> None:
+    """Raise ValueError unless `value` is finite, at least `minimum`, and at most `maximum` if there is one."""
     finite(name, value, remedy)
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
+    if maximum is not None and value > maximum:
+        raise ValueError(f"{name} must be at most {maximum}, got {value}: {remedy}")
 
 
 def positive(name: str, value: float, remedy: str) -> None:
@@ -54,9 +58,11 @@ def check_number(name: str, value: object, remedy: str) -> None:
 
 def check_seeds(name: str, seeds: Iterable[int]) -> None:
     """Raise ValueError unless all seeds lie in the one range that all seeds have, 0 .. 2**32 - 1."""
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"{name} must be an integer from 0 to {MAX_SEED}, got {seed}: use 0, for example")
+    ends = [*seeds[:1], *seeds[-1:]] if isinstance(seeds, range) else seeds
+    for seed in ends:
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed <= MAX_SEED:
+            value = "null" if seed is None else seed
+            raise ValueError(f"{name} must be an integer from 0 to {MAX_SEED}, got {value}: use 0, for example")
 
 
 def environment_integer(name: str) -> int:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from asyncdiff.callbacks.held_out_metric import HeldOutMetric
-from asyncdiff.callbacks.loss_by_level import level_bins
+from asyncdiff.callbacks.loss_by_level import MAX_BINS, level_bins
 from asyncdiff.callbacks.tensorboard import log_figure
 from asyncdiff.callbacks.validation_images import evaluation_images
 from asyncdiff.checks import at_least
@@ -77,8 +77,8 @@ class Calibration(HeldOutMetric):
     ):
         if count is not None:
             at_least("count", count, 1, "use 1024 for smooth curves, or null for all images")
-        at_least("bins", bins, 1, "use 10, for example")
-        at_least("groups", groups, 2, "use 8, for example")
+        at_least("bins", bins, 1, "use 10, for example", MAX_BINS)
+        at_least("groups", groups, 2, "use 8, for example", MAX_BINS)
         super().__init__(name, every_n_steps, count, batch_size)
         self.bins = bins
         self.groups = groups

@@ -14,6 +14,8 @@ from asyncdiff.sampling.trajectories import Frame
 from asyncdiff.shapes import to_pixels
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
+MAX_FRAMES = 1000  # states side by side in one picture
+
 
 class DenoisingStrip(PeriodicImage):
     """Draws two rows per image at evenly spaced sampling steps: x_t, and its level map (black = clean, white = noise).
@@ -39,7 +41,7 @@ class DenoisingStrip(PeriodicImage):
         name: str = "denoising",
     ):
         super().__init__(name, every_n_steps, count, sampler or Sampler(AsyncPatch()))
-        at_least("frames", frames, 2, "the first and the last state are always shown")
+        at_least("frames", frames, 2, "the first and the last state are always shown", MAX_FRAMES)
         self.frames = frames
         self.mask = mask
 

@@ -4,9 +4,11 @@ from lightning.pytorch import Callback, Trainer
 
 from asyncdiff.callbacks.tensorboard import log_figure
 from asyncdiff.checkpoints import object_config
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
 from asyncdiff.training.lightning_module import AsyncDiffusion
+
+MAX_IMAGES = 2**20  # more would not change the figure
 
 
 class LevelMaps(Callback):
@@ -22,7 +24,8 @@ class LevelMaps(Callback):
     """
 
     def __init__(self, images: int = 4096, seed: int = 0):
-        at_least("images", images, 1, "use 4096, for example")
+        at_least("images", images, 1, "use 4096, for example", MAX_IMAGES)
+        check_seeds("seed", [seed])
         self.images = images
         self.seed = seed
 

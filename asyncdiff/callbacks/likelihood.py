@@ -17,6 +17,8 @@ from asyncdiff.noise.paths import Path as NoisePath
 from asyncdiff.noise.progress_samplers import ProgressSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
+MAX_POINTS = 100_000  # evaluations of the network per image
+
 
 class Likelihood(HeldOutMetric):
     """Logs bits_per_dim/PATH (nats_per_dim/PATH for latents) of held-out images, and bits_per_dim/path_gap.
@@ -59,7 +61,9 @@ class Likelihood(HeldOutMetric):
     ):
         if count is not None:
             at_least("count", count, 2, "a standard error needs two images")
-        at_least("points", points, 2, "use 64, for example")
+        at_least("points", points, 2, "use 64, for example", MAX_POINTS)
+        if t_min is not None and not 0 < t_min < 1:
+            raise ValueError(f"t_min must lie in (0, 1), got {t_min}: use 0.002 for 8-bit pixels, or omit it")
         super().__init__(name, every_n_steps, count, batch_size)
         self.paths: Mapping[str, NoisePath] = paths or STANDARD_PATHS
         self.points = points

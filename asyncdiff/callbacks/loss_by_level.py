@@ -11,6 +11,8 @@ from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.checks import at_least
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
+MAX_BINS = 1000  # the names of more would not differ in their three decimals
+
 
 class LossByLevel(Callback):
     """Logs the mean squared error of the velocity over the training patches of each level bin.
@@ -24,7 +26,7 @@ class LossByLevel(Callback):
     """
 
     def __init__(self, bins: int = 8):
-        at_least("bins", bins, 1, "use 8, for example")
+        at_least("bins", bins, 1, "use 8, for example", MAX_BINS)
         self.bins = bins
         self._sums: Tensor | None = None  # over the steps since the last log
         self._current: Tensor | None = None  # over the accumulated batches of the current step

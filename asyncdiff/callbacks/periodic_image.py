@@ -15,11 +15,13 @@ from asyncdiff.callbacks.every_n_steps import PeriodicCallback
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.throughput import untimed
 from asyncdiff.checks import at_least
+from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 RGBImage = Float[Tensor, "3 height width"]  # values in [0, 1]
 
+BYTES = 4  # of a 32-bit number
 MIN_TILE = 64  # pixels; smaller images are enlarged by an integer factor for visibility
 
 
@@ -45,6 +47,13 @@ class PeriodicImage(PeriodicCallback):
     @abstractmethod
     def draw(self, trainer: Trainer, module: AsyncDiffusion) -> RGBImage:
         """Return the image; called on all processes, with the EMA weights swapped in."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
+        """Raise ValueError if the images would not fit into memory."""
+        _, height, width = pl_module.shape
+        one, free = 3 * max(MIN_TILE, height) * max(MIN_TILE, width) * BYTES, available_memory()
+        remedy = f"use at most {free // one}"
+        check_memory(f"{type(self).__name__}: count", self.count, self.count * one, remedy, available=free)
 
     def run(self, trainer: Trainer, module: AsyncDiffusion) -> None:
         """Draw the image and write it."""

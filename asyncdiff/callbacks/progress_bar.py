@@ -7,6 +7,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm.auto import tqdm
 
+from asyncdiff.checks import at_least
+
 
 class StepProgressBar(TQDMProgressBar):
     """Progress bar over all optimizer steps of a run, with the remaining time; Lightning's bar covers a single epoch.
@@ -19,6 +21,7 @@ class StepProgressBar(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 1):
+        at_least("refresh_rate", refresh_rate, 0, "1 updates it in every step, 0 disables it")
         super().__init__(refresh_rate=refresh_rate)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.periodic_image import PeriodicImage, RGBImage, cycle_labels, tile_images
 from asyncdiff.callbacks.split_work import run_distributed
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -35,6 +35,7 @@ class SampleGrid(PeriodicImage):
     ):
         super().__init__(name, every_n_steps, count, sampler)
         at_least("columns", columns, 1, "set the number of images per row")
+        check_seeds("first_seed", [first_seed])
         self.columns = columns
         self.first_seed = first_seed
 

@@ -76,7 +76,7 @@ class CategoricalDecoder(Decoder):
     nats = math.log(2)
 
     def __init__(self, values: int = 256):
-        at_least("values", values, 2, "use 256 for 8-bit images")
+        at_least("values", values, 2, "use 256 for 8-bit images, 65536 for 16 bits", 2**16)
         self.values = values
         # A quarter of the distance between values, logSNR 12.5 for 8 bits (VDM ends at 13.3). Below it, halving the
         # noise costs log 2 if left to a network that does not know that values are discrete, but almost nothing in the

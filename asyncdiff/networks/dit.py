@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asyncdiff.checks import at_least, within
+from asyncdiff.checks import at_least, positive, within
 from asyncdiff.networks.attention import Attention, GridRotations, rotations
 from asyncdiff.networks.embeddings import (
     LEVEL_SCALE,
@@ -157,6 +157,8 @@ class DiT(nn.Module):
         at_least("classes", classes, 0, "use 0 for a network without labels")
         at_least("mlp_ratio", mlp_ratio, 0, "use 4, for example")
         within("dropout", dropout, 0, 1, "it is a probability")
+        positive("level_scale", level_scale, "omit it unless the weights need another")
+        positive("level_period", level_period, "omit it unless the weights need another")
         if rope and dim // heads % 4:
             raise ValueError(f"dim / heads must be divisible by 4 for rope, got {dim} / {heads}: change heads")
         self.channels = channels

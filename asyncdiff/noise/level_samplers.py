@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from asyncdiff.checks import at_least, positive, within
+from asyncdiff.checks import at_least, finite, positive, within
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import IndependentField, PerlinField
@@ -104,6 +104,7 @@ class Shared(LevelSampler):
     """
 
     def __init__(self, loc: float = 0.0, scale: float | None = None):
+        finite("loc", loc, "use 0 for levels around 1/2")
         if scale is None and loc != 0:
             raise ValueError(f"loc needs a scale, got loc {loc} with scale None: set scale to 1.0, for example")
         if scale is not None:
@@ -267,6 +268,7 @@ class LogitNormalTruncated(TruncatedGaussian):
 
     def __init__(self, loc: float = 0.7, scale: float = 1.0, std: float = 0.6):
         super().__init__(std)
+        finite("loc", loc, PAPER)
         positive("scale", scale, PAPER)
         self.loc = loc
         self.scale = scale

@@ -145,6 +145,7 @@ class SuperResolution(Mask):
 # in pixels. A seed therefore gives the same drawing at every size, independently of the floating-point library.
 LATTICE = 4096
 SIDE = 256  # image size in pixels that LaMa's numbers refer to
+MAX_STROKES = 10_000  # many times what half of the largest image has room for
 MAX_SEGMENTS = 5  # segments of one stroke
 MIN_LENGTH, MIN_WIDTH = 10, 5  # limits of segments, at SIDE pixels
 MAX_BOXES, MIN_BOX, MAX_BOX = 4, 30, 150  # boxes of one mask, and their sides at SIDE pixels
@@ -176,7 +177,7 @@ class Thin(Mask):
 
     def __init__(self, fewest: int = 4, most: int = 50, length: int = 40, width: int = 10, boxes: float = 0.0):
         at_least("fewest", fewest, 1, "Thin uses 4, Wide uses 1")
-        at_least("most", most, fewest, "raise most or lower fewest")
+        at_least("most", most, fewest, "raise most or lower fewest; Thin uses 50, Wide uses 5", MAX_STROKES)
         at_least("length", length, MIN_LENGTH, "Thin uses 40, Wide uses 200")
         at_least("width", width, MIN_WIDTH, "Thin uses 10, Wide uses 100")
         within("boxes", boxes, 0, 1, "it is a probability; Wide uses 0.3")

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_INTEGER, at_least
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import upsampled_to
 
@@ -151,10 +151,10 @@ class CustomOrder(Order):
             )
         for i, row in enumerate(grid):
             for j, rank in enumerate(row):
-                if isinstance(rank, bool) or not float(rank).is_integer() or rank < 0:
+                if isinstance(rank, bool) or not float(rank).is_integer() or not 0 <= rank <= MAX_INTEGER:
                     raise ValueError(
-                        f"grid must contain nonnegative integers, got {rank} in row {i}, column {j}: use 0 for the "
-                        "patches to generate first"
+                        f"grid must contain nonnegative integers of 64 bits, got {rank} in row {i}, column {j}: "
+                        "use 0 for the patches to generate first"
                     )
         self.grid = [[int(rank) for rank in row] for row in grid]
         self._unique, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from asyncdiff.checks import finite
 from asyncdiff.shapes import Image, LevelMap, to_pixels
 
 Level = Float[Tensor, "*level"]
@@ -210,6 +211,7 @@ class LinearVP(Process):
                 f"beta_start and beta_end must satisfy 0 < beta_start < beta_end <= {MAX_BETA}, "
                 f"got {beta_start} and {beta_end}: use 1e-4 and 0.02 as in DDPM"
             )
+        finite("steps", steps, "use 1000 as in DDPM")
         least = math.floor(1 + (beta_end - beta_start) / (2 * beta_start)) + 1
         if steps < least:
             raise ValueError(

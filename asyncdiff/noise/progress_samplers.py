@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from asyncdiff.checks import positive
+from asyncdiff.checks import finite, positive
 from asyncdiff.noise.paths import Curve
 from asyncdiff.noise.processes import Process, RectifiedFlow
 from asyncdiff.shapes import LevelMap, Progress
@@ -56,6 +56,7 @@ class LogitNormalProgress(ProgressSampler):
     """
 
     def __init__(self, loc: float = 0.0, scale: float = 1.0):
+        finite("loc", loc, "0 favors the middle")
         positive("scale", scale, "use 1, for example")
         self.loc = loc
         self.scale = scale

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.denoising.denoiser import Prediction
 from asyncdiff.denoising.uncertainty import check_finite, predicted_rms_error
 from asyncdiff.randomness import RandomSource
@@ -64,7 +64,7 @@ class Adaptive(ImageSampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps", steps, 1, "use 50, for example")
+        at_least("steps", steps, 1, "use 50, for example", MAX_STEPS)
         check_partial_updates(refresh, margin)
         self.step_rule = step_rule or Tolerance()
         self.solver = solver or DDIM()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.sampling.trajectories import Frame, last
@@ -138,7 +138,9 @@ def generate(
     Returns:
         Images (b, c, h, w) on the denoiser's device, in [-1, 1] up to the network's error.
     """
-    return sample(denoiser, sampler, ImageBatch(seeds, labels), shape, batch_size=batch_size)
+    batch = ImageBatch(seeds, labels)
+    check_seeds("seeds", seeds)
+    return sample(denoiser, sampler, batch, shape, batch_size=batch_size)
 
 
 def inpaint(
@@ -193,6 +195,7 @@ def inpaint(
     image = image if image.ndim == 4 else image.expand(count, *image.shape)
     known = known if known.ndim == 3 else known.expand(count, *known.shape)
     batch = ImageBatch(seeds, labels, image, known)
+    check_seeds("seeds", seeds)
     return sample(denoiser, sampler, batch, (image.shape[1], image.shape[2], image.shape[3]), batch_size=batch_size)
 
 

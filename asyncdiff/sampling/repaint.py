@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.sampling.guidance import Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.sampling.solvers import DDIM, Solver
@@ -43,9 +43,9 @@ class RePaint(ImageSampler):
         guidance: Sequence[Guidance] = (),
         hold: bool = False,
     ):
-        at_least("steps", steps, 1, "the paper uses 250")
-        at_least("jump", jump, 1, "the paper uses 10")
-        at_least("resamples", resamples, 1, "the paper uses 10, 1 never jumps back")
+        at_least("steps", steps, 1, "the paper uses 250", MAX_STEPS)
+        at_least("jump", jump, 1, "the paper uses 10", MAX_STEPS)
+        at_least("resamples", resamples, 1, "the paper uses 10, 1 never jumps back", MAX_STEPS // steps)
         self.steps = steps
         self.jump = jump
         self.resamples = resamples

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
 from asyncdiff.noise.orders import Order, Raster
 from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised, Path, Synchronous
@@ -247,7 +247,7 @@ class Sampler(ImageSampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps", steps, 1, "use 50, for example")
+        at_least("steps", steps, 1, "use 50, for example", MAX_STEPS)
         check_partial_updates(refresh, margin)
         if steps != int(steps):
             raise ValueError(f"steps must be an integer, got {steps}: use 50, for example")
@@ -333,7 +333,7 @@ class Autoregressive(Sampler):
         refresh: int = 1,
         margin: int = 0,
     ):
-        at_least("steps_per_patch", steps_per_patch, 1, "the paper uses 16")
+        at_least("steps_per_patch", steps_per_patch, 1, "the paper uses 16", MAX_STEPS)
         self.order = order or Raster()
         self.overlap = overlap
         self.steps_per_patch = steps_per_patch
@@ -341,6 +341,8 @@ class Autoregressive(Sampler):
 
     def num_steps(self, grid: tuple[int, int]) -> int:
         duration = 1 + (self.order.groups(grid) - 1) * (1 - self.overlap)
+        largest = max(1, int(MAX_STEPS / duration))
+        at_least("steps_per_patch", self.steps_per_patch, 1, f"{grid[0]}x{grid[1]} patches take them in turn", largest)
         return math.ceil(round(self.steps_per_patch * duration, 6))
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.checks import at_least, below_one, within
+from asyncdiff.checks import at_least, below_one, positive, within
 from asyncdiff.denoising.uncertainty import ROUNDING, most_certain
 from asyncdiff.shapes import KnownPatches, LevelMap
 
@@ -114,8 +114,7 @@ class Tolerance(StepRule):
     adjusts_to_budget = True
 
     def __init__(self, tolerance: float = 0.02, max_stride: int = 4, lead: float = 0.5):
-        if not 0 < tolerance < math.inf:
-            raise ValueError(f"tolerance must be positive and finite, got {tolerance}: start with 1/steps")
+        positive("tolerance", tolerance, "start with 1/steps")
         at_least("max_stride", max_stride, 1, "1 gives the uniform grid")
         within("lead", lead, 0, 1, "1 sets no limit, 0 keeps all patches at one level")
         self.tolerance = tolerance

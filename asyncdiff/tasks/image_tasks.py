@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.tasks.arguments import Fit, check_fit
 from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels
 
@@ -67,6 +67,7 @@ class Task(ABC):
         """
         from asyncdiff.tasks.pixel_space import PixelSpace
 
+        check_seeds("seeds", seeds)
         space = PixelSpace(model)
         space.check_channels()
         canvases = self.prepare(space)
@@ -192,6 +193,7 @@ class Inpaint(Task):
         self.mask = mask
         self.mask_is_unknown = mask_is_unknown
         self.mask_seed = mask_seed
+        check_seeds("mask_seed", [mask_seed])
         self.size = size
         self.fit: Fit = fit
         check_fit(fit, size)
@@ -281,6 +283,7 @@ class Autoregress(Task):
         self.mask = mask
         self.mask_is_unknown = mask_is_unknown
         self.mask_seed = mask_seed
+        check_seeds("mask_seed", [mask_seed])
         self.size = size
         self.fit: Fit = fit
         check_fit(fit, size)

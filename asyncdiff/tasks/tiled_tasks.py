@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import at_least, below_one
+from asyncdiff.checks import at_least, below_one, positive
 from asyncdiff.tasks.arguments import Fit, check_fit, format_size, parse_size, photo_files
 from asyncdiff.tasks.image_tasks import Task
 from asyncdiff.tasks.requests import Canvas, Photo, Request, State
@@ -155,8 +155,7 @@ class Texture(TiledTask):
         self.scale = scale
         self.piece = piece
         below_one("overlap", overlap, "use 0.5, for example")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}: use 1 to leave the exemplar unchanged")
+        positive("scale", scale, "use 1 to leave the exemplar unchanged")
         if exemplar is None and (scale != 1 or piece is not None):
             raise ValueError("scale and piece need an exemplar, got none: set exemplar, or omit them")
 

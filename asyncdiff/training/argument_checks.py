@@ -1,23 +1,57 @@
 """Check the arguments of `AsyncDiffusion` when the model is built rather than at the first step."""
 
-from asyncdiff.checks import at_least, within
+import math
+from typing import Any
+
+from asyncdiff.checks import at_least, check_seeds, finite, within
 from asyncdiff.denoising.weightings import Weighting
+from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.model import DiffusionModel
 from asyncdiff.noise.level_samplers import LevelSampler
 from asyncdiff.noise.paths import check_path
 from asyncdiff.sampling.samplers import Sampler
 
+MAX_SIDE = 65_535  # the longest side of a JPEG file
+IMAGES_PER_STEP = 4  # images that exist at the same time in a training step: clean, noise, noisy, predicted
+BYTES = 4  # of a 32-bit number
+MAX_LEVEL_VALUES = 2**16  # a network computes that many modulations per step: more than there are patches
 
-def check_ranges(*, label_dropout: float, level_values: int, uncertainty_weight: float) -> None:
+
+def check_ranges(*, label_dropout: float, level_values: int, uncertainty_weight: float, seed: int) -> None:
     """Raise ValueError if an argument of an `AsyncDiffusion` is out of range."""
-    if level_values < 0 or level_values == 1:
-        raise ValueError(f"level_values must be 0 (continuous) or at least 2, got {level_values}: use 256, for example")
+    finite("level_values", level_values, "use 256, for example")
+    if level_values != 0 and not 2 <= level_values <= MAX_LEVEL_VALUES:
+        raise ValueError(
+            f"level_values must be 0 (continuous) or lie in [2, {MAX_LEVEL_VALUES}], got {level_values}: use 256, for "
+            "example"
+        )
     within("label_dropout", label_dropout, 0, 1, "use 0.1, for example")
     at_least("uncertainty_weight", uncertainty_weight, 0, "use 0.01, as Patch Forcing does")
+    check_seeds("seed", [seed])
+
+
+def check_image_size(model: DiffusionModel) -> None:
+    """Raise ValueError if a training step for a single image would not fit into memory."""
+    size, channels = model.image_size, model.shape[0]
+    within("image_size", size, 1, MAX_SIDE, "set the side length of the images of the data")
+    one, free = IMAGES_PER_STEP * channels * BYTES, available_memory()
+    remedy = f"use at most {math.isqrt(free // one)}"
+    check_memory("image_size", size, one * size * size, remedy, available=free)
+
+
+def check_batches(model: DiffusionModel, data: Any) -> None:
+    """Raise ValueError if the images of one batch of the data would not fit into memory."""
+    one, free = math.prod(model.shape) * BYTES, available_memory()
+    for name, split in (("batch_size", "train"), ("eval_batch_size", "val")):
+        size = getattr(data, name, None)
+        if isinstance(size, int) and hasattr(data, "dataset"):
+            needed = min(size, len(data.dataset(split))) * one
+            check_memory(f"data.{name}", size, needed, f"use at most {free // one}", available=free)
 
 
 def check_training(model: DiffusionModel, levels: LevelSampler, weighting: Weighting, level_values: int) -> None:
     """Raise ValueError if a model cannot be trained with these levels and this weighting."""
+    check_image_size(model)
     weighting.check(levels)
     if weighting.needs_slopes and level_values:
         raise ValueError(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, at_least, check_seeds, positive
 from asyncdiff.tasks import Task
 
 
@@ -27,15 +27,17 @@ class OptimizerSettings:
     stop_after_bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(
-                f"optimizer.learning_rate must be positive, got {self.learning_rate}: use 1e-4, for example"
-            )
+        positive("optimizer.learning_rate", self.learning_rate, "use 1e-4, for example")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
                 f"optimizer.betas must be two numbers in [0, 1), got {list(self.betas)}: use [0.9, 0.99], for example"
             )
         at_least("optimizer.weight_decay", self.weight_decay, 0, "use 0 for no weight decay")
+        if self.learning_rate * self.weight_decay >= 1:  # every step would multiply the weights by less than 0
+            raise ValueError(
+                f"optimizer.weight_decay must be below 1 / learning_rate, got {self.weight_decay}: use 0.01, for "
+                "example"
+            )
         at_least("optimizer.warmup_steps", self.warmup_steps, 0, "use 0 to start at the full learning rate")
         at_least("optimizer.stop_after_bad_steps", self.stop_after_bad_steps, 0, "use 10, or 0 to never stop")
 
@@ -61,13 +63,14 @@ class PredictSettings:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        at_least("predict.count", self.count, 1, "set the number of images")
+        at_least("predict.count", self.count, 1, "set the number of images", MAX_IMAGES)
         at_least("predict.batch_size", self.batch_size, 1, "set the number of images per batch")
-        seeds = self.seeds
-        if seeds is not None and (not seeds or min(seeds) < 0 or len({*seeds}) < len(seeds)):
-            raise ValueError(
-                f"predict.seeds must be distinct integers of at least 0, got {list(seeds)}: use null for 0, 1, ..."
-            )
+        if (seeds := self.seeds) is not None:
+            check_seeds("predict.seeds", seeds)
+            if not seeds or len({*seeds}) < len(seeds):
+                raise ValueError(f"predict.seeds must be different, got {list(seeds)}: use null for 0, 1, ...")
+        for label in self.labels or ():
+            at_least("predict.labels", label, 0, "use null for all classes in turn, [] for none")
 
 
 DEFAULT_OPTIMIZER = OptimizerSettings()

@@ -13,13 +13,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from asyncdiff.checkpoints.object_config import class_path
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.evaluation.features.weights import tensors_sha256
 from asyncdiff.shapes import Image, Labels, check_pixels
 
 FeatureArray = Float[Tensor, "b d"]
 
 BATCH_SIZE = 64
+MAX_EPOCHS = 10_000
 PEAK_LR = 3e-3
 
 
@@ -162,9 +163,11 @@ class TrainedClassifier(Features):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for argument, value in {"channels": channels, "classes": classes, "width": width, "dim": dim}.items():
-            at_least(argument, value, 1, "use 1 channel for gray images and 2 classes, for example")
-        at_least("epochs", epochs, 0, "use 8, for example")
+        sizes = {"channels": (channels, 1024), "classes": (classes, 2**17), "width": (width, 1024), "dim": (dim, 2**14)}
+        for argument, (value, most) in sizes.items():
+            at_least(argument, value, 1, "use 1 channel for gray images and 2 classes, for example", most)
+        at_least("epochs", epochs, 0, "use 8, for example", MAX_EPOCHS)
+        check_seeds("seed", [seed])
         self.name, self.dim, self.epochs, self.seed = name, dim, epochs, seed
         with isolated_rng(seed):
             self.trunk = nn.Sequential(
