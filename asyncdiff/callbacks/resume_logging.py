@@ -1,6 +1,7 @@
 """Make a resumed run log the same curves as an uninterrupted one."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Set
 from itertools import count
@@ -84,6 +85,8 @@ class ResumeLogging(Callback):
             set_saved_step(checkpointer, trainer.global_step)
         from_scratch = self.take_over and not trainer.ckpt_path
         for logger in tensorboard_loggers(trainer) if state or from_scratch else ():
+            if trainer.is_global_zero:
+                move_behind_earlier_files(logger, earlier=self._earlier_files)
             if "moment" in state:  # a checkpoint of version 0.1, which has no sizes
                 _hide_events(logger, trainer.global_step + 1)
             elif trainer.is_global_zero:
@@ -173,6 +176,26 @@ def cut_event_files(folder: Path, sizes: Mapping[str, int | None], keep: Set[str
         elif file.name not in sizes and file.name not in keep:
             names = (folder / f"superseded.{n}.{file.name.removeprefix(PREFIX)}" for n in count())
             file.rename(next(name for name in names if not name.exists()))
+
+
+def move_behind_earlier_files(logger: TensorBoardLogger, earlier: Mapping[str, int | None]) -> None:
+    """Rename the new event file of this process if its name, which begins with the time, is not the last one.
+
+    TensorBoard reads files in the order of their names, and forgets the steps of a curve from the step that it reads
+    next. If a clock was set back, or that of another node was ahead, it would forget all that a resumed run logs.
+    """
+    events = logger.experiment._get_file_writer().event_writer
+    own = Path(events._file_name)
+    dated = re.compile(rf"{re.escape(PREFIX)}(\d+)(\..*)")
+    names = [file.name for file in own.parent.glob(EVENTS) if file.name != own.name and dated.fullmatch(file.name)]
+    if own.name in earlier or not names or own.name > (last := max(names)):
+        return
+    logger.experiment.flush()
+    (time, _), (_, rest) = (dated.fullmatch(name).groups() for name in (last, own.name))  # type: ignore[union-attr]
+    new = own.with_name(f"{PREFIX}{int(time) + 1:0{len(time)}}{rest}")
+    own.rename(new)
+    events._file_name = str(new)
+    events._general_file_writer.filename = str(new).encode()  # it opens the file for every write
 
 
 @rank_zero_only

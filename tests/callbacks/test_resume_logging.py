@@ -58,7 +58,14 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("clock", [86400, -86400])
+def shown(folder):
+    """The steps of each curve as TensorBoard shows them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    read = {"scalars": events.Scalars, "images": events.Images}
+    return {tag: [event.step for event in read[kind](tag)] for kind in read for tag in events.Tags()[kind]}
+
+
+@pytest.mark.parametrize("clock", [86400, 3600, -3600, -86400])
 def test_curves_of_a_resumed_run_equal_those_of_an_uninterrupted_one(whole, tmp_path, monkeypatch, clock):
     """At step 3 its checkpoint is written before the step is logged and validated; clocks may be set back."""
     run = shutil.copytree(whole, tmp_path / "run")
@@ -70,9 +77,43 @@ def test_curves_of_a_resumed_run_equal_those_of_an_uninterrupted_one(whole, tmp_
     assert [step for step, _ in curves["train/loss"]] == list(range(8))
     assert [step for step, _ in curves["val/loss"]] == [2, 5]
     assert curves == read_curves(whole)
+    assert shown(run) == shown(whole)
     monkeypatch.undo()
     fit(run, 8, resume="step=6-v1.ckpt")  # written by the resumed run
     assert read_curves(run) == curves
+    assert shown(run) == shown(whole)
+
+
+def served(folder):
+    """The steps of the loss that the server of `tensorboard --logdir` sends, which reads files in a way of its own."""
+    from tensorboard.context import RequestContext
+    from tensorboard.data import server_ingester
+    from tensorboard.util.grpc_util import ChannelCredsType
+
+    server = server_ingester.SubprocessServerDataIngester(
+        server_ingester.get_server_binary(),
+        str(folder),
+        reload_interval=0,
+        channel_creds_type=ChannelCredsType.LOCAL,
+        samples_per_plugin={},
+    )
+    server.start()
+    read = server.data_provider.read_scalars
+    curves = {}
+    while not curves:  # loaded in the background
+        curves = read(RequestContext(), experiment_id="", plugin_name="scalars", downsample=1000)
+    return [value.step for value in curves["."]["train/loss"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clock", [0, -3600])
+def test_tensorboard_shows_every_step_of_a_run_whose_clock_was_set_back(whole, tmp_path, monkeypatch, clock):
+    run = shutil.copytree(whole, tmp_path / "run")
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + clock)
+    fit(run, 8, resume="step=6.ckpt")
+    monkeypatch.undo()
+    assert served(run) == list(range(8))
 
 
 class SaveInValidation(Callback):
@@ -117,8 +158,11 @@ def test_no_scalars_are_pending_while_batches_of_another_loader_are_accumulated(
     assert pending.seen == [False, True] * 3
 
 
-def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path):
+@pytest.mark.parametrize("clock", [0, 3600, -3600])
+def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path, monkeypatch, clock):
     """Version 0.1 recorded the time at which a checkpoint was written."""
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + clock)
     run = shutil.copytree(whole, tmp_path / "run")
     path = run / "checkpoints" / "step=6.ckpt"
     checkpoint = torch.load(path, weights_only=True)
@@ -131,8 +175,9 @@ def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path):
     }
     torch.save(checkpoint, path)
     fit(run, 8, resume=path.name)
-    samples = EventAccumulator(str(run)).Reload().Images("images/samples")
-    assert [image.step for image in samples] == [3, 6, 8]
+    curves = shown(run)
+    assert curves["images/samples"] == [3, 6, 8]
+    assert curves["train/loss"] == [0, 1, 2, 3, 4, 5, 6, 6, 7]  # the step after the checkpoint has its number
 
 
 def test_the_last_step_is_saved(whole):
