@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from typing import Any
 
 from asyncdiff.checkpoints.moved_arguments import update_keys
 from asyncdiff.checkpoints.old_names import warn_of_old_names
+from asyncdiff.checks import at_least
 from asyncdiff.yaml_files import read_yaml
 
 KEYS = ("base", "seeds", "axes", "set", "metrics")
+MAX_TRIALS = 10_000  # combinations of variants and seeds
 GOALS = ("min", "max")
 
 
@@ -104,8 +107,9 @@ class Ablation:
             raise FileNotFoundError(f"ABLATION {file} is not a file: check the path")
         content = read_yaml(file, name="ABLATION")
         if not isinstance(content, dict):
+            given = "nothing" if content is None else f"a {type(content).__name__}"
             raise ValueError(
-                f"{file} must be a mapping with the keys {', '.join(KEYS)}, got {type(content).__name__}: "
+                f"{file} must be a mapping with the keys {', '.join(KEYS)}, got {given}: "
                 "see experiments/ablations for examples"
             )
         if unknown := [key for key in content if key not in KEYS]:
@@ -132,6 +136,8 @@ class Ablation:
 
     def trials(self) -> list[Trial]:
         """Return all trials ordered by seed, so that every combination is run once before any is run twice."""
+        count = len(self.seeds) * math.prod(map(len, self.axes.values()))
+        at_least(f"{self.file}: number of trials", count, 1, "drop an axis, variants or seeds", MAX_TRIALS)
         combinations = list(itertools.product(*(variants.items() for variants in self.axes.values())))
         return [self._trial(seed, combination) for seed in self.seeds for combination in combinations]
 

@@ -21,6 +21,7 @@ from asyncdiff.regular_files import check_regular
 from asyncdiff.yaml_files import parse_yaml, read_yaml
 
 LOAD_YAML = get_loader("yaml")  # before a parser replaces it
+NULLS = ("null", "Null", "NULL", "~")
 MAX_PATH = 4096  # characters of a path
 
 
@@ -94,11 +95,14 @@ class _CurrentNamesLoader:
 
     def __call__(self, stream: str) -> Any:
         try:
-            _refuse_pipes(parse_yaml(stream))
+            content = parse_yaml(stream)
+            _refuse_pipes(content)
         except ValueError as error:
             if isinstance(error.__cause__, yaml.YAMLError):
                 raise error.__cause__ from error  # not YAML: the parser may take it for a plain string
             raise UnexplainedError(str(error)) from error  # explained with the line of the file
+        if content is None and stream.strip() not in NULLS:
+            raise yaml.YAMLError("there are only comments")  # an empty file would pass for null
         content = LOAD_YAML(stream)
         updated = with_current_names(content)
         # The loader gets text: it makes interpolations relative, which must happen after keys have moved.

@@ -37,7 +37,7 @@ def load_class(path: str, bases: Iterable[type]) -> tuple[type | None, str]:
     is_file = path.endswith((".yaml", ".yml", ".json"))
     if is_file or not all(part.isidentifier() for part in path.split(".")):
         reason = "there is no such file" if is_file else "it is neither"
-        return None, f"must be a class path or a YAML file with one, got {path}: {reason}"
+        return None, f"must be a class path or a YAML file with one, got {path or 'nothing'}: {reason}"
     if "." in path and not may_be_imported(path) and _is_installed(path.partition(".")[0]):
         return None, refusal_message(path)
     try:
