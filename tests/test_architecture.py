@@ -33,7 +33,7 @@ FRAMEWORKS = {"lightning", "torchmetrics", "torchvision", "jsonargparse", "timm"
 # What asyncdiff takes of datamodules: the base class, the loader that resumes, the format of latent shards, and which
 # files are opened and listed.
 OF_DATA = {"datamodules", "datamodules.base", "datamodules.order", "datamodules.storage.latent_shards"}
-OF_DATA |= {"datamodules.hidden_names", "datamodules.regular_files"}
+OF_DATA |= {"datamodules.hidden_names", "datamodules.index_cache", "datamodules.regular_files"}
 
 
 def imports(file: Path) -> set[str]:

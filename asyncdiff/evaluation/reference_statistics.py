@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
+from asyncdiff.memory import check_memory
+from datamodules.index_cache import npy_header
 
 FeatureArray = Float[Tensor, "n d"]
 
@@ -99,7 +102,7 @@ def load_reference(file: Path) -> Reference:
 def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: Path) -> None:
     """Raise ValueError with the first key that differs unless the statistics have the expected fingerprint.
 
-    For external statistics only the number of features can be checked.
+    For external statistics only the number of features can be checked; see `check_image_shape`.
     """
     if "external" in reference.fingerprint:
         dim = value_at(expected, "features.dim")
@@ -114,6 +117,16 @@ def check_fingerprint(reference: Reference, expected: Mapping[str, Any], file: P
         raise ValueError(
             f"reference {file} has another {keys[0]}, {old} instead of {new}: "
             "omit --reference to compute the statistics"
+        )
+
+
+def check_image_shape(reference: Reference, shape: tuple[int, int, int], file: Path) -> None:
+    """Raise ValueError if the file of external statistics contains images of another (channels, height, width)."""
+    own = reference.fingerprint.get("size") if "external" in reference.fingerprint else None
+    if own is not None and tuple(own) != shape:
+        raise ValueError(
+            f"reference {file} must be of images of shape {shape}, got {tuple(own)} (channels, height, width): use "
+            "statistics of images of that shape"
         )
 
 
@@ -145,16 +158,25 @@ def _read_safetensors(file: Path) -> Reference:
 def _read_npz(file: Path) -> Reference:
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            mean_shape, cov_shape, images = (_shape(arrays, name) for name in ("mu", "sigma", "arr_0"))
+            if not (mean_shape and cov_shape and len(mean_shape) == 1 and cov_shape == 2 * mean_shape):
+                raise ValueError(f"it must contain mu (d) and sigma (d, d), got shapes {mean_shape} and {cov_shape}")
+            check_memory("sigma", cov_shape, 16 * math.prod(cov_shape), "use statistics of fewer features")
             mean, cov = (torch.from_numpy(np.asarray(arrays[name], np.float64)) for name in ("mu", "sigma"))
     except Exception as error:  # a damaged archive can raise almost any exception
         line = str(error).split("\n")[0]
         raise ValueError(
             f"reference must contain arrays mu and sigma, got {file}: {line}; export the statistics again"
         ) from error
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ValueError(
-            f"reference must contain mu (d) and sigma (d, d), got shapes {tuple(mean.shape)} and {tuple(cov.shape)} in "
-            f"{file}: export the statistics again"
-        )
-    fingerprint = {"external": file.name, "sha256": file_sha256(file)}
+    fingerprint: dict[str, Any] = {"external": file.name, "sha256": file_sha256(file)}
+    if images and len(images) == 4:  # ADM stores the images next to their statistics, as (n, height, width, channels)
+        fingerprint["size"] = [images[3], images[1], images[2]]
     return Reference(Gaussian(mean, cov), None, None, fingerprint)
+
+
+def _shape(arrays: Any, name: str) -> tuple[int, ...] | None:
+    """Return the shape of an array in an open .npz file, from its header alone; None if it is missing."""
+    if name not in arrays.files:
+        return None
+    with arrays.zip.open(f"{name}.npy") as stream:
+        return npy_header(stream)[0]

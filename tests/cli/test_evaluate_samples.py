@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,10 @@ def test_published_statistics_can_be_used_as_reference(run, refused, tmp_path, c
     assert "got kid, precision_recall, density_coverage" in refused("--reference", str(file))
     np.savez(file, mu=np.zeros(3), sigma=np.eye(3))
     assert "has 3 features, but the feature extractor has 16" in refused("--reference", str(file))
+    np.savez(file, mu=np.zeros(16), sigma=np.eye(16), arr_0=np.zeros((2, 16, 16, 1), np.uint8))
+    assert "must be of images of shape (1, 8, 8), got (1, 16, 16)" in refused("--reference", str(file))
+    np.savez(file, mu=np.zeros(3), sigma=np.eye(2))
+    assert "got shapes (3,) and (2, 2)" in refused("--reference", str(file))
 
 
 def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path):
@@ -152,6 +157,9 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path
     for i, image in enumerate(images):
         save_png(image, tmp_path / "pictures" / str(i % 10) / f"{i:03d}.png")
     save_png(images[0].repeat(1, 9, 9), tmp_path / "pictures" / "sheet.png")  # which `sample` writes
+    for hidden in ("._000.png", "__MACOSX/000.png", "0/.ipynb_checkpoints/000.png"):
+        (tmp_path / "pictures" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "pictures" / hidden).write_bytes(b"not an image")
     expected = evaluate_and_read_card(run, tmp_path, "--metrics", "frechet,density_coverage")["metrics"]
     only_data = tmp_path / "data"
     only_data.mkdir()
@@ -160,7 +168,61 @@ def test_a_folder_of_the_same_images_has_the_same_numbers(run, refused, tmp_path
     found = evaluate_and_read_card(only_data, tmp_path, *more)
     assert found["metrics"] == pytest.approx(expected, rel=1e-6)
     assert found["protocol"]["samples"]["folder"] == str(tmp_path / "pictures")
+    rows = np.moveaxis(images.numpy(), 1, -1)
+    np.savez(tmp_path / "gray.npz", rows, np.arange(50) % 10)  # ADM's layout: images and labels
+    np.savez_compressed(tmp_path / "rgb.npz", rows.repeat(3, -1))
+    for name in ("gray.npz", "rgb.npz"):
+        archive = ("--images", str(tmp_path / name), *more[2:])
+        found = evaluate_and_read_card(only_data, tmp_path, *archive)
+        assert found["metrics"] == pytest.approx(expected, rel=1e-6)
+        assert found["protocol"]["samples"]["folder"] == str(tmp_path / name)
     assert "--steps cannot be combined with --images" in refused(*more, "--steps", "3", folder=only_data)
+
+
+GOOD = np.zeros((12, 8, 8, 1), np.uint8)
+ARRAYS = {
+    "float": ({"arr_0": GOOD / 255}, "float64 of shape (12, 8, 8, 1)"),
+    "channels first": ({"arr_0": np.moveaxis(GOOD.repeat(3, -1), -1, 1)}, "uint8 of shape (12, 3, 8, 8)"),
+    "columns first": ({"arr_0": np.asfortranarray(GOOD)}, "uint8 of shape (12, 8, 8, 1)"),
+    "another name": ({"images": GOOD}, "There is no item named 'arr_0.npy'"),
+    "statistics": ({"mu": np.zeros(3), "sigma": np.eye(3)}, "There is no item named 'arr_0.npy'"),
+    "objects": ({"arr_0": np.array([None] * 12)}, "it holds Python objects"),
+    "one image": ({"arr_0": GOOD[0]}, "not enough values to unpack"),
+    "none": ({"arr_0": GOOD[:0]}, "contains none"),
+    "another size": ({"arr_0": GOOD.repeat(2, 1).repeat(2, 2)}, "got 1x16x16"),
+}
+
+
+@pytest.mark.parametrize("case", ARRAYS)
+def test_arrays_of_another_layout_are_refused(case, refused, tmp_path):
+    arrays, message = ARRAYS[case]
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert message in refused("--images", str(tmp_path / "a.npz"), "--count", "12")
+
+
+def test_an_array_that_is_damaged_or_no_file_is_refused(refused, tmp_path):
+    file = tmp_path / "a.npz"
+    header = np.lib.format.header_data_from_array_1_0(GOOD)
+    with zipfile.ZipFile(file, "w") as archive, archive.open("arr_0.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, header | {"shape": (10**12, 8, 8, 1)})
+        stream.write(GOOD.tobytes())
+    assert "bytes for shape (1000000000000, 8, 8, 1)" in refused("--images", str(file))
+    file.write_bytes(file.read_bytes()[:-30])
+    assert "File is not a zip file; save it with numpy.savez" in refused("--images", str(file))
+    file.unlink()
+    os.mkfifo(file)
+    assert "--images must be a regular file" in refused("--images", str(file))
+
+
+def test_images_unlike_the_reference_are_refused(refused, tmp_path):
+    """Distances between images of two sizes would be numbers without a meaning; 4.7 became 267.8."""
+    for name, pixels in (("large", GOOD[0].repeat(2, 0).repeat(2, 1)), ("color", GOOD[0] + np.uint8([1, 2, 3]))):
+        for i in range(12):
+            save_png(torch.from_numpy(pixels).permute(2, 0, 1), tmp_path / name / f"{i}.png")
+    error = refused("--images", str(tmp_path / "large"), "--count", "12")
+    assert "images must have the shape of the reference images, 1x8x8, got 1x16x16 in " in error
+    error = refused("--images", str(tmp_path / "color"), "--count", "12")
+    assert "--images must be gray like the reference, got colors in " in error
 
 
 def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
@@ -183,7 +245,7 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
             ("--features", TIMM, "--metrics", "inception_score"),
             "inception_score needs class predictions, but TimmFeatures has none",
         ),
-        (("--images", "nowhere"), "--images must be a folder, got nowhere"),
+        (("--images", "nowhere"), "--images must be a folder of images or an .npz file, got nowhere"),
         (("--reference", "nowhere"), "reference nowhere is not a file"),
         (
             ("--reference_count", "4", "--metrics", "density_coverage"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import SAMPLER, parse_names
@@ -36,10 +36,12 @@ def _check(options: Any) -> list[str]:
     """Return the metrics in their standard order; raise ValueError for invalid or conflicting options."""
     requested = parse_names("--metrics", options.metrics, METRICS)
     if options.count is not None:
-        at_least("--count", options.count, 2, f"{COUNT} is common")
+        at_least("--count", options.count, 2, f"{COUNT} is common", MAX_IMAGES)
     if options.reference_count is not None:
         at_least("--reference_count", options.reference_count, 2, "omit it to use the entire split")
-    at_least("--seed", options.seed, 0, "it is the seed of the first image")
+    check_seeds("--seed", [options.seed])
+    if options.steps is not None:
+        at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
     if options.images is not None:
         for name in ("sampler", "steps", "guidance", "ckpt_path"):
             if options[name] is not None:
@@ -65,7 +67,7 @@ def _declare(parser: CommandParser) -> None:
     parser.add_argument("--reference", type=Path | None, help=REFERENCE)
     parser.add_argument("--reference_count", type=int | None, help=REFERENCE_COUNT)
     parser.add_argument("--floor", type=Literal["val", "test", "none"], default="none", help=FLOOR)
-    parser.add_argument("--images", type=Path | None, help="folder of images to evaluate instead of the model")
+    parser.add_argument("--images", type=Path | None, help=IMAGES)
     parser.add_object("--sampler", "asyncdiff.sampling.ImageSampler", help=SAMPLER)
     parser.add_argument("--steps", type=int | None, help="number of sampling steps (default: the sampler's)")
     parser.add_argument("--guidance", type=float | None, help="scale of classifier-free guidance; 1 means no guidance")
@@ -76,10 +78,12 @@ def _declare(parser: CommandParser) -> None:
     parser.add_argument("--name", type=str, default="samples", help="name of the output files")
 
 
-COUNT_HELP = f"number of images to generate (default: {COUNT}; with --images, all images in the folder)"
+COUNT_HELP = f"number of images to generate (default: {COUNT}; with --images, all of them)"
 FEATURES = """feature extractor: a class of asyncdiff.evaluation, a class of your own, or a YAML file with one (default:
 InceptionFeatures, as in FID; TimmFeatures provides DINOv2, TrainedClassifier suits small images)"""
 REFERENCE = """file of reference statistics: one from the cache (its path is printed), which must match the other
 options, or a published .npz file with mu and sigma (default: computed from --split and cached)"""
 REFERENCE_COUNT = "number of real images, evenly spaced over the split (default: the entire split)"
+IMAGES = """folder of images to evaluate instead of the model, or an .npz file as ADM writes it, with arr_0, uint8 (n,
+height, width, channels)"""
 FLOOR = "also evaluate as many real images from this split, as an estimate of the best reachable score"

@@ -12,7 +12,14 @@ from asyncdiff.cli.commands.shared.options import choose_device, with_arguments
 from asyncdiff.cli.jobs.distributed import Ranks, ranks
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
 from asyncdiff.cli.jobs.extract_features import extract, prepare, reference_for
-from asyncdiff.cli.jobs.image_sources import GeneratedImages, ImageFiles, ImageSource, RealImages
+from asyncdiff.cli.jobs.image_sources import (
+    GeneratedImages,
+    ImageSource,
+    RealImages,
+    StoredImages,
+    check_same_shape,
+    open_images,
+)
 from asyncdiff.cli.jobs.write_results import write
 from asyncdiff.evaluation.features.base import Features
 from asyncdiff.evaluation.features.inception import InceptionFeatures
@@ -61,12 +68,13 @@ class Evaluation:
         size = self.options.batch_size
         return RealImages(self.data, split, count, decode=decode, codec=codec, batch_size=size)
 
-    def source(self) -> GeneratedImages | ImageFiles:
-        """Return the source of the images to evaluate: the model, or the folder given by --images."""
+    def source(self) -> GeneratedImages | StoredImages:
+        """Return the source of the images to evaluate: the model, or the folder or file given by --images."""
         options, size = self.options, self.options.batch_size
         if self.loaded is None or options.images is not None:
-            channels = 3 if self.loaded is not None else self.data.channels
-            return ImageFiles(options.images, options.count, channels=channels, batch_size=size)
+            codec = None if self.loaded is None else self.loaded.model.codec
+            channels = self.data.channels if codec is None else codec.pixel_channels
+            return open_images(options.images, options.count, channels=channels, batch_size=size)
         model, count = self.loaded.model, COUNT if options.count is None else options.count
         sampler = _sampler(model, options)
         return GeneratedImages(model, sampler, count, first_seed=options.seed, labels=options.labels, batch_size=size)
@@ -108,6 +116,7 @@ def evaluate(run: Run, metrics: Sequence[str]) -> None:
         evaluation = Evaluation.prepare(run, processes)
         features, source = evaluation.features, evaluation.source()
         real = evaluation.real_images(options.split, options.reference_count)
+        check_same_shape(source, real)
         reference, reference_file = reference_for(features, real, processes, file=options.reference)
         _check_reference(reference, metrics)
         floor = None

@@ -21,6 +21,7 @@ from asyncdiff.evaluation.reference_statistics import (
     Reference,
     cache_path,
     check_fingerprint,
+    check_image_shape,
     load_reference,
     save_reference,
 )
@@ -108,6 +109,7 @@ def reference_for(
     if file is not None:
         loaded = load_reference(file)
         check_fingerprint(loaded, fingerprint, file)
+        check_image_shape(loaded, source.shape, file)
         return loaded, str(file)
     cached_file = cache_path(fingerprint)
     cached = _load_cached(cached_file, fingerprint) if ranks.first else None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from asyncdiff.checkpoints.compare import value_at
-from asyncdiff.cli.jobs.image_sources import GeneratedImages, ImageFiles
+from asyncdiff.cli.jobs.image_sources import GeneratedImages, StoredImages
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
 from asyncdiff.foreign_text import visible
@@ -26,7 +26,7 @@ def write(
     rows: Rows,
     protocol: Mapping[str, Any],
     images: Tensor,
-    source: GeneratedImages | ImageFiles,
+    source: GeneratedImages | StoredImages,
 ) -> None:
     """Print the table, and write it to NAME.md, the result card to NAME.json and a contact sheet to NAME.png.
 
