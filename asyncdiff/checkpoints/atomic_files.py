@@ -1,7 +1,10 @@
 """Atomic writes: a file is either complete or absent, never partial."""
 
 import contextlib
+import fcntl
 import os
+import re
+import secrets
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,13 +18,14 @@ def open_atomic(file: Path) -> Iterator[BinaryIO]:
     The temporary file is flushed to disk first. Until it replaces `file`, an existing file stays intact, even if the
     process is killed, the disk fills up or the machine crashes.
     """
-    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    _remove_stale(file.parent, re.escape(file.name))
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as stream:
+        with _create_locked(temporary) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(file)
+            temporary.replace(file)
         folder = os.open(file.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -45,11 +49,41 @@ def write_atomically(file: Path, parts: Iterable[bytes | memoryview]) -> None:
 
 def remove_stale(folder: Path) -> None:
     """Remove temporary files left by dead processes on this machine; those of other machines may be in use."""
-    for file in folder.glob(".*.tmp"):
-        host, _, process = file.name.removesuffix(".tmp").rpartition(".")
-        if host.endswith(f".{socket.gethostname()}") and process.isdigit() and not _is_alive(int(process)):
-            with contextlib.suppress(FileNotFoundError):  # another process may have removed it
-                file.unlink()
+    _remove_stale(folder, ".*")
+
+
+def _remove_stale(folder: Path, name: str) -> None:
+    """Remove the stale temporary files of files whose names match a regular expression."""
+    pattern = re.compile(rf"\.{name}\.{re.escape(socket.gethostname())}\.(\d+)(\.[0-9a-f]+)?\.tmp")
+    with contextlib.suppress(OSError):  # a failed cleanup must not fail the write, and another process may clean up
+        for entry in os.listdir(folder):
+            if (match := pattern.fullmatch(entry)) and _is_stale(folder / entry, int(match[1]), locked=bool(match[2])):
+                (folder / entry).unlink(missing_ok=True)
+
+
+def _create_locked(file: Path) -> BinaryIO:
+    """Create a file that `_is_stale` knows to be in use; the kernel frees its lock when the process ends."""
+    while True:
+        stream = file.open("xb")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:  # else another process has removed it before it was locked
+            return stream
+        stream.close()
+
+
+def _is_stale(file: Path, process: int, *, locked: bool) -> bool:
+    """Return whether the process that was writing a file is dead; earlier versions did not lock it."""
+    if locked:
+        try:
+            with file.open("r+b") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True  # the process number may have been given to another process since
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+    return not _is_alive(process)
 
 
 def _is_alive(process: int) -> bool:

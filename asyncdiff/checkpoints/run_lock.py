@@ -45,7 +45,7 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def hold(folder: Path, what: str, *, name: str = LOCK) -> Iterator[None]:
+def hold(folder: Path, what: str, *, lock: Path | None = None) -> Iterator[None]:
     """Hold the lock of a folder, which is created if necessary; afterwards, an empty folder that was new is removed.
 
     The kernel's file lock is freed when its process and its forked children end in any way, and works across machines
@@ -56,16 +56,17 @@ def hold(folder: Path, what: str, *, name: str = LOCK) -> Iterator[None]:
     Args:
         folder: folder to hold.
         what: what happens to the folder, such as "being trained", for the message of other processes.
-        name: file name of the lock, if different programs may work in the folder at the same time.
+        lock: file of the lock; by default, .lock in the folder. Programs that may share a folder have different ones.
 
     Raises:
         InUseError: another process holds the lock.
         OSError: the folder is not writable.
     """
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = lock or folder / LOCK
+    missing = [place for place in lock.parents if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor, record = _acquire(folder / name, folder, what)
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, record = _acquire(lock, folder, what)
     except BaseException as error:
         _remove_empty(missing)
         if isinstance(error, OSError):
@@ -80,7 +81,7 @@ def hold(folder: Path, what: str, *, name: str = LOCK) -> Iterator[None]:
         if os.getpid() == owner:  # not a forked child that leaves the block as well
             stopping.set()
             beating.join(timeout=BEAT)
-            _release(folder / name, descriptor)
+            _release(lock, descriptor)
             _remove_empty(missing)
 
 

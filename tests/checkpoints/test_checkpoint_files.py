@@ -1,5 +1,6 @@
 """Checkpoint files are written atomically, optionally in the background, and damaged ones are detected."""
 
+import fcntl
 import os
 import random
 import socket
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from asyncdiff.checkpoints import find_damage, lightning_io
-from asyncdiff.checkpoints.atomic_files import open_atomic, write_atomically
+from asyncdiff.checkpoints.atomic_files import open_atomic, remove_stale, write_atomically
 from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 
@@ -150,6 +151,37 @@ def test_temporary_files_of_dead_processes_are_removed_and_others_are_kept(tmp_p
         file.touch()
     AtomicCheckpointIO().save_checkpoint(state(), tmp_path / "last.ckpt")
     assert sorted(tmp_path.iterdir()) == sorted([living, far, tmp_path / "last.ckpt"])
+
+
+def test_a_temporary_file_is_removed_as_soon_as_nobody_writes_it(tmp_path):
+    """The number of a dead process may belong to another one by now, so the lock on the file decides."""
+    left = tmp_path / f".card.json.{socket.gethostname()}.{os.getpid()}.0123abcd.tmp"
+    far = tmp_path / f".card.json.elsewhere.{os.getpid()}.0123abcd.tmp"
+    for file in (left, far):
+        file.touch()
+    with open_atomic(tmp_path / "card.json") as stream:
+        assert not left.exists()
+        stream.write(b"outer")
+        write_atomically(tmp_path / "card.json", [b"inner"])  # as another process might
+        remove_stale(tmp_path)
+    assert (tmp_path / "card.json").read_bytes() == b"outer"
+    assert {*tmp_path.iterdir()} == {tmp_path / "card.json", far}
+
+
+def test_a_file_that_is_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
+    """Another process may clean up between the two."""
+    flock, removed = fcntl.flock, []
+
+    def remove_first(stream, operation):
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].unlink()
+        flock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    write_atomically(tmp_path / "card.json", [b"content"])
+    assert len(removed) == 1
+    assert (tmp_path / "card.json").read_bytes() == b"content"
 
 
 # In the background

@@ -78,7 +78,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):
             pass
         kill(child)
     assert (run / ".lock").is_file()
-    with hold(run, "being trained"), hold(run, "being evaluated", name=".other"):  # at once
+    with hold(run, "being trained"), hold(run, "being evaluated", lock=run / ".other"):  # at once
         pass
     assert list(run.iterdir()) == []
 
