@@ -7,24 +7,27 @@ from numbers import Integral, Real
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's seed_everything
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
+MAX_SIDE = 65_535  # pixels of a side of an image, as in JPEG files
 MAX_IMAGES = 10**6  # images of one call, which no memory bounds
 MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
 
 
 def at_least(name: str, value: float, minimum: float, remedy: str, maximum: float | None = None) -> None:
     """Raise ValueError unless `value` is finite, at least `minimum`, and at most `maximum` if there is one."""
-    finite(name, value, remedy)
-    if value < minimum:
+    check_number(name, value, remedy)
+    if not value >= minimum:  # also rejects NaN
         raise ValueError(f"{name} must be at least {minimum}, got {value}: {remedy}")
     if maximum is not None and value > maximum:
         raise ValueError(f"{name} must be at most {maximum}, got {value}: {remedy}")
+    finite(name, value, remedy)
 
 
 def positive(name: str, value: float, remedy: str) -> None:
     """Raise ValueError unless `value` is finite and above 0."""
-    finite(name, value, remedy)
-    if value <= 0:
+    check_number(name, value, remedy)
+    if not value > 0:  # also rejects NaN
         raise ValueError(f"{name} must be positive, got {value}: {remedy}")
+    finite(name, value, remedy)
 
 
 def within(name: str, value: float, low: float, high: float, remedy: str) -> None:

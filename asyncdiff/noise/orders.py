@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.checks import MAX_INTEGER, at_least
+from asyncdiff.checks import at_least, finite
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import upsampled_to
 
@@ -151,11 +151,12 @@ class CustomOrder(Order):
             )
         for i, row in enumerate(grid):
             for j, rank in enumerate(row):
-                if isinstance(rank, bool) or not float(rank).is_integer() or not 0 <= rank <= MAX_INTEGER:
+                if isinstance(rank, bool) or not float(rank).is_integer() or rank < 0:
                     raise ValueError(
-                        f"grid must contain nonnegative integers of 64 bits, got {rank} in row {i}, column {j}: "
-                        "use 0 for the patches to generate first"
+                        f"grid must contain nonnegative integers, got {rank} in row {i}, column {j}: use 0 for the "
+                        "patches to generate first"
                     )
+                finite(f"grid (row {i}, column {j})", int(rank), "number the patches from 0")
         self.grid = [[int(rank) for rank in row] for row in grid]
         self._unique, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)
 

@@ -21,6 +21,7 @@ from asyncdiff.cli.errors.suggestions import nearest_class_path
 from asyncdiff.cli.run_directory import THIS_FOLDER, make_portable
 from asyncdiff.cli.train import ExperimentCLI, checkpoint_to_load, main
 from asyncdiff.noise.paths import AsyncPatch
+from asyncdiff.randomness import per_image
 from asyncdiff.training import OptimizerSettings, PredictSettings
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -474,6 +475,17 @@ def test_a_section_must_have_values(section, message, refused):
     assert reported.startswith(message)
 
 
+@pytest.mark.parametrize("key", ["model.optimizer.learning_rate", "data.batch_size", "trainer.num_nodes"])
+def test_only_lists_can_be_appended_to(key, refused):
+    name = key.rpartition(".")[2]
+    message = f"+ appends to a list, which this is not: write {name}"
+    assert refused("fit", "--config", "experiment.yaml", f"--{key}+", "3") == f"--{key}: {message}"
+    full = key.replace("data.", "data.init_args.")
+    Path("more.yaml").write_text("{" + full.replace(".", ": {") + "+: 3" + "}" * full.count(".") + "}\n")
+    reported = refused("fit", "--config", "experiment.yaml", "--config", "more.yaml")
+    assert reported == f"more.yaml:1: {full}: {message}"
+
+
 @pytest.mark.parametrize(
     ("content", "key", "kind"),
     [
@@ -514,7 +526,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_an_error_raised_by_another_package_is_a_bug():
     with pytest.raises(ValueError, match="invalid literal") as caught:
-        make_portable({"key": 1}, int("many"))
+        per_image(["many"])
     assert user_error_message(caught.value) is None
 
 

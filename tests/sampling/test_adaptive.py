@@ -444,8 +444,8 @@ def test_most_certain_selects_a_share_of_the_candidates():
 @pytest.mark.parametrize(
     ("kind", "arguments", "rule"),
     [
-        (Tolerance, {"tolerance": 0.0}, "be positive and finite, got 0.0"),
-        (Tolerance, {"tolerance": math.nan}, "be positive and finite, got nan"),
+        (Tolerance, {"tolerance": 0.0}, "be positive, got 0.0"),
+        (Tolerance, {"tolerance": math.nan}, "be positive, got nan"),
         (Tolerance, {"max_stride": 0}, "be at least 1, got 0"),
         (Tolerance, {"lead": 1.5}, r"lie in \[0, 1\], got 1.5"),
         (DualLoop, {"share": 2}, r"lie in \[0, 1\], got 2"),

@@ -26,10 +26,23 @@ def test_seeds_may_be_listed():
     assert torch.equal(named.eval().predict_step(batch, 0), named.generate(seeds=[9, 2]))
 
 
-@pytest.mark.parametrize("seeds", [[], [3, 3], [-1]])
-def test_seeds_must_be_distinct_integers(seeds):
-    with pytest.raises(ValueError, match="predict.seeds must be distinct integers of at least 0, got"):
+@pytest.mark.parametrize(
+    ("seeds", "rule"),
+    [
+        ([], r"be different, got \[\]"),
+        ([3, 3], r"be different, got \[3, 3\]"),
+        ([-1], "be an integer from 0 to 4294967295, got -1"),
+        ([0, 2**32], "be an integer from 0 to 4294967295, got 4294967296"),
+    ],
+)
+def test_seeds_must_be_different_and_in_range(seeds, rule):
+    with pytest.raises(ValueError, match=f"predict.seeds must {rule}"):
         PredictSettings(seeds=seeds)
+
+
+def test_labels_must_not_be_negative():
+    with pytest.raises(ValueError, match="predict.labels must be at least 0, got -1"):
+        PredictSettings(labels=[3, -1])
 
 
 @pytest.mark.parametrize("name", ["count", "batch_size"])
@@ -42,9 +55,10 @@ def test_counts_of_images_must_be_positive(name):
     ("name", "value", "rule"),
     [
         ("learning_rate", 0.0, "positive, got 0.0: use 1e-4"),
-        ("learning_rate", float("inf"), "positive, got inf"),
+        ("learning_rate", float("inf"), "finite, got inf"),
         ("learning_rate", float("nan"), "positive, got nan"),
         ("weight_decay", -0.1, "at least 0, got -0.1"),
+        ("weight_decay", 10_000.0, "below 1 / learning_rate, got 10000.0"),
         ("warmup_steps", -1, "at least 0, got -1"),
         ("stop_after_bad_steps", -1, "at least 0, got -1: use 10, or 0 to never stop"),
     ],

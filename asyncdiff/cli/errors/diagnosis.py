@@ -83,9 +83,12 @@ class Search:
         """Yield the problems in their order, then missing arguments."""
         entered: set[str] = set()
         positionals = 0
-        for key, value, place in entries:
+        for key, value, place, appends in entries:
             if key:
                 full = self._full_key(key, place)
+                if appends and full in self.kinds and not _is_list(self.kinds[full]):
+                    label = "" if place.startswith("-") else f"{full}: "
+                    yield f"{place}: {label}+ appends to a list, which this is not: write {key.rpartition('.')[2]}"
                 entered = {k for k in entered if not k.startswith(f"{full}.")} if value is None else entered
                 entered |= {full} if value != {} else set()
                 for problem in self._of_entry(full, value, place):
@@ -99,7 +102,7 @@ class Search:
                     yield f"{value} is not an option: options begin with --, and a value follows its option"
             elif not isinstance(value, dict):
                 yield _without_sections(value, place)
-        for key, value, place in entries:
+        for key, value, place, _ in entries:
             if (meant := _follow(value, self.values)) is not value:
                 for problem in self._of_entry(self._full_key(key, place), meant, place):
                     yield f"{place}: {problem}"
@@ -108,7 +111,7 @@ class Search:
         if missing:
             no_file = "config" in self.kinds and all(entry.place.startswith("-") for entry in entries)
             yield f"{', '.join(missing)} must be given{'; name an experiment file with --config' if no_file else ''}"
-        for key, value, place in entries:
+        for key, value, place, _ in entries:
             if not key and isinstance(value, dict) and all(section is None for section in value.values()):
                 yield _without_sections(value, place)
 
@@ -237,7 +240,7 @@ def _interpolation_problems(
     full_key = re.sub(r"\[\d+\]", "", str(getattr(error, "full_key", None) or ""))
     keys = {*known, *(entry.key for entry in entries)}
     # Inside train.py, the key begins with the subcommand.
-    for key, value, place in [entry for entry in entries if entry.key and full_key.endswith(entry.key)][::-1]:
+    for key, value, place, _ in [entry for entry in entries if entry.key and full_key.endswith(entry.key)][::-1]:
         where = place if place.startswith("-") else f"{place}: {key}"
         for name in re.findall(r"\$\{(\w[\w.]*)\}", str(value)):
             if name not in keys:
@@ -259,6 +262,10 @@ def _follow(value: Any, values: Mapping[str, Any]) -> Any:
             break
         value = values[reference[1]]
     return value
+
+
+def _is_list(kind: Any) -> bool:
+    return any(typing.get_origin(option) in (list, Sequence, Iterable) for option in alternatives(kind))
 
 
 def _bases(kind: Any) -> tuple[type, ...]:

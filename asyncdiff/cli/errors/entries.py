@@ -27,11 +27,13 @@ class Entry(NamedTuple):
             contents of a file.
         value: value as plain dicts, lists and scalars.
         place: FILE:LINE, or the option as typed.
+        appends: whether the key ends in +, which appends to a list.
     """
 
     key: str
     value: Any
     place: str
+    appends: bool = False
 
 
 def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Iterator[Entry]:
@@ -59,7 +61,7 @@ def command_line_entries(parser: argparse.ArgumentParser, argv: Sequence[str]) -
         elif value.startswith(("{", "[")):
             yield from _entries(value, key, typed, lines=False)
         else:
-            yield Entry(key, update_names(value), typed.rstrip("+"))
+            yield Entry(key, update_names(value), typed.rstrip("+"), typed.endswith("+"))
 
 
 def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
@@ -77,7 +79,8 @@ def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
 def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
     written: dict[str, tuple[str, Any]] = {}  # by current key, the key as written, and its value
 
-    def walk(loader: yaml.SafeLoader, node: yaml.Node, key: str, mark: yaml.Mark) -> Iterator[Entry]:
+    def walk(loader: yaml.SafeLoader, node: yaml.Node, typed: str, mark: yaml.Mark) -> Iterator[Entry]:
+        key = typed.rstrip("+")
         value = loader.construct_object(node, deep=True)
         value, where = update_names(value), f"{place}:{mark.line + 1}" if lines else place
         current = update_key(key)
@@ -85,14 +88,14 @@ def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterato
         if earlier != key and before != value:
             old, old_value, value = (key, value, before) if key != current else (earlier, before, value)
             raise InvalidFileError(f"{where}: {contradiction(old, old_value, current, value)}")
-        yield Entry(current, value, where)
+        yield Entry(current, value, where, typed.endswith("+"))
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 if not isinstance(item, yaml.ScalarNode):
                     yield from walk(loader, item, key, item.start_mark)
         elif isinstance(node, yaml.MappingNode):
             for name, item in sorted(node.value, key=lambda pair: pair[0].value != "class_path"):
-                yield from walk(loader, item, f"{key}.{name.value}".strip(".").rstrip("+"), name.start_mark)
+                yield from walk(loader, item, f"{key}.{name.value}".strip("."), name.start_mark)
 
     try:
         loader, node = compose_yaml(text, place)
