@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -268,7 +269,7 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, full_at, before):
     kept = {file: file.read_bytes() for file in folder.glob("*")}
     assert len(kept) == (3 if before else 0)
 
-    def full(file, parts=()):
+    def full(file, parts=(), *_):
         if file.name == full_at or full_at not in FILES:
             raise OSError(28, "No space left on device")
         write(file, parts)
@@ -278,6 +279,60 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, full_at, before):
         save.write_export(folder, {"weight": torch.ones(2)}, {"recipe": {}}, "another card")
     assert list(tmp_path.iterdir()) == ([folder] if before else [])
     assert {file: file.read_bytes() for file in folder.glob("*")} == kept
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def write(folder, value, **options):
+    save.write_export(folder, {"weight": torch.full((2,), value)}, {"recipe": {}}, f"card {value}", **options)
+
+
+def test_two_exports_into_one_folder_do_not_mix(tmp_path, monkeypatch):
+    folder, move = tmp_path / "shared", save._move_into_place
+    write(folder, 0.0)
+
+    def other_meanwhile(*folders):
+        with pytest.raises(ValueError, match=r"shared is being exported to by process \d+ on .*: wait for it, stop it"):
+            write(folder, 1.0)
+        move(*folders)
+
+    monkeypatch.setattr(save, "_move_into_place", other_meanwhile)
+    write(folder, 2.0)
+    assert content(folder)["README.md"] == b"card 2.0"
+    with pytest.raises(ValueError, match="is an earlier export: add --overwrite"):  # created since it was checked
+        write(folder, 3.0, overwrite=False)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_what_a_killed_export_left_is_put_in_order(tmp_path, monkeypatch, renames):
+    """After the first rename there is no folder of that name: the earlier export comes back."""
+    folder = tmp_path / "shared"
+    write(folder, 0.0)
+    earlier = content(folder)
+    if not (child := os.fork()):
+        rename, left = Path.rename, [renames]
+
+        def rename_or_die(self, target):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return rename(self, target)
+
+        Path.rename = rename_or_die
+        shutil.rmtree = lambda folder, **_: os._exit(9) if folder.exists() else None
+        write(folder, 1.0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(tmp_path.iterdir())) > 1
+    with pytest.raises(ValueError, match="is an earlier export: add --overwrite"):
+        write(folder, 2.0, overwrite=False)
+    assert (content(folder) == earlier) == (renames < 2)
+    write(folder, 2.0)
+    assert list(tmp_path.iterdir()) == [folder]
+    assert content(folder)["README.md"] == b"card 2.0"
 
 
 # Refusals

@@ -1,9 +1,7 @@
 """Write exports atomically: the output folder is either complete or unchanged."""
 
 import hashlib
-import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,20 @@ import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
-from asyncdiff.checkpoints.export.files import CARD, CONFIG, WEIGHTS
+from asyncdiff.checkpoints.export.files import CARD, CONFIG, WEIGHTS, check_output_folder
 from asyncdiff.checkpoints.export.load import FORMAT, tensors_sha256
 from asyncdiff.checkpoints.export.yaml_tuples import tuple_paths
 from asyncdiff.checkpoints.loaded_tensors import check_tensors
+from asyncdiff.checkpoints.run_lock import hold
 
 
-def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str) -> None:
+def write_export(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], card: str, *, overwrite: bool = True
+) -> None:
     """Write weights, configuration and model card into `folder`, replacing an earlier export.
 
-    All files are first written to a temporary sibling folder, which is renamed once they are complete and on disk.
+    All files are first written to a temporary sibling folder, which is renamed once they are complete and on disk. One
+    process at a time does this, and it puts in order what a killed one has left.
 
     Args:
         folder: output folder that `check_output_folder` accepts.
@@ -29,10 +31,11 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
         config: configuration as plain dicts and lists. The format version, the paths of the tuples in "recipe" and the
             SHA-256 of the weights are added.
         card: model card in Markdown, including the front matter.
+        overwrite: whether `folder` may be an earlier export.
 
     Raises:
         OSError: a file cannot be written; the folder is unchanged.
-        ValueError: the weights are not finite.
+        ValueError: the weights are not finite, or another process writes into the folder.
     """
     from safetensors.torch import save
 
@@ -48,28 +51,30 @@ def write_export(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     complete = {"format": FORMAT, **config, "tuples": tuples, "weights_sha256": tensors_sha256(weights)}
     content = yaml.safe_dump(complete, sort_keys=False, allow_unicode=True, width=120).encode()
     metadata = {"format": "pt", "asyncdiff_format": str(FORMAT), "config_sha256": hashlib.sha256(content).hexdigest()}
-    new = _temporary_name(folder, "new")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        write_atomically(new / WEIGHTS, [save(weights, metadata)])
-        write_atomically(new / CONFIG, [content])
-        write_atomically(new / CARD, [card.encode()])
-        _move_into_place(new, folder)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error}; the folder is unchanged") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    new, old = (folder.with_name(f".{folder.name}.{state}.tmp") for state in ("new", "old"))
+    with hold(folder, "being exported to", lock=folder.with_name(f".{folder.name}.lock")):
+        if old.exists() and not folder.exists():
+            old.rename(folder)  # the process was killed between two renames
+        check_output_folder(folder, overwrite=overwrite)
+        try:
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
+            new.mkdir()
+            write_atomically(new / WEIGHTS, [save(weights, metadata)])
+            write_atomically(new / CONFIG, [content])
+            write_atomically(new / CARD, [card.encode()])
+            _move_into_place(new, folder, old)
+        except OSError as error:
+            raise OSError(f"cannot write {folder}: {error}; the folder is unchanged") from error
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
-def _move_into_place(new: Path, folder: Path) -> None:
+def _move_into_place(new: Path, folder: Path, old: Path) -> None:
     """Rename a complete folder to its final name, then delete the earlier export."""
     if not folder.exists():
         new.rename(folder)
         return
-    old = _temporary_name(folder, "old")
-    shutil.rmtree(old, ignore_errors=True)
     folder.rename(old)
     try:
         new.rename(folder)
@@ -77,8 +82,3 @@ def _move_into_place(new: Path, folder: Path) -> None:
         old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _temporary_name(folder: Path, suffix: str) -> Path:
-    """Return a hidden sibling path on the same file system, unique to this process."""
-    return folder.with_name(f".{folder.name}.{suffix}.{socket.gethostname()}.{os.getpid()}.tmp")

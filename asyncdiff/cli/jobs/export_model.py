@@ -31,7 +31,7 @@ def export(file: Path, options: Any) -> None:
     default = choose_weights(checkpoint, "auto", file)[1]
     cards = read_matching_cards(run_directory_of(file) / "evaluation", config, default)
     card = model_card(options.name or options.output.name, config, part_calls, cards)
-    write_export(options.output, tensors, config, card)
+    write_export(options.output, tensors, config, card, overwrite=options.overwrite)
     weight_set = "EMA weights" if config["weights"] == "ema" else "raw weights"
     print(f"{weight_set} from step {config['step']}: {config['parameters']:,} parameters; result cards: {len(cards)}")
     print(f"export: {options.output}")
