@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {"shapes", "randomness", "checks", "image_grid", "foreign_text", "markdown", "memory", "regular_files", "yaml_files"}
+LEAVES = {
+    "shapes",
+    "randomness",
+    "checks",
+    "image_grid",
+    "foreign_text",
+    "markdown",
+    "memory",
+    "regular_files",
+    "yaml_files",
+    "output_paths",
+}
 CORE = ("noise", "denoising", "networks", "sampling")
 # Floor by floor: every room with the rooms that it may import. All may import the leaves.
 ALLOWED: dict[str, set[str]] = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonargparse
 
 from asyncdiff.cli.errors.parser import UsageError
+from asyncdiff.cli.errors.system_errors import system_error_message, system_error_text, unknown_home_message
 from asyncdiff.foreign_text import visible
 
 # Packages whose `raise ValueError` is meant for the user: this project, and the code that reads Trainer arguments.
@@ -35,9 +36,11 @@ def one_line_errors() -> Iterator[None]:
 
 
 def user_error_message(error: BaseException) -> str | None:
-    """Return the one-line message of an error that was raised on purpose, or None for a bug."""
+    """Return the one-line message of an error that was raised on purpose or by the system, or None for a bug."""
     if isinstance(error, UsageError) or _is_misconfiguration(error):
         return _one_line(str(error))
+    if isinstance(error, RuntimeError):
+        return None if (message := unknown_home_message(error)) is None else _one_line(message)
     if not isinstance(error, (ValueError, OSError)):
         return None
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -47,8 +50,13 @@ def user_error_message(error: BaseException) -> str | None:
     worker = re.search(r"Original Traceback.*\n\w+: (?P<message>.*)", str(error), re.DOTALL)
     if worker:  # raised in a data-loading process, whose traceback arrives as text
         frames = re.findall(r'File "(.+?)", line \d+, in .*\n\s+(.*)', str(error))
-        return _one_line(worker["message"]) if frames and _raised_on_purpose(*frames[-1]) else None
-    return _one_line(str(error)) if _raised_on_purpose(last.filename, last.line or "") else None
+        if frames and _raised_on_purpose(*frames[-1]):
+            return _one_line(worker["message"])
+        message = system_error_text(worker["message"].strip())
+    else:
+        on_purpose = _raised_on_purpose(last.filename, last.line or "")
+        message = str(error) if on_purpose else system_error_message(error)
+    return None if message is None else _one_line(message)
 
 
 def _is_misconfiguration(error: BaseException) -> bool:
