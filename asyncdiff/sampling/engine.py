@@ -3,6 +3,7 @@
 Everything that samples comes through here: `asyncdiff.DiffusionModel`, tasks, tiled sampling, callbacks and evaluation.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from asyncdiff.checks import at_least, check_seeds
+from asyncdiff.checks import MAX_IMAGES, at_least, check_seeds
 from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.sampling.trajectories import Frame, last
 from asyncdiff.shapes import Image, KnownPixels, LevelMap, check_pixels
+
+COPIES = 3  # of an image while it is sampled: at least itself, its update and the prediction
+SMALL = 2**28  # bytes that are not compared with the memory that there is, which takes time
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class ImageBatch:
                 f"seeds must be a sequence with one seed per image, got {self.seeds}: use range({self.seeds}) or "
                 f"[{self.seeds}]"
             )
+        at_least("number of seeds", len(self.seeds), 0, "use several calls", MAX_IMAGES)
         if self.labels is not None and len(self.labels) != len(self.seeds):
             raise ValueError(
                 f"labels needs one class per seed, got {len(self.labels)} for {len(self.seeds)} seeds: pass "
@@ -85,6 +91,7 @@ def frames(
         The states; in the last one, known pixels equal those of the batch bit for bit.
     """
     device = device_of(denoiser) if device is None else device
+    _check_memory("batch_size", len(batch.seeds), shape, COPIES, torch.device(device))
     labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64, device=device)
     with evaluation_mode(denoiser):
         yield from sampler.frames(
@@ -112,6 +119,8 @@ def sample(
     dtype: torch.dtype = torch.float32,
 ) -> Image:
     """Return the images of a batch, sampled `batch_size` at a time; the other arguments are those of `frames`."""
+    on = device_of(denoiser) if device is None else torch.device(device)
+    _check_memory("seeds", len(batch.seeds), shape, 1, on)
     parts = batch.split(batch_size)
     return torch.cat([last(frames(denoiser, sampler, p, shape, device=device, dtype=dtype)).x_t for p in parts])
 
@@ -203,6 +212,23 @@ def device_of(denoiser: DenoiserLike) -> torch.device:
     """Return the device of a denoiser's weights; the CPU if it has none."""
     parameters = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
     return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
+def available_on(device: torch.device) -> int:
+    """Return how many bytes can be allocated on a device."""
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _check_memory(name: str, count: int, shape: Sequence[int], copies: int, device: torch.device) -> None:
+    """Raise ValueError if so many images with so many copies of each do not fit into memory."""
+    each = 4 * copies * math.prod(shape)
+    if count * each > SMALL:
+        available = available_on(device)
+        remedy = f"{available // each} images of {'x'.join(map(str, shape))} fit"
+        check_memory(name, f"{count} images", count * each, remedy, available=available)
 
 
 @contextmanager

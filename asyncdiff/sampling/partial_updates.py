@@ -90,8 +90,8 @@ class PartialUpdates:
         """Add the patches within `margin` of moving ones."""
         if not self.margin:
             return moving
-        side = 2 * self.margin + 1
-        return F.max_pool2d(moving[:, None].float(), side, stride=1, padding=self.margin)[:, 0] > 0
+        margin = min(self.margin, max(moving.shape[1:]))  # a larger one reaches no other patches
+        return F.max_pool2d(moving[:, None].float(), 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
     def select(self, rows: Int64[Tensor, " n"]) -> "PartialUpdates":
         """Keep only the images `rows`, in place."""

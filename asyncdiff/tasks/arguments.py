@@ -10,6 +10,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
+from asyncdiff.checks import MAX_SIDE
 from asyncdiff.memory import available_memory, check_memory
 from datamodules.hidden_names import is_hidden
 
@@ -31,7 +32,7 @@ def parse_size(name: str, text: str) -> tuple[int, int]:
 
 
 def check_pixels(name: str, size: Sequence[int], bytes_per_pixel: int, available: int | None = None) -> None:
-    """Raise ValueError if an image does not fit into memory.
+    """Raise ValueError if an image has a side of more than `MAX_SIDE` pixels, or does not fit into memory.
 
     Args:
         name: argument that sets the size.
@@ -39,8 +40,10 @@ def check_pixels(name: str, size: Sequence[int], bytes_per_pixel: int, available
         bytes_per_pixel: bytes that each pixel needs while the image is drawn.
         available: bytes that there are; by default, `asyncdiff.memory.available_memory`.
     """
+    if max(size) > MAX_SIDE:
+        raise ValueError(f"{name} must have sides of at most {MAX_SIDE} pixels, got {format_size(size)}: shorten them")
     available = available_memory() if available is None else available
-    side = math.isqrt(available // bytes_per_pixel)
+    side = min(MAX_SIDE, math.isqrt(available // bytes_per_pixel))
     needed = math.prod(size) * bytes_per_pixel
     check_memory(name, format_size(size), needed, f"at most {side}x{side} fit", available=available)
 

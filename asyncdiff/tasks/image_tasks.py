@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import at_least, check_seeds
-from asyncdiff.tasks.arguments import Fit, check_fit
+from asyncdiff.checks import MAX_IMAGES, at_least, check_seeds
+from asyncdiff.tasks.arguments import Fit, check_fit, format_size
 from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels
 
 if TYPE_CHECKING:
@@ -67,10 +67,14 @@ class Task(ABC):
         """
         from asyncdiff.tasks.pixel_space import PixelSpace
 
+        at_least("number of seeds", len(seeds), 0, "use several calls", MAX_IMAGES)  # before they are read
         check_seeds("seeds", seeds)
         space = PixelSpace(model)
         space.check_channels()
         canvases = self.prepare(space)
+        at_least("number of images", len(canvases) * len(seeds), 0, "use several calls", MAX_IMAGES)
+        for size in {canvas.size for canvas in canvases}:
+            space.check_memory("size of the result", size)
         per_seed = canvases[0].photo is None or not self.class_per_seed
         count, per = (len(seeds), "seed") if per_seed else (len(canvases), "photo")
         cycle = canvases[0].photo is None and self.class_per_seed
@@ -142,9 +146,17 @@ class Task(ABC):
         Raises:
             ValueError: the images differ in size.
         """
+        from asyncdiff.tasks.pixel_space import PixelSpace
+
         requests = self.requests(model, seeds=seeds, labels=labels)
         if len(sizes := {request.size for request in requests}) > 1:
             raise ValueError(f"photos must have the same size, got {len(sizes)} sizes: set size, and fit='crop'")
+        for size in sizes:
+            if len(requests) > (largest := PixelSpace(model).largest_batch(size)):
+                raise ValueError(
+                    f"images must fit into memory together, got {len(requests)} of {format_size(size)} pixels: "
+                    f"sample at most {largest}"
+                )
         import torch
 
         batches = self.batches(model, requests, batch_size)

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from asyncdiff.model import Model
-from asyncdiff.sampling.engine import device_of
+from asyncdiff.sampling.engine import available_on, device_of
 from asyncdiff.shapes import Image, KnownPixels, Latents, known_patches
-from asyncdiff.tasks.arguments import format_size, parse_size
+from asyncdiff.tasks.arguments import BYTES_PER_VALUE, check_pixels, format_size, parse_size
 from asyncdiff.tasks.requests import Photo, Request
 
 # Periodic padding around a tileable image, in latents: larger than the receptive fields of TAESD (18.1) and of Stable
@@ -91,10 +91,25 @@ class PixelSpace:
             )
         self.model.denoiser.grid(self.encoded_size(size))
 
+    def check_memory(self, name: str, size: tuple[int, int]) -> None:
+        """Raise ValueError, naming the argument `name`, if an image of `size` in pixels does not fit into memory."""
+        check_pixels(name, size, self.bytes_per_pixel, available_on(device_of(self.model.denoiser)))
+
+    def largest_batch(self, size: tuple[int, int]) -> int:
+        """Return how many images of `size` in pixels fit into memory together, at least 1."""
+        available = available_on(device_of(self.model.denoiser))
+        return max(1, available // (math.prod(size) * self.bytes_per_pixel))
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Bytes that a pixel needs while an image is drawn, apart from the network; latents are smaller than pixels."""
+        return BYTES_PER_VALUE * self.window[0]
+
     def requested_size(self, size: str | None) -> tuple[int, int]:
         """Parse HEIGHTxWIDTH, or return the window's; raise ValueError unless it is a multiple of the patch size."""
         height, width = parse_size("size", size) if size else self.window[1:]
         self.check_size((height, width))
+        self.check_memory("size", (height, width))
         return height, width
 
     def encoded_size(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import at_least, below_one, positive
-from asyncdiff.tasks.arguments import Fit, check_fit, format_size, parse_size, photo_files
+from asyncdiff.checks import at_least, below_one, positive, within
+from asyncdiff.tasks.arguments import (
+    BYTES_PER_VALUE,
+    Fit,
+    check_fit,
+    check_pixels,
+    format_size,
+    parse_size,
+    photo_files,
+)
 from asyncdiff.tasks.image_tasks import Task
 from asyncdiff.tasks.requests import Canvas, Photo, Request, State
 
@@ -89,6 +98,7 @@ class Outpaint(TiledTask):
         self.fit: Fit = fit
         for name, pixels in (("top", top), ("bottom", bottom), ("left", left), ("right", right)):
             at_least(name, pixels, 0, "set the number of pixels to add")
+        check_pixels("size of the result", (top + bottom + 1, left + right + 1), BYTES_PER_VALUE)  # with any photo
         if (to is not None) == any((top, bottom, left, right)):
             raise ValueError(
                 "set either to, the size of the result, or at least one of top, bottom, left, right, the pixels to add"
@@ -176,7 +186,7 @@ class Texture(TiledTask):
         """Read the exemplar and crop it to its center, at most to the requested size."""
         import torch
 
-        from asyncdiff.tasks.photos import PhotoFit, fit_photo, plan_fit, read_photo, to_model
+        from asyncdiff.tasks.photos import MAX_PIXELS, PhotoFit, fit_photo, plan_fit, read_photo, to_model
 
         channels, height, width = space.window
         patch = space.patch
@@ -186,6 +196,8 @@ class Texture(TiledTask):
         (file,) = files
         pixels = read_photo(file, channels)
         if self.scale != 1:
+            largest = math.sqrt(MAX_PIXELS / math.prod(pixels.shape[1:]))
+            within("scale", self.scale, 0, largest, f"a larger one needs a smaller exemplar than {file}")
             resized = (max(1, round(pixels.shape[1] * self.scale)), max(1, round(pixels.shape[2] * self.scale)))
             pixels = fit_photo(pixels, plan_fit((pixels.shape[1], pixels.shape[2]), resized, "resize", patch))
         requested = parse_size("piece", self.piece) if self.piece else (height, width)

@@ -387,7 +387,7 @@ def test_serve_needs_gradio(run, expect_error, monkeypatch):
         ),
         (["sample", "RUN", "--device", ""], "--device is not available on this machine: use cpu"),
         (["sample", "RUN", "--sampler", "--steps", "3"], "--sampler: a value must follow"),
-        (["sample", "RUN", "--seeds", str(2**64)], f"a seed must have at most 64 bits, got {2**64}"),
+        (["sample", "RUN", "--seeds", str(2**64)], f"--seeds must be an integer from 0 to {2**32 - 1}, got {2**64}"),
         (["inpaint", "RUN"], "image must be given"),
         (["inpaint", "RUN", "--image", "none.png"], "image must be an image file, a folder or a pattern"),
         (["inpaint", "RUN", "--image", "PHOTO", "--mask", "sqare"], "mask must be one of thin, wide,"),

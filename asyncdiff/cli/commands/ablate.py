@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.ablation.config import Ablation, Trial
+from asyncdiff.ablation.config import MAX_TRIALS, Ablation, Trial
 from asyncdiff.ablation.launch import FINISHED, Runner
 from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hparams, write_layout
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.checks import at_least
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
 from asyncdiff.foreign_text import shell_line
 from asyncdiff.markdown import markdown_table
 
+MAX_THREADS = 1024
 DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
 below --output. Run the command again to resume: finished trials are skipped, interrupted ones are resumed."""
 
@@ -26,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     dashed = _join_sbatch([underscore_option(argument) for argument in argv])
     options = parse_options("ablate", DESCRIPTION, _declare, dashed)
     parallel = 1 if options.parallel is None else options.parallel
-    at_least("--parallel", parallel, 1, "1 runs one trial at a time")
+    at_least("--parallel", parallel, 1, "1 runs one trial at a time", MAX_TRIALS)
+    if options.threads is not None:
+        at_least("--threads", options.threads, 1, "omit it to share those of the machine", MAX_THREADS)
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
     trials = ablation.trials()
@@ -43,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
         write_script(options, ablation, output, len(trials))
         return
     states = runner.run(_select(trials, options.cell), configurations, parallel)
-    publish(ablation, output)
+    with hold(output, "being summarized", lock=output / ".summary.lock", wait=True):  # tasks may end at the same time
+        publish(ablation, output)
     if failed := states.count("failed"):
         print(f"error: {failed} of {len(states)} trials failed: run the command again to resume", file=sys.stderr)
         sys.exit(1)

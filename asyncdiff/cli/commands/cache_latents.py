@@ -1,14 +1,16 @@
 """`python -m asyncdiff cache-latents --data X --codec Y --out DIR`: encode a dataset once and store its latents."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser
 from asyncdiff.cli.commands.shared.options import add_device
 
+MAX_PROCESSES = max(64, 2 * (os.cpu_count() or 1))  # of one machine
 DESCRIPTION = "Encode the images of a data module with a codec, and store the latents for datamodules.LatentCache."
 DATA = """data module: an experiment's YAML file (its section data is used), a YAML file with {class_path, init_args},
 or a class path; set its arguments with options such as --data.init_args.root PATH"""
@@ -20,7 +22,10 @@ def main(argv: Sequence[str]) -> None:
     """Parse the arguments, encode the dataset or verify the cache, and print a summary."""
     line = CommandLine("cache-latents", DESCRIPTION, _declare, argv)
     options = line.plain
-    at_least("--processes", options.processes, 1, "use one per GPU")
+    at_least("--processes", options.processes, 1, "use one per GPU", MAX_PROCESSES)
+    at_least("--batch_size", options.batch_size, 1, "use 64, for example", MAX_IMAGES)
+    if options.shard_size is not None:
+        at_least("--shard_size", options.shard_size, 1, "omit it for shards of at most 256 MB")
     from asyncdiff.cli.jobs import encode_latents  # imports PyTorch
 
     if options.verify:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from asyncdiff.checkpoints.locate import is_export
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
 from asyncdiff.cli.commands.shared.options import add_model
 from asyncdiff.cli.commands.shared.runs import find_checkpoint
@@ -75,7 +75,7 @@ class Run:
     options: Any
 
     def __post_init__(self) -> None:
-        at_least("--batch_size", self.options.batch_size, 1, "the default is 128")
+        at_least("--batch_size", self.options.batch_size, 1, "the default is 128", MAX_IMAGES)
 
     @property
     def folder(self) -> Path:

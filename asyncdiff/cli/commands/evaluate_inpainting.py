@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_names
@@ -15,6 +15,8 @@ Masks, images and noise are the same for all samplers. Sampling is unconditional
 model, masks cover latents unless --pixel_masks is given, and both the results and the true images are decoded from
 latents, so that the autoencoder's reconstruction error does not count."""
 MASKS = ("thin", "wide", "square", "extreme", "half", "lines", "super_resolution")
+MAX_SEEDS = 1000  # results per image
+MAX_EXAMPLES = 100  # images per mask on a contact sheet
 METRICS = ("frechet", "lpips")
 
 
@@ -49,9 +51,11 @@ def _check(options: Any) -> None:
         2,
         "a covariance needs two images, a reliable one many more than there are dimensions",
     )
-    at_least("--seeds", options.seeds, 1, "use 2 or more to measure the diversity per image")
+    at_least("--seeds", options.seeds, 1, "use 2 or more to measure the diversity per image", MAX_SEEDS)
     at_least("--reference", options.reference, 2, "a covariance needs two images")
-    at_least("--examples", options.examples, 0, "0 writes no contact sheet")
+    at_least("--examples", options.examples, 0, "0 writes no contact sheet", MAX_EXAMPLES)
+    if options.steps is not None:
+        at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
     if options.samplers is not None and options.steps is not None:
         raise ValueError(f"--steps cannot be combined with --samplers, got {options.steps}: set the steps in the file")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 
@@ -15,7 +15,7 @@ far the network is from one consistent joint score. Images and noise are the sam
 def main(argv: Sequence[str]) -> None:
     """Parse and check the arguments, then compute the bounds."""
     options = parse_options("evaluate", DESCRIPTION, _declare, argv)
-    at_least("--points", options.points, 2, "64 is the default")
+    at_least("--points", options.points, 2, "64 is the default", MAX_STEPS)
     if options.images is not None:
         at_least("--images", options.images, 2, "a standard error needs two images")
     run = Run(options)

@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncdiff import tasks
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
 from asyncdiff.foreign_text import visible
-from asyncdiff.tasks.arguments import check_output_folder, photo_files
+from asyncdiff.tasks.arguments import check_output_folder, parse_size, photo_files
 
 if TYPE_CHECKING:
     from asyncdiff.cli.jobs.draw import DrawJob
 
 MAX_NOTE = 1000  # characters of a line about a photo, whose name may be anything
-# Numbers that are checked before the model is loaded: name, minimum, remedy.
+# Numbers that are checked before the model is loaded: name, minimum, maximum, remedy.
 RANGES = (
-    ("batch_size", 1, "set the number of images sampled together"),
-    ("steps", 1, "use 50, for example"),
-    ("refresh", 1, "1 computes all patches in every step"),
-    ("margin", 0, "0 computes only patches that move"),
+    ("batch_size", 1, MAX_IMAGES, "set the number of images sampled together"),
+    ("steps", 1, MAX_STEPS, "use 50, for example"),
+    ("steps_per_patch", 1, MAX_STEPS, "16 is the default"),
+    ("refresh", 1, None, "1 computes all patches in every step"),
+    ("margin", 0, None, "0 computes only patches that move"),
 )
 
 
@@ -117,9 +118,13 @@ class DrawArguments:
         seeds, labels = parse_integers("--seeds", plain.seeds), _parse_labels(plain.labels)
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"--seeds must differ, got {plain.seeds}: equal seeds give equal images")
-        for name, least, remedy in RANGES:
+        check_seeds("--seeds", seeds)
+        for name, least, most, remedy in RANGES:
             if plain.get(name) is not None:
-                at_least(name, plain[name], least, remedy)
+                at_least(name, plain[name], least, remedy, most)
+        for name in ("size", "to", "piece"):
+            if plain.get(name) is not None:
+                parse_size(name, plain[name])
         if plain.input_level is not None and plain.input_guidance is None:
             raise ValueError(
                 f"--input_level needs --input_guidance, got {plain.input_level} without it: add --input_guidance"

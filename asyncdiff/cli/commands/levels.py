@@ -1,5 +1,6 @@
 """`python -m asyncdiff levels FILE ...`: plot the noise-level samplers of several experiments side by side."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from jsonargparse import ActionYesNo
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_grid
+from asyncdiff.memory import check_memory
 
+BYTES_PER_LEVEL = 4
 DESCRIPTION = """Plot the noise levels that the level samplers of experiments (model.levels) produce, side by side: one
 figure, GIFs of noise paths, and TensorBoard logs."""
 
@@ -19,6 +22,8 @@ def main(argv: Sequence[str]) -> None:
     at_least("--images", options.images, 1, "the default is 4096")
     at_least("--columns", options.columns, 1, "the default is 5")
     grid = parse_grid("--grid", options.grid) if options.grid else None
+    patches = options.images * math.prod(grid or (1, 1))
+    check_memory("--images and --grid", f"{patches} patches", BYTES_PER_LEVEL * patches, "the defaults are 4096, 16x16")
     from asyncdiff.cli.jobs.plot_levels import plot  # imports PyTorch
 
     plot(options, grid)

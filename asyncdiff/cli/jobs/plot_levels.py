@@ -60,6 +60,6 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
     for name, times in Counter(names).items():
         if times > 1:
             raise ValueError(f"names must differ, got {name} {times} times: choose different ones with --names")
-        if Path(name).name != name or name == "..":
+        if not name or Path(name).name != name or name == ".." or not name.isprintable():
             raise ValueError(f"--names must be file names, got {name}: leave the folder out")
     return names

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least
 from asyncdiff.evaluation.figures.level_densities import Density, exact_density
+from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.noise.level_samplers import AlongPath, LevelSampler
 from asyncdiff.noise.paths import Path
 from asyncdiff.randomness import seeded
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress
 
+BYTES_PER_PATCH = 24  # of a level map: the map, those that it is drawn from, and those of its statistics
 CurveMaps = Float[Tensor, "frames curves gh gw"]
 
 
@@ -80,6 +82,9 @@ def compute_level_statistics(
 ) -> LevelStatistics:
     """Draw `images` level maps of size `grid` from a sampler, and return their statistics."""
     at_least("images", images, 1, "use 4096 to show the distribution, for example")
+    available, each = available_memory(), BYTES_PER_PATCH * grid[0] * grid[1]
+    remedy = f"{available // each} maps of {grid[0]}x{grid[1]} patches fit"
+    check_memory("images", f"{images} level maps", images * each, remedy, available=available)
     sampler.check(grid)
     draw = sampler(images, grid, generator=seeded(seed))
     t = draw.t.expand(-1, *grid)

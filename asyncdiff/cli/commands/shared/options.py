@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from asyncdiff.checks import MAX_IMAGES
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
 from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
@@ -78,13 +79,15 @@ def with_arguments(sampler: "ImageSampler", **changes: Any) -> "ImageSampler":
 
 def parse_integers(name: str, text: str) -> list[int]:
     """Parse a list of integers such as 0,3,8-15; raise ValueError that names the option `name`."""
-    integers: list[int] = []
+    bounds: list[tuple[int, int]] = []
     for part in text.strip("[]").split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,30})(?:-(\d{1,30}))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"{name} must be integers such as 0,3,8-15, got {text}")
-        integers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return integers
+        bounds.append((int(match[1]), int(match[2] or match[1])))
+    if (count := sum(last - first + 1 for first, last in bounds)) > MAX_IMAGES:  # before they are listed
+        raise ValueError(f"{name} must be at most {MAX_IMAGES} integers, got {count} in {text}: use several calls")
+    return [integer for first, last in bounds for integer in range(first, last + 1)]
 
 
 def parse_names(name: str, text: str, allowed: Iterable[str]) -> list[str]:
@@ -101,8 +104,8 @@ def parse_names(name: str, text: str, allowed: Iterable[str]) -> list[str]:
 
 def parse_grid(name: str, text: str) -> tuple[int, int]:
     """Parse a size such as 16x16; raise ValueError that names the option `name`."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or "0" in match.groups():
+    match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", text, re.ASCII)
+    if not match:
         raise ValueError(f"{name} must be ROWSxCOLUMNS, got {text}: use 16x16, for example")
     return int(match[1]), int(match[2])
 
