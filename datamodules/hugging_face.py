@@ -8,6 +8,7 @@ import numpy as np
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, hash_fractions, split_by_hash
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
+from datamodules.regular_files import read_regular
 from datamodules.storage.hugging_face_tables import UNLABELED, Integers, Table, load_tables
 
 VAL_NAMES = ("validation", "val", "valid", "dev", "test")
@@ -33,7 +34,7 @@ class TableImages(EncodedImages):
             return np.frombuffer(bytearray(cell["bytes"]), dtype=np.uint8)  # writable, as decoders require
         if cell["path"] is None:
             raise ValueError("its table cell is empty")
-        return np.fromfile(cell["path"], dtype=np.uint8)
+        return read_regular(cell["path"])
 
     def name(self, index: int) -> str:
         return f"{self.table.place} row {int(self.rows[index])}"

@@ -18,6 +18,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.regular_files import open_regular
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 EDGE = 1 << 20  # bytes hashed at either end of a file
@@ -47,7 +49,7 @@ def map_array(file: str, kind: npt.DTypeLike, offset: int, shape: tuple[int, ...
 
 def map_npy(file: Path) -> MappedArray:
     """Map the array of a .npy file; refuse pickled objects, because unpickling can run any code."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return _map_next(stream)
 
 
@@ -80,8 +82,8 @@ def file_fingerprint(file: Path) -> dict[str, Any]:
 
     Hashing a whole file of 100 GB would take minutes; the ends contain the headers of archives and databases.
     """
-    status = file.stat()
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
+        status = os.fstat(stream.fileno())
         ends = stream.read(EDGE)
         stream.seek(max(0, status.st_size - EDGE))
         ends += stream.read(EDGE)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from datamodules.base import ImageDataset, Split
 from datamodules.hash_split import check_held_out, split_by_hash
+from datamodules.hidden_names import is_hidden
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.index_cache import Arrays
 from datamodules.storage.databases import database_index
@@ -126,7 +127,8 @@ class Lsun(EncodedDataModule):
             return [root]
         if not self.root.is_dir():
             raise FileNotFoundError(f"root must be a folder of LMDBs, got {self.root}: no such folder; check the path")
-        present = sorted(f.parent.name.removesuffix(SUFFIX) for f in self.root.glob(f"*{SUFFIX}/data.mdb"))
+        folders = [file.parent.name for file in self.root.glob(f"*{SUFFIX}/data.mdb")]
+        present = sorted(name.removesuffix(SUFFIX) for name in folders if not is_hidden(name))
         if not present:
             raise ValueError(
                 f"root must contain CATEGORY{SUFFIX}/data.mdb, got {self.root} without any: unpack LSUN's zip files"

@@ -6,6 +6,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -44,6 +47,16 @@ def open_regular(path: str | Path, name: str = "path", *, buffering: int = -1) -
         stream.close()
         raise
     return stream
+
+
+def read_regular(path: str | Path, name: str = "path") -> npt.NDArray[np.uint8]:
+    """Return the bytes of a regular file, writable as decoders require; the arguments are those of `open_regular`."""
+    with open_regular(path, name, buffering=0) as stream:
+        data = np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8)
+        read = more = stream.readinto(data.data) or 0  # type: ignore[attr-defined]
+        while more and read < len(data):  # file systems over networks may return fewer bytes at once
+            read += (more := stream.readinto(data[read:].data) or 0)  # type: ignore[attr-defined]
+    return data[:read]
 
 
 def check_regular(path: str | Path, name: str = "path") -> None:

@@ -28,6 +28,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from datamodules.regular_files import read_regular
+
 try:  # torchvision >= 0.29 announces the removal of its decoders; Pillow is slower, and equal within one gray level
     from torchvision.io import decode_jpeg
 except ImportError:
@@ -60,7 +62,7 @@ def load_square(
 
 def read_pixels(path: Path) -> Tensor:
     """Read an image file as uint8 (c, h, w), c = 1 or 3, upright; raise OSError, or whatever `load_square` raises."""
-    return decode(np.fromfile(path, dtype=np.uint8))
+    return decode(read_regular(path))
 
 
 def decode(data: npt.NDArray[np.uint8], *, min_side: int | None = None) -> Tensor:

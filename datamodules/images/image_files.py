@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.images.encoded import Bytes, EncodedImages
+from datamodules.regular_files import read_regular
 
 
 class ImageFiles(EncodedImages):
@@ -56,4 +57,4 @@ class ImageFiles(EncodedImages):
         return digest.hexdigest()
 
     def fetch(self, index: int) -> Bytes:
-        return np.fromfile(os.path.join(self.root, os.fsdecode(self.names[index])), dtype=np.uint8)
+        return read_regular(os.path.join(self.root, os.fsdecode(self.names[index])))

@@ -16,6 +16,7 @@ import numpy as np
 
 from datamodules.hash_split import hash_fractions
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
+from datamodules.regular_files import open_regular
 
 # Magic number, version, size of a page; flags, depth, entries and root page of the tree; last page, transaction.
 META = struct.Struct("<16xII16xI48xHH24xQQQQ")
@@ -45,7 +46,7 @@ def database_index(file: Path) -> Arrays:
 
 def _build_index(file: Path) -> Arrays:
     try:
-        with file.open("rb", buffering=0) as stream:
+        with open_regular(file, buffering=0) as stream:
             keys, places = [], array("q")  # a list of pairs would take 400 MB for LSUN's bedrooms
             for key, *place in _values(stream):
                 keys.append(key)

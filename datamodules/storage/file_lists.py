@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodules.hash_split import hash_fractions
+from datamodules.hidden_names import RULE, is_hidden
 from datamodules.index_cache import Arrays, cached_arrays
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -60,7 +61,7 @@ class FileList(NamedTuple):
 
 
 def list_images(root: Path) -> list[str]:
-    """Return the sorted paths of the images below `root`, relative to it, with forward slashes; skip hidden files."""
+    """Return the sorted paths of the images below `root`, relative to it, with forward slashes; skip hidden ones."""
     return file_list(root).paths()
 
 
@@ -82,13 +83,13 @@ def file_list(root: Path) -> FileList:
     """
     place = os.path.realpath(root)
     folders, count = [], 0
-    for folder in _walk(place):
+    for folder in walk(place):
         folders.append(folder)
         count += len(folder[2])
         if count > FEW:
-            fingerprint = {"root": place, "suffixes": sorted(SUFFIXES), "form": 1}
+            fingerprint = {"root": place, "suffixes": sorted(SUFFIXES), "form": 1, "hidden": RULE}
             arrays = cached_arrays(
-                "images", fingerprint, lambda: _arrays(_walk(place)), is_valid=lambda cached: _unchanged(place, cached)
+                "images", fingerprint, lambda: _arrays(walk(place)), is_valid=lambda cached: _unchanged(place, cached)
             )
             break
     else:
@@ -99,8 +100,8 @@ def file_list(root: Path) -> FileList:
 Folder = tuple[str, int, list[str]]  # path relative to the root, modification time, names of images
 
 
-def _walk(root: str) -> Iterator[Folder]:
-    """Yield the root and the folders below it, each once, because links may form a cycle."""
+def walk(root: str, suffixes: Collection[str] = SUFFIXES) -> Iterator[Folder]:
+    """Yield the root and the folders below it that are not hidden, each once, because links may form a cycle."""
 
     def refuse(error: OSError) -> None:
         raise ValueError(f"cannot list {error.filename}: {error.strerror}; make it readable or remove it") from error
@@ -113,8 +114,8 @@ def _walk(root: str) -> Iterator[Folder]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))  # the first of several links counts
-        images = [n for n in files if not n.startswith(".") and n[n.rfind(".") :].lower() in SUFFIXES]
+        folders[:] = sorted(name for name in folders if not is_hidden(name))  # the first of several links counts
+        images = [n for n in files if n[n.rfind(".") :].lower() in suffixes and not is_hidden(n)]
         # Another change could get the same modification time as this one if it is recent: never treat it as unchanged.
         settled = begin - status.st_mtime_ns > MTIME_RESOLUTION
         yield folder[len(root) :].lstrip("/"), status.st_mtime_ns if settled else -1, images

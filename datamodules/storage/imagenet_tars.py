@@ -9,9 +9,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.hidden_names import RULE, is_hidden
 from datamodules.images.encoded import Bytes
 from datamodules.images.image_files import ImageFiles
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
+from datamodules.regular_files import open_regular
 from datamodules.storage.file_lists import SUFFIXES, FileList, class_folder_arrays
 from datamodules.storage.members import FileBytes
 
@@ -50,12 +52,13 @@ def tar_index(file: Path) -> tuple[FileList, Places]:
     Raises:
         ValueError: the file is not a tar file, is damaged or truncated, or holds no images.
     """
-    arrays = cached_arrays("tar", file_fingerprint(file), lambda: _build_index(file))
+    fingerprint = {"file": file_fingerprint(file), "hidden": RULE}
+    arrays = cached_arrays("tar", fingerprint, lambda: _build_index(file))
     return FileList(arrays["names"], arrays["folders"], arrays["tops"]), arrays["places"]
 
 
 def _build_index(file: Path) -> Arrays:
-    with file.open("rb", buffering=0) as stream:  # unbuffered: images between the headers need not be read
+    with open_regular(file, buffering=0) as stream:  # unbuffered: images between the headers need not be read
         images = sorted(_images(stream, 0, file.stat().st_size, b""))
     if not images:
         raise ValueError(f"{file} must hold images or tar files of them, got none: download or write it again")
@@ -68,7 +71,7 @@ def _images(stream: Any, begin: int, end: int, folder: bytes) -> Iterator[tuple[
     for member in _members(stream, begin, end):
         path = os.fsencode(member.name.removeprefix("./"))
         name, suffix = os.path.splitext(path)
-        if os.path.basename(path).startswith(b"."):
+        if is_hidden(member.name):
             continue
         if suffix.lower() == b".tar" and not folder:
             yield from _images(stream, member.offset_data, member.offset_data + member.size, name + b"/")

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from datamodules.base import Split
 from datamodules.hash_split import hash_fractions, split_by_hash
+from datamodules.hidden_names import RULE
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.storage.members import Members, open_members, read_text
+from datamodules.storage.members import Members, find_text, open_members
 
 LISTING = "dataset.json"
 
@@ -59,7 +60,7 @@ def _read_labeled_files(root: Path, suffixes: Collection[str], argument: str) ->
             f"{argument} must hold images, got {root} without any ({' '.join(sorted(suffixes))}): check the path"
         )
     if root.is_file():
-        fingerprint = {"file": file_fingerprint(root), "suffixes": sorted(suffixes)}
+        fingerprint = {"file": file_fingerprint(root), "suffixes": sorted(suffixes), "hidden": RULE, "form": 1}
         arrays = cached_arrays("zip-labels", fingerprint, lambda: _labels_and_shares(files))
     else:
         arrays = _labels_and_shares(files)
@@ -106,11 +107,12 @@ def _label(labels: Mapping[str, Any], name: str, root: Path) -> int:
 
 
 def _read_listing(root: Path) -> dict[str, Any]:
-    """Return the labels by file name; empty without labels."""
-    if (text := read_text(root, LISTING)) is None:
+    """Return the labels by file name; empty without labels. Names in a listing are relative to its folder."""
+    if (found := find_text(root, LISTING)) is None:
         return {}
+    folder, text = found
     try:
-        return {name.replace("\\", "/"): label for name, label in json.loads(text).get("labels") or ()}
+        return {folder + name.replace("\\", "/"): label for name, label in json.loads(text).get("labels") or ()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f'{LISTING} must be {{"labels": [["name.png", 6], ...] or null}}, got {error} in {root}: correct it'

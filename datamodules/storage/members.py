@@ -6,18 +6,22 @@ import weakref
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.hidden_names import RULE, is_hidden
 from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
+from datamodules.regular_files import check_regular, open_regular, read_regular
+from datamodules.storage.file_lists import walk
 
 HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7): signature, lengths of the name and the extra field
 EXTRA = 64  # bytes read for the extra field, so that one read is usually enough; the directory is longer
 STORED, DEFLATED = 0, 8
 MAX_OTHERS = 1000  # number of files with other suffixes whose headers are checked
+MAX_TEXT = 2**30  # bytes of a file that is read as a whole; dataset.json has about 50 per image
 # Exceptions of zipfile for damaged files; RuntimeError and its subclass NotImplementedError are for encrypted files and
 # unknown compression methods.
 DAMAGED = (zipfile.BadZipFile, struct.error, zlib.error, EOFError, ValueError, OSError, RuntimeError)
@@ -41,8 +45,9 @@ class FileBytes:
     def read(self, offset: int, size: int) -> Bytes:
         """Return `size` bytes from an offset, writable as decoders require; raise ValueError if there are fewer."""
         if self._descriptor is None:
-            self._descriptor = os.open(self.file, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
+            stream = open_regular(self.file, buffering=0)
+            self._descriptor = stream.fileno()
+            weakref.finalize(self, stream.close)
         data: Bytes = np.empty(size, dtype=np.uint8)
         read = more = os.preadv(self._descriptor, [data.data], offset)
         while more and read < size:  # file systems over networks may return fewer bytes at once
@@ -85,16 +90,11 @@ class FolderMembers(Members):
     """
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
-        paths = [
-            Path(folder, name).relative_to(root).as_posix()
-            for folder, _, files in os.walk(root, followlinks=True)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
+        paths = [os.path.join(below, name) for below, _, files in walk(str(root), suffixes) for name in files]
         self.root, self.names = root, np.array(sorted(map(os.fsencode, paths)), dtype=np.bytes_)
 
     def read(self, index: int) -> Bytes:
-        return np.fromfile(self.root / self.name(index), dtype=np.uint8)
+        return read_regular(self.root / self.name(index))
 
 
 class ZipMembers(Members):
@@ -112,7 +112,7 @@ class ZipMembers(Members):
 
     def __init__(self, root: Path, suffixes: Collection[str]) -> None:
         self.root, self.bytes = root, FileBytes(root)
-        fingerprint = {"file": file_fingerprint(root), "suffixes": sorted(suffixes)}
+        fingerprint = {"file": file_fingerprint(root), "suffixes": sorted(suffixes), "hidden": RULE}
         index = cached_arrays("zip", fingerprint, lambda: self._directory(suffixes))
         self.names, self.places = index["names"], index["places"]
 
@@ -140,10 +140,10 @@ class ZipMembers(Members):
     def _directory(self, suffixes: Collection[str]) -> Arrays:
         """Read name, offset of the local header, sizes, compression and checksum of every file."""
         try:
-            with zipfile.ZipFile(self.root) as archive:
+            with open_regular(self.root) as stream, zipfile.ZipFile(stream) as archive:
                 selected: list[zipfile.ZipInfo] = []
                 others: list[zipfile.ZipInfo] = []
-                for info in archive.infolist():
+                for info in (info for info in archive.infolist() if not is_hidden(info.filename)):
                     (selected if os.path.splitext(info.filename)[1].lower() in suffixes else others).append(info)
                 # The directory has no checksums: a damaged name could hide an image or dataset.json. Opening a member
                 # compares the name with its local header; for images this happens when they are read.
@@ -163,21 +163,59 @@ class ZipMembers(Members):
         return {"names": np.array([os.fsencode(i.filename) for i in selected], dtype=np.bytes_), "places": numbers}
 
 
-def read_text(root: Path, name: str) -> bytes | None:
-    """Return the content of one file of a zip or folder, with any suffix; None if it does not exist."""
-    if root.is_dir():
-        return (root / name).read_bytes() if (root / name).is_file() else None
+def find_text(root: Path, name: str) -> tuple[str, bytes] | None:
+    """Find a file of a zip or folder, with any suffix: at its top, or in a single folder directly below it.
+
+    Args:
+        root: the zip or folder.
+        name: name of the file.
+
+    Returns:
+        The path of the folder relative to `root`, empty or ending with a slash, and the content of the file; None if
+        there is no such file.
+
+    Raises:
+        ValueError: several folders have one, or only deeper ones, or the file is damaged or larger than `MAX_TEXT`.
+    """
+    text = b""
     try:
-        with zipfile.ZipFile(root) as archive:
-            return archive.read(name) if name in archive.NameToInfo else None
+        if root.is_dir():
+            folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir() and not is_hidden(folder.name))
+            paths = [(f / name).relative_to(root).as_posix() for f in (root, *folders) if (f / name).exists()]
+            if (chosen := _choose(paths)) is not None:
+                with open_regular(root / chosen) as stream:
+                    text = stream.read(MAX_TEXT + 1)
+        else:
+            with open_regular(root) as file, zipfile.ZipFile(file) as archive:
+                names = archive.NameToInfo
+                paths = [path for path in names if path.rpartition("/")[2] == name and not is_hidden(path)]
+                if (chosen := _choose(paths)) is not None:
+                    with archive.open(chosen) as stream:
+                        text = stream.read(MAX_TEXT + 1)
     except DAMAGED as error:
         raise ValueError(f"{root}/{name} cannot be read: {error}; copy or write it again") from error
+    if paths and chosen is None:
+        raise ValueError(
+            f"{name} must lie at the top of {root} or in a single folder there, got {' and '.join(sorted(paths)[:2])}: "
+            "move it, or set root to its folder"
+        )
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{name} must have at most {MAX_TEXT} bytes, got more in {root}: write it again")
+    return None if chosen is None else (chosen[: -len(name)], text)
+
+
+def _choose(paths: Sequence[str]) -> str | None:
+    """Return the path at the top, else the only one if it is one folder down, else None."""
+    top = [path for path in paths if "/" not in path]
+    candidates = top or [path for path in paths if path.count("/") == 1]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def open_members(root: Path, suffixes: Collection[str], argument: str) -> Members:
     """Open the files of a zip or folder with these suffixes; `argument` is the argument to name in errors."""
     if root.is_dir():
         return FolderMembers(root, suffixes)
-    if not root.is_file():
+    if not root.exists():
         raise FileNotFoundError(f"{argument} must be a zip or a folder, got {root}: no such file; check the path")
+    check_regular(root, argument)
     return ZipMembers(root, suffixes)

@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,30 @@ def test_missing_empty_damaged_and_too_small_zips_are_refused(tmp_path: Path) ->
     latents = {f"00000/img-mean-std-latents-{i:08d}.npy": npy(np.zeros((8, 4, 4), np.float32)) for i in range(3)}
     with pytest.raises(ValueError, match=r"root must hold images, got latents such as .*: use datamodules.EdmLatents"):
         edm(write_zip(tmp_path / "latents.zip", latents)).setup()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a"])
+def test_a_listing_may_lie_one_folder_down(tmp_path: Path, name: str) -> None:
+    """As in a zip of a folder. Its names are relative to that folder."""
+    listing = json.dumps({"labels": [[file, i % 3] for i, file in enumerate(names(12))]}).encode()
+    below = {f"faces/{file}": data for file, data in images(12).items()} | {"faces/dataset.json": listing}
+    hidden = {"__MACOSX/dataset.json": b"{", "__MACOSX/faces/._dataset.json": b"{", ".trash/dataset.json": b"{"}
+    data = edm(write_zip(tmp_path / name, below | hidden), held_out=0.3)
+    assert data.classes == 3
+    assert labels_of(data.images("train", 9)) | labels_of(data.images("val", 9)) == {i: i % 3 for i in range(12)}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a"])
+def test_listings_in_several_folders_are_named(tmp_path: Path, name: str) -> None:
+    listings = {"x/dataset.json": b'{"labels": null}', "y/dataset.json": b'{"labels": null}'}
+    message = "dataset.json must lie at the top of .*, got x/dataset.json and y/dataset.json: move it"
+    with pytest.raises(ValueError, match=message):
+        edm(write_zip(tmp_path / name, images(6) | listings)).setup()
+
+
+def test_a_listing_deep_in_a_zip_is_named_and_one_at_the_top_counts(tmp_path: Path) -> None:
+    deep = {"x/y/dataset.json": b'{"labels": null}'}
+    with pytest.raises(ValueError, match=r"must lie at the top of .*a.zip or .*, got x/y/dataset.json: move it"):
+        edm(write_zip(tmp_path / "a.zip", images(6) | deep)).setup()
+    labels = [[file, i] for i, file in enumerate(names(6))]
+    assert edm(write_zip(tmp_path / "b.zip", images(6) | deep, labels)).classes == 6

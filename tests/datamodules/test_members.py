@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from encoded_files import cache_fixture  # noqa: F401
 
-from datamodules.storage.members import FileBytes, FolderMembers, Members, ZipMembers, open_members, read_text
+from datamodules.storage.members import FileBytes, FolderMembers, Members, ZipMembers, find_text, open_members
 
 SUFFIXES = {".png", ".npy"}
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]
@@ -52,8 +52,8 @@ def test_files_of_a_zip_are_sorted_by_name(
     assert contents(found) == EXPECTED
     assert [found.name(i) for i in range(len(found))] == sorted(EXPECTED)
     assert found.read(0).flags.writeable
-    assert read_text(found.root, "dataset.json") == b'{"labels": null}'
-    assert read_text(found.root, "other.json") is None
+    assert find_text(found.root, "dataset.json") == ("", b'{"labels": null}')
+    assert find_text(found.root, "other.json") is None
 
 
 def test_a_file_of_a_zip_is_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +74,8 @@ def test_folder_and_zip_are_the_same(tmp_path: Path) -> None:
     found = open_members(tmp_path / "a", SUFFIXES, "root")
     assert isinstance(found, FolderMembers)
     assert list(contents(found).items()) == list(contents(open_members(file, SUFFIXES, "root")).items())
-    assert read_text(found.root, "dataset.json") == b'{"labels": null}'
-    assert read_text(found.root, "other.json") is None
+    assert find_text(found.root, "dataset.json") == ("", b'{"labels": null}')
+    assert find_text(found.root, "other.json") is None
 
 
 def test_the_directory_is_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,3 +156,10 @@ def test_other_compression_is_refused(tmp_path: Path) -> None:
         ZipMembers(file, SUFFIXES)
     with pytest.raises(FileNotFoundError, match=r"root must be a zip or a folder, got .*none.zip: no such file; check"):
         open_members(tmp_path / "none.zip", SUFFIXES, "root")
+
+
+def test_a_cycle_of_links_is_walked_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert list(contents(FolderMembers(tmp_path, SUFFIXES))) == ["a/x.png"]
