@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from asyncdiff.tasks import Request
-from asyncdiff.tasks.arguments import create_output_folder
+from asyncdiff.tasks.arguments import choose_output_folder
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
@@ -38,7 +38,7 @@ class ImageWriter(Callback):
             task = "" if pl_module.predict.task is None else pl_module.predict.task.name
             default = Path(trainer.default_root_dir) / "predictions" / task
             try:
-                chosen = str(create_output_folder(Path(self.folder or default), explicit=self.folder is not None))
+                chosen = str(choose_output_folder(Path(self.folder or default), explicit=self.folder is not None))
             except ValueError as error:  # broadcast below, so that no process waits forever
                 message = str(error)
         chosen, message = trainer.strategy.broadcast((chosen, message))

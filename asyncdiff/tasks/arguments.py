@@ -10,6 +10,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal
 
+from asyncdiff import output_paths
+
 from asyncdiff.checks import MAX_SIDE
 from asyncdiff.memory import available_memory, check_memory
 from datamodules.hidden_names import is_hidden
@@ -97,28 +99,33 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def create_output_folder(folder: Path, *, explicit: bool) -> Path:
-    """Create a folder for images: the requested one, or a numbered sibling if a default one already contains images.
+    """Create the folder that `choose_output_folder` returns."""
+    chosen = choose_output_folder(folder, explicit=explicit)
+    chosen.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+def choose_output_folder(folder: Path, *, explicit: bool) -> Path:
+    """Choose a folder for images: the requested one, or a numbered sibling if a default one already contains images.
 
     Args:
         folder: requested folder.
         explicit: whether the user chose the folder; if so, it is refused if it already contains images.
 
     Returns:
-        Path of the created folder.
+        Path of a folder that can be written to; it need not exist.
     """
     check_output_folder(folder, explicit=explicit)
     chosen, number = folder, 1
     while _contains_images(chosen):
         number += 1
         chosen = folder.with_name(f"{folder.name}-{number}")
-    chosen.mkdir(parents=True, exist_ok=True)
     return chosen
 
 
 def check_output_folder(folder: Path, *, explicit: bool) -> None:
-    """Raise ValueError if `create_output_folder` would refuse the folder, without creating it."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"output must be a folder, got the existing file {folder}: choose another path")
+    """Raise ValueError if `choose_output_folder` would refuse the folder: it is in use, or cannot be written to."""
+    output_paths.check_output_folder(folder)
     if explicit and _contains_images(folder):
         raise ValueError(f"output folder {folder} already contains images: choose another folder, or empty it")
 

@@ -17,6 +17,7 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options, underscore_option
 from asyncdiff.foreign_text import shell_line
 from asyncdiff.markdown import markdown_table
+from asyncdiff.output_paths import check_output_file, check_output_folder
 
 MAX_THREADS = 1024
 DESCRIPTION = """Train every variant of an ablation with every seed. Each of these trials has its own run directory
@@ -33,6 +34,9 @@ def main(argv: Sequence[str]) -> None:
         at_least("--threads", options.threads, 1, "omit it to share those of the machine", MAX_THREADS)
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
+    check_output_folder(output, "--output", may_be_a_run=True)
+    if options.slurm is not None:
+        check_output_file(options.slurm, "--slurm")
     trials = ablation.trials()
     threads = options.threads or max(1, (os.cpu_count() or 1) // parallel)
     from asyncdiff.cli.train import parse_config  # imported late because it imports Lightning

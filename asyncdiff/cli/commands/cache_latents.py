@@ -9,6 +9,7 @@ from typing import Literal
 from asyncdiff.checks import MAX_IMAGES, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser
 from asyncdiff.cli.commands.shared.options import add_device
+from asyncdiff.output_paths import check_output_folder
 
 MAX_PROCESSES = max(64, 2 * (os.cpu_count() or 1))  # of one machine
 DESCRIPTION = "Encode the images of a data module with a codec, and store the latents for datamodules.LatentCache."
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     at_least("--batch_size", options.batch_size, 1, "use 64, for example", MAX_IMAGES)
     if options.shard_size is not None:
         at_least("--shard_size", options.shard_size, 1, "omit it for shards of at most 256 MB")
+    check_output_folder(options.out, "--out")
     from asyncdiff.cli.jobs import encode_latents  # imports PyTorch
 
     if options.verify:

@@ -14,6 +14,7 @@ from asyncdiff.checks import MAX_IMAGES, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
 from asyncdiff.cli.commands.shared.options import add_model
 from asyncdiff.cli.commands.shared.runs import find_checkpoint
+from asyncdiff.output_paths import check_output_file, check_output_folder
 
 # Module and summary of every evaluation, by the option that selects it; the module has a function `main(argv)`.
 EVALUATIONS = {
@@ -99,14 +100,26 @@ class Run:
         return path if path is not None and is_export(self.folder) else find_checkpoint(self.folder, path)
 
     def check_files(self) -> None:
-        """Raise FileNotFoundError unless there are a checkpoint and a configuration."""
+        """Raise FileNotFoundError or ValueError unless the files to read exist and the results can be written."""
         self.find_config()
         self.find_checkpoint()
+        self.check_output()
+
+    def check_output(self) -> None:
+        """Raise ValueError unless the results can be written."""
+        check_output_folder(self._output, "--output", may_be_a_run=True)
+        name = self.options.name
+        if Path(name).name != name:
+            raise ValueError(f"--name must be a file name, got {name or 'nothing'}: leave the folder out")
+        for suffix in (".json", ".md", ".png"):
+            check_output_file(self._output / f"{name}{suffix}", "--name")
 
     def output(self) -> Path:
         """Create and return the output folder, before anything is computed whose results could be lost."""
+        self._output.mkdir(parents=True, exist_ok=True)
+        return self._output
+
+    @property
+    def _output(self) -> Path:
         path: Path = self.options.output or self.folder / "evaluation"
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"--output must be a folder, got the file {path}: choose another path")
-        path.mkdir(parents=True, exist_ok=True)
         return path

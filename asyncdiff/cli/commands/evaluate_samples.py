@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     run.find_config()
     if options.images is None:
         run.find_checkpoint()
+    run.check_output()
     from asyncdiff.cli.jobs.evaluate_samples import evaluate  # imports PyTorch
 
     evaluate(run, metrics)

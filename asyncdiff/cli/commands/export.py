@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from asyncdiff import output_paths
 from asyncdiff.checkpoints.export.files import check_output_folder
 from asyncdiff.checkpoints.export.hub import check_repository
 from asyncdiff.checkpoints.locate import is_export
@@ -26,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             f"{name} must be a run directory or a .ckpt file, got the export {file}: copy that folder instead"
         )
+    output_paths.check_output_folder(options.output, "--output", may_be_a_run=True)
     check_output_folder(options.output, overwrite=options.overwrite)
     if options.push_to_hub is not None:
         check_repository(options.push_to_hub)

@@ -7,7 +7,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -130,8 +130,8 @@ class DrawArguments:
                 f"--input_level needs --input_guidance, got {plain.input_level} without it: add --input_guidance"
             )
         checkpoint = find_checkpoint(plain.run, plain.ckpt_path)
-        if plain.output is not None:
-            check_output_folder(plain.output, explicit=True)
+        default = run_directory_of(checkpoint) / "predictions"
+        check_output_folder(plain.output or default, explicit=plain.output is not None)
         for name in ("image", "exemplar"):
             if plain.get(name) is not None:
                 photo_files(name, plain[name])
@@ -176,10 +176,6 @@ def _draw(job: "DrawJob") -> None:
     except KeyboardInterrupt:
         written = len(list(job.folder.glob("*.png")))
         print(f"stopped after {written} of {len(job.requests)} images" + (f": {job.folder}" if written else ""))
-        if not written:
-            job.record_file.unlink(missing_ok=True)
-            with suppress(OSError):  # a folder that existed before may contain other files
-                job.folder.rmdir()
         raise
 
 

@@ -10,6 +10,7 @@ from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_grid
 from asyncdiff.memory import check_memory
+from asyncdiff.output_paths import check_output_folder
 
 BYTES_PER_LEVEL = 4
 DESCRIPTION = """Plot the noise levels that the level samplers of experiments (model.levels) produce, side by side: one
@@ -24,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
     grid = parse_grid("--grid", options.grid) if options.grid else None
     patches = options.images * math.prod(grid or (1, 1))
     check_memory("--images and --grid", f"{patches} patches", BYTES_PER_LEVEL * patches, "the defaults are 4096, 16x16")
+    if options.output is not None:
+        check_output_folder(options.output, "--output")
     from asyncdiff.cli.jobs.plot_levels import plot  # imports PyTorch
 
     plot(options, grid)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from asyncdiff.checks import at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
+from asyncdiff.output_paths import check_output_file
 
 DESCRIPTION = """Convert DiT or SiT weights, or a diffusers folder with a DiT, to a checkpoint for train.py and all
 other commands."""
@@ -16,6 +17,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options("port", DESCRIPTION, _declare, argv)
     if options.output.suffix != ".ckpt" or options.output.exists():
         raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
+    check_output_file(options.output, "--output")
     for name in ("heads", "image_size", "classes"):
         if options[name] is not None:
             at_least(f"--{name}", options[name], 1, "omit it to use the file's value")

@@ -18,6 +18,7 @@ from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.foreign_text import file_names, visible
+from asyncdiff.output_paths import check_output_folder
 
 DESCRIPTION = """Compare runs by the final values in their event files, and write report.md with plots, a self-contained
 report.html, and report.json."""
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     runs, left_out = select_comparable(find_runs(options.runs))
     metrics = select_metrics(runs, [tag for tag in options.metrics.split(",") if tag])
     folder = options.output or options.runs[0] / "report"
+    check_output_folder(folder, "--output", may_be_a_run=True)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(
         title=options.title or options.runs[0].resolve().name,

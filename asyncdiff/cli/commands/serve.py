@@ -13,6 +13,7 @@ from asyncdiff.cli.commands.shared.command_parser import (
 )
 from asyncdiff.cli.commands.shared.options import RUN, add_model
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
+from asyncdiff.output_paths import check_output_folder
 from asyncdiff.tasks.arguments import photo_files
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.same_origin import free_port

@@ -14,7 +14,7 @@ from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Request, State, Task
-from asyncdiff.tasks.arguments import create_output_folder, format_size
+from asyncdiff.tasks.arguments import choose_output_folder, format_size
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
 from asyncdiff.tasks.photos import to_bytes
 from asyncdiff.tasks.pixel_space import PixelSpace
@@ -61,9 +61,9 @@ class DrawJob:
     def steps(self) -> Iterator[State]:
         """Sample, and write all files except the contact sheet; yield the state of the current batch after every step.
 
-        `done` and `total` of the states count the steps of all batches.
+        `done` and `total` of the states count the steps of all batches. Nothing is written before the first images are
+        complete.
         """
-        self.record_file.write_text(self.record)
         batches, before = self.task.batches(self.model, self.requests, self.batch_size), 0
         movie = None if self.movie is None else SamplingGIF()
         for number, batch in enumerate(batches):
@@ -74,6 +74,9 @@ class DrawJob:
                     levels = None if state.t is None else state.t[:MAX_IMAGES].cpu()
                     movie.add(to_bytes(state.images[:MAX_IMAGES]), levels)
                 yield state
+            if number == 0:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.record_file.write_text(self.record)
             written = write_images(state.images, batch, self.folder)
             if len(self.written) < MAX_SHEET_IMAGES:
                 self.written.update(written)
@@ -87,7 +90,7 @@ class DrawJob:
 
 
 def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: Sequence[str] = ()) -> DrawJob:
-    """Check a request against the model, and create the output folder.
+    """Check a request against the model, and choose the output folder.
 
     Args:
         arguments: checked arguments of an image command.
@@ -106,7 +109,7 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
         )
     _check_batch(task, model, requests, options.batch_size)
     default = arguments.run / "predictions" / task.name
-    folder = create_output_folder(options.output or default, explicit=options.output is not None)
+    folder = choose_output_folder(options.output or default, explicit=options.output is not None)
     movie = folder / MOVIE if options.gif else None
     notes = list(dict.fromkeys(request.photo.note for request in requests if request.photo is not None))
     record = format_record([*arguments.argv, *extra_argv], arguments, model, notes)

@@ -12,7 +12,7 @@ from asyncdiff.evaluation.figures.level_statistics import LevelStatistics, compu
 from asyncdiff.evaluation.figures.path_gif import draw_path_frames, save_gif
 from asyncdiff.evaluation.figures.style import save
 from asyncdiff.evaluation.figures.tensorboard import write_events
-from asyncdiff.tasks.arguments import create_output_folder
+from asyncdiff.tasks.arguments import choose_output_folder
 
 GRID = (16, 16)  # for files without a network
 
@@ -25,7 +25,7 @@ def plot(options: Any, grid: tuple[int, int] | None) -> None:
         _statistics(experiment, name, grid, images=options.images, seed=options.seed)
         for experiment, name in zip(experiments, names, strict=True)
     ]
-    output = options.output or create_output_folder(Path("runs/levels"), explicit=False)
+    output = options.output or choose_output_folder(Path("runs/levels"), explicit=False)
     save(level_figure(statistics, columns=options.columns), output / "levels.png")
     print(f"figure: {output / 'levels.png'}")
     animated = [entry for entry in statistics if options.gif and entry.path is not None]

@@ -8,6 +8,7 @@ import lightning
 import torch
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.cli.jobs.external_checkpoints import ExternalCheckpoint, read_source
 from asyncdiff.denoising.targets import NoiseTarget, Target, VelocityTarget
 from asyncdiff.denoising.weightings import Epsilon, Weighting
@@ -54,8 +55,7 @@ def save(model: AsyncDiffusion, file: Path) -> None:
         "state_dict": model.state_dict(),
     }
     model.on_save_checkpoint(checkpoint)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(checkpoint, file)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)
 
 
 def summary(source: ExternalCheckpoint, kind: Kind, port: PortedNetwork, model: AsyncDiffusion) -> list[str]:
