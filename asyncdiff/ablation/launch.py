@@ -1,6 +1,5 @@
 """Run the trials of an ablation as subprocesses: skip finished ones, resume interrupted ones, tolerate failures."""
 
-import fcntl
 import json
 import os
 import shlex
@@ -9,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn
@@ -22,6 +21,7 @@ from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.json_files import read_json
 from asyncdiff.checkpoints.moved_arguments import update_key
 from asyncdiff.checkpoints.old_names import update_config, update_names
+from asyncdiff.checkpoints.run_lock import InUseError, hold
 from asyncdiff.evaluation.result_card import software
 
 Parse = Callable[[list[str]], dict[str, Any]]  # maps the arguments of train.py to the resulting config
@@ -163,24 +163,29 @@ class Runner:
         if (folder / FINISHED).is_file():
             self.log(f"{name}: already finished")
             return "finished"
-        folder.mkdir(parents=True, exist_ok=True)
-        with _try_lock(folder) as acquired:
-            if not acquired:
-                self.log(f"{name}: already running in another process")
-                return "elsewhere"
-            write_json(folder / RECORD, self._record(trial, config))
-            start = time.monotonic()
-            code = self._train(trial, folder)
-            seconds = time.monotonic() - start
-            if self._stopping.is_set():
-                self.log(f"{name}: interrupted, see {folder / LOG}")
-                return "failed"
-            if code:
-                self.log(f"{name}: failed, see {folder / LOG}: {_last_line(folder / LOG)}")
-                return "failed"
-            write_json(folder / FINISHED, {"seconds_of_last_part": round(seconds, 1)})
-            self.log(f"{name}: finished in {seconds:.0f} s")
-            return "ran"
+        try:
+            # Not the lock of the run directory, which the trial's training process holds.
+            with hold(folder, "being run", lock=folder / ".trial.lock"):
+                return self._run_held(trial, config, name)
+        except InUseError as error:
+            self.log(f"{name}: {error}")
+            return "elsewhere"
+
+    def _run_held(self, trial: Trial, config: dict[str, Any], name: str) -> State:
+        folder = trial.folder(self.output)
+        write_json(folder / RECORD, self._record(trial, config))
+        start = time.monotonic()
+        code = self._train(trial, folder)
+        seconds = time.monotonic() - start
+        if self._stopping.is_set():
+            self.log(f"{name}: interrupted, see {folder / LOG}")
+            return "failed"
+        if code:
+            self.log(f"{name}: failed, see {folder / LOG}: {_last_line(folder / LOG)}")
+            return "failed"
+        write_json(folder / FINISHED, {"seconds_of_last_part": round(seconds, 1)})
+        self.log(f"{name}: finished in {seconds:.0f} s")
+        return "ran"
 
     def _record(self, trial: Trial, config: dict[str, Any]) -> dict[str, Any]:
         import torch  # imported late, after the options of `ablate` have been checked
@@ -216,18 +221,6 @@ class Runner:
 def write_json(file: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_atomically(file, [json.dumps(value, indent=1, default=str).encode()])
-
-
-@contextmanager
-def _try_lock(folder: Path) -> Iterator[bool]:
-    """Yield whether this process acquired the trial's lock; the system releases the lock when the process exits."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
 
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> NoReturn:

@@ -45,7 +45,7 @@ class Process(NamedTuple):
 
 
 @contextmanager
-def hold(folder: Path, what: str, *, lock: Path | None = None) -> Iterator[None]:
+def hold(folder: Path, what: str, *, lock: Path | None = None, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, which is created if necessary; afterwards, an empty folder that was new is removed.
 
     The kernel's file lock is freed when its process and its forked children end in any way, and works across machines
@@ -57,6 +57,7 @@ def hold(folder: Path, what: str, *, lock: Path | None = None) -> Iterator[None]
         folder: folder to hold.
         what: what happens to the folder, such as "being trained", for the message of other processes.
         lock: file of the lock; by default, .lock in the folder. Programs that may share a folder have different ones.
+        wait: wait while another process holds the lock, instead of raising InUseError.
 
     Raises:
         InUseError: another process holds the lock.
@@ -66,7 +67,14 @@ def hold(folder: Path, what: str, *, lock: Path | None = None) -> Iterator[None]
     missing = [place for place in lock.parents if not place.exists()]
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, record = _acquire(lock, folder, what)
+        while True:
+            try:
+                descriptor, record = _acquire(lock, folder, what)
+                break
+            except InUseError:
+                if not wait:
+                    raise
+                time.sleep(BEAT / 10)
     except BaseException as error:
         _remove_empty(missing)
         if isinstance(error, OSError):

@@ -1,6 +1,5 @@
 """Ablations: trials of all combinations, skipping, resuming, reported failures, TensorBoard and SLURM output."""
 
-import fcntl
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from asyncdiff.ablation import Ablation
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.launch import Runner, comparable_config, first_difference, resolve_config
 from asyncdiff.ablation.tensorboard import last_values, read_curves, write_hparams, write_layout
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli import train as cli
 from asyncdiff.cli.commands import ablate
 
@@ -227,6 +227,17 @@ def test_the_table_has_means_and_deviations_over_the_seeds(tmp_path):
     ]
 
 
+def test_a_trial_of_another_process_is_left_alone(tmp_path):
+    (trial,), lines = Ablation.read(write_ablation(tmp_path, axes={"levels": {"async": None}}, seeds=[0])).trials(), []
+    runner = Runner(Ablation.read(tmp_path / "small.yaml"), tmp_path / "out", cli.parse_config, log=lines.append)
+    folder = trial.folder(runner.output)
+    with hold(folder, "being run", lock=folder / ".trial.lock"):
+        assert runner.run([trial], {(trial.variant, trial.seed): {}}, 1) == ["elsewhere"]
+    assert len(lines) == 1
+    assert f"async, seed 0: {folder} is being run by process {os.getpid()} on" in lines[0]
+    assert not folder.exists()
+
+
 @pytest.mark.slow
 def test_finished_trials_are_skipped_and_other_settings_rejected(tmp_path):
     axes = {"levels": {"async": None}, "model.label_dropout": [0.5, 7.0]}  # the second one fails when it is built
@@ -275,9 +286,9 @@ def test_an_interrupted_ablation_is_resumed(tmp_path, interruption):
     process.send_signal(interruption)
     assert process.wait(timeout=60) != 0
     assert f"async, seed 0: interrupted, see {run / 'log.txt'}" in output.read_text()
-    # No process of the ablation is still running: the lock of the trial is free.
-    with (run / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # No process of the ablation is still running: the locks of the trial and of its run are free.
+    with hold(run, "being run", lock=run / ".trial.lock"), hold(run, "being trained"):
+        pass
     assert not (run / "finished.json").exists()
     again = run_ablate(str(file), "--output", str(tmp_path / "out"))
     assert again.returncode == 0, again.stdout + again.stderr

@@ -122,6 +122,13 @@ def test_children_of_a_killed_process_are_waited_for(tmp_path, quick, capsys):
     assert capsys.readouterr().err.count(f"waiting for the child processes of process {child} on ") == 2
 
 
+def test_a_process_may_wait_for_the_lock(tmp_path, quick):
+    child = fork(hold_forever(tmp_path))
+    quick[0].append(lambda: len(quick[1]) == 3 and kill(child))
+    with hold(tmp_path, "being summarized", wait=True):
+        assert len(quick[1]) == 3
+
+
 def leave(folder, **changes):
     """Leave the record of a process that was killed, with some changes."""
     kill(fork(hold_forever(folder)))

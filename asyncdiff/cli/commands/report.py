@@ -16,6 +16,8 @@ from asyncdiff.ablation.collect import (
 from asyncdiff.ablation.config import Metric
 from asyncdiff.ablation.report import Report, ReportImage
 from asyncdiff.ablation.tensorboard import LOSS_TAGS
+from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.foreign_text import file_names, visible
 from asyncdiff.output_paths import check_output_folder
@@ -32,18 +34,18 @@ def main(argv: Sequence[str]) -> None:
     metrics = select_metrics(runs, [tag for tag in options.metrics.split(",") if tag])
     folder = options.output or options.runs[0] / "report"
     check_output_folder(folder, "--output", may_be_a_run=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    report = Report(
-        title=options.title or options.runs[0].resolve().name,
-        runs=runs,
-        metrics=metrics,
-        left_out=left_out,
-        figures=figures(runs, metrics, folder),
-        grids=grids(runs, folder),
-    )
-    (folder / "report.md").write_text(report.markdown())
-    (folder / "report.html").write_text(report.page())
-    (folder / "report.json").write_text(json.dumps(report.card(), indent=1, default=str))
+    with hold(folder, "being written"):
+        report = Report(
+            title=options.title or options.runs[0].resolve().name,
+            runs=runs,
+            metrics=metrics,
+            left_out=left_out,
+            figures=figures(runs, metrics, folder),
+            grids=grids(runs, folder),
+        )
+        write_atomically(folder / "report.md", [report.markdown().encode()])
+        write_atomically(folder / "report.html", [report.page().encode()])
+        write_atomically(folder / "report.json", [json.dumps(report.card(), indent=1, default=str).encode()])
     print(report.table())
     print("\n".join(map(visible, left_out)))
     print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}\ndata: {folder / 'report.json'}")

@@ -13,6 +13,7 @@ import torch
 from torch import multiprocessing
 from tqdm import tqdm
 
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.errors import one_line_errors
@@ -25,16 +26,18 @@ from datamodules.storage.latent_shards import read_manifest
 def encode(options: Any) -> None:
     """Encode this process's share of the dataset, and print a summary if that completes the cache."""
     rank, world, local = environment()
-    manifest = cache(
-        options.data,
-        options.codec.to(_device(options, local)),
-        options.out,
-        Settings(tuple(options.splits.split(",")), options.dtype, options.flip, options.shard_size),
-        batch_size=options.batch_size,
-        rank=rank,
-        world=world,
-        report=lambda line: tqdm.write(line, file=sys.stderr),
-    )
+    # Processes that share the work have different ranks; others would encode the same shards.
+    with hold(options.out, "being encoded", lock=options.out / f".rank_{rank}.lock"):
+        manifest = cache(
+            options.data,
+            options.codec.to(_device(options, local)),
+            options.out,
+            Settings(tuple(options.splits.split(",")), options.dtype, options.flip, options.shard_size),
+            batch_size=options.batch_size,
+            rank=rank,
+            world=world,
+            report=lambda line: tqdm.write(line, file=sys.stderr),
+        )
     if manifest is None:
         print(f"process {rank} of {world} has finished; {options.out} is complete once all shards have been encoded")
     else:
