@@ -100,7 +100,7 @@ def check(request: DrawRequest, limits: Limits) -> None:
 
     All other arguments are validated by the command itself.
     """
-    height, width = _size(request)
+    height, width = requested_size(request) or (1, 1)
     if KINDS[request.kind].painted:
         if request.paint is None or not request.paint.any():
             raise ValueError("nothing is painted yet: paint the parts that may change")
@@ -152,10 +152,10 @@ def shell_command(argv: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "asyncdiff", *argv])
 
 
-def _size(request: DrawRequest) -> tuple[int, int]:
-    """Return (height, width) of the images to draw; (1, 1) stands for the model's own size."""
+def requested_size(request: DrawRequest) -> tuple[int, int] | None:
+    """Return (height, width) of the images to draw; None stands for the model's own size."""
     if not KINDS[request.kind].needs_photo:
-        return parse_size("size", request.size) if request.size else (1, 1)
+        return parse_size("size", request.size) if request.size else None
     if request.photo is None:
         raise ValueError("choose an image first: upload one or pick an example")
     (top, right, bottom, left), (height, width) = request.sides, request.photo.shape[1:]

@@ -11,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from asyncdiff.tasks.photos import to_pillow
-from asyncdiff.web.job_queue import Job, Preview, Result
+from asyncdiff.web.drawing import Preview, Result
+from asyncdiff.web.job_queue import Job
+from asyncdiff.web.request_cost import format_duration
 
 # Approximate length of an image's longer side in CSS pixels, for one, two, or three and more images in a row, and for
 # an image next to its level map. Larger images are shown at their own size, up to LARGEST.
@@ -33,10 +35,16 @@ def level_map_pixels(levels: Float[Tensor, "gh gw"]) -> UInt8[Tensor, "1 gh gw"]
     return (levels.clamp(0, 1) * 255).round().byte()[None]
 
 
-def waiting_html(jobs_ahead: int) -> str:
-    """Format the status of a job that waits in the queue."""
+def waiting_html(jobs_ahead: int, seconds: float = 0.0) -> str:
+    """Format the status of a job that waits in the queue, with the estimated duration of those ahead."""
     others = "1 request is" if jobs_ahead == 1 else f"{jobs_ahead} requests are"
-    return _status("Waiting", f"{others} ahead of yours.") if jobs_ahead else _status("Starting", "")
+    about = f", about {format_duration(seconds)}" if seconds >= 1 else ""
+    return _status("Waiting", f"{others} ahead of yours{about}.") if jobs_ahead else _status("Starting", "")
+
+
+def restarting_html() -> str:
+    """Format the status of a job that waits for the drawing process."""
+    return _status("Restarting", "the model is loaded again, then your request is drawn.")
 
 
 def preview_html(preview: Preview, stopping: bool) -> str:

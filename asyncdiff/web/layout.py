@@ -45,18 +45,19 @@ class Layout:
         limits: limits on requests.
         examples: HTML with one button per example.
         scene: initial scene of the painter.
+        largest: note on the largest images that fit into the limits.
     """
 
-    def __init__(self, info: ModelInfo, limits: Limits, examples: str, scene: str):
+    def __init__(self, info: ModelInfo, limits: Limits, examples: str, scene: str, largest: str = ""):
         gr.Markdown(f"# asyncdiff\n{info.describe()}", elem_id="about")
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=420):
-                self._image_inputs(info, limits, examples, scene)
+                self._image_inputs(info, limits, examples, scene, largest)
                 self._sampling_inputs(info, limits.steps)
             with gr.Column(scale=5, min_width=380, elem_id="right"):
                 self._outputs()
 
-    def _image_inputs(self, info: ModelInfo, limits: Limits, examples: str, scene: str) -> None:
+    def _image_inputs(self, info: ModelInfo, limits: Limits, examples: str, scene: str, largest: str) -> None:
         height, width = info.size
         self.kind = gr.Radio([(name, kind) for kind, name in CHOICES.items()], value="fill", label="What to do")
         self.description = gr.Markdown(DESCRIPTIONS["fill"], elem_id="description")
@@ -75,7 +76,7 @@ class Layout:
             self.sides = [gr.Slider(0, most, value=0, step=1, label=name, min_width=240) for name in names]
         self.size = gr.Textbox(
             label="Size",
-            info="HEIGHTxWIDTH in pixels; new images look best at the model's own size",
+            info=f"HEIGHTxWIDTH in pixels; new images look best at the model's own size{largest}",
             placeholder=f"{height}x{width}",
             visible=False,
             max_length=20,

@@ -2,10 +2,14 @@
 
 from typing import NamedTuple
 
+from jaxtyping import UInt8
+from torch import Tensor
+
 from asyncdiff.foreign_text import visible
 from asyncdiff.markdown import bold
 from asyncdiff.model import Model
 from asyncdiff.tasks.arguments import format_size
+from asyncdiff.tasks.drawing_cost import DrawingCost
 from asyncdiff.tasks.pixel_space import PixelSpace
 
 

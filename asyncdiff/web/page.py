@@ -2,14 +2,15 @@
 
 import logging
 import os
-import signal
-import time
+import shutil
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from random import SystemRandom
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read when Gradio is imported
@@ -17,26 +18,32 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # no telemetry; read
 import gradio as gr
 from starlette.middleware import Middleware
 
-from asyncdiff.model import Model
+from asyncdiff.tasks.arguments import format_size
+from asyncdiff.tasks.drawing_cost import DrawingCost
 from asyncdiff.tasks.photos import collect_warnings
-from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.web.draw_request import KINDS, TOGETHER, DrawRequest
+from asyncdiff.web.drawing import PREVIEW_INTERVAL
+from asyncdiff.web.drawing_process import DrawingProcess, Opening
+from asyncdiff.web.ending import Ending
 from asyncdiff.web.image_encoding import (
     data_url,
     error_html,
     notes_html,
     preview_html,
+    restarting_html,
     result_html,
     stopped_html,
     waiting_html,
 )
-from asyncdiff.web.job_queue import PREVIEW_INTERVAL, Job, JobQueue, Plan
+from asyncdiff.web.job_queue import Job, JobQueue
 from asyncdiff.web.layout import DESCRIPTIONS, NO_CLASS, Layout
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.mask_painter import decode_paint, scene
-from asyncdiff.web.model_info import ModelInfo, model_info
+from asyncdiff.web.model_info import ModelInfo, PageFacts
+from asyncdiff.web.request_cost import format_duration, largest_size
 from asyncdiff.web.same_origin import LOCAL, SameOrigin, free_port
-from asyncdiff.web.uploads import Photo, load_examples, load_photo, load_result
+from asyncdiff.web.upload_limits import UploadLimits
+from asyncdiff.web.uploads import Photo, load_photo, load_result
 
 MAX_RANDOM_SEED = 2**31
 HOUR = 3600  # seconds after which uploads are deleted
@@ -44,13 +51,10 @@ FONT = ("system-ui", "sans-serif")  # fonts of the visitor's machine: nothing is
 
 
 def serve(
-    plan: Plan,
-    model: Model,
+    opening: Opening,
     root: Path,
     *,
     limits: Limits,
-    name: str,
-    examples: str,
     host: str,
     port: int,
     names: Sequence[str],
@@ -59,46 +63,57 @@ def serve(
     """Serve the page until the program is interrupted.
 
     Args:
-        plan: function that turns requests into drawings.
-        model: model to sample from.
+        opening: function that loads the model in the drawing process, with `PageFacts`.
         root: output folder.
         limits: limits on requests and on the queue.
-        name: name of the model.
-        examples: source of the images to pick from, see `load_examples`.
         host: address to listen on.
         port: port to listen on; 0 for any free port.
         names: additional host names of the page, such as a proxy's.
         browser: whether to open the page in a browser.
     """
-    PixelSpace(model).check_channels()
-    info = model_info(model, name)
-    loaded_examples = load_examples(examples, model, info, limits)
-    queue = JobQueue(plan, root, limits)
-    with suppress(ValueError):  # signal handlers need the main thread
-        signal.signal(signal.SIGTERM, _interrupt)  # so that uploads are also deleted on SIGTERM
-    try:
-        blocks = build_page(queue, info, loaded_examples)
-        url = _launch(blocks, limits, host, port, names, browser)
+    queue = JobQueue(lambda first: DrawingProcess(opening, first=first), root, limits)
+    with TemporaryDirectory(prefix="asyncdiff-uploads-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        ending = Ending([queue.close, partial(shutil.rmtree, folder, ignore_errors=True)])
+        stack.callback(queue.close)
+        facts = queue.open()
+        queue.cost = facts.cost
+        blocks = build_page(queue, facts)
+        print(describe_limits(facts.cost, limits), flush=True)
+        url = _launch(blocks, limits, Path(folder), host, port, names, browser)
+        stack.callback(_close, blocks)
         print(f"page: {url} (Ctrl+C stops it)", flush=True)
         if host not in LOCAL:
             print(f"warning: anyone who can reach {host} can use this page, since it has no password", flush=True)
-        while True:
-            time.sleep(HOUR)
-    except KeyboardInterrupt:
-        print("stopped")
-    finally:
-        queue.close()
-        gr.close_all(verbose=False)
+        try:
+            queue.broken.wait()
+        except KeyboardInterrupt:
+            print("stopped", flush=True)
+            ending.code = 0
+        if queue.failure:
+            raise ValueError(queue.failure)
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    """Interrupt the program as Ctrl+C does, and ignore further SIGTERM signals."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+def describe_limits(cost: DrawingCost, limits: Limits) -> str:
+    """Return a sentence on how large images may be."""
+    own = cost.together(cost.window, steps=1).seconds
+    own_size, seconds = format_size(cost.window), format_duration(limits.seconds)
+    start = f"a step of {own_size} takes about {format_duration(own)}, and a request may take {seconds}"
+    if (size := largest_size(cost, limits)) is None:
+        return f"warning: {start}, too little for an image of the model: increase --max_seconds"
+    return f"{start}: images of at most {format_size(size)} with {cost.steps} step{'s' * (cost.steps > 1)}"
 
 
-def _launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Sequence[str], browser: bool) -> str:
+def _close(blocks: gr.Blocks) -> None:
+    """Close the server, with all open pages after a second."""
+    blocks.server.config.timeout_graceful_shutdown = 1
+    blocks.close(verbose=False)
+
+
+def _launch(
+    blocks: gr.Blocks, limits: Limits, uploads: Path, host: str, port: int, names: Sequence[str], browser: bool
+) -> str:
     """Start the server and return the page's address; raise OSError if the port is taken."""
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)  # read whenever a file is stored
     logging.getLogger("httpx").setLevel(logging.WARNING)
     gray, light = "*neutral_600", "*neutral_300"  # of higher contrast than Gradio's
     theme = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=("ui-monospace", "monospace")).set(
@@ -123,19 +138,29 @@ def _launch(blocks: gr.Blocks, limits: Limits, host: str, port: int, names: Sequ
         mcp_server=False,
         theme=theme,
         css=files("asyncdiff.web").joinpath("page.css").read_text(),
-        app_kwargs={"middleware": [Middleware(SameOrigin, host=host, names=names)]},
+        max_threads=limits.queued + 40,
+        state_session_capacity=limits.sessions,
+        app_kwargs={
+            "middleware": [
+                Middleware(SameOrigin, host=host, names=names),
+                Middleware(UploadLimits, folder=uploads, limits=limits),
+            ]
+        },
     )
     return str(url)
 
 
-def build_page(queue: JobQueue, info: ModelInfo, examples: list[Photo]) -> gr.Blocks:
+def build_page(queue: JobQueue, facts: PageFacts) -> gr.Blocks:
     """Build the page with its event handlers."""
+    info, examples, cost = facts
+    size = largest_size(cost, queue.limits)
+    largest = "" if size is None else f"; at most about {format_size(size)} in the time allowed"
     first = (examples[0], 1) if examples else (None, 0)  # the photo to paint on and its number
     with gr.Blocks(
         title=f"{info.name} - asyncdiff", analytics_enabled=False, delete_cache=(HOUR // 6, HOUR), fill_width=True
     ) as blocks:
         components = Layout(
-            info, queue.limits, _example_buttons(examples), scene(first[0], info.patch, "fill", first[1])
+            info, queue.limits, _example_buttons(examples), scene(first[0], info.patch, "fill", first[1]), largest
         )
         _Events(queue, info, examples, components, gr.State(first)).bind(blocks)
     return blocks
@@ -153,7 +178,8 @@ class _Events:
         self.examples = examples
         self.components = components
         self.photo = photo
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}  # running or waiting, by session
+        self._results: OrderedDict[str, Path] = OrderedDict()  # first image of the last job, by session
 
     def bind(self, blocks: gr.Blocks) -> None:
         """Connect the components to their handlers."""
@@ -191,6 +217,8 @@ class _Events:
                 pixels = load_photo(Path(file), self.info, self.queue.limits)
         except (ValueError, OSError) as error:
             return {self.components.note: error_html(str(error))}
+        finally:
+            Path(file).unlink(missing_ok=True)
         return self._show(pixels, kind, photo) | {self.components.note: notes_html(notes)}
 
     def pick_example(self, kind: str, photo: tuple[Photo | None, int], event: gr.EventData) -> dict[Any, Any]:
@@ -200,10 +228,10 @@ class _Events:
 
     def reuse(self, kind: str, photo: tuple[Photo | None, int], request: gr.Request) -> dict[Any, Any]:
         """Show the first image of the session's last job, at its own size."""
-        job = self._jobs.get(str(request.session_hash))
-        if job is None or job.result is None:
+        image = self._results.get(str(request.session_hash))
+        if image is None:
             return {}
-        pixels, notes = load_result(job.result.images[0], self.info)
+        pixels, notes = load_result(image, self.info)
         return self._show(pixels, kind, photo) | {self.components.note: notes_html(notes)}
 
     def _show(self, pixels: Photo | None, kind: str, before: tuple[Photo | None, int]) -> dict[Any, Any]:
@@ -262,13 +290,14 @@ class _Events:
 
     def draw(self, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         """Submit a job and show its previews until it ends."""
-        parts = self.components
+        parts, session = self.components, str(request.session_hash)
         try:
-            job = self.queue.submit(self._request(*values))
+            if session in self._jobs:
+                raise ValueError("this page is drawing already: wait for the images, or cancel")
+            job = self._jobs[session] = self.queue.submit(self._request(*values), _visitor(request))
         except ValueError as error:  # the images shown so far stay
             yield {parts.message: error_html(str(error))}
             return
-        self._jobs[str(request.session_hash)] = job
         try:
             yield {
                 parts.message: "",
@@ -282,6 +311,8 @@ class _Events:
                 if html != shown:
                     shown = html
                     yield {parts.view: html}
+            if job.result is not None:
+                self._remember(session, job.result.images[0])
             yield {
                 parts.view: self._job_html(job),
                 parts.command: job.result.command if job.result is not None else "",
@@ -291,6 +322,7 @@ class _Events:
             }
         finally:  # also when the visitor closes the page
             self.queue.stop(job)
+            self._jobs.pop(session, None)
 
     def stop(self, request: gr.Request) -> None:
         """Stop the session's job."""
@@ -298,9 +330,16 @@ class _Events:
             self.queue.stop(job)
 
     def leave(self, request: gr.Request) -> None:
-        """Stop and forget the job of a session whose page was closed."""
+        """Stop the job of a session whose page was closed, and forget its result."""
         self.stop(request)
-        self._jobs.pop(str(request.session_hash), None)
+        self._results.pop(str(request.session_hash), None)
+
+    def _remember(self, session: str, image: Path) -> None:
+        """Remember the image for `reuse`, and forget the oldest ones."""
+        self._results[session] = image
+        self._results.move_to_end(session)
+        while len(self._results) > self.queue.limits.sessions:
+            self._results.popitem(last=False)
 
     def _job_html(self, job: Job) -> str:
         if job.result is not None:
@@ -310,8 +349,16 @@ class _Events:
         if job.status == "stopped":
             return stopped_html(job.preview)
         if job.preview is None:
-            return waiting_html(self.queue.jobs_ahead(job))
+            if self.queue.restarting:
+                return restarting_html()
+            return waiting_html(self.queue.jobs_ahead(job), self.queue.seconds_ahead(job))
         return preview_html(job.preview, job.stopping)
+
+
+def _visitor(request: gr.Request) -> str:
+    """Return the visitor's address; that of this machine may be a proxy's, which everyone shares: then the page."""
+    host = request.client.host if request.client is not None else ""
+    return str(request.session_hash) if host in (*LOCAL, "") else host
 
 
 def _example_buttons(examples: list[Photo]) -> str:

@@ -55,8 +55,7 @@ class SameOrigin:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"requests must come from the page itself"})
+        await reject(send, 403, "requests must come from the page itself")
 
     def allows(self, scope: Scope) -> bool:
         """Return whether the Host and Origin headers belong to the page."""
@@ -65,3 +64,9 @@ class SameOrigin:
         if self.host in LOCAL and urlsplit(f"//{host}").hostname not in (*LOCAL, *self.names):
             return False
         return origin is None or urlsplit(origin).netloc == host or urlsplit(origin).hostname in self.names
+
+
+async def reject(send: ASGICallable, status: int, reason: str) -> None:
+    """Answer a request with an error status and a line of text."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": reason.encode()})

@@ -1,15 +1,20 @@
 """Job queue without the page: jobs run the command that is shown, one at a time, and can be stopped."""
 
+import os
+import re
 import shlex
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from drawing_processes import LoadsOnce, ThreadProcess, open_hostile
 from small_run import small_run
 
 from asyncdiff.__main__ import main
@@ -18,7 +23,9 @@ from asyncdiff.cli.jobs.serve import Planner
 from asyncdiff.tasks import State
 from asyncdiff.tasks.photos import collect_warnings, read_photo, warn
 from asyncdiff.web.draw_request import DrawRequest
-from asyncdiff.web.job_queue import PREVIEW_INTERVAL, JobQueue
+from asyncdiff.web.drawing import PREVIEW_INTERVAL, PREVIEW_SIDE
+from asyncdiff.web.drawing_process import DrawingProcess
+from asyncdiff.web.job_queue import JobQueue
 from asyncdiff.web.limits import Limits
 
 PHOTO = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -32,11 +39,20 @@ def planner(tmp_path_factory):
     return Planner.load(run / "checkpoints" / "last.ckpt", options)
 
 
-@pytest.fixture
-def queue(planner, tmp_path):
-    queue = JobQueue(planner, tmp_path / "drawn")
+@contextmanager
+def queue_of(plan, root, limits=None):
+    """Queue whose drawing process is a thread."""
+    queue = JobQueue(lambda first: ThreadProcess(plan), root, limits)
+    queue.open()
     yield queue
     queue.close()
+
+
+@pytest.fixture
+def queue(planner, tmp_path):
+    with queue_of(planner, tmp_path / "drawn") as queue:
+        queue.plan = planner
+        yield queue
 
 
 def submit_and_wait(queue, request):
@@ -146,6 +162,7 @@ class FakeDrawing:
     folder: Path
     count: int = 5
     pause: float = 0.0
+    size: tuple[int, int] = (2, 2)
     gate: threading.Event | None = None
     taken: int = 0
     shown: int = 0
@@ -163,7 +180,7 @@ class FakeDrawing:
 
     def _show(self):
         self.shown += 1
-        return torch.zeros(1, 1, 2, 2)
+        return torch.zeros(1, 1, *self.size)
 
 
 class FakePlan:
@@ -191,51 +208,70 @@ def until(condition):
 
 def test_jobs_run_one_at_a_time_in_order_and_waiting_ones_can_be_cancelled(tmp_path):
     plan = FakePlan()
-    queue = JobQueue(plan, tmp_path, Limits(queued=2))
-    first, second, third = (queue.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
-    until(lambda: plan.seeds == [1])
-    assert [queue.jobs_ahead(job) for job in (first, second, third)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="the queue is full with 2 waiting requests: try again later"):
-        queue.submit(DrawRequest(seed=4))
-    queue.stop(second)
-    assert second.ended
-    assert second.status == "stopped"
-    assert queue.jobs_ahead(third) == 1
-    assert (first.status, third.status) == ("drawing", "waiting")
-    assert plan.seeds == [1]  # one at a time
-    plan.gate.set()
-    assert third.wait(30)
-    assert plan.seeds == [1, 3]
-    assert [job.status for job in (first, second, third)] == ["done", "stopped", "done"]
-    assert [drawing.folder.name for drawing in plan.drawings] == ["0001", "0002"]
-    queue.close()
+    with queue_of(plan, tmp_path, Limits(queued=2)) as queue:
+        first, second, third = (queue.submit(DrawRequest(seed=seed)) for seed in (1, 2, 3))
+        until(lambda: plan.seeds == [1])
+        assert [queue.jobs_ahead(job) for job in (first, second, third)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="the queue is full with 2 waiting requests: try again later"):
+            queue.submit(DrawRequest(seed=4))
+        queue.stop(second)
+        assert second.ended
+        assert second.status == "stopped"
+        assert queue.jobs_ahead(third) == 1
+        assert (first.status, third.status) == ("drawing", "waiting")
+        assert plan.seeds == [1]  # one at a time
+        plan.gate.set()
+        assert third.wait(30)
+        assert plan.seeds == [1, 3]
+        assert [job.status for job in (first, second, third)] == ["done", "stopped", "done"]
+        assert [drawing.folder.name for drawing in plan.drawings] == ["0001", "0002"]
     with pytest.raises(ValueError, match="the server has been stopped: start it again"):
         queue.submit(DrawRequest())
 
 
-def test_a_stopped_job_takes_at_most_one_more_step(tmp_path):
+def test_one_visitor_cannot_fill_the_queue(tmp_path):
+    plan = FakePlan()
+    with queue_of(plan, tmp_path, Limits(per_visitor=2)) as queue:
+        mine = [queue.submit(DrawRequest(), "me") for _ in range(2)]
+        with pytest.raises(ValueError, match="2 of your requests are in the queue: wait for them, or cancel one"):
+            queue.submit(DrawRequest(), "me")
+        other = queue.submit(DrawRequest(), "you")
+        queue.stop(mine[1])
+        queue.submit(DrawRequest(), "me")
+        plan.gate.set()
+        assert other.wait(30)
+
+
+def test_a_full_disk_is_refused(tmp_path):
+    with queue_of(FakePlan(gate=None), tmp_path / "not" / "there", Limits(free_megabytes=2**40)) as queue:
+        with pytest.raises(ValueError, match="the disk of the server is nearly full, .* are free: try again later"):
+            queue.submit(DrawRequest())
+        assert not (tmp_path / "not").exists()
+
+
+def test_a_stopped_job_takes_at_most_one_more_step_and_leaves_no_folder(tmp_path):
     plan = FakePlan(count=100, pause=0.005)
-    queue = JobQueue(plan, tmp_path)
-    job = queue.submit(DrawRequest())
-    plan.gate.set()
-    until(lambda: plan.drawings and plan.drawings[0].taken >= 3)
-    queue.stop(job)
-    taken = plan.drawings[0].taken
-    assert job.wait(30)
-    assert plan.drawings[0].taken <= taken + 1
-    assert job.status == "stopped"
-    queue.close()
+    with queue_of(plan, tmp_path) as queue:
+        job = queue.submit(DrawRequest())
+        plan.gate.set()
+        until(lambda: job.preview is not None)
+        queue.stop(job)
+        assert job.wait(30)
+        until(lambda: not list(tmp_path.iterdir()))
+        assert plan.drawings[0].taken < 100
+        assert job.status == "stopped"
 
 
-def test_at_most_ten_previews_per_second(tmp_path):
-    plan = FakePlan(count=120, pause=0.004, gate=None)
-    queue = JobQueue(plan, tmp_path)
-    started = time.monotonic()
-    assert queue.submit(DrawRequest()).wait(30)
-    seconds = time.monotonic() - started
-    assert seconds >= 0.48
-    assert 2 <= plan.drawings[0].shown <= seconds / PREVIEW_INTERVAL + 2
-    queue.close()
+def test_at_most_ten_previews_per_second_of_limited_size(tmp_path):
+    plan = FakePlan(count=120, pause=0.004, gate=None, size=(2 * PREVIEW_SIDE, PREVIEW_SIDE // 8))
+    with queue_of(plan, tmp_path) as queue:
+        started = time.monotonic()
+        job = queue.submit(DrawRequest())
+        assert job.wait(30)
+        seconds = time.monotonic() - started
+        assert seconds >= 0.48
+        assert 2 <= plan.drawings[0].shown <= seconds / PREVIEW_INTERVAL + 2
+        assert job.preview.images.shape == (1, 1, PREVIEW_SIDE, PREVIEW_SIDE // 16)
 
 
 def test_notes_are_collected_per_thread(tmp_path):
@@ -255,21 +291,116 @@ def test_the_traceback_of_a_bug_is_printed_in_the_terminal(tmp_path, capsys):
         warn("a note")
         return FakeDrawing(folder), "line"
 
-    queue = JobQueue(plan, tmp_path)
-    broken, next_one = queue.submit(DrawRequest()), queue.submit(DrawRequest(seed=1))
-    assert next_one.wait(30)
-    assert (broken.status, broken.error) == ("failed", "KeyError: see the server's terminal for details")
-    assert next_one.result.notes == ["a note"]
-    queue.close()
+    with queue_of(plan, tmp_path) as queue:
+        broken, next_one = queue.submit(DrawRequest()), queue.submit(DrawRequest(seed=1))
+        assert next_one.wait(30)
+        assert (broken.status, broken.error) == ("failed", "KeyError: see the server's terminal for details")
+        assert next_one.result.notes == ["a note"]
     assert "KeyError: 'a bug'" in capsys.readouterr().err
 
 
 def test_closing_stops_running_and_waiting_jobs(tmp_path):
     plan = FakePlan(count=1000, pause=0.01)
-    queue = JobQueue(plan, tmp_path)
-    jobs = [queue.submit(DrawRequest(seed=seed)) for seed in range(3)]
-    plan.gate.set()
-    until(lambda: plan.seeds)
-    queue.close()
+    with queue_of(plan, tmp_path) as queue:
+        jobs = [queue.submit(DrawRequest(seed=seed)) for seed in range(3)]
+        plan.gate.set()
+        until(lambda: plan.seeds)
     assert [job.status for job in jobs] == ["stopped"] * 3
     assert plan.seeds == [0]
+
+
+# With a process
+
+
+@contextmanager
+def queue_of_processes(opening, root, limits=None):
+    queue = JobQueue(partial(start, opening), root, limits)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
+def start(opening, first):
+    return DrawingProcess(opening, first=first)
+
+
+@pytest.mark.slow
+def test_a_step_that_never_ends_is_cancelled_and_the_next_job_is_done(tmp_path):
+    with queue_of_processes(open_hostile, tmp_path) as queue:
+        pid = queue.open()
+        hanging, following = queue.submit(DrawRequest(seed=1)), queue.submit(DrawRequest(seed=0))
+        until(lambda: hanging.preview is not None)
+        queue.stop(hanging)
+        asked = time.monotonic()
+        assert hanging.wait(30)
+        assert hanging.status == "stopped"
+        assert time.monotonic() - asked < 10  # about one second on an idle machine
+        until(lambda: not alive(pid))
+        assert following.wait(120)
+        assert (following.status, following.error) == ("done", "")
+        assert not queue.restarting
+        assert [folder.name for folder in tmp_path.iterdir()] == ["0001"]
+
+
+@pytest.mark.slow
+def test_a_job_that_takes_too_long_is_ended(tmp_path):
+    with queue_of_processes(open_hostile, tmp_path, Limits(seconds=0.5)) as queue:
+        queue.open()
+        job, following = queue.submit(DrawRequest(seed=1)), queue.submit(DrawRequest(seed=0))
+        assert job.wait(60)
+        assert job.error == "drawing must end within 1 s, and did not: choose a smaller size"
+        assert following.wait(120)
+        assert following.status == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "reason"), [(2, "ended by SIGKILL"), (3, "exit code 7")])
+def test_a_process_that_crashes_fails_only_its_job(seed, reason, tmp_path):
+    with queue_of_processes(open_hostile, tmp_path) as queue:
+        queue.open()
+        job, following = queue.submit(DrawRequest(seed=seed)), queue.submit(DrawRequest(seed=0))
+        assert job.wait(60)
+        assert (job.status, job.error) == (
+            "failed",
+            f"the drawing process has ended ({reason}): choose a smaller size",
+        )
+        assert following.wait(120)
+        assert following.status == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("error", "the checkpoint is gone"),
+        ("killed", "the drawing process ended while it loaded the model (ended by SIGKILL): see above"),
+    ],
+)
+def test_a_process_that_cannot_load_again_ends_the_queue(how, message, tmp_path):
+    with queue_of_processes(LoadsOnce(how), tmp_path) as queue:
+        queue.open()
+        jobs = [queue.submit(DrawRequest(seed=seed)) for seed in (2, 0)]
+        assert queue.broken.wait(120)
+        assert queue.failure == message
+        assert [job.status for job in jobs] == ["failed"] * 2
+        assert jobs[1].error == message
+        with pytest.raises(ValueError, match=re.escape(message)):
+            queue.submit(DrawRequest())
+
+
+@pytest.mark.slow
+def test_a_process_that_never_loads_is_reported(tmp_path):
+    with (
+        queue_of_processes(LoadsOnce("never"), tmp_path) as queue,
+        pytest.raises(ValueError, match="the checkpoint is gone"),
+    ):
+        queue.open()
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,146 @@
+"""Measure what one evaluation of a model costs on its device, at a few sizes that are cheap."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import median
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from asyncdiff.model import Model
+from asyncdiff.sampling.engine import device_of, evaluation_mode
+from asyncdiff.tasks.drawing_cost import EvaluationCost, Measurement
+
+FACTORS = (0.25, 0.5, 1, 2, 4, 8, 16)  # sides of the measured images, relative to the model's
+ENOUGH = 3  # measurements that determine how the costs grow
+CHEAP, EXPENSIVE = 0.1, 2.0  # seconds of an evaluation that end the measurements: after `ENOUGH` of them, and always
+REPEATED = 0.3  # seconds during which an evaluation is repeated
+# Functions that count floating-point operations; the table lacks attention on a CPU, which takes as many as on a GPU.
+OPERATIONS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ]
+}
+
+Size = tuple[int, int]
+
+
+def measure_network(model: Model) -> EvaluationCost:
+    """Measure an evaluation of the network, in which every patch has its own level."""
+    device = device_of(model.denoiser)
+
+    def prepare(size: Size) -> Callable[[], Any]:
+        x_t = torch.zeros(1, model.shape[0], *size, device=device)
+        t = torch.linspace(0.1, 0.9, len(x_t[0, 0].flatten()), device=device)
+        gh, gw = model.denoiser.grid(size)
+        return lambda: model.denoiser(x_t, t[: gh * gw].reshape(1, gh, gw))
+
+    with evaluation_mode(model.denoiser):
+        return _measure(prepare, model)
+
+
+def measure_decoder(model: Model) -> EvaluationCost:
+    """Measure the decoding of the latents of one image."""
+    device = device_of(model.denoiser)
+
+    def prepare(size: Size) -> Callable[[], Any]:
+        x = torch.zeros(1, model.shape[0], *size, device=device)
+        return lambda: model.decode(x)
+
+    return _measure(prepare, model)
+
+
+def measured_sizes(model: Model) -> list[Size]:
+    """Return (height, width) in the model's space of the images to measure, from small to large."""
+    sizes = []
+    for factor in FACTORS:
+        height, width = model.shape[1] * factor, model.shape[2] * factor
+        size = (int(height), int(width))
+        try:
+            if size == (height, width) and min(model.denoiser.grid(size)) > 1:
+                sizes.append(size)
+        except ValueError:  # no multiple of the patches
+            continue
+    return sizes or [(model.shape[1], model.shape[2])]
+
+
+@contextmanager
+def count_evaluations(model: Model) -> Iterator[list[int]]:
+    """Collect the number of images of every evaluation of the denoiser inside the context."""
+    counts: list[int] = []
+    handle = model.denoiser.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _measure(prepare: Callable[[Size], Callable[[], Any]], model: Model) -> EvaluationCost:
+    """Measure functions that are prepared for images of increasing size, as long as they are cheap."""
+    measurements: list[Measurement] = []
+    for size in measured_sizes(model):
+        evaluate = prepare(size)
+        work, memory = _count(evaluate)
+        seconds = _time(evaluate)
+        measurements.append(Measurement(size[0] * size[1], seconds, work, memory))
+        if seconds > (CHEAP if len(measurements) >= ENOUGH and size >= model.shape[1:] else EXPENSIVE):
+            break
+    return EvaluationCost(measurements)
+
+
+def _count(evaluate: Callable[[], Any]) -> tuple[float, float]:
+    """Return the floating-point operations and the bytes of an evaluation."""
+    with _Counter() as counter:
+        evaluate()
+    return counter.operations, counter.peak
+
+
+def _time(evaluate: Callable[[], Any]) -> float:
+    """Return the seconds of an evaluation, the median of several."""
+    durations: list[float] = []
+    while sum(durations) < REPEATED:
+        started = time.perf_counter()
+        evaluate()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter() - started)
+    return median(durations)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts floating-point operations inside the context, and the bytes of new tensors that exist at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.peak, self._now = 0, 0, 0
+        self._owners: dict[int, int] = {}  # number of tensors of every storage
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func.overloadpacket in OPERATIONS:
+            self.operations += OPERATIONS[func.overloadpacket](*args, **kwargs, out_val=result)
+        for value in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(value, torch.Tensor):
+                self._add(value)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if address not in self._owners:
+            self._owners[address], self._now = 0, self._now + size
+            self.peak = max(self.peak, self._now)
+        self._owners[address] += 1
+        finalize(tensor, self._remove, address, size)
+
+    def _remove(self, address: int, size: int) -> None:
+        self._owners[address] -= 1
+        if not self._owners[address]:
+            del self._owners[address]
+            self._now -= size

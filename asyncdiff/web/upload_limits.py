@@ -1,0 +1,42 @@
+"""Bounds on what is sent to the page: the size of a message, and of all uploaded files together."""
+
+from pathlib import Path
+
+from asyncdiff.web.limits import Limits
+from asyncdiff.web.same_origin import ASGICallable, Scope, reject
+
+MEGABYTE = 2**20
+
+
+class UploadLimits:
+    """ASGI middleware that rejects messages which are too long, or whose length is unknown, before they are read.
+
+    Args:
+        app: application to protect.
+        folder: folder of the uploaded files.
+        limits: limits on a file and on all of them.
+    """
+
+    def __init__(self, app: ASGICallable, folder: Path, limits: Limits):
+        self.app = app
+        self.folder = folder
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: ASGICallable, send: ASGICallable) -> None:
+        """Forward the request to the application, or answer with an error."""
+        if scope["type"] == "http" and scope["method"] in ("POST", "PUT", "PATCH"):
+            headers = {name.lower(): value for name, value in scope["headers"]}
+            length = headers.get(b"content-length", b"")
+            if not length.isdigit():
+                await reject(send, 411, "the length of the message must be known")
+                return
+            if int(length) > (self.limits.megabytes + 1) * MEGABYTE:
+                await reject(send, 413, f"files must have at most {self.limits.megabytes} MB")
+                return
+            if scope["path"].endswith("/upload") and self._stored() > self.limits.uploads * MEGABYTE:
+                await reject(send, 503, "too many files were uploaded: try again later")
+                return
+        await self.app(scope, receive, send)
+
+    def _stored(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
