@@ -8,6 +8,7 @@ from numbers import Integral, Real
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's seed_everything
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
 MAX_SIDE = 65_535  # pixels of a side of an image, as in JPEG files
+MAX_GUIDANCE = 10**6  # scale of guidance; predictions times this fit into 32-bit floats
 MAX_IMAGES = 10**6  # images of one call, which no memory bounds
 MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from asyncdiff.checks import at_least, within
+from asyncdiff.checks import MAX_GUIDANCE, at_least, within
 from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
 from asyncdiff.randomness import RandomSource
@@ -51,7 +51,7 @@ class ClassifierFree(Guidance):
     """
 
     def __init__(self, scale: float, low: float = 0.0, high: float = 1.0):
-        at_least("scale", scale, 0, "1 turns guidance off, 1.5 to 4 are typical")
+        at_least("scale", scale, 0, "1 turns guidance off, 1.5 to 4 are typical", MAX_GUIDANCE)
         within("low", low, 0, 1, "guidance applies to levels from low to high")
         within("high", high, low, 1, "guidance applies to levels from low to high")
         self.scale = scale
@@ -84,7 +84,7 @@ class InputGuidance(Guidance):
             lengths = [len(row) for row in rows]
             raise ValueError(f"strength must be a number or rows of equal length, got lengths {lengths}: pad the rows")
         for value in (value for row in rows for value in row):
-            at_least("strength", value, 0, "0 turns guidance off, 0.5 to 2 are typical")
+            at_least("strength", value, 0, "0 turns guidance off, 0.5 to 2 are typical", MAX_GUIDANCE)
         if not 0 < level <= 1:
             raise ValueError(f"level must lie in (0, 1], got {level}: the default is 0.5, 0 would add no noise")
         self._rows = torch.tensor(rows, dtype=torch.float64)

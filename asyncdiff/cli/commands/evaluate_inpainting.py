@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from asyncdiff.checks import MAX_STEPS, at_least
+from asyncdiff.checks import MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_names
@@ -56,6 +56,7 @@ def _check(options: Any) -> None:
     at_least("--examples", options.examples, 0, "0 writes no contact sheet", MAX_EXAMPLES)
     if options.steps is not None:
         at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
+    check_seeds("--seed", [options.seed])
     if options.samplers is not None and options.steps is not None:
         raise ValueError(f"--steps cannot be combined with --samplers, got {options.steps}: set the steps in the file")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from asyncdiff.checks import MAX_STEPS, at_least
+from asyncdiff.checks import MAX_STEPS, at_least, check_seeds, positive, within
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 
@@ -11,6 +11,8 @@ DESCRIPTION = """Compute bits per dimension of a trained model on held-out image
 For a perfect model the bound on -log p is the same on every path. The difference between paths, the path gap, shows how
 far the network is from one consistent joint score. Images and noise are the same along all paths."""
 
+MAX_VARIANCE = 10**6  # of latents that are not normalized; pixels have at most 1
+
 
 def main(argv: Sequence[str]) -> None:
     """Parse and check the arguments, then compute the bounds."""
@@ -18,6 +20,11 @@ def main(argv: Sequence[str]) -> None:
     at_least("--points", options.points, 2, "64 is the default", MAX_STEPS)
     if options.images is not None:
         at_least("--images", options.images, 2, "a standard error needs two images")
+    check_seeds("--seed", [options.seed])
+    if options.t_min is not None:
+        within("--t_min", options.t_min, 0, 1, "omit it to use one that suits the decoder")
+    positive("--variance", options.variance, "0.1 is the default")
+    at_least("--variance", options.variance, 0, "0.1 is the default", MAX_VARIANCE)
     run = Run(options)
     run.check_files()
     from asyncdiff.cli.jobs.evaluate_likelihood import evaluate  # imports PyTorch

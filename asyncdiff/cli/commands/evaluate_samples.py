@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from asyncdiff.checks import MAX_IMAGES, MAX_STEPS, at_least, check_seeds
+from asyncdiff.checks import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import SAMPLER, parse_names
@@ -41,6 +41,8 @@ def _check(options: Any) -> list[str]:
     if options.reference_count is not None:
         at_least("--reference_count", options.reference_count, 2, "omit it to use the entire split")
     check_seeds("--seed", [options.seed])
+    if options.guidance is not None:
+        at_least("--guidance", options.guidance, 0, "1 turns guidance off, 1.5 to 4 are typical", MAX_GUIDANCE)
     if options.steps is not None:
         at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
     if options.images is not None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncdiff import tasks
-from asyncdiff.checks import MAX_IMAGES, MAX_STEPS, at_least, check_seeds
+from asyncdiff.checks import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
@@ -30,6 +30,8 @@ RANGES = (
     ("batch_size", 1, MAX_IMAGES, "set the number of images sampled together"),
     ("steps", 1, MAX_STEPS, "use 50, for example"),
     ("steps_per_patch", 1, MAX_STEPS, "16 is the default"),
+    ("guidance", 0, MAX_GUIDANCE, "1 turns guidance off, 1.5 to 4 are typical"),
+    ("input_guidance", 0, MAX_GUIDANCE, "0 turns guidance off, 0.5 to 2 are typical"),
     ("refresh", 1, None, "1 computes all patches in every step"),
     ("margin", 0, None, "0 computes only patches that move"),
 )

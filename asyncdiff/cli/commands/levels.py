@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ActionYesNo
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.cli.commands.shared.options import parse_grid
 from asyncdiff.memory import check_memory
@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> None:
     options = parse_options("levels", DESCRIPTION, _declare, argv)
     at_least("--images", options.images, 1, "the default is 4096")
     at_least("--columns", options.columns, 1, "the default is 5")
+    check_seeds("--seed", [options.seed])
     grid = parse_grid("--grid", options.grid) if options.grid else None
     patches = options.images * math.prod(grid or (1, 1))
     check_memory("--images and --grid", f"{patches} patches", BYTES_PER_LEVEL * patches, "the defaults are 4096, 16x16")

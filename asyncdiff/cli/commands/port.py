@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from asyncdiff.checks import at_least
+from asyncdiff.checks import MAX_IMAGES, MAX_SIDE, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 from asyncdiff.output_paths import check_output_file
 
+MAX_HEADS = 1024
 DESCRIPTION = """Convert DiT or SiT weights, or a diffusers folder with a DiT, to a checkpoint for train.py and all
 other commands."""
 
@@ -18,9 +19,9 @@ def main(argv: Sequence[str]) -> None:
     if options.output.suffix != ".ckpt" or options.output.exists():
         raise ValueError(f"--output must be a new .ckpt file, got {options.output}: choose another path")
     check_output_file(options.output, "--output")
-    for name in ("heads", "image_size", "classes"):
+    for name, largest in (("heads", MAX_HEADS), ("image_size", MAX_SIDE), ("classes", MAX_IMAGES)):
         if options[name] is not None:
-            at_least(f"--{name}", options[name], 1, "omit it to use the file's value")
+            at_least(f"--{name}", options[name], 1, "omit it to use the file's value", largest)
     from asyncdiff.cli.jobs.port_weights import port  # imports PyTorch
 
     port(options)
