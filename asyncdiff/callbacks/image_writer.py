@@ -1,6 +1,7 @@
 """Write predicted images to PNG files."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.tasks import Request
 from asyncdiff.tasks.arguments import choose_output_folder
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
@@ -29,6 +31,7 @@ class ImageWriter(Callback):
     def __init__(self, folder: str | None = None):
         self.folder = folder
         self._folder = Path()
+        self._held = ExitStack()
         self._written: dict[str, Tensor] = {}  # pixels for the contact sheet
 
     def on_predict_start(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
@@ -38,8 +41,10 @@ class ImageWriter(Callback):
             task = "" if pl_module.predict.task is None else pl_module.predict.task.name
             default = Path(trainer.default_root_dir) / "predictions" / task
             try:
-                chosen = str(choose_output_folder(Path(self.folder or default), explicit=self.folder is not None))
-            except ValueError as error:  # broadcast below, so that no process waits forever
+                folder = choose_output_folder(Path(self.folder or default), explicit=self.folder is not None)
+                self._held.enter_context(hold(folder, "being written"))
+                chosen = str(folder)
+            except (ValueError, OSError) as error:  # broadcast below, so that no process waits forever
                 message = str(error)
         chosen, message = trainer.strategy.broadcast((chosen, message))
         if message:
@@ -64,3 +69,11 @@ class ImageWriter(Callback):
             if pl_module.predict.task is not None:
                 write_sheet(requests, self._folder, self._written)
             rank_zero_info(f"{len(requests)} images: {self._folder}")
+
+    def on_exception(self, trainer: Trainer, pl_module: AsyncDiffusion, exception: BaseException) -> None:  # type: ignore[override]
+        """Leave the folder to others."""
+        self._held.close()
+
+    def teardown(self, trainer: Trainer, pl_module: AsyncDiffusion, stage: str) -> None:  # type: ignore[override]
+        """Leave the folder to others."""
+        self._held.close()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from asyncdiff import output_paths
-
 from asyncdiff.checks import MAX_SIDE
 from asyncdiff.memory import available_memory, check_memory
 from datamodules.hidden_names import is_hidden
 
 BYTES_PER_VALUE = 16  # four copies in float32: the image, its update, its prediction and what is written
 
+LOCK = ".lock"  # of a folder into which another process writes, as in asyncdiff.checkpoints.run_lock
 Fit = Literal["crop", "resize", "keep"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
@@ -106,7 +106,7 @@ def create_output_folder(folder: Path, *, explicit: bool) -> Path:
 
 
 def choose_output_folder(folder: Path, *, explicit: bool) -> Path:
-    """Choose a folder for images: the requested one, or a numbered sibling if a default one already contains images.
+    """Choose a folder for images: the requested one, or a numbered sibling if a default one is in use.
 
     Args:
         folder: requested folder.
@@ -117,7 +117,7 @@ def choose_output_folder(folder: Path, *, explicit: bool) -> Path:
     """
     check_output_folder(folder, explicit=explicit)
     chosen, number = folder, 1
-    while _contains_images(chosen):
+    while not explicit and (_contains_images(chosen) or (chosen / LOCK).exists()):
         number += 1
         chosen = folder.with_name(f"{folder.name}-{number}")
     return chosen

@@ -9,6 +9,7 @@ from small_runs import quiet_trainer, small_dit
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import ImageWriter
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.noise.masks import Half
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks import Inpaint
@@ -50,6 +51,15 @@ def test_a_second_run_is_numbered_and_a_given_folder_refused(tmp_path):
     assert (tmp_path / "predictions" / "000000_class0.png").read_bytes() == before
     with pytest.raises(ValueError, match="output folder .*predictions already contains images"):
         predict(model, tmp_path, ImageWriter(str(tmp_path / "predictions")))
+
+
+def test_a_folder_into_which_another_process_draws_is_refused_or_passed_over(tmp_path):
+    with hold(tmp_path / "predictions", "being written"):
+        with pytest.raises(ValueError, match=r"predictions is being written by process \d+ on "):
+            predict(module(count=1), tmp_path, ImageWriter(str(tmp_path / "predictions")))
+        predict(module(count=1), tmp_path)
+    assert names(tmp_path / "predictions-2") == ["000000_class0.png"]
+    assert not (tmp_path / "predictions").exists()
 
 
 def test_a_task_has_its_own_folder_and_a_sheet(tmp_path):

@@ -15,6 +15,7 @@ from small_runs import small_dit
 
 from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli.errors.suggestions import find_class
 from asyncdiff.noise.masks import Half, Thin
 from asyncdiff.noise.orders import CenterOut, Spiral, order_by_name
@@ -318,6 +319,8 @@ def test_a_folder_with_images_is_not_reused(tmp_path):
     assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-2"
     (tmp_path / "a-2" / "x.gif").touch()
     assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-3"
+    with hold(tmp_path / "a-3", "being written"):  # by a process that has not finished its first images
+        assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-4"
     with pytest.raises(ValueError, match="output folder .* already contains images"):
         create_output_folder(tmp_path / "a", explicit=True)
     with pytest.raises(ValueError, match="output must be a folder, got the existing file"):

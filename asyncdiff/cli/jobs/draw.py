@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from asyncdiff.checkpoints.atomic_files import write_atomically
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli.commands.shared.options import with_arguments
 from asyncdiff.cli.jobs.prediction_record import RECORD, format_record
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES, SamplingGIF
@@ -14,7 +16,7 @@ from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Request, State, Task
-from asyncdiff.tasks.arguments import choose_output_folder, format_size
+from asyncdiff.tasks.arguments import check_output_folder, choose_output_folder, format_size
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
 from asyncdiff.tasks.photos import to_bytes
 from asyncdiff.tasks.pixel_space import PixelSpace
@@ -64,6 +66,11 @@ class DrawJob:
         `done` and `total` of the states count the steps of all batches. Nothing is written before the first images are
         complete.
         """
+        with hold(self.folder, "being written"):
+            check_output_folder(self.folder, explicit=True)  # another process may have filled it since it was chosen
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[State]:
         batches, before = self.task.batches(self.model, self.requests, self.batch_size), 0
         movie = None if self.movie is None else SamplingGIF()
         for number, batch in enumerate(batches):
@@ -75,8 +82,7 @@ class DrawJob:
                     movie.add(to_bytes(state.images[:MAX_IMAGES]), levels)
                 yield state
             if number == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self.record_file.write_text(self.record)
+                write_atomically(self.record_file, [self.record.encode()])
             written = write_images(state.images, batch, self.folder)
             if len(self.written) < MAX_SHEET_IMAGES:
                 self.written.update(written)
