@@ -5,9 +5,12 @@ Nothing is ever written to the working directory or next to the data. The cache 
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import socket
 import tempfile
 import warnings
 import zlib
@@ -143,8 +146,12 @@ def _read_index(file: Path) -> Arrays:
 def _write_index(file: Path, arrays: Arrays) -> None:
     """Write names, arrays and a checksum atomically; processes that map a replaced file keep its bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as stream:
+    mark = f".index-{socket.gethostname()}-"  # of temporary files of this machine
+    _remove_unlocked(file.parent, mark)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}{mark}", delete=False) as stream:
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)  # until this process ends, in any way
             np.save(stream, list(arrays))
             for array in arrays.values():
                 stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
@@ -155,6 +162,14 @@ def _write_index(file: Path, arrays: Arrays) -> None:
             os.replace(stream.name, file)
         finally:
             Path(stream.name).unlink(missing_ok=True)
+
+
+def _remove_unlocked(folder: Path, mark: str) -> None:
+    """Remove the temporary files that processes on this machine left when they were killed."""
+    for left in folder.glob(f".*{glob.escape(mark)}*"):
+        with contextlib.suppress(OSError), left.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def _map_next(stream: IO[bytes]) -> MappedArray:

@@ -89,7 +89,12 @@ def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f".{made.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until no other process holds it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until no other process holds it
+                for left in folder.glob(f".{made.name}-*"):  # of a killed process
+                    shutil.rmtree(left, ignore_errors=True)
+            except OSError:  # a file system without locks: several processes may do the same, and the first one counts
+                pass
             if not made.is_dir():
                 _make(parts, size=size, made=made)
     except OSError as error:
@@ -99,8 +104,6 @@ def merge_batches(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, folder:
 
 def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> None:
     """Write the arrays to a temporary folder and rename it to `made`."""
-    for left in made.parent.glob(f".{made.name}-*"):  # of a killed process: this one holds the lock
-        shutil.rmtree(left, ignore_errors=True)
     needed = sum(batch.bytes for batches in parts.values() for batch in batches)
     free = shutil.disk_usage(made.parent).free
     if free < needed + SPARE:
@@ -122,7 +125,8 @@ def _make(parts: Mapping[str, Sequence[NpzBatch]], *, size: int, made: Path) -> 
                         target.write(chunk)
                 target.flush()
                 os.fsync(target.fileno())
-        new.rename(made)
+        if not made.is_dir():
+            new.rename(made)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -1,5 +1,7 @@
+import fcntl
 import json
 import pickle
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,19 @@ def test_an_index_that_another_process_finished_first_stays_mapped(cache: Path) 
 
     assert cached_arrays("tar", 1, build)["offsets"].tolist() == first[0]["offsets"].tolist() == [0, 1, 2]
     assert len(list(cache.iterdir())) == 1
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_others_kept(cache: Path) -> None:
+    cache.mkdir(exist_ok=True)
+    names = {"dead": socket.gethostname(), "living": socket.gethostname(), "far": "elsewhere"}
+    left, living, far = (cache / f".tar-{name}.index-{host}-abc" for name, host in names.items())
+    for file in (left, far):
+        file.touch()
+    with living.open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        cached_arrays("tar", {"size": 1}, Counted())
+        assert (left.exists(), living.exists(), far.exists()) == (False, True, True)
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_a_cache_that_is_not_writable_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
