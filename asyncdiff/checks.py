@@ -9,7 +9,8 @@ MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's 
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
 MAX_SIDE = 65_535  # pixels of a side of an image, as in JPEG files
 MAX_GUIDANCE = 10**6  # scale of guidance; predictions times this fit into 32-bit floats
-MAX_IMAGES = 10**6  # images of one call, which no memory bounds
+MAX_IMAGES = 10**6  # images that are evaluated or sampled together
+MAX_SEEDS = 10**5  # seeds of one call that writes images; its record, which lists them, has a megabyte
 MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from asyncdiff.checks import MAX_IMAGES, at_least, check_seeds
+from asyncdiff.checks import MAX_SEEDS, at_least, check_seeds
 from asyncdiff.tasks.arguments import Fit, check_fit, format_size
 from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels
 
@@ -67,12 +67,12 @@ class Task(ABC):
         """
         from asyncdiff.tasks.pixel_space import PixelSpace
 
-        at_least("number of seeds", len(seeds), 0, "use several calls", MAX_IMAGES)  # before they are read
+        at_least("number of seeds", len(seeds), 0, "use several calls", MAX_SEEDS)  # before they are read
         check_seeds("seeds", seeds)
         space = PixelSpace(model)
         space.check_channels()
         canvases = self.prepare(space)
-        at_least("number of images", len(canvases) * len(seeds), 0, "use several calls", MAX_IMAGES)
+        at_least("number of images", len(canvases) * len(seeds), 0, "use several calls", MAX_SEEDS)
         for size in {canvas.size for canvas in canvases}:
             space.check_memory("size of the result", size)
         per_seed = canvases[0].photo is None or not self.class_per_seed

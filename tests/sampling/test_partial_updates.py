@@ -97,7 +97,7 @@ def test_all_patches_are_refreshed_periodically(denoiser):
     assert fresh == [step in (0, 2, 5) for step in range(7)]  # the first, then in the middle between 0, 3, 6
 
 
-@pytest.mark.parametrize("margin", [1, 2])
+@pytest.mark.parametrize("margin", [1, 2, 10**12])
 def test_patches_within_the_margin_are_updated(denoiser, margin):
     """The margin is computed as if it moved, and nothing beyond it is."""
     x_t, t, label = inputs()

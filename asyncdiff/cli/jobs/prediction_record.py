@@ -9,12 +9,13 @@ import yaml
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import trusted_packages
-from asyncdiff.foreign_text import shell_line
+from asyncdiff.foreign_text import shell_line, visible
 from asyncdiff.model import DiffusionModel
 
 if TYPE_CHECKING:
     from asyncdiff.cli.commands.image_commands import DrawArguments
 
+MAX_NOTE = 1000  # characters of a line about a photo, whose name may be anything
 RECORD = "predict.yaml"  # written next to the images
 
 
@@ -39,7 +40,7 @@ def format_record(
         predict = shell_line(["python", "train.py", "predict", *files, *trusted_packages.option_argv()])
         lines += [f"# or, with {RECORD} replaced by the path of this file:", f"#   {predict}"]
     if notes:
-        lines += ["# Photos:", *(f"#   {note}" for note in notes)]
+        lines += ["# Photos:", *(f"#   {visible(note, MAX_NOTE)}" for note in notes)]
     device = torch.device(options.device)
     layer: dict[str, Any] = {
         "model": {

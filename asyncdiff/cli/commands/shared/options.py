@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from asyncdiff.checks import MAX_IMAGES
+from asyncdiff.checks import MAX_SEEDS
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
 from asyncdiff.cli.errors.suggestions import did_you_mean, nearest_name
@@ -85,8 +85,8 @@ def parse_integers(name: str, text: str) -> list[int]:
         if not match or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(f"{name} must be integers such as 0,3,8-15, got {text}")
         bounds.append((int(match[1]), int(match[2] or match[1])))
-    if (count := sum(last - first + 1 for first, last in bounds)) > MAX_IMAGES:  # before they are listed
-        raise ValueError(f"{name} must be at most {MAX_IMAGES} integers, got {count} in {text}: use several calls")
+    if (count := sum(last - first + 1 for first, last in bounds)) > MAX_SEEDS:  # before they are listed
+        raise ValueError(f"{name} must be at most {MAX_SEEDS} integers, got {count} in {text}: use several calls")
     return [integer for first, last in bounds for integer in range(first, last + 1)]
 
 
