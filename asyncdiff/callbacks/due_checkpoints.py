@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from asyncdiff.callbacks.graceful_shutdown import model_checkpoints
+from asyncdiff.callbacks.graceful_shutdown import model_checkpoints, order_after_checkpoints
 from asyncdiff.training.lightning_internals import (
     save_due_checkpoint,
     saved_step,
@@ -26,8 +26,10 @@ class DueCheckpoints(Callback):
     file is the first to be replaced; after a resume, the metric of the last validation before counts. At the end of an
     epoch it writes those of `every_n_epochs` that Lightning leaves to validations, unless they monitor a metric of one.
 
-    It must come after the ModelCheckpoints among the trainer's callbacks. `train.py` adds it by default.
+    `train.py` adds this callback by default.
     """
+
+    after_checkpoints = 1
 
     def __init__(self) -> None:
         self._waiting: list[ModelCheckpoint] = []  # for the validation that follows this step
@@ -47,7 +49,8 @@ class DueCheckpoints(Callback):
         self._metrics = dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Store the trainer, whose metrics go into checkpoints."""
+        """Store the trainer, whose metrics go into checkpoints, and run after ModelCheckpoint."""
+        order_after_checkpoints(trainer)
         self._trainer = trainer
         self._waiting = []
 
@@ -55,7 +58,7 @@ class DueCheckpoints(Callback):
         """Write what is due in this step, unless the validation that follows it measures what is monitored."""
         for checkpointer in model_checkpoints(trainer):
             if take_deferral(checkpointer) and _is_unsaved(checkpointer, trainer):
-                if checkpointer.monitor not in COUNTERS and validation_is_due(trainer):
+                if self._needs_validation(checkpointer, trainer) and validation_is_due(trainer):
                     self._waiting.append(checkpointer)
                 else:
                     save_due_checkpoint(checkpointer, trainer, self._metrics)
@@ -74,6 +77,11 @@ class DueCheckpoints(Callback):
             measured = checkpointer.monitor not in COUNTERS and trainer.enable_validation
             if is_due and not measured and saves_at_epoch_end(checkpointer) and _is_unsaved(checkpointer, trainer):
                 save_due_checkpoint(checkpointer, trainer, self._metrics)
+
+    def _needs_validation(self, checkpointer: ModelCheckpoint, trainer: Trainer) -> bool:
+        # Within an epoch, ModelCheckpoint takes the last validation's metric; a resumed run has it from its checkpoint.
+        within_epoch = not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return checkpointer.monitor not in COUNTERS and not (within_epoch and checkpointer.monitor in self._metrics)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = None

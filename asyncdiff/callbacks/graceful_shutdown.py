@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
-from asyncdiff.training.lightning_internals import saved_step
+from asyncdiff.training.lightning_internals import saved_step, set_saved_file
 
 NONE, REQUEUE, STOP = 0, 1, 2
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -37,12 +37,18 @@ class GracefulShutdown(Callback):
     `train.py` adds this callback by default.
     """
 
+    after_checkpoints = 2
+
     def __init__(self) -> None:
         self._pending, self._signal = NONE, 0
         self._requeue: Callable[[int, Any], Any] | None = None  # Lightning's handler, which saves and requeues the job
         self._previous_handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._steps = EveryNSteps(1)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the checkpoints of a step be written before it ends."""
+        order_after_checkpoints(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's signal handlers."""
@@ -130,6 +136,13 @@ def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.callbacks if isinstance(callback, ModelCheckpoint)]  # type: ignore[attr-defined]
 
 
+def order_after_checkpoints(trainer: Trainer) -> None:
+    """Move callbacks with a number `after_checkpoints` behind ModelCheckpoint, which Lightning puts at the end."""
+    # A new list, because Lightning may be calling those in the old one.
+    ordered = sorted(trainer.callbacks, key=lambda callback: getattr(callback, "after_checkpoints", 0))  # type: ignore[attr-defined]
+    trainer.callbacks = ordered  # type: ignore[attr-defined]
+
+
 def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Path:
     """Save last.ckpt in the folder of the ModelCheckpoint, preferably one with `save_last`, unless it has done so.
 
@@ -146,11 +159,13 @@ def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Pat
     complete = [c for c in checkpointers if c.save_last and (network_only or not c.save_weights_only)]
     if any(saved_step(c) == trainer.global_step and c.last_model_path == str(path) for c in complete):
         return path
-    for checkpointer in checkpointers:
-        if checkpointer.save_last and checkpointer.dirpath and Path(checkpointer.dirpath) == path.parent:
-            # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.
-            checkpointer.last_model_path = str(path)
+    owners = [c for c in checkpointers if c.save_last and c.dirpath and Path(c.dirpath) == path.parent]
+    for checkpointer in owners:
+        # This is part of its state; otherwise a resumed run would save to last-v1.ckpt.
+        checkpointer.last_model_path = str(path)
     trainer.save_checkpoint(path, network_only)
+    for checkpointer in owners:
+        set_saved_file(checkpointer, str(path))
     return path
 
 

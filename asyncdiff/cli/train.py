@@ -157,11 +157,7 @@ class ExperimentCLI(LightningCLI):
         show_bar = config.get("enable_progress_bar") is not False
         if show_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
             missing.append(callbacks.StepProgressBar())
-        trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
-        # What these do after a step comes after ModelCheckpoint, which Lightning puts at the end.
-        for kind in (callbacks.DueCheckpoints, callbacks.GracefulShutdown):
-            trainer.callbacks.sort(key=lambda callback, kind=kind: isinstance(callback, kind))  # type: ignore[attr-defined]
-        return trainer
+        return super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
 
     def before_predict(self) -> None:
         """Drop the data module, which would take precedence over the batches that the model provides for `predict`."""

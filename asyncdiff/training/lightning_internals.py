@@ -84,6 +84,11 @@ def set_saved_step(checkpointer: ModelCheckpoint, step: int) -> None:
     checkpointer._last_global_step_saved = step
 
 
+def set_saved_file(checkpointer: ModelCheckpoint, path: str) -> None:
+    """Tell a ModelCheckpoint that this file has been saved; it saves last.ckpt at the end of a run without any."""
+    checkpointer._last_checkpoint_saved = path
+
+
 def take_deferral(checkpointer: ModelCheckpoint) -> bool:
     """Return whether a ModelCheckpoint has put off a checkpoint until the next validation, and call that off."""
     deferred, checkpointer._defer_save_until_validation = checkpointer._defer_save_until_validation, False
