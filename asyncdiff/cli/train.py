@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
+from fsspec.core import url_to_fs
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
 from lightning.fabric.plugins import CheckpointIO
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import datamodules
 from asyncdiff import callbacks, latents
+from asyncdiff.callbacks.refused_run import RefusedRun
 from asyncdiff.checkpoints.atomic_files import remove_stale, write_atomically
 from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
@@ -75,8 +77,11 @@ class SaveConfig(SaveConfigCallback):
     """Callback that writes RUN/config.yaml, which repeats the run in this or any other directory."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file from one process, before any other output of the run."""
-        if stage == "fit" and trainer.is_global_zero:
+        """Write nothing: checkpoint and data are not read yet, and may be refused."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file from one process, before the first step."""
+        if trainer.is_global_zero:
             run = run_directory(trainer.default_root_dir)
             config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
             given = config["ckpt_path"]
@@ -157,7 +162,10 @@ class ExperimentCLI(LightningCLI):
         show_bar = config.get("enable_progress_bar") is not False
         if show_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
             missing.append(callbacks.StepProgressBar())
-        return super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing], **kwargs)
+        refused = RefusedRun()
+        trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing, refused], **kwargs)
+        refused.remember(trainer)
+        return trainer
 
     def before_predict(self) -> None:
         """Drop the data module, which would take precedence over the batches that the model provides for `predict`."""
@@ -299,10 +307,14 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         raise FileNotFoundError(f"ckpt_path is last, but {latest} does not exist: {remedy}")
     if ckpt_path == "last":
         return str(newest_intact_checkpoint(run)) if training else str(latest)
-    if ckpt_path and not re.match(r"best$|hpc$|registry|\w+://", ckpt_path) and not Path(ckpt_path).exists():
+    if ckpt_path and "://" in ckpt_path:
+        _check_address(ckpt_path)
+    elif ckpt_path and ckpt_path != "hpc" and not Path(ckpt_path).exists():
         raise FileNotFoundError(
             f"ckpt_path must be a checkpoint or last, got {ckpt_path}, which does not exist: check the path"
         )
+    elif ckpt_path == "hpc" and not list(run.glob("hpc_ckpt_*.ckpt")):
+        raise FileNotFoundError(f"ckpt_path is hpc, but there is no hpc_ckpt_N.ckpt in {run}: use last, or a file")
     if not training or not existing or config.trainer.get("fast_dev_run"):
         return ckpt_path
     # A run that has started from another one's checkpoint, and was interrupted, has its own.
@@ -316,6 +328,19 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         f"trainer.default_root_dir {run} already contains a run: "
         f"add --ckpt_path {remedy} or --auto_resume true to resume it, or choose another directory"
     )
+
+
+def _check_address(address: str) -> None:
+    """Raise ValueError unless a checkpoint can be read from an address such as s3://bucket/last.ckpt."""
+    problem, remedy = "is not supported", "download it, and give the path of the file"
+    if not re.match(r"(https?|ftps?|sftp)://", address):
+        try:
+            filesystem, path = url_to_fs(address)
+            problem = "" if filesystem.exists(path) else "does not exist"
+        except Exception as error:  # whatever the client of the storage raises, also if its package is missing
+            problem = f"cannot be read ({error})"
+    if problem:
+        raise ValueError(f"ckpt_path must be a checkpoint or last, got {address}, which {problem}: {remedy}")
 
 
 def _runs_on_cpu(accelerator: Any) -> bool:
