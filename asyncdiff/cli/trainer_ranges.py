@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from asyncdiff.checks import check_seeds
+from asyncdiff.checks import at_least, check_seeds
 
 # Processes or workers that one machine can use: files written on a large machine also run on a small one.
 MAX_PROCESSES = max(64, 4 * (os.cpu_count() or 1))
@@ -64,6 +64,11 @@ BATCHES = {
     "val_check_interval": "use 1000 or 0.5, for example; limit_val_batches: 0 turns validation off",
 }
 TIMES = ("max_time", "val_check_interval")
+# Numbers that Lightning's loggers pass on to TensorBoard, without a type.
+OF_LOGGERS = {
+    "max_queue": "10 events is the default",
+    "flush_secs": "120 seconds is the default",
+}
 
 
 def check_trainer(trainer: Mapping[str, Any], command: str, *, on_cpu: bool) -> None:
@@ -89,12 +94,23 @@ def check_trainer(trainer: Mapping[str, Any], command: str, *, on_cpu: bool) -> 
             needed = key in (BATCHES_OF[command], "val_check_interval")
             _check_batches(f"trainer.{key}", value, needed=needed, remedy=remedy)
     _check_devices(trainer.get("devices", "auto"), on_cpu=on_cpu)
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        check_logger(logger)
     nodes = trainer.get("num_nodes", 1)
     if nodes > 1 and not trainer.get("plugins") and not any(os.environ.get(name) for name in LAUNCHERS):
         raise ValueError(
             f"trainer.num_nodes must be 1 without a launcher, got {nodes}: start the command on every node with "
             "torchrun or srun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
+
+
+def check_logger(logger: Any) -> None:
+    """Raise ValueError if a number of a logger, written as class_path and init_args, is out of range."""
+    arguments = logger.get("init_args", {}) if hasattr(logger, "get") else {}
+    for name in OF_LOGGERS.keys() & arguments.keys():
+        if arguments[name] is not None:
+            at_least(f"trainer.logger.{name}", arguments[name], 1, OF_LOGGERS[name])
 
 
 def check_seed_everything(seed: Any) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from asyncdiff.checks import at_least, positive, within
+from asyncdiff.checks import at_least, finite, positive, within
 from asyncdiff.networks.attention import Attention, GridRotations, rotations
 from asyncdiff.networks.embeddings import (
     LEVEL_SCALE,
@@ -32,6 +32,7 @@ from asyncdiff.networks.modulation import (
     modulate,
     token_index,
 )
+from asyncdiff.networks.parameter_memory import BLOCK, check_parameters
 from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, indexed
 
 Tokens = Float[Tensor, "b n dim"]
@@ -155,7 +156,7 @@ class DiT(nn.Module):
         at_least("channels", channels, 1, "use 3 for color images")
         at_least("depth", depth, 1, "use 12, for example")
         at_least("classes", classes, 0, "use 0 for a network without labels")
-        at_least("mlp_ratio", mlp_ratio, 0, "use 4, for example")
+        at_least("mlp_ratio", mlp_ratio, 0, "use 4, for example", 1024)
         within("dropout", dropout, 0, 1, "it is a probability")
         positive("level_scale", level_scale, "omit it unless the weights need another")
         positive("level_period", level_period, "omit it unless the weights need another")
@@ -178,6 +179,7 @@ class DiT(nn.Module):
         self.joint_labels = joint_labels
         self.level_scale = level_scale
         self.level_period = level_period
+        check_parameters(self, self._numbers())
 
         self.embed = nn.Linear(channels * patch_size**2, dim)
         self.level_embedding = LevelEmbedding(dim, scale=level_scale, max_period=level_period)
@@ -303,6 +305,17 @@ class DiT(nn.Module):
             return _joint_conditioning(levels, index, labels)
         return Conditioning(F.silu(levels), index, None if labels is None else F.silu(labels))
 
+    def _numbers(self) -> dict[str, float]:
+        """Return how many parameters there are at least, by the argument that most of them are due to."""
+        width, mlp, pixels = 10 * self.dim**2, 2 * self.dim**2 * self.mlp_ratio, self.channels * self.patch_size**2
+        return {
+            "dim": width,
+            "mlp_ratio": mlp,
+            "depth": (self.depth - 1) * (width + mlp + BLOCK),
+            "patch_size" if self.patch_size**2 > self.channels else "channels": 2 * pixels * self.dim,
+            "classes": self.classes * self.dim,
+        }
+
     def _initialize(self) -> None:
         """Initialize as in DiT: Xavier for blocks, N(0, 0.02) for embeddings, zeros to make blocks the identity."""
         stays_zero = {module.linear for module in self.modules() if isinstance(module, Modulation)}
@@ -349,8 +362,10 @@ def _joint_conditioning(
 
 
 def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:
-    if patch_size < 1:
-        raise ValueError(f"patch_size must be at least 1, got {patch_size}: use 2, for example")
+    at_least("patch_size", patch_size, 1, "use 2, for example")
+    finite("dim", dim, "use 384, for example")
+    finite("heads", heads, "use 6, for example")
+    finite("level_patch_size", level_patch_size or 0, "omit it for that of the tokens")
     if min(dim, heads) < 1 or dim % heads or dim % 4:
         raise ValueError(
             f"dim must be divisible by heads and by 4, got dim {dim} with {heads} heads: change dim or heads"

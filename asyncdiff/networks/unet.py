@@ -12,9 +12,11 @@ from asyncdiff.checks import at_least, within
 from asyncdiff.networks.embeddings import LabelEmbedding, LevelEmbedding, check_channels, embed_labels
 from asyncdiff.networks.layers import mean_logvar
 from asyncdiff.networks.modulation import Conditioning, Modulation, mark_dynamic_sizes
+from asyncdiff.networks.parameter_memory import BLOCK, check_parameters
 from asyncdiff.networks.unet_blocks import ResidualBlock, SelfAttention, Trunk, pixel_conditioning
 from asyncdiff.shapes import Image, IndexedLevels, Labels, Levels, check_grid, indexed, level_map
 
+MAX_LEVELS = 20  # the sides of images are multiples of 2^(levels - 1)
 LogVariances = Float[Tensor, "b lh lw"]  # on the network's grid, even if the level map is coarser
 
 
@@ -88,6 +90,7 @@ class UNet(nn.Module):
         self.uncertainty = uncertainty
         self.checkpointing = checkpointing
         self._check()
+        check_parameters(self, self._numbers())
 
         features, finest = 4 * width, width * self.multipliers[0]
         self.level_embedding = LevelEmbedding(features)
@@ -164,6 +167,19 @@ class UNet(nn.Module):
         """Side of a pixel at the coarsest resolution, in pixels of the image."""
         return 2 ** (len(self.multipliers) - 1)
 
+    def _numbers(self) -> dict[str, float]:
+        """Return how many parameters there are at least, by the argument that most of them are due to."""
+        # Of a block: its second convolution, and the modulation by four times `width` features.
+        blocks = [9 * (self.width * m) ** 2 + 8 * self.width**2 * m + BLOCK for m in self.multipliers]
+        largest = max(self.multipliers)
+        return {
+            "width" if self.width >= largest else "multipliers": 3 * sum(blocks),
+            "blocks": 2 * (self.blocks - 1) * sum(blocks),
+            "middle_blocks": self.middle_blocks * blocks[-1],
+            "channels": 18 * self.channels * self.width * self.multipliers[0],
+            "classes": 4 * self.classes * self.width,
+        }
+
     def _heads(self) -> list[int]:
         """Return the number of attention heads at every resolution, and in the middle; 0 for no attention."""
         attends = [level in self.attention for level in range(len(self.multipliers))]
@@ -219,11 +235,12 @@ class UNet(nn.Module):
 
     def _check(self) -> None:
         levels = len(self.multipliers)
-        at_least("the number of multipliers", levels, 1, "list one multiplier per level")
+        at_least("the number of multipliers", levels, 1, "list one multiplier per level", MAX_LEVELS)
         at_least("width", self.width, 1, "use 128, for example")
         at_least("channels", self.channels, 1, "use 3 for color images")
         at_least("classes", self.classes, 0, "use 0 for a network without labels")
-        at_least("multipliers", min(self.multipliers), 1, "every level needs channels")
+        for multiplier in self.multipliers:
+            at_least("multipliers", multiplier, 1, "every level needs channels")
         at_least("blocks", self.blocks, 1, "every level needs a block")
         at_least(
             "middle_blocks",

@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     at_least("--parallel", parallel, 1, "1 runs one trial at a time", MAX_TRIALS)
     if options.threads is not None:
         at_least("--threads", options.threads, 1, "omit it to share those of the machine", MAX_THREADS)
+    if options.cell is not None:
+        at_least("--cell", options.cell, 0, "--dry_run lists the trials")
     ablation = Ablation.read(options.ablation)
     output = (options.output or Path("runs") / "ablations" / ablation.name).absolute()
     check_output_folder(output, "--output", may_be_a_run=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from asyncdiff.checks import MAX_STEPS, at_least, check_seeds, positive, within
+from asyncdiff.checks import MAX_STEPS, at_least, check_seeds, positive
 from asyncdiff.cli.commands.evaluate import Run, add_run_arguments
 from asyncdiff.cli.commands.shared.command_parser import CommandParser, parse_options
 
@@ -21,8 +21,8 @@ def main(argv: Sequence[str]) -> None:
     if options.images is not None:
         at_least("--images", options.images, 2, "a standard error needs two images")
     check_seeds("--seed", [options.seed])
-    if options.t_min is not None:
-        within("--t_min", options.t_min, 0, 1, "omit it to use one that suits the decoder")
+    if options.t_min is not None and not 0 < options.t_min < 1:
+        raise ValueError(f"--t_min must lie in (0, 1), got {options.t_min}: use 0.002 for 8-bit pixels, or omit it")
     positive("--variance", options.variance, "0.1 is the default")
     at_least("--variance", options.variance, 0, "0.1 is the default", MAX_VARIANCE)
     run = Run(options)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncdiff import tasks
-from asyncdiff.checks import MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, at_least, check_seeds
+from asyncdiff.checks import MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, at_least, check_seeds
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
@@ -34,6 +34,7 @@ RANGES = (
     ("input_guidance", 0, MAX_GUIDANCE, "0 turns guidance off, 0.5 to 2 are typical"),
     ("refresh", 1, None, "1 computes all patches in every step"),
     ("margin", 0, None, "0 computes only patches that move"),
+    ("mask_seed", 0, MAX_SEED, "0 is the default"),
 )
 
 
@@ -131,6 +132,8 @@ class DrawArguments:
             raise ValueError(
                 f"--input_level needs --input_guidance, got {plain.input_level} without it: add --input_guidance"
             )
+        if not line.has_objects:
+            _build_task(kind, plain)  # numbers are checked before files are looked for
         checkpoint = find_checkpoint(plain.run, plain.ckpt_path)
         default = run_directory_of(checkpoint) / "predictions"
         check_output_folder(plain.output or default, explicit=plain.output is not None)
@@ -138,9 +141,13 @@ class DrawArguments:
             if plain.get(name) is not None:
                 photo_files(name, plain[name])
         options = line.build()
-        task = kind(**{name: options[name] for name in inspect.signature(kind).parameters})
+        task = _build_task(kind, options)
         repeated = [command, *split_option(argv, "--output")[0], *trusted_packages.option_argv()]
         return cls(repeated, options, task, seeds, labels, checkpoint, run_directory_of(checkpoint))
+
+
+def _build_task(kind: type[tasks.Task], options: Any) -> tasks.Task:
+    return kind(**{name: options[name] for name in inspect.signature(kind).parameters})
 
 
 def main(command: str, argv: Sequence[str]) -> None:

@@ -98,10 +98,15 @@ class CommandLine:
             self._parser(imports_classes=True).parse_args(list(self.argv))  # ends with the help, which names classes
         return self._first.parse_args(self._plain_argv)
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether an option has an object as its value, for which `plain` has none."""
+        return self._plain_argv != list(self.argv)
+
     def build(self) -> Namespace:
         """Return the values of all options, with the objects built; without any, PyTorch is not imported."""
         plain = self.plain
-        if self._plain_argv == list(self.argv):
+        if not self.has_objects:
             return plain
         parser = self._parser(imports_classes=True)
         options: Namespace = parser.instantiate(parser.parse_args(list(self.argv)))
