@@ -11,6 +11,7 @@ from datamodules.argument_checks import MAX_SIDE, at_least, positive
 from datamodules.base import Batch, ImageDataModule, ImageDataset, Item, Split, index_and_key
 from datamodules.hash_split import check_held_out
 from datamodules.index_cache import map_npy
+from datamodules.regular_files import is_present
 
 
 class ArrayFile(ImageDataset):
@@ -70,7 +71,7 @@ class Arrays(ImageDataModule):
         images, labels, classes = self._load("train")
         rows = np.arange(len(images))
         options: dict[str, Any] = {"classes": classes, "scale": self.scale}
-        if (self.root / "val.npy").is_file():
+        if is_present(self.root / "val.npy"):
             val_images, val_labels, val_classes = self._load("val")
             if val_classes > classes or (classes and not val_classes):
                 raise ValueError(
@@ -93,7 +94,7 @@ class Arrays(ImageDataModule):
                 f"{images.shape} in {self.root}: set channels and size, or store that shape"
             )
         file = self.root / f"{name}_labels.npy"
-        if not file.is_file():
+        if not is_present(file):
             return images, np.zeros(len(images), np.int64), 0
         labels = _load_memmap(file)
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:

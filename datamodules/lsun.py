@@ -14,6 +14,7 @@ from datamodules.hash_split import check_held_out, split_by_hash
 from datamodules.hidden_names import is_hidden
 from datamodules.images.encoded import Bytes, EncodedDataModule, EncodedImages
 from datamodules.index_cache import Arrays
+from datamodules.regular_files import is_present
 from datamodules.storage.databases import database_index
 from datamodules.storage.members import FileBytes
 
@@ -146,7 +147,7 @@ def _train_and_val(folder: Path, held_out: float) -> tuple[DatabaseSubset, Datab
     """Return the training and the validation images of a category."""
     images = _all_images(folder)
     val = folder.with_name(folder.name.removesuffix(SUFFIX) + "_val_lmdb")
-    if folder.name.endswith(SUFFIX) and (val / "data.mdb").is_file():
+    if folder.name.endswith(SUFFIX) and is_present(val / "data.mdb"):
         return images, _all_images(val)
     remedy = "lower held_out or add a database for validation"
     val_mask = split_by_hash(images.arrays["shares"], held_out, images.file.file, remedy)

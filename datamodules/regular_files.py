@@ -77,3 +77,11 @@ def _check_mode(mode: int, path: str | Path, name: str) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "a special file")
         raise ValueError(f"{name} must be a regular file, got {path}, {kind}: check the path")
+
+
+def is_present(path: str | Path) -> bool:
+    """Return whether there is a file, or anything else, at a path where one is optional.
+
+    A link that leads nowhere counts, so that what was meant to be there is not left out in silence.
+    """
+    return os.path.lexists(path)

@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from asyncdiff.model import Model
+from asyncdiff.regular_files import open_regular
 from asyncdiff.tasks import Generate
 from asyncdiff.tasks.arguments import format_size, photo_files
 from asyncdiff.tasks.photos import (
@@ -50,7 +51,7 @@ def load_photo(file: Path, info: ModelInfo, limits: Limits) -> Photo:
     """Read a photo, resized and cropped to the model's size; raise ValueError if it is too large or unreadable."""
     unreadable = f"{file.name} cannot be read as an image: save it as PNG or JPEG"
     try:
-        with Image.open(file) as image:  # reads only the header
+        with open_regular(file) as stream, Image.open(stream) as image:  # reads only the header
             width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(unreadable) from error

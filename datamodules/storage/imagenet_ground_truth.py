@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from datamodules.regular_files import is_present
 from datamodules.storage.imagenet_classes import BY_NUMBER, SORTED
 
 DEVKIT = "ILSVRC2012_validation_ground_truth.txt"
@@ -23,7 +24,7 @@ NUMBERED = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 def find_ground_truth(root: Path) -> Path | None:
     """Return the ground truth file in a folder, by its default names; None if there is none."""
-    return next((root / name for name in DEFAULT_NAMES if (root / name).is_file()), None)
+    return next((root / name for name in DEFAULT_NAMES if is_present(root / name)), None)
 
 
 def classes_of(names: Sequence[str], file: Path) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from datamodules.hidden_names import RULE, is_hidden
 from datamodules.images.encoded import Bytes
 from datamodules.index_cache import Arrays, cached_arrays, file_fingerprint
-from datamodules.regular_files import check_regular, open_regular, read_regular
+from datamodules.regular_files import check_regular, is_present, open_regular, read_regular
 from datamodules.storage.file_lists import walk
 
 HEADER = struct.Struct("<4s22xHH")  # of a member (APPNOTE 4.3.7): signature, lengths of the name and the extra field
@@ -181,7 +181,7 @@ def find_text(root: Path, name: str) -> tuple[str, bytes] | None:
     try:
         if root.is_dir():
             folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir() and not is_hidden(folder.name))
-            paths = [(f / name).relative_to(root).as_posix() for f in (root, *folders) if (f / name).exists()]
+            paths = [(f / name).relative_to(root).as_posix() for f in (root, *folders) if is_present(f / name)]
             if (chosen := _choose(paths)) is not None:
                 with open_regular(root / chosen) as stream:
                     text = stream.read(MAX_TEXT + 1)

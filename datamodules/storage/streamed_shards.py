@@ -19,6 +19,7 @@ import numpy as np
 
 from datamodules.index_cache import cache_folder
 from datamodules.order import WINDOW
+from datamodules.regular_files import check_regular, is_present, open_regular
 from datamodules.storage.columns import one_line
 
 STORAGES = ("s3://", "gs://", "r2://", "azure://", "local:")
@@ -135,7 +136,7 @@ class Shards:
         file, until = self.files[shard], time.monotonic() + TIMEOUT
         while True:
             # Another process may delete the file in the meantime to free space.
-            with suppress(FileNotFoundError), file.open("rb") as stream:
+            with suppress(FileNotFoundError), open_regular(file) as stream:
                 if self.remote:
                     os.utime(file)
                 return self._read(shard, stream.fileno())
@@ -204,6 +205,8 @@ class Shards:
         reader = PyTreeLoader()
         if self.remote:
             self.folder.mkdir(parents=True, exist_ok=True)
+        elif is_present(self.folder / "index.json"):
+            check_regular(self.folder / "index.json", "index.json")
         try:
             remote = self.root if self.remote else None
             config = ChunksConfig.load(str(self.folder), serializers, remote, reader, storage_options=self.options)

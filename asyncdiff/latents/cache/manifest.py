@@ -10,6 +10,7 @@ from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.latents import Codec
 from asyncdiff.latents.cache.encode import channel_statistics
 from asyncdiff.latents.cache.shards import SPLITS, Shard, data_arguments, depends_on
+from asyncdiff.regular_files import open_regular
 from datamodules.storage.latent_shards import (
     MANIFEST,
     VERSION,
@@ -57,7 +58,8 @@ def finish(out: Path, shards: list[Shard], data: Any, codec: Codec) -> dict[str,
 def existing_splits(out: Path) -> dict[str, Any]:
     """Return the splits of an existing manifest; their shards have already been checked."""
     try:
-        return dict(json.loads((out / MANIFEST).read_text())["splits"])
+        with open_regular(out / MANIFEST) as stream:
+            return dict(json.load(stream)["splits"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
