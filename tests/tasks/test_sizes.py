@@ -17,6 +17,8 @@ from asyncdiff.noise import RectifiedFlow, Shared
 from asyncdiff.sampling import Autoregressive, Sampler, engine
 from asyncdiff.tasks import Generate, Outpaint, Texture
 from asyncdiff.tasks.arguments import BYTES_PER_VALUE, parse_size
+from asyncdiff.tasks.batch_memory import check_batches
+from asyncdiff.tasks.drawing_cost import EvaluationCost, Measurement
 from asyncdiff.tasks.pixel_space import PixelSpace
 
 AVAILABLE = 2**20 * BYTES_PER_VALUE  # an image of 1024x1024 with one channel
@@ -113,6 +115,27 @@ def test_batches_and_results_are_compared_with_memory(model):
         ValueError, match=f"images must fit into memory together, got 30 .*: sample at most {2**20 // 256**2}"
     ):
         Generate("256x256").sample(model, seeds=range(30))
+
+
+def test_batches_are_compared_with_the_memory_of_the_network(model, monkeypatch):
+    """Here a network that takes 1000 bytes per pixel, on top of 16; the values that are named fit, the next do not."""
+    cost = EvaluationCost([Measurement(64, 0.1, 1, 64e3), Measurement(256, 0.4, 4, 256e3)])
+    monkeypatch.setattr("asyncdiff.tasks.measured_cost.measure_network", lambda model: cost)
+    monkeypatch.setattr("asyncdiff.tasks.batch_memory.available_on", lambda device: AVAILABLE)
+    pixels = AVAILABLE // 1016
+    side = int(pixels**0.5) // 2 * 2
+    task = Generate(f"{side + 2}x{side + 2}")
+    with pytest.raises(ValueError, match=f"size must fit into memory, got .*: at most {side}x{side} fit into a single"):
+        check_batches(task, model, task.requests(model, seeds=[0]), 64)
+    task = Generate(f"{side}x{side}")
+    check_batches(task, model, task.requests(model, seeds=[0]), 64)
+    task, count = Generate(), pixels // 64
+    requests = task.requests(model, seeds=range(count + 1))
+    with pytest.raises(ValueError, match=f"batch_size must fit .*, got {count + 1} images .*: use at most {count}$"):
+        check_batches(task, model, requests, 1000)
+    check_batches(task, model, requests, count)
+    tiled = Texture(size=f"{side + 2}x{side + 2}")
+    check_batches(tiled, model, tiled.requests(model, seeds=[0]), 64)
 
 
 def test_steps_of_all_patches_are_bounded():

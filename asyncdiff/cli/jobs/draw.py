@@ -16,10 +16,10 @@ from asyncdiff.model import DiffusionModel
 from asyncdiff.sampling.guidance import ClassifierFree, Guidance, InputGuidance
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Request, State, Task
-from asyncdiff.tasks.arguments import check_output_folder, choose_output_folder, format_size
+from asyncdiff.tasks.arguments import check_output_folder, choose_output_folder
+from asyncdiff.tasks.batch_memory import check_batches
 from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
 from asyncdiff.tasks.photos import to_bytes
-from asyncdiff.tasks.pixel_space import PixelSpace
 
 if TYPE_CHECKING:
     from asyncdiff.cli.commands.image_commands import DrawArguments
@@ -113,24 +113,13 @@ def prepare_job(arguments: "DrawArguments", model: DiffusionModel, extra_argv: S
         raise ValueError(
             f"--guidance needs class labels, got {options.guidance} without them: add --labels or drop --guidance"
         )
-    _check_batch(task, model, requests, options.batch_size)
+    check_batches(task, model, requests, options.batch_size)
     default = arguments.run / "predictions" / task.name
     folder = choose_output_folder(options.output or default, explicit=options.output is not None)
     movie = folder / MOVIE if options.gif else None
     notes = list(dict.fromkeys(request.photo.note for request in requests if request.photo is not None))
     record = format_record([*arguments.argv, *extra_argv], arguments, model, notes)
     return DrawJob(task, model, requests, options.batch_size, folder, movie, record)
-
-
-def _check_batch(task: Task, model: DiffusionModel, requests: Sequence[Request], batch_size: int) -> None:
-    """Raise ValueError if the images of a batch do not fit into memory together, before anything is written."""
-    for batch in task.batches(model, requests, batch_size):
-        if len(batch) > 1 and len(batch) > (largest := PixelSpace(model).largest_batch(batch[0].size)):
-            size = format_size(batch[0].size)
-            raise ValueError(
-                f"--batch_size must leave the images of a batch in memory, got {batch_size} for {len(batch)} images of "
-                f"{size} pixels: use at most {largest}"
-            )
 
 
 def _sampler(sampler: ImageSampler, options: Any) -> ImageSampler:
