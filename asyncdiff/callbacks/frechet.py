@@ -17,6 +17,7 @@ from asyncdiff.callbacks.split_work import rank_indices
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.validation_images import data_module
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checks import at_least, check_seeds
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
@@ -90,7 +91,7 @@ class Frechet(PeriodicMetric):
             folder = Path(trainer.default_root_dir) / "evaluation"
             folder.mkdir(parents=True, exist_ok=True)
             card = make_card({**self._protocol, "step": trainer.global_step}, self.results)
-            (folder / f"frechet_{self.name}.json").write_text(json.dumps(card, indent=2))
+            write_atomically(folder / f"frechet_{self.name}.json", [json.dumps(card, indent=2).encode()])
 
     def compute_metrics(self, trainer: Trainer, module: AsyncDiffusion) -> dict[str, float]:
         """Return the distances by tag."""

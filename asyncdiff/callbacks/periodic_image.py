@@ -14,6 +14,7 @@ from asyncdiff.callbacks.ema import ema_weights
 from asyncdiff.callbacks.every_n_steps import PeriodicCallback
 from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.throughput import untimed
+from asyncdiff.checkpoints.atomic_files import open_atomic
 from asyncdiff.checks import at_least
 from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.sampling.samplers import ImageSampler
@@ -64,7 +65,8 @@ class PeriodicImage(PeriodicCallback):
         folder = Path(trainer.default_root_dir) / "images"
         folder.mkdir(parents=True, exist_ok=True)
         for file in (f"{self.name}.png", f"{self.name}_{trainer.global_step:07d}.png"):
-            save_image(image, folder / file)
+            with open_atomic(folder / file) as stream:  # a report may be reading it
+                save_image(image, stream, format="png")
         for logger in tensorboard_loggers(trainer):
             logger.experiment.add_image(f"images/{self.name}", image, trainer.global_step)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.cli.commands.evaluate import Run
 from asyncdiff.cli.commands.shared.options import choose_device, with_arguments
 from asyncdiff.cli.jobs.distributed import Ranks
@@ -67,8 +68,9 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
     print(results.table())
     card, table = output / f"{options.name}.json", output / f"{options.name}.md"
     protocol = loaded.protocol() | comparison.protocol(results)
-    card.write_text(json.dumps(make_card(protocol, results.metrics(), **results.card()), indent=2))
-    table.write_text(results.table() + "\n")
+    content = make_card(protocol, results.metrics(), **results.card())
+    write_atomically(card, [json.dumps(content, indent=2).encode()])
+    write_atomically(table, [f"{results.table()}\n".encode()])
     print(f"result card: {card}\ntable: {table}")
     if options.examples:
         sheet = output / f"{options.name}.png"

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.cli.commands.evaluate import Run
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.jobs.evaluated_model import EvaluatedModel, check_shape, load_data
@@ -73,6 +74,7 @@ def compute_bounds(
 
 def _write(folder: Path, name: str, likelihoods: PathLikelihoods, protocol: dict[str, Any]) -> None:
     card, figure = folder / f"{name}.json", folder / f"{name}.png"
-    card.write_text(json.dumps(make_card(protocol, likelihoods.scalars(), **likelihoods.card()), indent=2))
+    content = make_card(protocol, likelihoods.scalars(), **likelihoods.card())
+    write_atomically(card, [json.dumps(content, indent=2).encode()])
     save(bits_figure(likelihoods), figure)
     print(f"result card: {card}\nfigure: {figure}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import value_at
 from asyncdiff.cli.jobs.image_sources import GeneratedImages, StoredImages
 from asyncdiff.evaluation.result_card import format_number, make_card
@@ -49,8 +50,8 @@ def write(
         "table": folder / f"{name}.md",
         "contact sheet": folder / f"{name}.png",
     }
-    files["result card"].write_text(json.dumps(card, indent=2))
-    files["table"].write_text(text + "\n")
+    write_atomically(files["result card"], [json.dumps(card, indent=2).encode()])
+    write_atomically(files["table"], [f"{text}\n".encode()])
     save_png(make_sheet([[image.expand(3, -1, -1) for image in images]]), files["contact sheet"])
     print("\n".join(f"{label}: {file}" for label, file in files.items()))
 

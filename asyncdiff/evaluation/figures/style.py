@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from asyncdiff.checkpoints.atomic_files import open_atomic
 from asyncdiff.foreign_text import visible
 
 INK, FAINT, HAIR = "#222222", "#6e6e6e", "#c9c9c9"
@@ -85,8 +86,8 @@ def pixels(figure: Figure, dpi: int = 100) -> np.ndarray:
 def save(figure: Figure, file: Path, dpi: int = 130) -> None:
     """Write a figure to an image file, and create its folder if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with plot_style():
-        figure.savefig(file, dpi=dpi)
+    with plot_style(), open_atomic(file) as stream:
+        figure.savefig(stream, dpi=dpi, format=file.suffix[1:])
 
 
 def format_percent(share: float) -> str:
