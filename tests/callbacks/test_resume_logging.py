@@ -7,12 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
-from faults.killing import read_curves
+from faults.killing import read_curves, shown_steps
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from small_runs import quiet_trainer, small_dit
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -58,13 +57,6 @@ def whole(tmp_path_factory):
     return folder
 
 
-def shown(folder):
-    """The steps of each curve as TensorBoard shows them."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
-    read = {"scalars": events.Scalars, "images": events.Images}
-    return {tag: [event.step for event in read[kind](tag)] for kind in read for tag in events.Tags()[kind]}
-
-
 @pytest.mark.parametrize("clock", [86400, 3600, -3600, -86400])
 def test_curves_of_a_resumed_run_equal_those_of_an_uninterrupted_one(whole, tmp_path, monkeypatch, clock):
     """At step 3 its checkpoint is written before the step is logged and validated; clocks may be set back."""
@@ -77,11 +69,11 @@ def test_curves_of_a_resumed_run_equal_those_of_an_uninterrupted_one(whole, tmp_
     assert [step for step, _ in curves["train/loss"]] == list(range(8))
     assert [step for step, _ in curves["val/loss"]] == [2, 5]
     assert curves == read_curves(whole)
-    assert shown(run) == shown(whole)
+    assert shown_steps(run) == shown_steps(whole)
     monkeypatch.undo()
     fit(run, 8, resume="step=6-v1.ckpt")  # written by the resumed run
     assert read_curves(run) == curves
-    assert shown(run) == shown(whole)
+    assert shown_steps(run) == shown_steps(whole)
 
 
 def served(folder):
@@ -175,7 +167,7 @@ def test_events_of_a_checkpoint_without_sizes_are_hidden(whole, tmp_path, monkey
     }
     torch.save(checkpoint, path)
     fit(run, 8, resume=path.name)
-    curves = shown(run)
+    curves = shown_steps(run)
     assert curves["images/samples"] == [3, 6, 8]
     assert curves["train/loss"] == [0, 1, 2, 3, 4, 5, 6, 6, 7]  # the step after the checkpoint has its number
 

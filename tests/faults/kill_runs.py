@@ -9,13 +9,14 @@ It is a separate program so that runs can be forked from it: with everything imp
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from killing import difference, fork, kill_tree, wait_for_exit
+from killing import difference, fork, kill_tree, shown_steps, wait_for_exit
 
 from asyncdiff.__main__ import main as command
 from asyncdiff.cli.train import main as train
@@ -61,6 +62,8 @@ metrics: {train/loss: {goal: min, label: loss}}
 """
 KINDS = {
     "training": [],
+    # Every checkpoint is due in the last step of an epoch.
+    "epochs": ["--trainer.limit_train_batches", "6"],
     "accumulating": ["--trainer.accumulate_grad_batches", "3", "--data.init_args.batch_size", "24"],
     "asynchronous_checkpoints": [
         "--trainer.plugins+=asyncdiff.checkpoints.lightning_io.AtomicCheckpointIO",
@@ -83,6 +86,66 @@ def training(options: list[str], kills: int, rng: random.Random) -> list[str]:
         return lambda: train(["fit", "--config", "experiment.yaml", "--auto_resume", "true", *root, *options])
 
     return campaign(work, kills, rng, lambda run: difference(Path("uninterrupted"), run))
+
+
+def clocks(kills: int, rng: random.Random) -> list[str]:
+    """Kill training runs whose parts see different clocks, and whose files get random times as in a copy."""
+    Path("experiment.yaml").write_text(EXPERIMENT)
+    argv = ["fit", "--config", "experiment.yaml", "--auto_resume", "true", "--trainer.default_root_dir"]
+
+    def work(run: str) -> Callable[[], None]:
+        offset = rng.choice([-86400, -3600, -7, 0, 7, 3600, 86400])
+        for file in sorted(Path(run).rglob("*")):
+            moment = rng.uniform(1e9, 2e9)
+            os.utime(file, (moment, moment), follow_symlinks=False)
+
+        def begin() -> None:
+            now = time.time
+            time.time = lambda: now() + offset
+            train([*argv, run])
+
+        return begin
+
+    def judge(run: Path) -> str | None:
+        shown, expected = shown_steps(run), shown_steps(Path("uninterrupted"))
+        wrong = sorted(tag for tag in expected if shown.get(tag) != expected[tag])
+        return difference(Path("uninterrupted"), run) or (
+            f"TensorBoard shows other steps of {wrong}" if wrong else None
+        )
+
+    return campaign(work, kills, rng, judge)
+
+
+def copies(kills: int, rng: random.Random) -> list[str]:
+    """Kill runs, and continue in a copy, or after moving them; return the differences, also of the originals."""
+    Path("experiment.yaml").write_text(EXPERIMENT)
+    originals: dict[Path, dict[str, str]] = {}
+
+    def newest(run: Path) -> Path:
+        return max(run.iterdir(), key=lambda part: int(part.name))
+
+    def work(run: str) -> Callable[[], None]:
+        if not any(Path(run).glob("*/config.yaml")):
+            shutil.rmtree(run, ignore_errors=True)
+            argv = ["--config", "experiment.yaml", "--trainer.default_root_dir", f"{run}/0"]
+        else:
+            before = newest(Path(run))
+            part = before.with_name(str(int(before.name) + 1))
+            if rng.random() < 0.3:
+                before.rename(part)
+            else:
+                shutil.copytree(before, part, symlinks=rng.random() < 0.5)
+                originals[before] = file_hashes(before)
+            argv = ["--config", f"{part}/config.yaml"]
+        return lambda: train(["fit", *argv, "--auto_resume", "true"])
+
+    def judge(run: Path) -> str | None:
+        for original, hashes in originals.items():
+            if original.exists() and file_hashes(original) != hashes:
+                return f"{original} has changed"
+        return difference(newest(Path("uninterrupted")), newest(run))
+
+    return campaign(work, kills, rng, judge)
 
 
 def caching(kills: int, rng: random.Random) -> list[str]:
@@ -142,17 +205,22 @@ def campaign(
 
 def different_files(run: Path) -> str | None:
     """Return the names of files that differ from those of the uninterrupted run."""
-    hashes = [
-        {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
-        for folder in (Path("uninterrupted"), run)
-    ]
+    hashes = [file_hashes(folder) for folder in (Path("uninterrupted"), run)]
     different = [name for name in hashes[0] | hashes[1] if hashes[0].get(name) != hashes[1].get(name)]
     return f"files {different}" if different else None
 
 
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files in a folder and below, by their paths in it."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+OTHERS = {"clock": clocks, "copy": copies, "caching": caching, "ablation": ablation}
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=[*KINDS, "caching", "ablation"])
+    parser.add_argument("kind", choices=[*KINDS, *OTHERS])
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -160,5 +228,5 @@ if __name__ == "__main__":
     if options.kind in KINDS:
         wrong = training(KINDS[options.kind], options.kills, rng)
     else:
-        wrong = {"caching": caching, "ablation": ablation}[options.kind](options.kills, rng)
+        wrong = OTHERS[options.kind](options.kills, rng)
     print(json.dumps({"tried": options.kills, "lost": wrong}))

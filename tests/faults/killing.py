@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 
@@ -81,6 +82,13 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float | bytes]]]:
                     content = tensor.float_val[0] if tensor.float_val else b"".join(tensor.string_val)
                     curves.setdefault(value.tag, []).append((event.step, content))
     return {tag: sorted(values) for tag, values in curves.items()}
+
+
+def shown_steps(folder: Path) -> dict[str, list[int]]:
+    """Return the steps of each curve as TensorBoard shows them, which reads files in the order of their names."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    read = {"scalars": events.Scalars, "images": events.Images}
+    return {tag: [event.step for event in read[kind](tag)] for kind in read for tag in events.Tags()[kind]}
 
 
 # Keys with times, file names and loop counters; the loop counters show in the curves.
