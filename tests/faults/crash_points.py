@@ -1,7 +1,7 @@
 """End runs at the worst moments, run them again, and compare them with an uninterrupted run.
 
 PYTHONPATH=. python tests/faults/crash_points.py [CRASH_POINT ...]     works in the current folder and prints
-{"tried": 21, "lost": []} at the end.
+{"tried": 23, "lost": []} at the end.
 
 It is a separate program for the reasons given in kill_runs.py.
 """
@@ -186,6 +186,30 @@ def crash_and_resume(name: str) -> str | None:
     return wrong or difference(Path("uninterrupted"), Path("run"))
 
 
+def end_of_epoch() -> str | None:
+    """Crash right after the last step of an epoch, in which a checkpoint is due, but no validation follows."""
+    shutil.rmtree("run", ignore_errors=True)
+    options = ["--trainer.limit_train_batches", "6"]
+    wrong = run_once("uninterrupted_epochs", None, 0, *options)
+    wrong = wrong or run_once(
+        "run", lambda: before_call(AsyncDiffusion, "training_step", die, nth=25), KILLED, *options
+    )
+    step = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    wrong = wrong or (f"last.ckpt has step {step}" if step != 24 else None)
+    wrong = wrong or run_once("run", None, 0, *options, "--auto_resume", "true")
+    return wrong or difference(Path("uninterrupted_epochs"), Path("run"))
+
+
+def signal_in_step_of_checkpoint() -> str | None:
+    """Send SIGTERM in a step in which a checkpoint is due: its file is written as well."""
+    shutil.rmtree("run", ignore_errors=True)
+    wrong = run_once("run", lambda: during_step(23, signal.SIGTERM), 128 + signal.SIGTERM)
+    steps = sorted(int(file.stem.partition("step=")[2]) for file in Path("run/checkpoints").glob("*step=*.ckpt"))
+    wrong = wrong or (f"checkpoints of steps {steps}" if steps != [18, 24] else None)
+    wrong = wrong or run_once("run", None, 0, "--auto_resume", "true")
+    return wrong or difference(Path("uninterrupted"), Path("run"))
+
+
 def crash_while_rewriting_events() -> str | None:
     """Crash the resumed run too, while it removes the events after the checkpoint."""
     shutil.rmtree("run", ignore_errors=True)
@@ -260,6 +284,8 @@ def free_port() -> int:
 
 
 OTHERS = {
+    "after the last step of an epoch": end_of_epoch,
+    "by SIGTERM in the step of a checkpoint": signal_in_step_of_checkpoint,
     "while events are removed": crash_while_rewriting_events,
     "when the newest checkpoint is damaged": damaged_checkpoint,
     "by SIGTERM to one of two processes": signal_to_one_process,
