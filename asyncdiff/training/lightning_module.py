@@ -21,7 +21,7 @@ from asyncdiff.noise.level_samplers import AlongPath, LevelDraw, LevelSampler
 from asyncdiff.noise.processes import Process
 from asyncdiff.randomness import Generators, counter_key, normal, per_image, uniform
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.shapes import Image
+from asyncdiff.shapes import Image, check_pixels
 from asyncdiff.training import compatibility
 from asyncdiff.training.argument_checks import (
     check_batches,
@@ -112,6 +112,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         names = [f"{stage}/{name}" for stage in ("val", "test") for name in HELD_OUT_ERRORS]
         self.means = nn.ModuleDict({name: ImageMean() for name in names})
         self.averaged: dict[str, Any] = {}  # EMA weights of a loaded checkpoint, for the EMA callback to take over
+        self._range_is_checked = False
         self._stream: int | None = None  # seed of the randomness in the current training step
         self.latents = {}
         check_ranges(
@@ -294,6 +295,9 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
                 f"images must have the model's shape (channels, height, width) {self.shape}, got {tuple(x.shape[1:])}: "
                 "set image_size and network.channels"
             )
+        if not self._range_is_checked:  # once, because a check in every step would wait for the GPU
+            check_pixels("images of the data", x)
+            self._range_is_checked = True
         return x
 
     def _training_labels(self, batch: dict[str, Tensor]) -> Tensor | None:

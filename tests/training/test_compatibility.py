@@ -304,6 +304,20 @@ def test_images_of_other_channels_and_sizes_are_refused(tmp_path):
         )
 
 
+class Bytes(Digits):
+    """Digits of a data module that forgot to scale its images."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch | {"image": ((batch["image"] + 1) * 127.5).round()}
+
+
+@pytest.mark.parametrize("work", ["fit", "validate", "test"])
+def test_images_of_another_range_are_refused(tmp_path, work):
+    with pytest.raises(ValueError, match=r"images of the data must lie in \[-1, 1\], got values from 0 to 255: pass"):
+        getattr(trainer(tmp_path), work)(model(), datamodule=Bytes(batch_size=32))
+
+
 def test_the_command_line_prints_a_one_line_error(file, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py"])
