@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+import shutil
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -59,6 +60,10 @@ def follow(line: str, *, needs: bool) -> str:
         assert words[2:] == ["venv", "&&", "source", "venv/bin/activate"], line
     elif program == "tensorboard":
         assert words[:-1] == ["--logdir"], line
+    elif program == "cp":
+        assert words[0] == "-r", line
+        shutil.copytree(*words[1:])
+        return "run"
     elif program in LAUNCHERS:
         parse(launched_program(words))
     elif program == "python" and words[0] == "-m" and words[1].startswith("benchmarks."):
