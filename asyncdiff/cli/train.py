@@ -309,7 +309,7 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
         return str(newest_intact_checkpoint(run)) if training else str(latest)
     if ckpt_path and "://" in ckpt_path:
         _check_address(ckpt_path)
-    elif ckpt_path and ckpt_path != "hpc" and not Path(ckpt_path).exists():
+    elif ckpt_path and ckpt_path != "hpc" and not os.path.exists(ckpt_path):
         raise FileNotFoundError(
             f"ckpt_path must be a checkpoint or last, got {ckpt_path}, which does not exist: check the path"
         )
@@ -318,7 +318,7 @@ def checkpoint_to_load(config: Namespace, *, training: bool) -> str | None:
     if not training or not existing or config.trainer.get("fast_dev_run"):
         return ckpt_path
     # A run that has started from another one's checkpoint, and was interrupted, has its own.
-    from_another = ckpt_path and Path(ckpt_path).exists() and not _is_inside(Path(ckpt_path), run)
+    from_another = ckpt_path and os.path.exists(ckpt_path) and not _is_inside(Path(ckpt_path), run)
     if _resume_requested(bool(config.get("auto_resume"))) and (not ckpt_path or from_another):
         return str(newest_intact_checkpoint(run))
     if ckpt_path:
