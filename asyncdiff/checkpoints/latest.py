@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 from asyncdiff.checkpoints.load import find_damage, read_safely
+from datamodules.hidden_names import is_hidden
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -14,8 +15,9 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def _checkpoints_by_step(run: Path) -> list[tuple[int, Path]]:
-    files = [*(run / "checkpoints").glob("*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
-    steps = [(recorded_step(file), file) for file in files if file.is_file()]  # links may be dangling
+    found = [*(run / "checkpoints").glob("*.ckpt"), *run.glob("hpc_ckpt_*.ckpt")]
+    files = [file for file in found if file.is_file() and not is_hidden(file.name)]  # links may be dangling
+    steps = [(recorded_step(file), file) for file in files]
     return sorted(steps, key=lambda item: (item[0], item[1].name == "last.ckpt", item[1].name), reverse=True)
 
 

@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import threading
+import warnings
 
 import pytest
 import torch
@@ -141,6 +142,15 @@ def test_a_dangling_link_is_not_a_checkpoint(run):
     (run / "checkpoints" / "step=30.ckpt").unlink()
     assert newest_intact_checkpoint(run).name == "step=20.ckpt"
     assert newest_intact_checkpoint(run / "elsewhere") is None
+
+
+def test_hidden_files_are_no_checkpoints(run):
+    """macOS adds such a file next to every file that it copies to other file systems."""
+    before = list_checkpoints(run)
+    (run / "checkpoints" / "._last.ckpt").write_bytes(b"AppleDouble")
+    with warnings.catch_warnings(action="error"):
+        assert list_checkpoints(run) == before
+        newest_intact_checkpoint(run)
 
 
 def test_temporary_files_of_dead_processes_are_removed_and_others_are_kept(tmp_path):

@@ -19,6 +19,7 @@ from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
 from asyncdiff.foreign_text import visible
 from asyncdiff.model import DiffusionModel
+from datamodules.hidden_names import is_hidden
 
 MAX_NOTE = 2000  # characters of a line about a result card
 MODEL_PARTS = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
@@ -92,7 +93,7 @@ def read_matching_cards(folder: Path, config: Mapping[str, Any], default: str) -
         Metrics and protocol of every matching card, by file name.
     """
     cards = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(path for path in folder.glob("*.json") if not is_hidden(path.name)):
         try:
             card = read_card(path)
         except ValueError as error:

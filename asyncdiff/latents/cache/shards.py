@@ -14,6 +14,7 @@ from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
 from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.checks import at_least
 from asyncdiff.latents import Codec
+from datamodules.hidden_names import is_hidden
 from datamodules.storage.latent_shards import (
     REMEDY,
     SUFFIX,
@@ -149,7 +150,7 @@ def check_existing_shards(out: Path, shards: list[Shard]) -> None:
     """Raise ValueError if the folder has shards with other settings; shards of additional splits are allowed."""
     expected = {shard.file.name: shard for shard in shards}
     first_of_split = {shard.split: shard for shard in reversed(shards)}
-    for file in sorted(out.glob(f"*{SUFFIX}")):
+    for file in sorted(file for file in out.glob(f"*{SUFFIX}") if not is_hidden(file.name)):
         depends = depends_on(file)
         if depends is None:
             if file.name not in expected:  # an expected one will be encoded again
