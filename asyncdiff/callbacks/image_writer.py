@@ -12,7 +12,7 @@ from torch import Tensor
 from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.tasks import Request
 from asyncdiff.tasks.arguments import choose_output_folder
-from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
+from asyncdiff.tasks.contact_sheet import collect_notes, keep_for_sheet, write_images, write_sheet
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 
@@ -55,9 +55,7 @@ class ImageWriter(Callback):
         self, trainer: Trainer, pl_module: AsyncDiffusion, outputs: Tensor, batch: Sequence[Request], *_: Any
     ) -> None:
         """Write one file per image."""
-        written = write_images(outputs, batch, self._folder)
-        if len(self._written) < MAX_SHEET_IMAGES:
-            self._written |= written
+        keep_for_sheet(self._written, write_images(outputs, batch, self._folder))
 
     def on_predict_end(self, trainer: Trainer, pl_module: AsyncDiffusion) -> None:  # type: ignore[override]
         """Write the contact sheet once all processes have written their files."""

@@ -1,7 +1,8 @@
 """Write images to PNG files, and a contact sheet that shows them next to the photos they were made from."""
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ Tile = UInt8[Tensor, "3 _ _"]  # of any size; sizes may differ within a call
 SHEET = "sheet.png"
 MAX_NOTES = 5  # maximum number of notes on photos that are printed
 MAX_SHEET_IMAGES = 100
+MAX_SHEET_PIXELS = 2**26  # of all tiles; beyond it, only every n-th row and column of every tile is shown
+MAX_KEPT = 2**28  # bytes of pixels that are kept for the sheet; others are read from their files
 MIN_TILE = 96  # pixels: smaller tiles are enlarged by an integer factor
 WIDTH = 1200  # pixels: blocks are placed side by side up to this width
 COLUMNS, GAP = 10, 4  # tiles per row of a block; pixels between and around tiles
@@ -40,6 +43,16 @@ def write_images(
     return written
 
 
+def keep_for_sheet(kept: dict[str, Pixels], written: Mapping[str, Pixels]) -> None:
+    """Add images that were written to those that are kept for the sheet, while there are few and small enough."""
+    used = sum(pixels.numel() for pixels in kept.values())
+    for name, pixels in written.items():
+        used += pixels.numel()
+        if len(kept) >= MAX_SHEET_IMAGES or used > MAX_KEPT:
+            return
+        kept[name] = pixels
+
+
 def write_sheet(requests: Sequence[Request], folder: Path, images: Mapping[str, Pixels] | None = None) -> Path | None:
     """Write a contact sheet that shows the known pixels of each photo, followed by its results.
 
@@ -56,14 +69,14 @@ def write_sheet(requests: Sequence[Request], folder: Path, images: Mapping[str, 
     if len(sheet_requests) == 1 and sheet_requests[0].photo is None:
         return None
     images, blocks = images or {}, []
+    pixels = sum(math.prod(request.size) for request in sheet_requests)
+    every = math.ceil(math.sqrt(pixels / MAX_SHEET_PIXELS))
     for _, group in groupby(sheet_requests, key=lambda request: request.photo and request.photo.name):
         rows = list(group)
-        results = [
-            to_channels(images[r.name], 3) if r.name in images else read_photo(folder / f"{r.name}.png", 3)
-            for r in rows
-        ]
+        tiles = (images[r.name] if r.name in images else read_photo(folder / f"{r.name}.png", 3) for r in rows)
         photo, size = rows[0].photo, rows[0].size
-        blocks.append(results if photo is None else [known_tile(photo, size), *results])
+        tiles = tiles if photo is None else chain([known_tile(photo, size)], tiles)
+        blocks.append([to_channels(tile[:, ::every, ::every].clone(), 3) for tile in tiles])
     save_png(make_sheet(blocks), folder / SHEET)
     return folder / SHEET
 

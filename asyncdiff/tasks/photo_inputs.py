@@ -1,5 +1,6 @@
 """Load photos at the size that a model needs, with masks of known pixels or maps of noise levels."""
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from asyncdiff.foreign_text import visible
+from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
 from asyncdiff.shapes import known_patches
@@ -30,6 +32,9 @@ from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Photo
 
 MAX_NOTE = 1000  # characters of a note: long enough for the paths of a photo and its mask
+
+
+BYTES_PER_PIXEL = 4  # and channel, of a photo that is loaded
 
 
 def load_photos(
@@ -61,6 +66,10 @@ def load_photos(
     """
     photos = []
     files = photo_files("image", where)
+    if fit != "keep":  # whose size is known before it is read
+        each, available = BYTES_PER_PIXEL * space.window[0] * math.prod(size), available_memory()
+        remedy = f"at most {available // each} photos of {format_size(size)} fit, choose them by a pattern"
+        check_memory("image", f"{len(files)} photos", each * len(files), remedy, available=available)
     for name, painted in (("mask", mask), ("levels", levels)):
         if isinstance(painted, Path) and painted.is_dir() and Path(where).expanduser().is_dir():
             _check_all_used(painted, files, name)
@@ -205,14 +214,16 @@ def _check_all_used(folder: Path, photos: Sequence[Path], name: str) -> None:
 
 def _unique_names(files: Sequence[Path]) -> list[str]:
     """Return the stems of the files, with a number appended to duplicates."""
-    stems, names = {file.stem for file in files}, []
+    stems, counts = {file.stem for file in files}, dict[str, int]()
+    names = dict[str, None]()  # in order, and found at once
     for file in files:
         name = file.stem
         if name in names:
-            free = (f"{name}-{k}" for k in count(2))
-            name = next(candidate for candidate in free if candidate not in stems and candidate not in names)
-        names.append(name)
-    return names
+            free = ((k, f"{name}-{k}") for k in count(counts.get(name, 2)))
+            last, name = next((k, other) for k, other in free if other not in stems and other not in names)
+            counts[file.stem] = last + 1
+        names[name] = None
+    return list(names)
 
 
 def _format_names(names: Sequence[str]) -> str:

@@ -2,8 +2,10 @@
 
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from small_runs import small_dit
 
@@ -15,10 +17,13 @@ from asyncdiff.evaluation.figures.level_statistics import compute_level_statisti
 from asyncdiff.model import DiffusionModel
 from asyncdiff.noise import RectifiedFlow, Shared
 from asyncdiff.sampling import Autoregressive, Sampler, engine
-from asyncdiff.tasks import Generate, Outpaint, Texture
+from asyncdiff.tasks import Generate, Inpaint, Outpaint, Request, Texture, contact_sheet
 from asyncdiff.tasks.arguments import BYTES_PER_VALUE, parse_size
 from asyncdiff.tasks.batch_memory import check_batches
+from asyncdiff.tasks.contact_sheet import keep_for_sheet, write_images, write_sheet
 from asyncdiff.tasks.drawing_cost import EvaluationCost, Measurement
+from asyncdiff.tasks.photo_inputs import _unique_names
+from asyncdiff.tasks.photos import read_photo
 from asyncdiff.tasks.pixel_space import PixelSpace
 
 AVAILABLE = 2**20 * BYTES_PER_VALUE  # an image of 1024x1024 with one channel
@@ -27,7 +32,7 @@ AVAILABLE = 2**20 * BYTES_PER_VALUE  # an image of 1024x1024 with one channel
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: AVAILABLE)
-    for module in ("asyncdiff.tasks.arguments", "asyncdiff.sampling.engine", LEVELS):
+    for module in ("asyncdiff.tasks.arguments", "asyncdiff.tasks.photo_inputs", "asyncdiff.sampling.engine", LEVELS):
         monkeypatch.setattr(f"{module}.available_memory", lambda: AVAILABLE)
     monkeypatch.setattr(engine, "SMALL", 0)
 
@@ -136,6 +141,40 @@ def test_batches_are_compared_with_the_memory_of_the_network(model, monkeypatch)
     check_batches(task, model, requests, count)
     tiled = Texture(size=f"{side + 2}x{side + 2}")
     check_batches(tiled, model, tiled.requests(model, seeds=[0]), 64)
+
+
+def test_a_sheet_has_a_bounded_size(tmp_path, monkeypatch):
+    """3 * 64 * 64 / 1000 = 12.3 pixels become one: every 4th row and column is shown."""
+    monkeypatch.setattr(contact_sheet, "MAX_SHEET_PIXELS", 1000)
+    requests = [Request(str(seed), seed, None, (64, 64)) for seed in range(3)]
+    images = (torch.arange(64) * 2 / 127.5 - 1).expand(3, 1, 64, 64)
+    write_images(images, requests, tmp_path)
+    sheet = write_sheet(requests, tmp_path)
+    assert sheet is not None
+    shown = [(torch.arange(0, 64, 4) * 2).byte().expand(3, 16, 16)] * 3
+    assert torch.equal(read_photo(sheet, 3), contact_sheet.make_sheet([shown]))
+
+
+def test_few_pixels_are_kept_for_a_sheet(monkeypatch):
+    monkeypatch.setattr(contact_sheet, "MAX_KEPT", 200)
+    kept = {"a": torch.zeros(1, 8, 8, dtype=torch.uint8)}
+    keep_for_sheet(kept, {name: torch.zeros(1, 8, 8, dtype=torch.uint8) for name in "bcdef"})
+    assert list(kept) == ["a", "b", "c"]
+
+
+def test_photos_are_compared_with_memory_before_they_are_read(model, tmp_path):
+    for name in range(17):
+        (tmp_path / f"{name}.png").write_bytes(b"not read")
+    message = "image must fit into memory, got 17 photos, .*: at most 16 photos of 512x512 fit"
+    with pytest.raises(ValueError, match=message):
+        Inpaint(str(tmp_path), size="512x512").requests(model, seeds=[0])
+
+
+def test_many_files_of_one_name_are_numbered_fast():
+    files = [Path(str(folder), "a.png") for folder in range(2000)]
+    start = time.process_time()
+    assert _unique_names(files)[-1] == "a-2000"
+    assert time.process_time() - start < 2
 
 
 def test_steps_of_all_patches_are_bounded():

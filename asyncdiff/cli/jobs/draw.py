@@ -18,7 +18,7 @@ from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.tasks import Request, State, Task
 from asyncdiff.tasks.arguments import check_output_folder, choose_output_folder
 from asyncdiff.tasks.batch_memory import check_batches
-from asyncdiff.tasks.contact_sheet import MAX_SHEET_IMAGES, collect_notes, write_images, write_sheet
+from asyncdiff.tasks.contact_sheet import collect_notes, keep_for_sheet, write_images, write_sheet
 from asyncdiff.tasks.photos import to_bytes
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ class DrawJob:
                 yield state
             if number == 0:
                 write_atomically(self.record_file, [self.record.encode()])
-            written = write_images(state.images, batch, self.folder)
-            if len(self.written) < MAX_SHEET_IMAGES:
-                self.written.update(written)
+            keep_for_sheet(self.written, write_images(state.images, batch, self.folder))
             before = state.done
         if movie is not None and self.movie is not None:
             movie.save(self.movie)
