@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from asyncdiff.checks import within
+from asyncdiff.checks import MAX_SEED, within
 from asyncdiff.tasks.arguments import format_size, parse_size
 from asyncdiff.tasks.photos import save_png
 from asyncdiff.web.limits import Limits
@@ -110,7 +110,7 @@ def check(request: DrawRequest, limits: Limits) -> None:
             )
     if request.kind == "extend" and not any(request.sides):
         raise ValueError("all four sides are 0 pixels: move at least one slider")
-    within("seed", request.seed, 0, 2**63 - 1 - limits.images, "use any non-negative integer")
+    within("seed", request.seed, 0, MAX_SEED + 1 - limits.images, "use any non-negative integer")
     within("images", request.count, 1, limits.images, "draw more images with other seeds afterwards")
     within("steps", request.steps or 1, 1, limits.steps, "50 is a good default")
     within("steps per patch", request.steps_per_patch, 1, limits.steps, "16 is a good default")

@@ -6,13 +6,16 @@ The numbers are found by `numeric_keys` in signatures and parsers. Each is set, 
 
 import math
 import typing
+from types import SimpleNamespace
 from typing import Any
 
 import numeric_keys
 import pytest
+import torch
 from numeric_keys import VALUES, Key
 
 from asyncdiff.checks import MAX_SEED, at_least, below_one, check_seeds, environment_integer, finite, positive, within
+from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.errors.null_values import is_nullable
 from asyncdiff.cli.trainer_ranges import MAX_PROCESSES, check_seed_everything, check_trainer
 
@@ -99,11 +102,12 @@ def first(value: Any) -> Any:
     return first(value[0]) if isinstance(value, list) else value
 
 
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("room", ROOMS)
-def test_numbers_of_classes_have_ranges(room, tmp_path, monkeypatch):
+def test_numbers_of_classes_have_ranges(room, half, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     kinds = [kind for kind in numeric_keys.classes() if f"{kind.__module__}.".startswith(f"{room}.")]
-    keys = [key for kind in kinds for key in numeric_keys.keys(kind)]
+    keys = [key for kind in kinds for key in numeric_keys.keys(kind)][half::2]
     accepted = set()
     for key in keys:
         numeric_keys.build(key.kind, {})
@@ -146,8 +150,10 @@ def test_no_class_is_left_out():
     assert all(f"{kind.__module__}.".startswith(tuple(f"{room}." for room in ROOMS)) for kind in kinds)
     keys = [key for kind in kinds for key in numeric_keys.keys(kind)]
     cases = sum(1 for key in keys for value in VALUES.values() for _ in key.variants(value))
+    options = sum(len(numeric_keys.command_numbers(command)) for command in numeric_keys.COMMANDS)
     assert len(keys) >= 265, len(keys)
     assert cases >= 2700, cases
+    assert options >= 85, options
 
 
 # Commands
@@ -305,3 +311,18 @@ def test_a_command_without_batches_says_so(command, split):
 def test_several_nodes_need_a_launcher(name, monkeypatch):
     monkeypatch.setenv(name, "4")
     check_trainer({"num_nodes": 3}, "fit", on_cpu=True)
+
+
+# Devices
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "cuda:-1", "cpu:1", "cpu:00", "cpu:٠", "cuda:" + "9" * 5000, ""])
+def test_devices_that_do_not_exist_are_refused(device):
+    with pytest.raises(ValueError, match=f"--device {device} is not available on this machine: use cpu"):
+        choose_device(SimpleNamespace(device=device))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_the_cpu_is_a_device(device):
+    choose_device(SimpleNamespace(device=device))
+    assert torch.device(device).type == "cpu"

@@ -12,11 +12,8 @@ import yaml
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 # Keys of dictionaries with arbitrary keys, in which a with_renamed_key key is valid.
 FREE = ("vars", "storage_options")
-# Numbers that may be negative: seeds, and numbers of which -1 means all or none in Lightning.
+# Numbers that may be negative, such as those of which -1 means all or none in Lightning.
 SIGNED = (
-    "gradient_clip_val",
-    "seed",
-    "seed_everything",
     "max_steps",
     "max_epochs",
     "save_top_k",

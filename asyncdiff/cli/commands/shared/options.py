@@ -42,7 +42,8 @@ def choose_device(options: Any) -> None:
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     name = options.device
     kind, _, index = name.partition(":")
-    if name not in counts and not (index.isdecimal() and int(index) < counts.get(kind, 0)):
+    is_index = re.fullmatch("0|[1-9][0-9]{0,3}", index)
+    if name not in counts and not (is_index and int(index) < counts.get(kind, 0)):
         raise ValueError(f"--device {name} is not available on this machine: use cpu")
 
 
