@@ -20,6 +20,7 @@ BEAT = 5.0  # seconds between two changes of the record by its holder
 PATIENCE = 30.0  # seconds without a change after which a holder on another machine counts as dead
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # flock on file systems without locks
 RECORD_BYTES = 4096
+RECORD_KEYS = {"host", "since", "process", "inode", "folder", "token", "beat"}
 
 Record = dict[str, Any]
 
@@ -101,7 +102,9 @@ def _acquire(file: Path, folder: Path, what: str) -> tuple[int, Record]:
         try:
             works = _flock(descriptor)
             before = _read(descriptor)
-            if works is False:
+            if before is not None and _is_linked(before, file, descriptor):
+                file.unlink()
+            elif works is False:
                 if before is None or _is_alive(before) is not False:
                     raise InUseError(_describe(folder, what, before))
                 if until is None:
@@ -113,7 +116,7 @@ def _acquire(file: Path, folder: Path, what: str) -> tuple[int, Record]:
             elif _is_same_file(file, descriptor):
                 _wait_for(before, bool(works), descriptor, folder, what)
                 if _is_same_file(file, descriptor):
-                    return descriptor, _claim(descriptor, before, folder, what)
+                    return descriptor, _claim(file, descriptor, before, folder, what)
         except BaseException:
             os.close(descriptor)
             raise
@@ -150,13 +153,14 @@ def _wait_for(before: Record | None, locked: bool, descriptor: int, folder: Path
         raise InUseError(_describe(folder, what, before))
 
 
-def _claim(descriptor: int, before: Record | None, folder: Path, what: str) -> Record:
+def _claim(file: Path, descriptor: int, before: Record | None, folder: Path, what: str) -> Record:
     """Write this process's record and return it."""
     mine = {
         "host": socket.gethostname(),
         "since": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),  # for people; never compared
         "process": _process(os.getpid()),
         "inode": os.fstat(descriptor).st_ino,
+        "folder": os.stat(file.parent).st_ino,
         "token": secrets.token_hex(8),
         "beat": 0,
     }
@@ -201,7 +205,7 @@ def _read(descriptor: int) -> Record | None:
     try:
         record = json.loads(os.pread(descriptor, RECORD_BYTES, 0))
         record["process"] = Process(*record["process"])
-        complete = {"host", "since", "token", "beat"} <= record.keys() and isinstance(record["process"].number, int)
+        complete = isinstance(record["process"].number, int) and record.keys() >= RECORD_KEYS
         return record if complete and record["inode"] == os.fstat(descriptor).st_ino else None
     except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
         return None
@@ -239,6 +243,12 @@ def _is_same_file(file: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(file, follow_symlinks=False), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def _is_linked(record: Record, file: Path, descriptor: int) -> bool:
+    """Return whether a lock file is a hard link to that of the run from which a run was copied."""
+    elsewhere = record["folder"] != os.stat(file.parent).st_ino and os.fstat(descriptor).st_nlink > 1
+    return elsewhere and _is_same_file(file, descriptor)
 
 
 def _describe(folder: Path, what: str, record: Record | None, whose: str = "") -> str:

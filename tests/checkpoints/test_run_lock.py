@@ -188,6 +188,15 @@ def test_copies_of_a_lock_and_other_content_are_no_lock(tmp_path, quick, content
     assert quick[1] == []
 
 
+def test_a_copy_made_of_hard_links_has_a_lock_of_its_own(tmp_path):
+    (copied := tmp_path / "copied").mkdir()
+    with hold(tmp_path, "being trained"):
+        (copied / ".lock").hardlink_to(tmp_path / ".lock")
+        with hold(copied, "being trained"), pytest.raises(InUseError), hold(tmp_path, "being trained"):
+            pass
+    assert [*tmp_path.iterdir()] == [copied]
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_systems_without_locks(tmp_path, monkeypatch, quick, code):
     def refuse(*_):
