@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from asyncdiff.checkpoints import check_weights, choose_weights, locate_checkpoint, object_config, read_checkpoint
+from asyncdiff.checkpoints.build_limits import limited_to
 from asyncdiff.checkpoints.export.hub import locate_export
 from asyncdiff.checks import check_labels
 from asyncdiff.denoising.denoiser import Denoiser
@@ -153,7 +154,8 @@ class DiffusionModel:
             The model on `device`.
         """
         state, _ = choose_weights(checkpoint, weights, file)
-        model = build_model(checkpoint["recipe"], allow)
+        with limited_to(state, file):
+            model = build_model(checkpoint["recipe"], allow)
         if not _is_own(checkpoint["recipe"]):  # a subclass may train more than the denoiser
             state = {name: weight for name, weight in state.items() if name.startswith(DENOISER)}
         check_weights({DENOISER + name: w for name, w in model.denoiser.state_dict().items()}, state, file)
@@ -298,6 +300,8 @@ def build_model(recipe: Mapping[str, Any], allow: Sequence[str] = ("asyncdiff",)
     """
     if _is_own(recipe):
         names = ("network", "process", "target", "sampler", "codec", "image_size")
+        if not object_config.is_object_config(recipe["init_args"].get("network")):
+            raise ValueError(f"the checkpoint must describe its network, got {recipe['init_args'].get('network')}")
         given = {part: recipe["init_args"][part] for part in names if part in recipe["init_args"]}
         return DiffusionModel.assemble(**object_config.build(given, allow))
     built = object_config.build(dict(recipe), allow)  # a subclass, whose arguments may differ

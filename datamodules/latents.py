@@ -146,7 +146,7 @@ class LatentCache(ImageDataModule):
     @property
     def label_names(self) -> Sequence[str]:
         """Names of the classes, as the data that was encoded names them; empty in caches of earlier releases."""
-        return list(self.manifest["data"].get("label_names") or ())
+        return list((self.manifest.get("data") or {}).get("label_names") or ())
 
     def build(self) -> Mapping[Split, ImageDataset]:
         """Open the cache; raise if it is incomplete, damaged or does not match the arguments of this module."""

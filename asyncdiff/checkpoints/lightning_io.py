@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import open_atomic, remove_stale
 from asyncdiff.checkpoints.export import is_export, read_export
-from asyncdiff.checkpoints.load import find_damage, read_safely
+from asyncdiff.checkpoints.load import check_entries, find_damage, read_safely
 from asyncdiff.checkpoints.old_names import update_checkpoint
 
 # With ddp_fork and ddp_spawn, this file carries the weights back to the main process after a fit, and nothing else.
@@ -73,6 +73,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"ckpt_path {path} is not a checkpoint, it has no state_dict or no Lightning version: choose a .ckpt "
                 "file of a run"
             )
+        if "recipe" in loaded:
+            check_entries(loaded, path)
         return update_checkpoint(loaded)
 
     def remove_checkpoint(self, path: Any) -> None:

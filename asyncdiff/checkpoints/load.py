@@ -5,15 +5,18 @@ import re
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from asyncdiff.checkpoints.export.load import read_export
 from asyncdiff.checkpoints.locate import is_export
 from asyncdiff.checkpoints.object_config import is_object_config
 from asyncdiff.checkpoints.old_names import update_checkpoint
+from asyncdiff.regular_files import open_regular
 
 
 def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") -> dict[str, Any]:
@@ -37,7 +40,29 @@ def read_checkpoint(path: str | Path, map_location: torch.device | str = "cpu") 
             f"{path} is not a checkpoint of AsyncDiffusion, it has no state_dict or no description of the model: "
             "choose a checkpoint written by train.py"
         )
+    check_entries(checkpoint, path)
     return update_checkpoint(checkpoint)
+
+
+def check_entries(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError unless the entries that a checkpoint has are of the types that train.py writes."""
+    averages = checkpoint.get("ema", {})
+    entries = list(averages.values()) if isinstance(averages, Mapping) else [None]
+    expected = {
+        "state_dict": _holds_tensors(checkpoint["state_dict"]),
+        "ema": all(isinstance(entry, Mapping) and _holds_tensors(entry.get("weights")) for entry in entries),
+        "global_step": isinstance(checkpoint.get("global_step", 0), int),
+        "pytorch-lightning_version": isinstance(checkpoint.get("pytorch-lightning_version", ""), str),
+    }
+    if wrong := [name for name, valid in expected.items() if not valid]:
+        raise ValueError(
+            f"{path} is not a checkpoint of AsyncDiffusion, its entry {wrong[0]} is of another form: choose a "
+            "checkpoint written by train.py"
+        )
+
+
+def _holds_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def read_safely(path: str | Path, map_location: Any = "cpu", *, checked: bool = False, mapped: bool = False) -> Any:
@@ -77,19 +102,34 @@ def find_damage(path: str | Path) -> str | None:
         A description of the damage, or None for an undamaged file.
     """
     try:
-        is_archive = zipfile.is_zipfile(path)
+        stream = open_regular(path)
+    except ValueError as error:  # a named pipe, for example
+        return str(error)
+    with stream:
+        return find_damage_in(stream)
+
+
+def find_damage_in(file: BinaryIO) -> str | None:
+    """Return what `find_damage` returns, for an open file."""
+    try:
+        is_archive = zipfile.is_zipfile(file)
     except zipfile.BadZipFile as error:  # raised if the directory of the archive is damaged in some ways
         return f"it is damaged ({error})"
+    size = file.seek(0, 2)
     if not is_archive:
-        with Path(path).open("rb") as file:
-            magic = file.read(4)
+        file.seek(0)
+        magic = file.read(4)
         if not magic:
             return "it is empty"
         return "it is truncated or overwritten" if magic == b"PK\x03\x04" or not any(magic) else None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            # PyTorch stores records as they are, and reads others, too: a few kilobytes may unpack to terabytes.
+            if any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > size:
+                return "its records are compressed or larger than the file"
             # PyTorch writes zeros when it saves without checksums.
-            record = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+            record = archive.testzip() if any(entry.CRC for entry in entries) else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as error:
         return f"it is damaged ({error})"
     return f"its record {record} is damaged" if record else None

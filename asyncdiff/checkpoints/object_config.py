@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.checkpoints.plain_values import check_extent
 
 PLAIN = (bool, int, float, str, type(None))
 # Packages of asyncdiff that run commands: files must not name their classes.
@@ -106,7 +107,19 @@ def _format_constructor(value: Any) -> str:
 
 
 def build(config: Any, allow: Sequence[str] = ("asyncdiff",)) -> Any:
-    """Build an object from the result of `describe`; only classes of the packages in `allow` are imported."""
+    """Build an object from the result of `describe`; only classes of the packages in `allow` are imported.
+
+    Args:
+        config: the description: dictionaries, lists, strings and numbers.
+        allow: packages whose classes may be imported.
+
+    Returns:
+        The object.
+
+    Raises:
+        ValueError: a class is not allowed, cannot be built from its arguments, or the config is too large or too deep.
+    """
+    check_extent(config, "the object config")
     return _build(update_names(config), allow)
 
 
@@ -115,8 +128,24 @@ def _build(config: Any, allow: Sequence[str]) -> Any:
         return type(config)(_build(item, allow) for item in config)
     if not isinstance(config, dict):
         return config
-    arguments = {name: _build(item, allow) for name, item in config.get("init_args", config).items()}
-    return resolve(config["class_path"], allow)(**arguments) if "class_path" in config else arguments
+    if "class_path" not in config:
+        return {name: _build(item, allow) for name, item in config.items()}
+    if not is_object_config(config | {"init_args": config.get("init_args", {})}):
+        raise ValueError(f"an object config must name a class and its arguments, got {config}: use another file")
+    arguments = {name: _build(item, allow) for name, item in config.get("init_args", {}).items()}
+    return _construct(resolve(config["class_path"], allow), arguments)
+
+
+def _construct(kind: type, arguments: dict[str, Any]) -> Any:
+    """Build an object; what goes wrong with arguments from a file, which nobody has checked, becomes a ValueError."""
+    try:
+        return kind(**arguments)
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError) as error:
+        line = (str(error) or type(error).__name__).split("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
+        raise ValueError(
+            f"{class_path(kind)} cannot be built as the file describes it, {line}: use the version of the class that "
+            "wrote the file"
+        ) from error
 
 
 def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
@@ -133,7 +162,12 @@ def resolve(class_path: str, allow: Sequence[str] = ("asyncdiff",)) -> type:
         raise ValueError(
             f"class_path {class_path} belongs to a command, not to a model: do not use this file, it may be malicious"
         )
-    kind = getattr(importlib.import_module(module), name, None)  # noqa: TID251  its package is allowed
+    try:
+        kind = getattr(importlib.import_module(module), name, None)  # noqa: TID251  its package is allowed
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # a package that the module itself needs
+        kind = None
     if not isinstance(kind, type) or kind.__module__.partition(".")[0] not in allow or _runs_commands(kind.__module__):
         raise ValueError(
             f"class_path {class_path} does not name a class of the package {package}: check the spelling; the class "

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from asyncdiff.checkpoints.moved_arguments import MOVED, SECTIONS, move_arguments, update_key
+from asyncdiff.checkpoints.plain_values import check_extent
 
 # Old -> new path of a class, or of a module whose classes kept their names. The longest match wins.
 RENAMED = {
@@ -195,6 +196,7 @@ def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     updated = dict(checkpoint)
     for key in ("recipe", "latents", "export"):
         if key in updated:
+            check_extent(updated[key], f"{key} of the checkpoint")
             updated[key] = update_names(updated[key])
     if isinstance(states := updated.get("callbacks"), dict):
         updated["callbacks"] = {_update_state_key(key): state for key, state in states.items()}

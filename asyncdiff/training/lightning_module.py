@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from asyncdiff.checkpoints import choose_weights, object_config, read_checkpoint
+from asyncdiff.checkpoints.build_limits import limited_to
 from asyncdiff.checkpoints.export.hub import locate_export
 from asyncdiff.denoising.loss import training_loss
 from asyncdiff.denoising.targets import Target
@@ -246,7 +247,8 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         state, _ = choose_weights(checkpoint, weights, checkpoint_path)
-        model = object_config.build(checkpoint["recipe"], allow)
+        with limited_to(state, checkpoint_path):
+            model = object_config.build(checkpoint["recipe"], allow)
         if not isinstance(model, cls):
             raise ValueError(
                 f"checkpoint_path {checkpoint_path} contains a {type(model).__name__}, not a {cls.__name__}: load it "

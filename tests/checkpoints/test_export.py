@@ -392,9 +392,9 @@ def test_a_changed_weight_is_refused(export, line):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (b"recipe: [", "is not valid YAML, "),
-        (b"\xff\xfe\x00", "is not valid YAML, "),
-        (b"!!python/object/apply:os.system ['true']", "is not valid YAML, "),
+        (b"recipe: [", "config.yaml:2: not valid YAML: "),
+        (b"\xff\xfe\x00", "config.yaml: not valid YAML: "),
+        (b"!!python/object/apply:os.system ['true']", "config.yaml:1: tags are not allowed, got !!python/object/apply"),
         (b"- 1", "config.yaml must be a dict, got NoneType"),
         ({"recipe": {}, "tuples": [], "weights": 3}, "config.yaml must be a str, got int"),
         (

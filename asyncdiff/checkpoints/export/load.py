@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from asyncdiff.checkpoints.export.files import CONFIG, WEIGHTS
 from asyncdiff.checkpoints.export.yaml_tuples import restore_tuples
 from asyncdiff.checkpoints.object_config import is_object_config
 from asyncdiff.checkpoints.old_names import update_names
+from asyncdiff.yaml_files import parse_yaml
 
 FORMAT = 1  # version of the export format; exports of other versions are refused
 EMA, RAW = "ema", "raw"  # kinds of weights in an export
@@ -92,10 +92,9 @@ def _read_tensors(file: Path, map_location: torch.device | str) -> tuple[dict[st
 def _read_config(file: Path, content: bytes) -> dict[str, Any]:
     """Read the configuration; raise ValueError if a required key is missing or its value has the wrong type."""
     try:
-        config = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"{file} is not valid YAML, {line}: {REMEDY}") from error
+        config = parse_yaml(content, str(file), dumped=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMEDY}") from error
     kinds = {"recipe": dict, "tuples": list, "weights": str, "weights_sha256": str, "step": int, "software": dict}
     for key, kind in kinds.items():
         value = config.get(key) if isinstance(config, dict) else None

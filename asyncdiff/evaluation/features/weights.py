@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncdiff.checkpoints import explain_load_error
+from asyncdiff.checkpoints.load import explain_load_error, find_damage_in
 from asyncdiff.checkpoints.loaded_tensors import check_tensors
+from asyncdiff.regular_files import open_regular
 
 
 def published_hash(url: str) -> str:
@@ -55,7 +56,8 @@ def read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: the file has another SHA-256, contains anything but tensors, or numbers that are not finite.
     """
-    content = path.read_bytes()
+    with open_regular(path, "weights") as stream:
+        content = stream.read()
     if sha256 is not None:
         _check_sha256(content, sha256, path)
     state = _read_state(content, path)
@@ -70,6 +72,8 @@ def _read_state(content: bytes, path: Path) -> dict[str, Any]:
             from safetensors.torch import load
 
             return load(content)
+        if damage := find_damage_in(io.BytesIO(content)):
+            raise ValueError(damage)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle versions of files that are not pickles
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
@@ -90,7 +94,7 @@ def tensors_sha256(state: Mapping[str, Tensor]) -> str:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
