@@ -19,35 +19,35 @@ class Ending:
         clean: functions that end other processes and delete files before the program is ended.
 
     Attributes:
-        code: exit code if the program is ended; None for 128 + the number of the signal.
+        code: exit code of a program that is interrupted; 128 + the number of the signal by default.
     """
 
     def __init__(self, clean: Sequence[Callable[[], Any]]):
         self.clean = clean
         self.code: int | None = None
-        self._asked = False
+        self._number: int | None = None  # of the first signal
         with suppress(ValueError):  # signal handlers need the main thread
             signal.signal(signal.SIGTERM, self._handle)
             signal.signal(signal.SIGINT, self._handle)
 
-    def _handle(self, number: int, frame: Any) -> None:
-        """Raise KeyboardInterrupt the first time."""
-        seconds = 0.0 if self._asked else GRACE
-        timer = threading.Timer(seconds, self._end, [number])
-        timer.daemon = True
-        timer.start()
-        if not self._asked:
-            self._asked = True
-            raise KeyboardInterrupt
-
-    def _end(self, number: int) -> None:
-        """End the program, even while threads are running."""
+    def end(self) -> None:
+        """Clean up and end the program: threads that still serve a page, and PyTorch's own end, would take long."""
         cleaning = threading.Thread(target=self._clean, daemon=True)
         cleaning.start()
         cleaning.join(CLEANING)
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(128 + number if self.code is None else self.code)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody may listen any more
+                stream.flush()
+        os._exit(128 + (self._number or signal.SIGINT) if self.code is None else self.code)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        """Raise KeyboardInterrupt the first time."""
+        first, self._number = self._number is None, self._number or number
+        timer = threading.Timer(GRACE if first else 0.0, self.end)
+        timer.daemon = True
+        timer.start()
+        if first:
+            raise KeyboardInterrupt
 
     def _clean(self) -> None:
         for function in self.clean:

@@ -3,9 +3,10 @@
 import logging
 import os
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +47,7 @@ from asyncdiff.web.upload_limits import UploadLimits
 from asyncdiff.web.uploads import Photo, load_photo, load_result
 
 MAX_RANDOM_SEED = 2**31
+SIGN_OF_LIFE = 0.5  # seconds after which something is sent to a page even if nothing has changed
 HOUR = 3600  # seconds after which uploads are deleted
 FONT = ("system-ui", "sans-serif")  # fonts of the visitor's machine: nothing is fetched
 
@@ -60,7 +62,7 @@ def serve(
     names: Sequence[str],
     browser: bool,
 ) -> None:
-    """Serve the page until the program is interrupted.
+    """Serve the page until the program is interrupted, and end the program.
 
     Args:
         opening: function that loads the model in the drawing process, with `PageFacts`.
@@ -70,27 +72,28 @@ def serve(
         port: port to listen on; 0 for any free port.
         names: additional host names of the page, such as a proxy's.
         browser: whether to open the page in a browser.
+
+    Raises:
+        ValueError: the model cannot be loaded, at the start or again.
     """
     queue = JobQueue(lambda first: DrawingProcess(opening, first=first), root, limits)
-    with TemporaryDirectory(prefix="asyncdiff-uploads-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+    with TemporaryDirectory(prefix="asyncdiff-uploads-", ignore_cleanup_errors=True) as folder, closing(queue):
         ending = Ending([queue.close, partial(shutil.rmtree, folder, ignore_errors=True)])
-        stack.callback(queue.close)
-        facts = queue.open()
-        queue.cost = facts.cost
-        blocks = build_page(queue, facts)
-        print(describe_limits(facts.cost, limits), flush=True)
-        url = _launch(blocks, limits, Path(folder), host, port, names, browser)
-        stack.callback(_close, blocks)
-        print(f"page: {url} (Ctrl+C stops it)", flush=True)
-        if host not in LOCAL:
-            print(f"warning: anyone who can reach {host} can use this page, since it has no password", flush=True)
         try:
+            facts = queue.open()
+            queue.cost = facts.cost
+            blocks = build_page(queue, facts)
+            print(describe_limits(facts.cost, limits), flush=True)
+            url = _launch(blocks, limits, Path(folder), host, port, names, browser)
+            print(f"page: {url} (Ctrl+C stops it)", flush=True)
+            if host not in LOCAL:
+                print(f"warning: anyone who can reach {host} can use this page, since it has no password", flush=True)
+            ending.code = 0
             queue.broken.wait()
         except KeyboardInterrupt:
-            print("stopped", flush=True)
-            ending.code = 0
-        if queue.failure:
-            raise ValueError(queue.failure)
+            print("stopped" if ending.code == 0 else "interrupted")
+            ending.end()
+    raise ValueError(queue.failure)
 
 
 def describe_limits(cost: DrawingCost, limits: Limits) -> str:
@@ -101,12 +104,6 @@ def describe_limits(cost: DrawingCost, limits: Limits) -> str:
     if (size := largest_size(cost, limits)) is None:
         return f"warning: {start}, too little for an image of the model: increase --max_seconds"
     return f"{start}: images of at most {format_size(size)} with {cost.steps} step{'s' * (cost.steps > 1)}"
-
-
-def _close(blocks: gr.Blocks) -> None:
-    """Close the server, with all open pages after a second."""
-    blocks.server.config.timeout_graceful_shutdown = 1
-    blocks.close(verbose=False)
 
 
 def _launch(
@@ -305,12 +302,16 @@ class _Events:
                 parts.stop: gr.update(interactive=True),
                 parts.command: "",
             }
-            shown = None
+            shown, sent = None, time.monotonic()
             while not job.wait(PREVIEW_INTERVAL):
                 html = self._job_html(job)
                 if html != shown:
-                    shown = html
                     yield {parts.view: html}
+                elif time.monotonic() - sent > SIGN_OF_LIFE:  # Gradio looks for closed pages when something is sent
+                    yield {parts.view: gr.skip()}
+                else:
+                    continue
+                shown, sent = html, time.monotonic()
             if job.result is not None:
                 self._remember(session, job.result.images[0])
             yield {

@@ -6,10 +6,12 @@ from asyncdiff.web.limits import Limits
 from asyncdiff.web.same_origin import ASGICallable, Scope, reject
 
 MEGABYTE = 2**20
+# A message that is too long by less than this factor is read: browsers show no answer to one that they cannot send.
+READ = 10
 
 
 class UploadLimits:
-    """ASGI middleware that rejects messages which are too long, or whose length is unknown, before they are read.
+    """ASGI middleware that rejects messages which are too long, or whose length is unknown.
 
     Args:
         app: application to protect.
@@ -31,6 +33,8 @@ class UploadLimits:
                 await reject(send, 411, "the length of the message must be known")
                 return
             if int(length) > (self.limits.megabytes + 1) * MEGABYTE:
+                if int(length) < READ * self.limits.megabytes * MEGABYTE:
+                    await _skip(receive)
                 await reject(send, 413, f"files must have at most {self.limits.megabytes} MB")
                 return
             if scope["path"].endswith("/upload") and self._stored() > self.limits.uploads * MEGABYTE:
@@ -40,3 +44,9 @@ class UploadLimits:
 
     def _stored(self) -> int:
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+
+async def _skip(receive: ASGICallable) -> None:
+    """Read a message without keeping it."""
+    while (await receive()).get("more_body"):
+        pass
