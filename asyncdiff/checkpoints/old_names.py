@@ -194,7 +194,7 @@ def update_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     shared.
     """
     updated = dict(checkpoint)
-    for key in ("recipe", "latents", "export"):
+    for key in ("recipe", "latents", "labels", "export"):
         if key in updated:
             check_extent(updated[key], f"{key} of the checkpoint")
             updated[key] = update_names(updated[key])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from asyncdiff.checkpoints.atomic_files import write_atomically
 from asyncdiff.checkpoints.compare import abbreviate, differences, value_at
+from asyncdiff.checkpoints.json_files import parse_json
 from asyncdiff.checkpoints.loaded_tensors import check_tensors
 from asyncdiff.evaluation.features.weights import file_sha256, tensors_sha256
 from asyncdiff.evaluation.frechet import Gaussian
@@ -141,7 +142,7 @@ def _read_safetensors(file: Path) -> Reference:
 
     try:
         with safe_open(str(file), "pt") as opened:
-            metadata = json.loads(opened.metadata()["reference"])
+            metadata = parse_json(opened.metadata()["reference"], "its metadata", "use another file")
             tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         sha256 = metadata.pop("sha256", None)
         if sha256 not in (None, _sha256(metadata, tensors)):  # files from earlier releases have none

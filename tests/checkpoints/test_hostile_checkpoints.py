@@ -10,6 +10,7 @@ import torch
 from small_runs import small_dit
 
 from asyncdiff import AsyncDiffusion
+from asyncdiff.__main__ import main
 from asyncdiff.checkpoints import object_config, read_checkpoint
 from asyncdiff.checkpoints.build_limits import limited_to
 from asyncdiff.checkpoints.export.save import write_export
@@ -235,3 +236,16 @@ def test_exports_are_bounded_as_checkpoints_are(tmp_path):
     write_export(tmp_path / "deep", checkpoint["state_dict"], config, "card")
     with pytest.raises(ValueError, match=r"deep/config\.yaml:\d+: .*; download or export it again"):
         AsyncDiffusion.from_pretrained(tmp_path / "deep")
+
+
+def test_exporting_builds_no_part_larger_than_the_file(tmp_path, capfd):
+    """The sampler's and the training's parts may be of any class of the package, networks among them."""
+    checkpoint = contents()
+    endless = {"class_path": "asyncdiff.networks.DiT", "init_args": {"depth": 1000, "dim": 64, "heads": 1}}
+    checkpoint["recipe"]["init_args"]["weighting"] = endless
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit):
+        main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "shared")])
+    assert "must be as large as its" in capfd.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "shared").exists()

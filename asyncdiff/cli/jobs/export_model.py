@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asyncdiff.checkpoints import choose_weights, object_config, read_checkpoint
+from asyncdiff.checkpoints.build_limits import limited_to
 from asyncdiff.checkpoints.export.hub import upload_export
 from asyncdiff.checkpoints.export.model_card import model_card, without_local_paths
 from asyncdiff.checkpoints.export.save import write_export
@@ -66,17 +67,21 @@ def export_contents(
             "lightning": str(checkpoint.get("pytorch-lightning_version") or version("lightning")),
         },
     }
-    return config, tensors, _part_calls(model, checkpoint["recipe"])
+    with limited_to(tensors, file):
+        training = _training_parts(checkpoint["recipe"])
+    return config, tensors, _part_calls(model, training)
 
 
-def _part_calls(model: DiffusionModel, recipe: Mapping[str, Any]) -> dict[str, str]:
+def _training_parts(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the parts of a recipe that training needs and drawing does not."""
+    parts = {name: value for name, value in recipe["init_args"].items() if name in ("levels", "weighting")}
+    return dict(object_config.build(parts, trusted_packages.of_models()))
+
+
+def _part_calls(model: DiffusionModel, training: Mapping[str, Any]) -> dict[str, str]:
     """Return the constructor calls of the parts of a model and of its training, by the name of the part."""
-    parts: dict[str, Any] = {"process": model.denoiser.process, "target": model.denoiser.target}
+    parts: dict[str, Any] = {"process": model.denoiser.process, "target": model.denoiser.target, **training}
     parts |= {"network": model.network, "sampler": model.sampler, "codec": model.codec}
-    parts |= object_config.build(
-        {name: value for name, value in recipe["init_args"].items() if name in ("levels", "weighting")},
-        trusted_packages.of_models(),
-    )
     return {name: object_config.format_call(parts[name]) for name in MODEL_PARTS if parts.get(name) is not None}
 
 
