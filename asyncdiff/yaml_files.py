@@ -81,15 +81,15 @@ def parse_yaml(text: str | bytes, place: str = "", *, dumped: bool = False) -> A
     return _parse(text, place, _StandardLoader if dumped else _Loader)[2]
 
 
-def compose_yaml(text: str | bytes, place: str = "") -> tuple[yaml.SafeLoader, yaml.Node | None]:
+def compose_yaml(text: str | bytes, place: str = "") -> tuple[_StandardLoader, yaml.Node | None]:
     """Parse YAML into nodes, which know their lines, and return them with the loader that constructs their values."""
     return _parse(text, place, _Loader)[:2]
 
 
-def _parse(text: str | bytes, place: str, kind: type) -> tuple[yaml.SafeLoader, yaml.Node | None, Any]:
+def _parse(text: str | bytes, place: str, kind: type) -> tuple[_StandardLoader, yaml.Node | None, Any]:
     check = _Check(place)
     text = check.decode(text)
-    loader: yaml.SafeLoader = kind(text)
+    loader: _StandardLoader = kind(text)
     try:
         check.events(yaml.parse(text, kind))
         if (node := loader.get_single_node()) is None:
@@ -110,7 +110,7 @@ class _Check:
     def __init__(self, place: str):
         self.place = place
 
-    def refuse(self, problem: str, mark: yaml.Mark | None = None, cause: Exception | None = None) -> NoReturn:
+    def refuse(self, problem: str, mark: Any = None, cause: Exception | None = None) -> NoReturn:
         """Raise ValueError with place, line and problem; options and texts without a place have no lines."""
         line = f":{mark.line + 1}" if mark and not self.place.startswith("-") else ""
         raise ValueError(f"{self.place}{line}: {problem}" if self.place else problem) from cause
@@ -180,7 +180,7 @@ class _Check:
             problem = f"tags are not allowed, got {written}: delete it"
             self.refuse(problem, event.start_mark, yaml.YAMLError(problem))
 
-    def values(self, loader: yaml.SafeLoader, root: yaml.Node) -> None:
+    def values(self, loader: _StandardLoader, root: yaml.Node) -> None:
         """Refuse keys that are given twice, keys that are no scalars, and numbers that cannot be read."""
         seen: set[int] = set()
         rest = [root]
@@ -196,7 +196,7 @@ class _Check:
             else:
                 self._scalar(loader, node)
 
-    def _keys(self, loader: yaml.SafeLoader, node: yaml.MappingNode) -> None:
+    def _keys(self, loader: _StandardLoader, node: yaml.MappingNode) -> None:
         lines: dict[Any, yaml.Mark] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -213,7 +213,7 @@ class _Check:
                 self.refuse(f"the key {key.value} is given twice{first}: delete one", key.start_mark)
             lines[value, is_merge] = key.start_mark
 
-    def _scalar(self, loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
+    def _scalar(self, loader: _StandardLoader, node: yaml.ScalarNode) -> Any:
         kind = node.tag.removeprefix(BASE)
         if escaped := yaml.reader.Reader.NON_PRINTABLE.search(node.value):
             self.refuse(f"special characters are not allowed, got {escaped[0]!a}: delete it", node.start_mark)

@@ -6,6 +6,7 @@ the functions and the template that write it.
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +92,8 @@ class Report:
             means = [
                 mean_and_deviation(numbers)[0] for runs in groups.values() if (numbers := final_values(runs, metric))
             ]
-            best[metric.tag] = metric.best(means) if len(means) > 1 else None
+            finite = list(filter(math.isfinite, means))
+            best[metric.tag] = metric.best(finite) if len(means) > 1 and finite else None
         rows = []
         for variant, runs in groups.items():
             cells = [self._cell(final_values(runs, metric), best[metric.tag]) for metric in self.metrics]
@@ -167,7 +169,7 @@ class Report:
                     "folder": str(run.folder),
                     "variant": run.variant,
                     "seed": run.seed,
-                    "metrics": {metric.tag: run.last_value(metric) for metric in self.metrics},
+                    "metrics": {metric.tag: _finite(run.last_value(metric)) for metric in self.metrics},
                 }
                 for run in self.runs
             ],
@@ -200,6 +202,11 @@ PROTOCOL = ("data.class_path", "data.root", "data.size", "data.batch_size", "mod
 def _number(value: float, digits: int) -> str:
     """Format a number with `digits` significant digits, or a large one as an integer without an exponent."""
     return f"{value:.0f}" if 10**digits <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that JSON can represent, or None."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _line(text: str) -> Line:

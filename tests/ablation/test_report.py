@@ -105,6 +105,16 @@ def test_large_numbers_have_no_exponents(tmp_path):
     assert "| a | 2 | 12140 ± 283 |" in write_report(tmp_path)[0]
 
 
+@pytest.mark.parametrize("diverged", [float("nan"), float("inf"), -float("inf")])
+def test_a_diverged_run_is_never_the_best(tmp_path, diverged):
+    write_run(tmp_path / "a", [1.0, diverged], variant="a", number=0)
+    write_run(tmp_path / "b", [9.0, 2.0], variant="b", number=1)
+    markdown, _, card = write_report(tmp_path)
+    assert "| b | 1 | **2** |" in markdown
+    assert f"| a | 1 | {diverged} |" in markdown
+    assert [entry["metrics"]["frechet/x"] for entry in card["runs"]] == [None, 2]
+
+
 def test_many_images_are_split_into_rows(runs):
     from PIL import Image
 

@@ -13,9 +13,10 @@ from asyncdiff import memory
 from asyncdiff.checks import MAX_IMAGES, MAX_SEEDS, MAX_SIDE, MAX_STEPS
 from asyncdiff.cli.commands.shared.options import parse_grid, parse_integers
 from asyncdiff.denoising import Denoiser
+from asyncdiff.evaluation.figures import sampling_gif
 from asyncdiff.evaluation.figures.level_statistics import compute_level_statistics
 from asyncdiff.model import DiffusionModel
-from asyncdiff.noise import RectifiedFlow, Shared
+from asyncdiff.noise import AlongPath, AsyncPatch, RectifiedFlow, Shared
 from asyncdiff.sampling import Autoregressive, Sampler, engine
 from asyncdiff.tasks import Generate, Inpaint, Outpaint, Request, Texture, contact_sheet
 from asyncdiff.tasks.arguments import BYTES_PER_VALUE, parse_size
@@ -182,6 +183,26 @@ def test_steps_of_all_patches_are_bounded():
     assert sampler.num_steps((1, 1)) == MAX_STEPS
     with pytest.raises(ValueError, match=f"steps_per_patch must be at most {MAX_STEPS // 16}, got {MAX_STEPS}"):
         sampler.num_steps((4, 4))
+
+
+def test_frames_of_a_gif_have_bounded_pixels(tmp_path, monkeypatch):
+    """Six images of 64x64 next to their level maps have 49152 pixels: every third row and column is shown."""
+    monkeypatch.setattr(sampling_gif, "MAX_PIXELS", 6000)
+    monkeypatch.setattr(sampling_gif, "MIN_TILE", 1)
+    movie = sampling_gif.SamplingGIF()
+    movie.add(torch.zeros(6, 1, 64, 64, dtype=torch.uint8), torch.zeros(6, 4, 4))
+    movie.save(tmp_path / "a.gif")
+    side, gap = 22 + 2, sampling_gif.GAP
+    assert Image.open(tmp_path / "a.gif").size == (2 * (2 * side + gap) + gap, 3 * (side + gap) + gap)
+
+
+def test_animations_of_paths_are_compared_with_memory():
+    sampler = AlongPath(AsyncPatch())
+    with pytest.raises(
+        ValueError, match="grid must fit into memory, got 200x200, which needs .*: 16x16 is the default"
+    ):
+        compute_level_statistics("a", sampler, (200, 200), images=1)
+    assert compute_level_statistics("a", sampler, (80, 80), images=1).t.shape == (1, 80, 80)
 
 
 def test_level_maps_are_compared_with_memory():

@@ -15,6 +15,7 @@ from asyncdiff.randomness import seeded
 from asyncdiff.shapes import KnownPatches, LevelMap, Progress
 
 BYTES_PER_PATCH = 24  # of a level map: the map, those that it is drawn from, and those of its statistics
+BYTES_PER_PATCH_OF_CURVES = 2**11  # of the animation of a path: six curves at 60 times, as levels and as pixels
 CurveMaps = Float[Tensor, "frames curves gh gw"]
 
 
@@ -82,12 +83,22 @@ def compute_level_statistics(
 ) -> LevelStatistics:
     """Draw `images` level maps of size `grid` from a sampler, and return their statistics."""
     at_least("images", images, 1, "use 4096 to show the distribution, for example")
-    available, each = available_memory(), BYTES_PER_PATCH * grid[0] * grid[1]
-    remedy = f"{available // each} maps of {grid[0]}x{grid[1]} patches fit"
-    check_memory("images", f"{images} level maps", images * each, remedy, available=available)
+    path = sampler.path if isinstance(sampler, AlongPath) else None
+    _check_memory(images, grid, animated=path is not None)
     sampler.check(grid)
     draw = sampler(images, grid, generator=seeded(seed))
     t = draw.t.expand(-1, *grid)
     known = torch.zeros(t.shape, dtype=torch.bool) if draw.known is None else draw.known
-    path = sampler.path if isinstance(sampler, AlongPath) else None
     return LevelStatistics(name, note, t, known, exact_density(sampler), path, seed)
+
+
+def _check_memory(images: int, grid: tuple[int, int], *, animated: bool) -> None:
+    """Raise ValueError if so many level maps, and the curves of a path, do not fit into memory."""
+    available, patches = available_memory(), grid[0] * grid[1]
+    curves = BYTES_PER_PATCH_OF_CURVES * patches if animated else 0
+    each = BYTES_PER_PATCH * patches
+    if fitting := max(0, available - curves) // each:
+        remedy = f"{fitting} maps of {grid[0]}x{grid[1]} patches fit"
+        check_memory("images", f"{images} level maps", images * each + curves, remedy, available=available)
+    else:
+        check_memory("grid", f"{grid[0]}x{grid[1]}", each + curves, "16x16 is the default", available=available)

@@ -1,5 +1,6 @@
 """Record sampling as an animated GIF, with each image next to its level map (black = clean)."""
 
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from asyncdiff.image_grid import image_grid
 MAX_IMAGES, COLUMNS = 6, 2  # maximum numbers of images, in total and per row
 FRAMES = 60  # maximum number of frames
 MIN_TILE, GAP = 128, 8  # in pixels; smaller images are enlarged by an integer factor
+MAX_PIXELS = 2**22  # of a frame; beyond it, only every n-th row and column of the images is shown
 WHITE, FRAME = 255, 201
 PAUSE, DURATION = 1200, 4000  # in milliseconds: pause on the result, and time from noise to the result
 COLORS, GRAYS = 256, 16  # size of the palette, and number of its grays reserved for the level maps
@@ -51,6 +53,9 @@ class SamplingGIF:
 
 
 def _draw_frame(images: UInt8[Tensor, "b c h w"], levels: Float[Tensor, "b gh gw"] | None) -> Image.Image:
+    pixels = 2 * images[:, 0].numel()  # with their level maps
+    every = math.ceil(math.sqrt(pixels / MAX_PIXELS))
+    images = images[:, :, ::every, ::every]
     factor = max(1, -(-MIN_TILE // max(images.shape[2:])))
     tiles = [images.cpu().float()]
     if levels is not None:
