@@ -177,7 +177,7 @@ class Search:
             return
         self.classes[key] = kind
         self.kinds = {known: t for known, t in self.kinds.items() if not known.startswith(f"{key}.init_args.")}
-        for action in constructor_actions(kind):
+        for action in constructor_actions(self.classes[key]):
             name = f"{key}.init_args.{action.dest}"
             self.kinds[name] = getattr(action, "_typehint", None)
             self.required += [name] if action.required else []
