@@ -9,6 +9,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from asyncdiff.ablation.collect import compare_settings, find_runs, select_comparable, select_metrics
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli.commands import report
 from asyncdiff.evaluation.figures.sweep_figures import _align_curves, dots_figure
 
@@ -54,6 +55,16 @@ def write_report(runs: Path, *argv: str) -> tuple[str, str, dict]:
     report.main([str(runs), *argv])
     folder = runs / "report"
     return tuple(read((folder / f"report.{end}").read_text()) for end, read in KINDS)  # type: ignore[return-value]
+
+
+def test_a_report_is_written_by_one_process_at_a_time(runs):
+    with (
+        hold(runs / "report", "being written"),
+        pytest.raises(ValueError, match=r"report is being written by process \d+ on "),
+    ):
+        report.main([str(runs)])
+    write_report(runs)
+    assert not [file for file in (runs / "report").iterdir() if file.name.startswith(".")]
 
 
 def test_records_with_earlier_keys_are_compared_with_new_ones(tmp_path):

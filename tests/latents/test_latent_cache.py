@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from asyncdiff.checkpoints.run_lock import InUseError, hold
+from asyncdiff.cli.commands import cache_latents
 from asyncdiff.latents import Codec, Identity, Moments
 from asyncdiff.latents.cache import Settings, cache, verify
 from asyncdiff.latents.cache.shards import data_arguments, path_arguments
@@ -128,6 +130,22 @@ def test_several_processes_write_the_same_cache_and_the_last_one_the_manifest(or
         manifest = cache(data, Halves(), tmp_path, SMALL, batch_size=32, rank=rank, world=world)
         assert (manifest is not None) == (tmp_path / MANIFEST).exists() == (number == world)
     assert contents(tmp_path) == contents(whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_command_is_refused_unless_it_encodes_another_share(tmp_path, monkeypatch, rank):
+    """Processes that share the work have different ranks."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--data", "datamodules.Digits", "--codec", "asyncdiff.latents.Identity", "--codec.init_args.channels", "1"]
+    argv += ["--splits", "val", "--shard_size", "300", "--device", "cpu", "--out", str(tmp_path)]
+    with hold(tmp_path, "being encoded", lock=tmp_path / ".rank_0.lock"):
+        if rank:
+            cache_latents.main(argv)
+        else:
+            with pytest.raises(InUseError, match=rf"{tmp_path} is being encoded by process {os.getpid()} on "):
+                cache_latents.main(argv)
+    assert len(list(tmp_path.iterdir())) == rank
 
 
 @pytest.mark.slow
