@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ KINDS = {
 }
 
 
-def open_regular(path: str | Path, name: str = "path", *, buffering: int = -1) -> BinaryIO:
+def open_regular(path: str | Path, name: str = "path", *, buffering: int = -1) -> BufferedReader:
     """Open a regular file for reading bytes; links are followed.
 
     The opened file itself is checked, so that it does not matter what is put in its place in the meantime.
@@ -46,16 +47,16 @@ def open_regular(path: str | Path, name: str = "path", *, buffering: int = -1) -
     except ValueError:
         stream.close()
         raise
-    return stream
+    return cast(BufferedReader, stream)  # or a FileIO without buffering, which readers use in the same way
 
 
 def read_regular(path: str | Path, name: str = "path") -> npt.NDArray[np.uint8]:
     """Return the bytes of a regular file, writable as decoders require; the arguments are those of `open_regular`."""
     with open_regular(path, name, buffering=0) as stream:
         data = np.empty(os.fstat(stream.fileno()).st_size, dtype=np.uint8)
-        read = more = stream.readinto(data.data) or 0  # type: ignore[attr-defined]
+        read = more = stream.readinto(data.data) or 0
         while more and read < len(data):  # file systems over networks may return fewer bytes at once
-            read += (more := stream.readinto(data[read:].data) or 0)  # type: ignore[attr-defined]
+            read += (more := stream.readinto(data[read:].data) or 0)
     return data[:read]
 
 

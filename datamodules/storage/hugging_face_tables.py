@@ -1,5 +1,6 @@
 """Tables of the library `datasets`: loading them and finding the columns of images and labels."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from datamodules.hidden_names import is_hidden
 from datamodules.storage.columns import choose_column, one_line
 
 Integers = npt.NDArray[np.int64]
@@ -32,6 +34,7 @@ def load_tables(root: str, *, config_name: str | None, revision: str | None) -> 
         raise FileNotFoundError(
             f"root must be a folder or a name on the Hub, got {root}: no such folder; check the path"
         )
+    _check_no_system_folders(folder)
     try:
         if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             splits = datasets.load_from_disk(str(folder))
@@ -42,6 +45,17 @@ def load_tables(root: str, *, config_name: str | None, revision: str | None) -> 
         reason = error.__cause__ or error  # it wraps the error of a file into a generic one
         raise ValueError(f"root must be a data set that can be loaded, got {root}: {one_line(reason)}") from error
     return splits if isinstance(splits, Mapping) else {"train": splits}
+
+
+def _check_no_system_folders(root: Path) -> None:
+    """Raise ValueError for folders such as @eaDir, which the library reads, unlike those that begin with . or __."""
+    for folder, folders, _ in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        if system := next((name for name in folders if is_hidden(name)), None):
+            raise ValueError(
+                f"root must not contain the folder {system} of an operating system, got it in {folder}: remove it, or "
+                "use datamodules.ImageFolder, which leaves it out"
+            )
 
 
 class Table:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from encoded_files import encoded, grays, seen
+from encoded_files import encoded, grays, seen, unpack
 
 from datamodules.hugging_face import HuggingFace, TableImages
 
@@ -99,6 +99,17 @@ def test_a_folder_of_images_is_read_from_its_files(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"cannot read .* train row \d+: .*0\d\.png"):
         left = seen(data.images("train", 30)) + seen(data.images("val", 30))
     assert sorted(left) == list(range(10, 30))
+
+
+def test_hidden_files_are_no_images_and_folders_of_systems_no_classes(tmp_path: Path) -> None:
+    files = {f"train/{'ab'[i % 2]}/{i}.png": encoded(i) for i in range(8)}
+    hidden = ("train/a/._0.png", "train/.ipynb_checkpoints/0.png", "__MACOSX/train/a/0.png", "train/a/Thumbs.db")
+    data = hub(unpack(tmp_path / "a", files | dict.fromkeys(hidden, b"not an image")), held_out=0.3)
+    assert data.classes == 2
+    assert len(data.dataset("train")) + len(data.dataset("val")) == 8  # type: ignore[arg-type]
+    (tmp_path / "a" / "train" / "@eaDir").mkdir()
+    with pytest.raises(ValueError, match=r"must not contain the folder @eaDir of an operating system, got it in"):
+        hub(tmp_path / "a").setup()
 
 
 def test_splits_may_be_named(tmp_path: Path) -> None:
