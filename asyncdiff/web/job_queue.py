@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from asyncdiff.memory import format_bytes
 from asyncdiff.tasks.drawing_cost import DrawingCost
 from asyncdiff.web.draw_request import DrawRequest, check
 from asyncdiff.web.drawing import Failure, Preview, Result, Stopped
-from asyncdiff.web.drawing_process import CannotOpen, Opened
+from asyncdiff.web.drawing_process import CannotOpen, DrawingProcess, Opened
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.request_cost import check_cost, format_duration
 
@@ -26,25 +26,6 @@ PATIENCE = 2  # duration after which a job is ended, relative to the maximum of 
 STARTS = 3  # attempts to start the process again
 
 Status = Literal["waiting", "drawing", "done", "stopped", "failed"]
-
-
-class Process(Protocol):
-    """Process that draws, as `asyncdiff.web.drawing_process.DrawingProcess`."""
-
-    def draw(self, number: int, request: DrawRequest, folder: Path) -> None:
-        """Begin to draw a request; reports follow."""
-
-    def stop(self, number: int) -> None:
-        """Ask the process to stop drawing before its next step."""
-
-    def receive(self, seconds: float) -> Any:
-        """Return the next message, or None if there is none within `seconds`; raise EOFError if the process ended."""
-
-    def kill(self) -> None:
-        """End the process at once."""
-
-    def wait(self) -> str:
-        """Wait for the end of a process that sends nothing more, and describe how it ended."""
 
 
 @dataclass(eq=False)
@@ -102,7 +83,7 @@ class JobQueue:
         broken: event that is set with `failure`.
     """
 
-    def __init__(self, start: Callable[[bool], Process], root: Path, limits: Limits | None = None):
+    def __init__(self, start: Callable[[bool], DrawingProcess], root: Path, limits: Limits | None = None):
         self.start = start
         self.root = root
         self.limits = limits or Limits()
@@ -113,7 +94,7 @@ class JobQueue:
         self._jobs: list[Job] = []  # those that have not ended; the first one is running
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._process: Process | None = None
+        self._process: DrawingProcess | None = None
         self._number = 0  # of the last job
         self._supervisor = threading.Thread(target=self._supervise, name="job queue", daemon=True)
 
@@ -213,7 +194,7 @@ class JobQueue:
         if folder is not None and job.status != "done":
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _follow(self, job: Job, process: Process, folder: Path) -> None:
+    def _follow(self, job: Job, process: DrawingProcess, folder: Path) -> None:
         """Let the process draw, and follow its reports until the job has ended."""
         self._number += 1
         process.draw(self._number, job.request, folder)
@@ -266,13 +247,13 @@ class JobQueue:
                 self._jobs.remove(job)
         job.end(status, error)
 
-    def _give_up(self, process: Process) -> None:
+    def _give_up(self, process: DrawingProcess) -> None:
         """End a process that does not react."""
         self._process = None
         process.kill()
         process.wait()
 
-    def _has_ended(self, process: Process) -> bool:
+    def _has_ended(self, process: DrawingProcess) -> bool:
         """Return whether a process that has nothing to do has ended."""
         try:
             process.receive(0)
@@ -300,7 +281,7 @@ class JobQueue:
         self.broken.set()
         return False
 
-    def _wait_until_open(self, process: Process) -> tuple[Any, str]:
+    def _wait_until_open(self, process: DrawingProcess) -> tuple[Any, str]:
         """Wait until a process has loaded the model; return its facts, and the problem if it has ended instead."""
         try:
             while not self._closed.is_set():
