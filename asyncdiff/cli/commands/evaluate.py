@@ -115,7 +115,7 @@ class Run:
             check_output_file(self._output / f"{name}{suffix}", "--name")
 
     def output(self) -> Path:
-        """Create and return the output folder, before anything is computed whose results could be lost."""
+        """Create and return the output folder, which `check_output` has permitted."""
         self._output.mkdir(parents=True, exist_ok=True)
         return self._output
 

@@ -45,7 +45,6 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
     """Inpaint as the options of `evaluate --inpainting` ask for, print the table, and write the files."""
     options = run.options
     choose_device(options)
-    output = run.output()
     loaded = EvaluatedModel.load(run, load_data(run), options.device)
     model, data = loaded.model, loaded.data
     by_name = {name: mask_by_name(name) for name in masks}
@@ -66,6 +65,7 @@ def evaluate(run: Run, masks: Sequence[str], metrics: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", r"the Fréchet distance of \d+")  # for few images; the table mentions it
         results = comparison.evaluate()
     print(results.table())
+    output = run.output()
     card, table = output / f"{options.name}.json", output / f"{options.name}.md"
     protocol = loaded.protocol() | comparison.protocol(results)
     content = make_card(protocol, results.metrics(), **results.card())

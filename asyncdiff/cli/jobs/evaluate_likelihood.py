@@ -28,7 +28,6 @@ def evaluate(run: Run) -> None:
     """Compute the bounds that the options of `evaluate --likelihood` ask for, print the table, and write the files."""
     options = run.options
     choose_device(options)
-    output = run.output()
     loaded = EvaluatedModel.load(run, load_data(run), options.device)
     model, data = loaded.model, loaded.data
     decoder = options.decoder or CategoricalDecoder(int(getattr(data, "values", 256)))
@@ -47,7 +46,7 @@ def evaluate(run: Run) -> None:
     }
     likelihoods = compute_bounds(model, data, evaluator, options)
     print(likelihoods.table())
-    _write(output, options.name, likelihoods, protocol | {"images": likelihoods.images})
+    _write(run.output(), options.name, likelihoods, protocol | {"images": likelihoods.images})
 
 
 @torch.no_grad()

@@ -111,7 +111,6 @@ def evaluate(run: Run, metrics: Sequence[str]) -> None:
     """Evaluate what the options of `evaluate --samples` ask for, print the table, and write the files."""
     options = run.options
     choose_device(options)
-    output = run.output()
     with ranks(options.device) as processes:
         evaluation = Evaluation.prepare(run, processes)
         features, source = evaluation.features, evaluation.source()
@@ -133,7 +132,7 @@ def evaluate(run: Run, metrics: Sequence[str]) -> None:
             rows[f"real, {options.floor}"] = (len(floor.features), report)
         protocol = evaluation.protocol(source, reference, generated)
         print(f"reference: {reference_file}")
-        write(output, options.name, rows, protocol, extracted.first_images, source)
+        write(run.output(), options.name, rows, protocol, extracted.first_images, source)
 
 
 def _sampler(model: DiffusionModel, options: Any) -> ImageSampler:

@@ -1,0 +1,115 @@
+"""Every path option of every command x every path that cannot be read or written: one line, and nothing is created."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from asyncdiff.__main__ import COMMANDS, load_command
+from asyncdiff.cli import train  # noqa: F401  imported here, so that no test is charged for it
+from asyncdiff.cli.commands import evaluate_inpainting, evaluate_likelihood, evaluate_samples, image_commands
+from asyncdiff.cli.commands.shared.command_parser import CommandParser, command_parser
+
+TEXTS = ("image", "mask", "exemplar", "levels", "examples", "experiments")  # paths whose type is str
+OUTPUTS = ("output", "out", "slurm")
+# What a command needs besides the option that is tried.
+NEEDED = {
+    "sample": "run",
+    "inpaint": "run --image photo.png --mask left",
+    "edit": "run --image photo.png",
+    "outpaint": "run --image photo.png",
+    "autoregress": "run",
+    "texture": "run",
+    "serve": "run --examples none",
+    "evaluate --samples": "run",
+    "evaluate --likelihood": "run",
+    "evaluate --inpainting": "run",
+    "compare": "card.json",
+    "levels": "layer.yaml",
+    "ablate": "ablation.yaml",
+    "report": "run",
+    "cache-latents": "--out out",
+    "export": "run --output out",
+    "port": "run/checkpoints/last.ckpt --output out.ckpt",
+}
+EVALUATIONS: dict[str, Any] = {
+    "evaluate --samples": evaluate_samples,
+    "evaluate --likelihood": evaluate_likelihood,
+    "evaluate --inpainting": evaluate_inpainting,
+}
+BAD = {
+    "below a file": "file/x",
+    "a link to nothing": "nowhere/x",
+    "a circle": "circle/x",
+    "too long": "x" * 300,
+    "too long below": f"new/{'x' * 300}/y",
+    "too deep": "a/" * 2100 + "x",
+    "no user": "~no-such-user-here/x",
+    "not there": "missing/x",
+}
+READ_ONLY = {"a pipe": "pipe"}  # for options that are read
+
+
+def declared(command: str) -> CommandParser:
+    """Return the parser of a command without the classes of its objects."""
+    parser = command_parser(command, "", imports_classes=False)
+    if command in EVALUATIONS:
+        EVALUATIONS[command]._declare(parser)
+    elif COMMANDS[command][0] == "image_commands":
+        image_commands._declare(parser, command)
+    else:
+        load_command(command).__globals__["_declare"](parser)
+    return parser
+
+
+def options() -> list[tuple[str, str]]:
+    """Return every command with each of its options that names a path; those without dashes are positional."""
+    found = []
+    for command in NEEDED:
+        for action in declared(command)._actions:
+            kind = str(getattr(action, "_typehint", None) or action.type)
+            if "Path" in kind or action.dest in TEXTS:
+                found.append((command, action.option_strings[0] if action.option_strings else action.dest))
+    return found
+
+
+def test_every_command_is_tried():
+    assert {command.split()[0] for command in NEEDED} == set(COMMANDS)
+    assert len(options()) > 40
+
+
+@pytest.fixture(autouse=True)
+def folder(digits_run, tmp_path, monkeypatch):
+    """Working directory with a run, and what bad paths lead to."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(digits_run, "run")
+    Path("file").write_text("x")
+    Path("nowhere").symlink_to("gone")
+    Path("circle").symlink_to("circle")
+    Path("card.json").write_text("{}")
+    Path("layer.yaml").write_text("model: {levels: {class_path: asyncdiff.noise.Shared}}")
+    Path("ablation.yaml").write_text(
+        "base: [layer.yaml]\nseeds: [0]\naxes: {trainer.max_steps: [1]}\nmetrics: {val/loss: min}\n"
+    )
+    Image.new("L", (8, 8)).save("photo.png")
+    os.mkfifo("pipe")
+
+
+@pytest.mark.parametrize(("command", "option"), options())
+def test_a_bad_path_is_one_line_and_nothing_is_created(command, option, expect_error):
+    before = sorted(str(path) for path in Path().rglob("*"))
+    for name, path in {**BAD, **({} if option.lstrip("-") in OUTPUTS else READ_ONLY)}.items():
+        if name in ("not there", "no user") and option.lstrip("-") in OUTPUTS:
+            continue  # such folders are created
+        argv = [*command.split(), *NEEDED[command].split()]
+        if not option.startswith("--"):
+            argv[len(command.split())] = path
+        elif option in argv:
+            argv[argv.index(option) + 1] = path
+        else:
+            argv += [option, path]
+        assert expect_error(*argv, chatter=True), name
+        assert sorted(str(path) for path in Path().rglob("*")) == before, name
