@@ -30,7 +30,7 @@ from asyncdiff import callbacks, latents
 from asyncdiff.callbacks.refused_run import RefusedRun
 from asyncdiff.checkpoints.atomic_files import remove_stale, write_atomically
 from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
-from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
+from asyncdiff.checkpoints.lightning_io import SPAWN_WEIGHTS, AtomicCheckpointIO
 from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.checks import environment_integer
 from asyncdiff.cli import trusted_packages
@@ -261,7 +261,11 @@ def _silence_libraries() -> None:
     """Hide warnings and log messages that users cannot act on."""
     for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
-    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector", "fabric.utilities.seed"):
+    for name in (
+        "pytorch.utilities.rank_zero",
+        "pytorch.trainer.connectors.checkpoint_connector",
+        "fabric.utilities.seed",
+    ):
         logger = logging.getLogger(f"lightning.{name}")
         logger.removeFilter(_is_relevant)
         logger.addFilter(_is_relevant)
@@ -288,6 +292,7 @@ def hold_run(run: Path) -> Iterator[None]:
     with hold(run, "being trained"):
         for folder in (run, run / "checkpoints"):
             remove_stale(folder)
+        (run / SPAWN_WEIGHTS).unlink(missing_ok=True)
         yield
 
 

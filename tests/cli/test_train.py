@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -16,6 +17,7 @@ from jsonargparse import Namespace
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._utils import ExceptionWrapper
 
+from asyncdiff.checkpoints.run_lock import hold
 from asyncdiff.cli.errors import user_error_message
 from asyncdiff.cli.errors.suggestions import nearest_class_path
 from asyncdiff.cli.run_directory import THIS_FOLDER, make_portable
@@ -675,3 +677,36 @@ def test_an_error_of_train_py_prints_exactly_one_line():
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert result.stderr.endswith("did you mean spread?\n")
+
+
+# One process at a time
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+
+
+def test_a_run_that_another_process_trains_is_refused_before_anything_is_built(run, refused, monkeypatch):
+    monkeypatch.setattr(ExperimentCLI, "instantiate_classes", lambda _: pytest.fail("built"))
+    before = contents(run)
+    with hold(Path(run), "being trained"):
+        message = refused("fit", "--config", "experiment.yaml", "--auto_resume", "true")
+        assert re.fullmatch(
+            rf"run is being trained by process {os.getpid()} on \S+ since [0-9: +-]+: wait for it, stop it, or choose "
+            "another folder",
+            message,
+        )
+    assert contents(run) == before
+
+
+def test_a_run_leaves_no_lock_and_no_temporary_files_of_killed_processes(run):
+    run, name = Path(run), f".x.{socket.gethostname()}.{os.getpid()}.0123abcd.tmp"
+    for file in (name, f"checkpoints/{name}", ".lock", ".temp.ckpt"):
+        (run / file).touch()
+    main(["fit", "--config", "experiment.yaml", "--auto_resume", "true", "--trainer.max_steps", "3"])
+    assert list(run.rglob(".*")) == []
+
+
+def test_a_refused_fit_leaves_nothing_behind(refused):
+    refused("fit", "--config", "experiment.yaml", "--model.network.init_args.depth", "-1")
+    assert not Path("run").exists()
