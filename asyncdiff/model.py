@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from asyncdiff.checkpoints import check_weights, choose_weights, locate_checkpoint, object_config, read_checkpoint
 from asyncdiff.checkpoints.build_limits import limited_to
 from asyncdiff.checkpoints.export.hub import locate_export
-from asyncdiff.checks import check_labels
+from asyncdiff.checks import check_labels, check_seeds
 from asyncdiff.denoising.denoiser import Denoiser
 from asyncdiff.denoising.targets import Target
 from asyncdiff.latents import Codec
@@ -265,6 +265,8 @@ class DiffusionModel:
             Inpainted images or latents (b, c, h, w).
         """
         check_labels(labels, self.classes)
+        if isinstance(seeds, Sequence):
+            check_seeds("seeds", seeds)
         return engine.inpaint(
             self.denoiser,
             sampler or self.sampler,

@@ -204,7 +204,6 @@ def inpaint(
     image = image if image.ndim == 4 else image.expand(count, *image.shape)
     known = known if known.ndim == 3 else known.expand(count, *known.shape)
     batch = ImageBatch(seeds, labels, image, known)
-    check_seeds("seeds", seeds)
     return sample(denoiser, sampler, batch, (image.shape[1], image.shape[2], image.shape[3]), batch_size=batch_size)
 
 

@@ -41,13 +41,13 @@ def _check_batch(space: PixelSpace, size: tuple[int, int], count: int) -> None:
 
     network, available = measure_network(space.model), available_on(device_of(space.model.denoiser))
 
-    def needed(images: int, height: int, width: int) -> float:
+    def needed(images: int, height: int, width: int) -> int:
         pixels = images * height * width * space.bytes_per_pixel
-        return pixels + network.memory(math.prod(space.encoded_size((height, width))), images)
+        return pixels + math.ceil(network.memory(math.prod(space.encoded_size((height, width))), images))
 
     if needed(count, *size) <= available:
         return
-    facts = f"which needs {format_bytes(round(needed(count, *size)))} of the {format_bytes(available)} available"
+    facts = f"which needs {format_bytes(needed(count, *size))} of the {format_bytes(available)} available"
     if fitting := bisect_right(range(1, count + 1), available, key=lambda images: needed(images, *size)):
         raise ValueError(
             f"batch_size must fit into memory, got {count} images of {format_size(size)} pixels, {facts}: use at most "

@@ -1,7 +1,7 @@
 """Write images to PNG files, and a contact sheet that shows them next to the photos they were made from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -73,7 +73,9 @@ def write_sheet(requests: Sequence[Request], folder: Path, images: Mapping[str, 
     every = math.ceil(math.sqrt(pixels / MAX_SHEET_PIXELS))
     for _, group in groupby(sheet_requests, key=lambda request: request.photo and request.photo.name):
         rows = list(group)
-        tiles = (images[r.name] if r.name in images else read_photo(folder / f"{r.name}.png", 3) for r in rows)
+        tiles: Iterable[Pixels] = (
+            images[r.name] if r.name in images else read_photo(folder / f"{r.name}.png", 3) for r in rows
+        )
         photo, size = rows[0].photo, rows[0].size
         tiles = tiles if photo is None else chain([known_tile(photo, size)], tiles)
         blocks.append([to_channels(tile[:, ::every, ::every].clone(), 3) for tile in tiles])

@@ -170,7 +170,7 @@ def test_errors_in_a_file_are_one_line_with_the_location(text, message, expect_e
             ["layer.yaml", "--names", "a", "b"],
             "--names needs one name per experiment, got 2 names for 1 experiment: put --names",
         ),
-        (["layer.yaml", "--names", "../b"], "--names must be file names, got ../b"),
+        (["layer.yaml", "--names", "../b"], "--names must be a file name, got ../b"),
     ],
 )
 def test_invalid_arguments_of_levels_are_reported_in_one_line(argv, message, expect_error):

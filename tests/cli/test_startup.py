@@ -20,6 +20,7 @@ from asyncdiff.cli.commands import (
     serve,
 )
 from asyncdiff.cli.commands.shared.command_parser import command_parser
+from asyncdiff.cli.commands.shared.options import check_file_name
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES
 from asyncdiff.sampling import Sampler
 
@@ -175,3 +176,10 @@ def test_the_first_pass_knows_the_options_of_the_complete_parser(command):
 
 def test_the_help_names_the_number_of_images_in_a_gif():
     assert f"the first {MAX_IMAGES} images" in image_commands.GIF
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "..", ".", "", "a/b", "a\0b", "a\nb", "x" * 300])
+def test_names_of_output_files_stay_in_their_folder(name):
+    with pytest.raises(ValueError, match="--name must be a file name, got"):
+        check_file_name("--name", name)
+    check_file_name("--name", "samples, 3 (ü).v2")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from asyncdiff.checkpoints.locate import is_export
 from asyncdiff.checks import MAX_IMAGES, at_least
 from asyncdiff.cli.commands.shared.command_parser import CommandParser
-from asyncdiff.cli.commands.shared.options import add_model
+from asyncdiff.cli.commands.shared.options import add_model, check_file_name
 from asyncdiff.cli.commands.shared.runs import find_checkpoint
 from asyncdiff.output_paths import check_output_file, check_output_folder
 
@@ -77,6 +77,7 @@ class Run:
 
     def __post_init__(self) -> None:
         at_least("--batch_size", self.options.batch_size, 1, "the default is 128", MAX_IMAGES)
+        check_file_name("--name", self.options.name)
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from asyncdiff.checkpoints import object_config
+from asyncdiff.checkpoints.run_lock import hold
+from asyncdiff.cli.commands.shared.options import check_file_name
 from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.figures.level_figure import level_figure
 from asyncdiff.evaluation.figures.level_statistics import LevelStatistics, compute_level_statistics
@@ -26,15 +28,16 @@ def plot(options: Any, grid: tuple[int, int] | None) -> None:
         for experiment, name in zip(experiments, names, strict=True)
     ]
     output = options.output or choose_output_folder(Path("runs/levels"), explicit=False)
-    save(level_figure(statistics, columns=options.columns), output / "levels.png")
-    print(f"figure: {output / 'levels.png'}")
-    animated = [entry for entry in statistics if options.gif and entry.path is not None]
-    for entry in animated:
-        save_gif(draw_path_frames(entry), output / f"{entry.name}.gif")
-    for entry in statistics:
-        write_events(entry, output / entry.name)
-    if animated:
-        print(f"animations: {', '.join(str(output / f'{entry.name}.gif') for entry in animated)}")
+    with hold(output, "being written"):
+        save(level_figure(statistics, columns=options.columns), output / "levels.png")
+        print(f"figure: {output / 'levels.png'}")
+        animated = [entry for entry in statistics if options.gif and entry.path is not None]
+        for entry in animated:
+            save_gif(draw_path_frames(entry), output / f"{entry.name}.gif")
+        for entry in statistics:
+            write_events(entry, output / entry.name)
+        if animated:
+            print(f"animations: {', '.join(str(output / f'{entry.name}.gif') for entry in animated)}")
     print(f"TensorBoard: tensorboard --logdir {output}")
 
 
@@ -60,6 +63,5 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
     for name, times in Counter(names).items():
         if times > 1:
             raise ValueError(f"names must differ, got {name} {times} times: choose different ones with --names")
-        if not name or Path(name).name != name or name == ".." or not name.isprintable():
-            raise ValueError(f"--names must be file names, got {name}: leave the folder out")
+        check_file_name("--names", name)
     return names

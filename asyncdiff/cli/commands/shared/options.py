@@ -103,6 +103,12 @@ def parse_names(name: str, text: str, allowed: Iterable[str]) -> list[str]:
     return names
 
 
+def check_file_name(name: str, text: str) -> None:
+    """Raise ValueError that names the option `name` unless a text can name a file in any folder."""
+    if not text or Path(text).name != text or text == ".." or not text.isprintable() or len(text.encode()) > MAX_NAME:
+        raise ValueError(f"{name} must be a file name, got {text}: leave the folder out, and use letters and digits")
+
+
 def parse_grid(name: str, text: str) -> tuple[int, int]:
     """Parse a size such as 16x16; raise ValueError that names the option `name`."""
     match = re.fullmatch(r"([1-9]\d{0,9})x([1-9]\d{0,9})", text, re.ASCII)
@@ -111,6 +117,7 @@ def parse_grid(name: str, text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+MAX_NAME = 200  # bytes of a name, to which suffixes are added
 RUN = "run directory of train.py, .ckpt file or exported folder"
 CKPT_PATH = "checkpoint file, or another run or export (default: RUN/checkpoints/last.ckpt)"
 DEVICE = "device such as cpu, cuda, cuda:1 or mps (default: cuda if available, else cpu)"
