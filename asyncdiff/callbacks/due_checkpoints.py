@@ -40,9 +40,9 @@ class DueCheckpoints(Callback):
         """Return the monitored metrics, for a run that resumes from this checkpoint."""
         if self._trainer is None:
             return {}
-        known = self._metrics | {name: float(value) for name, value in self._trainer.callback_metrics.items()}
-        monitored = [checkpointer.monitor for checkpointer in model_checkpoints(self._trainer)]
-        return {name: known[name] for name in monitored if name in known}
+        metrics = self._metrics | self._trainer.callback_metrics
+        monitored = {checkpointer.monitor for checkpointer in model_checkpoints(self._trainer)} - {*COUNTERS}
+        return {name: float(metrics[name]) for name in sorted(monitored) if name in metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the monitored metrics."""
