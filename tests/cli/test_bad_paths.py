@@ -20,8 +20,8 @@ NEEDED = {
     "sample": "run",
     "inpaint": "run --image photo.png --mask left",
     "edit": "run --image photo.png",
-    "outpaint": "run --image photo.png",
-    "autoregress": "run",
+    "outpaint": "run --image photo.png --to 16x16",
+    "autoregress": "run --image photo.png --mask left",
     "texture": "run",
     "serve": "run --examples none",
     "evaluate --samples": "run",
@@ -71,7 +71,7 @@ def options() -> list[tuple[str, str]]:
     for command in NEEDED:
         for action in declared(command)._actions:
             kind = str(getattr(action, "_typehint", None) or action.type)
-            if "Path" in kind or action.dest in TEXTS:
+            if "Path" in kind or ("str" in kind and action.dest in TEXTS):
                 found.append((command, action.option_strings[0] if action.option_strings else action.dest))
     return found
 
@@ -111,5 +111,8 @@ def test_a_bad_path_is_one_line_and_nothing_is_created(command, option, expect_e
             argv[argv.index(option) + 1] = path
         else:
             argv += [option, path]
-        assert expect_error(*argv, chatter=True), name
+        if option == "--levels" and "--mask" in argv:
+            argv = [argument for argument in argv if argument not in ("--mask", "left")]
+        message = expect_error(*argv, chatter=True)
+        assert path[:20] in message or "File name too long" in message, (name, message)
         assert sorted(str(path) for path in Path().rglob("*")) == before, name

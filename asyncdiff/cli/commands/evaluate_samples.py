@@ -1,5 +1,6 @@
 """`python -m asyncdiff evaluate RUN --samples`: evaluate sample quality, and record the protocol."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,9 @@ def main(argv: Sequence[str]) -> None:
     if options.images is None:
         run.find_checkpoint()
     run.check_output()
+    for name, kind in (("images", "a folder of images or an .npz file"), ("reference", "a file of statistics")):
+        if (path := options[name]) is not None and not os.path.exists(path):
+            raise FileNotFoundError(f"--{name} must be {kind}, got {path}, which does not exist: check the path")
     from asyncdiff.cli.jobs.evaluate_samples import evaluate  # imports PyTorch
 
     evaluate(run, metrics)

@@ -30,6 +30,8 @@ GRIDS = ("samples", "inpainting")  # image grids in RUN/images
 def main(argv: Sequence[str]) -> None:
     """Parse the arguments, write the report with its plots, and print the table."""
     options = parse_options("report", DESCRIPTION, _declare, argv)
+    if options.output is not None:
+        check_output_folder(options.output, "--output", may_be_a_run=True)
     runs, left_out = select_comparable(find_runs(options.runs))
     metrics = select_metrics(runs, [tag for tag in options.metrics.split(",") if tag])
     folder = options.output or options.runs[0] / "report"
