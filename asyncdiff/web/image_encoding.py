@@ -18,6 +18,7 @@ from asyncdiff.web.request_cost import format_duration
 # Approximate length of an image's longer side in CSS pixels, for one, two, or three and more images in a row, and for
 # an image next to its level map. Larger images are shown at their own size, up to LARGEST.
 ONE, TWO, SEVERAL, PAIR, LARGEST = 448, 224, 146, 108, 512
+LARGEST_GIF = 20 * 2**20  # bytes of a GIF that is embedded in the page
 SQUARE = 4  # CSS pixels per image pixel from which on pixels are drawn as sharp squares
 
 EMPTY = '<div class="nothing">Images appear here while they are drawn, next to the noise level of each patch.</div>'
@@ -79,7 +80,9 @@ def result_html(result: Result, job: Job) -> str:
     scale = _scale(max(max(size) for _, size, _, _ in images), side)
     figures = [_figure(url, size, scale, caption, alt) for url, size, caption, alt in images]
     links, gif = _link(result.record, "text/yaml", "Save YAML", job), ""
-    if result.gif is not None:
+    if result.gif is not None and result.gif.stat().st_size > LARGEST_GIF:
+        gif = notes_html([f"{result.gif.name} is too large to be shown here: it stays in folder {_number(result.gif)}"])
+    elif result.gif is not None:
         links = _link(result.gif, "image/gif", "Save GIF", job) + links
         movie = f'<img alt="animation" src="{_url("image/gif", result.gif.read_bytes())}">'
         gif = f"<details open><summary>How it was drawn</summary>{movie}</details>"
@@ -131,8 +134,13 @@ def _figure(url: str, size: Sequence[int], scale: float, caption: str, alt: str,
 def _link(file: Path, kind: str, caption: str, job: Job) -> str:
     """Return a download link; the file name starts with the number of the job's folder and the kind of request."""
     url = _url(kind, file.read_bytes())
-    name = f"{file.parent.parent.name}_{job.request.kind}_{file.name}"
+    name = f"{_number(file)}_{job.request.kind}_{file.name}"
     return f'<a class="save" download="{escape(name)}" href="{url}">{caption}</a>'
+
+
+def _number(file: Path) -> str:
+    """Return the number of the job's folder."""
+    return file.parent.parent.name
 
 
 def _row(figures: Sequence[str]) -> str:

@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 Scope = MutableMapping[str, Any]
 ASGICallable = Callable[..., Awaitable[Any]]
 
+# Gradio's page has scripts in its text, and makes functions of strings.
+POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; base-uri 'self'"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -31,7 +33,9 @@ def free_port(host: str, port: int) -> int:
 
 
 class SameOrigin:
-    """ASGI middleware that answers only requests from the page itself and rejects all others with 403.
+    """ASGI middleware that answers only requests from the page itself, which may load nothing from other servers.
+
+    All other requests are rejected with 403.
 
     Another site that a visitor has open could otherwise send requests to this machine, either under its own name
     (Origin) or under a name that it resolves to this machine (Host, DNS rebinding).
@@ -50,7 +54,7 @@ class SameOrigin:
     async def __call__(self, scope: Scope, receive: ASGICallable, send: ASGICallable) -> None:
         """Forward the request to the application, or answer 403."""
         if scope["type"] not in ("http", "websocket") or self.allows(scope):
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _with_policy(send) if scope["type"] == "http" else send)
             return
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
@@ -64,6 +68,17 @@ class SameOrigin:
         if self.host in LOCAL and urlsplit(f"//{host}").hostname not in (*LOCAL, *self.names):
             return False
         return origin is None or urlsplit(origin).netloc == host or urlsplit(origin).hostname in self.names
+
+
+def _with_policy(send: ASGICallable) -> ASGICallable:
+    """Return a function that sends the same answer, with a policy that lets the page load from this server only."""
+
+    async def send_with_policy(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY.encode())]
+        await send(message)
+
+    return send_with_policy
 
 
 async def reject(send: ASGICallable, status: int, reason: str) -> None:

@@ -1,10 +1,11 @@
 """Addresses to listen at, and rejection of requests that do not come from the page itself."""
 
+import asyncio
 import socket
 
 import pytest
 
-from asyncdiff.web.same_origin import SameOrigin, free_port
+from asyncdiff.web.same_origin import POLICY, SameOrigin, free_port
 
 
 def test_unusable_addresses_are_rejected():
@@ -52,3 +53,20 @@ PROXY = ["lab.example"]
 def test_only_requests_from_the_page_are_allowed(listens, names, host, origin, own):
     headers = [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin else [])]
     assert SameOrigin(nothing, listens, names).allows({"type": "http", "headers": headers}) == own
+
+
+def test_the_page_may_load_from_this_server_only():
+    sent = []
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(b"host", b"127.0.0.1:7860")]}
+    asyncio.run(SameOrigin(application, "127.0.0.1")(scope, nothing, send))
+    (start,) = sent
+    assert start["headers"] == [(b"a", b"b"), (b"content-security-policy", POLICY.encode())]
+    assert POLICY.startswith("default-src 'self' data: blob: ")
+    assert "http" not in POLICY
