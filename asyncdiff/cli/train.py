@@ -40,6 +40,7 @@ from asyncdiff.cli.run_directory import THIS_FOLDER, make_portable, run_director
 from asyncdiff.cli.trainer_ranges import check_seed_everything, check_trainer
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
+from asyncdiff.output_paths import check_output_folder
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
@@ -165,6 +166,10 @@ class ExperimentCLI(LightningCLI):
         refused = RefusedRun()
         trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing, refused], **kwargs)
         refused.remember(trainer)
+        for checkpointer in trainer.checkpoint_callbacks if self.config.subcommand == "fit" else ():
+            folder = getattr(checkpointer, "dirpath", None)
+            if folder and "://" not in str(folder):  # otherwise refused only when the first checkpoint is due
+                check_output_folder(Path(folder), "ModelCheckpoint's dirpath", may_be_a_run=True)
         return trainer
 
     def before_predict(self) -> None:
