@@ -41,8 +41,8 @@ class DueCheckpoints(Callback):
         if self._trainer is None:
             return {}
         metrics = self._metrics | self._trainer.callback_metrics
-        monitored = {checkpointer.monitor for checkpointer in model_checkpoints(self._trainer)} - {*COUNTERS}
-        return {name: float(metrics[name]) for name in sorted(monitored) if name in metrics}
+        monitored = [checkpointer.monitor for checkpointer in model_checkpoints(self._trainer)]
+        return {name: float(metrics[name]) for name in monitored if name not in COUNTERS and name in metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the monitored metrics."""

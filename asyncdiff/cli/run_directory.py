@@ -57,7 +57,8 @@ def with_run_directory(argv: Sequence[str]) -> list[str]:
     if chosen := list(_values(argv, (OPTION,))):
         of_runs = (run_of_config(Path(file), _read(file)) for _, file in _values(argv, CONFIG_OPTIONS))
         return [*argv, OPTION, chosen[-1][1]] if any(of_runs) else list(argv)
-    result, start = [], 0
+    result: list[str] = []
+    start = 0
     for end, name in _values(argv, CONFIG_OPTIONS):
         file, content = Path(name), _read(name)
         result += argv[start:end]
