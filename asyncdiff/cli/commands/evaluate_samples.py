@@ -50,6 +50,7 @@ def _check(options: Any) -> list[str]:
     if options.steps is not None:
         at_least("--steps", options.steps, 1, "50 is the default", MAX_STEPS)
     if options.images is not None:
+        _check_images(options.images)
         for name in ("sampler", "steps", "guidance", "ckpt_path"):
             if options[name] is not None:
                 raise ValueError(
@@ -63,6 +64,15 @@ def _check(options: Any) -> list[str]:
             )
         requested.remove("inception_score")
     return [name for name in METRICS if name in requested]
+
+
+def _check_images(images: Path) -> None:
+    """Raise an error unless the path is a folder or an .npz file."""
+    if not images.is_dir() and not (images.suffix == ".npz" and images.is_file()):
+        problem = "is another file" if images.exists() else "does not exist"
+        raise FileNotFoundError(
+            f"--images must be a folder of images or an .npz file, got {images}, which {problem}: check the path"
+        )
 
 
 def _declare(parser: CommandParser) -> None:

@@ -289,15 +289,9 @@ class ImageArray(StoredImages):
 
 
 def open_images(place: Path, count: int | None, *, channels: int, batch_size: int) -> StoredImages:
-    """Open the images of --images: a folder, or an .npz file; raise FileNotFoundError or ValueError for others."""
-    if place.is_dir():
-        return ImageFiles(place, count=count, channels=channels, batch_size=batch_size)
-    if place.suffix == ".npz" and place.exists():
-        return ImageArray(place, count=count, channels=channels, batch_size=batch_size)
-    problem = "is another file" if place.exists() else "does not exist"
-    raise FileNotFoundError(
-        f"--images must be a folder of images or an .npz file, got {place}, which {problem}: check the path"
-    )
+    """Open the images in a folder, or else in an .npz file; the arguments are those of StoredImages."""
+    kind = ImageFiles if place.is_dir() else ImageArray
+    return kind(place, count=count, channels=channels, batch_size=batch_size)
 
 
 class RealImages(ImageSource):
