@@ -1,5 +1,6 @@
 """Read checkpoints without running any code in them."""
 
+import io
 import pickle
 import re
 import warnings
@@ -109,7 +110,7 @@ def find_damage(path: str | Path) -> str | None:
         return find_damage_in(stream)
 
 
-def find_damage_in(file: BinaryIO) -> str | None:
+def find_damage_in(file: BinaryIO | io.BytesIO) -> str | None:
     """Return what `find_damage` returns, for an open file."""
     try:
         is_archive = zipfile.is_zipfile(file)

@@ -71,7 +71,7 @@ OF_LOGGERS = {
 }
 
 
-def check_trainer(trainer: Mapping[str, Any], command: str, *, on_cpu: bool) -> None:
+def check_trainer(trainer: Any, command: str, *, on_cpu: bool) -> None:
     """Raise ValueError if an argument of the Trainer is out of range.
 
     Args:
