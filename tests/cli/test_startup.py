@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from asyncdiff.cli.commands import (
 )
 from asyncdiff.cli.commands.shared.command_parser import command_parser
 from asyncdiff.cli.commands.shared.options import check_file_name
+from asyncdiff.cli.errors import one_line_errors
 from asyncdiff.evaluation.figures.sampling_gif import MAX_IMAGES
 from asyncdiff.sampling import Sampler
 
@@ -82,6 +84,7 @@ for argv in json.load(sys.stdin):
 """
 DRAW = """
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from asyncdiff.__main__ import main
@@ -183,3 +186,12 @@ def test_names_of_output_files_stay_in_their_folder(name):
     with pytest.raises(ValueError, match="--name must be a file name, got"):
         check_file_name("--name", name)
     check_file_name("--name", "samples, 3 (ü).v2")
+
+
+def test_warnings_show_characters_that_control_a_terminal():
+    with pytest.warns(UserWarning, match=r"a\\x1b\[2J\nb \\u202e$"), one_line_errors():
+        warnings.warn("a\x1b[2J\nb \u202e", stacklevel=1)
+    before = warnings.showwarning
+    with one_line_errors():
+        pass
+    assert warnings.showwarning is before

@@ -5,15 +5,17 @@ import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
 from asyncdiff.cli.errors.parser import UsageError
 from asyncdiff.cli.errors.system_errors import system_error_message, system_error_text, unknown_home_message
-from asyncdiff.foreign_text import visible
+from asyncdiff.foreign_text import visible, visible_lines
 
 # Packages whose `raise ValueError` is meant for the user: this project, and the code that reads Trainer arguments.
 VALIDATING_PACKAGES = ("asyncdiff", "datamodules", "lightning.pytorch.trainer")
@@ -23,9 +25,13 @@ PARSER_FOLDER = Path(jsonargparse.__path__[0])
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit with code 2 after a user error inside, and with 130 after Ctrl-C; both print one line."""
+    """Exit with code 2 after a user error inside, and with 130 after Ctrl-C; both print one line.
+
+    Warnings inside show characters of names that would control a terminal as their escapes.
+    """
     try:
-        yield
+        with _visible_warnings():
+            yield
     except (Exception, KeyboardInterrupt) as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         message = "interrupted" if interrupted else user_error_message(error)
@@ -33,6 +39,21 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(message if interrupted else f"error: {message}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT if interrupted else 2)
+
+
+@contextmanager
+def _visible_warnings() -> Iterator[None]:
+    original = warnings.showwarning
+
+    def show(message: Any, *where: Any, **options: Any) -> None:
+        text = str(message)
+        original(message if visible_lines(text) == text else visible_lines(text), *where, **options)  # type: ignore[arg-type]
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = original
 
 
 def user_error_message(error: BaseException) -> str | None:
