@@ -18,7 +18,7 @@ from asyncdiff.tasks.drawing_cost import EvaluationCost, Measurement
 FACTORS = (0.25, 0.5, 1, 2, 4, 8, 16)  # sides of the measured images, relative to the model's
 ENOUGH = 3  # measurements that determine how the costs grow
 CHEAP, EXPENSIVE = 0.1, 2.0  # seconds of an evaluation that end the measurements: after `ENOUGH` of them, and always
-REPEATED = 0.3  # seconds during which an evaluation is repeated
+REPEATED = 0.15  # seconds during which an evaluation is repeated
 # Functions that count floating-point operations; the table lacks attention on a CPU, which takes as many as on a GPU.
 OPERATIONS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[

@@ -3,17 +3,13 @@
 import re
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
-from small_run import small_run
 
-from asyncdiff.cli.jobs.serve import Planner, measure_cost
 from asyncdiff.tasks.drawing_cost import DrawingCost, EvaluationCost, Measurement
 from asyncdiff.web.draw_request import DrawRequest
 from asyncdiff.web.limits import Limits
-from asyncdiff.web.model_info import model_info
 from asyncdiff.web.request_cost import check_cost, estimate, format_duration, largest_size
 
 PHOTO = torch.zeros(3, 8, 8, dtype=torch.uint8)
@@ -143,19 +139,3 @@ def test_the_largest_size_fits_and_the_next_one_does_not():
 )
 def test_durations_have_a_suitable_unit(seconds, text):
     assert format_duration(seconds) == text
-
-
-def test_a_small_model_is_measured_and_the_largest_picture_is_refused(tmp_path):
-    """New picture of 1024x1024 from a model of 8x8 pixels in patches of 2x2: attention over 262,144 patches."""
-    run = small_run(tmp_path)
-    planner = Planner.load(run / "checkpoints" / "last.ckpt", SimpleNamespace(device="cpu", weights="auto", codec=None))
-    cost = measure_cost(planner, model_info(planner.model, "small"))
-    assert (cost.evaluations, cost.class_guidance, cost.input_guidance) == (1.0, 2.0, 2.0)
-    # Attention takes 4 n^2 dim operations for n patches, of 4 pixels each, in every block.
-    n = 1024**2 // 4
-    assert cost.network.work(1024**2) == pytest.approx(4 * n**2 * 32, rel=0.01)
-    request = DrawRequest("new", size="1024x1024", steps=1, movie=False)
-    needed = estimate(request, cost).seconds
-    with pytest.raises(ValueError, match="a request must take at most .* for 1024x1024 with 1 step: choose"):
-        check_cost(request, cost, Limits(seconds=needed / 2))
-    assert check_cost(DrawRequest("new", steps=4), cost, Limits(seconds=needed)).seconds < needed / 1000
