@@ -116,3 +116,39 @@ def test_a_bad_path_is_one_line_and_nothing_is_created(command, option, expect_e
         message = expect_error(*argv, chatter=True)
         assert path[:20] in message or "File name too long" in message, (name, message)
         assert sorted(str(path) for path in Path().rglob("*")) == before, name
+
+
+EXPERIMENT = str(Path("experiments/digits_dit_async.yaml").resolve())
+SAVE = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: PATH}}"
+LOG = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: PATH}}"
+IMAGES = "{class_path: datamodules.ImageFolder, init_args: {root: PATH, size: 8}}"
+INPAINT = "{class_path: asyncdiff.tasks.Inpaint, init_args: {image: PATH, mask: left}}"
+CODEC = "{class_path: asyncdiff.latents.DiffusersAutoencoder, init_args: {path: PATH}}"
+# Command lines of train.py in which PATH is written, or read.
+WRITTEN = {
+    "default_root_dir": "fit --trainer.default_root_dir PATH",
+    "dirpath": f"fit --trainer.callbacks+|{SAVE}",
+    "save_dir": f"fit --trainer.logger|{LOG}",
+}
+READ = {
+    "pretrained": "fit --model.pretrained PATH",
+    "ckpt_path": "test --ckpt_path PATH",
+    "root": f"fit --data|{IMAGES}",
+    "image": f"predict --ckpt_path run/checkpoints/last.ckpt --model.predict.task|{INPAINT}",
+    "codec": f"fit --model.codec|{CODEC}",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [*WRITTEN, *READ])
+def test_a_bad_path_in_the_configuration_of_training_is_one_line(key, expect_error):
+    before = sorted(str(path) for path in Path().rglob("*"))
+    for name, path in {**BAD, **({} if key in WRITTEN else READ_ONLY)}.items():
+        if name in ("not there", "no user") and key in WRITTEN:
+            continue
+        command, *more = {**WRITTEN, **READ}[key].replace("PATH", path).split("|")
+        argv = command.split()
+        root = [] if key == "default_root_dir" else ["--trainer.default_root_dir", "new-run"]
+        message = expect_error(argv[0], "--config", EXPERIMENT, *root, *argv[1:], *more, chatter=True)
+        assert path[:20] in message or "File name too long" in message, (name, message)
+        assert sorted(str(path) for path in Path().rglob("*")) == before, name
