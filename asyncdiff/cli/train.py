@@ -16,10 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import yaml
-from fsspec.core import url_to_fs
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._actions import _ActionConfigLoad
 from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -345,8 +345,7 @@ def _check_address(address: str) -> None:
     problem, remedy = "is not supported", "download it, and give the path of the file"
     if not re.match(r"(https?|ftps?|sftp)://", address):
         try:
-            filesystem, path = url_to_fs(address)
-            problem = "" if filesystem.exists(path) else "does not exist"
+            problem = "" if get_filesystem(address).exists(address) else "does not exist"
         except Exception as error:  # whatever the client of the storage raises, also if its package is missing
             problem = f"cannot be read ({error})"
     if problem:
