@@ -97,12 +97,10 @@ print({"timm", "torchvision", "matplotlib", "lightning", "torch._dynamo", "datam
 main(["export", "run", "--output", "exported"])
 main(["sample", "exported", "--seeds", "0", "--output", "e"])
 from asyncdiff.cli.jobs.serve import Planner
-from asyncdiff.web import draw_request, job_queue
+from asyncdiff.web import draw_request, drawing, job_queue
 planner = Planner.load(Path("exported"), SimpleNamespace(device="cpu", weights="auto", codec=None))
-queue = job_queue.JobQueue(planner, Path("served"))
-job = queue.submit(draw_request.DrawRequest())
-assert job.wait(60) and job.result, job.error
-queue.close()
+*_, result = drawing.draw(planner, draw_request.DrawRequest(), Path("served"), lambda: False)
+assert result.images[0].exists()
 print({"lightning"} & set(sys.modules))
 """
 
