@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
-from asyncdiff.training.lightning_internals import saved_step, set_saved_file
+from asyncdiff.training.lightning_internals import saved_step, set_saved_file, set_saved_step
 
 NONE, REQUEUE, STOP = 0, 1, 2
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -165,6 +165,7 @@ def save_last_checkpoint(trainer: Trainer, *, network_only: bool = False) -> Pat
         checkpointer.last_model_path = str(path)
     trainer.save_checkpoint(path, network_only)
     for checkpointer in owners:
+        set_saved_step(checkpointer, trainer.global_step)
         set_saved_file(checkpointer, str(path))
     return path
 

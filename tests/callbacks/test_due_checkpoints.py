@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_runs import quiet_trainer
 
 from asyncdiff.callbacks import DueCheckpoints, MovedRun, ResumeLogging
+from asyncdiff.callbacks.graceful_shutdown import save_last_checkpoint
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from datamodules import Digits
 
@@ -210,3 +211,23 @@ def test_a_resumed_run_knows_the_metric_of_the_last_validation(tmp_path):
     score = third.stem.partition("-")[2]
     assert {f"6-{score}.ckpt", f"9-{score}.ckpt"} <= again.after[9].keys()
     assert [name.partition("-")[0] for name in sorted(whole.after[9])] == ["3", "6", "9"]
+
+
+class SaveLast(Callback):
+    """Saves last.ckpt after every step, as a signal does."""
+
+    after_checkpoints = 2
+
+    def on_train_batch_end(self, trainer, *_):
+        save_last_checkpoint(trainer)
+
+
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_a_step_with_a_checkpoint_is_not_saved_again_when_a_signal_stops_the_run(tmp_path, save_last):
+    _, written, _ = fit(
+        tmp_path, steps=5, epoch=2, validation=4, every_n_train_steps=2, save_last=save_last, extra=[SaveLast()]
+    )
+    assert len(written) == len({(step, name) for step, name, _ in written})
+    assert {step for step, name, _ in written if name != "last.ckpt"} == {2, 4}
+    assert {step for step, name, _ in written if name == "last.ckpt"} >= {1, 3, 5}
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5

@@ -155,6 +155,33 @@ def test_a_config_of_a_run_starts_another_run(run, capsys):
     assert {path.name for path in Path().iterdir()} == {"run", "new", "other", "mine.yaml"}
 
 
+def test_a_run_that_starts_from_another_one_continues_its_own(run):
+    """It never touches the other one's checkpoints, and the same command resumes it.
+
+    What the other one had not logged yet for the step of the checkpoint, this one logs.
+    """
+    before = contents(run)
+    shutil.copy(run / "config.yaml", "mine.yaml")
+    args = ["--config", "mine.yaml", OPTION, "other", "--ckpt_path", "run/checkpoints/last.ckpt"]
+    for steps in ("6", "8"):
+        fit(*args, "--auto_resume", "true", "--trainer.max_steps", steps)
+        written = {file.name for file in Path("other/checkpoints").iterdir()}
+        assert written == {f"step={int(steps) - 1}.ckpt", f"step={steps}.ckpt", "last.ckpt"}
+    assert contents(run) == before
+    steps = [step for step, _ in read_curves(Path("other"))["train/loss"]]
+    assert steps == [3, 4, 5, 6, 7]
+
+
+def test_last_is_replaced_also_with_other_settings(run):
+    """A ModelCheckpoint with another interval has no state in the checkpoint."""
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("every_n_train_steps: 1\n", "every_n_train_steps: 2\n"))
+    fit("--config", "run/config.yaml", "--auto_resume", "true", "--trainer.max_steps", "7")
+    assert {file.name for file in run.glob("checkpoints/last*")} == {"last.ckpt"}
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
+    assert (run / "checkpoints" / "step=6.ckpt").is_file()
+
+
 def test_the_command_line_decides(run):
     """Wherever the option stands."""
     for argv in (["--config", "run/config.yaml", OPTION, "x"], [f"{OPTION}=x", "--config=run/config.yaml"]):
