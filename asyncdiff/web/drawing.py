@@ -133,10 +133,16 @@ def draw(plan: Plan, request: DrawRequest, folder: Path, stopping: Callable[[], 
         seconds = time.monotonic() - started
         yield Result(files, drawing.movie, command, drawing.record_file, notes, seconds)
     except (ValueError, OSError) as error:
-        yield Failure(" ".join(str(error).split()))
+        yield Failure(message_for_visitors(error))
     except Exception as error:  # a bug: the process continues with the next job
         traceback.print_exc()
         yield Failure(f"{type(error).__name__}: see the server's terminal for details")
+
+
+def message_for_visitors(error: ValueError | OSError) -> str:
+    """Return an error in one line, without the server's folders, which errors of the system name."""
+    reason = getattr(error, "strerror", None)
+    return f"the server cannot write the images: {reason}" if reason else " ".join(str(error).split())
 
 
 def _sample(drawing: Drawing) -> Iterator[Preview | None]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from asyncdiff.memory import format_bytes
 from asyncdiff.tasks.drawing_cost import DrawingCost
 from asyncdiff.web.draw_request import DrawRequest, check
-from asyncdiff.web.drawing import Failure, Preview, Result, Stopped
+from asyncdiff.web.drawing import Failure, Preview, Result, Stopped, message_for_visitors
 from asyncdiff.web.drawing_process import CannotOpen, DrawingProcess, Opened
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.request_cost import check_cost, format_duration
@@ -190,7 +190,7 @@ class JobQueue:
             folder = self._make_folder()
             self._follow(job, self._process, folder)
         except OSError as error:
-            self._finish(job, "failed", " ".join(str(error).split()))
+            self._finish(job, "failed", message_for_visitors(error))
         if folder is not None and job.status != "done":
             shutil.rmtree(folder, ignore_errors=True)
 

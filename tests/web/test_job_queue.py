@@ -1,5 +1,6 @@
 """Job queue without the page: jobs run the command that is shown, one at a time, and can be stopped."""
 
+import errno
 import os
 import re
 import shlex
@@ -297,6 +298,18 @@ def test_the_traceback_of_a_bug_is_printed_in_the_terminal(tmp_path, capsys):
         assert (broken.status, broken.error) == ("failed", "KeyError: see the server's terminal for details")
         assert next_one.result.notes == ["a note"]
     assert "KeyError: 'a bug'" in capsys.readouterr().err
+
+
+def test_errors_of_the_system_do_not_show_its_folders(tmp_path):
+    def plan(request, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    (tmp_path / "file").touch()
+    for root, reason in ((tmp_path / "root", "No space left on device"), (tmp_path / "file", "File exists")):
+        with queue_of(plan, root) as queue:
+            job = queue.submit(DrawRequest())
+            assert job.wait(30)
+            assert job.error == f"the server cannot write the images: {reason}"
 
 
 def test_closing_stops_running_and_waiting_jobs(tmp_path):
