@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's seed_everything
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
@@ -61,7 +62,7 @@ def check_number(name: str, value: object, remedy: str) -> None:
         raise ValueError(f"{name} must be a number, got {'null' if value is None else repr(value)}: {remedy}")
 
 
-def check_seeds(name: str, seeds: Iterable[int]) -> None:
+def check_seeds(name: str, seeds: Iterable[Any]) -> None:
     """Raise ValueError unless all seeds lie in the one range that all seeds have, 0 .. 2**32 - 1."""
     ends = [*seeds[:1], *seeds[-1:]] if isinstance(seeds, range) else seeds
     for seed in ends:

@@ -75,7 +75,7 @@ def check_trainer(trainer: Any, command: str, *, on_cpu: bool) -> None:
     """Raise ValueError if an argument of the Trainer is out of range.
 
     Args:
-        trainer: arguments of the Trainer by name, of valid types.
+        trainer: arguments of the Trainer, of valid types, as a mapping or a parser's namespace.
         command: fit, validate, test or predict.
         on_cpu: whether the Trainer will run on the CPU, where devices are processes.
     """

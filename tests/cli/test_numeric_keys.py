@@ -14,7 +14,17 @@ import pytest
 import torch
 from numeric_keys import VALUES, Key
 
-from asyncdiff.checks import MAX_SEED, at_least, below_one, check_seeds, environment_integer, finite, positive, within
+from asyncdiff.checks import (
+    MAX_SEED,
+    at_least,
+    below_one,
+    check_number,
+    check_seeds,
+    environment_integer,
+    finite,
+    positive,
+    within,
+)
 from asyncdiff.cli.commands.shared.options import choose_device
 from asyncdiff.cli.errors.null_values import is_nullable
 from asyncdiff.cli.trainer_ranges import MAX_PROCESSES, check_seed_everything, check_trainer
@@ -211,12 +221,10 @@ def test_checks_refuse_what_is_no_number_in_range(check, wrong):
             check(value)
 
 
-@pytest.mark.parametrize("check", [at_least, positive, within, below_one, finite])
 @pytest.mark.parametrize("value", [None, True, "2", [2], 2j])
-def test_checks_refuse_other_types(check, value):
-    limits = {at_least: (1,), within: (0, 4)}.get(check, ())
+def test_checks_refuse_other_types(value):
     with pytest.raises(ValueError, match="^x must be a number, got .*: use 2$"):
-        check("x", value, *limits, "use 2")
+        check_number("x", value, "use 2")
 
 
 def test_all_seeds_have_one_range():
