@@ -30,6 +30,7 @@ from datamodules import (
     ImageNet64,
     Lsun,
     Streamed,
+    classes,
 )
 from datamodules.images.encoded import EncodedDataModule
 
@@ -37,6 +38,10 @@ EXPORTED = [getattr(datamodules, name) for name in datamodules.__all__]
 MODULES = [kind for kind in EXPORTED if issubclass(kind, ImageDataModule) and not inspect.isabstract(kind)]
 LOADING = {"batch_size", "eval_batch_size", "workers", "seed"}
 ENCODED = {"crop", "reduced_decoding", "horizontal_flip", "on_corrupt", "size", *LOADING}
+
+
+def test_the_package_exports_every_class_that_files_may_name_without_their_package() -> None:
+    assert set(datamodules.__all__) == {name for name in vars(classes) if not name.startswith("_")}
 
 
 def test_all_data_modules_are_tested() -> None:
