@@ -41,6 +41,8 @@ def check_same_labels(
 def describe(fingerprint: Any) -> str:
     """Format a fingerprint for a message: the first names, their number and the first digits of the digest."""
     names = fingerprint.get("first")
-    listed = ", ".join(visible(name, LENGTH) for name in names[:SHOWN]) if isinstance(names, list) else ""
+    names = names[:SHOWN] if isinstance(names, list) else []
+    listed = ", ".join(visible(name, LENGTH) for name in names)
     count, digest = visible(fingerprint.get("classes"), LENGTH), visible(fingerprint.get("sha256"))[:8]
-    return f"{listed} ... ({count} classes, SHA-256 {digest})"
+    more = " ..." if fingerprint.get("classes") != len(names) else ""
+    return f"{listed}{more} ({count} classes, SHA-256 {digest})"

@@ -43,11 +43,11 @@ def choose_weights(
     ema = next(iter(checkpoint.get("ema", {}).values()), None)
     if which == "ema" and ema is None:
         raise ValueError(f"{path} has no EMA weights, got weights='ema': use 'raw'")
-    kind: WeightKind = "raw" if which == "raw" or ema is None else "ema"
-    if kind == "ema":
-        state |= ema["weights"]
+    averaged = ema is not None and which != "raw"
+    if averaged:
+        state |= ema["weights"]  # type: ignore[index]
     check_tensors(state, path, OTHER_WEIGHTS)
-    return state, kind
+    return state, "ema" if averaged else "raw"
 
 
 def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: str | Path) -> None:

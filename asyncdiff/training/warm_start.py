@@ -58,7 +58,7 @@ def load_pretrained(model: DiffusionModel, path: str | Path, labels: Mapping[str
         )
     check_weights({name: own[name] for name in shared}, shared, path)
     model.denoiser.load_state_dict({n: shard_like(w, own[n]) for n, w in shared.items()}, strict=False)
-    lines = _report_lines(path, loaded, own, found)
+    lines = [f"loaded {len(shared)} of {len(own)} weights from {path}", *_report_lines(loaded, own, found)]
     if new_classes:
         there, here = describe(checkpoint["labels"]), describe(labels)
         lines.append(f"the classes are {here}, but {there} in the checkpoint: label embeddings start from new values")
@@ -83,10 +83,8 @@ def _denoiser_weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str,
     return {name.removeprefix(DENOISER): weight for name, weight in state.items() if name.startswith(DENOISER)}
 
 
-def _report_lines(
-    path: str | Path, loaded: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]
-) -> list[str]:
-    lines = [f"loaded {len(loaded.keys() & own.keys())} of {len(own)} weights from {path}"]
+def _report_lines(loaded: dict[str, Tensor], own: dict[str, Tensor], found: list[Difference]) -> list[str]:
+    lines = []
     if missing := [name for name in own if name not in loaded]:
         lines.append(f"not in the checkpoint, initialized: {_some(missing)}")
     if unused := [name for name in loaded if name not in own]:
