@@ -25,7 +25,7 @@ HOSTILE = [
     "line\n\n# heading\r\n- item",
     "\x1b[31m\x1b]0;title\x07 \x9b2J",
     "\u202eabc\u2066",
-    "$\\frac{ $x$ _",
+    "$\\frac{$ _",
     "../../../x",
     "/etc/x",
     "_x",

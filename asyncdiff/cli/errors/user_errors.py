@@ -47,7 +47,7 @@ def _visible_warnings() -> Iterator[None]:
 
     def show(message: Any, *where: Any, **options: Any) -> None:
         text = str(message)
-        original(message if visible_lines(text) == text else visible_lines(text), *where, **options)  # type: ignore[arg-type]
+        original(message if visible_lines(text) == text else visible_lines(text), *where, **options)
 
     warnings.showwarning = show
     try:
