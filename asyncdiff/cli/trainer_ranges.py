@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from asyncdiff.checks import at_least, check_seeds
+from asyncdiff.checks import at_least, check_seeds, environment_integer
 
 # Processes or workers that one machine can use: files written on a large machine also run on a small one.
 MAX_PROCESSES = max(64, 4 * (os.cpu_count() or 1))
@@ -114,8 +114,10 @@ def check_logger(logger: Any) -> None:
 
 
 def check_seed_everything(seed: Any) -> None:
-    """Raise ValueError unless `seed_everything` is a seed, true for a random one, or false for none."""
-    if not isinstance(seed, bool):
+    """Raise ValueError unless `seed_everything` is a seed, true for that of the environment, or false for none."""
+    if seed is True:
+        check_seeds("PL_GLOBAL_SEED", [environment_integer("PL_GLOBAL_SEED")])  # which Lightning reads
+    elif seed is not False:
         check_seeds("seed_everything", [seed])
 
 

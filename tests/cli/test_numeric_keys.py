@@ -240,6 +240,14 @@ def test_all_seeds_have_one_range():
             check_seed_everything(seed)
 
 
+@pytest.mark.parametrize("seed", ["many", "-1", str(2**32)])
+def test_a_seed_of_the_environment_is_checked(seed, monkeypatch):
+    check_seed_everything(True)
+    monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+    with pytest.raises(ValueError, match=f"PL_GLOBAL_SEED must be .*, got {seed}: "):
+        check_seed_everything(True)
+
+
 def test_numbers_in_the_environment_are_integers(monkeypatch):
     assert environment_integer("ASYNCDIFF_TEST") == 0
     for text, number in (("", 0), ("0", 0), ("12", 12)):
