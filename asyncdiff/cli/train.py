@@ -166,10 +166,12 @@ class ExperimentCLI(LightningCLI):
         refused = RefusedRun()
         trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing, refused], **kwargs)
         refused.remember(trainer)
-        for checkpointer in trainer.checkpoint_callbacks if self.config.subcommand == "fit" else ():
-            folder = getattr(checkpointer, "dirpath", None)
-            if folder and "://" not in str(folder):  # otherwise refused only when the first checkpoint is due
-                check_output_folder(Path(folder), "ModelCheckpoint's dirpath", may_be_a_run=True)
+        written = {"save_dir of a logger": [logger.log_dir for logger in trainer.loggers]}
+        if self.config.subcommand == "fit":  # otherwise refused only when the first checkpoint is due
+            written["dirpath"] = [getattr(checkpointer, "dirpath", None) for checkpointer in trainer.checkpoint_callbacks]
+        for name, folder in ((name, folder) for name, folders in written.items() for folder in folders):
+            if folder and "://" not in str(folder):
+                check_output_folder(Path(folder), name, may_be_a_run=True)
         return trainer
 
     def before_predict(self) -> None:
