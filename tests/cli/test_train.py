@@ -136,7 +136,7 @@ def edit(old, new, text=EXPERIMENT):
 
 def run_config(**trainer):
     Path("run/checkpoints").mkdir(parents=True)
-    torch.save({}, "run/checkpoints/last.ckpt")
+    torch.save({"global_step": 3}, "run/checkpoints/last.ckpt")
     return Namespace(ckpt_path=None, trainer=Namespace(default_root_dir="run", **trainer))
 
 
@@ -635,9 +635,9 @@ def test_auto_resume_uses_the_newest_checkpoint(monkeypatch):
     config = run_config()
     last, folder = Path("run/checkpoints/last.ckpt"), Path("run/checkpoints")
     last.unlink()
-    for age, name in enumerate(("step=10000.ckpt", "step=9000.ckpt")):
-        torch.save({}, folder / name)
-        os.utime(folder / name, (1e9 - age, 1e9 - age))
+    for age, step in enumerate((10000, 9000)):  # the one with the higher step is older, as after copying
+        torch.save({"global_step": step}, folder / f"step={step}.ckpt")
+        os.utime(folder / f"step={step}.ckpt", (1e9 + age, 1e9 + age))
     with pytest.raises(ValueError, match=r"add --ckpt_path run/checkpoints/step=10000.ckpt"):
         checkpoint_to_load(config, training=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -656,10 +656,9 @@ def test_a_restarted_job_resumes(name, monkeypatch):
         checkpoint_to_load(config, training=True)
     monkeypatch.setenv(name, "1")
     assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
-    torch.save({}, "run/hpc_ckpt_1.ckpt")
-    os.utime("run/checkpoints/last.ckpt", (1e9, 1e9))  # older
+    torch.save({"global_step": 4}, "run/hpc_ckpt_1.ckpt")
     assert checkpoint_to_load(config, training=True) == str(Path("run/hpc_ckpt_1.ckpt"))
-    os.utime("run/checkpoints/last.ckpt")  # of a later interruption
+    torch.save({"global_step": 5}, "run/checkpoints/last.ckpt")  # of a later interruption
     assert checkpoint_to_load(config, training=True) == str(Path("run/checkpoints/last.ckpt"))
 
 
