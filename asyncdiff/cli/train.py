@@ -168,7 +168,9 @@ class ExperimentCLI(LightningCLI):
         refused.remember(trainer)
         written = {"save_dir of a logger": [logger.log_dir for logger in trainer.loggers]}
         if self.config.subcommand == "fit":  # otherwise refused only when the first checkpoint is due
-            written["dirpath"] = [getattr(checkpointer, "dirpath", None) for checkpointer in trainer.checkpoint_callbacks]
+            written["dirpath"] = [
+                getattr(checkpointer, "dirpath", None) for checkpointer in trainer.checkpoint_callbacks
+            ]
         for name, folder in ((name, folder) for name, folders in written.items() for folder in folders):
             if folder and "://" not in str(folder):
                 check_output_folder(Path(folder), name, may_be_a_run=True)

@@ -144,11 +144,12 @@ READ = {
 def test_a_bad_path_in_the_configuration_of_training_is_one_line(key, expect_error):
     before = sorted(str(path) for path in Path().rglob("*"))
     for name, path in {**BAD, **({} if key in WRITTEN else READ_ONLY)}.items():
-        if name in ("not there", "no user") and key in WRITTEN:
-            continue
+        if (name in ("not there", "no user") and key in WRITTEN) or (name == "a link to nothing" and key == "dirpath"):
+            continue  # such folders are created; Lightning follows the link in dirpath
         command, *more = {**WRITTEN, **READ}[key].replace("PATH", path).split("|")
         argv = command.split()
         root = [] if key == "default_root_dir" else ["--trainer.default_root_dir", "new-run"]
-        message = expect_error(argv[0], "--config", EXPERIMENT, *root, *argv[1:], *more, chatter=True)
+        options = ["--config", EXPERIMENT, "--trainer.max_steps", "1", *root, *argv[1:], *more]
+        message = expect_error(argv[0], *options, chatter=True)
         assert path[:20] in message or "File name too long" in message, (name, message)
         assert sorted(str(path) for path in Path().rglob("*")) == before, name
