@@ -181,7 +181,7 @@ def test_the_last_step_is_saved(whole):
 def test_the_last_step_belongs_to_the_callback_with_save_last(tmp_path):
     """Lightning saves to its folder too; another one may keep the best checkpoints elsewhere."""
     best, last = ModelCheckpoint(tmp_path / "best"), ModelCheckpoint(tmp_path / "checkpoints", save_last=True)
-    trainer = mock.Mock(spec=Trainer, callbacks=[best, last])
+    trainer = mock.Mock(spec=Trainer, callbacks=[best, last], global_step=3)
     path = save_last_checkpoint(trainer)
     assert path == tmp_path / "checkpoints" / "last.ckpt"
     assert (best.last_model_path, last.last_model_path) == ("", str(path))
