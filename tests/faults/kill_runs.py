@@ -127,6 +127,7 @@ def copies(kills: int, rng: random.Random) -> list[str]:
     def work(run: str) -> Callable[[], None]:
         if not any(Path(run).glob("*/config.yaml")):
             shutil.rmtree(run, ignore_errors=True)
+            originals.clear()  # of a run that was faster than expected, which is made again
             argv = ["--config", "experiment.yaml", "--trainer.default_root_dir", f"{run}/0"]
         else:
             before = newest(Path(run))
