@@ -18,10 +18,10 @@ OUTPUTS = ("output", "out", "slurm")
 # What a command needs besides the option that is tried.
 NEEDED = {
     "sample": "run",
-    "inpaint": "run --image photo.png --mask left",
+    "inpaint": "run --image photo.png --mask half",
     "edit": "run --image photo.png",
     "outpaint": "run --image photo.png --to 16x16",
-    "autoregress": "run --image photo.png --mask left",
+    "autoregress": "run --image photo.png --mask half",
     "texture": "run",
     "serve": "run --examples none",
     "evaluate --samples": "run",
@@ -112,7 +112,7 @@ def test_a_bad_path_is_one_line_and_nothing_is_created(command, option, expect_e
         else:
             argv += [option, path]
         if option == "--levels" and "--mask" in argv:
-            argv = [argument for argument in argv if argument not in ("--mask", "left")]
+            argv = [argument for argument in argv if argument not in ("--mask", "half")]
         message = expect_error(*argv, chatter=True)
         assert path[:20] in message or "File name too long" in message, (name, message)
         assert sorted(str(path) for path in Path().rglob("*")) == before, name
@@ -122,8 +122,8 @@ EXPERIMENT = str(Path("experiments/digits_dit_async.yaml").resolve())
 SAVE = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {dirpath: PATH}}"
 LOG = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: PATH}}"
 IMAGES = "{class_path: datamodules.ImageFolder, init_args: {root: PATH, size: 8}}"
-INPAINT = "{class_path: asyncdiff.tasks.Inpaint, init_args: {image: PATH, mask: left}}"
-CODEC = "{class_path: asyncdiff.latents.DiffusersAutoencoder, init_args: {path: PATH}}"
+INPAINT = "{class_path: asyncdiff.tasks.Inpaint, init_args: {image: PATH, mask: half}}"
+OF_RUN = " ".join(f"--model.network.init_args.{key}" for key in ("dim 32", "depth 1", "heads 2"))
 # Command lines of train.py in which PATH is written, or read.
 WRITTEN = {
     "default_root_dir": "fit --trainer.default_root_dir PATH",
@@ -134,8 +134,7 @@ READ = {
     "pretrained": "fit --model.pretrained PATH",
     "ckpt_path": "test --ckpt_path PATH",
     "root": f"fit --data|{IMAGES}",
-    "image": f"predict --ckpt_path run/checkpoints/last.ckpt --model.predict.task|{INPAINT}",
-    "codec": f"fit --model.codec|{CODEC}",
+    "image": f"predict --ckpt_path run/checkpoints/last.ckpt {OF_RUN} --model.predict.task|{INPAINT}",
 }
 
 
