@@ -53,7 +53,7 @@ def _model(module: LightningModule) -> str:
 def _data(trainer: Trainer) -> str:
     """Describe the training images and how many of them a step takes."""
     data: Any = getattr(trainer, "datamodule", None)
-    images = getattr(trainer.train_dataloader, "dataset", None)
+    images: Any = getattr(trainer.train_dataloader, "dataset", None)
     count = f"{len(images):,} training images" if hasattr(images, "__len__") else "training images"
     if not isinstance(data, ImageDataModule):
         return f"{type(data or images).__name__}, {count}"

@@ -228,7 +228,7 @@ class PathLikelihoods:
             rate = f"{self.mean(name):.4f} ± {self.standard_error(name):.4f}"
             against = "" if name == first else f"{change:+.4f} ± {noise:.4f}"
             rows.append([name, rate, *(f"{self.term(name, term):.4f}" for term in TERMS), against])
-        lines = [markdown_table(["path", self.unit, *TERMS, f"against {first}"], rows)]
+        lines: list[str] = [markdown_table(["path", self.unit, *TERMS, f"against {first}"], rows)]
         lines += ["", f"{self.images} images of {self.dims:g} unknown values each"]
         if len(self.names) > 1:
             gap, noise = self.gap()
