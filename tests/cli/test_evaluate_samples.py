@@ -7,19 +7,23 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small_runs import save_untrained, small_dit
 
 from asyncdiff import AsyncDiffusion, DiffusionModel
 from asyncdiff.__main__ import main
 from asyncdiff.cli.jobs.distributed import Ranks, environment
+from asyncdiff.cli.jobs.image_sources import RealImages, check_same_shape, open_images
 from asyncdiff.evaluation.reference_statistics import load_reference
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.tasks.photos import read_photo, save_png, to_bytes
+from datamodules import ImageFolder
 
 HERE = Path(__file__).resolve().parent
 CONFIG = {"data": {"class_path": "datamodules.Digits", "init_args": {"batch_size": 32}}}
@@ -225,6 +229,20 @@ def test_images_unlike_the_reference_are_refused(refused, tmp_path):
     assert "--images must be gray like the reference, got colors in " in error
 
 
+@pytest.mark.parametrize("colors", [(9, 9, 9), (9, 9, 8)])
+def test_gray_files_are_compared_with_gray_data_only(colors, tmp_path):
+    """A data module with 3 channels may have gray images."""
+    for folder, image in (("data", Image.new("RGB", (8, 8), colors)), ("samples", Image.new("L", (8, 8), 9))):
+        (tmp_path / folder).mkdir()
+        for number in range(8):
+            image.save(tmp_path / folder / f"{number}.png")
+    data = ImageFolder(str(tmp_path / "data"), 8, held_out=0.5, workers=0)
+    real = RealImages(data, "train", None, decode=lambda x: x, codec=None, batch_size=4)
+    samples = open_images(tmp_path / "samples", None, channels=3, batch_size=4)
+    with nullcontext() if len(set(colors)) == 1 else pytest.raises(ValueError, match="--images must be in color like"):
+        check_same_shape(samples, real)
+
+
 def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
     one, other = (evaluate_and_read_card(run, tmp_path, "--batch_size", size)["metrics"] for size in ("128", "7"))
     assert other == pytest.approx(one, rel=1e-4)
@@ -246,7 +264,7 @@ def test_batches_of_another_size_give_the_same_numbers(run, tmp_path):
             "inception_score needs class predictions, but TimmFeatures has none",
         ),
         (("--images", "nowhere"), "--images must be a folder of images or an .npz file, got nowhere"),
-        (("--reference", "nowhere"), "reference nowhere is not a file"),
+        (("--reference", "nowhere"), "--reference must be a file of statistics, got nowhere, which does not exist"),
         (
             ("--reference_count", "4", "--metrics", "density_coverage"),
             "number of real images must be at least 6, got 4",

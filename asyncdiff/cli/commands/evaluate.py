@@ -110,8 +110,6 @@ class Run:
         """Raise ValueError unless the results can be written."""
         check_output_folder(self._output, "--output", may_be_a_run=True)
         name = self.options.name
-        if Path(name).name != name:
-            raise ValueError(f"--name must be a file name, got {name or 'nothing'}: leave the folder out")
         for suffix in (".json", ".md", ".png"):
             check_output_file(self._output / f"{name}{suffix}", "--name")
 

@@ -29,9 +29,11 @@ def main(argv: Sequence[str]) -> None:
     if options.images is None:
         run.find_checkpoint()
     run.check_output()
-    for name, kind in (("images", "a folder of images or an .npz file"), ("reference", "a file of statistics")):
-        if (path := options[name]) is not None and not os.path.exists(path):
-            raise FileNotFoundError(f"--{name} must be {kind}, got {path}, which does not exist: check the path")
+    if options.reference is not None and not os.path.exists(options.reference):
+        raise FileNotFoundError(
+            f"--reference must be a file of statistics, got {options.reference}, which does not exist: check the path, "
+            "or omit it to compute them"
+        )
     from asyncdiff.cli.jobs.evaluate_samples import evaluate  # imports PyTorch
 
     evaluate(run, metrics)

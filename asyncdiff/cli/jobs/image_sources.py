@@ -130,7 +130,7 @@ class StoredImages(ImageSource):
         batch_size: number of images per batch.
 
     Raises:
-        ValueError: there are fewer images than `count`, or all that are looked at are gray although the data are not.
+        ValueError: there are fewer images than `count`.
     """
 
     label = "image files"
@@ -143,11 +143,6 @@ class StoredImages(ImageSource):
         self.place, self.channels, self.batch_size = place, channels, batch_size
         self.indices = evenly_spaced(total, count)
         self.count = len(self.indices)
-        if channels == 3 and all(len(self.load(i)) == 1 for i in self.indices[:: -(-self.count // PROBE_COUNT)]):
-            raise ValueError(
-                f"--images must be in color like the reference, got gray images in {place}: save them as RGB if they "
-                "are meant to be compared"
-            )
         self.shape = _shape(self._pixels(self.indices[0]))
 
     @abstractmethod
@@ -181,6 +176,10 @@ class StoredImages(ImageSource):
     def summary(self) -> str:
         """Return the place and a hash of the images, for a footnote."""
         return f"{self.place}, files {self.digest()[:12]}"
+
+    def are_gray_files(self) -> bool:
+        """Return whether the files have one channel, as far as a few of them tell."""
+        return all(len(self.load(i)) == 1 for i in self.indices[:: -(-self.count // PROBE_COUNT)])
 
     def _pixels(self, index: int) -> Pixels:
         pixels = self.load(index)
@@ -332,9 +331,14 @@ class RealImages(ImageSource):
                 positions = torch.tensor([position_of[index] for index in batch["index"].tolist()])
                 yield positions, self.decode(batch["image"].to(device))
 
+    def probe(self) -> Tensor:
+        """Return a few images, evenly spaced over the split, as the data module has them."""
+        images: Tensor = self.images.__getitems__(evenly_spaced(len(self.images), PROBE_COUNT))["image"]
+        return images
+
     def fingerprint(self) -> dict[str, Any]:
         """Return a dict with the data module's class, split and fingerprint, and a hash of some images' pixels."""
-        probe = self.images.__getitems__(evenly_spaced(len(self.images), PROBE_COUNT))["image"]
+        probe = self.probe()
         pixels = (to_uint8(probe) if self.codec is None else probe.float()).cpu().contiguous()
         return {
             "data": object_config.class_path(type(self.data)),
@@ -356,14 +360,20 @@ def decoded_shape(shape: Shape, codec: Codec | None) -> Shape:
     return codec.pixel_channels, shape[1] * codec.factor, shape[2] * codec.factor
 
 
-def check_same_shape(samples: ImageSource, reference: ImageSource) -> None:
-    """Raise ValueError if images and reference differ in size or channels: their distances would mean nothing."""
+def check_same_shape(samples: ImageSource, reference: RealImages) -> None:
+    """Raise ValueError if images and reference differ in size or colors: their distances would mean nothing."""
+    place = f" in {samples.place}" if isinstance(samples, StoredImages) else ""
     if samples.shape != reference.shape:
-        place = f" in {samples.place}" if isinstance(samples, StoredImages) else ""
         raise ValueError(
             f"images must have the shape of the reference images, {format_size(reference.shape)}, got "
             f"{format_size(samples.shape)}{place} (channels x height x width): evaluate them with data of their "
             "size, or resize them first"
+        )
+    is_gray = samples.shape[0] == 3 and isinstance(samples, StoredImages) and samples.are_gray_files()
+    if is_gray and ((images := reference.probe()) != images[:, :1]).any():
+        raise ValueError(
+            f"--images must be in color like the reference, got gray images{place}: save them as RGB if they are meant "
+            "to be compared"
         )
 
 
