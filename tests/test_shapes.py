@@ -68,6 +68,7 @@ def test_pixels_of_another_range_are_refused(images, message):
         30 * torch.linspace(-1, 1, 48).reshape(1, 3, 4, 4),  # of a diverged model
         torch.arange(64.0).reshape(1, 4, 4, 4),  # latents
         torch.empty(0, 3, 4, 4),
+        torch.eye(7)[None],  # too few to tell
     ],
 )
 def test_pixels_of_a_possible_range_are_accepted(images):

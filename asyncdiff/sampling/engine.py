@@ -91,7 +91,7 @@ def frames(
         The states; in the last one, known pixels equal those of the batch bit for bit.
     """
     device = device_of(denoiser) if device is None else device
-    _check_memory("batch_size", len(batch.seeds), shape, COPIES, torch.device(device))
+    check_image_memory("batch_size", len(batch.seeds), shape, COPIES, torch.device(device))
     labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64, device=device)
     with evaluation_mode(denoiser):
         yield from sampler.frames(
@@ -120,7 +120,7 @@ def sample(
 ) -> Image:
     """Return the images of a batch, sampled `batch_size` at a time; the other arguments are those of `frames`."""
     on = device_of(denoiser) if device is None else torch.device(device)
-    _check_memory("seeds", len(batch.seeds), shape, 1, on)
+    check_image_memory("seeds", len(batch.seeds), shape, 1, on)
     parts = batch.split(batch_size)
     return torch.cat([last(frames(denoiser, sampler, p, shape, device=device, dtype=dtype)).x_t for p in parts])
 
@@ -221,8 +221,16 @@ def available_on(device: torch.device) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _check_memory(name: str, count: int, shape: Sequence[int], copies: int, device: torch.device) -> None:
-    """Raise ValueError if so many images with so many copies of each do not fit into memory."""
+def check_image_memory(name: str, count: int, shape: Sequence[int], copies: int, device: torch.device) -> None:
+    """Raise ValueError if images do not fit into memory together.
+
+    Args:
+        name: argument to name in the error.
+        count: number of images.
+        shape: (channels, height, width) of an image.
+        copies: number of copies of each that exist at the same time.
+        device: device that holds them.
+    """
     each = 4 * copies * math.prod(shape)
     if count * each > SMALL:
         available = available_on(device)

@@ -92,8 +92,11 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _matches(pattern: Path) -> list[Path]:
-    """Return the paths that match a pattern, without those in which a wildcard stands for a hidden name."""
-    wildcards = [number for number, part in enumerate(pattern.parts) if has_magic(part)]
+    """Return the paths that match a pattern, without those in which a wildcard stands for a hidden name.
+
+    A pattern such as .cache*/*.png asks for hidden names.
+    """
+    wildcards = [number for number, part in enumerate(pattern.parts) if has_magic(part) and part[0] != "."]
     paths = map(Path, glob(str(pattern)))
     return [path for path in paths if not any(is_hidden(path.parts[number]) for number in wildcards)]
 

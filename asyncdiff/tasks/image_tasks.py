@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from asyncdiff.checks import MAX_SEEDS, at_least, check_seeds
-from asyncdiff.tasks.arguments import Fit, check_fit, format_size
+from asyncdiff.tasks.arguments import Fit, check_fit
 from asyncdiff.tasks.requests import Canvas, Request, State, assign_labels
 
 if TYPE_CHECKING:
@@ -146,17 +146,15 @@ class Task(ABC):
         Raises:
             ValueError: the images differ in size.
         """
+        from asyncdiff.sampling.engine import check_image_memory, device_of
         from asyncdiff.tasks.pixel_space import PixelSpace
 
         requests = self.requests(model, seeds=seeds, labels=labels)
         if len(sizes := {request.size for request in requests}) > 1:
             raise ValueError(f"photos must have the same size, got {len(sizes)} sizes: set size, and fit='crop'")
         for size in sizes:
-            if len(requests) > (largest := PixelSpace(model).largest_batch(size)):
-                raise ValueError(
-                    f"images must fit into memory together, got {len(requests)} of {format_size(size)} pixels: "
-                    f"sample at most {largest}"
-                )
+            shape = (PixelSpace(model).window[0], *size)
+            check_image_memory("photos and seeds", len(requests), shape, 1, device_of(model.denoiser))
         import torch
 
         batches = self.batches(model, requests, batch_size)

@@ -32,8 +32,6 @@ from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Photo
 
 MAX_NOTE = 1000  # characters of a note: long enough for the paths of a photo and its mask
-
-
 BYTES_PER_PIXEL = 4  # and channel, of a photo that is loaded
 
 
@@ -70,9 +68,6 @@ def load_photos(
         each, available = BYTES_PER_PIXEL * space.window[0] * math.prod(size), available_memory()
         remedy = f"at most {available // each} photos of {format_size(size)} fit, choose them by a pattern"
         check_memory("image", f"{len(files)} photos", each * len(files), remedy, available=available)
-    for name, painted in (("mask", mask), ("levels", levels)):
-        if isinstance(painted, Path) and painted.is_dir() and Path(where).expanduser().is_dir():
-            _check_all_used(painted, files, name)
     for i, (file, stem) in enumerate(zip(files, _unique_names(files), strict=True)):
         pixels = read_photo(file, space.window[0])
         plan = plan_fit((pixels.shape[1], pixels.shape[2]), size, fit, space.patch)
@@ -200,16 +195,6 @@ def _matching_file(where: Path, photo: Path, name: str) -> Path:
     if files[0].exists() and files[0].samefile(photo):
         raise ValueError(f"{name} must be another file than its photo, got {photo} for both: choose that of the {name}")
     return files[0]
-
-
-def _check_all_used(folder: Path, photos: Sequence[Path], name: str) -> None:
-    """Raise ValueError if a folder contains painted files that are named like none of the photos of a folder."""
-    stems = {photo.stem for photo in photos}
-    if unused := [file for file in image_files(folder) if file.stem not in stems]:
-        raise ValueError(
-            f"{name} folder {folder} must contain files named like the {len(photos)} photos only, got {len(unused)} "
-            f"others, such as {unused[0].name}: remove them, or choose photos by a pattern such as 'photos/*.png'"
-        )
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:

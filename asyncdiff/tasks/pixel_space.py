@@ -95,11 +95,6 @@ class PixelSpace:
         """Raise ValueError, naming the argument `name`, if an image of `size` in pixels does not fit into memory."""
         check_pixels(name, size, self.bytes_per_pixel, available_on(device_of(self.model.denoiser)))
 
-    def largest_batch(self, size: tuple[int, int]) -> int:
-        """Return how many images of `size` in pixels fit into memory together, at least 1."""
-        available = available_on(device_of(self.model.denoiser))
-        return max(1, available // (math.prod(size) * self.bytes_per_pixel))
-
     @property
     def bytes_per_pixel(self) -> int:
         """Bytes that a pixel needs while an image is drawn, apart from the network; latents are smaller than pixels."""
