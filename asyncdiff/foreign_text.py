@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Iterable
 
 LIMIT = 300  # characters of one text; longer ones are abbreviated
@@ -13,13 +14,11 @@ def visible(text: object, limit: int = LIMIT) -> str:
     r"""Return a text in one line, with its middle left out beyond `limit` characters, in which nothing is hidden.
 
     Characters that move the cursor, color a terminal, break the line or turn the direction of writing are replaced by
-    their escapes, such as \x1b and \u202e, as in Python's `repr`.
+    their escapes, such as \x1b and \u202e, as in Python's `repr`; spaces of any width remain.
     """
     text = str(text)
     if len(text) > limit:
         text = f"{text[: limit // 2]}…{text[len(text) - (limit - 1) // 2 :]}"
-    if text.isprintable():
-        return text
     return _escaped(text)
 
 
@@ -54,4 +53,11 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _escaped(text: str) -> str:
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    if text.isprintable():
+        return text
+    return "".join(letter if _is_visible(letter) else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def _is_visible(letter: str) -> bool:
+    """Return whether a terminal shows a letter; Zs are spaces, also those in names of macOS's screenshots."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"

@@ -18,7 +18,7 @@ def test_hidden_characters_are_shown_as_their_escapes(text):
     assert visible(shown) == shown
 
 
-@pytest.mark.parametrize("text", ["naïve Größe 手", 'a "b" <c> $d$ \\e', ""])
+@pytest.mark.parametrize("text", ["naïve Größe 手", "at 1.00\u202fPM\u00a0手\u3000手", 'a "b" <c> $d$ \\e', ""])
 def test_printable_text_is_unchanged(text):
     assert visible(text) == text
 

@@ -180,8 +180,7 @@ def find_text(root: Path, name: str) -> tuple[str, bytes] | None:
     text = b""
     try:
         if root.is_dir():
-            folders = (folder for folder in sorted(root.iterdir()) if folder.is_dir() and not is_hidden(folder.name))
-            paths = [(f / name).relative_to(root).as_posix() for f in (root, *folders) if is_present(f / name)]
+            paths = [name] if is_present(root / name) else _one_folder_down(root, name)
             if (chosen := _choose(paths)) is not None:
                 with open_regular(root / chosen) as stream:
                     text = stream.read(MAX_TEXT + 1)
@@ -202,6 +201,13 @@ def find_text(root: Path, name: str) -> tuple[str, bytes] | None:
     if len(text) > MAX_TEXT:
         raise ValueError(f"{name} must have at most {MAX_TEXT} bytes, got more in {root}: write it again")
     return None if chosen is None else (chosen[: -len(name)], text)
+
+
+def _one_folder_down(root: Path, name: str) -> list[str]:
+    """Return the paths of the files of this name in the folders directly below a folder."""
+    with os.scandir(root) as entries:  # which tells folders from files without reading each
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
+    return [f"{folder}/{name}" for folder in folders if is_present(root / folder / name)]
 
 
 def _choose(paths: Sequence[str]) -> str | None:
