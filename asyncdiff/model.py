@@ -158,7 +158,8 @@ class DiffusionModel:
             model = build_model(checkpoint["recipe"], allow)
         if not _is_own(checkpoint["recipe"]):  # a subclass may train more than the denoiser
             state = {name: weight for name, weight in state.items() if name.startswith(DENOISER)}
-        check_weights({DENOISER + name: w for name, w in model.denoiser.state_dict().items()}, state, file)
+        own = model.denoiser.state_dict(keep_vars=True)
+        check_weights({DENOISER + name: weight for name, weight in own.items()}, state, file)
         model.denoiser.load_state_dict({name.removeprefix(DENOISER): weight for name, weight in state.items()})
         model.denoiser.to(device).eval()
         return model

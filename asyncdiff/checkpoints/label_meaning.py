@@ -1,6 +1,7 @@
 """What the class labels of a model mean: a digest of the names of the classes, which checkpoints and exports record."""
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ def label_fingerprint(names: Sequence[str] | None) -> dict[str, Any] | None:
     """
     if not names:
         return None
-    digest = hashlib.sha256(b"".join(name.encode("utf-8", "surrogateescape") + b"\0" for name in names))
+    # File systems spell letters with accents differently; names of files may be invalid Unicode.
+    encoded = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass") for name in names)
+    digest = hashlib.sha256(b"".join(name + b"\0" for name in encoded))
     first = [visible(name, LENGTH) for name in names[:SHOWN]]
     return {"classes": len(names), "sha256": digest.hexdigest(), "first": first}
 

@@ -7,8 +7,10 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
+from asyncdiff.checkpoints.build_limits import unlimited
 from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.checkpoints.plain_values import check_extent
 
@@ -133,7 +135,9 @@ def _build(config: Any, allow: Sequence[str]) -> Any:
     if not is_object_config(config | {"init_args": config.get("init_args", {})}):
         raise ValueError(f"an object config must name a class and its arguments, got {config}: use another file")
     arguments = {name: _build(item, allow) for name, item in config.get("init_args", {}).items()}
-    return _construct(resolve(config["class_path"], allow), arguments)
+    own = config["class_path"].partition(".")[0] == "asyncdiff"
+    with nullcontext() if own else unlimited():  # others may load networks that the file does not contain
+        return _construct(resolve(config["class_path"], allow), arguments)
 
 
 def _construct(kind: type, arguments: dict[str, Any]) -> Any:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_tensors
+from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_stored, check_tensors
 
 Which = Literal["auto", "ema", "raw"]
 WeightKind = Literal["ema", "raw"]
@@ -27,7 +27,7 @@ def choose_weights(
         The weights by name, and their kind: "ema" or "raw".
 
     Raises:
-        ValueError: the file does not have the requested weights, or they are not finite.
+        ValueError: the file does not have the requested weights, or only describes them.
     """
     if which not in ("auto", "ema", "raw"):
         raise ValueError(f"weights must be 'auto', 'ema' or 'raw', got {which!r}: omit it for 'auto'")
@@ -38,7 +38,7 @@ def choose_weights(
             raise ValueError(
                 f"the export {path} contains {exported} weights only, got weights={which!r}: use 'auto' or {exported!r}"
             )
-        check_tensors(state, path, "export another checkpoint, or download the export again")
+        check_stored(state, path, OTHER_WEIGHTS)
         return state, exported
     ema = next(iter(checkpoint.get("ema", {}).values()), None)
     if which == "ema" and ema is None:
@@ -46,12 +46,21 @@ def choose_weights(
     averaged = ema is not None and which != "raw"
     if averaged:
         state |= ema["weights"]  # type: ignore[index]
-    check_tensors(state, path, OTHER_WEIGHTS)
+    check_stored(state, path, OTHER_WEIGHTS)
     return state, "ema" if averaged else "raw"
 
 
-def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: str | Path) -> None:
-    """Raise ValueError unless the weights of a checkpoint have the names and shapes of the model's weights."""
+def check_weights(
+    own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: str | Path, remedy: str = OTHER_WEIGHTS
+) -> None:
+    """Raise ValueError unless the weights of a checkpoint fit a model: their names, shapes, and finite numbers.
+
+    Args:
+        own: weights of the model, with its parameters as such: `state_dict(keep_vars=True)`. Buffers may be infinite.
+        loaded: weights of the checkpoint.
+        file: path of the checkpoint.
+        remedy: what to do if they are not finite.
+    """
     shapes = [name for name in own if name in loaded and tuple(loaded[name].shape) != tuple(own[name].shape)]
     if shapes:
         name = shapes[0]
@@ -70,3 +79,5 @@ def check_weights(own: Mapping[str, Tensor], loaded: Mapping[str, Any], file: st
                 f"the model and {file} must have the same weights, but {names[0]}{more} {'are' if more else 'is'} "
                 f"missing in {missing_in}: configure the network as in the checkpoint"
             )
+    buffers = {name for name, weight in own.items() if not isinstance(weight, nn.Parameter)}
+    check_tensors(loaded, file, remedy, buffers=buffers)

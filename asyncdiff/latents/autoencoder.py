@@ -101,7 +101,8 @@ class Autoencoder(Codec):
                 network = network.to(self._device, DTYPES[self.dtype])
                 # Also of the converted weights: large numbers are infinite in float16.
                 remedy = f"download the weights again{'' if self.dtype == 'float32' else ', or set dtype to float32'}"
-                check_tensors(network.state_dict(), object_config.format_call(self), remedy)
+                buffers = dict(network.named_buffers())
+                check_tensors(network.state_dict(), object_config.format_call(self), remedy, buffers=buffers)
                 self._loaded = LoadedNetwork(network, sha256)
         return self._loaded
 

@@ -89,9 +89,9 @@ def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> 
         )
     alternative = "start a new run without ckpt_path" if fitting else "use a checkpoint of this model"
     check_differences(differences(module.model, checkpoint["recipe"]), file, alternative)
-    if "state_dict" in checkpoint:  # fully_shard has loaded and removed it already
-        check_weights(module.state_dict(), checkpoint["state_dict"], file)
     remedy = "resume from an earlier checkpoint" if fitting else OTHER_WEIGHTS
+    if "state_dict" in checkpoint:  # fully_shard has loaded and removed it already
+        check_weights(module.state_dict(keep_vars=True), checkpoint["state_dict"], file, remedy)
     check_trained_tensors(checkpoint, file, remedy, resumed=fitting)
     module.labels = checkpoint.get("labels")
     if trainer is not None and trainer.state.fn != "predict":  # which needs no data

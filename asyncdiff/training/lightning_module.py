@@ -254,7 +254,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
                 f"checkpoint_path {checkpoint_path} contains a {type(model).__name__}, not a {cls.__name__}: load it "
                 f"with {type(model).__name__}.load_from_checkpoint"
             )
-        compatibility.check_weights(model.state_dict(), state, checkpoint_path)
+        compatibility.check_weights(model.state_dict(keep_vars=True), state, checkpoint_path)
         model.load_state_dict(state)
         compatibility.record_latents(model, here=checkpoint.get("latents"))
         model.labels = checkpoint.get("labels")

@@ -39,15 +39,9 @@ def load_pretrained(model: DiffusionModel, path: str | Path, labels: Mapping[str
     if not Path(path).exists():
         raise FileNotFoundError(f"pretrained must be an existing checkpoint or export, got {path}: check the path")
     checkpoint = read_checkpoint(path)
-    loaded, own = _denoiser_weights(checkpoint, path), model.denoiser.state_dict()
+    loaded, own = _denoiser_weights(checkpoint, path), model.denoiser.state_dict(keep_vars=True)
     found = differences(model, checkpoint["recipe"])
     new_classes = bool(model.classes) and not same_labels(labels, checkpoint.get("labels"))
-    if new_classes and not any(name.startswith(LABELS) for name in own):
-        raise ValueError(
-            f"the classes of the data must be those of pretrained {path}, {describe(checkpoint['labels'])}, got "
-            f"{describe(labels)}, as {type(model.network).__name__} has no {LABELS}* to start from new values: train "
-            "without model.pretrained"
-        )
     shared = {n: w for n, w in loaded.items() if n in own and not (new_classes and n.startswith(LABELS))}
     other_shapes = any(weight.shape != own[name].shape for name, weight in shared.items())
     incompatible = [difference for difference in found if _is_incompatible(difference, other_shapes)]
@@ -61,7 +55,8 @@ def load_pretrained(model: DiffusionModel, path: str | Path, labels: Mapping[str
     lines = [f"loaded {len(shared)} of {len(own)} weights from {path}", *_report_lines(loaded, own, found)]
     if new_classes:
         there, here = describe(checkpoint["labels"]), describe(labels)
-        lines.append(f"the classes are {here}, but {there} in the checkpoint: label embeddings start from new values")
+        start = "start from new values" if any(name.startswith(LABELS) for name in own) else "keep their values"
+        lines.append(f"the classes are {here}, but {there} in the checkpoint: label embeddings {start}")
     for line in lines:
         rank_zero_info(f"pretrained: {line}")
 

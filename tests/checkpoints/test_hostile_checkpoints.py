@@ -4,6 +4,7 @@ import pickle
 import resource
 import threading
 import zipfile
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -209,6 +210,47 @@ def test_the_limit_accepts_networks_of_the_file_s_size_and_counts_its_own_thread
             other.start()
             other.join()
     DiT(dim=128, depth=4, heads=8)  # outside of it nothing is counted
+
+
+class Masked(torch.nn.Module):
+    """Network of a package of the user: a mask with infinities, and a frozen part that is not saved."""
+
+    channels = 1
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 1)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+        self.register_buffer("table", torch.zeros(2**23), persistent=False)
+
+    def grid(self, size):
+        return size
+
+    def forward(self, x, t, labels=None):
+        return self.conv(x)
+
+
+def test_classes_of_other_packages_may_have_more_weights_than_the_file_and_infinite_buffers(tmp_path):
+    built, file = AsyncDiffusion(Masked(), image_size=8), tmp_path / "a.ckpt"
+    checkpoint = {"state_dict": built.state_dict(), "pytorch-lightning_version": "2.6.0"}
+    built.on_save_checkpoint(checkpoint)
+    for broken in (False, True):
+        if broken:
+            checkpoint["state_dict"]["denoiser.network.conv.weight"].fill_(torch.inf)
+        torch.save(checkpoint, file)
+        for read in (DiffusionModel.load, AsyncDiffusion.load_from_checkpoint):
+            with pytest.raises(ValueError, match=r"conv\.weight must hold") if broken else nullcontext():
+                loaded = read(file, allow=("asyncdiff", Masked.__module__))
+                assert loaded.denoiser.network.mask.isneginf().sum() == 6
+
+
+def test_hooks_of_the_limit_are_registered_once():
+    """PyTorch iterates over them in every thread that builds a module, so adding and removing some would break that."""
+    with limited_to({}, "a.ckpt"):
+        during = dict(torch.nn.modules.module._global_parameter_registration_hooks)
+        with limited_to({}, "b.ckpt"):
+            small_dit()
+    assert dict(torch.nn.modules.module._global_parameter_registration_hooks) == during
 
 
 @pytest.mark.parametrize("layers", [10**8, 10**5], ids=["endless", "many"])

@@ -46,6 +46,15 @@ def test_one_value_that_is_not_finite_is_found(dtype, value):
         refuse(w=weights.T)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, torch.float8_e5m2], ids=str)
+def test_buffers_may_be_infinite_but_not_nan(dtype):
+    mask = torch.tensor([-torch.inf, 0.0, torch.inf]).to(dtype)
+    check_tensors({"w": mask}, "a.ckpt", "use another", buffers={"w"})
+    mask[1] = torch.nan
+    with pytest.raises(ValueError, match=r"^w must hold finite numbers"):
+        check_tensors({"w": mask}, "a.ckpt", "use another", buffers={"w"})
+
+
 @pytest.mark.parametrize("dtype", SMALL_FLOATS, ids=str)
 def test_one_byte_that_is_not_a_number_is_found(dtype):
     weights = torch.ones(6).to(dtype)
@@ -120,7 +129,7 @@ def broken(digits_run, tmp_path):
     return copy
 
 
-REFUSED = r"^(ema\.[\d.]+\.)?denoiser\.network\.head\.weight must hold finite numbers, got NaN or infinity in 1 of its "
+REFUSED = r"^(ema\.[\d.]+\.)?(denoiser\.)?network\.head\.weight must hold finite numbers, got NaN or infinity in 1 of its "
 READERS = {
     "load": DiffusionModel.load,
     "load_from_checkpoint": AsyncDiffusion.load_from_checkpoint,
@@ -187,7 +196,7 @@ def test_an_export_with_weights_that_are_not_finite_is_neither_written_nor_read(
     assert not (tmp_path / "shared").exists()
     monkeypatch.setattr(save, "check_tensors", lambda *_: None)  # as another program would write it
     write_export(tmp_path / "shared", weights, config, "card")
-    with pytest.raises(ValueError, match=r"head\.weight must .*: export another checkpoint, or download the export"):
+    with pytest.raises(ValueError, match=r"head\.weight must .*: use another checkpoint, or other weights"):
         AsyncDiffusion.from_pretrained(tmp_path / "shared")
 
 

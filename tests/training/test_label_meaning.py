@@ -15,7 +15,7 @@ from asyncdiff.checkpoints.label_meaning import label_fingerprint, same_labels
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.latents.cache import Settings, cache
 from asyncdiff.latents.codec import Identity
-from asyncdiff.training import OptimizerSettings
+from asyncdiff.training import OptimizerSettings, warm_start
 from datamodules import Crops, Digits, EdmZip, HuggingFace, ImageFolder, ImageNet, LatentCache
 from datamodules.base import InMemoryImages
 from datamodules.storage.imagenet_classes import SORTED
@@ -65,7 +65,9 @@ def test_fingerprints_tell_names_and_their_order_apart():
     assert same_labels(known[0], None)
     assert same_labels(None, known[0])
     assert known[0] == {"classes": 2, "sha256": known[0]["sha256"], "first": ANIMALS}
-    odd = label_fingerprint(["\x1b[31m", "\udcff", "x" * 1000])
+    composed, decomposed = "caf\u00e9", "cafe\u0301"  # as Linux and macOS may list the same folder
+    assert same_labels(label_fingerprint([composed]), label_fingerprint([decomposed]))
+    odd = label_fingerprint(["\x1b[31m", "\udcff", "\ud800", "x" * 1000])
     assert json.dumps(odd).isascii()
     assert all(name.isprintable() and len(name) <= 24 for name in odd["first"])
 
@@ -130,6 +132,18 @@ def test_fine_tuning_on_other_classes_starts_new_label_embeddings(names, taken_o
     assert len(lines) == (not taken_over)
     assert f"loaded {len(start) - (not taken_over)} of {len(start)} weights" in caplog.text
     assert tuned.labels == label_fingerprint(names)
+
+
+def test_fine_tuning_a_network_with_other_names_keeps_its_label_embeddings(animals, tmp_path, caplog, monkeypatch):
+    """Of a network of another package nobody knows which weights belong to the classes; a line says what happens."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(warm_start, "LABELS", "network.class_table.")
+    tuned = model(pretrained=str(animals))
+    trainer(tmp_path).fit(tuned, datamodule=data(tmp_path / "new", THINGS))
+    start = AsyncDiffusion.load_from_checkpoint(animals).network.label_embedding.table.weight
+    assert torch.allclose(tuned.network.label_embedding.table.weight, start, atol=1e-6)
+    assert "the classes are chair, table (2 classes" in caplog.text
+    assert "in the checkpoint: label embeddings keep their values" in caplog.text
 
 
 def test_exports_and_evaluations_compare_classes(animals, tmp_path, capfd):

@@ -39,7 +39,8 @@ def write_export(
     """
     from safetensors.torch import save
 
-    check_tensors(tensors, folder, "export another checkpoint")
+    # Which of them are buffers, that may be infinite, was known when the model was loaded.
+    check_tensors(tensors, folder, "export another checkpoint", buffers=tensors)
     weights: dict[str, Tensor] = {}
     stored: set[int] = set()
     for name, tensor in tensors.items():

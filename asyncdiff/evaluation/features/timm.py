@@ -132,5 +132,6 @@ def _create_network(model: str, state: dict[str, Tensor] | None, pretrained: boo
                 f"timm cannot download the weights of {model}: {line}; pass a local file as weights"
             ) from error
         raise ValueError(f"weights or size do not fit timm's {model}: {line}") from error
-    check_tensors(network.state_dict(), f"the weights of {model}", "pass another file as weights")
+    source, buffers = f"the weights of {model}", dict(network.named_buffers())
+    check_tensors(network.state_dict(), source, "pass another file as weights", buffers=buffers)
     return network
