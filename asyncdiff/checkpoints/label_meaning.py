@@ -11,12 +11,12 @@ from asyncdiff.foreign_text import visible
 SHOWN, LENGTH = 3, 24  # number of names that a fingerprint shows, and of characters of each
 
 
-def label_fingerprint(names: Sequence[str] | None) -> dict[str, Any] | None:
-    """Return a dict that identifies the meaning of labels; None if the classes have no names.
+def label_fingerprint(names: Any) -> dict[str, Any] | None:
+    """Return a dict that identifies the meaning of labels; None unless `names` is a list of names.
 
     Keys: classes (their number), sha256 (of all names in the order of the labels) and first (some names for messages).
     """
-    if not names:
+    if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
         return None
     # File systems spell letters with accents differently; names of files may be invalid Unicode.
     encoded = (unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass") for name in names)

@@ -10,6 +10,7 @@ from asyncdiff.model import DiffusionModel
 from asyncdiff.noise.level_samplers import LevelSampler
 from asyncdiff.noise.paths import check_path
 from asyncdiff.sampling.samplers import Sampler
+from datamodules.base import ImageDataModule, Split
 
 MAX_SIDE = 65_535  # the longest side of a JPEG file
 IMAGES_PER_STEP = 4  # images that exist at the same time in a training step: clean, noise, noisy, predicted
@@ -40,13 +41,15 @@ def check_image_size(model: DiffusionModel) -> None:
 
 
 def check_batches(model: DiffusionModel, data: Any) -> None:
-    """Raise ValueError if the images of one batch of the data would not fit into memory."""
+    """Raise ValueError if the images of one batch of the data would not fit into memory; other data is not asked."""
+    if not isinstance(data, ImageDataModule):
+        return
     one, free = math.prod(model.shape) * BYTES, available_memory()
-    for name, split in (("batch_size", "train"), ("eval_batch_size", "val")):
-        size = getattr(data, name, None)
-        if isinstance(size, int) and hasattr(data, "dataset"):
-            needed = min(size, len(data.dataset(split))) * one
-            check_memory(f"data.{name}", size, needed, f"use at most {free // one}", available=free)
+    splits: dict[str, Split] = {"batch_size": "train", "eval_batch_size": "val"}
+    for name, split in splits.items():
+        size = getattr(data, name)
+        needed = min(size, len(data.dataset(split))) * one
+        check_memory(f"data.{name}", size, needed, f"use at most {free // one}", available=free)
 
 
 def check_training(model: DiffusionModel, levels: LevelSampler, weighting: Weighting, level_values: int) -> None:
