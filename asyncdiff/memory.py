@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+# Memory that counts as used by a container, although the system gives it up when asked.
+RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
 # Folder, limit and use of the memory of a container, for the two versions of Linux's control groups.
 CONTAINERS = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
@@ -14,11 +16,11 @@ CONTAINERS = (
 def available_memory() -> int:
     """Return how many bytes can be allocated without swapping: those of the machine, or of the container if fewer.
 
-    Where the system does not say (outside Linux), half of the physical memory.
+    Where the system does not say (outside Linux), the physical memory.
     """
     free = _available_on_linux()
     if free is None:
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder, limit, used in CONTAINERS:
         try:
             left = int((folder / limit).read_text()) - int((folder / used).read_text())
@@ -63,6 +65,6 @@ def _available_on_linux() -> int | None:
 
 
 def _cached(folder: Path) -> int:
-    """Return the bytes of cached files, which count as used although the system gives them up when asked."""
+    """Return the bytes of cached files and the like."""
     fields = [line.split() for line in (folder / "memory.stat").read_text().splitlines()]
-    return next((int(count) for name, count in fields if name == "inactive_file"), 0)
+    return sum(int(count) for name, count in fields if name in RECLAIMABLE)

@@ -57,12 +57,12 @@ def _remove_stale(folder: Path, name: str) -> None:
     pattern = re.compile(rf"\.{name}\.{re.escape(socket.gethostname())}\.(\d+)(\.[0-9a-f]+)?\.tmp")
     with contextlib.suppress(OSError):  # a failed cleanup must not fail the write, and another process may clean up
         for entry in os.listdir(folder):
-            if (match := pattern.fullmatch(entry)) and _is_stale(folder / entry, int(match[1]), locked=bool(match[2])):
-                (folder / entry).unlink(missing_ok=True)
+            if match := pattern.fullmatch(entry):
+                _remove_if_stale(folder / entry, int(match[1]), locked=bool(match[2]))
 
 
 def _create_locked(file: Path) -> BinaryIO:
-    """Create a file that `_is_stale` knows to be in use; the kernel frees its lock when the process ends."""
+    """Create a file that `_remove_if_stale` leaves; the kernel frees its lock when the process ends."""
     while True:
         stream = file.open("xb")
         with contextlib.suppress(OSError):  # a file system without locks
@@ -72,18 +72,20 @@ def _create_locked(file: Path) -> BinaryIO:
         stream.close()
 
 
-def _is_stale(file: Path, process: int, *, locked: bool) -> bool:
-    """Return whether the process that was writing a file is dead; earlier versions did not lock it."""
+def _remove_if_stale(file: Path, process: int, *, locked: bool) -> None:
+    """Remove a file if the process that was writing it is dead; earlier versions did not lock it."""
     if locked:
         try:
             with file.open("r+b") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True  # the process number may have been given to another process since
+                file.unlink(missing_ok=True)  # before another process that has just created it can lock it
+            return  # whether or not the process number has been given to another process since
         except BlockingIOError:
-            return False
+            return
         except OSError:  # a file system without locks
             pass
-    return not _is_alive(process)
+    if not _is_alive(process):
+        file.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:

@@ -6,6 +6,7 @@ import random
 import socket
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +177,21 @@ def test_a_temporary_file_is_removed_as_soon_as_nobody_writes_it(tmp_path):
         remove_stale(tmp_path)
     assert (tmp_path / "card.json").read_bytes() == b"outer"
     assert {*tmp_path.iterdir()} == {tmp_path / "card.json", far}
+
+
+def test_stale_files_are_locked_while_they_are_removed(tmp_path, monkeypatch):
+    """Otherwise a process that has just created one may lock it in between, and write into a file that is gone."""
+    left, removed = tmp_path / f".a.{socket.gethostname()}.{os.getpid()}.0123abcd.tmp", []
+    left.touch()
+
+    def unlink(file, missing_ok):
+        with file.open("r+b") as stream, pytest.raises(BlockingIOError):
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        removed.append(file)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    remove_stale(tmp_path)
+    assert removed == [left]
 
 
 def test_a_file_that_is_removed_before_it_is_locked_is_created_again(tmp_path, monkeypatch):
