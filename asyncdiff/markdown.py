@@ -43,7 +43,7 @@ def bold(text: object, limit: int = LIMIT) -> Markdown:
 def code(text: object, limit: int = LIMIT) -> Markdown:
     """Return text as code; as plain text if it contains what code cannot show in a table, | or a backtick."""
     shown = visible(text, limit).strip()
-    return escape(shown) if not shown or set("|`") & set(shown) else Markdown(f"`{shown}`")
+    return escape(shown, limit) if not shown or set("|`") & set(shown) else Markdown(f"`{shown}`")
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Markdown:

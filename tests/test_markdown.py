@@ -77,6 +77,7 @@ def test_text_is_escaped_once():
     assert escape(escape("a*b")) == escape("a*b") == "a\\*b"
     assert markdown_table(["*"], [[Markdown("**1**")]]) == "| \\* |\n|---|\n| **1** |"
     assert code("a`b") == "a\\`b"
+    assert len(code("|" * 1000, 1000)) == 2000
     assert code("f(x=[1, 2], y='<z>')") == "`f(x=[1, 2], y='<z>')`"
 
 

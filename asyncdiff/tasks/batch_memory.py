@@ -39,7 +39,8 @@ def check_batches(task: Task, model: Model, requests: Sequence[Request], batch_s
 def _check_batch(space: PixelSpace, size: tuple[int, int], count: int) -> None:
     from asyncdiff.tasks.measured_cost import measure_network  # imported late: few batches are so large
 
-    network, available = measure_network(space.model), available_on(device_of(space.model.denoiser))
+    available = available_on(device_of(space.model.denoiser))
+    network = measure_network(space.model, largest=math.prod(space.encoded_size(size)), repeated=0)
 
     def needed(images: int, height: int, width: int) -> int:
         pixels = images * height * width * space.bytes_per_pixel

@@ -1,5 +1,6 @@
 """Measure what one evaluation of a model costs on its device, at a few sizes that are cheap."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from asyncdiff.tasks.drawing_cost import EvaluationCost, Measurement
 FACTORS = (0.25, 0.5, 1, 2, 4, 8, 16)  # sides of the measured images, relative to the model's
 ENOUGH = 3  # measurements that determine how the costs grow
 CHEAP, EXPENSIVE = 0.1, 2.0  # seconds of an evaluation that end the measurements: after `ENOUGH` of them, and always
-REPEATED = 0.15  # seconds during which an evaluation is repeated
+REPEATED = 0.15  # seconds during which an evaluation is repeated, for a precise duration
 # Functions that count floating-point operations; the table lacks attention on a CPU, which takes as many as on a GPU.
 OPERATIONS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
@@ -29,8 +30,17 @@ OPERATIONS = flop_registry | {
 Size = tuple[int, int]
 
 
-def measure_network(model: Model) -> EvaluationCost:
-    """Measure an evaluation of the network, in which every patch has its own level."""
+def measure_network(model: Model, *, largest: float = math.inf, repeated: float = REPEATED) -> EvaluationCost:
+    """Measure an evaluation of the network, in which every patch has its own level.
+
+    Args:
+        model: model of the network.
+        largest: number of latents, or pixels, of the largest image that is of interest.
+        repeated: seconds during which an evaluation is repeated; 0 measures its memory, and its duration roughly.
+
+    Returns:
+        The cost of an evaluation for images of any size.
+    """
     device = device_of(model.denoiser)
 
     def prepare(size: Size) -> Callable[[], Any]:
@@ -40,7 +50,7 @@ def measure_network(model: Model) -> EvaluationCost:
         return lambda: model.denoiser(x_t, t[: gh * gw].reshape(1, gh, gw))
 
     with evaluation_mode(model.denoiser):
-        return _measure(prepare, model)
+        return _measure(prepare, model, largest, repeated)
 
 
 def measure_decoder(model: Model) -> EvaluationCost:
@@ -80,13 +90,17 @@ def count_evaluations(model: Model) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def _measure(prepare: Callable[[Size], Callable[[], Any]], model: Model) -> EvaluationCost:
+def _measure(
+    prepare: Callable[[Size], Callable[[], Any]], model: Model, largest: float = math.inf, repeated: float = REPEATED
+) -> EvaluationCost:
     """Measure functions that are prepared for images of increasing size, as long as they are cheap."""
     measurements: list[Measurement] = []
     for size in measured_sizes(model):
+        if measurements and size[0] * size[1] > largest:
+            break
         evaluate = prepare(size)
         work, memory = _count(evaluate)
-        seconds = _time(evaluate)
+        seconds = _time(evaluate, repeated)
         measurements.append(Measurement(size[0] * size[1], seconds, work, memory))
         if seconds > (CHEAP if len(measurements) >= ENOUGH and size >= model.shape[1:] else EXPENSIVE):
             break
@@ -100,10 +114,10 @@ def _count(evaluate: Callable[[], Any]) -> tuple[float, float]:
     return counter.operations, counter.peak
 
 
-def _time(evaluate: Callable[[], Any]) -> float:
-    """Return the seconds of an evaluation, the median of several."""
+def _time(evaluate: Callable[[], Any], repeated: float) -> float:
+    """Return the seconds of an evaluation, the median of those within `repeated` seconds."""
     durations: list[float] = []
-    while sum(durations) < REPEATED:
+    while not durations or sum(durations) < repeated:
         started = time.perf_counter()
         evaluate()
         if torch.cuda.is_available():

@@ -125,7 +125,7 @@ def test_batches_and_results_are_compared_with_memory(model):
 def test_batches_are_compared_with_the_memory_of_the_network(model, monkeypatch):
     """Here a network that takes 1000 bytes per pixel, on top of 16; the values that are named fit, the next do not."""
     cost = EvaluationCost([Measurement(64, 0.1, 1, 64e3), Measurement(256, 0.4, 4, 256e3)])
-    monkeypatch.setattr("asyncdiff.tasks.measured_cost.measure_network", lambda model: cost)
+    monkeypatch.setattr("asyncdiff.tasks.measured_cost.measure_network", lambda model, **options: cost)
     monkeypatch.setattr("asyncdiff.tasks.batch_memory.available_on", lambda device: AVAILABLE)
     pixels = AVAILABLE // 1016
     side = int(pixels**0.5) // 2 * 2
