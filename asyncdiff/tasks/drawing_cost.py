@@ -86,8 +86,10 @@ class DrawingCost:
         patch: (height, width) in pixels of a patch of the level map.
         factor: number of pixels per latent along each side; 1 without a codec.
         steps: number of sampling steps of an image of the window's size.
-        grows: whether the sampler takes more steps for larger images; the worst case is assumed, a step per patch.
+        grows: whether the sampler takes more evaluations for larger images; the worst case is assumed, as many more as
+            there are patches more.
         evaluations: evaluations of the network per image and step.
+        ordered_evaluations: the same if patches are drawn one after the other.
         class_guidance: factor by which classifier-free guidance multiplies them.
         input_guidance: factor by which guidance by the known pixels multiplies them.
         pixel: seconds to encode one pixel.
@@ -102,6 +104,7 @@ class DrawingCost:
     steps: int
     grows: bool = False
     evaluations: float = 1.0
+    ordered_evaluations: float = 1.0
     class_guidance: float = 1.0
     input_guidance: float = 1.0
     pixel: float = 0.0
@@ -113,6 +116,7 @@ class DrawingCost:
         *,
         images: int = 1,
         steps: int | None = None,
+        ordered: bool = False,
         guidance: float = 1.0,
         gif: bool = False,
     ) -> Estimate:
@@ -122,13 +126,15 @@ class DrawingCost:
             size: (height, width) in pixels.
             images: number of images.
             steps: number of sampling steps; None for the sampler's.
+            ordered: whether patches are drawn one after the other.
             guidance: factor by which guidance multiplies the evaluations.
             gif: whether a GIF is written.
         """
         area, taken = self._area(size), float(self.steps if steps is None else steps)
-        if steps is None and self.grows:
+        if self.grows and not ordered:
             taken *= max(1.0, area / self._area(self.window))
-        seconds = guidance * self.evaluations * taken * self.network.seconds(area, images)
+        evaluations = self.ordered_evaluations if ordered else self.evaluations
+        seconds = guidance * evaluations * taken * self.network.seconds(area, images)
         return self._with_files(size, images, taken, gif, seconds, self.network.memory(area, images), together=images)
 
     def in_windows(

@@ -1,5 +1,6 @@
 """Draw requests in the drawing process, and what it reports: previews, results and errors."""
 
+import re
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ PREVIEW_INTERVAL = 0.1  # minimum seconds between previews
 # Minimum time between previews as a multiple of a preview's duration, which may include decoding latents.
 PREVIEW_COST = 4
 PREVIEW_SIDE = 512  # maximum side of a preview; larger images are reduced
+ABSOLUTE = re.compile(r"""(?<![^\s"'(=])/\S*/""")  # folders of an absolute path
 
 
 @runtime_checkable
@@ -131,18 +133,24 @@ def draw(plan: Plan, request: DrawRequest, folder: Path, stopping: Callable[[], 
                     yield preview
         files = [drawing.folder / f"{request.name}.png" for request in drawing.requests]
         seconds = time.monotonic() - started
+        notes = [without_folders(note, folder) for note in notes]
         yield Result(files, drawing.movie, command, drawing.record_file, notes, seconds)
     except (ValueError, OSError) as error:
-        yield Failure(message_for_visitors(error))
+        yield Failure(message_for_visitors(error, folder))
     except Exception as error:  # a bug: the process continues with the next job
         traceback.print_exc()
         yield Failure(f"{type(error).__name__}: see the server's terminal for details")
 
 
-def message_for_visitors(error: ValueError | OSError) -> str:
-    """Return an error in one line, without the server's folders, which errors of the system name."""
+def message_for_visitors(error: ValueError | OSError, folder: Path) -> str:
+    """Return an error in one line, without the server's folders."""
     reason = getattr(error, "strerror", None)
-    return f"the server cannot write the images: {reason}" if reason else " ".join(str(error).split())
+    return f"the server cannot write the images: {reason}" if reason else without_folders(str(error), folder)
+
+
+def without_folders(text: str, folder: Path) -> str:
+    """Return text in one line with the names alone of files in a folder, and of those with an absolute path."""
+    return ABSOLUTE.sub("", " ".join(text.split()).replace(f"{folder}/", ""))
 
 
 def _sample(drawing: Drawing) -> Iterator[Preview | None]:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -74,13 +73,13 @@ class DrawingProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             child.close()
 
-    def draw(self, number: int, request: "DrawRequest", folder: Path) -> None:
-        """Begin to draw a request; reports follow. An ended process is noticed when receiving."""
-        self._send(("draw", number, request, folder))
+    def draw(self, request: "DrawRequest", folder: Path) -> None:
+        """Begin to draw a request after the last report on the one before. An ended process is noticed later."""
+        self._send((request, folder))
 
-    def stop(self, number: int) -> None:
+    def stop(self) -> None:
         """Ask the process to stop drawing before its next step."""
-        self._send(("stop", number, None, None))
+        self._send(None)
 
     def receive(self, seconds: float) -> Any:
         """Return the next message, or None if there is none within `seconds`; raise EOFError if the process ended."""
@@ -102,7 +101,7 @@ class DrawingProcess:
         code = self._process.exitcode
         return f"ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, message: Any) -> None:
         with suppress(OSError):  # of a process that has ended
             self._connection.send_bytes(pickle.dumps(message))
 
@@ -147,34 +146,34 @@ def answer_requests(
             send(CannotOpen(" ".join(str(error).split())))
             return
         send(Opened(facts))
-        for number, request, folder in inbox:
-            for report in draw(plan, request, folder, partial(inbox.is_stopped, number)):
-                send((number, report))
+        for request, folder in inbox:
+            for report in draw(plan, request, folder, inbox.stopping.is_set):
+                send(report)
 
 
 class _Inbox:
-    """Messages from the server, received in a thread of its own; iterate over the requests."""
+    """Messages from the server, received in a thread of its own; iterate over the requests.
+
+    Attributes:
+        stopping: event that is set while the last request must not be continued.
+    """
 
     def __init__(self, connection: Connection, gone: Callable[[], None]):
-        self._stopped = -1  # number of the last request that must not be continued
+        self.stopping = threading.Event()
         self._requests: SimpleQueue[Any] = SimpleQueue()
         threading.Thread(target=self._listen, args=(connection, gone), daemon=True).start()
 
-    def __iter__(self) -> Iterator[tuple[int, "DrawRequest", Path]]:
+    def __iter__(self) -> Iterator[tuple["DrawRequest", Path]]:
         return iter(self._requests.get, None)
-
-    def is_stopped(self, number: int) -> bool:
-        """Return whether a request must not be continued."""
-        return number <= self._stopped
 
     def _listen(self, connection: Connection, gone: Callable[[], None]) -> None:
         try:
             while True:
-                kind, number, *rest = _receive(connection)
-                if kind == "draw":
-                    self._requests.put((number, *rest))
+                if (request := _receive(connection)) is None:
+                    self.stopping.set()
                 else:
-                    self._stopped = number
+                    self.stopping.clear()
+                    self._requests.put(request)
         except (EOFError, OSError):
             self._requests.put(None)
             gone()

@@ -92,7 +92,7 @@ def result_html(result: Result, job: Job) -> str:
 
 def notes_html(notes: Sequence[str]) -> str:
     """Format notes on how a photo was changed, such as resizing, one per line."""
-    return "".join(f'<div class="note">{escape(_without_folders(note))}</div>' for note in notes)
+    return "".join(f'<div class="note">{escape(note)}</div>' for note in notes)
 
 
 def _pairs(preview: Preview) -> str:
@@ -153,10 +153,3 @@ def _status(state: str, text: str, more: str = "") -> str:
 
 def _url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _without_folders(note: str) -> str:
-    """Shorten "FOLDER/FILE:" in a note to "FILE:": visitors should not see the server's folders."""
-    return " ".join(
-        Path(word.rstrip(":")).name + ":" if word.endswith(":") and "/" in word else word for word in note.split(" ")
-    )

@@ -95,7 +95,6 @@ class JobQueue:
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._process: DrawingProcess | None = None
-        self._number = 0  # of the last job
         self._supervisor = threading.Thread(target=self._supervise, name="job queue", daemon=True)
 
     def open(self) -> Any:
@@ -151,7 +150,7 @@ class JobQueue:
         """Cancel a waiting job immediately, or stop a running one within a second."""
         job.stopping = True
         with self._changed:
-            if job in self._jobs[1:]:
+            if job in self._jobs and job.status == "waiting":
                 self._jobs.remove(job)
                 job.end("stopped")
 
@@ -182,28 +181,27 @@ class JobQueue:
         if self._process is None or self._has_ended(self._process):
             self._process = None
             return
-        if job.stopping:
-            self._finish(job, "stopped")
-            return
-        folder = None
+        with self._changed:
+            if job not in self._jobs:  # it has been stopped
+                return
+            job.status = "drawing"
         try:
             folder = self._make_folder()
-            self._follow(job, self._process, folder)
         except OSError as error:
-            self._finish(job, "failed", message_for_visitors(error))
-        if folder is not None and job.status != "done":
+            self._finish(job, "failed", message_for_visitors(error, self.root))
+            return
+        self._follow(job, self._process, folder)
+        if job.status != "done":
             shutil.rmtree(folder, ignore_errors=True)
 
     def _follow(self, job: Job, process: DrawingProcess, folder: Path) -> None:
         """Let the process draw, and follow its reports until the job has ended."""
-        self._number += 1
-        process.draw(self._number, job.request, folder)
+        process.draw(job.request, folder)
         started, asked, longest = time.monotonic(), 0.0, PATIENCE * self.limits.seconds
-        job.status = "drawing"
         while not self._closed.is_set():
             now = time.monotonic()
             if job.stopping and not asked:
-                process.stop(self._number)
+                process.stop()
                 asked = now
             if asked and now - asked > STOP_SECONDS:
                 self._give_up(process)
@@ -224,7 +222,7 @@ class JobQueue:
                 print(f"warning: the drawing process has ended ({reason}) and is started again", flush=True)
                 self._finish(job, "failed", f"the drawing process has ended ({reason}): choose a smaller size")
                 return
-            if report is not None and self._take(job, report[1]):
+            if report is not None and self._take(job, report):
                 return
 
     def _take(self, job: Job, report: Any) -> bool:

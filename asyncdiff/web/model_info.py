@@ -1,5 +1,6 @@
 """Facts about the model that determine the page's texts and controls."""
 
+from inspect import signature
 from typing import NamedTuple
 
 from jaxtyping import UInt8
@@ -70,7 +71,8 @@ def model_info(model: Model, name: str) -> ModelInfo:
     """Collect the facts about a model."""
     space = PixelSpace(model)
     channels, height, width = space.window
-    steps = getattr(model.sampler, "steps", None)
+    # The number that an option can change: that of an autoregressive sampler follows from its order.
+    steps = getattr(model.sampler, "steps", None) if "steps" in signature(type(model.sampler)).parameters else None
     return ModelInfo(
         visible(name, 100), channels, (height, width), space.patch, model.classes, steps, movie=model.codec is None
     )

@@ -19,7 +19,6 @@ def estimate(request: DrawRequest, cost: DrawingCost) -> Estimate:
     size = requested_size(request) or cost.window
     guidance = cost.class_guidance if request.guidance != 1 and request.label is not None else 1.0
     guidance *= cost.input_guidance if request.input_guidance else 1.0
-    steps = _steps(request, cost)
     larger = any(side > window for side, window in zip(size, cost.window, strict=True))
     if request.kind == "texture" or (request.kind == "extend" and larger):
         return cost.in_windows(
@@ -31,7 +30,14 @@ def estimate(request: DrawRequest, cost: DrawingCost) -> Estimate:
             guidance=guidance,
             gif=request.movie,
         )
-    return cost.together(size, images=request.count, steps=steps, guidance=guidance, gif=request.movie)
+    return cost.together(
+        size,
+        images=request.count,
+        steps=_steps(request, cost),
+        ordered=request.ordered,
+        guidance=guidance,
+        gif=request.movie,
+    )
 
 
 def check_cost(request: DrawRequest, cost: DrawingCost, limits: Limits) -> Estimate:

@@ -1,5 +1,6 @@
 """Bounds on what is sent to the page: the size of a message, and of all uploaded files together."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from asyncdiff.web.limits import Limits
@@ -43,7 +44,12 @@ class UploadLimits:
         await self.app(scope, receive, send)
 
     def _stored(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        """Return the total size of the files, which other threads delete as soon as they are read."""
+        total = 0
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
 
 
 async def _skip(receive: ASGICallable) -> None:

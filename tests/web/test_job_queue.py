@@ -312,6 +312,41 @@ def test_errors_of_the_system_do_not_show_its_folders(tmp_path):
             assert job.error == f"the server cannot write the images: {reason}"
 
 
+def test_errors_and_notes_do_not_show_the_folders_of_the_server(tmp_path):
+    def plan(request, folder):
+        if request.seed == 0:
+            raise OSError(f"cannot write {folder}/pictures/a.png: it is not of /home/me/runs/last.ckpt")
+        warn(f"{folder}/photo.png: cropped 1/2 and 3/4/5")
+        return FakeDrawing(folder), "line"
+
+    with queue_of(plan, tmp_path / "a folder") as queue:
+        broken, noted = queue.submit(DrawRequest()), queue.submit(DrawRequest(seed=1))
+        assert noted.wait(30)
+        assert broken.error == "cannot write pictures/a.png: it is not of last.ckpt"
+        assert noted.result.notes == ["photo.png: cropped 1/2 and 3/4/5"]
+
+
+def test_a_job_that_waits_for_the_process_to_load_is_cancelled_at_once(tmp_path):
+    plan, may_load = FakePlan(gate=None), threading.Event()
+
+    def start(first):
+        assert first or may_load.wait(30)
+        return ThreadProcess(plan)
+
+    queue = JobQueue(start, tmp_path)
+    queue.open()
+    queue._process.kill()
+    jobs = [queue.submit(DrawRequest(seed=seed)) for seed in range(3)]
+    until(lambda: queue.restarting)
+    for job in jobs[:2]:
+        queue.stop(job)
+        assert (job.ended, job.status) == (True, "stopped")
+    may_load.set()
+    assert jobs[2].wait(30)
+    queue.close()
+    assert plan.seeds == [2]
+
+
 def test_closing_stops_running_and_waiting_jobs(tmp_path):
     plan = FakePlan(count=1000, pause=0.01)
     with queue_of(plan, tmp_path) as queue:

@@ -1,17 +1,28 @@
 """Loading the model in the drawing process: with the options of the command, and the packages that it trusts."""
 
 import shlex
+from dataclasses import replace
 from functools import partial
 
 import pytest
+import torch
 from small_run import small_run
+from small_runs import small_dit
 
+from asyncdiff import DiffusionModel
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.serve import _build_options
-from asyncdiff.cli.jobs.serve import Opening
+from asyncdiff.cli.jobs.serve import Opening, measure_cost
+from asyncdiff.noise import Raster
+from asyncdiff.sampling import Adaptive, Autoregressive, Heun, RePaint, Sampler, Sequential, Tolerance
+from asyncdiff.tasks.drawing_cost import PREVIEWS, EvaluationCost, Measurement
+from asyncdiff.tasks.measured_cost import count_evaluations
 from asyncdiff.web.draw_request import DrawRequest
 from asyncdiff.web.limits import Limits
+from asyncdiff.web.model_info import model_info
 from asyncdiff.web.request_cost import check_cost, estimate
+
+FLAT = EvaluationCost([Measurement(128, 1.0, 1.0, 1.0)])  # a second for an image of 16x8 pixels
 
 
 def opening(run, *options, trusted=()):
@@ -42,6 +53,40 @@ def test_user_errors_are_one_line(options, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error, opening(small_run(tmp_path), *options)(False):
         pass
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler(solver=Heun(), steps=4),
+        Autoregressive(steps_per_patch=1),
+        Adaptive(Sequential(), steps=2),
+        Adaptive(Tolerance(), steps=4),
+        RePaint(steps=12, jump=4, resamples=3, hold=True),
+    ],
+    ids=lambda sampler: type(getattr(sampler, "step_rule", sampler)).__name__,
+)
+def test_the_evaluations_of_every_sampler_are_counted(sampler, monkeypatch):
+    """Whether their number depends on steps, on patches or on guidance; here for an image of twice the area."""
+    monkeypatch.setattr("asyncdiff.cli.jobs.serve.measure_network", lambda model: FLAT)
+    model = DiffusionModel.assemble(small_dit(3, 3, uncertainty=True), sampler=sampler, image_size=8)
+    info = model_info(model, "small")
+    cost = measure_cost(model, info)
+    assert (info.steps is None) == isinstance(sampler, Autoregressive)
+    image, known = torch.zeros(3, 16, 8), torch.zeros(16, 8, dtype=torch.bool)
+    with count_evaluations(model) as counts:
+        model.inpaint(image, known)
+    assert sum(counts) == pytest.approx(evaluations(cost, info.steps), rel=0.1)
+    ordered = Autoregressive(Raster(), solver=sampler.solver, steps_per_patch=2)
+    with count_evaluations(model) as counts:
+        model.inpaint(image, known, sampler=ordered)
+    estimated = evaluations(cost, ordered.num_steps((8, 4)), ordered=True)
+    assert 0.7 * estimated < sum(counts) <= estimated  # the last step of a patch may take one evaluation less
+    assert (cost.class_guidance, cost.input_guidance) == (2.0, 2.0)
+
+
+def evaluations(cost, steps, **options):
+    return replace(cost, pixel=0.0).together((16, 8), steps=steps, **options).seconds / PREVIEWS
 
 
 def test_a_model_is_measured_and_its_largest_picture_refused(tmp_path):

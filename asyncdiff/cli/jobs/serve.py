@@ -1,32 +1,32 @@
 """Drawing process of the page: load the model, measure what it costs, and turn requests into jobs of the commands."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.image_commands import DrawArguments
-from asyncdiff.cli.commands.shared.options import load_model
+from asyncdiff.cli.commands.shared.options import load_model, with_arguments
 from asyncdiff.cli.errors import user_error_message
 from asyncdiff.cli.jobs.draw import DrawJob, prepare_job
 from asyncdiff.model import DiffusionModel
+from asyncdiff.sampling import Adaptive, ClassifierFree, Guidance, ImageSampler, InputGuidance
 from asyncdiff.tasks.drawing_cost import DrawingCost
 from asyncdiff.tasks.measured_cost import count_evaluations, measure_decoder, measure_network, measured_sizes
-from asyncdiff.tasks.photos import collect_warnings, save_png
+from asyncdiff.tasks.photos import to_pillow
 from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.web.draw_request import DrawRequest, command_argv, shell_command
 from asyncdiff.web.limits import Limits
 from asyncdiff.web.model_info import ModelInfo, PageFacts, model_info
 from asyncdiff.web.uploads import load_examples
 
-MEASURED_STEPS = 4  # sampling steps of the drawings whose evaluations are counted
+MEASURED_STEPS = 4  # maximum number of sampling steps of the images whose evaluations with guidance are counted
 MEASURED_SIDE = 256  # of the image whose encoding is measured
 
 
@@ -98,62 +98,77 @@ class Opening:
     def _facts(self, planner: Planner, examples: str) -> PageFacts:
         PixelSpace(planner.model).check_channels()
         info = model_info(planner.model, self.name)
-        cost = measure_cost(planner, info)
+        cost = measure_cost(planner.model, info)
         return PageFacts(info, load_examples(examples, planner.model, info, self.limits), cost)
 
 
-def measure_cost(planner: Planner, info: ModelInfo) -> DrawingCost:
+def measure_cost(model: DiffusionModel, info: ModelInfo) -> DrawingCost:
     """Measure what drawing costs: evaluations of several sizes, and how many of them a step takes."""
-    model, space = planner.model, PixelSpace(planner.model)
-    with TemporaryDirectory() as folder, collect_warnings():
-        counted = _count_evaluations(planner, info, Path(folder))
-        plain = counted.pop("plain") or 2.0
-        grows = info.steps is None
-        return DrawingCost(
-            network=measure_network(model),
-            codec=None if model.codec is None else measure_decoder(model),
-            window=info.size,
-            patch=info.patch,
-            factor=space.factor,
-            steps=math.ceil(plain / 2) if grows else info.steps or 1,
-            grows=grows,
-            evaluations=2.0 if grows else plain,
-            **{name: max(1.0, (count or 2 * plain) / plain) for name, count in counted.items()},
-            pixel=_time_per_pixel(info.channels, Path(folder)),
-            free=torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else None,
-        )
+    sampler, grows = model.sampler, needs_more_for_larger(model.sampler, info.steps)
+    size = model.shape[1:] if grows else measured_sizes(model)[0]
+    total = _count_evaluations(model, sampler, size) or info.steps or 1
+    quick = with_arguments(sampler, steps=min(info.steps, MEASURED_STEPS)) if info.steps else sampler
+    plain = _count_evaluations(model, quick, size, keep=True)
+
+    def factor(rule: Guidance, label: int | None = None) -> float:
+        """Return the evaluations with a guidance rule, relative to those without it; two if it cannot be used."""
+        others = [other for other in getattr(sampler, "guidance", ()) if not isinstance(other, type(rule))]
+        guided = _count_evaluations(model, quick, size, keep=True, label=label, guidance=[*others, rule])
+        return max(1.0, guided / plain) if guided and plain else 2.0
+
+    return DrawingCost(
+        network=measure_network(model),
+        codec=None if model.codec is None else measure_decoder(model),
+        window=info.size,
+        patch=info.patch,
+        factor=PixelSpace(model).factor,
+        steps=info.steps or total,
+        grows=grows,
+        evaluations=total / (info.steps or total),
+        ordered_evaluations=getattr(getattr(sampler, "solver", None), "evaluations", 1),
+        class_guidance=factor(ClassifierFree(2.0), label=0) if info.classes else 1.0,
+        input_guidance=factor(InputGuidance(1.0)),
+        pixel=_time_per_pixel(info.channels),
+        free=torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else None,
+    )
 
 
-def _count_evaluations(planner: Planner, info: ModelInfo, folder: Path) -> dict[str, float | None]:
-    """Return the evaluations per image and step (or per image, without a number of steps), by kind of guidance."""
-    factor, smallest = PixelSpace(planner.model).factor, measured_sizes(planner.model)[0]
-    height, width = (smallest[0] * factor, smallest[1] * factor) if info.steps else info.size
-    photo = torch.zeros(info.channels, height, width, dtype=torch.uint8)
-    paint = torch.full((height, width), 255, dtype=torch.uint8)
-    paint[: info.patch[0]] = 0
-    steps = MEASURED_STEPS if info.steps else None
-    kinds: dict[str, dict[str, Any]] = {"plain": {}, "input_guidance": {"input_guidance": 1.0}}
-    if info.classes:
-        kinds["class_guidance"] = {"label": 0, "guidance": 2.0}
-    counted: dict[str, float | None] = {}
-    for name, options in kinds.items():
-        (folder / name).mkdir()
-        try:
-            with count_evaluations(planner.model) as counts:
-                request = DrawRequest("fill", photo, paint, steps=steps, movie=False, **options)
-                for _ in planner(request, folder / name)[0].steps():
-                    pass
-            counted[name] = sum(counts) / (steps or 1)
-        except ValueError:  # a sampler that cannot draw this
-            counted[name] = None
-    return counted
+def needs_more_for_larger(sampler: ImageSampler, steps: int | None) -> bool:
+    """Return whether a sampler evaluates the network more often for images of more patches."""
+    if isinstance(sampler, Adaptive):
+        return sampler.step_rule.max_predictions(sampler.steps, 2) > sampler.step_rule.max_predictions(sampler.steps, 1)
+    return steps is None
 
 
-def _time_per_pixel(channels: int, folder: Path) -> float:
+def _count_evaluations(
+    model: DiffusionModel,
+    sampler: ImageSampler,
+    size: Sequence[int],
+    *,
+    keep: bool = False,
+    label: int | None = None,
+    **changes: Any,
+) -> int | None:
+    """Return the evaluations that an image takes, whose upper patches are known with `keep`; None if it is impossible.
+
+    The size is that of the model's space; `changes` are arguments of the sampler.
+    """
+    image, known = torch.zeros(model.shape[0], *size), torch.zeros(*size, dtype=torch.bool)
+    known[: size[0] // model.denoiser.grid((size[0], size[1]))[0]] = keep
+    labels = None if label is None else [label]
+    try:
+        with count_evaluations(model) as counts:
+            model.inpaint(image, known, seeds=[0], labels=labels, sampler=with_arguments(sampler, **changes))
+    except ValueError:  # a sampler that cannot draw this
+        return None
+    return sum(counts)
+
+
+def _time_per_pixel(channels: int) -> float:
     """Return the seconds that encoding takes per pixel of an image, the noisiest."""
     generator = torch.Generator().manual_seed(0)
     size = (channels, MEASURED_SIDE, MEASURED_SIDE)
     pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
     started = time.perf_counter()
-    save_png(pixels, folder / "noise.png")
+    to_pillow(pixels).save(BytesIO(), "PNG")
     return (time.perf_counter() - started) / MEASURED_SIDE**2
