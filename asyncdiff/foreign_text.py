@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable
 
 LIMIT = 300  # characters of one text; longer ones are abbreviated
+MAX_NOTE = 2000  # characters of a line with paths
 BASH = {ord(letter): rf"\{letter}" for letter in "\\'"}  # escapes within $'...'
 NAME_LIMIT = 60  # characters of a file name, at most 4 bytes each of the 255 that file systems allow
 

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from asyncdiff.foreign_text import visible
 from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.noise import masks
 from asyncdiff.noise.masks import Mask
@@ -31,7 +30,6 @@ from asyncdiff.tasks.photos import (
 from asyncdiff.tasks.pixel_space import PixelSpace
 from asyncdiff.tasks.requests import Photo
 
-MAX_NOTE = 1000  # characters of a note: long enough for the paths of a photo and its mask
 BYTES_PER_PIXEL = 4  # and channel, of a photo that is loaded
 
 
@@ -87,7 +85,7 @@ def load_photos(
                 used = f", with the built-in mask {type(mask).__name__}"
             if level_map is not None:
                 known = level_map == 0
-        note = visible(f"{file}: {plan.describe()}{used}", MAX_NOTE)
+        note = f"{file}: {plan.describe()}{used}"
         photos.append(Photo(stem, to_model(fitted), known, level_map, note=note))
     return photos
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from asyncdiff.checks import at_least, check_seeds, finite, within
+from asyncdiff.checks import MAX_SIDE, at_least, check_seeds, finite, within
 from asyncdiff.denoising.weightings import Weighting
 from asyncdiff.memory import available_memory, check_memory
 from asyncdiff.model import DiffusionModel
@@ -12,7 +12,6 @@ from asyncdiff.noise.paths import check_path
 from asyncdiff.sampling.samplers import Sampler
 from datamodules.base import ImageDataModule, Split
 
-MAX_SIDE = 65_535  # the longest side of a JPEG file
 IMAGES_PER_STEP = 4  # images that exist at the same time in a training step: clean, noise, noisy, predicted
 BYTES = 4  # of a 32-bit number
 MAX_LEVEL_VALUES = 2**16  # a network computes that many modulations per step: more than there are patches

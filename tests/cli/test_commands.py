@@ -259,8 +259,8 @@ def test_inpaint_keeps_known_pixels_and_prints_how_the_photo_was_fitted(run, pho
     first, second = Path(run) / "predictions/inpaint", Path(run) / "predictions/inpaint-2"
     printed = capfd.readouterr().out
     files = f"2 images: {first}\ncontact sheet: {first}/sheet.png\n"
-    assert f"{photo}: 8x16 pixels, cropped to its center 8x8\n{files}" in printed
-    assert f"{photo}: 8x16 pixels, unchanged\n1 image: {second}\n" in printed
+    assert f"{photo}: 8x16 pixels, cropped to its center 8x8, with the built-in mask Half\n{files}" in printed
+    assert f"{photo}: 8x16 pixels, unchanged, with the built-in mask Square\n1 image: {second}\n" in printed
     truth = read_photo(Path(photo), 3)[:, :, 4:12]
     for seed in (0, 1):
         image = read_images(first)[f"photo_seed{seed}.png"]
@@ -280,11 +280,12 @@ def test_edit_keeps_black_areas(run, photo):
 
 
 def test_each_photo_warning_is_one_line(run, photo, capfd):
-    Image.fromarray(np.full((8, 16), 90, dtype=np.uint8)).save("mask.png")
-    main(["inpaint", str(run), "--image", photo, "--mask", "mask.png", "--seeds", "0", "--output", "out"])
+    for name, left, right in (("gray", 90, 200), ("black", 0, 0)):
+        Image.fromarray(np.uint8([[left] * 8 + [right] * 8] * 8)).save(f"{name}.png")
+        main(["inpaint", str(run), "--image", photo, "--mask", f"{name}.png", "--seeds", "0", "--output", name])
     lines = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
     assert lines == [
-        "warning: mask.png: 128 of 128 pixels are neither black nor white, thresholded at mid-gray",
+        "warning: gray.png: 128 of 128 pixels are neither black nor white, thresholded at mid-gray",
         "warning: no pixel of photo is known: the results do not depend on it",
     ]
 

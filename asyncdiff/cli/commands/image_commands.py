@@ -18,13 +18,12 @@ from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.commands.shared.command_parser import CommandLine, CommandParser, split_option, underscore_option
 from asyncdiff.cli.commands.shared.options import RUN, SAMPLER, add_model, load_model, parse_integers
 from asyncdiff.cli.commands.shared.runs import find_checkpoint, run_directory_of
-from asyncdiff.foreign_text import visible
+from asyncdiff.foreign_text import MAX_NOTE, visible
 from asyncdiff.tasks.arguments import check_output_folder, parse_size, photo_files
 
 if TYPE_CHECKING:
     from asyncdiff.cli.jobs.draw import DrawJob
 
-MAX_NOTE = 1000  # characters of a line about a photo, whose name may be anything
 # Numbers that are checked before the model is loaded: name, minimum, maximum, remedy.
 RANGES = (
     ("batch_size", 1, MAX_IMAGES, "set the number of images sampled together"),

@@ -18,11 +18,10 @@ from asyncdiff.cli.commands.shared.runs import run_directory_of
 from asyncdiff.cli.jobs.experiment_file import Experiment
 from asyncdiff.evaluation.features.weights import file_sha256
 from asyncdiff.evaluation.result_card import commit, read_card
-from asyncdiff.foreign_text import visible
+from asyncdiff.foreign_text import MAX_NOTE, visible
 from asyncdiff.model import DiffusionModel
 from datamodules.hidden_names import is_hidden
 
-MAX_NOTE = 2000  # characters of a line about a result card
 MODEL_PARTS = ("network", "process", "target", "levels", "weighting", "sampler", "codec")
 
 

@@ -9,13 +9,12 @@ import yaml
 
 from asyncdiff.checkpoints import object_config
 from asyncdiff.cli import trusted_packages
-from asyncdiff.foreign_text import shell_line, visible
+from asyncdiff.foreign_text import MAX_NOTE, shell_line, visible
 from asyncdiff.model import DiffusionModel
 
 if TYPE_CHECKING:
     from asyncdiff.cli.commands.image_commands import DrawArguments
 
-MAX_NOTE = 1000  # characters of a line about a photo, whose name may be anything
 RECORD = "predict.yaml"  # written next to the images
 
 

@@ -12,12 +12,11 @@ from asyncdiff.checkpoints.compare import value_at
 from asyncdiff.cli.jobs.image_sources import GeneratedImages, StoredImages
 from asyncdiff.evaluation.result_card import format_number, make_card
 from asyncdiff.evaluation.sample_report import SampleReport
-from asyncdiff.foreign_text import visible
+from asyncdiff.foreign_text import MAX_NOTE, visible
 from asyncdiff.markdown import markdown_table
 from asyncdiff.tasks.contact_sheet import make_sheet
 from asyncdiff.tasks.photos import save_png
 
-MAX_NOTE = 2000  # characters
 Rows = Mapping[str, tuple[int, SampleReport]]  # rows of the table by name: number of images, and their metrics
 
 
