@@ -79,7 +79,7 @@ def file_entries(file: Path, key: str = "") -> Iterator[Entry]:
 def _entries(text: str | bytes, key: str, place: str, *, lines: bool) -> Iterator[Entry]:
     written: dict[str, tuple[str, Any]] = {}  # by current key, the key as written, and its value
 
-    def walk(loader: Any, node: yaml.Node, typed: str, mark: yaml.Mark) -> Iterator[Entry]:
+    def walk(loader: Any, node: yaml.Node, typed: str, mark: Any) -> Iterator[Entry]:
         key = typed.rstrip("+")
         value = loader.construct_object(node, deep=True)
         value, where = update_names(value), f"{place}:{mark.line + 1}" if lines else place
