@@ -101,13 +101,6 @@ def _matches(pattern: Path) -> list[Path]:
     return [path for path in paths if not any(is_hidden(path.parts[number]) for number in wildcards)]
 
 
-def create_output_folder(folder: Path, *, explicit: bool) -> Path:
-    """Create the folder that `choose_output_folder` returns."""
-    chosen = choose_output_folder(folder, explicit=explicit)
-    chosen.mkdir(parents=True, exist_ok=True)
-    return chosen
-
-
 def choose_output_folder(folder: Path, *, explicit: bool) -> Path:
     """Choose a folder for images: the requested one, or a numbered sibling if a default one is in use.
 

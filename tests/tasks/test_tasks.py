@@ -24,7 +24,7 @@ from asyncdiff.sampling.samplers import Autoregressive, Sampler
 from asyncdiff.sampling.solvers import DDIM
 from asyncdiff.sampling.tiling import TiledSampler
 from asyncdiff.tasks import Autoregress, Generate, Inpaint, Outpaint, Photo, Request, Texture
-from asyncdiff.tasks.arguments import create_output_folder
+from asyncdiff.tasks.arguments import choose_output_folder
 from asyncdiff.tasks.contact_sheet import (
     SHEET,
     UNKNOWN_COLOR,
@@ -313,18 +313,21 @@ def test_every_task_has_a_layer():
 
 
 def test_a_folder_with_images_is_not_reused(tmp_path):
-    assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"
-    assert create_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"  # still empty
+    assert choose_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    assert choose_output_folder(tmp_path / "a", explicit=True) == tmp_path / "a"  # still empty
     (tmp_path / "a" / "x.png").touch()
-    assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-2"
+    assert choose_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-2"
+    (tmp_path / "a-2").mkdir()
     (tmp_path / "a-2" / "x.gif").touch()
-    assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-3"
+    assert choose_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-3"
     with hold(tmp_path / "a-3", "being written"):  # by a process that has not finished its first images
-        assert create_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-4"
+        assert choose_output_folder(tmp_path / "a", explicit=False) == tmp_path / "a-4"
     with pytest.raises(ValueError, match="output folder .* already contains images"):
-        create_output_folder(tmp_path / "a", explicit=True)
+        choose_output_folder(tmp_path / "a", explicit=True)
     with pytest.raises(ValueError, match="output must be a folder, got the existing file"):
-        create_output_folder(tmp_path / "a" / "x.png", explicit=True)
+        choose_output_folder(tmp_path / "a" / "x.png", explicit=True)
 
 
 def test_a_sheet_shows_photos_next_to_their_results(tmp_path):
