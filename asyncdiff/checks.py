@@ -13,6 +13,11 @@ MAX_GUIDANCE = 10**6  # scale of guidance; predictions times this fit into 32-bi
 MAX_IMAGES = 10**6  # images that are evaluated or sampled together
 MAX_SEEDS = 10**5  # seeds of one call that writes images; its record, which lists them, has a megabyte
 MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
+# Numbers of a process, by torchrun, Lightning, SLURM, LSF and MPI; the first one has 0, or none, in each of these.
+RANKS = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"),
+    *("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"),
+)
 
 
 def at_least(name: str, value: float, minimum: float, remedy: str, maximum: float | None = None) -> None:
@@ -69,6 +74,11 @@ def check_seeds(name: str, seeds: Iterable[Any]) -> None:
         if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= seed <= MAX_SEED:
             value = "null" if seed is None else seed
             raise ValueError(f"{name} must be an integer from 0 to {MAX_SEED}, got {value}: use 0, for example")
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first process of a run, or its only one; all run the same command."""
+    return all(os.environ.get(name) in (None, "", "0") for name in RANKS)
 
 
 def environment_integer(name: str) -> int:

@@ -148,10 +148,8 @@ def _write_index(file: Path, arrays: Arrays) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     mark = f".index-{socket.gethostname()}-"  # of temporary files of this machine
     _remove_unlocked(file.parent, mark)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.stem}{mark}", delete=False) as stream:
+    with _create_locked(file.parent, f".{file.stem}{mark}") as stream:
         try:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)  # until this process ends, in any way
             np.save(stream, list(arrays))
             for array in arrays.values():
                 stream.seek(-stream.tell() % ALIGNMENT, os.SEEK_CUR)
@@ -162,6 +160,17 @@ def _write_index(file: Path, arrays: Arrays) -> None:
             os.replace(stream.name, file)
         finally:
             Path(stream.name).unlink(missing_ok=True)
+
+
+def _create_locked(folder: Path, prefix: str) -> IO[bytes]:
+    """Create a temporary file with a lock that the kernel frees when this process ends, in any way."""
+    while True:
+        stream = tempfile.NamedTemporaryFile(dir=folder, prefix=prefix, delete=False)  # noqa: SIM115  the caller closes it
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:  # else another process has removed it before it was locked
+            return stream
+        stream.close()
 
 
 def _remove_unlocked(folder: Path, mark: str) -> None:

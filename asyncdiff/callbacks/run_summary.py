@@ -54,7 +54,10 @@ def _data(trainer: Trainer) -> str:
     """Describe the training images and how many of them a step takes."""
     data: Any = getattr(trainer, "datamodule", None)
     images: Any = getattr(trainer.train_dataloader, "dataset", None)
-    count = f"{len(images):,} training images" if hasattr(images, "__len__") else "training images"
+    try:
+        count = f"{len(images):,} training images"
+    except Exception:  # a stream has no length, and tells so in many ways
+        count = "training images"
     if not isinstance(data, ImageDataModule):
         return f"{type(data or images).__name__}, {count}"
     per_step = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
@@ -76,7 +79,7 @@ def _steps(trainer: Trainer) -> str:
     """Describe where the run starts and where it ends."""
     done = trainer.global_step
     start = f"resumes after step {done:,}" if done else "starts at step 1"
-    if trainer.max_steps > 0:
-        return f"{start}, ends after step {trainer.max_steps:,}"
-    epochs = trainer.max_epochs
-    return f"{start}, ends after {epochs:,} epochs" if epochs and epochs > 0 else f"{start}, ends at trainer.max_time"
+    steps, epochs = trainer.max_steps, trainer.max_epochs or 0
+    ends = [f"after step {steps:,}"] if steps > 0 else []
+    ends += [f"after {epochs:,} epoch{'s' if epochs > 1 else ''}"] if epochs > 0 else []
+    return f"{start}, ends {' or '.join(ends) or 'at trainer.max_time'}"

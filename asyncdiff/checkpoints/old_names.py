@@ -4,7 +4,6 @@ Checkpoints, exports, run configs, prediction records and result cards name clas
 `update_names` updates the contents of such a file when it is read; old names appear in no other module.
 """
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from asyncdiff.checkpoints.moved_arguments import MOVED, SECTIONS, move_arguments, update_key
 from asyncdiff.checkpoints.plain_values import check_extent
+from asyncdiff.checks import is_first_process
 
 # Old -> new path of a class, or of a module whose classes kept their names. The longest match wins.
 RENAMED = {
@@ -111,8 +111,6 @@ ARGUMENTS = {
     "asyncdiff.noise.WithCleanPatches": {"context": "clean_patches"},
     "asyncdiff.sampling.Adaptive": {"clocks": "step_rule"},
 }
-# Set by torchrun, Lightning and SLURM to the number of a process; 0 is the first.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 # Checkpoints store the state of a callback under its class name.
 STATES = {
     old.rpartition(".")[2]: new.rpartition(".")[2]
@@ -212,7 +210,7 @@ def _update_state_key(key: Any) -> Any:
 
 def warn_of_old_names(replaced: Mapping[str, str]) -> None:
     """Print one warning that lists replaced names, if any: once, from the first process, however often it is called."""
-    if replaced and all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES):
+    if replaced and is_first_process():
         _print_once("; ".join(f"{old} is now {new}" for old, new in replaced.items()))
 
 

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 LOCK = ".lock"
 BEAT = 5.0  # seconds between two changes of the record by its holder
 PATIENCE = 30.0  # seconds without a change after which a holder on another machine counts as dead
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # flock on file systems without locks
+# Of flock on file systems without locks.
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 RECORD_BYTES = 4096
 RECORD_KEYS = {"host", "since", "process", "inode", "folder", "token", "beat"}
 
@@ -177,12 +178,12 @@ def _claim(file: Path, descriptor: int, before: Record | None, folder: Path, wha
 def _beat(descriptor: int, record: Record, stopping: threading.Event, folder: Path) -> None:
     """Change the record every few seconds; end the process if another one has taken over its lock."""
     while not stopping.wait(BEAT):
-        now = _read(descriptor)
-        if now is not None and now["token"] != record["token"]:
-            _print(f"error: {folder} was taken over by {_name(now)} while this process stood still")
-            os._exit(2)  # without saving anything: the other process writes there now
-        record = {**record, "beat": record["beat"] + 1}
-        with suppress(OSError):  # a full disk does not free the lock of the kernel
+        with suppress(OSError):  # a full disk or a server that is away does not free the lock of the kernel
+            now = _read(descriptor)
+            if now is not None and now["token"] != record["token"]:
+                _print(f"error: {folder} was taken over by {_name(now)} while this process stood still")
+                os._exit(2)  # without saving anything: the other process writes there now
+            record = {**record, "beat": record["beat"] + 1}
             _write(descriptor, record)
 
 
@@ -215,7 +216,8 @@ def _is_alive(record: Record) -> bool | None:
     """Return whether the process of a record is alive; None if that cannot be seen from here."""
     process = record["process"]
     here = _process(os.getpid())
-    return process == _process(process.number) if (process.kernel, process.space) == here[:2] else None
+    visible = here.start and (process.kernel, process.space) == here[:2]  # systems without /proc show no start
+    return process == _process(process.number) if visible else None
 
 
 def _process(number: int) -> Process:

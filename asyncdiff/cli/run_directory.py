@@ -4,18 +4,19 @@ In a config.yaml that a run writes, trainer.default_root_dir is THIS_FOLDER, so 
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asyncdiff.checkpoints.old_names import RANK_VARIABLES
+from asyncdiff.checks import is_first_process
 from asyncdiff.yaml_files import read_yaml
 
 CONFIG = "config.yaml"
 THIS_FOLDER = "<this folder>"  # value of trainer.default_root_dir, which means the folder of the file
-CONFIG_OPTIONS = ("--config", "-c")
+CONFIG_OPTION = "--config"
 OPTION = "--trainer.default_root_dir"
 # Keys at the top level of every config.yaml that a run has written; files of users lack most of them.
 WRITTEN_KEYS = {"vars", "auto_resume", "ckpt_path", "data", "model", "trainer"}
@@ -52,14 +53,15 @@ def run_of_config(file: Path, content: Any) -> Path | None:
 def with_run_directory(argv: Sequence[str]) -> list[str]:
     """Return a command line of train.py that sets the run directory if it names the config.yaml of a run.
 
-    An option `--trainer.default_root_dir` in the command line decides, wherever it stands.
+    An option `--trainer.default_root_dir` in the command line decides, wherever it stands. `-c` becomes `--config`.
     """
-    if chosen := list(_values(argv, (OPTION,))):
-        of_runs = (run_of_config(Path(file), _read(file)) for _, file in _values(argv, CONFIG_OPTIONS))
+    argv = [re.sub("^-c(?==|$)", CONFIG_OPTION, argument) for argument in argv]
+    if chosen := list(_values(argv, OPTION)):
+        of_runs = (run_of_config(Path(file), _read(file)) for _, file in _values(argv, CONFIG_OPTION))
         return [*argv, OPTION, chosen[-1][1]] if any(of_runs) else list(argv)
     result: list[str] = []
     start = 0
-    for end, name in _values(argv, CONFIG_OPTIONS):
+    for end, name in _values(argv, CONFIG_OPTION):
         file, content = Path(name), _read(name)
         result += argv[start:end]
         start = end
@@ -71,11 +73,11 @@ def with_run_directory(argv: Sequence[str]) -> list[str]:
     return [*result, *argv[start:]]
 
 
-def _values(argv: Sequence[str], options: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _values(argv: Sequence[str], option: str) -> Iterator[tuple[int, str]]:
     """Yield each value of an option in a command line, and the position after it."""
     for i, (argument, following) in enumerate(pairwise([*argv, ""])):
         name, equals, value = argument.partition("=")
-        if name in options and (equals or i + 1 < len(argv)):
+        if name == option and (equals or i + 1 < len(argv)):
             yield (i + 1, value) if equals else (i + 2, following)
 
 
@@ -145,5 +147,5 @@ def _warn_of_original(file: Path, content: Any) -> None:
 
 
 def _print(line: str) -> None:
-    if all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES):
+    if is_first_process():
         print(line, file=sys.stderr)

@@ -32,7 +32,7 @@ from asyncdiff.checkpoints.atomic_files import remove_stale, write_atomically
 from asyncdiff.checkpoints.latest import list_checkpoints, newest_intact_checkpoint
 from asyncdiff.checkpoints.lightning_io import SPAWN_WEIGHTS, AtomicCheckpointIO
 from asyncdiff.checkpoints.run_lock import hold
-from asyncdiff.checks import environment_integer
+from asyncdiff.checks import environment_integer, is_first_process
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.cli.errors.parser import with_current_names
@@ -45,8 +45,6 @@ from asyncdiff.training.lightning_module import AsyncDiffusion
 
 # Imported here so that files can use bare class names, as in `class_path: Digits`.
 SHORT_NAME_MODULES = (callbacks, latents, datamodules.ImageDataModule, dit, masks, unet)
-# The first of all processes of a run, which run the same command, has rank 0 or none in each of these.
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 # Set by SLURM and torchrun when they restart the same command after an interruption.
 RESTART_VARIABLES = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -295,7 +293,7 @@ def check_sections(config: Namespace) -> None:
 @contextmanager
 def hold_run(run: Path) -> Iterator[None]:
     """Hold the lock of a run directory in the first process of a run, and remove what killed processes left in it."""
-    if any(os.environ.get(name) not in (None, "", "0") for name in RANKS) or "://" in str(run):
+    if not is_first_process() or "://" in str(run):
         yield
         return
     with hold(run, "being trained"):

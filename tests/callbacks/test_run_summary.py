@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from small_runs import quiet_trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 from asyncdiff.ablation.tensorboard import read_curves
+from asyncdiff.callbacks import RunSummary
 from asyncdiff.cli.train import main
 
 RUN = """
@@ -64,6 +69,37 @@ def test_a_run_prints_model_data_hardware_and_steps_once(tmp_path, capfd):
     # A step belongs to the epoch in which it was taken, also after a run that was extended; `test` logs at that epoch.
     expected = {step: step // STEPS_PER_EPOCH for step in range(12)}
     assert epochs(run) == expected | {12: 2}
+
+
+class Stream(IterableDataset):
+    """Images without end, which say so when they are counted."""
+
+    def __iter__(self):
+        raise NotImplementedError
+
+    def __len__(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("limits", "end"),
+    [
+        ({"max_steps": 1000}, "after step 1,000"),
+        ({"max_epochs": 1}, "after 1 epoch"),
+        ({"max_steps": 1000, "max_epochs": 2}, "after step 1,000 or after 2 epochs"),
+        ({"max_time": "00:01:00:00", "max_epochs": -1}, "at trainer.max_time"),
+    ],
+)
+def test_objects_of_users_are_described_and_every_limit_is_named(tmp_path, limits, end, capsys):
+    trainer = quiet_trainer(tmp_path, **{"max_epochs": None, **limits})
+    trainer.fit_loop._combined_loader = CombinedLoader(DataLoader(Stream()))
+    RunSummary().on_train_start(trainer, LightningModule())
+    assert capsys.readouterr().out.splitlines() == [
+        "model: LightningModule, 0 trainable parameters",
+        "data: Stream, training images",
+        "hardware: CPU, precision 32-true",
+        f"steps: starts at step 1, ends {end}",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")

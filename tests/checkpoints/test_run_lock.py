@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,46 @@ def test_a_copy_made_of_hard_links_has_a_lock_of_its_own(tmp_path):
     assert [*tmp_path.iterdir()] == [copied]
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_system_without_proc_watches_the_record_where_there_are_no_locks(tmp_path, monkeypatch, quick, capsys):
+    """A process number alone does not tell whether its process is dead."""
+    file, record = leave(tmp_path)
+
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    here = run_lock._process(os.getpid())
+    monkeypatch.setattr(run_lock, "_process", lambda number: here._replace(number=number, space=0, start=""))
+    kernel, _, number, _ = record["process"]
+    file.write_text(json.dumps(record | {"process": [kernel, 0, number, ""]}))
+    with hold(tmp_path, "being trained"):
+        assert "which may still run" in capsys.readouterr().err
+
+
+def test_the_record_is_changed_again_when_its_server_was_away(tmp_path, monkeypatch):
+    read, failed = run_lock._read, threading.Event()
+
+    def fail_once(descriptor):
+        if threading.current_thread() is threading.main_thread() or failed.is_set():
+            return read(descriptor)
+        failed.set()
+        raise OSError(errno.ESTALE, "stale")
+
+    write, written = run_lock._write, threading.Event()
+
+    def note(descriptor, record):
+        write(descriptor, record)
+        if failed.is_set():
+            written.set()
+
+    monkeypatch.setattr(run_lock, "BEAT", 0.01)
+    monkeypatch.setattr(run_lock, "_read", fail_once)
+    monkeypatch.setattr(run_lock, "_write", note)
+    with hold(tmp_path, "being trained"):
+        assert written.wait(30)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP])
 def test_file_systems_without_locks(tmp_path, monkeypatch, quick, code):
     def refuse(*_):
         raise OSError(code, "no locks")
@@ -250,7 +290,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
 def test_only_the_first_process_of_a_run_holds_its_lock(tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "0")
     with hold_run(tmp_path):

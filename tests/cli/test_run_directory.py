@@ -188,7 +188,14 @@ def test_the_command_line_decides(run):
         assert with_run_directory(argv) == [*argv, OPTION, "x"]
     assert with_run_directory(["--config", "mine.yaml", OPTION, "x"]) == ["--config", "mine.yaml", OPTION, "x"]
     argv = ["fit", "-c", "run/config.yaml", "--config", "layer.yaml", "--config"]
-    assert with_run_directory(argv) == [*argv[:3], OPTION, "run", *argv[3:]]
+    assert with_run_directory(argv) == ["fit", "--config", argv[2], OPTION, "run", *argv[3:]]
+
+
+@pytest.mark.parametrize("option", [["-c", "wrong.yaml"], ["-c=wrong.yaml"]])
+def test_the_short_option_is_explained_as_the_long_one(tmp_path, monkeypatch, expect_error, option):
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.yaml").write_text("trainer:\n  max_step: 3\n")
+    assert "wrong.yaml:2: trainer.max_step: there is no such key" in expect_error("fit", *option)
 
 
 def test_files_of_users_set_their_own_directory(tmp_path):

@@ -79,6 +79,23 @@ def test_temporary_files_of_killed_processes_are_removed_and_others_kept(cache: 
     assert len(list(cache.iterdir())) == 3
 
 
+def test_a_temporary_file_that_another_process_removes_before_it_is_locked_is_created_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removed = fcntl.flock, []
+
+    def remove_first(stream, operation):
+        if not removed:
+            removed.append(Path(stream.name))
+            removed[0].unlink()
+        lock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    built = cached_arrays("tar", {"size": 1}, Counted())
+    assert isinstance(built["offsets"], MappedArray)
+    assert [removed[0].exists(), len(list(cache.iterdir()))] == [False, 1]
+
+
 def test_a_cache_that_is_not_writable_gives_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ASYNCDIFF_CACHE", str(tmp_path / "file"))
