@@ -10,7 +10,7 @@ MAX_SEED = 2**32 - 1  # the largest seed of NumPy, and therefore of Lightning's 
 MAX_INTEGER = 2**63 - 1  # the largest integer of a tensor
 MAX_SIDE = 65_535  # pixels of a side of an image, as in JPEG files
 MAX_GUIDANCE = 10**6  # scale of guidance; predictions times this fit into 32-bit floats
-MAX_IMAGES = 10**6  # images that are evaluated or sampled together
+MAX_IMAGES = 10**7  # images that are evaluated or sampled together; a synthetic ImageNet has 1.3 million
 MAX_SEEDS = 10**5  # seeds of one call that writes images; its record, which lists them, has a megabyte
 MAX_STEPS = 2**23  # steps of one image; 32-bit levels between 0.5 and 1 of more steps would not differ
 # Numbers of a process, by torchrun, Lightning, SLURM, LSF and MPI; the first one has 0, or none, in each of these.
@@ -62,8 +62,8 @@ def finite(name: str, value: float, remedy: str) -> None:
 
 
 def check_number(name: str, value: object, remedy: str) -> None:
-    """Raise ValueError unless `value` is a number; True and False are not."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    """Raise ValueError unless `value` is a number, or a tensor or array of one; True and False are not."""
+    if isinstance(value, bool | str) or not (isinstance(value, Real) or getattr(value, "ndim", None) == 0):
         raise ValueError(f"{name} must be a number, got {'null' if value is None else repr(value)}: {remedy}")
 
 

@@ -18,15 +18,13 @@ from asyncdiff.callbacks.tensorboard import tensorboard_loggers
 from asyncdiff.callbacks.validation_images import data_module
 from asyncdiff.checkpoints import object_config
 from asyncdiff.checkpoints.atomic_files import write_atomically
-from asyncdiff.checks import at_least, check_seeds
+from asyncdiff.checks import MAX_IMAGES, at_least, check_seeds
 from asyncdiff.evaluation import FrechetDistance
 from asyncdiff.evaluation.features.base import as_features
 from asyncdiff.evaluation.result_card import make_card, software
 from asyncdiff.noise.masks import Mask
 from asyncdiff.sampling.samplers import ImageSampler
 from asyncdiff.training.lightning_module import AsyncDiffusion
-
-MAX_COUNT = 10_000_000  # images; the training split of ImageNet has 1.3 million
 
 
 class Frechet(PeriodicMetric):
@@ -65,7 +63,7 @@ class Frechet(PeriodicMetric):
     ):
         if count is not None:
             remedy = "a covariance needs two images, a reliable one many more than the number of features"
-            at_least("count", count, 2, remedy, MAX_COUNT)
+            at_least("count", count, 2, remedy, MAX_IMAGES)
         at_least("batch_size", batch_size, 1, "set the number of images per batch")
         check_seeds("first_seed", [first_seed])
         features = as_features(features)

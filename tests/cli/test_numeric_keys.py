@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numeric_keys
+import numpy as np
 import pytest
 import torch
 from numeric_keys import VALUES, Key
@@ -221,7 +222,16 @@ def test_checks_refuse_what_is_no_number_in_range(check, wrong):
             check(value)
 
 
-@pytest.mark.parametrize("value", [None, True, "2", [2], 2j])
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2), np.array(2), torch.tensor(2.0)], ids=repr)
+def test_checks_accept_numbers_of_every_library(value):
+    at_least("x", value, 1, "use 2", 5)
+    positive("x", value, "use 2")
+    within("x", value, 0, 4, "use 2")
+    with pytest.raises(ValueError, match="^x must be at least 3, got "):
+        at_least("x", value, 3, "use 4")
+
+
+@pytest.mark.parametrize("value", [None, True, "2", np.str_("2"), [2], 2j, torch.ones(2)])
 def test_checks_refuse_other_types(value):
     with pytest.raises(ValueError, match="^x must be a number, got .*: use 2$"):
         check_number("x", value, "use 2")

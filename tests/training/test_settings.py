@@ -40,6 +40,10 @@ def test_seeds_must_be_different_and_in_range(seeds, rule):
         PredictSettings(seeds=seeds)
 
 
+def test_a_data_set_as_large_as_imagenet_may_be_generated():
+    assert PredictSettings(count=1_281_167).count == 1_281_167
+
+
 def test_labels_must_not_be_negative():
     with pytest.raises(ValueError, match="predict.labels must be at least 0, got -1"):
         PredictSettings(labels=[3, -1])
