@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def declared(command: str) -> CommandParser:
     elif COMMANDS[command][0] == "image_commands":
         image_commands._declare(parser, command)
     else:
-        load_command(command).__globals__["_declare"](parser)
+        sys.modules[load_command(command).__module__]._declare(parser)
     return parser
 
 

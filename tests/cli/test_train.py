@@ -528,7 +528,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 def test_an_error_raised_by_another_package_is_a_bug():
     with pytest.raises(ValueError, match="invalid literal") as caught:
-        per_image(["many"])
+        per_image(iter(["many"]))
     assert user_error_message(caught.value) is None
 
 
