@@ -74,8 +74,10 @@ class GracefulShutdown(Callback):
         if action == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
         elif action == STOP:
-            path = save_last_checkpoint(trainer)
             number = self._signal or signal.SIGTERM
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                sys.exit(128 + number)
+            path = save_last_checkpoint(trainer)
             name = signal.Signals(number).name
             _print_to_stderr(
                 f"{name}: stopped after step {trainer.global_step}, saved {path}; resume with --ckpt_path last"

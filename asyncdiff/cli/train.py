@@ -144,6 +144,8 @@ class ExperimentCLI(LightningCLI):
         resume = _resume_requested(bool(self._get(self.config, "auto_resume", default=False)))
         if self.config.subcommand == "fit" and not any(isinstance(callback, Checkpoint) for callback in configured):
             _print_to_stderr("warning: trainer.callbacks has no ModelCheckpoint: the trained weights may not be saved")
+        if config.get("fast_dev_run"):  # Lightning saves no checkpoint then, but writes last.ckpt at the end
+            configured = [callback for callback in configured if not isinstance(callback, Checkpoint)]
         defaults = (
             callbacks.ResumeLogging(take_over=resume),
             callbacks.MovedRun(),
@@ -394,7 +396,7 @@ def print_results(trainer: Trainer) -> None:
     for label, path in paths.items():
         if path.exists():
             print(f"{label}: {path}")
-    if trainer.loggers:
+    if trainer.loggers and not trainer.fast_dev_run:  # type: ignore[attr-defined]
         print(f"TensorBoard: tensorboard --logdir {run}")
 
 

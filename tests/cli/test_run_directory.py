@@ -182,6 +182,12 @@ def test_last_is_replaced_also_with_other_settings(run):
     assert (run / "checkpoints" / "step=6.ckpt").is_file()
 
 
+def test_a_trial_of_one_batch_leaves_a_run_as_it_is(run):
+    before = contents(run)
+    fit("--config", "run/config.yaml", "--trainer.fast_dev_run", "true")
+    assert contents(run) == before
+
+
 def test_the_command_line_decides(run):
     """Wherever the option stands."""
     for argv in (["--config", "run/config.yaml", OPTION, "x"], [f"{OPTION}=x", "--config=run/config.yaml"]):
