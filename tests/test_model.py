@@ -192,7 +192,7 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, digits_run):
 @pytest.mark.slow
 def test_drawing_imports_no_training_framework(digits_run):
     """In a fresh interpreter, from the file to the images."""
-    unwanted = {"lightning", "torchmetrics", "torchvision", "timm", "matplotlib", "torch._dynamo", "datamodules"}
+    unwanted = {"lightning", "torchmetrics", "torchvision", "timm", "matplotlib", "torch._dynamo", "datamodules.base"}
     code = (
         "import sys; from asyncdiff import DiffusionModel\n"
         f"DiffusionModel.load({str(digits_run)!r}).generate([0])\n"
