@@ -65,8 +65,9 @@ class EvaluationCost:
     def seconds(self, area: float, images: float = 1) -> float:
         """Return the duration: between measurements interpolated, beyond them with the speed of the last one."""
         work, known = images * self.work(area), [self.work(point.area) for point in self.measurements]
-        slowest = np.maximum.accumulate([point.seconds for point in self.measurements])
-        return float(np.interp(work, known, slowest)) * max(1.0, work / known[-1])
+        # Other programs only slow measurements down: a smaller image takes at most as long as a larger one.
+        seconds = np.minimum.accumulate([point.seconds for point in reversed(self.measurements)])[::-1]
+        return float(np.interp(work, known, seconds)) * max(1.0, work / known[-1])
 
     def memory(self, area: float, images: float = 1) -> float:
         """Return the bytes of one evaluation, which grow with the power of the last measurements, 1 to 2."""

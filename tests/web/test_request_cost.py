@@ -50,6 +50,7 @@ def test_work_of_unknown_structure_grows_with_the_square_of_the_area(counted):
 
 def test_noise_in_the_measurements_never_makes_larger_images_cheaper():
     noisy = EvaluationCost([Measurement(n, s, 10 * n, n) for n, s in ((16, 0.5), (64, 0.1), (256, 0.2), (1024, 0.1))])
+    assert [noisy.seconds(area) for area in (16, 64, 256, 1024, 2048)] == pytest.approx([0.1] * 4 + [0.2])
     areas = range(16, 5000, 7)
     for smaller, larger in pairwise(areas):
         assert noisy.seconds(smaller) <= noisy.seconds(larger)
