@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from asyncdiff.checkpoints.build_limits import unlimited
 from asyncdiff.checkpoints.old_names import update_names
 from asyncdiff.checkpoints.plain_values import check_extent
 
@@ -136,6 +135,8 @@ def _build(config: Any, allow: Sequence[str]) -> Any:
         raise ValueError(f"an object config must name a class and its arguments, got {config}: use another file")
     arguments = {name: _build(item, allow) for name, item in config.get("init_args", {}).items()}
     own = config["class_path"].partition(".")[0] == "asyncdiff"
+    from asyncdiff.checkpoints.build_limits import unlimited  # imported late: it imports PyTorch
+
     with nullcontext() if own else unlimited():  # others may load networks that the file does not contain
         return _construct(resolve(config["class_path"], allow), arguments)
 
