@@ -133,7 +133,9 @@ class _Check:
 
     def problem(self, error: yaml.MarkedYAMLError, text: str) -> str:
         """Return what the parser found, or that a line is indented by tabs."""
-        line = (text.splitlines() or [""])[min(error.problem_mark.line, text.count("\n"))] if error.problem_mark else ""
+        lines = text.splitlines()
+        # What is missing is noticed at the end, which may be a line after the last one.
+        line = next(iter(lines[error.problem_mark.line :]), "") if error.problem_mark else ""
         if "\t" in line[: len(line) - len(line.lstrip())]:
             return "lines must be indented by spaces, got a tab: replace it"
         return str(error.problem)

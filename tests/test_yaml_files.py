@@ -45,6 +45,9 @@ REFUSED = [
     (f"a: 1{':1' * 1000}", ":1: 1:1:1:1:1:... cannot be read as int: put it into quotes"),
     ("a: 0x_", ":1: 0x_ cannot be read as int: put it into quotes"),
     ("a: !!bool abc", ":1: abc cannot be read as bool: put it into quotes"),
+    ("a: [1, 2", ":2: not valid YAML: did not find expected ',' or ']'"),
+    ("a: [1, 2\n", ":2: not valid YAML: did not find expected ',' or ']'"),
+    ("a: 'b\n\n", ":3: not valid YAML: found unexpected end of stream"),
     ("? [1, 2]\n: 3", ":1: keys must be text or numbers, got a list or section"),
     ("b: 1\nc:\n  <<: 3", ":3: not valid YAML: expected a mapping or list of mappings for merging, but found scalar"),
 ]

@@ -24,10 +24,10 @@ VALUES = {
 
 
 @contextmanager
-def serve(run, *options, **popen):
-    """Start a server; yield its process, and its address once it answers. The server is killed at the end."""
+def serve(run, *options, temporary=None, **popen):
+    """Start a server, whose temporary files are in a folder; yield its process, which is killed at the end."""
     argv = [sys.executable, "-m", "asyncdiff", "serve", str(run), "--port", "0", "--examples", "none", *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | ({"TMPDIR": str(temporary)} if temporary else {})
     with subprocess.Popen(
         argv, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen
     ) as server:

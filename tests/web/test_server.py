@@ -5,7 +5,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
-from tempfile import gettempdir
 
 import pytest
 
@@ -35,8 +34,8 @@ def run(tmp_path_factory):
     return small_run(tmp_path_factory.mktemp("runs") / "small")
 
 
-def upload_folders():
-    return {path.name for path in Path(gettempdir()).glob("asyncdiff-uploads-*")}
+def upload_folders(temporary):
+    return list(temporary.glob("asyncdiff-uploads-*"))
 
 
 def begin(page):
@@ -69,21 +68,20 @@ def test_what_never_ends_is_cancelled_and_others_are_served_and_no_process_survi
 
 
 @pytest.mark.parametrize("signals", [[SIGTERM], [SIGINT], [SIGINT, SIGINT]])
-def test_a_signal_ends_the_server_while_a_step_never_ends(signals, run):
-    before = upload_folders()
-    with serve(run, "--max_seconds", "1000000") as server:
+def test_a_signal_ends_the_server_while_a_step_never_ends(signals, run, tmp_path):
+    with serve(run, "--max_seconds", "1000000", temporary=tmp_path) as server:
         page = address(server)
         drawing = drawing_process(server)
         _, texts = begin(page)
         files = {"files": ("a.png", b"not an image")}
         assert httpx.post(f"{page}gradio_api/upload", files=files).status_code == 200
-        assert upload_folders() > before
+        assert upload_folders(tmp_path)
         assert seconds_until_end(server, *signals) < 5
         assert gone(drawing)
         assert server.returncode == 0
         assert server.stdout.read().splitlines()[-1] == "stopped"
         texts.close()
-    assert upload_folders() == before
+    assert not upload_folders(tmp_path)
 
 
 @pytest.mark.parametrize(("number", "code"), [(SIGTERM, 143), (SIGINT, 130)])
@@ -132,12 +130,12 @@ def test_names_are_shown_as_text(tmp_path):
         assert r"&lt;img src=x onerror=" in about
 
 
-def test_messages_of_unknown_length_and_too_many_files_are_refused(run):
-    with serve(run) as server:
+def test_messages_of_unknown_length_and_too_many_files_are_refused(run, tmp_path):
+    with serve(run, temporary=tmp_path) as server:
         page = address(server)
         chunks = (b"x" for _ in range(3))
         assert httpx.post(f"{page}gradio_api/upload", content=chunks).status_code == 411
-        folder = Path(gettempdir()) / max(upload_folders(), key=lambda f: (Path(gettempdir()) / f).stat().st_mtime)
+        (folder,) = upload_folders(tmp_path)
         with (folder / "large").open("wb") as file:
             file.truncate(401 * 2**20)
         assert httpx.post(f"{page}gradio_api/upload", files={"files": b"x"}).status_code == 503
