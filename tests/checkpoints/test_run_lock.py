@@ -8,6 +8,8 @@ import shutil
 import signal
 import socket
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,14 @@ def hold_forever(folder):
 def kill(child):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def kill_orphan(number):
+    """Kill a process that is not a child of this one, and wait until it has closed its files."""
+    with suppress(OSError):
+        os.kill(number, signal.SIGKILL)
+        while Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            time.sleep(0.001)
 
 
 @pytest.fixture
@@ -117,7 +127,7 @@ def test_children_of_a_killed_process_are_waited_for(tmp_path, quick, capsys):
     ):
         pass
     assert sum(slept) == pytest.approx(run_lock.PATIENCE, abs=0.2)
-    meantime.append(lambda: os.kill(orphan, signal.SIGKILL))
+    meantime.append(lambda: kill_orphan(orphan))
     with hold(tmp_path, "being trained"):
         pass
     assert capsys.readouterr().err.count(f"waiting for the child processes of process {child} on ") == 2
