@@ -20,7 +20,7 @@ RANKS = (
 )
 
 
-def at_least(name: str, value: float, minimum: float, remedy: str, maximum: float | None = None) -> None:
+def at_least(name: str, value: Any, minimum: float, remedy: str, maximum: float | None = None) -> None:
     """Raise ValueError unless `value` is finite, at least `minimum`, and at most `maximum` if there is one."""
     check_number(name, value, remedy)
     if not value >= minimum:  # also rejects NaN
@@ -30,7 +30,7 @@ def at_least(name: str, value: float, minimum: float, remedy: str, maximum: floa
     finite(name, value, remedy)
 
 
-def positive(name: str, value: float, remedy: str) -> None:
+def positive(name: str, value: Any, remedy: str) -> None:
     """Raise ValueError unless `value` is finite and above 0."""
     check_number(name, value, remedy)
     if not value > 0:  # also rejects NaN
@@ -38,26 +38,26 @@ def positive(name: str, value: float, remedy: str) -> None:
     finite(name, value, remedy)
 
 
-def within(name: str, value: float, low: float, high: float, remedy: str) -> None:
+def within(name: str, value: Any, low: float, high: float, remedy: str) -> None:
     """Raise ValueError unless low <= value <= high."""
     check_number(name, value, remedy)
     if not low <= value <= high:  # also rejects NaN
         raise ValueError(f"{name} must lie in [{low}, {high}], got {value}: {remedy}")
 
 
-def below_one(name: str, value: float, remedy: str) -> None:
+def below_one(name: str, value: Any, remedy: str) -> None:
     """Raise ValueError unless 0 <= value < 1."""
     check_number(name, value, remedy)
     if not 0 <= value < 1:  # also rejects NaN
         raise ValueError(f"{name} must lie in [0, 1), got {value}: {remedy}")
 
 
-def finite(name: str, value: float, remedy: str) -> None:
+def finite(name: str, value: Any, remedy: str) -> None:
     """Raise ValueError unless `value` is a number of any sign, neither NaN nor infinite nor an integer of 64 bits."""
     check_number(name, value, remedy)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}: {remedy}")
-    if isinstance(value, Integral) and value > MAX_INTEGER:
+    if isinstance(value, Integral) and int(value) > MAX_INTEGER:
         raise ValueError(f"{name} must be below 2**63, got {value}: {remedy}")
 
 
