@@ -89,7 +89,7 @@ SMALL = {
 TENSORS = ("Conditioned", "PartiallyNoised")  # take tensors, which no file contains
 
 
-# A command line of every command that is valid but for files that do not exist.
+# A command line of every command that is valid, except for files that do not exist.
 COMMANDS = {
     "sample": "nowhere",
     "inpaint": "nowhere --image nowhere.png --mask square",
