@@ -19,6 +19,7 @@ LEAVES = {
     "regular_files",
     "yaml_files",
     "output_paths",
+    "devices",
 }
 CORE = ("noise", "denoising", "networks", "sampling")
 # Floor by floor: every room with the rooms that it may import. All may import the leaves.

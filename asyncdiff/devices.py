@@ -1,0 +1,82 @@
+"""Move values between host and device without making the host wait, so that it can run ahead of a GPU.
+
+A copy from pageable memory, `.item()`, `.cpu()` and `torch.tensor(..., device="cuda")` stop the host until the device
+has finished all earlier work. The device is then idle until the next kernels are launched.
+"""
+
+import torch
+from torch import Tensor
+
+
+def to_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return `x` on a device; a copy from the host to a GPU goes through pinned memory, so that nothing waits.
+
+    Args:
+        x: tensor on any device.
+        device: device of the result.
+
+    Returns:
+        The tensor itself if it is there already.
+    """
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+class DeviceConstant:
+    """Constant tensor that is copied once to every device where it is used.
+
+    Args:
+        value: tensor on the CPU, which nobody changes.
+    """
+
+    def __init__(self, value: Tensor):
+        self._copies = {torch.device("cpu"): value}
+
+    def on(self, device: torch.device | str) -> Tensor:
+        """Return the constant on a device; callers must not change it."""
+        device = torch.device(device)
+        if device not in self._copies:
+            # A tensor created in inference mode could not be used in training.
+            with torch.inference_mode(False), torch.no_grad():
+                copy = to_device(self._copies[torch.device("cpu")], device)
+            if type(copy) is not Tensor:  # a stand-in, such as a FakeTensor, belongs to its mode
+                return copy
+            self._copies[device] = copy
+        return self._copies[device]
+
+    def __deepcopy__(self, memo: object) -> "DeviceConstant":
+        return self
+
+    def __reduce__(self) -> tuple[type["DeviceConstant"], tuple[Tensor]]:
+        return DeviceConstant, (self._copies[torch.device("cpu")],)
+
+
+class HostCopy:
+    """Copy of a tensor on its way from a GPU to the host: read it some steps later, when it has arrived long since.
+
+    Args:
+        x: tensor on any device; later changes of a tensor on the CPU are not seen.
+    """
+
+    def __init__(self, x: Tensor):
+        x = x.detach()
+        self._arrival: torch.cuda.Event | None = None
+        if x.device.type == "cuda":
+            self._value = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            self._value.copy_(x, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+        else:
+            self._value = x.to("cpu", copy=True)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the value can be read without waiting."""
+        return self._arrival is None or self._arrival.query()
+
+    def read(self) -> Tensor:
+        """Return the value on the CPU, after waiting for the device if it has not arrived."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._value

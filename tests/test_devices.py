@@ -1,0 +1,53 @@
+"""Copies between host and device: the same values, one copy per device, and nothing of a stand-in is kept."""
+
+import copy
+import pickle
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from asyncdiff.devices import DeviceConstant, HostCopy, to_device
+
+
+def test_tensors_that_are_there_are_not_copied():
+    x = torch.arange(3)
+    assert to_device(x, "cpu") is x
+    assert DeviceConstant(x).on("cpu") is x
+
+
+def test_constants_are_copied_once_per_device():
+    constant = DeviceConstant(torch.arange(3))
+    first = constant.on("meta")
+    assert first.device.type == "meta"
+    assert constant.on("meta") is first
+
+
+def test_constants_can_be_used_in_training_though_first_used_in_inference():
+    constant = DeviceConstant(torch.ones(3))
+    with torch.inference_mode():
+        constant.on("meta")
+    assert not constant.on("meta").is_inference()
+
+
+def test_tensors_of_a_fake_mode_are_not_kept():
+    constant = DeviceConstant(torch.ones(3))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = constant.on("meta")
+    assert type(fake) is not torch.Tensor
+    assert type(constant.on("meta")) is torch.Tensor
+
+
+def test_constants_are_pickled_by_their_value():
+    constant = DeviceConstant(torch.arange(3))
+    assert copy.deepcopy(constant) is constant
+    assert pickle.loads(pickle.dumps(constant)).on("cpu").tolist() == [0, 1, 2]
+
+
+def test_host_copies_keep_the_value_of_the_moment():
+    x = torch.ones(2, requires_grad=True)
+    later = HostCopy(x)
+    with torch.no_grad():
+        x.add_(1)
+    assert later.arrived
+    assert later.read().tolist() == [1, 1]
+    assert not later.read().requires_grad
