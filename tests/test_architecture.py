@@ -20,6 +20,7 @@ LEAVES = {
     "yaml_files",
     "output_paths",
     "devices",
+    "precision",
 }
 CORE = ("noise", "denoising", "networks", "sampling")
 # Floor by floor: every room with the rooms that it may import. All may import the leaves.
