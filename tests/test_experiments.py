@@ -66,6 +66,17 @@ def test_every_experiment_builds_and_has_at_most_80_lines(file, build_experiment
     assert made.model.seed == made.datamodule.seed == 0
 
 
+def test_no_experiment_asks_for_bfloat16_where_it_may_be_emulated():
+    files = [*FOLDER.rglob("*.yaml")]
+    precisions = {file.stem: yaml.safe_load(file.read_text()).get("trainer", {}).get("precision") for file in files}
+    assert {name for name, precision in precisions.items() if precision == "auto"} == {
+        *("cifar10_dit_async", "folder_dit_async", "textures_dit_async"),
+        *("imagenet64_unet_async", "imagenet256_unet_async", "lsun256_unet_async"),
+        *("imagenet256_dit_xl_finetune", "latents_dit_async"),
+    }
+    assert {*precisions.values()} == {"auto", "32-true", None}  # float32 on every device: digits, and a small ablation
+
+
 @pytest.mark.parametrize("file", SIZES, ids=lambda f: f.stem)
 def test_network_sizes_can_be_layered_on_an_experiment(file, build_experiment):
     with torch.device("meta"):

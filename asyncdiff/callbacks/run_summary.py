@@ -17,12 +17,22 @@ class RunSummary(Callback):
 
     `validate`, `test` and `predict` print the checkpoint and its step. `train.py` adds this callback by default, in
     place of Lightning's table of modules, unless `trainer.enable_model_summary` is given.
+
+    Args:
+        precision_note: printed after the precision, such as why it was chosen.
     """
+
+    def __init__(self, precision_note: str = ""):
+        self.precision_note = precision_note
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the lines, after a resumed run has found its step."""
-        lines = {"model": _model(pl_module), "data": _data(trainer), "hardware": _hardware(trainer)}
+        lines = {
+            "model": _model(pl_module),
+            "data": _data(trainer),
+            "hardware": _hardware(trainer, self.precision_note),
+        }
         lines["steps"] = _steps(trainer)
         for name, text in lines.items():
             print(f"{name}: {text}", flush=True)
@@ -32,7 +42,8 @@ class RunSummary(Callback):
         """Print which weights are evaluated, unless this is a validation during training."""
         if trainer.state.fn != TrainerFn.FITTING and trainer.ckpt_path:
             step = logged_step(trainer)
-            print(f"weights: {trainer.ckpt_path}, step {step:,}\nhardware: {_hardware(trainer)}", flush=True)
+            hardware = _hardware(trainer, self.precision_note)
+            print(f"weights: {trainer.ckpt_path}, step {step:,}\nhardware: {hardware}", flush=True)
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -64,15 +75,16 @@ def _data(trainer: Trainer) -> str:
     return f"{type(data).__name__}, {count}, {per_step:,} per step"
 
 
-def _hardware(trainer: Trainer) -> str:
-    """Describe the devices, and point to a GPU that is not used."""
+def _hardware(trainer: Trainer, precision_note: str) -> str:
+    """Describe the devices and the precision, and point to a GPU that is not used."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     nodes = f" on {trainer.num_nodes} nodes" if trainer.num_nodes > 1 else ""
     other = torch.accelerator.current_accelerator(check_available=True)
     unused = f" (not used: {other.type.upper()}, see trainer.accelerator)" if other and device.type == "cpu" else ""
-    return f"{count}{name}{nodes}, precision {trainer.precision}{unused}"
+    note = f" ({precision_note})" if precision_note else ""
+    return f"{count}{name}{nodes}, precision {trainer.precision}{note}{unused}"
 
 
 def _steps(trainer: Trainer) -> str:

@@ -3,17 +3,14 @@
 User errors end the program with a one-line message and exit code 2; ASYNCDIFF_TRACEBACK=1 shows the traceback instead.
 """
 
-import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
@@ -36,7 +33,9 @@ from asyncdiff.checks import environment_integer, is_first_process
 from asyncdiff.cli import trusted_packages
 from asyncdiff.cli.errors import ReportingParser, one_line_errors
 from asyncdiff.cli.errors.parser import with_current_names
+from asyncdiff.cli.ignored_messages import silence_libraries
 from asyncdiff.cli.run_directory import THIS_FOLDER, make_portable, run_directory, with_run_directory
+from asyncdiff.cli.trainer_precision import accept_auto, choose_precision, emulation_warning, trainer_device
 from asyncdiff.cli.trainer_ranges import check_seed_everything, check_trainer
 from asyncdiff.networks import dit, unet
 from asyncdiff.noise import masks
@@ -110,6 +109,7 @@ class ExperimentCLI(LightningCLI):
         for action in parser._actions:
             if isinstance(action, _ActionConfigLoad):
                 action.basetype = None  # a section is never named by a class path, which a file name would be taken for
+        accept_auto(parser)
         parser.add_argument(
             "--vars", type=dict[str, Any], default={}, help="user-defined variables for interpolation as ${vars.NAME}"
         )
@@ -126,7 +126,8 @@ class ExperimentCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         check_sections(config)
         check_seed_everything(config.get("seed_everything"))
-        check_trainer(config.trainer, self.config.subcommand, on_cpu=_runs_on_cpu(config.trainer.get("accelerator")))
+        on_cpu = trainer_device(config.trainer.get("accelerator")).type == "cpu"
+        check_trainer(config.trainer, self.config.subcommand, on_cpu=on_cpu)
         training = self.config.subcommand == "fit"
         if training and not config.trainer.get("fast_dev_run"):
             self._held.enter_context(hold_run(run_directory(config.trainer.get("default_root_dir"))))
@@ -141,6 +142,9 @@ class ExperimentCLI(LightningCLI):
         plugins, configured = (_as_list(config.get(key)) for key in ("plugins", "callbacks"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
+        precision, note = choose_precision(config.get("precision"), config.get("accelerator"))
+        if warning := emulation_warning(precision, config.get("accelerator")):
+            _print_to_stderr(f"warning: {warning}")
         resume = _resume_requested(bool(self._get(self.config, "auto_resume", default=False)))
         if self.config.subcommand == "fit" and not any(isinstance(callback, Checkpoint) for callback in configured):
             _print_to_stderr("warning: trainer.callbacks has no ModelCheckpoint: the trained weights may not be saved")
@@ -158,13 +162,15 @@ class ExperimentCLI(LightningCLI):
         if self.config.subcommand == "predict" and not any(isinstance(c, callbacks.ImageWriter) for c in configured):
             missing.append(callbacks.ImageWriter())
         if config.get("enable_model_summary") is None and not any(isinstance(c, ModelSummary) for c in configured):
-            missing.append(callbacks.RunSummary())
+            missing.append(callbacks.RunSummary(precision_note=note))
             kwargs["enable_model_summary"] = False
         show_bar = config.get("enable_progress_bar") is not False
         if show_bar and not any(isinstance(callback, ProgressBar) for callback in configured):
             missing.append(callbacks.StepProgressBar())
         refused = RefusedRun()
-        trainer = super().instantiate_trainer(plugins=plugins, callbacks=[*configured, *missing, refused], **kwargs)
+        trainer = super().instantiate_trainer(
+            plugins=plugins, callbacks=[*configured, *missing, refused], precision=precision, **kwargs
+        )
         refused.remember(trainer)
         written = {"save_dir of a logger": [logger.log_dir for logger in trainer.loggers]}
         if self.config.subcommand == "fit":  # otherwise refused only when the first checkpoint is due
@@ -225,7 +231,7 @@ def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
     # ${data.init_args.x} must resolve under the subcommand's key, such as `fit`, as it does at the top level of a file.
     # Keys of type Any must keep a dictionary that looks like an object config as it is written.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True, instantiate_subclass_spec_in_any=False)
-    _silence_libraries()
+    silence_libraries()
     return kind(
         AsyncDiffusion,
         LightningDataModule,
@@ -240,48 +246,6 @@ def _run_cli(kind: type[ExperimentCLI], args: list[str]) -> ExperimentCLI:
         trainer_defaults={"use_distributed_sampler": False},
         args=with_run_directory(args),
     )
-
-
-# Warnings that do not concern users: about arguments that this program passes to LightningCLI, about deprecations
-# inside libraries, and about the length of `predict`'s iterable batches, which is correct.
-IGNORED_WARNINGS = (
-    "LightningCLI's args parameter",
-    r"(?s).*`isinstance\(treespec, LeafSpec\)` is deprecated",
-    r"(?s).*``instantiate_classes`` was deprecated",
-    r"(?s).*By default only one JsonargparseDeprecationWarning",
-    "Your `IterableDataset` has `__len__` defined",
-    "GPU available but not used",  # RunSummary says so, too
-    r"(?s).*Checkpoint directory .* exists and is not empty",  # as that of a resumed run is
-)
-# Weights are always read with weights_only=True; RunSummary prints seed, hardware and checkpoint.
-IGNORED_LOG_MESSAGES = (
-    "Tip: For seamless cloud",
-    "`weights_only` was not set",
-    "Seed set to",
-    "GPU available",
-    "TPU available",
-    "Restoring states from the checkpoint",
-    "Restored all states from the checkpoint",
-    "Loaded model weights from the checkpoint",
-)
-
-
-def _silence_libraries() -> None:
-    """Hide warnings and log messages that users cannot act on."""
-    for message in IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message)
-    for name in (
-        "pytorch.utilities.rank_zero",
-        "pytorch.trainer.connectors.checkpoint_connector",
-        "fabric.utilities.seed",
-    ):
-        logger = logging.getLogger(f"lightning.{name}")
-        logger.removeFilter(_is_relevant)
-        logger.addFilter(_is_relevant)
-
-
-def _is_relevant(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in IGNORED_LOG_MESSAGES)
 
 
 def check_sections(config: Namespace) -> None:
@@ -354,11 +318,6 @@ def _check_address(address: str) -> None:
             problem = f"cannot be read ({error})"
     if problem:
         raise ValueError(f"ckpt_path must be a checkpoint or last, got {address}, which {problem}: {remedy}")
-
-
-def _runs_on_cpu(accelerator: Any) -> bool:
-    """Return whether the trainer will use the CPU; "auto" does where there is nothing else."""
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
