@@ -2,10 +2,9 @@
 
 import functools
 import platform
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:  # commands use the names before PyTorch is imported
     import torch
@@ -15,9 +14,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 AMPERE = (8, 0)  # first compute capability with TF32 and bfloat16 in hardware
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # instructions of x86, then of ARM
 
-
-class SlowPrecision(UserWarning):
-    """A precision works on this device, but is emulated."""
+T = TypeVar("T")
 
 
 @contextmanager
@@ -82,23 +79,34 @@ def precision_of_run(trained: str | None, device: "torch.device | str") -> Preci
     return auto_precision(device) if "16" in (trained or "") else "float32"
 
 
-def check_precision(name: str, precision: Precision, device: "torch.device | str") -> None:
-    """Raise ValueError for a precision that a device lacks; warn if the device emulates it.
-
-    Args:
-        name: argument to name in messages.
-        precision: precision to compute in.
-        device: device of the model.
-    """
+def check_precision(name: str, precision: str, device: "torch.device | str") -> None:
+    """Raise ValueError, naming the argument `name`, for a precision that there is not, or that a device lacks."""
     import torch
 
     device = torch.device(device)
     if _known(precision) == "tf32" and not (device.type == "cuda" and _is_ampere(device)):
         raise ValueError(f"{name} tf32 needs an NVIDIA GPU of the year 2020 or later, got {device}: use float32")
-    if precision == "bf16" and not fast_bfloat16(device):
-        warnings.warn(
-            f"{name} is bf16, which {device} emulates: float32 is several times faster", SlowPrecision, stacklevel=2
-        )
+
+
+def emulation_warning(name: str, precision: str, device: "torch.device | str") -> str:
+    """Return a warning, naming the argument `name`, if a device emulates a precision; else an empty text."""
+    if precision != "bf16" or fast_bfloat16(device):
+        return ""
+    return f"{name} is bf16, which {device} emulates: float32 is several times faster and exact"
+
+
+def each_within(context: Callable[[], AbstractContextManager[Any]], items: Iterator[T]) -> Iterator[T]:
+    """Yield the items of an iterator, each computed within a new context, which ends before the item is yielded.
+
+    A generator must not hold a context while its caller runs: the caller would compute in it, too.
+    """
+    while True:
+        with context():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 def _known(precision: str) -> str:
@@ -136,29 +144,30 @@ def _tf32_settings() -> tuple[Any, ...]:
     """
     import torch
 
-    cuda, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    if not hasattr(torch.backends, "fp32_precision"):
-        return torch.get_float32_matmul_precision(), cudnn.allow_tf32
-    matmul = "medium" if mkldnn.matmul.fp32_precision == "bf16" else "highest"
-    matmul = "high" if matmul == "highest" and cuda.fp32_precision == "tf32" else matmul
-    parts = (cuda, cudnn.conv, cudnn.rnn, mkldnn.matmul)
-    return matmul, cudnn.conv.fp32_precision == "tf32", [(part, part.fp32_precision) for part in parts]
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32, []
+    parts = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    matmul, on_cpu, convolutions, _ = (part.fp32_precision for part in parts)
+    old = "medium" if on_cpu == "bf16" else "high" if matmul == "tf32" else "highest"
+    return old, convolutions == "tf32", [(part, part.fp32_precision) for part in parts]
 
 
 def _set_tf32(allowed: bool) -> None:
     import torch
 
+    backends: Any = torch.backends
     torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed
-    if hasattr(torch.backends, "fp32_precision"):  # without it, the old setting leaves a global one in force
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+    backends.cudnn.allow_tf32 = allowed
+    if hasattr(backends, "fp32_precision"):  # without it, the old setting leaves a global one in force
+        backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
 
 
 def _restore_tf32(settings: tuple[Any, ...]) -> None:
     import torch
 
-    matmul, convolutions, *new = settings
+    matmul, convolutions, new = settings
     torch.set_float32_matmul_precision(matmul)
     torch.backends.cudnn.allow_tf32 = convolutions
-    for part, value in new[0] if new else ():
+    for part, value in new:
         part.fp32_precision = value

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ import torch
 from asyncdiff import precision as module
 from asyncdiff.precision import (
     PRECISIONS,
-    SlowPrecision,
     auto_precision,
     check_precision,
     computing_in,
+    each_within,
+    emulation_warning,
     fast_bfloat16,
     full_float32,
     precision_of_run,
@@ -230,17 +230,27 @@ def test_a_device_is_refused_what_it_lacks_and_warned_of_what_it_emulates(cpu, m
     cpu(avx2=True)
     with pytest.raises(ValueError, match=r"^--precision tf32 needs an NVIDIA GPU .*, got cpu: use float32$"):
         check_precision("--precision", "tf32", "cpu")
-    with pytest.warns(
-        SlowPrecision, match=r"^--precision is bf16, which cpu emulates: float32 is several times faster$"
-    ):
-        check_precision("--precision", "bf16", "cpu")
+    warning = emulation_warning("--precision", "bf16", "cpu")
+    assert warning == "--precision is bf16, which cpu emulates: float32 is several times faster and exact"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     cpu(amx_bf16=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for device, names in (("cpu", ("float32", "bf16")), ("cuda", PRECISIONS)):
-            for name in names:
-                check_precision("--precision", name, device)
+    for device, names in (("cpu", ("float32", "bf16")), ("cuda", PRECISIONS)):
+        for name in names:
+            check_precision("--precision", name, device)
+            assert not emulation_warning("--precision", name, device)
+
+
+def test_a_generator_computes_in_a_context_that_its_caller_does_not_share():
+    x = torch.ones(2, 2)
+
+    def products():
+        for _ in range(2):
+            yield (x @ x).dtype
+
+    before = settings()
+    for dtype in each_within(lambda: computing_in("bf16", "cpu"), products()):
+        assert dtype == torch.bfloat16
+        assert settings() == before
 
 
 @pytest.mark.parametrize(
