@@ -12,8 +12,6 @@ from torch import Tensor
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.training.fsdp2 import full_tensors, local_shard, reshard, shard_like, unshard
 
-CHUNK = 64  # number of tensors per fused kernel launch
-
 
 class EMA(Callback):
     """Keeps a float32 EMA of the trained parameters, and swaps it in for sampling and evaluation.
@@ -150,13 +148,12 @@ class EMA(Callback):
 
 
 def update_averages(averages: list[Tensor], parameters: list[Tensor], weight: Tensor) -> None:
-    """Move averages toward parameters by a weight on the device, without synchronization; 0 changes no bit."""
-    # In chunks, since the differences of all tensors at once would take as much memory as the network.
-    for first in range(0, len(averages), CHUNK):
-        chunk = averages[first : first + CHUNK]
-        differences = list(torch._foreach_sub(parameters[first : first + CHUNK], chunk))
-        torch._foreach_mul_(differences, weight)
-        torch._foreach_add_(chunk, differences)
+    """Move averages toward parameters by a weight on the device, without synchronization; 0 changes no bit.
+
+    One pass over memory: a kernel per tensor reads it and its average, and writes the average. Fused kernels for many
+    tensors take the weight as a number of the host, or need a pass each for difference, product and sum.
+    """
+    torch._foreach_lerp_(averages, parameters, [weight] * len(averages))
 
 
 @contextmanager

@@ -4,11 +4,13 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -16,7 +18,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
-from asyncdiff.training.lightning_internals import saved_step, set_saved_file, set_saved_step
+from asyncdiff.devices import HostCopy
+from asyncdiff.training.lightning_internals import (
+    ask_for_sigterm,
+    saved_step,
+    set_saved_file,
+    set_saved_step,
+    validation_is_due,
+)
+from asyncdiff.training.optimization.nonfinite_steps import lag
 
 NONE, REQUEUE, STOP = 0, 1, 2
 HANDLED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -30,6 +40,10 @@ class GracefulShutdown(Callback):
     Lightning handles the signal in the middle of a step: one process may save while another waits for its gradients,
     which is a deadlock. A second Ctrl-C ends the run immediately. A validation is not interrupted, but a signal
     interrupts evaluations after the last step immediately.
+
+    On several GPUs the processes read what they have agreed on two steps later, by when it is on the host, so that
+    nobody waits; before a validation and at the end of an epoch or of the run they read it at once. All of them end
+    after the same step.
 
     Under SLURM, `#SBATCH --signal=SIGUSR1@SECONDS` announces the time limit: Lightning saves a checkpoint and requeues
     the job, and the new job resumes automatically. SECONDS must leave time for one step and for writing a checkpoint.
@@ -45,15 +59,17 @@ class GracefulShutdown(Callback):
         self._previous_handlers: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._steps = EveryNSteps(1)
+        self._agreed: deque[HostCopy] = deque()  # what any process wanted in each of the last steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the checkpoints of a step be written before it ends."""
         order_after_checkpoints(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's signal handlers."""
+        """Replace Lightning's signal handlers, and its question in every step whether the first process has SIGTERM."""
         self._pending, self._requeue, self._trainer = NONE, None, trainer
         self._steps.start(trainer)
+        self._agreed.clear()
         if threading.current_thread() is not threading.main_thread():
             return  # signal handlers can only be set in the main thread
         if SLURMEnvironment.detect():
@@ -61,16 +77,15 @@ class GracefulShutdown(Callback):
             self._requeue = handler if callable(handler) else None  # none with auto_requeue=False
         for number in HANDLED_SIGNALS:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        ask_for_sigterm(trainer, ask=False)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Shut down if any process has received a signal."""
         if not self._steps.is_due(trainer):
             return  # gradients are still being accumulated
-        action = self._pending
-        if trainer.world_size > 1:
-            own = torch.tensor(action, device=trainer.strategy.root_device)
-            action = int(trainer.strategy.reduce(own, reduce_op="max"))
-        self._pending = NONE
+        action = self._agree(trainer) if trainer.world_size > 1 else self._pending
+        if self._pending <= action:  # otherwise a signal that the others do not know of yet
+            self._pending = NONE
         if action == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
         elif action == STOP:
@@ -84,9 +99,27 @@ class GracefulShutdown(Callback):
             )
             sys.exit(128 + number)
 
+    def _agree(self, trainer: Trainer) -> int:
+        """Return what any process wanted some steps ago, the same on all of them; forget all that was wanted since."""
+        device = trainer.strategy.root_device
+        wanted = torch.full((), self._pending, device=device)  # filled on the device, without a copy from the host
+        dist.all_reduce(wanted, op=dist.ReduceOp.MAX)
+        self._agreed.append(HostCopy(wanted))
+        ends = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
+        # An interval of time need not have passed on all processes at the same step.
+        by_steps = isinstance(getattr(trainer, "val_check_interval", None), (int, float))
+        validates = by_steps and validation_is_due(trainer)
+        now, action = ends or validates, NONE
+        while action == NONE and len(self._agreed) > (0 if now else lag(device)):
+            action = int(self._agreed.popleft().read())
+        if action != NONE:
+            self._agreed.clear()
+        return action
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Handle a signal received after the last step; from now on SIGTERM ends the process immediately."""
         self._restore_handlers()
+        self._pending = max([self._pending, *(int(agreed.read()) for agreed in self._agreed)])
         if self._pending == REQUEUE and self._requeue is not None:
             self._requeue(signal.SIGUSR1, None)
         elif self._pending == STOP:
@@ -103,6 +136,7 @@ class GracefulShutdown(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the previous signal handlers."""
         self._restore_handlers()
+        ask_for_sigterm(trainer, ask=True)
         self._trainer = None
 
     def _on_signal(self, number: int, frame: Any) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asyncdiff.callbacks.every_n_steps import EveryNSteps
 from asyncdiff.checks import at_least
+from asyncdiff.devices import to_device
 from asyncdiff.training.lightning_module import AsyncDiffusion
 
 MAX_BINS = 1000  # the names of more would not differ in their three decimals
@@ -44,7 +45,7 @@ class LossByLevel(Callback):
         self._current = sums if self._current is None else self._current + sums
         if not self._steps.is_due(trainer):
             return
-        total = self._current if self._sums is None else self._sums.to(sums.device) + self._current
+        total = self._current if self._sums is None else self._sums + self._current
         due = trainer.global_step % max(trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
         self._sums, self._current = None if due else total, None
         if due:
@@ -61,9 +62,9 @@ class LossByLevel(Callback):
         all_sums: Tensor | None = checkpoint.get("level_loss", {}).get(str(self.bins))
         self._sums = self._current = None
         if all_sums is not None and len(all_sums) == trainer.world_size:
-            self._sums = all_sums[trainer.global_rank]
+            self._sums = to_device(all_sums[trainer.global_rank], trainer.strategy.root_device)
         elif all_sums is not None:
-            self._sums = all_sums.sum(0) * (trainer.global_rank == 0)
+            self._sums = to_device(all_sums.sum(0) * (trainer.global_rank == 0), trainer.strategy.root_device)
 
     def _log(self, trainer: Trainer, sums: Float[Tensor, "2 bins"]) -> None:
         total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -14,6 +14,7 @@ from asyncdiff.checkpoints.atomic_files import open_atomic, remove_stale
 from asyncdiff.checkpoints.export import is_export, read_export
 from asyncdiff.checkpoints.load import check_entries, find_damage, read_safely
 from asyncdiff.checkpoints.old_names import update_checkpoint
+from asyncdiff.devices import HostCopy
 
 # With ddp_fork and ddp_spawn, this file carries the weights back to the main process after a fit, and nothing else.
 SPAWN_WEIGHTS = ".temp.ckpt"
@@ -28,9 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     such as s3://... are left to Lightning.
 
     Args:
-        asynchronous: copy the state to the CPU and write it in the background while training continues; a second copy
-            of all weights and of the optimizer state must fit into memory. If a write fails, training stops at the next
-            checkpoint, or at the end.
+        asynchronous: copy the state to the CPU and write it in the background while training continues, for networks
+            whose checkpoints take long to write. A GPU copies into pinned memory, without the host waiting for it. A
+            second copy of all weights and of the optimizer state must fit into memory, in which the first process keeps
+            it for the next checkpoint. If a write fails, training stops at the next checkpoint, or at the end.
     """
 
     def __init__(self, asynchronous: bool = False):
@@ -49,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)  # now, as Lightning may link to the file before it exists
         # A single thread writes and removes files in the order of the calls, so that a checkpoint always exists.
         self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._submit(self._writer, _write, apply_to_collection(checkpoint, Tensor, _copy_to_cpu), Path(path))
+        self._submit(self._writer, _write_copy, apply_to_collection(checkpoint, Tensor, HostCopy), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint or an export; raise ValueError if it is damaged or could execute code."""
@@ -106,6 +108,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             future.result()
 
 
+def _write_copy(copies: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint whose tensors may still be on their way to the host."""
+    _write(apply_to_collection(copies, HostCopy, HostCopy.read), path)
+
+
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(OSError):  # a failed cleanup must not fail the checkpoint
@@ -120,7 +127,3 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 def _to_cpu(storage: Any, location: str) -> Any:
     return storage
-
-
-def _copy_to_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)

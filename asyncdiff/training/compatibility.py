@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
 from asyncdiff.checkpoints import check_weights, object_config
 from asyncdiff.checkpoints.label_meaning import check_same_labels, label_fingerprint
 from asyncdiff.checkpoints.loaded_tensors import OTHER_WEIGHTS, check_trained_tensors
@@ -17,6 +19,7 @@ from asyncdiff.training.lightning_internals import attached_trainer
 IGNORED_ARGUMENTS = ("dropout", "checkpointing")
 # Arguments of networks that change the meaning of the same weights; all others change the shapes.
 SEMANTIC_ARGUMENTS = ("channels", "patch_size", "heads", "head_dim", "groups")
+PRECISION_KEY = "precision"  # checkpoint key of the trainer's precision; versions up to 0.2.0 did not record it
 MAX_NAMES = 3  # maximum number of further differences listed in an error
 HASH_LENGTH = 12  # number of characters of a hash shown in an error
 
@@ -93,11 +96,23 @@ def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> 
     if "state_dict" in checkpoint:  # fully_shard has loaded and removed it already
         check_weights(module.state_dict(keep_vars=True), checkpoint["state_dict"], file, remedy)
     check_trained_tensors(checkpoint, file, remedy, resumed=fitting)
+    if trainer is not None and fitting:
+        warn_of_other_precision(checkpoint, str(trainer.precision), file)
     module.labels = checkpoint.get("labels")
     if trainer is not None and trainer.state.fn != "predict":  # which needs no data
         check_label_meaning(module)
     record_latents(module, there=checkpoint.get("latents"))
     record_latents(module, here=getattr(getattr(trainer, "datamodule", None), "codec", None))
+
+
+def warn_of_other_precision(checkpoint: Mapping[str, Any], here: str, file: str | Path) -> None:
+    """Warn if a run that resumes does not compute in the precision of the checkpoint, if that is known."""
+    there = checkpoint.get(PRECISION_KEY, here)
+    if there != here:
+        rank_zero_warn(
+            f"{file} was trained with trainer.precision {there}, this run continues with {here}: set trainer.precision "
+            f"to {there} for the numbers of an uninterrupted run"
+        )
 
 
 def check_data(module: DiffusionModule) -> None:

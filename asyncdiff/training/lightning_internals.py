@@ -74,6 +74,21 @@ def run_validation(trainer: Trainer, *, step: int, epoch: int) -> None:
     set_logged_step(trainer, following)
 
 
+def ask_for_sigterm(trainer: Trainer, *, ask: bool) -> None:
+    """Set whether every step starts with the question to the first process whether it has received SIGTERM.
+
+    The answer is read from the device, which waits for all work so far.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    vars(loop).pop("_broadcast_sigterm_tensor", None)  # the method of the class again
+    if not ask:
+        loop._broadcast_sigterm_tensor = _do_nothing
+
+
+def _do_nothing() -> None:
+    pass
+
+
 def saved_step(checkpointer: ModelCheckpoint) -> int:
     """Return the step of the last checkpoint that a ModelCheckpoint has saved; 0 if it has saved none."""
     return checkpointer._last_global_step_saved

@@ -164,7 +164,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         eps = normal(x.shape, device=x.device)
         result = training_loss(self.denoiser, x, eps, draw, self.weighting, self._training_labels(batch))
         loss = result.per_image.mean()
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)  # with prog_bar=True Lightning would wait for the GPU at every batch
         if result.uncertainty is not None:
             uncertainty = result.uncertainty.mean()
             self.log("train/uncertainty_loss", uncertainty)
@@ -200,15 +200,17 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         return described
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's object config, the fingerprints of codec and classes, and the EMA weights to a checkpoint."""
+        """Add the model's object config, the precision, the fingerprints of codec and classes, and the EMA weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = self.recipe()
+        if (trainer := attached_trainer(self)) is not None:
+            checkpoint[compatibility.PRECISION_KEY] = str(trainer.precision)
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         if self.classes and self.labels:
             checkpoint["labels"] = self.labels
         # Lightning skips the callbacks' own hooks for weights-only checkpoints, which are the ones that people share.
-        for callback in getattr(attached_trainer(self), "callbacks", ()):
+        for callback in getattr(trainer, "callbacks", ()):
             if hasattr(callback, "add_average"):
                 callback.add_average(checkpoint, self)
 

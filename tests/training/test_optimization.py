@@ -284,8 +284,8 @@ def test_clipping_equals_that_of_pytorch(dtype):
 
 def test_updates_on_the_device_equal_those_on_the_host():
     torch.manual_seed(0)
-    averages = [torch.randn(3, 2) for _ in range(150)]  # more than are done at once
-    parameters = [torch.randn(3, 2) for _ in averages]
+    averages = [torch.randn(3, 2), torch.tensor([-1e30, 1e30, 1e-30]), torch.randn(())]
+    parameters = [torch.randn(3, 2), torch.tensor([0.0, -1e30, 1e30]), torch.randn(())]
     before = [a.clone() for a in averages]
     update_averages(averages, parameters, torch.zeros(()))
     assert all(torch.equal(a, b) for a, b in zip(averages, before, strict=True))

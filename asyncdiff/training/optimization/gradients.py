@@ -34,10 +34,11 @@ def total_norm(norms: Float[Tensor, " n"], gradients: Sequence[Tensor]) -> Float
     sharded = [isinstance(g, DTensor) for g in gradients]
     if not any(sharded):
         return torch.linalg.vector_norm(norms)
-    squares, replicated = norms.square(), [not value for value in sharded]
-    total = squares.sum() if all(sharded) else squares[sharded].sum()
+    squares = norms.square().unbind()  # an index of bools would be copied from the host, which waits for the device
+    total = torch.stack([square for square, is_shard in zip(squares, sharded, strict=True) if is_shard]).sum()
     torch.distributed.all_reduce(total)
-    return (total if all(sharded) else total + squares[replicated].sum()).sqrt()
+    replicated = [square for square, is_shard in zip(squares, sharded, strict=True) if not is_shard]
+    return (total + torch.stack(replicated).sum() if replicated else total).sqrt()
 
 
 def nonfinite_names(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asyncdiff.devices import HostCopy, to_device
 from asyncdiff.training.optimization.gradients import any_process, gradient_norms, nan_gradient_if_nonfinite, total_norm
 from asyncdiff.training.optimization.step_record import COUNTERS, StepRecord
 
@@ -99,7 +100,7 @@ class StepGuard:
                 parameter.grad = None  # optimizers skip parameters without a gradient
         if self.stop_after == 0:
             return None
-        self._unread.append(StepRecord(step, epoch, batches, norms, [n for n, _ in named], *_to_host(self.counts)))
+        self._unread.append(StepRecord(step, epoch, batches, norms, [n for n, _ in named], HostCopy(self.counts)))
         # All processes read the same step, so that they stop together.
         if len(self._unread) <= lag(bad.device):
             return None
@@ -108,7 +109,7 @@ class StepGuard:
 
     def _count(self, bad: Tensor, overflow: Tensor) -> None:
         """Update the counters on the device; an overflow neither extends nor ends a series of skipped steps."""
-        total, in_a_row, overflows = self.counts.to(bad.device)
+        total, in_a_row, overflows = to_device(self.counts, bad.device)
         skipped = bad & ~overflow
         in_a_row = torch.where(overflow, in_a_row, (in_a_row + 1) * skipped)
         self.counts = torch.stack([total + skipped, in_a_row, overflows + overflow])
@@ -118,13 +119,3 @@ class StepGuard:
 def lag(device: torch.device) -> int:
     """Return the number of steps after which counters on `device` are read."""
     return LAG if device.type == "cuda" else 0
-
-
-def _to_host(counts: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Copy counters to the host without waiting; return them and the event after which they have arrived."""
-    if counts.device.type != "cuda":
-        return counts, None
-    copied, host = torch.cuda.Event(), torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
-    host.copy_(counts, non_blocking=True)
-    copied.record()
-    return host, copied

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from asyncdiff.devices import HostCopy
 from asyncdiff.training.optimization.gradients import nonfinite_names
 
 COUNTERS = ("skipped", "in_a_row", "overflows")
@@ -27,8 +27,7 @@ class StepRecord:
         batches: one mapping per accumulated batch, with its loss and the info given to `StepGuard.watch`.
         norms: norm of every gradient; for sharded ones, the norm of this process's shard.
         names: names of the parameters with these gradients.
-        counts: `COUNTERS` after this step, on the host.
-        copied: event after which `counts` have arrived from a GPU; None if they are there already.
+        counts: `COUNTERS` after this step, on their way to the host.
     """
 
     step: int
@@ -36,14 +35,11 @@ class StepRecord:
     batches: Sequence[dict[str, Any]]
     norms: Float[Tensor, " n"]
     names: Sequence[str]
-    counts: Int64[Tensor, "3"]
-    copied: torch.cuda.Event | None = None
+    counts: HostCopy
 
     def counters(self) -> dict[str, int]:
         """Return the counters by name, after waiting for the device if they have not arrived."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return dict(zip(COUNTERS, self.counts.tolist(), strict=True))
+        return dict(zip(COUNTERS, self.counts.read().tolist(), strict=True))
 
     def stop_run(
         self,
