@@ -1,10 +1,14 @@
 """Random sets of clean patches for training a network to inpaint and outpaint (see `WithCleanPatches`)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from asyncdiff.checks import within
+from asyncdiff.devices import DeviceConstant, to_device
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import Field, PerlinField
 from asyncdiff.noise.masks import Mask
@@ -73,12 +77,22 @@ class RandomMasks(CleanPatches):
         self.masks = list(masks)
 
     def sample(self, source: RandomSource) -> KnownPatches:
-        choice = (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
         if not any(mask.seed_dependent for mask in self.masks):
-            return torch.stack([mask(*source.grid) for mask in self.masks]).to(source.device)[choice]
-        seeds = (source.uniform() * MASK_SEED_COUNT).long()
+            return self._on_grid(tuple(source.grid)).on(source.device)[self._choose(source)]
+        # The host computes these masks, so it draws the numbers, too: reading them from a GPU would make it wait.
+        host = replace(source, device="cpu")
+        choice, seeds = self._choose(host), (host.uniform() * MASK_SEED_COUNT).long()
         chosen = [self.masks[k](*source.grid, seed=s) for k, s in zip(choice.tolist(), seeds.tolist(), strict=True)]
-        return torch.stack(chosen).to(source.device)
+        return to_device(torch.stack(chosen), source.device)
+
+    def _choose(self, source: RandomSource) -> Tensor:
+        """Draw the number of a mask for every image."""
+        return (source.uniform() * len(self.masks)).long().clamp(max=len(self.masks) - 1)
+
+    @lru_cache(maxsize=64)  # noqa: B019  few distributions, which live as long as the process
+    def _on_grid(self, grid: tuple[int, int]) -> DeviceConstant:
+        """Return all masks on a grid, (masks, gh, gw)."""
+        return DeviceConstant(torch.stack([mask(*grid) for mask in self.masks]))
 
 
 class MixedCleanPatches(CleanPatches):

@@ -6,11 +6,13 @@ is always clean and t = 1 is noise; papers with the opposite convention are conv
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from asyncdiff.checks import at_least, finite, positive, within
+from asyncdiff.devices import DeviceConstant
 from asyncdiff.noise.clean_patches import CleanPatches, MixedCleanPatches, RandomBoxes, RandomRegions
 from asyncdiff.noise.distribution import Distribution
 from asyncdiff.noise.fields import IndependentField, PerlinField
@@ -214,23 +216,53 @@ class SumBeta(LevelSampler):
         gh, gw = source.grid
         # Sums over 2^k patches need more digits than single levels.
         wide = replace(source, dtype=torch.float32 if torch.device(source.device).type == "mps" else torch.float64)
-        sizes, sums = [gh * gw], source.stratified().to(wide.dtype)[:, None] * (gh * gw)
-        while max(sizes) > 1:
-            sizes, sums = self._split(wide, sizes, sums)
+        halvings, a = _halvings(gh * gw, wide.dtype)
+        sums = source.stratified().to(wide.dtype)[:, None] * (gh * gw)
+        if halvings:
+            uniform = torch.cat([wide.uniform(2, halving.parts) for halving in halvings], dim=2)
+            beta = symmetric_beta(a.on(sums.device) * self.sharpness, uniform)
+            for halving, share in zip(halvings, beta.split([halving.parts for halving in halvings], 1), strict=True):
+                sums = halving.split(sums, share)
         order = source.uniform(gh * gw).argsort(1)
         return LevelDraw(sums.gather(1, order).clamp(0, 1).to(source.dtype).reshape(-1, gh, gw))
 
-    def _split(self, source: RandomSource, sizes: list[int], sums: Tensor) -> tuple[list[int], Tensor]:
-        """Split every part with more than one patch in two; return the parts' sizes and their sums (b, parts)."""
-        d = torch.tensor(sizes, device=sums.device, dtype=sums.dtype)
-        h = (d / 2).floor()
-        low, high = (sums - (d - h)).clamp(min=0), torch.minimum(sums, h)
-        a = (d - 1 - d % 2).clamp(min=1) ** 1.05 * self.sharpness
-        first = low + (high - low) * symmetric_beta(a, source.uniform(2, len(sizes)))
-        parts = torch.stack([first, sums - first], dim=2).flatten(1)
+
+class _Halving:
+    """One step of the recursive halving, which splits every part with more than one patch in two.
+
+    Args:
+        sizes: numbers of patches of the parts.
+        dtype: type of the sums.
+    """
+
+    def __init__(self, sizes: list[int], dtype: torch.dtype):
+        self.parts = len(sizes)
         halves = [part for size in sizes for part in (size // 2, size - size // 2)]
         nonempty = [k for k, size in enumerate(halves) if size]
-        return [halves[k] for k in nonempty], parts[:, nonempty]
+        self.sizes = [halves[k] for k in nonempty]
+        first, rest = halves[0::2], halves[1::2]
+        self._first, self._rest = (DeviceConstant(torch.tensor(sizes, dtype=dtype)) for sizes in (first, rest))
+        self._nonempty = DeviceConstant(torch.tensor(nonempty)) if len(nonempty) < len(halves) else None
+
+    def split(self, sums: Tensor, share: Tensor) -> Tensor:
+        """Split the sums (b, parts) at a share of their range; return the sums of the nonempty halves."""
+        low = (sums - self._rest.on(sums.device)).clamp(min=0)
+        high = torch.minimum(sums, self._first.on(sums.device))
+        first = low + (high - low) * share
+        parts = torch.stack([first, sums - first], dim=2).flatten(1)
+        return parts if self._nonempty is None else parts.index_select(1, self._nonempty.on(sums.device))
+
+
+@lru_cache(maxsize=64)
+def _halvings(patches: int, dtype: torch.dtype) -> tuple[list[_Halving], DeviceConstant]:
+    """Return the steps of the recursive halving, and (d - 1 - d % 2)^1.05 of all parts that they split."""
+    steps, sizes, split = [], [patches], list[int]()
+    while max(sizes) > 1:
+        split += sizes
+        steps.append(_Halving(sizes, dtype))
+        sizes = steps[-1].sizes
+    d = torch.tensor(split, dtype=dtype)
+    return steps, DeviceConstant((d - 1 - d % 2).clamp(min=1) ** 1.05)
 
 
 class TruncatedGaussian(LevelSampler):
@@ -387,11 +419,11 @@ def symmetric_beta(a: Tensor, uniform: Tensor) -> Tensor:
         Random numbers in [0, 1], (b, n).
     """
     u, v = uniform.unbind(1)
+    cosine = (2 * math.pi * v).cos()
     # 1 - U lies in (0, 1]. The clamp changes nothing: beyond it, the result is 0 or 1 to every digit.
     radius2 = torch.expm1((-torch.log1p(-u) / a).clamp(max=80))
-    ratio2 = radius2 * (2 * math.pi * v).cos().square()
-    sign = (2 * math.pi * v).cos().sign()
-    return 0.5 + 0.5 * sign * (ratio2 / (1 + ratio2)).sqrt()
+    ratio2 = radius2 * cosine.square()
+    return 0.5 + 0.5 * cosine.sign() * (ratio2 / (1 + ratio2)).sqrt()
 
 
 def _per_patch(draw: LevelDraw, grid: tuple[int, int]) -> LevelDraw:

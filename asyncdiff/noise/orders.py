@@ -6,12 +6,14 @@
 import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from asyncdiff.checks import at_least, finite
+from asyncdiff.devices import DeviceConstant
 from asyncdiff.randomness import RandomSource
 from asyncdiff.shapes import upsampled_to
 
@@ -37,12 +39,28 @@ class Order(ABC):
         """Return the number of ranks on a grid of (gh, gw)."""
 
 
-class Raster(Order):
-    """Raster order: row by row from the top, each from left to right, one patch at a time."""
+class FixedOrder(Order):
+    """Order that is the same for all images. Subclasses define `ranks_on` and `groups`."""
+
+    @abstractmethod
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        """Return the rank of every patch of a grid, (1, gh, gw) on the CPU; computed once per grid."""
 
     def ranks(self, source: RandomSource) -> Ranks:
-        rows, columns = _rows_and_columns(source)
-        return (rows * source.grid[1] + columns)[None]
+        return _fixed_ranks(self, tuple(source.grid)).on(source.device)
+
+
+@lru_cache(maxsize=64)
+def _fixed_ranks(order: FixedOrder, grid: tuple[int, int]) -> DeviceConstant:
+    return DeviceConstant(order.ranks_on(grid))
+
+
+class Raster(FixedOrder):
+    """Raster order: row by row from the top, each from left to right, one patch at a time."""
+
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        rows, columns = _rows_and_columns(grid)
+        return (rows * grid[1] + columns)[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
         return grid[0] * grid[1]
@@ -51,9 +69,9 @@ class Raster(Order):
 class Snake(Raster):
     """Snake order: row by row from the top, alternately from left and right, so that neighbors follow each other."""
 
-    def ranks(self, source: RandomSource) -> Ranks:
-        rows, columns = _rows_and_columns(source)
-        width = source.grid[1]
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        rows, columns = _rows_and_columns(grid)
+        width = grid[1]
         return (rows * width + torch.where(rows % 2 == 0, columns, width - 1 - columns))[None]
 
 
@@ -67,10 +85,10 @@ class Spiral(Raster):
     def __init__(self, inward: bool = False):
         self.inward = inward
 
-    def ranks(self, source: RandomSource) -> Ranks:
-        gh, gw = source.grid
-        rows, columns = _rows_and_columns(source)
-        ring = _ring(source)
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        gh, gw = grid
+        rows, columns = _rows_and_columns(grid)
+        ring = _ring(grid)
         height, width = gh - 2 * ring, gw - 2 * ring  # of the rectangle inside the outer rings
         row, column = rows - ring, columns - ring
         top, right = row == 0, column == width - 1
@@ -82,17 +100,17 @@ class Spiral(Raster):
         return (inwards if self.inward else gh * gw - 1 - inwards)[None]
 
 
-class CenterOut(Order):
+class CenterOut(FixedOrder):
     """Order of square rings from the center outwards; the patches of a ring move together."""
 
-    def ranks(self, source: RandomSource) -> Ranks:
-        return (self.groups(source.grid) - 1 - _ring(source))[None]
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        return (self.groups(grid) - 1 - _ring(grid))[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
         return (min(grid) + 1) // 2
 
 
-class Wavefront(Order):
+class Wavefront(FixedOrder):
     """Wavefront order from the upper left corner: rank = column + row_delay * row, so rows lag behind the row above.
 
     Args:
@@ -104,9 +122,9 @@ class Wavefront(Order):
         at_least("row_delay", row_delay, 1, "use 1 for anti-diagonals")
         self.row_delay = row_delay
 
-    def ranks(self, source: RandomSource) -> Ranks:
-        rows, columns = _rows_and_columns(source)
-        return (columns + min(self.row_delay, source.grid[1]) * rows)[None]
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        rows, columns = _rows_and_columns(grid)
+        return (columns + min(self.row_delay, grid[1]) * rows)[None]
 
     def groups(self, grid: tuple[int, int]) -> int:
         return grid[1] + min(self.row_delay, grid[1]) * (grid[0] - 1)
@@ -130,7 +148,7 @@ class Shuffled(Order):
         return -(-grid[0] * grid[1] // self.together)
 
 
-class CustomOrder(Order):
+class CustomOrder(FixedOrder):
     """Order given as a grid of ranks.
 
     Args:
@@ -160,24 +178,24 @@ class CustomOrder(Order):
         self.grid = [[int(rank) for rank in row] for row in grid]
         self._unique, self._ranks = torch.tensor(self.grid).unique(return_inverse=True)
 
-    def ranks(self, source: RandomSource) -> Ranks:
-        return upsampled_to(self._ranks[None].to(source.device), source.grid, "grid")
+    def ranks_on(self, grid: tuple[int, int]) -> Ranks:
+        return upsampled_to(self._ranks[None], grid, "grid")
 
     def groups(self, grid: tuple[int, int]) -> int:
         return len(self._unique)
 
 
-def _rows_and_columns(source: RandomSource) -> tuple[Tensor, Tensor]:
+def _rows_and_columns(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return the row and the column of every patch, (gh, gw) each."""
-    gh, gw = source.grid
-    rows, columns = torch.arange(gh, device=source.device), torch.arange(gw, device=source.device)
+    gh, gw = grid
+    rows, columns = torch.arange(gh, device="cpu"), torch.arange(gw, device="cpu")
     return rows[:, None].expand(gh, gw), columns[None, :].expand(gh, gw)
 
 
-def _ring(source: RandomSource) -> Tensor:
+def _ring(grid: tuple[int, int]) -> Tensor:
     """Return the number of square rings of patches around each patch."""
-    rows, columns = _rows_and_columns(source)
-    gh, gw = source.grid
+    rows, columns = _rows_and_columns(grid)
+    gh, gw = grid
     return torch.stack([rows, columns, gh - 1 - rows, gw - 1 - columns]).amin(0)
 
 

@@ -7,10 +7,12 @@ integrates along a curve, and sampling follows one backwards from s = 1 to s = 0
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 
 from asyncdiff.checks import below_one
+from asyncdiff.devices import DeviceConstant, to_device
 from asyncdiff.noise.fields import Field, IndependentField
 from asyncdiff.noise.orders import Order
 from asyncdiff.randomness import Generators, RandomSource, seeded
@@ -195,8 +197,7 @@ class Waypoints(Path):
         _check_monotone(self._maps, self._at, "maps")
 
     def curve(self, source: RandomSource) -> Curve:
-        maps = upsampled_to(self._maps, source.grid, "maps").to(source.device, source.dtype)
-        at = self._at.to(source.device, source.dtype)
+        maps, at = (constant.on(source.device) for constant in self._on_grid(tuple(source.grid), source.dtype))
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             k = (torch.searchsorted(at, s.contiguous(), right=True) - 1).clamp(0, len(at) - 2)
@@ -205,6 +206,11 @@ class Waypoints(Path):
             return torch.lerp(start, end, part), (end - start) / (last - first)[:, None, None]
 
         return curve
+
+    @lru_cache(maxsize=64)  # noqa: B019  few paths, which live as long as the process
+    def _on_grid(self, grid: tuple[int, int], dtype: torch.dtype) -> tuple[DeviceConstant, DeviceConstant]:
+        """Return the maps on a grid, and their s."""
+        return DeviceConstant(upsampled_to(self._maps, grid, "maps").to(dtype)), DeviceConstant(self._at.to(dtype))
 
 
 class Conditioned(Path):
@@ -239,7 +245,7 @@ class Conditioned(Path):
                 "select the masks of the batch"
             )
         inner = self.path.curve(source)
-        known = self.known.to(source.device)
+        known = to_device(self.known, source.device)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t, slope = inner(s)
@@ -272,7 +278,7 @@ class PartiallyNoised(Path):
                 f"got shape {tuple(self.levels.shape)} for {source.batch} images: use one value per patch"
             )
         inner = self.path.curve(source)
-        levels = self.levels.to(source.device, source.dtype)
+        levels = to_device(self.levels.to(source.dtype), source.device)
 
         def curve(s: Progress) -> tuple[LevelMap, LevelMap]:
             t, slope = inner(s)

@@ -162,6 +162,10 @@ class RectifiedFlow(Process):
     def dsigma(self, t: Level) -> Level:
         return torch.ones_like(t)
 
+    def wronskian(self, t: Level) -> Level:
+        """Return alpha + sigma: 1, rounded as the general formula is."""
+        return (1 - t) + t
+
     def level(self, logsnr: Level) -> Level:
         return (-logsnr / 2).sigmoid()
 

@@ -226,13 +226,12 @@ def test_sum_beta_uses_the_beta_parameters_of_the_paper(monkeypatch):
     """(d - 1 - d % 2)^1.05 for parts of d patches, 15 = 7 + 8 and so on; samples hardly show the exponent."""
     shapes = []
     monkeypatch.setattr(
-        level_samplers, "symmetric_beta", lambda a, u: shapes.append(a.tolist()) or symmetric_beta(a, u)
+        level_samplers, "symmetric_beta", lambda a, u: shapes.extend(a.tolist()) or symmetric_beta(a, u)
     )
     draw(SumBeta(sharpness=2.0), 1, (3, 5))
-    parts = [[15], [7, 8], [3, 4, 4, 4]]
-    expected = [[2 * (d - 1 - d % 2) ** 1.05 for d in sizes] for sizes in parts]
-    assert shapes[:3] == [pytest.approx(row) for row in expected]
-    assert shapes[3] == [2.0] * 8  # pairs, and a single patch, for which it does not matter
+    parts = [15, 7, 8, 3, 4, 4, 4]
+    assert shapes[:7] == pytest.approx([2 * (d - 1 - d % 2) ** 1.05 for d in parts])
+    assert shapes[7:] == [2.0] * 8  # pairs, and a single patch, for which it does not matter
 
 
 def test_sharp_sum_beta_is_constant_on_powers_of_two():
