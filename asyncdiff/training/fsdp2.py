@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import (
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from asyncdiff.checkpoints import read_safely
@@ -28,6 +28,7 @@ from asyncdiff.training.diffusion_module import DiffusionModule
 OTHER_SHARDED_STRATEGIES = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 # Precisions that Lightning accepts for a ModelParallelStrategy.
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")
+ROUNDED = "_rounded_parameters"  # attribute of a unit: gathered parameters that `unshard` replaced by exact ones
 
 
 class FullyShard(ModelParallelStrategy):
@@ -39,6 +40,7 @@ class FullyShard(ModelParallelStrategy):
     loaded anywhere.
 
     During validation, test and predict every device holds the full network, since processes may have unequal work.
+    Under bf16-mixed, training steps gather the blocks in bfloat16 and sum gradients in float32.
     """
 
     def __init__(self) -> None:
@@ -104,21 +106,31 @@ def check_strategy(strategy: Strategy, precision: str) -> None:
         )
 
 
-def shard(network: nn.Module, mesh: DeviceMesh) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh, *, block_dtype: torch.dtype | None = None) -> None:
     """Shard the parameters of `network` in place, with one FSDP unit per block (module of an `nn.ModuleList`).
 
     A network that is already sharded is left unchanged.
+
+    Args:
+        network: network to shard.
+        mesh: processes that hold a shard each.
+        block_dtype: type in which blocks are gathered for a training step, as autocast would cast their weights anyway;
+            gradients are summed in float32. What is outside of all blocks, and on whose type the residual stream
+            depends, keeps its type. None gathers blocks in the type of their weights, which is twice the traffic.
     """
     if any(isinstance(parameter, DTensor) for parameter in network.parameters()):
         return
     for parameter in network.parameters():  # FSDP2 does not support channels-last convolutions
         parameter.data = parameter.data.contiguous()
     blocks = [block for part in network.modules() if isinstance(part, nn.ModuleList) for block in part]
+    policy = MixedPrecisionPolicy()
+    if block_dtype is not None:  # the residual stream and the levels are not rounded
+        policy = MixedPrecisionPolicy(block_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     inner = {id(below) for block in blocks for below in block.modules() if below is not block}
     for block in blocks:
         # Lists may be nested: only the outermost modules are units. Modules without parameters need none.
         if id(block) not in inner and not isinstance(block, nn.ModuleList) and len([*block.parameters()]):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     # By default the outermost unit stays gathered after the forward pass until the next backward pass: too long for
     # code that reads parameters in between, such as the EMA.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
@@ -129,10 +141,12 @@ def unshard(module: nn.Module) -> Iterator[None]:
     """Gather the full module on every process inside this context, so that forward passes need no communication.
 
     For evaluation, where processes may sample unequal numbers of images, in unequal numbers of steps. All processes
-    must enter and exit the context. Inside, parameters are plain tensors. It has no effect if nothing is sharded or
-    everything is already gathered.
+    must enter and exit the context. Inside, parameters are plain tensors in the precision of the shards, also if
+    training steps gather blocks in a lower one. It has no effect if nothing is sharded or everything is already
+    gathered.
     """
-    if not any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+    shards = {name: p for name, p in module.named_parameters() if isinstance(p, DTensor)}
+    if not shards:
         yield
         return
     units = _units(module)
@@ -141,6 +155,11 @@ def unshard(module: nn.Module) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
+        gathered = [(p, shards[name]) for name, p in module.named_parameters() if name in shards]
+        rounded = [(p, like) for p, like in gathered if p.dtype != like.dtype]
+        vars(units[0])[ROUNDED] = [(p, p.data) for p, _ in rounded]
+        for parameter, like in rounded:
+            parameter.data = like.full_tensor()
     try:
         yield
     finally:
@@ -152,6 +171,8 @@ def unshard(module: nn.Module) -> Iterator[None]:
 def reshard(module: nn.Module) -> None:
     """Reshard the module: free the gathered parameters."""
     for unit in _units(module):
+        for parameter, data in vars(unit).pop(ROUNDED, ()):
+            parameter.data = data  # where the next training step gathers
         unit.reshard()
 
 

@@ -134,7 +134,8 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         if attached_trainer(self) is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
         if self.device_mesh is not None:
-            shard(self.network, self.device_mesh["data_parallel"])
+            rounds = str(self.trainer.precision) == "bf16-mixed"
+            shard(self.network, self.device_mesh["data_parallel"], block_dtype=torch.bfloat16 if rounds else None)
 
     def on_fit_start(self) -> None:
         """Check early that the model fits the data and can be saved; load the weights of `pretrained`."""

@@ -5,17 +5,19 @@ from pathlib import Path
 
 import torch
 from conftest import randomize_weights
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from small_runs import Pixels, quiet_trainer, small_dit
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from asyncdiff import AsyncDiffusion
 from asyncdiff.callbacks import EMA, Frechet, Likelihood, SampleGrid, Throughput
 from asyncdiff.networks.unet import UNet
 from asyncdiff.sampling.samplers import Sampler
 from asyncdiff.training import OptimizerSettings
+from asyncdiff.training.fsdp2 import full_tensors, local_shard, shard, unshard
 from datamodules import Digits
 
 STEPS, HALF = 4, 2
@@ -35,7 +37,35 @@ def module(name: str, **options) -> AsyncDiffusion:
     return AsyncDiffusion(network(name), **defaults, **options)
 
 
-def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer:
+class Types(Callback):
+    """Records in which types a step computes, and whether evaluations have the exact weights."""
+
+    def __init__(self):
+        self.types = {}
+
+    def on_train_batch_start(self, trainer, module, *_):
+        block, embed = module.network.blocks[0], module.network.embed
+
+        def record(block, args):
+            if not torch.is_grad_enabled():  # an evaluation
+                return
+            self.types = {"residual stream": args[0].dtype, "embedding": embed.weight.dtype}
+            self.types["block"] = next(block.parameters()).dtype
+
+        self.hook = block.register_forward_pre_hook(record)
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.hook.remove()
+        network = module.network
+        shards = dict(network.named_parameters())
+        exact = full_tensors({name: local_shard(p.detach()) for name, p in shards.items()}, shards)
+        with unshard(network):
+            assert all(torch.equal(p, exact[name]) for name, p in network.named_parameters())
+            network.state_dict()  # as for a checkpoint, which shards the network
+        assert all(p.dtype == torch.float32 for p in network.parameters())
+
+
+def trainer(folder: Path, strategy: str, callbacks: list, steps: int, precision: str = "32-true") -> Trainer:
     torch.manual_seed(0)
     return quiet_trainer(
         folder,
@@ -43,6 +73,7 @@ def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer
         strategy=strategy,
         callbacks=callbacks,
         max_steps=steps,
+        precision=precision,
         gradient_clip_val=1.0,
         val_check_interval=HALF,
         check_val_every_n_epoch=None,
@@ -51,6 +82,23 @@ def trainer(folder: Path, strategy: str, callbacks: list, steps: int) -> Trainer
         enable_checkpointing=True,
         logger=TensorBoardLogger(str(folder), name="", version=""),
     )
+
+
+def gradient_difference() -> float:
+    """Return the largest difference of the gradients if blocks are gathered in bfloat16."""
+    found = []
+    for is_sharded in (False, True):
+        chosen = small_dit(depth=2, uncertainty=True)
+        if is_sharded:
+            shard(chosen, init_device_mesh("cpu", (2,)), block_dtype=torch.bfloat16)
+        torch.manual_seed(1)  # the same images on both processes
+        x, t = torch.randn(8, 1, 8, 8), torch.rand(8, 4, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            v, logvar = chosen(x, t, torch.arange(8))
+        ((v - x).square().mean() + logvar.mean()).backward()
+        parameters = dict(chosen.named_parameters())
+        found.append(full_tensors({name: local_shard(p.grad) for name, p in parameters.items()}, parameters))
+    return max((found[0][name] - found[1][name]).abs().max().item() for name in found[0])
 
 
 def callbacks(folder: Path) -> list:
@@ -80,6 +128,14 @@ def main(strategy: str, folder: Path) -> None:
     uneven.limit_val_batches = 1.0
     uneven.validate(module("dit"), datamodule=Digits(batch_size=16, eval_batch_size=179), verbose=False)
     results["uneven"] = {tag: float(value) for tag, value in uneven.callback_metrics.items()}
+    # In bfloat16, once more.
+    folder16, types = folder / "bf16", Types()
+    half = trainer(folder16, strategy, [*callbacks(folder16), types], STEPS, "bf16-mixed")
+    half.fit(module("dit"), datamodule=Digits(batch_size=16))
+    likelihood = next(callback for callback in half.callbacks if isinstance(callback, Likelihood))
+    results["bf16"] = {tag: float(value) for tag, value in {**half.callback_metrics, **likelihood.results}.items()}
+    results["types"] = {name: str(dtype) for name, dtype in types.types.items()}
+    results["gradient_difference"] = gradient_difference()
     # Resume from the middle, and start a new run from the weights alone, under the same strategy.
     second = folder / "resumed"
     resumed = trainer(second, strategy, callbacks(second), STEPS)
