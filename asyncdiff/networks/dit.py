@@ -302,8 +302,9 @@ class DiT(nn.Module):
         levels = self.level_embedding(t.values)
         labels = embed_labels(self.label_embedding, label, len(index))
         if labels is not None and self.joint_labels:
-            return _joint_conditioning(levels, index, labels)
-        return Conditioning(F.silu(levels), index, None if labels is None else F.silu(labels))
+            return _joint_conditioning(levels, index, labels, self._compiled)
+        labels = None if labels is None else F.silu(labels)
+        return Conditioning(F.silu(levels), index, labels).with_one_hot(compiled=self._compiled)
 
     def _numbers(self) -> dict[str, float]:
         """Return how many parameters there are at least, by the argument that most of them are due to."""
@@ -349,14 +350,14 @@ def unpatchify(x: Tokens, tokens: tuple[int, int], patch: int) -> Image:
 
 
 def _joint_conditioning(
-    levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"]
+    levels: Float[Tensor, "r dim"], index: Int64[Tensor, "b n"], labels: Float[Tensor, "b dim"], compiled: bool
 ) -> Conditioning:
     """Return silu(level + label) for every level of every image, or for every token if there are fewer tokens."""
     (b, n), r = index.shape, len(levels)
     image = torch.arange(b, device=index.device)[:, None]
     if r < n:
         pairs = (levels[None] + labels[:, None]).flatten(0, 1)
-        return Conditioning(F.silu(pairs), index + r * image, None)
+        return Conditioning(F.silu(pairs), index + r * image, None).with_one_hot(per_image=True, compiled=compiled)
     pairs = (levels[index] + labels[:, None]).flatten(0, 1)
     return Conditioning(F.silu(pairs), n * image + torch.arange(n, device=index.device), None)
 

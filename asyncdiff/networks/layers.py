@@ -31,7 +31,7 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(dim, eps=eps, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
@@ -39,7 +39,7 @@ class GroupNorm(nn.GroupNorm):
     """PyTorch's GroupNorm in the precision of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with _without_autocast(x.device):
+        with without_autocast(x.device):
             return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
@@ -71,6 +71,6 @@ def mean_logvar(logvar: Float[Tensor, "b h w"], side: int) -> Float[Tensor, "b l
     return torch.logsumexp(cells, dim=(2, 4)) - 2 * math.log(side)
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager:
+def without_autocast(device: torch.device) -> AbstractContextManager:
     """Disable autocast; the meta device, on which operations are counted, has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -6,6 +6,8 @@ The modulation of a token depends only on its level. It is computed once per dis
 table; the gathered vectors are recomputed in the backward pass, so that the `count` vectors per token are never stored.
 Both are exact.
 
+On GPUs, vectors are gathered and gradients summed by products with a one-hot matrix, see `one_hot`.
+
 Labels would multiply the number of distinct conditionings by the number of classes. They are therefore added after the
 nonlinearity, silu(level) + silu(label), as one more vector per image; or before it, silu(level + label) as in DiT, with
 one vector per level of every image.
@@ -19,6 +21,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from asyncdiff.networks.layers import without_autocast
+from asyncdiff.networks.one_hot import (
+    MAX_ROWS,
+    OneHot,
+    gather,
+    gathers_by_product,
+    multiplies,
+    one_hot_matrix,
+    sum_by_row,
+)
 from asyncdiff.shapes import IndexedLevels
 
 Tokens = Float[Tensor, "b n dim"]  # tokens of a DiT, or pixels of a U-Net
@@ -33,15 +45,38 @@ class Conditioning:
         index: row of `levels` for every token; a single column if all tokens of an image share it.
         label: features of every image's label, after the nonlinearity; None without labels, or if `levels` includes
             them.
+        one_hot: one-hot matrix of `index`, on devices where products are faster; see `with_one_hot`.
     """
 
     levels: Float[Tensor, "r dim"]
     index: Int64[Tensor, "b n"]
     label: Float[Tensor, "b dim"] | None
+    one_hot: OneHot | None = None
 
     def gather(self, tokens: Int64[Tensor, "b m"]) -> "Conditioning":
         """Return the conditioning of the tokens with these indices."""
-        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, tokens))
+        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, tokens), one_hot=None)
+
+    def with_one_hot(self, *, per_image: bool = False, compiled: bool = False) -> "Conditioning":
+        """Return the same conditioning with a one-hot matrix, if products with it are faster here.
+
+        Args:
+            per_image: whether every image has rows of `levels` of its own, the same number for all.
+            compiled: whether the blocks of the network are compiled.
+        """
+        b, n = self.index.shape
+        rows = len(self.levels) // b if per_image else len(self.levels)
+        if n == 1 or rows > MAX_ROWS or not multiplies(self.index.device):
+            return self
+        autocast = torch.is_autocast_enabled(self.index.device.type)
+        dtype = torch.get_autocast_dtype(self.index.device.type) if autocast else self.levels.dtype
+        half, grad = dtype.itemsize == 2, torch.is_grad_enabled()
+        # Compiled code gathers faster by itself, and float32 products are slow: there, products only sum gradients.
+        if not (half or not compiled if grad else half and not compiled):
+            return self
+        index = self.index % rows if per_image else self.index
+        options = {"labeled": self.label is not None, "per_image": per_image}
+        return replace(self, one_hot=one_hot_matrix(index, rows, dtype, **options))
 
 
 @dataclass(frozen=True)
@@ -52,11 +87,13 @@ class IndexedVectors:
         table: vectors of the r distinct conditionings.
         index: row of `table` for every token; a single column if all tokens of an image share it.
         label: vector that each image's label adds to all of its tokens; None if labels add nothing.
+        one_hot: one-hot matrix of `index`, on devices where products are faster.
     """
 
     table: Float[Tensor, "r dim"]
     index: Int64[Tensor, "b n"]
     label: Float[Tensor, "b dim"] | None
+    one_hot: OneHot | None = None
 
     @property
     def shared(self) -> bool:
@@ -65,7 +102,7 @@ class IndexedVectors:
 
     def gather(self) -> Tokens:
         """Return the vectors of all tokens, as a single column if they are shared."""
-        return _gather(self.table, self.index, self.label)
+        return _gather(self.table, self.index, self.label, None)
 
 
 class Modulation(nn.Module):
@@ -90,7 +127,8 @@ class Modulation(nn.Module):
         labels: tuple[Tensor | None, ...] = (None,) * self.count
         if conditioning.label is not None:
             labels = nn.functional.linear(conditioning.label, self.linear.weight).chunk(self.count, dim=1)
-        return tuple(IndexedVectors(t, conditioning.index, y) for t, y in zip(tables, labels, strict=True))
+        index, one_hot = conditioning.index, conditioning.one_hot
+        return tuple(IndexedVectors(t, index, y, one_hot) for t, y in zip(tables, labels, strict=True))
 
 
 def modulate(x: Tokens, shift: IndexedVectors, scale: IndexedVectors) -> Tokens:
@@ -102,7 +140,8 @@ def modulate(x: Tokens, shift: IndexedVectors, scale: IndexedVectors) -> Tokens:
     x = x.to(scale.table.dtype)
     if scale.shared:
         return x * (1 + scale.gather()) + shift.gather()
-    result: Tensor = _Modulate.apply(x, shift.table, scale.table, shift.label, scale.label, scale.index)
+    tables = shift.table, scale.table, shift.label, scale.label
+    result: Tensor = _Modulate.apply(x, *tables, scale.index, scale.one_hot)
     return result
 
 
@@ -110,7 +149,7 @@ def add_gated(x: Tokens, gate: IndexedVectors, change: Tokens) -> Tokens:
     """Return x + gate change, in the precision of `x`."""
     if gate.shared:
         return x + gate.gather() * change
-    result: Tensor = _Gate.apply(x, gate.table, gate.label, change, gate.index)
+    result: Tensor = _Gate.apply(x, gate.table, gate.label, change, gate.index, gate.one_hot)
     return result
 
 
@@ -125,6 +164,9 @@ def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None
         dynamic += [each.label for each in conditionings if each.label is not None]
     for tensor in dynamic:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    for each in conditionings:
+        if each.one_hot is not None:
+            torch._dynamo.maybe_mark_dynamic(each.one_hot, 2)
 
 
 def token_index(levels: IndexedLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
@@ -153,49 +195,71 @@ class _Modulate(torch.autograd.Function):
         label_shift: Tensor | None,
         label_scale: Tensor | None,
         index: Tensor,
+        one_hot: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, label_scale, index)
-        factor = _gather(scale, index, label_scale).add_(1)
-        return torch.addcmul(_gather(shift, index, label_shift), x, factor)
+        ctx.save_for_backward(x, scale, label_scale, index, one_hot)
+        with without_autocast(x.device):
+            factor = _gather(scale, index, label_scale, one_hot, plus=1)
+            return torch.addcmul(_gather(shift, index, label_shift, one_hot), x, factor)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, label_scale, index = ctx.saved_tensors
+        x, scale, label_scale, index, one_hot = ctx.saved_tensors
         (grad,) = grads
-        grad_x = (_gather(scale, index, label_scale).add_(1) * grad).to(x.dtype)
-        grad_shift, by_image_shift = _scatter_sum(grad, scale, label_scale, index)
-        grad_scale, by_image_scale = _scatter_sum(grad * x, scale, label_scale, index)
-        return grad_x, grad_shift, grad_scale, by_image_shift, by_image_scale, None
+        with without_autocast(x.device):
+            grad_x = _gather(scale, index, label_scale, one_hot, plus=1).mul_(grad).to(x.dtype)
+            grad_shift, by_image_shift = _sums(grad, scale, label_scale, index, one_hot)
+            grad_scale, by_image_scale = _sums(grad * x, scale, label_scale, index, one_hot)
+        return grad_x, grad_shift, grad_scale, by_image_shift, by_image_scale, None, None
 
 
 class _Gate(torch.autograd.Function):
     """y = x + gate change; stores only the change, the table and the index."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, label: Tensor | None, change: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, label, change, index)
-        return torch.addcmul(x, _gather(gate, index, label), change)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gate: Tensor,
+        label: Tensor | None,
+        change: Tensor,
+        index: Tensor,
+        one_hot: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(gate, label, change, index, one_hot)
+        with without_autocast(x.device):  # which would make copies in the precision of x
+            return torch.addcmul(x, _gather(gate, index, label, one_hot), change)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gate, label, change, index = ctx.saved_tensors
+        gate, label, change, index, one_hot = ctx.saved_tensors
         (grad,) = grads
-        rounded = grad.to(change.dtype)  # as autocast would for the product that computed the change
-        grad_change = (_gather(gate, index, label) * rounded).to(change.dtype)
-        grad_gate, by_image = _scatter_sum(rounded * change, gate, label, index)
-        return grad, grad_gate, by_image, grad_change, None
+        with without_autocast(grad.device):
+            rounded = grad.to(change.dtype)  # as autocast would for the product that computed the change
+            grad_change = (_gather(gate, index, label, one_hot) * rounded).to(change.dtype)
+            grad_gate, by_image = _sums(rounded * change, gate, label, index, one_hot)
+        return grad, grad_gate, by_image, grad_change, None, None
 
 
-def _gather(table: Tensor, index: Tensor, label: Tensor | None) -> Tensor:
-    """Return the table's vectors at `index`, plus the vector of each image's label: (b, n, dim)."""
-    vectors = table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
-    return vectors if label is None else vectors.add_(label[:, None])
+def _gather(table: Tensor, index: Tensor, label: Tensor | None, one_hot: Tensor | None, plus: int = 0) -> Tensor:
+    """Return the table's vectors at `index`, plus the vector of each image's label, plus `plus`: (b, n, dim)."""
+    shape = (*index.shape, table.shape[1])
+    if one_hot is not None and one_hot.dtype == table.dtype and gathers_by_product(one_hot):
+        return gather(one_hot, table, label, plus).view(shape)
+    vectors = table.index_select(0, index.flatten()).view(shape)
+    if label is not None:
+        vectors = vectors.add_(label[:, None])
+    return vectors.add_(plus) if plus else vectors
 
 
-def _scatter_sum(grad: Tensor, table: Tensor, label: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
+def _sums(
+    grad: Tensor, table: Tensor, label: Tensor | None, index: Tensor, one_hot: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Return the gradients of the table and the label vectors: sums over their tokens, in at least float32."""
-    exact = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    dim = table.shape[1]
+    if one_hot is not None and one_hot.dtype == grad.dtype:
+        by_row = sum_by_row(grad, one_hot, table, label is not None)
+        return by_row, None if label is None else grad.sum(1).to(label.dtype)  # without a copy in float32
+    exact, dim = grad.to(torch.promote_types(grad.dtype, torch.float32)), table.shape[1]
     rows = index.reshape(-1, 1).expand(-1, dim)
     sums = torch.zeros(table.shape, dtype=exact.dtype, device=exact.device).scatter_add_(
         0, rows, exact.reshape(-1, dim)

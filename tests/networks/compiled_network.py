@@ -11,11 +11,12 @@ from small_networks import dit, draw, noisy, single, unet
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from asyncdiff.denoising.denoiser import Denoiser
+from asyncdiff.networks import modulation
 from asyncdiff.noise.paths import AsyncPatch
 from asyncdiff.noise.processes import RectifiedFlow
 from asyncdiff.sampling.samplers import Sampler
 
-NAME, OPTIONS, BACKEND, GRIDS, SAMPLES = json.loads(sys.argv[1])
+NAME, OPTIONS, BACKEND, GRIDS, SAMPLES, PRODUCTS = json.loads(sys.argv[1])
 LABEL = torch.arange(6)
 
 
@@ -27,7 +28,8 @@ def step(net: torch.nn.Module, count: int, grid: int) -> list[torch.Tensor]:
     """The output and all gradients, with `count` distinct levels."""
     net.zero_grad()
     levels = single(draw((grid, grid), 6, count))
-    v = net(noisy(6).float(), levels, LABEL)
+    with torch.autocast("cpu", torch.bfloat16, enabled=PRODUCTS):
+        v = net(noisy(6).float(), levels, LABEL)
     v.square().mean().backward()
     return [v.detach(), *(p.grad.clone() for p in net.parameters())]
 
@@ -39,6 +41,8 @@ def samples(net: torch.nn.Module) -> list[torch.Tensor]:
     return [Sampler(path, steps=4)(denoiser, **options) for path in (None, AsyncPatch())]
 
 
+if PRODUCTS:  # as on a GPU
+    modulation.multiplies = lambda device: True
 eager, compiled, counter = network(), network(), CompileCounterWithBackend(BACKEND)
 compiled.compile(backend=counter, fullgraph=True)
 pairs, frames = [], {}

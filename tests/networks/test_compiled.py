@@ -14,8 +14,8 @@ from asyncdiff.networks.dit import DiT
 HERE = Path(__file__).parent
 
 
-def run_compiled(*arguments) -> dict:
-    command = [sys.executable, str(HERE / "compiled_network.py"), json.dumps(arguments)]
+def run_compiled(*arguments, products: bool = False) -> dict:
+    command = [sys.executable, str(HERE / "compiled_network.py"), json.dumps([*arguments, products])]
     path = os.pathsep.join(str(p) for p in (HERE.parents[1], HERE.parent))
     environment = os.environ | {"JAXTYPING_DISABLE": "1", "PYTHONPATH": path}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -32,6 +32,16 @@ def test_compiled_dit_matches_eager_and_compiles_once(options):
     assert report["frames"] == {"4": 1}
     assert report["all"] <= 5
     assert report["difference"] < 2e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"joint_labels": True}])
+def test_compiled_dit_sums_gradients_by_products(options):
+    """As on a GPU, in bfloat16: one graph for training, however many levels there are; another for images with as many
+    levels as tokens, for which products save nothing."""
+    report = run_compiled("dit", options, "aot_eager", [4], False, products=True)
+    assert report["frames"] == {"4": 1 + options.get("joint_labels", False)}
+    assert report["difference"] < 0.05  # bfloat16, relative to the largest entry of each tensor
 
 
 @pytest.mark.slow
