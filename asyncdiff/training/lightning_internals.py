@@ -7,11 +7,21 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
 
 
 def attached_trainer(module: LightningModule) -> Trainer | None:
     """Return the trainer of a module, or None outside a run, where `module.trainer` raises."""
     return module._trainer
+
+
+def keep_gradients_in_buckets(trainer: Trainer) -> None:
+    """Let the gradients of DDP be views of the buckets that it sums, unless the strategy says otherwise.
+
+    This saves a copy of all gradients, and the memory for it; their values are the same.
+    """
+    if isinstance(strategy := trainer.strategy, DDPStrategy):
+        strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
 
 
 def logged_step(trainer: Trainer) -> int:

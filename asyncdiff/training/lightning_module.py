@@ -33,7 +33,13 @@ from asyncdiff.training.argument_checks import (
 )
 from asyncdiff.training.fsdp2 import check_strategy, shard
 from asyncdiff.training.image_mean import ImageMean
-from asyncdiff.training.lightning_internals import attached_trainer, correct_epoch, set_epoch, set_logged_step
+from asyncdiff.training.lightning_internals import (
+    attached_trainer,
+    correct_epoch,
+    keep_gradients_in_buckets,
+    set_epoch,
+    set_logged_step,
+)
 from asyncdiff.training.optimization import OptimizerMixin
 from asyncdiff.training.predict_mixin import PredictMixin
 from asyncdiff.training.settings import DEFAULT_OPTIMIZER, DEFAULT_PREDICT, OptimizerSettings, PredictSettings
@@ -133,6 +139,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         """Shard the network if the strategy is fully_shard; raise ValueError for other strategies that shard it."""
         if attached_trainer(self) is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
+            keep_gradients_in_buckets(self.trainer)
         if self.device_mesh is not None:
             rounds = str(self.trainer.precision) == "bf16-mixed"
             shard(self.network, self.device_mesh["data_parallel"], block_dtype=torch.bfloat16 if rounds else None)

@@ -1,12 +1,16 @@
 """Private attributes of Lightning mean what asyncdiff/training/lightning_internals.py says."""
 
+import inspect
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from small_runs import quiet_trainer, small_dit
 
 import asyncdiff
@@ -69,6 +73,27 @@ def test_validations_are_due_when_lightning_validates(watched):
     assert validations == [(1, 0), (77, 5), (3, 0), (5, 0)]
 
 
+def test_no_step_asks_for_sigterm_unless_told_to(tmp_path):
+    trainer = quiet_trainer(tmp_path)
+    loop = trainer.fit_loop.epoch_loop
+    question = type(loop)._broadcast_sigterm_tensor  # what every step of several processes calls
+    internals.ask_for_sigterm(trainer, ask=False)
+    with mock.patch.object(torch, "tensor", side_effect=AssertionError("asked")):
+        loop._broadcast_sigterm_tensor()
+    internals.ask_for_sigterm(trainer, ask=True)
+    assert loop._broadcast_sigterm_tensor.__func__ is question
+    assert "_broadcast_sigterm_tensor()" in inspect.getsource(type(loop).advance)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, True), ({"gradient_as_bucket_view": False}, False)])
+def test_gradients_of_ddp_are_views_of_its_buckets(given, expected, tmp_path):
+    trainer, module = quiet_trainer(tmp_path, strategy=DDPStrategy(**given)), torch.nn.Linear(1, 1)
+    internals.keep_gradients_in_buckets(trainer)
+    with mock.patch("lightning.pytorch.strategies.ddp.DistributedDataParallel") as wrapped:
+        trainer.strategy._setup_model(module)
+    assert wrapped.call_args.kwargs["gradient_as_bucket_view"] is expected
+
+
 class TellSaved(Callback):
     """Tells a ModelCheckpoint that a step has been saved."""
 
@@ -92,5 +117,5 @@ def test_no_other_file_names_private_attributes_of_lightning():
     root = Path(asyncdiff.__file__).parent
     text = {file: file.read_text() for file in root.rglob("*.py")}
     names = set(re.findall(r"\._([a-z]\w*)", text.pop(root / "training" / "lightning_internals.py")))
-    assert len(names) == 14
+    assert len(names) == 15
     assert [file for file in text if re.search(rf"(?<!self)\._({'|'.join(names)})\b", text[file])] == []
