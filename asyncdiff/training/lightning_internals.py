@@ -24,6 +24,15 @@ def keep_gradients_in_buckets(trainer: Trainer) -> None:
         strategy._ddp_kwargs.setdefault("gradient_as_bucket_view", True)
 
 
+def leave_inputs_of_ddp(trainer: Trainer) -> None:
+    """Let DDP leave the inputs of a step where they are: it would copy what stays on the host, and wait for the GPU.
+
+    Lightning has moved the batch; a data module may keep keys and indices on the host.
+    """
+    if isinstance(strategy := trainer.strategy, DDPStrategy):
+        strategy.determine_ddp_device_ids = lambda: None  # type: ignore[method-assign]
+
+
 def logged_step(trainer: Trainer) -> int:
     """Return the step under which Lightning logs: the number of completed steps, without the one that is ending."""
     return trainer.fit_loop.epoch_loop._batches_that_stepped

@@ -37,6 +37,7 @@ from asyncdiff.training.lightning_internals import (
     attached_trainer,
     correct_epoch,
     keep_gradients_in_buckets,
+    leave_inputs_of_ddp,
     set_epoch,
     set_logged_step,
 )
@@ -140,6 +141,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         if attached_trainer(self) is not None:
             check_strategy(self.trainer.strategy, str(self.trainer.precision))
             keep_gradients_in_buckets(self.trainer)
+            leave_inputs_of_ddp(self.trainer)
         if self.device_mesh is not None:
             rounds = str(self.trainer.precision) == "bf16-mixed"
             shard(self.network, self.device_mesh["data_parallel"], block_dtype=torch.bfloat16 if rounds else None)
