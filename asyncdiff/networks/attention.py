@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from asyncdiff.networks.embeddings import constant
 from asyncdiff.networks.layers import RMSNorm
 
 Tokens = Float[Tensor, "b m dim"]
@@ -62,6 +63,7 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(result.transpose(1, 2).flatten(2)))
 
 
+@constant
 def rotations(grid: tuple[int, int], dim: int, device: torch.device) -> GridRotations:
     """Return the rotary position embedding (RoPE, arXiv:2104.09864) of a token grid, in two dimensions.
 

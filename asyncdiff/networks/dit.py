@@ -304,7 +304,7 @@ class DiT(nn.Module):
         if labels is not None and self.joint_labels:
             return _joint_conditioning(levels, index, labels, self._compiled)
         labels = None if labels is None else F.silu(labels)
-        return Conditioning(F.silu(levels), index, labels).with_one_hot(compiled=self._compiled)
+        return Conditioning(F.silu(levels), index, labels).for_device(compiled=self._compiled)
 
     def _numbers(self) -> dict[str, float]:
         """Return how many parameters there are at least, by the argument that most of them are due to."""
@@ -357,9 +357,11 @@ def _joint_conditioning(
     image = torch.arange(b, device=index.device)[:, None]
     if r < n:
         pairs = (levels[None] + labels[:, None]).flatten(0, 1)
-        return Conditioning(F.silu(pairs), index + r * image, None).with_one_hot(per_image=True, compiled=compiled)
+        return Conditioning(F.silu(pairs), index + r * image, None).for_device(per_image=True, compiled=compiled)
     pairs = (levels[index] + labels[:, None]).flatten(0, 1)
-    return Conditioning(F.silu(pairs), n * image + torch.arange(n, device=index.device), None)
+    return Conditioning(F.silu(pairs), n * image + torch.arange(n, device=index.device), None).for_device(
+        compiled=compiled
+    )
 
 
 def _check_sizes(patch_size: int, dim: int, heads: int, level_patch_size: int | None) -> None:

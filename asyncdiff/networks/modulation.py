@@ -6,7 +6,8 @@ The modulation of a token depends only on its level. It is computed once per dis
 table; the gathered vectors are recomputed in the backward pass, so that the `count` vectors per token are never stored.
 Both are exact.
 
-On GPUs, vectors are gathered and gradients summed by products with a one-hot matrix, see `one_hot`.
+On GPUs, vectors are gathered and gradients summed by products with a one-hot matrix, see `one_hot`. Where all tokens of
+an image share a level, the features of level and label are summed before all blocks, as in standard adaLN.
 
 Labels would multiply the number of distinct conditionings by the number of classes. They are therefore added after the
 nonlinearity, silu(level) + silu(label), as one more vector per image; or before it, silu(level + label) as in DiT, with
@@ -27,7 +28,6 @@ from asyncdiff.networks.one_hot import (
     OneHot,
     gather,
     gathers_by_product,
-    multiplies,
     one_hot_matrix,
     sum_by_row,
 )
@@ -42,40 +42,46 @@ class Conditioning:
 
     Attributes:
         levels: features of the r distinct conditionings, after the nonlinearity.
-        index: row of `levels` for every token; a single column if all tokens of an image share it.
+        index: row of `levels` for every token; a single column if all tokens of an image share it; None if row i is
+            that of all tokens of image i.
         label: features of every image's label, after the nonlinearity; None without labels, or if `levels` includes
             them.
-        one_hot: one-hot matrix of `index`, on devices where products are faster; see `with_one_hot`.
+        one_hot: one-hot matrix of `index`, on GPUs; see `for_device`.
     """
 
     levels: Float[Tensor, "r dim"]
-    index: Int64[Tensor, "b n"]
+    index: Int64[Tensor, "b n"] | None
     label: Float[Tensor, "b dim"] | None
     one_hot: OneHot | None = None
 
     def gather(self, tokens: Int64[Tensor, "b m"]) -> "Conditioning":
         """Return the conditioning of the tokens with these indices."""
-        return self if self.index.shape[1] == 1 else replace(self, index=self.index.gather(1, tokens), one_hot=None)
+        if self.index is None or self.index.shape[1] == 1:
+            return self
+        return replace(self, index=self.index.gather(1, tokens), one_hot=None)
 
-    def with_one_hot(self, *, per_image: bool = False, compiled: bool = False) -> "Conditioning":
-        """Return the same conditioning with a one-hot matrix, if products with it are faster here.
+    def for_device(self, *, per_image: bool = False, compiled: bool = False) -> "Conditioning":
+        """Return the same conditioning in the form that is fastest on its device.
 
         Args:
             per_image: whether every image has rows of `levels` of its own, the same number for all.
             compiled: whether the blocks of the network are compiled.
         """
-        b, n = self.index.shape
-        rows = len(self.levels) // b if per_image else len(self.levels)
-        if n == 1 or rows > MAX_ROWS or not multiplies(self.index.device):
+        if self.index is None or not few_passes(self.levels.device):
             return self
-        autocast = torch.is_autocast_enabled(self.index.device.type)
-        dtype = torch.get_autocast_dtype(self.index.device.type) if autocast else self.levels.dtype
+        b, n = self.index.shape
+        if n == 1:
+            # The gradient of an embedding is summed in the same order every time, unlike that of indexing.
+            levels = nn.functional.embedding(self.index[:, 0], self.levels)
+            return Conditioning(levels if self.label is None else levels + self.label, None, None)
+        rows = len(self.levels) // b if per_image else len(self.levels)
+        dtype = _product_dtype(self.levels)
         half, grad = dtype.itemsize == 2, torch.is_grad_enabled()
         # Compiled code gathers faster by itself, and float32 products are slow: there, products only sum gradients.
-        if not (half or not compiled if grad else half and not compiled):
+        if rows > MAX_ROWS or not (half or not compiled if grad else half and not compiled):
             return self
-        index = self.index % rows if per_image else self.index
         options = {"labeled": self.label is not None, "per_image": per_image}
+        index = self.index % rows if per_image else self.index
         return replace(self, one_hot=one_hot_matrix(index, rows, dtype, **options))
 
 
@@ -85,24 +91,25 @@ class IndexedVectors:
 
     Attributes:
         table: vectors of the r distinct conditionings.
-        index: row of `table` for every token; a single column if all tokens of an image share it.
+        index: row of `table` for every token; a single column if all tokens of an image share it; None if row i is
+            that of all tokens of image i.
         label: vector that each image's label adds to all of its tokens; None if labels add nothing.
-        one_hot: one-hot matrix of `index`, on devices where products are faster.
+        one_hot: one-hot matrix of `index`, on GPUs.
     """
 
     table: Float[Tensor, "r dim"]
-    index: Int64[Tensor, "b n"]
+    index: Int64[Tensor, "b n"] | None
     label: Float[Tensor, "b dim"] | None
     one_hot: OneHot | None = None
 
     @property
     def shared(self) -> bool:
         """Whether all tokens of an image have the same vector."""
-        return self.index.shape[1] == 1
+        return self.index is None or self.index.shape[1] == 1
 
     def gather(self) -> Tokens:
         """Return the vectors of all tokens, as a single column if they are shared."""
-        return _gather(self.table, self.index, self.label, None)
+        return self.table[:, None] if self.index is None else _gather(self.table, self.index, self.label, None)
 
 
 class Modulation(nn.Module):
@@ -160,13 +167,18 @@ def mark_dynamic_sizes(x: Tensor, conditionings: Sequence[Conditioning]) -> None
     """
     dynamic = [each.levels for each in conditionings]
     if not torch.is_grad_enabled():
-        dynamic += [x, *(each.index for each in conditionings)]
+        dynamic += [x, *(each.index for each in conditionings if each.index is not None)]
         dynamic += [each.label for each in conditionings if each.label is not None]
     for tensor in dynamic:
         torch._dynamo.maybe_mark_dynamic(tensor, 0)
     for each in conditionings:
         if each.one_hot is not None:
             torch._dynamo.maybe_mark_dynamic(each.one_hot, 2)
+
+
+def few_passes(device: torch.device) -> bool:
+    """Return whether to save kernels and passes over memory: on a GPU. CPUs keep the order of their sums."""
+    return device.type == "cuda"
 
 
 def token_index(levels: IndexedLevels, tokens: tuple[int, int]) -> Int64[Tensor, "b n"]:
@@ -265,3 +277,9 @@ def _sums(
         0, rows, exact.reshape(-1, dim)
     )
     return sums.to(table.dtype), None if label is None else exact.sum(1).to(label.dtype)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the type of the product of `x` with weights."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -22,11 +22,6 @@ MAX_IMAGES = 64  # images of a group, whose labels have columns of their own
 ALIGNMENT = 8  # columns of 16 bits that tensor cores read at once
 
 
-def multiplies(device: torch.device) -> bool:
-    """Return whether products with a one-hot matrix are faster than gathers and scatters on a device."""
-    return device.type == "cuda"
-
-
 def gathers_by_product(one_hot: OneHot) -> bool:
     """Return whether a product gathers faster: in 16 bits, unless the compiler fuses the gather with what follows."""
     return one_hot.dtype.itemsize == 2 and not torch.compiler.is_compiling()

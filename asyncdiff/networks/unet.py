@@ -200,7 +200,7 @@ class UNet(nn.Module):
         labels = None if labels is None else F.silu(labels)
         sizes = [(size[0] >> level, size[1] >> level) for level in range(len(self.multipliers))]
         conditionings = [pixel_conditioning(levels, t.index, labels, at) for at in sizes]
-        return [each.with_one_hot(compiled=self._compiled) for each in conditionings]
+        return [each.for_device(compiled=self._compiled) for each in conditionings]
 
     def _initialize(self) -> None:
         """Initialize with Xavier, labels with N(0, 0.02), and the last layer of every branch and head with zeros."""

@@ -42,7 +42,7 @@ def samples(net: torch.nn.Module) -> list[torch.Tensor]:
 
 
 if PRODUCTS:  # as on a GPU
-    modulation.multiplies = lambda device: True
+    modulation.few_passes = lambda device: True
 eager, compiled, counter = network(), network(), CompileCounterWithBackend(BACKEND)
 compiled.compile(backend=counter, fullgraph=True)
 pairs, frames = [], {}
