@@ -1,6 +1,9 @@
+from unittest import mock
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from pretend_gpu.pretended_cuda import run_on_both
 from small_runs import quiet_trainer
 from torch import nn
 
@@ -56,6 +59,34 @@ def test_the_ema_has_a_warm_up(tmp_path):
     fit(tmp_path, module, [ema])
     assert module.weight[0].item() == 5
     assert ema.average["weight"][0].item() == pytest.approx(expected(0.5, 5), rel=1e-6)
+
+
+def test_the_ema_of_a_gpu_is_that_of_a_cpu_without_waiting():
+    """The third of five steps is skipped."""
+
+    def flow(device, watch):
+        module, ema, run = Drift().to(device), EMA(0.5), mock.Mock(global_step=0)
+        module.guard = mock.Mock()
+        ema.on_train_start(run, module)
+        watch.clear()
+        for step in range(1, 6):
+            if step > 1:  # the first one makes the counter
+                watch.step()
+            taken = torch.full((), float(step != 3), device=device)
+            with torch.no_grad():
+                module.weight.add_(taken)
+            run.global_step, module.guard.taken = step, taken
+            ema.on_train_batch_end(run, module)
+        waits = list(watch.waits)
+        ema._subtract_skipped()
+        assert ema.updates == 4
+        return ema.average["weight"], waits
+
+    watch, (usual, _), (average, waits) = run_on_both(flow)
+    assert not watch.mixed
+    assert waits == []
+    assert usual[0].item() == pytest.approx(expected(0.5, 4), rel=1e-6)
+    assert average.tolist() == pytest.approx(usual.tolist(), rel=1e-6)
 
 
 def test_the_ema_counts_optimizer_steps_not_batches(tmp_path):

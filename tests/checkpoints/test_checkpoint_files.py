@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_gpu.pretended_cuda import pretended_cuda
 
 from asyncdiff.checkpoints import find_damage, lightning_io
 from asyncdiff.checkpoints.atomic_files import open_atomic, remove_stale, write_atomically
@@ -230,6 +231,20 @@ def test_the_state_at_the_time_of_the_call_is_written_in_the_background(tmp_path
     io.teardown()
     AtomicCheckpointIO().save_checkpoint(state(3.0), tmp_path / "d.ckpt")
     assert (tmp_path / "c.ckpt").stat().st_size == (tmp_path / "d.ckpt").stat().st_size
+
+
+def test_a_gpu_copies_its_state_without_anything_waiting(tmp_path):
+    with pretended_cuda() as watch:
+        io, held_state = AtomicCheckpointIO(asynchronous=True), state()
+        weight = held_state["state_dict"]["weight"] = held_state["state_dict"]["weight"].cuda()
+        watch.clear()
+        io.save_checkpoint(held_state, tmp_path / "a.ckpt")
+        weight.zero_()
+        assert watch.waits == []
+        io.teardown()
+        assert not watch.mixed
+    saved = io.load_checkpoint(tmp_path / "a.ckpt")["state_dict"]["weight"]
+    assert torch.equal(saved, state()["state_dict"]["weight"])
 
 
 def test_a_failure_in_the_background_is_raised(tmp_path):

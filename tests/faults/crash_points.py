@@ -24,7 +24,7 @@ from kill_runs import EXPERIMENT
 from killing import difference, fork, kill_tree, wait_for_exit
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from asyncdiff.callbacks import SampleGrid
+from asyncdiff.callbacks import SampleGrid, graceful_shutdown
 from asyncdiff.checkpoints.lightning_io import AtomicCheckpointIO
 from asyncdiff.cli.train import main as train
 from asyncdiff.training.lightning_module import AsyncDiffusion
@@ -154,9 +154,18 @@ def check_exit(child: int, log: Path, expected: int) -> str | None:
 
 
 def run_pair(
-    run: str, crash: Callable[[], None] | None, expected: int, *, strategy: str = "ddp", first_too: bool = False
+    run: str,
+    crash: Callable[[], None] | None,
+    expected: int,
+    *,
+    strategy: str = "ddp",
+    first_too: bool = False,
+    prepare: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """Run as two processes, of which the second crashes, or both; return what is unexpected about their exits."""
+    """Run as two processes, of which the second crashes, or both; return what is unexpected about their exits.
+
+    Both call `prepare` before they begin.
+    """
     port = free_port()
     options = ["--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.workers", "1"]
     options += ["--data.init_args.batch_size", "24", "--auto_resume", "true", "--trainer.default_root_dir", run]
@@ -164,6 +173,7 @@ def run_pair(
     def work(rank: int) -> Callable[[], None]:
         def begin() -> None:
             os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            prepare()
             if crash is not None and (rank or first_too):
                 crash()
             train(["fit", "--config", "experiment.yaml", *options])
@@ -194,8 +204,7 @@ def end_of_epoch() -> str | None:
     wrong = wrong or run_once(
         "run", lambda: before_call(AsyncDiffusion, "training_step", die, nth=25), KILLED, *options
     )
-    step = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
-    wrong = wrong or (f"last.ckpt has step {step}" if step != 24 else None)
+    wrong = wrong or check_step("run", 24)
     wrong = wrong or run_once("run", None, 0, *options, "--auto_resume", "true")
     return wrong or difference(Path("uninterrupted_epochs"), Path("run"))
 
@@ -234,11 +243,25 @@ def damaged_checkpoint() -> str | None:
 
 
 def signal_to_one_process() -> str | None:
-    """Send a signal to one of two processes: both save a checkpoint and exit."""
-    shutil.rmtree("run", ignore_errors=True)
+    """Send a signal to one of two processes: both save a checkpoint and exit, also if they agree as on GPUs."""
     wrong = run_pair("uninterrupted_pair", None, 0)
-    wrong = wrong or run_pair("run", lambda: during_step(20, signal.SIGTERM), 128 + signal.SIGTERM)
-    return wrong or run_pair("run", None, 0) or difference(Path("uninterrupted_pair"), Path("run"))
+    for steps in (0, 2):
+        shutil.rmtree("run", ignore_errors=True)
+        arguments = {"crash": lambda: during_step(20, signal.SIGTERM), "prepare": lambda n=steps: agree_after(n)}
+        wrong = wrong or run_pair("run", expected=128 + signal.SIGTERM, **arguments) or check_step("run", 21 + steps)
+        wrong = wrong or run_pair("run", None, 0) or difference(Path("uninterrupted_pair"), Path("run"))
+    return wrong
+
+
+def agree_after(steps: int) -> None:
+    """Let processes act on a signal some steps after it."""
+    graceful_shutdown.lag = lambda device: steps
+
+
+def check_step(run: str, expected: int) -> str | None:
+    """Return what is unexpected about the step of a run's last.ckpt."""
+    step = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    return None if step == expected else f"last.ckpt has step {step}"
 
 
 def sharded() -> str | None:

@@ -2,11 +2,13 @@
 
 import json
 import math
+from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 from optimization_run import Poison, fit, model
+from pretend_gpu.pretended_cuda import run_on_both
 from processes import run_script
 from torch import nn
 
@@ -14,7 +16,9 @@ from asyncdiff.callbacks import EMA
 from asyncdiff.callbacks.ema import update_averages
 from asyncdiff.checkpoints import read_checkpoint
 from asyncdiff.cli.errors.user_errors import user_error_message
+from asyncdiff.devices import to_device
 from asyncdiff.randomness import counter_key
+from asyncdiff.training.optimization import gradients
 from asyncdiff.training.optimization.gradients import (
     check_finite,
     gradient_norms,
@@ -260,10 +264,10 @@ def test_checkpoints_without_counters_start_from_zero():
 
 
 def test_norms_in_half_precision_do_not_overflow():
-    gradients = [torch.full((4,), 6e4, dtype=torch.float16), torch.full((3,), 2.0, dtype=torch.bfloat16)]
-    norms = gradient_norms(gradients)
+    halves = [torch.full((4,), 6e4, dtype=torch.float16), torch.full((3,), 2.0, dtype=torch.bfloat16)]
+    norms = gradient_norms(halves)
     assert norms.tolist() == pytest.approx([1.2e5, 12**0.5], rel=1e-3)
-    assert total_norm(norms, gradients).item() == pytest.approx(1.2e5, rel=1e-3)
+    assert total_norm(norms, halves).item() == pytest.approx(1.2e5, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -275,8 +279,8 @@ def test_clipping_equals_that_of_pytorch(dtype):
         for p, q in zip(a, b, strict=True):
             p.grad = torch.randn_like(p)
             q.grad = p.grad.clone()
-        gradients = [p.grad for p in a]
-        module.guard.norm = total_norm(gradient_norms(gradients), gradients)
+        found = [p.grad for p in a]
+        module.guard.norm = total_norm(gradient_norms(found), found)
         module.configure_gradient_clipping(torch.optim.SGD(a), 0.7, algorithm)
         plain(b, 0.7)
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(a, b, strict=True))
@@ -302,6 +306,30 @@ def test_the_ema_on_a_device_subtracts_skipped_steps_later():
     assert ema.updates == 5
     assert ema._decay(5) == pytest.approx(6 / 15)
     assert float(ema._decay(torch.tensor(1e6))) == pytest.approx(0.9)
+
+
+class Vectors(type):
+    """Type of all vectors."""
+
+    def __instancecheck__(cls, x):
+        return x.ndim == 1
+
+
+def test_the_norm_of_shards_and_whole_gradients_waits_for_no_gpu(monkeypatch):
+    monkeypatch.setattr(gradients, "DTensor", Vectors("Vector", (), {}))  # vectors count as shards
+
+    def flow(device, watch):
+        norms = to_device(torch.tensor([3.0, 2.0, 6.0, 4.0]), device)
+        kinds = [torch.zeros(1), torch.zeros(()), torch.zeros(1), torch.zeros(())]
+        with mock.patch.object(torch.distributed, "all_reduce", lambda total: total.mul_(2)):
+            mixed, sharded = total_norm(norms, kinds), total_norm(norms[::2], kinds[::2])
+        return mixed.square(), sharded.square(), list(watch.waits)
+
+    watch, usual, found = run_on_both(flow)
+    assert not watch.mixed
+    assert found[2] == []
+    for result in (usual, found):
+        assert [float(square) for square in result[:2]] == pytest.approx([2 * 45 + 20, 2 * 45], rel=1e-6)
 
 
 def test_the_error_names_the_weight():
