@@ -18,7 +18,7 @@ KINDS = ["labels", "groups of labels", "no labels", "levels per image"]
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch) -> str:
-    """Sums by scattering, as on CPUs; sums by products, as on GPUs in float32; gathers by products, too, in bfloat16."""
+    """Sums by scattering, as on CPUs; by products, as on GPUs; gathers by products, too, as on GPUs in bfloat16."""
     monkeypatch.setattr(modulation, "gathers_by_product", lambda _: request.param == "products")
     return request.param
 
