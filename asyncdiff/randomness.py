@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from asyncdiff.devices import to_device
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -56,7 +58,11 @@ def fork(generator: Generators) -> Generators:
 
 
 def _child(generator: torch.Generator) -> torch.Generator:
-    return seeded(int(torch.randint(2**62, (), generator=generator, device=generator.device)), generator.device)
+    number = torch.randint(2**62, (), generator=generator, device=generator.device)
+    if generator.device.type == "cpu":
+        return seeded(int(number), generator.device)
+    # Reading the number would wait for the device; seed and position in the sequence are known to the host.
+    return seeded(counter_key(*generator.get_state().tolist()), generator.device)
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,16 @@ def _draw(
     if generator is None:
         return draw(tuple(shape), device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
-        return draw(tuple(shape), generator=generator, device=generator.device, dtype=dtype).to(device)
+        return to_device(draw(tuple(shape), generator=generator, device=generator.device, dtype=dtype), device)
     if len(generator) != shape[0]:
         raise ValueError(
             f"generator needs one generator per image, got {len(generator)} for {shape[0]} images: "
             "use randomness.per_image(seeds) with one seed per image"
         )
-    per_generator = [draw(tuple(shape[1:]), generator=g, device=g.device, dtype=dtype) for g in generator]
-    return torch.stack(per_generator).to(device)
+    # Drawn ahead of a GPU into pinned memory, from which it is copied without waiting.
+    drawn_on = generator[0].device
+    pinned = drawn_on.type == "cpu" and torch.device(device).type == "cuda"
+    rows = torch.empty(tuple(shape), dtype=dtype, device=drawn_on, pin_memory=pinned)
+    for row, each in zip(rows, generator, strict=True):
+        draw(row.shape, generator=each, dtype=dtype, device=drawn_on, out=row)
+    return rows.to(device, non_blocking=pinned)

@@ -1,12 +1,15 @@
 """Predicted errors of a network with an uncertainty head: per-patch rms errors and the most certain patches."""
 
 import math
+from collections import deque
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from asyncdiff.denoising.denoiser import Prediction
+from asyncdiff.devices import HostCopy
 from asyncdiff.shapes import LevelMap, to_pixels
 
 # Log-variances are rounded to multiples of this, so that rounding errors, which depend on the batch size, do not change
@@ -46,18 +49,57 @@ def predicted_rms_error(prediction: Prediction, rule: str) -> LevelMap:
     return (logvar / 2).exp()
 
 
-def check_finite(prediction: Prediction, rows: Int64[Tensor, " n"]) -> None:
-    """Raise FloatingPointError, naming image, patch and level, if the prediction of a noisy patch is not finite."""
-    t, finite = prediction.t, {"velocity": prediction.v.isfinite().all(1, keepdim=True)}
-    if prediction.logvar is not None:
-        finite["log-variance"] = to_pixels(prediction.logvar.isfinite(), (prediction.v.shape[2], prediction.v.shape[3]))
-    for name, numbers in finite.items():
+class FiniteChecks:
+    """Checks that predictions are finite, without waiting: results of a GPU are looked at when they have arrived."""
+
+    def __init__(self) -> None:
+        self._pending: deque[_FiniteCheck] = deque()
+
+    def add(self, prediction: Prediction, rows: Int64[Tensor, " n"]) -> None:
+        """Check a prediction: at once on the CPU, with one of the next calls on a GPU.
+
+        Args:
+            prediction: prediction to check in its noisy patches.
+            rows: number of every image, on the CPU, to be named in the error.
+
+        Raises:
+            FloatingPointError: this prediction, or one before, is not finite.
+        """
+        t, finite = prediction.t, {"velocity": prediction.v.isfinite().all(1, keepdim=True)}
+        if prediction.logvar is not None:
+            size = (prediction.v.shape[2], prediction.v.shape[3])
+            finite["log-variance"] = to_pixels(prediction.logvar.isfinite(), size)
         b, gh, gw = t.shape
-        patches = numbers.reshape(b, gh, numbers.shape[2] // gh, gw, -1).all(4).all(2)
-        wrong = ~patches & (t > 0)
+        patches = [n.reshape(b, gh, n.shape[2] // gh, gw, -1).all(4).all(2) for n in finite.values()]
+        wrong = HostCopy(~torch.stack(patches) & (t > 0))
+        self._pending.append(_FiniteCheck(tuple(finite), wrong, t, rows))
+        self.look()
+
+    def look(self) -> None:
+        """Look at the results that have arrived; raise FloatingPointError as `add` does."""
+        while self._pending and self._pending[0].wrong.arrived:
+            self._pending.popleft().finish()
+
+    def finish(self) -> None:
+        """Look at all results that are left; raise FloatingPointError as `add` does."""
+        while self._pending:
+            self._pending.popleft().finish()
+
+
+@dataclass(frozen=True)
+class _FiniteCheck:
+    names: tuple[str, ...]
+    wrong: HostCopy  # bool (names, b, gh, gw)
+    t: LevelMap
+    rows: Int64[Tensor, " n"]
+
+    def finish(self) -> None:
+        """Raise FloatingPointError, naming image, patch and level, if a number is not finite."""
+        wrong = self.wrong.read()
         if wrong.any():
-            image, row, column = wrong.nonzero()[0].tolist()
+            name, image, row, column = wrong.nonzero()[0].tolist()
             raise FloatingPointError(
-                f"the predicted {name} must be finite, got NaN or infinity in image {int(rows[image])} of the batch at "
-                f"row {row}, column {column}, level {float(t[image, row, column]):g}: use an earlier checkpoint"
+                f"the predicted {self.names[name]} must be finite, got NaN or infinity in image "
+                f"{int(self.rows[image])} of the batch at row {row}, column {column}, level "
+                f"{float(self.t[image, row, column]):g}: use an earlier checkpoint"
             )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from asyncdiff.devices import to_device
 from asyncdiff.networks.attention import Attention, GridRotations, Tokens
 from asyncdiff.shapes import KnownPatches, upsampled_to
 
@@ -50,7 +51,7 @@ class KVCache:
     Set `moving` before every evaluation and pass the cache to the network's `forward`.
 
     Attributes:
-        moving: patches to compute; None computes and stores all of them.
+        moving: patches to compute, on the CPU so that nothing waits for a GPU; None computes and stores all of them.
         states: keys (normalized and rotated) and values of every block, (2, b, heads, n, head_dim).
         output: last output of the network for every token.
     """
@@ -65,7 +66,9 @@ class KVCache:
         return None if self.output is None else len(self.output)
 
     def select(self, rows: Int64[Tensor, " n"]) -> None:
-        """Keep only the images `rows`, in place."""
+        """Keep only the images `rows`, in place; `rows` on the CPU make nothing wait for a GPU."""
+        if self.output is not None:
+            rows = to_device(rows, self.output.device)
         self.states = [state[:, rows] for state in self.states]
         self.output = None if self.output is None else self.output[rows]
 
@@ -84,7 +87,8 @@ class KVCache:
         order = (~moving).to(torch.int8).argsort(dim=1, stable=True)[:, :max_count]
         position = torch.arange(max_count, device=order.device).expand_as(order)
         index = torch.where(position < counts[:, None], order, order[:, :1])
-        return SelectedTokens(index, counts > 0, self.output)
+        device = self.output.device
+        return SelectedTokens(to_device(index, device), to_device(counts > 0, device), self.output)
 
     def attend(
         self,

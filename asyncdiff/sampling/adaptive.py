@@ -14,14 +14,16 @@ from torch import Tensor
 
 from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.denoising.denoiser import Prediction
-from asyncdiff.denoising.uncertainty import check_finite, predicted_rms_error
+from asyncdiff.denoising.uncertainty import FiniteChecks, predicted_rms_error
+from asyncdiff.devices import HostCopy, to_device
 from asyncdiff.randomness import RandomSource
 from asyncdiff.sampling.guidance import Guidance
+from asyncdiff.sampling.hosted_levels import hosted
 from asyncdiff.sampling.samplers import ImageSampler, check_partial_updates
-from asyncdiff.sampling.solvers import DDIM, Evaluate, Solver
+from asyncdiff.sampling.solvers import DDIM, Evaluate, Solver, take_step
 from asyncdiff.sampling.step_rules import PatchState, StepRule, Tolerance
 from asyncdiff.sampling.trajectories import Frame, Start
-from asyncdiff.shapes import Image, KnownPatches, LevelMap
+from asyncdiff.shapes import Image, KnownPatches, LevelMap, Levels
 
 
 class Adaptive(ImageSampler):
@@ -77,29 +79,31 @@ class Adaptive(ImageSampler):
             at_least("budget", budget, self.solver.evaluations, "the solver needs this many for one step")
 
     def walk(self, start: Start) -> Iterator[Frame]:
-        unknown = ~start.known_patches
-        level = torch.full(unknown.shape, self.steps, device=unknown.device).masked_fill(start.known_patches, 0)
-        rows = torch.arange(len(level), device=level.device)
-        t_of_level = _t_of_level(self.steps, start.source)
-        images = _ActiveImages(start, self.solver.begin(), self.step_rule.begin(), rows, start.x_t, level, t_of_level)
-        x_t = start.x_t
-        calls = self._max_calls(unknown)
-        yield _frame(x_t, t_of_level[level], unknown)
+        unknown = ~start.host_known_patches
+        level = torch.full(unknown.shape, self.steps).masked_fill(~unknown, 0)
+        ladder, calls = _Ladder(self.steps, start.source), self._max_calls(unknown)
+        images = _ActiveImages.begin(start, self.solver, self.step_rule, ladder, level)
+        x_t, t = start.x_t, ladder.t_of(images.level)
+        yield _frame(x_t, t, ladder.host[level], unknown)
         for calls_left in range(calls, 0, -1):
             images = images.without_finished()
             if not len(images.rows):
                 return
             images = images.after_step(calls_left)
-            x_t, level = x_t.index_copy(0, images.rows, images.x_t), level.index_copy(0, images.rows, images.level)
-            yield _frame(x_t, t_of_level[level], unknown)
-        if (level > 0).any():
+            rows = to_device(images.rows, start.device)
+            x_t, t = x_t.index_copy(0, rows, images.x_t), t.index_copy(0, rows, ladder.t_of(images.level))
+            level = level.index_copy(0, images.rows, images.host_level)
+            if not level.any():
+                images.checks.finish()
+            yield _frame(x_t, t, ladder.host[level], unknown)
+        if level.any():
             raise ValueError(
                 f"{type(self.step_rule).__name__} left noise after its maximum of {calls} predictions: "
                 "move at least one patch of every image in every call, or raise max_predictions"
             )
 
     def _max_calls(self, unknown: KnownPatches) -> int:
-        """Return how many times the step rule may be called, given the budget."""
+        """Return how many times the step rule may be called, given the budget; `unknown` is on the CPU."""
         max_calls = self.step_rule.max_predictions(self.steps, int(unknown.flatten(1).sum(1).max()))
         if self.budget is None:
             return max_calls
@@ -112,55 +116,104 @@ class Adaptive(ImageSampler):
         return min(calls, max_calls)
 
 
+class _Ladder:
+    """Levels t = k / steps, on the host and on the device, bit for bit the numbers of `asyncdiff.sampling.Sampler`."""
+
+    def __init__(self, steps: int, source: RandomSource):
+        self.steps = steps
+        self.host = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").flip(0).to(source.dtype)
+        self.device = torch.device(source.device)
+        self._there = to_device(self.host, self.device)
+
+    def t_of(self, level: Int64[Tensor, "n gh gw"]) -> LevelMap:
+        """Return the level map on the device of levels there, which are clipped to 0 .. steps: others are errors."""
+        return self._there[level.clamp(0, self.steps)]
+
+
 @dataclass(frozen=True)
 class _ActiveImages:
-    """State of the unfinished images; `rows` are their indices in the entire batch."""
+    """State of the unfinished images; `rows` are their indices in the entire batch, on the CPU.
+
+    The level of every patch is known on the device, where the step rule chooses strides, and, as `host_level`, on the
+    host. The host waits for it once per step.
+    """
 
     start: Start
     solver: Solver
     step_rule: StepRule
+    ladder: _Ladder
+    checks: FiniteChecks
     rows: Int64[Tensor, " n"]
     x_t: Float[Tensor, "n c h w"]
     level: Int64[Tensor, "n gh gw"]
-    t_of_level: Float[Tensor, " levels"]
+    host_level: Int64[Tensor, "n gh gw"]
+
+    @classmethod
+    def begin(
+        cls, start: Start, solver: Solver, step_rule: StepRule, ladder: _Ladder, level: Int64[Tensor, "n gh gw"]
+    ) -> "_ActiveImages":
+        """Return the state before the first step, at levels of the host."""
+        rows, there = torch.arange(len(level)), to_device(level, start.device)
+        return cls(start, solver.begin(), step_rule.begin(), ladder, FiniteChecks(), rows, start.x_t, there, level)
 
     def without_finished(self) -> "_ActiveImages":
         """Return the state without finished images."""
-        unfinished = self.level.flatten(1).any(1)
+        unfinished = self.host_level.flatten(1).any(1)
         if unfinished.all():
             return self
         rows = unfinished.nonzero()[:, 0]
+        there = to_device(rows, self.start.device)
         return replace(
             self,
             start=self.start.select(rows),
-            solver=self.solver.select(rows),
-            step_rule=self.step_rule.select(rows),
+            solver=self.solver.select(there),
+            step_rule=self.step_rule.select(there),
             rows=self.rows[rows],
-            x_t=self.x_t[rows],
-            level=self.level[rows],
+            x_t=self.x_t[there],
+            level=self.level[there],
+            host_level=self.host_level[rows],
         )
 
     def after_step(self, calls_left: int) -> "_ActiveImages":
         """Return the state after one more prediction, which `calls_left` includes."""
-        state = PatchState(self.level, ~self.start.known_patches, len(self.t_of_level) - 1, calls_left)
-        self.start.set_moving(self.step_rule.needs_prediction(state))
-        t = self.t_of_level[self.level]
+        start, steps = self.start, self.ladder.steps
+        if start.partial_updates is not None:
+            state = PatchState(self.host_level, ~start.host_known_patches, steps, calls_left)
+            start.set_moving(self.step_rule.needs_prediction(state))
+        t = hosted(self.ladder.host[self.host_level], start.device)
         prediction = self._evaluate(self.x_t, t)
+        state = PatchState(self.level, ~start.known_patches, steps, calls_left)
         strides = self.step_rule(state, predicted_rms_error(prediction, type(self.step_rule).__name__))
-        if ((strides < 0) | (strides > self.level)).any():
+        level = self.level - strides
+        arriving = HostCopy(level)
+        noise = start.noise() if self.solver.stochastic else None
+        evaluate = _with_first_prediction(prediction, self._evaluate)
+        if self.solver.evaluations > 1:  # further evaluations are at levels that the host must know
+            host_level = self._checked(arriving)
+            to = hosted(self.ladder.host[host_level], start.device)
+            x_t, to_levels = take_step(self.solver, evaluate, self.x_t, t, to, noise), to.levels
+        else:
+            to_levels = self.ladder.t_of(level)
+            x_t = self.solver(evaluate, self.x_t, t.levels, to_levels, noise)
+        x_t = start.with_known_pixels(x_t.to(self.x_t.dtype), to_levels)
+        if self.solver.evaluations == 1:  # as late as possible: the device works while the host waits
+            host_level = self._checked(arriving)
+        return replace(self, x_t=x_t, level=level, host_level=host_level)
+
+    def _checked(self, arriving: HostCopy) -> Int64[Tensor, "n gh gw"]:
+        """Wait for the new levels; raise ValueError unless they lie between 0 and the levels before."""
+        level: Tensor = arriving.read()
+        self.checks.look()  # a prediction that is not finite gives strides without meaning
+        if ((level > self.host_level) | (level < 0)).any():
             raise ValueError(
                 f"{type(self.step_rule).__name__} must return strides from 0 to each patch's level, got one outside "
                 "this range: clamp the strides to [0, state.level]"
             )
-        level = self.level - strides
-        to = self.t_of_level[level]
-        noise = self.start.noise() if self.solver.stochastic else None
-        x_t = self.solver(_with_first_prediction(prediction, self._evaluate), self.x_t, t, to, noise)
-        return replace(self, x_t=self.start.with_known_pixels(x_t.to(self.x_t.dtype), to), level=level)
+        return level
 
-    def _evaluate(self, x_t: Image, t: LevelMap) -> Prediction:
+    def _evaluate(self, x_t: Image, t: Levels) -> Prediction:
         prediction = self.start.evaluate(x_t, t)
-        check_finite(prediction, self.rows)
+        self.checks.add(prediction, self.rows)
         return prediction
 
 
@@ -168,16 +221,12 @@ def _with_first_prediction(first: Prediction, evaluate: Evaluate) -> Evaluate:
     """Wrap `evaluate` so that its first call returns the already computed prediction `first`."""
     computed = [first]
 
-    def call(x_t: Image, t: LevelMap) -> Prediction:
+    def call(x_t: Image, t: Levels) -> Prediction:
         return computed.pop() if computed else evaluate(x_t, t)
 
     return call
 
 
-def _t_of_level(steps: int, source: RandomSource) -> Float[Tensor, " levels"]:
-    """Return t of every level 0 .. steps, bit for bit the numbers that `asyncdiff.sampling.Sampler` uses."""
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu").flip(0).to(source.device, source.dtype)
-
-
-def _frame(x_t: Image, t: LevelMap, unknown: KnownPatches) -> Frame:
-    return Frame(x_t, t, float(t.sum() / unknown.sum().clamp(min=1)))
+def _frame(x_t: Image, t: LevelMap, host_t: LevelMap, unknown: KnownPatches) -> Frame:
+    """Return a state; its progress is computed from levels and mask of the host."""
+    return Frame(x_t, t, float(host_t.sum() / unknown.sum().clamp(min=1)))

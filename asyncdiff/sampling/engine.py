@@ -92,7 +92,7 @@ def frames(
     """
     device = device_of(denoiser) if device is None else device
     check_image_memory("batch_size", len(batch.seeds), shape, COPIES, torch.device(device))
-    labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64, device=device)
+    labels = None if batch.labels is None else torch.as_tensor(batch.labels, dtype=torch.int64, device="cpu")
     with evaluation_mode(denoiser):
         yield from sampler.frames(
             denoiser,

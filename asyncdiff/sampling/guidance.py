@@ -4,15 +4,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from asyncdiff.checks import MAX_GUIDANCE, at_least, within
 from asyncdiff.denoising.denoiser import DenoiserLike, Prediction
+from asyncdiff.devices import to_device
 from asyncdiff.noise.processes import Process
 from asyncdiff.randomness import RandomSource
+from asyncdiff.sampling.hosted_levels import HostedLevels, levels_on_host
 from asyncdiff.sampling.partial_updates import PartialUpdates
-from asyncdiff.shapes import Image, Labels, LevelMap, Levels, level_map, to_pixels, upsampled_to
+from asyncdiff.shapes import Image, IndexedLevels, Labels, LevelMap, Levels, level_map, to_pixels, upsampled_to
 
 
 class Guidance(ABC):
@@ -95,7 +97,7 @@ class InputGuidance(Guidance):
             return denoiser
         strength = upsampled_to(self._rows[None], source.grid, "strength").expand(source.batch, *source.grid)
         noise = source.normal(*shape)
-        return _InputGuidedDenoiser(denoiser, strength.to(noise), self.level, noise)
+        return _InputGuidedDenoiser(denoiser, to_device(strength.to(noise.dtype), noise.device), self.level, noise)
 
 
 class GuidedDenoiser(ABC):
@@ -133,12 +135,22 @@ class GuidedDenoiser(ABC):
 
     @abstractmethod
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-        """Return the denoiser for the images `rows` only."""
+        """Return the denoiser for the images `rows` only; `rows` are on the CPU."""
+
+    def finish(self) -> None:
+        """Raise the errors that a GPU has found since the last call, before the results are returned."""
+        finish(self.denoiser)
 
 
 def select(denoiser: DenoiserLike, rows: Int64[Tensor, " n"]) -> DenoiserLike:
     """Return a trajectory's denoiser for the images `rows` only; stateless denoisers are returned unchanged."""
     return denoiser.select(rows) if isinstance(denoiser, (GuidedDenoiser, PartialUpdates)) else denoiser
+
+
+def finish(denoiser: DenoiserLike) -> None:
+    """End a trajectory: raise the errors that a GPU has found in it, before its results are returned."""
+    if isinstance(denoiser, GuidedDenoiser):
+        denoiser.finish()
 
 
 class _ClassifierFreeDenoiser(GuidedDenoiser):
@@ -149,9 +161,7 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
     def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         if label is None:  # both branches would be the same
             return self.denoiser(x_t, t)
-        levels = level_map(t)
-        guided = (levels >= self.rule.low) & (levels <= self.rule.high) & (levels > 0)
-        if not guided.any() and not self.fixed_branches:
+        if not self.fixed_branches and not self._guided(levels_on_host(t)).any():
             return self.denoiser(x_t, t, label)
         if self.null_label is None:
             raise ValueError(
@@ -160,10 +170,15 @@ class _ClassifierFreeDenoiser(GuidedDenoiser):
         labels = torch.cat([label, torch.full_like(label, self.null_label)])
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2, 1, 1), labels)
         conditional, unconditional = both.v.chunk(2)
-        scale = torch.where(guided, self.rule.scale, 1.0).to(x_t.dtype)
+        levels = level_map(t)
+        scale = torch.where(self._guided(levels), self.rule.scale, 1.0).to(x_t.dtype)
         # Written as a change to the conditional branch: at scale 1 it adds exactly zero.
         v = conditional + to_pixels(scale - 1, (x_t.shape[2], x_t.shape[3])) * (conditional - unconditional)
         return Prediction(self.process, x_t, levels, v, None if both.logvar is None else both.logvar.chunk(2)[0])
+
+    def _guided(self, levels: Float[Tensor, "*levels"]) -> Bool[Tensor, "*levels"]:
+        """Return whether each of these levels is guided."""
+        return (levels >= self.rule.low) & (levels <= self.rule.high) & (levels > 0)
 
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
         return _ClassifierFreeDenoiser(select(self.denoiser, rows), self.rule)
@@ -177,23 +192,39 @@ class _InputGuidedDenoiser(GuidedDenoiser):
         self.noise = noise
 
     def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
-        levels = level_map(t)
-        known = levels == 0
-        if (not known.any() or known.all()) and not self.fixed_branches:
+        clean = levels_on_host(t) == 0
+        if not self.fixed_branches and (not clean.any() or clean.all()):
             return self.denoiser(x_t, t, label)
-        size = (x_t.shape[2], x_t.shape[3])
-        t_noisy = torch.where(known, self.level, levels)
+        size, levels = (x_t.shape[2], x_t.shape[3]), level_map(t)
+        known = levels == 0
+        t_noisy = self._noisy(levels)
         branches = len(x_t) // len(self.noise)  # more than one if another guidance wraps this one
         noise, strength = self.noise.repeat(branches, 1, 1, 1), self.strength.repeat(branches, 1, 1)
         noised = self.process.noised(x_t, noise.to(x_t.dtype), t_noisy)
         x_noisy = torch.where(to_pixels(known, size), noised, x_t)
         labels = None if label is None else torch.cat([label, label])
-        both = self.denoiser(torch.cat([x_t, x_noisy]), torch.cat([levels, t_noisy]), labels)
+        both = self.denoiser(torch.cat([x_t, x_noisy]), self._both(t, t_noisy), labels)
         clean, noisy = both.v.chunk(2)
         guided = clean + to_pixels(strength.to(x_t.dtype), size) * (clean - noisy)
         # In images without known patches the branches differ by rounding only: leave those unguided.
         v = torch.where(to_pixels(known | ~known.flatten(1).any(1)[:, None, None], size), clean, guided)
         return Prediction(self.process, x_t, levels, v, None if both.logvar is None else both.logvar.chunk(2)[0])
 
+    def _noisy(self, levels: Float[Tensor, "*levels"]) -> Float[Tensor, "*levels"]:
+        """Return the levels that v_noisy sees."""
+        return torch.where(levels == 0, self.level, levels)
+
+    def _both(self, t: Levels, t_noisy: LevelMap) -> Float[Tensor, "both gh gw"] | IndexedLevels:
+        """Return the level maps `t` and `t_noisy` as one batch; their distinct levels are found on the host."""
+        levels = torch.cat([level_map(t), t_noisy])
+        if not isinstance(t, HostedLevels):
+            return levels
+        values, place = torch.cat([t.host_values, self._noisy(t.host_values)]).unique(return_inverse=True)
+        clean, noisy = to_device(place, t.index.device).split(len(t.host_values))
+        host = None if t.host is None else torch.cat([t.host, self._noisy(t.host)])
+        index = torch.cat([clean[t.index], noisy[t.index]])
+        return HostedLevels(to_device(values, index.device), index, levels, host, values)
+
     def select(self, rows: Int64[Tensor, " n"]) -> DenoiserLike:
-        return _InputGuidedDenoiser(select(self.denoiser, rows), self.strength[rows], self.level, self.noise[rows])
+        there = to_device(rows, self.noise.device)
+        return _InputGuidedDenoiser(select(self.denoiser, rows), self.strength[there], self.level, self.noise[there])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from asyncdiff.denoising.denoiser import Denoiser, DenoiserLike, Prediction
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, Levels, level_map
+from asyncdiff.sampling.hosted_levels import map_on_host
+from asyncdiff.shapes import Image, KnownPatches, Labels, LevelMap, Levels
 
 
 class PartialUpdates:
@@ -20,6 +21,8 @@ class PartialUpdates:
     The first step computes all patches; later refreshes come half an interval after the multiples of `refresh`. In
     strict order with `refresh` steps per patch they then fall in the middle of each patch's steps. With a refresh at
     its first step, the other patches would only ever see the patch as noise.
+
+    Which patches are computed is decided on the host, from level maps that it knows, so that nothing waits for a GPU.
 
     Args:
         denoiser: denoiser whose network has a KV cache, such as `asyncdiff.networks.DiT`.
@@ -52,7 +55,7 @@ class PartialUpdates:
 
     @moving.setter
     def moving(self, patches: KnownPatches) -> None:
-        self._moving = patches
+        self._moving = patches.cpu()
         self._steps += 1
         self._refresh_next = self._refresh_next or (self._steps + self.refresh // 2) % self.refresh == 0
 
@@ -77,7 +80,7 @@ class PartialUpdates:
 
     def __call__(self, x_t: Image, t: Levels, label: Labels | None = None) -> Prediction:
         """Return the prediction, freshly computed for moving patches and cached for the others."""
-        levels = level_map(t)
+        levels = map_on_host(t)
         if self._refresh_next or self._moving is None or self._t is None or len(self._t) != len(levels):
             self._kv_cache.moving = None
         else:  # patches that moved in the last step must be computed at their new level
@@ -94,7 +97,7 @@ class PartialUpdates:
         return F.max_pool2d(moving[:, None].float(), 2 * margin + 1, stride=1, padding=margin)[:, 0] > 0
 
     def select(self, rows: Int64[Tensor, " n"]) -> "PartialUpdates":
-        """Keep only the images `rows`, in place."""
+        """Keep only the images `rows`, in place; `rows` are on the CPU."""
         if self._moving is not None:
             images = len(self._moving)
             branches = (self._kv_cache.rows or 0) // images

@@ -4,13 +4,15 @@ Its resampling also helps models with level maps if the mask cuts through patche
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 
 from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.sampling.guidance import Guidance, InputGuidance
+from asyncdiff.sampling.hosted_levels import hosted_in_turn
 from asyncdiff.sampling.samplers import ImageSampler
-from asyncdiff.sampling.solvers import DDIM, Solver
+from asyncdiff.sampling.solvers import DDIM, Solver, take_step
 from asyncdiff.sampling.trajectories import Frame, Start
 from asyncdiff.shapes import LevelMap
 
@@ -64,23 +66,24 @@ class RePaint(ImageSampler):
         process, x_t = start.denoiser.process, start.x_t if self.hold else start.eps
 
         def level_map(step: int) -> LevelMap:
-            t = torch.full(start.known_patches.shape, step / self.steps, device=x_t.device, dtype=start.source.dtype)
-            return t.masked_fill(start.known_patches, 0) if self.hold else t
+            fixed = start.host_known_patches
+            t = torch.full(fixed.shape, step / self.steps, dtype=start.source.dtype)
+            return t.masked_fill(fixed, 0) if self.hold else t
 
-        at, t = self.steps, level_map(self.steps)
-        yield Frame(x_t, t, 1.0)
-        for step in self.schedule():
-            to = level_map(step)
+        maps = hosted_in_turn(map(level_map, chain([self.steps], self.schedule())), start.device)
+        at, t = self.steps, next(maps)
+        yield Frame(x_t, t.levels, 1.0)
+        for step, to in zip(self.schedule(), maps, strict=True):
             if step > at:
-                x_t = process.diffused(x_t, start.noise(), t, to).to(x_t.dtype)
+                x_t = process.diffused(x_t, start.noise(), t.levels, to.levels).to(x_t.dtype)
             else:
                 # A fresh solver for every step: the steps before a jump are not the history of the next one.
                 solver = self.solver.begin()
                 noise = start.noise() if solver.stochastic else None
-                x_t = solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype)
-                x_t = torch.where(known, process.noised(image, start.noise(), to).to(x_t.dtype), x_t)
+                x_t = take_step(solver, start.evaluate, x_t, t, to, noise).to(x_t.dtype)
+                x_t = torch.where(known, process.noised(image, start.noise(), to.levels).to(x_t.dtype), x_t)
             at, t = step, to
-            yield Frame(x_t, t, at / self.steps)
+            yield Frame(x_t, t.levels, at / self.steps)
 
     def schedule(self) -> Iterator[int]:
         """Yield the step numbers after `steps`, down to 0: each is one lower, or `jump` higher (the paper's appendix).

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from asyncdiff.checks import MAX_STEPS, at_least
 from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.devices import to_device
 from asyncdiff.noise.orders import Order, Raster
 from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised, Path, Synchronous
 from asyncdiff.randomness import RandomSource, counter_key, normal, per_image
-from asyncdiff.sampling.guidance import Guidance
+from asyncdiff.sampling.guidance import Guidance, finish
+from asyncdiff.sampling.hosted_levels import hosted_in_turn
 from asyncdiff.sampling.partial_updates import PartialUpdates
-from asyncdiff.sampling.solvers import DDIM, Solver
+from asyncdiff.sampling.solvers import DDIM, Solver, take_step
 from asyncdiff.sampling.trajectories import Frame, Start, last
-from asyncdiff.shapes import Image, KnownPixels, Labels, LevelMap, known_patches, to_pixels
+from asyncdiff.shapes import Image, KnownPatches, KnownPixels, Labels, LevelMap, known_patches, to_pixels
 
 # Second counter in the seeds for guidance noise, whose random stream is thus separate from that of the images.
 GUIDANCE = 1
@@ -153,41 +155,75 @@ class ImageSampler(ABC):
         """
         _check(seeds, shape, label, image, known)
         _check_label(denoiser, label)
-        label = None if label is None else label.to(device)
+        device = torch.device(device)
         generators = per_image(seeds)
         grid = denoiser.grid((shape[1], shape[2]))
         # Drawn before anything else, so that known pixels never change an image's noise.
-        x_t = eps = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
-        fixed = torch.zeros((len(seeds), *grid), dtype=torch.bool, device=device)
+        eps = normal((len(seeds), *shape), generator=generators, device=device, dtype=dtype)
+        level_dtype = torch.promote_types(dtype, torch.float32)  # half precision would round small steps away
+        source = RandomSource(len(seeds), grid, generators, device, level_dtype)
+        start = self._start(denoiser, source, eps, image, known, levels)
+        guidance_source = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
+        guided = start.partial_updates or denoiser
+        for guidance in self.guidance:
+            guided = guidance.begin(guided, guidance_source, shape)
+        label = None if label is None else to_device(label, device)
+        s = 1.0
+        for frame in self.walk(replace(start, denoiser=guided, label=label)):
+            s = frame.s
+            if s <= 0:
+                finish(guided)
+                frame = start.finished(frame)
+            yield frame
+        if s > 0:
+            raise ValueError(f"{type(self).__name__}.walk must end at s = 0, got {s:g}: yield the finished images last")
+
+    def _start(
+        self,
+        denoiser: DenoiserLike,
+        source: RandomSource,
+        eps: Image,
+        image: Image | None,
+        known: KnownPixels | None,
+        levels: LevelMap | None,
+    ) -> Start:
+        """Return the inputs of the walk, without guidance and labels; masks and level maps are read on the host."""
+        size, device = (eps.shape[2], eps.shape[3]), eps.device
+        fixed: KnownPatches = torch.zeros((source.batch, *source.grid), dtype=torch.bool)
+        x_t = eps
         if image is not None and known is not None:
-            image, known = image.to(device, dtype), known.to(device)
-            fixed = known_patches(known, grid)
+            known = known.cpu()
+            fixed = known_patches(known, source.grid)
+            image = to_device(image.to(eps.dtype), device)
         if levels is not None:
-            self._check_levels(levels, (len(seeds), *grid))
+            levels = levels.cpu()
+            self._check_levels(levels, (source.batch, *source.grid))
             if image is None:
                 raise ValueError(
                     "levels needs image and known, got levels alone: pass the image to start from and its mask"
                 )
-            levels = levels.to(device).masked_fill(fixed, 0)
+            levels = levels.masked_fill(fixed, 0)
             fixed = levels == 0
-            noised = denoiser.process.noised(image, eps, levels.to(dtype))
-            x_t = torch.where(to_pixels(levels == 1, (shape[1], shape[2])), eps, noised)
+            noised = denoiser.process.noised(image, eps, to_device(levels.to(eps.dtype), device))
+            x_t = torch.where(to_device(to_pixels(levels == 1, size), device), eps, noised)
+        cut = None if known is None else known[:, None] & ~to_pixels(fixed, size)
+        fixed_there = to_device(fixed, device)
         if image is not None:
-            x_t = torch.where(to_pixels(fixed, (shape[1], shape[2])), image, x_t)
-        level_dtype = torch.promote_types(dtype, torch.float32)  # half precision would round small steps away
-        source = RandomSource(len(seeds), grid, generators, device, level_dtype)
-        partial_updates = PartialUpdates(denoiser, self.refresh, self.margin) if self.refresh > 1 else None
-        guidance_source = replace(source, generator=per_image(counter_key(int(seed), GUIDANCE) for seed in seeds))
-        guided = partial_updates or denoiser
-        for guidance in self.guidance:
-            guided = guidance.begin(guided, guidance_source, shape)
-        start = Start(guided, x_t, eps, fixed, label, source, image, known, partial_updates, levels)
-        s = 1.0
-        for frame in self.walk(start):
-            s = frame.s
-            yield frame if s > 0 else start.finished(frame)
-        if s > 0:
-            raise ValueError(f"{type(self).__name__}.walk must end at s = 0, got {s:g}: yield the finished images last")
+            x_t = torch.where(to_pixels(fixed_there, size), image, x_t)
+        return Start(
+            denoiser,
+            x_t,
+            eps,
+            fixed_there,
+            fixed,
+            None,
+            source,
+            image,
+            None if known is None else to_device(known, device),
+            PartialUpdates(denoiser, self.refresh, self.margin) if self.refresh > 1 else None,
+            to_device(cut, device) if cut is not None and cut.any() else None,
+            levels,
+        )
 
     def _check_levels(self, levels: LevelMap, shape: tuple[int, int, int]) -> None:
         if not self.supports_start_levels:
@@ -264,29 +300,29 @@ class Sampler(ImageSampler):
         self.margin = margin
 
     def walk(self, start: Start) -> Iterator[Frame]:
-        path = Conditioned(self.path, start.known_patches) if start.known is not None else self.path
-        if start.levels is not None:
-            path = PartiallyNoised(path, start.levels)
-        curve = path.curve(start.source)
         solver, x_t = self.solver.begin(), start.x_t
         progress = torch.linspace(1, 0, self.num_steps(start.source.grid) + 1, dtype=torch.float64).tolist()
-
-        def level_map(s: float) -> LevelMap:
-            return curve(torch.full((len(x_t),), s, device=start.source.device, dtype=start.source.dtype))[0]
-
-        t = level_map(progress[0])
-        yield Frame(x_t, t, progress[0])
-        for s in progress[1:]:
-            to = level_map(s)
+        maps = hosted_in_turn(self._level_maps(start, progress), start.device)
+        t = next(maps)
+        yield Frame(x_t, t.levels, progress[0])
+        for s, to in zip(progress[1:], maps, strict=True):
             noise = start.noise() if solver.stochastic else None
-            moving = to < t
-            start.set_moving(moving)
-            if moving.any():
-                x_t = start.with_known_pixels(solver(start.evaluate, x_t, t, to, noise).to(x_t.dtype), to)
+            if start.moves(t, to):
+                moved = take_step(solver, start.evaluate, x_t, t, to, noise)
+                x_t = start.with_known_pixels(moved.to(x_t.dtype), to.levels)
             else:  # drop the history, as in a batch whose other images move: results must not depend on the batch
                 solver = self.solver.begin()
             t = to
-            yield Frame(x_t, t, s)
+            yield Frame(x_t, t.levels, s)
+
+    def _level_maps(self, start: Start, progress: Sequence[float]) -> Iterator[LevelMap]:
+        """Yield the level map of the walk at every progress, on the CPU."""
+        path = Conditioned(self.path, start.host_known_patches) if start.known is not None else self.path
+        if start.host_levels is not None:
+            path = PartiallyNoised(path, start.host_levels)
+        source = start.host_source
+        curve = path.curve(source)
+        return (curve(torch.full((source.batch,), s, dtype=source.dtype))[0] for s in progress)
 
     def num_steps(self, grid: tuple[int, int]) -> int:
         """Return the number of sampling steps for level maps of (gh, gw)."""

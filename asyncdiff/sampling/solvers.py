@@ -9,20 +9,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from asyncdiff.checks import within
 from asyncdiff.denoising.denoiser import Prediction
+from asyncdiff.devices import to_device
 from asyncdiff.noise.processes import Process
-from asyncdiff.shapes import Image, LevelMap, to_pixels
+from asyncdiff.sampling.hosted_levels import HostedLevels, hosted, map_on_host
+from asyncdiff.shapes import Image, LevelMap, Levels, level_map, to_pixels
 
 # A step more than twice as long as the previous one means that the patch has passed a kink of its path, or moved during
 # only part of its first step. Its slope has then changed because of the other patches, not because of its own small
 # step, and a larger ratio would amplify that change.
 MAX_RATIO = 2.0
 
-Evaluate = Callable[[Image, LevelMap], Prediction]  # a denoiser with its labels bound
+Evaluate = Callable[[Image, Levels], Prediction]  # a denoiser with its labels bound
 
 
 class Solver(ABC):
@@ -42,6 +44,13 @@ class Solver(ABC):
 
     def select(self, rows: Int64[Tensor, " n"]) -> "Solver":
         """Return the solver for the images `rows` only; multistep solvers drop the history of the others."""
+        return self
+
+    def between(self, t: HostedLevels, to: HostedLevels) -> "Solver":
+        """Return the solver for the step from `t` to `to`; solvers that depend on levels decide here, on the host.
+
+        Evaluations at `t` and `to` wait for nothing; those at other maps do not either if they are `HostedLevels`.
+        """
         return self
 
     @abstractmethod
@@ -121,18 +130,41 @@ class Heun(Solver):
 
     evaluations = 2
 
+    def between(self, t: HostedLevels, to: HostedLevels) -> Solver:
+        before, after = map_on_host(t), map_on_host(to)
+        # Images without a patch to correct are evaluated at their old state, so that their KV cache stays valid.
+        again = ((after < before) & (after > 0)).flatten(1).any(1)
+        if not again.any():
+            return _HeunStep(None, None)
+        if again.all():
+            return _HeunStep(None, to)
+        again = again[:, None, None]
+        return _HeunStep(again, hosted(torch.where(again, after, before), to.levels.device))
+
+    def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
+        step = self.between(hosted(t.cpu(), t.device), hosted(to.cpu(), to.device))
+        return step(lambda x, at: evaluate(x, level_map(at)), x_t, t, to, noise)
+
+
+class _HeunStep(Heun):
+    """`Heun` for one step, with the images to evaluate again (None: all) and at which levels (None: no second time)."""
+
+    def __init__(self, again: Bool[Tensor, "b 1 1"] | None, levels: HostedLevels | None):
+        self._again = again
+        self._levels = levels
+
     def __call__(self, evaluate: Evaluate, x_t: Image, t: LevelMap, to: LevelMap, noise: Image | None) -> Image:
         size = (x_t.shape[2], x_t.shape[3])
         step = to_pixels(to - t, size)
         moves, corrected = to < t, (to < t) & (to > 0)
         slope = _slope(evaluate(x_t, t), t)
         moved = torch.where(to_pixels(moves, size), x_t + step * slope, x_t).to(x_t.dtype)
-        if not corrected.any():
+        if self._levels is None:
             return moved
-        # Images without a patch to correct are evaluated at their old state, so that their KV cache stays valid.
-        again = corrected.flatten(1).any(1)[:, None, None]
-        at, x_at = torch.where(again, to, t), torch.where(to_pixels(again, (1, 1)), moved, x_t)
-        mean_slope = (slope + _slope(evaluate(x_at, at), at)) / 2
+        x_at = moved
+        if self._again is not None:
+            x_at = torch.where(to_pixels(to_device(self._again, x_t.device), (1, 1)), moved, x_t)
+        mean_slope = (slope + _slope(evaluate(x_at, self._levels), self._levels.levels)) / 2
         return torch.where(to_pixels(corrected, size), x_t + step * mean_slope, moved)
 
 
@@ -175,6 +207,17 @@ class _MultistepWithHistory(Multistep):
         change = torch.where(to_pixels(no_history, size), 0, slope - slope_before)
         extrapolated = slope + to_pixels(ratio / 2, size) * change
         return torch.where(to_pixels(to < t, size), x_t + to_pixels(step, size) * extrapolated, x_t)
+
+
+def take_step(
+    solver: Solver, evaluate: Evaluate, x_t: Image, t: HostedLevels, to: HostedLevels, noise: Image | None
+) -> Image:
+    """Return the images after one step between level maps that the host knows; evaluations at either need no sort."""
+
+    def known(x: Image, at: Levels) -> Prediction:
+        return evaluate(x, t if at is t.levels else to if at is to.levels else at)
+
+    return solver.between(t, to)(known, x_t, t.levels, to.levels, noise)
 
 
 def _slope(prediction: Prediction, t: LevelMap) -> Image:

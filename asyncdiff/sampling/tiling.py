@@ -21,6 +21,7 @@ from torch import Tensor
 
 from asyncdiff.checks import at_least, below_one
 from asyncdiff.denoising.denoiser import DenoiserLike
+from asyncdiff.devices import to_device
 from asyncdiff.randomness import counter_key
 from asyncdiff.sampling.engine import ImageBatch, sample
 from asyncdiff.sampling.samplers import ImageSampler, Sampler
@@ -199,9 +200,8 @@ class TiledSampler:
         covered = [range(0), range(0)]
         if exemplar is not None:
             covered = [range(p, p + n) for p, n in zip(place, exemplar.shape[1:], strict=True)]
-            canvas[:, covered[0].start : covered[0].stop, covered[1].start : covered[1].stop] = exemplar.to(
-                device, dtype
-            )
+            inside = canvas[:, covered[0].start : covered[0].stop, covered[1].start : covered[1].stop]
+            inside.copy_(to_device(exemplar.to(dtype), device))
         rows, columns = (self._window_views(canvas.shape[k + 1], grid[k], patch[k], covered[k]) for k in (0, 1))
 
         windows = len(rows) * len(columns) - sum(v.covered for v in rows) * sum(v.covered for v in columns)
@@ -221,19 +221,20 @@ class TiledSampler:
         label: int | None,
     ) -> None:
         """Generate the windows of independent cells, and write the cells into the canvas."""
-        image = torch.stack([canvas[:, r.pixels[:, None], c.pixels] for r, c in cells])
+        size, device = (canvas.shape[1], canvas.shape[2]), canvas.device
+        pixels = torch.stack([_flat_index(r.pixels, c.pixels, size[1]) for r, c in cells])  # of the canvas
+        image = canvas.flatten(1)[:, to_device(pixels, device)].transpose(0, 1)
         batch = ImageBatch(
             seeds=[counter_key(seed, r.index, c.index) for r, c in cells],
             labels=None if label is None else [label] * len(cells),
             image=image,
-            known=torch.stack([_known_pixels(r, c) for r, c in cells]).to(canvas.device),
+            known=torch.stack([_known_pixels(r, c) for r, c in cells]),
         )
         shape = (image.shape[1], image.shape[2], image.shape[3])
-        windows = sample(
-            denoiser, self.sampler, batch, shape, batch_size=len(cells), device=canvas.device, dtype=canvas.dtype
-        )
-        for (r, c), window in zip(cells, windows, strict=True):
-            canvas[:, r.pixels[r.own][:, None], c.pixels[c.own]] = window[:, r.own][:, :, c.own]
+        windows = sample(denoiser, self.sampler, batch, shape, batch_size=len(cells), device=device, dtype=canvas.dtype)
+        own = torch.stack([r.own[:, None] & c.own for r, c in cells])
+        source, target = to_device(torch.stack([own.flatten().nonzero()[:, 0], pixels[own]]), device)
+        canvas.view(len(canvas), -1)[:, target] = windows.transpose(0, 1).flatten(1)[:, source]
 
     def _window_views(self, pixels: int, window: int, patch: int, covered: range) -> list[WindowView]:
         """Place windows of `window` patches along a side of the canvas; `covered` are the pixels of the exemplar."""
@@ -319,6 +320,11 @@ def _batches(
         cells = ((r, c) for r in rows for c in by_rank.get(ranks - r.rank, []) if not (r.covered and c.covered))
         while batch := list(islice(cells, size)):
             yield batch
+
+
+def _flat_index(rows: Int64[Tensor, " h"], columns: Int64[Tensor, " w"], width: int) -> Int64[Tensor, "h w"]:
+    """Return the indices of these rows and columns among all pixels of a canvas, row by row."""
+    return rows[:, None] * width + columns
 
 
 def _known_pixels(row: WindowView, column: WindowView) -> Bool[Tensor, "h w"]:
