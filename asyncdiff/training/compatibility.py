@@ -19,7 +19,6 @@ from asyncdiff.training.lightning_internals import attached_trainer
 IGNORED_ARGUMENTS = ("dropout", "checkpointing")
 # Arguments of networks that change the meaning of the same weights; all others change the shapes.
 SEMANTIC_ARGUMENTS = ("channels", "patch_size", "heads", "head_dim", "groups")
-PRECISION_KEY = "precision"  # checkpoint key of the trainer's precision; versions up to 0.2.0 did not record it
 MAX_NAMES = 3  # maximum number of further differences listed in an error
 HASH_LENGTH = 12  # number of characters of a hash shown in an error
 
@@ -106,8 +105,8 @@ def check_checkpoint(module: DiffusionModule, checkpoint: Mapping[str, Any]) -> 
 
 
 def warn_of_other_precision(checkpoint: Mapping[str, Any], here: str, file: str | Path) -> None:
-    """Warn if a run that resumes does not compute in the precision of the checkpoint, if that is known."""
-    there = checkpoint.get(PRECISION_KEY, here)
+    """Warn if a run that resumes does not compute in the precision of the checkpoint, if one has been recorded."""
+    there = checkpoint.get("precision", here)
     if there != here:
         rank_zero_warn(
             f"{file} was trained with trainer.precision {there}, this run continues with {here}: set trainer.precision "

@@ -214,7 +214,7 @@ class AsyncDiffusion(PredictMixin, OptimizerMixin):
         super().on_save_checkpoint(checkpoint)
         checkpoint["recipe"] = self.recipe()
         if (trainer := attached_trainer(self)) is not None:
-            checkpoint[compatibility.PRECISION_KEY] = str(trainer.precision)
+            checkpoint["precision"] = str(trainer.precision)
         if latents := self.latents.get("here") or self.latents.get("there"):
             checkpoint["latents"] = latents
         if self.classes and self.labels:

@@ -149,6 +149,22 @@ def test_arguments_that_do_not_affect_the_weights_may_change(file, tmp_path):
     assert fit(tmp_path, file, other).global_step == 3
 
 
+def test_another_precision_is_warned_about(file, tmp_path):
+    assert torch.load(file, weights_only=True)["precision"] == "32-true"
+    expected = (
+        f"{file} was trained with trainer.precision 32-true, this run continues with bf16-mixed: set .* to 32-true"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        fit(tmp_path, file, precision="bf16-mixed").save_checkpoint(tmp_path / "bf16.ckpt")
+    assert torch.load(tmp_path / "bf16.ckpt", weights_only=True)["precision"] == "bf16-mixed"
+
+
+def test_the_same_precision_and_an_unknown_one_are_accepted(file, tmp_path, recwarn):
+    fit(tmp_path, file)
+    fit(tmp_path, modified(file, tmp_path, lambda checkpoint: checkpoint.pop("precision")), precision="bf16-mixed")
+    assert not [warning for warning in recwarn if "precision" in str(warning.message)]
+
+
 def test_arguments_of_a_process_are_compared():
     before = object_config.describe(model(process=LinearVP()))
     (found,) = differences(model(process=LinearVP(beta_end=0.03)).model, before)
