@@ -7,6 +7,7 @@ most once per network evaluation.
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 import asyncdiff.noise
 import asyncdiff.sampling
 from asyncdiff.denoising.denoiser import Denoiser
-from asyncdiff.networks import DiT, UNet
+from asyncdiff.networks import DiT, UNet, modulation
 from asyncdiff.noise import AsyncPatch, Floored, Path, RectifiedFlow, Waypoints
 from asyncdiff.noise.orders import Shuffled
 from asyncdiff.noise.paths import Conditioned, Ordered, PartiallyNoised
@@ -131,32 +132,38 @@ def inputs(sampler: ImageSampler) -> Iterator[dict[str, Tensor]]:
         yield {"image": image, "known": known, "levels": levels}
 
 
-def check(sampler: ImageSampler, kind: type, given: dict[str, Tensor]) -> None:
-    watch, usual, found = run_on_both(walk(sampler, kind, **given))
-    assert not watch.mixed
+def check(sampler: ImageSampler, kind: type, rounding: float) -> None:
+    """Compare walks on both devices for all inputs; images may differ by `rounding`, levels never."""
     most = 1 if isinstance(sampler, Adaptive) else 0
-    # The last read of an adaptive walk is that of its last step.
-    assert found.waits[0] == 0, watch.waits
-    assert all(after - before <= most for before, after in zip(found.waits, found.waits[1:], strict=False)), watch.waits
-    assert len(usual.frames) == len(found.frames)
-    # With look-ahead a GPU embeds levels that may occur, a CPU those that do: the order of a sum may differ.
-    rounding = 1e-6 if any(isinstance(rule, LookAhead) for rule in sampler.guidance) else 0.0
-    for (x_t, t, s), (x_there, t_there, s_there) in zip(usual.frames, found.frames, strict=True):
-        assert torch.allclose(x_there, x_t, rtol=0, atol=rounding)
-        assert torch.equal(t_there, t)
-        assert s_there == s
+    for given in inputs(sampler):
+        watch, usual, found = run_on_both(walk(sampler, kind, **given))
+        assert not watch.mixed
+        assert found.waits[0] == 0, watch.waits
+        assert all(after - before <= most for before, after in pairwise(found.waits)), watch.waits
+        for (x_t, t, s), (x_there, t_there, s_there) in zip(usual.frames, found.frames, strict=True):
+            assert torch.allclose(x_there, x_t, rtol=0, atol=rounding)
+            assert torch.equal(t_there, t)
+            assert s_there == s
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_walks_of_a_dit_wait_for_nothing_and_give_the_images_of_the_cpu(sampler):
-    for given in inputs(sampler):
-        check(sampler, DiT, given)
+def test_walks_wait_for_nothing_and_give_the_images_of_the_cpu(sampler, monkeypatch):
+    """Bit for bit, if the network computes as on a CPU.
+
+    With look-ahead a GPU embeds the levels that may occur, a CPU those that do, which changes the order of sums, too.
+    """
+    monkeypatch.setattr(modulation, "few_passes", lambda _: False)
+    check(sampler, DiT, 1e-6 if any(isinstance(rule, LookAhead) for rule in sampler.guidance) else 0.0)
+
+
+@pytest.mark.parametrize("sampler", [PLAIN["synchronous all"], PLAIN["refresh"], ADAPTIVE["refresh"]])
+def test_walks_wait_for_nothing_with_a_network_that_computes_as_on_a_gpu(sampler):
+    check(sampler, DiT, 1e-4)
 
 
 @pytest.mark.parametrize("sampler", [PLAIN["guidance both"], PLAIN["RePaint"], ADAPTIVE["solver Heun False"]])
-def test_walks_of_a_unet_wait_for_nothing_and_give_the_images_of_the_cpu(sampler):
-    for given in inputs(sampler):
-        check(sampler, UNet, given)
+def test_walks_of_a_unet_wait_for_nothing(sampler):
+    check(sampler, UNet, 1e-4)
 
 
 def concrete(module: Any, base: type) -> set[type]:
@@ -191,7 +198,7 @@ def test_tiled_sampling_waits_for_nothing():
     watch, usual, found = run_on_both(flow)
     assert not watch.mixed
     assert not watch.waits
-    assert torch.equal(found, usual)
+    assert torch.allclose(found, usual, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
